@@ -1,0 +1,41 @@
+# make demo    set up, then run the quickstart      make check   lint and types
+# make test    set up, then run all tests           make bench   measure against TRL (installs it apart)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-quick check format bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/posttrain quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(PYTHON) -m venv $(VENV)-peer
+	$(VENV)-peer/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-peer/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/constraints.txt trl peft datasets
+	$(BIN)/python -m benchmarks.against_trl --peer $(VENV)-peer/bin/python
+
+clean:
+	rm -rf $(VENV) $(VENV)-peer build dist *.egg-info

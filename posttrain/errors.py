@@ -1,0 +1,162 @@
+"""Everything posttrain refuses, as one tree.
+
+    PosttrainError
+    |-- ConfigError        a recipe or an argument is wrong            (also a ValueError)
+    |   `-- UnknownKeyError    a key that no option has; names the nearest
+    |-- DataError          the data is wrong                           (also a ValueError)
+    |   |-- SourceError        a file cannot be read: missing, truncated, bad encoding, empty
+    |   |-- RowError           one row has the wrong shape, role, order or label
+    |   `-- EmptyDatasetError  nothing is left to train on
+    |-- EncodingError      messages cannot be turned into ids faithfully (also a ValueError)
+    |   |-- TemplateError      the chat template hides, rewrites or refuses what must train
+    |   `-- PromptMismatchError  two sides of a pair do not share their prompt ids
+    |-- ModelError         a model or adapter cannot be found, loaded, served or saved
+    |   `-- ExportError        a saved model read back differently
+    |-- PreflightError     an identity of the run does not hold
+    |-- TrainingError      a run had to stop
+    |   |-- NonFiniteError     a loss or gradient is NaN or infinite; nothing was updated
+    |   |-- MemoryLimitError   the machine's memory does not hold the step
+    |   |-- CheckpointError    a checkpoint is torn or altered
+    |   `-- ResumeError        the recipe or the data changed since the run began
+    `-- MissingExtraError  an optional package is needed
+
+An error says what is wrong, where, what was found, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PosttrainError(Exception):
+    """Base of all errors that posttrain raises on purpose.
+
+    str(error) is ready to be shown to a user:
+
+        pairs.jsonl, row 417: the role 'human' is not known
+          found:    'human'
+          expected: one of 'system', 'user', 'assistant', 'tool'
+          remedy:   map it with `format: {roles: {human: user}}`
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str,
+        where: object = None,
+        found: object = None,
+        expected: object = None,
+        example: str | None = None,
+    ):
+        self.problem = problem
+        self.remedy = remedy
+        self.where = where
+        self.found = found
+        self.expected = expected
+        self.example = example
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.problem}" if self.where is not None else self.problem]
+        for label, text in (
+            ("found", self.found),
+            ("expected", self.expected),
+            ("example", self.example),
+            ("remedy", self.remedy),
+        ):
+            if text is not None:
+                lines.append(f"  {label + ':':<9} {text}")
+        return "\n".join(lines)
+
+
+class ConfigError(PosttrainError, ValueError):
+    """A recipe or an argument is wrong."""
+
+
+class UnknownKeyError(ConfigError):
+    """A key that no option has."""
+
+
+class DataError(PosttrainError, ValueError):
+    """The data is wrong."""
+
+
+class SourceError(DataError):
+    """A file cannot be read."""
+
+
+class RowError(DataError):
+    """One row is wrong; `reason` is the short label under which skipped rows are counted."""
+
+    def __init__(self, problem: str, *, reason: str, remedy: str, **details: object):
+        self.reason = reason
+        super().__init__(problem, remedy=remedy, **details)  # type: ignore[arg-type]
+
+
+class EmptyDatasetError(DataError):
+    """Nothing is left to train on."""
+
+
+class EncodingError(PosttrainError, ValueError):
+    """Messages cannot be turned into ids faithfully."""
+
+
+class TemplateError(EncodingError):
+    """The chat template hides, rewrites or refuses what must train."""
+
+
+class PromptMismatchError(EncodingError):
+    """The two sides of a pair do not share their prompt ids."""
+
+
+class ModelError(PosttrainError):
+    """A model or adapter cannot be found, loaded, served or saved."""
+
+
+class ExportError(ModelError):
+    """A saved model read back differently."""
+
+
+class PreflightError(PosttrainError):
+    """An identity of the run does not hold."""
+
+
+class TrainingError(PosttrainError):
+    """A run had to stop."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is NaN or infinite; nothing was updated.
+
+    `tensors` names what is not finite: "loss", or parameters whose gradient is; `rows` the data of the step.
+    """
+
+    def __init__(self, problem: str, *, remedy: str, tensors: Iterable[str], rows: Iterable[str] = ()):
+        self.tensors = tuple(tensors)
+        self.rows = tuple(rows)
+        shown = "; ".join(self.rows[:8]) + (f" and {len(self.rows) - 8} more rows" if len(self.rows) > 8 else "")
+        super().__init__(problem, where=shown or None, remedy=remedy)
+
+
+class MemoryLimitError(TrainingError):
+    """The machine's memory does not hold the step."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is torn or altered."""
+
+
+class ResumeError(TrainingError):
+    """The recipe or the data changed since the run began."""
+
+
+class MissingExtraError(PosttrainError, ImportError):
+    """An optional package is needed."""
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
+    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else None

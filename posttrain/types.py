@@ -1,0 +1,318 @@
+"""The nouns of posttrain, in the order in which a row becomes a gradient.
+
+    rows -> Example -> TokenTree -> Batch -> TokenLogprobs -> LossOutput -> step
+
+Every noun is a small frozen record; its docstring shows one filled-in instance. This module imports
+neither torch nor numpy when it is loaded, so that reading and auditing data stays light.
+
+Shape suffixes used everywhere:
+
+    T  tokens of one flat batch          N  trained tokens of one batch
+    B  branches (responses) of a batch   P  trees of a batch (pairs, for comparisons)
+    D  hidden size                       V  vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+# ---------------------------------------------------------------- examples: what a row says
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Message("assistant", None, tool_calls=({"type": "function",
+            "function": {"name": "add", "arguments": {"a": 1, "b": 2}}},))
+    """
+
+    role: Role
+    content: str | None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """In the OpenAI layout, as chat templates expect them; `arguments` is a mapping."""
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    """The `reasoning_content` of a thinking turn; templates that know it render it."""
+    train: bool | None = None
+    """Overrides the role's rule: True trains this turn, False never does, None leaves it to the encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRef:
+    """Where a row came from: RowRef("pairs.jsonl", 417); rows count from 1 within their file."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, row {self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A conversation to imitate.
+
+    Demonstration((Message("user", "2 + 2?"), Message("assistant", "4")), RowRef("sft.jsonl", 1))
+    """
+
+    messages: tuple[Message, ...]
+    row: RowRef
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Responses to one prompt, best first when `ranking` is not given.
+
+    Comparison((Message("user", "Hi"),), ((Message("assistant", "Hello."),), (Message("assistant", "What."),)),
+               winner=0, row=RowRef("pairs.jsonl", 1), scores=(4.5, 2.0))
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[tuple[Message, ...], ...]
+    """K >= 2 continuations; each is the messages after the prompt and begins with the assistant."""
+    winner: int
+    row: RowRef
+    ranking: tuple[int, ...] | None = None
+    """Indices of all responses, best first; None for a pair, whose order `winner` gives."""
+    margin: float | None = None
+    scores: tuple[float, ...] | None = None
+    votes: tuple[int, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One response that somebody called good or bad.
+
+    Feedback((Message("user", "Hi"),), (Message("assistant", "Hello."),), good=True, row=RowRef("kto.jsonl", 1))
+    """
+
+    prompt: tuple[Message, ...]
+    response: tuple[Message, ...]
+    good: bool
+    row: RowRef
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt whose answer a verifier can check.
+
+    Task((Message("user", "What is 17 + 25?"),), answer="42", metadata={"level": 2}, row=RowRef("sums.jsonl", 1))
+    """
+
+    prompt: tuple[Message, ...]
+    answer: str | None
+    row: RowRef
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+Example = Demonstration | Comparison | Feedback | Task
+
+
+# ---------------------------------------------------------------- token trees: what the model sees
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One continuation of a prompt: Branch(ids=[52, 2], loss_mask=[True, True])."""
+
+    ids: np.ndarray
+    """int32, at least one token."""
+    loss_mask: np.ndarray
+    """bool, same length; True = this token trains. The one polarity, everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """A prompt's ids and the k >= 0 branches that continue it.
+
+    A preference pair with a shared prompt of three tokens, the chosen response first:
+
+    TokenTree(prompt_ids=[1, 70, 71], branches=(Branch([52, 2], [T, T]), Branch([53, 54, 2], [T, T, T])),
+              key="9f2c...", row=RowRef("pairs.jsonl", 1))
+
+    A demonstration is one branch, a pair two, a GRPO group G, a ranked list K. The prompt never trains.
+    """
+
+    prompt_ids: np.ndarray
+    """int32; may be empty only if the first token of every branch does not train (nothing predicts it)."""
+    branches: tuple[Branch, ...]
+    key: str
+    """Content hash of ids, masks and margin: the same tree has the same key in every file and order."""
+    row: RowRef
+    margin: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(int(branch.loss_mask.sum()) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What a step trains on, over all micro-batches and ranks: Count(tokens=512, branches=16, trees=8).
+
+    Losses divide by one of these, so it is known before the first forward.
+    """
+
+    tokens: int
+    branches: int
+    trees: int
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.tokens + other.tokens, self.branches + other.branches, self.trees + other.trees)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A run of tokens in the flat sequence: Node(start=3, end=5, parent=0); parent -1 marks a root.
+
+    Tokens of a node see all of its ancestors' tokens and the earlier tokens of the node itself, nothing else.
+    """
+
+    start: int
+    end: int
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Trees laid end to end in one flat, padding-free sequence.
+
+    The pair above (prompt 3 tokens, chosen 2, rejected 3) as a batch of one tree:
+
+    Batch(input_ids_T=[1, 70, 71, 52, 2, 53, 54, 2], positions_T=[0, 1, 2, 3, 4, 3, 4, 5],
+          nodes=(Node(0, 3, -1), Node(3, 5, 0), Node(5, 8, 0)),
+          target_index_N=[3, 4, 5, 6, 7], predictor_index_N=[2, 3, 2, 5, 6], branch_N=[0, 0, 1, 1, 1],
+          tree_B=[0, 0], keys=("9f2c...",), rows=(RowRef("pairs.jsonl", 1),), margin_P=None)
+
+    Branches are numbered in tree order, so a batch of pairs has its chosen sides at 0, 2, 4, ...
+    and its rejected sides at 1, 3, 5, ...
+    """
+
+    input_ids_T: Tensor
+    positions_T: Tensor
+    nodes: tuple[Node, ...]
+    target_index_N: Tensor
+    """Index in T of each trained token."""
+    predictor_index_N: Tensor
+    """Index in T of the token whose output predicts it: the one before, or the prompt's last."""
+    branch_N: Tensor
+    tree_B: Tensor
+    keys: tuple[str, ...]
+    rows: tuple[RowRef, ...]
+    margin_P: Tensor | None = None
+    """Annotated margin of each pair; None when no tree has one."""
+
+    @property
+    def target_ids_N(self) -> Tensor:
+        return self.input_ids_T[self.target_index_N]
+
+    @property
+    def num_branches(self) -> int:
+        return int(self.tree_B.shape[0])
+
+    @property
+    def num_trees(self) -> int:
+        return len(self.keys)
+
+    @property
+    def count(self) -> Count:
+        return Count(int(self.target_index_N.shape[0]), self.num_branches, self.num_trees)
+
+
+# ---------------------------------------------------------------- what comes back from the model
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """log p(token) of each trained token, and the entropy of its distribution if asked for.
+
+    TokenLogprobs(logprobs_N=[-0.11, -2.30, ...], entropy_N=None); nats, fp32 or the model's wider type.
+    """
+
+    logprobs_N: Tensor
+    entropy_N: Tensor | None = None
+
+
+# ---------------------------------------------------------------- metrics: numbers that know how they add up
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean that carries its sum and its count: Mean(3.0, 12) merged with Mean(3.0, 4) is 0.375."""
+
+    sum: float | Tensor
+    count: float | Tensor
+
+    def merge(self, other: Mean) -> Mean:
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing was counted: an absent measurement is not a zero."""
+        count = float(self.count)
+        return float(self.sum) / count if count else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A quantity that adds up over micro-batches and ranks: Total(512)."""
+
+    sum: float | Tensor
+
+    def merge(self, other: Total) -> Total:
+        return Total(self.sum + other.sum)
+
+    @property
+    def value(self) -> float:
+        return float(self.sum)
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The largest of what was seen: Maximum(3.5)."""
+
+    largest: float | Tensor
+
+    def merge(self, other: Maximum) -> Maximum:
+        return Maximum(max(float(self.largest), float(other.largest)))
+
+    @property
+    def value(self) -> float:
+        return float(self.largest)
+
+
+Metric = Mean | Total | Maximum
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss to call backward on, and what is worth knowing about it.
+
+    LossOutput(loss=tensor(0.6931), metrics={"loss": Mean(5.545, 8), "accuracy": Mean(5, 8)},
+               per_tree={"rewards_chosen": tensor([...]), "rewards_rejected": tensor([...])})
+    """
+
+    loss: Tensor
+    """Scalar, already divided by the *global* denominator: micro-batches add up to the step's loss."""
+    metrics: dict[str, Metric]
+    per_tree: dict[str, Tensor] = field(default_factory=dict)
+    """Detached, one value per tree, for distributions and samples."""
