@@ -1,0 +1,147 @@
+"""Columns that several formats share: the prompt, a response, the system prompt, tools and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.messages import turns_of
+from posttrain.data.order import check_order, check_prompt
+from posttrain.data.refusals import named_type, refuse, shown
+from posttrain.data.roles import Rules
+from posttrain.data.texts import text_of
+from posttrain.types import Message
+
+Row = Mapping[str, Any]
+Messages = tuple[Message, ...]
+
+PROMPTS = ("prompt", "question")
+"""The columns that a prompt may stand in, most specific first."""
+
+
+def present(row: Row, names: tuple[str, ...]) -> str:
+    """The first of `names` that the row has with a value; the first name of all where it has none."""
+    for name in names:
+        if row.get(name) is not None:
+            return name
+    return names[0]
+
+
+def prompt_of(row: Row, rules: Rules, names: tuple[str, ...] = PROMPTS) -> Messages:
+    """The prompt, a string (one turn of the user) or a list of turns, with the `system` column before it."""
+    column = present(row, names)
+    messages = prompt_turns(row.get(column), column, rules)
+    messages = with_system(messages, row)
+    check_order(messages, column)
+    check_prompt(messages, column)
+    return messages
+
+
+def prompt_turns(value: Any, column: str, rules: Rules) -> Messages:
+    if isinstance(value, str):
+        return (user_turn(value, column),)
+    return turns_of(value, column, rules)
+
+
+def user_turn(text: Any, column: str) -> Message:
+    text = text_of(text, f"'{column}'")
+    if not text or text.isspace():
+        raise refuse(
+            "empty_turn",
+            f"'{column}' has no text",
+            found="an empty text, or nothing but white space",
+            expected="what the user asks",
+            remedy="write the prompt or remove the row; `bad_rows: skip` leaves such rows out and counts them",
+        )
+    return Message("user", text)
+
+
+def assistant_turn(text: Any, column: str) -> Message:
+    text = text_of(text, f"'{column}'")
+    if not text or text.isspace():
+        raise refuse(
+            "empty_response",
+            f"'{column}' has no text",
+            found="an empty text, or nothing but white space",
+            expected="what the assistant answers",
+            remedy="write the response or remove the row; `bad_rows: skip` leaves such rows out and counts them",
+        )
+    return Message("assistant", text)
+
+
+def response_turns(value: Any, column: str, rules: Rules) -> Messages:
+    """A response: a string, one turn as an object, or a list of turns. Their order is checked with the prompt's."""
+    if isinstance(value, str):
+        return (assistant_turn(value, column),)
+    if isinstance(value, Mapping):
+        value = [value]
+    if value is None or isinstance(value, list | tuple):
+        return turns_of(value, column, rules)
+    raise refuse(
+        "wrong_shape",
+        f"'{column}' is {named_type(value)}, not a response",
+        found=shown(value),
+        expected='a string, or a list of turns such as [{"role": "assistant", "content": "4"}]',
+        remedy=f"write '{column}' as a string or a list of turns",
+    )
+
+
+def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
+    """The response, if it can follow the prompt: it begins with the assistant and its turns are in order."""
+    if response[0].role != "assistant":
+        raise refuse(
+            "wrong_shape",
+            f"'{column}' begins with a turn of the {response[0].role}",
+            found=f"the role {response[0].role!r} in turn 1 of '{column}'",
+            expected="a response, which begins with the assistant",
+            remedy=f"leave in '{column}' only what follows the prompt",
+        )
+    if response[-1].role != "assistant":
+        raise refuse(
+            "unanswered_turn",
+            f"'{column}' ends with a turn of the {response[-1].role}, which nobody answers",
+            found=f"the role {response[-1].role!r} in the last turn of '{column}'",
+            expected="a response whose last turn is the assistant's",
+            remedy="add the answer or remove the last turn",
+        )
+    if len(response) > 1:
+        check_order(prompt + response, f"prompt + {column}")
+    return response
+
+
+def with_system(messages: Messages, row: Row) -> Messages:
+    """The messages with the `system` column, if it has text, as their first turn."""
+    system = row.get("system")
+    if system is None or system == "":
+        return messages
+    text = text_of(system, "'system'")
+    if messages[0].role == "system":
+        if messages[0].content == text:
+            return messages
+        raise refuse(
+            "late_system",
+            "the row has two system prompts: the column 'system' and the first turn",
+            found=f"'system': {shown(text)}; the first turn: {shown(messages[0].content)}",
+            expected="one system prompt",
+            remedy="remove one of the two",
+        )
+    return (Message("system", text), *messages)
+
+
+def number_of(value: Any, column: str) -> float:
+    """A finite number; a text, a truth value, NaN and infinity are refused."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise refuse(
+        "bad_score",
+        f"'{column}' is {shown(value)}",
+        found="a number that is not finite" if isinstance(value, float) else named_type(value),
+        expected="a finite number",
+        remedy=f"write '{column}' as a number, or remove the row",
+    )
+
+
+def optional_number(row: Row, column: str) -> float | None:
+    value = row.get(column)
+    return None if value is None else number_of(value, column)

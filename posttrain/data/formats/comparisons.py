@@ -1,0 +1,353 @@
+"""Rows to `Comparison`: pairs in five layouts, and ranked lists.
+
+A pair becomes responses (chosen, rejected) with winner 0. A ranked list keeps the order of the file, and its
+`ranking` says which is best.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.data.formats.columns import (
+    Messages,
+    Row,
+    continuation,
+    number_of,
+    optional_number,
+    present,
+    prompt_of,
+    prompt_turns,
+    response_turns,
+    with_system,
+)
+from posttrain.data.order import check_order, check_prompt
+from posttrain.data.refusals import named_type, quoted, refuse, shown
+from posttrain.data.roles import Rules
+from posttrain.data.texts import text_of, tools_of
+from posttrain.errors import RowError
+from posttrain.types import Comparison, Message, RowRef
+
+# ---------------------------------------------------------------- pairs
+
+
+def preference(row: Row, ref: RowRef, rules: Rules) -> Comparison:
+    """`prompt`, `chosen`, `rejected` as strings or turns, or `chosen` and `rejected` alone as whole conversations.
+
+    Also ultrafeedback_binarized (`score_chosen`, `score_rejected`) and orca_dpo_pairs (`system`, `question`).
+    A side that begins with a turn of the system or the user is a whole conversation and must contain the prompt.
+    """
+    chosen = response_turns(row.get("chosen"), "chosen", rules)
+    rejected = response_turns(row.get("rejected"), "rejected", rules)
+    column = present(row, ("prompt", "question", "conversations"))
+    given = row.get(column)
+    if chosen[0].role == "assistant" and rejected[0].role == "assistant":
+        prompt = prompt_of(row, rules, (column,))
+    else:
+        prompt, chosen, rejected = _split(chosen, rejected, given, column, rules)
+        prompt = with_system(prompt, row)
+    return _pair(prompt, chosen, rejected, row, ref, rules)
+
+
+def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
+    """`chosen` and `rejected` as two dialogues in one string each, with a common beginning."""
+    chosen = _dialogue(row.get("chosen"), "chosen")
+    rejected = _dialogue(row.get("rejected"), "rejected")
+    prompt, chosen, rejected = _split(chosen, rejected, None, "prompt", rules)
+    return _pair(with_system(prompt, row), chosen, rejected, row, ref, rules)
+
+
+def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
+    """`question`, `response_1`, `response_2`, and `overall_response`: 1 or 2, the better one; 0 is a tie."""
+    verdict = row.get("overall_response")
+    if isinstance(verdict, str) and verdict.strip() in ("0", "1", "2"):
+        verdict = int(verdict)
+    if isinstance(verdict, bool) or verdict not in (0, 1, 2):
+        raise refuse(
+            "bad_label",
+            f"'overall_response' is {shown(row.get('overall_response'))}",
+            found=named_type(row.get("overall_response")),
+            expected="1 or 2, the number of the better response (0 says that neither is better)",
+            remedy="write 1 or 2, or remove the row",
+        )
+    if verdict == 0:
+        raise _tie("'overall_response' is 0: neither response is better", can_keep=False)
+    better, worse = ("response_1", "response_2") if verdict == 1 else ("response_2", "response_1")
+    prompt = prompt_of(row, rules, ("question", "prompt"))
+    chosen = response_turns(row.get(better), better, rules)
+    rejected = response_turns(row.get(worse), worse, rules)
+    return _pair(prompt, chosen, rejected, row, ref, rules, (better, worse))
+
+
+def _pair(
+    prompt: Messages,
+    chosen: Messages,
+    rejected: Messages,
+    row: Row,
+    ref: RowRef,
+    rules: Rules,
+    columns: tuple[str, str] = ("chosen", "rejected"),
+) -> Comparison:
+    chosen = continuation(prompt, chosen, columns[0])
+    rejected = continuation(prompt, rejected, columns[1])
+    if chosen == rejected:
+        raise _identical(*columns, chosen)
+    return Comparison(
+        prompt=prompt,
+        responses=(chosen, rejected),
+        winner=0,
+        row=ref,
+        margin=optional_number(row, "margin"),
+        scores=_pair_scores(row, rules),
+        votes=_votes(row["votes"], 2) if row.get("votes") is not None else None,
+        tools=tools_of(row.get("tools")),
+    )
+
+
+def _pair_scores(row: Row, rules: Rules) -> tuple[float, float] | None:
+    if row.get("score_chosen") is None and row.get("score_rejected") is None:
+        return None
+    chosen = number_of(row.get("score_chosen"), "score_chosen")
+    rejected = number_of(row.get("score_rejected"), "score_rejected")
+    if chosen == rejected and not rules.allow_ties:
+        raise _tie(f"'score_chosen' and 'score_rejected' are both {chosen:g}", can_keep=True)
+    if chosen < rejected:
+        raise refuse(
+            "score_order",
+            "the rejected response has the higher score",
+            found=f"score_chosen {chosen:g}, score_rejected {rejected:g}",
+            expected="a chosen response that scores higher than the rejected one",
+            remedy="swap the two sides if the labels are wrong, or remove the scores if they measure something else",
+        )
+    return chosen, rejected
+
+
+# ---------------------------------------------------------------- whole conversations
+
+
+def _split(
+    chosen: Messages, rejected: Messages, given: Any, column: str, rules: Rules
+) -> tuple[Messages, Messages, Messages]:
+    """Two whole conversations -> (the prompt they share, the two continuations).
+
+    The prompt is the common beginning, shortened until both continuations begin with the assistant.
+    """
+    for side, name in ((chosen, "chosen"), (rejected, "rejected")):
+        check_order(side, name)
+    if chosen == rejected:
+        raise _identical("chosen", "rejected", chosen)
+    pairs = zip(chosen, rejected, strict=False)
+    common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+    differ_at = common
+    while common and (len(chosen) == common or len(rejected) == common or chosen[common].role == "tool"):
+        common -= 1
+    while common and rejected[common].role == "tool":
+        common -= 1
+    prompt, ends = chosen[:common], (chosen[common:], rejected[common:])
+    if not prompt or any(message.role in ("system", "user") for end in ends for message in end):
+        raise _prompts_differ(chosen, rejected, differ_at)
+    check_prompt(prompt, "the common beginning of chosen and rejected")
+    if given is not None:
+        _check_given(given, prompt, column, rules)
+    return prompt, ends[0], ends[1]
+
+
+def _check_given(given: Any, prompt: Messages, column: str, rules: Rules) -> None:
+    """The prompt that the row gives must be the one that its conversations begin with."""
+    turns = prompt_turns(given, column, rules)
+    if isinstance(given, str):
+        texts = [(message.content or "").strip() for message in prompt if message.role == "user"]
+        agrees = given.strip() in (texts[0], texts[-1])
+    else:
+        agrees = turns == prompt or turns == tuple(message for message in prompt if message.role != "system")
+    if not agrees:
+        raise refuse(
+            "prompts_differ",
+            f"the conversations in 'chosen' and 'rejected' do not begin with the row's '{column}'",
+            found=f"'{column}': {shown(turns[-1].content, 60)}; the conversations: {shown(prompt[-1].content, 60)}",
+            expected="one and the same prompt in all three columns",
+            remedy=f"correct the row, or leave out '{column}': it is read off the two conversations",
+        )
+
+
+def _prompts_differ(chosen: Messages, rejected: Messages, at: int) -> RowError:
+    def turn(side: Messages) -> str:
+        return f"{side[at].role} {shown(side[at].content, 60)}" if at < len(side) else "nothing (it ends before)"
+
+    return refuse(
+        "prompts_differ",
+        f"'chosen' and 'rejected' do not answer the same prompt: they part at turn {at + 1}",
+        found=f"chosen: {turn(chosen)}; rejected: {turn(rejected)}",
+        expected="the same turns in both up to the assistant's answer, where they part, and no turn of the user after",
+        remedy="correct or remove the row; where whole exchanges are compared, give the shared turns in a column "
+        "'prompt' and in 'chosen' and 'rejected' only what follows",
+    )
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def _dialogue(value: Any, column: str) -> Messages:
+    """hh-rlhf's text form: "\\n\\nHuman: Hi\\n\\nAssistant: Hello." -> two messages."""
+    text = text_of(value, f"'{column}'")
+    _, *parts = _SPEAKER.split(text)
+    if not parts or not _SPEAKER.match(text.lstrip()):
+        raise refuse(
+            "wrong_shape",
+            f"'{column}' is not a dialogue",
+            found=shown(text),
+            expected=r"a text that begins with '\n\nHuman:' and goes on with '\n\nAssistant:'",
+            remedy="write it so, or give the prompt in a column of its own: prompt, chosen, rejected",
+        )
+    turns = [
+        Message("user" if speaker == "Human" else "assistant", said.strip())
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    for number, message in enumerate(turns, 1):
+        if not message.content:
+            raise refuse(
+                "empty_response" if message.role == "assistant" else "empty_turn",
+                f"turn {number} of '{column}' ({message.role}) has no text",
+                found="an empty text, or nothing but white space",
+                expected="text in every turn",
+                remedy="remove the row; `bad_rows: skip` leaves such rows out and counts them",
+            )
+    return tuple(turns)
+
+
+# ---------------------------------------------------------------- ranked lists
+
+
+def ranked(row: Row, ref: RowRef, rules: Rules) -> Comparison:
+    """`prompt`, `responses`, and `ranking` (indices from 0, best first), `scores` (higher is better) or `votes`."""
+    prompt = prompt_of(row, rules)
+    responses = _responses(row.get("responses"), prompt, rules)
+    count = len(responses)
+    scores = _numbers(row["scores"], "scores", count) if row.get("scores") is not None else None
+    votes = _votes(row["votes"], count) if row.get("votes") is not None else None
+    if row.get("ranking") is not None:
+        ranking = _ranking(row["ranking"], count)
+        if scores is not None:
+            _check_scores_fall(ranking, scores)
+    else:
+        values, column = (scores, "scores") if scores is not None else (votes or (), "votes")
+        ranking = tuple(sorted(range(count), key=lambda index: -values[index]))
+        _check_ties(values, ranking, column, rules)
+    return Comparison(
+        prompt=prompt,
+        responses=responses,
+        winner=ranking[0],
+        row=ref,
+        ranking=ranking,
+        scores=scores,
+        votes=votes,
+        tools=tools_of(row.get("tools")),
+    )
+
+
+def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ...]:
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        is_list = isinstance(value, list | tuple)
+        raise refuse(
+            "too_few_responses" if is_list else "wrong_shape",
+            f"'responses' has {len(value)} of them" if is_list else f"'responses' is {named_type(value)}, not a list",
+            found=shown(value),
+            expected="a list of two or more responses, each a string or a list of turns",
+            remedy="a comparison needs at least two responses: add one or remove the row",
+        )
+    names = [f"response {number}" for number in range(len(value))]
+    responses = [
+        continuation(prompt, response_turns(item, name, rules), name) for item, name in zip(value, names, strict=True)
+    ]
+    for number, response in enumerate(responses):
+        if response in responses[:number]:
+            raise _identical(names[responses.index(response)], names[number], response)
+    return tuple(responses)
+
+
+def _numbers(value: Any, column: str, count: int) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple) or len(value) != count:
+        size = f"a list of {len(value)}" if isinstance(value, list | tuple) else named_type(value)
+        raise refuse(
+            "bad_score",
+            f"'{column}' does not give one number for each of the {count} responses",
+            found=size,
+            expected=f"a list of {count} numbers, in the order of the responses",
+            remedy=f"correct '{column}' or remove the row",
+        )
+    return tuple([number_of(item, f"{column}[{index}]") for index, item in enumerate(value)])
+
+
+def _votes(value: Any, count: int) -> tuple[int, ...]:
+    votes = _numbers(value, "votes", count)
+    if any(vote < 0 or vote != int(vote) for vote in votes):
+        raise refuse(
+            "bad_score",
+            "'votes' holds something that is no count",
+            found=shown(value),
+            expected="whole numbers, zero or more",
+            remedy="correct 'votes' or remove the row",
+        )
+    return tuple(int(vote) for vote in votes)
+
+
+def _ranking(value: Any, count: int) -> tuple[int, ...]:
+    order = list(value) if isinstance(value, list | tuple) else None
+    whole = order is not None and all(isinstance(item, int) and not isinstance(item, bool) for item in order)
+    if order is not None and whole and sorted(order) == list(range(count)):
+        return tuple(order)
+    from_one = order is not None and whole and sorted(order) == list(range(1, count + 1))
+    raise refuse(
+        "bad_ranking",
+        f"'ranking' is not an order of the {count} responses",
+        found=shown(value) + (", which counts from 1" if from_one else ""),
+        expected=f"the indices 0 to {count - 1}, each once, the best response first",
+        remedy="subtract 1 from each index" if from_one else "correct 'ranking', or give 'scores' instead",
+    )
+
+
+def _check_scores_fall(ranking: Sequence[int], scores: Sequence[float]) -> None:
+    ordered = [scores[index] for index in ranking]
+    if any(after > before for before, after in itertools.pairwise(ordered)):
+        raise refuse(
+            "score_order",
+            "'scores' and 'ranking' say different things",
+            found=f"the scores in the order of the ranking: {quoted(ordered)}",
+            expected="scores that do not rise from the best response to the worst",
+            remedy="correct one of the two, or leave one out",
+        )
+
+
+def _check_ties(values: Sequence[float], ranking: Sequence[int], column: str, rules: Rules) -> None:
+    ordered = [values[index] for index in ranking]
+    if len(set(ordered)) == len(ordered) or (rules.allow_ties and ordered[0] > ordered[1]):
+        return
+    best = ordered[0] == ordered[1]
+    what = "the best responses are level" if best else "two responses are level"
+    raise _tie(f"{what}: '{column}' is {list(values)}", can_keep=not best)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def _tie(problem: str, *, can_keep: bool) -> RowError:
+    keep = ", or keep such rows, whose winner is known, with `allow_ties: true`" if can_keep else ""
+    return refuse(
+        "tie",
+        problem,
+        found="a tie",
+        expected="one response that is better than the other",
+        remedy=f"a tie teaches no preference: remove the row, skip and count such rows with `bad_rows: skip`{keep}",
+    )
+
+
+def _identical(first: str, second: str, messages: Messages) -> RowError:
+    return refuse(
+        "identical_responses",
+        f"'{first}' and '{second}' are the same",
+        found=shown(messages[-1].content),
+        expected="two different responses",
+        remedy="a pair without a difference teaches nothing: remove the row; `bad_rows: skip` counts such rows",
+    )

@@ -1,0 +1,94 @@
+"""Rows to `Demonstration`: chat messages, ShareGPT, Alpaca, prompt and completion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from posttrain.data.formats.columns import (
+    Messages,
+    Row,
+    assistant_turn,
+    continuation,
+    present,
+    prompt_of,
+    response_turns,
+    user_turn,
+    with_system,
+)
+from posttrain.data.messages import turns_of
+from posttrain.data.order import check_end, check_order
+from posttrain.data.refusals import named_type, refuse, shown
+from posttrain.data.roles import Rules
+from posttrain.data.texts import text_of, tools_of
+from posttrain.types import Demonstration, Message, RowRef
+
+
+def chat(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
+    """`messages` (or `conversations`): a list of turns in either dialect, with `system` and `tools` columns."""
+    column = present(row, ("messages", "conversations"))
+    return _conversation(row, column, ref, rules)
+
+
+def sharegpt(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
+    """`conversations` (or `messages`): a list of from/value turns, with `system` and `tools` columns."""
+    column = present(row, ("conversations", "messages"))
+    return _conversation(row, column, ref, rules)
+
+
+def _conversation(row: Row, column: str, ref: RowRef, rules: Rules) -> Demonstration:
+    messages = turns_of(row.get(column), column, rules)
+    if row.get("system"):
+        messages = with_system(messages, row)
+    check_order(messages, column)
+    check_end(messages, column)
+    return Demonstration(messages, ref, tools_of(row.get("tools")))
+
+
+def alpaca(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
+    """`instruction`, `output`, and optionally `input`, `history` (pairs of question and answer), `system`.
+
+    Instruction and input are joined by a newline, as in LLaMA-Factory; the chat template does the rest.
+    """
+    text = text_of(row.get("instruction"), "'instruction'")
+    extra = row.get("input")
+    if extra is not None and extra != "":
+        extra = text_of(extra, "'input'")
+        text = f"{text}\n{extra}" if text else extra
+    turns = (
+        *_history(row.get("history")),
+        user_turn(text, "instruction"),
+        assistant_turn(row.get("output"), "output"),
+    )
+    return Demonstration(with_system(turns, row), ref, tools_of(row.get("tools")))
+
+
+def _history(value: Any) -> Messages:
+    if value is None:
+        return ()
+    pairs = value if isinstance(value, list | tuple) else [value]
+    turns: list[Message] = []
+    for number, pair in enumerate(pairs, 1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise refuse(
+                "wrong_shape",
+                f"entry {number} of 'history' is {named_type(pair)}, not a pair",
+                found=shown(pair),
+                expected='a list of pairs: [["first question", "first answer"], ...]',
+                remedy="write 'history' as pairs, or leave it out",
+            )
+        turns.append(user_turn(pair[0], f"question {number} of history"))
+        turns.append(assistant_turn(pair[1], f"answer {number} of history"))
+    return tuple(turns)
+
+
+def prompt_completion(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
+    """`prompt` and `completion`, strings or turns. Only the completion trains, whatever turns the prompt has."""
+    prompt = prompt_of(row, rules)
+    completion = continuation(prompt, response_turns(row.get("completion"), "completion", rules), "completion")
+    context = tuple([_untrained(message) for message in prompt])
+    return Demonstration(context + completion, ref, tools_of(row.get("tools")))
+
+
+def _untrained(message: Message) -> Message:
+    return replace(message, train=False) if message.role == "assistant" and message.train is None else message

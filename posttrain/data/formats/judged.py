@@ -1,0 +1,51 @@
+"""Rows to `Feedback` (one response, good or bad) and to `Task` (a prompt, with or without its answer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.data.formats.columns import PROMPTS, Row, continuation, present, prompt_of, response_turns
+from posttrain.data.refusals import named_type, refuse, shown
+from posttrain.data.roles import Rules
+from posttrain.data.texts import clean, tools_of
+from posttrain.types import Feedback, RowRef, Task
+
+
+def feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
+    """`prompt`, `completion` and `label`: true or 1 for a good response, false or 0 for a bad one."""
+    label = row.get("label")
+    if not isinstance(label, bool | int | float) or label not in (0, 1):
+        raise refuse(
+            "bad_label",
+            f"'label' is {shown(label)}",
+            found=named_type(label),
+            expected="true (a good response) or false (a bad one); 1 and 0 will do",
+            remedy="write true or false",
+        )
+    prompt = prompt_of(row, rules)
+    response = continuation(prompt, response_turns(row.get("completion"), "completion", rules), "completion")
+    return Feedback(prompt, response, bool(label), ref, tools_of(row.get("tools")))
+
+
+def task(row: Row, ref: RowRef, rules: Rules) -> Task:
+    """`prompt` or `question`, optionally `answer` (text or a number); every other column becomes metadata."""
+    prompt = prompt_of(row, rules)
+    used = {present(row, PROMPTS), "answer", "system", "tools"}
+    metadata = {key: value for key, value in row.items() if key not in used}
+    return Task(prompt, _answer(row.get("answer")), ref, metadata, tools_of(row.get("tools")))
+
+
+def _answer(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip():
+        return clean(value, "'answer'")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
+    raise refuse(
+        "bad_label",
+        "'answer' has no text" if isinstance(value, str) else f"'answer' is {named_type(value)}",
+        found=shown(value),
+        expected="the right answer as a text or a number",
+        remedy="write the answer, or leave the column out where none is known",
+    )

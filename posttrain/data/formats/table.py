@@ -1,0 +1,256 @@
+"""The formats as a literal table: which keys a row has, what it becomes, and one right example of each.
+
+The order is the order of detection: where several fit, the first counts. A new format is a function from a row to an
+example and one entry here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.data.formats import comparisons, demonstrations, judged
+from posttrain.data.formats.columns import Row
+from posttrain.data.refusals import quoted
+from posttrain.data.roles import DEFAULT_RULES, Rules
+from posttrain.errors import RowError
+from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, Task
+
+Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[Task]
+
+KIND_NAMES: dict[Kind, str] = {
+    Demonstration: "demonstrations",
+    Comparison: "comparisons",
+    Feedback: "feedback",
+    Task: "tasks",
+}
+
+
+def either(keys: Collection[str]) -> str:
+    """either(["prompt|question", "answer"]) -> "'prompt' or 'question', 'answer'"."""
+    return ", ".join(" or ".join(f"'{name}'" for name in key.split("|")) for key in keys)
+
+
+def _always(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How rows of one layout are told from others and read.
+
+    Format("task", Task, keys=("prompt|question", "answer"), optional=("system", "tools"), build=judged.task,
+           example={"question": "17 + 25?", "answer": "42"}, summary="a prompt and the answer that a verifier checks")
+    """
+
+    name: str
+    kind: Kind
+    keys: tuple[str, ...]
+    """Columns that a row must have; "a|b" is one of the two."""
+    optional: tuple[str, ...]
+    build: Callable[[Row, RowRef, Rules], Example]
+    example: Mapping[str, Any]
+    summary: str
+    fits: Callable[[Row], bool] = _always
+    """Tells formats with the same keys apart by the form of a value."""
+
+    def missing(self, found: Collection[str]) -> tuple[str, ...]:
+        """The required keys that are not among those found: ("prompt|question",)."""
+        return tuple([key for key in self.keys if not any(name in found for name in key.split("|"))])
+
+    def parse(self, row: Row, ref: RowRef, rules: Rules = DEFAULT_RULES) -> Example:
+        """The row as an example. Raises RowError, with everything in it that is needed to mend the row."""
+        try:
+            return self.build(row, ref, rules)
+        except RowError as error:
+            error.where = ref
+            error.found = f"{error.found} (the row's keys: {quoted(row)})"
+            error.expected = f"{error.expected} (format '{self.name}', keys: {self.required})"
+            error.example = error.example or self.example_line
+            raise
+
+    @property
+    def required(self) -> str:
+        """Its required keys as an error shows them: "'prompt' or 'question', 'answer'"."""
+        return either(self.keys)
+
+    @property
+    def signature(self) -> str:
+        """All of its keys: "'prompt' or 'question', 'answer'; optional: 'system', 'tools'"."""
+        return f"{self.required}; optional: {quoted(self.optional)}"
+
+    @property
+    def example_line(self) -> str:
+        return json.dumps(self.example, ensure_ascii=False)
+
+
+def _says_role(row: Row) -> bool:
+    messages = row.get("messages")
+    turns = messages if messages is not None else row.get("conversations")
+    first = turns[0] if isinstance(turns, list | tuple) and turns else None
+    keys = first if isinstance(first, Mapping) else ()
+    return "role" in keys or ("from" not in keys and messages is not None)
+
+
+def _has_dialogue_texts(row: Row) -> bool:
+    return isinstance(row.get("chosen"), str) and row.get("prompt") is None and row.get("conversations") is None
+
+
+def _has_prompt_or_turns(row: Row) -> bool:
+    return not _has_dialogue_texts(row)
+
+
+_ANSWERS = frozenset(
+    {
+        *("chosen", "rejected", "response_1", "response_2", "overall_response", "response", "responses"),
+        *("completion", "completions", "output", "target", "reply", "messages", "conversations", "instruction"),
+    }
+)
+
+
+def _has_no_answers(row: Row) -> bool:
+    """Not a row of another format that has lost a column, which would otherwise pass for a bare prompt."""
+    return _ANSWERS.isdisjoint(row)
+
+
+_USER = {"role": "user", "content": "2 + 2?"}
+_RIGHT = {"role": "assistant", "content": "4"}
+_WRONG = {"role": "assistant", "content": "5"}
+
+_ROWS = (
+    Format(
+        "align_anything",
+        Comparison,
+        ("question|prompt", "response_1", "response_2", "overall_response"),
+        ("system", "tools", "margin"),
+        comparisons.align_anything,
+        {"question": "2 + 2?", "response_1": "4", "response_2": "5", "overall_response": 1},
+        "two responses, and the number of the better one",
+    ),
+    Format(
+        "ultrafeedback_binarized",
+        Comparison,
+        ("chosen", "rejected", "score_chosen", "score_rejected"),
+        ("prompt", "system", "tools", "margin"),
+        comparisons.preference,
+        {
+            "prompt": "2 + 2?",
+            "chosen": [_USER, _RIGHT],
+            "rejected": [_USER, _WRONG],
+            "score_chosen": 9.0,
+            "score_rejected": 2.0,
+        },
+        "two whole conversations and their scores",
+    ),
+    Format(
+        "orca_dpo_pairs",
+        Comparison,
+        ("question", "chosen", "rejected"),
+        ("system", "tools", "margin", "votes"),
+        comparisons.preference,
+        {"system": "Be brief.", "question": "2 + 2?", "chosen": "4", "rejected": "The answer is 5."},
+        "a system prompt, a question and two responses",
+    ),
+    Format(
+        "ranked",
+        Comparison,
+        ("prompt|question", "responses", "scores|ranking|votes"),
+        ("system", "tools"),
+        comparisons.ranked,
+        {"prompt": "2 + 2?", "responses": ["5", "4", "I do not know."], "ranking": [1, 2, 0]},
+        "a prompt, K responses, and their scores, votes or order (indices from 0, best first)",
+    ),
+    Format(
+        "hh_rlhf",
+        Comparison,
+        ("chosen", "rejected"),
+        ("system",),
+        comparisons.hh_rlhf,
+        {"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"},
+        "two dialogues as texts, with a common beginning",
+        _has_dialogue_texts,
+    ),
+    Format(
+        "preference",
+        Comparison,
+        ("chosen", "rejected"),
+        ("prompt", "conversations", "system", "tools", "margin", "votes", "score_chosen", "score_rejected"),
+        comparisons.preference,
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+        "a prompt, a better and a worse response, as strings or turns; "
+        "the prompt may be left out where both sides are whole conversations",
+        _has_prompt_or_turns,
+    ),
+    Format(
+        "feedback",
+        Feedback,
+        ("prompt|question", "completion", "label"),
+        ("system", "tools"),
+        judged.feedback,
+        {"prompt": "2 + 2?", "completion": "4", "label": True},
+        "one response that somebody called good (true) or bad (false)",
+    ),
+    Format(
+        "prompt_completion",
+        Demonstration,
+        ("prompt|question", "completion"),
+        ("system", "tools"),
+        demonstrations.prompt_completion,
+        {"prompt": "2 + 2?", "completion": "4"},
+        "a prompt and its completion, as strings or turns; only the completion trains",
+    ),
+    Format(
+        "alpaca",
+        Demonstration,
+        ("instruction", "output"),
+        ("input", "history", "system", "tools"),
+        demonstrations.alpaca,
+        {"instruction": "Add the numbers.", "input": "2, 2", "output": "4"},
+        "an instruction, perhaps with an input, and the output",
+    ),
+    Format(
+        "chat",
+        Demonstration,
+        ("messages|conversations",),
+        ("system", "tools"),
+        demonstrations.chat,
+        {"messages": [_USER, _RIGHT]},
+        "a list of turns with `role` and `content`",
+        _says_role,
+    ),
+    Format(
+        "sharegpt",
+        Demonstration,
+        ("conversations|messages",),
+        ("system", "tools"),
+        demonstrations.sharegpt,
+        {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+        "a list of turns with `from` and `value`",
+    ),
+    Format(
+        "task",
+        Task,
+        ("prompt|question", "answer"),
+        ("system", "tools"),
+        judged.task,
+        {"question": "What is 17 + 25?", "answer": "42", "level": 2},
+        "a prompt and the answer that a verifier checks; other columns become metadata",
+    ),
+    Format(
+        "prompts",
+        Task,
+        ("prompt|question",),
+        ("system", "tools"),
+        judged.task,
+        {"prompt": "What is 17 + 25?"},
+        "prompts without an answer; other columns become metadata",
+        _has_no_answers,
+    ),
+)
+
+FORMATS: dict[str, Format] = {entry.name: entry for entry in _ROWS}
+
+COLUMNS = frozenset(name for entry in _ROWS for key in (*entry.keys, *entry.optional) for name in key.split("|"))
+"""Every column that some format reads."""

@@ -1,0 +1,121 @@
+"""Which turn may follow which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.refusals import quoted, refuse
+from posttrain.errors import RowError
+from posttrain.types import Message
+
+
+def check_order(messages: Sequence[Message], column: str) -> None:
+    """Refuses a conversation whose turns cannot follow one another; `column` names it in the error."""
+    before: str | None = None
+    for number, message in enumerate(messages, 1):
+        role = message.role
+        if role == "tool":
+            if before != "tool" and not (number > 1 and messages[number - 2].tool_calls):
+                raise _orphan(column, number, "no tool call comes before it")
+            if message.tool_call_id is not None:
+                _check_call_id(messages, number, column)
+        elif role == "system":
+            if number > 1:
+                raise _late_system(column, number)
+        elif role == before:
+            raise _repeated(role, column, number)
+        elif role == "assistant" and before in (None, "system"):
+            raise _starts_with_assistant(column, number)
+        before = role
+
+
+def check_end(messages: Sequence[Message], column: str) -> None:
+    """Refuses a conversation to learn from that does not end with an answer."""
+    role = messages[-1].role
+    if role == "assistant":
+        return
+    raise refuse(
+        "unanswered_turn",
+        f"'{column}' ends with a turn of the {role}, which nobody answers",
+        found=f"the roles {quoted(message.role for message in messages[-4:])} at the end",
+        expected="a conversation whose last turn is the assistant's",
+        remedy="add the answer or remove the last turn; "
+        f"rows that are prompts to be answered read as `format: task, columns: {{prompt: {column}}}`",
+    )
+
+
+def check_prompt(messages: Sequence[Message], column: str) -> None:
+    """Refuses a prompt that is not waiting for an answer."""
+    role = messages[-1].role
+    if role in ("user", "tool"):
+        return
+    if role == "system":
+        raise refuse(
+            "wrong_shape",
+            f"'{column}' is a system prompt without a question",
+            found="one turn of the system",
+            expected="a prompt that ends with a turn of the user or a tool's result",
+            remedy="add the user's turn or remove the row",
+        )
+    raise refuse(
+        "answered_prompt",
+        f"'{column}' ends with the assistant, so there is nothing left to answer",
+        found=f"the roles {quoted(message.role for message in messages[-4:])} at the end",
+        expected="a prompt that ends with a turn of the user or a tool's result",
+        remedy="move the last turn into the response",
+    )
+
+
+def _check_call_id(messages: Sequence[Message], number: int, column: str) -> None:
+    caller = next(message for message in reversed(messages[: number - 1]) if message.role != "tool")
+    ids = [call["id"] for call in caller.tool_calls if "id" in call]
+    wanted = messages[number - 1].tool_call_id
+    if ids and wanted not in ids:
+        raise _orphan(column, number, f"its tool_call_id {wanted!r} is none of the calls' ids {quoted(ids)}")
+
+
+def _orphan(column: str, number: int, why: str) -> RowError:
+    return refuse(
+        "tool_without_call",
+        f"{place_of(column, number)} is a tool's result, but {why}",
+        found="a tool's result",
+        expected="an assistant's turn with tool_calls, then one result for each call",
+        remedy="put the call in `tool_calls` of the assistant's turn before it; where calls are written out in the "
+        "assistant's text, read results as turns of the user: `roles: {tool: user, user: user}` "
+        "(in a from/value file `roles: {tool: user, human: user}`)",
+    )
+
+
+def _late_system(column: str, number: int) -> RowError:
+    return refuse(
+        "late_system",
+        f"{place_of(column, number)} is a system prompt in the middle of the conversation",
+        found=f"a system turn at position {number}",
+        expected="at most one system prompt, as the first turn",
+        remedy="move the text to the first turn or into a turn of the user",
+    )
+
+
+def _repeated(role: str, column: str, number: int) -> RowError:
+    return refuse(
+        "repeated_role",
+        f"turns {number - 1} and {number} of '{column}' are both of the {role}",
+        found=f"two turns of the {role} in a row",
+        expected="turns of the user and the assistant in alternation (only tool results may follow one another)",
+        remedy="join the two turns if they belong together, or remove the row; "
+        "`bad_rows: skip` leaves such rows out and counts them",
+    )
+
+
+def _starts_with_assistant(column: str, number: int) -> RowError:
+    return refuse(
+        "starts_with_assistant",
+        f"'{column}' starts with the assistant",
+        found=f"the assistant in turn {number}, before any turn of the user",
+        expected="an optional system prompt, then the user, then the assistant",
+        remedy="remove the first turn, put what it answers before it, or check that `roles` does not swap the two",
+    )
+
+
+def place_of(column: str, number: int) -> str:
+    return f"turn {number} of '{column}'"

@@ -1,0 +1,106 @@
+"""How files name the speakers, and what the user settled about reading rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.data.refusals import quoted, refuse
+from posttrain.errors import ConfigError, RowError, nearest
+from posttrain.types import Role
+
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+FUNCTION_CALL = "function_call"
+"""A turn of the assistant whose text is the JSON of one or more tool calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a file names the two halves of a turn and the speakers."""
+
+    role_key: str
+    content_key: str
+    roles: Mapping[str, str]
+    """Name in the file -> one of ROLES or FUNCTION_CALL."""
+
+    def with_roles(self, roles: Mapping[str, str]) -> Dialect:
+        """The same dialect with these role names; they replace the default names of the roles they map to."""
+        taken = set(roles.values())
+        kept = {name: role for name, role in self.roles.items() if role not in taken}
+        return replace(self, roles={**kept, **roles})
+
+
+OPENAI = Dialect("role", "content", {role: role for role in ROLES})
+SHAREGPT = Dialect(
+    "from",
+    "value",
+    {
+        "system": "system",
+        "human": "user",
+        "gpt": "assistant",
+        "function_call": FUNCTION_CALL,
+        "observation": "tool",
+        "tool": "tool",
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the user settled about reading rows: Rules.of(roles={"bot": "assistant"})."""
+
+    openai: Dialect = OPENAI
+    sharegpt: Dialect = SHAREGPT
+    allow_ties: bool = False
+
+    @classmethod
+    def of(cls, roles: Mapping[str, str] | None = None, allow_ties: bool = False) -> Rules:
+        """Raises ConfigError for a map to a role that does not exist."""
+        roles = dict(roles or {})
+        targets = (*ROLES, FUNCTION_CALL)
+        for name, role in roles.items():
+            if role not in targets:
+                guess = nearest(str(role), targets) or "assistant"
+                raise ConfigError(
+                    f"`roles` maps {name!r} to {role!r}, which is not a role",
+                    found=f"{{{name}: {role}}}",
+                    expected=f"a map from the name in the file to one of {quoted(targets)}",
+                    remedy=f"write `roles: {{{name}: {guess}}}`",
+                )
+        return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties)
+
+    def dialect(self, turn: Mapping[str, Any]) -> Dialect:
+        return self.sharegpt if "from" in turn and "role" not in turn else self.openai
+
+
+DEFAULT_RULES = Rules()
+
+
+_USUAL_ROLES = {
+    **{name: "user" for name in ("user", "human", "prompter", "customer", "question")},
+    **{name: "assistant" for name in ("assistant", "gpt", "bot", "chatgpt", "model", "ai", "bing", "bard", "answer")},
+    **{name: "tool" for name in ("tool", "function", "observation", "tool_response", "function_response", "ipython")},
+    **{name: "system" for name in ("system", "developer")},
+    **{name: FUNCTION_CALL for name in ("function_call", "tool_call")},
+}
+"""What a role name that is not in the map most likely means; only ever used to word a remedy."""
+
+
+def unknown_role(name: Any, dialect: Dialect, place: str) -> RowError:
+    known = sorted(dialect.roles)
+    usual = nearest(str(name).lower(), [*_USUAL_ROLES, *known]) if name is not None else None
+    meaning = "user" if usual is None else dialect.roles.get(usual) or _USUAL_ROLES[usual]
+    same = {other: role for other, role in dialect.roles.items() if role == meaning}
+    fix = ", ".join(f"{other}: {role}" for other, role in {**same, str(name): meaning}.items())
+    if usual in known:
+        hint = f" (did you mean {usual!r}?)"
+    else:
+        hint = f" (the {meaning} is called {quoted(same)} here)" if usual and same else ""
+    return refuse(
+        "unknown_role",
+        f"{place} has the role {name!r}, which is not known{hint}",
+        found=f"`{dialect.role_key}`: {name!r}",
+        expected=f"one of {quoted(known)}",
+        remedy=f"correct the row, or, if the whole file speaks like this, map it with `roles: {{{fix}}}`",
+    )
