@@ -1,0 +1,140 @@
+"""Token trees to flat batches: count, pack to a token budget, lay end to end.
+
+A batch has no padding and holds each prompt once, however many responses continue it. Nothing here knows
+a model or a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from posttrain.types import Batch, Count, Node, TokenTree
+
+
+def count(trees: Iterable[TokenTree]) -> Count:
+    """What the trees hold to train on; the sum over all micro-batches is the step's denominator."""
+    trees = list(trees)
+    return Count(
+        tokens=sum(tree.num_trained for tree in trees),
+        branches=sum(len(tree.branches) for tree in trees),
+        trees=len(trees),
+    )
+
+
+def pack(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[TokenTree]]:
+    """Fill micro-batches to a token budget: first-fit decreasing, the same result for the same trees.
+
+    A tree is never cut, since its branches share the prompt's activations: one that is larger than the budget
+    gets a micro-batch of its own. Within a micro-batch, and between them by first member, the given order is kept.
+
+    Raises:
+        ValueError: the budget is not positive.
+    """
+    if tokens_per_microbatch < 1:
+        raise ValueError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(trees)), key=lambda i: -trees[i].num_tokens):
+        size = trees[index].num_tokens
+        for place, free in enumerate(room):
+            if size <= free:
+                bins[place].append(index)
+                room[place] -= size
+                break
+        else:
+            bins.append([index])
+            room.append(tokens_per_microbatch - size)
+    return [[trees[i] for i in members] for members in sorted(sorted(members) for members in bins)]
+
+
+def collate(trees: Sequence[TokenTree]) -> Batch:
+    """Lay trees end to end; see `posttrain.types.Batch` for a worked example.
+
+    Raises:
+        ValueError: no trees; a tree without branches (a bare prompt has nothing to train); a branch whose first token would train with nothing before it.
+    """
+    if not trees:
+        raise ValueError("a batch needs at least one tree")
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    nodes: list[Node] = []
+    targets: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    branch_of: list[np.ndarray] = []
+    tree_of_branch: list[int] = []
+    cursor = 0
+    for tree_index, tree in enumerate(trees):
+        if not tree.branches:
+            raise ValueError(f"{tree.row}: a tree without branches has nothing to train")
+        prompt_length = len(tree.prompt_ids)
+        root = -1
+        if prompt_length:
+            root = len(nodes)
+            nodes.append(Node(cursor, cursor + prompt_length, -1))
+            ids.append(np.asarray(tree.prompt_ids))
+            positions.append(np.arange(prompt_length))
+            cursor += prompt_length
+        last_of_prompt = cursor - 1
+        for branch in tree.branches:
+            length = len(branch.ids)
+            if length == 0:
+                raise ValueError(f"{tree.row}: a branch has no tokens")
+            if not prompt_length and branch.loss_mask[0]:
+                raise ValueError(
+                    f"{tree.row}: the first token of a sequence has nothing to predict it and cannot train"
+                )
+            nodes.append(Node(cursor, cursor + length, root))
+            ids.append(np.asarray(branch.ids))
+            positions.append(np.arange(prompt_length, prompt_length + length))
+            trained = np.flatnonzero(branch.loss_mask)
+            targets.append(cursor + trained)
+            predictors.append(np.where(trained == 0, last_of_prompt, cursor + trained - 1))
+            branch_of.append(np.full(len(trained), len(tree_of_branch)))
+            tree_of_branch.append(tree_index)
+            cursor += length
+    margins = [tree.margin for tree in trees]
+    return Batch(
+        input_ids_T=_long(ids),
+        positions_T=_long(positions),
+        nodes=tuple(nodes),
+        target_index_N=_long(targets),
+        predictor_index_N=_long(predictors),
+        branch_N=_long(branch_of),
+        tree_B=torch.tensor(tree_of_branch, dtype=torch.long),
+        keys=tuple(tree.key for tree in trees),
+        rows=tuple(tree.row for tree in trees),
+        margin_P=_margins(margins),
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with its tensors on `device`; the node table stays on the host, where the segments are cut."""
+    if batch.input_ids_T.device == device:
+        return batch
+    return Batch(
+        input_ids_T=batch.input_ids_T.to(device, non_blocking=True),
+        positions_T=batch.positions_T.to(device, non_blocking=True),
+        nodes=batch.nodes,
+        target_index_N=batch.target_index_N.to(device, non_blocking=True),
+        predictor_index_N=batch.predictor_index_N.to(device, non_blocking=True),
+        branch_N=batch.branch_N.to(device, non_blocking=True),
+        tree_B=batch.tree_B.to(device, non_blocking=True),
+        keys=batch.keys,
+        rows=batch.rows,
+        margin_P=None if batch.margin_P is None else batch.margin_P.to(device, non_blocking=True),
+    )
+
+
+def _long(pieces: list[np.ndarray]) -> torch.Tensor:
+    joined = np.concatenate(pieces) if pieces else np.empty(0)
+    return torch.from_numpy(joined.astype(np.int64))
+
+
+def _margins(margins: list[float | None]) -> torch.Tensor | None:
+    """None when no tree is annotated; a tree without a margin among annotated ones counts as margin 0."""
+    if all(margin is None for margin in margins):
+        return None
+    return torch.tensor([0.0 if margin is None else margin for margin in margins], dtype=torch.float32)

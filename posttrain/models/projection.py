@@ -1,0 +1,236 @@
+"""From hidden states to log-probs of the targets, without ever holding the logits.
+
+The vocabulary projection is done in chunks of rows. A chunk's logits live in one reused buffer; the backward pass
+computes them again. Memory is N x D plus one buffer of fixed size, whatever the vocabulary and the length, and the
+gradient is exact.
+
+When the projection's weight is frozen (LoRA), d logp / d hidden is formed in the forward pass, while the chunk's
+probabilities are there anyway, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+BUFFER_ELEMENTS = 1 << 23
+"""Logits held at a time: 8 million, 32 MB in fp32; large enough that the matrix multiply stays efficient."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A model's output projection, and what the model does to its logits afterwards.
+
+    Head(linear=lm_head, softcap=30.0) is Gemma 2's: logits = 30 tanh(h W^T / 30).
+    """
+
+    linear: Any
+    """The module: hidden states in, logits out."""
+    scale: float = 1.0
+    """Cohere's logit_scale; 1 / logits_scaling of Granite."""
+    softcap: float | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """One plain linear layer; false where an adapter or another wrapper sits on it."""
+        return type(self.linear) is nn.Linear
+
+
+def read_head(model: Any) -> Head:
+    """The head of a causal LM of `transformers`."""
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def target_logprobs(
+    hidden_ND: Tensor, head: Head, targets_N: Tensor, *, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(logits / temperature) at the targets [N], and the entropy of each row [N] if asked for; nats.
+
+    Both are differentiable with respect to `hidden_ND` and the head. Computed in fp32, or in fp64 where the model is.
+    """
+    if head.is_matrix:
+        logprobs_N, entropy_N = _TargetLogprobs.apply(
+            hidden_ND,
+            head.linear.weight,
+            head.linear.bias,
+            targets_N,
+            head.scale,
+            head.softcap,
+            temperature,
+            entropy,
+        )
+    else:
+        logprobs_N, entropy_N = _through_module(hidden_ND, head, targets_N, temperature)
+    return logprobs_N, entropy_N if entropy else None
+
+
+def gather_logprobs(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same from logits that exist already: (log-probs [N], entropy [N])."""
+    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    log_p = torch.log_softmax(wide / temperature, dim=-1)
+    return log_p.gather(1, targets_N[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def _through_module(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """A head that is more than a matrix: plain operations, each chunk checkpointed."""
+
+    def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head.linear(hidden) * head.scale
+        if head.softcap is not None:
+            logits = torch.tanh(logits / head.softcap) * head.softcap
+        return gather_logprobs(logits, targets, temperature)
+
+    rows = max(16, BUFFER_ELEMENTS // head.linear.weight.shape[0])
+    pieces = [
+        checkpoint(chunk, hidden, targets, use_reentrant=False)
+        for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+    ]
+    logprobs_N, entropy_N = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return logprobs_N, entropy_N
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        scale: float,
+        softcap: float | None,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        gradient_in_forward = wants_hidden and not wants_weight and not wants_bias and not entropy
+        count = hidden_ND.shape[0]
+        logprobs_N = torch.empty(count, dtype=chunks.dtype, device=hidden_ND.device)
+        normaliser_N = torch.empty_like(logprobs_N)
+        entropy_N = torch.empty_like(logprobs_N) if entropy else logprobs_N.new_empty(0)
+        slope_ND = torch.empty_like(hidden_ND) if gradient_in_forward else None
+        for rows in chunks:
+            logits = chunks.logits(rows)
+            normaliser = logits.logsumexp(dim=1)
+            at_target = logits.gather(1, targets_N[rows, None])[:, 0]
+            logprobs_N[rows] = at_target - normaliser
+            normaliser_N[rows] = normaliser
+            if entropy:
+                probabilities = (logits - normaliser[:, None]).exp_()
+                entropy_N[rows] = normaliser - (probabilities * logits).sum(dim=1)
+            if slope_ND is not None:
+                # d logp / d logits = onehot - p, then through the softcap and the projection
+                cap_slope = chunks.cap_slope(logits)
+                slope = logits.sub_(normaliser[:, None]).exp_().neg_()
+                slope.scatter_add_(1, targets_N[rows, None], torch.ones_like(slope[:, :1]))
+                slope_ND[rows] = chunks.to_hidden(slope, cap_slope).to(slope_ND.dtype)
+        ctx.settings = (scale, softcap, temperature, entropy)
+        if slope_ND is not None:
+            ctx.save_for_backward(slope_ND)
+        else:
+            ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprobs_N, grad_entropy_N = gradients
+        if len(ctx.saved_tensors) == 1:
+            (slope_ND,) = ctx.saved_tensors
+            return (slope_ND * grad_logprobs_N[:, None].to(slope_ND.dtype), *(None,) * 7)
+        hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
+        scale, softcap, temperature, entropy = ctx.settings
+        chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        for rows in chunks:
+            logits = chunks.logits(rows)
+            cap_slope = chunks.cap_slope(logits)
+            log_p = logits.sub_(normaliser_N[rows, None])
+            weight_of_p = -grad_logprobs_N[rows, None]
+            if entropy:
+                # d H / d logits = -p (log p + H)
+                slope = log_p.exp()
+                log_p.add_(entropy_N[rows, None]).mul_(-grad_entropy_N[rows, None]).add_(weight_of_p)
+                slope.mul_(log_p)
+            else:
+                slope = log_p.exp_().mul_(weight_of_p)
+            slope.scatter_add_(1, targets_N[rows, None], grad_logprobs_N[rows, None].to(slope.dtype))
+            to_hidden = chunks.to_hidden(slope, cap_slope, project=wants_hidden)
+            if grad_hidden is not None:
+                grad_hidden[rows] = to_hidden.to(grad_hidden.dtype)
+            if grad_weight is not None:
+                grad_weight.addmm_(slope.T.to(grad_weight.dtype), hidden_ND[rows].to(grad_weight.dtype))
+            if grad_bias is not None:
+                grad_bias.add_(slope.sum(dim=0))
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+
+
+class _Chunks:
+    """Row ranges of one projection, and the arithmetic of one range; the logits share one buffer."""
+
+    def __init__(
+        self,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        temperature: float,
+    ):
+        self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
+        self.scale, self.softcap, self.temperature = scale, softcap, temperature
+        self.compute = (
+            torch.get_autocast_dtype(hidden_ND.device.type)
+            if torch.is_autocast_enabled(hidden_ND.device.type)
+            else weight_VD.dtype
+        )
+        self.dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+        self.rows = max(16, BUFFER_ELEMENTS // weight_VD.shape[0])
+        shape = (min(self.rows, hidden_ND.shape[0]), weight_VD.shape[0])
+        self._buffer = torch.empty(shape, dtype=self.compute, device=hidden_ND.device)
+
+    def __iter__(self) -> Any:
+        total = self.hidden_ND.shape[0]
+        return (slice(start, min(start + self.rows, total)) for start in range(0, total, self.rows))
+
+    def logits(self, rows: slice) -> Tensor:
+        """[rows, V] after scale, softcap and temperature; the buffer's memory, free to be overwritten."""
+        out = self._buffer[: rows.stop - rows.start]
+        torch.mm(self.hidden_ND[rows].to(self.compute), self.weight_VD.T.to(self.compute), out=out)
+        logits = out.to(self.dtype)
+        if self.bias_V is not None:
+            logits.add_(self.bias_V)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.temperature != 1.0:
+            logits.div_(self.temperature)
+        return logits
+
+    def cap_slope(self, logits: Tensor) -> Tensor | None:
+        """d softcap(x) / dx from its output: 1 - (y / softcap)^2. Taken before `logits` is overwritten."""
+        if self.softcap is None:
+            return None
+        return 1.0 - (logits * (self.temperature / self.softcap)).square_()
+
+    def to_hidden(self, slope: Tensor, cap_slope: Tensor | None, *, project: bool = True) -> Tensor:
+        """From d / d logits, changed in place to d / d (h W^T), to d / d hidden."""
+        if self.temperature != 1.0:
+            slope.div_(self.temperature)
+        if cap_slope is not None:
+            slope.mul_(cap_slope)
+        if self.scale != 1.0:
+            slope.mul_(self.scale)
+        if not project:
+            return slope
+        return slope.to(self.compute) @ self.weight_VD.to(self.compute)
