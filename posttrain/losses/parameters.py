@@ -1,0 +1,78 @@
+"""Parameters of objectives: what they mean, where they may lie, and the errors for those that do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number that an objective takes: Parameter("what it does", above=0.0) admits any finite value > 0."""
+
+    meaning: str
+    at_least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def admits(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return value >= self.at_least and self.above < value < self.below
+
+    @property
+    def range(self) -> str:
+        low = f">= {self.at_least:g}" if self.at_least > -math.inf else f"> {self.above:g}"
+        return low if self.below == math.inf else f"{low} and < {self.below:g}"
+
+
+def resolve(
+    given: Mapping[str, float],
+    defaults: Mapping[str, float],
+    known: Mapping[str, Parameter],
+    *,
+    where: str,
+    owners: Mapping[str, list[str]],
+) -> dict[str, float]:
+    """An objective's defaults with `given` over them, all checked.
+
+    Args:
+        defaults: the objective's parameters, all of them.
+        known: what each parameter means and admits.
+        where: names the objective in errors, e.g. "dpo".
+        owners: for each parameter, the objectives that have it.
+
+    Raises:
+        UnknownKeyError: a key that the objective does not have; says which objectives do, and the nearest name.
+        ConfigError: a value out of range.
+    """
+    for key, value in given.items():
+        if key not in defaults:
+            raise _unknown(key, defaults, where, owners.get(key, []))
+        if not known[key].admits(value):
+            raise ConfigError(
+                f"{key} is out of range",
+                where=where,
+                found=f"{key}: {value!r}",
+                expected=f"a number {known[key].range} ({known[key].meaning})",
+                example=f"{key}: {defaults[key]:g}",
+                remedy=f"set {key} within the range, or leave it out to take {defaults[key]:g}",
+            )
+    return {**defaults, **given}
+
+
+def _unknown(key: str, defaults: Mapping[str, float], where: str, owners: list[str]) -> UnknownKeyError:
+    guess = nearest(key, defaults)
+    remedy = f"did you mean {guess}?" if guess else f"remove {key}"
+    if owners:
+        remedy = f"remove {key}, or use an objective that has it: {', '.join(owners)}"
+    return UnknownKeyError(
+        f"{key} is not a parameter of this objective",
+        where=where,
+        found=key,
+        expected=f"one of: {', '.join(defaults)}" if defaults else "no parameters",
+        remedy=remedy,
+    )

@@ -1,0 +1,67 @@
+"""Batches for tests of losses, written as the log-probs of their tokens; no model and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.data.trees import collate
+from posttrain.losses.pairwise import PAIRWISE, pairwise_loss
+from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
+
+Pair = tuple[Sequence[float], Sequence[float]]
+"""Log-probs of the chosen response's tokens, and of the rejected one's."""
+
+
+def tree(lengths: Sequence[int], *, prompt: int = 3, margin: float | None = None, row: int = 1) -> TokenTree:
+    """A tree whose branches have so many trained tokens; length 0 is a branch of one token that does not train."""
+    branches = tuple(
+        Branch(np.arange(max(length, 1), dtype=np.int32), np.full(max(length, 1), length > 0)) for length in lengths
+    )
+    return TokenTree(np.arange(prompt, dtype=np.int32), branches, f"tree-{row}", RowRef("test", row), margin)
+
+
+def batch_of(lengths: Sequence[Sequence[int]], margins: Sequence[float] | None = None) -> Batch:
+    """One tree per entry, with that many trained tokens in each branch."""
+    marked = margins or [None] * len(lengths)
+    return collate(
+        [tree(each, margin=margin, row=i + 1) for i, (each, margin) in enumerate(zip(lengths, marked, strict=True))]
+    )
+
+
+def pairs(values: Sequence[Pair], margins: Sequence[float] | None = None) -> tuple[Batch, Tensor]:
+    """A batch of pairs and its float64 log-probs [N], as written."""
+    batch = batch_of([(len(chosen), len(rejected)) for chosen, rejected in values], margins)
+    flat = [value for pair in values for side in pair for value in side]
+    return batch, torch.tensor(flat, dtype=torch.float64)
+
+
+def random_pairs(count: int, seed: int = 0, *, longest: int = 9) -> tuple[Batch, Tensor, Tensor]:
+    """A batch of pairs of 1 to `longest` tokens a side, with margins, and log-probs of policy and reference."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count, 2), generator=generator).tolist()
+    batch = batch_of(lengths, torch.rand(count, generator=generator).tolist())
+    policy_N = -2 * torch.rand(batch.count.tokens, generator=generator, dtype=torch.float64) - 0.05
+    reference_N = policy_N + 0.6 * torch.randn(batch.count.tokens, generator=generator, dtype=torch.float64)
+    return batch, policy_N, reference_N.clamp(max=-0.01)
+
+
+def run(
+    name: str,
+    policy_N: Tensor,
+    reference_N: Tensor | None,
+    batch: Batch,
+    denominator: Count | None = None,
+    **parameters: float,
+) -> LossOutput:
+    """A row of the table on given log-probs; the batch is the whole step unless a denominator says otherwise."""
+    return pairwise_loss(
+        PAIRWISE[name], parameters, TokenLogprobs(policy_N), reference_N, batch, denominator or batch.count
+    )
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, of)[0]
