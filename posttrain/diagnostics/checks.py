@@ -1,0 +1,401 @@
+"""What the alarms look for: one frozen record of named thresholds per check, each a pure function of the history.
+
+A check never fires on noise alone: a change has to exceed both a size that matters and `sigmas` standard errors of
+what it is measured on, since batches differ and an alarm that cries at noise is switched off.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol
+
+from posttrain.diagnostics.history import RECENT, START, History, mean, noise
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check sees: Finding("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
+
+    severity: Severity
+    message: str
+    evidence: dict[str, Any]
+    remedy: str
+    since: int
+    """The last step at which all was well, as far as the history tells."""
+
+
+class Check(Protocol):
+    """A check's dataclass fields are its thresholds."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+
+    def look(self, history: History) -> Finding | None: ...
+
+
+# ---------------------------------------------------------------- preferences
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodDisplacement:
+    """The margin rises while the chosen responses become less likely than at the start.
+
+    A pairwise loss sees only the difference of the two sides: it also falls when both fall and the rejected side
+    falls faster. The probability then goes to responses that nobody has chosen, at worst to their opposite
+    (Razin et al. 2024, "Unintentional Unalignment", arXiv:2410.08847; Pal et al. 2024, "Smaug", arXiv:2402.13228).
+
+    With a reference the start is exact: `logprob_chosen_change` is 0 and the margin is 0. Without one (simpo, orpo,
+    cpo) the first ten steps stand for it, with their noise.
+    """
+
+    name: ClassVar[str] = "likelihood_displacement"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "logprob_chosen_change",
+        "logprob_per_token_chosen",
+        "length_chosen",
+        "reward_margin",
+        "reward_accuracy",
+    )
+
+    window: int = 8
+    fall_per_sequence: float = 1.0
+    """Nats: the chosen response is 1/e as likely as it was. Smaller falls change no sampled answer."""
+    fall_per_token: float = 0.02
+    """Nats per token, about 2 % of each token's probability: a long response loses a nat without any harm."""
+    critical_fall_per_token: float = 1.0
+    """Nats per token: the perplexity of the chosen responses has grown e-fold."""
+    sigmas: float = 3.0
+    window_without_reference: int = 20
+    sigmas_without_reference: float = 5.0
+    """Log-probs of different texts scatter much more than changes of the same text."""
+
+    def look(self, history: History) -> Finding | None:
+        if history.seen("logprob_chosen_change"):
+            fall = self._fall_since_start(history)
+        else:
+            fall = self._fall_since_first_steps(history)
+        return None if fall is None else self._finding(history, fall)
+
+    def _fall_since_start(self, history: History) -> float | None:
+        """Nats per token that the chosen responses lost against the reference while the sides part; None if not."""
+        change = history.recent("logprob_chosen_change", RECENT)
+        if len(change) < self.window:
+            return None
+        fall = -mean(change[-self.window :])
+        lengths = history.recent("length_chosen", self.window)
+        per_token = fall / mean(lengths) if lengths else fall
+        falls = fall > self.fall_per_sequence + self.sigmas * noise(change, self.window)
+        parts = self._rises(history, "reward_margin", 0.0) or self._rises(history, "reward_accuracy", 0.5)
+        return per_token if falls and parts and per_token > self.fall_per_token else None
+
+    def _rises(self, history: History, name: str, at_start: float) -> bool:
+        values = history.recent(name, RECENT)
+        rise = self.sigmas * noise(values, self.window)
+        return len(values) >= self.window and mean(values[-self.window :]) - at_start > rise
+
+    def _fall_since_first_steps(self, history: History) -> float | None:
+        """The same without a reference: the first ten steps against the last `window_without_reference`."""
+        falls = self._beyond_noise(history, "logprob_per_token_chosen")
+        rises = self._beyond_noise(history, "reward_margin") or self._beyond_noise(history, "reward_accuracy")
+        if not (falls and rises and falls < -self.fall_per_token and rises > 0):
+            return None
+        return -falls
+
+    def _beyond_noise(self, history: History, name: str) -> float | None:
+        """Change of a metric since the first steps; None if it is noise, or too early to say."""
+        window = self.window_without_reference
+        if history.seen(name) < START + window:
+            return None
+        values = history.recent(name, RECENT)
+        change = mean(values[-window:]) - mean(history.start(name, START))
+        return change if abs(change) > self.sigmas_without_reference * noise(values, START, window) else None
+
+    def _finding(self, history: History, per_token: float) -> Finding:
+        evidence = {"fall_per_token": per_token}
+        for name in ("logprob_chosen_change", "reward_margin", "reward_accuracy"):
+            if history.seen(name):
+                evidence[name] = mean(history.recent(name, self.window))
+        sides = ", ".join(f"{name} {value:.3g}" for name, value in evidence.items() if name.startswith("reward"))
+        watched = "logprob_chosen_change" if "logprob_chosen_change" in evidence else "logprob_per_token_chosen"
+        return Finding(
+            severity="critical" if per_token >= self.critical_fall_per_token else "warning",
+            message=f"the chosen responses lose probability ({per_token:.3g} nats per token since the start) while the "
+            f"two sides part ({sides}): likelihood displacement",
+            evidence=evidence,
+            remedy="anchor the chosen response (method dpo_nll with nll_weight 0.2 to 1, or dpop), raise beta, lower "
+            "the learning rate, or train on pairs whose two sides differ more",
+            since=history.step_before(watched, self.window),
+        )
+
+
+# ---------------------------------------------------------------- optimisation
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSpike:
+    """One step's gradient norm is far above the running median of the steps before it.
+
+    The median, since a mean would be moved by the spikes themselves. Gradients of preference losses fade as pairs are
+    separated, and one hard pair then stands out without harm: a spike must also exceed what the run began with.
+    """
+
+    name: ClassVar[str] = "gradient_spike"
+    metrics: ClassVar[tuple[str, ...]] = ("grad_norm",)
+
+    factor: float = 10.0
+    """Times the running median. Healthy norms vary by a factor of about 3 from step to step."""
+    factor_of_start: float = 3.0
+    """Times the median of the first steps."""
+    least_steps: int = 10
+    """Steps needed before one can be judged."""
+
+    def look(self, history: History) -> Finding | None:
+        before = history.recent("grad_norm", RECENT)
+        if len(before) <= self.least_steps:
+            return None
+        norm = before.pop()
+        median = statistics.median(before)
+        at_start = statistics.median(history.start("grad_norm", START))
+        if norm <= self.factor * median or norm <= self.factor_of_start * at_start:
+            return None
+        times = f"{norm / median:.3g} times " if median > 0 else "far above "
+        return Finding(
+            severity="warning",
+            message=f"the gradient norm is {norm:.3g}, {times}its running median of {median:.3g}",
+            evidence={"grad_norm": norm, "running_median": median, "median_at_start": at_start},
+            remedy="look at the rows of this step; lower the learning rate, lengthen the warm-up, or clip lower "
+            "(optimizer.clip_norm)",
+            since=history.step_before("grad_norm", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossDivergence:
+    """The loss is well above where it started: training destroys what the model knew."""
+
+    name: ClassVar[str] = "loss_divergence"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+
+    rise: float = 0.5
+    """Share of the starting loss. A DPO loss of 1.04, against ln 2 at the start, ranks pairs worse than a coin."""
+    least_rise: float = 0.1
+    """Nats; for losses that start near 0."""
+    start: int = 5
+    window: int = 8
+    sigmas: float = 4.0
+
+    def look(self, history: History) -> Finding | None:
+        if history.seen("loss") < self.start + self.window:
+            return None
+        first, recent = history.start("loss", self.start), history.recent("loss", self.window)
+        at_start, now = mean(first), mean(recent)
+        standard_error = noise(history.recent("loss", RECENT), self.start, self.window)
+        needed = max(self.rise * abs(at_start), self.least_rise, self.sigmas * standard_error)
+        if now - at_start <= needed:
+            return None
+        return Finding(
+            severity="critical",
+            message=f"the loss rose from {at_start:.3g} to {now:.3g} (mean of {self.window} steps): training diverges",
+            evidence={"loss_at_start": at_start, "loss": now, "steps": float(self.window)},
+            remedy="go back to the last good checkpoint with a lower learning rate (a third is a good try) or a longer "
+            "warm-up",
+            since=history.step_before("loss", self.window),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLearning:
+    """Steps pass and nothing moves: no gradient, a learning rate of zero, or weights that are never updated."""
+
+    name: ClassVar[str] = "dead_learning"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "grad_norm",
+        "learning_rate",
+        "logprob_chosen_change",
+        "logprob_rejected_change",
+        "reward_accuracy",
+    )
+
+    window: int = 20
+    least_change: float = 1e-4
+    """Nats per response. Twenty steps at a useful learning rate move it a hundred times as far; rounding, less."""
+
+    def look(self, history: History) -> Finding | None:
+        if self._all_zero(history, "learning_rate"):
+            message = f"the learning rate has been zero for {self.window} steps"
+            return self._finding(history, "learning_rate", message, {"learning_rate": 0.0})
+        if self._all_zero(history, "grad_norm") and not self._all_separated(history):
+            message = f"the gradient has been zero for {self.window} steps"
+            return self._finding(history, "grad_norm", message, {"grad_norm": 0.0})
+        chosen = history.recent("logprob_chosen_change", self.window)
+        rejected = history.recent("logprob_rejected_change", self.window)
+        if len(chosen) < self.window or len(rejected) < self.window:
+            return None
+        largest = max(map(abs, chosen + rejected))
+        if largest >= self.least_change:
+            return None
+        message = f"the policy still equals its start after {history.seen('logprob_chosen_change')} steps"
+        return self._finding(history, "logprob_chosen_change", message, {"largest_change": largest})
+
+    def _all_zero(self, history: History, name: str) -> bool:
+        recent = history.recent(name, self.window)
+        return len(recent) == self.window and not any(recent)
+
+    def _all_separated(self, history: History) -> bool:
+        """A hinge loss has no gradient left once every pair is separated: that is an end, not a fault."""
+        accuracy = history.recent("reward_accuracy", self.window)
+        return bool(accuracy) and min(accuracy) == 1.0
+
+    def _finding(self, history: History, metric: str, message: str, evidence: dict[str, Any]) -> Finding:
+        return Finding(
+            severity="critical",
+            message=f"{message}: nothing is being learned",
+            evidence=evidence | {"steps": float(self.window)},
+            remedy="check that parameters train (an adapter's targets, frozen layers), and the learning rate and its "
+            "schedule",
+            since=history.step_before(metric, self.window),
+        )
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class NothingSupervised:
+    """A step trained on no token: its loss is 0 and means nothing."""
+
+    name: ClassVar[str] = "nothing_supervised"
+    metrics: ClassVar[tuple[str, ...]] = ("supervised_tokens",)
+
+    def look(self, history: History) -> Finding | None:
+        if history.recent("supervised_tokens", 1) != [0.0]:
+            return None
+        return Finding(
+            severity="critical",
+            message="this step had no token to train on; its loss of 0 is no success",
+            evidence={"supervised_tokens": 0.0},
+            remedy="look at the decoded rows of the preflight: the chat template, `encoding.train_on` or the "
+            "truncation removes every answer",
+            since=history.step_before("supervised_tokens", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LengthDrift:
+    """Responses grow or shrink against the first steps.
+
+    Of generated responses it is the commonest sign of a reward that is won by length (Singhal et al. 2023,
+    arXiv:2310.03716). Lengths of data do not depend on the policy: if they drift, the rows come sorted by length,
+    and the last batches train something else than the first. Lengths are compared by their logarithm, since they
+    scatter by factors.
+    """
+
+    name: ClassVar[str] = "length_drift"
+    metrics: ClassVar[tuple[str, ...]] = ("length_generated", "length", "length_chosen", "length_rejected")
+
+    factor: float = 1.5
+    window: int = 20
+    sigmas: float = 5.0
+
+    def look(self, history: History) -> Finding | None:
+        for name in self.metrics:
+            if history.seen(name) < START + self.window:
+                continue
+            start = [math.log(max(length, 1.0)) for length in history.start(name, START)]
+            recent = [math.log(max(length, 1.0)) for length in history.recent(name, RECENT)]
+            at_start, now = mean(start), mean(recent[-self.window :])
+            standard_error = noise(recent, START, self.window)
+            if abs(now - at_start) > max(math.log(self.factor), self.sigmas * standard_error):
+                return self._finding(history, name, math.exp(at_start), math.exp(now))
+        return None
+
+    def _finding(self, history: History, name: str, before: float, now: float) -> Finding:
+        generated = name == "length_generated"
+        remedy = (
+            "read the samples; penalise length in the reward, normalise it, or lower the learning rate"
+            if generated
+            else "shuffle the rows: they come in order of length, so the last steps train on other data than the first"
+        )
+        return Finding(
+            severity="warning",
+            message=f"{'generated' if generated else 'training'} responses went from {before:.0f} to {now:.0f} tokens "
+            f"({name}, mean of {self.window} steps)",
+            evidence={"metric": name, "at_start": before, "now": now, "ratio": now / before},
+            remedy=remedy,
+            since=history.step_before(name, self.window),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Overfitting:
+    """What is trained on gets better while what is held out gets worse, evaluation after evaluation."""
+
+    name: ClassVar[str] = "overfitting"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "held_out/loss", "held_out/reward_accuracy")
+
+    evaluations: int = 3
+    """In a row that must be worse than the best: one or two are noise of a small held-out set."""
+    loss_rise: float = 0.1
+    """Share of the best held-out loss."""
+    accuracy_fall: float = 0.1
+    """Below the best held-out accuracy, absolute."""
+
+    def look(self, history: History) -> Finding | None:
+        loss, accuracy = history.points("held_out/loss"), history.points("held_out/reward_accuracy")
+        train_start, train_now = history.start("loss", 5), history.recent("loss", 5)
+        if len(loss) <= self.evaluations or len(train_now) < 5 or mean(train_now) >= mean(train_start):
+            return None
+        best_step, best_loss = min(loss, key=lambda point: point[1])
+        worse = [value > best_loss + self.loss_rise * abs(best_loss) for _, value in loss[-self.evaluations :]]
+        if all(worse):
+            return self._finding("loss", best_loss, loss[-1][1], best_step, mean(train_start), mean(train_now))
+        if len(accuracy) <= self.evaluations:
+            return None
+        best_step, best_accuracy = max(accuracy, key=lambda point: point[1])
+        worse = [value < best_accuracy - self.accuracy_fall for _, value in accuracy[-self.evaluations :]]
+        if not all(worse):
+            return None
+        last = accuracy[-1][1]
+        return self._finding("reward_accuracy", best_accuracy, last, best_step, mean(train_start), mean(train_now))
+
+    def _finding(
+        self, metric: str, best: float, last: float, best_step: int, train_start: float, train_now: float
+    ) -> Finding:
+        return Finding(
+            severity="warning",
+            message=f"the training loss falls while the held-out {metric.replace('_', ' ')} went from {best:.3g} at "
+            f"step {best_step} to {last:.3g}: overfitting",
+            evidence={
+                "metric": metric,
+                "best_held_out": best,
+                "last_held_out": last,
+                "best_step": best_step,
+                "train_loss_at_start": train_start,
+                "train_loss": train_now,
+            },
+            remedy="stop at the best step, train fewer epochs, use more distinct rows, or lower the learning rate",
+            since=best_step,
+        )
+
+
+CHECKS: Mapping[str, Check] = MappingProxyType(
+    {
+        check.name: check
+        for check in (
+            NothingSupervised(),
+            LossDivergence(),
+            DeadLearning(),
+            LikelihoodDisplacement(),
+            Overfitting(),
+            GradientSpike(),
+            LengthDrift(),
+        )
+    }
+)
+"""Every check with its default thresholds, the gravest first."""

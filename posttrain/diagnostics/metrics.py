@@ -1,0 +1,179 @@
+"""Metrics: how they add up over micro-batches, and what each one means.
+
+A metric is a `posttrain.types.Mean`, `Total` or `Maximum`: it carries its own sum and count, so that merging is
+exact and there is no mean of means. `METRICS` describes every name that training writes; the report and the
+documentation read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from posttrain.types import Maximum, Mean, Metric, Total
+
+
+def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """The metrics of a step from those of its micro-batches (or ranks), in order of first appearance.
+
+    A metric that only some parts have is merged over those: what was not measured does not count.
+
+    Raises:
+        TypeError: one name is a mean in one part and a total or maximum in another.
+    """
+    merged: dict[str, Metric] = {}
+    for part in parts:
+        for name, metric in part.items():
+            merged[name] = _merge_two(name, merged[name], metric) if name in merged else metric
+    return merged
+
+
+def _merge_two(name: str, first: Metric, second: Metric) -> Metric:
+    if isinstance(first, Mean) and isinstance(second, Mean):
+        return first.merge(second)
+    if isinstance(first, Total) and isinstance(second, Total):
+        return first.merge(second)
+    if isinstance(first, Maximum) and isinstance(second, Maximum):
+        return first.merge(second)
+    raise TypeError(f"metric {name!r} is both a {type(first).__name__} and a {type(second).__name__}")
+
+
+def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Each metric's number; NaN where nothing was counted."""
+    return {name: metric.value for name, metric in metrics.items()}
+
+
+def counts(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """How many things each mean is a mean over."""
+    return {name: float(metric.count) for name, metric in metrics.items() if isinstance(metric, Mean)}
+
+
+def perplexity(loss: float) -> float:
+    """e^loss for a loss in nats per token; infinite rather than an overflow for a loss beyond about 709."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+Better = Literal["up", "down", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """MetricInfo("Loss", "nats", "down", "What training minimises.")"""
+
+    title: str
+    unit: str
+    """"" for plain numbers, "share" for fractions of 1, otherwise words: "nats", "nats/token", "tokens", "tokens/s"."""
+    better: Better
+    """Where a healthy run takes it; "none" where either way can be right."""
+    description: str
+
+
+METRICS: Mapping[str, MetricInfo] = MappingProxyType(
+    {
+        "loss": MetricInfo(
+            "Loss",
+            "nats",
+            "down",
+            "What training minimises: nats per trained token for sft, per pair for preferences. A DPO loss starts at "
+            "ln 2 = 0.693.",
+        ),
+        "preference_loss": MetricInfo(
+            "Preference term", "nats", "down", "The pairwise term of an objective that has a second one, unweighted."
+        ),
+        "nll_loss": MetricInfo(
+            "Anchor term",
+            "nats",
+            "down",
+            "Negative log-likelihood of the chosen response, unweighted; per token or per sequence as the objective "
+            "has it.",
+        ),
+        "rewards_chosen": MetricInfo(
+            "Reward, chosen",
+            "",
+            "up",
+            "Implicit reward of the chosen response, beta times its score. Below 0 against a reference, the response "
+            "has become less likely than it was.",
+        ),
+        "rewards_rejected": MetricInfo(
+            "Reward, rejected", "", "down", "Implicit reward of the rejected response, beta times its score."
+        ),
+        "reward_margin": MetricInfo(
+            "Reward margin",
+            "",
+            "up",
+            "Reward of the chosen minus reward of the rejected response. It rises also when both fall.",
+        ),
+        "reward_accuracy": MetricInfo(
+            "Reward accuracy",
+            "share",
+            "up",
+            "Share of pairs whose chosen response has the higher reward; a tie counts half, so an untrained policy has "
+            "50 %.",
+        ),
+        "logprob_per_token_chosen": MetricInfo(
+            "Log-prob per token, chosen", "nats/token", "up", "Mean over the tokens of the chosen responses."
+        ),
+        "logprob_per_token_rejected": MetricInfo(
+            "Log-prob per token, rejected", "nats/token", "none", "Mean over the tokens of the rejected responses."
+        ),
+        "logprob_chosen_change": MetricInfo(
+            "Change of log-prob, chosen",
+            "nats",
+            "up",
+            "Log-prob of the whole chosen response minus the reference's: its change since the start. Falling while "
+            "the margin rises is likelihood displacement.",
+        ),
+        "logprob_rejected_change": MetricInfo(
+            "Change of log-prob, rejected",
+            "nats",
+            "none",
+            "Log-prob of the whole rejected response minus the reference's: its change since the start.",
+        ),
+        "kl_k1_on_data": MetricInfo(
+            "k1 on the data's tokens",
+            "nats/token",
+            "none",
+            "Mean of r = log policy - log reference over the data's tokens. The policy did not sample them, so this is "
+            "not a KL and may be negative.",
+        ),
+        "kl_k2_on_data": MetricInfo(
+            "k2 on the data's tokens",
+            "nats/token",
+            "none",
+            "Mean of r^2 / 2 over the data's tokens: how far the policy has moved there, in either direction.",
+        ),
+        "kl_k3_on_data": MetricInfo(
+            "k3 on the data's tokens",
+            "nats/token",
+            "none",
+            "Mean of e^-r - 1 + r over the data's tokens; grows fast where the policy lost a token (r is cut at -80).",
+        ),
+        "length": MetricInfo("Length", "tokens", "none", "Trained tokens per demonstration."),
+        "length_chosen": MetricInfo("Length, chosen", "tokens", "none", "Trained tokens per chosen response."),
+        "length_rejected": MetricInfo("Length, rejected", "tokens", "none", "Trained tokens per rejected response."),
+        "length_generated": MetricInfo(
+            "Length, generated", "tokens", "none", "Tokens per response that the policy sampled."
+        ),
+        "supervised_tokens": MetricInfo("Trained tokens", "tokens", "none", "Tokens that trained in this step."),
+        "supervised_share": MetricInfo(
+            "Share trained", "share", "none", "Trained tokens over all tokens of the step; prompts do not train."
+        ),
+        "entropy": MetricInfo(
+            "Entropy",
+            "nats/token",
+            "none",
+            "Mean entropy of the policy's next-token distribution. A collapse to 0 means that it always says the same.",
+        ),
+        "grad_norm": MetricInfo(
+            "Gradient norm", "", "none", "Euclidean norm of the step's whole gradient before clipping."
+        ),
+        "learning_rate": MetricInfo("Learning rate", "", "none", "Of the step, after warm-up and schedule."),
+        "tokens_per_second": MetricInfo("Speed", "tokens/s", "up", "All tokens of the step over its time."),
+    }
+)

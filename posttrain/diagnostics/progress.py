@@ -1,0 +1,244 @@
+"""What a user sees while something long runs: the phase, how far it is, tokens/s, the time left, and stalls.
+
+    with PlainProgress(sys.stderr) as progress:
+        with progress.phase("dpo: training", total=75, unit="steps") as phase:
+            for batch in batches:
+                phase.advance(1, tokens=5_123, note="loss 0.61")
+
+`Progress` itself is silent, for use from Python; `PlainProgress` writes a line now and then, for logs and pipes;
+the bar for terminals is in posttrain/cli/progress.py. A watcher thread says when a phase has not moved for a
+while. It reads two numbers and writes text: it draws no random number and touches no tensor, so training is bit
+for bit the same with it and without it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Self, TypeVar
+
+Item = TypeVar("Item")
+
+QUICK_SECONDS = 2.0
+"""A phase that was done this fast leaves no line at its end: it would only hide those that matter."""
+WINDOW_SECONDS = 30.0
+"""Rates are over this much of the recent past: long enough to be steady, short enough to follow a change."""
+
+
+class Phase:
+    """One stretch of work, as a context manager: phase.advance() after each unit of it.
+
+    `total` is None where the end is not known; `done` starts above 0 when a run resumes.
+    """
+
+    def __init__(self, owner: Progress, title: str, total: float | None, unit: str, done: float):
+        self.title = title
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.tokens = 0
+        self.note = ""
+        self._owner = owner
+        self.started = self.updated = owner.now()
+        self._marks: deque[tuple[float, float, int]] = deque([(self.started, done, 0)])
+
+    def advance(self, amount: float = 1, *, tokens: int = 0, note: str | None = None) -> None:
+        """`amount` more units are done, `tokens` more were processed; `note` replaces the text at the line's end."""
+        self.done += amount
+        self.tokens += tokens
+        if note is not None:
+            self.note = note
+        self.updated = self._owner.now()
+        self._marks.append((self.updated, self.done, self.tokens))
+        while len(self._marks) > 2 and self._marks[0][0] < self.updated - WINDOW_SECONDS:
+            self._marks.popleft()
+        self._owner.update(self)
+
+    def track(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, each counted when it is done with."""
+        for item in items:
+            yield item
+            self.advance()
+
+    @property
+    def elapsed(self) -> float:
+        return self.updated - self.started
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self._rate(2) if self.tokens else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while it cannot be known: nothing done yet, or no end known."""
+        rate = self._rate(1)
+        return None if self.total is None or not rate else max(self.total - self.done, 0) / rate
+
+    def _rate(self, column: int) -> float | None:
+        first, last = self._marks[0], self._marks[-1]
+        seconds = last[0] - first[0]
+        return (last[column] - first[column]) / seconds if seconds > 0 else None
+
+    @property
+    def is_worth_a_line(self) -> bool:
+        """At its end: it did something, and took a while or was cut short."""
+        cut_short = self.total is not None and self.done < self.total
+        return self.done > 0 and (cut_short or self._owner.now() - self.started >= QUICK_SECONDS)
+
+    def line(self) -> str:
+        """dpo: training  30/75 steps  40 %  5,120 tokens/s  0:45 left  loss 0.61"""
+        parts = [self.title]
+        if self.total is None:
+            parts.append(f"{self.done:,.0f} {self.unit}")
+        else:
+            parts.append(f"{self.done:,.0f}/{self.total:,.0f} {self.unit}")
+            parts.append(f"{self.done / self.total:.0%}" if self.total else "100%")
+        if (rate := self.tokens_per_second) is not None:
+            parts.append(f"{rate:,.0f} tokens/s")
+        if (left := self.seconds_left) is not None:
+            parts.append(f"{clock(left)} left" if left else f"in {clock(self.elapsed)}")
+        return "  ".join([*parts, self.note] if self.note else parts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._owner.end(self)
+
+
+class Progress:
+    """Shows nothing; the base of those that show something. Phases may nest; the innermost is shown and watched."""
+
+    def __init__(self, *, stall_after: float | None = None, now: Callable[[], float] = time.monotonic):
+        """`stall_after`: seconds without an update after which the phase is said to stall; None: never."""
+        self.now = now
+        self.stall_after = stall_after
+        self._phases: list[Phase] = []
+        self._said_stalled: float | None = None
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+
+    def phase(self, title: str, total: float | None = None, unit: str = "rows", done: float = 0) -> Phase:
+        phase = Phase(self, title, total, unit, done)
+        with self._lock:
+            self._phases.append(phase)
+            self._said_stalled = None
+            self._watch()
+            self.show_begin(phase)
+        return phase
+
+    def update(self, phase: Phase) -> None:
+        with self._lock:
+            if self._said_stalled is not None:
+                self.say(f"{phase.title}: goes on")
+            self._said_stalled = None
+            self.show_update(phase)
+
+    def end(self, phase: Phase) -> None:
+        with self._lock:
+            if phase in self._phases:
+                self._phases.remove(phase)
+                self.show_end(phase)
+            self._said_stalled = None
+            if self._phases:  # the outer phase did not stand still: its inner one worked
+                self._phases[-1].updated = self.now()
+
+    def check_stall(self) -> None:
+        """Say that the innermost phase stalls if it does; again each time the silence has doubled."""
+        with self._lock:
+            if not self._phases or self.stall_after is None:
+                return
+            phase = self._phases[-1]
+            silence = self.now() - phase.updated
+            limit = self.stall_after if self._said_stalled is None else 2 * self._said_stalled
+            if silence >= limit:
+                self._said_stalled = silence
+                self.show_stall(phase, silence)
+
+    # -- what a kind of progress shows
+
+    def show_begin(self, phase: Phase) -> None:
+        """A phase began."""
+
+    def show_update(self, phase: Phase) -> None:
+        """A phase moved."""
+
+    def show_end(self, phase: Phase) -> None:
+        """A phase ended, by its end or by an error."""
+
+    def show_stall(self, phase: Phase, silence: float) -> None:
+        self.say(f"{phase.title}: no progress for {clock(silence)} (at {phase.done:,.0f} {phase.unit}); still waiting")
+
+    # -- the watcher
+
+    def _watch(self) -> None:
+        if self._watcher is None and self.stall_after is not None:
+            self._stop.clear()
+            self._watcher = threading.Thread(target=self._look, name="posttrain-stall-watcher", daemon=True)
+            self._watcher.start()
+
+    def _look(self) -> None:
+        interval = min(1.0, (self.stall_after or 1.0) / 4)
+        while not self._stop.wait(interval):
+            self.check_stall()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class PlainProgress(Progress):
+    """Lines for a log or a pipe: at a phase's begin and end, and at most one every `every` seconds between."""
+
+    def __init__(
+        self,
+        stream: IO[str],
+        *,
+        every: float = 10.0,
+        stall_after: float | None = 60.0,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(stall_after=stall_after, now=now)
+        self.stream = stream
+        self.every = every
+        self._last_line = float("-inf")
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            print(text, file=self.stream, flush=True)
+
+    def show_begin(self, phase: Phase) -> None:
+        total = "" if phase.total is None else f", {phase.total:,.0f} {phase.unit}"
+        self.say(f"{phase.title}{total}")
+        self._last_line = self.now()
+
+    def show_update(self, phase: Phase) -> None:
+        if self.now() - self._last_line >= self.every:
+            self.say(phase.line())
+            self._last_line = self.now()
+
+    def show_end(self, phase: Phase) -> None:
+        if phase.is_worth_a_line:
+            self.say(phase.line())
+        self._last_line = self.now()
+
+
+def clock(seconds: float) -> str:
+    """45 -> "0:45", 3725 -> "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
