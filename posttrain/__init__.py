@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from posttrain.data.read import read
     from posttrain.models.logprobs import Policy
     from posttrain.report import write_report
-    from posttrain.train.pipeline import check_recipe, run_recipe
-    from posttrain.train.session import Run, load, train
+    from posttrain.training.pipeline import check_recipe, run_recipe
+    from posttrain.training.session import Run, load, train
 
 _HOMES = {
     "DPO": "posttrain.config",
@@ -35,15 +35,15 @@ _HOMES = {
     "Policy": "posttrain.models.logprobs",
     "Preference": "posttrain.config",
     "Recipe": "posttrain.config",
-    "Run": "posttrain.train.session",
+    "Run": "posttrain.training.session",
     "SFT": "posttrain.config",
-    "check_recipe": "posttrain.train.pipeline",
+    "check_recipe": "posttrain.training.pipeline",
     "encode": "posttrain.data.store",
-    "load": "posttrain.train.session",
+    "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
     "read": "posttrain.data.read",
-    "run_recipe": "posttrain.train.pipeline",
-    "train": "posttrain.train.session",
+    "run_recipe": "posttrain.training.pipeline",
+    "train": "posttrain.training.session",
     "write_report": "posttrain.report",
 }
 """Public name -> module that holds it."""

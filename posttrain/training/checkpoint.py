@@ -1,0 +1,171 @@
+"""Checkpoints that are hashed, written under a temporary name, read back, and only then counted.
+
+    checkpoints/step-00000050/
+        weights.safetensors     every parameter that trains, by name (frozen weights are the start model's)
+        optimizer.safetensors   Adam's moments, by parameter and moment
+        state.json              step, seeds, random states, alarms, identities of recipe and data
+        manifest.json           sha256 and size of the files above; written last
+
+A resumed run equals the uninterrupted one bit for bit on CPU: the order of rows is a function of seed and step, and
+everything else that moves is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from posttrain.errors import CheckpointError, ResumeError
+from posttrain.training.optimizer import Optimizer
+
+MANIFEST = "manifest.json"
+FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was found whole: Checkpoint(path=.../step-00000050, step=50, state={...})."""
+
+    path: Path
+    step: int
+    """Steps taken before it."""
+    state: Mapping[str, Any]
+
+
+def save(
+    folder: Path, *, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint, verify what lies on disk, then drop all but the newest `keep`.
+
+    A kill at any moment leaves either the old set or the old set and the new one.
+    """
+    target = folder / f"step-{step:08d}"
+    writing = folder / f".writing-step-{step:08d}"
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(weights, writing / FILES[0])
+    moments = {
+        f"{name}|{key}": value.detach().cpu().contiguous()
+        for name, values in optimizer.state_dict().items()
+        for key, value in values.items()
+    }
+    save_file(moments, writing / FILES[1])
+    record = {**state, "step": step, "random_state": _random_state()}
+    (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    manifest = {name: _identity(writing / name) for name in FILES}
+    (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in writing.iterdir():
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(writing, target)
+    _sync(folder)
+    read(target)
+    for old in _found(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, verified; None if there is none.
+
+    Raises:
+        CheckpointError: the newest one is torn or altered. It is not skipped in silence: an older one would train the
+            same rows again without anybody knowing.
+    """
+    found = _found(folder)
+    return read(found[-1]) if found else None
+
+
+def read(path: Path) -> Checkpoint:
+    """Verify a checkpoint's files against its manifest.
+
+    Raises:
+        CheckpointError: naming the file that is missing or differs.
+    """
+    remedy = f"remove {path.name} to go on from the checkpoint before it, or start anew with --fresh"
+    if not (path / MANIFEST).exists():
+        raise CheckpointError("the checkpoint has no manifest: it is torn", where=path, remedy=remedy)
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    for name in FILES:
+        if not (path / name).exists():
+            raise CheckpointError(f"the checkpoint lacks {name}", where=path, remedy=remedy)
+        found = _identity(path / name)
+        if found != manifest.get(name):
+            raise CheckpointError(
+                f"{name} is not what was saved",
+                where=path,
+                found=found,
+                expected=manifest.get(name),
+                remedy=remedy,
+            )
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(path, int(state["step"]), state)
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put weights, moments and random states back.
+
+    Raises:
+        ResumeError: the checkpoint's parameters are not the ones that train now.
+    """
+    weights = load_file(checkpoint.path / FILES[0])
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(weights) != set(trainable):
+        differing = sorted(set(weights) ^ set(trainable))
+        raise ResumeError(
+            f"{len(differing)} parameters train now or trained then, but not both; the first is {differing[0]}",
+            where=checkpoint.path,
+            remedy="resume with the adapter and model the run began with, or start anew with --fresh",
+        )
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(weights[name])
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(checkpoint.path / FILES[1]).items():
+        name, moment = key.rsplit("|", 1)
+        moments.setdefault(name, {})[moment] = value
+    optimizer.load_state_dict(moments)
+    _restore_random_state(checkpoint.state["random_state"])
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.exists() else []
+
+
+def _random_state() -> dict[str, str]:
+    """torch's generators; numpy's and Python's are not used: every other draw has a stream of its own."""
+    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, str]) -> None:
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cpu"]), dtype=torch.uint8))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cuda"]), dtype=torch.uint8))
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    """Down to the disk, so that a rename never outlives the data it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""What a step needs in memory, item by item, before it is needed.
+
+Weights, gradients, moments and the reference are counted; the activations are measured: one tree goes through the
+model and every tensor that autograd keeps for the backward pass is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from posttrain.data.trees import collate
+from posttrain.errors import MemoryLimitError
+from posttrain.models.logprobs import Policy
+from posttrain.models.projection import BUFFER_ELEMENTS
+from posttrain.types import TokenTree
+
+GIGABYTE = 1e9
+MICROBATCH_LIMIT = {"cpu": 2048, "cuda": 16384}
+"""More tokens at a time than this gain no speed: the matrix multiplies are large enough. Measured on 2 cores."""
+SHARE_FOR_ACTIVATIONS = 0.5
+"""Of the memory that is free after weights, gradients and moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Item("activations", 1_200_000_000, "2,048 tokens x 0.59 MB")."""
+
+    name: str
+    bytes: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """MemoryPlan(items=(Item("weights", ...), ...), available_bytes=16e9); the items are there at the same time."""
+
+    items: tuple[Item, ...]
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.available_bytes
+
+    @property
+    def largest(self) -> Item:
+        return max(self.items, key=lambda item: item.bytes)
+
+    def line(self) -> str:
+        """3.1 GB of 16.0 GB free; largest: activations 1.2 GB (2,048 tokens x 0.59 MB)"""
+        top = self.largest
+        detail = f" ({top.detail})" if top.detail else ""
+        return (
+            f"{self.total_bytes / GIGABYTE:.2f} GB of {self.available_bytes / GIGABYTE:.1f} GB free; "
+            f"largest: {top.name} {top.bytes / GIGABYTE:.2f} GB{detail}"
+        )
+
+    def table(self) -> str:
+        rows = sorted(self.items, key=lambda item: -item.bytes)
+        return "\n".join(f"  {item.name:<16} {item.bytes / 1e6:>10,.0f} MB  {item.detail}" for item in rows)
+
+
+def plan(
+    policy: Policy,
+    *,
+    tokens_per_microbatch: int,
+    activation_bytes_per_token: float,
+    live_reference: bool,
+    rows: int = 1,
+    row_tokens: int | None = None,
+) -> MemoryPlan:
+    """The memory of one training step on top of nothing; `available` counts what the weights occupy already.
+
+    Args:
+        rows: rows that the padded path pads together, of `row_tokens` tokens; the tree path keeps no logits.
+    """
+    parameters = list(policy.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    vocabulary = int(policy.causal_lm.config.get_text_config().vocab_size)
+    element = policy.dtype.itemsize
+    items = [
+        Item("weights", weights),
+        Item("gradients", trainable * element, f"{trainable:,} parameters train"),
+        Item("Adam moments", 2 * trainable * element),
+        Item(
+            "activations",
+            int(tokens_per_microbatch * activation_bytes_per_token),
+            f"{tokens_per_microbatch:,} tokens x {activation_bytes_per_token / 1e6:.2f} MB",
+        ),
+    ]
+    if live_reference:
+        items.append(Item("reference", weights))
+    if policy.path == "padded":
+        items.append(logits_item(rows, row_tokens or tokens_per_microbatch, vocabulary, element))
+    else:
+        items.append(Item("logits buffer", max(BUFFER_ELEMENTS, 16 * vocabulary) * element, "one chunk, reused"))
+    return MemoryPlan(tuple(items), available_bytes(policy.device) + weights)
+
+
+def logits_item(rows: int, tokens: int, vocabulary: int, bytes_per_logit: int) -> Item:
+    """The logits of padded rows: 2 rows x 256 tokens x 151,665 ids are 155 MB in bf16 and 310 MB in fp32."""
+    size = rows * tokens * vocabulary * bytes_per_logit
+    return Item("logits", size, f"{rows} rows x {tokens:,} tokens x {vocabulary:,} ids x {bytes_per_logit} bytes")
+
+
+def activation_bytes_per_token(policy: Policy, tree: TokenTree) -> float:
+    """Bytes that autograd keeps per token of the batch, measured on one tree; parameters are not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = policy(collate([tree])).logprobs_N
+        size = sum(kept.values())
+    del out
+    return size / tree.num_tokens
+
+
+def fitting_microbatch(policy: Policy, bytes_per_token: float, *, largest_tree: int, live_reference: bool) -> int:
+    """Tokens per micro-batch that the free memory holds, at least the largest tree, which cannot be cut."""
+    fixed = plan(policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=live_reference)
+    room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
+    fits = int(room / max(bytes_per_token, 1.0))
+    return max(largest_tree, min(fits, MICROBATCH_LIMIT.get(policy.device.type, 2048)), 1)
+
+
+def available_bytes(device: torch.device) -> int:
+    """What can still be allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def explained(memory: MemoryPlan | None) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into one that says where the memory went and what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _explain(memory) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise _explain(memory) from error
+
+
+def _explain(memory: MemoryPlan | None) -> MemoryLimitError:
+    found = None if memory is None else f"the plan was\n{memory.table()}"
+    return MemoryLimitError(
+        "the machine's memory does not hold the step",
+        found=found,
+        remedy="in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
+        "(2) set compute.activation_checkpointing: true, about a third more time; "
+        "(3) train a LoRA adapter instead of all weights, or lower max_length",
+    )

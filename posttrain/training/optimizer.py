@@ -1,0 +1,128 @@
+"""AdamW over fp32 master weights, which refuses a gradient that is not finite before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.config.settings import Optimizer as OptimizerSettings
+from posttrain.config.settings import Schedule
+from posttrain.errors import ConfigError, NonFiniteError
+from posttrain.training.schedule import factor
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update did: Update(grad_norm=0.83, learning_rate=4.5e-6); the norm is the one before clipping."""
+
+    grad_norm: float
+    learning_rate: float
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) with the schedule and the clipping of one stage.
+
+    Raises:
+        ConfigError: nothing trains, or a weight that trains is not kept in fp32 (a bf16 weight of 1.0 does not feel an
+            update below 0.004, so most of Adam's steps would vanish).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimizerSettings,
+        *,
+        learning_rate: float,
+        schedule: Schedule,
+        steps: int,
+    ):
+        self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        _check_trainable(self.named)
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.steps = steps
+        self.clip_norm = settings.clip_norm
+        matrices = [p for _, p in self.named if p.ndim >= 2]
+        vectors = [p for _, p in self.named if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},  # norms and biases: decay would pull scales to 0
+        ]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+
+    def step(self, step: int, rows: Sequence[str] = ()) -> Update:
+        """Clip, update, and clear the gradients; `step` counts from 0, `rows` name the step's data in errors.
+
+        Raises:
+            NonFiniteError: the gradient is NaN or infinite; no weight and no moment has moved.
+        """
+        gradients = [p.grad for _, p in self.named if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise non_finite(self._bad_tensors(), step, rows)
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_((p for _, p in self.named), self.clip_norm, norm)
+        rate = self.learning_rate * factor(
+            step,
+            self.steps,
+            kind=self.schedule.kind,
+            warmup_ratio=self.schedule.warmup_ratio,
+            final_ratio=self.schedule.final_ratio,
+        )
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return Update(float(norm), rate)
+
+    def _bad_tensors(self) -> list[str]:
+        return [name for name, p in self.named if p.grad is not None and not torch.isfinite(p.grad).all()]
+
+    # The state is saved by parameter name, so that a changed order of parameters cannot hand moments to the wrong one.
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(self.adamw.state[p]) for name, p in self.named if p in self.adamw.state}
+
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+        for name, parameter in self.named:
+            if name in state:
+                self.adamw.state[parameter] = {
+                    key: value.to(parameter.device) if value.ndim else value for key, value in state[name].items()
+                }
+
+
+def non_finite(tensors: Sequence[str], step: int, rows: Sequence[str]) -> NonFiniteError:
+    """The error of a step that must not be taken."""
+    shown = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+    return NonFiniteError(
+        f"step {step + 1}: {shown} is not finite; the step was not taken",
+        remedy="look at these rows, lower learning_rate, lengthen schedule.warmup_ratio, "
+        "or set compute.precision: fp32",
+        tensors=tensors,
+        rows=rows,
+    )
+
+
+def _check_trainable(named: list[tuple[str, nn.Parameter]]) -> None:
+    if not named:
+        raise ConfigError(
+            "no parameter trains",
+            remedy="give the stage an adapter, or load a model whose weights are not frozen",
+        )
+    narrow = [name for name, p in named if p.dtype in (torch.float16, torch.bfloat16)]
+    if narrow:
+        raise ConfigError(
+            f"{len(narrow)} weights that train are kept in 16 bits, {narrow[0]} among them",
+            expected="fp32 master weights; compute.precision: bf16 already makes the arithmetic bf16",
+            remedy="load the model with dtype=torch.float32",
+        )

@@ -1,0 +1,260 @@
+"""What is proven before step 1, on the run's own rows.
+
+    rows        three decoded rows, trained text marked     stop_token   trained text ends as inference expects
+    data        kept, dropped and truncated by reason       bos          one beginning token at most
+    tree        the fast path equals the slow one           leak         a branch moves no other
+    identity    policy = reference at step 0                memory       what a step needs against what there is
+    gradient    every tensor that trains gets a gradient
+
+A check never changes a weight, a random stream or the data. Each is one function that returns a `Check`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+
+from posttrain.data.trees import collate, count
+from posttrain.errors import PreflightError
+from posttrain.models.logprobs import Policy
+from posttrain.models.parity import Gap, leak, tree_against_padded
+from posttrain.training.algorithms import Algorithm
+from posttrain.training.memory import MemoryPlan
+from posttrain.training.step import Reference
+from posttrain.types import Mean, TokenTree
+
+Status = Literal["pass", "warn", "fail"]
+
+SHOWN_ROWS = 3
+PROBED_TREES = 2
+"""Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
+SEARCHED_TREES = 64
+"""The probes are the shortest of the first so many trees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Check("tree", "tree = padded", "pass", "log-probs differ by at most 2.5e-05 nats ...")"""
+
+    name: str
+    title: str
+    status: Status
+    detail: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """All checks of one stage, the decoded rows, and the memory plan."""
+
+    checks: tuple[Check, ...]
+    rows: tuple[dict[str, Any], ...]
+    """{"row": "pairs.jsonl, row 3", "kind": "chosen", "pieces": [{"text": ..., "trained": ...}]}"""
+    memory: MemoryPlan | None = None
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "fail"]
+
+    def record(self) -> dict[str, Any]:
+        """The content of preflight.json."""
+        memory = self.memory and {
+            "items": [asdict(item) for item in self.memory.items],
+            "total_bytes": self.memory.total_bytes,
+            "available_bytes": self.memory.available_bytes,
+        }
+        return {"checks": [asdict(check) for check in self.checks], "rows": list(self.rows), "memory": memory}
+
+    def require(self) -> None:
+        """Raise PreflightError, naming every failed check and its remedy, if one failed."""
+        if not self.failed:
+            return
+        raise PreflightError(
+            "; ".join(f"{check.title}: {check.detail}" for check in self.failed),
+            remedy="; ".join(check.remedy for check in self.failed if check.remedy)
+            + "; or set preflight.on_failure: warn to train in spite of it",
+        )
+
+
+class Decoder(Protocol):
+    """What the checks need of the encoder."""
+
+    stop_ids: frozenset[int]
+
+    def decode_marked(self, tree: TokenTree, branch: int = 0) -> list[tuple[str, bool]]: ...
+
+
+# ---------------------------------------------------------------- data
+
+
+def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str, Any], ...]:
+    """The first rows as the model will see them, one entry per branch."""
+    shown = []
+    for tree in trees[:SHOWN_ROWS]:
+        kinds = ["demonstration"] if len(tree.branches) == 1 else ["chosen", "rejected"]
+        kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
+        for index, kind in enumerate(kinds):
+            pieces = decoder.decode_marked(tree, index)
+            marked = [{"text": text, "trained": trained} for text, trained in pieces]
+            shown.append({"row": str(tree.row), "kind": kind, "pieces": marked})
+    return tuple(shown)
+
+
+def check_data(
+    kept: int, dropped: Mapping[str, int], truncated: Mapping[str, int], tokens: int, trained_tokens: int
+) -> Check:
+    """How many rows are left, and how much of them trains."""
+    lost, cut = sum(dropped.values()), sum(truncated.values())
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in [*dropped.items(), *truncated.items()])
+    share = trained_tokens / max(1, tokens)
+    evidence = {"kept": kept, "dropped": dict(dropped), "truncated": dict(truncated), "trained_share": share}
+    detail = f"{kept:,} rows kept, {lost:,} dropped, {cut:,} truncated; {share:.0%} of {tokens:,} tokens train"
+    if reasons:
+        detail += f" ({reasons})"
+    many = lost > 0.05 * (kept + lost)
+    remedy = "see dropped.jsonl for the rows; raise max_length or choose another encoding.truncation" if many else None
+    return Check("data", "data", "warn" if many else "pass", detail, evidence, remedy)
+
+
+def check_stop_token(trees: Sequence[TokenTree], stop_ids: frozenset[int], *, wanted: bool) -> Check:
+    """The share of responses whose last token is a stop token that trains."""
+    ends = Counter(
+        bool(branch.loss_mask[-1]) and int(branch.ids[-1]) in stop_ids for tree in trees for branch in tree.branches
+    )
+    share = ends[True] / max(1, ends.total())
+    evidence = {"share": share, "responses": ends.total(), "stop_ids": sorted(stop_ids)}
+    detail = f"{share:.0%} of responses end with a stop token that trains"
+    if not wanted:
+        return Check("stop_token", "stop token", "pass", f"{detail} (encoding.stop_token: ignore)", evidence)
+    if share == 0:
+        remedy = "check that the chat template ends assistant turns, or set encoding.stop_token: ignore on purpose"
+        return Check("stop_token", "stop token", "fail", detail, evidence, remedy)
+    if share < 0.9:
+        remedy = "cut responses carry no stop token; raise max_length"
+        return Check("stop_token", "stop token", "warn", detail, evidence, remedy)
+    return Check("stop_token", "stop token", "pass", detail, evidence)
+
+
+def check_bos(trees: Sequence[TokenTree], bos_id: int | None) -> Check:
+    """At most one beginning-of-sequence token per row, and none inside responses."""
+    if bos_id is None:
+        return Check("bos", "one BOS", "pass", "the tokenizer has no beginning token")
+    # Two in a row at the start; elsewhere the id may be a turn's mark (SmolLM2's BOS is <|im_start|>).
+    doubled = [str(tree.row) for tree in trees if (tree.prompt_ids[:2] == bos_id).sum() == 2]
+    inside = [str(t.row) for t in trees if len(t.prompt_ids) and any(b.ids[0] == bos_id for b in t.branches)]
+    if doubled or inside:
+        where = "twice in the prompt" if doubled else "at the start of a response"
+        rows = doubled or inside
+        return Check(
+            "bos",
+            "one BOS",
+            "fail",
+            f"the beginning token stands {where} in {len(rows):,} of {len(trees):,} rows",
+            {"rows": rows[:10]},
+            "the chat template writes it already: leave it out of the text",
+        )
+    return Check("bos", "one BOS", "pass", f"no row has more than one (id {bos_id})")
+
+
+# ---------------------------------------------------------------- the model
+
+
+def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The shortest of the first trees."""
+    return sorted(trees[:SEARCHED_TREES], key=lambda tree: tree.num_tokens)[:PROBED_TREES]
+
+
+def choose_path(policy: Policy, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
+    """Prove tree = padded and set `policy.path`; a model that the tree cannot serve runs padded and says so."""
+    title = "tree = padded"
+    if asked == "padded":
+        policy.path = "padded"
+        return Check("tree", title, "pass", "not asked: compute.logprobs is padded")
+    fault: str | None = None
+    gap: Gap | None = None
+    try:
+        gap = tree_against_padded(policy, probes(trees))
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        # The model's own code refuses the flat batch; the padded path never meets that code.
+        fault = f"{type(error).__name__}: {error}"
+    if gap is not None and gap.holds:
+        policy.path = "tree"
+        return Check("tree", title, "pass", gap.line(), {"logprob": gap.logprob, "gradient": gap.gradient})
+    policy.path = "padded"
+    detail = f"{type(policy.causal_lm).__name__} runs padded: {gap.line() if gap else fault}"
+    evidence = {"logprob": gap.logprob, "gradient": gap.gradient} if gap else {"error": fault}
+    status: Status = "warn" if asked == "auto" else "fail"
+    return Check("tree", title, status, detail, evidence, "set compute.logprobs: padded to expect this")
+
+
+def check_leak(policy: Policy, trees: Sequence[TokenTree]) -> Check:
+    """Changing one branch must move no other branch's log-probs and gradient."""
+    gap = leak(policy, probes(trees))
+    evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
+    if gap.holds:
+        return Check("leak", "no leak between branches", "pass", f"after changing one: {gap.line()}", evidence)
+    remedy = "set compute.logprobs: padded; this model's attention does not keep rows apart"
+    return Check("leak", "no leak between branches", "fail", f"after changing one: {gap.line()}", evidence, remedy)
+
+
+@torch.no_grad()
+def check_identity(policy: Policy, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
+    """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
+    batch = collate(probes(trees))
+    logprobs = policy(batch)
+    reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
+    total = count(probes(trees))
+    loss = float(algorithm.loss(logprobs, reference_N, batch, total).loss)
+    exact = float(algorithm.loss(logprobs, logprobs.logprobs_N, batch, total).loss)
+    out = algorithm.loss(logprobs, reference_N, batch, total)
+    margin = out.metrics.get("reward_margin", Mean(0.0, 1)).value
+    apart = float((logprobs.logprobs_N - reference_N).abs().max())
+    evidence = {"loss": loss, "expected_loss": exact, "margin": margin, "largest_logprob_gap": apart}
+    detail = f"loss {loss:.6f} (expected {exact:.6f}), margin {margin:+.1e}, log-probs within {apart:.1e} nats"
+    holds = apart <= 1e-3 and abs(loss - exact) <= 1e-3 * max(1.0, abs(exact))
+    remedy = None if holds else "the reference is not the policy's start: run with --fresh to compute it again"
+    return Check("identity", "policy = reference at step 0", "pass" if holds else "fail", detail, evidence, remedy)
+
+
+def check_gradient(
+    policy: Policy, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
+) -> Check:
+    """Which tensors train, and which of them get no gradient from the first backward."""
+    batch = collate(probes(trees))
+    reference_N = reference.logprobs(batch) if reference is not None else None
+    loss = algorithm.loss(policy(batch), reference_N, batch, count(probes(trees))).loss
+    named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    dead = [
+        name
+        for (name, _), g in zip(named, gradients, strict=True)
+        # The A factor of a fresh LoRA waits for B, which starts at zero; it is dead only if B is too.
+        if (g is None or not g.any()) and "lora_A" not in name
+    ]
+    size = sum(p.numel() for _, p in named)
+    everything = sum(p.numel() for p in policy.model.parameters())
+    detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
+    evidence = {"trainable": size, "total": everything, "dead": dead[:20]}
+    if len(dead) == len(named):
+        detail += "; none gets a gradient"
+        return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
+    if dead:
+        remedy = "experts that saw no token are normal; else check the adapter's targets"
+        return Check(
+            "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
+        )
+    return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
+
+
+def check_memory(memory: MemoryPlan) -> Check:
+    """The plan against the memory that is free."""
+    evidence = {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes}
+    if memory.fits:
+        return Check("memory", "memory", "pass", memory.line(), evidence)
+    remedy = "lower compute.tokens_per_microbatch, set compute.activation_checkpointing: true, or train an adapter"
+    return Check("memory", "memory", "warn", memory.line(), evidence, remedy)

@@ -1,0 +1,116 @@
+"""T64: a run that stops and goes on equals one that does not, bit for bit (accelerate PR#4071)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.errors import CheckpointError, ResumeError
+from posttrain.training.loop import Loop
+from tests.fixtures import tiny_model
+from tests.training import run_loop, weights_of, work_of
+
+TIMED = ("tokens_per_second",)
+
+
+class Killed(BaseException):
+    """As sudden as `kill -9`: nothing in the package catches it."""
+
+
+def model_of(kind: str) -> Any:
+    model = tiny_model("llama", vocab=97)
+    if kind == "full":
+        return model
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+    return get_peft_model(model, config)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    found = StageFolder(folder).metrics()
+    for record in found:
+        record.pop("seconds")
+        for name in TIMED:
+            record["values"].pop(name, None)
+    return found
+
+
+def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulation: bool) -> None:
+    """Run until `at_step` steps are taken (or half of the next one's micro-batches are done), then die."""
+    work = work_of(method, model=model_of(kind), dropout=kind == "lora" and method == "sft")
+    stage_folder = StageFolder(folder)
+    loop = Loop(work, stage_folder, Progress())
+    forward, calls = type(work.policy).forward, {"step": 0}
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if loop.step == at_step and torch.is_grad_enabled():
+            calls["step"] += 1
+            if calls["step"] > (1 if mid_accumulation else 0):
+                raise Killed
+        return forward(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(work.policy), "forward", dying)
+        with pytest.raises(Killed):
+            loop.run()
+    stage_folder.close()  # the operating system does this for a process that dies
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("sft", "full"), ("sft", "lora"), ("dpo", "full"), ("dpo", "lora"), ("simpo", "full"), ("orpo", "full")],
+)
+@pytest.mark.parametrize(("at_step", "mid_accumulation"), [(5, False), (5, True), (4, False)])
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, method: str, kind: str, at_step: int, mid_accumulation: bool
+) -> None:
+    """14 rows, 4 a step: an epoch ends with step 4; checkpoints after steps 3 and 6. With the adapter sft has dropout."""
+    dropout = kind == "lora" and method == "sft"
+    whole = work_of(method, model=model_of(kind), dropout=dropout)
+    run_loop(whole, tmp_path / "whole")
+
+    killed_run(method, kind, tmp_path / "resumed", at_step, mid_accumulation)
+    torch.manual_seed(12345)  # a fresh process has another global state
+    resumed = work_of(method, model=model_of(kind), dropout=dropout)
+    loop = run_loop(resumed, tmp_path / "resumed")
+
+    assert loop.step == 8
+    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
+    for name, weight in weights_of(whole).items():
+        assert torch.equal(weight, weights_of(resumed)[name]), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    run_loop(work_of(epochs=1), tmp_path)
+    with pytest.raises(ResumeError, match="changed since"):
+        run_loop(replace(work_of(epochs=1), identity="another"), tmp_path)
+
+
+def test_a_torn_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    run_loop(work_of(epochs=1), tmp_path)
+    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    content = (newest / "weights.safetensors").read_bytes()
+    (newest / "weights.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is not what was saved"):
+        run_loop(work_of(epochs=1), tmp_path)
+    (newest / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks weights\.safetensors"):
+        run_loop(work_of(epochs=1), tmp_path)
+
+
+def test_old_checkpoints_go_and_unfinished_ones_do_not_count(tmp_path: Path) -> None:
+    work = work_of(epochs=3)
+    (tmp_path / "checkpoints" / ".writing-step-00000099").mkdir(parents=True)
+    run_loop(work, tmp_path)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
+        "step-00000009",
+        "step-00000012",
+    ]
