@@ -39,7 +39,7 @@ class Policy(nn.Module):
 
     Args:
         model: any causal LM of `transformers`, or a `peft` model around one.
-        path: `tree` or `padded`; see `posttrain.train.preflight` for how a run chooses and proves it.
+        path: `tree` or `padded`; see `posttrain.training.preflight` for how a run chooses and proves it.
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
