@@ -1,0 +1,191 @@
+"""Pictures of many values at once: histograms, boxes, scatter plots, and figures with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from posttrain.report.charts import (
+    Chart,
+    Key,
+    Note,
+    Path,
+    Rule,
+    Tick,
+    dots,
+    joined,
+    rectangle,
+    x_axis_ticks,
+    y_axis_ticks,
+)
+from posttrain.report.numbers import Axis, axis, count, interval, number
+from posttrain.report.read import Score
+from posttrain.report.summaries import Bins, bins, box, downsample, quantile
+
+MOST_OUTLIERS = 40
+MOST_POINTS = 600
+
+
+def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], edges: Bins, x_title: str = "") -> Chart:
+    """Shares of each group over the same bins: histogram("Rewards", {"chosen": ("chosen", [...])}, bins(all)).
+
+    groups: label -> (palette colour, values); groups without values are left out. Medians are drawn as rules.
+    """
+    known = {label: (colour, values) for label, (colour, values) in groups.items() if values}
+    shares = {label: edges.shares(values) for label, (_, values) in known.items()}
+    tallest = max((max(share) for share in shares.values()), default=1.0)
+    across, up = Axis(edges.low, edges.high), Axis(0.0, tallest * 1.08)
+    paths, rules = [], []
+    for label, (colour, values) in known.items():
+        outline = _steps(shares[label], up)
+        paths.append(Path(f"{outline}L1000 1000L0 1000Z", colour, "area"))
+        paths.append(Path(outline, colour, "outline"))
+        median = quantile(sorted(values), 0.5)
+        rules.append(Rule(100 * across.place(median), True, colour=colour))
+    medians = "median " + ", ".join(f"{label} {_median(values)}" for label, (_, values) in known.items())
+    return Chart(
+        title=title,
+        said=f"{title}: {medians if known else 'no values'}.",
+        caption=medians if known else "",
+        paths=sorted(paths, key=lambda path: path.look == "outline"),
+        x_ticks=x_axis_ticks(across),
+        y_ticks=y_axis_ticks(up, "share", aim=3),
+        x_title=x_title,
+        rules=rules,
+        keys=[Key(label, colour, "area") for label, (colour, _) in known.items()] if len(known) > 1 else [],
+    )
+
+
+def _median(values: Sequence[float]) -> str:
+    return number(quantile(sorted(values), 0.5))
+
+
+def _steps(shares: Sequence[float], up: Axis) -> str:
+    points = []
+    for index, share in enumerate(shares):
+        points += [(index / len(shares), up.place(share)), ((index + 1) / len(shares), up.place(share))]
+    return joined(points)
+
+
+def common_bins(*groups: Sequence[float]) -> Bins | None:
+    """One set of bins for several groups, so that their pictures can be compared; None if all are empty."""
+    everything = [value for group in groups for value in group]
+    return bins(everything) if everything else None
+
+
+def box_chart(title: str, groups: Sequence[tuple[str, str, Sequence[float]]], x_title: str = "") -> Chart:
+    """Tukey boxes, one row a group: box_chart("Rewards", [("chosen, end", "chosen", [...])])."""
+    known = [(label, colour, values) for label, colour, values in groups if values]
+    everything = [value for _, _, values in known for value in values]
+    across = axis(min(everything), max(everything)) if everything else Axis(0.0, 1.0)
+    row = 1 / max(1, len(known))
+    paths, labels, said = [], [], []
+    for index, (label, colour, values) in enumerate(known):
+        middle = 1 - (index + 0.5) * row
+        paths += _box(values, colour, across, middle, 0.27 * row)
+        labels.append(Tick(100 * (index + 0.5) * row, label))
+        said.append(f"{label} median {_median(values)}")
+    return Chart(
+        title=title,
+        said=f"{title}: {'; '.join(said) or 'no values'}.",
+        caption="box: middle half; whiskers: within 1.5 boxes" if known else "",
+        paths=paths,
+        x_ticks=x_axis_ticks(across),
+        y_ticks=labels,
+        x_title=x_title,
+        rules=[Rule(100 * across.place(0.0), True)] if across.low < 0 < across.high else [],
+        rows=max(1, len(known)),
+    )
+
+
+def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half: float) -> list[Path]:
+    found = box(values)
+    low, first, median, third, high = (
+        across.place(value) for value in (found.low, found.first, found.median, found.third, found.high)
+    )
+    cap = half * 0.5
+    whiskers = "".join(
+        joined(points)
+        for points in (
+            [(low, middle), (first, middle)],
+            [(third, middle), (high, middle)],
+            [(low, middle - cap), (low, middle + cap)],
+            [(high, middle - cap), (high, middle + cap)],
+        )
+    )
+    shown = [found.outliers[index] for index in downsample(found.outliers, MOST_OUTLIERS // 2)]
+    return [
+        Path(rectangle(first, middle - half, third, middle + half), colour, "box"),
+        Path(whiskers, colour, "whisker"),
+        Path(joined([(median, middle - half), (median, middle + half)]), colour, "median"),
+        Path(dots((across.place(value), middle) for value in shown), colour, "outlier"),
+    ]
+
+
+def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> Chart:
+    """One dot a pair, with both zeros ruled; of more than 600 points every n-th is drawn, and the caption says so."""
+    every = -(-len(points) // MOST_POINTS) if points else 1
+    shown = points[::every]
+    across = _around_zero([x for x, _ in points])
+    up = _around_zero([y for _, y in points])
+    caption = f"one dot is one pair; {count(len(points))} pairs"
+    if every > 1:
+        caption += f", {count(len(shown))} of them drawn"
+    better = sum(x > y for x, y in points)
+    return Chart(
+        title=title,
+        said=f"{title}: in {better} of {len(points)} pairs the chosen answer gained more than the rejected one.",
+        unit=unit,
+        caption=caption,
+        paths=[Path(dots((across.place(x), up.place(y)) for x, y in shown), "accent", "cloud")],
+        x_ticks=x_axis_ticks(across),
+        y_ticks=y_axis_ticks(up),
+        rules=[Rule(100 * across.place(0.0), True), Rule(100 - 100 * up.place(0.0), False)],
+    )
+
+
+def _around_zero(values: Sequence[float]) -> Axis:
+    return axis(min([0.0, *values]), max([0.0, *values]), room=0.08)
+
+
+def interval_chart(
+    title: str, scores: Sequence[tuple[str, Score]], unit: str, subtitle: str = "", limit: float | None = None
+) -> Chart:
+    """A figure at the start and after each stage, with its 95 % interval: one row each, the value beside it.
+
+    limit: how far from zero a change may go; both limits are ruled then, and the start's figure otherwise.
+    """
+    bounds = [bound for _, score in scores for bound in (score.value, score.low, score.high) if bound is not None]
+    if limit is not None:
+        across = axis(min(-limit, *bounds), max(limit, *bounds), room=0.1)
+        ruled = [-limit, 0.0, limit]
+    else:
+        whole = unit == "share" and min(bounds) >= 0 and max(bounds) <= 1
+        across = axis(0.0, 1.0) if whole else axis(min(bounds), max(bounds), room=0.1)
+        ruled = [scores[0][1].value] if len(scores) > 1 else []
+    row = 1 / len(scores)
+    paths, labels, notes = [], [], []
+    for index, (label, score) in enumerate(scores):
+        middle = 1 - (index + 0.5) * row
+        colour = "ink-3" if index == 0 else "accent"
+        if score.low is not None and score.high is not None:
+            ends = [(across.place(score.low), middle), (across.place(score.high), middle)]
+            paths.append(Path(joined(ends), colour, "interval"))
+        paths.append(Path(dots([(across.place(score.value), middle)]), colour, "figure"))
+        labels.append(Tick(100 * (index + 0.5) * row, label))
+        notes.append(Note(100 * (index + 0.5) * row, number(score.value, unit), "ink"))
+    said = "; ".join(
+        f"{label} {number(score.value, unit)}"
+        + (f" (95 % interval {interval(score.low, score.high, unit)})" if score.low is not None else "")
+        for label, score in scores
+    )
+    return Chart(
+        title=title,
+        unit=subtitle,
+        said=f"{title}: {said}.",
+        paths=paths,
+        x_ticks=x_axis_ticks(across, unit, aim=3),
+        y_ticks=labels,
+        rules=[Rule(100 * across.place(value), True) for value in ruled],
+        notes=notes,
+        rows=len(scores),
+    )

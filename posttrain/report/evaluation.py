@@ -1,0 +1,235 @@
+"""The final table: what the suites measured before and after each stage, and whether it moved.
+
+A change is called clear only if chance does not explain it: where both evaluations kept a score per prompt, by the 95 %
+interval of the mean change over the same prompts; else if the two 95 % intervals do not overlap, which is stricter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from statistics import fmean
+
+from posttrain.report.numbers import difference, interval, number
+from posttrain.report.read import Completion, Evaluated, Run, Score
+from posttrain.report.summaries import Difference, paired_difference
+
+
+class Wanted(Enum):
+    """Where a measurement should go."""
+
+    UP = "higher is better"
+    DOWN = "lower is better"
+    STILL = "should stay"
+    OPEN = ""
+
+
+class Change(Enum):
+    """What became of it since the start. The value is the sign that the table shows."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    MOVED = "moved"
+    UNCLEAR = "no clear change"
+    SAME = "same"
+    UNKNOWN = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """How a metric is called and read."""
+
+    title: str
+    unit: str = ""
+    wanted: Wanted = Wanted.OPEN
+    limit: float | None = None
+    """For STILL: how far from zero it may go without anybody minding."""
+    primary: bool = False
+    """What a suite is asked for; the others describe the answers. A metric that nobody knows counts as asked for."""
+
+
+MEANINGS = (
+    (r"match", Meaning("share that matches", "share", Wanted.UP, primary=True)),
+    (r"accuracy", Meaning("accuracy", "share", Wanted.UP, primary=True)),
+    (r"win_rate", Meaning("win rate", "share", Wanted.UP, primary=True)),
+    (r"perplexity_change", Meaning("perplexity change", "share", Wanted.STILL, 0.05, primary=True)),
+    (r"perplexity", Meaning("perplexity")),
+    (r"cut_share", Meaning("cut at the limit", "share", Wanted.DOWN)),
+    (r"empty_share", Meaning("empty answers", "share", Wanted.DOWN)),
+    (r"distinct_(\d)", Meaning(r"distinct \1-grams", "share")),
+    (r"length", Meaning("answer length, tokens")),
+)
+"""First pattern that fits the whole metric name; what none fits is shown under its own name, without a judgement."""
+
+
+def meaning(metric: str) -> Meaning:
+    for pattern, found in MEANINGS:
+        match = re.fullmatch(pattern, metric)
+        if match:
+            return replace(found, title=match.expand(found.title))
+    unit = "share" if metric.endswith(("_share", "_rate", "_fraction", "_accuracy")) else ""
+    return Meaning(metric.replace("_", " "), unit, primary=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of the table, and what became of it since the start."""
+
+    score: Score
+    value: str
+    interval: str
+    change: Change
+    why: str
+    """In words: the difference, its interval, and what the judgement rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One metric of one suite, over all columns; None where it was not measured."""
+
+    suite: str
+    metric: str
+    meaning: Meaning
+    cells: list[Cell | None]
+
+    @property
+    def telling(self) -> bool:
+        """Worth a word: what the suite is asked for, and what else became clearly better or worse."""
+        return self.meaning.primary or (self.last is not None and self.last.change in (Change.BETTER, Change.WORSE))
+
+    @property
+    def last(self) -> Cell | None:
+        """The last figure after the start's column."""
+        return next((cell for cell in reversed(self.cells[1:]) if cell is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns are "start" and every stage that was evaluated."""
+
+    columns: list[str]
+    rows: list[TableRow]
+
+
+def final_table(run: Run) -> Table:
+    """The figures of all evaluations, in the suites' order; what a suite is asked for first."""
+    measured = [("start", run.start), *((stage.name, stage.evaluated) for stage in run.stages)]
+    shown = [(name, found) for name, found in measured if found.scores]
+    if not shown:
+        return Table([], [])
+    # The first column is what the others are compared with, so it is there even when the start was not evaluated.
+    if not run.start.scores:
+        shown = [("start", run.start), *shown]
+    rows = [_row(suite, metric, shown) for suite, metric in _names([found for _, found in shown])]
+    return Table([name for name, _ in shown], rows)
+
+
+def _names(evaluated: list[Evaluated]) -> Iterator[tuple[str, str]]:
+    suites = dict.fromkeys(suite for found in evaluated for suite in found.scores)
+    for suite in suites:
+        metrics = dict.fromkeys(metric for found in evaluated for metric in found.scores.get(suite, {}))
+        for metric in sorted(metrics, key=lambda name: not meaning(name).primary):
+            yield suite, metric
+
+
+def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRow:
+    how = meaning(metric)
+    start = shown[0][1]
+    cells: list[Cell | None] = []
+    for _, found in shown:
+        score = found.scores.get(suite, {}).get(metric)
+        before = start.scores.get(suite, {}).get(metric)
+        if score is None:
+            cells.append(None)
+            continue
+        change, why = Change.UNKNOWN, ""
+        if found is not start and before is not None:
+            pairs = _paired(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
+            change, why = judge(before, score, how, pairs)
+        elif how.wanted is Wanted.STILL and found is not start:
+            change, why = judge(Score(0.0, 0.0, 0.0), score, how, None)
+        cells.append(Cell(score, number(score.value, how.unit), interval(score.low, score.high, how.unit), change, why))
+    return TableRow(suite, metric, how, cells)
+
+
+def judge(before: Score, after: Score, how: Meaning, paired: Difference | None) -> tuple[Change, str]:
+    """Whether it moved, and whether that was wanted; with the reason in words."""
+    if how.wanted is Wanted.STILL and how.limit is not None:
+        return _judge_still(after, how, how.limit)
+    if paired is not None:
+        clear, moved = paired.clear, paired.value
+        why = (
+            f"{difference(moved, how.unit)} over the same {paired.n} prompts, 95 % interval "
+            f"{difference(paired.low, how.unit).removesuffix(' points')} to {difference(paired.high, how.unit)}"
+        )
+    else:
+        moved = after.value - before.value
+        clear = _apart(before, after)
+        known = before.low is not None and after.low is not None
+        reason = (
+            ("the intervals do not overlap" if clear else "the intervals overlap") if known else "no intervals known"
+        )
+        why = f"{difference(moved, how.unit)}; {reason}"
+    if moved == 0:
+        return Change.SAME, ""
+    if not clear:
+        return Change.UNCLEAR, why
+    if how.wanted in (Wanted.OPEN, Wanted.STILL):
+        return Change.MOVED, why
+    return (Change.BETTER if (moved > 0) == (how.wanted is Wanted.UP) else Change.WORSE), why
+
+
+def _judge_still(after: Score, how: Meaning, limit: float) -> tuple[Change, str]:
+    low, high = (
+        (after.low if after.low is not None else after.value),
+        (after.high if after.high is not None else after.value),
+    )
+    bound = number(limit, how.unit)
+    if low > limit or high < -limit:
+        return Change.WORSE, f"beyond ±{bound}, the interval too"
+    if abs(after.value) <= limit:
+        return Change.SAME, f"within ±{bound}"
+    return Change.UNCLEAR, f"beyond ±{bound}, but the interval reaches into it"
+
+
+def _apart(before: Score, after: Score) -> bool:
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return False
+    return after.low > before.high or after.high < before.low
+
+
+def _paired(before: list[Completion], after: list[Completion], start: Score, end: Score) -> Difference | None:
+    """The change over the same prompts, if the answers' scores are what this metric is the mean of."""
+    ones, twos = _by_prompt(before), _by_prompt(after)
+    if not ones or ones.keys() != twos.keys():
+        return None
+    for by_prompt, score in ((ones, start), (twos, end)):
+        if not _close(fmean(point for points in by_prompt.values() for point in points), score.value):
+            return None
+    return paired_difference([fmean(ones[prompt]) for prompt in ones], [fmean(twos[prompt]) for prompt in ones])
+
+
+def _by_prompt(answers: list[Completion]) -> dict[str, list[float]]:
+    """Several answers to one prompt are one observation, so their scores stand together; nothing if one is missing."""
+    found: dict[str, list[float]] = {}
+    for answer in answers:
+        if answer.score is None:
+            return {}
+        found.setdefault(answer.prompt, []).append(answer.score)
+    return found
+
+
+def _close(first: float, second: float) -> bool:
+    return abs(first - second) <= 1e-6 * max(1.0, abs(second))
+
+
+def aligned(answers: list[Completion]) -> dict[tuple[str, int], Completion]:
+    """Answers by prompt and by the how-manieth of that prompt it is, so that repeated prompts stay apart."""
+    seen: dict[str, int] = {}
+    found = {}
+    for answer in answers:
+        seen[answer.prompt] = seen.get(answer.prompt, 0) + 1
+        found[answer.prompt, seen[answer.prompt]] = answer
+    return found

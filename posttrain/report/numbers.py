@@ -1,0 +1,182 @@
+"""Numbers as people read them: values with units, durations, sizes, and axis ticks.
+
+The minus sign is U+2212 and a missing value is an en dash, everywhere in the report.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+MISSING = "–"
+MINUS = "−"
+NARROW_SPACE = "\u202f"
+HARD_SPACE = "\u00a0"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A value with three or four digits that matter: number(0.69315) is "0.693", number(0.9375, "share") "93.8 %".
+
+    unit: "share" multiplies by 100; "" and everything else is written as it is, without the unit's name.
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if unit == "share":
+        return f"{_signed(f'{100 * value:.1f}')}{NARROW_SPACE}%"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e7:
+        return _signed(f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace(".0e", "e"))
+    if size >= 1000 or (value == int(value) and size >= 100):
+        return _signed(f"{value:,.0f}".replace(",", NARROW_SPACE))
+    decimals = 3 if size < 1 else 2 if size < 10 else 1
+    return _signed(f"{value:.{decimals}f}")
+
+
+def interval(low: float | None, high: float | None, unit: str = "") -> str:
+    """interval(0.87, 0.98, "share") is "87.0 to 98.0 %"; empty where a bound is missing."""
+    if low is None or high is None:
+        return ""
+    first, second = number(low, unit), number(high, unit)
+    if unit == "share":
+        first = first.removesuffix(f"{NARROW_SPACE}%")
+    return f"{first} to {second}"
+
+
+def difference(value: float, unit: str = "") -> str:
+    """A signed change: difference(0.88, "share") is "+88.0 points" (percentage points)."""
+    if unit == "share":
+        return f"{'+' if value >= 0 else MINUS}{abs(100 * value):.1f} points"
+    return f"+{number(value)}" if value >= 0 else number(value)
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands apart: count(28430) is "28 430"."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return _signed(f"{value:,.0f}".replace(",", NARROW_SPACE))
+
+
+def short_count(value: float | None) -> str:
+    """Parameters and tokens: short_count(134_515_008) is "134.5 M"."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.1f}{NARROW_SPACE}{letter}"
+    return count(value)
+
+
+def duration(seconds: float | None) -> str:
+    """duration(112.4) is "1 min 52 s"; a number and its unit stay on one line."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f}{HARD_SPACE}s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}{HARD_SPACE}h {minutes}{HARD_SPACE}min"
+    return f"{minutes}{HARD_SPACE}min {rest}{HARD_SPACE}s" if minutes else f"{rest}{HARD_SPACE}s"
+
+
+def size(number_of_bytes: float | None) -> str:
+    """Decimal units, as disks and the memory estimate count: size(155_000_000) is "155 MB"."""
+    if number_of_bytes is None or not math.isfinite(number_of_bytes):
+        return MISSING
+    for unit_bytes, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(number_of_bytes) >= unit_bytes:
+            scaled = number_of_bytes / unit_bytes
+            return f"{scaled:.{0 if scaled >= 100 else 1}f}{HARD_SPACE}{name}"
+    return f"{number_of_bytes:.0f}{HARD_SPACE}B"
+
+
+def _signed(text: str) -> str:
+    if text.startswith("-"):
+        return text[1:] if not any(c in "123456789" for c in text) else MINUS + text[1:]
+    return text
+
+
+# ---------------------------------------------------------------- axes
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scale from values to the fraction of an edge: Axis(0.0, 2.0).place(0.5) is 0.25."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        if self.log:
+            span = math.log(self.high) - math.log(self.low)
+            return (math.log(max(value, self.low)) - math.log(self.low)) / span
+        return (value - self.low) / (self.high - self.low)
+
+
+def axis(low: float, high: float, *, log: bool = False, room: float = 0.04) -> Axis:
+    """An axis that holds [low, high] with a little `room` (a share of the span) at both ends; never of zero span."""
+    if log:
+        factor = max((high / low) ** room, 1.05)
+        return Axis(low / factor, high * factor, log=True)
+    span = high - low
+    # Below this the span is rounding noise of the values themselves; drawn to scale it would look like movement.
+    if span <= 1e-9 * max(abs(low), abs(high), 1e-30):
+        span = max(abs(low) * 0.5, 1e-6 if low else 1.0)
+        return Axis(low - span / 2, high + span / 2)
+    return Axis(low - room * span, high + room * span)
+
+
+def ticks(scale: Axis, aim: int = 4) -> list[float]:
+    """Round values inside the axis, about `aim` of them; on a log axis powers of ten, with 2 and 5 where few fit."""
+    if scale.log:
+        return _log_ticks(scale)
+    rough = (scale.high - scale.low) / aim
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+    first = math.ceil(scale.low / step - 1e-9)
+    last = math.floor(scale.high / step + 1e-9)
+    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+
+
+def _log_ticks(scale: Axis) -> list[float]:
+    powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
+    whole = [10.0**power for power in powers if scale.low <= 10.0**power <= scale.high]
+    if len(whole) >= 3:
+        return whole[:: math.ceil(len(whole) / 5)]
+    fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    fine = [value for value in fine if scale.low <= value <= scale.high]
+    return fine or ticks(Axis(scale.low, scale.high))
+
+
+def tick_labels(values: list[float], unit: str = "", *, log: bool = False) -> list[str]:
+    """Labels with one number of decimals for the whole axis: [0.0, 0.25, 0.5] -> "0.00", "0.25", "0.50"."""
+    if not values:
+        return []
+    if log:
+        return [number(value) if value < 1e-3 else f"{value:g}" for value in values]
+    if unit == "share":
+        return [f"{_signed(text)}{NARROW_SPACE}%" for text in _even([100 * value for value in values])]
+    largest = max(abs(value) for value in values)
+    even = [_signed(text) for text in _even(values)]
+    if not largest or 1e-3 <= largest < 1e4:
+        return even
+    short = [_thousands(value) if 1e4 <= largest < 1e7 else number(value) for value in values]
+    return short if len(set(short)) == len(values) else even
+
+
+def _even(values: list[float]) -> list[str]:
+    gaps = [abs(second - first) for first, second in pairwise(values)]
+    exact = 1e-4 * min(gaps, default=abs(values[0]) or 1.0)
+    for decimals in range(10):
+        if all(abs(round(value, decimals) - value) <= exact for value in values):
+            return [f"{value:.{decimals}f}" for value in values]
+    return [f"{value:.3g}" for value in values]
+
+
+def _thousands(value: float) -> str:
+    scaled = f"{value / 1000:.1f}".removesuffix(".0")
+    return f"{_signed(scaled)}k" if value else "0"

@@ -1,0 +1,244 @@
+"""The page: sections laid out by the templates, with style and script inside, written beside the run it describes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from posttrain.report.charts import Chart
+from posttrain.report.distributions import interval_chart
+from posttrain.report.evaluation import Table, final_table
+from posttrain.report.numbers import duration, size
+from posttrain.report.palette import custom_properties
+from posttrain.report.read import Run, read_run
+from posttrain.report.sections import answer_suites, moment, view
+from posttrain.report.tolerant import as_number, as_text
+from posttrain.report.verdict import verdict
+
+REPORT = "report.html"
+MOST_INTERVAL_CHARTS = 12
+MOST_FILES = 60
+UNSEEN = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x7F, 0xA0))}
+UNSEEN |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n\r"}
+"""Control characters in the data become signs: one that turns the writing direction would reach beyond its row."""
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write report.html into a run folder and return its path.
+
+    The run may be finished, interrupted, failed or still going on: the page says what is there and what is missing.
+    The same folder gives the same bytes. An earlier report is replaced in one move, never left half written.
+
+    Raises:
+        SourceError: `run_dir` is no run folder.
+    """
+    folder = Path(run_dir)
+    page = render(read_run(folder))
+    path = folder / REPORT
+    draft = folder / f".{REPORT}.{os.getpid()}"
+    # Lone surrogates, which broken generations can hold, have no UTF-8; a "?" in their place is better than no report.
+    draft.write_bytes(page.encode("utf-8", errors="replace"))
+    draft.replace(path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    table = final_table(run)
+    style = custom_properties() + _asset("report.css")
+    script = _asset("report.js")
+    page = _environment().get_template("page.html.jinja")
+    text = page.render(
+        run=run,
+        facts=_facts(run),
+        took=duration(run.seconds) if run.seconds is not None else "",
+        verdict=verdict(run, table),
+        table=table,
+        interval_charts=_interval_charts(table),
+        stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
+        suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),
+        configs=_configs(run),
+        files=_files(run),
+        models=_models(run),
+        style=Markup(style),
+        script=Markup(script),
+        # Only this very script may run: text from a data set that slipped through as markup would stay dead.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return text.translate(UNSEEN)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("posttrain.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible_breaks"] = _visible_breaks
+    environment.filters["yaml"] = _yaml
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _visible_breaks(text: str) -> Markup:
+    """Line ends get a mark, for whether the one after a turn trains is a question that people ask."""
+    return Markup('<i class="nl"></i>\n').join(escape(line) for line in text.split("\n"))
+
+
+def _yaml(text: str) -> Markup:
+    """YAML with its keys and comments told apart by colour."""
+    lines = []
+    for line in text.splitlines():
+        key = re.match(r"^(\s*(?:- )*)([\w.-]+)(:)(?=\s|$)(.*)$", line)
+        if line.lstrip().startswith("#"):
+            lines.append(Markup("<i>{}</i>").format(line))
+        elif key:
+            lines.append(Markup("{}<b>{}</b>:{}").format(key[1], key[2], key[4]))
+        else:
+            lines.append(escape(line))
+    return Markup("\n").join(lines)
+
+
+# ---------------------------------------------------------------- the parts that belong to the run as a whole
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    environment = run.environment
+    facts = [("Date", moment(as_text(run.about.get("created"))))]
+    if run.seconds is not None:
+        facts.append(("Total time", duration(run.seconds)))
+    machine = [as_text(environment.get("cpu"))]
+    threads, memory = as_number(environment.get("threads")), as_number(environment.get("memory_gb"))
+    if threads:
+        machine.append(f"{threads:.0f} thread{'s' if threads > 1 else ''}")
+    if memory:
+        machine.append(f"{memory:.1f} GB".replace(".0 GB", " GB"))
+    device = as_text(environment.get("device"))
+    if device != "cpu":
+        machine.append(device)
+    facts.append(("Machine", ", ".join(part for part in machine if part)))
+    facts.append(("System", as_text(environment.get("platform"))))
+    shown = {"cpu", "threads", "memory_gb", "device", "platform"}
+    versions = [f"posttrain {as_text(run.about['posttrain_version'])}"] if run.about.get("posttrain_version") else []
+    versions += [f"{name} {as_text(value)}" for name, value in environment.items() if name not in shown and value]
+    facts.append(("Versions", ", ".join(versions)))
+    return [(title, value) for title, value in facts if value]
+
+
+def _interval_charts(table: Table) -> list[Chart]:
+    """What the suites are asked for, then what else became better or worse; the table has the rest."""
+    rows = sorted((row for row in table.rows if row.telling), key=lambda row: not row.meaning.primary)
+    charts = []
+    for row in rows[:MOST_INTERVAL_CHARTS]:
+        scores = [(name, cell.score) for name, cell in zip(table.columns, row.cells, strict=True) if cell is not None]
+        if scores:
+            how = row.meaning
+            charts.append(interval_chart(row.suite, scores, how.unit, how.title, how.limit))
+    return charts
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration file as it stands in the folder."""
+
+    title: str
+    text: str
+
+
+def _configs(run: Run) -> list[Config]:
+    """The recipe, then what each stage ran with, defaults included."""
+    found = [Config("recipe.yaml", run.recipe)] if run.recipe else []
+    return found + [Config(f"{stage.name}/config.yaml", stage.config) for stage in run.stages if stage.config]
+
+
+@dataclass(frozen=True, slots=True)
+class FileLine:
+    path: str
+    size: str
+
+
+def _files(run: Run) -> tuple[list[FileLine], int]:
+    """The folder's files with their sizes, and how many more there are."""
+    sizes: dict[str, int] = {}
+    for path in sorted(run.folder.rglob("*")):
+        name = path.relative_to(run.folder)
+        # The report itself and what is hidden (locks, drafts) would make each writing differ from the last.
+        if not path.is_file() or path.is_symlink() or name.name == REPORT or any(p.startswith(".") for p in name.parts):
+            continue
+        label = _grouped(name)
+        sizes[label] = sizes.get(label, 0) + path.stat().st_size
+    lines = [FileLine(label, size(total)) for label, total in sizes.items()]
+    return lines[:MOST_FILES], max(0, len(lines) - MOST_FILES)
+
+
+def _grouped(name: PurePath) -> str:
+    """A checkpoint is told as one, and so is a folder of encoded rows or of cached log-probs."""
+    depth = 3 if len(name.parts) > 1 and name.parts[1] == "checkpoints" else 2
+    if len(name.parts) <= depth or name.parts[1] in ("model", "evaluations"):
+        return name.as_posix()
+    return "/".join(name.parts[:depth]) + "/"
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    title: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """An exported model and how to load it."""
+
+    stage: str
+    path: str
+    adapter: bool
+    snippets: list[Snippet]
+
+
+def _models(run: Run) -> list[ModelFolder]:
+    """The exported models, the last stage's first."""
+    found: list[ModelFolder] = []
+    for stage in reversed(run.stages):
+        folder = stage.model_folder
+        if folder is not None and any(folder.iterdir()):
+            adapter = (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+            found.append(ModelFolder(stage.name, folder.as_posix(), adapter, _snippets(folder.as_posix(), adapter)))
+    return found
+
+
+def _snippets(path: str, adapter: bool) -> list[Snippet]:
+    transformers = "\n".join(
+        [
+            "from peft import AutoPeftModelForCausalLM" if adapter else "from transformers import AutoModelForCausalLM",
+            "from transformers import AutoTokenizer",
+            "",
+            f"path = {path!r}",
+            "tokenizer = AutoTokenizer.from_pretrained(path)",
+            f"model = {'AutoPeftModelForCausalLM' if adapter else 'AutoModelForCausalLM'}.from_pretrained(path)",
+            'messages = [{"role": "user", "content": "Who are you?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+            "output = model.generate(**inputs, max_new_tokens=64)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+        ]
+    )
+    quoted = path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+    found = [Snippet("posttrain", f"posttrain generate {quoted}"), Snippet("transformers", transformers)]
+    if not adapter:
+        found.append(Snippet("vLLM", f"vllm serve {quoted}"))
+    return found

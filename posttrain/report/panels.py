@@ -1,0 +1,326 @@
+"""Which measurements share a picture, in the order in which one looks at a run.
+
+A measurement that no panel names gets a picture of its own, so a new method's metrics show up without a change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from posttrain.diagnostics.metrics import METRICS
+from posttrain.report.charts import Chart, Line, LineStyle, Mark, line_chart
+from posttrain.report.distributions import box_chart, common_bins, histogram, scatter
+from posttrain.report.numbers import count, number
+from posttrain.report.read import Stage
+from posttrain.report.summaries import window
+from posttrain.report.tolerant import as_number, as_text
+
+SPLITS = ("train", "held_out")
+CLOSE_MARKS = 5.0
+"""Alarm marks nearer than this many per cent of the plot share one badge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture: Panel("Rewards", "of both sides", (("rewards_chosen", "chosen", "chosen"), ...), SIGNED)."""
+
+    title: str
+    subtitle: str
+    series: tuple[tuple[str, str, str], ...]
+    """(metric, label, palette colour); the label is "" where the panel has a single measurement."""
+    style: LineStyle = field(default_factory=LineStyle)
+
+
+def _sides(metric: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((metric.format(side), side, side) for side in ("chosen", "rejected"))
+
+
+def _one(metric: str) -> tuple[tuple[str, str, str], ...]:
+    return ((metric, "", "accent"),)
+
+
+POSITIVE = LineStyle(positive=True)
+SIGNED = LineStyle(zero=True)
+SHARE = LineStyle(unit="share")
+
+PANELS = (
+    Panel("Loss", "nats", _one("loss"), POSITIVE),
+    Panel(
+        "Terms of the loss",
+        "nats, unweighted",
+        (("preference_loss", "preference", "accent"), ("nll_loss", "anchor", "second")),
+        POSITIVE,
+    ),
+    Panel("Rewards", "implicit", _sides("rewards_{}"), SIGNED),
+    Panel("Reward margin", "chosen minus rejected", _one("reward_margin"), SIGNED),
+    Panel(
+        "Reward accuracy",
+        "share of pairs",
+        _one("reward_accuracy"),
+        LineStyle(unit="share", bounds=(0.0, 1.0), chance=0.5),
+    ),
+    Panel(
+        "Change of log-prob",
+        "nats",
+        _sides("logprob_{}_change"),
+        SIGNED,
+    ),
+    Panel("Log-prob", "nats per token", _sides("logprob_per_token_{}")),
+    Panel(
+        "KL estimates on the data",
+        "nats per token",
+        (
+            ("kl_k1_on_data", "k1", "ink-3"),
+            ("kl_k2_on_data", "k2", "accent"),
+            ("kl_k3_on_data", "k3", "second"),
+        ),
+        SIGNED,
+    ),
+    Panel("Answer length", "trained tokens", _sides("length_{}")),
+    Panel("Demonstration length", "trained tokens", _one("length")),
+    Panel("Generated length", "tokens per answer", _one("length_generated")),
+    Panel("Gradient norm", "before clipping", _one("grad_norm"), POSITIVE),
+    Panel("Learning rate", "", _one("learning_rate"), LineStyle(exact=True)),
+    Panel("Speed", "tokens per second", _one("tokens_per_second"), SIGNED),
+    Panel("Trained share", "of all tokens", _one("supervised_share"), SHARE),
+    Panel("Entropy", "nats per token", _one("entropy")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmGroup:
+    """All firings of one alarm in a stage, under the badge that marks them on the curves."""
+
+    badge: str
+    name: str
+    severity: str
+    steps: list[float]
+    message: str
+    evidence: list[tuple[str, str]]
+    remedy: str
+    last_good_checkpoint: str
+
+    @property
+    def when(self) -> str:
+        if not self.steps:
+            return "before the first step"
+        if len(self.steps) == 1:
+            return f"step {count(self.steps[0])}"
+        return f"{len(self.steps)} times, steps {count(self.steps[0])} to {count(self.steps[-1])}"
+
+
+def group_alarms(stage: Stage) -> list[AlarmGroup]:
+    """Critical ones first, then by their first step; message and evidence are those of the first firing."""
+    by_name: dict[tuple[str, str], list[dict[str, object]]] = {}
+    for alarm in stage.alarms:
+        severity = "critical" if alarm.get("severity") == "critical" else "warning"
+        by_name.setdefault((severity, as_text(alarm.get("name")) or "alarm"), []).append(alarm)
+    groups = []
+    for (severity, name), alarms in by_name.items():
+        steps = sorted(step for alarm in alarms if (step := as_number(alarm.get("step"))) is not None)
+        first, evidence = alarms[0], alarms[0].get("evidence")
+        groups.append(
+            AlarmGroup(
+                badge="",
+                name=name,
+                severity=severity,
+                steps=steps,
+                message=sentence(as_text(first.get("message"))),
+                evidence=evidence_items(evidence),
+                remedy=sentence(as_text(first.get("remedy"))),
+                last_good_checkpoint=as_text(alarms[-1].get("last_good_checkpoint")),
+            )
+        )
+    groups.sort(key=lambda group: (group.severity != "critical", group.steps[:1]))
+    return [replace(group, badge=str(index)) for index, group in enumerate(groups, start=1)]
+
+
+def sentence(text: str) -> str:
+    """With a capital at its beginning, unless it begins with a name in code: "lower the rate" -> "Lower the rate"."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+
+
+def evidence_items(evidence: object) -> list[tuple[str, str]]:
+    """{"margin": 2.13, "rows": [3, 4]} -> [("margin", "2.13"), ("rows", "[3, 4]")]."""
+    if not isinstance(evidence, dict):
+        return [("", as_text(evidence))] if evidence else []
+    found = []
+    for key, value in evidence.items():
+        figure = as_number(value)
+        written = as_text(value) if figure is None else count(figure) if isinstance(value, int) else number(figure)
+        found.append((str(key).replace("_", " "), written))
+    return found
+
+
+# ---------------------------------------------------------------- curves
+
+
+def curve_charts(stage: Stage, alarms: Sequence[AlarmGroup]) -> tuple[list[Chart], list[Chart]]:
+    """The pictures of the named panels, and those of all other measurements."""
+    named = {metric for panel in PANELS for metric, _, _ in panel.series}
+    present = list(dict.fromkeys(name for split in SPLITS for name in stage.curves.get(split, {})))
+    main = [panel for panel in PANELS if any(metric in present for metric, _, _ in panel.series)]
+    other = [_own_panel(name) for name in present if name not in named]
+    main += [panel for panel in other if panel.title.startswith("KL")]
+    rest = [panel for panel in other if not panel.title.startswith("KL")]
+    return [_draw(panel, stage, alarms) for panel in main], [_draw(panel, stage, alarms) for panel in rest]
+
+
+def smoothing(stage: Stage) -> int:
+    """How many steps the drawn lines of training are the mean of; one number for all pictures of a stage."""
+    return window(max((len(curve.steps) for curve in stage.curves.get("train", {}).values()), default=0))
+
+
+def _own_panel(metric: str) -> Panel:
+    known = METRICS.get(metric)
+    words = known.title if known else metric.replace("/", ": ").replace("_", " ")
+    unit = known.unit if known else "share" if metric.endswith(("_share", "_rate", "_fraction")) else ""
+    return Panel(
+        title="KL" + words[2:] if words.lower().startswith("kl") else words[:1].upper() + words[1:],
+        subtitle="" if unit == "share" else unit.replace("/", " per "),
+        series=_one(metric),
+        style=SHARE if unit == "share" else LineStyle(),
+    )
+
+
+def _draw(panel: Panel, stage: Stage, alarms: Sequence[AlarmGroup]) -> Chart:
+    lines = []
+    for metric, label, colour in panel.series:
+        for split in SPLITS:
+            curve = stage.curves.get(split, {}).get(metric)
+            if curve is not None:
+                lines.append(Line(label, colour, curve, held_out=split == "held_out"))
+    chart = line_chart(panel.title, lines, panel.style, smoothing(stage), stage.epochs_per_step)
+    explained = [METRICS[metric].description for metric, _, _ in panel.series if metric in METRICS]
+    return replace(chart, unit=panel.subtitle, marks=_marks(chart, alarms), help="\n".join(explained))
+
+
+def _marks(chart: Chart, alarms: Sequence[AlarmGroup]) -> list[Mark]:
+    """A badge where each alarm first fired; badges that would cover each other are joined."""
+    if chart.readout is None:
+        return []
+    low, high = chart.readout["x"]
+    found: list[Mark] = []
+    fired = [(100 * (group.steps[0] - low) / (high - low), group) for group in alarms if group.steps]
+    for at, group in sorted(fired, key=lambda pair: pair[0]):
+        title = f"alarm {group.badge}, {group.when}: {group.name}"
+        at = min(100.0, max(0.0, at))
+        if found and at - found[-1].at < CLOSE_MARKS:
+            last = found[-1]
+            severity = "critical" if "critical" in (last.severity, group.severity) else "warning"
+            found[-1] = Mark(last.at, f"{last.label}, {group.badge}", severity, f"{last.title}; {title}")
+        else:
+            found.append(Mark(at, group.badge, group.severity, title))
+    return found
+
+
+# ---------------------------------------------------------------- pairs at start and end
+
+
+def pair_charts(stage: Stage) -> list[list[Chart]]:
+    """Cards of pictures of the held-out pairs before and after: rewards, margins, log-probs, lengths, displacement."""
+    cards = [_reward_histograms(stage), _margin_histograms(stage), _boxes(stage), _displacement(stage), _lengths(stage)]
+    return [card for card in cards if card]
+
+
+def _values(stage: Stage, when: str, key: str) -> list[float]:
+    return [value for pair in stage.pairs[when] if (value := as_number(pair.get(key))) is not None]
+
+
+def _reward_histograms(stage: Stage) -> list[Chart]:
+    values = {
+        (when, side): _values(stage, when, f"rewards_{side}")
+        for when in ("start", "end")
+        for side in ("chosen", "rejected")
+    }
+    edges = common_bins(*values.values())
+    if edges is None:
+        return []
+    return [
+        histogram(
+            f"Rewards at the {when}",
+            {side: (side, values[when, side]) for side in ("chosen", "rejected")},
+            edges,
+            "reward",
+        )
+        for when in ("start", "end")
+        if values[when, "chosen"] or values[when, "rejected"]
+    ]
+
+
+def _margin_histograms(stage: Stage) -> list[Chart]:
+    margins = {when: _differences(stage, when, "rewards") for when in ("start", "end")}
+    edges = common_bins(*margins.values())
+    if edges is None:
+        return []
+    charts = []
+    for when, values in margins.items():
+        if values:
+            chart = histogram(f"Margins at the {when}", {"margin": ("accent", values)}, edges, "chosen minus rejected")
+            above = number(sum(value > 0 for value in values) / len(values), "share")
+            charts.append(replace(chart, caption=f"{chart.caption}; above zero: {above}"))
+    return charts
+
+
+def _differences(stage: Stage, when: str, stem: str) -> list[float]:
+    found = []
+    for pair in stage.pairs[when]:
+        chosen, rejected = as_number(pair.get(f"{stem}_chosen")), as_number(pair.get(f"{stem}_rejected"))
+        if chosen is not None and rejected is not None:
+            found.append(chosen - rejected)
+    return found
+
+
+def _boxes(stage: Stage) -> list[Chart]:
+    groups, rewards = [], []
+    for side in ("chosen", "rejected"):
+        for when in ("start", "end"):
+            rewards.append((f"{side}, {when}", side, _values(stage, when, f"rewards_{side}")))
+            per_token = [
+                logprob / tokens
+                for pair in stage.pairs[when]
+                if (logprob := as_number(pair.get(f"logprob_{side}"))) is not None
+                and (tokens := as_number(pair.get(f"tokens_{side}")))
+            ]
+            groups.append((f"{side}, {when}", side, per_token))
+    charts = [box_chart("Rewards", rewards, "reward"), box_chart("Log-probs", groups, "nats per token")]
+    return [chart for chart in charts if chart.paths]
+
+
+def _displacement(stage: Stage) -> list[Chart]:
+    """Both sides' change, pair by pair: below zero on x, the chosen answer itself has become less likely."""
+    before = {as_text(pair.get("row")): pair for pair in stage.pairs["start"]}
+    points = []
+    for pair in stage.pairs["end"]:
+        start = before.get(as_text(pair.get("row")))
+        if start is None:
+            continue
+        changes = [
+            last - first
+            for side in ("chosen", "rejected")
+            if (last := as_number(pair.get(f"logprob_{side}"))) is not None
+            and (first := as_number(start.get(f"logprob_{side}"))) is not None
+        ]
+        if len(changes) == 2:
+            points.append((changes[0], changes[1]))
+    if not points:
+        return []
+    chart = scatter("Change of each pair", points, "chosen across, rejected up; nats")
+    fallen = number(sum(x < 0 for x, _ in points) / len(points), "share")
+    return [replace(chart, caption=f"{chart.caption}; chosen less likely than before in {fallen}")]
+
+
+def _lengths(stage: Stage) -> list[Chart]:
+    """The pairs are the same before and after, so their lengths are shown once."""
+    when = "end" if stage.pairs["end"] else "start"
+    values = {side: _values(stage, when, f"tokens_{side}") for side in ("chosen", "rejected")}
+    edges = common_bins(*values.values())
+    if edges is None:
+        return []
+    groups = {side: (side, values[side]) for side in ("chosen", "rejected")}
+    return [
+        histogram("Lengths", groups, edges, "tokens"),
+        box_chart("Lengths, side by side", [(side, side, values[side]) for side in ("chosen", "rejected")], "tokens"),
+    ]
