@@ -21,7 +21,6 @@ from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.models.adapters import LoRA
 from posttrain.models.export import ExportSettings, PendingSave, begin_save
-from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import LoadedModel, load
 from posttrain.models.logprobs import Policy
 from posttrain.models.reference import reference
@@ -149,7 +148,6 @@ def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcom
                     "method": work.stage.method,
                     "identity": work.identity,
                     "steps": steps,
-                    "weights": weights_fingerprint(work.policy.model),
                 },
             ),
             base=prepared.loaded.base,

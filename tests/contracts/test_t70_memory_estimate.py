@@ -1,0 +1,72 @@
+"""T70: the plan names its largest item, and running out of memory says where it went and what to do (trl#3678)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from posttrain.errors import MemoryLimitError
+from posttrain.models.logprobs import Policy
+from posttrain.training.memory import activation_bytes_per_token, explained, logits_item, plan
+from tests.fixtures import random_trees, tiny_model
+
+
+def test_the_logits_of_two_rows() -> None:
+    """2 x 256 x 151,665 x 2 bytes = 155.3 MB in bf16, twice that in fp32."""
+    assert logits_item(2, 256, 151_665, 2).bytes == pytest.approx(155e6, rel=0.005)
+    assert logits_item(2, 256, 151_665, 4).bytes == pytest.approx(310e6, rel=0.005)
+
+
+def test_the_padded_path_pays_for_logits_and_the_tree_does_not() -> None:
+    model = tiny_model("llama", vocab=50_000)
+    settings = {"tokens_per_microbatch": 512, "activation_bytes_per_token": 1000.0, "live_reference": False}
+    padded = plan(Policy(model, "padded"), **settings, rows=2, row_tokens=256)  # type: ignore[arg-type]
+    assert padded.largest.name == "logits" and padded.largest.bytes == 2 * 256 * 50_000 * 4
+    assert "largest: logits 0.10 GB (2 rows x 256 tokens x 50,000 ids x 4 bytes)" in padded.line()
+    tree = plan(Policy(model, "tree"), **settings)  # type: ignore[arg-type]
+    names = {item.name: item.bytes for item in tree.items}
+    assert names["logits buffer"] < names["weights"] * 4 and "logits" not in names
+
+
+def test_gradients_and_moments_are_those_of_what_trains() -> None:
+    model = tiny_model("llama", vocab=97).requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    size = model.lm_head.weight.numel() * 4
+    items = {
+        item.name: item.bytes
+        for item in plan(
+            Policy(model), tokens_per_microbatch=1, activation_bytes_per_token=1, live_reference=True
+        ).items
+    }
+    assert items["gradients"] == size and items["Adam moments"] == 2 * size
+    assert items["reference"] == items["weights"] == sum(p.numel() for p in model.parameters()) * 4
+
+
+def test_activations_are_measured_not_guessed() -> None:
+    """Per token the figure must not depend on how many tokens there are, nor count the weights."""
+    policy = Policy(tiny_model("llama", vocab=97))
+    trees = random_trees(2, vocab=97, prompt_tokens=(60, 60), branch_tokens=(60, 60), branches=1)
+    one = activation_bytes_per_token(policy, trees[0])
+    weights = sum(p.numel() * 4 for p in policy.parameters())
+    assert 1_000 < one < 40_000
+    assert one * 120 > weights * 0.5  # saved tensors, not parameters
+    policy.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_running_out_says_where_it_went_and_what_to_do(error: Exception) -> None:
+    memory = plan(Policy(tiny_model()), tokens_per_microbatch=512, activation_bytes_per_token=1e6, live_reference=False)
+    with pytest.raises(MemoryLimitError) as refused, explained(memory):
+        raise error
+    text = str(refused.value)
+    assert "activations" in text and "512 tokens x 1.00 MB" in text
+    first, second, third = (text.index(f"({n})") for n in (1, 2, 3))
+    assert first < second < third
+    assert "tokens_per_microbatch" in text[first:second] and "activation_checkpointing" in text[second:third]
+
+
+def test_other_errors_pass_untouched() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), explained(None):
+        raise RuntimeError("shapes do not match")

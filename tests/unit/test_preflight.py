@@ -1,0 +1,121 @@
+"""Each check of the preflight on a planted fault, and silent on what is healthy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.errors import PreflightError
+from posttrain.models.attention import TreeLayout
+from posttrain.models.reference import LiveReference
+from posttrain.training import preflight
+from posttrain.training.memory import Item, MemoryPlan
+from tests.fixtures import make_tree, tiny_model
+from tests.training import work_of
+
+
+def test_healthy_work_passes() -> None:
+    work = work_of()
+    checks = [
+        preflight.choose_path(work.policy, work.rows, "auto"),
+        preflight.check_leak(work.policy, work.rows),
+        preflight.check_identity(work.policy, work.reference, work.algorithm, work.rows),  # type: ignore[arg-type]
+        preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows),
+    ]
+    assert [check.status for check in checks] == ["pass"] * 4
+    assert all(p.grad is None for p in work.policy.parameters())
+    assert checks[2].evidence["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert checks[2].evidence["margin"] == 0.0
+
+
+def test_a_model_that_the_tree_cannot_serve_runs_padded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of()
+    init = TreeLayout.__init__
+
+    def wrong(self: Any, batch: Any, backend: str = "segments") -> None:
+        init(self, batch, backend)
+        self.ancestors = [() for _ in self.nodes]  # branches no longer see their prompts
+
+    monkeypatch.setattr(TreeLayout, "__init__", wrong)
+    check = preflight.choose_path(work.policy, work.rows, "auto")
+    assert check.status == "warn" and "LlamaForCausalLM runs padded" in check.detail
+    assert work.policy.path == "padded"
+    assert preflight.choose_path(work.policy, work.rows, "tree").status == "fail"
+
+
+def test_a_model_that_refuses_the_flat_batch_runs_padded() -> None:
+    work = work_of(model=Refuses(tiny_model()))
+    check = preflight.choose_path(work.policy, work.rows, "auto")
+    assert check.status == "warn" and "TypeError" in check.detail and work.policy.path == "padded"
+
+
+class Refuses(torch.nn.Module):
+    """A model whose backbone knows no `tree`."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.inner, self.config = model, model.config
+
+    def base_model(self, input_ids: Any, position_ids: Any, use_cache: bool) -> None: ...
+
+    def get_output_embeddings(self) -> Any:
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.inner(**kwargs)
+
+
+def test_a_reference_that_is_not_the_start_fails() -> None:
+    work = work_of()
+    other = LiveReference(work_of(model=tiny_model(seed=9)).policy)
+    check = preflight.check_identity(work.policy, other, work.algorithm, work.rows)
+    assert check.status == "fail" and check.remedy
+
+
+def test_dead_tensors_are_named() -> None:
+    work = work_of("sft", rows=[make_tree([1, 2], [3, 4])])
+    dead = torch.nn.Parameter(torch.ones(3))
+    work.policy.model.register_parameter("forgotten", dead)
+    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    assert check.status == "warn" and "forgotten" in check.detail
+
+
+def test_stop_tokens_are_looked_for_where_they_train() -> None:
+    good = [make_tree([1], [5, 2]), make_tree([1], [6, 7, 2])]
+    assert preflight.check_stop_token(good, frozenset({2}), wanted=True).status == "pass"
+    masked = [make_tree([1], ([5, 2], [True, False]))]
+    assert preflight.check_stop_token(masked, frozenset({2}), wanted=True).status == "fail"
+    assert preflight.check_stop_token(masked, frozenset({2}), wanted=False).status == "pass"
+    assert preflight.check_stop_token([*good, *masked], frozenset({2}), wanted=True).status == "warn"
+
+
+def test_two_bos_and_a_bos_before_a_response() -> None:
+    assert preflight.check_bos([make_tree([1, 5], [6])], 1).status == "pass"
+    assert preflight.check_bos([make_tree([1, 1, 5], [6])], 1).status == "fail"
+    assert preflight.check_bos([make_tree([1, 5], [1, 6])], 1).status == "fail"
+    assert preflight.check_bos([make_tree([1, 5, 1], [6])], None).status == "pass"
+    # SmolLM2 opens every turn with its BOS: that is no second beginning
+    assert preflight.check_bos([make_tree([1, 5, 1, 7], [6])], 1).status == "pass"
+
+
+def test_lost_rows_are_worth_a_warning() -> None:
+    assert preflight.check_data(990, {"too_long": 10}, {}, 100, 50).status == "pass"
+    lost = preflight.check_data(90, {"too_long": 10}, {"prompt_cut": 3}, 100, 50)
+    assert lost.status == "warn" and "too_long 10, prompt_cut 3" in lost.detail
+
+
+def test_a_plan_that_does_not_fit_is_worth_a_warning() -> None:
+    plan = MemoryPlan((Item("weights", 10), Item("activations", 95, "5 tokens")), available_bytes=100)
+    check = preflight.check_memory(plan)
+    assert check.status == "warn" and "largest: activations" in check.detail
+    assert preflight.check_memory(replace(plan, available_bytes=200)).status == "pass"
+
+
+def test_a_failed_check_stops_with_its_remedy() -> None:
+    failed = preflight.Check("leak", "no leak", "fail", "it leaks", remedy="mend it")
+    with pytest.raises(PreflightError, match=r"no leak: it leaks(.|\n)*mend it"):
+        preflight.Preflight((failed,), ()).require()
+    preflight.Preflight((), ()).require()
