@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from posttrain.config import DPO, SFT, Data, LoRA, Preference, Recipe, load_recipe
     from posttrain.data.store import encode
+    from posttrain.data.dataset import EncodedDataset
     from posttrain.data.encode import Encoder
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.read import read
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DPO": "posttrain.config",
     "Data": "posttrain.config",
+    "EncodedDataset": "posttrain.data.dataset",
     "Encoder": "posttrain.data.encode",
     "EncoderSettings": "posttrain.data.encoder_settings",
     "LoRA": "posttrain.config",
@@ -52,6 +54,7 @@ __all__ = [
     "DPO",
     "SFT",
     "Data",
+    "EncodedDataset",
     "Encoder",
     "EncoderSettings",
     "LoRA",

@@ -96,7 +96,14 @@ def test_the_run_folder_holds_what_the_docs_promise(finished: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
     assert (folder / "report.html").stat().st_size > 10_000
     for stage in ("sft", "dpo"):
-        for name in ("config.yaml", "stage.json", "preflight.json", "metrics.jsonl", "samples.jsonl", "evaluation.json"):
+        for name in (
+            "config.yaml",
+            "stage.json",
+            "preflight.json",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "evaluation.json",
+        ):
             assert (folder / stage / name).exists(), name
         record = json.loads((folder / stage / "stage.json").read_text())
         assert record["status"] == "done" and record["output"] == "model" and record["logprobs"] == "tree"

@@ -1,0 +1,57 @@
+"""The verbs, and the one place where they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from posttrain.cli.boundary import guarded
+from posttrain.cli.check import check
+from posttrain.cli.compare import compare
+from posttrain.cli.generate import generate
+from posttrain.cli.models import models
+from posttrain.cli.quickstart import quickstart
+from posttrain.cli.report import report
+from posttrain.cli.run import run
+
+VERBS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "run": run,
+    "check": check,
+    "generate": generate,
+    "compare": compare,
+    "report": report,
+}
+
+app = typer.Typer(
+    name="posttrain",
+    help="Post-training of language models: from raw rows to a reported model.",
+    epilog="Begin with `posttrain quickstart`. Recipes: docs/recipes.md. Commands: docs/cli.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # errors are shown by `guarded`
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"posttrain {version('posttrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Post-training of language models: from raw rows to a reported model."""
+
+
+for name, verb in VERBS.items():
+    app.command(name)(guarded(verb))
+app.add_typer(models, name="models")

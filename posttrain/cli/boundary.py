@@ -1,0 +1,69 @@
+"""Where every error of a verb ends: what it says, and the exit code.
+
+2    posttrain refused, and says what, where and what to do
+130  Ctrl-C; says how to go on
+1    anything else: a fault of posttrain. The traceback goes to a file, its place to the terminal
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from posttrain.errors import PosttrainError
+
+
+def guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            verb(*arguments, **options)
+        except PosttrainError as error:
+            show(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            _say(f"\n{str(stop) or 'stopped'}")
+            _say(f"  to go on: {again(sys.argv)}")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            _say(f"an unexpected {type(error).__name__}: {error}", "bold red")
+            _say(f"  this is a fault of posttrain; the traceback is in {_write_traceback(error)}")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def show(error: PosttrainError) -> None:
+    """The error on stderr: the problem in red, the rest as it is."""
+    first, _, rest = str(error).partition("\n")
+    Console(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
+    if rest:
+        _say(rest)
+
+
+def again(arguments: list[str]) -> str:
+    """The command that goes on from the last checkpoint: the same one, without the option that starts anew."""
+    return shlex.join(["posttrain", *(argument for argument in arguments[1:] if argument != "--fresh")])
+
+
+def _say(text: str, style: str = "") -> None:
+    Console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+
+
+def _write_traceback(error: Exception) -> str:
+    handle, path = tempfile.mkstemp(prefix="posttrain-traceback-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f"{shlex.join(sys.argv)}\nPython {sys.version}\n\n")
+        file.writelines(traceback.format_exception(error))
+    return path

@@ -1,0 +1,57 @@
+"""posttrain compare: two models, the same prompts, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posttrain.cli.options import Longest, Seed, System, Temperature
+
+First = Annotated[str, typer.Argument(metavar="A", help="The first model: a catalogue name, a folder or a hub id.")]
+Second = Annotated[str, typer.Argument(metavar="B", help="The second.")]
+
+
+def compare(
+    a: First,
+    b: Second,
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="The prompts that both answer.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the answers here as JSONL, too.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Only the first so many prompts.")] = 20,
+    system: System = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Longest = 128,
+    seed: Seed = 0,
+) -> None:
+    """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
+    from rich.console import Console
+
+    from posttrain.cli.progress import progress_on
+    from posttrain.cli.speaker import Speaker, read_prompts
+    from posttrain.cli.tables import side_by_side
+    from posttrain.data import write_jsonl
+
+    asked = read_prompts(prompts)[:limit]
+    conversations = [one.prompt for one in asked]
+    columns: list[list[str]] = []
+    with progress_on(Console(stderr=True)) as progress:
+        for name in (a, b):
+            speaker = Speaker(
+                name,
+                system=system,
+                say=progress.say,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
+            with progress.phase(f"{name} answers", total=len(asked), unit="prompts") as phase:
+                columns.append([answers[0].text for answers in phase.track(speaker.answers(conversations))])
+            del speaker  # two models at a time need not fit
+    texts = [one.text for one in asked]
+    Console().print(side_by_side(texts, [("A", a), ("B", b)], columns))
+    if out is not None:
+        rows = zip(texts, *columns, strict=True)
+        write_jsonl(out, ({"prompt": prompt, "a": first, "b": second} for prompt, first, second in rows))

@@ -1,0 +1,30 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes with posttrain.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="STAGE.KEY=VALUE", help="Settings that win over the recipe's: dpo.beta=0.2 seed=3"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder that holds run folders (default: the recipe's).")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run every stage anew, finished or not.")]
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A catalogue name, a folder or a hub id.")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system message says.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")]
+TopP = Annotated[float, typer.Option("--top-p", help="The likeliest tokens that hold this share together.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Only tokens this share as likely as the likeliest.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repetition.")]
+Longest = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal answers.")]

@@ -1,0 +1,45 @@
+"""posttrain run: a recipe from its first unfinished stage to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain.cli.options import Fresh, Out, Overrides, RecipeName
+
+
+def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh: Fresh = False) -> None:
+    """Run a recipe: train, evaluate and report.
+
+    Finished stages are not run again unless their inputs changed; an interrupted one goes on from its last checkpoint.
+    """
+    execute(recipe, overrides or [], out, fresh)
+
+
+def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) -> None:
+    from rich.console import Console
+
+    from posttrain.cli.progress import progress_on
+    from posttrain.cli.tables import final_table
+    from posttrain.config import find_recipe, load_recipe
+    from posttrain.diagnostics.run_store import RunFolder
+
+    loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
+
+    from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
+    from posttrain.training.pipeline import run_recipe
+
+    console = Console()
+    with progress_on(console) as progress:
+        try:
+            result = run_recipe(loaded, fresh=fresh, progress=progress)
+        except Interrupted as stop:
+            raise KeyboardInterrupt(stop.problem) from stop
+    if (table := final_table(RunFolder(result.folder))) is not None:
+        console.print(table)
+    console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
+    console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
+
+
+def with_out(overrides: list[str], out: Path | None) -> list[str]:
+    """`--out DIR` is an override like any other; quoted, for a folder may be called 2024."""
+    return overrides if out is None else [*overrides, "out='" + str(out).replace("'", "''") + "'"]

@@ -1,0 +1,96 @@
+"""A model to talk to: messages in, text out. `generate` and `compare` share it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import ConfigError, SourceError
+from posttrain.types import Message, RowRef
+
+if TYPE_CHECKING:
+    from posttrain.evaluate.suites import Question
+
+BATCH = 64
+"""Prompts that are answered before their answers are handed on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer("Pia.", tokens=3, finish="stop_token")"""
+
+    text: str
+    tokens: int
+    finish: str
+
+
+class Speaker:
+    """A loaded model that answers: Speaker("embedded", system=None, temperature=0.7, max_new_tokens=64)."""
+
+    def __init__(
+        self, name: str, *, system: str | None = None, say: Callable[[str], None] | None = None, **sampling: Any
+    ):
+        import torch
+
+        from posttrain.data.encode import Encoder
+        from posttrain.models import load
+        from posttrain.rollout.native import NativeEngine
+        from posttrain.rollout.sampling import SamplingDistribution
+
+        loaded = load(name, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+        self.tokenizer = loaded.tokenizer
+        self.encoder = Encoder(loaded.tokenizer)
+        self.engine = NativeEngine(loaded.model)
+        self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
+        self.opening = (Message("system", system),) if system else ()
+
+    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[Answer]]:
+        """`samples` answers to each prompt, in the order of the prompts."""
+        for start in range(0, len(prompts), BATCH):
+            ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
+            for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
+                yield [Answer(self._text(one.answer_ids), len(one.ids), str(one.finish)) for one in group]
+
+    def stream(self, conversation: Sequence[Message], seed: int) -> Iterator[str]:
+        """One answer as it is sampled, piece by piece."""
+        from dataclasses import replace
+
+        ids, shown = list[int](), ""
+        prompt = self.encoder.prompt((*self.opening, *conversation))
+        for number in self.engine.stream(prompt, replace(self.sampling, seed=seed)):
+            if number in self.encoder.stop_ids:
+                break
+            ids.append(number)
+            text = self._text(ids)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
+                yield text[len(shown) :]
+                shown = text
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def read_prompts(path: Path) -> list[Question]:
+    """The prompts of a file: any format that training reads, or a .txt file with one prompt a line."""
+    from posttrain.data import read
+    from posttrain.evaluate.suites import Question, questions
+
+    if path.suffix != ".txt":
+        return questions(read(path))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError("the prompts cannot be read", where=path, found=str(error), remedy="check the path") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [Question((Message("user", line),), None, RowRef(str(path), number)) for number, line in numbered]
+
+
+def read_pipe() -> str:
+    """All of standard input as one prompt, which may have many lines."""
+    text = sys.stdin.read().strip()
+    if not text:
+        raise ConfigError("the pipe holds no prompt", remedy="write `echo PROMPT | posttrain generate MODEL`")
+    return text

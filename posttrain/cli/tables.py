@@ -1,0 +1,71 @@
+"""Tables that verbs print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.diagnostics.run_store import RunFolder
+
+SHARES = ("match", "exact", "accuracy")
+"""Metrics that are shares of answers, shown in per cent."""
+GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2")
+"""Metrics of every suite that the report shows and the final table leaves out."""
+
+
+def final_table(run: RunFolder) -> Table | None:
+    """One row per figure, one column per stage, with 95 % intervals; None if nothing was asked."""
+    folders = [run.start, *run.stages()]
+    evaluations = {folder.name: found for folder in folders if (found := folder.evaluation()) is not None}
+    if not evaluations:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for stage in evaluations:
+        table.add_column("before" if stage == run.start.name else f"after {stage}", justify="right")
+    rows = dict.fromkeys(
+        (suite, metric)
+        for evaluation in evaluations.values()
+        for suite, metrics in evaluation.items()
+        for metric in metrics
+        if metric not in GENERAL
+    )
+    for suite, metric in rows:
+        label = suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
+        table.add_row(label, *(figure(found.get(suite, {}).get(metric), metric) for found in evaluations.values()))
+    return table
+
+
+def figure(entry: Mapping[str, float | None] | None, metric: str) -> str:
+    """97 % [91, 99] for shares, +4.2 % for changes, 12.3 [11.8, 12.9] for the rest; - where nothing was measured."""
+    value = entry and entry.get("value")
+    if entry is None or value is None or not math.isfinite(value):
+        return "-"
+    low, high = entry.get("low"), entry.get("high")
+    if metric in SHARES or metric.endswith("_change"):
+        text, sign, scale = "%", "+" if metric.endswith("_change") else "", 100
+    else:
+        text, sign, scale = "", "", 1
+    digits = ".0f" if metric in SHARES else ".1f" if scale == 100 else ".3g"
+    shown = f"{value * scale:{sign}{digits}}{' %' if text else ''}"
+    if low is None or high is None or low == high:
+        return shown
+    return f"{shown} [{low * scale:{sign}{digits}}, {high * scale:{sign}{digits}}]"
+
+
+def side_by_side(prompts: Sequence[str], models: Sequence[tuple[str, str]], columns: Sequence[Sequence[str]]) -> Table:
+    """A prompt and each model's answer to it, one row per prompt.
+
+    Args:
+        models: (letter, name) of each column; the same model may stand in two.
+    """
+    table = Table(show_lines=True, header_style="bold", expand=True)
+    table.add_column("prompt", ratio=2, overflow="fold")
+    for letter, name in models:
+        table.add_column(Text(f"{letter}: {name}"), ratio=3, overflow="fold")
+    for prompt, *row in zip(prompts, *columns, strict=True):
+        table.add_row(Text(prompt), *(Text(answer) for answer in row))
+    return table

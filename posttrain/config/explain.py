@@ -1,0 +1,332 @@
+"""Validation errors in the reader's words: where it stands, what was found, what was expected, what to write.
+
+pydantic finds the mistakes; this module names each by the path that the reader can also type as an override
+(`dpo.optimizer.clip_norm`), the file and line or the override that holds it, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+KeyPath = tuple[str | int, ...]
+
+OTHER_TOOLS = {
+    "batch_size": "rows_per_step, the rows of a whole step",
+    "bf16": "compute.precision",
+    "fp16": "compute.precision",
+    "gradient_accumulation_steps": "rows_per_step, the rows of a whole step; micro-batches are filled by themselves",
+    "gradient_checkpointing": "compute.activation_checkpointing",
+    "lora": "adapter",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_target_modules": "adapter.targets",
+    "loss_type": "method",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule.kind",
+    "max_grad_norm": "optimizer.clip_norm",
+    "max_prompt_length": "max_length",
+    "max_seq_length": "max_length",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "output_dir": "out",
+    "per_device_train_batch_size": "rows_per_step, the rows of a whole step; micro-batches are filled by themselves",
+    "ref_model": "reference.kind",
+    "sequence_len": "max_length",
+    "warmup_ratio": "schedule.warmup_ratio",
+    "warmup_steps": "schedule.warmup_ratio, a share of the steps",
+    "weight_decay": "optimizer.weight_decay",
+}
+"""What other tools call a thing, and what it is called here, with a word where the two differ."""
+
+WORDS = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a group of keys",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a group of keys",
+    "string_type": "text (put quotes around it)",
+    "too_short": "at least one item",
+    "tuple_type": "a list",
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each value was written: Places("dpo.yaml", {("stages", 0, "beta"): 12}, {("seed",): "seed=x"})."""
+
+    source: str
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def of(self, path: KeyPath) -> str:
+        """The closest place that is known: the value's own, or that of the group around it."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overrides:
+                return f"override {self.overrides[path[:length]]}"
+            if path[:length] in self.lines:
+                return f"{self.source}, line {self.lines[path[:length]]}"
+            for inner, assignment in self.overrides.items():
+                if length == len(path) and inner[:length] == path:  # the group that an override made
+                    return f"override {assignment}"
+        return self.source
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What a pydantic location points at: the path in the recipe, the record around it and its field there."""
+
+    path: KeyPath
+    record: type[BaseModel]
+    option: FieldInfo | None
+
+
+def explain(error: ValidationError, model: type[BaseModel], data: object, places: Places | str) -> ConfigError:
+    """One error for all mistakes of a recipe; an UnknownKeyError if every mistake is an unknown key."""
+    known = Places(places) if isinstance(places, str) else places
+    details = [detail for detail in error.errors(include_url=False) if not _is_echo(detail, error)]
+    return together([_explain_one(detail, model, data, known) for detail in details], known.source)
+
+
+def together(mistakes: Sequence[ConfigError], source: str) -> ConfigError:
+    """Several mistakes as one error, so that one run shows all of them."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    kind = UnknownKeyError if all(isinstance(mistake, UnknownKeyError) for mistake in mistakes) else ConfigError
+    listed = "\n\n".join(str(mistake) for mistake in mistakes)
+    return kind(f"{len(mistakes)} mistakes\n\n{listed}\n", where=source, remedy="mend them all, then run it again")
+
+
+def spell(data: object, path: KeyPath) -> str:
+    """The path as an override writes it: ("stages", 1, "beta") -> "dpo.beta"."""
+    words: list[str] = []
+    node = data
+    for step in path:
+        node = _child(node, step)
+        if isinstance(step, int):
+            name = node.get("name") or node.get("method") if isinstance(node, Mapping) else None
+            words.append(str(name or step))
+        else:
+            words.append(step)
+    if words[:1] == ["stages"] and len(words) > 1 and not words[1].isdigit():
+        words = words[1:]
+    return ".".join(words)
+
+
+def fields_of(record: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The record's fields by the name that a recipe writes."""
+    return {option.alias or name: option for name, option in record.model_fields.items()}
+
+
+def records_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The records that a field can hold: `tuple[Match | Exact, ...] | None` -> Match, Exact."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from records_in(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType, tuple, list):
+        for argument in get_args(annotation):
+            yield from records_in(argument)
+
+
+def tag_of(record: type[BaseModel]) -> str | None:
+    """What `method` or `kind` says to choose this record."""
+    for key in ("method", "kind"):
+        option = record.model_fields.get(key)
+        if option is not None and get_origin(option.annotation) is Literal:
+            return str(get_args(option.annotation)[0])
+    return None
+
+
+# ---------------------------------------------------------------- one mistake
+
+
+def _is_echo(detail: ErrorDetails, error: ValidationError) -> bool:
+    """Follows from another mistake: a default that could not be computed, a list that misses its wrong items."""
+    if detail["type"] == "too_short":
+        place = detail["loc"]
+        return any(other["loc"][: len(place)] == place and other["loc"] != place for other in error.errors())
+    return detail["type"] == "default_factory_not_called"
+
+
+def _locate(model: type[BaseModel], data: object, location: Sequence[str | int]) -> Spot:
+    """Follow a location through the models: it holds union tags, which the recipe's path does not."""
+    records, node, path = [model], data, list[str | int]()
+    record, option = model, None
+    for step in location:
+        chosen = [one for one in records if tag_of(one) == step] if len(records) > 1 else []
+        if chosen:
+            records, record = chosen, chosen[0]
+            continue
+        if isinstance(step, str):
+            found = fields_of(records[0]).get(step) if records else None
+            if found is None and step in ("number", "record"):  # the tags of values.either
+                continue
+            option = found
+            record = records[0] if records else record
+            records = list(records_in(option.annotation)) if option is not None else []
+        path.append(step)
+        node = _child(node, step)
+    return Spot(tuple(path), record, option)
+
+
+def _child(node: object, step: str | int) -> object:
+    if isinstance(node, Mapping):
+        return node.get(step)
+    if isinstance(node, (list, tuple)) and isinstance(step, int) and step < len(node):
+        return node[step]
+    return None
+
+
+def _explain_one(detail: ErrorDetails, model: type[BaseModel], data: object, places: Places) -> ConfigError:
+    spot = _locate(model, data, detail["loc"])
+    context = detail.get("ctx", {})
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(spot, data, detail["input"], places)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_tag(spot, data, context, places)
+    if kind == "posttrain":
+        path = spot.path + tuple(context["path"])
+        details = {key: context[key] for key in ("found", "expected", "example", "remedy") if key in context}
+        problem = context["problem"]
+        return ConfigError(f"`{spell(data, path)}`: {problem}" if path else problem, where=places.of(path), **details)
+    name, where = spell(data, spot.path), places.of(spot.path)
+    if kind == "missing":
+        return ConfigError(f"`{name}` is missing", where=where, remedy=_advice(spot))
+    if kind == "literal_error":
+        choices = [str(choice) for choice in get_args(spot.option.annotation)] if spot.option else []
+        near = nearest(str(detail["input"]), choices)
+        return ConfigError(
+            f"`{name}` has a value that it does not know",
+            where=where,
+            found=_shown(detail["input"]),
+            expected=f"one of {', '.join(choices)}" if choices else context.get("expected"),
+            remedy=f"write `{spot.path[-1]}: {near}`" if near else _advice(spot),
+        )
+    expected = WORDS.get(kind, detail["msg"].removeprefix("Input should be "))
+    if kind == "string_pattern_mismatch" and spot.option is not None:
+        expected = spot.option.description or expected
+    return ConfigError(
+        f"`{name}` has a wrong value",
+        where=where,
+        found=_shown(detail["input"]),
+        expected=expected,
+        remedy=_advice(spot),
+    )
+
+
+def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> UnknownKeyError:
+    key = str(spot.path[-1])
+    own = list(fields_of(spot.record))
+    owners = [tag for tag, record in _family(spot.record).items() if key in fields_of(record)]
+    problem = f"`{spell(data, spot.path)}` is not a key"
+    expected: str | None = None
+    if owners:
+        problem = (
+            f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
+        )
+        remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
+    elif (elsewhere := _elsewhere(key, spot.record)) is not None:
+        remedy = f"write {elsewhere}"
+    elif (near := nearest(key, own)) is not None:
+        remedy = f"did you mean `{near}`?"
+    else:
+        expected, remedy = f"one of {', '.join(own)}", "remove it"
+    return UnknownKeyError(
+        problem,
+        where=places.of(spot.path),
+        found=f"{key}: {_shown(value)}",
+        expected=expected,
+        remedy=f"{remedy} (docs/recipes.md explains every key)",
+    )
+
+
+def _elsewhere(key: str, record: type[BaseModel]) -> str | None:
+    """The right place of a key that another tool uses, or that stands one level too high."""
+    own = fields_of(record)
+    words = OTHER_TOOLS.get(key)
+    if words is not None:
+        name, comma, remark = words.partition(",")
+        if name.split(".")[0] in own:
+            return f"`{name}`{comma}{remark}"
+    for group, option in own.items():
+        if any(key in fields_of(inner) for inner in records_in(option.annotation)):
+            return f"`{group}.{key}`"
+    return None
+
+
+def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: Places) -> ConfigError:
+    key = str(context["discriminator"]).strip("'")
+    choices = [tag for record in records_in(spot.option.annotation if spot.option else None) if (tag := tag_of(record))]
+    path = (*spot.path, key)
+    if "tag" not in context:
+        return ConfigError(
+            f"`{spell(data, path)}` is missing",
+            where=places.of(path),
+            expected=f"one of {', '.join(choices)}",
+            remedy=f"add `{key}:`",
+        )
+    near = nearest(str(context["tag"]), choices)
+    return UnknownKeyError(
+        f"the {key} `{context['tag']}` is not known",
+        where=places.of(path),
+        found=f"{key}: {context['tag']}",
+        expected=f"one of {', '.join(choices)}",
+        remedy=f"did you mean `{near}`?" if near else "choose one of those",
+    )
+
+
+def _family(record: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The records among which `method` or `kind` chooses this one, by what it says."""
+    base = next((one for one in record.__mro__ if one.__dict__.get("IS_FAMILY")), None)
+    return {tag: one for one in _leaves(base) if (tag := tag_of(one)) and one is not record} if base else {}
+
+
+def _leaves(record: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for child in record.__subclasses__():
+        yield child
+        yield from _leaves(child)
+
+
+def _advice(spot: Spot) -> str:
+    if spot.option is None:
+        return "docs/recipes.md shows every key with an example"
+    name = next((step for step in reversed(spot.path) if isinstance(step, str)), "it")
+    description = (spot.option.description or "").split("\n")[0]
+    default = spot.option.default
+    if spot.option.is_required() or default is None or isinstance(default, BaseModel) or not spot.option.description:
+        return f"write `{name}: ...` -- {description}" if description else f"write `{name}: ...`"
+    return f"write `{name}: {_shown(default)}`, say -- {description}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    elif isinstance(value, (list, tuple)):
+        text = "[" + ", ".join(_shown(item) for item in value) + "]"
+    else:
+        text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

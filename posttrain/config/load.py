@@ -1,0 +1,84 @@
+"""A recipe's file to a `Recipe`: read, override, validate, find its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from posttrain.config import overrides as command_line
+from posttrain.config.explain import Places, explain
+from posttrain.config.paths import resolve_paths
+from posttrain.config.schema import SCHEMA, Recipe
+from posttrain.config.yaml_text import parse
+from posttrain.errors import ConfigError, SourceError
+
+EXAMPLE = "{schema: 1, name: mine, model: embedded, stages: [{method: sft, data: sft.jsonl}]}"
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe's file.
+
+    Args:
+        overrides: settings that win over the file's, such as "dpo.beta=0.2" or "seed=3".
+
+    Raises:
+        SourceError: the file cannot be read.
+        UnknownKeyError: keys that no option has, each with the nearest.
+        ConfigError: any other mistake; several mistakes are shown together, each with its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SourceError(
+            "the recipe cannot be read", where=path, found=error.strerror, remedy="check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise SourceError("the recipe is not UTF-8 text", where=path, remedy="save it as UTF-8") from None
+    return parse_recipe(text, overrides, folder=path.resolve().parent, source=str(path), name=path.stem)
+
+
+def parse_recipe(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    source: str = "recipe",
+    name: str = "recipe",
+) -> Recipe:
+    """Read a recipe's text.
+
+    Args:
+        folder: what paths in the recipe are relative to; None: where the command runs.
+        source: what errors call the recipe.
+        name: the recipe's name if it has none of its own.
+    """
+    document = parse(text, source)
+    raw = _group(document.value, source)
+    notes = [] if "schema" in raw else [f"{source}: no `schema:`; read as schema {SCHEMA}"]
+    raw.setdefault("name", name)
+    places = Places(source, document.lines, command_line.apply(raw, overrides))
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, Recipe, raw, places) from None
+    recipe, assumed = resolve_paths(recipe, raw, folder or Path.cwd(), places)
+    recipe._notes = (*notes, *assumed)
+    return recipe
+
+
+def _group(value: Any, source: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return dict(value)
+    found = "nothing" if value is None else "a list" if isinstance(value, list) else repr(value)
+    raise ConfigError(
+        "the recipe is empty" if value is None else "a recipe is a group of keys",
+        where=source,
+        found=found,
+        expected="keys such as model and stages",
+        example=EXAMPLE,
+        remedy="write the keys at the left margin; docs/recipes.md shows them all",
+    )

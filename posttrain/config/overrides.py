@@ -1,0 +1,111 @@
+"""Settings from the command line: `dpo.beta=0.2`, `seed=3`, `evaluate.suites.identity.sampling.temperature=0.7`.
+
+The first word is a stage's name or a key of the recipe; items of a list are named by their `name`. Values are YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.config.explain import KeyPath
+from posttrain.config.schema import Recipe
+from posttrain.config.yaml_text import parse_value
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+
+SHORT_FORMS = ("data", "held_out")
+"""Groups that a path may stand for; an override of one of their keys writes the path out first."""
+
+
+def apply(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[KeyPath, str]:
+    """Change `recipe` in place; returns which value came from which assignment.
+
+    Raises:
+        ConfigError: an assignment without `=`, or into something that is not a group of keys.
+        UnknownKeyError: no stage and no key of that name; says the nearest.
+    """
+    origins: dict[KeyPath, str] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        words = key.strip().split(".")
+        if not separator or not all(words):
+            raise ConfigError(
+                "this does not set anything",
+                where=f"override {assignment}",
+                expected="key=value",
+                example="dpo.beta=0.2",
+                remedy="write stage.key=value, without blanks around the `=`",
+            )
+        value = parse_value(text, f"override {assignment}")
+        origins[_set(recipe, words, value, assignment)] = assignment
+    return origins
+
+
+def _set(recipe: dict[str, Any], words: list[str], value: Any, assignment: str) -> KeyPath:
+    path = list(_start(recipe, words[0], assignment))
+    node: Any = recipe
+    for step in path[:-1]:
+        node = node[step]
+    for word in words[1:]:
+        node = _enter(node, path[-1], assignment)
+        path.append(_index(node, word, assignment) if isinstance(node, list) else word)
+    node[path[-1]] = value
+    return tuple(path)
+
+
+def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
+    keys = [option.alias or name for name, option in Recipe.model_fields.items()]
+    if word in keys:
+        return (word,)
+    stages = recipe.get("stages")
+    names = [_name(stage) for stage in stages] if isinstance(stages, list) else []
+    if word in names:
+        return ("stages", names.index(word))
+    known = [name for name in names if name is not None] + keys
+    near = nearest(word, known)
+    raise UnknownKeyError(
+        f"`{word}` is neither a stage nor a key of the recipe",
+        where=f"override {assignment}",
+        found=word,
+        expected=f"one of {', '.join(known)}",
+        remedy=f"did you mean `{near}`?" if near else "choose one of those",
+    )
+
+
+def _name(item: Any) -> str | None:
+    return (item.get("name") or item.get("method")) if isinstance(item, dict) else None
+
+
+def _enter(node: Any, step: str | int, assignment: str) -> Any:
+    """The group or list at `step`, made if there is none."""
+    inner = node.get(step) if isinstance(node, dict) else node[step]
+    if step in SHORT_FORMS and isinstance(inner, (str, list)):
+        inner = {"path": inner}
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, (dict, list)):
+        raise ConfigError(
+            f"`{step}` is a value, not a group of keys",
+            where=f"override {assignment}",
+            found=f"{step}: {inner}",
+            remedy=f"set it as a whole: {step}={{...}}",
+        )
+    node[step] = inner
+    return inner
+
+
+def _index(items: list[Any], word: str, assignment: str) -> int:
+    names = [_name(item) for item in items]
+    if word in names:
+        return names.index(word)
+    if word.isdigit() and int(word) < len(items):
+        return int(word)
+    known = [name for name in names if name is not None]
+    near = nearest(word, known)
+    raise UnknownKeyError(
+        f"no item is named `{word}`",
+        where=f"override {assignment}",
+        found=word,
+        expected=f"one of {', '.join(known)}" if known else "the number of an item, from 0",
+        remedy=f"did you mean `{near}`?" if near else "choose one of those",
+    )

@@ -1,0 +1,118 @@
+"""The recipe: a start model, what to ask the models, and the stages.
+
+Recipe(name="mine", model="embedded", stages=[SFT(data="sft.jsonl"), DPO(data="pairs.jsonl", beta=0.1)])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from posttrain.config.settings import Data
+from posttrain.config.stages import WRITES_DATA, Stage, StageSettings, TrainingStage
+from posttrain.config.suites import Evaluation
+from posttrain.config.values import Int, Settings, refuse
+from posttrain.config.yaml_text import dump
+
+SCHEMA = 1
+"""Version of the recipe's keys; a recipe of a later version is refused."""
+
+
+class Recipe(Settings):
+    """A start model, what to ask the models, and the stages."""
+
+    schema_version: Int = Field(default=SCHEMA, alias="schema")
+    """Version of these keys."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, . - and _; names the run folder, `<out>/<name>`. The file's name if absent."""
+    model: str
+    """The model that the first stage starts from: a catalogue name, a folder, or a hub id."""
+    seed: Int = Field(default=0, ge=0, lt=2**32)
+    """Where all random streams start. Equal seeds on one machine give equal runs."""
+    out: str = "runs"
+    """Folder that holds run folders; relative to where the command runs."""
+    evaluate: Evaluation = Evaluation()
+    """What the start model and each trained model are asked."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """What is done, in this order; each stage starts from the last model before it."""
+
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed while the recipe was read, one line each, to be shown."""
+        return self._notes
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out) / self.name
+
+    def stage(self, name: str) -> StageSettings:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def to_yaml(self) -> str:
+        """Every value, defaults included; `parse_recipe` reads it back as the same recipe."""
+        return dump(self.model_dump(mode="json", by_alias=True))
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known_version(cls, version: int) -> int:
+        if version != SCHEMA:
+            raise refuse(
+                "the recipe has a schema that this version does not know",
+                found=f"schema: {version}",
+                expected=f"schema: {SCHEMA}",
+                remedy="install a newer posttrain" if version > SCHEMA else f"write schema: {SCHEMA}",
+            )
+        return version
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        before: dict[str, Any] = {}
+        for index, stage in enumerate(self.stages):
+            if stage.name in before:
+                raise refuse(
+                    f"two stages are named `{stage.name}`",
+                    path=("stages", index, "name"),
+                    remedy=f"give this one another name: `name: {stage.name}-{index + 1}`",
+                )
+            if stage.name in type(self).model_fields or stage.name == "schema":
+                raise refuse(
+                    f"a stage cannot be named `{stage.name}`: the recipe has a key of that name",
+                    path=("stages", index, "name"),
+                    remedy="choose another name",
+                )
+            if stage.data is None:
+                raise refuse(
+                    f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
+                )
+            for key, data in data_of(stage).items():
+                _check_source(data, before, ("stages", index, key))
+            before[stage.name] = stage
+        return self
+
+
+def data_of(stage: StageSettings) -> dict[str, Data]:
+    """The stage's data by key: {"data": ..., "held_out": ...}."""
+    sources = {"data": stage.data, "held_out": stage.held_out if isinstance(stage, TrainingStage) else None}
+    return {key: source for key, source in sources.items() if isinstance(source, Data)}
+
+
+def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    if data.stage is None or isinstance(before.get(data.stage), WRITES_DATA):
+        return
+    known = [name for name, stage in before.items() if isinstance(stage, WRITES_DATA)]
+    raise refuse(
+        f"no earlier stage named `{data.stage}` writes data",
+        path=(*path, "stage"),
+        found=data.stage,
+        expected=f"one of {', '.join(known)}" if known else "a stage before this one, with `method: correction`",
+        remedy="name the stage, or write `path: FILE`",
+    )
+
+
+def stage_yaml(stage: StageSettings) -> str:
+    """The stage's config.yaml: every value, defaults included."""
+    return dump(stage.model_dump(mode="json", by_alias=True))

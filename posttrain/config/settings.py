@@ -1,0 +1,216 @@
+"""The groups of a training stage: data, adapter, encoding, schedule, optimizer, compute, and what is written when.
+
+Each default is a vetted setting; the field says where it comes from.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from posttrain.config.values import AutoInt, Float, Int, NameOrNames, Settings, choose, listed, refuse
+from posttrain.data.encoder_settings import TrainOn
+from posttrain.data.formats import FORMATS
+from posttrain.data.truncate import Truncation
+from posttrain.diagnostics.checks import CHECKS
+
+
+class Data(Settings):
+    """Rows to read. A path alone may stand for the group: `data: pairs.jsonl`."""
+
+    path: tuple[str, ...] = ()
+    """File, glob, folder, hub id (`owner/name:config`), or a list of these. `package://NAME` is shipped data."""
+    stage: str | None = None
+    """Name of an earlier stage that writes data; instead of `path`."""
+    format: str = "auto"
+    """Row format; `auto` tells it from the keys of the first row, and names it."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Where the format's keys are found: `{prompt: question, chosen: best}`."""
+    roles: dict[str, str] = Field(default_factory=dict)
+    """What the file's role names mean: `{bot: assistant}`."""
+    split: str = "train"
+    """Which split of a folder or a hub data set."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """`stop` at the first row that is wrong, or `skip` such rows, count them by reason, and list them in the run."""
+    allow_ties: bool = False
+    """Keep comparisons with equal scores instead of refusing them."""
+    limit: Int | None = Field(default=None, gt=0)
+    """Read only this many rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, (str, os.PathLike, list, tuple)) else value
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        return listed(value)
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        return choose("format", name, ("auto", *FORMATS))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.path) == (self.stage is not None):
+            raise refuse("data comes from a `path` or from a `stage`: give one of the two", remedy="write `path: FILE`")
+        return self
+
+
+class LoRA(Settings):
+    """A low-rank adapter, Hu et al. 2021, arXiv:2106.09685; the weights themselves stay as they are."""
+
+    kind: Literal["lora"] = "lora"
+    """The kind of adapter."""
+    rank: Int = Field(default=16, ge=1)
+    """Rank of the update (r)."""
+    alpha: Float = Field(default=32.0, gt=0)
+    """Scale of the update: alpha / rank. 32 whatever the rank: Schulman et al. 2025, "LoRA Without Regret"."""
+    dropout: Float = Field(default=0.0, ge=0, lt=1)
+    """On the adapter's input while training."""
+    targets: NameOrNames = "all-linear"
+    """`all-linear`, a list of module names, or a regular expression. All of them: Dettmers et al. 2023 (QLoRA)."""
+    dora: bool = False
+    """Learn magnitude and direction apart: Liu et al. 2024 (DoRA), arXiv:2402.09353."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank): Kalajdzievski 2023, arXiv:2312.03732."""
+    init: Literal["default", "gaussian"] = "default"
+    """How the first factor starts; the second starts at zero, so a fresh adapter changes nothing."""
+
+
+class PairEncoding(Settings):
+    """How messages become ids, and which of them train."""
+
+    template: str = "chat"
+    """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Values for the template: `{enable_thinking: false}`."""
+    stop_token: Literal["train", "ignore"] = "train"
+    """Whether the token that ends a turn trains. A model that never trains on it does not learn to stop."""
+    truncation: Truncation = "drop"
+    """What happens to a row longer than `max_length`: leave it out, cut the beginning of its prompt, or cut its
+    responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
+    special_tokens_in_text: Literal["keep", "refuse"] = "keep"
+    """What to do with a text that holds the name of a special token: keep it, counted, or refuse the row."""
+
+
+class SFTEncoding(PairEncoding):
+    """How messages become ids, and which of them train."""
+
+    train_on: TrainOn = "assistant_only"
+    """Every assistant turn, the last one, the assistant turns after the last user turn, or every token."""
+    train_roles: dict[str, bool] = Field(default_factory=dict)
+    """Overrides `train_on` for a role: `{tool: true}`. A message's own `train` overrides both."""
+
+
+class Schedule(Settings):
+    """The learning rate over the steps; cosine with 10 % warm-up as in the Alignment Handbook's recipes (Zephyr)."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_ratio: Float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+    final_ratio: Float = Field(default=0.0, ge=0, le=1)
+    """The last step's rate as a share of `learning_rate`."""
+
+
+class Optimizer(Settings):
+    """AdamW, Loshchilov and Hutter 2019."""
+
+    kind: Literal["adamw"] = "adamw"
+    """The optimizer."""
+    betas: tuple[Float, Float] = (0.9, 0.95)
+    """Decay of the two moments. 0.95: Zhou et al. 2023 (LIMA); 0.999 remembers 1,000 steps, longer than most runs."""
+    eps: Float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: Float = Field(default=0.0, ge=0)
+    """Pull of the weights towards zero; none, as in the Alignment Handbook's recipes."""
+    clip_norm: Float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient, 1.0 as in Llama 2 and the Alignment Handbook; null: no clipping."""
+
+    @field_validator("betas")
+    @classmethod
+    def _shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise refuse("a beta lies outside 0 <= beta < 1", remedy="write `betas: [0.9, 0.95]`", found=list(betas))
+        return betas
+
+
+class Compute(Settings):
+    """How a step is computed; none of it changes what is computed, but for `precision`."""
+
+    tokens_per_microbatch: AutoInt = "auto"
+    """Tokens that go through the model at once; `auto` fits them to the machine's memory. No gradient depends on it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; the weights stay fp32. `auto`: bf16 where the hardware gains by it."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    logprobs: Literal["auto", "tree", "padded"] = "auto"
+    """`tree` computes a shared prompt once, `padded` is the plain way; `auto` takes tree where the two agree."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+
+class Checkpoints(Settings):
+    """What a killed run goes on from."""
+
+    every_steps: Int = Field(default=50, ge=1)
+    """Steps between checkpoints; at most this many are lost."""
+    keep: Int = Field(default=2, ge=1)
+    """How many are kept; the one before the last still stands if the machine dies while writing."""
+
+
+class Preflight(Settings):
+    """What is proven before step 1."""
+
+    on_failure: Literal["stop", "warn"] = "stop"
+    """Whether a failed check stops the stage."""
+
+
+class Alarms(Settings):
+    """What watches every step."""
+
+    on_critical: Literal["stop", "warn"] = "warn"
+    """Whether a critical alarm stops the stage. A loss or gradient that is not finite always does."""
+    off: tuple[str, ...] = ()
+    """Names of alarms to switch off."""
+
+    @field_validator("off", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return listed(value)
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            choose("alarm", name, CHECKS)
+        return names
+
+
+class Export(Settings):
+    """The model folder that a stage writes."""
+
+    merge: bool = True
+    """Fold an adapter into the weights, so that any tool loads the folder; false writes the adapter alone."""
+
+
+class Log(Settings):
+    """What is written while training; nothing here changes the training."""
+
+    samples_every: Int | None = Field(default=25, ge=1)
+    """Steps between samples of what the model thinks of its rows; null: none."""
+    held_out_every: Int | None = Field(default=25, ge=1)
+    """Steps between measurements on the held-out rows; they are always measured at the start and the end."""
+
+
+class ReferenceSettings(Settings):
+    """The policy's start, with which a preference objective compares it."""
+
+    kind: Literal["auto", "cached", "adapter_off", "live"] = "auto"
+    """`cached` computes its log-probs once, `adapter_off` switches a fresh adapter off, `live` keeps a copy. All give
+    the same numbers; `auto` takes the cheapest that can serve."""

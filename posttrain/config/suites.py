@@ -1,0 +1,132 @@
+"""Evaluation: how answers are sampled, and the suites that score them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from posttrain.config.values import Float, Int, Settings, as_text, refuse
+
+
+class Sampling(Settings):
+    """How tokens are drawn. Every field is explicit: a model folder's generation_config.json changes none of them."""
+
+    temperature: Float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token."""
+    top_k: Int | None = Field(default=None, ge=1)
+    """Only the k likeliest tokens; null: all."""
+    top_p: Float = Field(default=1.0, gt=0, le=1)
+    """The likeliest tokens that hold this share together; 1: all."""
+    min_p: Float = Field(default=0.0, ge=0, le=1)
+    """Only tokens at least this share as likely as the likeliest; 0: all."""
+    repetition_penalty: Float = Field(default=1.0, gt=0)
+    """Divides the scores of tokens in the prompt or the answer; 1: none."""
+    presence_penalty: Float = 0.0
+    """Subtracted from the score of each token that the answer holds."""
+    frequency_penalty: Float = 0.0
+    """Subtracted once for each time that the answer holds it."""
+    max_new_tokens: Int = Field(default=128, ge=1)
+    """Longest answer."""
+
+
+class SuiteSettings(Settings):
+    """One set of prompts and what makes an answer good."""
+
+    IS_FAMILY: ClassVar[bool] = True
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Letters, digits, - and _; names the suite's file and its row in the final table."""
+    prompts: Annotated[str, BeforeValidator(as_text)]
+    """File with the prompts, in any format that training reads; relative to the recipe."""
+    limit: Int | None = Field(default=None, ge=1)
+    """Use only the first so many prompts."""
+    sampling: Sampling = Sampling()
+    """How the answers are drawn; greedy by default, so that a run repeats."""
+
+
+class SampledSuite(SuiteSettings):
+    """A suite whose prompts may be answered several times."""
+
+    samples_per_prompt: Int = Field(default=1, ge=1)
+    """Answers per prompt; more than one needs a temperature above 0."""
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
+            raise refuse(
+                "temperature 0 draws the same answer each time",
+                path=("samples_per_prompt",),
+                found=f"samples_per_prompt: {self.samples_per_prompt}, temperature: 0",
+                remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
+            )
+        return self
+
+
+class MatchSuite(SampledSuite):
+    """The share of answers in which a pattern occurs."""
+
+    kind: Literal["match"]
+    """`match`: does the text occur?"""
+    pattern: str
+    """Regular expression, searched anywhere in the answer: `\\bPia\\b`."""
+    ignore_case: bool = False
+    """Whether A and a are the same."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise refuse(
+                "this is not a regular expression",
+                found=f"{pattern}  ({error})",
+                remedy="put a backslash before ( ) [ ] . * + ? that are meant as they stand",
+            ) from None
+        return pattern
+
+
+class ExactSuite(SampledSuite):
+    """The share of answers that are the row's answer, blanks at the ends aside."""
+
+    kind: Literal["exact"]
+    """`exact`: is it the row's answer?"""
+
+
+class NumberSuite(SampledSuite):
+    """The share of answers whose last number is the row's answer."""
+
+    kind: Literal["number"]
+    """`number`: is the last number right?"""
+
+
+class PerplexitySuite(SuiteSettings):
+    """How surprised a stage's model is by the start model's own answers; a rise means that it has drifted."""
+
+    kind: Literal["perplexity"]
+    """`perplexity`: does it still speak as it did?"""
+
+
+Suite = Annotated[MatchSuite | ExactSuite | NumberSuite | PerplexitySuite, Field(discriminator="kind")]
+
+
+class Evaluation(Settings):
+    """What the models of a recipe are asked."""
+
+    every_stage: bool = True
+    """Evaluate after every stage that trains; false: only the start and the end."""
+    suites: tuple[Suite, ...] = ()
+    """The suites, in the order of the final table."""
+
+    @field_validator("suites")
+    @classmethod
+    def _own_names(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
+        names = [suite.name for suite in suites]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise refuse(
+                    f"two suites are named `{name}`", path=(index, "name"), remedy="give one of them another name"
+                )
+        return suites

@@ -1,0 +1,100 @@
+"""The base of all recipe records, and the kinds of value that they hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, ValidationError
+from pydantic_core import PydanticCustomError
+
+from posttrain.config.explain import explain
+from posttrain.errors import nearest
+
+
+class Settings(BaseModel):
+    """A frozen record that refuses unknown keys, with our errors: SFT(learning_rte=1) names learning_rate."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explain(error, type(self), values, type(self).__name__) from None
+
+    # pydantic builds nested records without __init__, so that one error reports all mistakes of the whole tree
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, validated like any: stage.changed(learning_rate=1e-6)."""
+        return type(self)(**{**self.model_dump(by_alias=False, exclude_unset=True), **changes})
+
+
+def refuse(problem: str, *, remedy: str, path: tuple[str | int, ...] = (), **details: Any) -> PydanticCustomError:
+    """An error for validators to raise; `path` leads from the validated record to the wrong value."""
+    context = {"problem": problem, "remedy": remedy, "path": path, **details}
+    return PydanticCustomError("posttrain", "{problem}", context)
+
+
+def choose(what: str, name: str, known: Iterable[str]) -> str:
+    """`name`, if it is one of `known`; for names that stand in a table elsewhere."""
+    names = list(known)
+    if name in names:
+        return name
+    near = nearest(name, names)
+    remedy = f"did you mean `{near}`?" if near else "choose one of those"
+    raise refuse(f"the {what} `{name}` is not known", expected=f"one of {', '.join(names)}", remedy=remedy)
+
+
+def _number(value: Any) -> Any:
+    """`epochs: true` would otherwise train for 1 epoch."""
+    if isinstance(value, bool):
+        raise refuse("a number is needed here", remedy="write a number", found=str(value).lower())
+    return value
+
+
+def _auto_or_number(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise refuse("this is neither `auto` nor a positive whole number", remedy="write auto, or a number such as 8192")
+
+
+def _name_or_names(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
+        return value
+    raise refuse("this is neither text nor a list of texts", remedy="write a name, or a list such as [q_proj, v_proj]")
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(_number)]
+AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+
+NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
+
+
+def either(number: Any, record: type[Settings]) -> Any:
+    """A number or a record, told apart by what is written, so that a mistake is reported once and not per branch."""
+
+    def kind(value: Any) -> str:
+        return "number" if isinstance(value, (int, float)) else "record"
+
+    return Annotated[Annotated[number, Tag("number")] | Annotated[record, Tag("record")], Discriminator(kind)]
+
+
+def listed(value: Any) -> Any:
+    """One thing may stand for a list of one, and a Path for its text: `path: a.jsonl`."""
+    items = [value] if isinstance(value, (str, os.PathLike)) else value
+    return [as_text(item) for item in items] if isinstance(items, (list, tuple)) else items
+
+
+def as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,167 @@
+"""YAML in and out, by the 1.2 core rules, with line numbers.
+
+PyYAML follows YAML 1.1, where `1e-5` is text, `no` and `on` are booleans, `010` is 8, `1:30` is 90 and a key that
+is written twice silently wins. A learning rate that is text, or a setting that vanished, costs a run; so here
+`1e-5` is a number, only true and false are booleans (a field that wants one still takes yes, no, on and off), and
+a second key of the same name is refused with both lines.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from posttrain.config.explain import KeyPath
+from posttrain.errors import ConfigError
+
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_NULLS = ("", "~", "null", "Null", "NULL")
+_TRUTHS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Document:
+    """Document({"seed": 3}, {(): 1, ("seed",): 1}); lines count from 1."""
+
+    value: Any
+    lines: dict[KeyPath, int]
+
+
+class _Loader(yaml.SafeLoader):
+    """Marks plain scalars, and only those, for `_resolved` to decide."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
+
+
+def parse(text: str, source: str) -> Document:
+    """Raises ConfigError, with the line, for text that is not YAML or that writes a key twice."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _not_yaml(error, text, source) from None
+    lines: dict[KeyPath, int] = {}
+    value = None if root is None else _build(root, (), lines, source, ())
+    return Document(value, lines)
+
+
+def parse_value(text: str, source: str) -> Any:
+    """The value of an override: "0.2" -> 0.2, "[a, b]" -> ["a", "b"], "" -> None."""
+    return parse(text, source).value
+
+
+def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str, above: tuple[yaml.Node, ...]) -> Any:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if any(node is outer for outer in above):
+        raise ConfigError("an alias holds itself", where=f"{source}, line {lines[path]}", remedy="write the values out")
+    above = (*above, node)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, source)
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item, (*path, index), lines, source, above) for index, item in enumerate(node.value)]
+    result: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+        line = key_node.start_mark.line + 1
+        if key is None:
+            raise ConfigError("a key is not text", where=f"{source}, line {line}", remedy="write `key: value`")
+        if key == "<<" and key_node.tag == _PLAIN:
+            merged = _merged(_build(value_node, (*path, "<<"), {}, source, above), merged)
+            continue
+        if key in result:
+            raise ConfigError(
+                f"`{key}` is written twice",
+                where=f"{source}, line {line}",
+                found=f"first on line {lines[(*path, key)]}",
+                remedy="keep one of the two",
+            )
+        lines[(*path, key)] = line
+        result[key] = _build(value_node, (*path, key), lines, source, above)
+    return {**merged, **result}
+
+
+def _merged(addition: Any, so_far: dict[str, Any]) -> dict[str, Any]:
+    """`<<: *base` and `<<: [*a, *b]`; the earlier one wins."""
+    for mapping in addition if isinstance(addition, list) else [addition]:
+        so_far = {**mapping, **so_far}
+    return so_far
+
+
+def _scalar(node: yaml.ScalarNode, source: str) -> Any:
+    text = node.value
+    if node.tag == _PLAIN:
+        return _resolved(text)
+    kind = node.tag.removeprefix(_TAG)
+    if kind == "str":
+        return text
+    if kind in ("int", "float", "bool", "null") and not isinstance(_resolved(text), str):
+        return _resolved(text)
+    raise ConfigError(
+        f"the tag `{node.tag}` is not used in recipes",
+        where=f"{source}, line {node.start_mark.line + 1}",
+        remedy="write the plain value",
+    )
+
+
+def _resolved(text: str) -> Any:
+    if text in _NULLS:
+        return None
+    if text in _TRUTHS:
+        return _TRUTHS[text]
+    if _INT.fullmatch(text):
+        return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def _not_yaml(error: yaml.YAMLError, text: str, source: str) -> ConfigError:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ConfigError("this is not YAML", where=source, found=str(error), remedy="save it as UTF-8 text")
+    mark = error.problem_mark
+    line = text.splitlines()[mark.line] if mark.line < len(text.splitlines()) else ""
+    tab = "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error)
+    return ConfigError(
+        "a tab indents this line; YAML indents with spaces only" if tab else "this is not YAML",
+        where=f"{source}, line {mark.line + 1}, column {mark.column + 1}",
+        found=line.replace("\t", "<tab>") if tab else f"{line.strip()}  ({error.problem})",
+        remedy="replace each tab with spaces" if tab else "check the indentation, the colons and the quotes around it",
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+class _Dumper(yaml.SafeDumper):
+    """Groups one key a line, lists of plain values on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.Node:
+    ambiguous = not isinstance(_resolved(text), str)  # `1e-5` as text: PyYAML itself would not quote it
+    breaks = any(sign in text for sign in "\r\x85\u2028\u2029")  # line breaks that only double quotes keep
+    style = '"' if breaks else "|" if "\n" in text else "'" if ambiguous else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+def _list_node(dumper: _Dumper, items: list[Any]) -> yaml.Node:
+    flat = all(not isinstance(item, (dict, list)) for item in items)
+    return dumper.represent_sequence(f"{_TAG}seq", items, flow_style=flat)
+
+
+_Dumper.add_representer(str, _text_node)
+_Dumper.add_representer(list, _list_node)
+
+
+def dump(value: Any) -> str:
+    """YAML that `parse`, and any YAML 1.1 reader, read back as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)

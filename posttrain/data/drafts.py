@@ -1,0 +1,262 @@
+"""A row's messages to drafts of trees: which turns train, in which context, ending how.
+
+A draft is a tree before truncation. Everything about single turns is `template.py`'s; here turns are put together:
+a conversation whose contexts continue one another is one sequence, any other is several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.template import ChatTemplate, ContextMismatch, PlainMessage, Turn, first_difference
+from posttrain.data.tokens import Tokens, pattern_of
+from posttrain.data.truncate import Draft, Side
+from posttrain.errors import EncodingError, PromptMismatchError, TemplateError
+from posttrain.types import Demonstration, Message
+
+
+class SpecialTokenError(EncodingError):
+    """A text holds a special token's name, and the settings refuse such rows."""
+
+
+class _Path:
+    """One sequence under construction: ids, which of them train, and which of those end an answer."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.mask: list[bool] = []
+        self.stops: list[int] = []
+
+    def add(self, ids: Sequence[int], *, trains: bool) -> None:
+        self.ids += ids
+        self.mask += [trains] * len(ids)
+
+    def add_stop(self, number: int, *, trains: bool) -> None:
+        if trains:
+            self.stops.append(len(self.ids))
+        self.add([number], trains=trains)
+
+    @property
+    def first_trained(self) -> int:
+        return self.mask.index(True) if True in self.mask else len(self.ids)
+
+    def draft(self, prompt_length: int) -> Draft:
+        stops = tuple(stop - prompt_length for stop in self.stops if stop >= prompt_length)
+        side = Side(self.ids[prompt_length:], self.mask[prompt_length:], stops)
+        return Draft(self.ids[:prompt_length], (side,))
+
+
+class Drafter:
+    """Drafts for one template and one set of options."""
+
+    def __init__(self, tokens: Tokens, template: ChatTemplate, settings: EncoderSettings, stop_ids: frozenset[int]):
+        self.tokens = tokens
+        self.template = template
+        self.settings = settings
+        self.stop_ids = stop_ids
+        self._special = tokens.special_pattern([stop.text for stop in template.stops])
+        self._ends = pattern_of([*template.stop_texts, *([tokens.bos_text] if tokens.bos_text else [])])
+
+    # ------------------------------------------------------------ drafts
+
+    def demonstration(self, row: Demonstration, findings: list[str]) -> list[Draft]:
+        messages = [self.template.plain(message) for message in row.messages]
+        if self.settings.train_on == "all":
+            return [self._everything(row, messages)]
+        trained = self._trained(row.messages)
+        if not trained:
+            ids = self.tokens.ids(self.template.render(messages, row.tools))
+            return [Draft([], (Side(ids, [False] * len(ids)),))]
+        paths, context = self._paths(messages, trained, row.tools)
+        findings += self.check_shown(row.messages[: trained[-1]], row.tools, context)
+        if len(paths) > 1:
+            findings.append("split_turns")
+        return [path.draft(path.first_trained) for path in paths]
+
+    def _everything(self, row: Demonstration, messages: list[PlainMessage]) -> Draft:
+        """Every token but the first, which nothing predicts."""
+        if any(message.train is False for message in row.messages):
+            raise EncodingError(
+                "`train_on: all` trains every token, but a message of this row says `train: false`",
+                expected="no such mark under `train_on: all`",
+                remedy="use `train_on: assistant_only`, which honours the mark",
+            )
+        path = _Path()
+        if messages and messages[-1]["role"] == "assistant":
+            turn = self.template.turn(messages, len(messages) - 1, row.tools)
+            self._extend(path, self.tokens.ids(turn.context), turn)
+        else:
+            path.add(self.tokens.ids(self.template.render(messages, row.tools)), trains=True)
+        mask = [False] + [True] * (len(path.ids) - 1)
+        stops = tuple(at for at, number in enumerate(path.ids) if number in self.stop_ids and at)
+        return Draft([], (Side(path.ids, mask[: len(path.ids)], stops),))
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[list[int], list[str]]:
+        """The ids of a conversation with its generation prompt, and findings about it."""
+        text = self._prompt_text(messages, tools)
+        return self.tokens.ids(text), self.check_shown(messages, tools, text)
+
+    def _prompt_text(self, messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        return self.template.prompt([self.template.plain(message) for message in messages], tools)
+
+    def shared_prompt(
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[Sequence[Message]],
+        tools: Sequence[Any],
+        findings: list[str],
+    ) -> Draft:
+        """All responses behind one prompt, whose ids each of them must share token by token."""
+        text = self._prompt_text(prompt, tools)
+        findings += self.check_shown(prompt, tools, text)
+        shared = self.tokens.ids(text)
+        sides = [self._side(text, shared, prompt, response, tools) for response in responses]
+        return Draft(shared, tuple(sides))
+
+    def _side(
+        self, text: str, shared: list[int], prompt: Sequence[Message], response: Sequence[Message], tools: Sequence[Any]
+    ) -> Side:
+        turns = [*prompt, *response]
+        messages = [self.template.plain(message) for message in turns]
+        trained = self._trained(turns, start=len(prompt))
+        if not trained:
+            return Side([], [])
+        try:
+            paths, context = self._paths(messages, trained, tools, known={len(prompt): text})
+        except ContextMismatch as error:
+            raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
+        if len(response) > 1:
+            self.check_shown(turns[: trained[-1]], tools, context)
+        if len(paths) > 1:
+            raise TemplateError(
+                "the chat template rewrites the earlier turns of a response with several assistant turns, so that no "
+                "single sequence is what inference saw",
+                found=f"{len(trained)} trained turns that need {len(paths)} contexts",
+                expected="one",
+                remedy="train on the last turn only (`train: false` on the others), or name another template",
+            )
+        path = paths[0]
+        if path.ids[: len(shared)] != shared:
+            raise self._mismatch(shared, path.ids)
+        return path.draft(len(shared)).sides[0]
+
+    def _mismatch(self, shared: list[int], other: list[int]) -> PromptMismatchError:
+        at = first_difference(shared, other)
+        near = slice(max(0, at - 12), at + 12)
+        return PromptMismatchError(
+            "a response changes the ids of the prompt that all responses must share",
+            found=f"{self.tokens.decode(other[near])!r} around token {at} with the response",
+            expected=f"{self.tokens.decode(shared[near])!r}, as the prompt alone has it",
+            remedy="name a template that renders the prompt the same way whatever follows it",
+        )
+
+    def _trained(self, messages: Sequence[Message], start: int = 0) -> list[int]:
+        """The indices of the messages that train, from `start` on."""
+        roles = [message.role for message in messages]
+        train_on = self.settings.train_on
+        last_assistant = max((i for i, role in enumerate(roles) if role == "assistant"), default=-1)
+        last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+
+        def trains(index: int) -> bool:
+            message = messages[index]
+            if message.train is not None:
+                return message.train
+            if message.role in self.settings.train_roles:
+                return self.settings.train_roles[message.role]
+            if message.role != "assistant":
+                return False
+            first = {"last_assistant": last_assistant, "completion_only": last_user}.get(train_on, 0)
+            return index >= first
+
+        return [index for index in range(start, len(messages)) if trains(index)]
+
+    def _paths(
+        self,
+        messages: list[PlainMessage],
+        trained: list[int],
+        tools: Sequence[Any],
+        known: Mapping[int, str] | None = None,
+    ) -> tuple[list[_Path], str]:
+        """The trained turns in their true contexts: one path as long as each context continues the one before.
+
+        known: contexts by turn that are already rendered. Also returns the last turn's context.
+        """
+        paths: list[_Path] = []
+        shown = ""
+        for index in trained:
+            if messages[index]["role"] == "assistant":
+                turn = self.template.turn(messages, index, tools, context=(known or {}).get(index))
+            else:
+                turn = self.template.other_turn(messages, index, tools)
+            shown = turn.context
+            context = self.tokens.ids(shown)
+            if not paths or context[: len(paths[-1].ids)] != paths[-1].ids:
+                paths.append(_Path())
+            self._extend(paths[-1], context, turn)
+        return paths, shown
+
+    def _extend(self, path: _Path, context: list[int], turn: Turn) -> None:
+        path.add(context[len(path.ids) :], trains=False)
+        text, stop = turn.completion, turn.stop
+        ids = self.tokens.continuation(turn.context, context, text + stop.text if stop else text)
+        if stop is not None and ids[-1:] != [stop.id]:  # a stop token that the tokenizer would merge with the text
+            ids = [*self.tokens.continuation(turn.context, context, text), stop.id]
+        path.add(ids[:-1] if stop else ids, trains=True)
+        if stop is not None:
+            path.add_stop(stop.id, trains=self.settings.stop_token == "train")
+
+    # ------------------------------------------------------------ checks
+
+    def special_findings(self, messages: Sequence[Message]) -> list[str]:
+        """Finds special tokens that somebody wrote in a text.
+
+        They become control tokens, as they do at inference: a user's "<|im_end|>" ends the user's turn. The mask is
+        safe, since it does not go by ids, but the row is seldom what its owner meant. In an answer only a token that
+        ends or begins a sequence counts: the marks of thoughts and tools are the answer's own.
+
+        Raises:
+            SpecialTokenError: there is one, and the settings refuse such rows.
+        """
+        for message in messages:
+            pattern, content = self._special, message.content
+            if content and message.role == "assistant":
+                pattern, content = self._ends, self.template.without_stops(content)
+            match = pattern.search(content) if pattern is not None and content else None
+            if match is None or not content:
+                continue
+            if self.settings.special_tokens_in_text == "refuse":
+                raise SpecialTokenError(
+                    f"a {message.role} turn holds the name of a special token",
+                    found=repr(content[max(0, match.start() - 20) : match.end() + 20]),
+                    expected="text without control tokens",
+                    remedy="remove it from the text, or use `special_tokens_in_text: keep`, which counts such rows",
+                )
+            return ["special_tokens_in_text"]
+        return []
+
+    def check_shown(self, messages: Sequence[Message], tools: Sequence[Any], text: str) -> list[str]:
+        """Refuses a template that leaves out a turn or the tools, and notes one that changes words."""
+        for tool in tools:
+            name = tool.get("function", tool).get("name", "")
+            if name not in text:
+                raise TemplateError(
+                    f"the chat template leaves out the tools of this row: {name!r} is not in the rendered prompt",
+                    expected="the schema of every tool in the context",
+                    remedy="name a template that knows tools (`template: chatml` does), or remove the tools",
+                )
+        altered = False
+        for message in messages:
+            content = message.content
+            if message.role == "assistant" or not content or content.strip() in text:
+                continue
+            if self.template.hides(message.role):
+                raise TemplateError(
+                    f"the chat template leaves out the {message.role} turns of this row",
+                    found=f"nothing of {content[:40]!r} in the rendered prompt",
+                    expected="every turn in the context",
+                    remedy="name a template that knows this role (`template: chatml` does), or remove such turns",
+                )
+            altered = True
+        return ["altered_text"] if altered else []

@@ -1,0 +1,259 @@
+"""The one encoder: messages to ids and loss masks.
+
+Training, rollout, reward models, evaluation and export all come here, so that the same messages give the same ids
+everywhere. What it guarantees:
+
+1. The context of every trained turn is, id for id, what `Encoder.prompt` (and so inference) builds for that turn.
+   Where the template rewrites earlier turns, as thinking templates do, a conversation becomes several trees, one
+   for each context that inference really sees.
+2. A token trains because of where it stands in the rendered conversation, never because of its id. A pad token
+   that is also the eos token, or an eos inside a prompt, changes nothing.
+3. Every trained answer ends with exactly one stop token, found by rendering; the stop tokens are `stop_ids`.
+4. Nothing is left out or cut without a reason and a count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from posttrain.data.drafts import Drafter
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.template import ChatTemplate, PlainMessage, first_difference
+from posttrain.data.tokens import Tokens
+from posttrain.data.tree_key import make_tree
+from posttrain.data.truncate import DROPPED, Draft, fit
+from posttrain.errors import EncodingError, RowError, TemplateError
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task, TokenTree
+
+ENCODER_VERSION = 1
+"""Part of every cache key; grows whenever the same messages would give other ids or masks."""
+
+FINDINGS = {
+    "special_tokens_in_text": "a text holds the name of a special token, which becomes that token, as at inference",
+    "split_turns": "the template rewrites earlier turns, so that each trained turn is a tree of its own",
+    "altered_text": "the template shows a turn's text in other words than the row",
+}
+"""What is worth knowing about a row that is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A tree that is left out: Dropped("too_long", "1,310 tokens, max_length is 1,024")."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """What one row became: its trees, and everything that has to be counted."""
+
+    trees: tuple[TokenTree, ...]
+    stop_tokens: tuple[int, ...] = ()
+    """For each tree, how many of its trained tokens end an answer."""
+    dropped: tuple[Dropped, ...] = ()
+    truncated: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+
+
+class Encoder:
+    """Messages to ids, for one tokenizer.
+
+    encoder = Encoder(tokenizer, EncoderSettings(max_length=512))
+    encoder.prompt([Message("user", "Hi")])           # the ids that training, rollout and evaluation share
+    encoder.demonstration(row)[0].branches[0].ids     # the answer and its stop token
+    encoder.stop_ids                                  # where generation stops: frozenset({2})
+
+    Raises:
+        TemplateError: the template cannot serve; the error says why and what else to use.
+    """
+
+    def __init__(self, tokenizer: Any, settings: EncoderSettings | None = None):
+        self.tokenizer = tokenizer
+        self.settings = settings or EncoderSettings()
+        self.tokens = Tokens(tokenizer)
+        self.template = ChatTemplate(self.tokens, self.settings.template, self.settings.template_kwargs)
+        eos = {self.tokens.eos_id} if self.tokens.eos_id is not None else set()
+        self.stop_ids: frozenset[int] = frozenset({stop.id for stop in self.template.stops} | eos)
+        self._drafter = Drafter(self.tokens, self.template, self.settings, self.stop_ids)
+        self.version = self._version()
+        self._shortest_prompt = self._generation_prompt_length() + 1
+
+    def __reduce__(self) -> tuple[type[Encoder], tuple[Any, EncoderSettings]]:
+        return Encoder, (self.tokenizer, self.settings)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The tokenizer's beginning token; in some (SmolLM2) it is also the mark of every turn."""
+        return self.tokens.bos_id
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the template, one sentence each; empty for most."""
+        return tuple(self.template.notes)
+
+    @property
+    def chat_template(self) -> Any:
+        """The template in use, to be saved with the model so that serving builds the same ids."""
+        return self.template.source
+
+    # ------------------------------------------------------------ the public ways in
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The ids that the model continues: the conversation and the generation prompt.
+
+        Raises:
+            TemplateError: the template refuses or hides the messages.
+            EncodingError: a text holds a special token's name and the settings refuse that.
+        """
+        self._drafter.special_findings(messages)
+        return self._drafter.prompt(messages, tools)[0]
+
+    def demonstration(self, row: Demonstration) -> list[TokenTree]:
+        """One tree; several where the template rewrites history.
+
+        Raises:
+            RowError: nothing is left of the row; its `reason` is one of `truncate.DROPPED`.
+            EncodingError: the row cannot be encoded faithfully.
+        """
+        return list(self._kept(row))
+
+    def comparison(self, row: Comparison) -> TokenTree:
+        """One tree whose branches are the responses, best first; raises as `demonstration` does."""
+        return self._kept(row)[0]
+
+    def feedback(self, row: Feedback) -> TokenTree:
+        """One tree with one branch; its margin is +1 for a good response and -1 for a bad one."""
+        return self._kept(row)[0]
+
+    def example(self, row: Example) -> EncodedExample:
+        """Any row, with what was dropped, cut or found on the way.
+
+        Raises:
+            EncodingError: the row cannot be encoded faithfully; it names the row.
+        """
+        try:
+            return self._example(row)
+        except EncodingError as error:
+            if error.where is None:
+                error.where = row.row
+            raise
+
+    def decode_marked(self, tree: TokenTree, branch: int = 0) -> list[tuple[str, bool]]:
+        """The prompt and one branch as pieces of text: [("<|im_start|>user...", False), ("Hello.<|im_end|>", True)]."""
+        ids = tree.prompt_ids.tolist()
+        mask = [False] * len(ids)
+        if tree.branches:
+            ids = ids + tree.branches[branch].ids.tolist()
+            mask = mask + tree.branches[branch].loss_mask.tolist()
+        pieces = []
+        start = 0
+        for end in range(1, len(ids) + 1):
+            if end == len(ids) or mask[end] != mask[start]:
+                pieces.append((self.tokens.decode(ids[start:end]), mask[start]))
+                start = end
+        return pieces
+
+    # ------------------------------------------------------------ rows
+
+    def _kept(self, row: Example) -> tuple[TokenTree, ...]:
+        encoded = self.example(row)
+        if not encoded.trees:
+            dropped = encoded.dropped[0]
+            raise RowError(
+                f"{DROPPED[dropped.reason]} ({dropped.message})",
+                reason=dropped.reason,
+                where=row.row,
+                expected="a row that fits and has something to train on",
+                remedy="raise max_length, choose another `truncation`, or remove the row",
+            )
+        return encoded.trees
+
+    def _example(self, row: Example) -> EncodedExample:
+        if isinstance(row, Demonstration):
+            findings = self._drafter.special_findings(row.messages)
+            drafts = self._drafter.demonstration(row, findings)
+            return self._finish(drafts, row.row, row.messages, row.tools, findings, margin=None)
+        if isinstance(row, Task):
+            findings = self._drafter.special_findings(row.prompt)
+            ids, altered = self._drafter.prompt(row.prompt, row.tools)
+            return self._finish([Draft(ids, ())], row.row, row.prompt, row.tools, findings + altered, margin=None)
+        if isinstance(row, Comparison):
+            order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
+            responses = [row.responses[index] for index in order]
+            margin = row.margin
+        else:
+            responses, margin = [row.response], (1.0 if row.good else -1.0)
+        findings = self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
+        draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, findings)
+        return self._finish([draft], row.row, row.prompt, row.tools, findings, margin)
+
+    def _finish(
+        self,
+        drafts: Sequence[Draft],
+        ref: RowRef,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        findings: list[str],
+        margin: float | None,
+    ) -> EncodedExample:
+        """Truncates, counts and freezes."""
+        trees, dropped, truncated, stops = [], [], [], []
+        settings = self.settings
+        for draft in drafts:
+            too_long = settings.max_length is not None and draft.longest > settings.max_length
+            heads = self._heads(draft, messages, tools) if too_long else ((),)
+            fitted = fit(
+                draft, settings.max_length, settings.truncation, heads=heads, shortest_prompt=self._shortest_prompt
+            )
+            if fitted.draft is None:
+                reason = fitted.dropped or "nothing_to_train"
+                limit = f", max_length is {settings.max_length:,}" if settings.max_length is not None else ""
+                dropped.append(Dropped(reason, f"{draft.longest:,} tokens{limit}"))
+                continue
+            if fitted.truncated:
+                truncated.append(fitted.truncated)
+            stops.append(sum(len(side.stops) for side in fitted.draft.sides))
+            branches = [(side.ids, side.mask) for side in fitted.draft.sides]
+            trees.append(make_tree(fitted.draft.prompt, branches, ref, margin=margin))
+        return EncodedExample(tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), tuple(findings))
+
+    # ------------------------------------------------------------ small parts
+
+    def _heads(self, draft: Draft, messages: Sequence[Message], tools: Sequence[Any]) -> Sequence[Sequence[int]]:
+        """Beginnings worth keeping when a prompt is cut: BOS with the system turn, BOS alone, nothing."""
+        bos_id = self.tokens.bos_id
+        bos = [bos_id] if bos_id is not None and draft.prompt[:1] == [bos_id] else []
+        heads: list[list[int]] = [bos, []]
+        if messages and messages[0].role == "system":
+            try:
+                system = self.tokens.ids(self.template.render([self.template.plain(messages[0])], tools))
+            except TemplateError:  # a template that renders no system turn by itself: then there is no such beginning
+                return heads
+            if draft.prompt[: len(system)] == system:
+                heads.insert(0, system)
+        return heads
+
+    def _generation_prompt_length(self) -> int:
+        """How many ids a prompt ends with that belong to no message."""
+        question: list[PlainMessage] = [{"role": "user", "content": "x"}]
+        asked, told = self.template.prompt(question), self.template.render(question)
+        return len(self.tokens.ids(asked[first_difference(asked, told) :]))
+
+    def _version(self) -> str:
+        """A hash of everything that ids and masks depend on."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # absent in tokenizers written in Python
+        vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        parts = [
+            ENCODER_VERSION,
+            vocabulary,
+            self.tokenizer.special_tokens_map,
+            self.tokens.added,
+            self.template.source,
+            asdict(self.settings),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()

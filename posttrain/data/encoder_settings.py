@@ -1,0 +1,75 @@
+"""How rows become token trees: the options of the encoder, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from posttrain.data.truncate import TRUNCATIONS, Truncation
+from posttrain.errors import ConfigError, nearest
+
+TrainOn = Literal["assistant_only", "last_assistant", "completion_only", "all"]
+TRAIN_ON: tuple[str, ...] = get_args(TrainOn)
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How rows become trees: EncoderSettings(max_length=1024, truncation="keep_prompt_end").
+
+    Raises:
+        ConfigError: a value that no option has, or options that exclude each other.
+    """
+
+    max_length: int | None = None
+    """The most tokens of a prompt with one response; None is no limit."""
+    truncation: Truncation = "drop"
+    """What becomes of a longer row; see `posttrain.data.truncate`."""
+    train_on: TrainOn = "assistant_only"
+    """assistant_only: every assistant turn. last_assistant: the last one. completion_only: the assistant turns after
+    the last user turn. all: every token of a demonstration, as in pretraining. A comparison's prompt never trains."""
+    train_roles: Mapping[str, bool] = field(default_factory=dict)
+    """Overrides `train_on` for a role, e.g. {"tool": True}; a message's own `train` overrides both."""
+    stop_token: Literal["train", "ignore"] = "train"
+    """Whether the token that ends an answer trains. A model that never trains on it may not learn to stop."""
+    template: str = "chat"
+    """chat (the tokenizer's own), chatml, raw (texts and eos, for base models), or the path of a Jinja file."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Values for the template, e.g. {"enable_thinking": False}."""
+    special_tokens_in_text: Literal["keep", "refuse"] = "keep"
+    """What to do with a text that holds the name of a special token: keep it, as inference does, and count the row; or
+    refuse the row."""
+
+    def __post_init__(self) -> None:
+        _one_of("truncation", self.truncation, TRUNCATIONS)
+        _one_of("train_on", self.train_on, TRAIN_ON)
+        _one_of("stop_token", self.stop_token, ("train", "ignore"))
+        _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
+        for role in self.train_roles:
+            _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(
+                f"max_length is {self.max_length}, and a token trains only after another",
+                found=self.max_length,
+                expected="at least 2",
+                remedy="raise max_length, or leave it out for no limit",
+            )
+        if self.train_on == "all" and self.train_roles:
+            raise ConfigError(
+                "`train_on: all` trains every token, so `train_roles` has no effect",
+                found=dict(self.train_roles),
+                expected="one of the two",
+                remedy="use `train_on: assistant_only` with `train_roles`, or leave `train_roles` out",
+            )
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value in allowed:
+        return
+    guess = nearest(str(value), allowed)
+    raise ConfigError(
+        f"`{key}` has no value {value!r}",
+        found=value,
+        expected=", ".join(allowed),
+        remedy=f"did you mean {guess!r}?" if guess else f"choose one of them; {allowed[0]!r} is usual",
+    )

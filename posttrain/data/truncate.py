@@ -1,0 +1,129 @@
+"""What happens to a row that is longer than `max_length`: a policy with a name and a count, never silence.
+
+    drop               the row is left out
+    keep_prompt_end    the beginning of the prompt is cut; BOS and a leading system turn stay where there is room
+    cut_response       the responses are cut; a cut response has lost its stop token and gets no other
+    per_side_budget    the same, under the name it has for pairs: each side may use what the prompt leaves free
+
+`max_length` counts the tokens of one path, a prompt with one of its branches: what the model sees at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Truncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget"]
+TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
+
+DROPPED = {
+    "too_long": "longer than max_length",
+    "prompt_too_long": "the prompt alone leaves no room for a response",
+    "response_too_long": "the response leaves no room for the end of its prompt",
+    "nothing_to_train": "no token trains",
+    "nothing_left_to_train": "no token that trains is left after the cut",
+    "identical_responses": "all responses have the same tokens",
+    "identical_after_cut": "all responses have the same tokens after the cut",
+    "template": "the chat template refuses the row or hides what must train",
+    "prompt_mismatch": "the sides of the row do not share their prompt's ids",
+    "special_tokens": "a text holds the name of a special token",
+}
+"""Why a tree is left out: the labels under which it is counted, with their meaning."""
+
+TRUNCATED = {
+    "prompt_cut": "the beginning of the prompt was cut",
+    "response_cut": "the end of a response was cut, and with it the stop token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One branch before it is frozen: Side(ids=[52, 2], mask=[True, True], stops=(1,))."""
+
+    ids: list[int]
+    mask: list[bool]
+    stops: tuple[int, ...] = ()
+    """The positions of the stop tokens that train."""
+
+    def cut(self, length: int) -> Side:
+        """The first `length` tokens, less those after the last one that trains: they would be computed for nothing."""
+        trained = [at for at in range(min(length, len(self.ids))) if self.mask[at]]
+        end = trained[-1] + 1 if trained else 0
+        return Side(self.ids[:end], self.mask[:end], tuple(stop for stop in self.stops if stop < end))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A tree before it is frozen: Draft(prompt=[1, 70, 71], sides=(Side(...), Side(...)))."""
+
+    prompt: list[int]
+    sides: tuple[Side, ...]
+
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + max((len(side.ids) for side in self.sides), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What became of a draft: Fitted(draft, truncated="response_cut") or Fitted(None, dropped="too_long")."""
+
+    draft: Draft | None
+    dropped: str | None = None
+    truncated: str | None = None
+
+
+def fit(
+    draft: Draft,
+    max_length: int | None,
+    policy: Truncation,
+    *,
+    heads: Sequence[Sequence[int]] = ((),),
+    shortest_prompt: int = 1,
+) -> Fitted:
+    """Make every path of a draft at most `max_length` tokens long.
+
+    heads: beginnings of the prompt that `keep_prompt_end` would like to keep, the best first.
+    shortest_prompt: how many tokens at the prompt's end must stay, so that the answer still has a question.
+    """
+    if not all(any(side.mask) for side in draft.sides):
+        return Fitted(None, dropped="nothing_to_train")
+    draft = Draft(draft.prompt, tuple(side.cut(len(side.ids)) for side in draft.sides))
+    if _identical(draft):
+        return Fitted(None, dropped="identical_responses")
+    if max_length is None or draft.longest <= max_length:
+        return Fitted(draft)
+    if policy == "drop":
+        return Fitted(None, dropped="too_long")
+    if policy == "keep_prompt_end":
+        return _keep_prompt_end(draft, max_length, heads, shortest_prompt)
+    return _cut_sides(draft, max_length)
+
+
+def _keep_prompt_end(draft: Draft, max_length: int, heads: Sequence[Sequence[int]], shortest_prompt: int) -> Fitted:
+    room = max_length - (draft.longest - len(draft.prompt))
+    if room < min(shortest_prompt, len(draft.prompt)) or room < 1:
+        return Fitted(None, dropped="response_too_long")
+    # A head may take half of the room at most: the end of the prompt is what the answer answers.
+    head = next((head for head in heads if len(head) <= min(room // 2, room - shortest_prompt)), ())
+    prompt = [*head, *draft.prompt[len(draft.prompt) - (room - len(head)) :]]
+    return Fitted(Draft(prompt, draft.sides), truncated="prompt_cut")
+
+
+def _cut_sides(draft: Draft, max_length: int) -> Fitted:
+    room = max_length - len(draft.prompt)
+    if room < 1:
+        return Fitted(None, dropped="prompt_too_long")
+    cut = Draft(draft.prompt, tuple(side.cut(room) for side in draft.sides))
+    if not all(side.ids for side in cut.sides):
+        return Fitted(None, dropped="nothing_left_to_train")
+    if _identical(cut):
+        return Fitted(None, dropped="identical_after_cut")
+    return Fitted(cut, truncated="response_cut")
+
+
+def _identical(draft: Draft) -> bool:
+    """Equal sides say nothing about which is better: their loss is constant and would only dilute the metrics."""
+    first, *others = draft.sides or (Side([], []),)
+    return bool(others) and all(side.ids == first.ids for side in others)

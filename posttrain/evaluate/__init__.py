@@ -1,0 +1,1 @@
+"""Evaluation: suites of prompts with what makes an answer good, their runner, and figures with intervals."""

@@ -1,0 +1,290 @@
+"""Asks a model the suites, writes what it said, and leaves everything else as it was.
+
+    evaluate_model("runs/mine/dpo/model", recipe.evaluate.suites, folder, baseline=Path("runs/mine/start"))
+
+Evaluation has random streams of its own, restores the global ones, the model's mode and its gradients' state:
+training goes on bit for bit as if nobody had asked. Writes
+
+    evaluation.json            {suite: {metric: {"value", "low", "high", "n"}}}
+    evaluations/<suite>.jsonl  {"prompt", "completion", "answer", "score", "tokens", "finish"}
+    evaluations/identity.json  what each suite was measured on: a suite is not asked again while that is the same
+    baseline/<suite>.jsonl     at the start only: the answers whose perplexity later models are measured by
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from posttrain.config.suites import SuiteSettings
+from posttrain.data.encode import Encoder
+from posttrain.data.sources import combined_fingerprint, open_sources
+from posttrain.data.write import write_jsonl
+from posttrain.diagnostics.files import read_json, write_json
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.evaluate import scores
+from posttrain.evaluate.perplexity import (
+    FixedAnswer,
+    Scorer,
+    given_answers,
+    keep_baseline,
+    own_answers,
+    questions_key,
+    read_baseline,
+)
+from posttrain.evaluate.suites import AnswerSuite, PerplexitySuite, Suite, load_suite
+from posttrain.models.fingerprint import weights_fingerprint
+from posttrain.models.loading import load, resolve
+from posttrain.models.manifest import folder_fingerprint, read_manifest
+from posttrain.rollout.engine import Completion, Engine, FinishReason
+from posttrain.rollout.native import NativeEngine
+
+Evaluation = dict[str, dict[str, dict[str, float]]]
+"""{suite: {metric: {"value", "low", "high", "n"}}}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model and all that is needed to ask it."""
+
+    model: nn.Module
+    encoder: Encoder
+    engine: Engine
+    seed: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any, seed: int = 0) -> Asked:
+        """A causal LM in memory with the native engine."""
+        return cls(model, Encoder(tokenizer), NativeEngine(model), seed)
+
+
+def evaluate_model(
+    model: str | Path | nn.Module,
+    suites: Sequence[SuiteSettings],
+    folder: StageFolder,
+    *,
+    baseline: Path,
+    seed: int = 0,
+    progress: Progress | None = None,
+    tokenizer: Any = None,
+) -> Evaluation:
+    """Ask a model the suites of a recipe; what is there already, from the same model and questions, stays.
+
+    Args:
+        model: what `load` loads, or a causal LM that is in memory; then its `tokenizer` is needed too.
+        baseline: the start's folder. If it is `folder` itself, this is the start.
+
+    Raises:
+        DataError: the questions cannot be read, or a row lacks its answer.
+        ResumeError: the start was asked other questions.
+    """
+    progress = progress or Progress()
+    identities = _identities(model, suites, seed)
+    known = _known(folder, identities)
+    missing = [suite for suite in suites if suite.name not in known]
+    if missing:
+        loaded_suites = [load_suite(settings) for settings in missing]
+        if isinstance(model, nn.Module):
+            asked = Asked.of(model, tokenizer, seed)
+        else:
+            loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu", say=progress.say)
+            asked = Asked.of(loaded.model, loaded.tokenizer, seed)
+        known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
+    evaluation = {suite.name: known[suite.name] for suite in suites}
+    folder.write_evaluation(evaluation)
+    write_json(folder.path / "evaluations" / "identity.json", identities)
+    return evaluation
+
+
+def evaluate_suites(
+    asked: Asked,
+    suites: Sequence[Suite],
+    out: Path,
+    *,
+    baseline: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask the suites in their order and write `evaluations/<suite>.jsonl` under `out`.
+
+    Args:
+        baseline: where the start's answers are kept. None or `out`: this is the start, and they are kept here.
+    """
+    progress = progress or Progress()
+    baseline = out if baseline is None else baseline
+    evaluation: Evaluation = {}
+    with undisturbed(asked.model):
+        for suite in suites:
+            if isinstance(suite, AnswerSuite):
+                figures = _ask(asked, suite, out, progress)
+            else:
+                figures = _score_fixed(asked, suite, out, baseline, progress)
+            evaluation[suite.name] = {metric: score.as_dict() for metric, score in figures.items()}
+    return evaluation
+
+
+# ---------------------------------------------------------------- answers that a judge scores
+
+
+def _ask(asked: Asked, suite: AnswerSuite, out: Path, progress: Progress) -> dict[str, scores.Score]:
+    encoder, per_prompt = asked.encoder, suite.samples_per_prompt
+    prompts = [encoder.prompt(one.prompt, one.tools) for one in suite.questions]
+    sampling = replace(suite.sampling, stop_ids=encoder.stop_ids, seed=asked.seed)
+    with progress.phase(f"{suite.name}: answers", total=len(prompts) * per_prompt, unit="answers") as phase:
+        groups = asked.engine.generate(
+            prompts,
+            sampling,
+            completions_per_prompt=per_prompt,
+            on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
+        )
+    texts = [[encoder.tokens.decode(one.answer_ids) for one in group] for group in groups]
+    judged = [
+        [float(suite.judge(text, one)) for text in answers] for one, answers in zip(suite.questions, texts, strict=True)
+    ]
+    records = [
+        {
+            "prompt": one.text,
+            "completion": text,
+            "answer": one.answer,
+            "score": score,
+            "tokens": len(completion.answer_ids),
+            "finish": str(completion.finish),
+        }
+        for one, group, answers, points in zip(suite.questions, groups, texts, judged, strict=True)
+        for completion, text, score in zip(group, answers, points, strict=True)
+    ]
+    write_jsonl(_answers_path(out, suite.name), records)
+    return {suite.metric: scores.mean(judged), **general_figures(groups, texts)}
+
+
+def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]) -> dict[str, scores.Score]:
+    """What is worth knowing about any answers.
+
+    length: mean tokens, the stop token not counted. cut_share: ended by the length limit. empty_share: no text.
+    distinct_1, distinct_2: see `scores.distinct`.
+    """
+    return {
+        "length": scores.mean([[float(len(one.answer_ids)) for one in group] for group in groups]),
+        "cut_share": scores.mean([[float(one.finish is FinishReason.LENGTH) for one in group] for group in groups]),
+        "empty_share": scores.mean([[float(not text.strip()) for text in answers] for answers in texts]),
+        "distinct_1": scores.distinct(texts, 1),
+        "distinct_2": scores.distinct(texts, 2),
+    }
+
+
+# ---------------------------------------------------------------- answers that are fixed
+
+
+def _score_fixed(
+    asked: Asked, suite: PerplexitySuite, out: Path, baseline: Path, progress: Progress
+) -> dict[str, scores.Score]:
+    key = questions_key(suite, asked.encoder)
+    scorer = Scorer(asked.model)
+    with progress.phase(f"{suite.name}: perplexity", total=len(suite.questions), unit="answers") as phase:
+        if out.resolve() == baseline.resolve():
+            fixed = _fixed_answers(asked, suite)
+            before = nats = scorer.nats(fixed)
+            keep_baseline(baseline, suite.name, key, fixed, nats)
+        else:
+            fixed, before = read_baseline(baseline, suite.name, key)
+            nats = scorer.nats(fixed)
+        lengths = [len(answer.ids) for answer in fixed]
+        phase.advance(len(fixed), tokens=sum(lengths))
+    records = [
+        {
+            "prompt": one.text,
+            "completion": asked.encoder.tokens.decode(answer.ids),
+            "answer": one.answer,
+            "score": total / len(answer.ids),
+            "tokens": len(answer.ids),
+            "finish": answer.finish,
+        }
+        for one, answer, total in zip(suite.questions, fixed, nats, strict=True)
+    ]
+    write_jsonl(_answers_path(out, suite.name), records)
+    return {
+        "perplexity": scores.perplexity(nats, lengths),
+        "perplexity_change": scores.perplexity_change(nats, before, lengths),
+    }
+
+
+def _fixed_answers(asked: Asked, suite: PerplexitySuite) -> list[FixedAnswer]:
+    if suite.answers == "given":
+        return given_answers(suite, asked.encoder)
+    sampling = replace(suite.sampling, stop_ids=asked.encoder.stop_ids, seed=asked.seed)
+    return own_answers(suite, asked.engine, sampling, asked.encoder)
+
+
+# ---------------------------------------------------------------- asked before
+
+
+def _answers_path(out: Path, suite: str) -> Path:
+    return out / "evaluations" / f"{suite}.jsonl"
+
+
+def _identities(model: str | Path | nn.Module, suites: Sequence[SuiteSettings], seed: int) -> dict[str, str]:
+    """For each suite a hash of the weights, the questions and the settings: all that its figures depend on."""
+    weights = weights_fingerprint(model) if isinstance(model, nn.Module) else _weights_of(resolve(model).folder)
+    return {
+        suite.name: hashlib.sha256(
+            json.dumps(
+                [weights, suite.model_dump(), combined_fingerprint(open_sources(suite.prompts)), seed], sort_keys=True
+            ).encode()
+        ).hexdigest()
+        for suite in suites
+    }
+
+
+def _weights_of(folder: Path) -> str:
+    """The weights that a stage trained and saved here, else the folder's content.
+
+    A stage asks the model that it holds, its adapter not yet merged; the folder that it saved must count as the same.
+    """
+    manifest = read_manifest(folder)
+    trained = manifest and manifest.get("weights_fingerprint")
+    return str(trained) if trained else folder_fingerprint(folder)
+
+
+def _known(folder: StageFolder, identities: dict[str, str]) -> Evaluation:
+    """The figures of suites that were asked before, and whose files are still there."""
+    path = folder.path / "evaluations" / "identity.json"
+    figures = folder.evaluation()
+    if figures is None or not path.exists():
+        return {}
+    before = read_json(path)
+    return {
+        name: figures[name]
+        for name, identity in identities.items()
+        if before.get(name) == identity and name in figures and _answers_path(folder.path, name).exists()
+    }
+
+
+# ---------------------------------------------------------------- as if nobody had asked
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Afterwards the global random streams and the mode of every module are what they were before."""
+    modes = [(module, module.training) for module in model.modules()]
+    python, arrays, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = [torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count())]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(host)
+        for index, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, index)

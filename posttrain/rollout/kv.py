@@ -1,0 +1,206 @@
+"""Keys and values of the live completions, in one block of memory per layer that the standard cache API reads.
+
+Layout: one slot per live row, all rows aligned at a common cursor.
+
+    slot 0   . . p p p p a a|      p  prompt tokens      .  cells that hold other rows' leftovers, masked
+    slot 1   . . . . p p a a|      a  sampled tokens     |  the cursor: the next token of every row goes here
+    slot 2   p p p p p p p a|
+
+A step writes one column and reads the columns from the oldest live row's first to the cursor: a view, no copy. Since
+rows end at the same column, distances between tokens of a row are distances between columns, so the
+masks that a model builds for itself (causal, sliding window) hold, given the 2-D mask of which cells are the row's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSlots:
+    """Where a prefilled sequence goes.
+
+    PromptSlots(first=8, last=16, length=40): its 40 tokens are copied to each of the slots 8 ... 15.
+    """
+
+    first: int
+    last: int
+    length: int
+
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one sequence in one layer: [heads, tokens, head size] each."""
+
+
+class _Span:
+    """What all layers of a cache have in common: which cells the present forward pass reads and writes."""
+
+    def __init__(self) -> None:
+        self.slots = 0
+        self.width = 0
+        self.rows = 0
+        self.oldest = 0
+        self.cursor = 0
+        self.prompts: Sequence[PromptSlots] | None = None
+        """While prefilling: where row i of the forward pass goes."""
+
+    @property
+    def past(self) -> int:
+        return 0 if self.prompts is not None else self.cursor - self.oldest
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, [slots, heads, width, head size]."""
+
+    def __init__(self, span: _Span):
+        super().__init__()
+        self.span = span
+        self.keys: Tensor
+        self.values: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = self._block(key_states, self.span.slots, self.span.width)
+        self.values = self._block(value_states, self.span.slots, self.span.width)
+        self.is_initialized = True
+
+    @staticmethod
+    def _block(like: Tensor, slots: int, width: int) -> Tensor:
+        # Zeros, not empty: a masked cell is multiplied by 0, and 0 x NaN would spoil the row.
+        return like.new_zeros(slots, like.shape[1], width, like.shape[3])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        span = self.span
+        if span.prompts is not None:
+            for index, where in enumerate(span.prompts):
+                self.store(where, (key_states[index], value_states[index]))
+            return key_states, value_states
+        now = slice(span.cursor, span.cursor + 1)
+        self.keys[: span.rows, :, now] = key_states
+        self.values[: span.rows, :, now] = value_states
+        visible = slice(span.oldest, span.cursor + 1)
+        return self.keys[: span.rows, :, visible], self.values[: span.rows, :, visible]
+
+    def store(self, where: PromptSlots, sequence: KeyValue) -> None:
+        """Copy a sequence's first `where.length` tokens so that they end at the cursor."""
+        columns = slice(self.span.cursor - where.length, self.span.cursor)
+        self.keys[where.first : where.last, :, columns] = sequence[0][:, : where.length]
+        self.values[where.first : where.last, :, columns] = sequence[1][:, : where.length]
+
+    def read(self, slot: int, length: int) -> KeyValue:
+        columns = slice(self.span.cursor - length, self.span.cursor)
+        return self.keys[slot, :, columns].clone(), self.values[slot, :, columns].clone()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        columns = slice(self.span.cursor - length, self.span.cursor)
+        self.keys[target, :, columns] = self.keys[source, :, columns]
+        self.values[target, :, columns] = self.values[source, :, columns]
+
+    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
+        """A block of another size with the last `length` columns of the first `rows` slots at its beginning."""
+        columns = slice(self.span.cursor - length, self.span.cursor)
+        old_keys, old_values = self.keys, self.values
+        self.keys, self.values = self._block(old_keys, slots, width), self._block(old_values, slots, width)
+        self.keys[:rows, :, :length] = old_keys[:rows, :, columns]
+        self.values[:rows, :, :length] = old_values[:rows, :, columns]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.span.past + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.span.past
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """A cache of `transformers` over slots; the caller says which rows live and what a forward pass is for."""
+
+    def __init__(self, num_layers: int):
+        self.span = _Span()
+        self.slot_layers = [_SlotLayer(self.span) for _ in range(num_layers)]
+        super().__init__(layers=list(self.slot_layers))
+
+    @property
+    def slots(self) -> int:
+        return self.span.slots
+
+    @property
+    def width(self) -> int:
+        return self.span.width
+
+    @property
+    def cursor(self) -> int:
+        return self.span.cursor
+
+    @property
+    def is_full(self) -> bool:
+        return self.span.cursor >= self.span.width
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held by all layers."""
+        layers = [layer for layer in self.slot_layers if layer.is_initialized]
+        return sum(block.numel() * block.element_size() for layer in layers for block in (layer.keys, layer.values))
+
+    def reset_to(self, slots: int, width: int, cursor: int) -> None:
+        """An empty cache of `slots` x `width` cells whose rows will end at `cursor`."""
+        self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                layer.rebuild(slots, width, 0, 0)
+
+    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
+        """Move the first `rows` slots, whose longest row has `length` tokens, to a cache of another size."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                layer.rebuild(slots, width, rows, length)
+        self.span.slots, self.span.width, self.span.cursor = slots, width, length
+
+    def prefilling(self, prompts: Sequence[PromptSlots]) -> None:
+        """The next forward pass is over right-padded prompts, row i of which goes to prompts[i]."""
+        self.span.prompts = prompts
+
+    def stepping(self, rows: int, length: int) -> None:
+        """The next forward pass adds one token to each of the first `rows` slots; the longest has `length` tokens."""
+        self.span.prompts = None
+        self.span.rows = rows
+        self.span.oldest = self.span.cursor - length
+
+    def advance(self) -> None:
+        """The step has written its column."""
+        self.span.cursor += 1
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the last `length` tokens of a slot to another slot."""
+        for layer in self.slot_layers:
+            if layer.is_initialized:
+                layer.move(source, target, length)
+
+    def read(self, slot: int, length: int) -> list[KeyValue]:
+        """A copy of a slot's last `length` tokens, layer by layer."""
+        return [layer.read(slot, length) for layer in self.slot_layers]
+
+    def store(self, where: PromptSlots, layers: Sequence[KeyValue]) -> None:
+        """Put what `read` gave into slots, so that it ends at the cursor."""
+        for layer, sequence in zip(self.slot_layers, layers, strict=True):
+            layer.store(where, sequence)
+
+
+def own_cells(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """2-D mask [R, longest + 1]: the cells of each row, and the one that the step writes.
+
+    own_cells([1, 3]) -> [[0, 0, 1, 1], [1, 1, 1, 1]]
+    """
+    longest = max(lengths)
+    starts = torch.tensor([longest - length for length in lengths], device=device)
+    return torch.arange(longest + 1, device=device)[None] >= starts[:, None]

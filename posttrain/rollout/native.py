@@ -1,0 +1,333 @@
+"""The engine that needs nothing else: sampling in the trainer's process, on the trainer's weights.
+
+engine = NativeEngine(model)                     # any causal LM of transformers, or a peft model around one
+groups = engine.generate(prompts, SamplingDistribution(max_new_tokens=64, stop_ids=encoder.stop_ids),
+                         completions_per_prompt=8)
+
+`transformers.generate` is not used: it reads the model folder's generation_config.json, keeps finished rows in the
+batch until the last one ends, and computes a prompt once per completion.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from posttrain.errors import ConfigError, ModelError, NonFiniteError
+from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder, Row
+from posttrain.rollout.engine import Completion, FinishReason, OnFinish
+from posttrain.rollout.sampling import RandomStream, SamplingDistribution
+
+logger = logging.getLogger(__name__)
+
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Layer types whose state is the keys and values of each token; others are recomputed."""
+CACHE_TOLERANCE = 1e-3
+"""Largest difference in nats between a log-prob from the cache and one without it; fp32 rounding stays below 1e-5."""
+HALF_TOLERANCE = 0.25
+"""The same where weights or activations are bf16 or fp16."""
+PROVEN_TOKENS = 256
+"""Tokens over which the two are compared."""
+
+
+class NativeEngine:
+    """Continuous batching in process; see `posttrain.rollout.engine.Engine` for what every engine promises.
+
+    Memory: `cache_tokens` x (key + value bytes of one token, over all layers); 46 kB a token for SmolLM2-135M in fp32,
+    so 1.5 GB by default. Whatever does not fit waits.
+
+    After its first call, the longest and the shortest sequence are scored again without the cache. If the log-probs
+    differ, the cache is wrong for this model: it is switched off, the call is repeated, and a warning says so.
+
+    Args:
+        model: a causal LM; its mode is eval while sampling and what it was afterwards.
+        max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
+        cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
+        prefill_tokens: prompt tokens of one forward pass.
+
+    Raises:
+        ModelError: an encoder-decoder, or an adapter that writes to the cache itself (prefix and prompt tuning).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_rows: int | None = None,
+        cache_tokens: int = 32_768,
+        prefill_tokens: int = 4_096,
+        policy_version: int = 0,
+    ):
+        config = _text_config(model)
+        self.model = model
+        self.policy_version = policy_version
+        self.stats = DecodeStats()
+        """Of the last call."""
+        self._lm = CausalLM(model)
+        self._max_rows = max_rows or (64 if self._lm.device.type == "cpu" else 256)
+        self._cache_tokens = cache_tokens
+        self._prefill_tokens = prefill_tokens
+        self._num_layers: int = config.num_hidden_layers
+        self._positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.path: Literal["cached", "recomputed"] = "cached"
+        odd = _layers_without_keys(config)
+        if odd:
+            self._switch_off(f"its layers of type {', '.join(odd)} keep another kind of state")
+        self._proven = False
+        self._aborted = False
+
+    # ------------------------------------------------------------ public
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingDistribution,
+        *,
+        completions_per_prompt: int = 1,
+        on_finish: OnFinish | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`.
+
+        Raises:
+            ConfigError: a prompt is empty or too long for the model or the cache.
+            NonFiniteError: the model's logits are not finite.
+        """
+        if completions_per_prompt < 1:
+            raise ConfigError(
+                "a prompt needs at least one completion", found=completions_per_prompt, remedy="ask for 1 or more"
+            )
+        self._aborted = False
+        ids = [tuple(map(int, prompt)) for prompt in prompts]
+        with torch.no_grad(), evaluating(self.model):
+            completions = self._run(ids, sampling, completions_per_prompt, on_finish)
+            if self._cache_differs(ids, completions, sampling):
+                completions = self._run(ids, sampling, completions_per_prompt, on_finish)
+        return completions
+
+    def stream(self, prompt: Sequence[int], sampling: SamplingDistribution) -> Iterator[int]:
+        """The ids of one completion as they are sampled, the same as `generate` gives."""
+        self._aborted = False
+        self.stats = DecodeStats()
+        row = self._rows([tuple(map(int, prompt))], sampling, 1)[0]
+        decoder, waiting, finish = self._decoder(), deque([row]), None
+        while finish is None and not self._aborted:
+            # Entered for each token: between two of them the caller may train, or record gradients.
+            with torch.no_grad(), evaluating(self.model):
+                decoder.admit(waiting)
+                self._step(decoder, waiting, sampling)
+            finish = _finish(row, sampling)
+            yield row.answer[-1]
+
+    def abort(self) -> None:
+        """End the running `generate`, from a signal handler or another thread: the unfinished come back as ABORTED."""
+        self._aborted = True
+
+    # ------------------------------------------------------------ the loop
+
+    def _run(
+        self,
+        prompts: list[tuple[int, ...]],
+        sampling: SamplingDistribution,
+        completions_per_prompt: int,
+        on_finish: OnFinish | None,
+    ) -> list[list[Completion]]:
+        self.stats = DecodeStats()
+        rows = self._rows(prompts, sampling, completions_per_prompt)
+        version = self.policy_version
+        done: dict[tuple[int, int], Completion] = {}
+
+        def finish(row: Row, reason: FinishReason) -> None:
+            completion = Completion(tuple(row.answer), tuple(row.logprobs), reason, version)
+            done[row.prompt_index, row.completion_index] = completion
+            if on_finish is not None:
+                on_finish(row.prompt_index, row.completion_index, completion)
+
+        # Longest first, as the decoder wants them; equal prompts side by side, so that they are prefilled once.
+        waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)))
+        decoder = self._decoder()
+        while (waiting or decoder.rows) and not self._aborted:
+            decoder.admit(waiting)
+            self._step(decoder, waiting, sampling)
+            ended = [(row, reason) for row in decoder.rows if (reason := _finish(row, sampling)) is not None]
+            decoder.retire([row for row, _ in ended])
+            for row, reason in ended:
+                finish(row, reason)
+        for row in [*decoder.rows, *waiting]:
+            finish(row, FinishReason.ABORTED)
+        return [[done[index, k] for k in range(completions_per_prompt)] for index in range(len(prompts))]
+
+    def _step(self, decoder: Decoder, waiting: deque[Row], sampling: SamplingDistribution) -> None:
+        """One token more for every live row."""
+        logits_RV = decoder.next_logits(waiting)
+        rows = decoder.rows
+        ids_R, logprobs_R = sampling.draw(
+            logits_RV,
+            [row.stream for row in rows],
+            prompts=[row.prompt for row in rows],
+            answers=[row.answer for row in rows],
+        )
+        for row, number, logprob in zip(rows, ids_R.tolist(), logprobs_R.tolist(), strict=True):
+            if not logprob <= 1e-3:  # NaN, or +inf; a log-prob is at most 0 but for rounding
+                raise NonFiniteError(
+                    "the model's logits are not finite",
+                    tensors=("logits",),
+                    rows=(f"prompt {row.prompt_index}, token {len(row.answer)} of its answer",),
+                    remedy="the weights are broken (see the run's alarms): sample from an earlier checkpoint",
+                )
+            row.answer.append(number)
+            row.logprobs.append(min(logprob, 0.0))
+
+    def _rows(
+        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingDistribution, completions_per_prompt: int
+    ) -> list[Row]:
+        seen: Counter[tuple[int, ...]] = Counter()
+        rows = []
+        for index, prompt in enumerate(prompts):
+            limit = self._limit(index, prompt, sampling)
+            for k in range(completions_per_prompt):
+                stream = RandomStream(sampling.seed, prompt, k, seen[prompt])
+                rows.append(Row(prompt, index, k, stream, limit))
+            seen[prompt] += 1
+        return rows
+
+    def _limit(self, index: int, prompt: tuple[int, ...], sampling: SamplingDistribution) -> int:
+        """Most new tokens of this prompt: as asked, and no further than the model's last position."""
+        where = f"prompt {index}"
+        if not prompt:
+            raise ConfigError(
+                "the prompt has no tokens", where=where, remedy="begin it with the BOS token or a template"
+            )
+        limit = sampling.max_new_tokens
+        if self._positions is not None:
+            if len(prompt) >= self._positions:
+                raise ConfigError(
+                    "the prompt is longer than the model",
+                    where=where,
+                    found=f"{len(prompt)} tokens",
+                    expected=f"at most {self._positions - 1}, so that one can follow",
+                    remedy="shorten the prompt or drop it",
+                )
+            limit = min(limit, self._positions - len(prompt))
+        if len(prompt) + limit > self._cache_tokens:
+            raise ConfigError(
+                "the cache does not hold one completion of this prompt",
+                where=where,
+                found=f"{len(prompt)} tokens + {limit} new ones",
+                expected=f"at most cache_tokens = {self._cache_tokens}",
+                remedy="raise cache_tokens or lower max_new_tokens",
+            )
+        return limit
+
+    def _decoder(self) -> Decoder:
+        if self.path == "recomputed":
+            return RecomputingDecoder(self._lm, self.stats, self._max_rows, self._cache_tokens)
+        return CachedDecoder(
+            self._lm, self._num_layers, self.stats, self._max_rows, self._cache_tokens, self._prefill_tokens
+        )
+
+    # ------------------------------------------------------------ the proof
+
+    def _cache_differs(
+        self, prompts: Sequence[tuple[int, ...]], completions: list[list[Completion]], sampling: SamplingDistribution
+    ) -> bool:
+        """Once per engine, score again without the cache; True if the cache had to be switched off.
+
+        The longest sequence shows a fault of windows and positions, the shortest one of masks: it has the most cells of
+        others beside it.
+        """
+        sampled = [(prompt, c) for prompt, group in zip(prompts, completions, strict=True) for c in group if c.ids]
+        if self._proven or self.path != "cached" or not sampled:
+            return False
+        self._proven = True
+        sampled.sort(key=lambda pair: len(pair[0]) + len(pair[1].ids))
+        gap = max(self._largest_gap(*pair, sampling) for pair in (sampled[0], sampled[-1]))
+        tolerance = CACHE_TOLERANCE if _is_wide(self.model) else HALF_TOLERANCE
+        if gap <= tolerance:
+            return False
+        self._switch_off(f"log-probs with it differ by {gap:.2g} from those without")
+        return True
+
+    def _largest_gap(self, prompt: tuple[int, ...], completion: Completion, sampling: SamplingDistribution) -> float:
+        """Over the last tokens of the completion, which lean on the cache the most."""
+        first = max(0, len(completion.ids) - PROVEN_TOKENS)
+        ids = torch.tensor([[*prompt, *completion.ids[:-1]]], device=self._lm.device)
+        logits_TV = self._lm.last_columns(len(completion.ids) - first, input_ids=ids, use_cache=False)
+        steps = range(first, len(completion.ids))
+        logprobs_TV = sampling.log_probs(
+            logits_TV, prompts=[prompt] * len(steps), answers=[completion.ids[:step] for step in steps]
+        )
+        targets_T = torch.tensor(completion.ids[first:], device=logprobs_TV.device)
+        fresh_T = logprobs_TV.gather(1, targets_T[:, None])[:, 0].cpu().double()
+        sampled_T = torch.tensor(completion.logprobs[first:], dtype=torch.float64)
+        # A token at the very edge of the top-k or top-p may fall off by rounding; that is no fault of the cache.
+        gaps_T = (fresh_T - sampled_T)[~torch.isinf(fresh_T)].abs()
+        return float(gaps_T.max()) if len(gaps_T) else 0.0
+
+    def _switch_off(self, reason: str) -> None:
+        self.path = "recomputed"
+        logger.warning(
+            "%s is sampled without a cache, which is slow: %s", type(_causal_lm(self.model)).__name__, reason
+        )
+
+
+# ---------------------------------------------------------------- the model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _finish(row: Row, sampling: SamplingDistribution) -> FinishReason | None:
+    if row.answer[-1] in sampling.stop_ids:
+        return FinishReason.EMPTY if len(row.answer) == 1 else FinishReason.STOP_TOKEN
+    return FinishReason.LENGTH if row.remaining == 0 else None
+
+
+def _causal_lm(model: nn.Module) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The decoder's config; refuses what cannot be sampled row by row."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            "an adapter that writes into the cache cannot share it with the engine",
+            found=model.active_peft_config.peft_type,
+            expected="an adapter of the weights, such as LoRA",
+            remedy="sample from a model with another adapter",
+        )
+    config = _causal_lm(model).config
+    if config.is_encoder_decoder:
+        raise ModelError(
+            "the native engine samples from causal language models",
+            found=f"{type(_causal_lm(model)).__name__}, an encoder with a decoder",
+            remedy="use a decoder-only model",
+        )
+    return config.get_text_config(decoder=True)
+
+
+def _layers_without_keys(config: Any) -> list[str]:
+    """Layer types whose state `SlotCache` cannot hold: ["linear_attention"] for Qwen3-Next."""
+    declared = getattr(config, "layer_types", None) or ()
+    return sorted(set(declared) - ATTENTION_LAYERS)
+
+
+def _is_wide(model: nn.Module) -> bool:
+    parameter = next(model.parameters())
+    return parameter.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(parameter.device.type)

@@ -1,0 +1,94 @@
+"""Figures and intervals against numbers worked by hand, and against all resamples where they can be listed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from posttrain.evaluate import scores
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # By hand with z = 1.959964; 8 of 10: (0.8 + z^2/20 -+ z sqrt(0.016 + z^2/400)) / (1 + z^2/10)
+        (8, 10, 0.490162, 0.943318),
+        (0, 20, 0.0, 0.161125),
+        (20, 20, 0.838875, 1.0),
+        (1, 1, 0.206549, 1.0),
+    ],
+)
+def test_a_share_has_wilsons_interval(successes: int, n: int, low: float, high: float) -> None:
+    score = scores.share(successes, n)
+    assert (score.value, score.n) == (successes / n, n)
+    assert (score.low, score.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+
+
+def test_yes_or_no_answers_get_wilsons_interval_and_others_the_bootstraps() -> None:
+    assert scores.mean([[1.0]] * 8 + [[0.0]] * 2) == scores.share(8, 10)
+    assert scores.mean([[0.5]] * 4) == scores.Score(0.5, 0.5, 0.5, 4)
+
+
+def test_the_bootstrap_is_that_of_all_resamples() -> None:
+    values = [1.0, 2.0, 6.0]
+    means = [np.mean(sample) for sample in itertools.product(values, repeat=3)]  # all 27 resamples
+    score = scores.mean([[value] for value in values])
+    assert score.value == 3.0
+    assert score.low == pytest.approx(np.quantile(means, 0.025, method="inverted_cdf"))  # 1: all three are 1
+    assert score.high == pytest.approx(np.quantile(means, 0.975, method="inverted_cdf"))  # 6: all three are 6
+    assert (score.low, score.high) == (1.0, 6.0)
+
+
+def test_the_bootstrap_repeats_and_covers() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        sample = rng.exponential(size=40)
+        score = scores.mean([[value] for value in sample])
+        hits += score.low <= 1.0 <= score.high
+    assert 0.88 <= hits / 200 <= 0.98  # 95 % wanted; the percentile bootstrap is a little narrow for skewed data
+    assert scores.mean([[value] for value in sample]) == score
+
+
+def test_several_answers_to_one_prompt_are_one_observation() -> None:
+    repeated = scores.mean([[1.0] * 50, [0.0] * 50, [1.0] * 50])
+    assert repeated.n == 3
+    assert (repeated.low, repeated.high) == (0.0, 1.0)
+
+
+def test_perplexity_weighs_tokens_and_not_answers() -> None:
+    # 1 token of 3 nats and 9 tokens of 1 nat each: exp(12 / 10), not the mean of exp(3) and exp(1).
+    score = scores.perplexity([3.0, 9.0], [1, 9])
+    assert score.value == pytest.approx(math.exp(1.2))
+    assert score.low == pytest.approx(math.exp(1.0))
+    assert score.high == pytest.approx(math.exp(3.0))
+
+
+def test_the_change_of_perplexity_is_paired() -> None:
+    """Answers of very different difficulty, each 1 % harder per token: the change is known exactly."""
+    tokens = [10, 10, 10]
+    before = [1.0, 20.0, 60.0]
+    after = [nats + 10 * math.log(1.01) for nats in before]
+    score = scores.perplexity_change(after, before, tokens)
+    assert score.value == pytest.approx(0.01)
+    assert (score.low, score.high) == (pytest.approx(0.01), pytest.approx(0.01))
+    assert scores.perplexity(after, tokens).high > 2 * scores.perplexity(after, tokens).low
+
+
+def test_distinct_counts_ngrams_over_all_answers() -> None:
+    answers = [["the cat sat"], ["The cat ran"], ["a dog"]]
+    assert scores.distinct(answers, 1).value == pytest.approx(6 / 8)  # the, cat, sat, ran, a, dog
+    assert scores.distinct(answers, 2).value == pytest.approx(4 / 5)  # the cat twice
+    assert scores.distinct([["one"], ["two"]], 2).value == 1.0
+
+
+def test_distincts_interval_holds_its_value_and_shrinks() -> None:
+    words = np.random.default_rng(0).zipf(1.6, size=(1000, 6))
+    answers = [[" ".join(map(str, row))] for row in words]
+    few, many = scores.distinct(answers[:30], 1), scores.distinct(answers, 1)
+    assert few.low < few.value < few.high
+    assert 0 < many.high - many.low < few.high - few.low
+    assert scores.distinct([["alone"]], 1) == scores.Score(1.0, 1.0, 1.0, 1)
