@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from posttrain.config import DPO, SFT, Data, LoRA, Preference, Recipe, load_recipe
-    from posttrain.data.store import encode
     from posttrain.data.dataset import EncodedDataset
     from posttrain.data.encode import Encoder
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.read import read
+    from posttrain.data.store import encode
     from posttrain.models.logprobs import Policy
     from posttrain.report import write_report
     from posttrain.training.pipeline import check_recipe, run_recipe

@@ -34,8 +34,8 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
             result = run_recipe(loaded, fresh=fresh, progress=progress)
         except Interrupted as stop:
             raise KeyboardInterrupt(stop.problem) from stop
-    if (table := final_table(RunFolder(result.folder))) is not None:
-        console.print(table)
+    if evaluations := RunFolder(result.folder).evaluations():
+        console.print(final_table(evaluations))
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
 

@@ -8,24 +8,22 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.diagnostics.run_store import RunFolder
-
 SHARES = ("match", "exact", "accuracy")
 """Metrics that are shares of answers, shown in per cent."""
 GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2")
 """Metrics of every suite that the report shows and the final table leaves out."""
 
 
-def final_table(run: RunFolder) -> Table | None:
-    """One row per figure, one column per stage, with 95 % intervals; None if nothing was asked."""
-    folders = [run.start, *run.stages()]
-    evaluations = {folder.name: found for folder in folders if (found := folder.evaluation()) is not None}
-    if not evaluations:
-        return None
+def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]) -> Table:
+    """One row per figure, one column per stage, with 95 % intervals.
+
+    Args:
+        evaluations: {stage: {suite: {metric: {"value", "low", "high", "n"}}}}, as `RunFolder.evaluations` has it.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for stage in evaluations:
-        table.add_column("before" if stage == run.start.name else f"after {stage}", justify="right")
+        table.add_column("before" if stage == "start" else f"after {stage}", justify="right")
     rows = dict.fromkeys(
         (suite, metric)
         for evaluation in evaluations.values()

@@ -54,7 +54,8 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
     """Lay trees end to end; see `posttrain.types.Batch` for a worked example.
 
     Raises:
-        ValueError: no trees; a tree without branches (a bare prompt has nothing to train); a branch whose first token would train with nothing before it.
+        ValueError: no trees; a tree without branches (a bare prompt has nothing to train); a branch without tokens, or
+            whose first token would train with nothing before it.
     """
     if not trees:
         raise ValueError("a batch needs at least one tree")

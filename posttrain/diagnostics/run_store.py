@@ -195,6 +195,11 @@ class RunFolder:
         folders = [self.stage(entry["name"]) for entry in self.run().get("stages", [])]
         return [folder for folder in folders if folder.exists]
 
+    def evaluations(self) -> dict[str, Record]:
+        """{stage: {suite: {metric: {"value", "low", "high", "n"}}}}, the start first; {} if nothing was asked."""
+        folders = [self.start, *self.stages()] if self.exists else []
+        return {folder.name: found for folder in folders if (found := folder.evaluation()) is not None}
+
     def write_run(self, **changes: Any) -> Record:
         """Change keys of run.json, keep the others, and return all of them."""
         run = {"schema": SCHEMA, **(self.run() if self.exists else {}), **changes}

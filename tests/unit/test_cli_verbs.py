@@ -68,16 +68,14 @@ def test_figures_have_their_interval() -> None:
 
 def test_the_final_table_has_a_column_per_stage(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert final_table(run) is None
+    assert run.evaluations() == {}
     run.write_run(stages=[{"name": "sft"}])
     length = {"value": 7.0, "low": 6.0, "high": 8.0, "n": 4}
-    run.start.write_stage(name="start")
     run.start.write_evaluation({"who": {"match": {"value": 0.0}, "length": length}})
     run.stage("sft").write_stage(name="sft")
-    run.stage("sft").write_evaluation(
-        {"who": {"match": {"value": 0.5}, "length": length}, "x": {"perplexity": {"value": 2}}}
-    )
-    lines = [line.split() for line in screen(final_table(run)).splitlines()]
+    after = {"who": {"match": {"value": 0.5}, "length": length}, "x": {"perplexity": {"value": 2.0}}}
+    run.stage("sft").write_evaluation(after)
+    lines = [line.split() for line in screen(final_table(run.evaluations())).splitlines()]
     assert lines == [
         ["before", "after", "sft"],
         ["who", "0", "%", "50", "%"],
@@ -152,14 +150,14 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Called:
     return called
 
 
-def test_run_passes_overrides_and_prints_the_table(folder: Path, pipeline: Called) -> None:
+def test_run_passes_overrides_and_says_where_things_are(folder: Path, pipeline: Called) -> None:
     arguments = ["run", str(folder / "mine.yaml"), "sft.epochs=2", "seed=3", "--out", str(folder / "o"), "--fresh"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     assert (pipeline.recipe.seed, pipeline.recipe.stages[0].epochs) == (3, 2.0)
     assert pipeline.recipe.folder == folder / "o" / "mine"
     assert pipeline.options["fresh"] is True
-    assert result.stdout.splitlines() == ["   before", "x       1", "run     runs/mine", "report  r.html"]
+    assert result.stdout.splitlines() == ["run     runs/mine", "report  r.html"]
 
 
 @pytest.mark.parametrize("name", ["2024", "it's", "null", "a b"])
