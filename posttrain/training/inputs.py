@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from posttrain.config import Data, TrainingStage
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
@@ -49,7 +51,10 @@ def load_inputs(
     Raises:
         DataError, EncodingError: a row, a file or the template cannot serve; no model has been loaded.
     """
-    encoder = Encoder(_tokenizer(start), _encoder_settings(stage))
+    settings = _encoder_settings(stage, _positions(start))
+    if settings.max_length != stage.max_length:
+        progress.say(f"{folder.name}: max_length is {settings.max_length:,}, the most positions that the model has")
+    encoder = Encoder(_tokenizer(start), settings)
     rows, data = _encoded(stage.data, objective, encoder, folder, "rows", progress, examples)
     for note in rows.notes:
         progress.say(f"{folder.name}: {note}")
@@ -128,6 +133,21 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
     )
 
 
-def _encoder_settings(stage: TrainingStage) -> EncoderSettings:
+def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:
+    """The stage's options; no row may be longer than the model has positions."""
     settings = stage.encoding.model_dump()  # type: ignore[attr-defined]
-    return EncoderSettings(max_length=stage.max_length, **settings)
+    limits = [limit for limit in (stage.max_length, positions) if limit is not None]
+    return EncoderSettings(max_length=min(limits, default=None), **settings)
+
+
+def _positions(start: str | Path | LoadedModel) -> int | None:
+    """The longest sequence that the model was made for, from its config; None where it names none."""
+    if isinstance(start, LoadedModel):
+        config = start.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+    source = resolve(start)
+    path = source.folder / "config.json"
+    if not path.is_file():  # an adapter or a GGUF file: only the loaded model knows
+        return _positions(load(start))
+    config = AutoConfig.from_pretrained(source.folder).get_text_config()
+    return getattr(config, "max_position_embeddings", None)

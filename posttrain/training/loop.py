@@ -86,6 +86,8 @@ class Loop:
         """Steps taken."""
         self.seconds = 0.0
         self._last_checkpoint: str | None = None
+        self._ended = False
+        """The last step is taken and the held-out rows are measured: only the export is left."""
 
     def arithmetic(self) -> str:
         """The batch in the user's units, one line."""
@@ -120,9 +122,10 @@ class Loop:
                             where=self.folder.path,
                             remedy="run the same command again to go on",
                         )
-        if self._last_checkpoint != _name(self.step):
+        if not self._ended:
+            self._measure_held_out("end")
+            self._ended = True
             self._save()
-        self._measure_held_out("end")
         return self.step
 
     def _one_step(self, phase: Phase) -> None:
@@ -161,7 +164,7 @@ class Loop:
             self._measure_held_out(None)
         if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
             self._write_samples()
-        if _due(stage.checkpoint.every_steps, self.step):
+        if _due(stage.checkpoint.every_steps, self.step) and not last:
             self._save()
 
     # ------------------------------------------------------------ what is written
@@ -246,7 +249,12 @@ class Loop:
 
     def _save(self) -> None:
         self.folder.sync()
-        state = {"identity": self.work.identity, "seconds": self.seconds, "alarms": self.alarms.state_dict()}
+        state = {
+            "identity": self.work.identity,
+            "seconds": self.seconds,
+            "ended": self._ended,
+            "alarms": self.alarms.state_dict(),
+        }
         path = checkpoint.save(
             self.folder.checkpoints,
             step=self.step,
@@ -271,7 +279,9 @@ class Loop:
         self.alarms.load_state_dict(found.state["alarms"])
         self.step, self.seconds = found.step, float(found.state["seconds"])
         self._last_checkpoint = str(found.path.relative_to(self.folder.path))
-        self.folder.truncate_after(self.step)
+        self._ended = bool(found.state["ended"])
+        if not self._ended:
+            self.folder.truncate_after(self.step)
         self.progress.say(f"{self.folder.name}: goes on after step {self.step} of {self.order.steps}")
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from posttrain.data.trees import collate, count
+from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
 from posttrain.models.logprobs import Policy
 from posttrain.models.parity import Gap, leak, tree_against_padded
@@ -205,7 +205,7 @@ def check_leak(policy: Policy, trees: Sequence[TokenTree]) -> Check:
 @torch.no_grad()
 def check_identity(policy: Policy, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
     """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
-    batch = collate(probes(trees))
+    batch = to_device(collate(probes(trees)), policy.device)
     logprobs = policy(batch)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(probes(trees))
@@ -225,7 +225,7 @@ def check_gradient(
     policy: Policy, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
 ) -> Check:
     """Which tensors train, and which of them get no gradient from the first backward."""
-    batch = collate(probes(trees))
+    batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
     loss = algorithm.loss(policy(batch), reference_N, batch, count(probes(trees))).loss
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]

@@ -82,10 +82,13 @@ def prepare(
     loaded = _load(stage, start, seed, progress)
     device = _device(stage.compute.device)
     loaded.model.to(device)
+    noisy = stage.adapter is not None and stage.adapter.dropout > 0
+    if noisy and objective.name != "sft":
+        progress.say(f"{folder.name}: adapter.dropout is off: with it, policy and reference would differ at step 0")
     policy = Policy(
         loaded.model,
         autocast=_autocast(stage.compute.precision, device),
-        dropout=objective.name == "sft" and stage.adapter is not None and stage.adapter.dropout > 0,
+        dropout=noisy and objective.name == "sft",
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=loaded.fingerprint, seed=seed)
@@ -135,14 +138,17 @@ def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcom
     folder.write_stage(arithmetic=loop.arithmetic())
     progress.say(loop.arithmetic())
     steps = loop.run()
+    tokenizer, encoder = prepared.loaded.tokenizer, prepared.inputs.encoder
+    if encoder.settings.template != "raw":  # served as it was trained, also under a template that the stage named
+        tokenizer.chat_template = encoder.chat_template
     with progress.phase(f"{folder.name}: saving and reading back", unit="files"):
         pending = begin_save(
             work.policy.model,
-            prepared.loaded.tokenizer,
+            tokenizer,
             folder.model,
             ExportSettings(
                 merge=work.stage.export.merge,
-                stop_ids=tuple(sorted(prepared.inputs.encoder.stop_ids)),
+                stop_ids=tuple(sorted(encoder.stop_ids)),
                 info={
                     "stage": folder.name,
                     "method": work.stage.method,

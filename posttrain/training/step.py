@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from posttrain.data.trees import collate, count, pack
+from posttrain.data.trees import collate, count, pack, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.models.logprobs import Policy
 from posttrain.training.algorithms import Algorithm
@@ -106,7 +106,7 @@ def _run(
     rows: list[RowRef] = []
     tokens = 0
     for micro in pack(trees, tokens_per_microbatch):
-        batch = collate(micro)
+        batch = to_device(collate(micro), policy.device)
         reference_N = reference.logprobs(batch) if reference is not None else None
         out = algorithm.loss(policy(batch), reference_N, batch, denominator)
         finish(out.loss, batch)

@@ -86,6 +86,15 @@ def test_resumed_equals_uninterrupted(
         assert torch.equal(weight, weights_of(resumed)[name]), name
 
 
+def test_a_run_that_died_while_exporting_repeats_nothing(tmp_path: Path) -> None:
+    run_loop(work_of(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    again = work_of()
+    assert run_loop(again, tmp_path).step == 8
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
+    assert {pair["when"] for pair in StageFolder(tmp_path).pairs()} == {"start", "end"}
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 
