@@ -245,15 +245,16 @@ class Encoder:
         return len(self.tokens.ids(asked[first_difference(asked, told) :]))
 
     def _version(self) -> str:
-        """A hash of everything that ids and masks depend on."""
+        """A hash of everything that ids and masks depend on; the template's text stands for its name or path."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)  # absent in tokenizers written in Python
         vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        settings = {name: value for name, value in asdict(self.settings).items() if name != "template"}
         parts = [
             ENCODER_VERSION,
             vocabulary,
             self.tokenizer.special_tokens_map,
             self.tokens.added,
             self.template.source,
-            asdict(self.settings),
+            settings,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()

@@ -21,7 +21,7 @@ from posttrain.models.loading import LoadedModel, load, resolve
 from posttrain.models.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.order import stream_seed
-from posttrain.training.split import split_by_content
+from posttrain.training.split import row_contents, split_by_content
 from posttrain.types import TokenTree
 
 
@@ -63,8 +63,7 @@ def load_inputs(
         held, _ = _encoded(stage.held_out, objective, encoder, folder, "held-out rows", progress, None)
         fingerprints.append(held.fingerprint)
     else:
-        keys = [tree.key for tree in rows]
-        kept, out = split_by_content(keys, stage.held_out, stream_seed(seed, "split"))
+        kept, out = split_by_content(row_contents(rows), stage.held_out, stream_seed(seed, "split"))
         rows, held = rows[kept], rows[out]
     return Inputs(rows, held, encoder, {**data, "rows": len(rows), "held_out_rows": len(held)}, tuple(fingerprints))
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from posttrain.types import TokenTree
+
+
+def row_contents(trees: Iterable[TokenTree]) -> list[str]:
+    """For each tree the content of its whole row, so that the turns of one conversation stay on one side."""
+    of_row: dict[object, list[str]] = {}
+    rows = []
+    for tree in trees:
+        of_row.setdefault(tree.row, []).append(tree.key)
+        rows.append(tree.row)
+    return [" ".join(of_row[row]) for row in rows]
 
 
 def split_by_content(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,6 +330,17 @@ def test_the_version_names_everything_that_ids_depend_on() -> None:
     }
     assert len(versions) == 6
     assert encoder_of("CHATML").version == encoder_of("CHATML").version
+
+
+def test_the_version_names_nothing_else(tmp_path: Path) -> None:
+    padding = byte_tokenizer("CHATML")
+    padding.backend_tokenizer.enable_padding(length=9)
+    padding.backend_tokenizer.enable_truncation(5)
+    copied = tmp_path / "copied.jinja"
+    copied.write_text(CHATML)
+    version = encoder_of("CHATML").version
+    assert Encoder(padding).version == version
+    assert encoder_of("CHATML", {"template": str(copied)}).version == version
 
 
 def test_an_encoder_travels() -> None:

@@ -92,6 +92,7 @@ def test_views(encoder: Encoder, tmp_path: Path) -> None:
     view = dataset[[7, 4, 4]]
     assert [tree.row.row for tree in view] == [8, 5, 5]
     assert view.counts.kept == 3 and view.counts.tokens == sum(tree.num_tokens for tree in view)
+    assert view.keys == [tree.key for tree in view]
     assert view.counts.stop_tokens == 6 and view.counts.trained_tokens == sum(tree.num_trained for tree in view)
     assert [tree.row.row for tree in view[[1, 0]]] == [5, 8]
     assert [tree.row.row for tree in dataset[-2:]] == [29, 30]

@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError, NonFiniteError, TrainingError
 from posttrain.training import schedule
 from posttrain.training.loop import Interrupted, Loop
 from posttrain.training.order import RowOrder
-from posttrain.training.split import split_by_content
+from posttrain.training.split import row_contents, split_by_content
 from tests.fixtures import make_tree, random_trees
 from tests.training import run_loop, weights_of, work_of
 
@@ -156,3 +156,10 @@ def test_equal_rows_stay_on_one_side() -> None:
     assert not {keys[i] for i in train} & {keys[i] for i in held}
     again = split_by_content(keys[::-1], 0.3, seed=1)[1]
     assert {keys[::-1][i] for i in again} == {keys[i] for i in held}
+
+
+def test_the_turns_of_one_row_stay_on_one_side() -> None:
+    trees = [make_tree([i], [turn], row=i + 1) for i in range(20) for turn in range(3)]
+    train, held = split_by_content(row_contents(trees), 0.3, seed=0)
+    assert len(held) == 18
+    assert not {trees[i].row for i in train} & {trees[i].row for i in held}
