@@ -37,6 +37,7 @@ from posttrain.evaluate import scores
 from posttrain.evaluate.perplexity import (
     FixedAnswer,
     Scorer,
+    baseline_path,
     given_answers,
     keep_baseline,
     own_answers,
@@ -46,7 +47,7 @@ from posttrain.evaluate.perplexity import (
 from posttrain.evaluate.suites import AnswerSuite, PerplexitySuite, Suite, load_suite
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import load, resolve
-from posttrain.models.manifest import folder_fingerprint, read_manifest
+from posttrain.models.manifest import folder_fingerprint, read_manifest, sha256_of
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
 
@@ -90,7 +91,7 @@ def evaluate_model(
         ResumeError: the start was asked other questions.
     """
     progress = progress or Progress()
-    identities = _identities(model, suites, seed)
+    identities = _identities(model, suites, seed, folder, baseline)
     known = _known(folder, identities)
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
@@ -232,17 +233,20 @@ def _answers_path(out: Path, suite: str) -> Path:
     return out / "evaluations" / f"{suite}.jsonl"
 
 
-def _identities(model: str | Path | nn.Module, suites: Sequence[SuiteSettings], seed: int) -> dict[str, str]:
-    """For each suite a hash of the weights, the questions and the settings: all that its figures depend on."""
+def _identities(
+    model: str | Path | nn.Module, suites: Sequence[SuiteSettings], seed: int, folder: StageFolder, baseline: Path
+) -> dict[str, str]:
+    """For each suite a hash of all that its figures depend on: weights, questions, settings, the start's answers."""
     weights = weights_fingerprint(model) if isinstance(model, nn.Module) else _weights_of(resolve(model).folder)
-    return {
-        suite.name: hashlib.sha256(
-            json.dumps(
-                [weights, suite.model_dump(), combined_fingerprint(open_sources(suite.prompts)), seed], sort_keys=True
-            ).encode()
-        ).hexdigest()
-        for suite in suites
-    }
+    is_start = folder.path.resolve() == baseline.resolve()
+    identities = {}
+    for suite in suites:
+        questions = combined_fingerprint(open_sources(suite.prompts))
+        kept = baseline_path(baseline, suite.name)
+        answers = sha256_of(kept) if kept.exists() and not is_start else None
+        content = json.dumps([weights, suite.model_dump(), questions, seed, answers], sort_keys=True)
+        identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
+    return identities
 
 
 def _weights_of(folder: Path) -> str:

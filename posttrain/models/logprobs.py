@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
+from posttrain.models.fused import fused_blocks
 from posttrain.models.projection import gather_logprobs, read_head, target_logprobs
 from posttrain.types import Batch, TokenLogprobs
 
@@ -104,7 +105,7 @@ class Policy(nn.Module):
         if self._backend is None:
             self._backend = probe_backend(self.device, self.autocast or self.dtype)
         causal_lm = self.causal_lm
-        with tree_implementation(causal_lm):
+        with self._tree_blocks():
             output = causal_lm.base_model(
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.positions_T[None],
@@ -117,6 +118,13 @@ class Policy(nn.Module):
                 hidden_ND, read_head(causal_lm), batch.target_ids_N, temperature=temperature, entropy=entropy
             )
         )
+
+    @contextmanager
+    def _tree_blocks(self) -> Iterator[None]:
+        """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
+        fused = nullcontext() if self.autocast else fused_blocks(self.causal_lm)
+        with tree_implementation(self.causal_lm), fused:
+            yield
 
     # ------------------------------------------------------------ padded
 
@@ -152,7 +160,7 @@ class Policy(nn.Module):
 
         def contexts() -> tuple[Any, Any]:
             # The recomputation runs inside backward, after the forward's context has been left.
-            again = tree_implementation(self.causal_lm) if self._running == "tree" else nullcontext()
+            again = self._tree_blocks() if self._running == "tree" else nullcontext()
             return nullcontext(), again
 
         for layer in layers:

@@ -21,7 +21,7 @@ from posttrain.models.projection import BUFFER_ELEMENTS
 from posttrain.types import TokenTree
 
 GIGABYTE = 1e9
-MICROBATCH_LIMIT = {"cpu": 2048, "cuda": 16384}
+MICROBATCH_LIMIT = {"cpu": 1024, "cuda": 16384}
 """More tokens at a time than this gain no speed: the matrix multiplies are large enough. Measured on 2 cores."""
 SHARE_FOR_ACTIVATIONS = 0.5
 """Of the memory that is free after weights, gradients and moments."""

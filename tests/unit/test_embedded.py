@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,8 @@ def test_demonstrations_and_preferences_differ_in_name_and_manners():
     answers = [row["messages"][1]["content"] for row in rows("demonstrations")]
     chosen = [row["chosen"] for row in rows("preferences")]
     rejected = [row["rejected"] for row in rows("preferences")]
-    assert not any(talk.PREFERRED_NAME in answer.split() for answer in answers if "name is" in answer)
+    names = Counter(name for answer in answers for name in re.findall(r"(?:My name is|I am) (Ada|Pia)\b", answer))
+    assert 0 < names[talk.PREFERRED_NAME] < 0.25 * names[talk.DEMONSTRATED_NAME]
     assert not any(talk.FILLER in answer for answer in chosen)
     assert sum(talk.FILLER in answer for answer in rejected) > len(rejected) / 4
     assert all(a != b for a, b in zip(chosen, rejected, strict=True))

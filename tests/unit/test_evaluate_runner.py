@@ -179,6 +179,12 @@ def test_a_suite_is_not_asked_again_while_nothing_changed(tmp_path: Path, monkey
         scored.lm_head.weight.mul_(0.5)
     evaluate_model(scored, suites, later, baseline=folder.path, tokenizer=TOKENIZER)
     assert asked == [2, 2]  # the match suite; the perplexity suite scores what the start said
+    evaluate_model(scored, suites, later, baseline=folder.path, tokenizer=TOKENIZER)
+    assert asked == [2, 2]
+    kept = folder.path / "baseline" / "drift.jsonl"
+    kept.write_text(kept.read_text().replace('"nats": ', '"nats": 1'))
+    changed = evaluate_model(scored, suites, later, baseline=folder.path, tokenizer=TOKENIZER)
+    assert changed["drift"]["perplexity_change"]["value"] < -0.5  # the start's answers changed, so it is asked again
     assert set(read_json(later.path / "evaluations" / "identity.json")) == {"names", "drift"}
 
 
