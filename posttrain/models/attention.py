@@ -115,7 +115,8 @@ def tree_attention(
         out = _flex(query, key, value, tree, scaling, sliding_window, softcap)
     else:
         groups = query.shape[1] // key.shape[1]
-        if groups > 1:
+        if groups > 1 and (softcap is not None or query.is_cuda):
+            # The kernel on CPU reads shared heads as they are; elsewhere a mask would send them to a slow one.
             key = key.repeat_interleave(groups, dim=1)
             value = value.repeat_interleave(groups, dim=1)
         out = _segments(query, key, value, tree, scaling, sliding_window, softcap, dropout)
@@ -146,7 +147,14 @@ def _segments(
         else:
             outputs.append(
                 scaled_dot_product_attention(
-                    queries[index], k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                    queries[index],
+                    k,
+                    v,
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    is_causal=mask is None,
+                    scale=scaling,
+                    enable_gqa=query.shape[1] != key.shape[1],
                 )
             )
     return torch.cat(outputs, dim=2)
