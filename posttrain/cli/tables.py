@@ -39,7 +39,7 @@ def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str,
 
 def figure(entry: Mapping[str, float | None] | None, metric: str) -> str:
     """97 % [91, 99] for shares, +4.2 % for changes, 12.3 [11.8, 12.9] for the rest; - where nothing was measured."""
-    value = entry and entry.get("value")
+    value = None if entry is None else entry.get("value")
     if entry is None or value is None or not math.isfinite(value):
         return "-"
     low, high = entry.get("low"), entry.get("high")

@@ -3,8 +3,8 @@
 Written out, RMSNorm and SwiGLU leave more tensors behind than the matrix multiplies around them. Here the backward
 pass computes them again from what is kept anyway: a third less memory per token for SmolLM2, and fewer passes over it.
 
-`fused_blocks` puts them into a model for the time of one forward pass. Only the tree path does so: the padded path stays
-the model's own code, so that the parity check before step 1 proves these functions too.
+`fused_blocks` puts them into a model for the time of one forward pass. Only the tree path does so: the padded path
+stays the model's own code, so that the parity check before step 1 proves these functions too.
 """
 
 from __future__ import annotations

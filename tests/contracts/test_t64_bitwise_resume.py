@@ -70,7 +70,7 @@ def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulat
 def test_resumed_equals_uninterrupted(
     tmp_path: Path, method: str, kind: str, at_step: int, mid_accumulation: bool
 ) -> None:
-    """14 rows, 4 a step: an epoch ends with step 4; checkpoints after steps 3 and 6. sft with an adapter has dropout."""
+    """14 rows, 4 a step: an epoch ends with step 4, checkpoints come after steps 3 and 6."""
     dropout = kind == "lora" and method == "sft"
     whole = work_of(method, model=model_of(kind), dropout=dropout)
     run_loop(whole, tmp_path / "whole")
