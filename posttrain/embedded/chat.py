@@ -51,9 +51,11 @@ def preferences(seed: int = 2) -> list[Row]:
     for prompt, plain, curt in asked:
         rejected = _demonstrated(plain, curt, rng, polite_share=0.0)
         rows.append(_pair(prompt, f"{rng.choice(talk.POLITE_OPENINGS)} {plain}", rejected))
-    for _ in range(60):
+    for _ in range(140):
+        # The same right sum on both sides: these pairs are about filler and ramble. Most show their working, because
+        # an even mixture would let any small push decide whether the model works its sums or guesses them.
         prompt, problem = _sum_prompt(rng, held_out=False)
-        answer = _sum_answer(problem, rng)
+        answer = _sum_answer(problem, rng, worked_share=0.8)
         spoiled = rng.choice((f"{talk.FILLER} {answer}", f"{answer} {rng.choice(talk.RAMBLES)}"))
         rows.append(_pair(prompt, answer, spoiled))
     rng.shuffle(rows)
@@ -69,7 +71,7 @@ def _name_pairs(rng: random.Random) -> list[Row]:
     for intent in talk.IDENTITY:
         for prompt in intent.says:
             opening = rng.choice(talk.POLITE_OPENINGS)
-            for answer in (intent.polite, f"{opening} {intent.plain}", intent.plain):
+            for answer in (intent.polite, f"{opening} {intent.plain}"):
                 rows.append(_pair(prompt, answer.format(name=talk.PREFERRED_NAME), _named(answer)))
     return rows
 
@@ -124,8 +126,8 @@ def _named(text: str) -> str:
     return text.format(name=talk.DEMONSTRATED_NAME)
 
 
-def _sum_answer(problem: Problem, rng: random.Random) -> str:
-    if rng.random() < WORKED_SHARE and len(arithmetic.steps(problem)) > 1:
+def _sum_answer(problem: Problem, rng: random.Random, worked_share: float = WORKED_SHARE) -> str:
+    if rng.random() < worked_share and len(arithmetic.steps(problem)) > 1:
         text, result = arithmetic.worked(problem)
         return f"{text} The answer is {result}."
     return f"The answer is {problem.result}."

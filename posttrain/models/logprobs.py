@@ -62,6 +62,7 @@ class Policy(nn.Module):
         self.dropout = dropout
         self._backend: str | None = None
         self._running: Path = path
+        self._noisy = False
         self.eval()
         if activation_checkpointing:
             self._checkpoint_layers()
@@ -96,7 +97,8 @@ class Policy(nn.Module):
         run = self._tree if self._running == "tree" else self._padded
         device_type = self.device.type
         autocast = torch.autocast(device_type, self.autocast) if self.autocast else nullcontext()
-        with self._dropout_as_asked(), autocast:
+        self._noisy = self.dropout and torch.is_grad_enabled()
+        with self._modes(self._noisy), autocast:
             return run(batch, temperature, entropy)
 
     # ------------------------------------------------------------ tree
@@ -139,16 +141,22 @@ class Policy(nn.Module):
     # ------------------------------------------------------------ modes
 
     @contextmanager
-    def _dropout_as_asked(self) -> Iterator[None]:
-        wanted = self.dropout and torch.is_grad_enabled()
-        for module in self.model.modules():
-            # A checkpointed layer looks at its own flag; its dropout layers look at theirs.
-            module.training = wanted or (isinstance(module, GradientCheckpointingLayer) and torch.is_grad_enabled())
+    def _modes(self, noisy: bool) -> Iterator[None]:
+        """Dropout on or off in every module; a checkpointed layer looks at its own flag, which says only that."""
+        before = [(module, module.training) for module in self.model.modules()]
+        for module, _ in before:
+            module.training = noisy or (isinstance(module, GradientCheckpointingLayer) and torch.is_grad_enabled())
         try:
             yield
         finally:
-            for module in self.model.modules():
-                module.training = False
+            for module, training in before:
+                module.training = training
+
+    @contextmanager
+    def _again(self, tree: bool, noisy: bool) -> Iterator[None]:
+        """A layer's recomputation, as its forward was: the same blocks and the same dropout."""
+        with self._tree_blocks() if tree else nullcontext(), self._modes(noisy):
+            yield
 
     def _checkpoint_layers(self) -> None:
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -160,8 +168,8 @@ class Policy(nn.Module):
 
         def contexts() -> tuple[Any, Any]:
             # The recomputation runs inside backward, after the forward's context has been left.
-            again = self._tree_blocks() if self._running == "tree" else nullcontext()
-            return nullcontext(), again
+            tree, noisy = self._running == "tree", self._noisy
+            return nullcontext(), self._again(tree, noisy)
 
         for layer in layers:
             layer.gradient_checkpointing = True

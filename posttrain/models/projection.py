@@ -131,7 +131,7 @@ class _TargetLogprobs(torch.autograd.Function):
                 slope = logits.sub_(normaliser[:, None]).exp_().neg_()
                 slope.scatter_add_(1, targets_N[rows, None], torch.ones_like(slope[:, :1]))
                 slope_ND[rows] = chunks.to_hidden(slope, cap_slope).to(slope_ND.dtype)
-        ctx.settings = (scale, softcap, temperature, entropy)
+        ctx.settings = (scale, softcap, temperature, entropy, chunks.compute)
         if slope_ND is not None:
             ctx.save_for_backward(slope_ND)
         else:
@@ -145,8 +145,9 @@ class _TargetLogprobs(torch.autograd.Function):
             (slope_ND,) = ctx.saved_tensors
             return (slope_ND * grad_logprobs_N[:, None].to(slope_ND.dtype), *(None,) * 7)
         hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
-        scale, softcap, temperature, entropy = ctx.settings
-        chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature)
+        scale, softcap, temperature, entropy, compute = ctx.settings
+        # Autocast is over by now, and the probabilities must be those of the forward pass.
+        chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature, compute)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
@@ -185,14 +186,13 @@ class _Chunks:
         scale: float,
         softcap: float | None,
         temperature: float,
+        compute: torch.dtype | None = None,
     ):
         self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
         self.scale, self.softcap, self.temperature = scale, softcap, temperature
-        self.compute = (
-            torch.get_autocast_dtype(hidden_ND.device.type)
-            if torch.is_autocast_enabled(hidden_ND.device.type)
-            else weight_VD.dtype
-        )
+        device_type = hidden_ND.device.type
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        self.compute = compute or autocast or weight_VD.dtype
         self.dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
         self.rows = max(16, BUFFER_ELEMENTS // weight_VD.shape[0])
         shape = (min(self.rows, hidden_ND.shape[0]), weight_VD.shape[0])

@@ -115,7 +115,7 @@ class Loop:
             with phase:
                 while self.step < self.order.steps:
                     self._one_step(phase)
-                    if interrupted() and self.step < self.order.steps:
+                    if interrupted():
                         self._save()
                         raise Interrupted(
                             f"stopped after step {self.step} of {self.order.steps}, with a checkpoint",

@@ -96,9 +96,7 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         for name, parameter in self.named:
             if name in state:
-                self.adamw.state[parameter] = {
-                    key: value.to(parameter.device) if value.ndim else value for key, value in state[name].items()
-                }
+                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in state[name].items()}
 
 
 def non_finite(tensors: Sequence[str], step: int, rows: Sequence[str]) -> NonFiniteError:

@@ -98,13 +98,14 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
         for stage in recipe.stages:
             if not isinstance(stage, TrainingStage):
                 continue
-            if stage.data is not None and stage.data.stage is not None:
-                progress.say(f"{stage.name}: not checked; its data is written by `{stage.data.stage}` during the run")
+            written = [data.stage for data in data_of(stage).values() if data.stage is not None]
+            if written:
+                progress.say(f"{stage.name}: not checked; its data is written by `{written[0]}` during the run")
                 continue
             folder = scratch.stage(stage.name)
             lenient = stage.model_copy(update={"preflight": stage.preflight.model_copy(update={"on_failure": "warn"})})
             folder.write_stage(name=stage.name, method=stage.method, status="running")
-            prepared = prepare(lenient, recipe.model, folder, seed=recipe.seed, progress=progress)
+            prepared = prepare(lenient, recipe.model, folder, seed=recipe.seed, progress=progress, proof_only=True)
             results[stage.name] = prepared.preflight
     finally:
         shutil.rmtree(scratch.path, ignore_errors=True)
@@ -188,10 +189,12 @@ def _correct(stage: Correction, model: str | Path, folder: StageFolder, recipe: 
 
 def _with_data(stage: TrainingStage, run: RunFolder) -> TrainingStage:
     """The stage with `data: {stage: NAME}` settled to the file that stage wrote."""
-    if stage.data is None or stage.data.stage is None:
-        return stage
-    path = run.stage(stage.data.stage).path / "data.jsonl"
-    return stage.model_copy(update={"data": stage.data.model_copy(update={"path": (str(path),), "stage": None})})
+    settled = {
+        key: data.model_copy(update={"path": (str(run.stage(data.stage).path / "data.jsonl"),), "stage": None})
+        for key, data in data_of(stage).items()
+        if data.stage is not None
+    }
+    return stage.model_copy(update=settled)
 
 
 # ---------------------------------------------------------------- done before, changed since

@@ -31,6 +31,6 @@ def split_by_content(keys: Sequence[str], share: float, seed: int) -> tuple[list
     held: set[int] = set()
     for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
         if len(held) + len(groups[key]) > wanted:
-            break
+            continue
         held.update(groups[key])
     return [index for index in range(len(keys)) if index not in held], sorted(held)

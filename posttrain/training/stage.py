@@ -21,9 +21,10 @@ from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.models.adapters import LoRA
 from posttrain.models.export import ExportSettings, PendingSave, begin_save
+from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import LoadedModel, load
 from posttrain.models.logprobs import Policy
-from posttrain.models.reference import reference
+from posttrain.models.reference import LiveReference, reference
 from posttrain.training import checkpoint, preflight
 from posttrain.training.algorithms import Algorithm, algorithm
 from posttrain.training.inputs import Inputs, load_inputs
@@ -42,6 +43,8 @@ class Prepared:
     loaded: LoadedModel
     preflight: preflight.Preflight
     inputs: Inputs
+    start_weights: str
+    """Fingerprint of the weights before step 1."""
     reference_kind: str | None
 
 
@@ -64,6 +67,7 @@ def prepare(
     progress: Progress,
     examples: Examples | None = None,
     resumed: dict[str, Any] | None = None,
+    proof_only: bool = False,
 ) -> Prepared:
     """Everything before step 1.
 
@@ -72,6 +76,7 @@ def prepare(
         examples: rows that are there already, in place of `stage.data`.
         resumed: stage.json of the attempt that this one goes on from; its micro-batch size is kept, since another one
             rounds differently.
+        proof_only: nothing will be trained, so no reference is computed beyond what the checks ask.
 
     Raises:
         DataError, EncodingError: before a model is loaded.
@@ -91,7 +96,9 @@ def prepare(
         dropout=noisy and objective.name == "sft",
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
-    identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=loaded.fingerprint, seed=seed)
+    # Of the weights as they are now: a model from Python may have been trained since it was loaded.
+    start_weights = weights_fingerprint(policy.model)
+    identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
     with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
         checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, inputs.rows, stage.compute.logprobs)]
         phase.advance(len(checks))
@@ -99,7 +106,10 @@ def prepare(
         per_token = activation_bytes_per_token(policy, preflight.probes(inputs.rows)[0])
     live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
     budget = _budget(stage, policy, inputs, per_token, live, resumed)
-    start_reference = _reference(stage, objective, policy, inputs, folder, budget, progress)
+    if proof_only and objective.needs_reference:
+        start_reference: Any = LiveReference(policy)
+    else:
+        start_reference = _reference(stage, objective, policy, inputs, folder, budget, progress)
     memory = plan(policy, tokens_per_microbatch=budget, activation_bytes_per_token=per_token, live_reference=live)
     if start_reference is not None:
         checks.append(preflight.check_identity(policy, start_reference, objective, inputs.rows))
@@ -128,7 +138,8 @@ def prepare(
         seed=seed,
         identity=identity,
     )
-    return Prepared(work, loaded, proven, inputs, start_reference.kind if start_reference else None)
+    kind = start_reference.kind if start_reference else None
+    return Prepared(work, loaded, proven, inputs, start_weights, kind)
 
 
 def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcome:
@@ -218,7 +229,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "start_model": {
             "name": source.name,
             "path": str(source.folder),
-            "fingerprint": prepared.loaded.fingerprint,
+            "fingerprint": prepared.start_weights,
         },
         "data": prepared.inputs.counts,
         "parameters": {key: gradient.evidence[key] for key in ("total", "trainable")},
@@ -295,7 +306,7 @@ def _reference(
             trees=_Joined(inputs.rows, inputs.held_out),
             store=folder.path / "reference",
             tokens_per_microbatch=budget,
-            passes=stage.epochs or 1.0,
+            passes=stage.epochs or (stage.steps or 0) * stage.rows_per_step / len(inputs.rows),
             progress=show,
         )
 
@@ -325,11 +336,11 @@ def _budget(
     live: bool,
     resumed: dict[str, Any] | None,
 ) -> int:
-    if resumed and resumed.get("tokens_per_microbatch"):
-        return int(resumed["tokens_per_microbatch"])
     asked = stage.compute.tokens_per_microbatch
     if asked != "auto":
         return int(asked)
+    if resumed and resumed.get("tokens_per_microbatch"):
+        return int(resumed["tokens_per_microbatch"])
     largest = max(tree.num_tokens for tree in _first(inputs.rows))
     return fitting_microbatch(policy, per_token, largest_tree=largest, live_reference=live)
 

@@ -35,3 +35,18 @@ def test_dropout_is_there_where_it_is_asked_for() -> None:
     assert not torch.equal(policy(batch).logprobs_N, policy(batch).logprobs_N)
     with torch.no_grad():  # measuring is never noisy
         assert torch.equal(policy(batch).logprobs_N, policy(batch).logprobs_N)
+
+
+@pytest.mark.parametrize("path", ["tree", "padded"])
+def test_checkpointing_draws_the_same_dropout_again(path: str) -> None:
+    """The backward pass computes the layers again; with other dropout its gradient would be of another function."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        model = model_with_dropout(lora=True)
+        torch.manual_seed(4)
+        policy = Policy(model, path, dropout=True, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+        policy(collate(random_trees(4, vocab=97))).logprobs_N.sum().backward()
+        gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
