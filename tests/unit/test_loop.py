@@ -82,10 +82,11 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
         return step(number, rows)
 
     loop.optimizer.step = interrupt  # type: ignore[assignment, method-assign]
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="step 5 of 8"):
         loop.run()
     folder.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     resumed = work_of()
     run_loop(resumed, tmp_path / "stopped")
     whole = work_of()
