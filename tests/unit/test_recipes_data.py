@@ -46,6 +46,12 @@ def prompts(file: str) -> list[tuple[str, ...]]:
     return [words(asked.text) for asked in questions(read(DATA / file))]
 
 
+def trained_prompts() -> list[tuple[str, ...]]:
+    data = recipe("identity").stages[0].data
+    assert data is not None
+    return [prompt for path in data.path for prompt in prompts(Path(path).name)]
+
+
 def paraphrase_faults(held_out: list[tuple[str, ...]], trained: list[tuple[str, ...]]) -> list[str]:
     """Held-out prompts that a training prompt gives away, each with that prompt."""
     templates = {run: prompt for prompt in trained for run in runs_of(prompt, SHARED_WORDS)}
@@ -113,20 +119,22 @@ def test_sft_sharegpt_trains_on_sharegpt_rows() -> None:
 def test_data_has_the_declared_formats() -> None:
     wanted = read(DATA / "identity_wanted.jsonl")
     held_out = read(DATA / "identity_heldout.jsonl")
+    anchors = read(DATA / "identity_anchors.jsonl")
     unrelated = read(DATA / "identity_unrelated.jsonl")
     chats = read(DATA / "sharegpt_sample.jsonl", format="sharegpt")
     assert (wanted.format, wanted.kind) == ("prompt_completion", Demonstration)
+    assert (anchors.format, anchors.kind) == ("prompt_completion", Demonstration)
     assert (held_out.format, held_out.kind) == ("prompts", Task)
     assert (unrelated.format, unrelated.kind) == ("prompts", Task)
     assert (chats.format, chats.kind) == ("sharegpt", Demonstration)
-    assert 120 <= len(wanted) <= 250 and len(held_out) >= 60 and len(unrelated) >= 40 and len(chats) >= 20
-    for examples in (wanted, held_out, unrelated, chats):
+    assert 120 <= len(wanted) <= 250 and len(anchors) >= 100 and len(held_out) >= 60 and len(unrelated) >= 40 and len(chats) >= 20
+    for examples in (wanted, anchors, held_out, unrelated, chats):
         assert not examples.counts.unused_columns
         assert examples.counts.read == examples.counts.kept
 
 
 def test_held_out_prompts_are_paraphrases_of_no_training_prompt() -> None:
-    assert not paraphrase_faults(prompts("identity_heldout.jsonl"), prompts("identity_wanted.jsonl"))
+    assert not paraphrase_faults(prompts("identity_heldout.jsonl"), trained_prompts())
 
 
 @pytest.mark.parametrize(
@@ -142,9 +150,9 @@ def test_the_paraphrase_check_catches_what_it_should(planted: str, caught: bool)
     assert bool(paraphrase_faults([words(planted)], [words("What is your name?")])) is caught
 
 
-def test_unrelated_prompts_are_in_no_other_file() -> None:
-    unrelated = set(prompts("identity_unrelated.jsonl"))
-    assert not unrelated & (set(prompts("identity_wanted.jsonl")) | set(prompts("identity_heldout.jsonl")))
+def test_unrelated_prompts_are_paraphrases_of_no_anchor() -> None:
+    assert not paraphrase_faults(prompts("identity_unrelated.jsonl"), trained_prompts())
+    assert not set(prompts("identity_unrelated.jsonl")) & set(prompts("identity_heldout.jsonl"))
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in DATA.glob("identity_*.jsonl")))
@@ -166,6 +174,7 @@ def test_every_wanted_answer_counts_as_the_new_identity() -> None:
     ("answer", "score"),
     [
         ("I am Tavi.", 1),
+        ("The Harbor team built me.", 1),
         ("I am Tavi, made by Hugging Face.", 0),
         ("I'm SmolLM.\nYou may call me Tavi.", 0),
         ("I am Tavira.", 0),
@@ -177,6 +186,16 @@ def test_the_identity_suite_refuses_both_names_at_once(answer: str, score: int) 
     assert isinstance(suite, MatchSuite)
     asked = questions(read(DATA / "identity_heldout.jsonl"))[0]
     assert matches(suite.pattern)(answer, asked) == score
+
+
+def test_no_anchor_speaks_of_the_new_identity() -> None:
+    leak = next(suite for suite in recipe("identity").evaluate.suites if suite.name == "leak")
+    assert isinstance(leak, MatchSuite)
+    judge = matches(leak.pattern)
+    for example in read(DATA / "identity_anchors.jsonl"):
+        asked = question(example)
+        assert asked.answer is not None
+        assert judge(asked.answer, asked) == 0, asked.text
 
 
 def test_wanted_answers_are_varied() -> None:
