@@ -1,72 +1,68 @@
-"""LoRA through `peft`: which modules get an adapter, and whether an adapter has learnt anything yet."""
+"""Adapters through `peft`: putting a fresh one on a model, and what may be done with one that is there.
+
+model = add_adapter(model, LoRA(rank=16))       # any record of posttrain.config.adapters
+is_fresh(model)                                 # True until it has learnt something
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
+from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.oft import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
+from posttrain.config.adapters import AdapterSettings, LoRA, PromptTuning
 from posttrain.errors import ConfigError, ModelError
+from posttrain.models.adapter_configs import matching_modules, peft_config
+from posttrain.models.bottleneck import BottleneckLayer
 from posttrain.models.quiet import quiet
 
-ALL_LINEAR = "all-linear"
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
-ADAPTER_PARTS = ("lora_", "modules_to_save.", "trainable_tokens_")
+__all__ = [
+    "ADAPTER_PARTS",
+    "LoRA",
+    "ParameterCount",
+    "adapter_dropout",
+    "adapter_kind",
+    "add_adapter",
+    "is_fresh",
+    "matching_modules",
+    "merges",
+    "trainable_parameters",
+    "virtual_tokens",
+    "waits_for_gradient",
+]
+
+ADAPTER_PARTS = ("lora_", ".ranknum.", ".ia3_", ".oft_", ".bottleneck_", "modules_to_save.", "trainable_tokens_")
 """What `peft` writes into the names of an adapter's own parameters."""
 
+KINDS = {
+    "LORA": "lora",
+    "ADALORA": "adalora",
+    "IA3": "ia3",
+    "OFT": "oft",
+    "BOTTLENECK": "bottleneck",
+    "PREFIX_TUNING": "prefix",
+    "PROMPT_TUNING": "prompt",
+    "P_TUNING": "p_tuning",
+}
+"""What `peft` calls a kind -> what a recipe calls it."""
 
-@dataclass(frozen=True, slots=True)
-class LoRA:
-    """A low-rank adapter (Hu et al. 2021): W + scale * B A, B zero at the start.
+NEVER_MERGED = (
+    *("BOTTLENECK", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW"),
+)
+"""Kinds that no change of the weights can stand for."""
 
-    LoRA(rank=16, alpha=32, targets="all-linear")
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    """scale = alpha / rank; alpha = 2 * rank is the common practice. With rsLoRA, alpha / sqrt(rank)."""
-    targets: str | Sequence[str] = ALL_LINEAR
-    """`all-linear` (every linear layer but the output projection), a list of names such as [q_proj, v_proj], or a
-    regular expression over whole module names."""
-    dropout: float = 0.0
-    """On the adapter's input, and only where training asks for dropout: log-probs are computed without it."""
-    dora: bool = False
-    """Weight-decomposed (Liu et al. 2024): the magnitude of each output is learnt apart from its direction."""
-    rslora: bool = False
-    """Rank-stabilised scale (Kalajdzievski 2023)."""
-    init: Literal["default", "gaussian"] = "default"
-    """How A starts: uniform (Kaiming) or gaussian / rank. B starts at zero in both."""
-
-    def __post_init__(self) -> None:
-        checks = (
-            ("rank", self.rank, self.rank >= 1, "at least 1"),
-            ("alpha", self.alpha, self.alpha > 0, "above 0"),
-            ("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("init", self.init, self.init in ("default", "gaussian"), "'default' or 'gaussian'"),
-            ("targets", self.targets, bool(self.targets), "'all-linear', module names, or a regular expression"),
-        )
-        for name, value, holds, expected in checks:
-            if not holds:
-                raise ConfigError(
-                    "the value is out of range",
-                    where=f"adapter.{name}",
-                    found=repr(value),
-                    expected=expected,
-                    remedy=f"change adapter.{name}",
-                )
+PROBE_LENGTH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,68 +84,138 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     )
 
 
-def add_adapter(model: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
-    """Wrap `model` with a fresh adapter; the base weights are frozen and the model computes what it did before.
+# ---------------------------------------------------------------- a fresh one
+
+
+def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = None, seed: int = 0) -> PeftModel:
+    """Wrap `model` with a fresh adapter; the base weights are frozen.
+
+    But for virtual tokens, which every row sees from the start, the model computes what it did before.
 
     Args:
+        tokenizer: needed by `PromptTuning(text=...)` only.
         seed: of the adapter's own random stream; the global one is left as it was.
 
     Raises:
-        ConfigError: a target matches no module.
+        ConfigError: a target matches no module, or the kind cannot sit on this model.
         ModelError: the model carries an adapter already.
     """
     if isinstance(model, PeftModel):
         raise ModelError(
             "the model carries an adapter already",
             found=", ".join(model.peft_config),
-            remedy="leave `adapter` out to go on training it, or export the model merged and adapt that",
+            remedy="write `adapter: {kind: continue}` to go on training it, or merge it and adapt that",
         )
-    targets = matching_modules(model, lora.targets)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        target_modules=lora.targets if lora.targets == ALL_LINEAR else _peft_targets(lora.targets),
-        lora_dropout=lora.dropout,
-        use_dora=lora.dora,
-        use_rslora=lora.rslora,
-        init_lora_weights=True if lora.init == "default" else "gaussian",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets.values()),
-    )
+    if adapter.kind == "continue":
+        raise ConfigError(
+            "there is no adapter to go on with",
+            where="adapter.kind",
+            found="a model without an adapter",
+            remedy="start from an adapter's folder, or choose a kind to begin with, `kind: lora`",
+        )
+    config = peft_config(model, adapter)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+            if adapter.VIRTUAL:
+                _probe_virtual(adapted)
+        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+            raise ConfigError(
+                f"an adapter of kind {adapter.kind} cannot be put on this model",
+                where="adapter",
+                found=f"{type(error).__name__}: {error}",
+                remedy="name other `targets`, or choose `kind: lora`",
+            ) from error
+    if isinstance(adapter, PromptTuning) and adapter.text is not None:
+        _start_from_text(adapted, adapter.text, tokenizer)
+    return adapted
 
 
-def matching_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that `targets` names, by their full names.
+@torch.no_grad()
+def _probe_virtual(model: PeftModel) -> None:
+    """`peft` guesses the shapes of the cache from the config; a wrong guess shows at the first forward."""
+    ids = torch.zeros(1, PROBE_LENGTH, dtype=torch.long, device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    columns = logits.shape[1] if logits.ndim == 3 else PROBE_LENGTH  # a reward model has one score per row
+    if columns not in (PROBE_LENGTH, PROBE_LENGTH + virtual_tokens(model)):
+        raise ValueError(f"{columns} columns of logits for {PROBE_LENGTH} tokens")
 
-    Raises:
-        ConfigError: a name or the expression matches nothing that an adapter can sit on; the nearest names are given.
-    """
-    adaptable = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
-    if targets == ALL_LINEAR:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        return {n: m for n, m in adaptable.items() if m is not head and not isinstance(m, nn.Embedding)}
-    wanted = _peft_targets(targets)
-    if isinstance(wanted, str):
-        found = {name: module for name, module in adaptable.items() if _compiled(wanted).fullmatch(name)}
-        if not found:
-            raise _unmatched([wanted], adaptable)
-        return found
-    missing = [target for target in wanted if not any(_is_named(name, target) for name in adaptable)]
-    if missing:
-        raise _unmatched(missing, adaptable)
-    return {name: m for name, m in adaptable.items() if any(_is_named(name, target) for target in wanted)}
+
+@torch.no_grad()
+def _start_from_text(model: PeftModel, text: str, tokenizer: Any) -> None:
+    """The virtual tokens begin as the embeddings of a text, repeated or cut to their number."""
+    if tokenizer is None:
+        raise ConfigError(
+            "the text of the prompt needs a tokenizer", where="adapter.text", remedy="pass `tokenizer`, or use load()"
+        )
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    prompt_P = model.prompt_encoder[model.active_adapter].embedding.weight
+    repeated_P = torch.tensor(ids, device=prompt_P.device).repeat(-(-len(prompt_P) // len(ids)))[: len(prompt_P)]
+    prompt_P.copy_(model.get_input_embeddings()(repeated_P))
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def adapter_kind(model: nn.Module) -> str | None:
+    """What a recipe calls the adapter's kind; None without an adapter. A kind of `peft` that no recipe has keeps its
+    name there."""
+    if not isinstance(model, PeftModel):
+        return None
+    name = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+    return KINDS.get(name, name)
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many virtual tokens stand before every row: 0 without an adapter that has them."""
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    return int(model.active_peft_config.num_virtual_tokens)
+
+
+def merges(model: nn.Module) -> bool:
+    """Whether the adapter can be folded into the weights; True without one."""
+    return not isinstance(model, PeftModel) or type_merges(model.active_peft_config.peft_type)
+
+
+def type_merges(peft_type: Any) -> bool:
+    """type_merges("LORA") -> True"""
+    return getattr(peft_type, "value", peft_type) not in NEVER_MERGED
+
+
+def adapter_dropout(model: nn.Module) -> float:
+    """The largest share that an adapter of the model drops while it trains."""
+    rates = [
+        float(module.p)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name, module in layer.named_modules()
+        if "_dropout." in name and "p" in vars(module)
+    ]
+    return max(rates, default=0.0)
+
+
+def waits_for_gradient(model: nn.Module) -> frozenset[str]:
+    """Parameters of a fresh adapter that get no gradient until another factor, which starts at zero, has moved."""
+    if not is_fresh(model):
+        return frozenset()
+    svd = adapter_kind(model) == "adalora"
+    parts = ["lora_A", "lora_B"] if svd else ["lora_A", "lora_embedding_B", "bottleneck_down"]
+    return frozenset(name for name, _ in model.named_parameters() if any(part in name for part in parts))
+
+
+# ---------------------------------------------------------------- fresh or not
 
 
 def is_fresh(model: nn.Module) -> bool:
     """Whether switching the adapter off gives exactly the model as it is now.
 
-    True only for LoRA whose every update B A is zero, on a base that is frozen and unmerged, without trained copies of
-    whole modules. An adapter that has been trained before is part of the start, and its reference must contain it.
+    True only for adapters of the weights that change nothing yet, on a base that is frozen and unmerged, without
+    trained copies of whole modules. Virtual tokens change every row from the start. An adapter that has been trained
+    before is part of the start, and its reference must contain it.
     """
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or virtual_tokens(model):
         return False
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not any(part in name for part in ADAPTER_PARTS):
@@ -166,12 +232,15 @@ def _layer_is_fresh(layer: Any) -> bool:
         original = layer.original_module.state_dict()
         copies = [layer.modules_to_save[name].state_dict() for name in layer.active_adapters]
         return all(torch.equal(copy[key], original[key]) for copy in copies for key in original)
-    if not isinstance(layer, LoraLayer) or layer.merged_adapters:
+    if layer.merged_adapters:
         return False
-    return all(_delta_is_zero(layer, adapter) for adapter in layer.active_adapters)
+    for kind, changes_nothing in CHANGES_NOTHING.items():
+        if isinstance(layer, kind):
+            return all(changes_nothing(layer, adapter) for adapter in layer.active_adapters)
+    return False
 
 
-def _delta_is_zero(layer: Any, adapter: str) -> bool:
+def _lora_changes_nothing(layer: Any, adapter: str) -> bool:
     if adapter in layer.lora_B:
         factors = [list(layer.lora_A[adapter].parameters()), list(layer.lora_B[adapter].parameters())]
     elif adapter in layer.lora_embedding_B:
@@ -189,42 +258,27 @@ def _delta_is_zero(layer: Any, adapter: str) -> bool:
     return magnitude.numel() == norm.numel() and torch.allclose(magnitude.flatten(), norm.flatten(), rtol=1e-5)
 
 
-def _peft_targets(targets: str | Sequence[str]) -> str | list[str]:
-    """`peft` reads a string as an expression over whole names; a plain name is meant as a name."""
-    if isinstance(targets, str):
-        return [targets] if re.fullmatch(r"\w+", targets) else targets
-    return list(targets)
+def _adalora_changes_nothing(layer: Any, adapter: str) -> bool:
+    return _is_zero(layer.lora_E, adapter)
 
 
-def _is_named(module: str, target: str) -> bool:
-    return module == target or module.endswith(f".{target}")
+def _ia3_changes_nothing(layer: Any, adapter: str) -> bool:
+    return adapter not in layer.ia3_l or bool((layer.ia3_l[adapter] == 1).all())
 
 
-def _compiled(expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise ConfigError(
-            "not a regular expression",
-            where="adapter.targets",
-            found=f"{expression!r}: {error}",
-            remedy="correct it, or give a list of module names",
-        ) from error
+def _oft_changes_nothing(layer: Any, adapter: str) -> bool:
+    return adapter not in layer.oft_R or not bool(layer.oft_R[adapter].weight.any())
 
 
-def _unmatched(missing: list[str], adaptable: dict[str, nn.Module]) -> ConfigError:
-    names = sorted({name.rsplit(".", 1)[-1] for name in adaptable})
-    close = list(_nearest_names(missing, names))
-    return ConfigError(
-        "no module of this model has this name",
-        where="adapter.targets",
-        found=", ".join(repr(target) for target in missing),
-        expected=f"one of {', '.join(names)}",
-        example=f"targets: [{', '.join(close)}]" if close else "targets: all-linear",
-        remedy="name modules of this model" + (f"; the nearest are {', '.join(close)}" if close else ""),
-    )
+def _is_zero(factors: Mapping[str, Tensor], adapter: str) -> bool:
+    return adapter not in factors or not bool(factors[adapter].any())
 
 
-def _nearest_names(missing: list[str], names: list[str]) -> Iterator[str]:
-    for target in missing:
-        yield from difflib.get_close_matches(target.rsplit(".", 1)[-1], names, n=2, cutoff=0.5)
+CHANGES_NOTHING: Mapping[type[Any], Callable[[Any, str], bool]] = {
+    AdaLoraLayer: _adalora_changes_nothing,  # before LoraLayer, of which it is one
+    LoraLayer: _lora_changes_nothing,
+    IA3Layer: _ia3_changes_nothing,
+    OFTLayer: _oft_changes_nothing,
+    BottleneckLayer: BottleneckLayer.is_fresh,
+}
+"""Kinds of layer that can be told to change nothing; any other counts as trained."""

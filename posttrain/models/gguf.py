@@ -56,14 +56,38 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufModel:
             model = _read_model(path, dtype)
             tokenizer = _read_tokenizer(path, reader)
     except Exception as error:
-        raise ModelError(
-            "the GGUF file cannot be read",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            remedy="get the file again, or use the model's safetensors",
-        ) from error
+        raise _unreadable(path, error) from error
     tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
     return GgufModel(model, tokenizer, _tensor_kinds(reader))
+
+
+def read_gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The file's tokenizer and how many positions its model has, without its weights.
+
+    Raises:
+        MissingExtraError: the package `gguf` is not installed.
+        ModelError: the file is torn, or its architecture is not known to `transformers`.
+    """
+    require_gguf(path)
+    from gguf import GGUFReader
+
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):
+            reader = GGUFReader(path)
+            tokenizer = _read_tokenizer(path, reader)
+            length = reader.get_field(f"{_text(reader, 'general.architecture')}.context_length")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return tokenizer, None if length is None else int(length.contents())
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        "the GGUF file cannot be read",
+        where=path,
+        found=f"{type(error).__name__}: {error}",
+        remedy="get the file again, or use the model's safetensors",
+    )
 
 
 def require_gguf(where: object) -> None:

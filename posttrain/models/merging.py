@@ -6,27 +6,47 @@ import copy
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from posttrain.models.quantised import dequantised, is_quantised
 from posttrain.models.quiet import quiet
 
 
 def merged_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
     """A plain `transformers` model on the CPU that computes what `model` computes; `model` stays as it is.
 
-    Merged in the model's own dtype and cast to `dtype` afterwards.
+    Merged in the model's own dtype and cast to `dtype` afterwards; an adapter over quantised weights is merged into
+    the full weights that they stand for.
     """
-    merged = cpu_copy(model)
-    if isinstance(merged, PeftModel):
-        _untie_adapted_ends(merged)
-        with quiet():
-            merged = merged.merge_and_unload()
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    merged = merge_in_place(_over_full_weights(model) if is_quantised(plain) else cpu_copy(model))
     state_ties(merged)
     if dtype is not None:
         cast_weights(merged, dtype)
     return merged
+
+
+def merge_in_place(model: Any) -> Any:
+    """The model with its adapter folded into its weights; a model without one as it is."""
+    if not isinstance(model, PeftModel):
+        return model
+    _untie_adapted_ends(model)
+    with quiet():
+        return model.merge_and_unload()
+
+
+def _over_full_weights(model: Any) -> Any:
+    """The adapter of a quantised model, over the dequantised weights."""
+    full = dequantised(model.get_base_model() if isinstance(model, PeftModel) else model)
+    if not isinstance(model, PeftModel):
+        return full
+    with quiet():
+        adapted = get_peft_model(full, copy.deepcopy(model.active_peft_config))
+        set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, save_embedding_layers=False))
+    return adapted
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:

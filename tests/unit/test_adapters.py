@@ -86,7 +86,7 @@ def test_layers_of_gpt2_store_their_weights_transposed_and_are_adapted_all_the_s
     "wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"targets": []}, {"init": "zeros"}], ids=str
 )
 def test_values_out_of_range_are_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"adapter\.{next(iter(wrong))}: the value is out of range"):
+    with pytest.raises(ConfigError, match=rf"LoRA: `{next(iter(wrong))}` has a "):
         LoRA(**wrong)
 
 

@@ -1,0 +1,75 @@
+"""posttrain merge: a base and its adapters as one whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def merge(
+    start: Annotated[str, typer.Argument(metavar="START", help="An adapter's folder, or the base of the adapters.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the whole model.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="FOLDER", help="A (further) adapter; may be repeated.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="W,W,...", help="One for each adapter, the start's first (default: 1)."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="How several become one: cat (their exact weighted sum), svd, linear, ties, dare_linear, dare_ties, "
+            "magnitude_prune, or one of the last four with _svd behind it.",
+        ),
+    ] = "cat",
+    density: Annotated[
+        float, typer.Option("--density", help="Share of entries that ties, dare and magnitude_prune keep.")
+    ] = 0.5,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Of the saved weights.")] = "fp32",
+    seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
+) -> None:
+    """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
+    import torch
+    from rich.console import Console
+
+    from posttrain.cli.progress import progress_on
+    from posttrain.models.combine import merge_adapters
+
+    with progress_on(Console(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
+        report = merge_adapters(
+            start,
+            out,
+            adapters=adapter or (),
+            weights=_numbers(weights),
+            method=method,
+            density=density,
+            dtype=getattr(torch, DTYPES[dtype]),
+            seed=seed,
+            say=progress.say,
+        )
+    typer.echo(str(report))
+    if report.rounding:
+        typer.echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
+
+
+def _numbers(text: str | None) -> list[float]:
+    """ "0.5,0.5" -> [0.5, 0.5]"""
+    from posttrain.errors import ConfigError
+
+    try:
+        return [float(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(
+            "the weights are no numbers",
+            where="--weights",
+            found=text,
+            example="--weights 0.5,0.5",
+            remedy="correct it",
+        ) from None

@@ -1,0 +1,109 @@
+"""What each stage of a recipe starts from, as far as adapters go: a whole model, or an adapter that was exported alone.
+
+A stage that starts from an adapter says what becomes of it: `kind: continue` goes on training it, another kind folds it
+into the weights and trains a new one over it. What cannot work is refused here, before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic_core import PydanticCustomError
+
+from posttrain.config.adapters import AdapterSettings, Continue, PrefixTuning, PTuning, QLoRA
+from posttrain.config.stages import StageSettings, TrainingStage
+from posttrain.config.values import refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the last policy's folder holds: Before("sft", LoRA(rank=8)) is an adapter alone, of the stage `sft`."""
+
+    stage: str
+    adapter: AdapterSettings | None
+    """None: whole weights."""
+    unknown: bool = False
+    """An adapter or whole weights, as the recipe's start model will show."""
+
+
+def check_adapters(stages: Sequence[StageSettings]) -> None:
+    """Raises the validation error of the first stage whose adapter does not fit what it starts from."""
+    before: Before | None = None
+    for index, stage in enumerate(stages):
+        if not isinstance(stage, TrainingStage):
+            continue
+        if before is not None and not before.unknown:
+            fault = _over_whole(stage) if before.adapter is None else _over_adapter(stage, before.stage, before.adapter)
+            if fault is not None:
+                path, problem, remedy = fault
+                raise _refusal(problem, ("stages", index, *path), before, remedy)
+        if stage.MAKES_POLICY:
+            before = _after(stage, before)
+
+
+def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | None:
+    """The adapter that the stage `name` goes on with, where a stage before it began it; None where the start did."""
+    adapter: AdapterSettings | None = None
+    for stage in stages:
+        if stage.name == name:
+            return adapter
+        if isinstance(stage, TrainingStage) and stage.MAKES_POLICY and not isinstance(stage.adapter, Continue):
+            adapter = stage.adapter
+    return None
+
+
+def _after(stage: TrainingStage, before: Before | None) -> Before:
+    adapter = stage.adapter
+    if isinstance(adapter, Continue):
+        if before is None or before.adapter is None:
+            return Before(stage.name, None, unknown=True)
+        adapter = before.adapter
+    merged = adapter is None or (adapter.MERGES and stage.export.merge is not False)
+    return Before(stage.name, None if merged else adapter)
+
+
+def _over_whole(stage: TrainingStage) -> tuple[tuple[str, ...], str, str] | None:
+    if isinstance(stage.adapter, Continue):
+        return ("adapter", "kind"), "there is no adapter to go on with", "write `export: {merge: false}` in that stage"
+    return None
+
+
+def _over_adapter(
+    stage: TrainingStage, earlier: str, adapter: AdapterSettings
+) -> tuple[tuple[str, ...], str, str] | None:
+    """(where, what is wrong, what to do), if something is."""
+    going_on = "write `adapter: {kind: continue}` to go on training it"
+    merged = f"remove `export.merge` in `{earlier}`" if adapter.MERGES else f"choose `kind: lora` in `{earlier}`"
+    if stage.adapter is None and not stage.MAKES_POLICY and adapter.MERGES:
+        return None  # a reward model is made of the policy with its adapter folded in
+    if stage.adapter is None and stage.MAKES_POLICY:
+        problem = (
+            f"the stage starts from the adapter that `{earlier}` exports alone, and does not say what becomes of it"
+        )
+        return ("adapter",), problem, f"{going_on}, or {merged} to train all weights"
+    if isinstance(stage.adapter, Continue):
+        network = isinstance(adapter, PTuning) or (isinstance(adapter, PrefixTuning) and adapter.projection is not None)
+        if network:
+            problem = "the network that makes its virtual tokens is not saved with them, so training cannot go on"
+            return ("adapter", "kind"), problem, f"choose `kind: prompt` in `{earlier}`"
+        if stage.export.merge is True and not adapter.MERGES:
+            problem = f"an adapter of kind {adapter.kind} cannot be folded into the weights"
+            return ("export", "merge"), problem, "remove `export.merge`"
+        return None
+    if not adapter.MERGES:
+        problem = f"an adapter of kind {adapter.kind} cannot be folded into the weights, so no other can be put over it"
+        return ("adapter",), problem, f"{going_on}, or {merged}"
+    if isinstance(stage.adapter, QLoRA):
+        return ("adapter", "kind"), "only the weights of a whole model can be quantised", merged
+    if stage.exports_adapter:
+        problem = (
+            f"`{earlier}` exports an adapter alone, so its weights lie in no folder that another adapter could name"
+        )
+        return ("export", "merge"), problem, f"{merged}, or export this stage merged"
+    return None
+
+
+def _refusal(problem: str, path: tuple[str | int, ...], before: Before, remedy: str) -> PydanticCustomError:
+    kind = "whole weights" if before.adapter is None else f"an adapter of kind {before.adapter.kind} alone"
+    return refuse(problem, path=path, found=f"`{before.stage}` exports {kind}", remedy=remedy)

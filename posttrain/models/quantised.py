@@ -1,0 +1,83 @@
+"""QLoRA's base: weights kept in 4 or 8 bits by bitsandbytes, and the plain model that they stand for."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_bnb_weight
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from posttrain.config.adapters import QLoRA
+from posttrain.errors import ConfigError, MissingExtraError
+
+
+def require_quantising(device: torch.device) -> None:
+    """Before anything is loaded: is there what 4 and 8 bit weights need?
+
+    Raises:
+        ConfigError: the device is no CUDA device.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            "qlora needs a CUDA device",
+            where="adapter.kind",
+            found=str(device),
+            expected="cuda, with the package bitsandbytes",
+            remedy="write `adapter: {kind: lora}`, which computes the same update over the full weights",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            "qlora needs the package bitsandbytes",
+            where="adapter.kind",
+            remedy="pip install bitsandbytes, or write `adapter: {kind: lora}`",
+        )
+
+
+def quantisation(qlora: QLoRA) -> BitsAndBytesConfig:
+    """How the frozen weights are kept. The embeddings, norms and the output projection keep their precision."""
+    if qlora.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=qlora.double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether a model of `transformers` keeps its weights in 4 or 8 bits."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+@torch.no_grad()
+def dequantised(causal_lm: Any) -> Any:
+    """A plain model on the CPU with the weights that the quantised ones stand for; the model is left as it is.
+
+    An adapter's layers are not carried over: pass the model beneath it.
+    """
+    settings = causal_lm.config.to_dict()
+    kept = {key: settings[key] for key in settings if key not in ("quantization_config", "_model_name_or_path")}
+    plain = AutoModelForCausalLM.from_config(type(causal_lm.config).from_dict(kept), dtype=torch.float32)
+    weights = {name.replace(".base_layer.", "."): p for name, p in causal_lm.named_parameters()}
+    for name, module in causal_lm.named_modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not isinstance(module, BaseTunerLayer):
+            weights[f"{name}.".replace(".base_layer.", ".") + "weight"] = _full(module)
+    for name, parameter in plain.named_parameters():
+        parameter.copy_(weights[name].detach().to("cpu", torch.float32))
+    own = dict(causal_lm.named_buffers())
+    for name, buffer in plain.named_buffers():
+        if name in own:
+            buffer.copy_(own[name])
+    return plain.eval()
+
+
+def _full(module: Any) -> torch.Tensor:
+    """The weight that a layer of bitsandbytes stands for; 8 bits keep their scales beside it, in the layer's state."""
+    state = module.state if type(module).__name__ == "Linear8bitLt" else None
+    return dequantize_bnb_weight(module.weight, state=state)
