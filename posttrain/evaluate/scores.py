@@ -60,6 +60,11 @@ def mean(values_by_prompt: Sequence[Sequence[float]]) -> Score:
     return bootstrap(len(means), lambda index: means[index].mean(axis=-1))
 
 
+def average(values: np.ndarray) -> Score:
+    """`mean` of one value per prompt."""
+    return mean([[value] for value in np.asarray(values, dtype=float).tolist()])
+
+
 def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Score:
     """exp(nats / tokens) over all prompts: every token counts the same, whichever answer it is in.
 

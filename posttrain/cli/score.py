@@ -1,0 +1,57 @@
+"""posttrain score: rewards for a file of responses, by one reward model or an ensemble of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def score(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A reward model's folder or hub id.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Pairs, ranked lists, feedback or conversations.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the rewards here as JSONL (default: stdout).")
+    ] = None,
+    combine: Annotated[
+        Literal["mean", "worst", "mean_minus_std"], typer.Option("--combine", help="How several models become one.")
+    ] = "mean",
+    std_weight: Annotated[
+        float, typer.Option("--std-weight", min=0.0, help="Of mean_minus_std: standard deviations taken off.")
+    ] = 1.0,
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="NAME", help="An attribute, group or condition of the model.")
+    ] = None,
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="With the scale and shift that are stored with the model.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Score only this many rows.")] = None,
+) -> None:
+    """Write the reward of every response in a file.
+
+    One line per row: its place, the rewards in the order of its responses, and their lengths. With several models, also
+    the rewards of each.
+    """
+    from rich.console import Console
+
+    from posttrain.cli.progress import progress_on
+    from posttrain.data import read
+    from posttrain.data.write import json_line, write_jsonl
+
+    examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
+
+    from posttrain.cli.scores import Tally, open_models, scored_rows
+
+    with progress_on(Console(stderr=True)) as progress:
+        opened = open_models(models, head, progress)
+        with progress.phase("scoring", total=len(examples), unit="rows") as phase:
+            rows = scored_rows(opened, examples, combine, std_weight, head, normalised, phase)
+            tally = Tally()
+            counted = (tally.counted(row) for row in rows)
+            if out is not None:
+                write_jsonl(out, counted)
+            else:
+                for row in counted:
+                    typer.echo(json_line(row))
+        progress.say(f"{len(examples):,} rows{f' in {out}' if out else ''}: {tally}")

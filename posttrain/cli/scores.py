@@ -1,0 +1,83 @@
+"""What `posttrain score` computes: the rows of its output, and one line about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from posttrain.data.read import Examples
+from posttrain.diagnostics.progress import Phase, Progress
+from posttrain.losses.reward import Combine
+from posttrain.models.devices import device_of
+from posttrain.models.reward_scoring import RewardModel, combined, load_reward
+from posttrain.types import Comparison, Example
+
+
+def open_models(names: Sequence[str], head: str | None, progress: Progress) -> list[RewardModel]:
+    return [load_reward(name, head=head, device=device_of(), say=progress.say) for name in names]
+
+
+def scored_rows(
+    models: Sequence[RewardModel],
+    examples: Examples,
+    how: Combine,
+    std_weight: float,
+    head: str | None,
+    normalised: bool,
+    phase: Phase,
+) -> Iterator[dict[str, Any]]:
+    """One record per row; every model sees a window of rows before any sees the next."""
+    passes = [model.score_rows(examples, head=head, normalised=normalised) for model in models]
+    for example, *ratings in zip(examples, *passes, strict=True):
+        rating = combined(ratings, how, std_weight) if len(ratings) > 1 else ratings[0]
+        phase.advance(1, tokens=len(ratings) * sum(rating.tokens))
+        record: dict[str, Any] = {
+            "row": str(rating.row),
+            "rewards": list(rating.rewards),
+            "tokens": list(rating.tokens),
+        }
+        best = best_of(example)
+        if best is not None:
+            record["best"] = best
+        if rating.steps is not None:
+            record["steps"] = [list(steps) for steps in rating.steps]
+        if len(ratings) > 1:
+            record["by_model"] = {model.name: list(r.rewards) for model, r in zip(models, ratings, strict=True)}
+        yield record
+
+
+def best_of(example: Example) -> int | None:
+    """Which response the row calls best; None where it says nothing."""
+    if not isinstance(example, Comparison):
+        return None
+    return example.ranking[0] if example.ranking else example.winner
+
+
+class Tally:
+    """What the rewards of a file are like, in one line; it counts records as they pass."""
+
+    def __init__(self) -> None:
+        self.rewards = 0
+        self.sum = self.squares = 0.0
+        self.judged = 0
+        self.right = 0.0
+
+    def counted(self, record: dict[str, Any]) -> dict[str, Any]:
+        rewards = record["rewards"]
+        self.rewards += len(rewards)
+        self.sum += sum(rewards)
+        self.squares += sum(reward * reward for reward in rewards)
+        if "best" in record:
+            best = record["best"]
+            others = [reward for index, reward in enumerate(rewards) if index != best]
+            self.judged += len(others)
+            self.right += sum((reward < rewards[best]) + 0.5 * (reward == rewards[best]) for reward in others)
+        return record
+
+    def __str__(self) -> str:
+        mean = self.sum / max(1, self.rewards)
+        spread = max(0.0, self.squares / max(1, self.rewards) - mean * mean) ** 0.5
+        said = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
+        return said + (
+            f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
+        )

@@ -1,0 +1,226 @@
+"""The encoder of reward models: the one encoder, with conditions in the prompt and steps in the mask.
+
+Ids are those of training, rollout and evaluation. Three things are a reward model's own:
+
+- a response goes on to where the template ends a conversation (ChatML writes a line break after the stop token), since
+  that is where every other tool scores it;
+- a system message may be set for rows that have none, and a condition (an attribute or a group) is stated in it;
+- where a response is scored step by step, only the ends of steps stay in the mask: the outputs there are the scores of
+  the steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from posttrain.data.encode import EncodedExample, Encoder
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.errors import RowError
+from posttrain.losses.reward import RewardRule
+from posttrain.types import Branch, Comparison, Example, Message, RowRef, TokenTree
+
+Needs = Literal["order", "margins", "scores"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """Responses to one prompt that are to be scored, in this order: Rated(prompt, (answer,), row).
+
+    A response is the messages after the prompt and begins with the assistant.
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[tuple[Message, ...], ...]
+    row: RowRef
+    tools: tuple[Any, ...] = ()
+
+
+class RewardEncoder(Encoder):
+    """RewardEncoder(tokenizer, EncoderSettings(), RewardRule(pooling="steps", step_mark="\\n")).
+
+    Args:
+        needs: what every row must bring: the order of its responses, a margin, or a score for each.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: EncoderSettings | None = None,
+        rule: RewardRule | None = None,
+        needs: Needs = "order",
+    ):
+        super().__init__(tokenizer, settings)
+        self.rule = rule or RewardRule()
+        self.needs: Needs = needs
+        self.given = self.settings
+        """The settings as they were asked for; a response leaves room for the tail."""
+        self.tail: list[int] = self._tail()
+        if self.settings.max_length is not None and self.tail:
+            self.settings = replace(self.settings, max_length=max(2, self.settings.max_length - len(self.tail)))
+        own = repr(
+            (
+                self.rule.files,
+                self.rule.conditions,
+                self.rule.condition_text,
+                self.rule.step_mark,
+                self.rule.system,
+                needs,
+            )
+        )
+        self.version = hashlib.sha256(f"{self.version} {own}".encode()).hexdigest()
+        self._pieces: dict[int, str] = {}
+
+    def __reduce__(self) -> tuple[type[Encoder], tuple[Any, ...]]:
+        return RewardEncoder, (self.tokenizer, self.given, self.rule, self.needs)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """What the last token of a whole response can be."""
+        return frozenset(self.tail[-1:]) or self.stop_ids
+
+    def example(self, row: Example) -> EncodedExample:
+        """A training row.
+
+        Raises:
+            RowError: it lacks the margin or the scores that the objective needs.
+            DataError: no output or condition has its file.
+            EncodingError: it cannot be encoded faithfully.
+        """
+        if isinstance(row, Comparison):
+            self._check_annotations(row)
+        condition = self.rule.names[self.rule.file_of(row.row)] if self.rule.files else None
+        if isinstance(row, Comparison):
+            row = replace(row, prompt=self.opened(row.prompt, condition))
+        encoded = super().example(row)
+        return replace(encoded, trees=tuple(self._marked(self._ended(tree)) for tree in encoded.trees))
+
+    def rated(self, rated: Rated, condition: str | None = None) -> list[TokenTree]:
+        """What is scored of a row: one tree with a branch per response, or a tree per response (`whole_row`).
+
+        Raises:
+            RowError: a response is too long; EncodingError: the row cannot be encoded faithfully.
+        """
+        rated = replace(rated, prompt=self.opened(rated.prompt, condition))
+        if self.rule.whole_row:
+            return [self._whole(rated, response) for response in rated.responses]
+        order = tuple(range(len(rated.responses)))
+        row = Comparison(rated.prompt, rated.responses, 0, rated.row, ranking=order, tools=rated.tools)
+        encoded = super().example(row)
+        if not encoded.trees:
+            lost = encoded.dropped[0]
+            raise RowError(
+                f"the row cannot be scored: {lost.message}",
+                reason=lost.reason,
+                where=rated.row,
+                expected="a prompt and a response that fit the model together",
+                remedy="shorten it, or leave the row out",
+            )
+        return [self._marked(self._ended(tree)) for tree in encoded.trees]
+
+    def opened(self, prompt: tuple[Message, ...], condition: str | None) -> tuple[Message, ...]:
+        """The prompt with a system message, its own or the rule's, and in it the condition, after what stands there."""
+        has_system = bool(prompt) and prompt[0].role == "system"
+        texts = [str(prompt[0].content) if has_system else self.rule.system]
+        if self.rule.conditions and condition is not None:
+            texts.append(self.rule.condition_text.replace("{name}", condition))
+        system = "\n\n".join(text for text in texts if text)
+        rest = prompt[1:] if has_system else prompt
+        return (Message("system", system), *rest) if system else prompt
+
+    def _whole(self, rated: Rated, response: tuple[Message, ...]) -> TokenTree:
+        """The rendered conversation as one row, scored at its last token."""
+        messages = [self.template.plain(message) for message in (*rated.prompt, *response)]
+        ids = np.asarray(self.tokens.ids(self.template.render(messages, rated.tools)), np.int32)
+        limit = self.settings.max_length
+        if limit is not None and len(ids) > limit:
+            raise RowError(
+                f"the row cannot be scored: {len(ids):,} tokens, and the model reads {limit:,}",
+                reason="too_long",
+                where=rated.row,
+                remedy="shorten it, or leave the row out",
+            )
+        asked = np.asarray(self.prompt(rated.prompt, rated.tools), np.int32)
+        shared = len(asked) if len(asked) < len(ids) and np.array_equal(ids[: len(asked)], asked) else 0
+        mask = np.zeros(len(ids) - shared, np.bool_)
+        mask[-1] = True
+        return TokenTree(ids[:shared], (Branch(ids[shared:], mask),), "", rated.row)
+
+    # ------------------------------------------------------------ ends
+
+    def _tail(self) -> list[int]:
+        """What the template writes after the stop token of the last turn."""
+        prompt, answer = (Message("user", "x"),), (Message("assistant", "y"),)
+        encoded = super().example(Comparison(prompt, (answer,), 0, RowRef("probe", 1)))
+        if not encoded.trees:
+            return []
+        ids = [*encoded.trees[0].prompt_ids.tolist(), *encoded.trees[0].branches[0].ids.tolist()]
+        whole = self.tokens.ids(self.template.render([self.template.plain(m) for m in (*prompt, *answer)]))
+        return whole[len(ids) :] if whole[: len(ids)] == ids else []
+
+    def _ended(self, tree: TokenTree) -> TokenTree:
+        """The tree with the tail after each response that ends with a stop token; one that was cut has no end."""
+        if not self.tail:
+            return tree
+
+        def ended(branch: Branch) -> Branch:
+            if int(branch.ids[-1]) not in self.stop_ids or not branch.loss_mask[-1]:
+                return branch
+            ids = np.concatenate([branch.ids, np.asarray(self.tail, np.int32)])
+            return Branch(ids, np.concatenate([branch.loss_mask, np.ones(len(self.tail), np.bool_)]))
+
+        return replace(tree, branches=tuple(ended(branch) for branch in tree.branches))
+
+    # ------------------------------------------------------------ steps
+
+    def _marked(self, tree: TokenTree) -> TokenTree:
+        if self.rule.pooling != "steps":
+            return tree
+        return replace(tree, branches=tuple(self._step_ends(branch) for branch in tree.branches))
+
+    def _step_ends(self, branch: Branch) -> Branch:
+        """The same ids, with only the tokens in the mask that end a step: those with the mark's last character in
+        them, and the last token of the response."""
+        places = np.flatnonzero(branch.loss_mask)
+        pieces = [self._piece(int(branch.ids[place])) for place in places]
+        text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
+        mask = np.zeros_like(branch.loss_mask)
+        mark, at = self.rule.step_mark, -1
+        while (at := text.find(mark, at + 1)) >= 0:
+            mask[places[int(np.searchsorted(ends, at + len(mark) - 1, side="right"))]] = True
+        mask[places[-1:]] = True
+        return Branch(branch.ids, _without_repeats(mask, places, pieces))
+
+    def _piece(self, number: int) -> str:
+        if number not in self._pieces:
+            self._pieces[number] = self.tokens.decode([number])
+        return self._pieces[number]
+
+    def _check_annotations(self, row: Comparison) -> None:
+        missing = (self.needs == "scores" and row.scores is None) or (self.needs == "margins" and row.margin is None)
+        if missing:
+            what = "a score for each response" if self.needs == "scores" else "a margin"
+            raise RowError(
+                f"the objective needs {what}, and the row has none",
+                reason=f"no_{self.needs}",
+                where=row.row,
+                expected=what,
+                remedy="add it to the rows, or use an objective that needs only their order (bradley_terry)",
+            )
+
+
+def _without_repeats(mask: np.ndarray, places: np.ndarray, pieces: Sequence[str]) -> np.ndarray:
+    """An empty step is none: of two ends with nothing but white space between them, the later one stays."""
+    ends = [index for index, place in enumerate(places) if mask[place]]
+    start = 0
+    for index, following in zip(ends, [*ends[1:], None], strict=True):
+        words = "".join(pieces[start : index + 1]).strip()
+        if not words and following is not None:
+            mask[places[index]] = False
+        else:
+            start = index + 1
+    return mask

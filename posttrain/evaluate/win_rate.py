@@ -1,0 +1,147 @@
+"""Win rate by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
+
+    win_rate = mean over prompts of (1 if the answer's reward is higher, 1/2 if equal, 0 if lower)
+
+The start's answers are kept when the start is asked, in `start/evaluations/<suite>.jsonl`, and every later model is
+compared with exactly these; against itself the start has 1/2. In a recipe the judge may be a later stage than the
+model that is asked. Answers that come before their judge are kept without scores, and judged, not sampled again, when
+the judge is there:
+
+    start: asked    sft: asked    reward: trained, then start and sft judged    dpo: asked and judged
+
+Deviation: two answers of the same text are a tie whatever the judge says, for its rewards differ by rounding with the
+rows that are scored together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from posttrain.data.write import write_jsonl
+from posttrain.diagnostics.files import read_jsonl
+from posttrain.diagnostics.progress import Progress
+from posttrain.errors import DataError, ResumeError
+from posttrain.evaluate import scores
+from posttrain.evaluate.scorer import RewardScorer, open_scorer
+from posttrain.evaluate.suites import WinRateSuite
+from posttrain.models.loading import resolve
+from posttrain.models.manifest import folder_fingerprint
+
+Record = dict[str, Any]
+WIN_RATE_METRICS = ("win_rate", "reward")
+
+
+def answers_path(folder: Path, suite: str) -> Path:
+    return folder / "evaluations" / f"{suite}.jsonl"
+
+
+def outcome(text: str, reward: float, other_text: str, other_reward: float) -> float:
+    """1 for the higher reward, 1/2 for equal rewards or the same text, else 0."""
+    if text == other_text or reward == other_reward:
+        return 0.5
+    return float(reward > other_reward)
+
+
+def judge_answers(
+    suite: WinRateSuite, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
+) -> dict[str, scores.Score]:
+    """Judge the answers that are kept under `out` against the start's under `baseline`, and write their rewards there.
+
+    What this judge has scored before is not scored again. Without a judge there is nothing to say, but that the start
+    wins half against itself.
+
+    Returns:
+        win_rate, and the answers' mean `reward`.
+
+    Raises:
+        ResumeError: the start was not asked these questions.
+        ModelError: the judge cannot be loaded.
+    """
+    is_start = out.resolve() == baseline.resolve()
+    if suite.reward_model is None:
+        return {"win_rate": scores.Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
+    judge = _Judge(suite, suite.reward_model, device, progress or Progress())
+    start = judge.rewarded(baseline)
+    others = _by_prompt(start, suite)
+    judged = [record | {"score": 0.5} for record in start]
+    if not is_start:
+        judged = [
+            record | {"score": _against(record, others[index]), "start_reward": _mean_reward(others[index])}
+            for index, group in enumerate(_by_prompt(judge.rewarded(out), suite))
+            for record in group
+        ]
+    write_jsonl(answers_path(out, suite.name), judged)
+    groups = _by_prompt(judged, suite)
+    won = scores.mean([[record["score"] for record in group] for group in groups])
+    return {
+        "win_rate": scores.Score(0.5, 0.5, 0.5, won.n) if is_start else won,
+        "reward": scores.mean([[record["reward"] for record in group] for group in groups]),
+    }
+
+
+class _Judge:
+    """The reward model, loaded when something is to be scored that it has not scored before."""
+
+    def __init__(self, suite: WinRateSuite, model: str, device: str, progress: Progress):
+        self.suite, self.model, self.device, self.progress = suite, model, device, progress
+        self.key = folder_fingerprint(resolve(model).folder)
+        self._scorer: RewardScorer | None = None
+
+    def rewarded(self, folder: Path) -> list[Record]:
+        """The answers kept in a folder with this judge's rewards; new ones are written there."""
+        path = answers_path(folder, self.suite.name)
+        records = _kept(path, self.suite)
+        if all(record.get("judge") == self.key for record in records):
+            return records
+        self._scorer = self._scorer or open_scorer(self.model, device=self.device)
+        prompts = [one.prompt for one in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
+        with self.progress.phase(f"{self.suite.name}: rewards", total=len(records), unit="answers") as phase:
+            rewards = self._scorer.score(prompts, [record["completion"] for record in records])
+            phase.advance(len(records), tokens=sum(record["tokens"] for record in records))
+        if not all(map(math.isfinite, rewards)):
+            raise DataError(
+                "the reward model gives rewards that are not finite",
+                where=self.model,
+                found=f"{sum(not math.isfinite(reward) for reward in rewards)} of {len(rewards)} answers",
+                remedy="look at its training curves; train it with a lower learning rate or in fp32",
+            )
+        scored = [
+            record | {"reward": float(reward), "judge": self.key, "score": 0.5}
+            for record, reward in zip(records, rewards, strict=True)
+        ]
+        write_jsonl(path, scored)
+        return scored
+
+
+def _against(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> float:
+    """Mean outcome against each of the start's answers to the prompt."""
+    return fmean(
+        outcome(record["completion"], record["reward"], other["completion"], other["reward"]) for other in others
+    )
+
+
+def _mean_reward(group: Sequence[Mapping[str, Any]]) -> float:
+    return fmean(record["reward"] for record in group)
+
+
+def _kept(path: Path, suite: WinRateSuite) -> list[Record]:
+    records = read_jsonl(path)
+    wanted = [one.text for one in suite.questions for _ in range(suite.samples_per_prompt)]
+    if [record.get("prompt") for record in records] != wanted:
+        raise ResumeError(
+            "there are no answers to these prompts to compare with" if not records else "the answers are to others",
+            where=path,
+            found=f"{len(records)} answers",
+            expected=f"{len(wanted)}, in the order of {suite.questions[0].row.source}" if wanted else "prompts",
+            remedy="run with --fresh, so that the start is asked again",
+        )
+    return records
+
+
+def _by_prompt(records: Sequence[Record], suite: WinRateSuite) -> list[list[Record]]:
+    step = suite.samples_per_prompt
+    return [list(records[first : first + step]) for first in range(0, len(records), step)]

@@ -1,0 +1,148 @@
+"""Answers of a model behind an OpenAI-compatible endpoint: cached on disk, retried, rate-limited.
+
+    judge = Endpoint("http://localhost:8000/v1", "qwen", cache=Path("cache"))
+    judge.ask([{"role": "user", "content": "2 + 2?"}], temperature=0)
+
+Only the standard library. The key is read from the environment when it is used, and stands in no recipe and no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, RewardError
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+LONGEST_WAIT = 60.0
+
+
+@dataclass
+class Endpoint:
+    """Where to ask, and how often.
+
+    Raises (from `ask`):
+        RewardError: no answer after all retries, or one without a text.
+        ConfigError: the endpoint refuses: no such model, no such key.
+    """
+
+    url: str
+    """Up to and with the version: http://localhost:8000/v1"""
+    model: str
+    key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    cache: Path | None = None
+    """Folder of answers by the content of their question; None asks every time."""
+    retries: int = 5
+    first_wait: float = 1.0
+    """Seconds before the first retry; each later one waits twice as long, and up to half as long again by chance."""
+    timeout: float = 120.0
+    per_minute: float | None = None
+    """Requests a minute at most."""
+    requests: int = field(default=0, init=False)
+    """How many were sent; cached answers do not count."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._chance = random.Random(0)
+
+    def ask(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The text of the model's answer."""
+        body = {"model": self.model, "messages": [dict(message) for message in messages], **options}
+        path = self._path(body)
+        if path is not None and path.is_file():
+            return str(json.loads(path.read_text(encoding="utf-8"))["answer"])
+        answer = self._asked(body)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+            part.write_text(json.dumps({"request": body, "answer": answer}), encoding="utf-8")
+            part.replace(path)
+        return answer
+
+    def _path(self, body: Mapping[str, Any]) -> Path | None:
+        if self.cache is None:
+            return None
+        key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
+        return self.cache / key[:2] / f"{key}.json"
+
+    def _asked(self, body: Mapping[str, Any]) -> str:
+        trouble = ""
+        for attempt in range(self.retries + 1):
+            self._wait_for_turn()
+            try:
+                return self._sent(body)
+            except urllib.error.HTTPError as error:
+                said = error.read(500).decode(errors="replace")
+                trouble = f"HTTP {error.code}: {said}"
+                if error.code not in RETRIED:
+                    raise self._refused(error.code, trouble) from None
+                pause = _seconds(error.headers.get("Retry-After"))
+            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                trouble, pause = f"{type(error).__name__}: {error}", None
+            if attempt < self.retries:
+                backoff = self.first_wait * 2**attempt * (1 + self._chance.random() / 2)
+                time.sleep(min(LONGEST_WAIT, pause if pause is not None else backoff))
+        raise RewardError(
+            f"the judge {self.model!r} did not answer",
+            where=self.url,
+            found=f"{trouble} (asked {self.retries + 1} times)",
+            remedy="see that the endpoint runs; what was answered is cached, so that a new run goes on from there",
+        )
+
+    def _sent(self, body: Mapping[str, Any]) -> str:
+        headers = {"Content-Type": "application/json"}
+        if self.key_env:
+            headers["Authorization"] = f"Bearer {self._key(self.key_env)}"
+        url = self.url.rstrip("/") + "/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with self._lock:
+            self.requests += 1
+        with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+            content = json.load(reply)["choices"][0]["message"]["content"]
+        if not isinstance(content, str):
+            raise ValueError("the answer holds no text")
+        return content
+
+    def _key(self, name: str) -> str:
+        key = os.environ.get(name)
+        if not key:
+            raise ConfigError(
+                f"the environment variable {name} is not set", where=self.url, remedy=f"export {name}=... with the key"
+            )
+        return key
+
+    def _refused(self, code: int, trouble: str) -> ConfigError:
+        return ConfigError(
+            "the judge's endpoint refuses the request",
+            where=f"{self.url}, model {self.model!r}",
+            found=trouble,
+            remedy="set `key_env` to the variable that holds the key" if code in (401, 403) else "check url and model",
+        )
+
+    def _wait_for_turn(self) -> None:
+        if self.per_minute is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + 60.0 / self.per_minute
+        time.sleep(max(0.0, turn - now))
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else max(0.0, float(text))
+    except ValueError:  # a date, which nobody sends
+        return None

@@ -1,0 +1,109 @@
+"""The tasks of reasoning-gym, each made by a program from a seed and scored by the task's own rule.
+
+tasks("chain_sum", size=100, seed=0, max_terms=3)       # Task examples
+tasks_of("reasoning_gym:chain_sum?size=100&seed=0&max_terms=3")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.rewards.text import answer_of, gold, missing
+from posttrain.types import Message, RowRef, Task
+
+SOURCE = "reasoning_gym:"
+
+
+def tasks(name: str, size: int = 1000, seed: int = 0, **config: Any) -> list[Task]:
+    """Tasks by the name that reasoning-gym gives them; the same arguments give the same tasks.
+
+    Args:
+        config: what the task's own settings are called there, such as `max_terms`.
+
+    Raises:
+        UnknownKeyError: no task, or no setting of it, has this name.
+        MissingExtraError: reasoning-gym is not installed.
+    """
+    dataset = _dataset(name, json.dumps({"size": size, "seed": seed, **config}, sort_keys=True))
+    source = f"{SOURCE}{name}"
+    return [
+        Task(
+            (Message("user", entry["question"]),),
+            None if entry["answer"] is None else str(entry["answer"]),
+            RowRef(source, index + 1),
+            {"reasoning_gym": {"name": name, "config": config, "entry": dict(entry)}},
+        )
+        for index, entry in enumerate(dataset)
+    ]
+
+
+def tasks_of(source: str) -> list[Task]:
+    """Tasks by an address: reasoning_gym:NAME?size=100&seed=0&SETTING=VALUE; values are JSON where they can be."""
+    name, _, query = source.removeprefix(SOURCE).partition("?")
+    given: dict[str, Any] = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        try:
+            given[key] = json.loads(text)
+        except ValueError:
+            given[key] = text
+    return tasks(name, **given)
+
+
+def reasoning_gym(
+    prompt: Sequence[Message], completion: str, task: Task, *, tag: str | None = None, partial: bool = False
+) -> float | None:
+    """The task's own score of the answer; abstains on rows that are not reasoning-gym's.
+
+    Args:
+        tag: the answer stands in this tag; None: it is all that follows the thoughts.
+        partial: keep scores between 0 and 1, which some tasks give for an answer that only contains the right one;
+            otherwise anything below 1 is 0.
+    """
+    given = task.metadata.get("reasoning_gym")
+    if given is None:
+        return None
+    dataset = _dataset(given["name"], json.dumps({"size": 1, "seed": 0, **given["config"]}, sort_keys=True))
+    score = float(dataset.score_answer(answer_of(completion, tag) or None, given["entry"]))
+    return score if partial or score >= 1 else 0.0
+
+
+def gold_of(task: Task, tag: str | None = None) -> str | None:
+    return gold(task, tag) if "reasoning_gym" in task.metadata else None
+
+
+@lru_cache(maxsize=64)
+def _dataset(name: str, settings: str) -> Any:
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError:
+        raise missing("reasoning-gym", "reasoning_gym") from None
+    given: Mapping[str, Any] = json.loads(settings)
+    if name not in DATASETS:
+        near = nearest(name, DATASETS)
+        raise UnknownKeyError(
+            f"reasoning-gym has no task {name!r}",
+            expected=f"one of its {len(DATASETS)} tasks",
+            remedy=f"did you mean {near!r}?" if near else "its documentation lists them",
+        )
+    known = list(DATASETS[name][1].__dataclass_fields__)
+    for key in given:
+        if key not in known:
+            near = nearest(key, known)
+            raise UnknownKeyError(
+                f"the reasoning-gym task {name!r} has no setting {key!r}",
+                expected=f"one of {', '.join(known)}",
+                remedy=f"did you mean {near!r}?" if near else "remove it",
+            )
+    try:
+        return create_dataset(name, **given)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"reasoning-gym refuses these settings of {name!r}",
+            found=f"{dict(given)} ({error})",
+            remedy="correct them; its documentation says what each means",
+        ) from None

@@ -1,0 +1,36 @@
+"""Numbers in prose: what value a text ends on."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+_NUMBER = re.compile(
+    r"""
+    (?P<sign> (?<![\w.)\]]) [-+\u2212] (?=[$€£]?\.?\d) )?    # a minus after a digit or a bracket subtracts
+    [$€£]?
+    (?P<digits> (?<![\d.]) (?: \d{1,3} (?:,\d{3})+ (?!\d) | \d+ ) (?:\.\d+)? | (?<![\d.]) \.\d+ )
+    (?P<exponent> [eE][-+]?\d{1,3} (?!\w) )?
+    """,
+    re.VERBOSE,
+)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The value of the last number in a text, exactly; None if there is none.
+
+    last_number("It is $1,234.50.") == Decimal("1234.5"); last_number("10 - 5 = 5") == 5; last_number("-5") == -5
+    """
+    all_found = list(_NUMBER.finditer(text))
+    return _value(all_found[-1]) if all_found else None
+
+
+def whole_number(text: str) -> Decimal | None:
+    """The value of a text that is one number and nothing else; None otherwise."""
+    found = _NUMBER.fullmatch(text.strip())
+    return _value(found) if found else None
+
+
+def _value(found: re.Match[str]) -> Decimal:
+    sign = "-" if found["sign"] in ("-", "\u2212") else ""
+    return Decimal(sign + found["digits"].replace(",", "") + (found["exponent"] or ""))

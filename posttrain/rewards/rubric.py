@@ -1,0 +1,132 @@
+"""Several rewards as one: a weighted sum whose parts stay visible, and the check that verifiers accept what is right.
+
+rubric = Rubric([Scorer("math", verify, 1.0), Scorer("short", short, 0.1)])
+rubric.score(items)    # [Scored(total=1.05, parts={"math": 1.0, "short": 0.5}), ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from posttrain.errors import ConfigError, RewardError
+from posttrain.rewards.scorer import Sampled, Scorer
+from posttrain.rollout.engine import FinishReason
+from posttrain.types import RowRef, Task
+
+GOLD_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scored(total=1.05, parts={"math": 1.0, "short": 0.5, "judge": None}); None: the reward abstained."""
+
+    total: float | None
+    """Weighted sum of the parts; None where every part abstained, so that nobody judged the response."""
+    parts: dict[str, float | None] = field(default_factory=dict)
+    """As the rewards gave them, before their weights."""
+
+
+class Rubric:
+    """Weighted rewards.
+
+    Raises:
+        ConfigError: no reward, or two of one name.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer]):
+        names = [scorer.name for scorer in scorers]
+        double = next((name for index, name in enumerate(names) if name in names[:index]), None)
+        if not names or double:
+            raise ConfigError(
+                f"two rewards are named `{double}`" if double else "there is no reward",
+                remedy="give one of them a `name`" if double else "list at least one under `rewards`",
+            )
+        self.scorers = tuple(scorers)
+
+    def score(self, items: Sequence[Sampled]) -> list[Scored]:
+        """Each response's total and parts, in the order of the responses.
+
+        Raises:
+            RewardError: a reward failed; names it and the row.
+        """
+        columns = {scorer.name: scorer.score(items) for scorer in self.scorers}
+        return [self._together({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
+
+    def _together(self, parts: dict[str, float | None]) -> Scored:
+        heard = [(scorer.weight, part) for scorer in self.scorers if (part := parts[scorer.name]) is not None]
+        return Scored(sum(weight * part for weight, part in heard) if heard else None, parts)
+
+    def close(self) -> None:
+        for scorer in self.scorers:
+            if scorer.close is not None:
+                scorer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFailure:
+    """A row whose own answer a verifier does not accept: no model can be right there.
+
+    GoldFailure(RowRef("sums.jsonl", 3), "math", 0.0, "\\\\boxed{1/0}", "")
+    """
+
+    row: RowRef
+    reward: str
+    score: float | None
+    gold: str
+    """The response that was built from the row's answer."""
+    why: str = ""
+
+    def __str__(self) -> str:
+        given = "abstains from" if self.score is None else f"gives {self.score:g} to"
+        if self.why:
+            given = f"fails on ({self.why})"
+        return f"{self.row}: the reward `{self.reward}` {given} the row's own answer {self.gold[:80]!r}"
+
+
+def gold_check(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[GoldFailure]:
+    """The rows whose own answer a verifier does not give 1, in the rows' order; empty if all is well.
+
+    Rewards that are no verifiers, and tasks without an answer, are passed over.
+    """
+    rows = list(tasks)
+    failures = [failure for scorer in scorers for failure in _of_one(rows, scorer)]
+    order = {id(task.row): index for index, task in enumerate(rows)}
+    return sorted(failures, key=lambda failure: order[id(failure.row)])
+
+
+def _of_one(tasks: Sequence[Task], scorer: Scorer) -> list[GoldFailure]:
+    if scorer.gold is None:
+        return []
+    failures = []
+    known = [(task, gold) for task in tasks if (gold := scorer.gold(task)) is not None]
+    for start in range(0, len(known), GOLD_BATCH):
+        window = known[start : start + GOLD_BATCH]
+        items = [
+            Sampled(task.prompt, gold, task, FinishReason.STOP_TOKEN, len(gold), group)
+            for group, (task, gold) in enumerate(window)
+        ]
+        for item, (value, why) in zip(items, _tried(scorer, items), strict=True):
+            if value is None or value < 1:
+                failures.append(GoldFailure(item.task.row, scorer.name, value, item.completion, why))
+    return failures
+
+
+def _tried(scorer: Scorer, items: Sequence[Sampled]) -> list[tuple[float | None, str]]:
+    """The scores; where one row breaks the reward, row by row, so that the others are still checked."""
+    try:
+        return [(value, "") for value in scorer.score(items)]
+    except RewardError as error:
+        if len(items) == 1:
+            return [(None, error.problem)]
+        return [found for item in items for found in _tried(scorer, [item])]

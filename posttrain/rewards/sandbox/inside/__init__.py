@@ -1,0 +1,8 @@
+"""The far side of the sandbox: what runs in its processes. Standard library only, and nothing else of posttrain.
+
+server.py   one trusted process: takes a job as file descriptors, forks the two sides, ends them, says how they ended
+worker.py   the untrusted side: the program under test, which answers calls
+harness.py  the trusted side: the tests, to which the program's functions are remote
+wire.py     what goes between the two: frames of plain data
+linux.py    limits, namespaces, Landlock and seccomp
+"""

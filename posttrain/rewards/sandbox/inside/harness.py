@@ -1,0 +1,255 @@
+"""The trusted side: the tests, to which the program under test is remote.
+
+Tests run here as they stand: `assert f(2) == 4`, HumanEval's `check(candidate)`, `unittest` cases and pytest's `test_`
+functions. What they call lives in another process; what comes back are fresh values of plain types, or a `Remote`,
+which refuses to be compared. So an assertion compares with this side's `==`, whatever the program has redefined.
+
+The nonce is written after the last check, by this process, to a file that no other process has. Tests that leave
+early, and tests that never call the program, prove nothing and do not pass.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import json
+import os
+import sys
+import types
+import unittest
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from posttrain.rewards.sandbox.inside import wire
+from posttrain.rewards.sandbox.inside.worker import read_all
+
+
+class ProgramError(Exception):
+    """The program failed outside of a test's reach: it does not load, has died, or answers nonsense."""
+
+
+class Link:
+    """The line to the program: one request, one answer."""
+
+    def __init__(self, requests: int, answers: int):
+        self.requests, self.answers = requests, answers
+        self.calls = 0
+
+    def greet(self) -> None:
+        """Waits until the program has loaded."""
+        kind, *rest = self._answer()
+        if kind != "ok":
+            raise ProgramError(f"the program does not load: {rest[0][0]}: {rest[1]}")
+
+    def ask(self, operation: str, target: int | str, *arguments: Any) -> Any:
+        encoded = [wire.encode(argument, _number) for argument in arguments]
+        try:
+            wire.send(self.requests, [operation, target, *encoded])
+        except OSError:
+            raise ProgramError("the program has died") from None
+        kind, *rest = self._answer()
+        self.calls += operation == "call"
+        if kind == "ok":
+            return wire.decode(rest[0], lambda number, name: Remote(self, number, name))
+        raise _local(rest[0], rest[1])
+
+    def _answer(self) -> list[Any]:
+        try:
+            answer = wire.receive(self.answers)
+        except (EOFError, OSError):
+            raise ProgramError("the program has died") from None
+        if (
+            not isinstance(answer, list)
+            or answer[:1] not in (["ok"], ["error"])
+            or len(answer) != (2 if answer[0] == "ok" else 3)
+        ):
+            raise ProgramError("the program answers what no answer looks like")
+        if answer[0] == "error" and not (
+            isinstance(answer[1], list)
+            and answer[1]
+            and all(isinstance(name, str) for name in answer[1])
+            and isinstance(answer[2], str)
+        ):
+            raise ProgramError("the program answers what no answer looks like")
+        return answer
+
+
+_SWALLOWED = (StopIteration, StopAsyncIteration)
+"""What ends a loop in silence: raised inside `all(map(test, cases))`, it would end the tests and pass."""
+
+
+def _local(names: list[str], message: str) -> Exception:
+    """The program's exception as the built-in one that it derives from, for tests that expect it."""
+    for name in names:
+        known = vars(builtins).get(name)
+        if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, _SWALLOWED):
+            try:
+                return known(f"{names[0]}: {message}" if name != names[0] else message)
+            except TypeError:  # UnicodeDecodeError and ExceptionGroup take more than a message
+                continue
+    return RuntimeError(f"{names[0]}: {message}")
+
+
+class Remote:
+    """A function or an object of the program; it may be called and asked, and never compared."""
+
+    __slots__ = ("_kind", "_link", "_number")
+
+    def __init__(self, link: Link, number: int, kind: str):
+        object.__setattr__(self, "_link", link)
+        object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_kind", kind)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._link.ask("call", self._number, list(arguments), keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._link.ask("attribute", self._number, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.ask("assign", self._number, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._link.ask("item", self._number, key)
+
+    def __contains__(self, value: Any) -> bool:
+        return _exactly(bool, self._link.ask("contains", self._number, value))
+
+    def __len__(self) -> int:
+        return _exactly(int, self._link.ask("length", self._number))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_exactly(list, self._link.ask("list", self._number)))
+
+    def __str__(self) -> str:
+        return _exactly(str, self._link.ask("text", self._number))
+
+    def __repr__(self) -> str:
+        return _exactly(str, self._link.ask("shown", self._number))
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(f"the program gave an object of its own, a {self._kind}: only plain data can be compared")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _refuse
+
+
+def _number(value: object) -> int:
+    if isinstance(value, Remote):
+        return object.__getattribute__(value, "_number")
+    raise TypeError(f"a test can give the program plain data only, and this is a {type(value).__name__}")
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"the program gave a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
+
+
+# ---------------------------------------------------------------- running the tests
+
+
+def judge(job_fd: int, result_fd: int, requests: int, answers: int) -> None:
+    """Runs the tests and writes what came of them: {"nonce": ...} for a pass, {"failed": why} for all else."""
+    job: Mapping[str, str] = json.loads(read_all(job_fd))
+    link = Link(requests, answers)
+    try:
+        _run(job, link)
+        verdict = {"nonce": job["nonce"]} if link.calls else {"failed": "the tests never call the program"}
+    except ProgramError as error:
+        verdict = {"failed": str(error)}
+    except BaseException as error:  # the boundary: a failed check, a wrong test, an early exit
+        verdict = {"failed": _described(error)}
+    verdict["calls"] = str(link.calls)
+    os.write(result_fd, json.dumps(verdict).encode())
+
+
+def _run(job: Mapping[str, str], link: Link) -> None:
+    setup = types.ModuleType("setup_of_tests")
+    exec(compile(job["setup"], "setup.py", "exec"), setup.__dict__)
+    tree = ast.parse(job["tests"], "tests.py")
+    link.greet()
+    module = types.ModuleType("tests")
+    sys.modules["tests"] = module
+    vars(module).update({name: value for name, value in vars(setup).items() if not name.startswith("__")})
+    _offer_solution(link)
+    entry = job["entry_point"]
+    for name in _missing(tree, vars(module)) | ({entry} if entry else set()):
+        vars(module)[name] = _of_program(link, name)
+    exec(compile(tree, "tests.py", "exec"), vars(module))
+    check = vars(module).get("check")
+    if entry and isinstance(check, types.FunctionType):
+        check(vars(module)[entry])
+    _run_cases(module, tree)
+
+
+def _run_cases(module: types.ModuleType, tree: ast.Module) -> None:
+    """pytest's functions and unittest's cases, if the tests are written so."""
+    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for name in own:
+        value = vars(module).get(name)
+        if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
+            value()
+    suite = unittest.TestSuite()
+    for name in own:
+        value = vars(module).get(name)
+        if isinstance(value, type) and issubclass(value, unittest.TestCase):
+            suite.addTest(unittest.defaultTestLoader.loadTestsFromTestCase(value))
+    if suite.countTestCases():
+        result = unittest.TextTestRunner(stream=io.StringIO()).run(suite)
+        if not result.wasSuccessful() or result.skipped:
+            faults = [text.strip().splitlines()[-1] for _, text in [*result.failures, *result.errors, *result.skipped]]
+            raise AssertionError("; ".join(faults[:3]) or "a test case failed")
+
+
+def _offer_solution(link: Link) -> None:
+    """`from solution import f` in the tests gives the remote f."""
+
+    class Solution(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return _of_program(link, name)
+
+    sys.modules["solution"] = Solution("solution")
+
+
+def _of_program(link: Link, name: str) -> Any:
+    try:
+        return link.ask("name", name)
+    except KeyError:
+        raise ProgramError(f"the program does not define {name!r}") from None
+
+
+def _missing(tree: ast.Module, known: Mapping[str, Any]) -> set[str]:
+    """Names that the tests use and nobody on this side defines: those are the program's."""
+    used, bound = set[str](), set[str](known) | set(vars(builtins)) | {"__name__", "__file__"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.arg(arg=name):
+                bound.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                bound |= {(alias.asname or alias.name).split(".")[0] for alias in names}
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                bound.add(name)
+    return used - bound
+
+
+def _described(error: BaseException) -> str:
+    """The exception, and the line of the tests that raised it."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "tests.py":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text[:500] + (f" (line {line} of the tests)" if line else "")

@@ -1,0 +1,243 @@
+"""From a plain function to rewards that can be trusted: who is asked what, and what counts as an answer.
+
+    def polite(prompt, completion, task):                       # one response
+        return float("please" in completion)
+
+    def shortest(prompts, completions, tasks, groups):          # all responses of the step at once
+        ...
+        return [1.0, 0.0, None, ...]
+
+A function of one response has the parameters `prompt`, `completion` and `task`, in this order; one of many has their
+plurals, and gives a list. Either may ask for more by name: `tokens` (the response's length), `finish` (why it ended)
+and, of many, `groups` (which responses answer the same prompt). Either may be `async`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posttrain.errors import ConfigError, RewardError
+from posttrain.rollout.engine import FinishReason
+from posttrain.types import Message, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A response to be scored.
+
+    Sampled((Message("user", "2 + 2?"),), "4", Task(...), FinishReason.STOP_TOKEN, tokens=2, group=0)
+    """
+
+    prompt: tuple[Message, ...]
+    completion: str
+    task: Task
+    finish: FinishReason = FinishReason.STOP_TOKEN
+    tokens: int = 0
+    """Ids that were sampled, the stop token included."""
+    group: int = 0
+    """Responses to one prompt have the same number."""
+
+
+class Reward(Protocol):
+    """A reward of one response: a number, or None to abstain. Higher is better; 1 is right and 0 wrong, by custom."""
+
+    def __call__(self, prompt: tuple[Message, ...], completion: str, task: Task, /) -> float | None: ...
+
+
+class BatchReward(Protocol):
+    """A reward of many responses at once; as many numbers as responses."""
+
+    def __call__(
+        self, prompts: Sequence[tuple[Message, ...]], completions: Sequence[str], tasks: Sequence[Task], /
+    ) -> Sequence[float | None]: ...
+
+
+RewardFunction = Callable[..., Any]
+"""A Reward or a BatchReward, or an async function that is one."""
+
+_EXTRAS = {"tokens": "tokens", "finish": "finish"}
+_EXTRAS_OF_MANY = {"tokens": "tokens", "finishes": "finish", "groups": "group"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a function wants to be called: Asking(many=True, extras={"groups": "group"})."""
+
+    many: bool
+    extras: dict[str, str]
+
+    @staticmethod
+    def of(function: RewardFunction, name: str) -> Asking:
+        """Reads it off the signature.
+
+        Raises:
+            ConfigError: the function does not take a prompt, a completion and a task, or needs something unknown.
+        """
+        parameters = list(inspect.signature(function).parameters.values())
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        star = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        if len(positional) < 3 and not star:
+            raise _bad_signature(name, function)
+        many = len(positional) > 1 and positional[1].name == "completions"
+        known = _EXTRAS_OF_MANY if many else _EXTRAS
+        others = positional[3:] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if any(p.default is p.empty and p.name not in known for p in others):
+            raise _bad_signature(name, function)
+        return Asking(many, {p.name: known[p.name] for p in others if p.name in known})
+
+
+def _bad_signature(name: str, function: RewardFunction) -> ConfigError:
+    return ConfigError(
+        f"the reward `{name}` cannot be called with a prompt, a completion and a task",
+        found=f"{name}{inspect.signature(function)}",
+        expected="(prompt, completion, task) or (prompts, completions, tasks); also tokens, finish, or groups",
+        remedy="give every other parameter a default, or a value under `parameters` in the recipe",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A named reward: Scorer("math", function, weight=1.0, gold=...)."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+    gold: Callable[[Task], str | None] | None = None
+    """For a verifier: the response that must score 1 on this task, None where the task has none."""
+    close: Callable[[], None] | None = None
+    """Ends what the reward started: processes, connections."""
+
+    def score(self, items: Sequence[Sampled]) -> list[float | None]:
+        """A number or None for each response, in their order.
+
+        Raises:
+            RewardError: the function raised, or gave something else; names it and the row.
+        """
+        if not items:
+            return []
+        asking = Asking.of(self.function, self.name)
+        values = self._many(asking, items) if asking.many else self._each(asking, items)
+        return [self._checked(value, item) for value, item in zip(values, items, strict=True)]
+
+    def _each(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
+        calls = [
+            functools.partial(
+                self.function,
+                item.prompt,
+                item.completion,
+                item.task,
+                **{name: _field(item, of) for name, of in asking.extras.items()},
+            )
+            for item in items
+        ]
+        found = [self._guarded(call, item) for call, item in zip(calls, items, strict=True)]
+        if not any(inspect.isawaitable(value) for value in found):
+            return found
+        return run_async(self._gathered(found, items))
+
+    def _many(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
+        first, last = items[0], items[-1]
+        where = f"{first.task.row} to {last.task.row}" if len(items) > 1 else str(first.task.row)
+        extras = {name: [_field(item, of) for item in items] for name, of in asking.extras.items()}
+        prompts, tasks = [item.prompt for item in items], [item.task for item in items]
+        try:
+            values = self.function(prompts, [item.completion for item in items], tasks, **extras)
+            if inspect.isawaitable(values):
+                values = run_async(_awaited(values))
+        except RewardError:
+            raise
+        except Exception as error:  # the boundary: other people's code
+            raise self._raised(error, where) from error
+        try:
+            found = None if isinstance(values, (str, bytes)) else list(values)
+        except TypeError:
+            found = None
+        if found is None or len(found) != len(items):
+            raise RewardError(
+                f"the reward `{self.name}` did not give one value per response",
+                where=where,
+                found=f"{len(found)} values" if found is not None else f"a {type(values).__name__}",
+                expected=f"a list of {len(items)} numbers or None",
+                remedy="return one entry for each completion, in their order",
+            )
+        return found
+
+    def _guarded(self, call: Callable[[], Any], item: Sampled) -> Any:
+        try:
+            return call()
+        except RewardError:
+            raise
+        except Exception as error:  # the boundary: other people's code
+            raise self._raised(error, str(item.task.row)) from error
+
+    async def _gathered(self, found: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
+        async def one(value: Any, item: Sampled) -> Any:
+            try:
+                return await value if inspect.isawaitable(value) else value
+            except RewardError:
+                raise
+            except Exception as error:  # the same boundary
+                raise self._raised(error, str(item.task.row)) from error
+
+        return list(await asyncio.gather(*(one(value, item) for value, item in zip(found, items, strict=True))))
+
+    def _raised(self, error: Exception, where: str) -> RewardError:
+        return RewardError(
+            f"the reward `{self.name}` raised {type(error).__name__}",
+            where=where,
+            found=f"{type(error).__name__}: {error}",
+            remedy="mend the function; return None where it cannot judge a response",
+        )
+
+    def _checked(self, value: Any, item: Sampled) -> float | None:
+        if value is None:
+            return None
+        # numpy's and torch's scalars are numbers too; text and lists, which float() may also take, are mistakes
+        number = float(value) if not isinstance(value, (str, bytes)) and hasattr(value, "__float__") else math.nan
+        if math.isfinite(number):
+            return number
+        raise RewardError(
+            f"the reward `{self.name}` gave what is no finite number",
+            where=item.task.row,
+            found=f"{value!r} ({type(value).__name__}) for {item.completion[:80]!r}",
+            expected="a finite number, or None to abstain",
+            remedy="mend the function; a response that cannot be judged is None, not NaN",
+        )
+
+
+def _field(item: Sampled, name: str) -> Any:
+    return {"tokens": item.tokens, "finish": item.finish, "group": item.group}[name]
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def run_async(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine, also where an event loop already runs in this thread (as in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def apart() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:  # carried over to the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=apart)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

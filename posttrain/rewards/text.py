@@ -1,0 +1,212 @@
+"""Verifiers that read the response as text: equal, alike, a pattern, JSON of a schema, tags in their places.
+
+What a response thinks aloud is not its answer: all but the tag rewards look at what follows `</think>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from posttrain.errors import MissingExtraError, RewardError
+from posttrain.types import Message, Task
+
+Prompt = Sequence[Message]
+
+
+def after_thoughts(completion: str) -> str:
+    """What follows the response's thoughts; nothing, if it never stops thinking."""
+    _, closed, rest = completion.rpartition("</think>")
+    return rest if closed else "" if "<think>" in completion else completion
+
+
+def answer_of(completion: str, tag: str | None = None) -> str:
+    """What the response answers: the text after its thoughts, or the content of its last `<tag>` there.
+
+    A response that never stops thinking, or lacks the tag, answers nothing.
+    """
+    answer = after_thoughts(completion)
+    if tag is None:
+        return answer.strip()
+    found = re.findall(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", answer, re.DOTALL)
+    return found[-1].strip() if found else ""
+
+
+def gold(task: Task, tag: str | None = None) -> str | None:
+    """The response that the row's own answer makes."""
+    if task.answer is None or tag is None:
+        return task.answer
+    return f"<{tag}>{task.answer}</{tag}>"
+
+
+def exact(
+    prompt: Prompt, completion: str, task: Task, *, tag: str | None = None, ignore_case: bool = False
+) -> float | None:
+    """1 where the answer is the row's answer, runs of blanks aside; abstains where the row has none."""
+    if task.answer is None:
+        return None
+    left, right = (" ".join(text.split()) for text in (answer_of(completion, tag), task.answer))
+    return float(left.casefold() == right.casefold() if ignore_case else left == right)
+
+
+def fuzzy(
+    prompt: Prompt,
+    completion: str,
+    task: Task,
+    *,
+    tag: str | None = None,
+    measure: Literal["words", "characters"] = "words",
+    at_least: float = 0.0,
+) -> float | None:
+    """How alike the answer and the row's answer are, 0 to 1; 0 below `at_least`; abstains where the row has none.
+
+    Args:
+        measure: `words`: F1 over words without case, punctuation and articles (Rajpurkar et al. 2016, section 6.1);
+            `characters`: Ratcliff and Obershelp's ratio of matching characters.
+    """
+    if task.answer is None:
+        return None
+    answer = answer_of(completion, tag)
+    if measure == "words":
+        score = _f1(_words(answer), _words(task.answer))
+    else:
+        score = difflib.SequenceMatcher(None, answer.casefold(), task.answer.casefold(), autojunk=False).ratio()
+    return score if score >= at_least else 0.0
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.casefold().translate(_PUNCTUATION).split() if word not in ("a", "an", "the")]
+
+
+def _f1(left: Sequence[str], right: Sequence[str]) -> float:
+    if not left or not right:
+        return float(left == right)
+    common = sum((Counter(left) & Counter(right)).values())
+    return 2 * common / (len(left) + len(right))
+
+
+def regex(
+    prompt: Prompt,
+    completion: str,
+    task: Task,
+    *,
+    pattern: str | None = None,
+    ignore_case: bool = False,
+    whole: bool = False,
+    absent: bool = False,
+) -> float | None:
+    """1 where the pattern occurs in the response: the recipe's, or the row's own `pattern`; abstains without either.
+
+    Args:
+        whole: the pattern has to match the response from its start to its end.
+        absent: 1 where it does not occur.
+    """
+    wanted = task.metadata.get("pattern") if pattern is None else pattern
+    if wanted is None:
+        return None
+    compiled = _compiled(str(wanted), ignore_case)
+    found = compiled.fullmatch(completion) if whole else compiled.search(completion)
+    return float((found is None) == absent)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:
+    return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
+
+
+# ---------------------------------------------------------------- JSON
+
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
+
+
+def json_schema(
+    prompt: Prompt, completion: str, task: Task, *, schema: Mapping[str, Any] | None = None
+) -> float | None:
+    """1 where the answer is JSON that fits the schema: the recipe's, the row's `schema`, or none, which takes any JSON.
+
+    A fenced block stands for the answer if there is exactly one.
+    """
+    answer = answer_of(completion)
+    fenced = _FENCED.findall(answer)
+    try:
+        value = json.loads(fenced[0] if len(fenced) == 1 else answer, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    wanted = task.metadata.get("schema") if schema is None else schema
+    if isinstance(wanted, str):
+        wanted = json.loads(wanted)
+    return 1.0 if wanted is None else float(_fits(value, wanted, task))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _fits(value: Any, schema: Mapping[str, Any], task: Task) -> bool:
+    try:
+        import jsonschema
+    except ImportError:
+        raise missing("jsonschema", "json_schema") from None
+    try:
+        checker = jsonschema.validators.validator_for(schema)
+        checker.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise RewardError(
+            "the schema is no JSON schema", where=task.row, found=error.message, remedy="correct the schema"
+        ) from None
+    return bool(checker(schema).is_valid(value))
+
+
+def missing(package: str, kind: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"the reward `{kind}` needs the package {package}", remedy="install it: pip install 'posttrain[rl]'"
+    )
+
+
+# ---------------------------------------------------------------- tags
+
+
+def think_tags(
+    prompt: Prompt, completion: str, task: Task, *, opened: bool = False, partial: bool = False
+) -> float | None:
+    """1 where thoughts stand in one pair of <think> tags, and an answer follows.
+
+    Args:
+        opened: the chat template already writes `<think>`, so that the response must not.
+        partial: the share of the four conditions that hold: opened once, closed once, starts with its thoughts, goes
+            on after them.
+    """
+    opens, closes = completion.count("<think>"), completion.count("</think>")
+    thoughts, _, rest = completion.partition("</think>")
+    held = [
+        opens == (0 if opened else 1),
+        closes == 1,
+        bool(thoughts.strip()) if opened else completion.lstrip().startswith("<think>"),
+        bool(rest.strip()) and closes == 1,
+    ]
+    return sum(held) / len(held) if partial else float(all(held))
+
+
+def tags(
+    prompt: Prompt, completion: str, task: Task, *, tags: Sequence[str] = ("think", "answer"), partial: bool = False
+) -> float | None:
+    """1 where the response is these tags, each once, in this order, none empty, with nothing but blanks around them.
+
+    Args:
+        partial: otherwise the share of the tags that occur once, opened and closed.
+    """
+    parts = r"\s*".join(rf"<{re.escape(tag)}>\s*(?=\S)(?!</)(.*?)</{re.escape(tag)}>" for tag in tags)
+    once = [completion.count(f"<{tag}>") == 1 and completion.count(f"</{tag}>") == 1 for tag in tags]
+    if all(once) and re.fullmatch(rf"\s*{parts}\s*", completion, re.DOTALL):
+        return 1.0
+    # the order or what stands around the tags is wrong, so that not everything can be right
+    return sum(once) / (len(once) + 1) if partial else 0.0
