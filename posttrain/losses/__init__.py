@@ -3,13 +3,33 @@
 A loss knows no model, config, device group or file. It divides by the step's *global* count, so the gradients of
 micro-batches and ranks add up to the gradient of the whole step, however the step is cut.
 
-    sft.py       imitation
-    pairwise.py  the offline preference family, one literal row per objective
-    kl.py        KL between policy and reference: estimators and exact values, named by direction
-    reduce.py    sums and means over tokens, branches and sides
+    sft.py         imitation
+    pairwise.py    the offline preference family, one literal row per objective
+    scores.py      what a response is worth: the table's first column
+    links.py       how the rewards of a pair become a loss: the others
+    preference.py  the loss of a batch of pairs or ranked lists, by one row or a mix of several
+    feedback.py    single responses that are good or bad: the second table
+    responses.py   what all of them see of a batch, and what a step says to each of its trees
+    kl.py          KL between policy and reference: estimators and exact values, named by direction
+    reduce.py      sums and means over tokens, branches and sides
 """
 
-from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow, pairwise_loss, resolve_parameters
+from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
+from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow, resolve_parameters
+from posttrain.losses.preference import Term, mixed_loss, pairwise_loss
 from posttrain.losses.sft import sft_loss
 
-__all__ = ["PAIRWISE", "PARAMETERS", "PairwiseRow", "pairwise_loss", "resolve_parameters", "sft_loss"]
+__all__ = [
+    "FEEDBACK",
+    "OBJECTIVES",
+    "PAIRWISE",
+    "PARAMETERS",
+    "FeedbackRow",
+    "PairwiseRow",
+    "Term",
+    "feedback_loss",
+    "mixed_loss",
+    "pairwise_loss",
+    "resolve_parameters",
+    "sft_loss",
+]

@@ -17,16 +17,18 @@ class Parameter:
     at_least: float = -math.inf
     above: float = -math.inf
     below: float = math.inf
+    at_most: float = math.inf
 
     def admits(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
-        return value >= self.at_least and self.above < value < self.below
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
 
     @property
     def range(self) -> str:
-        low = f">= {self.at_least:g}" if self.at_least > -math.inf else f"> {self.above:g}"
-        return low if self.below == math.inf else f"{low} and < {self.below:g}"
+        signs = {">=": self.at_least, ">": self.above, "<": self.below, "<=": self.at_most}
+        limits = [f"{sign} {limit:g}" for sign, limit in signs.items() if math.isfinite(limit)]
+        return " and ".join(limits) or "of any size"
 
 
 def resolve(

@@ -30,4 +30,5 @@ def sft_loss(policy: TokenLogprobs, batch: Batch, denominator: Count) -> LossOut
         loss=over_denominator(nll, denominator.tokens),
         metrics=metrics,
         per_tree={"logprob": tree_sums(logprob_B, batch), "tokens": tree_sums(tokens_B, batch)},
+        per_branch={"logprob": logprob_B},
     )

@@ -7,7 +7,11 @@ import math
 import pytest
 import torch
 
-from tests.loss_batches import batch_of, random_pairs, run
+from posttrain.losses.pairwise import PAIRWISE
+from posttrain.training.algorithms import algorithm
+from posttrain.training.step import start_loss
+from posttrain.types import TokenLogprobs
+from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -21,21 +25,52 @@ def test_t50(dtype: torch.dtype, beta: float) -> None:
     assert out.metrics["logprob_chosen_change"].value == 0.0
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cdpo", math.log(2)),
-        ("robust", math.log(2)),
-        ("dpo_norm", math.log(2)),
-        ("dpop", math.log(2)),
-        ("hinge", 1.0),
-        ("ipo", 25.0),  # (0 - 1 / 0.2)^2
-        ("ipo_sum", 25.0),
-    ],
-)
+IDENTITIES = [
+    ("cdpo", math.log(2)),
+    ("robust", math.log(2)),
+    ("dpo_norm", math.log(2)),
+    ("dpop", math.log(2)),
+    ("hinge", 1.0),
+    ("ipo", 25.0),  # (0 - 1 / 0.2)^2
+    ("ipo_sum", 25.0),
+    ("ld_dpo", math.log(2)),
+    ("dpo_forward_kl", math.log(2)),
+    ("dpo_js", math.log(2)),
+    ("dpo_alpha", math.log(2)),
+    ("dpo_pl", math.log(2)),
+    ("aot", math.log(2)),
+    ("nca_pair", 2 * math.log(2)),
+    ("bco_pair", 2 * math.log(2)),
+    ("exo_pair", 0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001)),
+    ("sppo_hard", 2 * 500.0**2),
+    ("apo_zero", 1.0),
+    ("apo_down", 1.0),
+    ("discopop", 0.5 * math.log(2) + 0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), IDENTITIES)
 def test_t50_every_row_against_a_reference_has_its_own_identity(name: str, expected: float) -> None:
     batch, policy_N, _ = random_pairs(16)
     assert run(name, policy_N, policy_N, batch).loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_t50_every_row_with_a_reference_is_here() -> None:
+    """Those with an NLL term add it to ln 2; `odpo` adds the margin, `wpo` a weight, and `aot_unpaired` is ln 2."""
+    listed = {"dpo", *(name for name, _ in IDENTITIES)}
+    others = {"dpo_nll", "rpo", "mpo", "odpo", "wpo", "aot_unpaired"}
+    assert listed | others == {name for name, row in PAIRWISE.items() if row.needs_reference}
+    batch, policy_N, _ = random_pairs(16)
+    assert run("aot_unpaired", policy_N, policy_N, batch).loss.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("kto", 0.5), ("bco", math.log(2)), ("apo_zero_unpaired", 0.5)])
+def test_t50_every_row_of_feedback_has_its_own_identity(name: str, expected: float) -> None:
+    batch, policy_N = feedback([(-1.0, -2.0), (-3.0,), (-0.5, -0.5)], [True, False, True])
+    method = algorithm(name)
+    out = start_loss(method, TokenLogprobs(policy_N), policy_N, batch, batch.count)
+    assert out.loss.item() == pytest.approx(expected, abs=1e-12)
+    assert out.metrics["reward_accuracy"].value == 0.5
 
 
 def test_t50_rounding_between_two_forward_passes_does_not_show_in_long_responses() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from posttrain.errors import ConfigError, UnknownKeyError
+from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.training.algorithms import ALGORITHMS, algorithm
 from posttrain.types import Comparison, Demonstration, TokenLogprobs
@@ -13,7 +14,7 @@ from tests.loss_batches import batch_of, random_pairs, run
 
 
 def test_sft_and_every_row_of_the_table_are_methods() -> None:
-    assert list(ALGORITHMS) == ["sft", *PAIRWISE]
+    assert set(ALGORITHMS) >= {"sft", "conditional_sft", *PAIRWISE, *FEEDBACK}
     for name in ALGORITHMS:
         assert algorithm(name).name == name
 

@@ -10,11 +10,15 @@ import pytest
 
 from posttrain.diagnostics.checks import CHECKS
 from posttrain.diagnostics.metrics import METRICS
+from posttrain.diagnostics.online_metrics import ONLINE_METRICS
+from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
 
 DOCS = Path(__file__).parents[2] / "docs"
 OBJECTIVES = (DOCS / "objectives.md").read_text(encoding="utf-8")
+ONLINE_PAGE = (DOCS / "online.md").read_text(encoding="utf-8")
 ALARMS = (DOCS / "alarms.md").read_text(encoding="utf-8")
+CRITICAL = ("loss_divergence", "dead_learning", "nothing_supervised", "reward_collapse")
 CELL = r"\s*\|\s*"
 
 
@@ -48,10 +52,29 @@ def test_an_objective_is_documented_as_it_is(name: str) -> None:
     assert bool(cells[4]) == (row.extra is not None)
 
 
+@pytest.mark.parametrize("name", FEEDBACK)
+def test_a_feedback_objective_is_documented_as_it_is(name: str) -> None:
+    row, cells = FEEDBACK[name], _rows(OBJECTIVES)[name]
+    parameters, source = cells[3], cells[4]
+    assert parameters == ", ".join(f"{key} {value}" for key, value in row.defaults.items())
+    link = re.search(r"arXiv:[\d.]+", row.source)
+    assert link is not None and link.group() in source
+    assert (cells[2] == "0") == (row.coupling is None)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_an_objective_says_what_it_needs_and_when_to_take_it(name: str) -> None:
+    row, cells = PAIRWISE[name], _rows(OBJECTIVES)[name]
+    needs, when = cells[7], cells[8]
+    assert ("π_ref" in needs) == row.needs_reference
+    assert ("the step" in needs) == (row.coupling is not None)
+    assert when
+
+
 def test_every_metric_of_the_losses_is_documented() -> None:
     of_the_loop = {"grad_norm", "learning_rate", "tokens_per_second", "length_generated"}
     for name in set(METRICS) - of_the_loop:
-        assert f"`{name}`" in OBJECTIVES, name
+        assert f"`{name}`" in (ONLINE_PAGE if name in ONLINE_METRICS else OBJECTIVES), name
 
 
 def test_every_alarm_has_a_section_and_every_threshold_its_default() -> None:
@@ -61,4 +84,4 @@ def test_every_alarm_has_a_section_and_every_threshold_its_default() -> None:
         assert is_dataclass(check)
         written = {key: cells[1] for key, cells in _rows(sections[name]).items()}
         assert written == {field.name: str(field.default) for field in fields(check)}, name
-        assert ("Critical" in sections[name]) == (name in ("loss_divergence", "dead_learning", "nothing_supervised"))
+        assert ("Critical" in sections[name]) == (name in CRITICAL)

@@ -17,8 +17,11 @@ import pytest
 import torch
 
 from posttrain.errors import ConfigError, UnknownKeyError
-from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, chosen_shortfall
-from posttrain.types import Mean
+from posttrain.losses import links
+from posttrain.losses.links import chosen_shortfall
+from posttrain.losses.pairwise import PAIRWISE, PARAMETERS
+from posttrain.losses.preference import pairwise_loss
+from posttrain.types import Mean, TokenLogprobs
 from tests.loss_batches import batch_of, gradient, pairs, random_pairs, run
 
 POLICY = [((-1.0, -2.0), (-2.0, -1.0, -3.0))]
@@ -47,10 +50,46 @@ HAND_WORKED = {
     "rpo": ({"beta": 0.01, "nll_weight": 5e-5}, 0.680875),
     # the chosen response gained (+1.0), so nothing is due: z = 0.3 * 2.5 = 0.75
     "dpop": ({"beta": 0.3, "penalty": 50.0}, 0.386871),
+    # one token of the rejected side is tail: h = 1.0 - (-0.5 + 0 + 0.5 * -1) = 2.0; ln(1 + e^-0.2)
+    "ld_dpo": ({"beta": 0.1, "tail_weight": 0.5}, 0.598139),
+    # 1 - e^-1 = 0.632121; 1 - e^1.5 = -3.481689; z = 0.1 * 4.113810; ln(1 + e^-0.411381)
+    "dpo_forward_kl": ({"beta": 0.1}, 0.508463),
+    # ln 2 + ln sigmoid(1) = 0.379885; ln 2 + ln sigmoid(-1.5) = -1.008266; z = 0.138815
+    "dpo_js": ({"beta": 0.1}, 0.626146),
+    # 2 (1 - e^-0.5) = 0.786939; 2 (1 - e^0.75) = -2.234000; z = 0.302094
+    "dpo_alpha": ({"beta": 0.1, "divergence_alpha": 0.5}, 0.553465),
+    # two ranks: ln(e^0.1 + e^-0.15) - 0.1
+    "dpo_pl": ({"beta": 0.1}, 0.575939),
+    # q = sigmoid(0.25) = 0.562177; q (ln q - ln 0.999) + (1 - q) (ln(1 - q) - ln 0.001)
+    # = 0.562177 * (-0.575939 + 0.001001) + 0.437823 * (-0.825939 + 6.907755)
+    "exo_pair": ({"beta": 0.1, "label_epsilon": 0.001}, 2.339545),
+    # r_w = 0.01, r_l = -0.015: 0.688160 + 0.698160 / 2 + 0.685675 / 2
+    "nca_pair": ({"beta": 0.01}, 1.380077),
+    # delta = (0.01 - 0.015) / 2 = -0.0025; both are 0.0125 on their side: 2 ln(1 + e^-0.0125)
+    "bco_pair": ({"beta": 0.01}, 1.373833),
+    # (1 - 500)^2 + (-1.5 + 500)^2
+    "sppo_hard": ({"beta": 0.001}, 497503.25),
+    # 1 - sigmoid(0.1) + sigmoid(-0.15) = 0.475021 + 0.462570
+    "apo_zero": ({"beta": 0.1}, 0.937591),
+    # sigmoid(0.1) + 1 - sigmoid(0.25) = 0.524979 + 0.437823
+    "apo_down": ({"beta": 0.1}, 0.962803),
+    # z = 0.125; m = sigmoid(2.5) = 0.924142; 0.075858 * ln(1 + e^-0.125) + 0.924142 * e^-0.125
+    "discopop": ({"beta": 0.05, "tau": 0.05}, 0.863540),
+    # the only pair of its step is matched with itself: ln(1 + e^-0.025)
+    "aot": ({"beta": 0.01}, 0.680725),
+    "aot_unpaired": ({"beta": 0.01}, 0.680725),
+    # w(y_w) = e^((-3 + 3) / 2) = 1; w(y_l) = e^((-6 + 7.5) / 3) = 1.648721; times ln(1 + e^-0.025)
+    "wpo": ({"beta": 0.01}, 1.122326),
+    # delta = -0.025; 0.8 * 0.575939 + 0.2 * 2 ln(1 + e^-0.125) + 1.5
+    "mpo": ({"beta": 0.1, "quality_weight": 0.2, "nll_weight": 1.0}, 2.213791),
     # z = 0.25 - 1.0 * 2.0 = -1.75
     "odpo": ({"beta": 0.1, "margin_scale": 1.0}, 1.910224),
     # 2 * (-1.5 + 2.0) - 1 = 0; ln 2
     "simpo": ({"beta": 2.0, "gamma": 1.0}, 0.693147),
+    # 4 (1 - e^(0.25 * 1.5)) = -1.819966; 4 (1 - e^(0.25 * 2)) = -2.594885; z = 2.5 * 0.774919 - 0.1 = 1.837299
+    "alphapo": ({"beta": 2.5, "gamma": 0.1, "alpha": 0.25}, 0.147771),
+    # simpo's, and 1.5 nats per chosen token
+    "cpo_simpo": ({"beta": 2.0, "gamma": 1.0, "nll_weight": 1.0}, 2.193147),
     # z = 0.1 * (-3 + 6) = 0.3; ln(1 + e^-0.3) = 0.554355; + 1.5
     "cpo": ({"beta": 0.1, "nll_weight": 1.0}, 2.054355),
     # p_w = e^-1.5 = 0.223130, odds 0.287216, log -1.247518; p_l = e^-2 = 0.135335, odds 0.156518, log -1.854587;
@@ -108,6 +147,36 @@ HAND_WORKED_GRADIENTS = {
     "dpop": (-0.0962464, 0.0962464),
     # -0.1 * sigmoid(1.75) = -0.1 * 0.851953
     "odpo": (-0.0851953, 0.0851953),
+    # -0.1 * sigmoid(-0.411381) = -0.0398581, times e^-1 and e^1.5
+    "dpo_forward_kl": (-0.0146630, 0.1786316),
+    # -0.1 * sigmoid(-0.138815) = -0.0465352, times sigmoid(-1) and sigmoid(1.5)
+    "dpo_js": (-0.0125152, 0.0380460),
+    # -0.1 * sigmoid(-0.302094) = -0.0425045, times e^-0.5 and e^0.75
+    "dpo_alpha": (-0.0257803, 0.0899822),
+    "dpo_pl": (-0.0437823, 0.0437823),
+    # 0.1 * q (1 - q) (ln(q / 0.999) - ln((1 - q) / 0.001)) = 0.1 * 0.246134 * (-0.574938 - 6.081816)
+    "exo_pair": (-0.1638454, 0.1638454),
+    # 0.01 * (-sigmoid(-0.01) + sigmoid(0.01) / 2), and 0.01 * sigmoid(-0.015) / 2
+    "nca_pair": (-0.0024625, 0.0024813),
+    # -0.01 * sigmoid(-0.0125); the shift carries no gradient
+    "bco_pair": (-0.0049688, 0.0049688),
+    "sppo_hard": (-998.0, 997.0),
+    # -0.1 * sigmoid'(0.1), 0.1 * sigmoid'(-0.15)
+    "apo_zero": (-0.0249376, 0.0248599),
+    # 0.1 * (sigmoid'(0.1) - sigmoid'(0.25)): chosen sinks too, once its lead is enough
+    "apo_down": (0.0003242, 0.0246134),
+    # m' = m (1 - m) / 0.05 = 1.402074; 0.05 * (m' (e^-0.125 - 0.632598) - 0.075858 * sigmoid(-0.125) - m e^-0.125)
+    "discopop": (-0.0250369, 0.0250369),
+    # -0.01 * sigmoid(-0.025)
+    "aot": (-0.0049375, 0.0049375),
+    "aot_unpaired": (-0.0049375, 0.0049375),
+    # times 1.648721; the weight carries no gradient
+    "wpo": (-0.0081406, 0.0081406),
+    # -0.1 * (0.8 * 0.437823 + 0.2 * sigmoid(-0.125)), and -1/2
+    "mpo": (-0.5444017, 0.0444017),
+    # -2.5 * sigmoid(-1.837299) = -0.3434266, times e^0.375 / 2 and e^0.5 / 3
+    "alphapo": (-0.2498422, 0.1887389),
+    "cpo_simpo": (-1.0, 1 / 3),
     # -2 * 0.5 over 2 and over 3 tokens
     "simpo": (-0.5, 1 / 3),
     # -0.1 * sigmoid(-0.3) = -0.0425557, and -1/2
@@ -118,7 +187,16 @@ HAND_WORKED_GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRWISE)
+def test_tokens_of_a_tail_weigh_less() -> None:
+    # -0.1 * sigmoid(-0.2) = -0.0450166; the third token of the rejected side, beyond the chosen side's two, half of it
+    batch, policy_N = pairs(POLICY)
+    _, reference_N = pairs(REFERENCE)
+    policy_N.requires_grad_()
+    grads = gradient(run("ld_dpo", policy_N, reference_N, batch).loss, policy_N).tolist()
+    assert grads == pytest.approx([-0.0450166] * 2 + [0.0450166] * 2 + [0.0225083], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", HAND_WORKED_GRADIENTS)
 def test_hand_worked_gradients(name: str) -> None:
     batch, policy_N = pairs(POLICY, MARGIN)
     _, reference_N = pairs(REFERENCE)
@@ -131,7 +209,17 @@ def test_hand_worked_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_gradcheck(name: str) -> None:
     batch, policy_N, reference_N = random_pairs(4, seed=3)
-    assert torch.autograd.gradcheck(lambda x: run(name, x, reference_N, batch).loss, (policy_N.requires_grad_(),))
+    # Where the step's mean reward is a constant by definition, it has to be one for the finite differences too.
+    constant = {"shift": torch.full((4,), 0.07, dtype=torch.float64)}
+    told = constant if PAIRWISE[name].coupling is links.STEP_MEAN else None
+    beta = {"beta": 0.5} if "beta" in PAIRWISE[name].defaults else {}
+
+    def loss(values_N: torch.Tensor) -> torch.Tensor:
+        # So is a pair's weight: here it is e^-0.4 a side, whatever the log-probs are.
+        policy = TokenLogprobs(values_N, log_collision_N=values_N.detach() + 0.4)
+        return pairwise_loss(PAIRWISE[name], beta, policy, reference_N, batch, batch.count, told).loss
+
+    assert torch.autograd.gradcheck(loss, (policy_N.requires_grad_(),))
 
 
 # ---------------------------------------------------------------- metrics
@@ -276,7 +364,8 @@ def test_a_reference_of_another_precision_is_taken() -> None:
 
 
 def test_which_rows_need_a_reference() -> None:
-    assert {name for name, row in PAIRWISE.items() if not row.needs_reference} == {"simpo", "cpo", "orpo"}
+    free = {"simpo", "alphapo", "cpo", "cpo_simpo", "orpo"}
+    assert {name for name, row in PAIRWISE.items() if not row.needs_reference} == free
     for name, row in PAIRWISE.items():
         assert row.needs_reference or row.margin is not chosen_shortfall, name
 
@@ -309,6 +398,11 @@ BAD_VALUES = [
     ("dpop", "penalty", -1.0),
     ("dpo_nll", "nll_weight", -0.5),
     ("orpo", "preference_weight", 0.0),
+    ("exo_pair", "label_epsilon", 0.0),
+    ("ld_dpo", "tail_weight", 1.01),
+    ("dpo_alpha", "divergence_alpha", 1.0),
+    ("discopop", "tau", 1.0),
+    ("mpo", "quality_weight", -0.1),
 ]
 
 
@@ -367,6 +461,16 @@ def test_rows_that_meet_in_a_limit() -> None:
     assert loss("rpo", beta=0.3, nll_weight=0.0) == pytest.approx(dpo)
     assert loss("dpop", beta=0.3, penalty=0.0) == pytest.approx(dpo)
     assert loss("odpo", beta=0.3, margin_scale=0.0) == pytest.approx(dpo)
+    assert loss("ld_dpo", beta=0.3, tail_weight=1.0) == pytest.approx(dpo)
+    assert loss("dpo_alpha", beta=0.3, divergence_alpha=1e-9) == pytest.approx(dpo, rel=1e-6)
+    assert loss("mpo", beta=0.3, quality_weight=0.0, nll_weight=0.0) == pytest.approx(dpo)
+    assert loss("dpo_pl", beta=0.3) == pytest.approx(dpo)
+    forward = loss("dpo_forward_kl", beta=0.3)
+    assert loss("dpo_alpha", beta=0.3, divergence_alpha=1 - 1e-9) == pytest.approx(forward, rel=1e-6)
+    simpo = loss("simpo", beta=2.5, gamma=0.1)
+    assert loss("alphapo", beta=2.5, gamma=0.1, alpha=0.0) == pytest.approx(simpo)
+    assert loss("alphapo", beta=2.5, gamma=0.1, alpha=1e-7) == pytest.approx(simpo, rel=1e-5)
+    assert loss("cpo_simpo", beta=2.5, gamma=0.1, nll_weight=0.0) == pytest.approx(simpo)
 
 
 def test_label_noise_is_debiased() -> None:

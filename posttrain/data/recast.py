@@ -1,0 +1,115 @@
+"""Rows of one kind for a method that takes another: comparisons as feedback, and feedback behind a line that says so.
+
+rows = read_as("pairs.jsonl", Feedback)              # comparisons will do: they are taken apart later
+Recast(rows, Feedback)                               # each comparison as one good and one bad answer
+Recast(rows, Feedback, Condition("Give a good answer.", "Give a bad answer.", "system"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from posttrain.data.read import Examples, read
+from posttrain.errors import DataError, RowError
+from posttrain.types import Comparison, Example, Feedback, Message
+
+
+def read_as(data: Any, kind: Any, **options: Any) -> Examples:
+    """`posttrain.data.read.read` for rows of `kind`; for feedback, a file of comparisons will do too.
+
+    Raises what `read` raises for `kind`.
+    """
+    return read(data, kind=_kind_of(data, kind, options), **options)
+
+
+def _kind_of(data: Any, kind: Any, options: dict[str, Any]) -> Any:
+    """What the first good row is: feedback, or else a comparison."""
+    if kind is not Feedback:
+        return kind
+    quiet = {**options, "scan": False, "limit": None, "rejected_path": None}
+    for candidate in (Feedback, Comparison):
+        try:
+            return read(data, kind=candidate, **quiet).kind
+        except (DataError, ValueError):
+            continue  # not of this kind; the error of the kind that was asked for is the one to show
+    return kind
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Condition(good="Give a good answer.", bad="Give a bad answer.", place="system")"""
+
+    good: str
+    bad: str
+    place: Literal["system", "user"]
+
+
+class Recast:
+    """Examples of `kind` from examples of that or another kind; nothing is held in memory.
+
+    Raises RowError while iterating, for a row that cannot be turned into what the method takes.
+    """
+
+    def __init__(self, examples: Iterable[Example], kind: Any, condition: Condition | None = None):
+        self._examples, self._kind, self._condition = examples, kind, condition
+
+    def __iter__(self) -> Iterator[Example]:
+        for example in self._examples:
+            for row in self._of_kind(example):
+                yield row if self._condition is None else conditioned(row, self._condition)
+
+    def _of_kind(self, example: Example) -> Iterable[Any]:
+        if isinstance(example, Comparison) and self._kind is Feedback:
+            return as_feedback(example)
+        return (example,)
+
+
+def as_feedback(row: Comparison) -> tuple[Feedback, Feedback]:
+    """The best response as a good one and the worst as a bad one; those between say neither."""
+    order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
+    best, worst = row.responses[order[0]], row.responses[order[-1]]
+    return (
+        Feedback(row.prompt, best, True, row.row, row.tools),
+        Feedback(row.prompt, worst, False, row.row, row.tools),
+    )
+
+
+def conditioned(row: Feedback, condition: Condition) -> Feedback:
+    """The same with the line of its label in the prompt.
+
+    Raises:
+        RowError: the line belongs into a user turn, and the prompt has none.
+    """
+    line = condition.good if row.good else condition.bad
+    prompt = list(row.prompt)
+    if condition.place == "system":
+        if not prompt or prompt[0].role != "system":
+            return replace(row, prompt=(Message("system", line), *prompt))
+        return replace(row, prompt=(_with_line(prompt[0], line), *prompt[1:]))
+    places = [place for place, message in enumerate(prompt) if message.role == "user"]
+    if not places:
+        raise RowError(
+            "the line that says how good the answer is belongs into a user turn, and this prompt has none",
+            reason="wrong_shape",
+            where=row.row,
+            expected="a prompt with a user turn",
+            remedy="write `place: system`, or correct the row",
+        )
+    prompt[places[-1]] = _with_line(prompt[places[-1]], line)
+    return replace(row, prompt=tuple(prompt))
+
+
+def _with_line(message: Message, line: str) -> Message:
+    return replace(message, content=f"{message.content}\n\n{line}" if message.content else line)
+
+
+def taken_apart(examples: Examples, kind: Any) -> str | None:
+    """What a user should be told about rows that are not what the method takes; None for those that are."""
+    if kind is Feedback and examples.kind is Comparison:
+        return (
+            f"{examples.counts.kept:,} comparisons are taken apart into feedback: the best response of each is good, "
+            "the worst is bad"
+        )
+    return None

@@ -1,0 +1,202 @@
+"""What an objective sees of a batch: each response's log-probs, and which responses are compared with which.
+
+Shape suffixes as in `posttrain.types`, and Q for the compared pairs of a batch: one for each tree of two branches,
+every better branch with every worse one for a ranked list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ConfigError
+from posttrain.losses.reduce import branch_sums, branch_tokens
+from posttrain.types import Batch, TokenLogprobs
+
+Parameters = Mapping[str, float]
+Told = Mapping[str, Tensor]
+"""What each tree of a batch is told of the whole step, [P] each: {"shift": tensor([0.1, 0.1])}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """The responses of a batch, one value per branch.
+
+    Responses(batch, logprob_N=[...], log_ratio_N=[...], logprob_B=[-12.0, -15.0], tokens_B=[20., 24.],
+              log_ratio_B=[0.5, -0.3], told={})
+    """
+
+    batch: Batch
+    logprob_N: Tensor
+    """log policy of each trained token, nats."""
+    log_ratio_N: Tensor | None
+    """log policy - log reference of each trained token; None without a reference."""
+    log_collision_N: Tensor | None
+    """log sum_v policy(v)^2 at each trained token; None unless the objective asks for it."""
+    logprob_B: Tensor
+    """Sum over the response's tokens of log policy, nats."""
+    tokens_B: Tensor
+    log_ratio_B: Tensor | None
+    """Sum over the response's tokens of log policy - log reference."""
+    told: Told
+    """What the step says to each tree; empty for an objective without a `Coupling`."""
+
+    @classmethod
+    def of(cls, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, told: Told | None = None) -> Responses:
+        """Differences are taken per token and then summed: two long sums would lose the digits that matter."""
+        logprob_N = policy.logprobs_N
+        log_ratio_N = None if reference_N is None else logprob_N - reference_N.detach().to(logprob_N)
+        return cls(
+            batch=batch,
+            logprob_N=logprob_N,
+            log_ratio_N=log_ratio_N,
+            log_collision_N=policy.log_collision_N,
+            logprob_B=branch_sums(logprob_N, batch),
+            tokens_B=branch_tokens(batch, logprob_N),
+            log_ratio_B=None if log_ratio_N is None else branch_sums(log_ratio_N, batch),
+            told=told or {},
+        )
+
+    def against_reference(self) -> Tensor:
+        """Sequence log-ratios [B]. Raises ConfigError without a reference."""
+        if self.log_ratio_B is None:
+            raise no_reference()
+        return self.log_ratio_B
+
+    def token_ratios(self) -> Tensor:
+        """Token log-ratios [N]. Raises ConfigError without a reference."""
+        if self.log_ratio_N is None:
+            raise no_reference()
+        return self.log_ratio_N
+
+    def place_N(self) -> Tensor:
+        """How many trained tokens of its response come before each one: 0, 1, 2, ..., 0, 1, ..."""
+        tokens_B = self.tokens_B.long()
+        first_B = tokens_B.cumsum(0) - tokens_B
+        branch_N = self.batch.branch_N.to(first_B.device)
+        return torch.arange(branch_N.shape[0], device=first_B.device) - first_B[branch_N]
+
+
+def no_reference() -> ConfigError:
+    return ConfigError(
+        "this objective compares the policy with its start and got no reference log-probs",
+        where="the loss",
+        found="reference_N=None",
+        expected="the reference's log-probs of the same tokens",
+        remedy="pass reference_N, or choose an objective without a reference: simpo, orpo or cpo",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Which branches are compared: Pairs(chosen_Q=[0, 2], rejected_Q=[1, 3], tree_Q=[0, 1], share_Q=[1.0, 1.0])."""
+
+    chosen_Q: Tensor
+    """The better branch of each pair, as an index in B."""
+    rejected_Q: Tensor
+    tree_Q: Tensor
+    share_Q: Tensor
+    """1 / pairs of the tree: a ranked list weighs as much as a pair."""
+    are_trees: bool
+    """Every tree is one pair, in order: Q is P."""
+
+    @classmethod
+    def of(cls, batch: Batch, like: Tensor) -> Pairs:
+        """All pairs of a batch, best branch first in each tree.
+
+        Two responses of a list that the annotators scored alike are not a pair: nobody said which is better.
+        """
+        device, branches = like.device, batch.num_branches
+        if branches == 2 * batch.num_trees and bool((batch.tree_B[0::2] == batch.tree_B[1::2]).all()):
+            index_B = torch.arange(branches, device=device)
+            ones = like.new_ones(batch.num_trees)
+            return cls(index_B[0::2], index_B[1::2], torch.arange(batch.num_trees, device=device), ones, True)
+        members: list[list[int]] = [[] for _ in range(batch.num_trees)]
+        for branch, tree in enumerate(batch.tree_B.tolist()):
+            members[tree].append(branch)
+        assert min(map(len, members)) >= 2, "every tree of a comparison has at least two branches"
+        scores = None if batch.scores_B is None else batch.scores_B.tolist()
+        of_tree = [
+            [pair for pair in combinations(own, 2) if len(own) == 2 or scores is None or not _tied(scores, *pair)]
+            for own in members
+        ]
+        pairs = [(better, worse, tree, 1 / len(own)) for tree, own in enumerate(of_tree) for better, worse in own]
+        chosen, rejected, trees, shares = ([pair[place] for pair in pairs] for place in range(4))
+        long: dict[str, Any] = {"dtype": torch.long, "device": device}
+        return cls(
+            torch.tensor(chosen, **long),
+            torch.tensor(rejected, **long),
+            torch.tensor(trees, **long),
+            torch.tensor(shares, dtype=like.dtype, device=device),
+            False,
+        )
+
+    def sides(self, values_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(chosen, rejected), each [Q]."""
+        return values_B[self.chosen_Q], values_B[self.rejected_Q]
+
+    def per_tree(self, values_Q: Tensor, trees: int) -> Tensor:
+        """The mean over each tree's pairs, [P]."""
+        if self.are_trees:
+            return values_Q
+        return values_Q.new_zeros(trees).index_add(0, self.tree_Q, values_Q * self.share_Q)
+
+    def require_trees(self, what: str) -> None:
+        """Refuse ranked lists. Raises ConfigError."""
+        if not self.are_trees:
+            raise ConfigError(
+                f"{what} is defined for pairs, and some rows are ranked lists",
+                where="the loss",
+                expected="two responses per row",
+                remedy="write each list as pairs, or use dpo, which takes all pairs of a list, or dpo_pl",
+            )
+
+
+def _tied(scores: list[float], first: int, second: int) -> bool:
+    return scores[first] == scores[second]  # NaN, no score, is equal to nothing
+
+
+# ---------------------------------------------------------------- objectives that look at the whole step
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """What the trees of a step have to know of each other before any of them has a loss.
+
+    The step is measured once without gradients (`observe`, per micro-batch), its values are put together (`settle`),
+    and each tree is told its part. So the gradient is the same for every split into micro-batches.
+
+    Coupling(observe=mean_reward, settle=everyone_the_mean)
+    """
+
+    observe: Callable[[Responses, Parameters], dict[str, Tensor]]
+    """Values per tree, [P] each."""
+    settle: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    """The values of all trees of the step, in their order, to what each is told: again [P] each."""
+    mismatched: bool = False
+    """What is measured is each prompt with the completion of another row of the step, not the step's own trees."""
+
+    def of_batch(self, responses: Responses, parameters: Parameters) -> Told:
+        """What the trees of a batch are told where the batch is the whole step."""
+        if self.mismatched:
+            raise ConfigError(
+                "this objective measures other trees than those it trains on, and was told nothing of them",
+                where="the loss",
+                found="told=None",
+                expected="`told`, from the step's mismatched completions",
+                remedy="use posttrain.training.step.accumulate, which measures them, or pass `told`",
+            )
+        with torch.no_grad():
+            return self.settle(self.observe(responses, parameters))
+
+    def at_start(self, trees: int, like: Tensor) -> Told | None:
+        """What mismatched completions say before step 1, where the policy is its reference: every log-ratio is 0.
+
+        None where the batch's own trees are measured.
+        """
+        return self.settle({"log_ratio": like.new_zeros(trees)}) if self.mismatched else None
