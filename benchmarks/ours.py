@@ -10,7 +10,7 @@ from benchmarks.record import Record, peak_rss, step_arguments
 from benchmarks.settings import ADAM_BETAS, LEARNING_RATE
 from posttrain.config.settings import Optimizer as OptimizerSettings
 from posttrain.config.settings import Schedule
-from posttrain.models.logprobs import Policy
+from posttrain.models.logprobs import TreeModel
 from posttrain.models.reference import LiveReference
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch
@@ -26,7 +26,7 @@ def arguments(batch: int, steps: int) -> argparse.Namespace:
 
 
 def train(
-    policy: Policy,
+    policy: TreeModel,
     reference: LiveReference | None,
     algorithm: Algorithm,
     trees: Sequence[TokenTree],
@@ -61,7 +61,7 @@ def train(
     return Record("posttrain", tuple(seconds), tuple(losses), loaded, peak_rss(), tuple(tokens))
 
 
-def microbatch(policy: Policy, trees: Sequence[TokenTree], *, live_reference: bool) -> int:
+def microbatch(policy: TreeModel, trees: Sequence[TokenTree], *, live_reference: bool) -> int:
     """The micro-batch that a run of `posttrain` with `tokens_per_microbatch: auto` takes."""
     by_size = sorted(trees, key=lambda tree: tree.num_tokens)
     return fitting_microbatch(

@@ -24,6 +24,12 @@ def demonstration_trees(rows: Sequence[dict[str, str]], tokenizer: Any, max_leng
     return _trees(rows, tokenizer, max_length, ("chosen",))
 
 
+def whole_pair_trees(rows: Sequence[dict[str, str]], tokenizer: Any, max_length: int) -> list[TokenTree]:
+    """Pairs of which neither side is longer than `max_length`: TRL's reward trainer leaves the others out."""
+    trees = pair_trees(rows, tokenizer, 1 << 30)
+    return [t for t in trees if len(t.prompt_ids) + max(len(b.ids) for b in t.branches) <= max_length]
+
+
 def _trees(rows: Sequence[dict[str, str]], tokenizer: Any, max_length: int, sides: tuple[str, ...]) -> list[TokenTree]:
     trees = []
     for number, row in enumerate(rows, 1):

@@ -16,33 +16,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain.config import DPO, SFT, Data, LoRA, Preference, Recipe, load_recipe
+    from posttrain.config import (
+        DPO,
+        GRPO,
+        IA3,
+        OFT,
+        PPO,
+        SFT,
+        AdaLoRA,
+        Bottleneck,
+        ConditionalSFT,
+        Continue,
+        Data,
+        LoRA,
+        Mix,
+        Preference,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        QLoRA,
+        Recipe,
+        Reward,
+        load_recipe,
+    )
+    from posttrain.data.audit import audit
     from posttrain.data.dataset import EncodedDataset
     from posttrain.data.encode import Encoder
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.read import read
     from posttrain.data.store import encode
     from posttrain.models.logprobs import Policy
+    from posttrain.models.reward_scoring import RewardModel, load_reward
     from posttrain.report import write_report
     from posttrain.training.pipeline import check_recipe, run_recipe
     from posttrain.training.session import Run, load, train
 
 _HOMES = {
+    "AdaLoRA": "posttrain.config",
+    "Bottleneck": "posttrain.config",
+    "ConditionalSFT": "posttrain.config",
+    "Continue": "posttrain.config",
     "DPO": "posttrain.config",
     "Data": "posttrain.config",
     "EncodedDataset": "posttrain.data.dataset",
     "Encoder": "posttrain.data.encode",
     "EncoderSettings": "posttrain.data.encoder_settings",
+    "GRPO": "posttrain.config",
+    "IA3": "posttrain.config",
     "LoRA": "posttrain.config",
+    "Mix": "posttrain.config",
+    "OFT": "posttrain.config",
+    "Online": "posttrain.config",
+    "PPO": "posttrain.config",
+    "PTuning": "posttrain.config",
     "Policy": "posttrain.models.logprobs",
     "Preference": "posttrain.config",
+    "PrefixTuning": "posttrain.config",
+    "PromptTuning": "posttrain.config",
+    "QLoRA": "posttrain.config",
     "Recipe": "posttrain.config",
     "Run": "posttrain.training.session",
+    "Reward": "posttrain.config",
+    "RewardModel": "posttrain.models.reward_scoring",
     "SFT": "posttrain.config",
+    "audit": "posttrain.data.audit",
     "check_recipe": "posttrain.training.pipeline",
     "encode": "posttrain.data.store",
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
+    "load_reward": "posttrain.models.reward_scoring",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
     "train": "posttrain.training.session",
@@ -52,20 +94,38 @@ _HOMES = {
 
 __all__ = [
     "DPO",
+    "GRPO",
+    "IA3",
+    "OFT",
+    "PPO",
     "SFT",
+    "AdaLoRA",
+    "Bottleneck",
+    "ConditionalSFT",
+    "Continue",
     "Data",
     "EncodedDataset",
     "Encoder",
     "EncoderSettings",
     "LoRA",
+    "Mix",
+    "Online",
+    "PTuning",
     "Policy",
     "Preference",
+    "PrefixTuning",
+    "PromptTuning",
+    "QLoRA",
     "Recipe",
+    "Reward",
+    "RewardModel",
     "Run",
+    "audit",
     "check_recipe",
     "encode",
     "load",
     "load_recipe",
+    "load_reward",
     "read",
     "run_recipe",
     "train",

@@ -13,9 +13,12 @@
     |-- ModelError         a model or adapter cannot be found, loaded, served or saved
     |   `-- ExportError        a saved model read back differently
     |-- PreflightError     an identity of the run does not hold
+    |-- RewardError        a reward function failed, or gave what is no reward
+    |-- EngineError        an engine for rollouts cannot be reached, or answers nonsense
     |-- TrainingError      a run had to stop
     |   |-- NonFiniteError     a loss or gradient is NaN or infinite; nothing was updated
     |   |-- MemoryLimitError   the machine's memory does not hold the step
+    |   |-- WeightSyncError    an engine samples from other weights than the trainer's
     |   |-- CheckpointError    a checkpoint is torn or altered
     |   `-- ResumeError        the recipe or the data changed since the run began
     `-- MissingExtraError  an optional package is needed
@@ -123,6 +126,14 @@ class PreflightError(PosttrainError):
     """An identity of the run does not hold."""
 
 
+class RewardError(PosttrainError):
+    """A reward function failed, or gave what is no reward; names the function and the row."""
+
+
+class EngineError(PosttrainError):
+    """An engine for rollouts cannot be reached, died, or answers what its interface does not allow."""
+
+
 class TrainingError(PosttrainError):
     """A run had to stop."""
 
@@ -142,6 +153,10 @@ class NonFiniteError(TrainingError):
 
 class MemoryLimitError(TrainingError):
     """The machine's memory does not hold the step."""
+
+
+class WeightSyncError(TrainingError):
+    """After a weight sync, an engine gives a fixed sequence other log-probs than the trainer does."""
 
 
 class CheckpointError(TrainingError):

@@ -46,6 +46,8 @@ class Message:
     """The `reasoning_content` of a thinking turn; templates that know it render it."""
     train: bool | None = None
     """Overrides the role's rule: True trains this turn, False never does, None leaves it to the encoder."""
+    complete: bool = True
+    """False for an answer that was cut before its end: it is encoded without the stop token, which nobody wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,9 @@ class Branch:
     """int32, at least one token."""
     loss_mask: np.ndarray
     """bool, same length; True = this token trains. The one polarity, everywhere."""
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Numbers that each token carries, same length, by name: {"advantages": [0.7, 0.7]}; float32 or wider. What stands
+    at a token that does not train is never read, so it may be NaN. No part of the tree's key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +157,22 @@ class TokenTree:
     """int32; may be empty only if the first token of every branch does not train (nothing predicts it)."""
     branches: tuple[Branch, ...]
     key: str
-    """Content hash of ids, masks and margin: the same tree has the same key in every file and order."""
+    """Content hash of ids, masks and annotations: the same tree has the same key in every file and order."""
     row: RowRef
     margin: float | None = None
+    label: bool | None = None
+    """Feedback: whether the response is good; None where nobody said so."""
+    scores: tuple[float, ...] | None = None
+    """What the annotators gave each branch, in branch order."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What each branch is: ("target",), ("good",), ("bad",), ("chosen", "rejected") or ("rank 1", "rank 2", ...)."""
+        if self.label is not None:
+            return ("good",) if self.label else ("bad",)
+        if len(self.branches) == 2:
+            return ("chosen", "rejected")
+        return ("target",) if len(self.branches) == 1 else tuple(f"rank {i + 1}" for i in range(len(self.branches)))
 
     @property
     def num_tokens(self) -> int:
@@ -220,6 +238,12 @@ class Batch:
     rows: tuple[RowRef, ...]
     margin_P: Tensor | None = None
     """Annotated margin of each pair; None when no tree has one."""
+    label_P: Tensor | None = None
+    """bool, True = good; None unless every tree is feedback."""
+    scores_B: Tensor | None = None
+    """Annotated score of each branch, NaN where a tree has none; None when no tree has any."""
+    columns_N: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the trained tokens carry, by name, in the order of `target_index_N`: {"advantages": [0.7, 0.7, ...]}."""
 
     @property
     def target_ids_N(self) -> Tensor:
@@ -250,6 +274,22 @@ class TokenLogprobs:
 
     logprobs_N: Tensor
     entropy_N: Tensor | None = None
+    log_collision_N: Tensor | None = None
+    """log sum_v p(v)^2 of that distribution, without gradient: what a token sampled from it has on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a reward model gives each response: one number per branch and output of its head.
+
+    Scores(scores_BH=[[0.7], [-0.2]]) for one pair and a head of one output; fp32 or the model's wider type.
+    """
+
+    scores_BH: Tensor
+    steps_SH: Tensor | None = None
+    """The score of each marked step, of which `scores_BH` is made; None where responses are scored as a whole."""
+    branch_S: Tensor | None = None
+    """The branch of each step."""
 
 
 # ---------------------------------------------------------------- metrics: numbers that know how they add up
@@ -300,7 +340,78 @@ class Maximum:
         return float(self.largest)
 
 
-Metric = Mean | Total | Maximum
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """A standard deviation that carries what it needs to be merged: Deviation(count=3, mean=2.0, squares=2.0) is 0.816.
+
+    `squares` is the sum of squared distances from the mean; merged as in Chan, Golub and LeVeque 1983, which loses no
+    digits where the mean is large.
+    """
+
+    count: float
+    mean: float | Tensor
+    squares: float | Tensor
+
+    def merge(self, other: Deviation) -> Deviation:
+        count = self.count + other.count
+        if not count:
+            return self
+        apart = other.mean - self.mean
+        return Deviation(
+            count,
+            self.mean + apart * (other.count / count),
+            self.squares + other.squares + apart * apart * (self.count * other.count / count),
+        )
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing was counted."""
+        return (float(self.squares) / self.count) ** 0.5 if self.count else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSize:
+    """What share of a weighted sample counts, (Σw)² / (n Σw²): EffectiveSize(sum=4.0, squares=10.0, count=2) is 0.8.
+
+    Kish 1965. 1 where all weights are equal; 1/n where one of them is everything.
+    """
+
+    sum: float | Tensor
+    squares: float | Tensor
+    count: float
+
+    def merge(self, other: EffectiveSize) -> EffectiveSize:
+        return EffectiveSize(self.sum + other.sum, self.squares + other.squares, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing was counted."""
+        squares = float(self.squares) * self.count
+        return float(self.sum) ** 2 / squares if squares else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedVariance:
+    """How much of a target a prediction explains: 1 - Var(target - prediction) / Var(target).
+
+    ExplainedVariance(residual=Deviation(3, 0.0, 0.5), target=Deviation(3, 2.0, 2.0)) is 0.75. 1 is a perfect
+    prediction, 0 is one no better than the mean, and below 0 it is worse.
+    """
+
+    residual: Deviation
+    target: Deviation
+
+    def merge(self, other: ExplainedVariance) -> ExplainedVariance:
+        return ExplainedVariance(self.residual.merge(other.residual), self.target.merge(other.target))
+
+    @property
+    def value(self) -> float:
+        """NaN where the target is constant: there is nothing to explain."""
+        squares = float(self.target.squares)
+        return 1.0 - float(self.residual.squares) / squares if squares else float("nan")
+
+
+Metric = Mean | Total | Maximum | Deviation | EffectiveSize | ExplainedVariance
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,3 +427,5 @@ class LossOutput:
     metrics: dict[str, Metric]
     per_tree: dict[str, Tensor] = field(default_factory=dict)
     """Detached, one value per tree, for distributions and samples."""
+    per_branch: dict[str, Tensor] = field(default_factory=dict)
+    """Detached, one value per branch: what each response of a sample is shown with."""

@@ -240,6 +240,8 @@ def make_tree(
     prompt: Sequence[int],
     *branches: Sequence[int] | tuple[Sequence[int], Sequence[bool]],
     margin: float | None = None,
+    label: bool | None = None,
+    scores: tuple[float, ...] | None = None,
     row: int = 1,
 ) -> TokenTree:
     """A tree from plain lists: make_tree([1, 70, 71], [52, 2], ([53, 54, 2], [True, False, True]))."""
@@ -247,9 +249,9 @@ def make_tree(
     for branch in branches:
         ids, mask = branch if isinstance(branch, tuple) else (branch, [True] * len(branch))
         built.append(Branch(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool)))
-    content = (list(prompt), [(branch.ids.tolist(), branch.loss_mask.tolist()) for branch in built], margin)
+    content = (list(prompt), [(branch.ids.tolist(), branch.loss_mask.tolist()) for branch in built], margin, label, scores)
     key = hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
-    return TokenTree(np.asarray(prompt, dtype=np.int32), tuple(built), key, RowRef("test.jsonl", row), margin)
+    return TokenTree(np.asarray(prompt, dtype=np.int32), tuple(built), key, RowRef("test.jsonl", row), margin, label, scores)
 
 
 def random_trees(

@@ -9,19 +9,30 @@ import torch
 from torch import Tensor
 
 from posttrain.data.trees import collate
-from posttrain.losses.pairwise import PAIRWISE, pairwise_loss
+from posttrain.losses.pairwise import PAIRWISE
+from posttrain.losses.preference import pairwise_loss
+from posttrain.losses.responses import Told
 from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
 
 Pair = tuple[Sequence[float], Sequence[float]]
 """Log-probs of the chosen response's tokens, and of the rejected one's."""
 
 
-def tree(lengths: Sequence[int], *, prompt: int = 3, margin: float | None = None, row: int = 1) -> TokenTree:
+def tree(
+    lengths: Sequence[int],
+    *,
+    prompt: int = 3,
+    margin: float | None = None,
+    label: bool | None = None,
+    scores: tuple[float, ...] | None = None,
+    row: int = 1,
+) -> TokenTree:
     """A tree whose branches have so many trained tokens; length 0 is a branch of one token that does not train."""
     branches = tuple(
         Branch(np.arange(max(length, 1), dtype=np.int32), np.full(max(length, 1), length > 0)) for length in lengths
     )
-    return TokenTree(np.arange(prompt, dtype=np.int32), branches, f"tree-{row}", RowRef("test", row), margin)
+    prompt_ids = np.arange(prompt, dtype=np.int32)
+    return TokenTree(prompt_ids, branches, f"tree-{row}", RowRef("test", row), margin, label, scores)
 
 
 def batch_of(lengths: Sequence[Sequence[int]], margins: Sequence[float] | None = None) -> Batch:
@@ -55,12 +66,26 @@ def run(
     reference_N: Tensor | None,
     batch: Batch,
     denominator: Count | None = None,
+    told: Told | None = None,
     **parameters: float,
 ) -> LossOutput:
     """A row of the table on given log-probs; the batch is the whole step unless a denominator says otherwise."""
-    return pairwise_loss(
-        PAIRWISE[name], parameters, TokenLogprobs(policy_N), reference_N, batch, denominator or batch.count
-    )
+    policy = with_collisions(policy_N, batch)
+    return pairwise_loss(PAIRWISE[name], parameters, policy, reference_N, batch, denominator or batch.count, told)
+
+
+def with_collisions(policy_N: Tensor, batch: Batch) -> TokenLogprobs:
+    """log sum_v p(v)^2 of -1.5 at every token of a tree's first branch and -2.5 elsewhere."""
+    first_N = batch.branch_N % 2 == 0
+    return TokenLogprobs(policy_N, log_collision_N=torch.where(first_N, -1.5, -2.5).to(policy_N))
+
+
+def feedback(values: Sequence[Sequence[float]], labels: Sequence[bool]) -> tuple[Batch, Tensor]:
+    """A batch of single responses and its float64 log-probs [N], as written."""
+    trees = [
+        tree((len(each),), label=label, row=i + 1) for i, (each, label) in enumerate(zip(values, labels, strict=True))
+    ]
+    return collate(trees), torch.tensor([value for each in values for value in each], dtype=torch.float64)
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:

@@ -113,7 +113,31 @@ def healthy_short_run(random: Random) -> Iterator[Values]:
     return healthy_dpo(random, steps=25)
 
 
+def healthy_reward_model(random: Random, steps: int = 120, rows: int = 8) -> Iterator[Values]:
+    """The head begins at zero: no spread and half of the pairs right; both grow."""
+    for step in range(steps):
+        done = 1 - math.exp(-step / 25)
+        right = [float(random.random() < 0.5 + 0.25 * done) if step else 0.5 for _ in range(rows)]
+        yield {
+            "loss": math.log(2) - 0.2 * done + random.gauss(0, 0.06),
+            "reward_std": 1.5 * done * math.exp(random.gauss(0, 0.2)),
+            "reward_accuracy": _mean_of(right),
+            "reward_confidence": 0.5 + 0.2 * done,
+            "grad_norm": math.exp(random.gauss(0.5, 0.5)),
+            "learning_rate": 1e-5,
+            "supervised_tokens": 900.0,
+        }
+
+
+def healthy_reward_model_of_small_scale(random: Random) -> Iterator[Values]:
+    """Rewards divided by a length: a spread of 0.004, and the order is right."""
+    for values in healthy_reward_model(random):
+        yield values | {"reward_std": 0.004, "reward_accuracy": 0.5 + 0.125 * random.choice((2, 3, 4))}
+
+
 HEALTHY = (
+    healthy_reward_model,
+    healthy_reward_model_of_small_scale,
     healthy_sft,
     healthy_sft_one_row_a_step,
     healthy_sft_whose_loss_scatters,
@@ -183,3 +207,16 @@ def rows_sorted_by_length(random: Random) -> Iterator[Values]:
 def generations_grow(random: Random) -> Iterator[Values]:
     for step, values in enumerate(healthy_sft(random)):
         yield values | {"length_generated": 80 * math.exp(step / 150 + random.gauss(0, 0.1))}
+
+
+def collapsing_reward_model(random: Random) -> Iterator[Values]:
+    """Sound until step 40; then every response gets the same reward but for rounding."""
+    for step, values in enumerate(healthy_reward_model(random)):
+        constant = {"reward_std": 1e-4 * random.random(), "reward_accuracy": random.choice((0.375, 0.5, 0.625))}
+        yield values | (constant if step >= 40 else {})
+
+
+def reward_model_with_a_dead_head(random: Random) -> Iterator[Values]:
+    """The head never leaves zero, while the backbone's gradient looks alive."""
+    for values in healthy_reward_model(random):
+        yield values | {"reward_std": 0.0, "reward_accuracy": 0.5}

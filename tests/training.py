@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import algorithm
+from posttrain.training.algorithms import Algorithm, algorithm
 from posttrain.training.loop import Loop, Work
-from posttrain.types import TokenTree
+from posttrain.types import Comparison, Feedback, TokenTree
 from tests.fixtures import random_trees, tiny_model
 
 VOCAB = 97
@@ -45,6 +46,15 @@ def stage_of(method: str, **options: Any) -> TrainingStage:
     return SFT(**settings) if method == "sft" else Preference(method, **settings)
 
 
+def trees_for(objective: Algorithm, count: int, seed: int) -> list[TokenTree]:
+    """Random trees of the shape that the method trains on; feedback is good twice as often as bad."""
+    branches = 2 if objective.kind is Comparison else 1
+    trees = random_trees(count, vocab=VOCAB, seed=seed, branches=branches)
+    if objective.kind is Feedback:
+        trees = [replace(tree, label=place % 3 > 0) for place, tree in enumerate(trees)]
+    return trees
+
+
 def work_of(
     method: str = "dpo",
     *,
@@ -55,7 +65,6 @@ def work_of(
     dropout: bool = False,
     **options: Any,
 ) -> Work:
-    branches = 1 if method == "sft" else 2
     stage = stage_of(method, **options)
     policy = Policy(model if model is not None else tiny_model("llama", vocab=VOCAB), dropout=dropout)
     parameters = stage.parameters if method != "sft" else None  # type: ignore[attr-defined]
@@ -65,8 +74,8 @@ def work_of(
         algorithm=objective,
         policy=policy,
         reference=LiveReference(policy) if objective.needs_reference else None,
-        rows=rows if rows is not None else random_trees(14, vocab=VOCAB, seed=7, branches=branches),
-        held_out=held_out if held_out is not None else random_trees(5, vocab=VOCAB, seed=8, branches=branches),
+        rows=rows if rows is not None else trees_for(objective, 14, seed=7),
+        held_out=held_out if held_out is not None else trees_for(objective, 5, seed=8),
         decoder=Numbers(),
         tokens_per_microbatch=tokens_per_microbatch,
         memory=None,

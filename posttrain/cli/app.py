@@ -7,21 +7,27 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.audit import audit
 from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
 from posttrain.cli.generate import generate
+from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
+from posttrain.cli.score import score
 
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "run": run,
     "check": check,
+    "audit": audit,
     "generate": generate,
     "compare": compare,
+    "score": score,
+    "merge": merge,
     "report": report,
 }
 

@@ -1,6 +1,6 @@
 """Where every error of a verb ends: what it says, and the exit code.
 
-2    posttrain refused, and says what, where and what to do
+2    posttrain refused (or the operating system did), and says what, where and what to do
 130  Ctrl-C; says how to go on
 1    anything else: a fault of posttrain. The traceback goes to a file, its place to the terminal
 """
@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from posttrain.cli.outputs import refusal_of
 from posttrain.errors import PosttrainError
 
 
@@ -37,6 +38,9 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and (refused := refusal_of(error)) is not None:
+                show(refused)
+                raise typer.Exit(2) from None
             _say(f"an unexpected {type(error).__name__}: {error}", "bold red")
             _say(f"  this is a fault of posttrain; the traceback is in {_write_traceback(error)}")
             raise typer.Exit(1) from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.options import Longest, Seed, System, Temperature
+from posttrain.cli.options import Device, Longest, Seed, System, Temperature, Template
 
 First = Annotated[str, typer.Argument(metavar="A", help="The first model: a catalogue name, a folder or a hub id.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="The second.")]
@@ -16,32 +16,41 @@ Second = Annotated[str, typer.Argument(metavar="B", help="The second.")]
 def compare(
     a: First,
     b: Second,
-    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="The prompts that both answer.")],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="The prompts that both answer.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the answers here as JSONL, too.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Only the first so many prompts.")] = 20,
     system: System = None,
+    template: Template = "chat",
     temperature: Temperature = 0.0,
     max_new_tokens: Longest = 128,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
     from rich.console import Console
 
+    from posttrain.cli.outputs import check_out
     from posttrain.cli.progress import progress_on
     from posttrain.cli.speaker import Speaker, read_prompts
     from posttrain.cli.tables import side_by_side
     from posttrain.data import write_jsonl
+    from posttrain.models import resolve
 
+    check_out(out)
     asked = read_prompts(prompts)[:limit]
     conversations = [one.prompt for one in asked]
     columns: list[list[str]] = []
     with progress_on(Console(stderr=True)) as progress:
+        for name in (a, b):  # before the first one answers for a long time
+            resolve(name, say=progress.say)
         for name in (a, b):
             speaker = Speaker(
                 name,
                 system=system,
+                template=template,
+                device=device,
                 say=progress.say,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,

@@ -8,39 +8,50 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.options import Longest, MinP, ModelName, Penalty, Seed, System, Temperature, TopK, TopP
+from posttrain.cli import options
 
 
 def generate(
-    model: ModelName,
+    model: options.ModelName,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="Answer the prompts of this file.")
+        str | None, typer.Option("--prompts", metavar="FILE", help="Answer the prompts of this file.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the answers here as JSONL (default: stdout).")
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers per prompt.")] = 1,
-    system: System = None,
-    temperature: Temperature = 0.7,
-    top_k: TopK = None,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    max_new_tokens: Longest = 256,
-    seed: Seed = 0,
+    system: options.System = None,
+    template: options.Template = "chat",
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = None,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.Penalty = 1.0,
+    max_new_tokens: options.Longest = 256,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
 ) -> None:
     """Talk to a model; answer a file with --prompts; answer one prompt from a pipe.
 
     The model folder's generation_config.json is never read: what is not said here has the default shown here.
     """
+    from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts
+    from posttrain.errors import ConfigError
     from posttrain.types import Message
 
+    check_out(out)
+    if samples > 1 and temperature == 0:
+        raise ConfigError(
+            "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"
+        )
     asked = [one.prompt for one in read_prompts(prompts)] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
     speaker = Speaker(
         model,
         system=system,
+        template=template,
+        device=device,
         say=lambda line: typer.echo(line, err=True),
         temperature=temperature,
         top_k=top_k,

@@ -20,6 +20,13 @@ Out = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Run every stage anew, finished or not.")]
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A catalogue name, a folder or a hub id.")]
+Template = Annotated[
+    str,
+    typer.Option(
+        "--template", metavar="NAME", help="chat (the model's own), chatml, raw (bare text), or a Jinja file."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system message says.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")]

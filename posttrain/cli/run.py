@@ -19,7 +19,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     from rich.console import Console
 
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.tables import final_table
+    from posttrain.cli.tables import final_table, reward_table
     from posttrain.config import find_recipe, load_recipe
     from posttrain.diagnostics.run_store import RunFolder
 
@@ -34,8 +34,11 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
             result = run_recipe(loaded, fresh=fresh, progress=progress)
         except Interrupted as stop:
             raise KeyboardInterrupt(stop.problem) from stop
-    if evaluations := RunFolder(result.folder).evaluations():
+    folder = RunFolder(result.folder)
+    if evaluations := folder.evaluations():
         console.print(final_table(evaluations))
+    if rewards := folder.reward_evaluations():
+        console.print(reward_table(rewards))
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
 

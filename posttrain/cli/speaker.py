@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, SourceError
+from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
 from posttrain.types import Message, RowRef
 
 if TYPE_CHECKING:
@@ -31,18 +31,26 @@ class Speaker:
     """A loaded model that answers: Speaker("embedded", system=None, temperature=0.7, max_new_tokens=64)."""
 
     def __init__(
-        self, name: str, *, system: str | None = None, say: Callable[[str], None] | None = None, **sampling: Any
+        self,
+        name: str,
+        *,
+        system: str | None = None,
+        template: str = "chat",
+        device: str = "auto",
+        say: Callable[[str], None] | None = None,
+        **sampling: Any,
     ):
-        import torch
-
         from posttrain.data.encode import Encoder
+        from posttrain.data.encoder_settings import EncoderSettings
         from posttrain.models import load
+        from posttrain.models.devices import device_of
         from posttrain.rollout.native import NativeEngine
         from posttrain.rollout.sampling import SamplingDistribution
 
-        loaded = load(name, device="cuda" if torch.cuda.is_available() else "cpu", say=say)
+        SamplingDistribution(**sampling)  # a mistake in it is shown before a model is loaded
+        loaded = load(name, device=device_of(device), say=say)
         self.tokenizer = loaded.tokenizer
-        self.encoder = Encoder(loaded.tokenizer)
+        self.encoder = Encoder(loaded.tokenizer, EncoderSettings(template=template))
         self.engine = NativeEngine(loaded.model)
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
@@ -73,17 +81,33 @@ class Speaker:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def read_prompts(path: Path) -> list[Question]:
-    """The prompts of a file: any format that training reads, or a .txt file with one prompt a line."""
+def read_prompts(path: str | Path) -> list[Question]:
+    """The prompts of a file: any format that training reads, or a .txt file with one prompt a line.
+
+    Raises:
+        SourceError: the file cannot be read.
+        EmptyDatasetError: it holds no prompt.
+    """
     from posttrain.data import read
     from posttrain.evaluate.suites import Question, questions
 
-    if path.suffix != ".txt":
+    if not str(path).endswith(".txt"):
         return questions(read(path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError("the prompts cannot be read", where=path, found=str(error), remedy="check the path") from None
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise SourceError(
+            "the prompts cannot be read", where=path, found=error.strerror, remedy="check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        byte = f"the byte {error.object[error.start]:#04x} at position {error.start}"
+        raise SourceError(
+            "the prompts are not UTF-8 text", where=path, found=byte, expected="UTF-8", remedy="save the file as UTF-8"
+        ) from None
+    if not any(line.strip() for line in lines):
+        raise EmptyDatasetError(
+            "the file holds no prompt", where=path, expected="one prompt a line", remedy="write a prompt into it"
+        )
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     return [Question((Message("user", line),), None, RowRef(str(path), number)) for number, line in numbered]
 

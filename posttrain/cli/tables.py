@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-SHARES = ("match", "exact", "accuracy")
+SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
 """Metrics that are shares of answers, shown in per cent."""
-GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2")
+GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward")
 """Metrics of every suite that the report shows and the final table leaves out."""
 
 
@@ -34,6 +35,21 @@ def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str,
     for suite, metric in rows:
         label = suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
         table.add_row(label, *(figure(found.get(suite, {}).get(metric), metric) for found in evaluations.values()))
+    return table
+
+
+def reward_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per reward model: the share of held-out pairs that it and an untrained head order rightly.
+
+    Args:
+        evaluations: {stage: reward_evaluation.json}, as `RunFolder.reward_evaluations` has it.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("held-out pairs ordered rightly", "untrained head", "trained"):
+        table.add_column(title, justify="right" if table.columns else "left")
+    for stage, record in evaluations.items():
+        scored = (record.get(side) or {} for side in ("untrained", "trained"))
+        table.add_row(stage, *(figure(side.get("accuracy"), "accuracy") for side in scored))
     return table
 
 

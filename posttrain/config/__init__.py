@@ -1,42 +1,78 @@
 """Recipes: their keys, how they are read, and what errors say about them.
 
-schema.py settings.py stages.py suites.py   the keys; one record per group, per stage method, per suite kind
+schema.py settings.py adapters.py stages.py suites.py   the keys; one record per group, adapter, stage and suite
 load.py yaml_text.py overrides.py paths.py  a file and the command line to a Recipe
 explain.py values.py                        errors in the reader's words
 fingerprint.py                              what a stage's result depends on
 document.py                                 docs/recipes.md, from the records themselves
 """
 
+from posttrain.config.adapters import (
+    ADAPTERS,
+    IA3,
+    OFT,
+    AdaLoRA,
+    AdapterSettings,
+    Bottleneck,
+    Continue,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+)
 from posttrain.config.fingerprint import stage_fingerprint, what_changed
 from posttrain.config.load import load_recipe, parse_recipe
+from posttrain.config.online import GRPO, PPO, Online, OnlineStage
 from posttrain.config.paths import find_recipe
 from posttrain.config.schema import Recipe, data_of, stage_yaml
-from posttrain.config.settings import Data, LoRA
+from posttrain.config.settings import Data
 from posttrain.config.stages import (
     DPO,
     PREFERENCES,
     SFT,
     STAGES,
+    ConditionalSFT,
     Correction,
+    Mix,
     Preference,
     PreferenceStage,
+    Reward,
     StageSettings,
     TrainingStage,
 )
 from posttrain.config.suites import Evaluation, Sampling
 
 __all__ = [
+    "ADAPTERS",
     "DPO",
+    "GRPO",
+    "IA3",
+    "OFT",
+    "PPO",
     "PREFERENCES",
     "SFT",
     "STAGES",
+    "AdaLoRA",
+    "AdapterSettings",
+    "Bottleneck",
+    "ConditionalSFT",
+    "Continue",
     "Correction",
     "Data",
     "Evaluation",
     "LoRA",
+    "Mix",
+    "Online",
+    "OnlineStage",
+    "PTuning",
     "Preference",
     "PreferenceStage",
+    "PrefixTuning",
+    "PromptTuning",
+    "QLoRA",
     "Recipe",
+    "Reward",
     "Sampling",
     "StageSettings",
     "TrainingStage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,19 +11,23 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from posttrain.config import settings, suites
-from posttrain.config.explain import OTHER_TOOLS, fields_of, records_in, tag_of
+from posttrain.config.adapters import ADAPTERS, LoRA
+from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage
+from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
+from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
-    LEARNING_RATES,
-    LORA_FACTOR,
-    PREFERENCE_RATE,
     PREFERENCES,
     SFT,
+    ConditionalSFT,
     Correction,
+    Mix,
+    MixTerm,
     PreferenceStage,
     ReferencedStage,
-    TrainingStage,
+    Reward,
 )
+from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
 
 HEAD = """# Recipes
@@ -51,32 +56,47 @@ stages:
 - **YAML** is read by the 1.2 rules: `1e-5` is a number, `no` is text unless a key wants true or false, and a key that
   is written twice is refused.
 - **Python** has the same records: `pt.SFT(learning_rate=2e-5)`, `pt.DPO(beta=0.1)`, `pt.Preference("simpo", gamma=1)`.
+  `pt.train(stage, model, rows, out="runs/mine")` runs one. Stages of different names may share a folder and its report;
+  the same call goes on after an interruption, and `fresh=True` begins its stage anew.
 """
 
 
 def recipe_reference() -> str:
     """The page."""
-    own = [name for name in fields_of(SFT) if name not in fields_of(TrainingStage)]
+    own = [name for name in fields_of(SFT) if name not in fields_of(RowStage)]
     parts = [
         HEAD,
         "## The recipe\n",
         table(Recipe),
         "## Stages that train\n",
         "Keys of `sft` and of every preference method.\n",
-        table(TrainingStage, leave_out=("method",)),
+        table(RowStage, leave_out=("method",)),
         rates(),
-        *groups(TrainingStage),
+        *groups(RowStage),
         "## Supervised fine-tuning: `method: sft`\n",
         f"The keys above, and `{'`, `'.join(own)}`.\n",
         *group("encoding", settings.SFTEncoding),
-        "## Preferences: one method per row of the pairwise table\n",
-        "The keys above, those of the row, and `encoding`; methods that compare the policy with its start also have "
-        "`reference`.\n",
+        "## Preferences: one method per row of the tables\n",
+        "The keys above, those of the row, `encoding` and `audit`; methods that compare the policy with its start have "
+        "`reference`, too. The last three take feedback, the others comparisons.\n",
         preferences(),
         "Parameters:\n",
         parameters(),
         *group("encoding", settings.PairEncoding),
+        *group("audit", settings.Audit),
         *group("reference", settings.ReferenceSettings),
+        "## Several objectives at once: `method: mix`\n",
+        f"{Mix.__doc__} The keys above, and:\n",
+        table(Mix, leave_out=tuple(fields_of(ReferencedStage))),
+        *group("losses", MixTerm),
+        "## Feedback as imitation: `method: conditional_sft`\n",
+        f"{inspect.cleandoc(ConditionalSFT.__doc__ or '')} The keys above, and:\n",
+        table(ConditionalSFT, leave_out=tuple(fields_of(RowStage))),
+        "## Reward models: `method: reward`\n",
+        f"{inspect.cleandoc(Reward.__doc__ or '')}\n",
+        "[reward-models.md](reward-models.md) says more. The keys above, and:\n",
+        table(Reward, leave_out=tuple(fields_of(RowStage))),
+        *reward_groups(),
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",
         table(Correction, leave_out=("method",)),
@@ -84,6 +104,7 @@ def recipe_reference() -> str:
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
         *[part for record in records_in(suites.Suite) for part in group(f"kind: {tag_of(record)}", record, ("kind",))],
+        *group("reward_model", suites.RewardModelOf),
         *group("sampling", suites.Sampling),
         "## Names from other tools\n",
         names(),
@@ -92,15 +113,16 @@ def recipe_reference() -> str:
 
 
 def group(title: str, record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[str]:
-    return [f"### `{title}`\n", f"{record.__doc__}\n", table(record, leave_out)]
+    return [f"### `{title}`\n", f"{inspect.cleandoc(record.__doc__ or '')}\n", table(record, leave_out)]
 
 
 def groups(record: type[BaseModel]) -> Iterator[str]:
-    """A section for each group of keys in a record; `held_out` is a group like `data`."""
+    """A section for each group of keys in a record; `held_out` and `keep` are groups like `data`."""
     for name, option in fields_of(record).items():
-        for inner in records_in(option.annotation):
-            if name != "held_out":
-                yield from group(name, inner)
+        records = list(records_in(option.annotation)) if name not in ("held_out", "keep") else []
+        for inner in records:
+            chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
+            yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
 
 
 def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
@@ -160,7 +182,9 @@ def default(option: FieldInfo) -> str:
     if isinstance(option.default, BaseModel):
         changed = option.default.model_dump(exclude_unset=True)
         return f"`{_plain(changed)}`" if changed else ""
-    return f"`{_plain(option.default)}`" if option.default != () else ""
+    if option.default in ((), ""):
+        return ""
+    return f"`{_plain(option.default)}`".replace("\n", "\\n")
 
 
 def _plain(value: object) -> str:
@@ -171,9 +195,19 @@ def _plain(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def reward_groups() -> list[str]:
+    """The groups of a reward stage that come in several kinds, and those that do not."""
+    parts = []
+    for key, kinds in (("objective", OBJECTIVE_KINDS), ("head", HEAD_KINDS), ("normalise", NORMALISE_KINDS)):
+        for kind, record in kinds.items():
+            if len(fields_of(record)) > 1:
+                parts += group(f"{key}, kind: {kind}", record, ("kind",))
+    return [*parts, *group("length", Length)]
+
+
 def preferences() -> str:
     lines = ["| method | parameters | reference | source |", "|---|---|---|---|"]
-    for name, row in PAIRWISE.items():
+    for name, row in {**PAIRWISE, **FEEDBACK}.items():
         given = ", ".join(f"`{key}: {value:g}`" for key, value in row.defaults.items())
         needs = "yes" if issubclass(PREFERENCES[name], ReferencedStage) else "no"
         lines.append(f"| `{name}` | {given} | {needs} | {_cell(row.source)} |")
@@ -191,16 +225,18 @@ def parameters() -> str:
 
 def rates() -> str:
     """The default learning rates; they stand in one table of their own."""
-    lines = ["Default learning rates:\n", "| method | all weights | with an adapter | source |", "|---|---|---|---|"]
+    lines = ["Default learning rates:\n", "| method | all weights | with LoRA | source |", "|---|---|---|---|"]
     for name, (rate, source) in {**LEARNING_RATES, "every other preference method": PREFERENCE_RATE}.items():
         label = f"`{name}`" if " " not in name else name
-        lines.append(f"| {label} | {rate:g} | {rate * LORA_FACTOR:g} | {source} |")
+        lines.append(f"| {label} | {rate:g} | {rate * LoRA.RATE[0]:g} | {source} |")
+    lines += ["", "With an adapter, the rate for all weights times:\n", "| kind | factor | source |", "|---|---|---|"]
+    lines += [f"| `{kind}` | {record.RATE[0]:g} | {record.RATE[1]} |" for kind, record in ADAPTERS.items()]
     return "\n".join(lines) + "\n"
 
 
 def names() -> str:
     lines = ["| elsewhere | here |", "|---|---|"]
-    for name, words in OTHER_TOOLS.items():
+    for name, words in [*OTHER_TOOLS.items(), *OTHER_TOOLS_ONLINE.items()]:
         here, comma, remark = words.partition(",")
         lines.append(f"| `{name}` | `{here}`{comma}{remark} |")
     return "\n".join(lines) + "\n"

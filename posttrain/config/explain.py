@@ -52,6 +52,29 @@ OTHER_TOOLS = {
 }
 """What other tools call a thing, and what it is called here, with a word where the two differ."""
 
+OTHER_TOOLS_ONLINE = {
+    "batch_size": "prompts_per_step, the prompts of a whole step; completions are prompts_per_step x "
+    "completions_per_prompt",
+    "epsilon": "clip_low, and clip_high",
+    "generation_batch_size": "prompts_per_step, which counts prompts and not completions",
+    "gradient_accumulation_steps": "prompts_per_step, the prompts of a whole step; micro-batches are filled by "
+    "themselves",
+    "group_size": "completions_per_prompt",
+    "kl_coef": "kl_beta",
+    "max_completion_length": "sampling.max_new_tokens",
+    "mini_batch_size": "prompts_per_update, which counts prompts and not completions",
+    "num_generations": "completions_per_prompt",
+    "num_iterations": "updates_per_rollout, which counts optimizer updates and not passes",
+    "num_ppo_epochs": "updates_per_rollout, which counts optimizer updates and not passes",
+    "per_device_train_batch_size": "prompts_per_step, the prompts of a whole step; completions are prompts_per_step x "
+    "completions_per_prompt",
+    "reward_funcs": "rewards",
+    "rollout_batch_size": "prompts_per_step",
+    "temperature": "sampling.temperature",
+    "beta": "kl_beta",
+}
+"""The same for stages that sample."""
+
 WORDS = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -62,6 +85,7 @@ WORDS = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "list_type": "a list",
+    "model_attributes_type": "a group of keys",
     "model_type": "a group of keys",
     "string_type": "text (put quotes around it)",
     "too_short": "at least one item",
@@ -263,9 +287,8 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
 def _elsewhere(key: str, record: type[BaseModel]) -> str | None:
     """The right place of a key that another tool uses, or that stands one level too high."""
     own = fields_of(record)
-    words = OTHER_TOOLS.get(key)
-    if words is not None:
-        name, comma, remark = words.partition(",")
+    for words in (OTHER_TOOLS.get(key), OTHER_TOOLS_ONLINE.get(key)):
+        name, comma, remark = (words or "").partition(",")
         if name.split(".")[0] in own:
             return f"`{name}`{comma}{remark}"
     for group, option in own.items():
@@ -313,7 +336,8 @@ def _advice(spot: Spot) -> str:
     name = next((step for step in reversed(spot.path) if isinstance(step, str)), "it")
     description = (spot.option.description or "").split("\n")[0]
     default = spot.option.default
-    if spot.option.is_required() or default is None or isinstance(default, BaseModel) or not spot.option.description:
+    has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
+    if not has_value or isinstance(default, BaseModel) or not spot.option.description:
         return f"write `{name}: ...` -- {description}" if description else f"write `{name}: ...`"
     return f"write `{name}: {_shown(default)}`, say -- {description}"
 

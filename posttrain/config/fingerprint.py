@@ -13,7 +13,7 @@ from posttrain.config.stages import StageSettings
 VERSION = 1
 """Raised when stages begin to compute something else from the same settings."""
 
-WITHOUT_EFFECT = ("name", "log", "checkpoint", "preflight", "alarms")
+WITHOUT_EFFECT = ("name", "log", "modules", "checkpoint", "preflight", "audit", "alarms")
 """Keys that change what is written or shown, not the weights."""
 COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "logprobs", "device")
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
@@ -27,7 +27,7 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
         start_model: the fingerprint of the weights that it starts from.
     """
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-    for key in ("data", "held_out"):
+    for key in ("data", "held_out", "keep"):
         if isinstance(settings.get(key), Mapping):
             settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
     template = Path(settings.get("encoding", {}).get("template", ""))

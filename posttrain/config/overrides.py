@@ -13,7 +13,7 @@ from posttrain.config.schema import Recipe
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, UnknownKeyError, nearest
 
-SHORT_FORMS = ("data", "held_out")
+SHORT_FORMS = ("data", "held_out", "keep")
 """Groups that a path may stand for; an override of one of their keys writes the path out first."""
 
 

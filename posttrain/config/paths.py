@@ -13,20 +13,24 @@ from pathlib import Path
 
 import posttrain.errors as errors
 from posttrain.config.explain import KeyPath, Places, spell, together
+from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
-from posttrain.config.stages import SFT, PreferenceStage
+from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage
+from posttrain.config.suites import WinRateSuite
 from posttrain.data.builtin_templates import BUILTIN
 from posttrain.data.hub import HUB_ID
+from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources import SUFFIXES
 
 TEMPLATES = ("chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""
 PACKAGE = Path(__file__).parent.parent
-PACKAGE_DATA = PACKAGE / "embedded" / "data"
-PACKAGE_SCHEME = "package://"
 RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 """Recipes that come with the package, and those of a source checkout."""
+
+GENERATED = "reasoning_gym:"
+"""An address that makes tasks instead of a file that holds them."""
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -48,6 +52,7 @@ def find_recipe(name: str) -> Path:
     raise errors.SourceError(
         "there is no such recipe",
         where=name,
+        found="a folder" if path.is_dir() else None,
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
         remedy=f"did you mean `{_beside(path, near)}`?" if near else "check the path",
     )
@@ -70,10 +75,13 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
         from_override = places.of(path).startswith("override ")
         found = _locate(text, Path.cwd() if from_override else folder)
         if isinstance(found, str):
-            if found == text and not Path(found).is_absolute():
+            if found == text and not Path(found).is_absolute() and not text.startswith("hub:"):
                 assumed.append(f"{spell(raw, path)}: {text} is no file here; read as the id of a hub data set")
             return found
         expected, remedy = found
+        near = errors.nearest(text, TEMPLATES) if path[-1] == "template" else None
+        if near is not None:
+            remedy = f"did you mean `{near}`?"
         name = spell(raw, path)
         problem = f"`{name}` names a file that is not there"
         mistakes.append(
@@ -89,14 +97,22 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
         changes: dict[str, object] = {
             key: settle_data(data, ("stages", index, key)) for key, data in data_of(stage).items()
         }
-        if isinstance(stage, (SFT, PreferenceStage)) and stage.encoding.template not in TEMPLATES:
+        if isinstance(stage, SamplingStage) and stage.modules is None:
+            changes["modules"] = str(folder)
+        asks = (SFT, ConditionalSFT, PreferenceStage, SamplingStage)
+        if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = settle(stage.encoding.template, ("stages", index, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
         stages.append(stage.model_copy(update=changes))
-    suites = [
-        suite.model_copy(update={"prompts": settle(suite.prompts, ("evaluate", "suites", index, "prompts"))})
-        for index, suite in enumerate(recipe.evaluate.suites)
-    ]
+    suites = []
+    for index, suite in enumerate(recipe.evaluate.suites):
+        here: KeyPath = ("evaluate", "suites", index)
+        settled: dict[str, object] = {"prompts": settle(suite.prompts, (*here, "prompts"))}
+        judge = suite.reward_model.path if isinstance(suite, WinRateSuite) else None
+        if isinstance(suite, WinRateSuite) and judge is not None and _is_path(judge):
+            path = settle(judge, (*here, "reward_model", "path"))
+            settled["reward_model"] = suite.reward_model.model_copy(update={"path": path})
+        suites.append(suite.model_copy(update=settled))
     model = settle(recipe.model, ("model",)) if _is_path(recipe.model) else recipe.model
     if mistakes:
         raise together(mistakes, places.source)
@@ -111,15 +127,13 @@ def _is_path(model: str) -> bool:
 
 def _locate(text: str, folder: Path) -> str | tuple[str, str]:
     """The absolute path (or hub id) that `text` means, or what was expected and the remedy."""
+    if text.startswith(GENERATED):
+        return text
     if text.startswith(PACKAGE_SCHEME):
-        name = text.removeprefix(PACKAGE_SCHEME)
-        path = PACKAGE_DATA / name
-        if path.exists():
-            return str(path)
-        known = [str(entry.relative_to(PACKAGE_DATA)) for entry in sorted(PACKAGE_DATA.rglob("*")) if entry.is_file()]
-        near = errors.nearest(name, known)
-        remedy = f"did you mean `{PACKAGE_SCHEME}{near}`?" if near else "choose one of those"
-        return f"one of {', '.join(known)}", remedy
+        try:
+            return str(shipped_file(text))
+        except errors.SourceError as error:
+            return str(error.expected), error.remedy
     path = folder / Path(text).expanduser()
     if path.exists():
         return str(path.resolve())
@@ -140,7 +154,7 @@ def _nearest_file(text: str, path: Path) -> tuple[str, str]:
     stems = {name.split(".")[0]: name for name in reversed(known)}  # endings alone make unlike names look alike
     near = errors.nearest(path.name.split(".")[0], stems)
     if near is not None:
-        return f"a file in {path.parent}", f"did you mean `{_beside(Path(text), stems[near])}`?"
+        return f"a file in {path.parent}", f"did you mean `{_beside(text, stems[near])}`?"
     return f"a file in {path.parent}", f"it holds {', '.join(known[:8])}" if known else "it is empty; check the path"
 
 
@@ -151,5 +165,7 @@ def _entries(folder: Path, *endings: str) -> Iterator[str]:
                 yield entry.name
 
 
-def _beside(path: Path, name: str) -> Path:
-    return path.parent / name
+def _beside(text: str | Path, name: str) -> str:
+    """`name` in the folder of `text`, written as that is: _beside("./pears.json", "pairs.jsonl") -> "./pairs.jsonl"."""
+    dots = "./" if str(text).startswith("./") else ""
+    return f"{dots}{Path(text).parent / name}"

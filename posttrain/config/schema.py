@@ -10,9 +10,11 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from posttrain.config.chain import check_adapters
+from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
-from posttrain.config.stages import WRITES_DATA, Stage, StageSettings, TrainingStage
-from posttrain.config.suites import Evaluation
+from posttrain.config.stages import WRITES_DATA, Correction, Stage, StageSettings, TrainingStage
+from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
 
@@ -88,15 +90,29 @@ class Recipe(Settings):
                 raise refuse(
                     f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
                 )
+            if isinstance(stage, SamplingStage) and not stage.rewards and stage.needs_rewards:
+                raise refuse(
+                    f"nothing says what a good completion of `{stage.name}` is",
+                    path=("stages", index, "rewards"),
+                    remedy="list rewards: `rewards: [{kind: math}]` (docs/rewards.md)",
+                )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
             before[stage.name] = stage
+        check_adapters(self.stages)
+        for index, suite in enumerate(self.evaluate.suites):
+            if isinstance(suite, WinRateSuite) and suite.reward_model.stage is not None:
+                _check_judge(suite.reward_model.stage, before, ("evaluate", "suites", index, "reward_model", "stage"))
         return self
 
 
 def data_of(stage: StageSettings) -> dict[str, Data]:
-    """The stage's data by key: {"data": ..., "held_out": ...}."""
-    sources = {"data": stage.data, "held_out": stage.held_out if isinstance(stage, TrainingStage) else None}
+    """The stage's data by key: {"data": ..., "held_out": ..., "keep": ...}, as far as it has them."""
+    sources = {
+        "data": stage.data,
+        "held_out": stage.held_out if isinstance(stage, TrainingStage) else None,
+        "keep": stage.keep if isinstance(stage, Correction) else None,
+    }
     return {key: source for key, source in sources.items() if isinstance(source, Data)}
 
 
@@ -110,6 +126,19 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
         found=data.stage,
         expected=f"one of {', '.join(known)}" if known else "a stage before this one, with `method: correction`",
         remedy="name the stage, or write `path: FILE`",
+    )
+
+
+def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    judges = [stage.name for stage in stages.values() if stage.method == "reward"]
+    if name in judges:
+        return
+    raise refuse(
+        f"no stage named `{name}` trains a reward model",
+        path=path,
+        found=name,
+        expected=f"one of {', '.join(judges)}" if judges else "a stage with `method: reward`",
+        remedy="name the stage, or write `path: FOLDER`",
     )
 
 

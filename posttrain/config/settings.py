@@ -1,4 +1,4 @@
-"""The groups of a training stage: data, adapter, encoding, schedule, optimizer, compute, and what is written when.
+"""The groups of a training stage: data, encoding, schedule, optimizer, compute, and what is written when.
 
 Each default is a vetted setting; the field says where it comes from.
 """
@@ -10,11 +10,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.values import AutoInt, Float, Int, NameOrNames, Settings, choose, listed, refuse
+from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, listed, refuse
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
 from posttrain.data.truncate import Truncation
+from posttrain.diagnostics.alarms import make_checks
 from posttrain.diagnostics.checks import CHECKS
+from posttrain.errors import ConfigError
 
 
 class Data(Settings):
@@ -59,27 +61,6 @@ class Data(Settings):
         if bool(self.path) == (self.stage is not None):
             raise refuse("data comes from a `path` or from a `stage`: give one of the two", remedy="write `path: FILE`")
         return self
-
-
-class LoRA(Settings):
-    """A low-rank adapter, Hu et al. 2021, arXiv:2106.09685; the weights themselves stay as they are."""
-
-    kind: Literal["lora"] = "lora"
-    """The kind of adapter."""
-    rank: Int = Field(default=16, ge=1)
-    """Rank of the update (r)."""
-    alpha: Float = Field(default=32.0, gt=0)
-    """Scale of the update: alpha / rank. 32 whatever the rank: Schulman et al. 2025, "LoRA Without Regret"."""
-    dropout: Float = Field(default=0.0, ge=0, lt=1)
-    """On the adapter's input while training."""
-    targets: NameOrNames = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression. All of them: Dettmers et al. 2023 (QLoRA)."""
-    dora: bool = False
-    """Learn magnitude and direction apart: Liu et al. 2024 (DoRA), arXiv:2402.09353."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank): Kalajdzievski 2023, arXiv:2312.03732."""
-    init: Literal["default", "gaussian"] = "default"
-    """How the first factor starts; the second starts at zero, so a fresh adapter changes nothing."""
 
 
 class PairEncoding(Settings):
@@ -171,6 +152,13 @@ class Preflight(Settings):
     """Whether a failed check stops the stage."""
 
 
+class Audit(Settings):
+    """What is asked of the rows before they are encoded; docs/audit.md has the checks."""
+
+    on_error: Literal["stop", "warn", "off"] = "stop"
+    """Whether a finding of severity `error` stops the stage, before a model is loaded. `off`: no check runs."""
+
+
 class Alarms(Settings):
     """What watches every step."""
 
@@ -178,6 +166,8 @@ class Alarms(Settings):
     """Whether a critical alarm stops the stage. A loss or gradient that is not finite always does."""
     off: tuple[str, ...] = ()
     """Names of alarms to switch off."""
+    thresholds: dict[str, dict[str, Float]] = Field(default_factory=dict)
+    """Other thresholds, by alarm: `{gradient_spike: {factor: 20}}`. docs/alarms.md has them all, with their values."""
 
     @field_validator("off", mode="before")
     @classmethod
@@ -191,12 +181,46 @@ class Alarms(Settings):
             choose("alarm", name, CHECKS)
         return names
 
+    @field_validator("thresholds")
+    @classmethod
+    def _known_thresholds(cls, changes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, change in changes.items():
+            for key, value in change.items() if name in CHECKS else [("", 0.0)]:
+                try:
+                    make_checks({name: {key: value}})
+                except ConfigError as error:
+                    raise refuse(
+                        error.problem,
+                        path=(name, key) if key else (name,),
+                        found=error.found,
+                        expected=error.expected,
+                        remedy=error.remedy,
+                    ) from None
+        return changes
+
+    @model_validator(mode="after")
+    def _on_or_off(self) -> Self:
+        for name in self.thresholds:
+            if name in self.off:
+                raise refuse(
+                    f"the alarm `{name}` is off, so its thresholds have no effect",
+                    path=("thresholds", name),
+                    remedy="remove it from `off`, or its thresholds",
+                )
+        return self
+
+    @property
+    def changes(self) -> dict[str, dict[str, float] | Literal["off"]]:
+        """For diagnostics.alarms.make_checks: {"gradient_spike": "off", "loss_divergence": {"rise": 1.0}}."""
+        return {**self.thresholds, **dict.fromkeys(self.off, "off")}
+
 
 class Export(Settings):
     """The model folder that a stage writes."""
 
-    merge: bool = True
-    """Fold an adapter into the weights, so that any tool loads the folder; false writes the adapter alone."""
+    merge: AutoBool = "auto"
+    """Fold an adapter into the weights, so that any tool loads the folder; false writes the adapter alone. `auto` folds
+    what can be folded, and says so before training where an adapter cannot (docs/adapters.md)."""
 
 
 class Log(Settings):

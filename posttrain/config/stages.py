@@ -10,129 +10,42 @@ where the row compares the policy with its start.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import Field, create_model, model_validator
 
-from posttrain.config.settings import (
-    Alarms,
-    Checkpoints,
-    Compute,
-    Data,
-    Export,
-    Log,
-    LoRA,
-    Optimizer,
-    PairEncoding,
-    Preflight,
-    ReferenceSettings,
-    Schedule,
-    SFTEncoding,
+from posttrain.config.adapters import Continue
+from posttrain.config.base import RowStage, StageSettings
+from posttrain.config.base import TrainingStage as TrainingStage
+from posttrain.config.fields import parameter_field
+from posttrain.config.online import SAMPLING_STAGES
+from posttrain.config.reward import (
+    BradleyTerry,
+    HeadUnion,
+    Length,
+    NoNormalisation,
+    NormaliseUnion,
+    ObjectiveUnion,
+    Single,
+    Steps,
+    Whiten,
 )
+from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
-from posttrain.config.values import Float, Int, Settings, either, refuse
-from posttrain.diagnostics.run_store import RESERVED_NAMES
-from posttrain.errors import UnknownKeyError, nearest
-from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
+from posttrain.config.values import Float, Int, Settings, choose, refuse
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
+from posttrain.losses.pairwise import PAIRWISE, PairwiseRow, resolve_parameters
+from posttrain.losses.preference import CHOSEN_NLL
+from posttrain.losses.reward import RewardRule
 
-LEARNING_RATES: Mapping[str, tuple[float, str]] = {
-    "sft": (2e-5, "Alignment Handbook, zephyr-7b-beta sft"),
-    "simpo": (6e-7, "Meng et al. 2024, arXiv:2405.14734, the authors' Llama-3-Base setting"),
-    "orpo": (5e-6, "Alignment Handbook, zephyr-141b-A35b orpo"),
-}
-"""Rates of full fine-tuning, with their sources; a row that is not named takes `PREFERENCE_RATE`."""
-PREFERENCE_RATE = (5e-7, "Tunstall et al. 2023 (Zephyr), arXiv:2310.16944")
-LORA_FACTOR = 10.0
-"""The best rate of LoRA is ten times that of full fine-tuning: Schulman et al. 2025, "LoRA Without Regret"."""
+REWARD_ADAPTERS = ("lora",)
+"""Kinds of adapter that a reward model's head trains and is saved with."""
 
 
-def default_learning_rate(method: str, adapter: LoRA | None) -> float:
-    """default_learning_rate("dpo", LoRA()) -> 5e-6"""
-    full, _ = LEARNING_RATES.get(method, PREFERENCE_RATE)
-    return float(f"{full * (LORA_FACTOR if adapter else 1.0):.6g}")
-
-
-if TYPE_CHECKING:
-    HeldOut = float | Data
-else:
-    HeldOut = either(Annotated[Float, Field(ge=0, lt=1)], Data)
-
-
-class StageSettings(Settings):
-    """What every stage has."""
-
-    IS_FAMILY: ClassVar[bool] = True
-
-    method: str
-    """What the stage does."""
-    name: str = Field(
-        default_factory=lambda stage: stage.get("method", "stage"), pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-    )
-    """Letters, digits, - and _; names the stage's folder, and the stage in overrides. The method's name if absent."""
-    data: Data | None = None
-    """The rows. A recipe's stage needs them; in Python they can be passed apart."""
-
-    @model_validator(mode="after")
-    def _free_name(self) -> Self:
-        if self.name in RESERVED_NAMES:
-            raise refuse(
-                f"`{self.name}` is a folder of its own in every run", path=("name",), remedy="choose another name"
-            )
-        return self
-
-
-class TrainingStage(StageSettings):
-    """What every stage that trains has."""
-
-    held_out: HeldOut = 0.05
-    """Rows to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
-    adapter: LoRA | None = None
-    """Train a low-rank adapter; null trains all weights."""
-    learning_rate: Float = Field(
-        default_factory=lambda stage: default_learning_rate(stage.get("method", ""), stage.get("adapter")), gt=0
-    )
-    """Highest learning rate. The default depends on the method, and is ten times as high with an adapter."""
-    steps: Int | None = Field(default=None, ge=1)
-    """Stop after this many steps; instead of `epochs`."""
-    epochs: Float | None = Field(default_factory=lambda stage: None if stage.get("steps") else 1.0, gt=0)
-    """How often each row is trained on. 1 unless `steps` is given, as in the Alignment Handbook."""
-    rows_per_step: Int = Field(default=32, ge=1)
-    """Rows (pairs, for preferences) of one update, on all devices together: 32 as in LIMA and Zephyr. Micro-batches
-    are filled by themselves."""
-    max_length: Int | None = Field(default=2048, ge=2)
-    """Longest row in tokens, prompt included; null: as long as the model allows."""
-    schedule: Schedule = Schedule()
-    """The learning rate over the steps."""
-    optimizer: Optimizer = Optimizer()
-    """How gradients become updates."""
-    compute: Compute = Compute()
-    """How a step is computed."""
-    checkpoint: Checkpoints = Checkpoints()
-    """What a killed run goes on from."""
-    preflight: Preflight = Preflight()
-    """What is proven before step 1."""
-    alarms: Alarms = Alarms()
-    """What watches every step."""
-    export: Export = Export()
-    """The model folder that the stage writes."""
-    log: Log = Log()
-    """What is written while training."""
-
-    @model_validator(mode="after")
-    def _one_end(self) -> Self:
-        if self.steps is not None and self.epochs is not None:
-            raise refuse(
-                "`steps` and `epochs` both say when to stop",
-                path=("epochs",),
-                found=f"steps: {self.steps}, epochs: {self.epochs:g}",
-                remedy="keep one of the two",
-            )
-        return self
-
-
-class SFT(TrainingStage):
+class SFT(RowStage):
     """Supervised fine-tuning: imitate the answers."""
 
     method: Literal["sft"] = "sft"
@@ -141,15 +54,48 @@ class SFT(TrainingStage):
     """How messages become ids, and which of them train."""
 
 
-class PreferenceStage(TrainingStage):
+class ConditionalSFT(RowStage):
+    """Imitate good and bad answers alike, each behind a line that says which it is; then ask for good ones.
+
+    The line that stands for good is what the model has to be given when it is used.
+    """
+
+    method: Literal["conditional_sft"] = "conditional_sft"
+    """Korbak et al. 2023, arXiv:2302.08582 (conditional training), with a line of words as in Liu et al. 2023,
+    arXiv:2302.02676 (Chain of Hindsight)."""
+    good: str = Field(default="Give a good answer.", min_length=1)
+    """The line before a good answer, and what to ask the trained model with."""
+    bad: str = Field(default="Give a bad answer.", min_length=1)
+    """The line before a bad answer."""
+    place: Literal["system", "user"] = "system"
+    """Where the line stands: at the end of the system turn (which is made where there is none), or of the last user
+    turn, for templates without system turns."""
+    encoding: PairEncoding = PairEncoding()
+    """How messages become ids."""
+
+    @model_validator(mode="after")
+    def _lines_differ(self) -> Self:
+        if self.good == self.bad:
+            raise refuse(
+                "good and bad answers would stand behind the same line",
+                path=("bad",),
+                found=repr(self.bad),
+                remedy="write two different lines",
+            )
+        return self
+
+
+class PreferenceStage(RowStage):
     """Prefer the chosen answers to the rejected ones, by a row of the pairwise table."""
 
     encoding: PairEncoding = PairEncoding()
     """How messages become ids."""
+    audit: Audit = Audit()
+    """What is asked of the rows before they are encoded."""
 
     @property
-    def row(self) -> PairwiseRow:
-        return PAIRWISE[self.method]
+    def row(self) -> PairwiseRow | FeedbackRow:
+        return OBJECTIVES[self.method]
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -169,9 +115,148 @@ class ReferencedStage(PreferenceStage):
     reference: ReferenceSettings = ReferenceSettings()
     """The policy's start, with which the objective compares it."""
 
+    @model_validator(mode="after")
+    def _reference_fits(self) -> Self:
+        adapter = self.adapter
+        off = self.reference.kind == "adapter_off"
+        if off and adapter is not None and (adapter.VIRTUAL or isinstance(adapter, Continue)):
+            raise refuse(
+                f"the model without its adapter ({adapter.kind}) is not the start of this stage",
+                path=("reference", "kind"),
+                found="adapter_off",
+                remedy="remove `reference.kind`, or write `cached` or `live`",
+            )
+        return self
+
     @property
     def reference_kind(self) -> str | None:
         return self.reference.kind
+
+
+class FeedbackStage(ReferencedStage):
+    """Make good answers likelier and bad ones less likely, by a row of the feedback table."""
+
+    @model_validator(mode="after")
+    def _rows_have_company(self) -> Self:
+        coupling = self.row.coupling
+        if self.rows_per_step < 2 and coupling is not None and coupling.mismatched:
+            raise refuse(
+                f"{self.method} estimates a KL from the completions of other rows, and a step of one row has none",
+                path=("rows_per_step",),
+                found="1",
+                expected="at least 2",
+                remedy="write `rows_per_step: 32`; micro-batches are filled by themselves, whatever it is",
+            )
+        return self
+
+
+class MixTerm(Settings):
+    """One objective of a mix: {loss: dpo, weight: 0.8, parameters: {beta: 0.1}}."""
+
+    loss: str
+    """A method of the pairwise table, or `sft`: the negative log-likelihood of the chosen answer, per token."""
+    weight: Float = Field(default=1.0, gt=0)
+    """What the loss is multiplied with."""
+    parameters: dict[str, Float] = Field(default_factory=dict)
+    """The method's own parameters; those that are left out take its defaults."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        choose("method", self.loss, ("sft", *PAIRWISE))
+        try:
+            resolve_parameters(self.pairwise, self.parameters, where=self.loss)
+        except ConfigError as error:
+            remedy = error.remedy or "correct the parameter"
+            raise refuse(f"{self.loss}: {error.problem}", path=("parameters",), remedy=remedy) from None
+        return self
+
+    @property
+    def pairwise(self) -> PairwiseRow:
+        return CHOSEN_NLL if self.loss == "sft" else PAIRWISE[self.loss]
+
+
+class Mix(ReferencedStage):
+    """Several objectives on the same pairs at once, each with a weight and parameters of its own."""
+
+    method: Literal["mix"] = "mix"
+    """A weighted sum of methods of the pairwise table, as in MPO (Wang et al. 2024, arXiv:2411.10442)."""
+    losses: tuple[MixTerm, ...] = Field(min_length=1)
+    """The terms; the rewards that are reported are those of the first."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {f"{term.loss}.weight": term.weight for term in self.losses}
+
+    @property
+    def reference_kind(self) -> str | None:
+        return self.reference.kind if any(term.pairwise.needs_reference for term in self.losses) else None
+
+
+class Reward(RowStage):
+    """A reward model: the start's backbone under a head that gives each response a number.
+
+    It starts from the last policy before it; the stages after it start from that policy too.
+    """
+
+    MAKES_POLICY: ClassVar[bool] = False
+
+    method: Literal["reward"] = "reward"
+    """A reward model."""
+    objective: ObjectiveUnion = BradleyTerry()
+    """What the rewards are fitted to, by its `kind`."""
+    system: str = ""
+    """System message for rows that have none; saved with the model and used whenever it scores."""
+    head: HeadUnion = Single()
+    """What the head's outputs stand for, by its `kind`."""
+    length: Length = Length()
+    """What a response's length does to its reward."""
+    normalise: NormaliseUnion = NoNormalisation()
+    """Scale and shift that are stored with the model, for reinforcement learning; `posttrain score --normalised`."""
+    encoding: PairEncoding = PairEncoding()
+    """How messages become ids."""
+    audit: Audit = Audit()
+    """What is asked of the rows before they are encoded."""
+
+    @property
+    def rule(self) -> RewardRule:
+        """How the head's outputs become one reward."""
+        length = self.length
+        return replace(
+            self.head.rule,
+            length_offset=length.offset,
+            length_penalty=length.penalty,
+            length_target=length.target,
+            system=self.system,
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if isinstance(self.normalise, Whiten) and self.held_out == 0:
+            raise refuse(
+                "whitening is measured on held-out rows, and none are held out",
+                path=("normalise",),
+                remedy="write `held_out: 0.05`, or `normalise: {kind: affine, scale: 1.0}`",
+            )
+        if self.encoding.stop_token == "ignore":
+            raise refuse(
+                "a response is scored at its last token that trains, and other tools score it at its stop token",
+                path=("encoding", "stop_token"),
+                remedy="remove `encoding.stop_token`",
+            )
+        if isinstance(self.head, Steps) and self.length.offset is not None:
+            raise refuse(
+                "the scores of steps are not divided by the response's length",
+                path=("length", "offset"),
+                remedy="remove `length.offset`, or score whole responses",
+            )
+        if self.adapter is not None and self.adapter.kind not in REWARD_ADAPTERS:
+            raise refuse(
+                f"a reward model is not trained with an adapter of kind {self.adapter.kind}",
+                path=("adapter", "kind"),
+                expected=f"one of {', '.join(REWARD_ADAPTERS)}",
+                remedy="write `adapter: lora`, or train all weights",
+            )
+        return self
 
 
 class Correction(StageSettings):
@@ -183,6 +268,8 @@ class Correction(StageSettings):
     """How the model's answers are drawn."""
     samples_per_prompt: Int = Field(default=2, ge=1)
     """Answers per prompt; each that differs from the wanted one makes a pair."""
+    keep: Data | None = None
+    """Prompts whose answers should stay as they are: there the model's likeliest answer is the chosen side."""
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
@@ -203,12 +290,14 @@ WRITES_DATA = (Correction,)
 # ---------------------------------------------------------------- one record per row of the table
 
 
-def _preference(method: str, row: PairwiseRow) -> type[PreferenceStage]:
+def _preference(method: str, row: PairwiseRow | FeedbackRow) -> type[PreferenceStage]:
     """The stage of one row: its parameters are fields, with the row's values as defaults."""
     fields: dict[str, Any] = {"method": (Literal[method], Field(default=method, description=row.source))}
     for name, value in row.defaults.items():
-        fields[name] = (Float, _parameter(name, value))
-    base = ReferencedStage if row.needs_reference else PreferenceStage
+        fields[name] = (Float, parameter_field(OBJECTIVE_PARAMETERS[name], value))
+    base = (
+        FeedbackStage if isinstance(row, FeedbackRow) else ReferencedStage if row.needs_reference else PreferenceStage
+    )
     text = f"{base.__doc__}\n\n{row.source}"
     plain = {"use_attribute_docstrings": False}  # there is no source to look for them in; looking takes a second
     stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, __cls_kwargs__=plain, **fields)
@@ -216,16 +305,17 @@ def _preference(method: str, row: PairwiseRow) -> type[PreferenceStage]:
     return stage
 
 
-def _parameter(name: str, default: float) -> Any:
-    known = PARAMETERS[name]
-    limits: dict[str, Any] = {"ge": known.at_least, "gt": known.above, "lt": known.below}
-    finite = {key: limit for key, limit in limits.items() if math.isfinite(limit)}
-    return Field(default=default, description=known.meaning[:1].upper() + known.meaning[1:] + ".", **finite)
+PREFERENCES: Mapping[str, type[PreferenceStage]] = {name: _preference(name, row) for name, row in OBJECTIVES.items()}
 
-
-PREFERENCES: Mapping[str, type[PreferenceStage]] = {name: _preference(name, row) for name, row in PAIRWISE.items()}
-
-STAGES: Mapping[str, type[StageSettings]] = {"sft": SFT, **PREFERENCES, "correction": Correction}
+STAGES: Mapping[str, type[StageSettings]] = {
+    "sft": SFT,
+    "conditional_sft": ConditionalSFT,
+    **PREFERENCES,
+    "mix": Mix,
+    "reward": Reward,
+    **SAMPLING_STAGES,
+    "correction": Correction,
+}
 
 if TYPE_CHECKING:  # the table is only known when it runs
     Stage = StageSettings
@@ -237,7 +327,7 @@ DPO: Callable[..., PreferenceStage] = PREFERENCES["dpo"]
 
 
 def Preference(method: str, **options: Any) -> PreferenceStage:
-    """A stage by its row of the pairwise table: Preference("simpo", beta=2.0, gamma=1.0).
+    """A stage by its row of the pairwise or the feedback table: Preference("simpo", beta=2.0, gamma=1.0).
 
     Raises:
         UnknownKeyError: no row of that name, or an option that it does not have.

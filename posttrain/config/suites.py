@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -73,6 +74,8 @@ class MatchSuite(SampledSuite):
     """Regular expression, searched anywhere in the answer: `\\bPia\\b`."""
     ignore_case: bool = False
     """Whether A and a are the same."""
+    wanted: bool = True
+    """false: the fewer answers hold the pattern, the better; the metric is then called `unwanted_match`."""
 
     @field_validator("pattern")
     @classmethod
@@ -109,7 +112,39 @@ class PerplexitySuite(SuiteSettings):
     """`perplexity`: does it still speak as it did?"""
 
 
-Suite = Annotated[MatchSuite | ExactSuite | NumberSuite | PerplexitySuite, Field(discriminator="kind")]
+class RewardModelOf(Settings):
+    """The reward model that judges. A path or name alone may stand for the group: `reward_model: models/mine`."""
+
+    stage: str | None = None
+    """Name of a stage of this recipe that trains a reward model, before or after the stages that it judges."""
+    path: str | None = None
+    """Folder or name of a trained reward model; instead of `stage`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, (str, os.PathLike)) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.stage is None):
+            raise refuse(
+                "the reward model comes from a `stage` or from a `path`: give one of the two",
+                remedy="write `reward_model: {stage: NAME}`",
+            )
+        return self
+
+
+class WinRateSuite(SampledSuite):
+    """How often a reward model prefers the answer to the start model's own answer; a tie counts half."""
+
+    kind: Literal["win_rate"]
+    """`win_rate`: is it better than what the start says?"""
+    reward_model: RewardModelOf
+    """Who judges. Answers that come before their judge is trained are kept, and judged then."""
+
+
+Suite = Annotated[MatchSuite | ExactSuite | NumberSuite | PerplexitySuite | WinRateSuite, Field(discriminator="kind")]
 
 
 class Evaluation(Settings):

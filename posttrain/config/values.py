@@ -68,6 +68,14 @@ def _auto_or_number(value: Any) -> Any:
     raise refuse("this is neither `auto` nor a positive whole number", remedy="write auto, or a number such as 8192")
 
 
+def _auto_or_flag(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("yes", "no", "true", "false", "on", "off"):
+        return value.lower() in ("yes", "true", "on")
+    raise refuse("this is neither `auto` nor true or false", remedy="write auto, true or false")
+
+
 def _name_or_names(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
         return value
@@ -77,6 +85,7 @@ def _name_or_names(value: Any) -> Any:
 Float = Annotated[float, BeforeValidator(_number)]
 Int = Annotated[int, BeforeValidator(_number)]
 AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 
 NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
 

@@ -46,6 +46,13 @@ def parse(text: str, source: str) -> Document:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _not_yaml(error, text, source) from None
+    except RecursionError:
+        raise ConfigError(
+            "the YAML is nested too deep",
+            where=source,
+            expected="a few levels of keys and lists",
+            remedy="look for brackets that are opened and never closed",
+        ) from None
     lines: dict[KeyPath, int] = {}
     value = None if root is None else _build(root, (), lines, source, ())
     return Document(value, lines)

@@ -27,6 +27,8 @@ ARRAYS: dict[str, str] = {
     "trees": "<i8",  # where each tree begins in `segments`
     "keys": "|u1",  # 16 bytes for each tree
     "margins": "<f8",  # NaN where a tree has none
+    "labels": "|i1",  # 1 good, 0 bad, -1 where nobody said so
+    "scores": "<f8",  # for each segment, NaN for prompts and where a tree has none
     "trained": "<i4",  # trained tokens of each tree
     "stops": "<i4",  # trained stop tokens of each tree
     "sources": "<i4",  # which file each tree's row came from
@@ -168,6 +170,8 @@ class _Building:
             columns["trees"].append(1 + len(tree.branches))
             columns["keys"].append(bytes.fromhex(tree.key))
             columns["margins"].append(np.nan if tree.margin is None else tree.margin)
+            columns["labels"].append(-1 if tree.label is None else int(tree.label))
+            columns["scores"] += [np.nan, *(tree.scores or [np.nan] * len(tree.branches))]
             columns["trained"].append(tree.num_trained)
             columns["stops"].append(stops)
             columns["sources"].append(self._files.setdefault(tree.row.source, len(self._files)))

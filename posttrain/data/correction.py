@@ -11,9 +11,13 @@ Each line is an ordinary preference row, with how the rejected answer ended:
     {"prompt": [...], "chosen": [...], "rejected": [...], "finish": "stop_token", "truncated": false,
      "row": "who.jsonl, row 3"}
 
-`truncated` marks an answer that was cut by the length limit. Encoding ends every answer with a stop token, which the
-model did not sample there; such pairs are kept by default, since a model that rambles would otherwise have none,
-and counted. Raise `max_new_tokens`, or leave them out with `keep_truncated=False`.
+Prompts of `keep` are there to hold the rest of the model in place: their chosen side is the model's own likeliest
+answer (greedy, with the same limit), so that the pair says "as you are" where the others say "not like that".
+
+`truncated` marks an answer that was cut by the length limit. Its turn says `"complete": false`, so that encoding does
+not end it with a stop token, which the model did not sample: training would push down the very token that it lacks.
+Such pairs are kept by default, since a model that rambles would otherwise have none, and counted. Raise
+`max_new_tokens`, or leave them out with `keep_truncated=False`.
 """
 
 from __future__ import annotations
@@ -86,6 +90,7 @@ def correction_pairs(
     engine: Engine,
     sampling: SamplingDistribution,
     *,
+    keep: Iterable[Example] = (),
     samples_per_prompt: int = 1,
     out: Path,
     dropped: Path | None = None,
@@ -96,6 +101,7 @@ def correction_pairs(
 
     Args:
         rows: demonstrations (the last answer is the wanted one) or tasks with an answer.
+        keep: rows whose prompts are asked and whose own answers, if they have any, do not count.
         sampling: its stop ids are replaced by the encoder's.
         dropped: a file for the answers that made no pair, as {"row", "reason", "message", "content"}.
         on_finish: see `Engine.generate`.
@@ -104,7 +110,7 @@ def correction_pairs(
         RowError: a row without a wanted answer.
         EmptyDatasetError: no pair came out, because the model answers as wanted already, or answers nothing.
     """
-    wanted = [_wanted(row) for row in rows]
+    wanted = [*map(_wanted, rows), *_likeliest(keep, encoder, engine, sampling, on_finish)]
     prompts = [encoder.prompt(one.prompt, one.tools) for one in wanted]
     groups = engine.generate(
         prompts,
@@ -166,7 +172,7 @@ def _pair(one: Wanted, text: str, completion: Completion) -> dict[str, Any]:
     row: dict[str, Any] = {
         "prompt": [_turn(message) for message in one.prompt],
         "chosen": [_turn(one.answer)],
-        "rejected": [{"role": "assistant", "content": text}],
+        "rejected": [_turn(Message("assistant", text, complete=completion.finish is not FinishReason.LENGTH))],
         "finish": str(completion.finish),
         "truncated": completion.finish is FinishReason.LENGTH,
         "row": str(one.row),
@@ -183,12 +189,41 @@ def _turn(message: Message) -> dict[str, Any]:
         "name": message.name,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning,
+        "complete": None if message.complete else False,
     }
     return {
         "role": message.role,
         "content": message.content,
         **{key: value for key, value in optional.items() if value is not None},
     }
+
+
+def _likeliest(
+    rows: Iterable[Example],
+    encoder: Encoder,
+    engine: Engine,
+    sampling: SamplingDistribution,
+    on_finish: OnFinish | None,
+) -> list[Wanted]:
+    """The prompts of `rows`, each with the model's greedy answer as the wanted one."""
+    asked = [_asked(row) for row in rows]
+    if not asked:
+        return []
+    greedy = replace(sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=encoder.stop_ids)
+    special = encoder.tokens.special_pattern(encoder.template.stop_texts)
+    groups = engine.generate([encoder.prompt(prompt, tools) for prompt, tools, _ in asked], greedy, on_finish=on_finish)
+    return [
+        Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
+        for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)
+        if (text := encoder.tokens.decode(answer.answer_ids)).strip() and not (special and special.search(text))
+    ]
+
+
+def _asked(example: Example) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...], RowRef]:
+    if isinstance(example, Demonstration):
+        one = _wanted(example)
+        return one.prompt, one.tools, one.row
+    return example.prompt, example.tools, example.row
 
 
 def _wanted(example: Example) -> Wanted:

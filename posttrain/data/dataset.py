@@ -25,7 +25,7 @@ import numpy as np
 from posttrain.data.blocks import ARRAYS, Block, EncodeCounts
 from posttrain.types import Branch, RowRef, TokenTree
 
-SCHEMA = 1
+SCHEMA = 2
 _META, _DROPPED = "store.json", "dropped.jsonl"
 _SHOWN_FINDINGS = 20
 _CHECK_BYTES = 1 << 22
@@ -210,13 +210,16 @@ class EncodedDataset(Sequence[TokenTree]):
         bounds = [int(bound) for bound in arrays["segments"][first : last + 1]]
         ids, mask = np.asarray(arrays["ids"]), np.asarray(arrays["mask"])
         branches = tuple(Branch(ids[start:end], mask[start:end]) for start, end in pairwise(bounds[1:]))
-        margin = float(arrays["margins"][place])
+        margin, label = float(arrays["margins"][place]), int(arrays["labels"][place])
+        scores = tuple(arrays["scores"][first + 1 : last].tolist())
         return TokenTree(
             prompt_ids=ids[bounds[0] : bounds[1]],
             branches=branches,
             key=arrays["keys"][16 * place : 16 * place + 16].tobytes().hex(),
             row=RowRef(self._meta["sources"][int(arrays["sources"][place])], int(arrays["rows"][place])),
             margin=None if np.isnan(margin) else margin,
+            label=None if label < 0 else bool(label),
+            scores=None if not scores or np.isnan(scores[0]) else scores,
         )
 
     def _view(self, indices: np.ndarray) -> EncodedDataset:

@@ -6,7 +6,7 @@ a conversation whose contexts continue one another is one sequence, any other is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from posttrain.data.encoder_settings import EncoderSettings
@@ -69,7 +69,7 @@ class Drafter:
         if not trained:
             ids = self.tokens.ids(self.template.render(messages, row.tools))
             return [Draft([], (Side(ids, [False] * len(ids)),))]
-        paths, context = self._paths(messages, trained, row.tools)
+        paths, context = self._paths(messages, trained, row.tools, cut=_cut(row.messages))
         findings += self.check_shown(row.messages[: trained[-1]], row.tools, context)
         if len(paths) > 1:
             findings.append("split_turns")
@@ -85,7 +85,7 @@ class Drafter:
             )
         path = _Path()
         if messages and messages[-1]["role"] == "assistant":
-            turn = self.template.turn(messages, len(messages) - 1, row.tools)
+            turn = self._turn(messages, len(messages) - 1, row.tools, whole=row.messages[-1].complete)
             self._extend(path, self.tokens.ids(turn.context), turn)
         else:
             path.add(self.tokens.ids(self.template.render(messages, row.tools)), trains=True)
@@ -124,7 +124,7 @@ class Drafter:
         if not trained:
             return Side([], [])
         try:
-            paths, context = self._paths(messages, trained, tools, known={len(prompt): text})
+            paths, context = self._paths(messages, trained, tools, known={len(prompt): text}, cut=_cut(turns))
         except ContextMismatch as error:
             raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
         if len(response) > 1:
@@ -178,16 +178,18 @@ class Drafter:
         trained: list[int],
         tools: Sequence[Any],
         known: Mapping[int, str] | None = None,
+        cut: Collection[int] = (),
     ) -> tuple[list[_Path], str]:
         """The trained turns in their true contexts: one path as long as each context continues the one before.
 
-        known: contexts by turn that are already rendered. Also returns the last turn's context.
+        known: contexts by turn that are already rendered.
+        cut: turns that were cut before their end. Also returns the last turn's context.
         """
         paths: list[_Path] = []
         shown = ""
         for index in trained:
             if messages[index]["role"] == "assistant":
-                turn = self.template.turn(messages, index, tools, context=(known or {}).get(index))
+                turn = self._turn(messages, index, tools, (known or {}).get(index), whole=index not in cut)
             else:
                 turn = self.template.other_turn(messages, index, tools)
             shown = turn.context
@@ -196,6 +198,18 @@ class Drafter:
                 paths.append(_Path())
             self._extend(paths[-1], context, turn)
         return paths, shown
+
+    def _turn(
+        self,
+        messages: list[PlainMessage],
+        index: int,
+        tools: Sequence[Any],
+        context: str | None = None,
+        *,
+        whole: bool,
+    ) -> Turn:
+        read = self.template.turn if whole else self.template.cut_turn
+        return read(messages, index, tools, context=context)
 
     def _extend(self, path: _Path, context: list[int], turn: Turn) -> None:
         path.add(context[len(path.ids) :], trains=False)
@@ -260,3 +274,8 @@ class Drafter:
                 )
             altered = True
         return ["altered_text"] if altered else []
+
+
+def _cut(messages: Sequence[Message]) -> frozenset[int]:
+    """The turns that were cut before their end."""
+    return frozenset(index for index, message in enumerate(messages) if not message.complete)

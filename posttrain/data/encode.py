@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from posttrain.data.drafts import Drafter
@@ -27,7 +28,7 @@ from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
 from posttrain.data.truncate import DROPPED, Draft, fit
 from posttrain.errors import EncodingError, RowError, TemplateError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task, TokenTree
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
 
 ENCODER_VERSION = 1
 """Part of every cache key; grows whenever the same messages would give other ids or masks."""
@@ -127,7 +128,7 @@ class Encoder:
         return self._kept(row)[0]
 
     def feedback(self, row: Feedback) -> TokenTree:
-        """One tree with one branch; its margin is +1 for a good response and -1 for a bad one."""
+        """One tree with one branch, whose label says whether the response is good."""
         return self._kept(row)[0]
 
     def example(self, row: Example) -> EncodedExample:
@@ -177,36 +178,36 @@ class Encoder:
         if isinstance(row, Demonstration):
             findings = self._drafter.special_findings(row.messages)
             drafts = self._drafter.demonstration(row, findings)
-            return self._finish(drafts, row.row, row.messages, row.tools, findings, margin=None)
+            return self._finish(drafts, row, row.messages, findings)
         if isinstance(row, Task):
             findings = self._drafter.special_findings(row.prompt)
             ids, altered = self._drafter.prompt(row.prompt, row.tools)
-            return self._finish([Draft(ids, ())], row.row, row.prompt, row.tools, findings + altered, margin=None)
+            return self._finish([Draft(ids, ())], row, row.prompt, findings + altered)
         if isinstance(row, Comparison):
             order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
             responses = [row.responses[index] for index in order]
-            margin = row.margin
+            scores = None if row.scores is None else [row.scores[index] for index in order]
+            annotations: dict[str, Any] = {"margin": row.margin, "scores": scores}
         else:
-            responses, margin = [row.response], (1.0 if row.good else -1.0)
+            responses, annotations = [row.response], {"label": row.good}
         findings = self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
         draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, findings)
-        return self._finish([draft], row.row, row.prompt, row.tools, findings, margin)
+        return self._finish([draft], row, row.prompt, findings, annotations)
 
     def _finish(
         self,
         drafts: Sequence[Draft],
-        ref: RowRef,
+        row: Example,
         messages: Sequence[Message],
-        tools: Sequence[Any],
         findings: list[str],
-        margin: float | None,
+        annotations: Mapping[str, Any] = MappingProxyType({}),
     ) -> EncodedExample:
         """Truncates, counts and freezes."""
         trees, dropped, truncated, stops = [], [], [], []
         settings = self.settings
         for draft in drafts:
             too_long = settings.max_length is not None and draft.longest > settings.max_length
-            heads = self._heads(draft, messages, tools) if too_long else ((),)
+            heads = self._heads(draft, messages, row.tools) if too_long else ((),)
             fitted = fit(
                 draft, settings.max_length, settings.truncation, heads=heads, shortest_prompt=self._shortest_prompt
             )
@@ -219,7 +220,7 @@ class Encoder:
                 truncated.append(fitted.truncated)
             stops.append(sum(len(side.stops) for side in fitted.draft.sides))
             branches = [(side.ids, side.mask) for side in fitted.draft.sides]
-            trees.append(make_tree(fitted.draft.prompt, branches, ref, margin=margin))
+            trees.append(make_tree(fitted.draft.prompt, branches, row.row, **annotations))
         return EncodedExample(tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), tuple(findings))
 
     # ------------------------------------------------------------ small parts

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from posttrain.data.truncate import TRUNCATIONS, Truncation
@@ -39,6 +42,13 @@ class EncoderSettings:
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """What to do with a text that holds the name of a special token: keep it, as inference does, and count the row; or
     refuse the row."""
+
+    @property
+    def template_identity(self) -> str:
+        """What prompts depend on: the template, a file by its content, and its values."""
+        path = Path(self.template)
+        name = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else self.template
+        return json.dumps([name, dict(self.template_kwargs)], sort_keys=True, default=repr)
 
     def __post_init__(self) -> None:
         _one_of("truncation", self.truncation, TRUNCATIONS)

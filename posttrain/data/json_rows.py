@@ -18,6 +18,7 @@ from posttrain.errors import DataError, RowError, SourceError
 from posttrain.types import RowRef
 
 _DECODER = json.JSONDecoder()
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _FRAGMENTS = (
@@ -336,6 +337,8 @@ def _refuse_other_content(head: bytes, name: str) -> None:
         what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
         remedy = "write the file again" if head[:1] == b"\0" else f"`iconv -f UTF-16LE -t UTF-8 {name} > fixed.jsonl`"
         raise _not_json(f"the file begins with {what}", head, remedy, name)
+    if start[:1] not in b'{["' and _CONTROL.search(start.split(b"\n", 1)[0]):
+        raise _not_json("the file holds no text", head, "name the file that holds the rows", name)
     first = start.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0].strip()
     if first and first[:1] not in b'{["-0123456789tfn#/' and re.search(rb"[,\t]", first):
         raise _not_json(

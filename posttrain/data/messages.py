@@ -26,7 +26,9 @@ from posttrain.errors import RowError, nearest
 from posttrain.types import Message, Role
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_TURN_KEYS = frozenset({"tool_calls", "function_call", "name", "tool_call_id", "train", "weight", *_REASONING_KEYS})
+_TURN_KEYS = frozenset(
+    {"tool_calls", "function_call", "name", "tool_call_id", "train", "weight", "complete", *_REASONING_KEYS}
+)
 _NOT_TEXT = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 
 
@@ -74,6 +76,7 @@ def _full_turn(turn: Mapping[str, Any], content: Any, role: str, column: str, nu
         tool_call_id=_optional_text(turn, "tool_call_id", place),
         reasoning=next((text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))), None),
         train=_train_flag(turn, place),
+        complete=_complete_flag(turn, role, place),
     )
 
 
@@ -98,6 +101,19 @@ def _train_flag(turn: Mapping[str, Any], place: str) -> bool | None:
         found=named_type(value),
         expected=f"{allowed}: whether this turn trains",
         remedy=f"write {allowed}, or leave `{key}` out to follow the rule of the run",
+    )
+
+
+def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
+    value = turn.get("complete")
+    if value is None or value is True or (value is False and role == "assistant"):
+        return value is not False
+    raise refuse(
+        "bad_flag",
+        f"`complete` in {place} is {shown(value)}" + ("" if role == "assistant" else f", in a turn of the {role}"),
+        found=named_type(value),
+        expected="true or false, in a turn of the assistant: false for an answer that was cut before its end",
+        remedy="write true or false, or leave `complete` out for an answer that is whole",
     )
 
 

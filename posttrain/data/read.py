@@ -82,7 +82,8 @@ def read(
 ) -> Examples:
     """Examples from files, globs, folders or hub ids.
 
-    data: a path, glob, folder, saved `datasets` folder, hub id ("owner/name", "owner/name:config"), or a list of these
+    data: a path, glob, folder, saved `datasets` folder, hub id ("owner/name", "owner/name:config"), "package://NAME"
+        (data that comes with posttrain), or a list of these
     format: a name in FORMATS, or "auto": the first of the table that a row fits
     columns: our column -> the file's, as {"prompt": "my_q"}
     roles: the file's role -> ours, as {"bot": "assistant"}; replaces the default names of that role

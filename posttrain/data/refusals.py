@@ -24,7 +24,7 @@ REASONS = {
     "bad_character": "a text holds a NUL or half of a surrogate pair",
     "unknown_role": "the name of a role is not mapped",
     "unknown_key": "a turn has a key that looks like a misspelt one",
-    "bad_flag": "`train` or `weight` is not a yes or no",
+    "bad_flag": "`train`, `weight` or `complete` is not a yes or no",
     "starts_with_assistant": "the conversation starts with the assistant",
     "repeated_role": "two turns of the same role in a row",
     "late_system": "a system turn that is not the first, or a second system prompt",

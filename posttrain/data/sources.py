@@ -23,6 +23,7 @@ from posttrain.data.columnar import arrow_rows, parquet_rows
 from posttrain.data.hub import HUB_ID, HubSource
 from posttrain.data.json_rows import Numbered, json_rows
 from posttrain.data.refusals import quoted
+from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.errors import ConfigError, SourceError
 
 SUFFIXES = (
@@ -179,6 +180,8 @@ def open_sources(data: str | Path | Sequence[str | Path], split: str = "train") 
 
 def _sources_of(item: str | Path, split: str) -> Sequence[Source]:
     text = str(item)
+    if text.startswith(PACKAGE_SCHEME):
+        return [FileSource(shipped_file(text))]
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder_sources(path, split)

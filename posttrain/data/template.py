@@ -106,6 +106,7 @@ class ChatTemplate:
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
         self._null_content: str | None = None
         self._prefill = ""
+        self._lead = ""
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
             self._eos = Stop(tokens.eos_text, tokens.eos_id)
@@ -172,6 +173,30 @@ class ChatTemplate:
         elif not (self._prefill and rendered.startswith(context.removesuffix(self._prefill))):
             raise ContextMismatch(context, rendered)
         return Turn(context, self._unrendered(message, rendered), self._tail.stop)
+
+    def cut_turn(
+        self, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any] = (), context: str | None = None
+    ) -> Turn:
+        """An assistant's turn that was cut before its end: its text as it was written, and no stop token.
+
+        Nothing is rendered, for a template takes a turn to be whole: it would end it, and close its thoughts.
+
+        Raises:
+            TemplateError: the turn has parts that only a template can write.
+        """
+        message = messages[index]
+        if message.get("tool_calls") or (message.get("reasoning_content") and not self._prefill):
+            raise TemplateError(
+                "a turn with more than text says that it was cut before its end (`complete: false`)",
+                found="tool calls" if message.get("tool_calls") else "`reasoning_content`",
+                expected="the text as the model wrote it, thoughts included",
+                remedy="put all that was written into the content, or remove `complete: false`",
+            )
+        if context is None:
+            context = self.prompt(messages[:index], tools)
+        written = self._written(message)
+        lead = "" if written[:1].isspace() else self._lead
+        return Turn(context, lead + written, None)
 
     def other_turn(self, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any] = ()) -> Turn:
         """A turn of another role, trained on request: its text and its terminator, after the role's header.
@@ -250,15 +275,10 @@ class ChatTemplate:
 
         Inference sees the text that the model wrote, not what the template makes of it later.
         """
-        written = message["content"] or ""
-        tag = self._open_tag or "think"
-        opening, closing = f"<{tag}>", f"</{tag}>"
+        written = self._written(message)
         if self._prefill:
-            if message.get("reasoning_content"):
-                written = f"{message['reasoning_content']}\n{closing}\n\n{written}"
-            elif self._open_tag and written.lstrip().startswith(opening):
-                written = written.lstrip().removeprefix(opening).removeprefix("\n")
             self._refuse_open_tag(written)
+        closing = f"</{self._open_tag or 'think'}>"
         visible = written.rpartition(closing)[2] if closing in written else written
         lost = _missing({**message, "content": visible, "reasoning_content": None}, rendered)
         if lost is None and message.get("reasoning_content") and not self._prefill:
@@ -271,7 +291,18 @@ class ChatTemplate:
                 remedy="put the text where the template shows it (reasoning inside the content, as "
                 "<think>...</think>), or name another template",
             )
-        return str(written)
+        return written
+
+    def _written(self, message: PlainMessage) -> str:
+        """The text that follows the generation prompt; what that has opened already is left out."""
+        written = str(message["content"] or "")
+        tag = self._open_tag or "think"
+        opening, closing = f"<{tag}>", f"</{tag}>"
+        if self._prefill and message.get("reasoning_content"):
+            return f"{message['reasoning_content']}\n{closing}\n\n{written}"
+        if self._open_tag and written.lstrip().startswith(opening):
+            return written.lstrip().removeprefix(opening).removeprefix("\n")
+        return written
 
     def _refuse_open_tag(self, completion: str) -> None:
         """A generation prompt that opens <think> needs an answer that closes it."""
@@ -303,6 +334,7 @@ class ChatTemplate:
         header = lead[len(asked) :] if lead.startswith(asked) else ""
         if header.strip() and asked == self.render(question):
             asked = self._complete(header, question)
+        self._lead = header if header.isspace() else ""
         if asked.startswith(lead):
             self._prefill = asked[len(lead) :]  # where the two part otherwise, the first row is refused, by its name
         stop = self._first_stop(tail) or self._stop_between_turns(answered, asked.partition(_USER)[0])

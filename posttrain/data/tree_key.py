@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,15 +17,53 @@ def make_tree(
     row: RowRef,
     *,
     margin: float | None = None,
+    label: bool | None = None,
+    scores: Sequence[float] | None = None,
+    columns: Sequence[Mapping[str, Sequence[float]]] | None = None,
 ) -> TokenTree:
-    """A tree with its content key: make_tree([1, 70], [([52, 2], [True, True])], RowRef("pairs.jsonl", 1))."""
+    """A tree with its content key: make_tree([1, 70], [([52, 2], [True, True])], RowRef("pairs.jsonl", 1)).
+
+    columns: what the tokens of each branch carry, one mapping per branch; no part of the key.
+    """
     prompt_ids = np.asarray(prompt, dtype=np.int32)
-    built = tuple(Branch(np.asarray(ids, np.int32), np.asarray(mask, np.bool_)) for ids, mask in branches)
-    return TokenTree(prompt_ids, built, tree_key(prompt_ids, built, margin), row, margin)
+    carried = columns or [{}] * len(branches)
+    built = tuple(
+        Branch(
+            np.asarray(ids, np.int32),
+            np.asarray(mask, np.bool_),
+            {name: np.asarray(values, np.float32) for name, values in own.items()},
+        )
+        for (ids, mask), own in zip(branches, carried, strict=True)
+    )
+    scores = None if scores is None else tuple(float(score) for score in scores)
+    assert scores is None or len(scores) == len(built), "one score for each branch"
+    return TokenTree(prompt_ids, built, tree_key(prompt_ids, built, margin, label, scores), row, margin, label, scores)
 
 
-def tree_key(prompt_ids: np.ndarray, branches: Sequence[Branch], margin: float | None) -> str:
-    """32 hex digits over ids, masks and margin, the same on every machine."""
+def keep_branches(tree: TokenTree, keep: Sequence[bool]) -> TokenTree | None:
+    """The tree without the branches that `keep` calls False, such as answers that were cut; None where none is left.
+
+    A branch that is left out counts nowhere: a step without it has the denominator of one that never had it.
+    """
+    if all(keep):
+        return tree
+    kept = [index for index, stays in enumerate(keep) if stays]
+    if not kept:
+        return None
+    branches = tuple(tree.branches[index] for index in kept)
+    scores = None if tree.scores is None else tuple(tree.scores[index] for index in kept)
+    key = tree_key(tree.prompt_ids, branches, tree.margin, tree.label, scores)
+    return replace(tree, branches=branches, scores=scores, key=key)
+
+
+def tree_key(
+    prompt_ids: np.ndarray,
+    branches: Sequence[Branch],
+    margin: float | None = None,
+    label: bool | None = None,
+    scores: Sequence[float] | None = None,
+) -> str:
+    """32 hex digits over ids, masks and annotations, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     lengths = [len(prompt_ids), *(len(branch.ids) for branch in branches)]
     digest.update(np.asarray(lengths, "<i8").tobytes())
@@ -34,4 +73,9 @@ def tree_key(prompt_ids: np.ndarray, branches: Sequence[Branch], margin: float |
         digest.update(branch.loss_mask.tobytes())
     if margin is not None:
         digest.update(np.asarray([margin], "<f8").tobytes())
+    # The words keep a label and a list of scores from ever being the same bytes as a margin.
+    if label is not None:
+        digest.update(b"good" if label else b"bad")
+    if scores is not None:
+        digest.update(b"scores" + np.asarray(scores, "<f8").tobytes())
     return digest.hexdigest()

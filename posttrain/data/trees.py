@@ -33,6 +33,11 @@ def pack(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[To
     Raises:
         ValueError: the budget is not positive.
     """
+    return [[trees[i] for i in members] for members in packed(trees, tokens_per_microbatch)]
+
+
+def packed(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[int]]:
+    """The same as indices: which trees each micro-batch holds. Raises as `pack` does."""
     if tokens_per_microbatch < 1:
         raise ValueError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
     bins: list[list[int]] = []
@@ -47,7 +52,7 @@ def pack(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[To
         else:
             bins.append([index])
             room.append(tokens_per_microbatch - size)
-    return [[trees[i] for i in members] for members in sorted(sorted(members) for members in bins)]
+    return sorted(sorted(members) for members in bins)
 
 
 def collate(trees: Sequence[TokenTree]) -> Batch:
@@ -55,7 +60,8 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
 
     Raises:
         ValueError: no trees; a tree without branches (a bare prompt has nothing to train); a branch without tokens, or
-            whose first token would train with nothing before it.
+            whose first token would train with nothing before it; a column that not every branch has, or not for every
+            token.
     """
     if not trees:
         raise ValueError("a batch needs at least one tree")
@@ -108,6 +114,9 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
         keys=tuple(tree.key for tree in trees),
         rows=tuple(tree.row for tree in trees),
         margin_P=_margins(margins),
+        label_P=_labels(trees),
+        scores_B=_scores(trees),
+        columns_N=_columns(trees),
     )
 
 
@@ -125,8 +134,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         tree_B=batch.tree_B.to(device, non_blocking=True),
         keys=batch.keys,
         rows=batch.rows,
-        margin_P=None if batch.margin_P is None else batch.margin_P.to(device, non_blocking=True),
+        margin_P=_moved(batch.margin_P, device),
+        label_P=_moved(batch.label_P, device),
+        scores_B=_moved(batch.scores_B, device),
+        columns_N={name: values_N.to(device, non_blocking=True) for name, values_N in batch.columns_N.items()},
     )
+
+
+def _moved(values: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if values is None else values.to(device, non_blocking=True)
 
 
 def _long(pieces: list[np.ndarray]) -> torch.Tensor:
@@ -135,7 +151,46 @@ def _long(pieces: list[np.ndarray]) -> torch.Tensor:
 
 
 def _margins(margins: list[float | None]) -> torch.Tensor | None:
-    """None when no tree is annotated; a tree without a margin among annotated ones counts as margin 0."""
+    """None when no tree is annotated; NaN for a tree without a margin among annotated ones: it is unknown, not 0."""
     if all(margin is None for margin in margins):
         return None
-    return torch.tensor([0.0 if margin is None else margin for margin in margins], dtype=torch.float32)
+    return torch.tensor([float("nan") if margin is None else margin for margin in margins], dtype=torch.float32)
+
+
+def _labels(trees: Sequence[TokenTree]) -> torch.Tensor | None:
+    """None unless every tree is feedback: there is no third label for a tree that nobody judged."""
+    labels = [tree.label for tree in trees if tree.label is not None]
+    return torch.tensor(labels, dtype=torch.bool) if len(labels) == len(trees) else None
+
+
+def _scores(trees: Sequence[TokenTree]) -> torch.Tensor | None:
+    """None when no tree is scored; NaN for the branches of a tree without scores among scored ones."""
+    if all(tree.scores is None for tree in trees):
+        return None
+    scores = [tree.scores or (float("nan"),) * len(tree.branches) for tree in trees]
+    return torch.tensor([score for of_tree in scores for score in of_tree], dtype=torch.float32)
+
+
+def _columns(trees: Sequence[TokenTree]) -> dict[str, torch.Tensor]:
+    """Each column at the trained tokens, [N]: what stands elsewhere never enters a batch."""
+    names = list(trees[0].branches[0].columns)
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for tree in trees:
+        for branch in tree.branches:
+            if branch.columns.keys() != pieces.keys():
+                raise ValueError(
+                    f"{tree.row}: a branch has the columns {sorted(branch.columns)}, and the first of the batch has "
+                    f"{sorted(names)}: a column is on all branches of a batch or on none"
+                )
+            for name in names:
+                values = np.asarray(branch.columns[name])
+                if values.shape != branch.ids.shape:
+                    raise ValueError(f"{tree.row}: column {name} has shape {values.shape} for {len(branch.ids)} tokens")
+                pieces[name].append(values[branch.loss_mask])
+    return {name: _wide(parts) for name, parts in pieces.items()}
+
+
+def _wide(parts: list[np.ndarray]) -> torch.Tensor:
+    """float64 where a part is, float32 otherwise."""
+    joined = np.concatenate(parts)
+    return torch.from_numpy(joined if joined.dtype == np.float64 else joined.astype(np.float32))

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from posttrain.diagnostics.checks import CHECKS, Check, Finding, Severity
+from posttrain.diagnostics.checks import CHECKS
+from posttrain.diagnostics.finding import Check, Finding, Severity
 from posttrain.diagnostics.history import RECENT, History
 from posttrain.errors import CheckpointError, ConfigError, UnknownKeyError, nearest
 
@@ -113,7 +114,7 @@ def _with_thresholds(check: Check, change: Mapping[str, float]) -> Check:
                 where=where,
                 found=f"{key}: {value!r}",
                 expected=f"a whole number from 1 to {RECENT}" if whole else "a number above 0",
-                remedy=f"leave it out to take {defaults[key]}, or write `{check.name}: off` to switch the alarm off",
+                remedy=f"leave it out to take {defaults[key]}, or switch the alarm off (`alarms.off: [{check.name}]`)",
             )
         settled[key] = int(value) if whole else float(value)
     changed: Check = replace(check, **settled)

@@ -11,33 +11,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
+from posttrain.diagnostics.finding import Check, Finding
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
-
-Severity = Literal["warning", "critical"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check sees: Finding("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
-
-    severity: Severity
-    message: str
-    evidence: dict[str, Any]
-    remedy: str
-    since: int
-    """The last step at which all was well, as far as the history tells."""
-
-
-class Check(Protocol):
-    """A check's dataclass fields are its thresholds."""
-
-    name: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-
-    def look(self, history: History) -> Finding | None: ...
-
+from posttrain.diagnostics.reward_checks import RewardCollapse, RewardOverconfidence
 
 # ---------------------------------------------------------------- preferences
 
@@ -391,7 +369,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             NothingSupervised(),
             LossDivergence(),
             DeadLearning(),
+            RewardCollapse(),
             LikelihoodDisplacement(),
+            RewardOverconfidence(),
             Overfitting(),
             GradientSpike(),
             LengthDrift(),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
-from posttrain.types import Maximum, Mean, Metric, Total
+from posttrain.diagnostics.metric_info import Better, MetricInfo
+from posttrain.diagnostics.online_metrics import ONLINE_METRICS
+from posttrain.types import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
+
+__all__ = ["METRICS", "Better", "MetricInfo", "counts", "merge", "perplexity", "values"]
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
@@ -38,6 +40,12 @@ def _merge_two(name: str, first: Metric, second: Metric) -> Metric:
         return first.merge(second)
     if isinstance(first, Maximum) and isinstance(second, Maximum):
         return first.merge(second)
+    if isinstance(first, Deviation) and isinstance(second, Deviation):
+        return first.merge(second)
+    if isinstance(first, EffectiveSize) and isinstance(second, EffectiveSize):
+        return first.merge(second)
+    if isinstance(first, ExplainedVariance) and isinstance(second, ExplainedVariance):
+        return first.merge(second)
     raise TypeError(f"metric {name!r} is both a {type(first).__name__} and a {type(second).__name__}")
 
 
@@ -57,21 +65,6 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-Better = Literal["up", "down", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class MetricInfo:
-    """MetricInfo("Loss", "nats", "down", "What training minimises.")"""
-
-    title: str
-    unit: str
-    """"" for plain numbers, "share" for fractions of 1, otherwise words: "nats", "nats/token", "tokens", "tokens/s"."""
-    better: Better
-    """Where a healthy run takes it; "none" where either way can be right."""
-    description: str
 
 
 METRICS: Mapping[str, MetricInfo] = MappingProxyType(
@@ -97,11 +90,14 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Reward, chosen",
             "",
             "up",
-            "Implicit reward of the chosen response, beta times its score. Below 0 against a reference, the response "
-            "has become less likely than it was.",
+            "Implicit reward of the chosen (for feedback: good) response, beta times its score. Below 0 against a "
+            "reference, the response has become less likely than it was.",
         ),
         "rewards_rejected": MetricInfo(
-            "Reward, rejected", "", "down", "Implicit reward of the rejected response, beta times its score."
+            "Reward, rejected",
+            "",
+            "down",
+            "Implicit reward of the rejected (for feedback: bad) response, beta times its score.",
         ),
         "reward_margin": MetricInfo(
             "Reward margin",
@@ -113,8 +109,44 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Reward accuracy",
             "share",
             "up",
-            "Share of pairs whose chosen response has the higher reward; a tie counts half, so an untrained policy has "
-            "50 %.",
+            "Share of pairs whose chosen response has the higher reward; of feedback, the share on the right side of "
+            "the reference point. A tie counts half, so an untrained policy has 50 %.",
+        ),
+        "reward_confidence": MetricInfo(
+            "Reward confidence",
+            "share",
+            "none",
+            "Mean of sigmoid(|margin|): how sure a reward model is of its order. Calibrated, it equals the accuracy.",
+        ),
+        "reward_mean": MetricInfo(
+            "Reward, mean", "", "none", "Mean reward of all responses, chosen or not. Only differences have a meaning."
+        ),
+        "reward_std": MetricInfo(
+            "Reward, standard deviation",
+            "",
+            "none",
+            "Spread of the rewards of all responses. Near 0, the reward model says the same of every response.",
+        ),
+        "centre_loss": MetricInfo(
+            "Centring term", "", "down", "Mean of (r_w + r_l)^2, unweighted: how far the rewards of pairs lie from 0."
+        ),
+        "regression_error": MetricInfo(
+            "Error of the score", "", "down", "Mean absolute difference between the reward and the annotated score."
+        ),
+        "reference_point": MetricInfo(
+            "Reference point",
+            "",
+            "none",
+            "What the reward of a response is compared with: beta times the KL estimate of mismatched completions for "
+            "kto, the mean reward of the step for bco.",
+        ),
+        "good_share": MetricInfo("Share good", "share", "none", "Share of the responses that are labelled good."),
+        "pair_weight": MetricInfo(
+            "Weight of a pair",
+            "",
+            "none",
+            "Mean of the weights that pairs have by the policy's own distribution (wpo); near 0, the pairs are far "
+            "from anything that the policy would say, and hardly train it.",
         ),
         "logprob_per_token_chosen": MetricInfo(
             "Log-prob per token, chosen", "nats/token", "up", "Mean over the tokens of the chosen responses."
@@ -175,5 +207,6 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         ),
         "learning_rate": MetricInfo("Learning rate", "", "none", "Of the step, after warm-up and schedule."),
         "tokens_per_second": MetricInfo("Speed", "tokens/s", "up", "All tokens of the step over its time."),
+        **ONLINE_METRICS,
     }
 )

@@ -1,8 +1,10 @@
 """The run folder: what a run writes while it happens, and what reports and resumed runs read back.
 
-    runs/<recipe>/            RunFolder     recipe.yaml run.json summary.json report.html
+    runs/<recipe>/            RunFolder     recipe.yaml run.json summary.json cross_scores.json report.html
     runs/<recipe>/<stage>/    StageFolder   stage.json config.yaml preflight.json evaluation.json
                                             metrics.jsonl samples.jsonl alarms.jsonl pairs.jsonl dropped.jsonl
+                                            rollouts.jsonl examinations.jsonl
+                                            reward_evaluation.json reward_scores.jsonl
 
 Standard library only, so that a report needs nothing else.
 """
@@ -31,7 +33,7 @@ RESERVED_NAMES = ("start", "evaluations")
 class StageFolder:
     """runs/<recipe>/<stage>/, for writing while the stage runs and for reading afterwards."""
 
-    STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")
+    STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "rollouts.jsonl", "examinations.jsonl")
     DURABLE_LOGS = ("alarms.jsonl",)
 
     def __init__(self, path: Path):
@@ -80,6 +82,10 @@ class StageFolder:
 
     def evaluation(self) -> Record | None:
         return self._optional("evaluation.json")
+
+    def reward_evaluation(self) -> Record | None:
+        """The figures of a reward model on its held-out pairs; see `posttrain.evaluate.reward`."""
+        return self._optional("reward_evaluation.json")
 
     def _optional(self, name: str) -> Record | None:
         path = self.path / name
@@ -155,8 +161,8 @@ class StageFolder:
     def forget_logs(self) -> None:
         """Begin a stage anew: no line of an earlier attempt may stay in its curves."""
         self.close()
-        for path in self.path.glob("*.jsonl"):
-            path.unlink()
+        for path in [*self.path.glob("*.jsonl"), self.path / "reward_evaluation.json"]:
+            path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         for log in self._logs.values():
@@ -200,6 +206,11 @@ class RunFolder:
         folders = [self.start, *self.stages()] if self.exists else []
         return {folder.name: found for folder in folders if (found := folder.evaluation()) is not None}
 
+    def reward_evaluations(self) -> dict[str, Record]:
+        """{stage: reward_evaluation.json} of the stages that trained a reward model and held pairs out."""
+        folders = self.stages() if self.exists else []
+        return {folder.name: found for folder in folders if (found := folder.reward_evaluation()) is not None}
+
     def write_run(self, **changes: Any) -> Record:
         """Change keys of run.json, keep the others, and return all of them."""
         run = {"schema": SCHEMA, **(self.run() if self.exists else {}), **changes}
@@ -207,7 +218,9 @@ class RunFolder:
         return run
 
     def run(self) -> Record:
-        run = dict(read_json(self.path / "run.json"))
+        run = read_json(self.path / "run.json")
+        if not isinstance(run, dict):
+            run = {"schema": f"none; it holds a {type(run).__name__}"}
         if run.get("schema") != SCHEMA:
             raise SourceError(
                 "the run folder has a layout that this version does not know",

@@ -119,11 +119,15 @@ def baseline_path(folder: Path, suite: str) -> Path:
 
 
 def questions_key(suite: PerplexitySuite, encoder: Encoder) -> str:
-    """Names what the kept answers answer: the questions' ids, and how answers are drawn."""
-    prompts = [encoder.prompt(one.prompt, one.tools) for one in suite.questions]
-    drawn = {**asdict(suite.sampling), "stop_ids": sorted(encoder.stop_ids)}
+    """Names what the kept answers answer: the questions, the tokenizer's ids for them, and how answers are drawn.
+
+    The template is no part of it: a stage that is trained under another one is scored on the start's very ids.
+    """
+    prompts = [[repr(message) for message in one.prompt] for one in suite.questions]
+    ids = [encoder.tokens.ids(one.text) for one in suite.questions]
+    drawn = {**asdict(suite.sampling), "stop_ids": None}
     wanted = [one.answer for one in suite.questions] if suite.answers == "given" else []
-    content = json.dumps([suite.answers, prompts, wanted, drawn], sort_keys=True)
+    content = json.dumps([suite.answers, prompts, ids, wanted, drawn], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -151,7 +155,7 @@ def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer]
         raise ResumeError(
             f"the start model was asked other questions than the suite `{suite}` asks now",
             where=path,
-            found="other prompts, sampling, tokenizer or chat template",
+            found="other prompts, sampling or tokenizer",
             remedy="undo the change, or run with --fresh, so that the start is evaluated again",
         )
     answers = [FixedAnswer(tuple(line["prompt_ids"]), tuple(line["ids"]), line["finish"]) for line in lines]

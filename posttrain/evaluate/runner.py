@@ -28,6 +28,7 @@ from torch import nn
 
 from posttrain.config.suites import SuiteSettings
 from posttrain.data.encode import Encoder
+from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources import combined_fingerprint, open_sources
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.files import read_json, write_json
@@ -44,7 +45,9 @@ from posttrain.evaluate.perplexity import (
     questions_key,
     read_baseline,
 )
-from posttrain.evaluate.suites import AnswerSuite, PerplexitySuite, Suite, load_suite
+from posttrain.evaluate.suites import AnswerSuite, PerplexitySuite, Suite, WinRateSuite, load_suite
+from posttrain.evaluate.win_rate import WIN_RATE_METRICS, judge_answers
+from posttrain.models.devices import device_of
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import load, resolve
 from posttrain.models.manifest import folder_fingerprint, read_manifest, sha256_of
@@ -65,9 +68,13 @@ class Asked:
     seed: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, seed: int = 0) -> Asked:
-        """A causal LM in memory with the native engine."""
-        return cls(model, Encoder(tokenizer), NativeEngine(model), seed)
+    def of(cls, model: nn.Module, tokenizer: Any, seed: int = 0, encoding: EncoderSettings | None = None) -> Asked:
+        """A causal LM in memory with the native engine.
+
+        Args:
+            encoding: how prompts become ids; the tokenizer's own chat template if not given.
+        """
+        return cls(model, Encoder(tokenizer, encoding), NativeEngine(model), seed)
 
 
 def evaluate_model(
@@ -79,28 +86,34 @@ def evaluate_model(
     seed: int = 0,
     progress: Progress | None = None,
     tokenizer: Any = None,
+    encoding: EncoderSettings | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Ask a model the suites of a recipe; what is there already, from the same model and questions, stays.
 
     Args:
         model: what `load` loads, or a causal LM that is in memory; then its `tokenizer` is needed too.
         baseline: the start's folder. If it is `folder` itself, this is the start.
+        encoding: how prompts become ids, which has to be how the model was (or will be) trained.
+        device: where a model that is not in memory yet is put; see `device_of`.
 
     Raises:
         DataError: the questions cannot be read, or a row lacks its answer.
+        TemplateError: the tokenizer has no chat template, and `encoding` names none.
         ResumeError: the start was asked other questions.
     """
     progress = progress or Progress()
-    identities = _identities(model, suites, seed, folder, baseline)
+    identities = _identities(model, suites, seed, folder, baseline, encoding or EncoderSettings())
     known = _known(folder, identities)
+    known |= _judged_again(suites, known, folder.path, baseline, device, progress)
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
         loaded_suites = [load_suite(settings) for settings in missing]
         if isinstance(model, nn.Module):
-            asked = Asked.of(model, tokenizer, seed)
+            asked = Asked.of(model, tokenizer, seed, encoding)
         else:
-            loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu", say=progress.say)
-            asked = Asked.of(loaded.model, loaded.tokenizer, seed)
+            loaded = load(model, device=device_of(device), say=progress.say)
+            asked = Asked.of(loaded.model, loaded.tokenizer, seed, encoding)
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
     folder.write_evaluation(evaluation)
@@ -126,7 +139,10 @@ def evaluate_suites(
     evaluation: Evaluation = {}
     with undisturbed(asked.model):
         for suite in suites:
-            if isinstance(suite, AnswerSuite):
+            if isinstance(suite, WinRateSuite):
+                figures = _ask(asked, suite, out, progress)
+                figures = judge_answers(suite, out, baseline, progress=progress) | figures
+            elif isinstance(suite, AnswerSuite):
                 figures = _ask(asked, suite, out, progress)
             else:
                 figures = _score_fixed(asked, suite, out, baseline, progress)
@@ -137,7 +153,7 @@ def evaluate_suites(
 # ---------------------------------------------------------------- answers that a judge scores
 
 
-def _ask(asked: Asked, suite: AnswerSuite, out: Path, progress: Progress) -> dict[str, scores.Score]:
+def _ask(asked: Asked, suite: AnswerSuite | WinRateSuite, out: Path, progress: Progress) -> dict[str, scores.Score]:
     encoder, per_prompt = asked.encoder, suite.samples_per_prompt
     prompts = [encoder.prompt(one.prompt, one.tools) for one in suite.questions]
     sampling = replace(suite.sampling, stop_ids=encoder.stop_ids, seed=asked.seed)
@@ -149,8 +165,10 @@ def _ask(asked: Asked, suite: AnswerSuite, out: Path, progress: Progress) -> dic
             on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
         )
     texts = [[encoder.tokens.decode(one.answer_ids) for one in group] for group in groups]
-    judged = [
-        [float(suite.judge(text, one)) for text in answers] for one, answers in zip(suite.questions, texts, strict=True)
+    # A reward model judges all answers later, when it is there.
+    judged: list[list[float | None]] = [
+        [float(suite.judge(text, one)) if isinstance(suite, AnswerSuite) else None for text in answers]
+        for one, answers in zip(suite.questions, texts, strict=True)
     ]
     records = [
         {
@@ -165,7 +183,11 @@ def _ask(asked: Asked, suite: AnswerSuite, out: Path, progress: Progress) -> dic
         for completion, text, score in zip(group, answers, points, strict=True)
     ]
     write_jsonl(_answers_path(out, suite.name), records)
-    return {suite.metric: scores.mean(judged), **general_figures(groups, texts)}
+    described = general_figures(groups, texts)
+    if isinstance(suite, WinRateSuite):
+        return described
+    points = [[score for score in group if score is not None] for group in judged]
+    return {suite.metric: scores.mean(points), **described}
 
 
 def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]) -> dict[str, scores.Score]:
@@ -234,7 +256,12 @@ def _answers_path(out: Path, suite: str) -> Path:
 
 
 def _identities(
-    model: str | Path | nn.Module, suites: Sequence[SuiteSettings], seed: int, folder: StageFolder, baseline: Path
+    model: str | Path | nn.Module,
+    suites: Sequence[SuiteSettings],
+    seed: int,
+    folder: StageFolder,
+    baseline: Path,
+    encoding: EncoderSettings,
 ) -> dict[str, str]:
     """For each suite a hash of all that its figures depend on: weights, questions, settings, the start's answers."""
     weights = weights_fingerprint(model) if isinstance(model, nn.Module) else _weights_of(resolve(model).folder)
@@ -244,7 +271,9 @@ def _identities(
         questions = combined_fingerprint(open_sources(suite.prompts))
         kept = baseline_path(baseline, suite.name)
         answers = sha256_of(kept) if kept.exists() and not is_start else None
-        content = json.dumps([weights, suite.model_dump(), questions, seed, answers], sort_keys=True)
+        asking = suite.model_dump(exclude={"reward_model"})  # who judges changes no answer; see `judge_answers`
+        asked = [weights, asking, questions, seed, answers, encoding.template_identity]
+        content = json.dumps(asked, sort_keys=True, default=repr)
         identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
     return identities
 
@@ -257,6 +286,19 @@ def _weights_of(folder: Path) -> str:
     manifest = read_manifest(folder)
     trained = manifest and manifest.get("weights_fingerprint")
     return str(trained) if trained else folder_fingerprint(folder)
+
+
+def _judged_again(
+    suites: Sequence[SuiteSettings], known: Evaluation, out: Path, baseline: Path, device: str, progress: Progress
+) -> Evaluation:
+    """The win rates of answers that were given before: their judge may have been trained, or trained anew, since."""
+    again: Evaluation = {}
+    for settings in suites:
+        if settings.name in known and isinstance(suite := load_suite(settings), WinRateSuite):
+            judged = judge_answers(suite, out, baseline, device=device, progress=progress)
+            described = {name: score for name, score in known[suite.name].items() if name not in WIN_RATE_METRICS}
+            again[suite.name] = {name: score.as_dict() for name, score in judged.items()} | described
+    return again
 
 
 def _known(folder: StageFolder, identities: dict[str, str]) -> Evaluation:

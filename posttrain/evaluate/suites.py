@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal
 
 from posttrain.config.suites import (
@@ -22,8 +21,10 @@ from posttrain.config.suites import (
     SuiteSettings,
 )
 from posttrain.config.suites import PerplexitySuite as PerplexitySettings
+from posttrain.config.suites import WinRateSuite as WinRateSettings
 from posttrain.data import read
 from posttrain.errors import RowError
+from posttrain.rewards.numbers import last_number
 from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task
 
@@ -79,7 +80,19 @@ class PerplexitySuite:
     answers: Literal["own", "given"] = "own"
 
 
-Suite = AnswerSuite | PerplexitySuite
+@dataclass(frozen=True, slots=True)
+class WinRateSuite:
+    """Questions whose answers a reward model compares with the start's own; see `posttrain.evaluate.win_rate`."""
+
+    name: str
+    questions: Sequence[Question]
+    reward_model: str | None
+    """Folder or name of the judge; None while it has yet to be trained."""
+    sampling: SamplingDistribution = GREEDY
+    samples_per_prompt: int = 1
+
+
+Suite = AnswerSuite | PerplexitySuite | WinRateSuite
 
 
 # ---------------------------------------------------------------- from recipes and files
@@ -96,8 +109,11 @@ def load_suite(settings: SuiteSettings) -> Suite:
     match settings:
         case PerplexitySettings():
             return PerplexitySuite(settings.name, asked, sampling)
+        case WinRateSettings():
+            return WinRateSuite(settings.name, asked, settings.reward_model.path, sampling, settings.samples_per_prompt)
         case MatchSuite():
-            judge, metric = matches(settings.pattern, ignore_case=settings.ignore_case), "match"
+            judge = matches(settings.pattern, ignore_case=settings.ignore_case)
+            metric = "match" if settings.wanted else "unwanted_match"
         case ExactSuite():
             judge, metric = equals, "accuracy"
         case NumberSuite():
@@ -177,27 +193,3 @@ def last_number_equals(answer: str, asked: Question) -> float:
     """1 where the answer's last number has the value of the last number in the row's answer."""
     wanted = last_number(asked.answer or "")
     return float(wanted is not None and last_number(answer) == wanted)
-
-
-_NUMBER = re.compile(
-    r"""
-    (?P<sign> (?<![\w.)\]]) [-+\u2212] (?=[$€£]?\.?\d) )?    # a minus after a digit or a bracket subtracts
-    [$€£]?
-    (?P<digits> (?<![\d.]) (?: \d{1,3} (?:,\d{3})+ (?!\d) | \d+ ) (?:\.\d+)? | (?<![\d.]) \.\d+ )
-    (?P<exponent> [eE][-+]?\d{1,3} (?!\w) )?
-    """,
-    re.VERBOSE,
-)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The value of the last number in a text, exactly; None if there is none.
-
-    last_number("It is $1,234.50.") == Decimal("1234.5"); last_number("10 - 5 = 5") == 5; last_number("-5") == -5
-    """
-    all_found = list(_NUMBER.finditer(text))
-    if not all_found:
-        return None
-    found = all_found[-1]
-    sign = "-" if found["sign"] in ("-", "\u2212") else ""
-    return Decimal(sign + found["digits"].replace(",", "") + (found["exponent"] or ""))

@@ -10,26 +10,39 @@ micro-batches and ranks add up to the gradient of the whole step, however the st
     preference.py  the loss of a batch of pairs or ranked lists, by one row or a mix of several
     feedback.py    single responses that are good or bad: the second table
     responses.py   what all of them see of a batch, and what a step says to each of its trees
+    online.py      the online family, one literal row per algorithm: the third table
+    surrogates.py  its columns: ratio, surrogate, reduction, correction
+    policy.py      the loss of a batch of responses, by one of its rows; policy_metrics.py is what it reports
+    value.py       the value model's loss
+    distillation.py  a teacher's distributions over the whole vocabulary
     kl.py          KL between policy and reference: estimators and exact values, named by direction
     reduce.py      sums and means over tokens, branches and sides
 """
 
+from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
 from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow, resolve_parameters
+from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss
 from posttrain.losses.preference import Term, mixed_loss, pairwise_loss
 from posttrain.losses.sft import sft_loss
+from posttrain.losses.value import value_loss
 
 __all__ = [
     "FEEDBACK",
     "OBJECTIVES",
+    "ONLINE",
     "PAIRWISE",
     "PARAMETERS",
     "FeedbackRow",
+    "OnlineRow",
     "PairwiseRow",
     "Term",
+    "distillation_loss",
     "feedback_loss",
     "mixed_loss",
     "pairwise_loss",
+    "policy_loss",
     "resolve_parameters",
     "sft_loss",
+    "value_loss",
 ]

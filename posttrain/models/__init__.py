@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from posttrain.models.catalogue import CATALOGUE as CATALOGUE
     from posttrain.models.catalogue import listings as listings
     from posttrain.models.catalogue import pull as pull
+    from posttrain.models.combine import merge_adapters as merge_adapters
     from posttrain.models.export import ExportSettings as ExportSettings
     from posttrain.models.export import begin_save as begin_save
     from posttrain.models.export import save_model as save_model
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": ("LoRA", "add_adapter", "is_fresh", "trainable_parameters"),
     "catalogue": ("CATALOGUE", "listings", "pull"),
+    "combine": ("merge_adapters",),
     "export": ("ExportSettings", "begin_save", "save_model"),
     "fingerprint": ("weights_fingerprint",),
     "loading": ("LoadedModel", "ModelSource", "load", "resolve"),

@@ -1,11 +1,14 @@
 """Attention over token trees: the one place that knows which token may see which.
 
-A token sees the earlier tokens of its own node and every token of the node's ancestors. Two backends compute
+A token sees the earlier tokens of its own node and every token of the node's ancestors. Three backends compute
 exactly that behind one function that `transformers` calls as it calls any attention implementation:
 
 - `segments`: one `scaled_dot_product_attention` per node over the keys it may see. No T x T mask, no padding;
-  work and memory grow with the sum of the nodes' areas. The backend on CPU, and wherever nothing else is proven.
-- `flex`: FlexAttention with a block mask made from the node table; chosen on CUDA after a probe.
+  work and memory grow with the sum of the nodes' areas. The backend wherever nothing else is proven.
+- `kernel`: the same on CPU by torch's kernel itself, which keeps less for the backward pass (`attention_cpu.py`);
+  chosen there after a probe. Calls with a softcap, attention dropout or autocast run through `segments`.
+- `flex`: FlexAttention with a block mask made from the node table; chosen on CUDA after a probe. It knows no attention
+  dropout, so a call that asks for dropout runs through `segments`, which computes the same function.
 
 The tree reaches the layers as the keyword `tree` of the model's forward. Sliding windows are measured in
 *positions*, so a branch's window reaches into its prompt as it does in an ordinary row.
@@ -16,16 +19,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from posttrain.models.attention_cpu import KernelAttention, serves
 from posttrain.types import Batch, Node
 
 NAME = "posttrain_tree"
+BLOCK = 128
+"""Side of FlexAttention's blocks, in tokens."""
 
 
 class TreeLayout:
@@ -62,6 +69,15 @@ class TreeLayout:
             visible &= queries[:, None] - keys[None, :] < window
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
+    def mask_bytes(self, window: int | None, dtype: torch.dtype) -> int:
+        """What the masks of all nodes occupy, without making them; autograd keeps them until the backward pass."""
+        size = 0
+        for index, ancestors in enumerate(self.ancestors):
+            above = sum(self.sizes[i] for i in ancestors)
+            if ancestors or (window is not None and self.sizes[index] > window):
+                size += self.sizes[index] * (above + self.sizes[index]) * dtype.itemsize
+        return size
+
     def block_mask(self, window: int | None) -> Any:
         """FlexAttention's block mask of the whole tree."""
         if window not in self._block_masks:
@@ -69,7 +85,8 @@ class TreeLayout:
         return self._block_masks[window]
 
     def _build_block_mask(self, window: int | None) -> Any:
-        from torch.nn.attention.flex_attention import create_block_mask
+        """From the node table: torch's `create_block_mask` evaluates all T x T pairs, 1 GB at 32,768 tokens."""
+        from torch.nn.attention.flex_attention import BlockMask
 
         device = self.positions_T.device
         total = sum(self.sizes)
@@ -86,7 +103,61 @@ class TreeLayout:
                 visible = visible & (positions_T[query] - positions_T[key] < window)
             return visible
 
-        return create_block_mask(mask_mod, None, None, total, total, device=str(device))
+        some, whole = self.blocks(window)
+        return BlockMask.from_kv_blocks(
+            *_listed(some & ~whole, device),
+            *_listed(whole, device),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=mask_mod,
+            seq_lengths=(total, total),
+        )
+
+    def blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which blocks of keys a block of queries sees something of, and which it sees whole: bool [blocks, blocks].
+
+        A block that lies across two nodes is never called whole; the mask function settles it pair by pair.
+        """
+        count = -(-sum(self.sizes) // BLOCK)
+        some, whole = np.zeros((2, count, count), dtype=bool)
+        reach = np.inf if window is None else window
+        for index, ancestors in enumerate(self.ancestors):
+            queries = self._block_spans(index)
+            for other in (*ancestors, index):
+                keys = self._block_spans(other)
+                seen = queries.first[:, None] - keys.last[None, :] < reach
+                all_seen = queries.inside[:, None] & keys.inside[None, :]
+                all_seen &= queries.last[:, None] - keys.first[None, :] < reach
+                if other == index:
+                    seen &= keys.number[None, :] <= queries.number[:, None]
+                    all_seen &= keys.number[None, :] < queries.number[:, None]
+                place = np.ix_(queries.number, keys.number)
+                some[place] |= seen
+                whole[place] |= all_seen
+        return some, whole
+
+    def _block_spans(self, index: int) -> _Spans:
+        node = self.nodes[index]
+        number = np.arange(node.start // BLOCK, (node.end - 1) // BLOCK + 1)
+        start, end = np.maximum(number * BLOCK, node.start), np.minimum((number + 1) * BLOCK, node.end)
+        shift = sum(self.sizes[i] for i in self.ancestors[index]) - node.start
+        return _Spans(number, start + shift, end - 1 + shift, end - start == BLOCK)
+
+
+class _Spans(NamedTuple):
+    """The blocks that a node lies in: their numbers, its first and last position in each, and which ones it fills."""
+
+    number: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    inside: np.ndarray
+
+
+def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Bool [queries, keys] as FlexAttention takes it: how many blocks each row has, and their numbers first."""
+    numbers = np.argsort(~blocks, axis=1, kind="stable")
+    return tuple(  # type: ignore[return-value]
+        torch.from_numpy(array.astype(np.int32)).to(device)[None, None] for array in (blocks.sum(axis=1), numbers)
+    )
 
 
 def _ancestors(nodes: tuple[Node, ...], index: int) -> tuple[int, ...]:
@@ -111,7 +182,9 @@ def tree_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What `transformers` calls in each layer: [1, heads, T, d] in, ([1, T, heads, d], None) out."""
-    if tree.backend == "flex":
+    if tree.backend == "kernel" and not dropout and softcap is None and serves(query, key, value):
+        return KernelAttention.apply(query, key, value, tree, sliding_window, scaling), None
+    if tree.backend == "flex" and not dropout:
         out = _flex(query, key, value, tree, scaling, sliding_window, softcap)
     else:
         groups = query.shape[1] // key.shape[1]
@@ -220,6 +293,15 @@ def _compiled_flex() -> Any:
 AttentionInterface.register(NAME, tree_attention)
 
 
+def attention_windows(config: Any) -> set[int | None]:
+    """The sliding windows that a model's layers use, from its text config; None stands for full attention."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None)
+    if window is None or kinds is None:
+        return {window}
+    return {window if kind == "sliding_attention" else None for kind in kinds}
+
+
 @contextmanager
 def tree_implementation(model: nn.Module) -> Iterator[None]:
     """Within this context the model's attention layers call `tree_attention`.
@@ -239,8 +321,9 @@ def tree_implementation(model: nn.Module) -> Iterator[None]:
 
 
 def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """`flex` where it is on CUDA and agrees with `segments` on a small tree, else `segments`."""
-    if device.type != "cuda":
+    """`flex` on CUDA and `kernel` on CPU where it agrees with `segments` on a small tree, else `segments`."""
+    backend = {"cuda": "flex", "cpu": "kernel"}.get(device.type)
+    if backend is None:
         return "segments"
     from posttrain.data.trees import collate, to_device
     from posttrain.models.probe import probe_tree
@@ -249,11 +332,21 @@ def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
     total = batch.input_ids_T.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(0)
     q, k, v = (torch.randn(1, heads, total, 64, generator=generator).to(device, dtype) for heads in (4, 2, 2))
-    module = nn.Identity()
     try:
-        flex, _ = tree_attention(module, q, k, v, None, tree=TreeLayout(batch, "flex"))
-    except RuntimeError:  # no Triton, an unsupported card: FlexAttention cannot be compiled here
+        found = _values_and_gradients(q, k, v, TreeLayout(batch, backend))
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the backend, and must not choose one
+    except (RuntimeError, AttributeError, TypeError):  # no Triton, an unsupported card, a torch with another kernel
         return "segments"
-    exact, _ = tree_attention(module, q, k, v, None, tree=TreeLayout(batch))
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    return "flex" if torch.allclose(flex.float(), exact.float(), atol=tolerance) else "segments"
+    exact = _values_and_gradients(q, k, v, TreeLayout(batch))
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
+    near = [torch.allclose(a.float(), b.float(), atol=tolerance) for a, b in zip(found, exact, strict=True)]
+    return backend if all(near) else "segments"
+
+
+def _values_and_gradients(query: Tensor, key: Tensor, value: Tensor, tree: TreeLayout) -> list[Tensor]:
+    """The attention's output, and the gradient of half its square in query, key and value."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        out, _ = tree_attention(nn.Identity(), inputs[0], inputs[1], inputs[2], None, tree=tree)
+        return [out.detach(), *torch.autograd.grad(out, inputs, out.detach())]

@@ -2,6 +2,8 @@
 
 Written out, RMSNorm and SwiGLU leave more tensors behind than the matrix multiplies around them. Here the backward
 pass computes them again from what is kept anyway: a third less memory per token for SmolLM2, and fewer passes over it.
+The linear layers that read a norm's output do not keep it either: for their weights' gradients it is made again from
+the norm's input, once for all of them.
 
 `fused_blocks` puts them into a model for the time of one forward pass. Only the tree path does so: the padded path
 stays the model's own code, so that the parity check before step 1 proves these functions too.
@@ -9,14 +11,16 @@ stays the model's own code, so that the parity check before step 1 proves these 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 RMS_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Olmo2RMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 """Classes of `transformers` that compute weight * x / sqrt(mean(x^2) + eps), and nothing else."""
@@ -27,17 +31,18 @@ SILU = frozenset({"SiLU", "SiLUActivation"})
 
 
 class RMSNorm(torch.autograd.Function):
-    """y = w x / rms(x), Zhang and Sennrich 2019, eq. 4. Keeps x, w and 1 / rms(x)."""
+    """y = w x / rms(x), Zhang and Sennrich 2019, eq. 4; returns y and 1 / rms(x). Keeps x, w and 1 / rms(x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        ctx.mark_non_differentiable(inverse)
+        return (x * inverse).mul_(weight), inverse
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
+        gradient, _ = gradients
         x, weight, inverse = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
@@ -85,14 +90,79 @@ class SwiGLUDown(torch.autograd.Function):
         return torch.ops.aten.silu_backward(inner.mul_(up), gate), grad_up, grad_weight
 
 
+class Norm:
+    """An RMSNorm's output, and what makes it again: for linear layers, which need it for their weights' gradients.
+
+    Args:
+        output: the tensor itself; a linear layer knows by it that its input is this norm's. It is not kept alive.
+        inverse: 1 / rms(x), [..., 1].
+    """
+
+    def __init__(self, output: Tensor, x: Tensor, inverse: Tensor, weight: Tensor):
+        self.output = ref(output)
+        self.parts = (x, inverse, weight)
+        self.shared = Shared()
+
+
+class Shared:
+    """What the linear layers of one norm share in the backward pass: the output made again, until the last has it."""
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self._left = 0
+        self._again: Tensor | None = None
+
+    def output(self, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+        if self._again is None:
+            self._again, self._left = (x * inverse).mul_(weight), self.readers
+        again = self._again
+        self._left -= 1
+        if self._left <= 0:
+            self._again = None
+        return again
+
+
+class LinearOfNorm(torch.autograd.Function):
+    """y W^T + b for the output y of an RMSNorm. Keeps what the norm keeps anyway, x, w and 1 / rms(x), instead of y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        inverse: Tensor,
+        norm_weight: Tensor,
+        shared: Shared,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.shared = shared
+        shared.readers += 1
+        ctx.save_for_backward(x, inverse, norm_weight, weight)
+        return linear(y, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, inverse, norm_weight, weight = ctx.saved_tensors
+        y = ctx.shared.output(x, inverse, norm_weight)
+        flat = gradient.flatten(0, -2)
+        grad_y = gradient @ weight if ctx.needs_input_grad[0] else None
+        grad_bias = flat.sum(0) if ctx.needs_input_grad[6] else None
+        return grad_y, None, None, None, None, flat.T @ y.flatten(0, -2), grad_bias
+
+
 @contextmanager
 def fused_blocks(model: nn.Module) -> Iterator[None]:
-    """Within this context the model's RMSNorm and SwiGLU modules run as the functions above, if they are of a kind that
-    is known; all others stay as they are."""
+    """Within this context the model's RMSNorm and SwiGLU modules, and the linear layers after a norm, run as the
+    functions above, if they are of a kind that is known; all others stay as they are."""
+    modules = list(model.modules())
+    has_norms = any(type(module).__name__ in RMS_NORMS for module in modules)
+    recent: Norms | None = deque(maxlen=RECENT_NORMS) if has_norms else None
     changed = []
     try:
-        for module in model.modules():
-            forward = _fused_forward(module)
+        for module in modules:
+            forward = _fused_forward(module, recent)
             if forward is not None:
                 module.forward = forward  # an attribute of the instance; the class keeps its own
                 changed.append(module)
@@ -102,18 +172,36 @@ def fused_blocks(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _fused_forward(module: nn.Module) -> Any:
+Norms = deque[Norm]
+"""The norms that ran last: what the next linear layers may be reading."""
+RECENT_NORMS = 3
+"""A block's own, and in some models those of queries and keys, which run before the values are made of the block's."""
+
+
+def _fused_forward(module: nn.Module, recent: Norms | None) -> Any:
     """What replaces the module's forward; None for modules of other kinds."""
     kind = type(module).__name__
-    if kind in RMS_NORMS:
-        return partial(_rms_norm, module)
+    if recent is not None and kind in RMS_NORMS:
+        return partial(_rms_norm, module, recent)
+    if recent is not None and type(module) is nn.Linear and module.weight.requires_grad:
+        return partial(_linear, module, recent)
     if kind in SWIGLU_MLPS and type(module.act_fn).__name__ in SILU:
         return partial(_swiglu, module)
     return None
 
 
-def _rms_norm(module: Any, x: Tensor) -> Tensor:
-    return RMSNorm.apply(x, module.weight, module.variance_epsilon)
+def _rms_norm(module: Any, recent: Norms, x: Tensor) -> Tensor:
+    y, inverse = RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    if torch.is_grad_enabled():
+        recent.append(Norm(y, x.detach(), inverse, module.weight.detach()))
+    return y
+
+
+def _linear(module: nn.Linear, recent: Norms, x: Tensor) -> Tensor:
+    norm = next((norm for norm in recent if norm.output() is x), None)
+    if norm is None or not torch.is_grad_enabled():
+        return linear(x, module.weight, module.bias)
+    return LinearOfNorm.apply(x, *norm.parts, norm.shared, module.weight, module.bias)
 
 
 def _swiglu(module: Any, x: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -19,13 +17,17 @@ from transformers import (
     PreTrainedModel,
 )
 
+from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.errors import ConfigError, ModelError, nearest
-from posttrain.models.adapters import LoRA, add_adapter
+from posttrain.models.adapter_folders import adapter_facts, load_adapter
+from posttrain.models.adapters import add_adapter
 from posttrain.models.catalogue import CATALOGUE, Say, folder_of, is_here, pull
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.gguf import read_gguf
 from posttrain.models.hub import download, looks_like_hub_id
 from posttrain.models.manifest import verify_manifest
+from posttrain.models.merging import merge_in_place
+from posttrain.models.quantised import quantisation, require_quantising
 from posttrain.models.quiet import quiet
 from posttrain.models.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 
@@ -68,12 +70,14 @@ class LoadedModel:
     """Where the weights under the adapter come from; `source` itself if the folder holds a whole model."""
     notices: tuple[str, ...] = ()
     """What a user should know, a line each."""
+    adapter: AdapterSettings | None = None
+    """The fresh adapter that `load` put on it."""
 
 
 def load(
     name_or_path: str | Path,
     *,
-    adapter: LoRA | None = None,
+    adapter: AdapterSettings | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -84,7 +88,8 @@ def load(
     A folder's `generation_config.json` is not carried into the model: every sampling field is the run's own.
 
     Args:
-        adapter: puts a fresh LoRA on the model. Leave it out to go on training the adapter of an adapter folder.
+        adapter: puts a fresh adapter on the model. On an adapter folder, its own adapter is folded into the weights
+            first; leave `adapter` out, or pass Continue(), to go on training that one.
         dtype: of the weights. fp32 is the default because small updates vanish in bf16 weights; compute in bf16 is
             a matter of autocast.
         seed: of the fresh adapter's random stream.
@@ -93,28 +98,75 @@ def load(
     Raises:
         ModelError: nothing has this name, a file is torn or missing, weights and config disagree, or the tokenizer has
             ids that the model has no embedding for.
-        ConfigError: the adapter's targets match nothing.
+        ConfigError: the adapter cannot be put on this start.
+        MissingExtraError: QLoRA without bitsandbytes.
     """
     source = resolve(name_or_path, say=say)
-    base = source if source.layout != "adapter" else _base_of(source, say)
-    if adapter is not None and source.layout == "adapter":
-        raise ConfigError(
-            "the folder holds an adapter already, and a second one was asked for",
-            where=source.folder,
-            remedy="leave `adapter` out to go on training it, or export that stage with `merge: true`",
-        )
-    model, tokenizer, notices = _load_whole(base, dtype)
+    require_fitting(source, adapter, torch.device(device))
+    base = source if source.layout != "adapter" else base_of(source, say)
+    quantised = adapter if isinstance(adapter, QLoRA) else None
+    model, tokenizer, notices = _load_whole(base, dtype, quantised, device)
     if source.layout == "adapter":
         if has_tokenizer(source.folder):
             tokenizer = load_tokenizer(source.folder)
-        model = _load_adapter(model, base, source)
-    elif adapter is not None:
-        model = add_adapter(model, adapter, seed=seed)
+        model = load_adapter(model, base, source)
+    fresh = None if isinstance(adapter, Continue) else adapter
+    if fresh is not None:
+        if source.layout == "adapter":
+            model, base = merge_in_place(model), source
+            notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
+        model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed)
     check_vocabulary(model, tokenizer, source.folder)
-    model = model.to(device).eval()
+    model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
-    return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices))
+    return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh)
+
+
+def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device: torch.device) -> None:
+    """Whether this adapter can begin from this start, by what the files say of themselves; nothing is loaded.
+
+    Raises:
+        ConfigError: there is no adapter to go on with, it cannot be gone on with or folded in, or QLoRA has no CUDA
+            device or no plain weights to quantise.
+        MissingExtraError: QLoRA without bitsandbytes.
+    """
+    facts = adapter_facts(source.folder) if source.layout == "adapter" else None
+    if isinstance(adapter, QLoRA):
+        require_quantising(device)
+        if source.layout != "model":
+            raise ConfigError(
+                "only the weights of a whole model can be quantised",
+                where=source.folder,
+                found=f"a start of kind {source.layout}",
+                remedy="write `kind: lora`, or start from a folder with a whole model (`posttrain merge` makes one)",
+            )
+    if isinstance(adapter, Continue):
+        _require_continuing(source, facts.continues if facts else None, facts.kind if facts else "")
+    elif adapter is not None and facts is not None and not facts.merges:
+        raise ConfigError(
+            f"an adapter of kind {facts.kind} cannot be folded into the weights, so no other can be put over it",
+            where=source.folder,
+            remedy="write `adapter: {kind: continue}` to go on training it, or start from its base",
+        )
+
+
+def _require_continuing(source: ModelSource, continues: bool | None, kind: str) -> None:
+    if continues:
+        return
+    if continues is None:
+        raise ConfigError(
+            "there is no adapter to go on with",
+            where="adapter.kind",
+            found=f"{source.folder} holds a whole model",
+            remedy="start from an adapter's folder, or choose a kind to begin with: `adapter: {kind: lora}`",
+        )
+    raise ConfigError(
+        "the network that made these virtual tokens was not saved with them, so training cannot go on",
+        where=source.folder,
+        found=f"kind: {kind}",
+        remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on with",
+    )
 
 
 def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
@@ -215,7 +267,12 @@ _GET_AGAIN = "copy or download the folder again"
 # ---------------------------------------------------------------- whole models
 
 
-def _load_whole(source: ModelSource, dtype: torch.dtype) -> tuple[Any, Any, list[str]]:
+def _load_whole(
+    source: ModelSource, dtype: torch.dtype, quantised: QLoRA | None, device: str | torch.device
+) -> tuple[Any, Any, list[str]]:
+    where: dict[str, Any] = {}
+    if quantised is not None:
+        where = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
     if source.layout == "gguf":
         path = source.folder / str(source.gguf_file)
         read = read_gguf(path, dtype)
@@ -224,7 +281,7 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> tuple[Any, Any, list
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **where
             )
     except Exception as error:
         raise ModelError(
@@ -285,9 +342,13 @@ def _listing(keys: Iterable[str]) -> str:
 # ---------------------------------------------------------------- adapters
 
 
-def _base_of(source: ModelSource, say: Say | None) -> ModelSource:
-    """The model that an adapter folder sits on: by the path it names, else by the name its manifest remembers."""
-    stated = PeftConfig.from_pretrained(source.folder).base_model_name_or_path
+def base_of(source: ModelSource, say: Say | None = None) -> ModelSource:
+    """The model that an adapter folder sits on: by the path it names, else by the name its manifest remembers.
+
+    Raises:
+        ModelError: neither leads to a model.
+    """
+    stated = adapter_facts(source.folder).base
     saved = (source.manifest or {}).get("base") or {}
     for candidate in (stated, saved.get("name")):
         if candidate and (Path(candidate).exists() or candidate in CATALOGUE or looks_like_hub_id(candidate)):
@@ -298,47 +359,3 @@ def _base_of(source: ModelSource, say: Say | None) -> ModelSource:
         found=f"base_model_name_or_path: {stated}",
         remedy="correct it in adapter_config.json, or export the stage again with `merge: true`",
     )
-
-
-def _load_adapter(model: Any, base: ModelSource, source: ModelSource) -> PeftModel:
-    saved = (source.manifest or {}).get("base") or {}
-    comparable = saved.get("dtype") == str(model.dtype)
-    if comparable and saved["fingerprint"] != weights_fingerprint(model):
-        raise ModelError(
-            "the adapter was trained on other base weights",
-            where=source.folder,
-            found=base.folder,
-            expected=f"{saved.get('name')} with fingerprint {saved['fingerprint'][:12]}",
-            remedy="put the base model back, or export the stage again with `merge: true`",
-        )
-    try:
-        with quiet():
-            wrapped = PeftModel.from_pretrained(model, source.folder, is_trainable=True)
-    except Exception as error:
-        raise ModelError(
-            "the adapter does not fit its base model",
-            where=source.folder,
-            found=f"{type(error).__name__}: {error}",
-            remedy=f"check that {base.folder} is the model it was trained on",
-        ) from error
-    _check_adapter_keys(wrapped, source.folder)
-    return wrapped
-
-
-def _check_adapter_keys(model: PeftModel, folder: Path) -> None:
-    """`peft` passes over weights that are missing or left over; both make another adapter than the one saved."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        return
-    with safe_open(path, "pt") as weights:
-        saved = set(weights.keys())
-    with quiet():
-        wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    embeddings = {key for key in saved - wanted if "embed" in key or "lm_head" in key}
-    if wanted - saved or saved - wanted - embeddings:
-        raise ModelError(
-            "the adapter's file and its adapter_config.json disagree",
-            where=path,
-            found=f"missing: {_listing(wanted - saved) or 'none'}; left over: {_listing(saved - wanted) or 'none'}",
-            remedy=_GET_AGAIN,
-        )

@@ -1,10 +1,13 @@
 """Batch in, log-probs out: the only forward pass that training knows.
 
 `Policy` wraps a causal LM of `transformers` (or a `peft` model around one) so that sharding, autocast and activation
-checkpointing see one forward. Two implementations of the same function:
+checkpointing see one forward. Three implementations of the same function:
 
 - `tree`: the flat batch through the backbone once, prompts shared, and the chunked projection. Fast.
 - `padded`: ordinary right-padded rows through the model's own forward and its own logits. Slow, and the oracle.
+- `rows`: as `padded`, one row at a time; for models whose rows depend on the longest one beside them (`rope.py`).
+
+`TreeModel` is what a policy shares with a reward model (`heads.py`), which makes scores of the same hidden states.
 
 Dropout is off in both unless the caller asks for it: with dropout, two calls on the same batch disagree and the
 step-0 identities of preference losses are noise.
@@ -12,10 +15,11 @@ step-0 identities of preference losses are noise.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from peft import PeftModel
@@ -25,22 +29,23 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
+from posttrain.models.adapters import virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
+from posttrain.models.divergence import Distributions, ExactKL, HasDistributions, divergence, exact_kl
 from posttrain.models.fused import fused_blocks
-from posttrain.models.projection import gather_logprobs, read_head, target_logprobs
-from posttrain.types import Batch, TokenLogprobs
+from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
+from posttrain.models.rope import forget_lengths, static_positions
+from posttrain.types import Batch, Node, TokenLogprobs
 
-Path = Literal["tree", "padded"]
+Path = Literal["tree", "padded", "rows"]
 
 
-class Policy(nn.Module):
-    """A causal LM whose forward returns log-probs.
-
-    policy(batch) -> TokenLogprobs(logprobs_N); nats, one per trained token, in the order of `batch.target_index_N`.
+class TreeModel(nn.Module, ABC):
+    """A model of `transformers` that runs on token trees; a subclass says what becomes of the hidden states.
 
     Args:
-        model: any causal LM of `transformers`, or a `peft` model around one.
-        path: `tree` or `padded`; see `posttrain.training.preflight` for how a run chooses and proves it.
+        model: the model, or a `peft` model around one.
+        path: `tree`, `padded` or `rows`; see `posttrain.training.preflight` for how a run chooses and proves it.
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
@@ -57,7 +62,9 @@ class Policy(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.path: Path = path
+        self.virtual_tokens = virtual_tokens(model)
+        """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""
+        self.path: Path = "padded" if self.virtual_tokens else path
         self.autocast = autocast
         self.dropout = dropout
         self._backend: str | None = None
@@ -68,7 +75,7 @@ class Policy(nn.Module):
             self._checkpoint_layers()
 
     @property
-    def causal_lm(self) -> Any:
+    def transformer(self) -> Any:
         """The model of `transformers`, with the adapter's layers in it if there is an adapter."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
@@ -80,63 +87,65 @@ class Policy(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
-    def train(self, mode: bool = True) -> Policy:
+    def train(self, mode: bool = True) -> Self:
         """Modes are this class's business: dropout is decided per call, never by who called `train()` last."""
         return self
 
-    def forward(
-        self, batch: Batch, *, temperature: float = 1.0, entropy: bool = False, path: Path | None = None
-    ) -> TokenLogprobs:
-        """Log-probs of the batch's trained tokens under softmax(logits / temperature).
+    compares: ClassVar[str] = "log-probs"
+    """What `compared` returns, in words."""
 
-        Args:
-            path: overrides the policy's own, for the comparison of the two.
-        """
-        batch = to_device(batch, self.device)
-        self._running = path or self.path
-        run = self._tree if self._running == "tree" else self._padded
-        device_type = self.device.type
-        autocast = torch.autocast(device_type, self.autocast) if self.autocast else nullcontext()
+    @abstractmethod
+    def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
+        """What the checks before step 1 compare: one number per place that a loss sees, and the branch of each."""
+
+    def waiting(self) -> frozenset[str]:
+        """Parameters that get no gradient until others, which start at zero, have moved."""
+        return waits_for_gradient(self.model)
+
+    def path_of(self, batch: Batch, path: Path | None = None) -> Path:
+        """The path that this batch takes; `path` overrides the policy's own. Rows that are longer than the angles of
+        the model's rotary embedding are fixed for run one at a time on any path."""
+        limit = static_positions(self.transformer.config.get_text_config())
+        if limit is not None:
+            forget_lengths(self.model)
+            if int(batch.positions_T.max()) + self.virtual_tokens >= limit:
+                return "rows"
+        if path == "tree" and self.virtual_tokens:
+            raise ModelError(
+                "virtual tokens stand before every row, so rows share no prompt",
+                found=f"path tree with {self.virtual_tokens} virtual tokens",
+                remedy="use the padded path",
+            )
+        return path or self.path
+
+    @contextmanager
+    def _running_on(self, path: Path) -> Iterator[None]:
+        """One forward pass: its path, its dropout and its precision."""
+        self._running = path
         self._noisy = self.dropout and torch.is_grad_enabled()
+        autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         with self._modes(self._noisy), autocast:
-            return run(batch, temperature, entropy)
+            yield
 
-    # ------------------------------------------------------------ tree
-
-    def _tree(self, batch: Batch, temperature: float, entropy: bool) -> TokenLogprobs:
+    def _tree_hidden(self, batch: Batch) -> Tensor:
+        """The backbone's last hidden states of the flat batch, [T, D]."""
         if self._backend is None:
             self._backend = probe_backend(self.device, self.autocast or self.dtype)
-        causal_lm = self.causal_lm
         with self._tree_blocks():
-            output = causal_lm.base_model(
+            output = self.transformer.base_model(
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
                 tree=TreeLayout(batch, self._backend),
             )
-        hidden_ND = output.last_hidden_state[0].index_select(0, batch.predictor_index_N)
-        return TokenLogprobs(
-            *target_logprobs(
-                hidden_ND, read_head(causal_lm), batch.target_ids_N, temperature=temperature, entropy=entropy
-            )
-        )
+        return output.last_hidden_state[0]
 
     @contextmanager
     def _tree_blocks(self) -> Iterator[None]:
         """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
-        fused = nullcontext() if self.autocast else fused_blocks(self.causal_lm)
-        with tree_implementation(self.causal_lm), fused:
+        fused = nullcontext() if self.autocast else fused_blocks(self.transformer)
+        with tree_implementation(self.transformer), fused:
             yield
-
-    # ------------------------------------------------------------ padded
-
-    def _padded(self, batch: Batch, temperature: float, entropy: bool) -> TokenLogprobs:
-        """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
-        rows = padded_rows(batch)
-        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        logits = output.logits[rows.row_N, rows.predictor_N]
-        logprobs_N, entropy_N = gather_logprobs(logits, batch.target_ids_N, temperature)
-        return TokenLogprobs(logprobs_N, entropy_N if entropy else None)
 
     # ------------------------------------------------------------ modes
 
@@ -162,7 +171,7 @@ class Policy(nn.Module):
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
             raise ModelError(
-                f"activation checkpointing is not available for {type(self.causal_lm).__name__}",
+                f"activation checkpointing is not available for {type(self.transformer).__name__}",
                 remedy="set compute.activation_checkpointing to false",
             )
 
@@ -174,6 +183,137 @@ class Policy(nn.Module):
         for layer in layers:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+
+
+class Policy(TreeModel):
+    """A causal LM whose forward returns log-probs.
+
+    policy(batch) -> TokenLogprobs(logprobs_N); nats, one per trained token, in the order of `batch.target_index_N`.
+    """
+
+    @property
+    def causal_lm(self) -> Any:
+        return self.transformer
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        collision: bool = False,
+        path: Path | None = None,
+    ) -> TokenLogprobs:
+        """Log-probs of the batch's trained tokens under softmax(logits / temperature).
+
+        Args:
+            collision: give `log_collision_N` too; on the tree path it is a second projection.
+            path: overrides the policy's own, for the comparison of the two.
+        """
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch, path)
+        run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
+        with self._running_on(chosen):
+            return run(batch, temperature, entropy, collision)
+
+    def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
+        return self(batch, path=path).logprobs_N, batch.branch_N
+
+    def distributions(
+        self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0, path: Path | None = None
+    ) -> Distributions:
+        """The next-token distributions at some trained tokens, not yet projected to the vocabulary.
+
+        index_S: which of the batch's N trained tokens; None is all. On the padded path their logits are held, [S, V].
+        """
+        batch = to_device(batch, self.device)
+        index_S = torch.arange(batch.count.tokens) if index_S is None else index_S
+        chosen = self.path_of(batch, path)
+        with self._running_on(chosen):
+            if chosen != "tree":
+                return Distributions(self._row_logits(batch, index_S.to(self.device)), None, temperature)
+            predictors_S = batch.predictor_index_N[index_S.to(self.device)]
+            states_SD = self._tree_hidden(batch).index_select(0, predictors_S)
+            return Distributions(states_SD, read_head(self.causal_lm), temperature, self.autocast)
+
+    def exact_kl(
+        self, reference: HasDistributions, batch: Batch, sample_S: Tensor | None = None, *, temperature: float = 1.0
+    ) -> ExactKL:
+        """KL over the whole vocabulary, both directions, at a sample of the batch's trained tokens; no gradient.
+
+        Args:
+            reference: a policy, or a reference that is a model: live, or the adapter that is off.
+            sample_S: indices of trained tokens (`posttrain.models.divergence.sample_tokens`); None is all.
+
+        Raises:
+            ModelError: the two have other vocabularies.
+        """
+        sample_S = torch.arange(batch.count.tokens) if sample_S is None else sample_S
+        with torch.no_grad():
+            own = self.distributions(batch, sample_S, temperature=temperature)
+            return exact_kl(own, reference.distributions(batch, sample_S, temperature=temperature), sample_S)
+
+    def divergence(
+        self, teacher: HasDistributions, batch: Batch, mixture: float = 0.5, *, temperature: float = 1.0
+    ) -> Tensor:
+        """Generalised JSD to a teacher at each trained token [N], nats, with the policy's gradient.
+
+        Raises:
+            ConfigError: `mixture` outside 0 (KL(teacher || policy)) to 1 (KL(policy || teacher)).
+            ModelError: the two have other vocabularies.
+        """
+        with torch.no_grad():
+            theirs = teacher.distributions(batch, temperature=temperature)
+        return divergence(self.distributions(batch, temperature=temperature), theirs, mixture)
+
+    def _row_logits(self, batch: Batch, index_S: Tensor) -> Tensor:
+        """Logits at some trained tokens, one row through the whole model at a time, [S, V]."""
+        parts, places = [], []
+        for branch, row in enumerate(single_rows(batch)):
+            of_branch_S = (batch.branch_N[index_S] == branch).nonzero()[:, 0]
+            if not len(of_branch_S):
+                continue
+            forget_lengths(self.model)
+            first = int((batch.branch_N < branch).sum())  # branches are laid end to end
+            rows = padded_rows(row)
+            logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits[0]
+            virtual = logits.shape[0] - rows.input_ids.shape[1]
+            parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
+            places.append(of_branch_S)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def _tree(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+        hidden_ND = self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
+        head = read_head(self.causal_lm)
+        return TokenLogprobs(
+            *target_logprobs(hidden_ND, head, batch.target_ids_N, temperature=temperature, entropy=entropy),
+            log_collisions(hidden_ND, head, temperature=temperature) if collision else None,
+        )
+
+    def _padded(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+        """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
+        rows = padded_rows(batch)
+        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
+        virtual = output.logits.shape[1] - rows.input_ids.shape[1]
+        logits = output.logits[rows.row_N, rows.predictor_N + virtual]
+        logprobs_N, entropy_N = gather_logprobs(logits, batch.target_ids_N, temperature)
+        collision_N = collision_of(logits, temperature) if collision else None
+        return TokenLogprobs(logprobs_N, entropy_N if entropy else None, collision_N)
+
+    def _rows(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+        """Each branch alone, so that no row's log-probs depend on how long another is."""
+        parts = []
+        for row in single_rows(batch):
+            forget_lengths(self.model)
+            parts.append(self._padded(row, temperature, entropy, collision))
+        entropies = [part.entropy_N for part in parts if part.entropy_N is not None]
+        collisions = [part.log_collision_N for part in parts if part.log_collision_N is not None]
+        return TokenLogprobs(
+            torch.cat([part.logprobs_N for part in parts]),
+            torch.cat(entropies) if entropy else None,
+            torch.cat(collisions) if collision else None,
+        )
 
 
 class PaddedRows:
@@ -189,15 +329,44 @@ class PaddedRows:
 def padded_rows(batch: Batch) -> PaddedRows:
     """Unfold the trees: branch b becomes row b = prompt + branch; padded slots hold id 0 under a zero mask."""
     ids = batch.input_ids_T
-    parents = {node.parent for node in batch.nodes}
-    leaves = [node for index, node in enumerate(batch.nodes) if index not in parents]
-    rows = []
-    for leaf in leaves:
-        own = ids[leaf.start : leaf.end]
-        above = batch.nodes[leaf.parent] if leaf.parent >= 0 else None
-        rows.append(own if above is None else torch.cat([ids[above.start : above.end], own]))
+    rows = _unfolded(batch)
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     attention_mask = (torch.arange(input_ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
     predictor_N = batch.positions_T[batch.target_index_N] - 1
     return PaddedRows(input_ids, attention_mask, batch.branch_N, predictor_N)
+
+
+def single_rows(batch: Batch) -> list[Batch]:
+    """Each branch as a batch of its own, in order, under the tree's prompt; annotations are left behind."""
+    singles = []
+    for branch, ids in enumerate(_unfolded(batch)):
+        tree = int(batch.tree_B[branch])
+        # A token's position is its index in its own row.
+        targets = batch.positions_T[batch.target_index_N[batch.branch_N == branch]]
+        singles.append(
+            Batch(
+                input_ids_T=ids,
+                positions_T=torch.arange(len(ids), device=ids.device),
+                nodes=(Node(0, len(ids), -1),),
+                target_index_N=targets,
+                predictor_index_N=targets - 1,
+                branch_N=torch.zeros_like(targets),
+                tree_B=batch.tree_B.new_zeros(1),
+                keys=batch.keys[tree : tree + 1],
+                rows=batch.rows[tree : tree + 1],
+            )
+        )
+    return singles
+
+
+def _unfolded(batch: Batch) -> list[Tensor]:
+    """The ids of each branch with its prompt before it."""
+    ids = batch.input_ids_T
+    parents = {node.parent for node in batch.nodes}
+    rows = []
+    for leaf in (node for index, node in enumerate(batch.nodes) if index not in parents):
+        own = ids[leaf.start : leaf.end]
+        above = batch.nodes[leaf.parent] if leaf.parent >= 0 else None
+        rows.append(own if above is None else torch.cat([ids[above.start : above.end], own]))
+    return rows

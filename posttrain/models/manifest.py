@@ -39,6 +39,7 @@ LOADED = (
     "*.bin",
     "*.gguf",
     "*.jinja",
+    "posttrain_reward.json",
 )
 """Files that a loader reads: one of these that the manifest does not list changes what is loaded. Notes and other
 files may be added freely."""

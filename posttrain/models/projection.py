@@ -70,6 +70,26 @@ def target_logprobs(
     return logprobs_N, entropy_N if entropy else None
 
 
+@torch.no_grad()
+def log_collisions(hidden_ND: Tensor, head: Head, *, temperature: float = 1.0) -> Tensor:
+    """log sum_v p(v)^2 of each row's distribution [N], in nats; a second projection, without gradient."""
+    if not head.is_matrix:
+        rows = max(16, BUFFER_ELEMENTS // head.linear.weight.shape[0])
+        parts = [collision_of(apply_head(hidden, head), temperature) for hidden in hidden_ND.split(rows)]
+        return torch.cat(parts) if parts else hidden_ND.new_empty(0)
+    chunks = _Chunks(hidden_ND, head.linear.weight, head.linear.bias, head.scale, head.softcap, temperature)
+    collision_N = torch.empty(hidden_ND.shape[0], dtype=chunks.dtype, device=hidden_ND.device)
+    for at in chunks:
+        collision_N[at] = collision_of(chunks.logits(at), 1.0)
+    return collision_N
+
+
+def collision_of(logits_NV: Tensor, temperature: float) -> Tensor:
+    """The same from logits that exist already."""
+    wide = (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).detach() / temperature
+    return (2 * wide).logsumexp(dim=1) - 2 * wide.logsumexp(dim=1)
+
+
 def gather_logprobs(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The same from logits that exist already: (log-probs [N], entropy [N])."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
@@ -81,10 +101,7 @@ def _through_module(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperatur
     """A head that is more than a matrix: plain operations, each chunk checkpointed."""
 
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head.linear(hidden) * head.scale
-        if head.softcap is not None:
-            logits = torch.tanh(logits / head.softcap) * head.softcap
-        return gather_logprobs(logits, targets, temperature)
+        return gather_logprobs(apply_head(hidden, head), targets, temperature)
 
     rows = max(16, BUFFER_ELEMENTS // head.linear.weight.shape[0])
     pieces = [
@@ -93,6 +110,12 @@ def _through_module(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperatur
     ]
     logprobs_N, entropy_N = (torch.cat(part) for part in zip(*pieces, strict=True))
     return logprobs_N, entropy_N
+
+
+def apply_head(hidden: Tensor, head: Head) -> Tensor:
+    """Logits [N, V] of hidden states [N, D], by plain operations: differentiable, and all of them at once."""
+    logits = head.linear(hidden) * head.scale
+    return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
 
 
 class _TargetLogprobs(torch.autograd.Function):

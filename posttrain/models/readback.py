@@ -29,8 +29,14 @@ def main(request_path: str) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])
-    model = load_plain(request["folder"], getattr(torch, request["dtype"]))
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    if "score_rows" in request:
+        model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
+        np.save(out / "logits.npy", row_scores(model, request["score_rows"], tokenizer.pad_token_id))
+        answer = {"greedy": [], "text": None, "probe_ids": tokenizer_ids(tokenizer, request["text"])}
+        (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+        return
+    model = load_plain(request["folder"], getattr(torch, request["dtype"]))
     np.save(out / "logits.npy", probe_logits(model, request["row"]))
     greedy, _ = greedy_ids(model, request["prompt"], request["stop_ids"], request["new_tokens"])
     answer = {
@@ -50,12 +56,56 @@ def load_plain(folder: str, dtype: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     from peft import PeftModel
 
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), folder).eval()
+    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype)
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def named_base(adapter_config: Path) -> str:
+    """The base that an adapter names; the one kind that is posttrain's own is made known to `peft` on the way."""
+    config = json.loads(adapter_config.read_text(encoding="utf-8"))
+    if config["peft_type"] == "BOTTLENECK":
+        from posttrain.models.bottleneck import register
+
+        register()
+    return str(config["base_model_name_or_path"])
+
+
+def load_plain_reward(folder: str, dtype: Any, outputs: int) -> Any:
+    """A whole reward model, or an adapter and its head on the base that its own config names."""
+    from transformers import AutoModelForSequenceClassification
+
+    adapter = Path(folder) / "adapter_config.json"
+    if not adapter.is_file():
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    from peft import PeftModel
+
+    base = named_base(adapter)
+    plain = AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=outputs)
+    return PeftModel.from_pretrained(plain, folder).eval()
+
+
+def row_scores(model: Any, rows: list[list[int]], pad_id: int | None) -> Any:
+    """Scores of rows as `transformers` pools them, in one padded batch: numpy [rows, outputs], fp32.
+
+    Without a pad token, as everybody who uses the folder must: one row at a time.
+    """
+    import torch
+
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad_id
+    longest = max(len(row) for row in rows)
+    batches = [[row + [pad_id] * (longest - len(row)) for row in rows]] if pad_id is not None else [[r] for r in rows]
+    lengths = [[len(row) for row in rows]] if pad_id is not None else [[len(row)] for row in rows]
+    parts = []
+    for batch, sizes in zip(batches, lengths, strict=True):
+        ids = torch.tensor(batch, device=model.device)
+        mask = torch.arange(ids.shape[1], device=model.device)[None] < torch.tensor(sizes, device=model.device)[:, None]
+        with torch.no_grad():
+            parts.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits)
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def probe_logits(model: Any, row: list[int]) -> Any:
-    """Logits at every token of one row: numpy [len(row), V], fp32."""
+    """Logits at every token of one row, virtual tokens before it included: numpy [P + len(row), V], fp32."""
     import torch
 
     with torch.no_grad():

@@ -15,6 +15,8 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from posttrain.data.trees import collate, pack
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
 from posttrain.models.adapters import is_fresh
+from posttrain.models.divergence import Distributions
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.logprob_store import LogprobStore, SegmentWriter
 from posttrain.models.logprobs import Policy
@@ -247,9 +250,19 @@ class AdapterOffReference:
             )
         self._policy = policy
 
-    def logprobs(self, batch: Batch) -> Tensor:
-        with self._policy.model.disable_adapter():  # type: ignore[operator]
-            return _frozen_logprobs(self._policy, batch)
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        with self._off():
+            return _frozen_logprobs(self._policy, batch, temperature)
+
+    @torch.no_grad()
+    def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
+        """For an exact KL; the head runs without the adapter too."""
+        with self._off():
+            found = self._policy.distributions(batch, index_S, temperature=temperature)
+        return replace(found, switched=self._off)
+
+    def _off(self) -> AbstractContextManager[Any]:
+        return self._policy.model.disable_adapter()  # type: ignore[operator]
 
 
 # ---------------------------------------------------------------- live
@@ -273,16 +286,25 @@ class LiveReference:
         self._shared = list(shared.values())
         self._policy = Policy(model, policy.path, autocast=policy.autocast)
 
-    def logprobs(self, batch: Batch) -> Tensor:
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Raises ModelError once a shared weight has been set to train: it would move under the reference."""
+        self._require_frozen()
+        return _frozen_logprobs(self._policy, batch, temperature)
+
+    @torch.no_grad()
+    def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
+        """For an exact KL. Raises as `logprobs` does."""
+        self._require_frozen()
+        return self._policy.distributions(batch, index_S, temperature=temperature)
+
+    def _require_frozen(self) -> None:
         if any(parameter.requires_grad for parameter in self._shared):
             raise ModelError(
                 "weights that the reference shares with the policy have begun to train",
                 remedy="decide what trains before the reference is made",
             )
-        return _frozen_logprobs(self._policy, batch)
 
 
 @torch.no_grad()
-def _frozen_logprobs(policy: Policy, batch: Batch) -> Tensor:
-    return policy(batch).logprobs_N
+def _frozen_logprobs(policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
+    return policy(batch, temperature=temperature).logprobs_N

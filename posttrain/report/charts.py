@@ -20,6 +20,8 @@ BUCKETS = 200
 """A curve of more than twice as many steps is downsampled: two points for each bucket."""
 LOG_RATIO = 30.0
 """A positive measurement whose largest value is this many times its median is drawn on a log scale."""
+CORNER_ROOM = 8.0
+"""Per cent of the plot that its first tick must leave free for the axis' name to stand beside it."""
 MOST_DOTS = 60
 """A held-out curve of at most this many points shows each as a dot."""
 
@@ -112,8 +114,9 @@ class Chart:
 
     @property
     def has_corner(self) -> bool:
-        """Whether the x axis' name is short enough to stand left of its ticks."""
-        return not self.rows and 0 < len(self.x_title) <= 6
+        """Whether the x axis' name is short enough to stand left of its ticks; "reward" beside "−4" reads as one."""
+        crowded = bool(self.x_ticks) and self.x_ticks[0].at < CORNER_ROOM and self.x_title != "step"
+        return not self.rows and 0 < len(self.x_title) <= 6 and not crowded
 
     @property
     def note_width(self) -> int:

@@ -143,16 +143,82 @@ def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> Cha
     )
 
 
+def cloud(
+    title: str, groups: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], x_title: str, caption: str = ""
+) -> Chart:
+    """One dot a value, coloured by group: cloud("Rewards", {"chosen": ("chosen", [(12, 0.4), ...])}, "tokens")."""
+    known = {label: (colour, points) for label, (colour, points) in groups.items() if points}
+    everything = [point for _, points in known.values() for point in points]
+    every = -(-len(everything) // MOST_POINTS) if everything else 1
+    across = axis(min(x for x, _ in everything), max(x for x, _ in everything)) if everything else Axis(0.0, 1.0)
+    up = axis(min(y for _, y in everything), max(y for _, y in everything), room=0.06) if everything else Axis(0.0, 1.0)
+    if every > 1:
+        caption = f"{caption}; every {count(every)}th dot" if caption else f"every {count(every)}th dot"
+    paths = [
+        Path(dots((across.place(x), up.place(y)) for x, y in points[::every]), colour, "cloud")
+        for colour, points in known.values()
+    ]
+    return Chart(
+        title=title,
+        said=f"{title}: {count(len(everything))} values. {caption}",
+        caption=caption,
+        paths=paths,
+        x_ticks=x_axis_ticks(across),
+        y_ticks=y_axis_ticks(up),
+        x_title=x_title,
+        rules=[Rule(100 - 100 * up.place(0.0), False)] if up.low < 0 < up.high else [],
+        keys=[Key(label, colour, "area") for label, (colour, _) in known.items()] if len(known) > 1 else [],
+    )
+
+
+def reliability_chart(title: str, points: Sequence[tuple[float, Score]], caption: str = "") -> Chart:
+    """Confidence across, accuracy up, each with its 95 % interval; on the diagonal the two are the same.
+
+    points: (mean confidence, accuracy) of verdicts of like confidence, from the least sure to the surest.
+    """
+    bounds = [score.low if score.low is not None else score.value for _, score in points]
+    across, up = axis(0.5, 1.0, room=0.03), axis(min([0.5, *bounds]), 1.0, room=0.04)
+    places = [(across.place(sure), up.place(score.value)) for sure, score in points]
+    spans = "".join(
+        joined([(across.place(sure), up.place(score.low)), (across.place(sure), up.place(score.high))])
+        for sure, score in points
+        if score.low is not None and score.high is not None
+    )
+    said = "; ".join(f"{number(sure, 'share')} sure, {number(score.value, 'share')} right" for sure, score in points)
+    return Chart(
+        title=title,
+        said=f"{title}: {said or 'no values'}.",
+        caption=caption,
+        paths=[
+            Path(joined([(across.place(0.5), up.place(0.5)), (across.place(1.0), up.place(1.0))]), "ink-3", "diagonal"),
+            Path(spans, "accent", "span"),
+            Path(joined(places), "accent", "main"),
+            Path(dots(places), "accent", "main dot"),
+        ]
+        if points
+        else [],
+        x_ticks=x_axis_ticks(across, "share"),
+        y_ticks=y_axis_ticks(up, "share"),
+        x_title="confidence of the verdict",
+    )
+
+
 def _around_zero(values: Sequence[float]) -> Axis:
     return axis(min([0.0, *values]), max([0.0, *values]), room=0.08)
 
 
 def interval_chart(
-    title: str, scores: Sequence[tuple[str, Score]], unit: str, subtitle: str = "", limit: float | None = None
+    title: str,
+    scores: Sequence[tuple[str, Score]],
+    unit: str,
+    subtitle: str = "",
+    limit: float | None = None,
+    chance: float | None = None,
 ) -> Chart:
     """A figure at the start and after each stage, with its 95 % interval: one row each, the value beside it.
 
     limit: how far from zero a change may go; both limits are ruled then, and the start's figure otherwise.
+    chance: what guessing would give; it is ruled, and the rows are parts of one whole and not start and stages.
     """
     bounds = [bound for _, score in scores for bound in (score.value, score.low, score.high) if bound is not None]
     if limit is not None:
@@ -161,12 +227,12 @@ def interval_chart(
     else:
         whole = unit == "share" and min(bounds) >= 0 and max(bounds) <= 1
         across = axis(0.0, 1.0) if whole else axis(min(bounds), max(bounds), room=0.1)
-        ruled = [scores[0][1].value] if len(scores) > 1 else []
+        ruled = [chance] if chance is not None else [scores[0][1].value] if len(scores) > 1 else []
     row = 1 / len(scores)
     paths, labels, notes = [], [], []
     for index, (label, score) in enumerate(scores):
         middle = 1 - (index + 0.5) * row
-        colour = "ink-3" if index == 0 else "accent"
+        colour = "ink-3" if index == 0 and chance is None else "accent"
         if score.low is not None and score.high is not None:
             ends = [(across.place(score.low), middle), (across.place(score.high), middle)]
             paths.append(Path(joined(ends), colour, "interval"))

@@ -52,8 +52,10 @@ class Meaning:
 
 MEANINGS = (
     (r"match", Meaning("share that matches", "share", Wanted.UP, primary=True)),
+    (r"unwanted_match", Meaning("share that matches", "share", Wanted.DOWN, primary=True)),
     (r"accuracy", Meaning("accuracy", "share", Wanted.UP, primary=True)),
     (r"win_rate", Meaning("win rate", "share", Wanted.UP, primary=True)),
+    (r"reward", Meaning("mean reward", "", Wanted.UP)),
     (r"perplexity_change", Meaning("perplexity change", "share", Wanted.STILL, 0.05, primary=True)),
     (r"perplexity", Meaning("perplexity")),
     (r"cut_share", Meaning("cut at the limit", "share", Wanted.DOWN)),
@@ -96,8 +98,8 @@ class TableRow:
 
     @property
     def telling(self) -> bool:
-        """Worth a word: what the suite is asked for, and what else became clearly better or worse."""
-        return self.meaning.primary or (self.last is not None and self.last.change in (Change.BETTER, Change.WORSE))
+        """Worth a word: what the suite is asked for, and what else became clearly worse."""
+        return self.meaning.primary or (self.last is not None and self.last.change is Change.WORSE)
 
     @property
     def last(self) -> Cell | None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from posttrain.report.charts import Chart
+from posttrain.report.cross import cross_view
 from posttrain.report.distributions import interval_chart
 from posttrain.report.evaluation import Table, final_table
 from posttrain.report.numbers import duration, size
@@ -63,6 +64,7 @@ def render(run: Run) -> str:
         verdict=verdict(run, table),
         table=table,
         interval_charts=_interval_charts(table),
+        cross=cross_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
         suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),
         configs=_configs(run),
@@ -140,7 +142,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _interval_charts(table: Table) -> list[Chart]:
-    """What the suites are asked for, then what else became better or worse; the table has the rest."""
+    """What the suites are asked for, then what else became worse; the table has the rest."""
     rows = sorted((row for row in table.rows if row.telling), key=lambda row: not row.meaning.primary)
     charts = []
     for row in rows[:MOST_INTERVAL_CHARTS]:

@@ -43,6 +43,8 @@ def _one(metric: str) -> tuple[tuple[str, str, str], ...]:
 POSITIVE = LineStyle(positive=True)
 SIGNED = LineStyle(zero=True)
 SHARE = LineStyle(unit="share")
+IMPLICIT = "implicit"
+"""The rewards of a preference stage, which a reward model gives outright."""
 
 PANELS = (
     Panel("Loss", "nats", _one("loss"), POSITIVE),
@@ -52,13 +54,25 @@ PANELS = (
         (("preference_loss", "preference", "accent"), ("nll_loss", "anchor", "second")),
         POSITIVE,
     ),
-    Panel("Rewards", "implicit", _sides("rewards_{}"), SIGNED),
+    Panel("Rewards", IMPLICIT, _sides("rewards_{}"), SIGNED),
+    Panel(
+        "Mean and spread",
+        "of all rewards",
+        (("reward_mean", "mean", "accent"), ("reward_std", "std", "second")),
+        SIGNED,
+    ),
     Panel("Reward margin", "chosen minus rejected", _one("reward_margin"), SIGNED),
     Panel(
         "Reward accuracy",
         "share of pairs",
         _one("reward_accuracy"),
         LineStyle(unit="share", bounds=(0.0, 1.0), chance=0.5),
+    ),
+    Panel(
+        "Confidence",
+        "sigmoid(|margin|)",
+        _one("reward_confidence"),
+        LineStyle(unit="share", bounds=(0.5, 1.0)),
     ),
     Panel(
         "Change of log-prob",
@@ -71,12 +85,13 @@ PANELS = (
         "KL estimates on the data",
         "nats per token",
         (
-            ("kl_k1_on_data", "k1", "ink-3"),
-            ("kl_k2_on_data", "k2", "accent"),
-            ("kl_k3_on_data", "k3", "second"),
+            ("kl_k1_on_data", "k1", "accent"),
+            ("kl_k2_on_data", "k2", "second"),
         ),
         SIGNED,
     ),
+    # On its own: where the policy lost a token, k3 is thousands of times the other two.
+    Panel("KL estimate k3 on the data", "nats per token", _one("kl_k3_on_data"), POSITIVE),
     Panel("Answer length", "trained tokens", _sides("length_{}")),
     Panel("Demonstration length", "trained tokens", _one("length")),
     Panel("Generated length", "tokens per answer", _one("length_generated")),
@@ -100,11 +115,13 @@ class AlarmGroup:
     evidence: list[tuple[str, str]]
     remedy: str
     last_good_checkpoint: str
+    moment: str = "before the first step"
+    """When it fired, if at no step."""
 
     @property
     def when(self) -> str:
         if not self.steps:
-            return "before the first step"
+            return self.moment
         if len(self.steps) == 1:
             return f"step {count(self.steps[0])}"
         return f"{len(self.steps)} times, steps {count(self.steps[0])} to {count(self.steps[-1])}"
@@ -130,6 +147,7 @@ def group_alarms(stage: Stage) -> list[AlarmGroup]:
                 evidence=evidence_items(evidence),
                 remedy=sentence(as_text(first.get("remedy"))),
                 last_good_checkpoint=as_text(alarms[-1].get("last_good_checkpoint")),
+                moment=as_text(first.get("when")) or "before the first step",
             )
         )
     groups.sort(key=lambda group: (group.severity != "critical", group.steps[:1]))
@@ -194,7 +212,8 @@ def _draw(panel: Panel, stage: Stage, alarms: Sequence[AlarmGroup]) -> Chart:
                 lines.append(Line(label, colour, curve, held_out=split == "held_out"))
     chart = line_chart(panel.title, lines, panel.style, smoothing(stage), stage.epochs_per_step)
     explained = [METRICS[metric].description for metric, _, _ in panel.series if metric in METRICS]
-    return replace(chart, unit=panel.subtitle, marks=_marks(chart, alarms), help="\n".join(explained))
+    subtitle = "" if panel.subtitle == IMPLICIT and stage.method == "reward" else panel.subtitle
+    return replace(chart, unit=subtitle, marks=_marks(chart, alarms), help="\n".join(explained))
 
 
 def _marks(chart: Chart, alarms: Sequence[AlarmGroup]) -> list[Mark]:

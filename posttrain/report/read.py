@@ -1,9 +1,10 @@
 """A run folder as records: `read_run(Path("runs/quickstart")).stages[1].curves["train"]["loss"]`.
 
-    runs/<recipe>/  run.json  recipe.yaml  summary.json
+    runs/<recipe>/  run.json  recipe.yaml  summary.json  cross_scores.json
       start/        evaluation.json  evaluations/<suite>.jsonl
       <stage>/      stage.json  config.yaml  preflight.json  metrics.jsonl  pairs.jsonl  samples.jsonl  alarms.jsonl
                     dropped.jsonl  data.jsonl  evaluation.json  evaluations/<suite>.jsonl  checkpoints/  model/
+                    reward_evaluation.json  reward_scores.jsonl
 
 Every file may be missing, torn or of another version; what cannot be read is a `Problem` of the run, no exception.
 """
@@ -94,6 +95,10 @@ class Stage:
     """The first few rows of data.jsonl, for a stage that makes data."""
     evaluated: Evaluated
     checkpoints: list[str]
+    reward: dict[str, Any]
+    """reward_evaluation.json of a stage that trained a reward model."""
+    reward_scores: list[dict[str, Any]]
+    """Its held-out pairs with their rewards."""
 
     @property
     def last_step(self) -> int | None:
@@ -132,6 +137,8 @@ class Run:
     start: Evaluated
     stages: list[Stage]
     problems: list[Problem]
+    cross_scores: dict[str, Any] = field(default_factory=dict)
+    """Rewards of several policies' answers by several reward models."""
 
     @property
     def status(self) -> str:
@@ -188,6 +195,7 @@ def read_run(folder: Path) -> Run:
         start=_with_summary(_read_evaluated(files, folder / "start"), summary.get("start")),
         stages=[_stage_with_summary(stage, summary.get(stage.name)) for stage in stages],
         problems=files.problems,
+        cross_scores=files.record(folder / "cross_scores.json"),
     )
 
 
@@ -199,6 +207,10 @@ def _read_stage(files: Files, folder: Path, entry: Mapping[str, Any]) -> Stage:
     about = files.record(folder / "stage.json")
     curves, epochs_per_step = _read_curves(files, folder / "metrics.jsonl")
     checkpoints = folder / "checkpoints"
+    reward = files.record(folder / "reward_evaluation.json")
+    # Found after the last step, on the held-out rows: they belong to no place on the curves.
+    after = {"step": None, "when": "after the last step"}
+    findings = [as_mapping(finding) | after for finding in as_list(reward.get("findings")) if as_mapping(finding)]
     status = as_text(about.get("status")) or as_text(entry.get("status"))
     if not status or status == "pending":
         status = "unknown" if folder.is_dir() and any(folder.iterdir()) else "planned"
@@ -214,11 +226,13 @@ def _read_stage(files: Files, folder: Path, entry: Mapping[str, Any]) -> Stage:
         epochs_per_step=epochs_per_step,
         pairs=_read_pairs(files, folder / "pairs.jsonl"),
         samples=files.lines(folder / "samples.jsonl", MOST_SAMPLES),
-        alarms=files.lines(folder / "alarms.jsonl", MOST_ALARMS),
+        alarms=[*files.lines(folder / "alarms.jsonl", MOST_ALARMS), *findings],
         dropped=files.lines(folder / "dropped.jsonl", SHOWN_ROWS),
         written=files.lines(folder / "data.jsonl", SHOWN_ROWS),
         evaluated=_read_evaluated(files, folder),
         checkpoints=sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else [],
+        reward=reward,
+        reward_scores=files.lines(folder / "reward_scores.jsonl", MOST_PAIRS),
     )
     _note_what_is_missing(files, stage)
     return stage

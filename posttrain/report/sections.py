@@ -20,6 +20,7 @@ from posttrain.report.panels import (
     smoothing,
 )
 from posttrain.report.read import Completion, Run, Stage
+from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
 
 SHOWN_PROMPTS = 30
@@ -97,6 +98,7 @@ class StageView:
     more_curves: list[Chart]
     smoothing: int
     pairs: list[list[Chart]]
+    reward: RewardView | None
     watched: list[Watched]
     written: list[tuple[str, str, str]]
     """(prompt, chosen, rejected) of rows that the stage made."""
@@ -122,7 +124,8 @@ def view(stage: Stage, index: int) -> StageView:
         curves=curves,
         more_curves=more,
         smoothing=smoothing(stage),
-        pairs=pair_charts(stage),
+        pairs=[] if stage.reward else pair_charts(stage),
+        reward=reward_view(stage),
         watched=_watched(stage),
         written=[_written(row) for row in stage.written],
         dropped=[_dropped(row) for row in stage.dropped],
@@ -147,7 +150,7 @@ def short_row(row: str) -> str:
 def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
     model = as_mapping(stage.about.get("start_model"))
     if model:
-        yield "Started from", as_text(model.get("name")) or as_text(model.get("path"))
+        yield "Started from", _within_run(as_text(model.get("name")) or as_text(model.get("path")), stage)
     parameters = as_mapping(stage.about.get("parameters"))
     total, trainable = as_number(parameters.get("total")), as_number(parameters.get("trainable"))
     if total:
@@ -174,6 +177,15 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
         said = as_text(stage.about.get(key))
         if said:
             yield title, moment(said) if key == "started" else said.replace("_", " ")
+
+
+def _within_run(name: str, stage: Stage) -> str:
+    """A model of this run without the way to the run: "/data/runs/mine/sft/model" is "sft/model"."""
+    run = stage.folder.parent
+    for beginning in (run.as_posix(), run.resolve().as_posix()):
+        if name.startswith(f"{beginning}/"):
+            return name.removeprefix(f"{beginning}/")
+    return name
 
 
 def moment(text: str) -> str:
@@ -294,7 +306,7 @@ def _watched_row(row: str, samples: list[dict[str, Any]]) -> Watched:
         for response in map(as_mapping, as_list(sample.get("responses"))):
             role = as_text(response.get("role")) or "answer"
             texts[role] = shorten(as_text(response.get("text")))
-            value = as_number(response.get("logprob"))
+            value = as_number(response.get("reward" if "reward" in response else "logprob"))
             if value is not None:
                 logprobs.setdefault(role, []).append((count(as_number(sample.get("step"))), number(value)))
     responses = [(role, text, _ends(logprobs.get(role, []))) for role, text in texts.items()]

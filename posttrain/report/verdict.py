@@ -157,7 +157,7 @@ def _called(stage: Stage) -> str:
 
 
 def _movements(table: Table) -> list[Finding]:
-    """What the suites are asked for, and what else became better or worse; at most eight, the worst first."""
+    """What the suites are asked for, and what else became worse; at most eight, the worst first."""
     told = [row for row in table.rows if row.last is not None and row.telling]
     told.sort(key=lambda row: ORDER[row.last.change] if row.last else 9)
     return [_movement(row) for row in told[:MOST_MOVES]]

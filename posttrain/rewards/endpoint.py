@@ -78,14 +78,18 @@ class Endpoint:
         return self.cache / key[:2] / f"{key}.json"
 
     def _asked(self, body: Mapping[str, Any]) -> str:
+        headers = {"Content-Type": "application/json"}
+        if self.key_env:
+            headers["Authorization"] = f"Bearer {self._key(self.key_env)}"
+        url = self.url.rstrip("/") + "/chat/completions"
         trouble = ""
         for attempt in range(self.retries + 1):
             self._wait_for_turn()
             try:
-                return self._sent(body)
+                return self._sent(urllib.request.Request(url, json.dumps(body).encode(), headers))
             except urllib.error.HTTPError as error:
-                said = error.read(500).decode(errors="replace")
-                trouble = f"HTTP {error.code}: {said}"
+                with error:
+                    trouble = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
                 if error.code not in RETRIED:
                     raise self._refused(error.code, trouble) from None
                 pause = _seconds(error.headers.get("Retry-After"))
@@ -101,12 +105,7 @@ class Endpoint:
             remedy="see that the endpoint runs; what was answered is cached, so that a new run goes on from there",
         )
 
-    def _sent(self, body: Mapping[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self.key_env:
-            headers["Authorization"] = f"Bearer {self._key(self.key_env)}"
-        url = self.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    def _sent(self, request: urllib.request.Request) -> str:
         with self._lock:
             self.requests += 1
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:

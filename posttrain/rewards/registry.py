@@ -103,12 +103,12 @@ def _code(settings: config.CodeReward, folder: Path | None) -> Scorer:
 def _cosine(settings: config.CosineReward, folder: Path | None) -> Scorer:
     inner = resolve(settings.of, folder=folder)
     made = shape.Cosine(inner, **_options(settings, "of"))
-    # The gold answer's own length is no matter of its being right, so the check asks the verifier inside.
-    return Scorer(settings.label, made, settings.weight, None, inner.close)
+    return Scorer(settings.label, made, settings.weight, close=inner.close, inner=inner)
 
 
 def _reward_model(settings: config.ModelReward, folder: Path | None) -> Scorer:
-    return Scorer(settings.label, ModelReward(**_options(settings)), settings.weight)
+    model = str(_beside(settings.model, folder, must_exist=True))
+    return Scorer(settings.label, ModelReward(model, **_options(settings, "model")), settings.weight)
 
 
 def _judge(settings: config.JudgeReward, folder: Path | None) -> Scorer:
@@ -116,13 +116,19 @@ def _judge(settings: config.JudgeReward, folder: Path | None) -> Scorer:
         settings.url,
         settings.model,
         key_env=settings.key_env,
-        cache=None if settings.cache is None else Path(settings.cache),
+        cache=None if settings.cache is None else Path(_beside(settings.cache, folder)),
         retries=settings.retries,
         timeout=settings.timeout,
         per_minute=settings.per_minute,
     )
     of_endpoint = ("url", "model", "key_env", "cache", "retries", "timeout", "per_minute")
     return Scorer(settings.label, Judge(endpoint, **_options(settings, *of_endpoint)), settings.weight)
+
+
+def _beside(text: str, folder: Path | None, *, must_exist: bool = False) -> str | Path:
+    """A path of a recipe is relative to its file; a name that is no path stays a name."""
+    path = (folder or Path()) / Path(text).expanduser()
+    return text if must_exist and not path.exists() else path
 
 
 def _function(settings: config.FunctionReward, folder: Path | None) -> Scorer:

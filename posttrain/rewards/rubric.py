@@ -100,7 +100,7 @@ def gold_check(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[GoldFai
     Rewards that are no verifiers, and tasks without an answer, are passed over.
     """
     rows = list(tasks)
-    failures = [failure for scorer in scorers for failure in _of_one(rows, scorer)]
+    failures = [failure for scorer in scorers for failure in _of_one(rows, scorer.inner or scorer)]
     order = {id(task.row): index for index, task in enumerate(rows)}
     return sorted(failures, key=lambda failure: order[id(failure.row)])
 

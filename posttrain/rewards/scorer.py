@@ -113,6 +113,8 @@ class Scorer:
     """For a verifier: the response that must score 1 on this task, None where the task has none."""
     close: Callable[[], None] | None = None
     """Ends what the reward started: processes, connections."""
+    inner: Scorer | None = None
+    """The verifier that this reward reshapes; the gold check asks that one."""
 
     def score(self, items: Sequence[Sampled]) -> list[float | None]:
         """A number or None for each response, in their order.

@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from posttrain.models.adapters import adapter_kind, virtual_tokens
 from posttrain.rollout.kv import KeyValue, PromptSlots, SlotCache, own_cells
 from posttrain.rollout.sampling import RandomStream
 
@@ -98,7 +99,9 @@ class CausalLM:
     def __init__(self, model: nn.Module):
         self.model = model
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._keeps = "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
+        self._virtual = _virtual_columns(model)
+        # A prompt's virtual tokens have logits too, before the row's own: columns are then counted here.
+        self._keeps = not self._virtual and "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
         parameter = next(model.parameters())
         self.device = parameter.device
 
@@ -120,9 +123,14 @@ class CausalLM:
             kept, index_R = columns_R.unique(return_inverse=True)
             logits = self.model(**inputs, logits_to_keep=kept).logits
         else:
-            index_R = columns_R
+            index_R = columns_R + self._virtual
             logits = self.model(**inputs).logits
         return logits[torch.arange(len(columns_R), device=logits.device), index_R]
+
+
+def _virtual_columns(model: nn.Module) -> int:
+    """Columns of logits before those of the row: a prompt's virtual tokens; a prefix lies in the cache and has none."""
+    return 0 if adapter_kind(model) == "prefix" else virtual_tokens(model)
 
 
 class CachedDecoder:

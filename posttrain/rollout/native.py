@@ -22,6 +22,7 @@ from peft import PeftModel
 from torch import nn
 
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
+from posttrain.models.adapters import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder, Row
 from posttrain.rollout.engine import Completion, FinishReason, OnFinish
 from posttrain.rollout.sampling import RandomStream, SamplingDistribution
@@ -55,7 +56,7 @@ class NativeEngine:
         prefill_tokens: prompt tokens of one forward pass.
 
     Raises:
-        ModelError: an encoder-decoder, or an adapter that writes to the cache itself (prefix and prompt tuning).
+        ModelError: an encoder-decoder.
     """
 
     def __init__(
@@ -80,6 +81,10 @@ class NativeEngine:
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
         self.path: Literal["cached", "recomputed"] = "cached"
         odd = _layers_without_keys(config)
+        virtual = virtual_tokens(model)
+        if virtual:
+            self._positions = None if self._positions is None else self._positions - virtual
+            self._switch_off(f"its adapter puts {virtual} virtual tokens before every row")
         if odd:
             self._switch_off(f"its layers of type {', '.join(odd)} keep another kind of state")
         self._proven = False
@@ -120,7 +125,7 @@ class NativeEngine:
             self.generate([prompt, prompt[len(prompt) // 2 :]], replace(sampling, max_new_tokens=4))
         self._aborted = False
         self.stats = DecodeStats()
-        decoder, waiting, finish = self._decoder(), deque([row]), None
+        decoder, waiting, finish = self._decoder(self.stats), deque([row]), None
         while finish is None and not self._aborted:
             # Entered for each token: between two of them the caller may train, or record gradients.
             with torch.no_grad(), evaluating(self.model):
@@ -128,6 +133,40 @@ class NativeEngine:
                 self._step(decoder, waiting, sampling)
             finish = _finish(row, sampling)
             yield row.answer[-1]
+
+    def update_weights(self, model: nn.Module, version: int) -> None:
+        """Note the version: the weights are the trainer's own, so nothing is copied.
+
+        Raises:
+            ConfigError: another model than the one that this engine was made for.
+        """
+        if model is not self.model:
+            raise ConfigError(
+                "the native engine samples from the model that it was made for",
+                found=f"another {type(model).__name__}",
+                remedy="make a new NativeEngine(model)",
+            )
+        self.policy_version = version
+
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
+        """Log-probs of `ids` after `prompt` in nats at temperature 1, by the steps that sampling takes."""
+        plain = SamplingDistribution(max_new_tokens=max(1, len(ids)))
+        (row,) = self._rows([tuple(map(int, prompt))], plain, 1)
+        if len(ids) > row.limit:
+            raise ConfigError(
+                "the sequence is longer than the model",
+                found=f"{len(prompt)} + {len(ids)} tokens",
+                expected=f"at most {len(prompt) + row.limit}",
+                remedy="score a shorter one",
+            )
+        decoder, waiting = self._decoder(DecodeStats()), deque([row])
+        with torch.no_grad(), evaluating(self.model):
+            decoder.admit(waiting)
+            for number in ids:
+                logprobs_V = plain.log_probs(decoder.next_logits(waiting))[0]
+                row.logprobs.append(float(logprobs_V[number]))
+                row.answer.append(int(number))
+        return row.logprobs
 
     def abort(self) -> None:
         """End the running `generate`, from a signal handler or another thread: the unfinished come back as ABORTED."""
@@ -155,7 +194,7 @@ class NativeEngine:
 
         # Longest first, as the decoder wants them; equal prompts side by side, so that they are prefilled once.
         waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)))
-        decoder = self._decoder()
+        decoder = self._decoder(self.stats)
         while (waiting or decoder.rows) and not self._aborted:
             decoder.admit(waiting)
             self._step(decoder, waiting, sampling)
@@ -229,11 +268,11 @@ class NativeEngine:
             )
         return limit
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, stats: DecodeStats) -> Decoder:
         if self.path == "recomputed":
-            return RecomputingDecoder(self._lm, self.stats, self._max_rows, self._cache_tokens)
+            return RecomputingDecoder(self._lm, stats, self._max_rows, self._cache_tokens)
         return CachedDecoder(
-            self._lm, self._num_layers, self.stats, self._max_rows, self._cache_tokens, self._prefill_tokens
+            self._lm, self._num_layers, stats, self._max_rows, self._cache_tokens, self._prefill_tokens
         )
 
     # ------------------------------------------------------------ the proof
@@ -309,13 +348,6 @@ def _causal_lm(model: nn.Module) -> Any:
 
 def _text_config(model: nn.Module) -> Any:
     """The decoder's config; refuses what cannot be sampled row by row."""
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise ModelError(
-            "an adapter that writes into the cache cannot share it with the engine",
-            found=model.active_peft_config.peft_type,
-            expected="an adapter of the weights, such as LoRA",
-            remedy="sample from a model with another adapter",
-        )
     config = _causal_lm(model).config
     if config.is_encoder_decoder:
         raise ModelError(

@@ -3,11 +3,12 @@
     checkpoints/step-00000050/
         weights.safetensors     every parameter that trains, by name (frozen weights are the start model's)
         optimizer.safetensors   Adam's moments, by parameter and moment
-        state.json              step, seeds, random states, alarms, identities of recipe and data
+                                (of what trains beside the policy, a value model say, under "value::NAME")
+        state.json              step, seeds, random states, threads, alarms, identities of recipe and data
         manifest.json           sha256 and size of the files above; written last
 
-A resumed run equals the uninterrupted one bit for bit on CPU: the order of rows is a function of seed and step, and
-everything else that moves is here.
+A resumed run equals the uninterrupted one bit for bit on CPU with as many threads: the order of rows is a function of
+seed and step, and everything else that moves is here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,9 +29,12 @@ from torch import Tensor, nn
 
 from posttrain.errors import CheckpointError, ResumeError
 from posttrain.training.optimizer import Optimizer
+from posttrain.training.source import Parts
 
 MANIFEST = "manifest.json"
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+ASIDE = ".replaced-"
+"""Prefix of a checkpoint that makes room for a new one of the same step, until that one has been read back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,14 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, *, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], keep: int
+    folder: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    keep: int,
+    others: Parts = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint, verify what lies on disk, then drop all but the newest `keep`.
 
@@ -53,24 +65,30 @@ def save(
     writing = folder / f".writing-step-{step:08d}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    parts = _parts(model, optimizer, others)
+    weights = {name: p.detach().cpu().contiguous() for name, p in _trainable(parts).items()}
     save_file(weights, writing / FILES[0])
     moments = {
-        f"{name}|{key}": value.detach().cpu().contiguous()
-        for name, values in optimizer.state_dict().items()
+        f"{prefix}{name}|{key}": value.detach().cpu().contiguous()
+        for prefix, (_, own) in parts.items()
+        for name, values in own.state_dict().items()
         for key, value in values.items()
     }
     save_file(moments, writing / FILES[1])
-    record = {**state, "step": step, "random_state": _random_state()}
+    record = {**state, "step": step, "threads": torch.get_num_threads(), "random_state": _random_state()}
     (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
     manifest = {name: _identity(writing / name) for name in FILES}
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in writing.iterdir():
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
+    aside = folder / f"{ASIDE}{target.name}"
+    if target.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(target, aside)
     os.replace(writing, target)
     _sync(folder)
     read(target)
+    shutil.rmtree(aside, ignore_errors=True)
     for old in _found(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -83,6 +101,7 @@ def latest(folder: Path) -> Checkpoint | None:
         CheckpointError: the newest one is torn or altered. It is not skipped in silence: an older one would train the
             same rows again without anybody knowing.
     """
+    _put_back(folder)
     found = _found(folder)
     return read(found[-1]) if found else None
 
@@ -113,14 +132,17 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, int(state["step"]), state)
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, others: Parts = MappingProxyType({})
+) -> None:
     """Put weights, moments and random states back.
 
     Raises:
         ResumeError: the checkpoint's parameters are not the ones that train now.
     """
+    parts = _parts(model, optimizer, others)
     weights = load_file(checkpoint.path / FILES[0])
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = _trainable(parts)
     if set(weights) != set(trainable):
         differing = sorted(set(weights) ^ set(trainable))
         raise ResumeError(
@@ -131,12 +153,34 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> N
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(weights[name])
-    moments: dict[str, dict[str, Tensor]] = {}
+    moments: dict[str, dict[str, dict[str, Tensor]]] = {prefix: {} for prefix in parts}
     for key, value in load_file(checkpoint.path / FILES[1]).items():
         name, moment = key.rsplit("|", 1)
-        moments.setdefault(name, {})[moment] = value
-    optimizer.load_state_dict(moments)
+        prefix = next((one for one in parts if one and name.startswith(one)), "")
+        moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = value
+    for prefix, (_, own) in parts.items():
+        own.load_state_dict(moments[prefix])
     _restore_random_state(checkpoint.state["random_state"])
+
+
+def _parts(model: nn.Module, optimizer: Optimizer, others: Parts) -> dict[str, tuple[nn.Module, Optimizer]]:
+    """All that trains, by the prefix of its names; the policy's have none."""
+    return {"": (model, optimizer), **{f"{name}::": part for name, part in others.items()}}
+
+
+def _trainable(parts: Parts) -> dict[str, nn.Parameter]:
+    named = ((prefix + name, p) for prefix, (module, _) in parts.items() for name, p in module.named_parameters())
+    return {name: p for name, p in named if p.requires_grad}
+
+
+def _put_back(folder: Path) -> None:
+    """A kill between the two renames of `save` leaves the old checkpoint aside: it gets its name again."""
+    for aside in folder.glob(f"{ASIDE}step-*"):
+        target = folder / aside.name.removeprefix(ASIDE)
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, target)
 
 
 def _found(folder: Path) -> list[Path]:

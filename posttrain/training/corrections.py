@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import Correction
+from posttrain.config import Correction, Data
 from posttrain.data.correction import correction_pairs
 from posttrain.data.encode import Encoder
-from posttrain.data.read import read
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.read import Examples, read
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
+from posttrain.models.devices import device_of
 from posttrain.models.loading import load
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.sampling import SamplingDistribution
@@ -18,38 +20,65 @@ from posttrain.training.order import stream_seed
 
 
 def make_corrections(
-    stage: Correction, model: str | Path, folder: StageFolder, *, seed: int, progress: Progress
+    stage: Correction,
+    model: str | Path,
+    folder: StageFolder,
+    *,
+    seed: int,
+    progress: Progress,
+    encoding: EncoderSettings | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Write data.jsonl into the stage's folder; returns what stage.json says under "data".
+
+    Args:
+        encoding: how prompts become ids; the tokenizer's own chat template if not given.
+        device: where the model answers; see `device_of`.
 
     Raises:
         DataError: a row says no wanted answer, or no pair came out.
     """
-    assert stage.data is not None  # the recipe's validation refuses a stage without data
-    data = stage.data
-    rows = read(
-        list(data.path),
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=folder.path / "rejected_rows.jsonl" if data.bad_rows == "skip" else None,
-        limit=data.limit,
-        split=data.split,
-    )
-    loaded = load(model, say=progress.say)
+    rows, keep = rows_to_correct(stage, folder)
+    loaded = load(model, device=device_of(device), say=progress.say)
     sampling = SamplingDistribution(**stage.sampling.model_dump(), seed=stream_seed(seed, "sampling"))
-    total = rows.counts.kept * stage.samples_per_prompt
+    kept = keep.counts.kept if keep is not None else 0
+    total = (rows.counts.kept + kept) * stage.samples_per_prompt + kept
     with progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
         counts = correction_pairs(
             rows,
-            Encoder(loaded.tokenizer),
+            Encoder(loaded.tokenizer, encoding),
             NativeEngine(loaded.model),
             sampling,
+            keep=keep or (),
             samples_per_prompt=stage.samples_per_prompt,
             out=folder.path / "data.jsonl",
             dropped=folder.path / "dropped.jsonl",
             on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
         )
     progress.say(f"{folder.name}: {counts}")
-    return {**counts.as_dict(), "read": rows.counts.read, "kept": counts.pairs, "dropped": counts.skipped}
+    return {
+        **counts.as_dict(),
+        "read": rows.counts.read + (keep.counts.read if keep is not None else 0),
+        "kept": counts.pairs,
+        "dropped": counts.skipped,
+    }
+
+
+def rows_to_correct(stage: Correction, folder: StageFolder) -> tuple[Examples, Examples | None]:
+    """The stage's rows and its `keep`; all are looked at now, so that a bad one is found before a model loads."""
+    assert stage.data is not None  # the recipe's validation refuses a stage without data
+    rows = _read(stage.data, folder.path / "rejected_rows.jsonl")
+    return rows, None if stage.keep is None else _read(stage.keep, folder.path / "rejected_keep.jsonl")
+
+
+def _read(data: Data, rejected: Path) -> Examples:
+    return read(
+        list(data.path),
+        format=data.format,
+        columns=data.columns,
+        roles=data.roles,
+        bad_rows=data.bad_rows,
+        rejected_path=rejected if data.bad_rows == "skip" else None,
+        limit=data.limit,
+        split=data.split,
+    )

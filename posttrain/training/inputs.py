@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from posttrain.config import Data, TrainingStage
+from posttrain.config import ConditionalSFT, Data, Reward, TrainingStage
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.data.read import Examples, read
+from posttrain.data.read import Examples
+from posttrain.data.recast import Condition, Recast, read_as, taken_apart
 from posttrain.data.store import encode
+from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.models.loading import LoadedModel, load, resolve
-from posttrain.models.tokenizers import has_tokenizer, load_tokenizer
+from posttrain.errors import DataError
+from posttrain.losses.pairwise import PAIRWISE
+from posttrain.models.devices import device_of
+from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.audited import audit_rows
 from posttrain.training.order import stream_seed
+from posttrain.training.preflight import Check
+from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
-from posttrain.types import TokenTree
+from posttrain.training.starts import Start, settle
+from posttrain.types import Example, TokenTree
+
+NAMED_ROWS = 5
+"""Rows that an error or a finding names; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,73 +45,114 @@ class Inputs:
     counts: dict[str, Any]
     """What stage.json says under "data"."""
     fingerprints: tuple[str, ...]
+    findings: tuple[Check, ...] = ()
+    """What the preflight has to say of the rows beside the counts."""
 
 
 def load_inputs(
     stage: TrainingStage,
     objective: Algorithm,
-    start: str | Path | LoadedModel,
+    start: str | Path | LoadedModel | Start,
     folder: StageFolder,
     seed: int,
     progress: Progress,
     examples: Examples | None,
 ) -> Inputs:
-    """Read and encode a stage's rows, and hold some of them out.
+    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl.
 
     Raises:
         DataError, EncodingError: a row, a file or the template cannot serve; no model has been loaded.
     """
-    settings = _encoder_settings(stage, _positions(start))
+    if not isinstance(start, Start):
+        start = settle(stage, start, device_of(stage.compute.device))
+    settings = _encoder_settings(stage, start.positions)
     if settings.max_length != stage.max_length:
         progress.say(f"{folder.name}: max_length is {settings.max_length:,}, the most positions that the model has")
-    encoder = Encoder(_tokenizer(start), settings)
-    rows, data = _encoded(stage.data, objective, encoder, folder, "rows", progress, examples)
-    for note in rows.notes:
-        progress.say(f"{folder.name}: {note}")
-    fingerprints = [rows.fingerprint]
+    reader = _Reader(stage, objective, _encoder(stage, start.tokenizer, settings), folder, progress)
+    training = reader.encoded("train", stage.data, examples)
     if isinstance(stage.held_out, Data):
-        held, _ = _encoded(stage.held_out, objective, encoder, folder, "held-out rows", progress, None)
-        fingerprints.append(held.fingerprint)
-    else:
-        kept, out = split_by_content(row_contents(rows), stage.held_out, stream_seed(seed, "split"))
-        rows, held = rows[kept], rows[out]
-    return Inputs(rows, held, encoder, {**data, "rows": len(rows), "held_out_rows": len(held)}, tuple(fingerprints))
-
-
-def _tokenizer(start: str | Path | LoadedModel) -> Any:
-    """The start's tokenizer, without its weights where it can be had without them."""
-    if isinstance(start, LoadedModel):
-        return start.tokenizer
-    source = resolve(start)
-    return load_tokenizer(source.folder) if has_tokenizer(source.folder) else load(start).tokenizer
-
-
-def _encoded(
-    data: Data | None,
-    objective: Algorithm,
-    encoder: Encoder,
-    folder: StageFolder,
-    name: str,
-    progress: Progress,
-    examples: Examples | None,
-) -> tuple[EncodedDataset, dict[str, Any]]:
-    if examples is None:
-        assert data is not None  # the recipe's validation refuses a stage without data
-        examples = read_data(data, objective.kind, folder.path / "dropped.jsonl")
-    bad_rows = data.bad_rows if data is not None else "stop"
-    total = examples.counts.kept
-    with progress.phase(f"{folder.name}: encoding {name}", total=total, unit="rows") as phase:
-        rows = encode(
-            examples,
-            encoder,
-            store=folder.path / "encoded",
-            progress=phase.advance,
-            bad_rows=bad_rows,
+        apart = reader.encoded("held_out", stage.held_out, None)
+        _write_dropped(folder, [training, apart])
+        return _with_file(training, apart, reader.encoder)
+    _write_dropped(folder, [training])
+    every = training.rows
+    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(seed, "split"))
+    if stage.held_out and not out:
+        progress.say(
+            f"{folder.name}: no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing "
+            "is measured on rows that were not trained on; raise held_out, or name a file"
         )
-    for left_out in rows.dropped():
-        folder.append_dropped(left_out)
+    counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
+    return Inputs(every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings)
+
+
+def _encoder(stage: TrainingStage, tokenizer: Any, settings: EncoderSettings) -> Encoder:
+    return encoder_of(stage, tokenizer, settings) if isinstance(stage, Reward) else Encoder(tokenizer, settings)
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """The rows of `data` or of `held_out`, and what became of those that are left out."""
+
+    split: str
+    rows: EncodedDataset
+    record: dict[str, Any]
+    rejected: Path
+    """Rows that could not be read, under `bad_rows: skip`."""
+    findings: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads and encodes for one stage."""
+
+    stage: TrainingStage
+    objective: Algorithm
+    encoder: Encoder
+    folder: StageFolder
+    progress: Progress
+
+    def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
+        rejected = self.folder.path / f"rejected_{split}.jsonl"
+        if examples is None:
+            assert data is not None  # the recipe's validation refuses a stage without data
+            examples = read_data(data, self.objective.kind, rejected)
+        elif examples.options.bad_rows == "skip" and examples.options.rejected_path is None:
+            examples = Examples(examples.sources, replace(examples.options, rejected_path=rejected))
+        else:
+            rejected = examples.options.rejected_path or rejected
+        findings = audit_rows(self.stage, examples, self.folder, self.progress) if split == "train" else ()
+        name = "rows" if split == "train" else "held-out rows"
+        total = examples.counts.kept
+        with self.progress.phase(f"{self.folder.name}: encoding {name}", total=total, unit="rows") as phase:
+            rows = encode(
+                self._recast(examples),
+                self.encoder,
+                store=self.folder.path / "encoded",
+                progress=phase.advance,
+                bad_rows=examples.options.bad_rows,
+            )
+        for note in (taken_apart(examples, self.objective.kind), *rows.notes):
+            if note:
+                self.progress.say(f"{self.folder.name}: {note}")
+        if self.stage.method in PAIRWISE and PAIRWISE[self.stage.method].needs_margins:
+            _require_margins(rows, self.stage.method)
+        return _Encoded(split, rows, _record(examples, rows), rejected, findings)
+
+    def _recast(self, examples: Examples) -> Iterable[Example]:
+        """The rows as the method takes them."""
+        stage, kind = self.stage, self.objective.kind
+        if isinstance(stage, ConditionalSFT):
+            return Recast(examples, kind, Condition(stage.good, stage.bad, stage.place))
+        return Recast(examples, kind) if taken_apart(examples, kind) else examples
+
+
+def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
     counts = rows.counts
-    record = {
+    return {
         "format": examples.format,
         "read": examples.counts.read,
         "kept": counts.kept,
@@ -113,17 +164,16 @@ def _encoded(
         "trained_tokens": counts.trained_tokens,
         "stop_share": counts.stop_share,
     }
-    return rows, record
 
 
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
     """The rows of a recipe's `data`; all of them are looked at now, so that a bad one is found before a model loads."""
-    return read(
+    return read_as(
         list(data.path),
+        kind,
         format=data.format,
         columns=data.columns,
         roles=data.roles,
-        kind=kind,
         bad_rows=data.bad_rows,
         rejected_path=rejected if data.bad_rows == "skip" else None,
         limit=data.limit,
@@ -132,21 +182,93 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
     )
 
 
+def _require_margins(rows: EncodedDataset, method: str) -> None:
+    lacking = [str(tree.row) for tree in rows if tree.margin is None]
+    if not lacking:
+        return
+    more = f" and {len(lacking) - NAMED_ROWS:,} more" if len(lacking) > NAMED_ROWS else ""
+    raise DataError(
+        f"`{method}` trains on the annotators' margins, and {len(lacking):,} of {len(rows):,} pairs have none",
+        where=lacking[0],
+        found=f"no margin in {'; '.join(lacking[:NAMED_ROWS])}{more}",
+        expected="a number `margin` in every pair: how much better the chosen response is",
+        example='{"prompt": "Who?", "chosen": "I am Pia.", "rejected": "What.", "margin": 2.0}',
+        remedy="add the margins, name the column that holds them (`columns: {margin: YOURS}`), remove those rows, "
+        "or use `method: dpo`, which needs none",
+    )
+
+
+# ---------------------------------------------------------------- held out, left out
+
+
+def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
+    """Held-out rows from a file of their own; those that are trained on as well are counted and found."""
+    trained = set(training.rows.keys)
+    shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
+    held_out = {**apart.record, "rows": len(apart.rows), "in_training_rows": len(shared)}
+    counts = {
+        **training.record,
+        "rows": len(training.rows),
+        "held_out_rows": len(apart.rows),
+        "held_out": held_out,
+    }
+    check = _held_out_check(apart, shared)
+    fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
+    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, (*training.findings, check))
+
+
+def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
+    total, left_out = len(apart.rows), sum(apart.record["dropped"].values())
+    detail = f"{total:,} rows" + (f", {left_out:,} dropped" if left_out else "")
+    evidence: dict[str, Any] = {
+        "rows": total,
+        "dropped": apart.record["dropped"],
+        "in_training_rows": len(shared),
+    }
+    if not shared:
+        return Check("held_out", "held-out rows", "pass", f"{detail}, none of them among the training rows", evidence)
+    named = [str(apart.rows[index].row) for index in shared[:NAMED_ROWS]]
+    return Check(
+        "held_out",
+        "held-out rows",
+        "warn",
+        f"{detail}; {len(shared):,} of them are among the training rows, word for word: {named[0]}"
+        + (", ..." if len(shared) > 1 else ""),
+        {**evidence, "examples": named},
+        "remove them from one of the two files; what is measured on them says nothing about new rows",
+    )
+
+
+def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
+    """dropped.jsonl anew, so that a stage that goes on lists each row once: {"row", "reason", ..., "split"}."""
+    path = folder.path / "dropped.jsonl"
+    if not write_jsonl(path, (line for part in parts for line in _left_out(part))):
+        path.unlink()
+    for part in parts:
+        if part.rejected.parent == folder.path:
+            part.rejected.unlink(missing_ok=True)
+
+
+def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
+    if part.rejected.exists():
+        with part.rejected.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield {**json.loads(line), "split": part.split}
+    for record in part.rows.dropped():
+        yield {**record, "split": part.split}
+
+
+# ---------------------------------------------------------------- the encoder's settings
+
+
+def prompt_settings(stage: TrainingStage) -> EncoderSettings:
+    """How the stage's model is asked: its template, and nothing that concerns rows to train on."""
+    encoding = stage.encoding  # type: ignore[attr-defined]
+    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs)
+
+
 def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:
     """The stage's options; no row may be longer than the model has positions."""
     settings = stage.encoding.model_dump()  # type: ignore[attr-defined]
     limits = [limit for limit in (stage.max_length, positions) if limit is not None]
     return EncoderSettings(max_length=min(limits, default=None), **settings)
-
-
-def _positions(start: str | Path | LoadedModel) -> int | None:
-    """The longest sequence that the model was made for, from its config; None where it names none."""
-    if isinstance(start, LoadedModel):
-        config = start.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
-    source = resolve(start)
-    path = source.folder / "config.json"
-    if not path.is_file():  # an adapter or a GGUF file: only the loaded model knows
-        return _positions(load(start))
-    config = AutoConfig.from_pretrained(source.folder).get_text_config()
-    return getattr(config, "max_position_embeddings", None)

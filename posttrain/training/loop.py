@@ -1,12 +1,12 @@
 """The one training loop.
 
     for step in range(done, steps):
-        trees = rows of this step
-        accumulate(policy, reference, algorithm, trees)    # gradients, metrics
-        optimizer.step()                                   # refuses what is not finite
+        for trees in source.at(step):                          # one update for a file, several for a rollout
+            accumulate(policy, reference, algorithm, trees)    # gradients, metrics
+            optimizer.step()                                   # refuses what is not finite
         run.write(metrics, alarms.check(metrics), samples)
 
-A file and live rollouts look the same from here: something that answers `at(step)` with trees.
+A file and live rollouts look the same from here: something that answers `at(step)` with trees (`source.py`).
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from posttrain.config.stages import TrainingStage
+from posttrain.config.adapters import AdapterSettings
+from posttrain.config.base import RowStage, TrainingStage
 from posttrain.diagnostics import metrics as metric_tools
-from posttrain.diagnostics.alarms import Alarm, Alarms, non_finite
-from posttrain.diagnostics.checks import CHECKS
+from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
 from posttrain.diagnostics.progress import Phase, Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import NonFiniteError, ResumeError, TrainingError
-from posttrain.models.logprobs import Policy
+from posttrain.models.logprobs import TreeModel
 from posttrain.training import checkpoint
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.memory import MemoryPlan, explained
-from posttrain.training.optimizer import Optimizer
+from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.preflight import Decoder
-from posttrain.training.step import Measured, Reference, accumulate, measure
-from posttrain.types import Metric, TokenTree, Total
+from posttrain.training.source import RowSource, Source
+from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
+from posttrain.types import Mean, Metric, TokenTree, Total
 
 SAMPLED_ROWS = 3
 
@@ -47,7 +48,7 @@ class Work:
 
     stage: TrainingStage
     algorithm: Algorithm
-    policy: Policy
+    policy: TreeModel
     reference: Reference | None
     rows: Sequence[TokenTree]
     held_out: Sequence[TokenTree]
@@ -57,6 +58,10 @@ class Work:
     seed: int
     identity: str
     """Hash of the recipe's stage, the data and the start model: a checkpoint of another identity is refused."""
+    adapter: AdapterSettings | None = None
+    """The record of the fresh adapter that trains."""
+    source: Source | None = None
+    """Where a step's trees come from; None: `rows`."""
 
 
 class Interrupted(TrainingError):
@@ -71,17 +76,16 @@ class Loop:
         self.folder = folder
         self.progress = progress
         stage = work.stage
-        self.order = RowOrder.plan(
-            len(work.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=work.seed
-        )
+        self.source = work.source or _rows(work)
         self.optimizer = Optimizer(
             work.policy.model,
             stage.optimizer,
             learning_rate=stage.learning_rate,
             schedule=stage.schedule,
-            steps=self.order.steps,
+            steps=self.source.steps * self.source.updates,
+            adapter=work.adapter,
         )
-        self.alarms = Alarms([check for name, check in CHECKS.items() if name not in stage.alarms.off])
+        self.alarms = Alarms(make_checks(stage.alarms.changes))
         self.step = 0
         """Steps taken."""
         self.seconds = 0.0
@@ -91,8 +95,7 @@ class Loop:
 
     def arithmetic(self) -> str:
         """The batch in the user's units, one line."""
-        noun = "pairs" if self.work.algorithm.unit == "pairs" else "rows"
-        return f"{self.order.arithmetic(noun)}; micro-batches of up to {self.work.tokens_per_microbatch:,} tokens"
+        return f"{self.source.arithmetic()}; micro-batches of up to {self.work.tokens_per_microbatch:,} tokens"
 
     # ------------------------------------------------------------ the run
 
@@ -105,63 +108,76 @@ class Loop:
             TrainingError: a critical alarm, where the stage says that it stops.
         """
         torch.manual_seed(stream_seed(self.work.seed, "dropout") % 2**63)
+        with explained(self.work.memory):
+            return self._train()
+
+    def _train(self) -> int:
         self._resume()
-        if self.step == 0:
-            self._measure_held_out("start")
-        with explained(self.work.memory), _deferred_interrupt() as interrupted:
+        if self.step == 0 and not self._ended:
+            self._measure("start")
+        with _deferred_interrupt() as interrupted:
             phase = self.progress.phase(
-                f"{self.folder.name}: training", total=self.order.steps, unit="steps", done=self.step
+                f"{self.folder.name}: training", total=self.source.steps, unit="steps", done=self.step
             )
             with phase:
-                while self.step < self.order.steps:
+                while self.step < self.source.steps and self.source.stop() is None:
                     self._one_step(phase)
                     if interrupted():
                         self._save()
                         raise Interrupted(
-                            f"stopped after step {self.step} of {self.order.steps}, with a checkpoint",
+                            f"stopped after step {self.step} of {self.source.steps}, with a checkpoint",
                             where=self.folder.path,
                             remedy="run the same command again to go on",
                         )
         if not self._ended:
-            self._measure_held_out("end")
+            if (why := self.source.stop()) is not None:
+                self.progress.say(f"{self.folder.name}: ended after step {self.step}: {why}")
+            self.source.finish()
+            self._measure("end")
             self._ended = True
             self._save()
         return self.step
 
     def _one_step(self, phase: Phase) -> None:
-        work, started = self.work, time.perf_counter()
-        trees = [work.rows[index] for index in self.order.at(self.step)]
+        started = time.perf_counter()
+        done: list[tuple[Measured, Update]] = []
         try:
-            measured = accumulate(
-                work.policy,
-                work.reference,
-                work.algorithm,
-                trees,
-                work.tokens_per_microbatch,
-                step=self.step,
-                tick=lambda tokens: phase.advance(0, tokens=tokens),
-            )
-            update = self.optimizer.step(self.step, [str(tree.row) for tree in trees])
+            for place, trees in enumerate(self.source.at(self.step)):
+                done.append(self._update(trees, self.step * self.source.updates + place, phase))
         except NonFiniteError as error:
             self._stop_on_non_finite(error)
             raise
         elapsed = time.perf_counter() - started
         self.step += 1
         self.seconds += elapsed
-        values = self._write_metrics(
-            measured,
-            grad_norm=update.grad_norm,
-            learning_rate=update.learning_rate,
-            tokens_per_second=measured.tokens / elapsed,
-        )
+        measured = _together([one for one, _ in done])
+        values = self._write_metrics(measured, **_of_updates([one for _, one in done], measured.tokens / elapsed))
         self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self._last_checkpoint))
         self._periodic()
         phase.advance(1, note=_note(values))
 
+    def _update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
+        """One update; `index` counts them from 0."""
+        work = self.work
+        measured = accumulate(
+            work.policy,
+            work.reference,
+            work.algorithm,
+            trees,
+            work.tokens_per_microbatch,
+            step=index,
+            seed=work.seed,
+            tick=lambda tokens: phase.advance(0, tokens=tokens),
+        )
+        update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+        more = self.source.after(trees, index)
+        return replace(measured, metrics={**measured.metrics, **more}), update
+
     def _periodic(self) -> None:
-        stage, last = self.work.stage, self.step == self.order.steps
-        if _due(stage.log.held_out_every, self.step) and not last:
-            self._measure_held_out(None)
+        stage, last = self.work.stage, self.step == self.source.steps
+        due = self.source.measures(self.step)
+        if due or (due is None and _due(stage.log.held_out_every, self.step) and not last):
+            self._measure(None)
         if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
             self._write_samples()
         if _due(stage.checkpoint.every_steps, self.step) and not last:
@@ -171,9 +187,11 @@ class Loop:
 
     def _write_metrics(self, measured: Measured, split: Any = "train", **extra: float) -> dict[str, float]:
         values = {**metric_tools.values(measured.metrics), **extra}
+        if split == "train":
+            values |= self.source.ended(self.step, values)
         self.folder.append_metrics(
             step=self.step,
-            epoch=self.order.epoch_after(self.step),
+            epoch=self.source.epoch_after(self.step),
             seconds=self.seconds,
             values=values,
             counts=metric_tools.counts(measured.metrics),
@@ -181,8 +199,19 @@ class Loop:
         )
         return values
 
-    def _measure_held_out(self, when: str | None) -> None:
-        """Held-out metrics; at both ends also one line per pair, for the report's distributions."""
+    def _measure(self, when: str | None) -> None:
+        """Held-out metrics of step 0, of the end, or of a step between; a source that measures itself says when."""
+        due = self.source.measures(self.step)
+        if due is None:
+            self._measure_rows(when)
+        elif due and when != "end":
+            values = self._write_metrics(Measured(dict(self.source.held_out(self.step))), "held_out")
+            self._raise_alarms(
+                self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self._last_checkpoint)
+            )
+
+    def _measure_rows(self, when: str | None) -> None:
+        """The held-out rows; at both ends also one line per pair, for the report's distributions."""
         work = self.work
         if not work.held_out:
             return
@@ -190,8 +219,16 @@ class Loop:
         with self.progress.phase(title, total=len(work.held_out), unit="rows") as phase:
             measured = _in_slices(
                 work.held_out,
-                work.stage.rows_per_step,
-                lambda trees: measure(work.policy, work.reference, work.algorithm, trees, work.tokens_per_microbatch),
+                slices(len(work.held_out), _rows_at_once(work), work.algorithm),
+                lambda trees, first: measure(
+                    work.policy,
+                    work.reference,
+                    work.algorithm,
+                    trees,
+                    work.tokens_per_microbatch,
+                    first=first,
+                    seed=work.seed,
+                ),
                 phase,
             )
         values = self._write_metrics(measured, "held_out")
@@ -210,18 +247,16 @@ class Loop:
         source = work.held_out or work.rows
         trees = [source[i] for i in range(min(SAMPLED_ROWS, len(source)))]
         for tree in trees:
-            measured = measure(work.policy, work.reference, work.algorithm, [tree], work.tokens_per_microbatch)
+            values = branch_values(work.policy, work.reference, work.algorithm, tree)
             prompt, responses = _texts(tree, work.decoder)
-            roles = ["target"] if len(responses) == 1 else ["chosen", "rejected"]
-            names = ["logprob"] if len(responses) == 1 else ["logprob_chosen", "logprob_rejected"]
             self.folder.append_sample(
                 {
                     "step": self.step,
                     "row": str(tree.row),
                     "prompt": prompt,
                     "responses": [
-                        {"role": role, "text": text, "logprob": measured.per_tree[name][0]}
-                        for role, text, name in zip(roles, responses, names, strict=True)
+                        {"role": role, "text": text, **{name: column[place] for name, column in values.items()}}
+                        for place, (role, text) in enumerate(zip(tree.roles, responses, strict=True))
                     ],
                 }
             )
@@ -254,12 +289,14 @@ class Loop:
             "seconds": self.seconds,
             "ended": self._ended,
             "alarms": self.alarms.state_dict(),
+            "source": dict(self.source.state_dict()),
         }
         path = checkpoint.save(
             self.folder.checkpoints,
             step=self.step,
             model=self.work.policy.model,
             optimizer=self.optimizer,
+            others=self.source.parts,
             state=state,
             keep=self.work.stage.checkpoint.keep,
         )
@@ -273,16 +310,23 @@ class Loop:
             raise ResumeError(
                 "the recipe, the data or the start model changed since this checkpoint was written",
                 where=found.path,
-                remedy="undo the change to go on, or start the stage anew with --fresh",
+                remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
             )
-        checkpoint.restore(found, self.work.policy.model, self.optimizer)
+        checkpoint.restore(found, self.work.policy.model, self.optimizer, self.source.parts)
+        self.source.load_state_dict(found.state.get("source", {}))
         self.alarms.load_state_dict(found.state["alarms"])
         self.step, self.seconds = found.step, float(found.state["seconds"])
         self._last_checkpoint = str(found.path.relative_to(self.folder.path))
         self._ended = bool(found.state["ended"])
         if not self._ended:
             self.folder.truncate_after(self.step)
-        self.progress.say(f"{self.folder.name}: goes on after step {self.step} of {self.order.steps}")
+        threads, before = torch.get_num_threads(), found.state.get("threads")
+        if before is not None and before != threads:
+            self.progress.say(
+                f"{self.folder.name}: torch had {before} threads and has {threads} now: sums round differently, so "
+                "that this run need not equal an uninterrupted one bit for bit"
+            )
+        self.progress.say(f"{self.folder.name}: goes on after step {self.step} of {self.source.steps}")
 
 
 # ---------------------------------------------------------------- small things
@@ -297,10 +341,41 @@ def _name(step: int) -> str:
 
 
 def _note(values: dict[str, float]) -> str:
-    parts = [f"loss {values['loss']:.4f}"]
+    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     if "reward_accuracy" in values:
         parts.append(f"accuracy {values['reward_accuracy']:.0%}")
+    if "reward" in values:
+        parts.append(f"reward {values['reward']:.3f}")
     return "  ".join(parts)
+
+
+def _rows(work: Work) -> RowSource:
+    """The stage's own rows as a source."""
+    stage = work.stage
+    assert isinstance(stage, RowStage)  # every other stage brings its source
+    order = RowOrder.plan(len(work.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=work.seed)
+    require_company(work.algorithm, order, len(work.held_out))
+    return RowSource(work.rows, order, "pairs" if work.algorithm.unit == "pairs" else "rows")
+
+
+def _rows_at_once(work: Work) -> int:
+    return work.stage.rows_per_step if isinstance(work.stage, RowStage) else len(work.held_out)
+
+
+def _together(parts: Sequence[Measured]) -> Measured:
+    """The updates of one step as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Measured(metric_tools.merge([one.metrics for one in parts]), tokens=sum(one.tokens for one in parts))
+
+
+def _of_updates(updates: Sequence[Update], tokens_per_second: float) -> dict[str, float]:
+    """What is written of a step's updates; nothing where none was made."""
+    if not updates:
+        return {}
+    norm = Mean(sum(update.grad_norm for update in updates), len(updates)).value
+    rate = updates[-1].learning_rate
+    return {"grad_norm": norm, "learning_rate": rate, "tokens_per_second": tokens_per_second}
 
 
 def _texts(tree: TokenTree, decoder: Decoder) -> tuple[str, list[str]]:
@@ -311,15 +386,18 @@ def _texts(tree: TokenTree, decoder: Decoder) -> tuple[str, list[str]]:
 
 
 def _in_slices(
-    trees: Sequence[TokenTree], size: int, call: Callable[[Sequence[TokenTree]], Measured], phase: Phase
+    trees: Sequence[TokenTree],
+    bounds: Sequence[tuple[int, int]],
+    call: Callable[[Sequence[TokenTree], int], Measured],
+    phase: Phase,
 ) -> Measured:
     """Measure a long sequence a slice at a time, so that the trees of a memory-mapped data set pass through."""
     parts: list[dict[str, Metric]] = []
     per_tree: dict[str, list[float]] = {}
     rows: list[Any] = []
-    for start in range(0, len(trees), size):
-        taken = [trees[i] for i in range(start, min(start + size, len(trees)))]
-        measured = call(taken)
+    for start, end in bounds:
+        taken = [trees[i] for i in range(start, end)]
+        measured = call(taken, start)
         parts.append({k: m for k, m in measured.metrics.items() if not isinstance(m, Total)})
         for name, column in measured.per_tree.items():
             per_tree.setdefault(name, []).extend(column)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from posttrain.data.trees import collate
 from posttrain.errors import MemoryLimitError
-from posttrain.models.logprobs import Policy
+from posttrain.models.attention import TreeLayout, attention_windows
+from posttrain.models.logprobs import TreeModel
 from posttrain.models.projection import BUFFER_ELEMENTS
 from posttrain.types import TokenTree
 
@@ -25,6 +26,16 @@ MICROBATCH_LIMIT = {"cpu": 1024, "cuda": 16384}
 """More tokens at a time than this gain no speed: the matrix multiplies are large enough. Measured on 2 cores."""
 SHARE_FOR_ACTIVATIONS = 0.5
 """Of the memory that is free after weights, gradients and moments."""
+
+STEP_REMEDY = (
+    "in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
+    "(2) set compute.activation_checkpointing: true, about a third more time; "
+    "(3) train a LoRA adapter instead of all weights, or lower max_length"
+)
+EVALUATION_REMEDY = (
+    "in this order: (1) lower sampling.max_new_tokens of the suites; (2) shorten their longest prompts; "
+    "(3) evaluate on another machine: `posttrain run` goes on where it stopped"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +81,25 @@ class MemoryPlan:
 
 
 def plan(
-    policy: Policy,
+    policy: TreeModel,
     *,
     tokens_per_microbatch: int,
     activation_bytes_per_token: float,
     live_reference: bool,
     rows: int = 1,
     row_tokens: int | None = None,
+    largest: TokenTree | None = None,
 ) -> MemoryPlan:
     """The memory of one training step on top of nothing; `available` counts what the weights occupy already.
 
     Args:
         rows: rows that the padded path pads together, of `row_tokens` tokens; the tree path keeps no logits.
+        largest: the largest tree, for the attention masks, which grow with the square of its tokens.
     """
     parameters = list(policy.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    vocabulary = int(policy.causal_lm.config.get_text_config().vocab_size)
+    vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     element = policy.dtype.itemsize
     items = [
         Item("weights", weights),
@@ -100,6 +113,10 @@ def plan(
     ]
     if live_reference:
         items.append(Item("reference", weights))
+    if largest is not None:
+        items.append(mask_item(policy, largest, tokens_per_microbatch))
+    if policy.compares != "log-probs":
+        return MemoryPlan(tuple(items), available_bytes(policy.device) + weights)
     if policy.path == "padded":
         items.append(logits_item(rows, row_tokens or tokens_per_microbatch, vocabulary, element))
     else:
@@ -113,7 +130,20 @@ def logits_item(rows: int, tokens: int, vocabulary: int, bytes_per_logit: int) -
     return Item("logits", size, f"{rows} rows x {tokens:,} tokens x {vocabulary:,} ids x {bytes_per_logit} bytes")
 
 
-def activation_bytes_per_token(policy: Policy, tree: TokenTree) -> float:
+def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) -> Item:
+    """The attention masks of a micro-batch of such trees; kept from the forward pass to the backward pass."""
+    copies = max(1, tokens_per_microbatch // tree.num_tokens)
+    if policy.path == "tree":
+        layout = TreeLayout(collate([tree]))
+        windows = attention_windows(policy.transformer.config.get_text_config())
+        one = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
+    else:
+        longest = len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
+        one = len(tree.branches) * longest**2  # bool, a byte for each pair
+    return Item("attention masks", copies * one, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
+
+
+def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
     """Bytes that autograd keeps per token of the batch, measured on one tree; parameters are not counted."""
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     kept: dict[int, int] = {}
@@ -125,15 +155,24 @@ def activation_bytes_per_token(policy: Policy, tree: TokenTree) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = policy(collate([tree])).logprobs_N
+        out = policy.compared(collate([tree]))[0]
         size = sum(kept.values())
     del out
     return size / tree.num_tokens
 
 
-def fitting_microbatch(policy: Policy, bytes_per_token: float, *, largest_tree: int, live_reference: bool) -> int:
+def fitting_microbatch(
+    policy: TreeModel,
+    bytes_per_token: float,
+    *,
+    largest_tree: int,
+    live_reference: bool,
+    largest: TokenTree | None = None,
+) -> int:
     """Tokens per micro-batch that the free memory holds, at least the largest tree, which cannot be cut."""
-    fixed = plan(policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=live_reference)
+    fixed = plan(
+        policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=live_reference, largest=largest
+    )
     room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
     fits = int(room / max(bytes_per_token, 1.0))
     return max(largest_tree, min(fits, MICROBATCH_LIMIT.get(policy.device.type, 2048)), 1)
@@ -146,25 +185,24 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's own on a card, its allocator's RuntimeError on CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 @contextmanager
-def explained(memory: MemoryPlan | None) -> Iterator[None]:
-    """Turn an out-of-memory error of torch into one that says where the memory went and what to change."""
+def explained(memory: MemoryPlan | None, what: str = "the step", remedy: str = STEP_REMEDY) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into one that says where the memory went and what to change.
+
+    Args:
+        what: for whom the memory was too small; completes "the machine's memory does not hold ...".
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _explain(memory) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
-        raise _explain(memory) from error
-
-
-def _explain(memory: MemoryPlan | None) -> MemoryLimitError:
-    found = None if memory is None else f"the plan was\n{memory.table()}"
-    return MemoryLimitError(
-        "the machine's memory does not hold the step",
-        found=found,
-        remedy="in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
-        "(2) set compute.activation_checkpointing: true, about a third more time; "
-        "(3) train a LoRA adapter instead of all weights, or lower max_length",
-    )
+        found = None if memory is None else f"the plan was\n{memory.table()}"
+        raise MemoryLimitError(f"the machine's memory does not hold {what}", found=found, remedy=remedy) from error

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.config.adapters import AdapterSettings
 from posttrain.config.settings import Optimizer as OptimizerSettings
 from posttrain.config.settings import Schedule
 from posttrain.errors import ConfigError, NonFiniteError
+from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
 from posttrain.training.schedule import factor
 
 
@@ -26,6 +28,9 @@ class Update:
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) with the schedule and the clipping of one stage.
 
+    Args:
+        adapter: the record of the adapter that trains; AdaLoRA takes ranks away around each update.
+
     Raises:
         ConfigError: nothing trains, or a weight that trains is not kept in fp32 (a bf16 weight of 1.0 does not feel an
             update below 0.004, so most of Adam's steps would vanish).
@@ -39,12 +44,14 @@ class Optimizer:
         learning_rate: float,
         schedule: Schedule,
         steps: int,
+        adapter: AdapterSettings | None = None,
     ):
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         _check_trainable(self.named)
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.steps = steps
+        self.allocation = rank_allocation(model, adapter, steps)
         self.clip_norm = settings.clip_norm
         matrices = [p for _, p in self.named if p.ndim >= 2]
         vectors = [p for _, p in self.named if p.ndim < 2]
@@ -66,6 +73,8 @@ class Optimizer:
         Raises:
             NonFiniteError: the gradient is NaN or infinite; no weight and no moment has moved.
         """
+        if self.allocation is not None:
+            self.allocation.regularise()
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
@@ -82,6 +91,8 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = rate
         self.adamw.step()
+        if self.allocation is not None:
+            self.allocation.after_update(step)
         self.adamw.zero_grad(set_to_none=True)
         return Update(float(norm), rate)
 
@@ -91,12 +102,18 @@ class Optimizer:
     # The state is saved by parameter name, so that a changed order of parameters cannot hand moments to the wrong one.
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {name: dict(self.adamw.state[p]) for name, p in self.named if p in self.adamw.state}
+        state = {name: dict(self.adamw.state[p]) for name, p in self.named if p in self.adamw.state}
+        for name, scores in (self.allocation.state_dict() if self.allocation else {}).items():
+            state.setdefault(name, {}).update(scores)
+        return state
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
         for name, parameter in self.named:
             if name in state:
-                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in state[name].items()}
+                moments = {key: value for key, value in state[name].items() if key not in ALLOCATION_STATE}
+                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        if self.allocation is not None:
+            self.allocation.load_state_dict(state)
 
 
 def non_finite(tensors: Sequence[str], step: int, rows: Sequence[str]) -> NonFiniteError:

@@ -15,8 +15,8 @@ import numpy as np
 
 from posttrain.errors import ConfigError
 
-Purpose = Literal["order", "split", "dropout", "adapter", "sampling", "evaluation"]
-_PURPOSES: tuple[Purpose, ...] = ("order", "split", "dropout", "adapter", "sampling", "evaluation")
+Purpose = Literal["order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch"]
+_PURPOSES: tuple[Purpose, ...] = ("order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch")
 
 
 def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:

@@ -8,11 +8,9 @@ they asked the start.
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +26,29 @@ from posttrain.config import (
     stage_yaml,
     what_changed,
 )
-from posttrain.data.sources import combined_fingerprint, open_sources
+from posttrain.config.adapters import Continue
+from posttrain.config.chain import continued
+from posttrain.config.suites import RewardModelOf, SuiteSettings, WinRateSuite
+from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import RunFolder, StageFolder
-from posttrain.errors import ResumeError
+from posttrain.errors import ConfigError, ResumeError, SourceError
+from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.runner import evaluate_model
+from posttrain.evaluate.suites import load_suite
+from posttrain.models.devices import device_of
 from posttrain.models.loading import resolve
 from posttrain.models.manifest import folder_fingerprint
 from posttrain.report import write_report
-from posttrain.training.corrections import make_corrections
-from posttrain.training.loop import Interrupted
+from posttrain.training.corrections import make_corrections, rows_to_correct
+from posttrain.training.inputs import prompt_settings
+from posttrain.training.memory import EVALUATION_REMEDY, explained
 from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Preflight
 from posttrain.training.records import environment, now
+from posttrain.training.run_record import Timed, begin_run, how_it_ended
 from posttrain.training.stage import prepare, run_stage
+from posttrain.training.tasks import tasks_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +70,24 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
     """
     progress = progress or Progress()
+    _check_devices(recipe)
     run = RunFolder(recipe.folder)
     with run.locked():
         if fresh:
             _forget(run)
-        _announce(run, recipe, progress)
+        for note in recipe.notes:
+            progress.say(note)
+        begin_run(run, recipe.name, recipe.stages)
+        run.write_recipe(recipe.to_yaml())
         try:
             _stages(run, recipe, progress)
         except BaseException as error:
-            run.write_run(status="interrupted" if _was_stopped(error) else "failed")
+            run.write_run(status=how_it_ended(error))
             # The report of a failed run is worth having; that it fails too must not hide why.
             with suppress(Exception):
                 write_report(run.path)
             raise
+        _write_cross_scores(run, recipe)
         run.write_run(status="done", ended=now())
         report = write_report(run.path)
     return RunResult(run.path, run.summary(), report)
@@ -88,14 +100,17 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     the same; a stage whose data an earlier stage has yet to write is left out, and said.
 
     Raises:
-        PosttrainError: a stage's rows cannot be read or encoded, or a check fails.
+        PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
     progress = progress or Progress()
     results: dict[str, Preflight] = {}
-    scratch = RunFolder(recipe.folder / ".check")
-    shutil.rmtree(scratch.path, ignore_errors=True)
-    try:
+    _check_devices(recipe)
+    for suite in recipe.evaluate.suites:
+        load_suite(suite)
+    with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
+            if isinstance(stage, Correction):
+                rows_to_correct(stage, scratch.stage(stage.name))
             if not isinstance(stage, TrainingStage):
                 continue
             written = [data.stage for data in data_of(stage).values() if data.stage is not None]
@@ -104,12 +119,39 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
                 continue
             folder = scratch.stage(stage.name)
             lenient = stage.model_copy(update={"preflight": stage.preflight.model_copy(update={"on_failure": "warn"})})
+            begun = continued(recipe.stages, stage.name)
+            if begun is not None and isinstance(stage.adapter, Continue):  # no adapter is there yet to go on with
+                lenient = lenient.model_copy(update={"adapter": begun})
             folder.write_stage(name=stage.name, method=stage.method, status="running")
             prepared = prepare(lenient, recipe.model, folder, seed=recipe.seed, progress=progress, proof_only=True)
             results[stage.name] = prepared.preflight
+    return results
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[RunFolder]:
+    """A folder inside the run folder, where there is room for encoded rows; afterwards all is as it was before."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    scratch = RunFolder(folder / ".check")
+    shutil.rmtree(scratch.path, ignore_errors=True)
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch.path, ignore_errors=True)
-    return results
+        for path in made:
+            with suppress(OSError):  # it was not made after all, or holds something by now
+                path.rmdir()
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """A device that this machine does not have is refused before anything is read."""
+    for stage in recipe.stages:
+        if isinstance(stage, TrainingStage):
+            try:
+                device_of(stage.compute.device)
+            except ConfigError as error:
+                error.where = f"{stage.name}.compute.device"
+                raise
 
 
 # ---------------------------------------------------------------- the stages
@@ -117,17 +159,41 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
 
 def _stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     model: str | Path = recipe.model
-    last = [stage.name for stage in recipe.stages if isinstance(stage, TrainingStage)][-1:]
-    _evaluate_start(run, recipe, progress)
+    training = [stage for stage in recipe.stages if isinstance(stage, TrainingStage)]
+    last = [stage.name for stage in training if stage.MAKES_POLICY][-1:]
+    speech = _speech_of(training[0] if training else None)
+    asked: list[tuple[StageFolder, str | Path, _Speech]] = [(run.start, model, speech)]
+    _evaluate_start(run, recipe, speech, progress)
     for stage in recipe.stages:
         folder = run.stage(stage.name)
-        with _timed(run, folder, stage):
+        with Timed(run, folder, stage):
             if isinstance(stage, Correction):
-                _correct(stage, model, folder, recipe, progress)
+                _correct(stage, model, folder, recipe, speech, progress)
             elif isinstance(stage, TrainingStage):
-                wanted = recipe.evaluate.every_stage or stage.name in last
+                wanted = stage.MAKES_POLICY and (recipe.evaluate.every_stage or stage.name in last)
                 _train_stage(stage, model, folder, run, recipe, progress, evaluate=wanted)
-                model = folder.model
+                if stage.MAKES_POLICY:
+                    model, speech = folder.model, _speech_of(stage)
+                    asked += [(folder, model, speech)] if wanted else []
+        if isinstance(stage, TrainingStage) and not stage.MAKES_POLICY:
+            _judge_earlier(stage.name, asked, run, recipe, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Speech:
+    """How a model is asked: _Speech(EncoderSettings(template="raw"), device="auto").
+
+    A model is spoken to as the stage that trained it does; the start, as the first stage that will train it does.
+    """
+
+    encoding: EncoderSettings
+    device: str
+
+
+def _speech_of(stage: TrainingStage | None) -> _Speech:
+    if stage is None:
+        return _Speech(EncoderSettings(), "auto")
+    return _Speech(prompt_settings(stage), stage.compute.device)
 
 
 def _train_stage(
@@ -146,13 +212,13 @@ def _train_stage(
     if _is_done(record, identity, folder):
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
         if evaluate:
-            _evaluate_stage(folder, recipe, folder.model, progress)
+            _evaluate_stage(folder, recipe, folder.model, _speech_of(stage), progress)
         _summarise(run, recipe)
         return
     _refuse_changed(record, identity, stage, folder)
 
     def ask(model: Any, tokenizer: Any) -> None:
-        _evaluate_stage(folder, recipe, model, progress, tokenizer=tokenizer)
+        _evaluate_stage(folder, recipe, model, _speech_of(stage), progress, tokenizer=tokenizer)
 
     run_stage(
         stage,
@@ -166,9 +232,11 @@ def _train_stage(
     _summarise(run, recipe)
 
 
-def _correct(stage: Correction, model: str | Path, folder: StageFolder, recipe: Recipe, progress: Progress) -> None:
+def _correct(
+    stage: Correction, model: str | Path, folder: StageFolder, recipe: Recipe, speech: _Speech, progress: Progress
+) -> None:
     record = folder.stage() if folder.exists else {}
-    identity = _quick_identity(stage, model, recipe.seed)
+    identity = _quick_identity(stage, model, recipe.seed, speech.encoding.template_identity)
     output = folder.path / "data.jsonl"
     if record.get("status") == "done" and record.get("quick_identity") == identity and output.exists():
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
@@ -183,7 +251,15 @@ def _correct(stage: Correction, model: str | Path, folder: StageFolder, recipe: 
         environment=environment(),
         error=None,
     )
-    counts = make_corrections(stage, model, folder, seed=recipe.seed, progress=progress)
+    counts = make_corrections(
+        stage,
+        model,
+        folder,
+        seed=recipe.seed,
+        progress=progress,
+        encoding=speech.encoding,
+        device=speech.device,
+    )
     folder.write_stage(data=counts, output="data.jsonl")
 
 
@@ -200,11 +276,10 @@ def _with_data(stage: TrainingStage, run: RunFolder) -> TrainingStage:
 # ---------------------------------------------------------------- done before, changed since
 
 
-def _quick_identity(stage: StageSettings, start: str | Path, seed: int) -> str:
-    """The stage's fingerprint from file contents alone, without loading anything."""
-    contents = [
-        combined_fingerprint(open_sources(list(data.path), data.split)) for data in data_of(stage).values() if data.path
-    ]
+def _quick_identity(stage: StageSettings, start: str | Path, seed: int, *more: str) -> str:
+    """The stage's fingerprint from file contents alone, without loading anything; `more` counts like data."""
+    contents = [tasks_fingerprint(data) for data in data_of(stage).values() if data.path]
+    contents += more
     return stage_fingerprint(stage, data=contents, start_model=folder_fingerprint(resolve(start).folder), seed=seed)
 
 
@@ -234,109 +309,98 @@ def _forget(run: RunFolder) -> None:
     """--fresh: only what posttrain itself wrote is removed."""
     if not run.exists:
         return
-    for entry in [*run.run().get("stages", []), {"name": "start"}]:
-        shutil.rmtree(run.path / entry["name"], ignore_errors=True)
-    for name in ("run.json", "summary.json", "report.html", "recipe.yaml"):
+    try:
+        names = [entry["name"] for entry in run.run().get("stages", [])]
+    except SourceError:  # a record that cannot be read is no reason not to begin anew
+        names = [path.parent.name for path in run.path.glob("*/stage.json")]
+    for name in [*names, "start"]:
+        shutil.rmtree(run.stage(name).path, ignore_errors=True)
+    for name in ("run.json", "summary.json", "cross_scores.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- evaluation
 
 
-def _evaluate_start(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
+def _evaluate_start(run: RunFolder, recipe: Recipe, speech: _Speech, progress: Progress) -> None:
     if not recipe.evaluate.suites:
         return
-    _evaluate_stage(run.start, recipe, recipe.model, progress)
+    _evaluate_stage(run.start, recipe, recipe.model, speech, progress)
     _summarise(run, recipe)
 
 
+def _judge_earlier(
+    judge: str,
+    asked: Sequence[tuple[StageFolder, str | Path, _Speech]],
+    run: RunFolder,
+    recipe: Recipe,
+    progress: Progress,
+) -> None:
+    """The win rates of models that were asked before the reward model was trained that judges them."""
+    suites = [suite for suite in recipe.evaluate.suites if isinstance(suite, WinRateSuite)]
+    if all(suite.reward_model.stage != judge for suite in suites):
+        return
+    for folder, model, speech in asked:
+        _evaluate_stage(folder, recipe, model, speech, progress)
+    _summarise(run, recipe)
+
+
+def _write_cross_scores(run: RunFolder, recipe: Recipe) -> None:
+    """What the win rates' reward models gave every policy, side by side."""
+    judges = {
+        suite.name: suite.reward_model.stage or Path(str(suite.reward_model.path)).name
+        for suite in recipe.evaluate.suites
+        if isinstance(suite, WinRateSuite)
+    }
+    folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
+    record = cross_scores_of_run(folders, judges)
+    if record is not None:
+        write_cross_scores(run.path, record)
+
+
+def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
+    """A suite with `reward_model: {stage: NAME}` settled to that stage's model, once it is trained."""
+    if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
+        return suite
+    judge = run.stage(suite.reward_model.stage)
+    if not judge.exists or judge.stage().get("status") != "done" or not judge.model.is_dir():
+        return suite
+    return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
+
+
 def _evaluate_stage(
-    folder: StageFolder, recipe: Recipe, model: Any, progress: Progress, *, tokenizer: Any = None
+    folder: StageFolder, recipe: Recipe, model: Any, speech: _Speech, progress: Progress, *, tokenizer: Any = None
 ) -> None:
     """Ask the suites; answers that are there already, from the same model and the same questions, stay."""
     if not recipe.evaluate.suites:
         return
-    evaluate_model(
-        model,
-        recipe.evaluate.suites,
-        folder,
-        baseline=recipe.folder / "start",
-        seed=stream_seed(recipe.seed, "evaluation"),
-        progress=progress,
-        tokenizer=tokenizer,
-    )
+    with explained(None, "the evaluation", EVALUATION_REMEDY):
+        evaluate_model(
+            model,
+            [_with_judge(suite, RunFolder(recipe.folder)) for suite in recipe.evaluate.suites],
+            folder,
+            baseline=recipe.folder / "start",
+            seed=stream_seed(recipe.seed, "evaluation"),
+            progress=progress,
+            tokenizer=tokenizer,
+            encoding=speech.encoding,
+            device=speech.device,
+        )
 
 
 def _summarise(run: RunFolder, recipe: Recipe) -> None:
-    """summary.json: {stage: {suite or suite.metric: value}}, the start first."""
+    """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures."""
     table: dict[str, dict[str, float]] = {}
     for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation = folder.evaluation()
-        if evaluation is None:
-            continue
-        table[folder.name] = {
+        evaluation, reward = folder.evaluation(), folder.reward_evaluation()
+        figures = {
             f"{suite}.{metric}": entry["value"]
-            for suite, metrics in evaluation.items()
+            for suite, metrics in (evaluation or {}).items()
             for metric, entry in metrics.items()
         }
+        for head in ("untrained", "trained"):
+            scored = (reward or {}).get(head) or {}
+            figures |= {f"{head}.{metric}": entry["value"] for metric, entry in scored.items()}
+        if figures:
+            table[folder.name] = figures
     run.write_summary(table)
-
-
-# ---------------------------------------------------------------- records
-
-
-class _timed:
-    """Writes a stage's status and time, whatever happens in it."""
-
-    def __init__(self, run: RunFolder, folder: StageFolder, stage: StageSettings):
-        self.run, self.folder, self.stage = run, folder, stage
-
-    def __enter__(self) -> None:
-        self.started = time.monotonic()
-        self.before = self.folder.stage() if self.folder.exists else {}
-        self._entry("running")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        spent = time.monotonic() - self.started
-        again = self.before.get("status") == "done" and error is None
-        seconds = self.before.get("seconds", spent) if again else self.before.get("seconds", 0.0) + spent
-        status = "done" if error is None else "interrupted" if _was_stopped(error) else "failed"
-        self._entry(status, seconds=seconds)
-        self.folder.write_stage(
-            status=status,
-            seconds=seconds,
-            ended=now(),
-            error=None if error is None else str(error) or kind.__name__ if kind else None,
-        )
-        self.folder.close()
-
-    def _entry(self, status: str, **more: Any) -> None:
-        entries = self.run.run().get("stages", [])
-        for entry in entries:
-            if entry["name"] == self.stage.name:
-                entry.update(status=status, **more)
-        self.run.write_run(stages=entries)
-
-
-def _announce(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
-    for note in recipe.notes:
-        progress.say(note)
-    run.path.mkdir(parents=True, exist_ok=True)
-    before = {entry["name"]: entry for entry in run.run().get("stages", [])} if run.exists else {}
-    entries = [
-        before.get(stage.name, {"name": stage.name, "method": stage.method, "status": "pending", "seconds": 0.0})
-        for stage in recipe.stages
-    ]
-    created = run.run().get("created") if run.exists else None
-    run.write_run(
-        name=recipe.name,
-        posttrain_version=metadata.version("posttrain"),
-        created=created or now(),
-        status="running",
-        stages=entries,
-    )
-    run.write_recipe(recipe.to_yaml())
-
-
-def _was_stopped(error: BaseException) -> bool:
-    return isinstance(error, (KeyboardInterrupt, Interrupted))

@@ -13,27 +13,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
-from posttrain.models.logprobs import Policy
-from posttrain.models.parity import LOGPROB_ERROR, Gap, leak, tree_against_padded
+from posttrain.models.logprobs import TreeModel
+from posttrain.models.parity import LOGPROB_ERROR, Gap, beside, leak, tree_against_padded
+from posttrain.models.rope import static_positions
 from posttrain.training.algorithms import Algorithm
-from posttrain.training.memory import MemoryPlan
-from posttrain.training.step import Reference
-from posttrain.types import Mean, TokenTree
+from posttrain.training.memory import MemoryPlan, out_of_memory
+from posttrain.training.step import Reference, forward, start_loss
+from posttrain.types import Batch, Mean, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
+PARITY = "tree = padded"
 
 SHOWN_ROWS = 3
-WAITING = ("lora_A", "lora_embedding_B")
-"""Factors of a fresh LoRA that get no gradient until the other one, which starts at zero, has moved."""
+_PADDED_ADAPTER = "remove compute.logprobs: tree, or train an adapter of the weights, such as kind: lora"
 PROBED_TREES = 2
 """Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
+PROBED_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Parity is proven on the longest tree of at most so many tokens too: sliding windows begin late in a row."""
 SEARCHED_TREES = 64
 """The probes are the shortest of the first so many trees."""
 
@@ -62,6 +68,10 @@ class Preflight:
     @property
     def failed(self) -> list[Check]:
         return [check for check in self.checks if check.status == "fail"]
+
+    def with_check(self, check: Check) -> Preflight:
+        """The same with `check` in the place of the one of its name."""
+        return replace(self, checks=tuple(check if old.name == check.name else old for old in self.checks))
 
     def record(self) -> dict[str, Any]:
         """The content of preflight.json."""
@@ -99,6 +109,8 @@ def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str
     shown = []
     for tree in trees[:SHOWN_ROWS]:
         kinds = ["demonstration"] if len(tree.branches) == 1 else ["chosen", "rejected"]
+        if tree.label is not None:
+            kinds = list(tree.roles)
         kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
         for index, kind in enumerate(kinds):
             pieces = decoder.decode_marked(tree, index)
@@ -137,7 +149,7 @@ def check_stop_token(trees: Sequence[TokenTree], stop_ids: frozenset[int], *, wa
         remedy = "check that the chat template ends assistant turns, or set encoding.stop_token: ignore on purpose"
         return Check("stop_token", "stop token", "fail", detail, evidence, remedy)
     if share < 0.9:
-        remedy = "cut responses carry no stop token; raise max_length"
+        remedy = "cut responses carry no stop token; raise max_length, or max_new_tokens where they were sampled"
         return Check("stop_token", "stop token", "warn", detail, evidence, remedy)
     return Check("stop_token", "stop token", "pass", detail, evidence)
 
@@ -171,30 +183,99 @@ def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:
     return sorted(trees[:SEARCHED_TREES], key=lambda tree: tree.num_tokens)[:PROBED_TREES]
 
 
-def choose_path(policy: Policy, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
-    """Prove tree = padded and set `policy.path`; a model that the tree cannot serve runs padded and says so."""
-    title = "tree = padded"
-    if asked == "padded":
+def lengths(trees: Sequence[TokenTree]) -> np.ndarray:
+    """Tokens of each tree; those of a data set on disk are read off its offsets, and no tree is made."""
+    if isinstance(trees, EncodedDataset):
+        return trees.num_tokens
+    return np.asarray([tree.num_tokens for tree in trees])
+
+
+def long_probe(trees: Sequence[TokenTree], most: int) -> TokenTree | None:
+    """The longest tree of at most `most` tokens; None if all are longer."""
+    tokens = lengths(trees)
+    tokens = np.where(tokens <= most, tokens, 0)
+    longest = int(tokens.argmax())
+    return trees[longest] if tokens[longest] else None
+
+
+def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
+    """Prove tree = padded and set `policy.path`; a model that the tree cannot serve runs padded and says so.
+
+    Raises:
+        torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
+    """
+    short = probes(trees)
+    long = long_probe(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
+    longer = [] if long is None or long.key in {tree.key for tree in short} else [long]
+    if policy.virtual_tokens:
         policy.path = "padded"
-        return Check("tree", title, "pass", "not asked: compute.logprobs is padded")
+        detail = f"rows run padded: {policy.virtual_tokens} virtual tokens stand before each, so they share no prompt"
+        check = Check("tree", PARITY, "fail" if asked == "tree" else "pass", detail, remedy=_PADDED_ADAPTER)
+    elif asked == "padded":
+        policy.path = "padded"
+        check = Check("tree", PARITY, "pass", "not asked: compute.logprobs is padded")
+    else:
+        check = _tree_or_padded(policy, [*short, *longer], asked)
+    for tree in longer:
+        check = _rows_apart(policy, short, tree, check)
+    return _long_rows(policy, trees, check)
+
+
+def _rows_apart(policy: TreeModel, short: list[TokenTree], long: TokenTree, check: Check) -> Check:
+    """One row at a time, for a model that computes something from the longest row of the micro-batch."""
+    gap = beside(policy, short, long)
+    if gap.holds:
+        return check
+    policy.path = "rows"
+    detail = f"a row depends on how long the longest one beside it is ({gap.logprob:.1e}): each runs alone"
+    status: Status = "fail" if check.status == "fail" else "warn"
+    remedy = "a lower max_length may keep rows apart; else expect that it takes several times as long"
+    return Check("tree", PARITY, status, detail, {"beside": gap.logprob}, remedy)
+
+
+def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> Check:
+    """Say so if some rows are longer than the model's rotary angles are fixed for: `Policy` runs these alone."""
+    limit = static_positions(policy.transformer.config.get_text_config())
+    if limit is None:
+        return check
+    largest = np.argsort(-lengths(trees), kind="stable")[:SEARCHED_TREES]
+    longest = max(
+        len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
+        for tree in (trees[int(index)] for index in largest)
+    )
+    if longest <= limit:
+        return check
+    detail = (
+        f"{check.detail}; micro-batches with a row of more than {limit:,} tokens (the longest has {longest:,}) run one "
+        "row at a time, because this model's rotary angles depend on a row's length from there on"
+    )
+    remedy = f"max_length: {limit} keeps every row on the fast path"
+    status: Status = "fail" if check.status == "fail" else "warn"
+    return replace(check, status=status, detail=detail, remedy=remedy)
+
+
+def _tree_or_padded(policy: TreeModel, tried: list[TokenTree], asked: Literal["auto", "tree"]) -> Check:
+    title = PARITY
     fault: str | None = None
     gap: Gap | None = None
     try:
-        gap = tree_against_padded(policy, probes(trees))
+        gap = tree_against_padded(policy, tried)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         # The model's own code refuses the flat batch; the padded path never meets that code.
         fault = f"{type(error).__name__}: {error}"
     if gap is not None and gap.holds:
         policy.path = "tree"
         return Check("tree", title, "pass", gap.line(), {"logprob": gap.logprob, "gradient": gap.gradient})
     policy.path = "padded"
-    detail = f"{type(policy.causal_lm).__name__} runs padded: {gap.line() if gap else fault}"
+    detail = f"{type(policy.transformer).__name__} runs padded: {gap.line() if gap else fault}"
     evidence = {"logprob": gap.logprob, "gradient": gap.gradient} if gap else {"error": fault}
     status: Status = "warn" if asked == "auto" else "fail"
     return Check("tree", title, status, detail, evidence, "set compute.logprobs: padded to expect this")
 
 
-def check_leak(policy: Policy, trees: Sequence[TokenTree]) -> Check:
+def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     """Changing one branch must move no other branch's log-probs and gradient."""
     gap = leak(policy, probes(trees))
     evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
@@ -204,16 +285,32 @@ def check_leak(policy: Policy, trees: Sequence[TokenTree]) -> Check:
     return Check("leak", "no leak between branches", "fail", f"after changing one: {gap.line()}", evidence, remedy)
 
 
+class Itself:
+    """The policy as its own reference, which is what any reference is before step 1: no copy, and no cache to fill.
+
+    Proves the objective and the gradient before the reference's log-probs of all rows are computed.
+    """
+
+    kind = "itself"
+
+    def __init__(self, policy: TreeModel):
+        self._policy = policy
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        return self._policy(batch).logprobs_N
+
+
 @torch.no_grad()
-def check_identity(policy: Policy, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
+def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
     """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
     batch = to_device(collate(probes(trees)), policy.device)
-    logprobs = policy(batch)
+    logprobs = forward(policy, algorithm, batch)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(probes(trees))
-    loss = float(algorithm.loss(logprobs, reference_N, batch, total).loss)
-    exact = float(algorithm.loss(logprobs, logprobs.logprobs_N, batch, total).loss)
-    out = algorithm.loss(logprobs, reference_N, batch, total)
+    out = start_loss(algorithm, logprobs, reference_N, batch, total)
+    loss = float(out.loss)
+    exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)
     margin = out.metrics.get("reward_margin", Mean(0.0, 1)).value
     apart = float((logprobs.logprobs_N - reference_N).abs().max())
     evidence = {"loss": loss, "expected_loss": exact, "margin": margin, "largest_logprob_gap": apart}
@@ -225,18 +322,20 @@ def check_identity(policy: Policy, reference: Reference, algorithm: Algorithm, t
 
 
 def check_gradient(
-    policy: Policy, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
+    policy: TreeModel, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
 ) -> Check:
     """Which tensors train, and which of them get no gradient from the first backward."""
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
-    loss = algorithm.loss(policy(batch), reference_N, batch, count(probes(trees))).loss
+    logprobs = forward(policy, algorithm, batch)
+    loss = start_loss(algorithm, logprobs, reference_N, batch, count(probes(trees))).loss
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    waiting = policy.waiting()
     dead = [
         name
         for (name, _), g in zip(named, gradients, strict=True)
-        if (g is None or not g.any()) and not any(part in name for part in WAITING)
+        if (g is None or not g.any()) and name not in waiting
     ]
     size = sum(p.numel() for _, p in named)
     everything = sum(p.numel() for p in policy.model.parameters())

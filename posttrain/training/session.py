@@ -7,26 +7,31 @@ run.report, run.model, run.metrics()
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from posttrain.config import LoRA, TrainingStage
+from posttrain.config import AdapterSettings, Continue, TrainingStage
 from posttrain.data.read import Examples
-from posttrain.data.read import read as read_rows
+from posttrain.data.recast import read_as
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import RunFolder
 from posttrain.errors import ConfigError
 from posttrain.models import loading
 from posttrain.models.loading import LoadedModel
 from posttrain.report import write_report
-from posttrain.training.algorithms import algorithm
+from posttrain.rewards.scorer import RewardFunction
+from posttrain.training.algorithms import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.records import now
-from posttrain.training.stage import adapter_of, run_stage
+from posttrain.training.run_record import Timed, begin_run, how_it_ended
+from posttrain.training.stage import run_stage
+from posttrain.types import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,66 +62,74 @@ class Run:
 def load(
     name_or_path: str | Path,
     *,
-    adapter: LoRA | None = None,
+    adapter: AdapterSettings | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> LoadedModel:
     """A model by catalogue name, folder or hub id, with a fresh adapter if one is given; see `models.loading.load`."""
-    given = None if adapter is None else adapter_of(adapter)
-    return loading.load(name_or_path, adapter=given, dtype=dtype, device=device, seed=stream_seed(seed, "adapter"))
+    return loading.load(name_or_path, adapter=adapter, dtype=dtype, device=device, seed=stream_seed(seed, "adapter"))
 
 
 def train(
     stage: TrainingStage,
     model: LoadedModel | str | Path,
-    data: Examples | str | Path,
+    data: Examples | Sequence[Task] | str | Path,
     *,
     out: str | Path,
+    rewards: Sequence[RewardFunction] = (),
     seed: int = 0,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train one stage into the run folder `out`; it holds what a recipe's run folder holds, the report included.
 
     Called again after an interruption, with the same arguments and a model that is loaded anew, it goes on from the
-    last checkpoint. A loaded model is trained in place.
+    last checkpoint. A loaded model is trained in place. Several stages may share a folder, each under its own name:
+    they stand in one run.json and one report, in the order in which they were first trained.
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...).
-        data: what `read` returned, or a path.
+        data: what `read` returned, or a path; for a stage that samples, a list of `Task` too.
+        rewards: for a stage that samples: functions `(prompt, completion, task) -> float | None`, beside those that the
+            stage names.
+        fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay.
 
     Raises:
         ConfigError: an adapter is asked for in the stage and the model is loaded already.
-        PosttrainError: whatever the stage refuses.
+        PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
-    if isinstance(model, LoadedModel) and stage.adapter is not None:
+    taken = isinstance(model, LoadedModel) and stage.MAKES_POLICY  # a reward model is made of a copy
+    if taken and stage.adapter is not None and not isinstance(stage.adapter, Continue):
         raise ConfigError(
             "the model is loaded already, so the stage cannot put an adapter on it",
             found=f"adapter: {stage.adapter.kind} in the stage",
             remedy="give the adapter to load(name, adapter=LoRA(...)), or give train() the model's name",
         )
-    examples = data if isinstance(data, Examples) else read_rows(data, kind=algorithm(stage.method).kind)
+    examples = data if not isinstance(data, (str, Path)) else read_as(data, kind_of(stage.method))
     run = RunFolder(Path(out))
     folder = run.stage(stage.name)
-    entry = {"name": stage.name, "method": stage.method, "status": "running", "seconds": 0.0}
     with run.locked():
-        run.write_run(
-            name=run.path.name,
-            posttrain_version=metadata.version("posttrain"),
-            created=now(),
-            status="running",
-            stages=[entry],
-        )
-        status, error_text, seconds = "failed", None, 0.0
+        if fresh and folder.exists:
+            shutil.rmtree(folder.path)
+        begin_run(run, run.path.name, [stage], keep_others=True)
         try:
-            outcome = run_stage(stage, model, folder, seed=seed, progress=progress or Progress(), examples=examples)
-            status, seconds = "done", outcome.seconds
+            with Timed(run, folder, stage):
+                outcome = run_stage(
+                    stage,
+                    model,
+                    folder,
+                    seed=seed,
+                    progress=progress or Progress(),
+                    examples=examples,
+                    rewards=rewards,
+                )
         except BaseException as error:
-            error_text = str(error) or type(error).__name__
+            run.write_run(status=how_it_ended(error), ended=now())
+            # The report of a failed run is worth having; that it fails too must not hide why.
+            with suppress(Exception):
+                write_report(run.path)
             raise
-        finally:
-            folder.write_stage(status=status, seconds=seconds, ended=now(), error=error_text)
-            folder.close()
-            run.write_run(status=status, stages=[{**entry, "status": status, "seconds": seconds}], ended=now())
+        run.write_run(status="done", ended=now())
         write_report(run.path)
     return Run(run.path, stage.name, outcome.steps)

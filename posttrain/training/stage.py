@@ -9,50 +9,47 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from posttrain.config import PreferenceStage, TrainingStage, stage_fingerprint, stage_yaml
-from posttrain.config.settings import LoRA as LoRASettings
+from posttrain.config import Mix, PreferenceStage, Reward, TrainingStage, stage_fingerprint, stage_yaml
+from posttrain.config.adapters import AdaLoRA
+from posttrain.config.base import RowStage
+from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
+from posttrain.data.reward_encode import RewardEncoder
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.models.adapters import LoRA
+from posttrain.models.adapters import adapter_dropout
+from posttrain.models.devices import device_of
 from posttrain.models.export import ExportSettings, PendingSave, begin_save
 from posttrain.models.fingerprint import weights_fingerprint
-from posttrain.models.loading import LoadedModel, load
-from posttrain.models.logprobs import Policy
-from posttrain.models.reference import LiveReference, reference
-from posttrain.training import checkpoint, preflight
-from posttrain.training.algorithms import Algorithm, algorithm
+from posttrain.models.heads import ScoreModel
+from posttrain.models.loading import LoadedModel
+from posttrain.models.logprobs import Policy, TreeModel
+from posttrain.models.reference import reference
+from posttrain.rewards.scorer import RewardFunction
+from posttrain.training import checkpoint, preflight, reward, reward_evaluation
+from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
-from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
-from posttrain.training.order import stream_seed
+from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, explained, fitting_microbatch, plan
+from posttrain.training.online_stage import prepare_online
+from posttrain.training.order import RowOrder
+from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
-from posttrain.types import TokenTree
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A stage that has passed its preflight."""
-
-    work: Work
-    loaded: LoadedModel
-    preflight: preflight.Preflight
-    inputs: Inputs
-    start_weights: str
-    """Fingerprint of the weights before step 1."""
-    reference_kind: str | None
+from posttrain.training.starts import settle
+from posttrain.training.step import companions_of_run, require_company
+from posttrain.types import Task, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A trained stage: the model in memory, and the folder on its way to its name."""
 
-    policy: Policy
+    policy: TreeModel
     steps: int
     seconds: float
     pending: PendingSave
@@ -65,9 +62,10 @@ def prepare(
     *,
     seed: int,
     progress: Progress,
-    examples: Examples | None = None,
+    examples: Examples | Sequence[Task] | None = None,
     resumed: dict[str, Any] | None = None,
     proof_only: bool = False,
+    rewards: Sequence[RewardFunction] = (),
 ) -> Prepared:
     """Everything before step 1.
 
@@ -77,54 +75,58 @@ def prepare(
         resumed: stage.json of the attempt that this one goes on from; its micro-batch size is kept, since another one
             rounds differently.
         proof_only: nothing will be trained, so no reference is computed beyond what the checks ask.
+        rewards: functions, for a stage that samples; beside those that it names.
 
     Raises:
         DataError, EncodingError: before a model is loaded.
         PreflightError: a check failed and `preflight.on_failure` is `stop`; preflight.json is written all the same.
     """
+    if isinstance(stage, SamplingStage):
+        return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
+    assert isinstance(stage, RowStage)
+    assert examples is None or isinstance(examples, Examples)  # a list of tasks is for stages that sample
     objective = _objective(stage)
-    inputs = load_inputs(stage, objective, start, folder, seed, progress, examples)
-    loaded = _load(stage, start, seed, progress)
-    device = _device(stage.compute.device)
-    loaded.model.to(device)
-    noisy = stage.adapter is not None and stage.adapter.dropout > 0
-    if noisy and objective.name != "sft":
+    device = device_of(stage.compute.device)
+    settled = settle(stage, start, device)
+    for note in settled.notes:
+        progress.say(f"{folder.name}: {note}")
+    inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
+    order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
+    require_company(objective, order, len(inputs.held_out))
+    _check_adapter(stage, start, order.steps)
+    if isinstance(stage, Reward):
+        assert isinstance(inputs.encoder, RewardEncoder)
+        loaded = reward.load_start(stage, start, inputs.encoder, device, seed, progress)
+    else:
+        loaded = load_policy(stage, start, device, seed, progress)
+    noisy = adapter_dropout(loaded.model) > 0
+    imitates = objective.unit == "tokens"
+    if noisy and not imitates:
         progress.say(f"{folder.name}: adapter.dropout is off: with it, policy and reference would differ at step 0")
-    policy = Policy(
+    model_class = partial(ScoreModel.of, rule=stage.rule) if isinstance(stage, Reward) else Policy
+    policy: TreeModel = model_class(
         loaded.model,
-        autocast=_autocast(stage.compute.precision, device),
-        dropout=noisy and objective.name == "sft",
+        autocast=autocast_of(stage.compute.precision, device),
+        dropout=noisy and imitates,
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
     # Of the weights as they are now: a model from Python may have been trained since it was loaded.
     start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
-    with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
-        checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, inputs.rows, stage.compute.logprobs)]
-        phase.advance(len(checks))
-        checks.append(preflight.check_leak(policy, inputs.rows))
-        per_token = activation_bytes_per_token(policy, preflight.probes(inputs.rows)[0])
-    live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
-    budget = _budget(stage, policy, inputs, per_token, live, resumed)
-    if proof_only and objective.needs_reference:
-        start_reference: Any = LiveReference(policy)
-    else:
-        start_reference = _reference(stage, objective, policy, inputs, folder, budget, progress)
-    memory = plan(policy, tokens_per_microbatch=budget, activation_bytes_per_token=per_token, live_reference=live)
-    if start_reference is not None:
-        checks.append(preflight.check_identity(policy, start_reference, objective, inputs.rows))
-    checks += [
-        preflight.check_gradient(policy, start_reference, objective, inputs.rows),
-        preflight.check_memory(memory),
-    ]
-    proven = preflight.Preflight(
-        tuple(checks),
-        preflight.decoded_rows(_first(inputs.rows), inputs.encoder),
-        memory,
-    )
-    folder.write_preflight(proven.record())
-    if stage.preflight.on_failure == "stop":
-        proven.require()
+    with explained(_fixed(policy), "the checks before step 1"):
+        proven, budget = _prove(stage, policy, objective, inputs, folder, resumed, progress)
+    _stand(proven, stage, folder)
+    start_reference: Any = None
+    if objective.needs_reference and proof_only:
+        start_reference = preflight.Itself(policy)
+    elif objective.needs_reference:
+        # Only now: the log-probs of all rows are the dear part, and the checks above are what may stop the stage.
+        with explained(proven.memory, "the reference's log-probs"):
+            others = companions_of_run(objective, order, inputs.rows, inputs.held_out, seed)
+            start_reference = _reference(stage, policy, inputs, others, folder, budget, progress)
+            identical = preflight.check_identity(policy, start_reference, objective, inputs.rows)
+        proven = proven.with_check(identical)
+        _stand(proven, stage, folder)
     work = Work(
         stage=stage,
         algorithm=objective,
@@ -134,41 +136,84 @@ def prepare(
         held_out=inputs.held_out,
         decoder=inputs.encoder,
         tokens_per_microbatch=budget,
-        memory=memory,
+        memory=proven.memory,
         seed=seed,
         identity=identity,
+        adapter=loaded.adapter,
     )
     kind = start_reference.kind if start_reference else None
-    return Prepared(work, loaded, proven, inputs, start_weights, kind)
+    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
+
+
+def _prove(
+    stage: TrainingStage,
+    policy: TreeModel,
+    objective: Algorithm,
+    inputs: Inputs,
+    folder: StageFolder,
+    resumed: dict[str, Any] | None,
+    progress: Progress,
+) -> tuple[preflight.Preflight, int]:
+    """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch."""
+    rows = inputs.rows
+    proof = preflight.Itself(policy) if objective.needs_reference else None
+    live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
+    with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
+        checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, rows, stage.compute.logprobs)]
+        phase.advance(len(checks))
+        checks.append(preflight.check_leak(policy, rows))
+        if proof is not None:
+            checks.append(preflight.check_identity(policy, proof, objective, rows))
+        if isinstance(policy, ScoreModel):
+            checks.append(reward.check_start(policy, objective, rows))
+        checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
+        largest = rows[int(preflight.lengths(rows).argmax())]
+        budget = _budget(stage, policy, largest, per_token, live, resumed)
+        memory = plan(
+            policy,
+            tokens_per_microbatch=max(budget, largest.num_tokens),  # a tree is never cut
+            activation_bytes_per_token=per_token,
+            live_reference=live,
+            largest=largest,
+        )
+        checks.append(preflight.check_memory(memory))
+    return preflight.Preflight(tuple(checks), preflight.decoded_rows(_first(rows), inputs.encoder), memory), budget
+
+
+def _stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
+    """Write the checks down, and stop at one that failed if the stage says so."""
+    folder.write_preflight(proven.record())
+    if stage.preflight.on_failure == "stop":
+        proven.require()
+
+
+def _fixed(policy: TreeModel) -> MemoryPlan:
+    """What is known of the memory before anything has been measured."""
+    return plan(policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=False)
 
 
 def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcome:
     """Run the loop and begin the export; `outcome.pending.wait()` gives the model folder its name."""
     work, started = prepared.work, time.monotonic()
+    untrained = reward_evaluation.untrained_scores(work) if isinstance(work.stage, Reward) else None
     loop = Loop(work, folder, progress)
     folder.write_stage(arithmetic=loop.arithmetic())
     progress.say(loop.arithmetic())
     steps = loop.run()
     tokenizer, encoder = prepared.loaded.tokenizer, prepared.inputs.encoder
+    if isinstance(work.stage, Reward):
+        reward_evaluation.write_evaluation(work, encoder, folder, untrained=untrained, steps=steps, progress=progress)
     if encoder.settings.template != "raw":  # served as it was trained, also under a template that the stage named
         tokenizer.chat_template = encoder.chat_template
+    info = {"stage": folder.name, "method": work.stage.method, "identity": work.identity, "steps": steps}
+    settings = ExportSettings(merge=prepared.merge, stop_ids=tuple(sorted(encoder.stop_ids)), info=info)
     with progress.phase(f"{folder.name}: saving and reading back", unit="files"):
-        pending = begin_save(
-            work.policy.model,
-            tokenizer,
-            folder.model,
-            ExportSettings(
-                merge=work.stage.export.merge,
-                stop_ids=tuple(sorted(encoder.stop_ids)),
-                info={
-                    "stage": folder.name,
-                    "method": work.stage.method,
-                    "identity": work.identity,
-                    "steps": steps,
-                },
-            ),
-            base=prepared.loaded.base,
-        )
+        if isinstance(work.stage, Reward):
+            assert isinstance(encoder, RewardEncoder)
+            pending = reward.begin_export(work.stage, work, prepared.loaded, encoder, folder.model, settings)
+        else:
+            pending = begin_save(work.policy.model, tokenizer, folder.model, settings, base=prepared.loaded.base)
     return Outcome(work.policy, steps, time.monotonic() - started, pending)
 
 
@@ -180,8 +225,9 @@ def run_stage(
     seed: int,
     progress: Progress,
     identity: str | None = None,
-    examples: Examples | None = None,
+    examples: Examples | Sequence[Task] | None = None,
     evaluate: Callable[[Any, Any], None] | None = None,
+    rewards: Sequence[RewardFunction] = (),
 ) -> Outcome:
     """A whole stage, with its records: prepare, train, ask the suites while the export is read back, save.
 
@@ -204,7 +250,9 @@ def run_stage(
         output=None,
         error=None,
     )
-    prepared = prepare(stage, start, folder, seed=seed, progress=progress, examples=examples, resumed=record)
+    prepared = prepare(
+        stage, start, folder, seed=seed, progress=progress, examples=examples, resumed=record, rewards=rewards
+    )
     _show(prepared.preflight, folder.name, progress)
     folder.write_stage(**_facts(prepared))
     outcome = train(prepared, folder, progress)
@@ -251,12 +299,14 @@ def _data_checks(stage: TrainingStage, inputs: Inputs) -> list[preflight.Check]:
     first = _first(inputs.rows)
     encoding = stage.encoding  # type: ignore[attr-defined]
     counts = inputs.counts
+    ends = inputs.encoder.end_ids if isinstance(inputs.encoder, RewardEncoder) else inputs.encoder.stop_ids
     return [
         preflight.check_data(
             counts["kept"], counts["dropped"], counts["truncated"], counts["tokens"], counts["trained_tokens"]
         ),
-        preflight.check_stop_token(first, inputs.encoder.stop_ids, wanted=encoding.stop_token == "train"),
+        preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
         preflight.check_bos(first, inputs.encoder.tokens.bos_id),
+        *inputs.findings,
     ]
 
 
@@ -267,32 +317,23 @@ def _first(rows: Sequence[TokenTree]) -> list[TokenTree]:
 # ---------------------------------------------------------------- model
 
 
-def _load(stage: TrainingStage, start: str | Path | LoadedModel, seed: int, progress: Progress) -> LoadedModel:
-    if isinstance(start, LoadedModel):
-        return start
-    adapter = None if stage.adapter is None else adapter_of(stage.adapter)
-    loaded = load(start, adapter=adapter, seed=stream_seed(seed, "adapter"), say=progress.say)
-    for notice in loaded.notices:
-        progress.say(notice)
-    return loaded
-
-
-def adapter_of(settings: LoRASettings) -> LoRA:
-    """The recipe's adapter as the models layer takes it."""
-    return LoRA(**settings.model_dump(exclude={"kind"}))
+def _check_adapter(stage: TrainingStage, start: str | Path | LoadedModel, steps: int) -> None:
+    """What an adapter asks of the number of steps, known once the rows are."""
+    adapter = start.adapter if isinstance(start, LoadedModel) and stage.MAKES_POLICY else stage.adapter
+    if isinstance(adapter, AdaLoRA):
+        rank_schedule(adapter, steps)
 
 
 def _reference(
     stage: TrainingStage,
-    objective: Algorithm,
-    policy: Policy,
+    policy: TreeModel,
     inputs: Inputs,
+    others: Sequence[Sequence[TokenTree]],
     folder: StageFolder,
     budget: int,
     progress: Progress,
 ) -> Any:
-    if not objective.needs_reference or not isinstance(stage, PreferenceStage):
-        return None
+    assert isinstance(stage, PreferenceStage)  # no other stage has an objective that needs a reference
     kind = stage.reference_kind or "auto"
     with progress.phase(f"{folder.name}: reference log-probs", unit="tokens") as phase:
 
@@ -300,10 +341,11 @@ def _reference(
             phase.total = of
             phase.advance(done - phase.done, tokens=int(done - phase.done))
 
+        assert isinstance(policy, Policy)
         return reference(
             kind,  # type: ignore[arg-type]
             policy,
-            trees=_Joined(inputs.rows, inputs.held_out),
+            trees=_Joined(inputs.rows, inputs.held_out, *others),
             store=folder.path / "reference",
             tokens_per_microbatch=budget,
             passes=stage.epochs or (stage.steps or 0) * stage.rows_per_step / len(inputs.rows),
@@ -330,8 +372,8 @@ class _Joined(Sequence[TokenTree]):
 
 def _budget(
     stage: TrainingStage,
-    policy: Policy,
-    inputs: Inputs,
+    policy: TreeModel,
+    largest: TokenTree,
     per_token: float,
     live: bool,
     resumed: dict[str, Any] | None,
@@ -341,23 +383,12 @@ def _budget(
         return int(asked)
     if resumed and resumed.get("tokens_per_microbatch"):
         return int(resumed["tokens_per_microbatch"])
-    largest = max(tree.num_tokens for tree in _first(inputs.rows))
-    return fitting_microbatch(policy, per_token, largest_tree=largest, live_reference=live)
+    return fitting_microbatch(policy, per_token, largest_tree=largest.num_tokens, live_reference=live, largest=largest)
 
 
 def _objective(stage: TrainingStage) -> Algorithm:
+    if isinstance(stage, Reward):
+        return reward.objective_of(stage)
+    if isinstance(stage, Mix):
+        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
     return algorithm(stage.method, stage.parameters if isinstance(stage, PreferenceStage) else None)
-
-
-def _device(asked: str) -> torch.device:
-    if asked != "auto":
-        return torch.device(asked)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    """bf16 where the hardware gains by it: CUDA cards that have it. CPUs without AMX or AVX512-BF16 lose."""
-    if precision == "bf16":
-        return torch.bfloat16
-    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if precision == "auto" and gains else None

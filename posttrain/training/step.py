@@ -5,24 +5,31 @@
         out = loss(policy(micro), reference, micro, denominator)
         out.loss.backward()                        # micro-batches add up to the step's gradient
 
-The same trees give the same gradient whatever the budget.
+The same trees give the same gradient whatever the budget. An objective whose trees have to know of each other (its
+`coupling`) is measured once before, without gradients, and each tree is told what the whole step says to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate as running_sums
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from posttrain.data.trees import collate, count, pack, to_device
+from posttrain.data.mismatch import mismatched
+from posttrain.data.trees import collate, count, packed, to_device
 from posttrain.diagnostics.metrics import merge
-from posttrain.models.logprobs import Policy
+from posttrain.errors import ConfigError
+from posttrain.losses.responses import Responses, Told
+from posttrain.models.logprobs import TreeModel
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.optimizer import non_finite
-from posttrain.types import Batch, Metric, RowRef, TokenTree
+from posttrain.training.order import RowOrder, stream
+from posttrain.types import Batch, Count, LossOutput, Metric, RowRef, TokenLogprobs, TokenTree
 
 
 class Reference(Protocol):
@@ -47,22 +54,26 @@ class Measured:
 
 
 Tick = Callable[[int], None]
+Place = tuple[int, int]
+"""Where random draws of a step come from: (0, step) while training, (1, first row) while measuring."""
 
 
 def accumulate(
-    policy: Policy,
+    policy: TreeModel,
     reference: Reference | None,
     algorithm: Algorithm,
     trees: Sequence[TokenTree],
     tokens_per_microbatch: int,
     *,
     step: int,
+    seed: int = 0,
     tick: Tick = lambda tokens: None,
 ) -> Measured:
     """Add the step's gradient to the policy's parameters.
 
     Args:
-        step: from 0; names the step in errors.
+        step: from 0; names the step in errors, and with the seed what is drawn for it.
+        seed: the run's.
         tick: called with the tokens of each finished micro-batch.
 
     Raises:
@@ -74,29 +85,97 @@ def accumulate(
             raise non_finite(["loss"], step, [str(row) for row in batch.rows])
         loss.backward()
 
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, backward, tick)
+    told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
+    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, backward, tick)
 
 
 @torch.no_grad()
 def measure(
-    policy: Policy,
+    policy: TreeModel,
     reference: Reference | None,
     algorithm: Algorithm,
     trees: Sequence[TokenTree],
     tokens_per_microbatch: int,
     *,
+    first: int = 0,
+    seed: int = 0,
     tick: Tick = lambda tokens: None,
 ) -> Measured:
-    """The same figures without gradients: held-out rows, and both ends of a run."""
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, lambda loss, batch: None, tick)
+    """The same figures without gradients: held-out rows, and both ends of a run.
+
+    first: index of the first tree among all that are measured; with the seed it settles what is drawn for them.
+    """
+    told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (1, first))
+    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, lambda loss, batch: None, tick)
 
 
-def _run(
-    policy: Policy,
+def forward(policy: TreeModel, algorithm: Algorithm, batch: Batch) -> TokenLogprobs:
+    """What the algorithm asks of the policy."""
+    asked: dict[str, Any] = {"collision": True} if algorithm.needs_collision else {}
+    asked |= {"entropy": True} if algorithm.needs_entropy else {}
+    asked |= {"temperature": algorithm.temperature} if algorithm.temperature != 1 else {}
+    return policy(batch, **asked)
+
+
+def start_loss(
+    algorithm: Algorithm, logprobs: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
+) -> LossOutput:
+    """The loss of a batch that is the whole step, before step 1: mismatched completions have moved nowhere yet."""
+    if algorithm.coupling is None or not algorithm.coupling.mismatched:
+        return algorithm.loss(logprobs, reference_N, batch, denominator)
+    told = algorithm.coupling.at_start(batch.num_trees, logprobs.logprobs_N)
+    return algorithm.loss(logprobs, reference_N, batch, denominator, told=told)
+
+
+def companions(trees: Sequence[TokenTree], seed: int, place: Place) -> list[TokenTree]:
+    """The step's prompts with each other's completions: a pure function of rows, seed and place.
+
+    Raises:
+        ConfigError: fewer than two rows.
+    """
+    return mismatched(trees, stream(seed, "mismatch", *place))
+
+
+@torch.no_grad()
+def _told(
+    policy: TreeModel,
     reference: Reference | None,
     algorithm: Algorithm,
     trees: Sequence[TokenTree],
     tokens_per_microbatch: int,
+    seed: int,
+    place: Place,
+) -> Told | None:
+    """What the step says to each tree, [P]; None where nothing is said, or where one micro-batch is the whole step."""
+    coupling = algorithm.coupling
+    if coupling is None:
+        return None
+    observed = companions(trees, seed, place) if coupling.mismatched else trees
+    members = packed(observed, tokens_per_microbatch)
+    if len(members) == 1 and not coupling.mismatched:
+        return None
+    parts: list[dict[str, Tensor]] = []
+    for _, batch, reference_N in _micro_batches(policy, reference, observed, members):
+        parts.append(coupling.observe(Responses.of(forward(policy, algorithm, batch), reference_N, batch), {}))
+    back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
+    return coupling.settle({name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+
+
+def _micro_batches(
+    policy: TreeModel, reference: Reference | None, trees: Sequence[TokenTree], members: list[list[int]]
+) -> Iterator[tuple[list[int], Batch, Tensor | None]]:
+    for micro in members:
+        batch = to_device(collate([trees[index] for index in micro]), policy.device)
+        yield micro, batch, None if reference is None else reference.logprobs(batch)
+
+
+def _run(
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    tokens_per_microbatch: int,
+    told: Told | None,
     finish: Callable[[Tensor, Batch], None],
     tick: Tick,
 ) -> Measured:
@@ -105,10 +184,13 @@ def _run(
     per_tree: dict[str, list[float]] = {}
     rows: list[RowRef] = []
     tokens = 0
-    for micro in pack(trees, tokens_per_microbatch):
-        batch = to_device(collate(micro), policy.device)
-        reference_N = reference.logprobs(batch) if reference is not None else None
-        out = algorithm.loss(policy(batch), reference_N, batch, denominator)
+    for micro, batch, reference_N in _micro_batches(policy, reference, trees, packed(trees, tokens_per_microbatch)):
+        logprobs = forward(policy, algorithm, batch)
+        if told is None:
+            out = algorithm.loss(logprobs, reference_N, batch, denominator)
+        else:
+            own = {name: values_P[micro] for name, values_P in told.items()}
+            out = algorithm.loss(logprobs, reference_N, batch, denominator, told=own)
         finish(out.loss, batch)
         metrics.append(out.metrics)
         for name, values_P in out.per_tree.items():
@@ -118,3 +200,106 @@ def _run(
         tokens += size
         tick(size)
     return Measured(merge(metrics), per_tree, tuple(rows), tokens)
+
+
+def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]:
+    """(first, end) of the parts in which many trees are measured, as large as a step.
+
+    Where a row needs the company of another, a last part of one row joins the one before it.
+    """
+    bounds = [(start, min(start + size, trees)) for start in range(0, trees, size)]
+    if _needs_company(algorithm) and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+        bounds[-2:] = [(bounds[-2][0], trees)]
+    return bounds
+
+
+def require_company(algorithm: Algorithm, order: RowOrder, held_out: int) -> None:
+    """Refuse a plan in which a step, or the held-out rows, are a single row that needs another's completion.
+
+    Raises:
+        ConfigError: before the first step, with a number of rows per step that would do.
+    """
+    if not _needs_company(algorithm):
+        return
+    per_step, last = order.rows_per_step, order.rows - (order.steps_per_epoch - 1) * order.rows_per_step
+    if per_step < 2 or (last == 1 and order.steps >= order.steps_per_epoch):
+        fitting = next((n for n in range(max(2, per_step), order.rows + 1) if order.rows % n != 1), None)
+        raise ConfigError(
+            f"`{algorithm.name}` estimates a KL from mismatched completions, and a step of one row has none",
+            where="rows_per_step",
+            found=f"{order.rows:,} rows, {per_step} a step: the last step of an epoch has {last}",
+            expected="at least 2 rows in every step",
+            remedy=f"write `rows_per_step: {fitting}`" if fitting else "give more rows",
+        )
+    if held_out == 1:
+        raise ConfigError(
+            f"`{algorithm.name}` estimates a KL from mismatched completions, and a single held-out row has none",
+            where="held_out",
+            found="1 held-out row",
+            expected="no held-out row, or at least 2",
+            remedy="raise `held_out`, or write `held_out: 0`",
+        )
+
+
+def _needs_company(algorithm: Algorithm) -> bool:
+    return algorithm.coupling is not None and algorithm.coupling.mismatched
+
+
+class Companions(Sequence[TokenTree]):
+    """Every mismatched tree of a run, in the order of its steps, made when it is asked for.
+
+    Companions(steps, at, seed, kind): step i measures `companions(at(i), seed, (kind, name(i)))`.
+    """
+
+    def __init__(self, seed: int, places: Sequence[Place], sizes: Sequence[int], at: Callable[[int], list[TokenTree]]):
+        self._seed, self._places, self._at = seed, places, at
+        self._ends = list(running_sums(sizes))
+        self._made: tuple[int, list[TokenTree]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._ends, index)
+        if self._made[0] != part:  # trees are asked for in order, so the last step's are enough to keep
+            self._made = (part, companions(self._at(part), self._seed, self._places[part]))
+        return self._made[1][index - (self._ends[part - 1] if part else 0)]
+
+
+def companions_of_run(
+    algorithm: Algorithm, order: RowOrder, rows: Sequence[TokenTree], held_out: Sequence[TokenTree], seed: int
+) -> list[Companions]:
+    """The mismatched trees of all steps and of the held-out rows, for a reference that is computed beforehand.
+
+    Empty for an algorithm that measures no others than its own trees.
+    """
+    if not _needs_company(algorithm):
+        return []
+    steps = range(order.steps)
+    bounds = slices(len(held_out), order.rows_per_step, algorithm)
+    of_steps = Companions(
+        seed,
+        [(0, step) for step in steps],
+        [len(order.at(step)) for step in steps],
+        lambda step: [rows[index] for index in order.at(step)],
+    )
+    of_held_out = Companions(
+        seed,
+        [(1, first) for first, _ in bounds],
+        [end - first for first, end in bounds],
+        lambda part: [held_out[index] for index in range(*bounds[part])],
+    )
+    return [of_steps, of_held_out]
+
+
+@torch.no_grad()
+def branch_values(
+    policy: TreeModel, reference: Reference | None, algorithm: Algorithm, tree: TokenTree
+) -> dict[str, list[float]]:
+    """What the algorithm says of each of a tree's responses: {"logprob": [-12.0, -15.0]} in nats for a policy."""
+    batch = to_device(collate([tree]), policy.device)
+    reference_N = None if reference is None else reference.logprobs(batch)
+    out = start_loss(algorithm, forward(policy, algorithm, batch), reference_N, batch, batch.count)
+    return {name: values_B.tolist() for name, values_B in out.per_branch.items()}

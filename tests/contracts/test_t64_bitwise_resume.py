@@ -64,7 +64,18 @@ def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulat
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [("sft", "full"), ("sft", "lora"), ("dpo", "full"), ("dpo", "lora"), ("simpo", "full"), ("orpo", "full")],
+    [
+        ("sft", "full"),
+        ("sft", "lora"),
+        ("dpo", "full"),
+        ("dpo", "lora"),
+        ("simpo", "full"),
+        ("orpo", "full"),
+        ("kto", "full"),
+        ("kto", "lora"),
+        ("bco", "full"),
+        ("aot", "full"),
+    ],
 )
 @pytest.mark.parametrize(("at_step", "mid_accumulation"), [(5, False), (5, True), (4, False)])
 def test_resumed_equals_uninterrupted(

@@ -214,7 +214,7 @@ def test_rows_that_are_wrong_stop_the_run_before_a_model_is_loaded(
     def no_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded before the data was read")
 
-    monkeypatch.setattr("posttrain.training.stage.load", no_model)
+    monkeypatch.setattr("posttrain.training.prepared.load", no_model)
     with pytest.raises(DataError) as error:
         run(tmp_path, "evaluate.suites=[]", text=text)
     assert "row 4" in str(error.value) and "human" in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,35 @@ from torch import Tensor
 from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.training.algorithms import ALGORITHMS, algorithm
-from posttrain.types import Count, LossOutput, TokenLogprobs, TokenTree
-from tests.loss_batches import tree
+from posttrain.losses.responses import Responses
+from posttrain.training.algorithms import ALGORITHMS, Algorithm, algorithm
+from posttrain.types import Comparison, Count, Feedback, LossOutput, TokenTree
+from tests.loss_batches import tree, with_collisions
+
+POLICIES = [name for name in ALGORITHMS if name != "reward"]
+"""Methods whose loss is of log-probs."""
 
 SPLITS = ([[0, 1, 2, 3, 4, 5]], [[0], [1], [2], [3], [4], [5]], [[0, 1, 2, 3], [4, 5]], [[5, 0], [3, 1, 4], [2]])
 LENGTHS = [(1, 9), (4, 2), (7, 7), (2, 1), (20, 3), (3, 5)]
 
 
-def _trees(branches: int) -> list[TokenTree]:
-    return [tree(lengths[:branches], margin=0.1 * i, row=i) for i, lengths in enumerate(LENGTHS)]
+def _trees(name: str) -> list[TokenTree]:
+    kind = algorithm(name).kind
+    branches = 2 if kind is Comparison else 1
+    label = [True, False, True, True, False, True] if kind is Feedback else [None] * 6
+    return [tree(lengths[:branches], margin=0.1 * i, label=label[i], row=i) for i, lengths in enumerate(LENGTHS)]
+
+
+def _told(objective: Algorithm, policy: Sequence[Tensor], reference: Sequence[Tensor], trees: list[TokenTree]) -> Any:
+    """What the whole step says to each of its trees."""
+    coupling = objective.coupling
+    if coupling is None:
+        return None
+    if coupling.mismatched:
+        return coupling.settle({"log_ratio": torch.linspace(-1.0, 3.0, len(trees), dtype=torch.float64)})
+    batch = collate(trees)
+    logprobs = with_collisions(torch.cat(list(policy)).detach(), batch)
+    return coupling.settle(coupling.observe(Responses.of(logprobs, torch.cat(list(reference)), batch), {}))
 
 
 def _step(
@@ -32,13 +52,15 @@ def _step(
     reference = [-2 * torch.rand(t.num_trained, generator=generator, dtype=torch.float64) - 0.1 for t in trees]
     for values_N in policy:
         values_N.requires_grad_()
-    denominator = count(trees)
+    denominator, objective = count(trees), algorithm(name)
+    told = _told(objective, policy, reference, list(trees))
     outputs = []
     for micro in split:
         policy_N = torch.cat([policy[i] for i in micro])
         reference_N = torch.cat([reference[i] for i in micro])
         batch = collate([trees[i] for i in micro])
-        out = algorithm(name).loss(TokenLogprobs(policy_N), reference_N, batch, denominator)
+        own = {} if told is None else {"told": {key: values_P[micro] for key, values_P in told.items()}}
+        out = objective.loss(with_collisions(policy_N, batch), reference_N, batch, denominator, **own)
         out.loss.backward()
         outputs.append(out)
     gradients = [values_N.grad for values_N in policy]
@@ -46,10 +68,10 @@ def _step(
     return outputs, gradients  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("split", SPLITS[1:], ids=["ones", "4+2", "shuffled"])
 def test_micro_batches_add_up_to_the_step(name: str, split: Sequence[Sequence[int]]) -> None:
-    trees = _trees(1 if name == "sft" else 2)
+    trees = _trees(name)
     whole, expected = _step(name, trees, SPLITS[0])
     parts, got = _step(name, trees, split)
     assert sum(out.loss.item() for out in parts) == pytest.approx(whole[0].loss.item(), rel=1e-12)
@@ -60,9 +82,9 @@ def test_micro_batches_add_up_to_the_step(name: str, split: Sequence[Sequence[in
     assert merged["loss"] == pytest.approx(whole[0].loss.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_per_tree_values_do_not_depend_on_the_company(name: str) -> None:
-    trees = _trees(1 if name == "sft" else 2)
+    trees = _trees(name)
     together = _step(name, trees, SPLITS[0])[0][0].per_tree
     alone = [out.per_tree for out in _step(name, trees, SPLITS[1])[0]]
     for key, values_P in together.items():
@@ -72,14 +94,15 @@ def test_per_tree_values_do_not_depend_on_the_company(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_a_pair_weighs_the_same_whatever_the_step_holds_besides(name: str) -> None:
     """Doubling the step's pairs halves each pair's gradient: the loss is a mean over the step."""
-    trees = _trees(2)[:1]
+    trees = _trees(name)[:1]
     (out,), (alone,) = _step(name, trees, [[0]])
     generator = torch.Generator().manual_seed(0)
     policy_N = -2 * torch.rand(trees[0].num_trained, generator=generator, dtype=torch.float64) - 0.1
     reference_N = -2 * torch.rand(trees[0].num_trained, generator=generator, dtype=torch.float64) - 0.1
     policy_N.requires_grad_()
     twice = Count(tokens=20, branches=4, trees=2)
-    shared = algorithm(name).loss(TokenLogprobs(policy_N), reference_N, collate(trees), twice)
+    batch = collate(trees)
+    shared = algorithm(name).loss(with_collisions(policy_N, batch), reference_N, batch, twice)
     shared.loss.backward()
     assert policy_N.grad is not None
     torch.testing.assert_close(policy_N.grad, alone / 2)

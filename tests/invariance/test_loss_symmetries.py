@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,15 @@ from posttrain.data.trees import collate
 from posttrain.losses.pairwise import PAIRWISE
 from tests.loss_batches import batch_of, gradient, pairs, random_pairs, run, tree
 
-ABSOLUTE = {"dpo_nll", "rpo", "cpo", "orpo", "dpop"}
+ABSOLUTE = {"dpo_nll", "rpo", "cpo", "cpo_simpo", "orpo", "dpop", "mpo"}
 """Rows that look at the chosen response itself, not only at the difference of the sides."""
-SUMMED = {"dpo", "cdpo", "robust", "ipo_sum", "hinge", "odpo"}
-"""Rows on differences of sequence log-ratios."""
+SUMMED = {"dpo", "cdpo", "robust", "ipo_sum", "hinge", "odpo", "dpo_pl", "ld_dpo", "exo_pair", "discopop"}
+SUMMED |= {"aot", "aot_unpaired", "bco_pair"}
+"""Rows on differences of sequence log-ratios; the shift of `bco_pair` moves with both."""
+EACH_SIDE = {"nca_pair", "sppo_hard", "apo_zero", "apo_down", "dpo_forward_kl", "dpo_js", "dpo_alpha", "alphapo"}
+"""Rows that look at each side by itself, or at a curved function of its log-ratio."""
+BACKWARD_AT_START = {"discopop", "apo_down"}
+"""Rows that do not push both sides the usual way where the policy is its reference."""
 
 
 def _sides_of(batch_lengths: list[tuple[int, int]], values_N: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -91,7 +98,31 @@ def test_rows_that_anchor_the_chosen_response_do_see_a_shift(name: str) -> None:
     assert after.loss.item() > before.loss.item() + 1e-6
 
 
-@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("name", sorted(EACH_SIDE))
+def test_rows_that_look_at_each_side_do_see_a_shift(name: str) -> None:
+    batch, policy_N, reference_N = random_pairs(4)
+    before, after = run(name, policy_N, reference_N, batch), run(name, policy_N - 0.7, reference_N, batch)
+    assert abs(after.loss.item() - before.loss.item()) > 1e-6
+
+
+def test_every_row_is_of_one_kind() -> None:
+    per_token = {"ipo", "dpo_norm", "simpo", "wpo"}
+    assert SUMMED | ABSOLUTE | EACH_SIDE | per_token == set(PAIRWISE)
+
+
+def test_apo_down_starts_with_the_rejected_side_and_discopop_backwards() -> None:
+    """APO-down leaves the chosen side alone at the start. DiscoPOP's loss has a bump there (arXiv:2406.08414, Sec. 5):
+    d/dz at 0 is (1 - ln 2) / (4 tau) - 3/4, which is 0.78 for tau = 0.05."""
+    batch, policy_N = pairs([((-1.0,), (-2.0,))])
+    policy_N.requires_grad_()
+    down = gradient(run("apo_down", policy_N, policy_N.detach(), batch).loss, policy_N)
+    assert down.tolist() == pytest.approx([0.0, 0.1 / 4])
+    bump = gradient(run("discopop", policy_N, policy_N.detach(), batch).loss, policy_N)
+    slope = 0.05 * ((1 - math.log(2)) / (4 * 0.05) - 0.75)
+    assert bump.tolist() == pytest.approx([slope, -slope])
+
+
+@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - BACKWARD_AT_START))
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000))
 def test_the_gradient_pushes_chosen_up_and_rejected_down(name: str, seed: int) -> None:

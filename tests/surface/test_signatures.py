@@ -54,6 +54,8 @@ def _names(option: OptionInfo) -> list[str]:
 
 def _kind(annotation: Any) -> str:
     """`Path | None` -> path, `list[str] | None` -> list of str."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(annotation)))}"
     members = [member for member in typing.get_args(annotation) if member is not type(None)]
     if typing.get_origin(annotation) is list:
         return f"list of {members[0].__name__}"

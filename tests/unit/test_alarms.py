@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from random import Random
@@ -52,6 +53,8 @@ PLANTED: list[tuple[Series, str, str, int, int]] = [
     (series.one_step_without_answers, "nothing_supervised", "critical", 30, 30),
     (series.rows_sorted_by_length, "length_drift", "warning", 29, 60),
     (series.generations_grow, "length_drift", "warning", 29, 110),
+    (series.collapsing_reward_model, "reward_collapse", "critical", 55, 62),
+    (series.reward_model_with_a_dead_head, "reward_collapse", "critical", 29, 29),
 ]
 
 
@@ -71,7 +74,7 @@ def test_a_planted_fault_is_found_alone_and_once(
 
 
 def test_every_check_has_a_planted_fault() -> None:
-    assert {name for _, name, *_ in PLANTED} | {"overfitting"} == set(CHECKS)
+    assert {name for _, name, *_ in PLANTED} | {"overfitting", "reward_overconfidence"} == set(CHECKS)
 
 
 def test_displacement_shows_its_evidence() -> None:
@@ -150,6 +153,38 @@ def test_overfitting_sees_a_falling_held_out_accuracy() -> None:
 
 def test_one_worse_evaluation_is_not_overfitting() -> None:
     assert _with_evaluations([{"loss": loss} for loss in (2.0, 1.5, 1.4, 1.7, 1.45, 1.7, 1.42)]) == []
+
+
+# ---------------------------------------------------------------- reward models
+
+
+def _held_out(points: list[tuple[float, float]]) -> list[Alarm]:
+    """Held-out (confidence, accuracy) every ten steps."""
+    alarms, found = Alarms(), []
+    for index, (sure, right) in enumerate(points):
+        values = {"reward_confidence": sure, "reward_accuracy": right}
+        found += alarms.check(10 * index, values, split="held_out")
+    return found
+
+
+def test_overconfidence_needs_two_evaluations_that_promise_too_much() -> None:
+    (alarm,) = _held_out([(0.5, 0.5), (0.8, 0.7), (0.9, 0.72), (0.93, 0.7)])
+    assert (alarm.name, alarm.severity, alarm.step) == ("reward_overconfidence", "warning", 30)
+    assert alarm.evidence == pytest.approx({"confidence": 0.93, "accuracy": 0.7, "gap": 0.23})
+    assert "label_smoothing" in alarm.remedy
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0.5, 0.5), (0.9, 0.6), (0.72, 0.7), (0.9, 0.7), (0.75, 0.7)],  # once, and again once
+        [(0.6, 0.9)] * 4,  # less sure than it may be
+        [(0.9, 0.8)] * 4,  # within chance of 40 pairs
+        [(0.9, math.nan)] * 4,  # nothing was measured
+    ],
+)
+def test_confidence_that_chance_explains_is_no_alarm(points: list[tuple[float, float]]) -> None:
+    assert _held_out(points) == []
 
 
 # ---------------------------------------------------------------- episodes

@@ -12,10 +12,14 @@ import torch
 
 from benchmarks import floor, text
 from benchmarks.against_trl import Comparison, Task, compare, table
+from benchmarks.loss_cases import CASES, sides
 from benchmarks.ours import train
 from benchmarks.record import ROOT, Record, peak_rss, read_rows
 from benchmarks.scaling import fill
 from benchmarks.trees import demonstration_trees, pair_trees
+from benchmarks.trl_losses import compare as compare_losses
+from benchmarks.trl_losses import ours, out_nll
+from benchmarks.trl_losses import table as loss_table
 from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
 from posttrain.training.algorithms import algorithm
@@ -230,3 +234,25 @@ def test_our_step_refuses_too_few_rows() -> None:
     policy = Policy(tiny_model("llama", vocab=97))
     with pytest.raises(ValueError, match="need 8 rows, 6 are there"):
         train(policy, None, algorithm("sft"), random_trees(6, vocab=97), batch=4, steps=2, tokens_per_microbatch=64)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_the_loss_comparison_finds_a_difference() -> None:
+    """Our side against itself agrees; a loss or a gradient that is a little off does not."""
+    given = sides(pairs=3)
+    for case in CASES:
+        out, rows = ours(case, given)
+        loss = out.loss - out_nll(rows) if case.trainer == "orpo" else out.loss
+        slopes = torch.autograd.grad(loss, rows, allow_unused=True)
+        gradient = [
+            [0.0] * len(row) if slope is None else slope.tolist() for slope, row in zip(slopes, rows, strict=True)
+        ]
+        right = {"loss": float(loss.detach()), "gradient": gradient}
+        assert compare_losses(case, given, right).agrees, case.name
+        assert not compare_losses(case, given, {**right, "loss": right["loss"] * 1.0001}).agrees
+        moved = [[value * 1.001 for value in row] for row in gradient]
+        assert not compare_losses(case, given, {**right, "gradient": moved}).agrees
+    differing = compare_losses(CASES[0], given, {"loss": 1.0, "gradient": [[1.0] * len(row) for row in given.policy]})
+    assert "DIFFERS" in loss_table([differing])

@@ -18,6 +18,7 @@ import torch
 from posttrain.errors import ModelError, UnknownKeyError
 from posttrain.models import catalogue
 from posttrain.models.catalogue import CATALOGUE, Entry, Wheel, cache_folder, listings, pull
+from posttrain.models.gguf import read_gguf, read_gguf_tokenizer
 from posttrain.models.loading import load
 from tests.fixtures import bpe_tokenizer, tiny_model
 
@@ -202,3 +203,18 @@ def test_listing_loads_no_torch() -> None:
     code = "import sys; from posttrain.models.catalogue import listings; listings(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_tokenizer_and_positions_of_a_gguf_file_without_its_weights(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    model = tiny_model("llama", vocab=len(tokenizer))
+    write_gguf(path, model, tokenizer)
+    whole = read_gguf(path)
+    monkeypatch.setattr("posttrain.models.gguf._read_model", lambda *given: pytest.fail("weights were read"))
+    alone, positions = read_gguf_tokenizer(path)
+    assert positions == whole.model.config.max_position_embeddings
+    text = "a  2 <|file|> b"
+    assert alone(text).input_ids == whole.tokenizer(text).input_ids
+    assert alone.chat_template == whole.tokenizer.chat_template

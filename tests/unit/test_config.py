@@ -34,8 +34,9 @@ from posttrain.config.paths import PACKAGE, RECIPE_FOLDERS
 from posttrain.config.stages import ReferencedStage
 from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.config.yaml_text import dump, parse
+from posttrain.diagnostics.alarms import make_checks
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError
-from posttrain.losses.pairwise import PAIRWISE
+from posttrain.losses.feedback import OBJECTIVES
 
 RECIPE = """\
 schema: 1
@@ -133,19 +134,19 @@ def test_a_changed_stage_is_validated() -> None:
 # ---------------------------------------------------------------- one method per row of the table
 
 
-@pytest.mark.parametrize("method", PAIRWISE)
+@pytest.mark.parametrize("method", OBJECTIVES)
 def test_every_row_is_a_stage_with_its_own_parameters(method: str) -> None:
-    stage, row = Preference(method), PAIRWISE[method]
+    stage, row = Preference(method), OBJECTIVES[method]
     assert stage.parameters == dict(row.defaults)
     assert isinstance(stage, ReferencedStage) == row.needs_reference
-    every = {key for other in PAIRWISE.values() for key in other.defaults}
+    every = {key for other in OBJECTIVES.values() for key in other.defaults}
     assert every & fields_of(type(stage)).keys() == row.defaults.keys()
 
 
 def test_a_parameter_of_another_row_names_its_owners() -> None:
     with pytest.raises(UnknownKeyError) as caught:
         Preference("orpo", beta=0.1)
-    owners = [name for name, row in PAIRWISE.items() if "beta" in row.defaults]
+    owners = [name for name, row in OBJECTIVES.items() if "beta" in row.defaults]
     for owner in owners:
         assert re.search(rf"\b{owner}\b", caught.value.problem)
     assert "orpo" in caught.value.problem
@@ -227,7 +228,9 @@ def test_several_mistakes_are_shown_together_with_their_lines(folder: Path) -> N
         ({"method": "sft", "name": "seed"}, "key of that name"),
         ({"method": "sft", "encoding": {"train_on": "asistant_only"}}, "train_on: assistant_only"),
         ({"method": "correction", "samples_per_prompt": 4, "sampling": {"temperature": 0}}, "the same answer"),
-        ({"method": "sft", "adapter": "lora"}, "a group of keys"),
+        ({"method": "sft", "adapter": 8}, "a group of keys"),
+        ({"method": "sft", "adapter": "lorra"}, "did you mean `lora`"),
+        ({"method": "sft", "export": {"merge": "maybe"}}, "neither `auto` nor true or false"),
     ],
 )
 def test_wrong_values_say_what_is_wanted(folder: Path, keys: dict[str, Any], words: str) -> None:
@@ -556,3 +559,32 @@ def test_every_key_has_a_word_of_explanation() -> None:
             assert option.description, f"{record.__name__}.{name}"
             waiting += list(records_in(option.annotation))
     assert len(seen) > 25
+
+
+# ---------------------------------------------------------------- thresholds of alarms
+
+
+def test_thresholds_of_alarms_have_a_key(folder: Path) -> None:
+    recipe = read(folder, RECIPE, "dpo.alarms.thresholds.gradient_spike.factor=20", "dpo.alarms.off=[length_drift]")
+    alarms = recipe.stages[1].alarms
+    assert alarms.changes == {"gradient_spike": {"factor": 20.0}, "length_drift": "off"}
+    checks = {check.name: check for check in make_checks(alarms.changes)}
+    assert checks["gradient_spike"].factor == 20.0 and "length_drift" not in checks
+    assert parse_recipe(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("alarms", "words"),
+    [
+        ({"thresholds": {"gradient_spik": {"factor": 20}}}, "did you mean gradient_spike?"),
+        ({"thresholds": {"gradient_spike": {"factr": 20}}}, "did you mean factor?"),
+        ({"thresholds": {"gradient_spike": {"factor": -1}}}, "a number above 0"),
+        ({"thresholds": {"gradient_spike": {"least_steps": 2.5}}}, "a whole number"),
+        ({"thresholds": {"gradient_spike": {"factor": "much"}}}, "a number"),
+        ({"thresholds": {"gradient_spike": 20}}, "a group of keys"),
+        ({"off": "gradient_spike", "thresholds": {"gradient_spike": {"factor": 2}}}, "no effect"),
+    ],
+)
+def test_wrong_thresholds_are_refused_by_name(folder: Path, alarms: dict[str, Any], words: str) -> None:
+    error = refused(folder, with_stage(method="sft", alarms=alarms))
+    assert words in str(error) and "sft.alarms.thresholds" in str(error)

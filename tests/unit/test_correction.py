@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_own_answers_are_rejected_and_the_wanted_one_is_chosen(tmp_path: Path) -
         "row": "test.jsonl, row 1",
     }
     assert (written[1]["finish"], written[1]["truncated"]) == ("length", True)
+    assert written[1]["rejected"] == [{"role": "assistant", "content": "I am a lan", "complete": False}]
     assert (counts.prompts, counts.answers, counts.pairs, counts.truncated, counts.skipped) == (2, 4, 4, 1, {})
     assert str(counts) == "4 pairs from 2 prompts, 1 with a cut rejected answer"
 
@@ -82,6 +84,52 @@ def test_training_reads_the_file(tmp_path: Path) -> None:
     assert pairs[0].responses == ((Message("assistant", "I am Pia."),), (Message("assistant", "Bot."),))
     tree = ENCODER.comparison(pairs[0])
     assert tree.branches[1].ids.tolist() == [*ENCODER.tokens.ids("Bot."), STOP]
+
+
+def test_a_cut_answer_trains_without_a_stop_token(tmp_path: Path) -> None:
+    rows = [demonstration("Who?", "I am Pia.", row=1)]
+    correction_pairs(rows, ENCODER, Scripted([("I am a lan", CUT)]), SAMPLING, out=tmp_path / "data.jsonl")
+    (pair,) = read(tmp_path / "data.jsonl", kind=Comparison)
+    chosen, rejected = ENCODER.comparison(pair).branches
+    assert chosen.ids.tolist() == [*ENCODER.tokens.ids("I am Pia."), STOP]
+    assert rejected.ids.tolist() == ENCODER.tokens.ids("I am a lan")
+
+
+class Twice(Scripted):
+    """Gives the greedy answers in the first call, the drawn ones in the second."""
+
+    def __init__(self, greedy: Sequence[tuple[str, FinishReason]], *drawn: Sequence[tuple[str, FinishReason]]):
+        super().__init__(*drawn)
+        self.greedy = greedy
+
+    def generate(self, prompts, sampling, *, completions_per_prompt=1, on_finish=None):  # type: ignore[no-untyped-def]
+        if sampling.temperature == 0:
+            assert (sampling.top_k, sampling.top_p, sampling.min_p) == (None, 1.0, 0.0)
+            return [[self._completion(text, finish)] for text, finish in self.greedy]
+        return super().generate(prompts, sampling, completions_per_prompt=completions_per_prompt)
+
+
+def test_where_the_model_is_to_stay_as_it_is_its_likeliest_answer_is_chosen(tmp_path: Path) -> None:
+    rows = [demonstration("Who?", "I am Pia.", row=1)]
+    keep = [
+        Task(chat("Capital of Japan?"), None, RowRef("keep.jsonl", 1)),
+        Task(chat("Sea?"), None, RowRef("keep.jsonl", 2)),
+    ]
+    keep.append(Task(chat("Odd?"), None, RowRef("keep.jsonl", 3)))
+    engine = Twice(
+        [("Tokyo.", ENDED), ("The sea is", CUT), ("a<|im_start|>b", ENDED)],
+        [("I am Bot.", ENDED)],
+        [("Kyoto.", ENDED)],
+        [("The sea is", CUT)],
+    )
+    sampling = replace(SAMPLING, temperature=0.7, top_k=5)
+    counts = correction_pairs(rows, ENCODER, engine, sampling, keep=keep, out=tmp_path / "data.jsonl")
+    pairs = lines(tmp_path / "data.jsonl")
+    assert [(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs] == [
+        ("I am Pia.", "I am Bot."),
+        ("Tokyo.", "Kyoto."),
+    ]
+    assert (counts.prompts, counts.skipped) == (3, {"same_as_wanted": 1})
 
 
 def test_what_makes_no_pair_is_counted_and_written(tmp_path: Path) -> None:

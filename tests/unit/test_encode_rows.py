@@ -282,8 +282,25 @@ def test_feedback_carries_its_verdict() -> None:
         encoder.feedback(Feedback(chat("q"), (Message("assistant", "a"),), verdict, RowRef("k.jsonl", 1)))
         for verdict in (True, False)
     )
-    assert (good.margin, bad.margin) == (1.0, -1.0) and good.key != bad.key
+    assert (good.label, bad.label, good.margin) == (True, False, None) and good.key != bad.key
     assert trained_runs(encoder, good) == ["a<|im_end|>"]
+
+
+def test_a_ranked_list_is_one_tree_best_first_with_its_scores() -> None:
+    encoder = encoder_of()
+    texts = ("worst", "best", "middle")
+    row = Comparison(
+        chat("q"),
+        tuple((Message("assistant", text),) for text in texts),
+        winner=1,
+        row=RowRef("l.jsonl", 1),
+        ranking=(1, 2, 0),
+        scores=(1.0, 5.0, 3.0),
+    )
+    tree = encoder.comparison(row)
+    found = [encoder.decode_marked(tree, branch)[-1][0] for branch in range(3)]
+    assert found == ["best<|im_end|>", "middle<|im_end|>", "worst<|im_end|>"]
+    assert tree.scores == (5.0, 3.0, 1.0)
 
 
 def test_a_task_is_a_prompt_alone() -> None:
@@ -357,8 +374,11 @@ def test_keys_name_the_content() -> None:
         make_tree([1], [([2, 3], [False, True])], row).key,
         make_tree([1, 2], [([3], [True])], row, margin=0.0).key,
         make_tree([1, 2], [([3], [True]), ([3], [True])], row).key,
+        make_tree([1, 2], [([3], [True])], row, label=True).key,
+        make_tree([1, 2], [([3], [True])], row, label=False).key,
+        make_tree([1, 2], [([3], [True])], row, scores=[0.0]).key,
     ]
-    assert len(set(keys)) == 5 and all(len(key) == 32 for key in keys)
+    assert len(set(keys)) == 8 and all(len(key) == 32 for key in keys)
     assert make_tree([1, 2], [([3], [True])], RowRef("b.jsonl", 7)).key == keys[0]
 
 

@@ -17,7 +17,7 @@ from posttrain.data.dataset import EncodedDataset, StoreWriter, TornStoreError
 from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.errors import EmptyDatasetError, PromptMismatchError, TemplateError
-from posttrain.types import Demonstration, Example, Message, RowRef, TokenTree
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, TokenTree
 from tests.encoding import encoder_of, pair, same
 from tests.fixtures import CHATML, CHATML_TOKENS, chat
 
@@ -41,6 +41,7 @@ def equal(left: TokenTree, right: TokenTree) -> bool:
         left.prompt_ids.tolist() == right.prompt_ids.tolist()
         and all(map(same, left.branches, right.branches))
         and (left.key, left.row, left.margin) == (right.key, right.row, right.margin)
+        and (left.label, left.scores) == (right.label, right.scores)
     )
 
 
@@ -61,6 +62,22 @@ def test_the_store_gives_back_what_the_encoder_made(encoder: Encoder, tmp_path: 
     for beyond in (600, -601):
         with pytest.raises(IndexError):
             dataset[beyond]
+
+
+def test_labels_and_scores_come_back(encoder: Encoder, tmp_path: Path) -> None:
+    question, answers = chat("q"), [(Message("assistant", text),) for text in ("a", "bb", "ccc")]
+    scores = (1.0, 4.0, 2.0)
+    rows: list[Example] = [
+        Feedback(question, answers[0], True, RowRef("k.jsonl", 1)),
+        Comparison(question, tuple(answers), 1, RowRef("k.jsonl", 2), ranking=(1, 2, 0), scores=scores),
+        Feedback(question, answers[1], False, RowRef("k.jsonl", 3)),
+        pair(question, "yes", "no", 4),
+    ]
+    dataset = encode(rows, encoder, store=tmp_path)
+    assert [tree.label for tree in dataset] == [True, None, False, None]
+    assert [tree.scores for tree in dataset] == [None, (4.0, 2.0, 1.0), None, None]
+    assert [tree.scores for tree in dataset[[1, 0]]] == [(4.0, 2.0, 1.0), None]
+    assert all(equal(found, encoder.example(row).trees[0]) for found, row in zip(dataset, rows, strict=True))
 
 
 def test_counts_add_up(encoder: Encoder, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from transformers import Lfm2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
+from posttrain.data.encode import Encoder
+from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.files import read_json, read_jsonl
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.errors import ResumeError
+from posttrain.errors import ConfigError, ResumeError
 from posttrain.evaluate.perplexity import FixedAnswer, Scorer
 from posttrain.evaluate.runner import Asked, evaluate_model, evaluate_suites
 from posttrain.evaluate.suites import AnswerSuite, Question, matches
@@ -195,6 +197,33 @@ def test_a_folder_is_evaluated_as_the_model_in_it(tmp_path: Path) -> None:
     start, again = StageFolder(tmp_path / "start"), StageFolder(tmp_path / "again")
     from_folder = evaluate_model(tmp_path / "model", suites, start, baseline=start.path)
     assert evaluate_model(model(), suites, again, baseline=again.path, tokenizer=TOKENIZER) == from_folder
+
+
+def test_another_template_asks_again_and_later_models_are_scored_on_the_same_ids(tmp_path: Path) -> None:
+    suites = recipe_suites(tmp_path)
+    start, later = StageFolder(tmp_path / "start"), StageFolder(tmp_path / "sft")
+    raw, chatml = EncoderSettings(template="raw"), EncoderSettings(template="chatml")
+    ask = {"folder": start, "baseline": start.path, "tokenizer": TOKENIZER}
+    before = evaluate_model(model(), suites, **ask, encoding=chatml)
+    kept = read_jsonl(start.path / "baseline" / "drift.jsonl")
+    assert evaluate_model(model(), suites, **ask, encoding=raw) != before
+    asked_raw = read_jsonl(start.path / "baseline" / "drift.jsonl")
+    assert asked_raw[1]["prompt_ids"] == Encoder(TOKENIZER, raw).prompt(chat("Hi")) != kept[1]["prompt_ids"]
+    after = evaluate_model(model(), suites, later, baseline=start.path, tokenizer=TOKENIZER, encoding=chatml)
+    assert after["drift"]["perplexity_change"]["value"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_device_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites = recipe_suites(tmp_path)
+    model().save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    start = StageFolder(tmp_path / "start")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # auto would take it; the recipe says cpu
+    evaluate_model(tmp_path / "model", suites, start, baseline=start.path, device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    again = StageFolder(tmp_path / "again")
+    with pytest.raises(ConfigError, match="there is none here"):
+        evaluate_model(tmp_path / "model", suites, again, baseline=again.path, device="cuda")
 
 
 # ---------------------------------------------------------------- scoring

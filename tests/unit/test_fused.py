@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn import functional
 
-from posttrain.models.fused import RMSNorm, SwiGLU, SwiGLUDown, fused_blocks
+from posttrain.data.trees import collate
+from posttrain.models.fused import LinearOfNorm, RMSNorm, Shared, SwiGLU, SwiGLUDown, fused_blocks
 from posttrain.models.logprobs import Policy
+from posttrain.models.parity import tree_against_padded
 from posttrain.training.memory import activation_bytes_per_token
 from tests.fixtures import random_trees, tiny_model
 
@@ -20,7 +25,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 def test_gradients_are_exact() -> None:
     x, weight = tensors((2, 5, 8), (8,))
-    assert torch.autograd.gradcheck(lambda a, b: RMSNorm.apply(a, b, 1e-6), (x, weight))
+    assert torch.autograd.gradcheck(lambda a, b: RMSNorm.apply(a, b, 1e-6)[0], (x, weight))
     gate, up, down = tensors((1, 5, 12), (1, 5, 12), (8, 12))
     assert torch.autograd.gradcheck(SwiGLU.apply, (gate, up))
     assert torch.autograd.gradcheck(SwiGLUDown.apply, (gate, up, down))
@@ -29,13 +34,51 @@ def test_gradients_are_exact() -> None:
 def test_rms_norm_by_hand() -> None:
     """x = (3, 4): the mean square is 12.5, so y = w x / sqrt(12.5)."""
     x, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0])
-    torch.testing.assert_close(RMSNorm.apply(x, weight, 0.0), torch.tensor([[3.0, 8.0]]) / 12.5**0.5)
+    torch.testing.assert_close(RMSNorm.apply(x, weight, 0.0)[0], torch.tensor([[3.0, 8.0]]) / 12.5**0.5)
+
+
+def test_linear_layers_of_a_norm_are_exact_and_make_its_output_once() -> None:
+    """Three readers of one norm, as query, key and value: gradients of all, and one recomputation."""
+    x, weight, first, second, third, bias = tensors((2, 5, 8), (8,), (6, 8), (4, 8), (4, 8), (4,))
+    made: list[Shared] = []
+
+    def three(x: Tensor, weight: Tensor, first: Tensor, second: Tensor, third: Tensor, bias: Tensor) -> Tensor:
+        y, inverse = RMSNorm.apply(x, weight, 1e-6)
+        shared = Shared()
+        made.append(shared)
+        parts = (y, x.detach(), inverse, weight.detach(), shared)
+        outs = [LinearOfNorm.apply(*parts, w, b) for w, b in ((first, None), (second, bias), (third, None))]
+        return torch.cat(outs, dim=-1)
+
+    assert torch.autograd.gradcheck(three, (x, weight, first, second, third, bias))
+    three(x, weight, first, second, third, bias).sum().backward()
+    assert made[-1].readers == 3 and made[-1]._again is None  # the last reader lets go of it
+    again = three(x, weight, first, second, third, bias).sum()
+    with pytest.MonkeyPatch.context() as patch:
+        outputs: list[int] = []
+        patch.setattr(Shared, "output", _counted(Shared.output, outputs))
+        again.backward()
+    assert len(outputs) == 3 and len(set(outputs)) == 1
+
+
+def _counted(output: Any, outputs: list[int]) -> Any:
+    def call(self: Shared, *parts: Tensor) -> Tensor:
+        made = output(self, *parts)
+        outputs.append(made.data_ptr())
+        return made
+
+    return call
 
 
 @pytest.mark.parametrize(("arch", "modules"), [("llama", 7), ("qwen3", 11), ("mistral", 7), ("gemma2", 0), ("gpt2", 0)])
 def test_only_known_modules_change_and_only_for_a_while(arch: str, modules: int) -> None:
-    """Two layers: two norms and one MLP each and the last norm (Qwen3 also has norms on queries and keys)."""
+    """Two layers: two norms and one MLP each and the last norm (Qwen3 also has norms on queries and keys); and, where
+    there are such norms, linear layers whose weights train: seven in each layer and the head."""
     model = tiny_model(arch)
+    linear = 2 * 7 + 1 if modules else 0
+    with fused_blocks(model):
+        assert sum("forward" in vars(module) for module in model.modules()) == modules + linear
+    model.requires_grad_(False)
     with fused_blocks(model):
         assert sum("forward" in vars(module) for module in model.modules()) == modules
     assert not any("forward" in vars(module) for module in model.modules())
@@ -51,9 +94,22 @@ def test_an_adapter_in_the_mlp_is_used() -> None:
     torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_bytes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy(tiny_model("llama", vocab=97))
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_fewer_bytes_are_kept(monkeypatch: pytest.MonkeyPatch, arch: str) -> None:
+    """Qwen3 norms queries and keys too, between the layers that read the block's norm."""
+    policy = Policy(tiny_model(arch, vocab=97))
     (tree,) = random_trees(1, vocab=97, prompt_tokens=(60, 60), branch_tokens=(60, 60), branches=1)
+    policy(collate([tree]))  # the first call probes the attention's backend
     fused = activation_bytes_per_token(policy, tree)
-    monkeypatch.setattr("posttrain.models.fused._fused_forward", lambda module: None)
-    assert fused < 0.8 * activation_bytes_per_token(policy, tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("posttrain.models.fused._linear", lambda module, recent, x: functional.linear(x, module.weight))
+        assert fused < 0.9 * activation_bytes_per_token(policy, tree)
+    monkeypatch.setattr("posttrain.models.fused._fused_forward", lambda module, recent: None)
+    assert fused < 0.7 * activation_bytes_per_token(policy, tree)
+
+
+def test_a_lora_on_a_norms_readers_has_the_models_gradient() -> None:
+    """The adapter's first factor reads the norm's output; its base, which is frozen, keeps nothing anyway."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False)
+    policy = Policy(get_peft_model(tiny_model("llama", vocab=97), config))
+    assert tree_against_padded(policy, random_trees(3, vocab=97, seed=4)).gradient < 1e-5

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from posttrain.config.adapters import Continue
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters import LoRA, add_adapter, is_fresh
 from posttrain.models.fingerprint import base_fingerprint, weights_fingerprint
@@ -236,9 +237,19 @@ def test_an_adapter_folder_brings_its_base_and_goes_on_training(adapter_folder: 
     assert loaded.tokenizer("x").input_ids == load(folder).tokenizer("x").input_ids
 
 
-def test_a_second_adapter_on_an_adapter_folder_is_refused(adapter_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="holds an adapter already"):
-        load(adapter_folder, adapter=LoRA())
+def test_a_second_adapter_is_put_over_the_first_folded_into_the_weights(adapter_folder: Path) -> None:
+    ids = torch.tensor([[3, 5, 8]])
+    first = load(adapter_folder)
+    second = load(adapter_folder, adapter=LoRA(rank=3))
+    torch.testing.assert_close(second.model(ids).logits, first.model(ids).logits, atol=1e-5, rtol=0)
+    assert is_fresh(second.model) and second.base.layout == "adapter"
+    assert any("folded into the weights" in notice for notice in second.notices)
+
+
+def test_there_must_be_an_adapter_to_go_on_with(adapter_folder: Path, folder: Path) -> None:
+    assert load(adapter_folder, adapter=Continue()).fingerprint == load(adapter_folder).fingerprint
+    with pytest.raises(ConfigError, match="no adapter to go on with"):
+        load(folder, adapter=Continue())
 
 
 def test_an_adapter_whose_base_is_gone_is_refused(adapter_folder: Path, folder: Path) -> None:

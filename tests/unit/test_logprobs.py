@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from posttrain.data.trees import collate, count, pack
 from posttrain.models import projection
 from posttrain.models.attention import TreeLayout, tree_attention
-from posttrain.models.logprobs import Policy
+from posttrain.models.logprobs import Policy, padded_rows
 from posttrain.models.projection import Head, target_logprobs
 from posttrain.types import Batch, TokenTree
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model
@@ -224,3 +225,18 @@ def test_what_cannot_train_is_refused() -> None:
         collate([make_tree([1, 2])])
     with pytest.raises(ValueError, match="at least 1"):
         pack([], 0)
+
+
+@pytest.mark.parametrize("path", ["tree", "padded"])
+def test_collisions_are_what_a_sampled_token_has_on_average(path: Literal["tree", "padded"]) -> None:
+    """log sum_v p(v)^2, from the full distribution; without gradient, and nowhere unless it is asked for."""
+    policy = Policy(tiny_model("llama", vocab=97))
+    batch = collate(random_trees(4, vocab=97, branches=2))
+    out = policy(batch, collision=True, path=path)
+    rows = padded_rows(batch)
+    logits = policy.causal_lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+    log_p = logits[rows.row_N, rows.predictor_N].double().log_softmax(-1)
+    expected_N = (2 * log_p).logsumexp(-1)
+    torch.testing.assert_close(out.log_collision_N.double(), expected_N, rtol=1e-5, atol=1e-5)
+    assert not out.log_collision_N.requires_grad and out.logprobs_N.requires_grad
+    assert policy(batch, path=path).log_collision_N is None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from posttrain.diagnostics.checks import CHECKS
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError, NonFiniteError, TrainingError
@@ -23,8 +25,6 @@ from tests.training import run_loop, weights_of, work_of
 
 def poisoned(work, at_step: int):  # type: ignore[no-untyped-def]
     """The work, whose loss becomes NaN after so many steps."""
-    from dataclasses import replace
-
     inner = work.algorithm.loss
     calls = {"n": 0}
 
@@ -120,6 +120,14 @@ def test_a_critical_alarm_stops_where_asked(tmp_path: Path) -> None:
         run_loop(work, tmp_path)
     folder = StageFolder(tmp_path)
     assert any(alarm["severity"] == "critical" for alarm in folder.alarms())
+
+
+def test_the_recipes_thresholds_are_the_loops(tmp_path: Path) -> None:
+    changes = {"off": ["length_drift"], "thresholds": {"gradient_spike": {"factor": 20}}}
+    loop = Loop(work_of("sft", alarms=changes), StageFolder(tmp_path), Progress())
+    checks = {check.name: check for check in loop.alarms.checks}
+    assert "length_drift" not in checks
+    assert checks["gradient_spike"] == replace(CHECKS["gradient_spike"], factor=20.0)
 
 
 def test_measuring_leaves_training_as_it_was(tmp_path: Path) -> None:

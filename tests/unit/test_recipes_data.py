@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config import Correction, Data, Recipe, TrainingStage, load_recipe
+from posttrain.config import Correction, Data, Recipe, TrainingStage, data_of, load_recipe
 from posttrain.config.stages import SFT, PreferenceStage
 from posttrain.config.suites import MatchSuite
 from posttrain.data import read
@@ -19,6 +19,10 @@ from posttrain.types import Demonstration, Task
 RECIPES = Path(__file__).parents[2] / "recipes"
 DATA = RECIPES / "data"
 NAMES = ("identity", "identity_displaced", "sft_sharegpt")
+EMBEDDED = ("kto_feedback", "orpo", "simpo")
+"""Recipes on the model that ships with posttrain; see test_recipes_offline.py."""
+FROM_THE_HUB = ("reward_align_anything",)
+"""Recipes for those who have the data and the model; test_config.py reads them."""
 SHARED_WORDS = 4
 """A held-out prompt that has so many words in a row from a training prompt would be its template, not a paraphrase."""
 SHARED_SHARE = 0.6
@@ -47,9 +51,8 @@ def prompts(file: str) -> list[tuple[str, ...]]:
 
 
 def trained_prompts() -> list[tuple[str, ...]]:
-    data = recipe("identity").stages[0].data
-    assert data is not None
-    return [prompt for path in data.path for prompt in prompts(Path(path).name)]
+    sources = data_of(recipe("identity").stages[0]).values()
+    return [prompt for data in sources for path in data.path for prompt in prompts(Path(path).name)]
 
 
 def paraphrase_faults(held_out: list[tuple[str, ...]], trained: list[tuple[str, ...]]) -> list[str]:
@@ -76,7 +79,7 @@ def test_recipe_is_read_and_named_after_its_file(name: str) -> None:
 
 
 def test_no_recipe_is_untested() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NAMES)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*NAMES, *EMBEDDED, *FROM_THE_HUB}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,16 +122,22 @@ def test_sft_sharegpt_trains_on_sharegpt_rows() -> None:
 def test_data_has_the_declared_formats() -> None:
     wanted = read(DATA / "identity_wanted.jsonl")
     held_out = read(DATA / "identity_heldout.jsonl")
-    anchors = read(DATA / "identity_anchors.jsonl")
+    keep = read(DATA / "identity_keep.jsonl")
     unrelated = read(DATA / "identity_unrelated.jsonl")
     chats = read(DATA / "sharegpt_sample.jsonl", format="sharegpt")
     assert (wanted.format, wanted.kind) == ("prompt_completion", Demonstration)
-    assert (anchors.format, anchors.kind) == ("prompt_completion", Demonstration)
+    assert (keep.format, keep.kind) == ("prompts", Task)
     assert (held_out.format, held_out.kind) == ("prompts", Task)
     assert (unrelated.format, unrelated.kind) == ("prompts", Task)
     assert (chats.format, chats.kind) == ("sharegpt", Demonstration)
-    assert 120 <= len(wanted) <= 250 and len(anchors) >= 100 and len(held_out) >= 60 and len(unrelated) >= 40 and len(chats) >= 20
-    for examples in (wanted, anchors, held_out, unrelated, chats):
+    assert (
+        120 <= len(wanted) <= 250
+        and len(keep) >= 80
+        and len(held_out) >= 60
+        and len(unrelated) >= 40
+        and len(chats) >= 20
+    )
+    for examples in (wanted, keep, held_out, unrelated, chats):
         assert not examples.counts.unused_columns
         assert examples.counts.read == examples.counts.kept
 
@@ -150,7 +159,7 @@ def test_the_paraphrase_check_catches_what_it_should(planted: str, caught: bool)
     assert bool(paraphrase_faults([words(planted)], [words("What is your name?")])) is caught
 
 
-def test_unrelated_prompts_are_paraphrases_of_no_anchor() -> None:
+def test_unrelated_prompts_are_paraphrases_of_no_training_prompt() -> None:
     assert not paraphrase_faults(prompts("identity_unrelated.jsonl"), trained_prompts())
     assert not set(prompts("identity_unrelated.jsonl")) & set(prompts("identity_heldout.jsonl"))
 
@@ -186,16 +195,6 @@ def test_the_identity_suite_refuses_both_names_at_once(answer: str, score: int) 
     assert isinstance(suite, MatchSuite)
     asked = questions(read(DATA / "identity_heldout.jsonl"))[0]
     assert matches(suite.pattern)(answer, asked) == score
-
-
-def test_no_anchor_speaks_of_the_new_identity() -> None:
-    leak = next(suite for suite in recipe("identity").evaluate.suites if suite.name == "leak")
-    assert isinstance(leak, MatchSuite)
-    judge = matches(leak.pattern)
-    for example in read(DATA / "identity_anchors.jsonl"):
-        asked = question(example)
-        assert asked.answer is not None
-        assert judge(asked.answer, asked) == 0, asked.text
 
 
 def test_wanted_answers_are_varied() -> None:

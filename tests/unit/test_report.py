@@ -246,7 +246,7 @@ def test_the_palette_keeps_text_readable_and_the_two_sides_apart():
 
 def test_every_colour_that_the_style_names_exists():
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    own = set(re.findall(r"--([\w-]+)\s*:", style)) | {"y", "n", "rows", "cells"}
+    own = set(re.findall(r"--([\w-]+)\s*:", style)) | {"y", "n", "rows", "cells", "tint"}
     assert set(re.findall(r"var\(--([\w-]+)", style)) <= own | LIGHT.keys()
 
 

@@ -204,6 +204,12 @@ def test_the_gold_check_survives_rows_that_break_a_reward() -> None:
     assert "abstains from" in str(failures[1])
 
 
+def test_the_gold_check_looks_through_a_reshaped_verifier() -> None:
+    spec = {"kind": "cosine", "of": {"kind": "function", "function": f"{__name__}:four", "verifies": True}}
+    failures = gold_check([task(1), task(2, "5")], [resolve({**spec, "max_length": 10})])
+    assert [(failure.row.row, failure.reward) for failure in failures] == [(2, "four")]
+
+
 @pytest.mark.parametrize("kind", ["math", "exact", "fuzzy", "regex", "json_schema", "code", "reasoning_gym"])
 def test_verifiers_have_a_gold_answer(kind: str) -> None:
     assert resolve({"kind": kind}).gold is not None

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from posttrain.data import read
 from posttrain.data.hub import HubSource
 from posttrain.data.json_rows import Broken, array_rows, line_rows
 from posttrain.data.sources import FileSource, SavedDataset, combined_fingerprint, open_sources
 from posttrain.errors import ConfigError, SourceError
+from posttrain.types import Comparison
 
 ROWS = [{"prompt": f"Question {number}: ä, 你好, 🙂", "completion": str(number)} for number in range(1, 8)]
 
@@ -405,3 +407,13 @@ def test_a_bad_line_stands_in_for_its_row_and_the_reading_goes_on(name: str) -> 
     broken = rows[1][1]
     assert isinstance(broken, Broken) and broken.reason == reason and broken.content == line
     assert words in str(broken.error) and "rows.jsonl, row 2" in str(broken.error)
+
+
+def test_data_that_comes_with_posttrain_has_a_name_everywhere() -> None:
+    pairs = read("package://preferences.jsonl", limit=3)
+    assert pairs.kind is Comparison and len(pairs) == 3
+    with pytest.raises(SourceError, match="no such file comes with posttrain") as error:
+        read("package://preference.jsonl")
+    assert error.value.remedy == "did you mean `package://preferences.jsonl`?"
+    with pytest.raises(SourceError):  # not a way out of the folder
+        read("package://../arithmetic.py")

@@ -5,10 +5,11 @@
         sandbox.run_tests("def f(x): return x + 1", "assert f(2) == 3")    # Verdict(PASSED, calls=1, ...)
         sandbox.run_script("print(int(input()) + 1)", "2")                 # Printed("3\\n", Outcome.FINISHED, ...)
 
-client.py   what the caller holds
+client.py   what the caller holds; lane.py one server process of it
 inside/     what runs in the sandbox's own processes
 """
 
-from posttrain.rewards.sandbox.client import Limits, Outcome, Printed, Sandbox, Verdict
+from posttrain.rewards.sandbox.client import Printed, Sandbox, Verdict
+from posttrain.rewards.sandbox.lane import Limits, Outcome
 
 __all__ = ["Limits", "Outcome", "Printed", "Sandbox", "Verdict"]

@@ -1,0 +1,52 @@
+"""Places that a verb writes to: one that cannot be written is refused before anything is computed for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from posttrain.errors import ConfigError, PosttrainError, SourceError
+
+REMEDIES = {
+    errno.EACCES: "give a path that this user may read and write (`ls -ld` shows who may)",
+    errno.EPERM: "give a path that this user may read and write (`ls -ld` shows who may)",
+    errno.EROFS: "the disk is read-only: give a path on another one (--out)",
+    errno.ENOSPC: "free some room, or give a path on another disk (--out)",
+    errno.EDQUOT: "free some room, or give a path on another disk (--out)",
+    errno.ENOTDIR: "part of the path is a file: give another path (--out)",
+    errno.EEXIST: "something else has this name: give another path (--out)",
+    errno.EISDIR: "a folder has this name: give another path, or remove the folder",
+    errno.ENAMETOOLONG: "give a shorter path (--out)",
+}
+"""Refusals of the operating system that are no fault of posttrain, and what to do about each."""
+
+
+def check_out(path: Path | None) -> None:
+    """
+    Raises:
+        ConfigError: a file of this name cannot be written.
+    """
+    if path is None:
+        return
+    there = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    problem, remedy = None, ""
+    if path.is_dir():
+        problem, remedy = "a folder", REMEDIES[errno.EISDIR]
+    elif not there.is_dir():
+        problem, remedy = f"{there} is a file", REMEDIES[errno.ENOTDIR]
+    elif not os.access(there, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        problem, remedy = f"{path if path.exists() else there} may not be written by this user", REMEDIES[errno.EACCES]
+    if problem is not None:
+        raise ConfigError(
+            "the answers cannot be written there", where=path, found=problem, expected="a file", remedy=remedy
+        )
+
+
+def refusal_of(error: OSError) -> PosttrainError | None:
+    """What the operating system refused, in our words; None for anything that may be a fault of posttrain."""
+    remedy = REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    where = error.filename2 or error.filename  # of a rename the name that is meant, not the temporary one
+    return SourceError("the system refuses it", where=where, found=error.strerror, remedy=remedy)

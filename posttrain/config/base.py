@@ -1,0 +1,210 @@
+"""What stages have in common, whatever they train on, and the learning rates that they take by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.config.adapters import (
+    Adapter,
+    AdapterSettings,
+    Continue,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+)
+from posttrain.config.settings import (
+    Alarms,
+    Checkpoints,
+    Compute,
+    Data,
+    Export,
+    Log,
+    Optimizer,
+    Preflight,
+    Schedule,
+)
+from posttrain.config.values import Float, Int, Settings, either, refuse
+from posttrain.diagnostics.run_store import RESERVED_NAMES
+
+LEARNING_RATES: Mapping[str, tuple[float, str]] = {
+    "sft": (2e-5, "Alignment Handbook, zephyr-7b-beta sft"),
+    "reward": (1e-5, "Touvron et al. 2023 (Llama 2), arXiv:2307.09288, section 3.2.2"),
+    "simpo": (6e-7, "Meng et al. 2024, arXiv:2405.14734, the authors' Llama-3-Base setting"),
+    "orpo": (5e-6, "Alignment Handbook, zephyr-141b-A35b orpo"),
+    "conditional_sft": (2e-5, "as sft"),
+    "alphapo": (7e-7, "Gupta et al. 2025, arXiv:2501.03884, Mistral-Instruct of Table 3"),
+    "apo_zero": (2e-7, "D'Oosterlinck et al. 2024, arXiv:2408.06266, section 5.2"),
+    "apo_down": (2e-7, "D'Oosterlinck et al. 2024, arXiv:2408.06266, section 5.2"),
+    "exo_pair": (1e-6, "Ji et al. 2024, arXiv:2402.00856, appendix B"),
+    "mpo": (5e-6, "Wang et al. 2024, arXiv:2411.10442, section 7"),
+    "nca_pair": (5e-6, "Chen et al. 2024, arXiv:2402.05369, appendix C"),
+}
+"""Rates of full fine-tuning, with their sources; a row that is not named takes `PREFERENCE_RATE`."""
+PREFERENCE_RATE = (5e-7, "Tunstall et al. 2023 (Zephyr), arXiv:2310.16944")
+
+
+def default_learning_rate(method: str, adapter: AdapterSettings | None) -> float:
+    """default_learning_rate("dpo", LoRA()) -> 5e-6"""
+    full, _ = LEARNING_RATES.get(method, PREFERENCE_RATE)
+    factor = adapter.RATE[0] if adapter is not None else 1.0
+    return float(f"{full * factor:.6g}")
+
+
+if TYPE_CHECKING:
+    HeldOut = float | Data
+else:
+    HeldOut = either(Annotated[Float, Field(ge=0, lt=1)], Data)
+
+
+class StageSettings(Settings):
+    """What every stage has."""
+
+    IS_FAMILY: ClassVar[bool] = True
+
+    method: str
+    """What the stage does."""
+    name: str = Field(
+        default_factory=lambda stage: stage.get("method", "stage"), pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+    )
+    """Letters, digits, - and _; names the stage's folder, and the stage in overrides. The method's name if absent."""
+    data: Data | None = None
+    """The rows. A recipe's stage needs them; in Python they can be passed apart."""
+
+    @model_validator(mode="after")
+    def _free_name(self) -> Self:
+        if self.name in RESERVED_NAMES:
+            raise refuse(
+                f"`{self.name}` is a folder of its own in every run", path=("name",), remedy="choose another name"
+            )
+        return self
+
+
+class TrainingStage(StageSettings):
+    """What every stage that trains has, whether its rows come from a file or are sampled while it trains."""
+
+    MAKES_POLICY: ClassVar[bool] = True
+    """Whether the next stage starts from the model that this one makes."""
+
+    held_out: HeldOut = 0.05
+    """Rows to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
+    adapter: Adapter | None = None
+    """Train an adapter, by its `kind`; null trains all weights. A kind alone may stand for it: `adapter: ia3`."""
+    learning_rate: Float = Field(
+        default_factory=lambda stage: default_learning_rate(stage.get("method", ""), stage.get("adapter")), gt=0
+    )
+    """Highest learning rate. The default depends on the method and the kind of adapter; ten times as high with LoRA."""
+    steps: Int | None = Field(default=None, ge=1)
+    """Stop after this many steps; instead of `epochs`."""
+    epochs: Float | None = Field(default_factory=lambda stage: None if stage.get("steps") else 1.0, gt=0)
+    """How often each row is trained on. 1 unless `steps` is given, as in the Alignment Handbook."""
+    max_length: Int | None = Field(default=2048, ge=2)
+    """Longest row in tokens, prompt included; null: as long as the model allows."""
+    schedule: Schedule = Schedule()
+    """The learning rate over the steps."""
+    optimizer: Optimizer = Optimizer()
+    """How gradients become updates."""
+    compute: Compute = Compute()
+    """How a step is computed."""
+    checkpoint: Checkpoints = Checkpoints()
+    """What a killed run goes on from."""
+    preflight: Preflight = Preflight()
+    """What is proven before step 1."""
+    alarms: Alarms = Alarms()
+    """What watches every step."""
+    export: Export = Export()
+    """The model folder that the stage writes."""
+    log: Log = Log()
+    """What is written while training."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise refuse(
+                "`steps` and `epochs` both say when to stop",
+                path=("epochs",),
+                found=f"steps: {self.steps}, epochs: {self.epochs:g}",
+                remedy="keep one of the two",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> Self:
+        for wrong, path, problem, remedy in _misfits(self):
+            if wrong:
+                raise refuse(problem, path=path, remedy=remedy)
+        return self
+
+    @property
+    def exports_adapter(self) -> bool | None:
+        """Whether the stage's folder will hold an adapter alone; None where only the start can tell."""
+        if isinstance(self.adapter, Continue):
+            return None if self.export.merge == "auto" else not self.export.merge
+        if self.adapter is None:
+            return False
+        return not self.adapter.MERGES or self.export.merge is False
+
+
+def _misfits(stage: TrainingStage) -> list[tuple[bool, tuple[str, ...], str, str]]:
+    """(whether it is so, where, what is wrong, what to do) of settings that an adapter rules out."""
+    adapter = stage.adapter
+    if adapter is None:
+        return []
+    kind, compute = adapter.kind, stage.compute
+    return [
+        (
+            adapter.VIRTUAL and compute.logprobs == "tree",
+            ("compute", "logprobs"),
+            f"rows with virtual tokens ({kind}) share no prompt, so they run padded",
+            "remove `compute.logprobs`",
+        ),
+        (
+            isinstance(adapter, PrefixTuning) and compute.activation_checkpointing,
+            ("compute", "activation_checkpointing"),
+            "a prefix lies in the cache of keys and values, which a recomputation would fill twice",
+            "remove `compute.activation_checkpointing`, or choose another adapter",
+        ),
+        (
+            not stage.MAKES_POLICY and isinstance(adapter, QLoRA),
+            ("adapter", "kind"),
+            "the backbone of a reward model is not quantised",
+            "choose `kind: lora`",
+        ),
+        (
+            not stage.MAKES_POLICY and isinstance(adapter, (PromptTuning, PTuning, Continue)),
+            ("adapter", "kind"),
+            "there is no adapter of a reward model to go on with"
+            if isinstance(adapter, Continue)
+            else "behind virtual embeddings, transformers would score the last column of a padded row",
+            "choose `kind: lora`, another adapter of the weights, or `kind: prefix`",
+        ),
+        (
+            not adapter.MERGES and stage.export.merge is True,
+            ("export", "merge"),
+            f"an adapter of kind {kind} cannot be folded into the weights",
+            "remove `export.merge` to export the adapter alone, or choose `kind: lora`",
+        ),
+        (
+            isinstance(adapter, QLoRA) and stage.export.merge is False,
+            ("export", "merge"),
+            "on the weights of the base it would be another model than the one that was trained on quantised weights",
+            "remove `export.merge`: it is folded into the dequantised weights",
+        ),
+        (
+            isinstance(adapter, QLoRA) and compute.device in ("cpu", "mps"),
+            ("compute", "device"),
+            "qlora needs a CUDA device: bitsandbytes trains 4 and 8 bit weights there",
+            "choose `kind: lora`, or a CUDA device",
+        ),
+    ]
+
+
+class RowStage(TrainingStage):
+    """A stage that trains on rows that are there before it begins."""
+
+    rows_per_step: Int = Field(default=32, ge=1)
+    """Rows (pairs, for preferences) of one update, on all devices together: 32 as in LIMA and Zephyr. Micro-batches
+    are filled by themselves."""

@@ -1,0 +1,423 @@
+"""Online stages: one record per row of `posttrain.losses.online.ONLINE`, and what they sample, score and measure.
+
+    GRPO(prompts_per_step=16, completions_per_prompt=8, learning_rate=1e-6, rewards=[{"kind": "math"}])
+    Online("rloo", kl_beta=0.01)
+
+Units are in the names: a step samples `prompts_per_step` x `completions_per_prompt` completions and makes
+`updates_per_rollout` updates of `prompts_per_update` prompts each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, create_model, model_validator
+
+from posttrain.config.base import HeldOut, TrainingStage
+from posttrain.config.fields import parameter_field
+from posttrain.config.rewards import Reward
+from posttrain.config.suites import Sampling
+from posttrain.config.values import Float, Int, Settings, choose, refuse
+from posttrain.errors import ConfigError
+from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, resolve_online, variant
+from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
+from posttrain.rollout.sampling import SamplingDistribution
+
+ONLINE_RATE = (1e-6, "Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, section 4.2")
+
+
+class RolloutSampling(Sampling):
+    """How completions are drawn. Every field is explicit: a model folder's generation_config.json changes none."""
+
+    temperature: Float = Field(default=1.0, ge=0)
+    """Of sampler and trainer alike: log-probs are computed at the temperature that drew the token."""
+
+
+class Choices(Settings):
+    """Where this stage departs from its method's row; null keeps the row's own."""
+
+    ratio: str | None = None
+    """`token`, `sequence`, `sequence_token` or `none`."""
+    surrogate: str | None = None
+    """`clip`, `dual_clip`, `clipped_weight`, `reinforce` or `soft_gate`."""
+    reduction: str | None = None
+    """`token_mean`, `sequence_mean`, `constant_length` or `sequence_sum`."""
+    kl: str | None = None
+    """`none`, `k1`, `k2`, `k3`, `reverse` or `k3_corrected`; docs/online.md says what each is the gradient of."""
+    kl_place: str | None = None
+    """`loss` or `reward`."""
+    correction: str | None = None
+    """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap."""
+    groups: str | None = None
+    """Groups whose rewards are all equal: `keep` them, `drop` them, or `resample` others in their place."""
+    shaping: str | None = None
+    """`soft_overlong` takes up to 1 from the reward of a response near `max_new_tokens`; `none`."""
+    parameters: dict[str, Float] = Field(default_factory=dict)
+    """Of parameters that the choices bring along: `{importance_cap: 2.0}`."""
+
+    @property
+    def made(self) -> dict[str, str]:
+        return {name: value for name, value in self if isinstance(value, str)}
+
+
+class HeldOutTasks(Settings):
+    """What the policy is asked while it trains, on tasks that it does not train on."""
+
+    every_steps: Int = Field(default=10, ge=1)
+    """Steps between examinations; there is always one at the start and one at the end."""
+    limit: Int | None = Field(default=200, ge=1)
+    """Ask only so many of the held-out tasks."""
+    completions_per_prompt: Int = Field(default=1, ge=1)
+    """Answers per task."""
+    sampling: RolloutSampling | None = None
+    """How they are drawn; null: as in training."""
+    rewards: tuple[Reward, ...] = ()
+    """What judges them; none: the stage's own rewards. A stricter judge than the reward tells learning from hacking."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the stage ends with: those of the best examination, or the last ones."""
+
+
+class Stop(Settings):
+    """When to end before the last step."""
+
+    target_score: Float | None = None
+    """The held-out score that is enough."""
+    patience: Int | None = Field(default=None, ge=1)
+    """Examinations in a row without a better score."""
+    kl_above: Float | None = Field(default=None, gt=0)
+    """Nats of KL(policy || start) per response, a mean over the step, that are too far. Needs a KL."""
+
+
+class PromptEncoding(Settings):
+    """How prompts become ids."""
+
+    template: str = "chat"
+    """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Values for the template: `{enable_thinking: false}`."""
+
+
+class SamplingStage(TrainingStage):
+    """A stage that trains on what its policy samples."""
+
+    learning_rate: Float = Field(default_factory=lambda stage: online_rate(stage.get("adapter")), gt=0)
+    """Highest learning rate. Of the method's paper for all weights; ten times as high with LoRA."""
+    held_out: HeldOut = 0.05
+    """Tasks to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
+    rewards: tuple[Reward, ...] = ()
+    """What a completion is rewarded for: the weighted sum of these (docs/rewards.md). In Python they can be passed
+    apart, as plain functions."""
+    modules: str | None = None
+    """Folder in which the modules of `kind: function` are looked for first; a recipe's own if absent."""
+    sampling: RolloutSampling = RolloutSampling()
+    """How completions are drawn."""
+    prompts_per_step: Int = Field(default=16, ge=1)
+    """Prompts of one step."""
+    completions_per_prompt: Int = Field(default=8, ge=1)
+    """Completions sampled of each prompt: its group."""
+    updates_per_rollout: Int = Field(default=1, ge=1)
+    """Optimizer updates on the completions of one step, all in all. 1 stays on-policy."""
+    prompts_per_update: Int | None = Field(default=None, ge=1)
+    """Prompts of one update, with all of their completions; null: all of the step."""
+    resample_rounds: Int = Field(default=3, ge=1)
+    """How often other prompts are sampled in the place of groups without a signal, where the method does that."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """Completions that were cut at `max_new_tokens`: train on them (no stop token is put there), or not. Their reward
+    counts in their group's mean either way."""
+    examine: HeldOutTasks = HeldOutTasks()
+    """The held-out tasks."""
+    stop: Stop = Stop()
+    """When to end before the last step."""
+    encoding: PromptEncoding = PromptEncoding()
+    """How prompts become ids."""
+
+    @property
+    def needs_rewards(self) -> bool:
+        return True
+
+    @property
+    def tied_groups(self) -> str:
+        """What becomes of a group whose rewards are all equal: keep, drop or resample."""
+        return "keep"
+
+    @property
+    def overlong_part(self) -> float | None:
+        """The share of the length limit in which a completion is punished for its length; None: it is not."""
+        return None
+
+    @property
+    def prompts_of_update(self) -> int:
+        return min(self.prompts_per_update or self.prompts_per_step, self.prompts_per_step)
+
+    @property
+    def passes(self) -> int:
+        """How often each prompt of a step is trained on."""
+        return self.updates_per_rollout // -(-self.prompts_per_step // self.prompts_of_update)
+
+    def distribution(self, stop_ids: frozenset[int], seed: int, *, examine: bool = False) -> SamplingDistribution:
+        """The stage's sampling as the engine takes it."""
+        sampling = (self.examine.sampling or self.sampling) if examine else self.sampling
+        return SamplingDistribution(**sampling.model_dump(), stop_ids=stop_ids, seed=seed)
+
+    def arithmetic(self, tasks: int, steps: int) -> str:
+        """8 prompts x 8 completions = 64 completions a step, 1 update on all 8 prompts; 1,500 tasks, ..."""
+        prompts, each = self.prompts_per_step, self.completions_per_prompt
+        size, updates = self.prompts_of_update, self.updates_per_rollout
+        of = f"all {prompts}" if size == prompts else f"{size} of the {prompts}"
+        times = "" if self.passes == 1 else f", so that each completion trains {self.passes} times"
+        return (
+            f"{prompts} prompts x {each} completions = {prompts * each:,} completions a step, "
+            f"{updates} update{'s' if updates > 1 else ''} on {of} prompts{' each' if updates > 1 else ''}{times}; "
+            f"{tasks:,} tasks, {steps * prompts / tasks:.3g} epochs, {steps:,} steps in all"
+        )
+
+    @model_validator(mode="after")
+    def _updates_fit(self) -> Self:
+        parts = -(-self.prompts_per_step // self.prompts_of_update)
+        if self.updates_per_rollout % parts:
+            raise refuse(
+                "the updates of a step do not use each completion equally often",
+                path=("updates_per_rollout",),
+                found=f"{self.updates_per_rollout} updates; {self.prompts_per_step} prompts in updates of "
+                f"{self.prompts_of_update} make {parts} for one pass",
+                expected=f"a multiple of {parts}",
+                remedy=f"write `updates_per_rollout: {parts * max(1, round(self.updates_per_rollout / parts))}`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.held_out == 0 and (self.stop.target_score is not None or self.stop.patience is not None):
+            raise refuse(
+                "`stop` waits for a held-out score, and no task is held out",
+                path=("held_out",),
+                remedy="write `held_out: 0.1`, or name a file of tasks",
+            )
+        return self
+
+
+class OnlineStage(SamplingStage):
+    """Reinforcement learning by a row of the online table: sample, score, assign credit, update."""
+
+    choices: Choices = Choices()
+    """Where the stage departs from its method's row."""
+    kl_target: Float | None = Field(default=None, gt=0)
+    """Nats of KL(policy || start) per response; `kl_beta` then follows the KL, up and down (Ziegler et al. 2019)."""
+
+    @property
+    def row(self) -> OnlineRow:
+        """The method's row with the stage's choices."""
+        return variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The row's numbers, for `policy_loss`."""
+        row = self.row
+        own = {name: float(vars(self)[name]) for name in ONLINE[self.method].defaults if name in row.defaults}
+        return resolve_online(row, {**own, **self.choices.parameters}, where=self.method)
+
+    @property
+    def credit_parameters(self) -> dict[str, float]:
+        """What `posttrain.advantages.advantages` takes of them."""
+        return {name: value for name, value in self.parameters.items() if name in ("gamma", "lam")}
+
+    @property
+    def needs_rewards(self) -> bool:
+        return self.row.advantage != "teacher"
+
+    @property
+    def tied_groups(self) -> str:
+        return self.row.groups
+
+    @property
+    def overlong_part(self) -> float | None:
+        return self.parameters["overlong_share"] if self.row.shaping == "soft_overlong" else None
+
+    @property
+    def kl_place(self) -> str:
+        return self.row.kl_place
+
+    @property
+    def recomputes_old(self) -> bool:
+        """Whether the trainer computes the log-probs that ratios start from; on-policy they are its own anyway."""
+        return self.updates_per_rollout > 1
+
+    @model_validator(mode="after")
+    def _row_fits(self) -> Self:
+        try:
+            row, _ = self.row, self.parameters
+        except ConfigError as error:
+            raise refuse(
+                error.problem, path=("choices",), remedy=error.remedy or "correct it", found=error.found or ""
+            ) from None
+        if row.compares_groups and self.completions_per_prompt < 2:
+            raise refuse(
+                f"{self.method} compares the completions of a prompt with each other, and one has no other: it needs "
+                "at least 2",
+                path=("completions_per_prompt",),
+                found=f"completions_per_prompt: {self.completions_per_prompt}",
+                expected="at least 2",
+                remedy="write `completions_per_prompt: 8`, or use reinforce_pp or ppo, which need no group",
+            )
+        if row.kl_place == "none" and (self.kl_target is not None or self.stop.kl_above is not None):
+            raise refuse(
+                "there is no KL to follow: the method has none",
+                path=("kl_target",) if self.kl_target is not None else ("stop", "kl_above"),
+                remedy="write `choices: {kl: reverse}`, with `parameters: {kl_beta: 0.001}` for a weak one",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_is_the_policy(self) -> Self:
+        sampling = self.sampling
+        neutral = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+        neutral |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        odd = [name for name, value in neutral.items() if vars(sampling)[name] != value]
+        if odd:
+            wanted = ", ".join(f"{name}: {'null' if neutral[name] is None else neutral[name]}" for name in odd)
+            raise refuse(
+                "importance ratios compare whole distributions, and this sampling cuts or bends the policy's",
+                path=("sampling", odd[0]),
+                found=", ".join(f"{name}: {vars(sampling)[name]}" for name in odd),
+                expected="temperature alone",
+                remedy=f"write `sampling: {{{wanted}}}`; rejection sampling (`method: rft`) may cut",
+            )
+        if sampling.temperature == 0:
+            raise refuse(
+                "temperature 0 draws the same completion each time",
+                path=("sampling", "temperature"),
+                found="temperature: 0",
+                remedy="write `sampling: {temperature: 1.0}`",
+            )
+        return self
+
+
+class PPOStage(OnlineStage):
+    """Reinforcement learning with a value model, which says what a state is worth before the answer is finished."""
+
+    value_learning_rate: Float | None = Field(default=None, gt=0)
+    """Of the value model's own optimizer; null: five times the policy's (Ouyang et al. 2022 take 9e-6 beside 1.5e-6 to
+    2e-6)."""
+    value_backbone: Literal["train", "freeze"] = "train"
+    """Whether the value model's backbone trains, or its head alone. Base weights under an adapter are shared either
+    way."""
+    value_warmup_steps: Int = Field(default=0, ge=0)
+    """Steps in which the value model learns alone, before the policy trusts it."""
+
+
+class OnlineDPO(SamplingStage):
+    """Preference optimisation on the policy's own completions: the best and the worst of each group are a pair.
+
+    Guo et al. 2024 (OAIF), arXiv:2402.04792; with many updates per rollout it is iterated DPO (Yuan et al. 2024,
+    arXiv:2401.10020).
+    """
+
+    method: Literal["online_dpo"] = "online_dpo"
+    """Sample, score, pair, train."""
+    objective: str = "dpo"
+    """The row of the pairwise table that trains on the pairs."""
+    parameters: dict[str, Float] = Field(default_factory=dict)
+    """Of the objective: `{beta: 0.1}`."""
+    least_margin: Float = Field(default=0.0, ge=0)
+    """Pairs whose rewards differ by less are left out."""
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        choose("objective", self.objective, PAIRWISE)
+        try:
+            resolve_parameters(PAIRWISE[self.objective], self.parameters, where=self.objective)
+        except ConfigError as error:
+            raise refuse(error.problem, path=("parameters",), remedy=error.remedy or "correct it") from None
+        if self.completions_per_prompt < 2:
+            raise refuse(
+                "a pair is the best and the worst of a prompt's completions: it needs at least 2",
+                path=("completions_per_prompt",),
+                found=f"completions_per_prompt: {self.completions_per_prompt}",
+                remedy="write `completions_per_prompt: 4`",
+            )
+        return _with_draws(self)
+
+
+class RFT(SamplingStage):
+    """Rejection sampling: imitate the completions that are good enough.
+
+    Yuan et al. 2023, arXiv:2308.01825; the inner loop of ReST, Gulcehre et al. 2023, arXiv:2308.08998.
+    """
+
+    method: Literal["rft"] = "rft"
+    """Sample, score, keep the good ones, imitate them."""
+    least_reward: Float = 1.0
+    """What is good enough."""
+    most_per_prompt: Int | None = Field(default=None, ge=1)
+    """Of one prompt, only the best ones; null: all that differ."""
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        return _with_draws(self)
+
+
+Sampler = TypeVar("Sampler", bound=SamplingStage)
+
+
+def _with_draws(stage: Sampler) -> Sampler:
+    """Refuses a temperature at which a prompt's completions are all the same."""
+    if stage.sampling.temperature == 0 and stage.completions_per_prompt > 1:
+        raise refuse(
+            "temperature 0 draws the same completion each time",
+            path=("sampling", "temperature"),
+            found=f"temperature: 0, completions_per_prompt: {stage.completions_per_prompt}",
+            remedy="write `sampling: {temperature: 1.0}`",
+        )
+    return stage
+
+
+def online_rate(adapter: Any) -> float:
+    return float(f"{ONLINE_RATE[0] * (adapter.RATE[0] if adapter is not None else 1.0):.6g}")
+
+
+# ---------------------------------------------------------------- one record per row of the table
+
+
+def _online(method: str, row: OnlineRow) -> type[OnlineStage]:
+    """The stage of one row: its parameters are fields, with the row's values as defaults."""
+    fields: dict[str, Any] = {"method": (Literal[method], Field(default=method, description=row.source))}
+    for name, value in row.defaults.items():
+        fields[name] = (Float, parameter_field(PARAMETERS[name], value))
+    if "constant_length" in fields:
+        described = "Tokens that every response is divided by; `sampling.max_new_tokens` if absent."
+        longest: Callable[[dict[str, Any]], float] = lambda stage: float(stage["sampling"].max_new_tokens)  # noqa: E731
+        fields["constant_length"] = (Float, Field(default_factory=longest, gt=0, description=described))
+    if row.advantage == "teacher":
+        fields["teacher"] = (
+            str,
+            Field(description="The model to learn from: a catalogue name, a folder, or a hub id."),
+        )
+    base = PPOStage if row.needs_values else OnlineStage
+    plain = {"use_attribute_docstrings": False}  # there is no source to look for them in; looking takes a second
+    text = f"{base.__doc__}\n\n{row.source}"
+    stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, __cls_kwargs__=plain, **fields)
+    stage.__qualname__ = method
+    return stage
+
+
+ONLINE_STAGES: Mapping[str, type[OnlineStage]] = {name: _online(name, row) for name, row in ONLINE.items()}
+SAMPLING_STAGES: Mapping[str, type[SamplingStage]] = {**ONLINE_STAGES, "online_dpo": OnlineDPO, "rft": RFT}
+"""Every method that trains on what its policy samples."""
+
+GRPO: Callable[..., OnlineStage] = ONLINE_STAGES["grpo"]
+"""GRPO(prompts_per_step=16, completions_per_prompt=8, ...)"""
+PPO: Callable[..., OnlineStage] = ONLINE_STAGES["ppo"]
+"""PPO(completions_per_prompt=1, ...)"""
+
+
+def Online(method: str, **options: Any) -> SamplingStage:
+    """A stage by its row of the online table, or `online_dpo` or `rft`: Online("rloo", kl_beta=0.01).
+
+    Raises:
+        UnknownKeyError: no row of that name, or an option that it does not have.
+        ConfigError: a value that it does not admit.
+    """
+    if method not in SAMPLING_STAGES:
+        method = online_row(method)[0]  # another name of a row, or the error that names the nearest one
+    return SAMPLING_STAGES[method](**options)

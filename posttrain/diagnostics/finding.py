@@ -1,0 +1,31 @@
+"""What a check is, and what it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from posttrain.diagnostics.history import History
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check sees: Finding("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
+
+    severity: Severity
+    message: str
+    evidence: dict[str, Any]
+    remedy: str
+    since: int
+    """The last step at which all was well, as far as the history tells."""
+
+
+class Check(Protocol):
+    """A check's dataclass fields are its thresholds."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+
+    def look(self, history: History) -> Finding | None: ...

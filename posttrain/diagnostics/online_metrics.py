@@ -1,0 +1,121 @@
+"""The metrics of online training that come from its losses; part of `posttrain.diagnostics.metrics.METRICS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from posttrain.diagnostics.metric_info import MetricInfo
+
+
+def _kl(kind: str, of: str, note: str) -> MetricInfo:
+    return MetricInfo(f"KL, sampled {kind}, {of}", "nats/token", "none", note)
+
+
+_OLD = "of the policy that sampled to the policy now"
+_REFERENCE = "of the policy to its reference"
+_UNBIASED = "Unbiased and noisy; a mean below 0 beyond its noise means that the log-probs are not of one distribution."
+_FAR = "Half the mean square of the log-ratio: how far apart the two are, in either direction."
+_POSITIVE = "Unbiased, never negative; grows fast where the second one lost a token (the log-ratio is cut at 80)."
+
+ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
+    {
+        "policy_loss": MetricInfo(
+            "Policy term",
+            "",
+            "none",
+            "The surrogate's term of the loss. In a group the advantages add up to 0, so at ratio 1 it is about 0 "
+            "however hard the step pulls: zero loss is not zero gradient. Watch the reward and `advantage_magnitude`.",
+        ),
+        "kl_loss": MetricInfo(
+            "KL term", "nats", "none", "The KL penalty of the loss, unweighted, by the row's own kind."
+        ),
+        "advantage_mean": MetricInfo("Advantage, mean", "", "none", "Mean over the trained tokens."),
+        "advantage_std": MetricInfo(
+            "Advantage, standard deviation", "", "none", "Spread over the trained tokens; 0, nothing is learned."
+        ),
+        "advantage_magnitude": MetricInfo(
+            "Advantage, magnitude",
+            "",
+            "none",
+            "Mean |advantage| over the trained tokens: how hard the step pulls, which the loss does not say.",
+        ),
+        "ratio_mean": MetricInfo(
+            "Ratio, mean", "", "none", "Mean of policy / old policy, of the row's level; 1 at a rollout's first update."
+        ),
+        "ratio_max": MetricInfo("Ratio, largest", "", "none", "The largest ratio of the step, before any clip."),
+        "clip_share_low": MetricInfo(
+            "Clipped below",
+            "share",
+            "none",
+            "Share of tokens at which the objective clips for a ratio that is too low.",
+        ),
+        "clip_share_high": MetricInfo(
+            "Clipped above",
+            "share",
+            "none",
+            "Share of tokens at which the objective clips for a ratio that is too high.",
+        ),
+        "kl_k1_old": _kl("k1", _OLD, _UNBIASED),
+        "kl_k2_old": _kl("k2", _OLD, _FAR),
+        "kl_k3_old": _kl("k3", _OLD, _POSITIVE),
+        "kl_k1_reference": _kl("k1", _REFERENCE, _UNBIASED),
+        "kl_k2_reference": _kl("k2", _REFERENCE, _FAR),
+        "kl_k3_reference": _kl("k3", _REFERENCE, _POSITIVE),
+        "kl_sequence_reference": MetricInfo(
+            "KL, sequence, to the reference",
+            "nats",
+            "none",
+            "Mean over responses of the summed log-ratio: k1 of whole responses, the KL that papers plot.",
+        ),
+        "kl_exact_reverse": MetricInfo(
+            "KL, exact, policy to reference",
+            "nats/token",
+            "none",
+            "KL(policy || reference) over the whole vocabulary, at a sample of the tokens.",
+        ),
+        "kl_exact_forward": MetricInfo(
+            "KL, exact, reference to policy",
+            "nats/token",
+            "none",
+            "KL(reference || policy) over the whole vocabulary, at a sample of the tokens.",
+        ),
+        "sampler_ratio_mean": MetricInfo(
+            "Sampler ratio, mean",
+            "",
+            "none",
+            "Mean of trainer / engine probability of the sampled tokens, same weights; 1 if both compute alike.",
+        ),
+        "sampler_ratio_max": MetricInfo("Sampler ratio, largest", "", "none", "The largest of them, raw."),
+        "sampler_gap_max": MetricInfo(
+            "Sampler gap, largest", "nats", "down", "The largest |log trainer - log engine| of a sampled token."
+        ),
+        "sampler_clipped_share": MetricInfo(
+            "Sampler ratio, clipped",
+            "share",
+            "down",
+            "Share of tokens whose sampler ratio is beyond the cap of the correction (2 where there is none).",
+        ),
+        "sampler_effective_size": MetricInfo(
+            "Sampler ratio, effective sample",
+            "share",
+            "up",
+            "(sum of w)^2 / (n sum of w^2) of the sampler ratios: the share of the tokens that the gradient rests on.",
+        ),
+        "value_loss": MetricInfo("Value loss", "", "down", "Half the squared error of the value model, clipped."),
+        "value_clip_share": MetricInfo(
+            "Value clipped", "share", "none", "Share of tokens whose value moved further than its clip."
+        ),
+        "value_mean": MetricInfo("Value, mean", "", "none", "What the value model expects, mean over tokens."),
+        "return_mean": MetricInfo("Return, mean", "", "up", "What it is to expect, mean over tokens."),
+        "value_explained_variance": MetricInfo(
+            "Variance explained by the values",
+            "share",
+            "up",
+            "1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant, below 0 worse.",
+        ),
+        "teacher_divergence": MetricInfo(
+            "Divergence to the teacher", "nats/token", "down", "What distillation minimises, as a mean over tokens."
+        ),
+    }
+)

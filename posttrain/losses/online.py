@@ -1,0 +1,358 @@
+"""The online family: a literal table over orthogonal choices.
+
+    loss = reduction( weight * -surrogate(ratio, advantage) + kl_beta * KL - entropy_weight * entropy )
+
+    advantage   what a response, or a token, was worth: a rule of `posttrain.advantages`
+    ratio       π / π_old of a token, or of a response                                     (`surrogates.py`)
+    surrogate   ratio and advantage to a loss per token: clip, clipped weight, soft gate, plain policy gradient
+    reduction   tokens to one number: token mean, mean of sequence means, constant length
+    kl          the estimator that keeps the policy near its reference (`kl.py`), in the loss or in the reward
+    correction  weight of a token for the gap between the engine that sampled it and the trainer
+    groups      what becomes of groups without a signal; the rollout's business, as is the shaping of rewards
+
+The loss itself is `policy.py`. To add an algorithm, add a row to `ONLINE`; to change one in a recipe,
+`variant(row, kl="k2")`.
+
+Notation: y_i a response, A the advantage, ρ the ratio, r the log-ratio to the reference.
+
+Deviations from the papers
+ 1. Means over a group are means over the responses of the *step*: where all groups are equally large, the same thing.
+    A response that was left out counts nowhere; an empty one counts as a response and has no token.
+ 2. Log-ratios are cut at +-20 before e^x, where every clip has long acted.
+ 3. GRPO's k3 is the published penalty, though its gradient is that of the other KL (`kl.py`); `kl: reverse` and
+    `kl: k3_corrected` have the right one.
+ 4. Dr. GRPO divides by a constant that its paper leaves open; the authors' code has the generation budget.
+ 5. CISPO as published also resamples groups and penalises length (it takes both from DAPO); the row does not.
+ 6. REINFORCE++ and its baseline variant are whitened over the rollout, not over each minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.losses.kl import KL_TERMS
+from posttrain.losses.parameters import Parameter, resolve
+from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRow:
+    """One algorithm: OnlineRow("group_std", "token", "clip", "token_mean", {"clip_low": 0.2, ...}, "its source")."""
+
+    advantage: str
+    """A rule of `posttrain.advantages.ADVANTAGES`."""
+    ratio: str
+    surrogate: str
+    reduction: str
+    defaults: Parameters
+    """The row's parameters, all of them, with the values of `source`."""
+    source: str
+    kl: str = "none"
+    """`none`, or an estimator of `posttrain.losses.kl.KL_TERMS`."""
+    kl_place: Literal["none", "loss", "reward"] = "none"
+    correction: str = "none"
+    groups: Literal["keep", "drop", "resample"] = "keep"
+    """What becomes of a group whose rewards are all equal."""
+    shaping: Literal["none", "soft_overlong"] = "none"
+    """What is added to the reward for a response's length."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_place != "none"
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.advantage == "teacher"
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss reads the log-probs of the policy that sampled, as the trainer computes them."""
+        corrects_kl = self.kl_place == "loss" and KL_TERMS[self.kl].needs_ratio
+        return self.ratio != "none" or corrects_kl or self.needs_sampler
+
+    @property
+    def one_update(self) -> bool:
+        """Without a ratio, a second update on the same rollout would follow the gradient of another policy."""
+        return self.ratio == "none"
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether a value model learns beside the policy."""
+        return self.advantage == "gae"
+
+    @property
+    def needs_sampler(self) -> bool:
+        return self.correction != "none"
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether a prompt needs two completions or more."""
+        return self.advantage not in ("gae", "batch_whiten", "teacher")
+
+
+_CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+
+ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
+    {
+        "ppo": OnlineRow(
+            "gae",
+            "token",
+            "clip",
+            "token_mean",
+            {
+                **_CLIP,
+                "kl_beta": 0.02,
+                "gamma": 1.0,
+                "lam": 0.95,
+                "value_clip": 0.2,
+                "value_weight": 0.1,
+                "entropy_weight": 0.0,
+            },
+            "Schulman et al. 2017, arXiv:1707.06347, Eq. 7; KL in the reward, beta, gamma and lambda of Ouyang et al. "
+            "2022 (InstructGPT), arXiv:2203.02155, App. C; weight of the value loss of TRL",
+            kl="k1",
+            kl_place="reward",
+        ),
+        "grpo": OnlineRow(
+            "group_std",
+            "token",
+            "clip",
+            "sequence_mean",
+            {**_CLIP, "kl_beta": 0.04, "entropy_weight": 0.0},
+            "Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. 3 and 4; beta of their experiments, clip of PPO",
+            kl="k3",
+            kl_place="loss",
+        ),
+        "dr_grpo": OnlineRow(
+            "group_centre",
+            "token",
+            "clip",
+            "constant_length",
+            {**_CLIP, "constant_length": 3000.0, "entropy_weight": 0.0},
+            "Liu et al. 2025 (Dr. GRPO), arXiv:2503.20783, the section on Dr. GRPO; the length is their budget",
+        ),
+        "dapo": OnlineRow(
+            "group_std",
+            "token",
+            "clip",
+            "token_mean",
+            {"clip_low": 0.2, "clip_high": 0.28, "overlong_share": 0.2, "entropy_weight": 0.0},
+            "Yu et al. 2025 (DAPO), arXiv:2503.14476, Eq. 8, dynamic sampling of Eq. 11, overlong shaping of Eq. 13 "
+            "(4,096 of 20,480 tokens)",
+            groups="resample",
+            shaping="soft_overlong",
+        ),
+        "gspo": OnlineRow(
+            "group_std",
+            "sequence",
+            "clip",
+            "sequence_mean",
+            {"clip_low": 3e-4, "clip_high": 4e-4, "entropy_weight": 0.0},
+            "Zheng et al. 2025 (GSPO), arXiv:2507.18071, Eq. 5 and 7; clips of Sec. 5.1",
+        ),
+        "gspo_token": OnlineRow(
+            "group_std",
+            "sequence_token",
+            "clip",
+            "sequence_mean",
+            {"clip_low": 3e-4, "clip_high": 4e-4, "entropy_weight": 0.0},
+            "Zheng et al. 2025 (GSPO), arXiv:2507.18071, GSPO-token, Eq. 13 and 14; clips of Sec. 5.1",
+        ),
+        "rloo": OnlineRow(
+            "leave_one_out",
+            "none",
+            "reinforce",
+            "sequence_sum",
+            {"kl_beta": 0.05, "entropy_weight": 0.0},
+            "Ahmadian et al. 2024 (RLOO), arXiv:2402.14740, the section on RLOO, after Kool et al. 2019; beta of TRL",
+            kl="k1",
+            kl_place="reward",
+        ),
+        "reinforce_pp": OnlineRow(
+            "batch_whiten",
+            "token",
+            "clip",
+            "token_mean",
+            {**_CLIP, "kl_beta": 0.01, "gamma": 1.0, "entropy_weight": 0.0},
+            "Hu et al. 2025 (REINFORCE++), arXiv:2501.03262, the section on REINFORCE++; beta of OpenRLHF",
+            kl="k1",
+            kl_place="reward",
+        ),
+        "reinforce_pp_baseline": OnlineRow(
+            "group_centre_batch_std",
+            "token",
+            "clip",
+            "token_mean",
+            {**_CLIP, "kl_beta": 1e-5, "entropy_weight": 0.0},
+            "Hu et al. 2025 (REINFORCE++), arXiv:2501.03262, the baseline variant; k2 and beta of OpenRLHF's script",
+            kl="k2",
+            kl_place="loss",
+        ),
+        "cispo": OnlineRow(
+            "group_std",
+            "token",
+            "clipped_weight",
+            "token_mean",
+            {"clip_low": 1.0, "clip_high": 4.0, "entropy_weight": 0.0},
+            "MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, Eq. 4 and 5, no lower bound; weight up to 5 as in Khatri et "
+            "al. 2025 (ScaleRL), arXiv:2510.13786",
+        ),
+        "sapo": OnlineRow(
+            "group_std",
+            "token",
+            "soft_gate",
+            "sequence_mean",
+            {"gate_positive": 1.0, "gate_negative": 1.05, "entropy_weight": 0.0},
+            "Gao et al. 2025 (SAPO), arXiv:2511.20347, the section on the soft gate; temperatures of their experiments",
+        ),
+        "maxrl": OnlineRow(
+            "maxrl",
+            "none",
+            "reinforce",
+            "sequence_sum",
+            {"entropy_weight": 0.0},
+            "Tajwar et al. 2026 (MaxRL), arXiv:2602.02710, Algorithm 1; for rewards of 0 and 1",
+        ),
+        "distil_reverse_kl": OnlineRow(
+            "teacher",
+            "token",
+            "reinforce",
+            "token_mean",
+            {"entropy_weight": 0.0},
+            "On-policy distillation by the reverse KL of sampled tokens: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, "
+            "one step ahead only, as in Lu et al. 2025 (thinkingmachines.ai/blog/on-policy-distillation)",
+        ),
+    }
+)
+
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {"reinforce++": "reinforce_pp", "reinforce++_baseline": "reinforce_pp_baseline"}
+)
+
+# ---------------------------------------------------------------- parameters
+
+PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
+    {
+        "clip_low": Parameter("how far below 1 a ratio counts; 1 is no bound", at_least=0.0, at_most=1.0),
+        "clip_high": Parameter("how far above 1 a ratio counts", at_least=0.0),
+        "dual_clip": Parameter("most that a token of negative advantage may weigh (c of dual-clip PPO)", above=1.0),
+        "gate_positive": Parameter("steepness of the gate for A > 0 (tau_pos of SAPO)", above=0.0),
+        "gate_negative": Parameter("steepness of the gate for A <= 0 (tau_neg of SAPO)", above=0.0),
+        "constant_length": Parameter("tokens that every response is divided by: the generation budget", above=0.0),
+        "kl_beta": Parameter("weight of the KL to the reference, per token", at_least=0.0),
+        "entropy_weight": Parameter("weight of the entropy bonus", at_least=0.0),
+        "importance_cap": Parameter("largest weight for the gap between sampler and trainer (C of TIS)", above=0.0),
+        "gamma": Parameter("discount of later rewards", at_least=0.0, at_most=1.0),
+        "lam": Parameter("how far ahead GAE trusts sampled rewards over values", at_least=0.0, at_most=1.0),
+        "value_clip": Parameter("how far a value may move from what it was; 0 is no clip", at_least=0.0),
+        "value_weight": Parameter("weight of the value loss where policy and value share a backbone", at_least=0.0),
+        "overlong_share": Parameter("share of the length limit over which the penalty grows", above=0.0, at_most=1.0),
+    }
+)
+
+ADVANTAGE_DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
+    {
+        "gae": {"gamma": 1.0, "lam": 0.95, "value_clip": 0.2, "value_weight": 0.1},
+        "batch_whiten": {"gamma": 1.0},
+    }
+)
+
+
+def component_defaults(row: OnlineRow) -> dict[str, float]:
+    """The parameters that a row's choices have, with the choices' own defaults."""
+    found: dict[str, float] = {"entropy_weight": 0.0}
+    found |= SURROGATES[row.surrogate].defaults
+    found |= REDUCTIONS[row.reduction].defaults
+    found |= CORRECTIONS[row.correction].defaults
+    found |= ADVANTAGE_DEFAULTS.get(row.advantage, {})
+    if row.kl_place != "none":
+        found["kl_beta"] = 0.04
+    if row.shaping == "soft_overlong":
+        found["overlong_share"] = 0.2
+    return found
+
+
+def resolve_online(row: OnlineRow, given: Parameters, *, where: str = "online objective") -> dict[str, float]:
+    """The row's defaults with `given` over them, all checked; see `posttrain.losses.parameters.resolve`."""
+    return resolve(given, row.defaults, PARAMETERS, where=where, owners=owners())
+
+
+def owners() -> dict[str, list[str]]:
+    """Which rows have a parameter: owners()["lam"] == ["ppo"]."""
+    return {key: [name for name, row in ONLINE.items() if key in row.defaults] for key in PARAMETERS}
+
+
+def online_row(name: str) -> tuple[str, OnlineRow]:
+    """(the row's own name, the row): online_row("reinforce++")[0] == "reinforce_pp". Raises UnknownKeyError."""
+    name = ALIASES.get(name, name)
+    if name not in ONLINE:
+        raise _unknown("method", name, tuple(ONLINE))
+    return name, ONLINE[name]
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ratio": tuple(RATIOS),
+        "surrogate": tuple(SURROGATES),
+        "reduction": tuple(REDUCTIONS),
+        "kl": ("none", *KL_TERMS),
+        "kl_place": ("none", "loss", "reward"),
+        "correction": tuple(CORRECTIONS),
+        "groups": ("keep", "drop", "resample"),
+        "shaping": ("none", "soft_overlong"),
+    }
+)
+"""What a recipe may choose otherwise than a row does; `advantage` is the row's own."""
+
+
+def variant(row: OnlineRow, **choices: str) -> OnlineRow:
+    """The row with other choices: variant(ONLINE["grpo"], kl="reverse", correction="truncated").
+
+    A choice brings its parameters with it, at its own defaults, and takes those along that nothing uses any more.
+    `kl="none"` takes the KL away; a KL for a row without one goes into the loss unless `kl_place` says otherwise.
+
+    Raises:
+        UnknownKeyError: no such choice, or no such value for it.
+        ConfigError: a place for a KL without a kind of KL, or the reverse.
+    """
+    for name, value in choices.items():
+        if name not in CHOICES:
+            raise _unknown("choice", name, tuple(CHOICES))
+        if value not in CHOICES[name]:
+            raise _unknown(name, value, CHOICES[name])
+    if "kl" in choices and "kl_place" not in choices:
+        kept = row.kl_place if row.kl_place != "none" else "loss"
+        choices["kl_place"] = "none" if choices["kl"] == "none" else kept
+    changed = replace(row, **choices)  # type: ignore[arg-type]
+    if (changed.kl == "none") != (changed.kl_place == "none"):
+        raise ConfigError(
+            "a KL needs a kind and a place",
+            where="kl",
+            found=f"kl {changed.kl}, kl_place {changed.kl_place}",
+            example="kl: k3_corrected, kl_place: loss",
+            remedy="set both, or `kl: none`",
+        )
+    if changed.kl_place == "reward" and changed.kl not in ("k1", "k2", "k3"):
+        raise ConfigError(
+            f"{changed.kl} is a loss term; in a reward only an estimate's value counts",
+            where="kl",
+            found=f"kl {changed.kl}, kl_place reward",
+            expected="k1, k2 or k3",
+            remedy="k1 is the usual one",
+        )
+    defaults = {name: row.defaults.get(name, value) for name, value in component_defaults(changed).items()}
+    return replace(changed, defaults=defaults)
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> UnknownKeyError:
+    guess = nearest(name, known)
+    return UnknownKeyError(
+        f"there is no {what} {name!r}",
+        found=name,
+        expected=f"one of: {', '.join(known)}",
+        remedy=f"did you mean {guess}?" if guess else "choose one of these",
+    )

@@ -1,0 +1,128 @@
+"""The loss of the online family, by one row of its table.
+
+`policy_loss` reads what the tokens carry, `batch.columns_N`: `advantages` always; `old_logprobs`, `reference_logprobs`
+and `sampler_logprobs` as the row needs them, all in nats. It knows nothing of rollouts, rewards or groups, and divides
+by the step's global count: the gradients of micro-batches add up. A batch holds trained tokens only, so that
+nothing that stands elsewhere can reach it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ConfigError
+from posttrain.losses.kl import KL_TERMS
+from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
+from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics
+from posttrain.losses.reduce import over_denominator, token_metrics
+from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
+from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+
+__all__ = [
+    "ALIASES",
+    "ONLINE",
+    "OnlineRow",
+    "explain_zero_loss",
+    "online_row",
+    "policy_loss",
+    "resolve_online",
+    "variant",
+]
+
+
+def policy_loss(
+    row: OnlineRow,
+    parameters: Parameters,
+    policy: TokenLogprobs,
+    batch: Batch,
+    denominator: Count,
+    *,
+    on_policy: bool = False,
+) -> LossOutput:
+    """The row's loss of one micro-batch, to be added up over the step's.
+
+    Args:
+        policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
+            a weight.
+        batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
+            needs them; reference and sampler are measured wherever they are there.
+        denominator: count of the whole step, over all micro-batches and ranks.
+        on_policy: the policy is still the one that sampled, so `old_logprobs` is not read: every ratio is 1, with its
+            gradient. True for the first update of a rollout only.
+
+    Returns:
+        loss, metrics (`docs/online.md`), and per branch `logprob`, `advantage`, `ratio` and `length`.
+
+    Raises:
+        ConfigError: a parameter is out of range; a column, or the entropy, is missing.
+        UnknownKeyError: a parameter that the row does not have.
+    """
+    parameters = resolve_online(row, parameters)
+    seen = _seen(row, parameters, policy, batch, on_policy)
+    ratio_N = RATIOS[row.ratio].of(seen.log_ratio_N, batch)
+    tokens = SURROGATES[row.surrogate].of(ratio_N, seen.advantage_N, seen.logprob_N, parameters)
+    weight = CORRECTIONS[row.correction].weight
+    policy_N = tokens.loss_N
+    if weight is not None:
+        assert seen.gap_N is not None
+        policy_N = policy_N * weight(seen.gap_N, parameters)
+    reduction = REDUCTIONS[row.reduction]
+
+    def share(values_N: Tensor) -> Tensor:
+        return reduction.total(values_N, batch, parameters)
+
+    terms = {"policy_loss": share(policy_N)}
+    total = terms["policy_loss"]
+    if row.kl_place == "loss":
+        assert seen.reference_N is not None
+        token_ratio_N = RATIOS["token"].of(seen.log_ratio_N, batch) if KL_TERMS[row.kl].needs_ratio else ratio_N
+        terms["kl_loss"] = share(KL_TERMS[row.kl].of(seen.logprob_N, seen.reference_N, token_ratio_N))
+        total = total + parameters["kl_beta"] * terms["kl_loss"]
+    if parameters["entropy_weight"]:
+        assert policy.entropy_N is not None
+        total = total - parameters["entropy_weight"] * share(policy.entropy_N)
+    own, whole = reduction.unit(batch.count), reduction.unit(denominator)
+    metrics: dict[str, Metric] = {"loss": Mean(total.detach(), own)}
+    metrics |= {name: Mean(value.detach(), own) for name, value in terms.items()}
+    metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
+    metrics |= token_metrics(policy, batch)
+    return LossOutput(
+        loss=over_denominator(total, whole), metrics=metrics, per_branch=per_branch(seen, ratio_N.detach())
+    )
+
+
+def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: Batch, on_policy: bool) -> Seen:
+    """The batch's columns beside the policy's log-probs; what the row needs is there."""
+    logprob_N, columns = policy.logprobs_N, batch.columns_N
+    needed = {"advantages"}
+    needed |= {"old_logprobs"} if row.needs_old and not on_policy else set()
+    needed |= {"reference_logprobs"} if row.kl_place == "loss" else set()
+    needed |= {"sampler_logprobs"} if row.needs_sampler else set()
+    missing = sorted(needed - columns.keys())
+    if missing:
+        raise ConfigError(
+            f"the tokens carry no {' and no '.join(missing)}",
+            where="policy_loss",
+            found=f"columns {', '.join(columns) or 'none'}",
+            expected=", ".join(sorted(needed)),
+            remedy="give every branch the column" + (", or pass on_policy=True" if missing == ["old_logprobs"] else ""),
+        )
+    if parameters["entropy_weight"] and policy.entropy_N is None:
+        raise ConfigError(
+            "the entropy has a weight, and was not computed",
+            where="policy_loss",
+            found=f"entropy_weight {parameters['entropy_weight']:g}",
+            remedy="call the policy with entropy=True",
+        )
+    carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
+    old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")
+    return Seen(
+        batch=batch,
+        logprob_N=logprob_N,
+        old_N=old_N,
+        reference_N=carried.get("reference_logprobs"),
+        sampler_N=carried.get("sampler_logprobs"),
+        advantage_N=carried["advantages"],
+        log_ratio_N=torch.zeros_like(logprob_N) if old_N is None else logprob_N - old_N,
+    )

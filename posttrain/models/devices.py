@@ -1,0 +1,54 @@
+"""Where a model computes: the words of `compute.device` and `--device` to a device that is really there."""
+
+from __future__ import annotations
+
+import torch
+
+from posttrain.errors import ConfigError
+
+EXPECTED = "auto, cpu, cuda, cuda:N or mps"
+
+
+def device_of(asked: str | torch.device = "auto") -> torch.device:
+    """device_of("auto") -> cuda where there is one, else cpu; device_of("cuda:1") -> that card.
+
+    Raises:
+        ConfigError: the device is not known, or this machine does not have it.
+    """
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ConfigError(
+            f"there is no device {str(asked)!r}", found=asked, expected=EXPECTED, remedy="write auto, or one of these"
+        ) from None
+    if device.type == "cuda":
+        _check_cuda(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "this machine has no Apple GPU that torch can use",
+            found=str(device),
+            expected=EXPECTED,
+            remedy="write `device: cpu`, or `device: auto`, which takes what there is",
+        )
+    return device
+
+
+def _check_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        built = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+        raise ConfigError(
+            "the device `cuda` is asked for, and there is none here",
+            found=f"{device}; {built}",
+            expected="a machine with an NVIDIA card, its driver, and a torch built for CUDA",
+            remedy="write `device: cpu`, or `device: auto`, which takes what there is",
+        )
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(
+            f"there is no device {str(device)!r}",
+            found=f"{count} CUDA device{'' if count == 1 else 's'}",
+            expected=f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0",
+            remedy="write one of these, or `device: auto`",
+        )

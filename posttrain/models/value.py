@@ -1,0 +1,81 @@
+"""Batch in, values out: what a state is worth, for PPO.
+
+    value = ValueModel(with_head(causal_lm))
+    value(batch) -> Tensor [N]      V of the state before each trained token
+
+The state before a token is the text up to it, so its value is read where the policy predicts that token: at the
+prompt's last token for the first one. The model inside is the backbone and scalar head of a reward model
+(`posttrain.models.heads.with_head`), and it runs on the same token trees.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from posttrain.data.trees import to_device
+from posttrain.models.heads import HEAD, with_head
+from posttrain.models.logprobs import Path, Policy, TreeModel, padded_rows, single_rows
+from posttrain.models.rope import forget_lengths
+from posttrain.models.virtual import backbone_inputs
+from posttrain.types import Batch
+
+
+class ValueModel(TreeModel):
+    """A value model; arguments are `TreeModel`'s."""
+
+    compares: ClassVar[str] = "values"
+
+    def forward(self, batch: Batch, *, path: Path | None = None) -> Tensor:
+        """Values [N], fp32 or the model's wider type."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch, path)
+        run = {"tree": self._tree_states, "padded": self._padded_states, "rows": self._row_states}[chosen]
+        with self._running_on(chosen):
+            states_ND = run(batch)
+        head = getattr(self.transformer, HEAD)
+        with torch.autocast(self.device.type, enabled=False):
+            values_N = head(states_ND.to(head.weight.dtype))[:, 0]
+        return values_N if values_N.dtype == torch.float64 else values_N.float()
+
+    def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
+        return self(batch, path=path), batch.branch_N
+
+    def _tree_states(self, batch: Batch) -> Tensor:
+        return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
+
+    def _padded_states(self, batch: Batch) -> Tensor:
+        rows = padded_rows(batch)
+        inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
+        output = self.transformer.base_model(**inputs, use_cache=False)
+        return output.last_hidden_state[rows.row_N, rows.predictor_N]
+
+    def _row_states(self, batch: Batch) -> Tensor:
+        states = []
+        for row in single_rows(batch):
+            forget_lengths(self.model)
+            states.append(self._padded_states(row))
+        return torch.cat(states)
+
+
+def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -> ValueModel:
+    """A value model that starts as the policy's backbone under a head at zero, so that every first value is 0.
+
+    Weights that do not train in the policy (the base under an adapter) are shared with it, the others are copied: under
+    LoRA the value model costs a second adapter, without one a second backbone.
+
+    Args:
+        train_backbone: False trains the head alone, on frozen features of the start.
+    """
+    shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+    twin: Any = copy.deepcopy(policy.model, dict(shared))
+    plain = twin.get_base_model() if isinstance(twin, PeftModel) else twin
+    headed = with_head(plain, ("value",), seed=seed)
+    for name, parameter in headed.named_parameters():
+        if not name.startswith(f"{HEAD}.") and id(parameter) not in shared:
+            parameter.requires_grad_(train_backbone)
+    return ValueModel(headed, policy.path, autocast=policy.autocast)

@@ -1,0 +1,262 @@
+"""One server process and the line to it: how it is started, given a job, and ended."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any
+
+from posttrain.errors import ConfigError, TrainingError
+
+START_SECONDS = 30.0
+ANSWER_SECONDS = 10.0
+"""How much longer than the job's own time its answer may take before the server is given up."""
+PRELOAD = (
+    "abc",
+    "bisect",
+    "cmath",
+    "collections",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "io",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "struct",
+    "sys",
+    "textwrap",
+    "time",
+    "types",
+    "typing",
+    "unittest",
+)
+"""Modules that programs often import; loaded once, before the first job."""
+
+_START = """
+import json, sys, types
+for name, path in json.loads(sys.argv[2]):
+    package = types.ModuleType(name)
+    package.__path__ = [path]
+    sys.modules[name] = package
+from posttrain.rewards.sandbox.inside.server import run
+run(int(sys.argv[1]), json.loads(sys.argv[3]))
+"""
+"""Imports the server without the packages around it, whose modules would be in every program's memory."""
+
+
+class Outcome(StrEnum):
+    """How a program ended."""
+
+    PASSED = "passed"
+    """The tests ran to their end, and the harness said so with the job's nonce."""
+    FAILED = "failed"
+    """A check failed, the program does not load, or the tests ended early."""
+    FINISHED = "finished"
+    """A script ran to its end; what it printed is for the caller to judge."""
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    """The deciding process died: of a signal, or of a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use. Limits(seconds=5, memory_mb=512) is the default."""
+
+    seconds: float = 5.0
+    """Of wall time, tests included; as much CPU time for each of the two processes."""
+    memory_mb: int = 512
+    """Address space of each process. Libraries such as NumPy want 2,000 and more."""
+    scratch_mb: int = 16
+    """Scratch folder, which lies in memory where there are namespaces."""
+    file_mb: int = 4
+    """Any one file, and what a script may print."""
+    open_files: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in (("seconds", self.seconds), ("memory_mb", self.memory_mb), ("file_mb", self.file_mb)):
+            if not value > 0:
+                raise ConfigError(
+                    f"the sandbox's `{name}` is not positive", found=value, remedy=f"write `{name}: 5`, say"
+                )
+
+
+class Refused(Exception):
+    """The system allows no namespaces."""
+
+
+class Unconfined(Exception):
+    """A layer that the server counts on did not hold for a job; the job did not run."""
+
+
+class End:
+    """How a job ended, as the server saw it."""
+
+    def __init__(self, answer: dict[str, Any]):
+        self.seconds = float(answer["seconds"])
+        self.timed_out = bool(answer["timed_out"])
+        self.status = int(answer["worker"] if answer["harness"] is None else answer["harness"])
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.timed_out:
+            return Outcome.TIMED_OUT
+        if self.status < 0 or os.WIFSIGNALED(self.status):
+            return Outcome.CRASHED
+        return Outcome.FINISHED if self.status == 0 else Outcome.FAILED
+
+    def described(self, what: str) -> str:
+        if self.timed_out:
+            return f"still running after {self.seconds:.1f} s"
+        if self.status >= 0 and os.WIFSIGNALED(self.status):
+            return f"{what} died of signal {os.WTERMSIG(self.status)}"
+        return f"{what} ended before the last check"
+
+
+class Lane:
+    """One server process and the line to it."""
+
+    def __init__(self, settings: dict[str, Any]):
+        here, there = socket.socketpair()
+        packages = [(name, str(_package(name))) for name in _PACKAGES]
+        command = [sys.executable, "-I", "-S", "-B", "-c", _START]
+        arguments = [str(there.fileno()), json.dumps(packages), json.dumps(settings)]
+        self._process = subprocess.Popen(
+            command + arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[there.fileno()],
+            env={},
+            cwd="/",
+            start_new_session=True,  # an interrupt at the keyboard is the caller's to deal with
+        )
+        there.close()
+        self._control = here
+        try:
+            hello = self._read(time.monotonic() + START_SECONDS)
+        except (EOFError, ValueError, OSError):
+            self._process.kill()
+            _, trouble = self._process.communicate()
+            here.close()
+            last = trouble.decode(errors="replace").strip().splitlines()[-1:]
+            raise TrainingError(
+                "the sandbox's server does not start",
+                found="; ".join(last) or None,
+                remedy="run `python -m benchmarks.sandbox --layers` to see what this machine allows",
+            ) from None
+        if "refused" in hello:
+            self.close()
+            raise Refused(hello["refused"])
+        self.layers: dict[str, bool] = hello["layers"]
+
+    def run(self, role: bytes, files: Sequence[IO[bytes]], seconds: float) -> End:
+        """One job.
+
+        Raises:
+            Unconfined: a side could not be confined, and did not run.
+            EOFError: the server has died.
+        """
+        deadline = time.monotonic() + seconds + ANSWER_SECONDS
+        socket.send_fds(self._control, [struct.pack("!cd", role, seconds)], [file.fileno() for file in files])
+        end = End(self._read(deadline))
+        assert self._process.stderr is not None
+        if select.select([self._process.stderr], [], [], 0)[0]:  # only a side that is not yet confined has this pipe
+            raise Unconfined(os.read(self._process.stderr.fileno(), 4096).decode(errors="replace").strip())
+        return end
+
+    def close(self) -> None:
+        self._control.close()  # the server ends what runs, and itself
+        try:
+            self._process.wait(ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        data = b""
+        while not data.endswith(b"\n"):
+            ready, _, _ = select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))
+            part = self._control.recv(65536) if ready else b""
+            if not part:
+                raise EOFError
+            data += part
+        return dict(json.loads(data))
+
+
+_PACKAGES = ("posttrain", "posttrain.rewards", "posttrain.rewards.sandbox", "posttrain.rewards.sandbox.inside")
+
+
+def _package(name: str) -> Path:
+    return Path(__file__).parents[len(_PACKAGES) - 2].joinpath(*name.split(".")[1:])
+
+
+def settings_of(limits: Limits, packages: bool) -> dict[str, Any]:
+    installed = [path for path in sys.path if path.endswith("-packages")] if packages else []
+    wanted = [*_standard_library(), *installed]
+    readable = {path for one in wanted for path in (one, os.path.realpath(one)) if os.path.exists(path)}
+    # What is installed may hold data sets with their answers, so a program does not read it uninvited.
+    hidden = {
+        name for path in readable for inner in ("", "/python*") for name in glob.glob(f"{path}{inner}/*-packages")
+    }
+    return {
+        "readable": sorted(readable),
+        "hidden": sorted(hidden - set(installed)),
+        "packages": installed,
+        "preload": PRELOAD,
+        "cpu_seconds": int(limits.seconds) + 1,
+        "memory_bytes": limits.memory_mb << 20,
+        "scratch_bytes": limits.scratch_mb << 20,
+        "file_bytes": limits.file_mb << 20,
+        "open_files": limits.open_files,
+    }
+
+
+def _standard_library() -> list[str]:
+    """Folders and files that importing the standard library reads: its modules, and the shared libraries they need."""
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix, "installed_base": sys.base_prefix}
+    modules = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
+    architecture = sysconfig.get_config_var("MULTIARCH")
+    system = ["/usr/lib", "/lib"] if architecture is None else [f"/usr/lib/{architecture}", f"/lib/{architecture}"]
+    own = sysconfig.get_config_var("LIBDIR")
+    if own and own not in ("/usr/lib", "/lib"):
+        modules.append(own)
+    return [*modules, *system, "/usr/lib64", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+
+
+def job_file(text: str) -> IO[bytes]:
+    """An open file that has no name."""
+    if sys.platform == "linux":
+        file: IO[bytes] = os.fdopen(os.memfd_create("job"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 -- the caller closes it
+    file.write(text.encode(errors="surrogatepass"))
+    file.flush()
+    file.seek(0)
+    return file

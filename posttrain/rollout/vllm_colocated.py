@@ -1,0 +1,200 @@
+"""The engine that is vLLM itself, in the trainer's process and on its GPU; needs the extra `vllm`.
+
+engine = ColocatedEngine("runs/mine/sft/model", gpu_memory_utilization=0.4)
+with engine.awake():                         # asleep otherwise: the GPU belongs to the trainer
+    groups = engine.generate(prompts, sampling)
+
+vLLM pins its own torch. Where that pin does not suit the trainer, run a server from another environment instead, on
+the same GPU if you like: `posttrain.rollout.vllm_served`.
+
+Nothing here has met vLLM on a GPU: a module with its interface stands in for it in the tests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from posttrain.errors import EngineError, MissingExtraError
+from posttrain.rollout.engine import Completion, OnFinish
+from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.rollout.vllm_requests import (
+    Sampled,
+    completions_of,
+    nonsense,
+    refuse_empty,
+    refuse_unlike,
+    request_seed,
+    sampling_fields,
+)
+from posttrain.rollout.weight_folder import WeightFolder
+
+WHERE = "vLLM in this process"
+
+
+class ColocatedEngine:
+    """See `posttrain.rollout.engine.Engine` and `posttrain.rollout.weight_sync.SyncedEngine`.
+
+    Args:
+        model: a folder or a hub id: the architecture, and the weights until the first `update_weights`.
+        gpu_memory_utilization: share of the GPU that vLLM may fill while it is awake.
+        folder: where weights are written for vLLM's workers to read; by default in memory (/dev/shm).
+        options: further arguments of `vllm.LLM`: tensor_parallel_size=2, dtype="bfloat16", ...
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        gpu_memory_utilization: float = 0.4,
+        folder: Path | None = None,
+        policy_version: int = 0,
+        **options: Any,
+    ):
+        try:
+            import vllm
+        except ImportError as error:
+            raise MissingExtraError(
+                "the colocated engine is vLLM, which is not installed",
+                remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or use the native engine",
+            ) from error
+        self.policy_version = policy_version
+        self._parameters = vllm.SamplingParams
+        self._folder = WeightFolder(folder)
+        self._unusable: str | None = None
+        self._dropped = False
+        """Whether the weights were dropped by `sleep(2)`."""
+        self._llm = vllm.LLM(
+            model=str(model),
+            gpu_memory_utilization=gpu_memory_utilization,
+            enable_sleep_mode=True,
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            **options,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingDistribution,
+        *,
+        completions_per_prompt: int = 1,
+        on_finish: OnFinish | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`. `on_finish` is called when all completions are there, in the order of the prompts.
+
+        Raises:
+            ConfigError: a prompt or a distribution that vLLM cannot serve; see `vllm_requests`.
+            EngineError: it is asleep, or answers nonsense.
+        """
+        refuse_unlike(sampling)
+        refuse_empty(prompts, completions_per_prompt)
+        self._prepare()
+        seen: Counter[tuple[int, ...]] = Counter()
+        parameters = []
+        for prompt in map(tuple, prompts):
+            seed = request_seed(sampling.seed, prompt, seen[prompt])
+            seen[prompt] += 1
+            fields = sampling_fields(sampling, completions_per_prompt, seed)
+            parameters.append(self._parameters(**fields, detokenize=False))
+        outputs = self._run(prompts, parameters)
+        groups = []
+        for index, output in enumerate(outputs):
+            where = f"{WHERE}, prompt {index}"
+            if list(output.prompt_token_ids) != list(prompts[index]):
+                raise nonsense("the completion of another prompt", where, output.prompt_token_ids, prompts[index])
+            answers = [_sampled(one) for one in sorted(output.outputs, key=lambda one: one.index)]
+            groups.append(completions_of(answers, sampling, completions_per_prompt, self.policy_version, where))
+        for index, group in enumerate(groups if on_finish else ()):
+            for k, completion in enumerate(group):
+                on_finish(index, k, completion)  # type: ignore[misc]
+        return groups
+
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
+        """Log-probs of `ids` after `prompt` in nats, at temperature 1 over the whole vocabulary; no cache is read."""
+        self._prepare()
+        greedy = sampling_fields(SamplingDistribution(temperature=0, max_new_tokens=1), 1, 0)
+        parameters = self._parameters(**greedy, detokenize=False, prompt_logprobs=1)
+        (output,) = self._run([[*prompt, *ids]], [parameters])
+        told = output.prompt_logprobs
+        if told is None or len(told) != len(prompt) + len(ids):
+            raise nonsense("no log-prob for each prompt token", WHERE, told and len(told), len(prompt) + len(ids))
+        return [float(place[number].logprob) for place, number in zip(told[len(prompt) :], ids, strict=True)]
+
+    def update_weights(self, model: nn.Module, version: int) -> None:
+        """Write the model's weights (an adapter merged) to the folder and have vLLM's workers read them.
+
+        An engine that sleeps is awake afterwards.
+        """
+        self._unusable = f"it did not take the weights of policy version {version}"
+        path = self._folder.write(model, version)
+        # Waking what is awake does nothing; after sleep(2) the cache stays down until the weights are in.
+        self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        self._llm.wake_up(tags=["kv_cache"])
+        self._llm.reset_prefix_cache()
+        self.policy_version = version
+        self._unusable, self._dropped = None, False
+
+    def sleep(self, level: int = 1) -> None:
+        """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update."""
+        self._llm.sleep(level=level)
+        self._unusable, self._dropped = f"it sleeps (level {level})", level == 2
+
+    def wake(self) -> None:
+        """Undo `sleep(1)`.
+
+        Raises:
+            EngineError: it sleeps at level 2: its weights are gone, and only `update_weights` wakes it.
+        """
+        if self._dropped:
+            raise EngineError(
+                "the engine dropped its weights when it went to sleep",
+                where=WHERE,
+                remedy="call update_weights(model, version), which wakes it",
+            )
+        self._llm.wake_up()
+        self._unusable = None
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Awake inside, asleep at level 1 afterwards."""
+        if self._unusable is not None:
+            self.wake()
+        try:
+            yield
+        finally:
+            self.sleep()
+
+    def close(self) -> None:
+        """Remove the weights that were written for the workers."""
+        self._folder.clear()
+
+    def _run(self, prompts: Sequence[Sequence[int]], parameters: list[Any]) -> list[Any]:
+        rows = [{"prompt_token_ids": [int(number) for number in prompt]} for prompt in prompts]
+        outputs: list[Any] = self._llm.generate(rows, parameters, use_tqdm=False)
+        if len(outputs) != len(rows):
+            raise nonsense("another number of prompts than was asked for", WHERE, len(outputs), len(rows))
+        return outputs
+
+    def _prepare(self) -> None:
+        if self._unusable is not None:
+            raise EngineError(
+                f"the engine cannot be sampled from: {self._unusable}",
+                where=WHERE,
+                remedy="call wake() or update_weights(model, version) first",
+            )
+
+
+def _sampled(output: Any) -> Sampled:
+    ids = list(output.token_ids)
+    logprobs = [place[number].logprob for place, number in zip(output.logprobs or [], ids, strict=True)]
+    return Sampled(ids, logprobs, output.finish_reason)

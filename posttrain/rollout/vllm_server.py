@@ -1,0 +1,156 @@
+"""A vLLM server as seen from outside: its HTTP interface, with retries, and errors that name the URL and the remedy.
+
+Start it so (the development endpoints take weights, so keep the port private):
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --generation-config vllm --logprobs-mode processed_logprobs \
+        --enable-sleep-mode --host 127.0.0.1
+
+Only the standard library: vLLM pins its own torch and lives in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.errors import ConfigError, EngineError
+
+COMMAND = (
+    "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --generation-config vllm --logprobs-mode processed_logprobs "
+    "--enable-sleep-mode"
+)
+BUSY = frozenset({429, 502, 503, 504})
+LONGEST_WAIT = 5.0
+NEVER_SENT = (ConnectionError, http.client.RemoteDisconnected, http.client.IncompleteRead)
+
+
+class VLLMServer:
+    """One server, one URL.
+
+    Args:
+        url: http://host:port, without /v1.
+        patience: seconds over which a server that cannot be reached is tried again; a restart needs a minute or more.
+        timeout: seconds for one answer; a whole prompt's completions are one answer.
+    """
+
+    def __init__(self, url: str, *, patience: float = 60.0, timeout: float = 1200.0):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.lost = 0
+        """Times that the connection broke or was refused; whoever synced weights asks whether it is the same server."""
+        self._patience = patience
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        # A proxy for the outside world must not stand between a trainer and its engine.
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None, *, retry: bool = True) -> Any:
+        """The answer's JSON, or None where it is empty.
+
+        Raises:
+            ConfigError: the server refuses the request (HTTP 4xx), in its own words.
+            EngineError: it cannot be reached, fails, or does not answer with JSON.
+        """
+        return self._call(path, json.dumps(body or {}).encode(), retry)
+
+    def get(self, path: str) -> Any:
+        return self._call(path, None, True)
+
+    def has(self, path: str) -> bool:
+        """Whether the server knows a GET endpoint."""
+        try:
+            self.get(path)
+        except ConfigError:
+            return False
+        return True
+
+    def _call(self, path: str, body: bytes | None, retry: bool) -> Any:
+        deadline = time.monotonic() + (self._patience if retry else 0.0)
+        wait = 0.1
+        while True:
+            trouble = ""
+            try:
+                return self._sent(path, body)
+            except urllib.error.HTTPError as error:
+                trouble = f"HTTP {error.code}: {_words(error)}"
+                if error.code not in BUSY:
+                    raise self._refusal(path, error.code, trouble) from None
+            except TimeoutError:
+                raise self._silence(path, f"no answer within {self._timeout:.0f} s") from None
+            except NEVER_SENT as error:
+                trouble = self._break(error)
+            except urllib.error.URLError as error:
+                if isinstance(error.reason, TimeoutError):
+                    raise self._silence(path, f"no answer within {self._timeout:.0f} s") from None
+                trouble = self._break(error.reason)
+            if time.monotonic() + wait > deadline:
+                raise self._silence(path, trouble)
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def _sent(self, path: str, body: bytes | None) -> Any:
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        with self._open(request, timeout=self._timeout) as reply:
+            content = reply.read()
+        if not content:
+            return None
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise EngineError(
+                "the engine's answer is no JSON",
+                where=self.url + path,
+                found=content[:200],
+                remedy=f"see that a vLLM server listens there: {COMMAND}",
+            ) from None
+
+    def _break(self, error: object) -> str:
+        with self._lock:
+            self.lost += 1
+        return f"{type(error).__name__}: {error}"
+
+    def _refusal(self, path: str, code: int, trouble: str) -> ConfigError | EngineError:
+        where = self.url + path
+        if code in (404, 405):
+            return ConfigError(
+                "the engine does not have this endpoint",
+                where=where,
+                found=trouble,
+                remedy=f"start it with its development endpoints: {COMMAND}",
+            )
+        if code < 500:
+            return ConfigError(
+                "the engine refuses the request", where=where, found=trouble, remedy="change what it objects to"
+            )
+        return EngineError(
+            "the engine failed",
+            where=where,
+            found=trouble,
+            remedy="its log says why; restart it and resume the run",
+        )
+
+    def _silence(self, path: str, trouble: str) -> EngineError:
+        return EngineError(
+            "the engine cannot be reached",
+            where=self.url + path,
+            found=trouble,
+            remedy=f"start it and resume the run: {COMMAND}",
+        )
+
+
+def _words(error: urllib.error.HTTPError) -> str:
+    """What the server says, out of its JSON where it is one: {"error": {"message": ...}} or {"detail": ...}."""
+    content = error.read(4000).decode(errors="replace")
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return content[:300]
+    if isinstance(told, dict):
+        inner = told.get("error", told.get("detail", told))
+        told = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return str(told)[:300]

@@ -1,0 +1,190 @@
+"""What the policy is worth on tasks that it does not train on, when to stop for it, and which weights were the best.
+
+examinations.jsonl has every answer; best/weights.safetensors the weights of the best examination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from posttrain.config.online import SamplingStage
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.errors import CheckpointError
+from posttrain.rewards.rubric import Rubric
+from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.training.rollouts import Group, Prompt
+from posttrain.types import Mean, Metric
+
+SOLVED = 1.0
+"""The score of a right answer, by the custom of verifiers."""
+
+Ask = Callable[[Sequence[Prompt], SamplingDistribution, int], list[Group]]
+"""(prompts, sampling, completions of each) -> completions, with texts and without scores."""
+
+
+class Examiner:
+    """Asks the held-out tasks and keeps the score.
+
+    Args:
+        ask: the policy as it is now.
+        seed: every examination draws from the same stream, so that scores differ by the policy alone.
+    """
+
+    def __init__(
+        self,
+        stage: SamplingStage,
+        prompts: Sequence[Prompt],
+        ask: Ask,
+        rubric: Rubric,
+        model: nn.Module,
+        folder: StageFolder,
+        progress: Progress,
+        *,
+        stop_ids: frozenset[int],
+        seed: int,
+    ):
+        self.stage = stage
+        self.prompts = prompts[: stage.examine.limit]
+        self._ask, self._rubric, self._model = ask, rubric, model
+        self._folder, self._progress = folder, progress
+        self._sampling = stage.distribution(stop_ids, seed, examine=True)
+        self.best: tuple[int, float] | None = None
+        """(step, score) of the best examination, the later of two equal ones."""
+        self._best_hash: str | None = None
+        self._last: int | None = None
+        self._since = 0
+        self._stopped: str | None = None
+
+    def due(self, step: int, steps: int) -> bool:
+        return bool(self.prompts) and (step % self.stage.examine.every_steps == 0 or step == steps)
+
+    def examine(self, step: int) -> Mapping[str, Metric]:
+        """Ask, score, write examinations.jsonl, and keep the weights if they are the best so far."""
+        title = f"{self._folder.name}: held-out tasks"
+        with self._progress.phase(title, total=len(self.prompts), unit="tasks") as phase:
+            groups = self._ask(self.prompts, self._sampling, self.stage.examine.completions_per_prompt)
+            score_groups(self._rubric, groups)
+            phase.advance(len(groups))
+        for group in groups:
+            for one in group.responses:
+                self._folder.log("examinations.jsonl").append(
+                    {
+                        "step": step,
+                        "row": str(group.prompt.task.row),
+                        "answer": group.prompt.task.answer,
+                        "completion": one.text,
+                        "finish": str(one.completion.finish),
+                        "score": one.reward,
+                        "parts": one.scored.parts,
+                    }
+                )
+        metrics = examined(groups)
+        self._judge(step, metrics["score"].value)
+        return metrics
+
+    def stop(self) -> str | None:
+        return self._stopped
+
+    def finish(self) -> None:
+        """Put the best weights back, where the stage asks for the best."""
+        self._rubric.close()
+        if self.best is None or self.stage.examine.keep != "best":
+            return
+        step, score = self.best
+        self._folder.write_stage(best={"step": step, "score": score})
+        if step == self._last:
+            return
+        path = self._path
+        if not path.exists() or _hash(path) != self._best_hash:
+            raise CheckpointError(
+                "the best weights are not what was saved",
+                where=path,
+                remedy="resume from a checkpoint with `examine: {keep: last}`, or start anew with --fresh",
+            )
+        trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, value in load_file(path).items():
+                trainable[name].copy_(value)
+        self._progress.say(f"{self._folder.name}: ends with the weights of step {step}, held-out score {score:.3f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": list(self.best) if self.best else None,
+            "best_hash": self._best_hash,
+            "last": self._last,
+            "since": self._since,
+            "stopped": self._stopped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = (int(state["best"][0]), float(state["best"][1])) if state["best"] else None
+        self._best_hash, self._last = state["best_hash"], state["last"]
+        self._since, self._stopped = state["since"], state["stopped"]
+
+    # ------------------------------------------------------------ small parts
+
+    @property
+    def _path(self) -> Path:
+        return self._folder.path / "best" / "weights.safetensors"
+
+    def _judge(self, step: int, score: float) -> None:
+        stop = self.stage.stop
+        self._last = step
+        if self.best is None or score >= self.best[1]:
+            better = self.best is None or score > self.best[1]
+            self._since = 0 if better else self._since + 1
+            self.best = (step, score)
+            if self.stage.examine.keep == "best":
+                self._keep()
+        else:
+            self._since += 1
+        if stop.target_score is not None and score >= stop.target_score:
+            self._stopped = f"the held-out score is {score:.3f}, and {stop.target_score:g} was wanted"
+        elif stop.patience is not None and self._since >= stop.patience:
+            self._stopped = f"no better held-out score in {self._since} examinations; the best is {self.best[1]:.3f}"
+
+    def _keep(self) -> None:
+        """Under a temporary name, then renamed: a kill leaves the old best or the new one."""
+        path = self._path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = path.with_suffix(".writing")
+        weights = {n: p.detach().cpu().contiguous() for n, p in self._model.named_parameters() if p.requires_grad}
+        save_file(weights, writing)
+        self._best_hash = _hash(writing)
+        os.replace(writing, path)
+
+
+def score_groups(rubric: Rubric, groups: Sequence[Group]) -> None:
+    """Fill in what the rubric says of each response."""
+    places = [(number, group, one) for number, group in enumerate(groups) for one in group.responses]
+    items = [one.sampled(group.prompt.task, number) for number, group, one in places]
+    for (_, _, one), scored in zip(places, rubric.score(items), strict=True):
+        one.scored, one.reward = scored, scored.total
+
+
+def examined(groups: Sequence[Group]) -> dict[str, Metric]:
+    """Means over all answers; those that nobody judged are in none but `abstained_share`."""
+    responses = [one for group in groups for one in group.responses]
+    rewards = [one.reward for one in responses if one.reward is not None]
+    metrics: dict[str, Metric] = {
+        "score": Mean(sum(rewards), len(rewards)),
+        "solved_share": Mean(sum(reward >= SOLVED for reward in rewards), len(rewards)),
+        "length_generated": Mean(sum(len(one.completion.ids) for one in responses), len(responses)),
+        "truncated_share": Mean(sum(one.truncated for one in responses), len(responses)),
+        "abstained_share": Mean(len(responses) - len(rewards), len(responses)),
+    }
+    return metrics
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,242 @@
+"""What becomes of scored completions: three ways to learn from a rollout, for the one source.
+
+PolicyGradient   columns on every token: advantages, log-probs to start from; the online table, PPO's value model
+Pairs            the best and the worst of each group as a preference pair               online DPO
+Imitation        the completions that are good enough as demonstrations                  rejection sampling
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from posttrain import advantages as credit
+from posttrain.config.online import OnlineStage
+from posttrain.data.tree_key import make_tree
+from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.policy import explain_zero_loss
+from posttrain.models.logprobs import Policy
+from posttrain.training.critic import Critic
+from posttrain.training.rollouts import Group, Response, Rollout, fill
+from posttrain.training.source import Parts
+from posttrain.types import Batch, Metric, TokenTree
+
+
+class SampledReference(Protocol):
+    """The policy's start, or a teacher, asked at the temperature that samples."""
+
+    kind: str
+
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor: ...
+
+
+class Learner(Protocol):
+    """See the module's docstring."""
+
+    nothing: str
+    """Why a step may have nothing to train on, in words."""
+
+    @property
+    def parts(self) -> Parts: ...
+
+    def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
+        """For each group that teaches something, its trees."""
+        ...
+
+    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]: ...
+
+    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]: ...
+
+    def explain(self, values: Mapping[str, float]) -> str | None: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _Plain:
+    """A learner without anything that moves beside the policy."""
+
+    parts: Parts = MappingProxyType({})
+
+    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        return {}
+
+    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        return {}
+
+    def explain(self, values: Mapping[str, float]) -> str | None:
+        return None
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return None
+
+
+# ---------------------------------------------------------------- policy gradients
+
+
+class KLWeight:
+    """The KL penalty's weight, which an adaptive one moves; the loss and the rewards read it from here."""
+
+    def __init__(self, beta: float, adaptive: AdaptiveKL | None = None):
+        self.beta = beta
+        self._adaptive = adaptive
+
+    def update(self, measured: float) -> None:
+        if self._adaptive is not None:
+            self._adaptive = self._adaptive.updated(measured)
+            self.beta = self._adaptive.beta
+
+    def load(self, beta: float) -> None:
+        self.beta = beta
+        if self._adaptive is not None:
+            self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)
+
+
+class PolicyGradient(_Plain):
+    """A row of the online table.
+
+    Args:
+        tokens: of a micro-batch; no tree has more.
+    """
+
+    nothing = "no group has a signal (the rewards of each are all equal)"
+
+    def __init__(
+        self,
+        stage: OnlineStage,
+        policy: Policy,
+        kl: KLWeight,
+        tokens: int,
+        reference: SampledReference | None = None,
+        critic: Critic | None = None,
+    ):
+        self.stage, self.policy, self.kl, self.tokens = stage, policy, kl, tokens
+        self.reference, self.critic = reference, critic
+        self.parts = {"value": critic.part} if critic is not None else {}
+
+    def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
+        self._fill(rollout)
+        self._assign(rollout)
+        return [trees for group in kept if (trees := group.trees(self.tokens))]
+
+    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        return {} if self.critic is None else self.critic.update(trees, index)
+
+    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        if self.reference is None or self.stage.kl_place == "none":
+            return {}
+        used = self.kl.beta
+        self.kl.update(values.get("kl_sequence_reference", float("nan")))
+        return {"kl_coefficient": used}
+
+    def explain(self, values: Mapping[str, float]) -> str | None:
+        return explain_zero_loss(values)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"kl_coefficient": self.kl.beta}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kl.load(float(state["kl_coefficient"]))
+
+    def _fill(self, rollout: Rollout) -> None:
+        """The log-probs and values that the loss or the rewards need, by the trainer's own forward pass."""
+        temperature, policy, reference = self.stage.sampling.temperature, self.policy, self.reference
+
+        def give(name: str, call: Callable[[Batch], Tensor]) -> None:
+            fill(rollout, name, call, self.tokens, policy.device)
+
+        if self.stage.recomputes_old:
+            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N)
+        if reference is not None:
+            give("reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature))
+        if self.critic is not None:
+            give("values", self.critic.model)
+
+    def _assign(self, rollout: Rollout) -> None:
+        """Advantages, and for PPO returns, of every token."""
+        rewards_B, group_B, mask_BL = rollout.padded()
+        ratio_BL = None
+        if self.reference is not None:
+            own = "old_logprobs" if self.stage.recomputes_old else "sampler_logprobs"
+            ratio_BL = rollout.column(own) - rollout.column("reference_logprobs")
+        in_reward, taught = self.stage.kl_place == "reward", self.stage.row.advantage == "teacher"
+        assigned = credit.advantages(
+            self.stage.row.advantage,
+            credit.Rollout(
+                rewards_B,
+                group_B,
+                mask_BL,
+                kl_BL=ratio_BL if in_reward else None,
+                values_BL=rollout.column("values") if self.critic is not None else None,
+                teacher_ratio_BL=-ratio_BL if taught and ratio_BL is not None else None,
+            ),
+            kl_beta=self.kl.beta,
+            **self.stage.credit_parameters,
+        )
+        rollout.put("advantages", assigned.values_BL)
+        if assigned.returns_BL is not None:
+            rollout.put("returns", assigned.returns_BL)
+
+
+# ---------------------------------------------------------------- pairs and demonstrations
+
+
+class Pairs(_Plain):
+    """The best and the worst completion of each group, as DPO takes them (Guo et al. 2024, arXiv:2402.04792).
+
+    Args:
+        least_margin: groups whose best is better by less than this teach nothing.
+    """
+
+    nothing = "no group has a best and a worst completion (the rewards of each are all equal)"
+
+    def __init__(self, least_margin: float):
+        self.least_margin = least_margin
+
+    def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
+        return [[_tree(group, pair)] for group in kept if (pair := self._pair(group)) is not None]
+
+    def _pair(self, group: Group) -> list[Response] | None:
+        ranked = sorted(group.branches, key=_reward)
+        if len(ranked) < 2 or group.tied or _reward(ranked[-1]) - _reward(ranked[0]) < self.least_margin:
+            return None
+        return [ranked[-1], ranked[0]]
+
+
+class Imitation(_Plain):
+    """Completions of at least a reward, each different one once (Yuan et al. 2023, arXiv:2308.01825; Gulcehre et al.
+    2023, arXiv:2308.08998).
+
+    Args:
+        least_reward: what is good enough.
+        most: of one prompt, the best ones; None: all.
+    """
+
+    def __init__(self, least_reward: float, most: int | None):
+        self.least_reward, self.most = least_reward, most
+        self.nothing = f"no completion has a reward of {least_reward:g} or more"
+
+    def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
+        return [[_tree(group, good)] for group in kept if (good := self._good(group))]
+
+    def _good(self, group: Group) -> list[Response]:
+        good = [one for one in group.branches if _reward(one) >= self.least_reward]
+        different = list({one.completion.ids: one for one in good}.values())
+        return sorted(different, key=lambda one: -_reward(one))[: self.most]
+
+
+def _tree(group: Group, responses: Sequence[Response]) -> TokenTree:
+    branches = [(one.completion.ids, [True] * len(one.completion.ids)) for one in responses]
+    return make_tree(group.prompt.ids, branches, group.prompt.task.row)
+
+
+def _reward(one: Response) -> float:
+    assert one.reward is not None  # a response that nobody judged is no branch
+    return one.reward

@@ -1,0 +1,413 @@
+"""An online stage before step 1: its tasks, its rewards, and what is proven on completions that the start samples.
+
+gold        every verifier gives 1 to each row's own answer        tree, leak, gradient   as for any stage
+sampler     the engine's log-probs are the trainer's               memory                 of the longest completions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.config import stage_fingerprint
+from posttrain.config.online import RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.data.encode import Encoder
+from posttrain.data.tree_key import make_tree
+from posttrain.data.trees import collate, to_device
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.errors import ConfigError
+from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.policy import policy_loss
+from posttrain.models.devices import device_of
+from posttrain.models.fingerprint import weights_fingerprint
+from posttrain.models.loading import LoadedModel, load
+from posttrain.models.logprobs import Policy
+from posttrain.models.reference import reference
+from posttrain.models.value import value_model
+from posttrain.rewards import Rubric, Scorer, gold_check, resolve
+from posttrain.rewards.scorer import RewardFunction
+from posttrain.rollout.native import NativeEngine
+from posttrain.training import preflight
+from posttrain.training.algorithms import Algorithm, algorithm
+from posttrain.training.critic import RATE_FACTOR, Critic
+from posttrain.training.examiner import Examiner
+from posttrain.training.inputs import Inputs, prompt_settings
+from posttrain.training.learners import Imitation, KLWeight, Learner, Pairs, PolicyGradient, SampledReference
+from posttrain.training.loop import Work
+from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
+from posttrain.training.online import OnlineSource, Setup, sample
+from posttrain.training.order import stream_seed
+from posttrain.training.preflight import Check
+from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.rollouts import Prompt, decide
+from posttrain.training.starts import settle
+from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
+from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs, TokenTree
+
+PROBED_PROMPTS = 2
+PROBED_COMPLETIONS = 3
+PROBED_NEW_TOKENS = 32
+"""Enough for every check, and a second on a laptop."""
+GOLD_TASKS = 200
+"""Tasks whose own answers the verifiers are tried on before training; `posttrain check` tries all."""
+SAMPLER_GAP = 1e-4
+"""Nats between the engine's log-prob of a sampled token and the trainer's, in fp32; bf16 is allowed a hundred times."""
+
+
+def prepare_online(
+    stage: SamplingStage,
+    start: str | Path | LoadedModel,
+    folder: StageFolder,
+    seed: int,
+    progress: Progress,
+    examples: Tasks | None,
+    resumed: dict[str, Any] | None,
+    proof_only: bool,
+    rewards: Sequence[RewardFunction],
+) -> Prepared:
+    """See `posttrain.training.stage.prepare`."""
+    device = device_of(stage.compute.device)
+    settled = settle(stage, start, device)
+    for note in settled.notes:
+        progress.say(f"{folder.name}: {note}")
+    encoder = Encoder(settled.tokenizer, prompt_settings(stage))
+    rubric = rubric_of_stage(stage, rewards)
+    tasks = load_tasks(
+        stage.data, stage.held_out, examples, encoder, longest=_longest_prompt(stage, settled.positions), seed=seed
+    )
+    order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
+    gold = _check_gold([prompt.task for prompt in tasks.train], rubric, every=proof_only)
+    loaded = load_policy(stage, start, device, seed, progress)
+    policy = Policy(
+        loaded.model,
+        autocast=autocast_of(stage.compute.precision, device),
+        activation_checkpointing=stage.compute.activation_checkpointing,
+    )
+    start_weights = weights_fingerprint(policy.model)
+    own = [_content_of(function) for function in rewards]
+    identity = stage_fingerprint(stage, data=[*tasks.fingerprints, *own], start_model=start_weights, seed=seed)
+    engine = NativeEngine(policy.model)
+    weight = _kl_weight(stage)
+    objective = objective_of(stage, weight)
+    with progress.phase(f"{folder.name}: preflight", unit="checks"):
+        proven, budget = _prove(stage, policy, engine, encoder, objective, tasks, gold, resumed)
+    folder.write_preflight(proven.record())
+    if stage.preflight.on_failure == "stop":
+        proven.require()
+    source, start_reference = None, None
+    if not proof_only:
+        start_reference = _reference(stage, policy, objective, progress)
+        learner = _learner(stage, policy, weight, start_reference, order, budget, seed)
+        examiner = _examiner(stage, policy, engine, encoder, rubric, tasks, seed, folder, progress)
+        source = OnlineSource(
+            Setup(stage, engine, encoder, rubric, learner, tasks.train, order, seed, folder, progress, examiner)
+        )
+    work = Work(
+        stage=stage,
+        algorithm=objective,
+        policy=policy,
+        reference=start_reference if objective.needs_reference else None,
+        rows=(),
+        held_out=(),
+        decoder=encoder,
+        tokens_per_microbatch=budget,
+        memory=proven.memory,
+        seed=seed,
+        identity=identity,
+        adapter=loaded.adapter,
+        source=source,
+    )
+    inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints)
+    kind = None if start_reference is None else start_reference.kind
+    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
+
+
+def objective_of(stage: SamplingStage, weight: KLWeight) -> Algorithm:
+    """The loss: a row of the online table, of the pairwise table for pairs, or imitation.
+
+    The weight of a KL is read anew at each call, since an adaptive one moves.
+    """
+    if isinstance(stage, OnlineDPO):
+        return algorithm(stage.objective, stage.parameters)
+    if isinstance(stage, RFT):
+        return algorithm("sft")
+    assert isinstance(stage, OnlineStage)
+    parameters = stage.parameters
+    return Algorithm(
+        stage.method,
+        Task,
+        "completions",
+        False,
+        parameters,
+        partial(_loss, stage, weight),
+        temperature=stage.sampling.temperature,
+        needs_entropy=bool(parameters.get("entropy_weight")),
+    )
+
+
+def _loss(
+    stage: OnlineStage,
+    weight: KLWeight,
+    policy: TokenLogprobs,
+    reference_N: Tensor | None,
+    batch: Batch,
+    denominator: Count,
+) -> LossOutput:
+    row, parameters = stage.row, stage.parameters
+    if row.kl_place == "loss":
+        parameters["kl_beta"] = weight.beta
+    return policy_loss(row, parameters, policy, batch, denominator, on_policy=not stage.recomputes_old)
+
+
+def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -> Rubric:
+    """The rewards that the stage names and the functions that were passed.
+
+    Raises:
+        ConfigError: there is none; a function that cannot be called as a reward.
+    """
+    named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
+    passed = [one if isinstance(one, Scorer) else Scorer(_name_of(one), one) for one in functions]
+    if not named and not passed and not stage.needs_rewards:
+        return Rubric([Scorer("none", lambda prompt, completion, task: 0.0)])
+    if not named and not passed:
+        raise ConfigError(
+            "nothing says what a good completion is",
+            where=f"{stage.name}: rewards",
+            example="rewards: [{kind: math}]",
+            remedy="list rewards in the stage, or pass functions: train(stage, model, tasks, rewards=[right])",
+        )
+    return Rubric([*named, *passed])
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def _examiner(
+    stage: SamplingStage,
+    policy: Policy,
+    engine: NativeEngine,
+    encoder: Encoder,
+    rubric: Rubric,
+    tasks: TaskSet,
+    seed: int,
+    folder: StageFolder,
+    progress: Progress,
+) -> Examiner:
+    own = [resolve(spec, folder=stage.modules) for spec in stage.examine.rewards]
+    return Examiner(
+        stage,
+        tasks.held_out,
+        partial(sample, engine, encoder),
+        Rubric(own) if own else rubric,
+        policy.model,
+        folder,
+        progress,
+        stop_ids=encoder.stop_ids,
+        seed=stream_seed(seed, "evaluation"),
+    )
+
+
+def _learner(
+    stage: SamplingStage,
+    policy: Policy,
+    weight: KLWeight,
+    start: SampledReference | None,
+    order: TaskOrder,
+    budget: int,
+    seed: int,
+) -> Learner:
+    if isinstance(stage, OnlineDPO):
+        return Pairs(stage.least_margin)
+    if isinstance(stage, RFT):
+        return Imitation(stage.least_reward, stage.most_per_prompt)
+    assert isinstance(stage, OnlineStage)
+    critic = _critic(stage, policy, order, budget, seed) if isinstance(stage, PPOStage) else None
+    return PolicyGradient(stage, policy, weight, budget, start, critic)
+
+
+def _reference(stage: SamplingStage, policy: Policy, objective: Algorithm, progress: Progress) -> Any:
+    """The policy's start, or the teacher; None where nothing is compared."""
+    if isinstance(stage, OnlineStage) and stage.row.advantage == "teacher":
+        teacher = load(stage.teacher, device=policy.device, say=progress.say)  # type: ignore[attr-defined]
+        for parameter in teacher.model.parameters():
+            parameter.requires_grad_(False)
+        return Teacher(Policy(teacher.model, policy.path, autocast=policy.autocast))
+    needed = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
+    return reference("auto", policy) if needed else None
+
+
+class Teacher:
+    """Another model's log-probs of the policy's tokens."""
+
+    kind = "teacher"
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        return self._policy(batch, temperature=temperature).logprobs_N
+
+
+def _critic(stage: PPOStage, policy: Policy, order: TaskOrder, budget: int, seed: int) -> Critic:
+    return Critic(
+        value_model(policy, train_backbone=stage.value_backbone == "train", seed=stream_seed(seed, "adapter", 1)),
+        stage.optimizer,
+        learning_rate=stage.value_learning_rate or RATE_FACTOR * stage.learning_rate,
+        schedule=stage.schedule,
+        updates=order.steps * stage.updates_per_rollout,
+        clip=stage.parameters["value_clip"],
+        tokens_per_microbatch=budget,
+    )
+
+
+def _kl_weight(stage: SamplingStage) -> KLWeight:
+    if not isinstance(stage, OnlineStage):
+        return KLWeight(0.0)
+    beta = stage.parameters.get("kl_beta", 0.0)
+    return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)
+
+
+def _longest_prompt(stage: SamplingStage, positions: int | None) -> int | None:
+    limits = [limit for limit in (stage.max_length, positions) if limit is not None]
+    if not limits:
+        return None
+    room = min(limits) - stage.sampling.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            "answers of that length leave no room for a prompt",
+            where=f"{stage.name}: sampling.max_new_tokens",
+            found=f"{stage.sampling.max_new_tokens:,} new tokens of {min(limits):,} in all",
+            remedy="lower sampling.max_new_tokens or raise max_length",
+        )
+    return room
+
+
+def _name_of(function: RewardFunction) -> str:
+    return function.__name__ if inspect.isroutine(function) else type(function).__name__
+
+
+def _content_of(function: RewardFunction) -> str:
+    """What a function does, as far as its source tells; a changed one is another run."""
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or no plain function
+        text = repr(type(function))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the checks
+
+
+def _prove(
+    stage: SamplingStage,
+    policy: Policy,
+    engine: NativeEngine,
+    encoder: Encoder,
+    objective: Algorithm,
+    tasks: TaskSet,
+    gold: Check,
+    resumed: dict[str, Any] | None,
+) -> tuple[preflight.Preflight, int]:
+    """All checks, on completions of the start, and the tokens of a micro-batch."""
+    rows = probe_trees(stage, engine, encoder, tasks.train)
+    first = preflight.check_bos(rows, encoder.tokens.bos_id)
+    checks = [_check_tasks(tasks), gold, first, preflight.choose_path(policy, rows, stage.compute.logprobs)]
+    checks.append(preflight.check_leak(policy, rows))
+    checks.append(_check_sampler(policy, rows, stage.sampling.temperature))
+    proof = preflight.Itself(policy) if objective.needs_reference else None
+    pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
+    checks.append(preflight.check_gradient(policy, proof, objective, pairs))
+    per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
+    longest = max(len(prompt.ids) for prompt in tasks.train) + stage.sampling.max_new_tokens
+    largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)
+    compares = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
+    live = compares and stage.adapter is None
+    asked = stage.compute.tokens_per_microbatch
+    if asked != "auto":
+        budget = int(asked)
+    elif resumed and resumed.get("tokens_per_microbatch"):
+        budget = int(resumed["tokens_per_microbatch"])
+    else:
+        budget = fitting_microbatch(policy, per_token, largest_tree=longest, live_reference=live, largest=largest)
+    memory = plan(
+        policy,
+        tokens_per_microbatch=max(budget, longest),
+        activation_bytes_per_token=per_token,
+        live_reference=live,
+        largest=largest,
+    )
+    checks.append(preflight.check_memory(memory))
+    return preflight.Preflight(tuple(checks), preflight.decoded_rows(rows, encoder), memory), budget
+
+
+def probe_trees(
+    stage: SamplingStage, engine: NativeEngine, encoder: Encoder, prompts: Sequence[Prompt]
+) -> list[TokenTree]:
+    """A few short completions of the start, with columns of the kind that training has."""
+    sampling = stage.distribution(encoder.stop_ids, seed=0)
+    short = replace(sampling, max_new_tokens=min(PROBED_NEW_TOKENS, sampling.max_new_tokens))
+    groups = sample(engine, encoder, prompts[:PROBED_PROMPTS], short, PROBED_COMPLETIONS)
+    for group in groups:
+        for number, one in enumerate(group.responses):
+            one.reward = float(number == 0)
+    decide(groups, drop_truncated=False)
+    for group in groups:
+        for one in group.branches:
+            own = one.columns["sampler_logprobs"]
+            one.columns |= {"old_logprobs": own, "reference_logprobs": own}
+            one.columns["advantages"] = np.full_like(own, 1.0 if one.reward else -0.5)
+    return [tree for group in groups for tree in group.trees()]
+
+
+def _check_tasks(tasks: TaskSet) -> Check:
+    counts = tasks.counts
+    lost = sum(counts["dropped"].values())
+    evidence = {key: counts[key] for key in ("read", "rows", "held_out_rows", "dropped")}
+    detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
+    if lost > 0.05 * counts["read"]:
+        return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
+    if not tasks.held_out:
+        remedy = "raise held_out, or name a file: without it, a policy that games the reward looks like one that learns"
+        return Check("data", "tasks", "warn", f"{detail}: no score on tasks that do not train", evidence, remedy)
+    return Check("data", "tasks", "pass", detail, evidence)
+
+
+def _check_gold(tasks: Sequence[Task], rubric: Rubric, *, every: bool) -> Check:
+    """Every verifier accepts the rows' own answers: no model can be right where it does not."""
+    tried = tasks if every else tasks[:GOLD_TASKS]
+    verifiers = [scorer for scorer in rubric.scorers if scorer.gold is not None]
+    title = "verifiers accept the rows' own answers"
+    if not verifiers:
+        return Check("gold", title, "pass", "no reward verifies an answer")
+    failures = gold_check(tried, verifiers)
+    evidence = {"tasks": len(tried), "failures": [str(failure) for failure in failures[:20]]}
+    if not failures:
+        return Check("gold", title, "pass", f"all of {len(tried):,} tasks", evidence)
+    status: preflight.Status = "fail" if len(failures) >= len(tried) else "warn"
+    remedy = "correct the answers of these rows or remove them, or choose another reward"
+    return Check("gold", title, status, f"{len(failures):,} of {len(tried):,} fail; {failures[0]}", evidence, remedy)
+
+
+@torch.no_grad()
+def _check_sampler(policy: Policy, rows: Sequence[TokenTree], temperature: float) -> Check:
+    """The engine's log-prob of each sampled token is the trainer's: before step 1 every importance ratio is 1."""
+    batch = to_device(collate(rows), policy.device)
+    ours = policy(batch, temperature=temperature).logprobs_N
+    gap = float((ours - batch.columns_N["sampler_logprobs"].to(ours)).abs().max())
+    wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
+    allowed = SAMPLER_GAP if wide else 100 * SAMPLER_GAP
+    detail = f"log-probs of {len(ours)} sampled tokens differ by at most {gap:.1e} nats"
+    status: preflight.Status = "pass" if gap <= allowed else "fail"
+    remedy = None if status == "pass" else "set compute.precision: fp32, or `choices: {correction: truncated}`"
+    return Check("identity", "sampler = trainer at step 0", status, detail, {"largest_logprob_gap": gap}, remedy)

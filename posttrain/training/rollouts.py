@@ -1,0 +1,217 @@
+"""What one step samples: prompts, completions, rewards, and the trees that train on them.
+
+    rollout = Rollout(groups, step=3, version=3)
+    fill(rollout, "old_logprobs", lambda batch: policy(batch).logprobs_N, tokens_per_microbatch)
+    trees = rollout.groups[0].trees()     # the prompt once, a branch per completion, columns on every token
+
+Ids are exactly what was sampled, a stop token included where it was sampled and none where it was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.advantages import reward_tensor
+from posttrain.data.trees import collate, packed, to_device
+from posttrain.rewards.rubric import Scored
+from posttrain.rewards.scorer import Sampled
+from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.turns import completion_tree
+from posttrain.types import Batch, Task, TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A task and the ids that its answers continue: Prompt(Task(...), ids=(1, 70, 71), index=12)."""
+
+    task: Task
+    ids: tuple[int, ...]
+    index: int
+    """Its place among the stage's tasks."""
+
+
+@dataclass(slots=True)
+class Response:
+    """One completion with all that is known of it.
+
+    Response(Completion(ids=(52, 2), ...), "4", Scored(1.0, {"correct": 1.0}), reward=1.0)
+    """
+
+    completion: Completion
+    text: str
+    scored: Scored
+    reward: float | None
+    """What trains: the rubric's total and the overlong penalty; None where nobody judged."""
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    """Per sampled id."""
+    trains: bool = True
+    """Whether it is a branch of its prompt's tree."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.completion.finish is FinishReason.LENGTH
+
+    @property
+    def empty(self) -> bool:
+        return not self.completion.answer_ids
+
+    def sampled(self, task: Task, group: int) -> Sampled:
+        """As rewards take it."""
+        return Sampled(task.prompt, self.text, task, self.completion.finish, len(self.completion.ids), group)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and its completions."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+    @property
+    def branches(self) -> list[Response]:
+        return [one for one in self.responses if one.trains]
+
+    @property
+    def tied(self) -> bool:
+        """All rewards the same, or fewer than two of them: nothing to learn by comparing."""
+        rewards = [one.reward for one in self.responses if one.reward is not None]
+        return len(rewards) < 2 or max(rewards) - min(rewards) <= 1e-6 * max(map(abs, rewards))
+
+    def parts(self, most_tokens: int | None = None) -> list[list[Response]]:
+        """The branches that train, in as many parts as it takes for none, with the prompt, to have more than
+        `most_tokens`: a tree is never cut."""
+        parts: list[list[Response]] = []
+        room = 0
+        for one in self.branches:
+            if not parts or (most_tokens is not None and len(one.completion.ids) > room):
+                parts.append([])
+                room = (most_tokens or 0) - len(self.prompt.ids)
+            parts[-1].append(one)
+            room -= len(one.completion.ids)
+        return parts
+
+    def trees(self, most_tokens: int | None = None) -> list[TokenTree]:
+        """Each part under its prompt, with the columns of its tokens."""
+        return [self._tree(part) for part in self.parts(most_tokens)]
+
+    def _tree(self, branches: Sequence[Response]) -> TokenTree:
+        tree = completion_tree(self.prompt.ids, [one.completion for one in branches], self.prompt.task.row)
+        columned = [
+            replace(branch, columns=dict(one.columns)) for branch, one in zip(tree.branches, branches, strict=True)
+        ]
+        return replace(tree, branches=tuple(columned))
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Everything that was sampled for one step."""
+
+    groups: tuple[Group, ...]
+    step: int
+    """Counted from 1, as in the logs."""
+    version: int
+    """Of the weights that sampled: how many steps they had taken."""
+
+    @property
+    def responses(self) -> list[Response]:
+        return [one for group in self.groups for one in group.responses]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [one.reward for one in self.responses if one.reward is not None]
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rewards_B, group_B, mask_BL) of all responses; the mask is True where a token trains."""
+        responses = self.responses
+        longest = max((len(one.completion.ids) for one in responses), default=0)
+        mask_BL = torch.zeros(len(responses), longest, dtype=torch.bool)
+        for place, one in enumerate(responses):
+            mask_BL[place, : len(one.completion.ids)] = one.trains
+        group_B = torch.tensor([index for index, group in enumerate(self.groups) for _ in group.responses])
+        return reward_tensor([one.reward for one in responses]), group_B, mask_BL
+
+    def column(self, name: str) -> Tensor:
+        """[B, L] in fp32, 0 where a response has no token or does not train."""
+        _, _, mask_BL = self.padded()
+        values_BL = torch.zeros(mask_BL.shape)
+        for place, one in enumerate(self.responses):
+            if one.trains:
+                values_BL[place, : len(one.completion.ids)] = torch.from_numpy(one.columns[name])
+        return values_BL
+
+    def put(self, name: str, values_BL: Tensor) -> None:
+        """The other way: a column of every response that trains."""
+        for values_L, one in zip(values_BL, self.responses, strict=True):
+            if one.trains:
+                one.columns[name] = values_L[: len(one.completion.ids)].float().numpy()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One line of rollouts.jsonl per completion."""
+        for group in self.groups:
+            for number, one in enumerate(group.responses):
+                yield {
+                    "step": self.step,
+                    "version": self.version,
+                    "row": str(group.prompt.task.row),
+                    "prompt": _asked(group.prompt.task),
+                    "answer": group.prompt.task.answer,
+                    "completion": one.text,
+                    "number": number,
+                    "finish": str(one.completion.finish),
+                    "reward": one.reward,
+                    "parts": one.scored.parts,
+                    "prompt_ids": list(group.prompt.ids),
+                    "ids": list(one.completion.ids),
+                    "mask": [one.trains] * len(one.completion.ids),
+                    "sampler_logprobs": [round(value, 6) for value in one.completion.logprobs],
+                    **{name: _rounded(values) for name, values in one.columns.items() if name != "sampler_logprobs"},
+                }
+
+
+@torch.no_grad()
+def fill(rollout: Rollout, name: str, call: Callable[[Batch], Tensor], tokens: int, device: torch.device) -> None:
+    """Give every response that trains the column `name`: what `call` says of each of its tokens, [N].
+
+    Args:
+        tokens: of a micro-batch.
+    """
+    parts = [part for group in rollout.groups for part in group.parts(tokens)]
+    trees = [tree for group in rollout.groups for tree in group.trees(tokens)]
+    for members in packed(trees, tokens):
+        values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
+        values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+        start = 0
+        for one in (one for index in members for one in parts[index]):
+            one.columns[name] = values_N[start : start + len(one.completion.ids)].copy()
+            start += len(one.completion.ids)
+
+
+def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
+    """Settle which responses train.
+
+    A response without ids has nothing to train; one that nobody judged or that was aborted says nothing; under
+    `drop_truncated` one that was cut is left out, and its reward stays in its group's mean.
+    """
+    for group in groups:
+        for one in group.responses:
+            cut = drop_truncated and one.truncated
+            aborted = one.completion.finish is FinishReason.ABORTED
+            one.trains = bool(one.completion.ids) and one.reward is not None and not cut and not aborted
+            if one.trains:
+                one.columns["sampler_logprobs"] = np.asarray(one.completion.logprobs, dtype=np.float32)
+
+
+def _asked(task: Task) -> str:
+    """The last turn of the prompt, for people; `prompt_ids` has all of it."""
+    return task.prompt[-1].content or ""
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """Six decimals: what a person reads, and enough to see any ratio."""
+    return [round(float(value), 6) for value in values]

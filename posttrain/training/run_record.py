@@ -1,0 +1,76 @@
+"""Which stages a run has, how each ended and how long it took; the same for a recipe and for Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from posttrain.config import StageSettings
+from posttrain.diagnostics.run_store import RunFolder, StageFolder
+from posttrain.training.loop import Interrupted
+from posttrain.training.records import now
+
+
+def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, keep_others: bool = False) -> None:
+    """Write run.json: the run is running, and these are its stages, each with what is known of it from before.
+
+    Args:
+        keep_others: stages that are known from before and not named now stay, ahead of these.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    before = {entry["name"]: entry for entry in run.run().get("stages", [])} if run.exists else {}
+    named = {stage.name: stage for stage in stages}
+    entries = [entry for name, entry in before.items() if keep_others and name not in named]
+    for stage in stages:
+        fresh = {"name": stage.name, "method": stage.method, "status": "pending", "seconds": 0.0}
+        entries.append({**before.get(stage.name, fresh), "method": stage.method})
+    created = run.run().get("created") if run.exists else None
+    run.write_run(
+        name=name,
+        posttrain_version=metadata.version("posttrain"),
+        created=created or now(),
+        status="running",
+        stages=entries,
+    )
+
+
+def how_it_ended(error: BaseException | None) -> str:
+    """done, interrupted (Ctrl-C, or a stop that was asked for), or failed."""
+    if error is None:
+        return "done"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+
+
+class Timed:
+    """Writes a stage's status and time, whatever happens in it."""
+
+    def __init__(self, run: RunFolder, folder: StageFolder, stage: StageSettings):
+        self.run, self.folder, self.stage = run, folder, stage
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+        self.before = self.folder.stage() if self.folder.exists else {}
+        self._entry("running")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        spent = time.monotonic() - self.started
+        again = self.before.get("status") == "done" and error is None
+        seconds = self.before.get("seconds", spent) if again else self.before.get("seconds", 0.0) + spent
+        status = how_it_ended(error)
+        self._entry(status, seconds=seconds)
+        self.folder.write_stage(
+            status=status,
+            seconds=seconds,
+            ended=now(),
+            error=None if error is None else str(error) or type(error).__name__,
+        )
+        self.folder.close()
+
+    def _entry(self, status: str, **more: Any) -> None:
+        entries = self.run.run().get("stages", [])
+        for entry in entries:
+            if entry["name"] == self.stage.name:
+                entry.update(status=status, **more)
+        self.run.write_run(stages=entries)

@@ -1,0 +1,108 @@
+"""The quickstart as a user runs it: one command in an empty folder, and what README and docs say comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("start", "sft", "dpo")
+SHARES = {
+    # suite: lowest and highest share at the start, after SFT and after DPO; docs/embedded-model.md has the figures
+    "called_pia.match": ((0.0, 0.05), (0.0, 0.2), (0.8, 1.0)),
+    "polite.match": ((0.0, 0.05), (0.0, 0.2), (0.9, 1.0)),
+    "filler.unwanted_match": ((0.0, 0.05), (0.75, 1.0), (0.0, 0.1)),
+    "arithmetic.accuracy": ((0.0, 0.05), (0.3, 0.7), (0.35, 0.75)),
+}
+
+
+def quickstart(folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", "quickstart"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(the folder it ran in, what it printed)"""
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, quickstart(folder)
+
+
+def test_every_stage_is_done(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "runs" / "quickstart"
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "done"
+    assert [(stage["name"], stage["status"]) for stage in record["stages"]] == [("sft", "done"), ("dpo", "done")]
+    for name in ("sft", "dpo"):
+        stage = json.loads((run / name / "stage.json").read_text())
+        assert stage["status"] == "done" and stage["output"] == "model" and stage["logprobs"] == "tree"
+        checks = json.loads((run / name / "preflight.json").read_text())["checks"]
+        assert {check["status"] for check in checks} == {"pass"}, checks
+        assert (run / name / "model" / "model.safetensors").exists()
+        alarms = (run / name / "alarms.jsonl").read_text() if (run / name / "alarms.jsonl").exists() else ""
+        assert '"critical"' not in alarms
+
+
+@pytest.mark.parametrize("suite", SHARES)
+def test_the_figures_move_as_they_are_said_to(finished: tuple[Path, str], suite: str) -> None:
+    summary = json.loads((finished[0] / "runs" / "quickstart" / "summary.json").read_text())
+    for stage, (low, high) in zip(STAGES, SHARES[suite], strict=True):
+        assert low <= summary[stage][suite] <= high, (suite, stage)
+
+
+def test_the_table_is_the_summary(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    summary = json.loads((folder / "runs" / "quickstart" / "summary.json").read_text())
+    lines = said.splitlines()
+    header = next(index for index, line in enumerate(lines) if "before" in line and "after dpo" in line)
+    assert re.findall(r"before|after \w+", lines[header]) == ["before", "after sft", "after dpo"]
+    table = {line.split()[0]: re.findall(r"(\d+) % \[", line) for line in lines[header + 1 :] if "% [" in line}
+    assert table == {
+        suite.partition(".")[0]: [f"{summary[stage][suite] * 100:.0f}" for stage in STAGES] for suite in SHARES
+    }
+    assert "runs/quickstart/report.html" in said
+
+
+def test_the_report_needs_nothing_beside_it(finished: tuple[Path, str]) -> None:
+    """No style sheet, script, image or font is fetched: the file can be sent by mail."""
+    page = (finished[0] / "runs" / "quickstart" / "report.html").read_text(encoding="utf-8")
+    assert len(page) > 50_000 and "</html>" in page
+    fetched = re.findall(r"""(?:\bsrc|\bhref|\bdata|\bposter|\baction)\s*=\s*["'](?!#|data:)([^"']+)""", page)
+    assert not fetched
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)|<iframe\b", page)
+    assert all(stage in page for stage in ("sft", "dpo")) and "called_pia" in page
+
+
+def test_running_again_does_nothing(finished: tuple[Path, str]) -> None:
+    folder, first = finished
+    run = folder / "runs" / "quickstart"
+    trained = [path for pattern in ("*/metrics.jsonl", "*/model/*") for path in run.glob(pattern)]
+    asked = [path for pattern in ("*/evaluation.json", "*/evaluations/*") for path in run.glob(pattern)]
+    assert len(trained) > 8 and len(asked) == 3 * (1 + 5)
+    untouched = {path: path.stat().st_mtime_ns for path in trained}
+    same = {path: path.read_bytes() for path in asked}
+    said = quickstart(folder)
+    assert {path: path.stat().st_mtime_ns for path in trained} == untouched
+    assert {path: path.read_bytes() for path in asked} == same
+    assert said.count("done before") == 2
+
+    def table(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "% [" in line]
+
+    assert table(said) == table(first)

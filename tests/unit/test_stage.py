@@ -1,0 +1,168 @@
+"""Everything before step 1: cheap checks first, all rows known, and out of memory explained wherever it happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.config import load_recipe
+from posttrain.config.stages import DPO, SFT, TrainingStage
+from posttrain.data.read import read
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.errors import MemoryLimitError, PreflightError
+from posttrain.models.loading import LoadedModel, ModelSource
+from posttrain.models.reference import CachedReference
+from posttrain.training import preflight, stage
+from posttrain.training.pipeline import run_recipe
+from tests.fixtures import byte_tokenizer, tiny_model
+from tests.training import run_loop, work_of
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory")
+CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes")
+
+
+def start(arch: str = "llama", **options: Any) -> LoadedModel:
+    tokenizer = byte_tokenizer("CHATML")
+    model = tiny_model(arch, vocab=len(tokenizer), **options)
+    source = ModelSource("tiny", "folder", Path("tiny"), "model")
+    return LoadedModel(model, tokenizer, source, "", source)
+
+
+def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | None = None, long_row: int = 0) -> Any:
+    """Preflight and reference over 70 short rows and one of `long_row` more letters, the last of all."""
+    kind = "pairs" if stage_settings.method == "dpo" else "demonstrations"
+    rows = []
+    for index in range(71):
+        more = "x" * long_row if index == 70 else ""
+        answer = {"chosen": f"Yes{more}.", "rejected": "No."} if kind == "pairs" else {"completion": f"Yes{more}."}
+        rows.append({"prompt": f"Is it {index}?", **answer})
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage_folder = StageFolder(folder / "stage")
+    stage_folder.write_stage(name="stage", method=stage_settings.method, status="running")
+    try:
+        return stage.prepare(
+            stage_settings, model or start(), stage_folder, seed=0, progress=Progress(), examples=read(path)
+        )
+    finally:
+        stage_folder.close()
+
+
+# ---------------------------------------------------------------- the order of the checks
+
+
+def test_what_may_stop_the_stage_comes_before_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache takes minutes; a dead gradient is known in a second."""
+
+    def dear(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the reference cache was computed before the checks")
+
+    failed = preflight.Check("gradient", "gradients", "fail", "planted", {"total": 1, "trainable": 1})
+    monkeypatch.setattr(CachedReference, "build", dear)
+    monkeypatch.setattr(preflight, "check_gradient", lambda *args: failed)
+    with pytest.raises(PreflightError, match="planted"):
+        prepared(DPO(beta=0.1), tmp_path)
+    names = [check["name"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]]
+    assert names[names.index("tree") :] == ["tree", "leak", "identity", "gradient", "memory"]
+
+
+def test_the_real_reference_is_proven_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof before the cache is the policy itself; a cache that holds other numbers must not pass on its word."""
+    logprobs = CachedReference.logprobs
+    monkeypatch.setattr(CachedReference, "logprobs", lambda self, batch: logprobs(self, batch) + 0.5)
+    with pytest.raises(PreflightError, match="policy = reference"):
+        prepared(DPO(beta=0.1), tmp_path)
+    written = {check["name"]: check["status"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]}
+    assert written["identity"] == "fail" and list(written.values()).count("fail") == 1
+
+
+def test_a_healthy_stage_ends_with_its_own_reference(tmp_path: Path) -> None:
+    ready = prepared(DPO(beta=0.1), tmp_path)
+    assert ready.reference_kind == "cached" and not ready.preflight.failed
+    assert isinstance(ready.work.reference, CachedReference)
+
+
+# ---------------------------------------------------------------- the largest row
+
+
+def test_the_largest_row_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    """Row 71 of 71: the micro-batch and the memory plan must hold it."""
+    ready = prepared(SFT(max_length=None), tmp_path, start(max_position_embeddings=4096), long_row=2000)
+    (largest,) = [tree for tree in ready.work.rows if tree.num_tokens > 2000]
+    assert ready.work.tokens_per_microbatch >= largest.num_tokens
+    items = {item.name: item for item in ready.preflight.memory.items}
+    assert items["activations"].detail.startswith(f"{largest.num_tokens:,} tokens")
+    asked = SFT(max_length=None, compute={"tokens_per_microbatch": 64})
+    small = prepared(asked, tmp_path, start(max_position_embeddings=4096), long_row=2000)
+    assert small.work.tokens_per_microbatch == 64
+    planned = {item.name: item for item in small.preflight.memory.items}
+    assert planned["activations"].detail == items["activations"].detail  # a tree is never cut
+
+
+def test_attention_masks_are_in_the_plan(tmp_path: Path) -> None:
+    """A branch of 2,000 tokens under its prompt: 4 bytes for each pair of tokens, in each micro-batch."""
+    ready = prepared(SFT(max_length=None), tmp_path, start(max_position_embeddings=4096), long_row=2000)
+    (largest,) = [tree for tree in ready.work.rows if tree.num_tokens > 2000]
+    branch = len(largest.branches[0].ids)
+    (masks,) = [item for item in ready.preflight.memory.items if item.name == "attention masks"]
+    assert masks.bytes == branch * (branch + len(largest.prompt_ids)) * 4
+    assert ready.preflight.memory.largest.name in {"activations", "attention masks", "logits buffer"}
+
+
+def test_the_lengths_of_a_data_set_make_no_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = prepared(SFT(), tmp_path, long_row=30).work.rows
+    sizes = [tree.num_tokens for tree in rows]
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a tree was made")
+
+    monkeypatch.setattr(type(rows), "_tree", refuse)
+    assert preflight.lengths(rows).tolist() == sizes
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+@pytest.mark.parametrize("error", [CUDA, CPU])
+@pytest.mark.parametrize("place", ["choose_path", "check_leak", "check_gradient", "reference"])
+def test_running_out_before_step_1_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    inner = "tree_against_padded" if place == "choose_path" else place
+    monkeypatch.setattr(stage if place == "reference" else preflight, inner, full)
+    with pytest.raises(MemoryLimitError) as explained:
+        prepared(DPO(beta=0.1), tmp_path)
+    text = str(explained.value)
+    assert "weights" in text and "tokens_per_microbatch" in text
+    assert ("the reference's log-probs" if place == "reference" else "the checks before step 1") in text
+
+
+def test_running_out_in_an_evaluation_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise CUDA
+
+    monkeypatch.setattr("posttrain.training.pipeline.evaluate_model", full)
+    (tmp_path / "small.yaml").write_text(
+        "{schema: 1, name: small, model: embedded, out: runs, stages: [{method: sft, data: rows.jsonl}], evaluate: "
+        "{suites: [{name: facts, kind: match, prompts: package://heldout_facts.jsonl, pattern: a}]}}"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(MemoryLimitError, match=r"the evaluation(.|\n)*max_new_tokens"):
+        run_recipe(load_recipe(tmp_path / "small.yaml", []))
+
+
+def test_running_out_on_held_out_rows_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise CPU
+
+    monkeypatch.setattr("posttrain.training.loop.measure", full)
+    with pytest.raises(MemoryLimitError, match="the step"):
+        run_loop(work_of(), tmp_path)
