@@ -249,9 +249,17 @@ def make_tree(
     for branch in branches:
         ids, mask = branch if isinstance(branch, tuple) else (branch, [True] * len(branch))
         built.append(Branch(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool)))
-    content = (list(prompt), [(branch.ids.tolist(), branch.loss_mask.tolist()) for branch in built], margin, label, scores)
+    content = (
+        list(prompt),
+        [(branch.ids.tolist(), branch.loss_mask.tolist()) for branch in built],
+        margin,
+        label,
+        scores,
+    )
     key = hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
-    return TokenTree(np.asarray(prompt, dtype=np.int32), tuple(built), key, RowRef("test.jsonl", row), margin, label, scores)
+    return TokenTree(
+        np.asarray(prompt, dtype=np.int32), tuple(built), key, RowRef("test.jsonl", row), margin, label, scores
+    )
 
 
 def random_trees(

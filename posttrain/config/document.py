@@ -27,8 +27,8 @@ from posttrain.config.stages import (
     ReferencedStage,
     Reward,
 )
-from posttrain.losses.feedback import FEEDBACK
-from posttrain.losses.pairwise import PAIRWISE
+from posttrain.losses.feedback import FEEDBACK, FeedbackRow
+from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
 HEAD = """# Recipes
 
@@ -207,7 +207,8 @@ def reward_groups() -> list[str]:
 
 def preferences() -> str:
     lines = ["| method | parameters | reference | source |", "|---|---|---|---|"]
-    for name, row in {**PAIRWISE, **FEEDBACK}.items():
+    rows: dict[str, PairwiseRow | FeedbackRow] = {**PAIRWISE, **FEEDBACK}
+    for name, row in rows.items():
         given = ", ".join(f"`{key}: {value:g}`" for key, value in row.defaults.items())
         needs = "yes" if issubclass(PREFERENCES[name], ReferencedStage) else "no"
         lines.append(f"| `{name}` | {given} | {needs} | {_cell(row.source)} |")

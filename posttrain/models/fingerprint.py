@@ -33,7 +33,7 @@ def base_fingerprint(model: PeftModel) -> str:
 def backbone_fingerprint(model: nn.Module) -> str:
     """`weights_fingerprint` of what lies under the head, without an adapter: what a saved head or adapter sits on."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    state = plain.base_model.state_dict()  # type: ignore[operator, union-attr]
+    state = plain.base_model.state_dict()  # type: ignore[union-attr]
     return _digest({_bare(name): tensor for name, tensor in state.items() if not _is_adapters(name)}, ())
 
 

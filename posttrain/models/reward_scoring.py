@@ -114,9 +114,7 @@ class RewardModel:
         condition = self._condition(head)
         trees = [self.encoder.rated(row, condition) for row in rows]
         every = [tree for of_row in trees for tree in of_row]
-        found = score_trees(
-            self.model, self.rule, every, self.tokens_per_microbatch, head=head, normalised=normalised
-        )
+        found = score_trees(self.model, self.rule, every, self.tokens_per_microbatch, head=head, normalised=normalised)
         ratings, place = [], 0
         for row, of_row in zip(rows, trees, strict=True):
             scored = found[place : place + len(of_row)]

@@ -15,7 +15,7 @@ from posttrain.errors import ConfigError, UnknownKeyError
     [
         (
             {"prompts_per_step": 1},
-            "1 prompts x 8 completions = 8 completions a step, 1 update on all 1 prompts; 100 tasks, 0.1 epochs, 10 steps",
+            "1 prompts x 8 completions = 8 completions a step, 1 update on all 1 prompts; 100 tasks, 0.1 epochs",
         ),
         (
             {"prompts_per_step": 32, "updates_per_rollout": 8, "prompts_per_update": 8},

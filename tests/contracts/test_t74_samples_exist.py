@@ -1,4 +1,4 @@
-"""T74: after one RL step a readable file holds prompt, completion, ids, mask, each reward and the advantage (verl#177)."""
+"""T74: after one RL step a readable file holds prompt, completion, ids, mask, rewards and advantage (verl PR#177)."""
 
 from __future__ import annotations
 

@@ -240,7 +240,9 @@ def test_ppo_learns_values_too(start: Path, tmp_path: Path, adapter: Any, backbo
     run(loop)
     values = [record["values"] for record in loop.folder.metrics("train")]
     assert values[-1]["value_loss"] < values[0]["value_loss"]
-    assert {value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line["values"]} == {0.0}
+    assert {value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line["values"]} == {
+        0.0
+    }
     assert all(v["value_grad_norm"] > 0 and np.isfinite(v["value_loss"]) for v in values)
 
 
