@@ -14,12 +14,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 STAGES = ("start", "sft", "dpo")
+"""The policies that are asked."""
+TRAINED = ("sft", "reward", "dpo")
 SHARES = {
     # suite: lowest and highest share at the start, after SFT and after DPO; docs/embedded-model.md has the figures
     "called_pia.match": ((0.0, 0.05), (0.0, 0.2), (0.8, 1.0)),
     "polite.match": ((0.0, 0.05), (0.0, 0.2), (0.9, 1.0)),
     "filler.unwanted_match": ((0.0, 0.05), (0.75, 1.0), (0.0, 0.1)),
     "arithmetic.accuracy": ((0.0, 0.05), (0.3, 0.7), (0.35, 0.75)),
+    "liked.win_rate": ((0.5, 0.5), (0.0, 0.3), (0.6, 1.0)),
 }
 
 
@@ -48,8 +51,8 @@ def test_every_stage_is_done(finished: tuple[Path, str]) -> None:
     run = finished[0] / "runs" / "quickstart"
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "done"
-    assert [(stage["name"], stage["status"]) for stage in record["stages"]] == [("sft", "done"), ("dpo", "done")]
-    for name in ("sft", "dpo"):
+    assert [(stage["name"], stage["status"]) for stage in record["stages"]] == [(name, "done") for name in TRAINED]
+    for name in TRAINED:
         stage = json.loads((run / name / "stage.json").read_text())
         assert stage["status"] == "done" and stage["output"] == "model" and stage["logprobs"] == "tree"
         checks = json.loads((run / name / "preflight.json").read_text())["checks"]
@@ -72,10 +75,14 @@ def test_the_table_is_the_summary(finished: tuple[Path, str]) -> None:
     lines = said.splitlines()
     header = next(index for index, line in enumerate(lines) if "before" in line and "after dpo" in line)
     assert re.findall(r"before|after \w+", lines[header]) == ["before", "after sft", "after dpo"]
-    table = {line.split()[0]: re.findall(r"(\d+) % \[", line) for line in lines[header + 1 :] if "% [" in line}
+    rewards = next(index for index, line in enumerate(lines) if "untrained head" in line)
+    table = {line.split()[0]: re.findall(r"(\d+) %", line) for line in lines[header + 1 : rewards] if "% [" in line}
     assert table == {
         suite.partition(".")[0]: [f"{summary[stage][suite] * 100:.0f}" for stage in STAGES] for suite in SHARES
     }
+    heads = [f"{summary['reward'][f'{head}.accuracy'] * 100:.0f}" for head in ("untrained", "trained")]
+    assert re.findall(r"(\d+) % \[", lines[rewards + 1]) == heads
+    assert float(heads[0]) < 70 < 85 < float(heads[1])
     assert "runs/quickstart/report.html" in said
 
 
@@ -94,13 +101,13 @@ def test_running_again_does_nothing(finished: tuple[Path, str]) -> None:
     run = folder / "runs" / "quickstart"
     trained = [path for pattern in ("*/metrics.jsonl", "*/model/*") for path in run.glob(pattern)]
     asked = [path for pattern in ("*/evaluation.json", "*/evaluations/*") for path in run.glob(pattern)]
-    assert len(trained) > 8 and len(asked) == 3 * (1 + 5)
+    assert len(trained) > 8 and len(asked) >= 3 * (1 + 6)
     untouched = {path: path.stat().st_mtime_ns for path in trained}
     same = {path: path.read_bytes() for path in asked}
     said = quickstart(folder)
     assert {path: path.stat().st_mtime_ns for path in trained} == untouched
     assert {path: path.read_bytes() for path in asked} == same
-    assert said.count("done before") == 2
+    assert said.count("done before") == 3
 
     def table(text: str) -> list[str]:
         return [line for line in text.splitlines() if "% [" in line]

@@ -43,7 +43,8 @@ def test_a_judge_that_comes_later_judges_all(tmp_path: Path, monkeypatch: pytest
     path.write_text(f"out: {tmp_path}\n{RECIPE}", encoding="utf-8")
     result = run_recipe(load_recipe(path))
     assert asked == [10, 10, 10], "start, sft and dpo are asked once each, and the reward model never"
-    assert set(result.summary) == {"start", "sft", "dpo"}
+    assert set(result.summary) == {"start", "sft", "judge", "dpo"}
+    assert 0 <= result.summary["judge"]["trained.accuracy"] <= 1  # type: ignore[operator]
     assert result.summary["start"]["judged.win_rate"] == 0.5
     for stage in ("sft", "dpo"):
         rate = result.summary[stage]["judged.win_rate"]
