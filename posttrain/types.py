@@ -167,7 +167,7 @@ class TokenTree:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What each branch is: ("target",), ("good",), ("bad",), ("chosen", "rejected") or ("rank 1", ...)."""
+        """What each branch is: ("target",), ("good",), ("bad",), ("chosen", "rejected") or ("rank 1", "rank 2"...)."""
         if self.label is not None:
             return ("good",) if self.label else ("bad",)
         if len(self.branches) == 2:

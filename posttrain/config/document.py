@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from posttrain.config import settings, suites
+from posttrain.config import online, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
-from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage
+from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
 from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
+from posttrain.config.online import ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
@@ -97,6 +98,24 @@ def recipe_reference() -> str:
         "[reward-models.md](reward-models.md) says more. The keys above, and:\n",
         table(Reward, leave_out=tuple(fields_of(RowStage))),
         *reward_groups(),
+        "## Reinforcement learning: one method per row of the online table\n",
+        "[rl.md](rl.md) says what a step is, [online.md](online.md) has the methods and their parameters, "
+        "[rewards.md](rewards.md) the rewards. The keys of every stage that trains but `rows_per_step`, those of the "
+        f"row, and:\n\n{samplers()}\n",
+        table(OnlineStage, leave_out=tuple(fields_of(TrainingStage))),
+        "Beside those, `ppo` has:\n",
+        table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
+        *group("sampling", online.RolloutSampling),
+        *group("choices", online.Choices),
+        *group("examine", online.HeldOutTasks),
+        *group("stop", online.Stop),
+        *group("encoding", online.PromptEncoding),
+        "## Pairs and demonstrations of its own: `method: online_dpo`, `method: rft`\n",
+        f"{inspect.cleandoc(OnlineDPO.__doc__ or '')} The keys of reinforcement learning but `choices` and "
+        "`kl_target`, and:\n",
+        table(OnlineDPO, leave_out=tuple(fields_of(SamplingStage))),
+        f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
+        table(RFT, leave_out=tuple(fields_of(SamplingStage))),
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",
         table(Correction, leave_out=("method",)),
@@ -110,6 +129,11 @@ def recipe_reference() -> str:
         names(),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def samplers() -> str:
+    """The methods, in a line."""
+    return "Methods: " + ", ".join(f"`{name}`" for name in ONLINE_STAGES) + "."
 
 
 def group(title: str, record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[str]:

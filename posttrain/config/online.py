@@ -302,8 +302,6 @@ class PPOStage(OnlineStage):
     value_backbone: Literal["train", "freeze"] = "train"
     """Whether the value model's backbone trains, or its head alone. Base weights under an adapter are shared either
     way."""
-    value_warmup_steps: Int = Field(default=0, ge=0)
-    """Steps in which the value model learns alone, before the policy trusts it."""
 
 
 class OnlineDPO(SamplingStage):

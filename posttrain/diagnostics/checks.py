@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from posttrain.diagnostics.finding import Check, Finding
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
+from posttrain.diagnostics.online_checks import NoRewardSignal, RewardHacking
 from posttrain.diagnostics.reward_checks import RewardCollapse, RewardOverconfidence
 
 # ---------------------------------------------------------------- preferences
@@ -370,9 +371,11 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             LossDivergence(),
             DeadLearning(),
             RewardCollapse(),
+            NoRewardSignal(),
             LikelihoodDisplacement(),
             RewardOverconfidence(),
             Overfitting(),
+            RewardHacking(),
             GradientSpike(),
             LengthDrift(),
         )

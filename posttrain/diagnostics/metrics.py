@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from posttrain.diagnostics.metric_info import Better, MetricInfo
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
+from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
 from posttrain.types import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
 
 __all__ = ["METRICS", "Better", "MetricInfo", "counts", "merge", "perplexity", "values"]
@@ -208,5 +209,6 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "learning_rate": MetricInfo("Learning rate", "", "none", "Of the step, after warm-up and schedule."),
         "tokens_per_second": MetricInfo("Speed", "tokens/s", "up", "All tokens of the step over its time."),
         **ONLINE_METRICS,
+        **ROLLOUT_METRICS,
     }
 )

@@ -20,6 +20,7 @@ from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import CheckpointError
 from posttrain.rewards.rubric import Rubric
+from posttrain.rollout.engine import FinishReason
 from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.training.rollouts import Group, Prompt
 from posttrain.types import Mean, Metric
@@ -164,8 +165,13 @@ class Examiner:
 
 
 def score_groups(rubric: Rubric, groups: Sequence[Group]) -> None:
-    """Fill in what the rubric says of each response."""
-    places = [(number, group, one) for number, group in enumerate(groups) for one in group.responses]
+    """Fill in what the rubric says of each response; one that was aborted is no answer, and nobody judges it."""
+    places = [
+        (number, group, one)
+        for number, group in enumerate(groups)
+        for one in group.responses
+        if one.completion.finish is not FinishReason.ABORTED
+    ]
     items = [one.sampled(group.prompt.task, number) for number, group, one in places]
     for (_, _, one), scored in zip(places, rubric.score(items), strict=True):
         one.scored, one.reward = scored, scored.total

@@ -11,11 +11,8 @@ A file and live rollouts look the same from here: something that answers `at(ste
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,13 +28,14 @@ from posttrain.errors import NonFiniteError, ResumeError, TrainingError
 from posttrain.models.logprobs import TreeModel
 from posttrain.training import checkpoint
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.loop_parts import deferred_interrupt, in_slices, of_updates, together
 from posttrain.training.memory import MemoryPlan, explained
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.preflight import Decoder
 from posttrain.training.source import RowSource, Source
 from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
-from posttrain.types import Mean, Metric, TokenTree, Total
+from posttrain.types import TokenTree
 
 SAMPLED_ROWS = 3
 
@@ -115,7 +113,7 @@ class Loop:
         self._resume()
         if self.step == 0 and not self._ended:
             self._measure("start")
-        with _deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted:
             phase = self.progress.phase(
                 f"{self.folder.name}: training", total=self.source.steps, unit="steps", done=self.step
             )
@@ -150,8 +148,8 @@ class Loop:
         elapsed = time.perf_counter() - started
         self.step += 1
         self.seconds += elapsed
-        measured = _together([one for one, _ in done])
-        values = self._write_metrics(measured, **_of_updates([one for _, one in done], measured.tokens / elapsed))
+        measured = together([one for one, _ in done])
+        values = self._write_metrics(measured, **of_updates([one for _, one in done], measured.tokens / elapsed))
         self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self._last_checkpoint))
         self._periodic()
         phase.advance(1, note=_note(values))
@@ -217,7 +215,7 @@ class Loop:
             return
         title = f"{self.folder.name}: held-out rows"
         with self.progress.phase(title, total=len(work.held_out), unit="rows") as phase:
-            measured = _in_slices(
+            measured = in_slices(
                 work.held_out,
                 slices(len(work.held_out), _rows_at_once(work), work.algorithm),
                 lambda trees, first: measure(
@@ -362,68 +360,8 @@ def _rows_at_once(work: Work) -> int:
     return work.stage.rows_per_step if isinstance(work.stage, RowStage) else len(work.held_out)
 
 
-def _together(parts: Sequence[Measured]) -> Measured:
-    """The updates of one step as one."""
-    if len(parts) == 1:
-        return parts[0]
-    return Measured(metric_tools.merge([one.metrics for one in parts]), tokens=sum(one.tokens for one in parts))
-
-
-def _of_updates(updates: Sequence[Update], tokens_per_second: float) -> dict[str, float]:
-    """What is written of a step's updates; nothing where none was made."""
-    if not updates:
-        return {}
-    norm = Mean(sum(update.grad_norm for update in updates), len(updates)).value
-    rate = updates[-1].learning_rate
-    return {"grad_norm": norm, "learning_rate": rate, "tokens_per_second": tokens_per_second}
-
-
 def _texts(tree: TokenTree, decoder: Decoder) -> tuple[str, list[str]]:
     """The prompt's text, and that of each branch from its first trained token on."""
     marked = [decoder.decode_marked(tree, index) for index in range(len(tree.branches))]
     prompt = marked[0][0][0] if not marked[0][0][1] else ""
     return prompt, ["".join(text for text, _ in pieces[1 if prompt else 0 :]) for pieces in marked]
-
-
-def _in_slices(
-    trees: Sequence[TokenTree],
-    bounds: Sequence[tuple[int, int]],
-    call: Callable[[Sequence[TokenTree], int], Measured],
-    phase: Phase,
-) -> Measured:
-    """Measure a long sequence a slice at a time, so that the trees of a memory-mapped data set pass through."""
-    parts: list[dict[str, Metric]] = []
-    per_tree: dict[str, list[float]] = {}
-    rows: list[Any] = []
-    for start, end in bounds:
-        taken = [trees[i] for i in range(start, end)]
-        measured = call(taken, start)
-        parts.append({k: m for k, m in measured.metrics.items() if not isinstance(m, Total)})
-        for name, column in measured.per_tree.items():
-            per_tree.setdefault(name, []).extend(column)
-        rows.extend(measured.rows)
-        phase.advance(len(taken), tokens=measured.tokens)
-    return Measured(metric_tools.merge(parts), per_tree, tuple(rows))
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C ends the run after the step under way; a second one ends it at once.
-
-    Signals reach the main thread only; elsewhere an interrupt is what it always is.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

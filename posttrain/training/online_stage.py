@@ -1,28 +1,20 @@
-"""An online stage before step 1: its tasks, its rewards, and what is proven on completions that the start samples.
-
-gold        every verifier gives 1 to each row's own answer        tree, leak, gradient   as for any stage
-sampler     the engine's log-probs are the trainer's               memory                 of the longest completions
-"""
+"""An online stage before step 1: its tasks, its rewards, what it learns with, and the checks."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from posttrain.config import stage_fingerprint
 from posttrain.config.online import RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.data.encode import Encoder
-from posttrain.data.tree_key import make_tree
-from posttrain.data.trees import collate, to_device
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError
@@ -34,34 +26,22 @@ from posttrain.models.loading import LoadedModel, load
 from posttrain.models.logprobs import Policy
 from posttrain.models.reference import reference
 from posttrain.models.value import value_model
-from posttrain.rewards import Rubric, Scorer, gold_check, resolve
+from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.rollout.native import NativeEngine
-from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm, algorithm
 from posttrain.training.critic import RATE_FACTOR, Critic
 from posttrain.training.examiner import Examiner
 from posttrain.training.inputs import Inputs, prompt_settings
 from posttrain.training.learners import Imitation, KLWeight, Learner, Pairs, PolicyGradient, SampledReference
 from posttrain.training.loop import Work
-from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
 from posttrain.training.online import OnlineSource, Setup, sample
+from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
-from posttrain.training.preflight import Check
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
-from posttrain.training.rollouts import Prompt, decide
 from posttrain.training.starts import settle
 from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
-from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs, TokenTree
-
-PROBED_PROMPTS = 2
-PROBED_COMPLETIONS = 3
-PROBED_NEW_TOKENS = 32
-"""Enough for every check, and a second on a laptop."""
-GOLD_TASKS = 200
-"""Tasks whose own answers the verifiers are tried on before training; `posttrain check` tries all."""
-SAMPLER_GAP = 1e-4
-"""Nats between the engine's log-prob of a sampled token and the trainer's, in fp32; bf16 is allowed a hundred times."""
+from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
 
 
 def prepare_online(
@@ -86,7 +66,7 @@ def prepare_online(
         stage.data, stage.held_out, examples, encoder, longest=_longest_prompt(stage, settled.positions), seed=seed
     )
     order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
-    gold = _check_gold([prompt.task for prompt in tasks.train], rubric, every=proof_only)
+    gold = check_gold([prompt.task for prompt in tasks.train], rubric, every=proof_only)
     loaded = load_policy(stage, start, device, seed, progress)
     policy = Policy(
         loaded.model,
@@ -100,7 +80,7 @@ def prepare_online(
     weight = _kl_weight(stage)
     objective = objective_of(stage, weight)
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
-        proven, budget = _prove(stage, policy, engine, encoder, objective, tasks, gold, resumed)
+        proven, budget = prove(stage, policy, engine, encoder, objective, tasks, gold, resumed)
     folder.write_preflight(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
@@ -304,110 +284,3 @@ def _content_of(function: RewardFunction) -> str:
     except (OSError, TypeError):  # typed at a prompt, or no plain function
         text = repr(type(function))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- the checks
-
-
-def _prove(
-    stage: SamplingStage,
-    policy: Policy,
-    engine: NativeEngine,
-    encoder: Encoder,
-    objective: Algorithm,
-    tasks: TaskSet,
-    gold: Check,
-    resumed: dict[str, Any] | None,
-) -> tuple[preflight.Preflight, int]:
-    """All checks, on completions of the start, and the tokens of a micro-batch."""
-    rows = probe_trees(stage, engine, encoder, tasks.train)
-    first = preflight.check_bos(rows, encoder.tokens.bos_id)
-    checks = [_check_tasks(tasks), gold, first, preflight.choose_path(policy, rows, stage.compute.logprobs)]
-    checks.append(preflight.check_leak(policy, rows))
-    checks.append(_check_sampler(policy, rows, stage.sampling.temperature))
-    proof = preflight.Itself(policy) if objective.needs_reference else None
-    pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
-    checks.append(preflight.check_gradient(policy, proof, objective, pairs))
-    per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
-    longest = max(len(prompt.ids) for prompt in tasks.train) + stage.sampling.max_new_tokens
-    largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)
-    compares = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
-    live = compares and stage.adapter is None
-    asked = stage.compute.tokens_per_microbatch
-    if asked != "auto":
-        budget = int(asked)
-    elif resumed and resumed.get("tokens_per_microbatch"):
-        budget = int(resumed["tokens_per_microbatch"])
-    else:
-        budget = fitting_microbatch(policy, per_token, largest_tree=longest, live_reference=live, largest=largest)
-    memory = plan(
-        policy,
-        tokens_per_microbatch=max(budget, longest),
-        activation_bytes_per_token=per_token,
-        live_reference=live,
-        largest=largest,
-    )
-    checks.append(preflight.check_memory(memory))
-    return preflight.Preflight(tuple(checks), preflight.decoded_rows(rows, encoder), memory), budget
-
-
-def probe_trees(
-    stage: SamplingStage, engine: NativeEngine, encoder: Encoder, prompts: Sequence[Prompt]
-) -> list[TokenTree]:
-    """A few short completions of the start, with columns of the kind that training has."""
-    sampling = stage.distribution(encoder.stop_ids, seed=0)
-    short = replace(sampling, max_new_tokens=min(PROBED_NEW_TOKENS, sampling.max_new_tokens))
-    groups = sample(engine, encoder, prompts[:PROBED_PROMPTS], short, PROBED_COMPLETIONS)
-    for group in groups:
-        for number, one in enumerate(group.responses):
-            one.reward = float(number == 0)
-    decide(groups, drop_truncated=False)
-    for group in groups:
-        for one in group.branches:
-            own = one.columns["sampler_logprobs"]
-            one.columns |= {"old_logprobs": own, "reference_logprobs": own}
-            one.columns["advantages"] = np.full_like(own, 1.0 if one.reward else -0.5)
-    return [tree for group in groups for tree in group.trees()]
-
-
-def _check_tasks(tasks: TaskSet) -> Check:
-    counts = tasks.counts
-    lost = sum(counts["dropped"].values())
-    evidence = {key: counts[key] for key in ("read", "rows", "held_out_rows", "dropped")}
-    detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
-    if lost > 0.05 * counts["read"]:
-        return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
-    if not tasks.held_out:
-        remedy = "raise held_out, or name a file: without it, a policy that games the reward looks like one that learns"
-        return Check("data", "tasks", "warn", f"{detail}: no score on tasks that do not train", evidence, remedy)
-    return Check("data", "tasks", "pass", detail, evidence)
-
-
-def _check_gold(tasks: Sequence[Task], rubric: Rubric, *, every: bool) -> Check:
-    """Every verifier accepts the rows' own answers: no model can be right where it does not."""
-    tried = tasks if every else tasks[:GOLD_TASKS]
-    verifiers = [scorer for scorer in rubric.scorers if scorer.gold is not None]
-    title = "verifiers accept the rows' own answers"
-    if not verifiers:
-        return Check("gold", title, "pass", "no reward verifies an answer")
-    failures = gold_check(tried, verifiers)
-    evidence = {"tasks": len(tried), "failures": [str(failure) for failure in failures[:20]]}
-    if not failures:
-        return Check("gold", title, "pass", f"all of {len(tried):,} tasks", evidence)
-    status: preflight.Status = "fail" if len(failures) >= len(tried) else "warn"
-    remedy = "correct the answers of these rows or remove them, or choose another reward"
-    return Check("gold", title, status, f"{len(failures):,} of {len(tried):,} fail; {failures[0]}", evidence, remedy)
-
-
-@torch.no_grad()
-def _check_sampler(policy: Policy, rows: Sequence[TokenTree], temperature: float) -> Check:
-    """The engine's log-prob of each sampled token is the trainer's: before step 1 every importance ratio is 1."""
-    batch = to_device(collate(rows), policy.device)
-    ours = policy(batch, temperature=temperature).logprobs_N
-    gap = float((ours - batch.columns_N["sampler_logprobs"].to(ours)).abs().max())
-    wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
-    allowed = SAMPLER_GAP if wide else 100 * SAMPLER_GAP
-    detail = f"log-probs of {len(ours)} sampled tokens differ by at most {gap:.1e} nats"
-    status: preflight.Status = "pass" if gap <= allowed else "fail"
-    remedy = None if status == "pass" else "set compute.precision: fp32, or `choices: {correction: truncated}`"
-    return Check("identity", "sampler = trainer at step 0", status, detail, {"largest_logprob_gap": gap}, remedy)

@@ -1,4 +1,4 @@
-"""Online training must raise its reward on tasks that it does not train on; with frozen weights it must not."""
+"""Online training must raise its score on tasks that it does not train on; with frozen weights it must not."""
 
 from __future__ import annotations
 

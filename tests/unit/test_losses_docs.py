@@ -11,14 +11,16 @@ import pytest
 from posttrain.diagnostics.checks import CHECKS
 from posttrain.diagnostics.metrics import METRICS
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
+from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
 from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
 
 DOCS = Path(__file__).parents[2] / "docs"
 OBJECTIVES = (DOCS / "objectives.md").read_text(encoding="utf-8")
 ONLINE_PAGE = (DOCS / "online.md").read_text(encoding="utf-8")
+RL_PAGE = (DOCS / "rl.md").read_text(encoding="utf-8")
 ALARMS = (DOCS / "alarms.md").read_text(encoding="utf-8")
-CRITICAL = ("loss_divergence", "dead_learning", "nothing_supervised", "reward_collapse")
+CRITICAL = ("loss_divergence", "dead_learning", "nothing_supervised", "reward_collapse", "no_reward_signal")
 CELL = r"\s*\|\s*"
 
 
@@ -74,7 +76,8 @@ def test_an_objective_says_what_it_needs_and_when_to_take_it(name: str) -> None:
 def test_every_metric_of_the_losses_is_documented() -> None:
     of_the_loop = {"grad_norm", "learning_rate", "tokens_per_second", "length_generated"}
     for name in set(METRICS) - of_the_loop:
-        assert f"`{name}`" in (ONLINE_PAGE if name in ONLINE_METRICS else OBJECTIVES), name
+        page = ONLINE_PAGE if name in ONLINE_METRICS else RL_PAGE if name in ROLLOUT_METRICS else OBJECTIVES
+        assert f"`{name}`" in page, name
 
 
 def test_every_alarm_has_a_section_and_every_threshold_its_default() -> None:

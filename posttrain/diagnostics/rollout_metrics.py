@@ -1,0 +1,69 @@
+"""The metrics of a rollout, and of held-out tasks; part of `posttrain.diagnostics.metrics.METRICS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from posttrain.diagnostics.metric_info import MetricInfo
+
+ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
+    {
+        "reward": MetricInfo(
+            "Reward",
+            "",
+            "up",
+            "Mean reward of all sampled completions, weighted and shaped as it trains. Each part is `reward/NAME`.",
+        ),
+        "reward_deviation": MetricInfo(
+            "Reward, spread", "", "none", "Standard deviation over the completions; 0, nothing can be learned."
+        ),
+        "score": MetricInfo(
+            "Held-out score", "", "up", "Mean reward of answers to held-out tasks, by the judge of `examine.rewards`."
+        ),
+        "solved_share": MetricInfo("Solved", "share", "up", "Share of held-out answers with a score of 1 or more."),
+        "zero_signal_share": MetricInfo(
+            "Groups without a signal",
+            "share",
+            "down",
+            "Share of groups whose rewards are all equal. Near 1 the tasks are too hard or too easy.",
+        ),
+        "groups": MetricInfo("Groups sampled", "", "none", "Prompts asked in the step, resampled ones included."),
+        "groups_trained": MetricInfo("Groups trained", "", "none", "Prompts whose completions train."),
+        "completions": MetricInfo("Completions", "", "none", "Completions sampled in the step."),
+        "length_sampled": MetricInfo("Length, sampled", "tokens", "none", "Mean tokens of all sampled completions."),
+        "truncated_share": MetricInfo(
+            "Truncated", "share", "down", "Share of completions that were cut at `max_new_tokens`."
+        ),
+        "empty_share": MetricInfo("Empty", "share", "down", "Share of completions without any text."),
+        "abstained_share": MetricInfo(
+            "Unjudged", "share", "none", "Share of completions that every reward abstained from; they do not train."
+        ),
+        "duplicate_share": MetricInfo(
+            "Duplicates", "share", "none", "Share of completions that another of their group already is, id for id."
+        ),
+        "entropy_sampled": MetricInfo(
+            "Entropy, sampled",
+            "nats/token",
+            "none",
+            "Mean -log p of the sampled tokens, which estimates the policy's entropy. Near 0, it says one thing only.",
+        ),
+        "kl_coefficient": MetricInfo("KL coefficient", "", "none", "Weight of the KL in this step."),
+        "sync_gap": MetricInfo(
+            "Sync gap", "nats/token", "down", "How far engine and trainer score the probe apart after the sync."
+        ),
+        "value_grad_norm": MetricInfo("Gradient norm, values", "", "none", "Of the value model, before clipping."),
+        **{
+            f"seconds_{phase}": MetricInfo(f"Time, {words}", "s", "down", f"Seconds of the step spent on {words}.")
+            for phase, words in (
+                ("sync", "weight sync"),
+                ("generate", "generation"),
+                ("score", "rewards"),
+                ("logprobs", "log-probs to start from"),
+                ("write", "writing rollouts"),
+                ("value", "the value model's updates"),
+                ("update", "the policy's updates"),
+            )
+        },
+    }
+)
