@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from posttrain.data.encode import Encoder
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models import load
 from posttrain.models.reward_models import start_reward
 

@@ -20,7 +20,7 @@ import posttrain as pt
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.data.trees import collate, count, pack
 from posttrain.losses.reduce import sides
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.heads import ScoreModel
 from posttrain.models.reward_models import start_reward
 

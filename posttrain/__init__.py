@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.read import read
     from posttrain.data.store import encode
+    from posttrain.diagnostics.samples import samples
     from posttrain.models.logprobs import Policy
     from posttrain.models.reward_scoring import RewardModel, load_reward
     from posttrain.report import write_report
@@ -87,6 +88,7 @@ _HOMES = {
     "load_reward": "posttrain.models.reward_scoring",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
+    "samples": "posttrain.diagnostics.samples",
     "train": "posttrain.training.session",
     "write_report": "posttrain.report",
 }
@@ -128,6 +130,7 @@ __all__ = [
     "load_reward",
     "read",
     "run_recipe",
+    "samples",
     "train",
     "write_report",
 ]

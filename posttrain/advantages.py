@@ -83,6 +83,9 @@ class Rollout:
     """bool: this token was sampled and trains; it may have holes, where a tool speaks."""
     kl_BL: Tensor | None = None
     """What a KL in the reward charges each token: an estimate of KL(policy || reference), such as k1."""
+    charged_BL: Tensor | None = None
+    """bool: a group rule takes the KL of this token from its response's reward, also where it does not train, as in a
+    response that was cut and is left out; None: where `mask_BL` is True."""
     values_BL: Tensor | None = None
     """V of each state, before its token; `gae` needs it."""
     teacher_ratio_BL: Tensor | None = None
@@ -360,7 +363,8 @@ def advantages(
     tokens_B = mask_BL.sum(dim=1)
     if kind in GROUP_RULES:
         if rollout.kl_BL is not None:
-            rewards_B = rewards_B.double() - kl_beta * torch.where(mask_BL, rollout.kl_BL, 0.0).sum(dim=1)
+            charged_BL = mask_BL if rollout.charged_BL is None else rollout.charged_BL
+            rewards_B = rewards_B.double() - kl_beta * torch.where(charged_BL, rollout.kl_BL, 0.0).sum(dim=1)
         groups = group_advantages(kind, rewards_B, rollout.group_B, tokens_B=tokens_B, epsilon=epsilon)
         raw = _groups(rollout.rewards_B, rollout.group_B, None)
         groups = _described(groups.values_B, raw, raw.tied_G, rollout.rewards_B)

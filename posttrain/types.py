@@ -14,6 +14,7 @@ Shape suffixes used everywhere:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,6 +110,23 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True)
+class StepwiseFeedback:
+    """A response in steps, each of which somebody called right or wrong.
+
+    StepwiseFeedback((Message("user", "2 + 3 * 4?"),), steps=("3 * 4 = 12", "2 + 12 = 15"), labels=(1.0, 0.0),
+                     row=RowRef("steps.jsonl", 1))
+    """
+
+    prompt: tuple[Message, ...]
+    steps: tuple[str, ...]
+    """At least one, none of them blank."""
+    labels: tuple[float | None, ...]
+    """One per step: 1 right, 0 wrong, between them how likely it is right; None where nobody said."""
+    row: RowRef
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A prompt whose answer a verifier can check.
 
@@ -122,7 +140,7 @@ class Task:
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
-Example = Demonstration | Comparison | Feedback | Task
+Example = Demonstration | Comparison | Feedback | StepwiseFeedback | Task
 
 
 # ---------------------------------------------------------------- token trees: what the model sees
@@ -164,6 +182,8 @@ class TokenTree:
     """Feedback: whether the response is good; None where nobody said so."""
     scores: tuple[float, ...] | None = None
     """What the annotators gave each branch, in branch order."""
+    step_labels: tuple[float, ...] | None = None
+    """Stepwise feedback: for each trained token, which ends a step, how right that step is, from 0 to 1."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -242,6 +262,8 @@ class Batch:
     """bool, True = good; None unless every tree is feedback."""
     scores_B: Tensor | None = None
     """Annotated score of each branch, NaN where a tree has none; None when no tree has any."""
+    step_labels_N: Tensor | None = None
+    """What was said of the step that each trained token ends, 0 to 1; None unless every tree is stepwise feedback."""
     columns_N: Mapping[str, Tensor] = field(default_factory=dict)
     """What the trained tokens carry, by name, in the order of `target_index_N`: {"advantages": [0.7, 0.7, ...]}."""
 
@@ -276,6 +298,11 @@ class TokenLogprobs:
     entropy_N: Tensor | None = None
     log_collision_N: Tensor | None = None
     """log sum_v p(v)^2 of that distribution, without gradient: what a token sampled from it has on average."""
+    divergence_N: Tensor | None = None
+    """Divergence over the whole vocabulary from another model, nats, with its gradient. Where it is measured at one of
+    k tokens, it is k times as large there and 0 elsewhere, so that sums are right on average."""
+    values_N: Tensor | None = None
+    """What the state before each token is worth, by a head on the policy's own backbone, with its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +360,9 @@ class Maximum:
     largest: float | Tensor
 
     def merge(self, other: Maximum) -> Maximum:
-        return Maximum(max(float(self.largest), float(other.largest)))
+        first, second = float(self.largest), float(other.largest)
+        # max() keeps or drops a NaN by its place, and one that is dropped is a fault that nobody sees.
+        return Maximum(first if math.isnan(first) or first >= second else second)
 
     @property
     def value(self) -> float:

@@ -273,7 +273,7 @@ class FakeServer:
     def _answer(self, path: str, query: dict[str, list[str]], body: dict[str, Any]) -> tuple[int, Any]:
         engine = self.engine
         if path == "/v1/models":
-            return 200, {"data": [{"id": "tiny"}]}
+            return 200, {"data": [{"id": "tiny", "max_model_len": engine.model.config.max_position_embeddings}]}
         if path == "/v1/completions":
             if self.on_completion is not None:
                 self.on_completion()

@@ -17,6 +17,7 @@ from posttrain.cli.models import models
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
+from posttrain.cli.samples import samples
 from posttrain.cli.score import score
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -28,6 +29,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "score": score,
     "merge": merge,
+    "samples": samples,
     "report": report,
 }
 

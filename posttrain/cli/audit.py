@@ -25,6 +25,10 @@ def audit(
     ] = None,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="Row format; told from the keys.")] = "auto",
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="Of a folder or a hub data set.")] = "train",
+    category: Annotated[
+        str | None,
+        typer.Option("--category", metavar="COLUMN", help="Says what kind a row is (default: `category`, `source`)."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write findings.jsonl, audit.json and audit.html here.")
     ] = None,
@@ -46,7 +50,15 @@ def audit(
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(Console(stderr=True)) as progress:
         measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None
-        report = look(rows, held_out=measured_on, against=against or (), model=model, seed=seed, progress=progress)
+        report = look(
+            rows,
+            held_out=measured_on,
+            against=against or (),
+            model=model,
+            category=category,
+            seed=seed,
+            progress=progress,
+        )
         fixed = report.fix(fix) if fix is not None else None
         page = report.write(out) if out is not None else None
     if json:

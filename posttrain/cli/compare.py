@@ -22,7 +22,7 @@ def compare(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Only the first so many prompts.")] = 20,
     system: System = None,
-    template: Template = "chat",
+    template: Template = "auto",
     temperature: Temperature = 0.0,
     max_new_tokens: Longest = 128,
     seed: Seed = 0,

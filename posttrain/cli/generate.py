@@ -21,7 +21,7 @@ def generate(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers per prompt.")] = 1,
     system: options.System = None,
-    template: options.Template = "chat",
+    template: options.Template = "auto",
     temperature: options.Temperature = 0.7,
     top_k: options.TopK = None,
     top_p: options.TopP = 1.0,

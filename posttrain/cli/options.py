@@ -23,7 +23,9 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A catalogue nam
 Template = Annotated[
     str,
     typer.Option(
-        "--template", metavar="NAME", help="chat (the model's own), chatml, raw (bare text), or a Jinja file."
+        "--template",
+        metavar="NAME",
+        help="auto (as the model was trained), chat (its own template), chatml, raw (bare text), or a Jinja file.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]

@@ -17,9 +17,10 @@ def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh:
 
 def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.tables import final_table, reward_table
+    from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
     from posttrain.config import find_recipe, load_recipe
     from posttrain.diagnostics.run_store import RunFolder
 
@@ -39,6 +40,14 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(final_table(evaluations))
     if rewards := folder.reward_evaluations():
         console.print(reward_table(rewards))
+    if steps := folder.step_evaluations():
+        console.print(step_table(steps))
+    if scores := folder.held_out_scores():
+        console.print(held_out_table(scores))
+    for change in folder.pass_at_k_changes():
+        console.print(f"{change['suite']}: {change['said']}", markup=False, highlight=False)
+    for stage, warning in folder.warnings():
+        console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from posttrain.data.read import Examples
 from posttrain.diagnostics.progress import Phase, Progress
-from posttrain.losses.reward import Combine
+from posttrain.evaluate.steps import RIGHT
+from posttrain.losses.reward_rule import Combine
 from posttrain.models.devices import device_of
 from posttrain.models.reward_scoring import RewardModel, combined, load_reward
-from posttrain.types import Comparison, Example
+from posttrain.types import Comparison, Example, StepwiseFeedback
 
 
 def open_models(names: Sequence[str], head: str | None, progress: Progress) -> list[RewardModel]:
@@ -41,6 +42,8 @@ def scored_rows(
             record["best"] = best
         if rating.steps is not None:
             record["steps"] = [list(steps) for steps in rating.steps]
+            if isinstance(example, StepwiseFeedback):
+                record["labels"] = list(example.labels)
         if len(ratings) > 1:
             record["by_model"] = {model.name: list(r.rewards) for model, r in zip(models, ratings, strict=True)}
         yield record
@@ -61,6 +64,8 @@ class Tally:
         self.sum = self.squares = 0.0
         self.judged = 0
         self.right = 0.0
+        self.steps = self.responses = 0
+        self.steps_right = self.found = 0.0
 
     def counted(self, record: dict[str, Any]) -> dict[str, Any]:
         rewards = record["rewards"]
@@ -72,12 +77,26 @@ class Tally:
             others = [reward for index, reward in enumerate(rewards) if index != best]
             self.judged += len(others)
             self.right += sum((reward < rewards[best]) + 0.5 * (reward == rewards[best]) for reward in others)
+        if "labels" in record:
+            self._count_steps(record["steps"][0], record["labels"])
         return record
+
+    def _count_steps(self, scores: Sequence[float], labels: Sequence[float | None]) -> None:
+        known = [(score, label >= RIGHT) for score, label in zip(scores, labels, strict=True) if label is not None]
+        self.steps += len(known)
+        self.steps_right += sum(0.5 if score == 0 else (score > 0) == right for score, right in known)
+        wrong = [place for place, (_, right) in enumerate(known) if not right]
+        called = [place for place, (score, _) in enumerate(known) if score < 0]
+        self.responses += 1
+        self.found += wrong[:1] == called[:1]
 
     def __str__(self) -> str:
         mean = self.sum / max(1, self.rewards)
         spread = max(0.0, self.squares / max(1, self.rewards) - mean * mean) ** 0.5
         said = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
+        if self.steps:
+            said += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
+            said += f", {self.found / self.responses:.1%} of the first errors found"
         return said + (
             f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
         )

@@ -35,7 +35,7 @@ class Speaker:
         name: str,
         *,
         system: str | None = None,
-        template: str = "chat",
+        template: str = "auto",
         device: str = "auto",
         say: Callable[[str], None] | None = None,
         **sampling: Any,
@@ -50,7 +50,7 @@ class Speaker:
         SamplingDistribution(**sampling)  # a mistake in it is shown before a model is loaded
         loaded = load(name, device=device_of(device), say=say)
         self.tokenizer = loaded.tokenizer
-        self.encoder = Encoder(loaded.tokenizer, EncoderSettings(template=template))
+        self.encoder = Encoder(loaded.tokenizer, EncoderSettings(template=_settled(template, loaded.source.folder)))
         self.engine = NativeEngine(loaded.model)
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
@@ -79,6 +79,16 @@ class Speaker:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _settled(template: str, folder: Path) -> str:
+    """`auto` as the name that it stands for: `raw` of a model that was trained on bare text, whatever template its
+    tokenizer has; else the tokenizer's own."""
+    if template != "auto":
+        return template
+    from posttrain.models.manifest import trained_template
+
+    return trained_template(folder)
 
 
 def read_prompts(path: str | Path) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from rich.text import Text
 
 SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
 """Metrics that are shares of answers, shown in per cent."""
-GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward")
+GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward", "abstained_share")
 """Metrics of every suite that the report shows and the final table leaves out."""
+
+_PASS_AT_K = re.compile(r"pass_at_(\d+)")
 
 
 def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]) -> Table:
@@ -33,9 +36,16 @@ def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str,
         if metric not in GENERAL
     )
     for suite, metric in rows:
-        label = suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
-        table.add_row(label, *(figure(found.get(suite, {}).get(metric), metric) for found in evaluations.values()))
+        entries = (found.get(suite, {}).get(metric) for found in evaluations.values())
+        table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
     return table
+
+
+def _label(suite: str, metric: str) -> str:
+    """identity, unrelated: perplexity change, sums pass@8"""
+    if k := _PASS_AT_K.fullmatch(metric):
+        return f"{suite} pass@{k[1]}"
+    return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
 
 
 def reward_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -53,17 +63,51 @@ def reward_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def step_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per process reward model: the steps that it and an untrained head judge rightly, and the first errors.
+
+    Args:
+        evaluations: {stage: step_evaluation.json}, as `RunFolder.step_evaluations` has it.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("held-out steps", "judged right, untrained", "trained", "first error found, untrained", "trained"):
+        table.add_column(title, justify="right" if table.columns else "left")
+    for stage, record in evaluations.items():
+        heads = [record.get(side) or {} for side in ("untrained", "trained")]
+        names = ("step_accuracy", "first_error_accuracy")
+        table.add_row(stage, *(figure(head.get(name), "accuracy") for name in names for head in heads))
+    return table
+
+
+def held_out_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per stage that sampled: its score on held-out tasks at the start, at its best and at the end.
+
+    Args:
+        scores: {stage: {"start", "best", "last", "kept"}}, as `RunFolder.held_out_scores` has it.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("held-out score", "tasks", "start", "best", "last", "saved"):
+        table.add_column(title, justify="right" if table.columns else "left")
+    for stage, record in scores.items():
+        entries = [record[moment] for moment in ("start", "best", "last")]
+        share = all(0 <= entry[bound] <= 1 for entry in entries for bound in ("low", "value", "high"))
+        cells = [f"{figure(one, 'accuracy' if share else 'score')} at step {one['step']}" for one in entries]
+        table.add_row(stage, f"{entries[0]['n']}", *cells, f"step {record['kept']['step']}")
+    return table
+
+
 def figure(entry: Mapping[str, float | None] | None, metric: str) -> str:
     """97 % [91, 99] for shares, +4.2 % for changes, 12.3 [11.8, 12.9] for the rest; - where nothing was measured."""
     value = None if entry is None else entry.get("value")
     if entry is None or value is None or not math.isfinite(value):
         return "-"
     low, high = entry.get("low"), entry.get("high")
-    if metric in SHARES or metric.endswith("_change"):
+    is_share = metric in SHARES or _PASS_AT_K.fullmatch(metric) is not None
+    if is_share or metric.endswith("_change"):
         text, sign, scale = "%", "+" if metric.endswith("_change") else "", 100
     else:
         text, sign, scale = "", "", 1
-    digits = ".0f" if metric in SHARES else ".1f" if scale == 100 else ".3g"
+    digits = ".0f" if is_share else ".1f" if scale == 100 else ".3g"
     shown = f"{value * scale:{sign}{digits}}{' %' if text else ''}"
     if low is None or high is None or low == high:
         return shown

@@ -13,8 +13,10 @@ from pydantic.fields import FieldInfo
 from posttrain.config import online, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
+from posttrain.config.curriculum import PassRateCurriculum
+from posttrain.config.engines import ENGINES
 from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
-from posttrain.config.online import ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
@@ -106,6 +108,8 @@ def recipe_reference() -> str:
         "Beside those, `ppo` has:\n",
         table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
         *group("sampling", online.RolloutSampling),
+        *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
+        *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
         *group("choices", online.Choices),
         *group("examine", online.HeldOutTasks),
         *group("stop", online.Stop),
@@ -116,6 +120,9 @@ def recipe_reference() -> str:
         table(OnlineDPO, leave_out=tuple(fields_of(SamplingStage))),
         f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
         table(RFT, leave_out=tuple(fields_of(SamplingStage))),
+        "## Distillation over the vocabulary: `method: gkd`\n",
+        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, and:\n",
+        table(GKD, leave_out=tuple(name for name in fields_of(SamplingStage) if name != "completions_per_prompt")),
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",
         table(Correction, leave_out=("method",)),

@@ -19,6 +19,10 @@ COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 
 
+ENGINE_WITH_EFFECT = "kind"
+"""Of `engine`: where a server is, or how much fits into memory, changes no result."""
+
+
 def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model: str, seed: int) -> str:
     """A sha256 over everything that the stage's result depends on.
 
@@ -33,6 +37,8 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
+    if "engine" in settings:
+        settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
     for key in COMPUTE_WITHOUT_EFFECT:
         settings.get("compute", {}).pop(key, None)
     inputs = {"version": VERSION, "stage": settings, "data": list(data), "start_model": start_model, "seed": seed}
@@ -54,6 +60,7 @@ def _differences(before: Any, after: Any, path: str) -> list[str]:
         for key in before.keys() | after.keys():
             inner = f"{path}.{key}" if path else key
             ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
+            ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
             if not ignored:
                 found += _differences(before.get(key), after.get(key), inner)
         return found

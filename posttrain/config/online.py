@@ -15,6 +15,8 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, create_model, model_validator
 
 from posttrain.config.base import HeldOut, TrainingStage
+from posttrain.config.curriculum import CurriculumSettings
+from posttrain.config.engines import EngineSettings, NativeEngineSettings
 from posttrain.config.fields import parameter_field
 from posttrain.config.rewards import Reward
 from posttrain.config.suites import Sampling
@@ -44,7 +46,8 @@ class Choices(Settings):
     reduction: str | None = None
     """`token_mean`, `sequence_mean`, `constant_length` or `sequence_sum`."""
     kl: str | None = None
-    """`none`, `k1`, `k2`, `k3`, `reverse` or `k3_corrected`; docs/online.md says what each is the gradient of."""
+    """`none`, `k1`, `k2`, `k3`, `reverse`, `k3_corrected`, or `exact` over the whole vocabulary; docs/online.md says
+    what each is the gradient of."""
     kl_place: str | None = None
     """`loss` or `reward`."""
     correction: str | None = None
@@ -112,6 +115,8 @@ class SamplingStage(TrainingStage):
     """Folder in which the modules of `kind: function` are looked for first; a recipe's own if absent."""
     sampling: RolloutSampling = RolloutSampling()
     """How completions are drawn."""
+    engine: EngineSettings = NativeEngineSettings()
+    """What draws them."""
     prompts_per_step: Int = Field(default=16, ge=1)
     """Prompts of one step."""
     completions_per_prompt: Int = Field(default=8, ge=1)
@@ -120,6 +125,8 @@ class SamplingStage(TrainingStage):
     """Optimizer updates on the completions of one step, all in all. 1 stays on-policy."""
     prompts_per_update: Int | None = Field(default=None, ge=1)
     """Prompts of one update, with all of their completions; null: all of the step."""
+    curriculum: CurriculumSettings | None = None
+    """Which tasks are asked more often; null: all alike, each epoch a permutation of them."""
     resample_rounds: Int = Field(default=3, ge=1)
     """How often other prompts are sampled in the place of groups without a signal, where the method does that."""
     truncated: Literal["keep", "drop"] = "keep"
@@ -260,6 +267,15 @@ class OnlineStage(SamplingStage):
                 expected="at least 2",
                 remedy="write `completions_per_prompt: 8`, or use reinforce_pp or ppo, which need no group",
             )
+        if row.one_update and self.updates_per_rollout > 1:
+            raise refuse(
+                "without a ratio, each update after the first would follow the gradient of a policy that is gone",
+                path=("updates_per_rollout",),
+                found=f"{self.updates_per_rollout} updates; the ratio of {self.method}"
+                f"{' with these choices' if self.choices.made else ''} is none",
+                expected="1",
+                remedy="write `updates_per_rollout: 1` and leave `prompts_per_update` out, or `choices: {ratio: token}`",
+            )
         if row.kl_place == "none" and (self.kl_target is not None or self.stop.kl_above is not None):
             raise refuse(
                 "there is no KL to follow: the method has none",
@@ -299,9 +315,21 @@ class PPOStage(OnlineStage):
     value_learning_rate: Float | None = Field(default=None, gt=0)
     """Of the value model's own optimizer; null: five times the policy's (Ouyang et al. 2022 take 9e-6 beside 1.5e-6 to
     2e-6)."""
-    value_backbone: Literal["train", "freeze"] = "train"
-    """Whether the value model's backbone trains, or its head alone. Base weights under an adapter are shared either
-    way."""
+    value_backbone: Literal["train", "freeze", "shared"] = "train"
+    """What stands under the value head. `train`: a backbone of its own, from the start; under an adapter the base
+    weights are shared, and it costs one more adapter. `freeze`: the same, and only the head trains. `shared`: the
+    policy's own, which the value loss trains too, with `value_weight`."""
+
+    @model_validator(mode="after")
+    def _value_weight_has_an_effect(self) -> Self:
+        if self.value_backbone != "shared" and "value_weight" in self.model_fields_set:
+            raise refuse(
+                "the value model has a backbone and an optimizer of its own, so its loss has no weight",
+                path=("value_weight",),
+                found=f"value_backbone: {self.value_backbone}",
+                remedy="write `value_backbone: shared`, or set `value_learning_rate` instead",
+            )
+        return self
 
 
 class OnlineDPO(SamplingStage):
@@ -355,6 +383,34 @@ class RFT(SamplingStage):
         return _with_draws(self)
 
 
+class GKD(SamplingStage):
+    """On-policy distillation: the policy's own completions, and the teacher's distribution at each of their tokens.
+
+    Agarwal et al. 2023 (GKD), arXiv:2306.13649, with all data sampled by the student (their lambda = 1). It needs no
+    rewards, and logits exist for a chunk of tokens at a time.
+    """
+
+    method: Literal["gkd"] = "gkd"
+    """Sample, and follow the teacher."""
+    teacher: str
+    """The model to learn from, with the same tokenizer: a catalogue name, a folder, or a hub id."""
+    beta: Float = Field(default=0.5, ge=0, le=1)
+    """Of the generalised JSD, beta KL(teacher || m) + (1 - beta) KL(policy || m): 0 is KL(teacher || policy), which
+    covers all that the teacher says; 1 is KL(policy || teacher), which settles on what it says most."""
+    reduction: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    """The mean over responses of their mean per token, as published, or over all tokens."""
+    completions_per_prompt: Int = Field(default=1, ge=1)
+    """Completions sampled of each prompt."""
+
+    @property
+    def needs_rewards(self) -> bool:
+        return False
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        return _with_draws(self)
+
+
 Sampler = TypeVar("Sampler", bound=SamplingStage)
 
 
@@ -400,7 +456,12 @@ def _online(method: str, row: OnlineRow) -> type[OnlineStage]:
 
 
 ONLINE_STAGES: Mapping[str, type[OnlineStage]] = {name: _online(name, row) for name, row in ONLINE.items()}
-SAMPLING_STAGES: Mapping[str, type[SamplingStage]] = {**ONLINE_STAGES, "online_dpo": OnlineDPO, "rft": RFT}
+SAMPLING_STAGES: Mapping[str, type[SamplingStage]] = {
+    **ONLINE_STAGES,
+    "online_dpo": OnlineDPO,
+    "rft": RFT,
+    "gkd": GKD,
+}
 """Every method that trains on what its policy samples."""
 
 GRPO: Callable[..., OnlineStage] = ONLINE_STAGES["grpo"]

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import posttrain.errors as errors
+from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, spell, together
 from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
-from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage
-from posttrain.config.suites import WinRateSuite
+from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, StageSettings
+from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
 from posttrain.data.builtin_templates import BUILTIN
 from posttrain.data.hub import HUB_ID
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
@@ -68,56 +69,86 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
     Raises:
         ConfigError: files that are not there, all of them in one error.
     """
-    mistakes: list[errors.ConfigError] = []
-    assumed: list[str] = []
+    files = _Files(raw, folder, places)
+    stages = tuple(files.of_stage(stage, ("stages", index)) for index, stage in enumerate(recipe.stages))
+    suites = tuple(
+        files.of_suite(suite, ("evaluate", "suites", index)) for index, suite in enumerate(recipe.evaluate.suites)
+    )
+    model = files.model(recipe.model, ("model",))
+    if files.mistakes:
+        raise together(files.mistakes, places.source)
+    evaluate = recipe.evaluate.model_copy(update={"suites": suites})
+    return recipe.model_copy(update={"stages": stages, "evaluate": evaluate, "model": model}), files.assumed
 
-    def settle(text: str, path: KeyPath) -> str:
-        from_override = places.of(path).startswith("override ")
-        found = _locate(text, Path.cwd() if from_override else folder)
+
+class _Files:
+    """The files of one recipe, and what is wrong with them; see `resolve_paths`."""
+
+    def __init__(self, raw: object, folder: Path, places: Places):
+        self._raw, self._folder, self._places = raw, folder, places
+        self.mistakes: list[errors.ConfigError] = []
+        self.assumed: list[str] = []
+
+    def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
+        changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
+        asks = (SFT, ConditionalSFT, PreferenceStage, SamplingStage)
+        if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
+            template = self._file(stage.encoding.template, (*here, "encoding", "template"))
+            changes["encoding"] = stage.encoding.model_copy(update={"template": template})
+        if isinstance(stage, SamplingStage):
+            changes["modules"] = self._modules(stage.modules, (*here, "modules"))
+            engine = stage.engine
+            if isinstance(engine, VLLMServedSettings) and engine.weights_folder is not None:
+                path = self._base((*here, "engine", "weights_folder")) / Path(engine.weights_folder).expanduser()
+                changes["engine"] = engine.model_copy(update={"weights_folder": str(path.resolve())})
+        teacher = vars(stage).get("teacher")  # a key of the methods that have one
+        if isinstance(teacher, str):
+            changes["teacher"] = self.model(teacher, (*here, "teacher"))
+        return stage.model_copy(update=changes)
+
+    def of_suite(self, suite: Suite, here: KeyPath) -> Suite:
+        changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
+        if isinstance(suite, PassAtKSuite):
+            changes["modules"] = self._modules(suite.modules, (*here, "modules"))
+        if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
+            path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))
+            changes["reward_model"] = suite.reward_model.model_copy(update={"path": path})
+        return suite.model_copy(update=changes)
+
+    def model(self, text: str, path: KeyPath) -> str:
+        return self._file(text, path) if _is_path(text) else text
+
+    def _data(self, data: Data, path: KeyPath) -> Data:
+        return data.model_copy(update={"path": tuple(self._file(text, path) for text in data.path)})
+
+    def _modules(self, text: str | None, path: KeyPath) -> str:
+        return str(self._folder) if text is None else self._file(text, path, local=True)
+
+    def _base(self, path: KeyPath) -> Path:
+        """What a path at this key is relative to."""
+        return Path.cwd() if self._places.of(path).startswith("override ") else self._folder
+
+    def _file(self, text: str, path: KeyPath, *, local: bool = False) -> str:
+        """What is there as an absolute path; else `text`, and a mistake is noted.
+
+        Args:
+            local: it is no id of a hub data set, however much it looks like one.
+        """
+        found = _locate(text, self._base(path), local=local)
+        name = spell(self._raw, path)
         if isinstance(found, str):
-            if found == text and not Path(found).is_absolute() and not text.startswith("hub:"):
-                assumed.append(f"{spell(raw, path)}: {text} is no file here; read as the id of a hub data set")
+            if found == text and not Path(found).is_absolute() and not text.startswith(("hub:", GENERATED)):
+                self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
             return found
         expected, remedy = found
         near = errors.nearest(text, TEMPLATES) if path[-1] == "template" else None
         if near is not None:
             remedy = f"did you mean `{near}`?"
-        name = spell(raw, path)
         problem = f"`{name}` names a file that is not there"
-        mistakes.append(
-            errors.ConfigError(problem, where=places.of(path), found=text, expected=expected, remedy=remedy)
+        self.mistakes.append(
+            errors.ConfigError(problem, where=self._places.of(path), found=text, expected=expected, remedy=remedy)
         )
         return text
-
-    def settle_data(data: Data, path: KeyPath) -> Data:
-        return data.model_copy(update={"path": tuple(settle(text, path) for text in data.path)})
-
-    stages = []
-    for index, stage in enumerate(recipe.stages):
-        changes: dict[str, object] = {
-            key: settle_data(data, ("stages", index, key)) for key, data in data_of(stage).items()
-        }
-        if isinstance(stage, SamplingStage) and stage.modules is None:
-            changes["modules"] = str(folder)
-        asks = (SFT, ConditionalSFT, PreferenceStage, SamplingStage)
-        if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
-            template = settle(stage.encoding.template, ("stages", index, "encoding", "template"))
-            changes["encoding"] = stage.encoding.model_copy(update={"template": template})
-        stages.append(stage.model_copy(update=changes))
-    suites = []
-    for index, suite in enumerate(recipe.evaluate.suites):
-        here: KeyPath = ("evaluate", "suites", index)
-        settled: dict[str, object] = {"prompts": settle(suite.prompts, (*here, "prompts"))}
-        judge = suite.reward_model.path if isinstance(suite, WinRateSuite) else None
-        if isinstance(suite, WinRateSuite) and judge is not None and _is_path(judge):
-            path = settle(judge, (*here, "reward_model", "path"))
-            settled["reward_model"] = suite.reward_model.model_copy(update={"path": path})
-        suites.append(suite.model_copy(update=settled))
-    model = settle(recipe.model, ("model",)) if _is_path(recipe.model) else recipe.model
-    if mistakes:
-        raise together(mistakes, places.source)
-    evaluate = recipe.evaluate.model_copy(update={"suites": tuple(suites)})
-    return recipe.model_copy(update={"stages": tuple(stages), "evaluate": evaluate, "model": model}), assumed
 
 
 def _is_path(model: str) -> bool:
@@ -125,7 +156,7 @@ def _is_path(model: str) -> bool:
     return model.startswith((".", "/", "~", PACKAGE_SCHEME))
 
 
-def _locate(text: str, folder: Path) -> str | tuple[str, str]:
+def _locate(text: str, folder: Path, *, local: bool = False) -> str | tuple[str, str]:
     """The absolute path (or hub id) that `text` means, or what was expected and the remedy."""
     if text.startswith(GENERATED):
         return text
@@ -141,7 +172,7 @@ def _locate(text: str, folder: Path) -> str | tuple[str, str]:
         if glob.glob(str(path), recursive=True):
             return str(path)
         return f"at least one file like this in {path.parent}", "check the pattern"
-    is_hub_id = HUB_ID.fullmatch(text) and not text.endswith(SUFFIXES)
+    is_hub_id = not local and HUB_ID.fullmatch(text) and not text.endswith(SUFFIXES)
     if is_hub_id and (text.startswith("hub:") or not path.parent.exists()):
         return text
     return _nearest_file(text, path)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from posttrain.config.values import Float, Int, Settings, listed, refuse
-from posttrain.losses.reward import OBJECTIVES, PARAMETERS, RewardRule
+from posttrain.losses.reward import OBJECTIVES, PARAMETERS
+from posttrain.losses.reward_rule import RewardRule
 
 # ---------------------------------------------------------------- objectives
 
@@ -69,6 +70,14 @@ class Regression(ObjectiveSettings):
 
     kind: Literal["regression"] = "regression"
     """Scores."""
+
+
+class StepLabels(ObjectiveSettings):
+    """Each step is as right as its label says: binary cross-entropy. Needs `head: steps`, and rows whose steps are
+    labelled: Lightman et al. 2023, arXiv:2305.20050; Wang et al. 2023, arXiv:2312.08935."""
+
+    kind: Literal["step_labels"] = "step_labels"
+    """Labels of steps."""
 
 
 # ---------------------------------------------------------------- heads
@@ -202,7 +211,8 @@ class Conditional(ByFile):
 class Steps(HeadSettings):
     """A process reward model: a score at the end of each step of the response.
 
-    Trained on comparisons of whole responses: the aggregated score is what the objective compares.
+    Trained on labels of steps (`objective: step_labels`), or on comparisons of whole responses, where the aggregated
+    score is what the objective compares.
     """
 
     kind: Literal["steps"] = "steps"
@@ -284,6 +294,7 @@ OBJECTIVE_KINDS: Mapping[str, type[ObjectiveSettings]] = {
     "bradley_terry": BradleyTerry,
     "plackett_luce": PlackettLuce,
     "regression": Regression,
+    "step_labels": StepLabels,
 }
 HEAD_KINDS: Mapping[str, type[HeadSettings]] = {
     "single": Single,

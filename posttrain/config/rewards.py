@@ -366,10 +366,15 @@ class Rewards(Settings):
     @field_validator("rewards")
     @classmethod
     def _own_names(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
-        names = [reward.label for reward in rewards]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise refuse(
-                    f"two rewards are named `{name}`", path=(index, "name"), remedy="give one of them another name"
-                )
-        return rewards
+        return own_names(rewards)
+
+
+def own_names(rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
+    """The rewards, if no two of them have the same name in the logs."""
+    names = [reward.label for reward in rewards]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise refuse(
+                f"two rewards are named `{name}`", path=(index, "name"), remedy="give one of them another name"
+            )
+    return rewards

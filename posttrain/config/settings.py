@@ -230,6 +230,9 @@ class Log(Settings):
     """Steps between samples of what the model thinks of its rows; null: none."""
     held_out_every: Int | None = Field(default=25, ge=1)
     """Steps between measurements on the held-out rows; they are always measured at the start and the end."""
+    stall_after: Float | None = Field(default=300.0, gt=0)
+    """Seconds without progress after which a stall is reported: the part of the step that hangs is named, and where
+    each thread stands goes to stalls.txt. Nothing is stopped. null: never."""
 
 
 class ReferenceSettings(Settings):

@@ -29,6 +29,7 @@ from posttrain.config.reward import (
     NormaliseUnion,
     ObjectiveUnion,
     Single,
+    StepLabels,
     Steps,
     Whiten,
 )
@@ -39,10 +40,7 @@ from posttrain.errors import ConfigError, UnknownKeyError, nearest
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow, resolve_parameters
 from posttrain.losses.preference import CHOSEN_NLL
-from posttrain.losses.reward import RewardRule
-
-REWARD_ADAPTERS = ("lora",)
-"""Kinds of adapter that a reward model's head trains and is saved with."""
+from posttrain.losses.reward_rule import RewardRule
 
 
 class SFT(RowStage):
@@ -163,6 +161,12 @@ class MixTerm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         choose("method", self.loss, ("sft", *PAIRWISE))
+        if self.loss == "beta_dpo":
+            raise refuse(
+                "beta_dpo keeps a running mean of its own steps and is no term of a mix",
+                path=("loss",),
+                remedy="use `method: beta_dpo` by itself, or `dpo` in the mix",
+            )
         try:
             resolve_parameters(self.pairwise, self.parameters, where=self.loss)
         except ConfigError as error:
@@ -216,6 +220,9 @@ class Reward(RowStage):
     """How messages become ids."""
     audit: Audit = Audit()
     """What is asked of the rows before they are encoded."""
+    category: str | None = Field(default=None, min_length=1)
+    """Column of the rows that says what kind they are: held-out accuracy is given for each. If absent, `category`,
+    `source`, `subset`, `task` or `domain`, where the rows have one, or else the files."""
 
     @property
     def rule(self) -> RewardRule:
@@ -243,18 +250,19 @@ class Reward(RowStage):
                 path=("encoding", "stop_token"),
                 remedy="remove `encoding.stop_token`",
             )
+        if isinstance(self.objective, StepLabels) and not isinstance(self.head, Steps):
+            raise refuse(
+                "labels of steps train a head that scores steps",
+                path=("head",),
+                found=self.head.kind,
+                expected="steps",
+                remedy="write `head: steps`",
+            )
         if isinstance(self.head, Steps) and self.length.offset is not None:
             raise refuse(
                 "the scores of steps are not divided by the response's length",
                 path=("length", "offset"),
                 remedy="remove `length.offset`, or score whole responses",
-            )
-        if self.adapter is not None and self.adapter.kind not in REWARD_ADAPTERS:
-            raise refuse(
-                f"a reward model is not trained with an adapter of kind {self.adapter.kind}",
-                path=("adapter", "kind"),
-                expected=f"one of {', '.join(REWARD_ADAPTERS)}",
-                remedy="write `adapter: lora`, or train all weights",
             )
         return self
 

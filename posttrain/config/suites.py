@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from posttrain.config.rewards import Reward, own_names
 from posttrain.config.values import Float, Int, Settings, as_text, refuse
 
 
@@ -144,7 +145,73 @@ class WinRateSuite(SampledSuite):
     """Who judges. Answers that come before their judge is trained are kept, and judged then."""
 
 
-Suite = Annotated[MatchSuite | ExactSuite | NumberSuite | PerplexitySuite | WinRateSuite, Field(discriminator="kind")]
+class AnswerSampling(Sampling):
+    """How several answers are drawn that are to differ."""
+
+    temperature: Float = Field(default=1.0, ge=0)
+    """As in reinforcement learning; 0 draws the same answer each time, and is refused."""
+
+
+class PassAtKSuite(SuiteSettings):
+    """The chance that one of k sampled answers is right, for k from 1 to `samples`."""
+
+    kind: Literal["pass_at_k"]
+    """`pass_at_k`: does it get there in k attempts?"""
+    samples: Int = Field(default=64, ge=1)
+    """Answers sampled of each prompt."""
+    k: tuple[Int, ...] = Field(default_factory=lambda suite: (1, suite.get("samples", 1)), min_length=1)
+    """The k of the tables, none above `samples`; the curve has 1, 2, 4, ... up to `samples` whatever stands here."""
+    rewards: tuple[Reward, ...] = ()
+    """What makes an answer right (docs/rewards.md). None: its last number is the row's answer."""
+    right_from: Float = 1.0
+    """The sum of the rewards from which on an answer is right."""
+    modules: str | None = None
+    """Folder in which the modules of `kind: function` are looked for first; the recipe's own if absent."""
+    sampling: AnswerSampling = AnswerSampling()
+    """How the answers are drawn; at temperature 1, as they are in reinforcement learning."""
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_k(cls, k: Any) -> Any:
+        return (k,) if isinstance(k, int) else k
+
+    @field_validator("k")
+    @classmethod
+    def _in_order(cls, k: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(k)))
+
+    @field_validator("rewards")
+    @classmethod
+    def _own_names(cls, rewards: tuple[Any, ...]) -> tuple[Any, ...]:
+        return own_names(rewards)
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise refuse(
+                "temperature 0 draws the same answer each time",
+                path=("sampling", "temperature"),
+                found=f"samples: {self.samples}, temperature: 0",
+                remedy="write `sampling: {temperature: 1.0}`, or `samples: 1`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        if not 1 <= self.k[0] <= self.k[-1] <= self.samples:
+            raise refuse(
+                "pass@k cannot be estimated from fewer than k answers" if self.k[0] >= 1 else "there is no pass@0",
+                path=("k",),
+                found=f"k: {list(self.k)}, samples: {self.samples}",
+                expected="each k from 1 to `samples`",
+                remedy=f"write `samples: {self.k[-1]}`, or smaller k" if self.k[0] >= 1 else "write k of 1 or more",
+            )
+        return self
+
+
+Suite = Annotated[
+    MatchSuite | ExactSuite | NumberSuite | PerplexitySuite | WinRateSuite | PassAtKSuite, Field(discriminator="kind")
+]
 
 
 class Evaluation(Settings):

@@ -16,7 +16,7 @@ import numpy as np
 from posttrain.data.drafts import SpecialTokenError
 from posttrain.data.encode import EncodedExample, Encoder
 from posttrain.errors import EncodingError, PromptMismatchError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
 
 BadRows = Literal["stop", "skip"]
 
@@ -29,6 +29,8 @@ ARRAYS: dict[str, str] = {
     "margins": "<f8",  # NaN where a tree has none
     "labels": "|i1",  # 1 good, 0 bad, -1 where nobody said so
     "scores": "<f8",  # for each segment, NaN for prompts and where a tree has none
+    "steps": "<i8",  # where the labels of each tree's steps begin in `step_labels`
+    "step_labels": "<f8",  # for each trained token of the trees that have such labels
     "trained": "<i4",  # trained tokens of each tree
     "stops": "<i4",  # trained stop tokens of each tree
     "sources": "<i4",  # which file each tree's row came from
@@ -104,7 +106,7 @@ class EncodeCounts:
 
 @dataclass(frozen=True)
 class Block:
-    """The trees of consecutive rows as arrays, `segments` and `trees` as lengths rather than places."""
+    """The trees of consecutive rows as arrays, `segments`, `trees` and `steps` as lengths rather than places."""
 
     arrays: Mapping[str, np.ndarray]
     files: tuple[str, ...]
@@ -172,6 +174,8 @@ class _Building:
             columns["margins"].append(np.nan if tree.margin is None else tree.margin)
             columns["labels"].append(-1 if tree.label is None else int(tree.label))
             columns["scores"] += [np.nan, *(tree.scores or [np.nan] * len(tree.branches))]
+            columns["steps"].append(len(tree.step_labels or ()))
+            columns["step_labels"] += tree.step_labels or ()
             columns["trained"].append(tree.num_trained)
             columns["stops"].append(stops)
             columns["sources"].append(self._files.setdefault(tree.row.source, len(self._files)))
@@ -208,6 +212,8 @@ def _preview(example: Example) -> str:
     turns: list[Message] = list(example.messages if isinstance(example, Demonstration) else example.prompt)
     if isinstance(example, Feedback):
         turns += example.response
+    elif isinstance(example, StepwiseFeedback):
+        turns += [Message("assistant", step) for step in example.steps]
     elif isinstance(example, Comparison):
         turns += [turn for response in example.responses for turn in response]
     return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)[:_PREVIEW]

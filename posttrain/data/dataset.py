@@ -25,7 +25,7 @@ import numpy as np
 from posttrain.data.blocks import ARRAYS, Block, EncodeCounts
 from posttrain.types import Branch, RowRef, TokenTree
 
-SCHEMA = 2
+SCHEMA = 3
 _META, _DROPPED = "store.json", "dropped.jsonl"
 _SHOWN_FINDINGS = 20
 _CHECK_BYTES = 1 << 22
@@ -52,23 +52,25 @@ class StoreWriter:
         self._opened: list[IO[Any]] = [*self._files.values(), self._dropped]
         self._written = dict.fromkeys([*ARRAYS], 0)
         self._checks = dict.fromkeys([*ARRAYS], 0)
-        self._tokens = self._segments = 0
+        self._tokens = self._segments = self._steps = 0
         self._sources: dict[str, int] = {}
         self._found: dict[str, list[str]] = {}
         self.counts = EncodeCounts()
-        for name in ("segments", "trees"):  # both hold where each item begins, and at the end where the last one ends
+        for name in ("segments", "trees", "steps"):  # where each item begins, and at the end where the last one ends
             self._write(name, np.zeros(1, ARRAYS[name]))
 
     def append(self, block: Block) -> None:
         arrays = dict(block.arrays)
         arrays["segments"] = self._tokens + np.cumsum(arrays["segments"])
         arrays["trees"] = self._segments + np.cumsum(arrays["trees"])
+        arrays["steps"] = self._steps + np.cumsum(arrays["steps"])
         places = np.asarray([self._sources.setdefault(name, len(self._sources)) for name in block.files] or [0])
         arrays["sources"] = places[arrays["sources"]]
         for name, dtype in ARRAYS.items():
             self._write(name, arrays[name].astype(dtype, copy=False))
         self._tokens += len(arrays["ids"])
         self._segments += len(arrays["segments"])
+        self._steps += len(arrays["step_labels"])
         for record in block.dropped:
             self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
         for finding, row in block.found:
@@ -128,7 +130,7 @@ class EncodedDataset(Sequence[TokenTree]):
         if check:
             _check_files(self.folder, meta)
         self._meta = meta
-        self._arrays = {name: np.memmap(self.folder / f"{name}.bin", dtype, "r") for name, dtype in ARRAYS.items()}
+        self._arrays = {name: _mapped(self.folder / f"{name}.bin", dtype) for name, dtype in ARRAYS.items()}
         self._indices: np.ndarray | None = None
         self.counts: EncodeCounts = _counts(meta["counts"])
         self.notes: tuple[str, ...] = ()
@@ -212,6 +214,7 @@ class EncodedDataset(Sequence[TokenTree]):
         branches = tuple(Branch(ids[start:end], mask[start:end]) for start, end in pairwise(bounds[1:]))
         margin, label = float(arrays["margins"][place]), int(arrays["labels"][place])
         scores = tuple(arrays["scores"][first + 1 : last].tolist())
+        start, end = int(arrays["steps"][place]), int(arrays["steps"][place + 1])
         return TokenTree(
             prompt_ids=ids[bounds[0] : bounds[1]],
             branches=branches,
@@ -220,6 +223,7 @@ class EncodedDataset(Sequence[TokenTree]):
             margin=None if np.isnan(margin) else margin,
             label=None if label < 0 else bool(label),
             scores=None if not scores or np.isnan(scores[0]) else scores,
+            step_labels=tuple(arrays["step_labels"][start:end].tolist()) or None,
         )
 
     def _view(self, indices: np.ndarray) -> EncodedDataset:
@@ -242,6 +246,11 @@ def _reopen(folder: Path, indices: np.ndarray | None, notes: tuple[str, ...], re
     dataset = EncodedDataset(folder, check=False)
     dataset.notes, dataset.reused = notes, reused
     return dataset if indices is None else dataset._view(indices)
+
+
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    """A file's array without reading it; an empty file, such as the step labels of pairs, cannot be mapped."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

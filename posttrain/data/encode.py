@@ -37,6 +37,7 @@ FINDINGS = {
     "special_tokens_in_text": "a text holds the name of a special token, which becomes that token, as at inference",
     "split_turns": "the template rewrites earlier turns, so that each trained turn is a tree of its own",
     "altered_text": "the template shows a turn's text in other words than the row",
+    "mark_in_step": "a step holds the mark that ends steps: an answer without a list of steps would be cut there",
 }
 """What is worth knowing about a row that is kept."""
 
@@ -188,8 +189,14 @@ class Encoder:
             responses = [row.responses[index] for index in order]
             scores = None if row.scores is None else [row.scores[index] for index in order]
             annotations: dict[str, Any] = {"margin": row.margin, "scores": scores}
-        else:
+        elif isinstance(row, Feedback):
             responses, annotations = [row.response], {"label": row.good}
+        else:
+            raise EncodingError(
+                "steps are scored by a reward model, and this encoder has none",
+                expected="demonstrations, comparisons, feedback or tasks",
+                remedy="train on them with `method: reward`, `head: steps` and `objective: step_labels`",
+            )
         findings = self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
         draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, findings)
         return self._finish([draft], row, row.prompt, findings, annotations)

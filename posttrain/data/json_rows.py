@@ -17,7 +17,6 @@ from posttrain.data.refusals import quoted, shown
 from posttrain.errors import DataError, RowError, SourceError
 from posttrain.types import RowRef
 
-_DECODER = json.JSONDecoder()
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
@@ -43,12 +42,47 @@ Numbered = tuple[int, Any, str]
 """(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
 
 
+class _Decoder(json.JSONDecoder):
+    """The standard decoder, which also says of the text that it decoded last which key an object names twice.
+
+    The standard keeps the last of two values and says nothing; which one a row means, nobody can tell.
+    """
+
+    def __init__(self) -> None:
+        self.repeated: str | None = None
+        super().__init__(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen = set[str]()
+            self.repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return found
+
+
+def _repeated(key: str, content: str, ref: RowRef) -> Broken:
+    return Broken(
+        RowError(
+            f"an object of the row names the key {quoted([key])} twice",
+            reason="duplicate_key",
+            where=ref,
+            found=shown(content),
+            expected="each key once in an object",
+            example='{"prompt": "2 + 2?", "completion": "4"}',
+            remedy="remove one of the two; `bad_rows: skip` leaves such rows out and counts them",
+        ),
+        "duplicate_key",
+        content,
+    )
+
+
 # ---------------------------------------------------------------- one object per line
 
 
 def line_rows(stream: BinaryIO, name: str) -> Iterator[Numbered]:
     """Rows of a JSONL file. Blank lines are no rows; a byte order mark and CRLF are no part of one."""
     row = offset = 0
+    decoder = _Decoder()
     for number, line in enumerate(stream, 1):
         start, offset = offset, offset + len(line)
         if number == 1 and line.startswith(codecs.BOM_UTF8):
@@ -58,14 +92,16 @@ def line_rows(stream: BinaryIO, name: str) -> Iterator[Numbered]:
         row += 1
         note = "" if row == number else f"line {number}"
         try:
-            value = json.loads(line.decode())
+            decoder.repeated = None
+            value = decoder.decode(line.decode())
         except UnicodeDecodeError as error:
             yield row, _bad_encoding(line, error, start, RowRef(name, row)), note
         except (ValueError, RecursionError) as error:
             at_end = not line.endswith(b"\n")
             yield row, _bad_line(line.decode(), error, at_end, RowRef(name, row)), note
         else:
-            yield row, value, note
+            key = decoder.repeated
+            yield row, value if key is None else _repeated(key, line.decode().rstrip("\r\n"), RowRef(name, row)), note
 
 
 def _bad_encoding(line: bytes, error: UnicodeDecodeError, start: int, ref: RowRef) -> Broken:
@@ -186,6 +222,7 @@ class _Window:
     def __init__(self, stream: BinaryIO, name: str, chunk_bytes: int):
         self.stream, self.name, self.chunk_bytes = stream, name, chunk_bytes
         self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.json = _Decoder()
         self.text = ""
         self.at = 0
         self.offset = 0
@@ -235,11 +272,12 @@ class _Window:
         self.at += 1
 
     def element(self, row: int) -> Any:
-        """The value at `at`, which moves behind it."""
+        """The value at `at`, which moves behind it; Broken for one with a key named twice."""
         self.peek(row)
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
+                self.json.repeated = None
+                value, end = self.json.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 if not _cut_off(error, self.text):
                     raise self.broken(row, _lower(error.msg), error.pos) from None
@@ -252,8 +290,9 @@ class _Window:
             else:
                 # "1" may go on as "12", "1." as "1.5": a value counts only when what follows it is in sight.
                 if self.ended or self._is_complete(end):
-                    self.at = end
-                    return value
+                    content, self.at = self.text[self.at : end], end
+                    key = self.json.repeated
+                    return value if key is None else _repeated(key, content, RowRef(self.name, row))
             self.fill()
 
     def _is_complete(self, end: int) -> bool:
@@ -365,7 +404,7 @@ def _refuse_one_object(text: bytes, name: str) -> None:
     if text.split(b"\n", 1)[0].strip() != b"{":
         return
     try:
-        value, _ = _DECODER.raw_decode(text.decode(errors="replace"))
+        value, _ = json.JSONDecoder().raw_decode(text.decode(errors="replace"))
     except ValueError:
         value = {}
     inner = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]

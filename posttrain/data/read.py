@@ -87,8 +87,8 @@ def read(
     format: a name in FORMATS, or "auto": the first of the table that a row fits
     columns: our column -> the file's, as {"prompt": "my_q"}
     roles: the file's role -> ours, as {"bot": "assistant"}; replaces the default names of that role
-    kind: only rows of this kind (Demonstration, Comparison, Feedback, Task) will do; settles what a row that could be
-        two things is (a file with both `messages` and `chosen`)
+    kind: only rows of this kind (Demonstration, Comparison, Feedback, StepwiseFeedback, Task) will do; settles what a
+        row that could be two things is (a file with both `messages` and `chosen`)
     bad_rows: "stop" raises at the first bad row; "skip" counts it and goes on
     rejected_path: with "skip", a JSONL file of the skipped rows with their reasons, written whole or not at all
     limit: keep this many rows and stop
@@ -180,7 +180,7 @@ class Examples:
 
     @property
     def kind(self) -> Kind:
-        """Demonstration, Comparison, Feedback or Task; one for all rows."""
+        """Demonstration, Comparison, Feedback, StepwiseFeedback or Task; one for all rows."""
         return self._first_format().kind
 
     @property

@@ -12,6 +12,7 @@ from posttrain.errors import RowError
 
 REASONS = {
     "bad_json": "the line is not valid JSON",
+    "duplicate_key": "an object names a key twice",
     "bad_encoding": "the line is not valid UTF-8",
     "truncated": "the file ends in the middle of the row",
     "wrong_shape": "the row's keys or the type of a value fit no format",

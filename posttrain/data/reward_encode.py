@@ -6,7 +6,7 @@ Ids are those of training, rollout and evaluation. Three things are a reward mod
   that is where every other tool scores it;
 - a system message may be set for rows that have none, and a condition (an attribute or a group) is stated in it;
 - where a response is scored step by step, only the ends of steps stay in the mask: the outputs there are the scores of
-  the steps.
+  the steps. Steps that a row lists are found by their place, and those with a label train.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import numpy as np
 
 from posttrain.data.encode import EncodedExample, Encoder
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.step_ends import step_ends
+from posttrain.data.tree_key import make_tree
 from posttrain.errors import RowError
-from posttrain.losses.reward import RewardRule
-from posttrain.types import Branch, Comparison, Example, Message, RowRef, TokenTree
+from posttrain.losses.reward_rule import RewardRule
+from posttrain.types import Branch, Comparison, Example, Message, RowRef, StepwiseFeedback, TokenTree
 
-Needs = Literal["order", "margins", "scores"]
+Needs = Literal["order", "margins", "scores", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,16 @@ class Rated:
     responses: tuple[tuple[Message, ...], ...]
     row: RowRef
     tools: tuple[Any, ...] = ()
+    steps: tuple[str, ...] = ()
+    """The steps of the one response, where the row lists them; it is then made of them."""
 
 
 class RewardEncoder(Encoder):
     """RewardEncoder(tokenizer, EncoderSettings(), RewardRule(pooling="steps", step_mark="\\n")).
 
     Args:
-        needs: what every row must bring: the order of its responses, a margin, or a score for each.
+        needs: what every row must bring: the order of its responses, a margin, a score for each, or labels of its
+            steps.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class RewardEncoder(Encoder):
             DataError: no output or condition has its file.
             EncodingError: it cannot be encoded faithfully.
         """
+        if isinstance(row, StepwiseFeedback):
+            return self._labelled(row)
         if isinstance(row, Comparison):
             self._check_annotations(row)
         condition = self.rule.names[self.rule.file_of(row.row)] if self.rule.files else None
@@ -106,6 +113,8 @@ class RewardEncoder(Encoder):
             RowError: a response is too long; EncodingError: the row cannot be encoded faithfully.
         """
         rated = replace(rated, prompt=self.opened(rated.prompt, condition))
+        if rated.steps:
+            rated = replace(rated, responses=((self._answer_of(rated.steps),),))
         if self.rule.whole_row:
             return [self._whole(rated, response) for response in rated.responses]
         order = tuple(range(len(rated.responses)))
@@ -120,6 +129,8 @@ class RewardEncoder(Encoder):
                 expected="a prompt and a response that fit the model together",
                 remedy="shorten it, or leave the row out",
             )
+        if rated.steps and self.rule.pooling == "steps":
+            return [self._at_steps(self._ended(tree), rated.steps, (1.0,) * len(rated.steps)) for tree in encoded.trees]
         return [self._marked(self._ended(tree)) for tree in encoded.trees]
 
     def opened(self, prompt: tuple[Message, ...], condition: str | None) -> tuple[Message, ...]:
@@ -176,6 +187,43 @@ class RewardEncoder(Encoder):
         return replace(tree, branches=tuple(ended(branch) for branch in tree.branches))
 
     # ------------------------------------------------------------ steps
+
+    def _labelled(self, row: StepwiseFeedback) -> EncodedExample:
+        """Stepwise feedback: the ends of the steps that have a label train."""
+        assert self.rule.pooling == "steps", "the recipe asks for `head: steps`"
+        plain = Comparison(
+            self.opened(row.prompt, None), ((self._answer_of(row.steps),),), 0, row.row, ranking=(0,), tools=row.tools
+        )
+        encoded = super().example(plain)
+        cut = bool(encoded.truncated)
+        trees = [self._at_steps(self._ended(tree), row.steps, row.labels, cut=cut) for tree in encoded.trees]
+        held = any(self.rule.step_mark in step for step in row.steps)
+        findings = (*encoded.findings, "mark_in_step") if held else encoded.findings
+        return replace(encoded, trees=tuple(trees), findings=findings)
+
+    def _answer_of(self, steps: Sequence[str]) -> Message:
+        return Message("assistant", (self.rule.step_mark or "\n").join(steps))
+
+    def _at_steps(
+        self, tree: TokenTree, steps: Sequence[str], labels: Sequence[float | None], *, cut: bool = False
+    ) -> TokenTree:
+        """The same ids, with only the ends of the labelled steps in the mask."""
+        (branch,) = tree.branches
+        places = np.flatnonzero(branch.loss_mask)
+        ends = step_ends(self.tokens.decode, branch.ids[places].tolist(), steps, self.rule.step_mark, cut=cut)
+        known = [(places[end], label) for end, label in zip(ends, labels, strict=False) if label is not None]
+        if not known:
+            raise RowError(
+                "no step with a label is left of the row",
+                reason="nothing_to_train",
+                where=tree.row,
+                expected="a labelled step within `max_length`",
+                remedy="raise max_length, or remove the row",
+            )
+        mask = np.zeros_like(branch.loss_mask)
+        mask[[place for place, _ in known]] = True
+        said = [label for _, label in known]
+        return make_tree(tree.prompt_ids.tolist(), [(branch.ids.tolist(), mask.tolist())], tree.row, step_labels=said)
 
     def _marked(self, tree: TokenTree) -> TokenTree:
         if self.rule.pooling != "steps":

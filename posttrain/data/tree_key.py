@@ -19,6 +19,7 @@ def make_tree(
     margin: float | None = None,
     label: bool | None = None,
     scores: Sequence[float] | None = None,
+    step_labels: Sequence[float] | None = None,
     columns: Sequence[Mapping[str, Sequence[float]]] | None = None,
 ) -> TokenTree:
     """A tree with its content key: make_tree([1, 70], [([52, 2], [True, True])], RowRef("pairs.jsonl", 1)).
@@ -37,7 +38,10 @@ def make_tree(
     )
     scores = None if scores is None else tuple(float(score) for score in scores)
     assert scores is None or len(scores) == len(built), "one score for each branch"
-    return TokenTree(prompt_ids, built, tree_key(prompt_ids, built, margin, label, scores), row, margin, label, scores)
+    steps = None if step_labels is None else tuple(float(label) for label in step_labels)
+    assert steps is None or len(steps) == sum(int(own.loss_mask.sum()) for own in built), "one label for each step"
+    key = tree_key(prompt_ids, built, margin, label, scores, steps)
+    return TokenTree(prompt_ids, built, key, row, margin, label, scores, steps)
 
 
 def keep_branches(tree: TokenTree, keep: Sequence[bool]) -> TokenTree | None:
@@ -52,8 +56,13 @@ def keep_branches(tree: TokenTree, keep: Sequence[bool]) -> TokenTree | None:
         return None
     branches = tuple(tree.branches[index] for index in kept)
     scores = None if tree.scores is None else tuple(tree.scores[index] for index in kept)
-    key = tree_key(tree.prompt_ids, branches, tree.margin, tree.label, scores)
-    return replace(tree, branches=branches, scores=scores, key=key)
+    steps = None
+    if tree.step_labels is not None:
+        ends = np.cumsum([int(branch.loss_mask.sum()) for branch in tree.branches]).tolist()
+        starts = [0, *ends]
+        steps = tuple(label for index in kept for label in tree.step_labels[starts[index] : ends[index]])
+    key = tree_key(tree.prompt_ids, branches, tree.margin, tree.label, scores, steps)
+    return replace(tree, branches=branches, scores=scores, step_labels=steps, key=key)
 
 
 def tree_key(
@@ -62,6 +71,7 @@ def tree_key(
     margin: float | None = None,
     label: bool | None = None,
     scores: Sequence[float] | None = None,
+    step_labels: Sequence[float] | None = None,
 ) -> str:
     """32 hex digits over ids, masks and annotations, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
@@ -78,4 +88,6 @@ def tree_key(
         digest.update(b"good" if label else b"bad")
     if scores is not None:
         digest.update(b"scores" + np.asarray(scores, "<f8").tobytes())
+    if step_labels is not None:
+        digest.update(b"steps" + np.asarray(step_labels, "<f8").tobytes())
     return digest.hexdigest()

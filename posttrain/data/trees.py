@@ -116,6 +116,7 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
         margin_P=_margins(margins),
         label_P=_labels(trees),
         scores_B=_scores(trees),
+        step_labels_N=_step_labels(trees),
         columns_N=_columns(trees),
     )
 
@@ -137,6 +138,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         margin_P=_moved(batch.margin_P, device),
         label_P=_moved(batch.label_P, device),
         scores_B=_moved(batch.scores_B, device),
+        step_labels_N=_moved(batch.step_labels_N, device),
         columns_N={name: values_N.to(device, non_blocking=True) for name, values_N in batch.columns_N.items()},
     )
 
@@ -169,6 +171,14 @@ def _scores(trees: Sequence[TokenTree]) -> torch.Tensor | None:
         return None
     scores = [tree.scores or (float("nan"),) * len(tree.branches) for tree in trees]
     return torch.tensor([score for of_tree in scores for score in of_tree], dtype=torch.float32)
+
+
+def _step_labels(trees: Sequence[TokenTree]) -> torch.Tensor | None:
+    """None unless every tree has labels for its steps, which stand in the order of the trained tokens."""
+    labels = [tree.step_labels for tree in trees if tree.step_labels is not None]
+    if len(labels) < len(trees):
+        return None
+    return torch.tensor([label for of_tree in labels for label in of_tree], dtype=torch.float32)
 
 
 def _columns(trees: Sequence[TokenTree]) -> dict[str, torch.Tensor]:

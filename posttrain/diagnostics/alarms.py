@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from posttrain.diagnostics.checks import CHECKS
+from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS
 from posttrain.diagnostics.finding import Check, Finding, Severity
 from posttrain.diagnostics.history import RECENT, History
 from posttrain.errors import CheckpointError, ConfigError, UnknownKeyError, nearest
@@ -159,7 +159,7 @@ class Alarms:
     def __init__(self, checks: Sequence[Check] | None = None, *, rearm_after: int = 10):
         self.checks = tuple(CHECKS.values()) if checks is None else tuple(checks)
         self.rearm_after = rearm_after
-        self.history = History(metric for check in self.checks for metric in check.metrics)
+        self.history = History(["entropy_sampled", *(metric for check in self.checks for metric in check.metrics)])
         self._episodes: dict[str, _Episode] = {}
         self._checkpoints: list[tuple[int, str]] = []
 
@@ -190,6 +190,24 @@ class Alarms:
             self._count_quiet_step()
         raised = [self._episode(check, check.look(self.history), step) for check in self.checks]
         return [alarm for alarm in raised if alarm is not None]
+
+    def not_watched(self) -> dict[str, str]:
+        """Alarms that cannot ring in this run, and why: {"negative_kl": "needs kl_k1_reference, ..."}.
+
+        Ask after the first step that trained. Only a stage that samples is answered: what an alarm of the others needs
+        is there by the stage's method.
+        """
+        if not self.history.seen("entropy_sampled"):
+            return {}
+        watching = {check.name for check in self.checks}
+        found = {}
+        for name, check in ONLINE_CHECKS.items():
+            missing = [metric for metric in check.needs if not self.history.seen(metric)]
+            if name not in watching:
+                found[name] = "switched off in the recipe"
+            elif missing:
+                found[name] = f"no {' and no '.join(missing)}; it needs {check.absent}"
+        return found
 
     def _episode(self, check: Check, finding: Finding | None, step: int) -> Alarm | None:
         if finding is None:

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from posttrain.diagnostics.finding import Check, Finding
+from posttrain.diagnostics.completion_checks import Duplicates, Malformed, Refusals, Truncated
+from posttrain.diagnostics.finding import Check, Finding, OnlineCheck
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
-from posttrain.diagnostics.online_checks import NoRewardSignal, RewardHacking
+from posttrain.diagnostics.online_checks import LengthHacking, NoRewards, NoRewardSignal, RewardHacking
+from posttrain.diagnostics.policy_checks import (
+    ClipShare,
+    EntropyBlowup,
+    EntropyCollapse,
+    KLBounds,
+    NegativeKL,
+    SamplerMismatch,
+)
 from posttrain.diagnostics.reward_checks import RewardCollapse, RewardOverconfidence
 
 # ---------------------------------------------------------------- preferences
@@ -276,15 +285,21 @@ class LengthDrift:
     """
 
     name: ClassVar[str] = "length_drift"
-    metrics: ClassVar[tuple[str, ...]] = ("length_generated", "length", "length_chosen", "length_rejected")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "length_generated",
+        "length",
+        "length_chosen",
+        "length_rejected",
+        "held_out/score",
+    )
 
     factor: float = 1.5
     window: int = 20
     sigmas: float = 5.0
 
     def look(self, history: History) -> Finding | None:
-        for name in self.metrics:
-            if history.seen(name) < START + self.window:
+        for name in self.metrics[:-1]:
+            if history.seen(name) < START + self.window or (name == "length_generated" and _better(history)):
                 continue
             start = [math.log(max(length, 1.0)) for length in history.start(name, START)]
             recent = [math.log(max(length, 1.0)) for length in history.recent(name, RECENT)]
@@ -309,6 +324,12 @@ class LengthDrift:
             remedy=remedy,
             since=history.step_before(name, self.window),
         )
+
+
+def _better(history: History) -> bool:
+    """Whether held-out answers got better on the way: then their length is no fault (LengthHacking judges it)."""
+    scores = [score for _, score in history.points("held_out/score")]
+    return len(scores) > 1 and scores[-1] > scores[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,22 +384,34 @@ class Overfitting:
         )
 
 
-CHECKS: Mapping[str, Check] = MappingProxyType(
-    {
-        check.name: check
-        for check in (
-            NothingSupervised(),
-            LossDivergence(),
-            DeadLearning(),
-            RewardCollapse(),
-            NoRewardSignal(),
-            LikelihoodDisplacement(),
-            RewardOverconfidence(),
-            Overfitting(),
-            RewardHacking(),
-            GradientSpike(),
-            LengthDrift(),
-        )
-    }
+_ONLINE: tuple[OnlineCheck, ...] = (
+    NoRewards(),
+    NoRewardSignal(),
+    SamplerMismatch(),
+    NegativeKL(),
+    RewardHacking(),
+    LengthHacking(),
+    EntropyCollapse(),
+    EntropyBlowup(),
+    KLBounds(),
+    ClipShare(),
+    Duplicates(),
+    Truncated(),
+    Malformed(),
+    Refusals(),
 )
-"""Every check with its default thresholds, the gravest first."""
+_OTHERS: tuple[Check, ...] = (
+    NothingSupervised(),
+    LossDivergence(),
+    DeadLearning(),
+    RewardCollapse(),
+    LikelihoodDisplacement(),
+    RewardOverconfidence(),
+    Overfitting(),
+    GradientSpike(),
+    LengthDrift(),
+)
+ONLINE_CHECKS: Mapping[str, OnlineCheck] = MappingProxyType({check.name: check for check in _ONLINE})
+"""Those of a stage that samples."""
+CHECKS: Mapping[str, Check] = MappingProxyType({check.name: check for check in (*_OTHERS, *_ONLINE)})
+"""Every check with its default thresholds; several that ring at one step are said in this order."""

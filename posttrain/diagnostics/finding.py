@@ -29,3 +29,12 @@ class Check(Protocol):
     metrics: ClassVar[tuple[str, ...]]
 
     def look(self, history: History) -> Finding | None: ...
+
+
+class OnlineCheck(Check, Protocol):
+    """A check of a stage that samples, which knows when it cannot see."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """Metrics without which it can never ring."""
+    absent: ClassVar[str]
+    """What brings those metrics."""

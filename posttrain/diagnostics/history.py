@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Point = tuple[int, float]
@@ -46,6 +47,10 @@ class History:
     def start(self, name: str, size: int) -> list[float]:
         """The first `size` values, or fewer if there are not that many."""
         return [value for _, value in self._start.get(name, [])[:size]]
+
+    def first(self, name: str) -> Point:
+        """The first value of all with its step; there must be one."""
+        return self._start[name][0]
 
     def recent(self, name: str, size: int) -> list[float]:
         """The last `size` values, or fewer if there are not that many."""
@@ -89,3 +94,37 @@ def noise(values: Sequence[float], *sizes: int) -> float:
         return 0.0
     squares = [(after - before) ** 2 for before, after in itertools.pairwise(values)]
     return math.sqrt(mean(squares) / 2 * sum(1 / size for size in sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How far a metric has moved: Change(before=0.42, now=0.61, error=0.02)."""
+
+    before: float
+    """Mean of the first `START` values."""
+    now: float
+    """Mean of the last `window` values."""
+    error: float
+    """Standard error of their difference."""
+
+    @property
+    def rise(self) -> float:
+        return self.now - self.before
+
+    def rises(self, least: float, sigmas: float) -> bool:
+        """By more than `least`, and by more than noise."""
+        return self.rise > max(least, sigmas * self.error)
+
+    def falls(self, least: float, sigmas: float) -> bool:
+        return -self.rise > max(least, sigmas * self.error)
+
+
+def change(
+    history: History, name: str, window: int, transform: Callable[[float], float] | None = None
+) -> Change | None:
+    """The first values of a metric against the last `window`; None while they overlap."""
+    if history.seen(name) < START + window:
+        return None
+    of = transform or float
+    first, recent = [of(v) for v in history.start(name, START)], [of(v) for v in history.recent(name, RECENT)]
+    return Change(mean(first), mean(recent[-window:]), noise(recent, START, window))

@@ -141,13 +141,33 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "What the reward of a response is compared with: beta times the KL estimate of mismatched completions for "
             "kto, the mean reward of the step for bco.",
         ),
+        "step_accuracy": MetricInfo(
+            "Steps judged right",
+            "share",
+            "up",
+            "Share of the labelled steps on whose side the score is: above 0 for a right step, below 0 for a wrong one. "
+            "A tie counts half.",
+        ),
+        "first_error_accuracy": MetricInfo(
+            "First errors found",
+            "share",
+            "up",
+            "Share of the responses whose first step with a score below 0 is their first wrong step; of a response "
+            "without a wrong step, that no step has such a score.",
+        ),
+        "right_steps": MetricInfo(
+            "Share of right steps", "share", "none", "Share of the steps that are labelled right."
+        ),
         "good_share": MetricInfo("Share good", "share", "none", "Share of the responses that are labelled good."),
+        "beta": MetricInfo(
+            "Beta", "", "none", "The step's own beta (beta_dpo): high where its pairs are further apart than usual."
+        ),
         "pair_weight": MetricInfo(
             "Weight of a pair",
             "",
             "none",
             "Mean of the weights that pairs have by the policy's own distribution (wpo); near 0, the pairs are far "
-            "from anything that the policy would say, and hardly train it.",
+            "from anything that the policy would say, and hardly train it. Of beta_dpo, 1 over all pairs of a step.",
         ),
         "logprob_per_token_chosen": MetricInfo(
             "Log-prob per token, chosen", "nats/token", "up", "Mean over the tokens of the chosen responses."

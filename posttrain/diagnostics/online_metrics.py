@@ -90,6 +90,12 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "sampler_gap_max": MetricInfo(
             "Sampler gap, largest", "nats", "down", "The largest |log trainer - log engine| of a sampled token."
         ),
+        "sampler_kl": MetricInfo(
+            "KL, engine to trainer",
+            "nats/token",
+            "down",
+            "KL(engine || trainer) of the same weights, by k3 on the sampled tokens; 0 if both compute alike.",
+        ),
         "sampler_clipped_share": MetricInfo(
             "Sampler ratio, clipped",
             "share",

@@ -17,6 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Self, TypeVar
 
 Item = TypeVar("Item")
@@ -108,6 +110,32 @@ class Phase:
         self._owner.end(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run stands: Standing("grpo: training", "score", 12.0, 30.0, "steps", seconds=4.1, silence=4.1)."""
+
+    phase: str | None
+    """Title of the innermost phase; None between phases."""
+    activity: str | None
+    """The part of the phase that is under way: generate, score, update, ..."""
+    done: float
+    total: float | None
+    unit: str
+    seconds: float
+    """Since the activity began, or the phase where there is none."""
+    silence: float
+    """Seconds since anything moved."""
+
+    @property
+    def words(self) -> str:
+        """`score`, at 12 of 30 steps of grpo: training"""
+        if self.phase is None:
+            return "between two phases"
+        of = "" if self.total is None else f" of {self.total:,.0f}"
+        at = f"at {self.done:,.0f}{of} {self.unit} of {self.phase}"
+        return at if self.activity is None else f"`{self.activity}`, {at}"
+
+
 class Progress:
     """Shows nothing; the base of those that show something. Phases may nest; the innermost is shown and watched."""
 
@@ -116,6 +144,8 @@ class Progress:
         self.now = now
         self.stall_after = stall_after
         self._phases: list[Phase] = []
+        self._activities: list[tuple[str, float]] = []
+        self._moved = now()
         self._said_stalled: float | None = None
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -133,11 +163,50 @@ class Progress:
             self.show_begin(phase)
         return phase
 
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Name the part of a phase that is under way, so that a stall can be told by its name."""
+        self._enter(activity)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._activities.pop()
+                self._move()
+
+    def _enter(self, activity: str) -> None:
+        with self._lock:
+            self._move()
+            self._activities.append((activity, self._moved))
+
+    def _move(self) -> None:
+        """Something went on; say so if it had been said to stand still."""
+        self._moved = self.now()
+        if self._said_stalled is not None and self._phases:
+            self.say(f"{self._phases[-1].title}: goes on")
+        self._said_stalled = None
+
+    def standing(self) -> Standing:
+        """What is under way, and since when; for a watcher in another thread."""
+        with self._lock:
+            now = self.now()
+            phase = self._phases[-1] if self._phases else None
+            activity = self._activities[-1] if self._activities else None
+            moved = max(self._moved, phase.updated) if phase is not None else self._moved
+            began = activity[1] if activity is not None else phase.started if phase is not None else moved
+            return Standing(
+                None if phase is None else phase.title,
+                None if activity is None else activity[0],
+                0 if phase is None else phase.done,
+                None if phase is None else phase.total,
+                "" if phase is None else phase.unit,
+                now - began,
+                now - moved,
+            )
+
     def update(self, phase: Phase) -> None:
         with self._lock:
-            if self._said_stalled is not None:
-                self.say(f"{phase.title}: goes on")
-            self._said_stalled = None
+            self._move()
             self.show_update(phase)
 
     def end(self, phase: Phase) -> None:
@@ -146,6 +215,7 @@ class Progress:
                 self._phases.remove(phase)
                 self.show_end(phase)
             self._said_stalled = None
+            self._moved = self.now()
             if self._phases:  # the outer phase did not stand still: its inner one worked
                 self._phases[-1].updated = self.now()
 
@@ -155,7 +225,7 @@ class Progress:
             if not self._phases or self.stall_after is None:
                 return
             phase = self._phases[-1]
-            silence = self.now() - phase.updated
+            silence = self.now() - max(phase.updated, self._moved)
             limit = self.stall_after if self._said_stalled is None else 2 * self._said_stalled
             if silence >= limit:
                 self._said_stalled = silence
@@ -173,7 +243,9 @@ class Progress:
         """A phase ended, by its end or by an error."""
 
     def show_stall(self, phase: Phase, silence: float) -> None:
-        self.say(f"{phase.title}: no progress for {clock(silence)} (at {phase.done:,.0f} {phase.unit}); still waiting")
+        doing = f"`{self._activities[-1][0]}`, " if self._activities else ""
+        at = f"{doing}at {phase.done:,.0f} {phase.unit}"
+        self.say(f"{phase.title}: no progress for {clock(silence)} ({at}); still waiting")
 
     # -- the watcher
 

@@ -21,12 +21,16 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "score": MetricInfo(
             "Held-out score", "", "up", "Mean reward of answers to held-out tasks, by the judge of `examine.rewards`."
         ),
+        "score_error": MetricInfo(
+            "Held-out score, error", "", "none", "Standard error of the held-out score over its tasks."
+        ),
         "solved_share": MetricInfo("Solved", "share", "up", "Share of held-out answers with a score of 1 or more."),
         "zero_signal_share": MetricInfo(
             "Groups without a signal",
             "share",
             "down",
-            "Share of groups whose rewards are all equal. Near 1 the tasks are too hard or too easy.",
+            "Share of groups whose rewards are all equal. Near 1 the tasks are too hard or too easy. Not given where a "
+            "group is one completion.",
         ),
         "groups": MetricInfo("Groups sampled", "", "none", "Prompts asked in the step, resampled ones included."),
         "groups_trained": MetricInfo("Groups trained", "", "none", "Prompts whose completions train."),
@@ -42,6 +46,15 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "duplicate_share": MetricInfo(
             "Duplicates", "share", "none", "Share of completions that another of their group already is, id for id."
         ),
+        "refusal_share": MetricInfo(
+            "Refusals", "share", "none", "Share of completions that decline to answer, by what refusals say."
+        ),
+        "malformed_share": MetricInfo(
+            "Malformed",
+            "share",
+            "down",
+            "Share of completions that end by themselves and leave thoughts, a code fence or a `\\boxed{` open.",
+        ),
         "entropy_sampled": MetricInfo(
             "Entropy, sampled",
             "nats/token",
@@ -51,6 +64,15 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "kl_coefficient": MetricInfo("KL coefficient", "", "none", "Weight of the KL in this step."),
         "sync_gap": MetricInfo(
             "Sync gap", "nats/token", "down", "How far engine and trainer score the probe apart after the sync."
+        ),
+        "curriculum_pass_rate": MetricInfo(
+            "Pass rate of the tasks drawn",
+            "share",
+            "none",
+            "Mean estimate, before the step asked them, over the drawn tasks that were asked before.",
+        ),
+        "curriculum_unseen_share": MetricInfo(
+            "Unseen tasks drawn", "share", "none", "Share of the step's tasks that were never asked before."
         ),
         "value_grad_norm": MetricInfo("Gradient norm, values", "", "none", "Of the value model, before clipping."),
         **{

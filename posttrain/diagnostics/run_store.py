@@ -1,6 +1,7 @@
 """The run folder: what a run writes while it happens, and what reports and resumed runs read back.
 
-    runs/<recipe>/            RunFolder     recipe.yaml run.json summary.json cross_scores.json report.html
+    runs/<recipe>/            RunFolder     recipe.yaml run.json summary.json report.html
+                                            cross_scores.json pass_at_k.json
     runs/<recipe>/<stage>/    StageFolder   stage.json config.yaml preflight.json evaluation.json
                                             metrics.jsonl samples.jsonl alarms.jsonl pairs.jsonl dropped.jsonl
                                             rollouts.jsonl examinations.jsonl
@@ -87,6 +88,10 @@ class StageFolder:
         """The figures of a reward model on its held-out pairs; see `posttrain.evaluate.reward`."""
         return self._optional("reward_evaluation.json")
 
+    def step_evaluation(self) -> Record | None:
+        """The figures of a process reward model on its held-out steps; see `posttrain.evaluate.steps`."""
+        return self._optional("step_evaluation.json")
+
     def _optional(self, name: str) -> Record | None:
         path = self.path / name
         return dict(read_json(path)) if path.exists() else None
@@ -161,7 +166,7 @@ class StageFolder:
     def forget_logs(self) -> None:
         """Begin a stage anew: no line of an earlier attempt may stay in its curves."""
         self.close()
-        for path in [*self.path.glob("*.jsonl"), self.path / "reward_evaluation.json"]:
+        for path in [*self.path.glob("*.jsonl"), *self.path.glob("*_evaluation.json")]:
             path.unlink(missing_ok=True)
 
     def sync(self) -> None:
@@ -210,6 +215,26 @@ class RunFolder:
         """{stage: reward_evaluation.json} of the stages that trained a reward model and held pairs out."""
         folders = self.stages() if self.exists else []
         return {folder.name: found for folder in folders if (found := folder.reward_evaluation()) is not None}
+
+    def held_out_scores(self) -> dict[str, Record]:
+        """{stage: {"start", "best", "last", "kept": {"step", "value", "low", "high", "n"}}} of stages that sampled."""
+        folders = self.stages() if self.exists else []
+        return {folder.name: found for folder in folders if (found := folder.stage().get("held_out_score"))}
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """(stage, what is wrong with it as a whole), in the order of the stages."""
+        folders = self.stages() if self.exists else []
+        return [(folder.name, line) for folder in folders for line in folder.stage().get("warnings") or ()]
+
+    def pass_at_k_changes(self) -> list[Record]:
+        """What each stage did to pass@k, in words and figures; see `posttrain.evaluate.pass_at_k_change`."""
+        path = self.path / "pass_at_k.json"
+        return list(read_json(path)["changes"]) if path.exists() else []
+
+    def step_evaluations(self) -> dict[str, Record]:
+        """{stage: step_evaluation.json} of the stages that trained a process reward model and held rows out."""
+        folders = self.stages() if self.exists else []
+        return {folder.name: found for folder in folders if (found := folder.step_evaluation()) is not None}
 
     def write_run(self, **changes: Any) -> Record:
         """Change keys of run.json, keep the others, and return all of them."""

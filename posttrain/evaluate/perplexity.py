@@ -23,7 +23,7 @@ from posttrain.diagnostics.files import read_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.suites import PerplexitySuite, Question
 from posttrain.models.logprobs import Policy
-from posttrain.models.parity import LOGPROB_ERROR
+from posttrain.models.parity import LOGPROB_ERROR, computed_in
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.types import Feedback, Message, RowRef, TokenTree
@@ -107,7 +107,7 @@ class Scorer:
             gap = float((self._policy(batch, path="tree").logprobs_N - padded_N).abs().max())
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
             gap = float("inf")  # the model's own code refuses the flat batch
-        self._policy.path = "tree" if gap <= LOGPROB_ERROR[self._policy.dtype] else "padded"
+        self._policy.path = "tree" if gap <= LOGPROB_ERROR[computed_in(self._policy, trees)] else "padded"
         self._proven = True
 
 

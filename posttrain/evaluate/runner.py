@@ -7,6 +7,7 @@ training goes on bit for bit as if nobody had asked. Writes
 
     evaluation.json            {suite: {metric: {"value", "low", "high", "n"}}}
     evaluations/<suite>.jsonl  {"prompt", "completion", "answer", "score", "tokens", "finish"}
+    evaluations/<suite>.counts.json    of a suite of kind pass_at_k: how many answers to each prompt are right
     evaluations/identity.json  what each suite was measured on: a suite is not asked again while that is the same
     baseline/<suite>.jsonl     at the start only: the answers whose perplexity later models are measured by
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from posttrain.diagnostics.files import read_json, write_json
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.evaluate import scores
+from posttrain.evaluate.pass_at_k_suite import judge_samples
 from posttrain.evaluate.perplexity import (
     FixedAnswer,
     Scorer,
@@ -45,14 +47,25 @@ from posttrain.evaluate.perplexity import (
     questions_key,
     read_baseline,
 )
-from posttrain.evaluate.suites import AnswerSuite, PerplexitySuite, Suite, WinRateSuite, load_suite
+from posttrain.evaluate.suites import (
+    AnswerSuite,
+    PassAtKSuite,
+    PerplexitySuite,
+    Question,
+    Suite,
+    WinRateSuite,
+    load_suite,
+)
 from posttrain.evaluate.win_rate import WIN_RATE_METRICS, judge_answers
 from posttrain.models.devices import device_of
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import load, resolve
 from posttrain.models.manifest import folder_fingerprint, read_manifest, sha256_of
+from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.types import Task
 
 Evaluation = dict[str, dict[str, dict[str, float]]]
 """{suite: {metric: {"value", "low", "high", "n"}}}"""
@@ -137,13 +150,17 @@ def evaluate_suites(
     progress = progress or Progress()
     baseline = out if baseline is None else baseline
     evaluation: Evaluation = {}
+    answers = _Answers(asked, progress)
     with undisturbed(asked.model):
         for suite in suites:
             if isinstance(suite, WinRateSuite):
-                figures = _ask(asked, suite, out, progress)
+                figures = _ask(answers, suite, out)
                 figures = judge_answers(suite, out, baseline, progress=progress) | figures
             elif isinstance(suite, AnswerSuite):
-                figures = _ask(asked, suite, out, progress)
+                figures = _ask(answers, suite, out)
+            elif isinstance(suite, PassAtKSuite):
+                groups, texts = answers.to(suite.name, suite.tasks, suite.sampling, suite.samples)
+                figures = judge_samples(suite, groups, texts, out) | general_figures(groups, texts)
             else:
                 figures = _score_fixed(asked, suite, out, baseline, progress)
             evaluation[suite.name] = {metric: score.as_dict() for metric, score in figures.items()}
@@ -153,18 +170,41 @@ def evaluate_suites(
 # ---------------------------------------------------------------- answers that a judge scores
 
 
-def _ask(asked: Asked, suite: AnswerSuite | WinRateSuite, out: Path, progress: Progress) -> dict[str, scores.Score]:
-    encoder, per_prompt = asked.encoder, suite.samples_per_prompt
-    prompts = [encoder.prompt(one.prompt, one.tools) for one in suite.questions]
-    sampling = replace(suite.sampling, stop_ids=encoder.stop_ids, seed=asked.seed)
-    with progress.phase(f"{suite.name}: answers", total=len(prompts) * per_prompt, unit="answers") as phase:
-        groups = asked.engine.generate(
-            prompts,
-            sampling,
-            completions_per_prompt=per_prompt,
-            on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
-        )
-    texts = [[encoder.tokens.decode(one.answer_ids) for one in group] for group in groups]
+Groups = list[list[Completion]]
+"""Completions by prompt."""
+Texts = list[list[str]]
+
+
+class _Answers:
+    """What the model answers. Suites that ask the same prompts in the same way share one answer."""
+
+    def __init__(self, asked: Asked, progress: Progress):
+        self._asked, self._progress = asked, progress
+        self._given: dict[Hashable, tuple[Groups, Texts]] = {}
+
+    def to(
+        self, name: str, prompts: Sequence[Question | Task], sampling: SamplingDistribution, per_prompt: int
+    ) -> tuple[Groups, Texts]:
+        """`per_prompt` answers to each prompt, and their texts; a prompt is computed once for all of its answers."""
+        encoder = self._asked.encoder
+        ids = [tuple(encoder.prompt(one.prompt, one.tools)) for one in prompts]
+        drawn = replace(sampling, stop_ids=encoder.stop_ids, seed=self._asked.seed)
+        key = (tuple(ids), drawn, per_prompt)
+        if key not in self._given:
+            with self._progress.phase(f"{name}: answers", total=len(ids) * per_prompt, unit="answers") as phase:
+                groups = self._asked.engine.generate(
+                    ids,
+                    drawn,
+                    completions_per_prompt=per_prompt,
+                    on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
+                )
+            texts = [[encoder.tokens.decode(one.answer_ids) for one in group] for group in groups]
+            self._given[key] = groups, texts
+        return self._given[key]
+
+
+def _ask(given: _Answers, suite: AnswerSuite | WinRateSuite, out: Path) -> dict[str, scores.Score]:
+    groups, texts = given.to(suite.name, suite.questions, suite.sampling, suite.samples_per_prompt)
     # A reward model judges all answers later, when it is there.
     judged: list[list[float | None]] = [
         [float(suite.judge(text, one)) if isinstance(suite, AnswerSuite) else None for text in answers]
@@ -268,14 +308,20 @@ def _identities(
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
-        questions = combined_fingerprint(open_sources(suite.prompts))
+        questions = _content_of(suite.prompts)
         kept = baseline_path(baseline, suite.name)
         answers = sha256_of(kept) if kept.exists() and not is_start else None
-        asking = suite.model_dump(exclude={"reward_model"})  # who judges changes no answer; see `judge_answers`
+        # Who judges changes no answer (see `judge_answers`), and no more does where the recipe lies.
+        asking = suite.model_dump(exclude={"reward_model", "modules"})
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
         content = json.dumps(asked, sort_keys=True, default=repr)
         identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
     return identities
+
+
+def _content_of(prompts: str) -> str:
+    """An address that makes tasks is its own content."""
+    return prompts if prompts.startswith(GYM) else combined_fingerprint(open_sources(prompts))
 
 
 def _weights_of(folder: Path) -> str:

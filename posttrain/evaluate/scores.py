@@ -40,7 +40,7 @@ class Score:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
-def share(successes: int, n: int) -> Score:
+def share(successes: float, n: int) -> Score:
     """Wilson's interval: share(8, 10) -> Score(0.8, 0.490, 0.943, 10)."""
     proportion = successes / n
     spread = _Z * math.sqrt(proportion * (1 - proportion) / n + _Z**2 / (4 * n**2))

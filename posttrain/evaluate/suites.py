@@ -12,21 +12,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.config.rewards import RewardSettings
 from posttrain.config.suites import (
     ExactSuite,
     MatchSuite,
     NumberSuite,
     SuiteSettings,
 )
+from posttrain.config.suites import PassAtKSuite as PassAtKSettings
 from posttrain.config.suites import PerplexitySuite as PerplexitySettings
 from posttrain.config.suites import WinRateSuite as WinRateSettings
 from posttrain.data import read
-from posttrain.errors import RowError
+from posttrain.errors import EmptyDatasetError, RowError
+from posttrain.rewards import gold_check, rubric_of
+from posttrain.rewards.gym import SOURCE as GYM
+from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.numbers import last_number
 from posttrain.rollout.sampling import SamplingDistribution
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
 GREEDY = SamplingDistribution(temperature=0.0, max_new_tokens=128)
 
@@ -92,7 +98,27 @@ class WinRateSuite:
     samples_per_prompt: int = 1
 
 
-Suite = AnswerSuite | PerplexitySuite | WinRateSuite
+@dataclass(frozen=True, slots=True)
+class PassAtKSuite:
+    """Tasks of which each is answered many times, and how many of the answers are right: see `pass_at_k`.
+
+    PassAtKSuite("sums", tasks, SamplingDistribution(temperature=1.0), samples=64, ks=(1, 8, 64))
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    sampling: SamplingDistribution
+    samples: int = 64
+    ks: tuple[int, ...] = (1,)
+    """The k whose figures stand in evaluation.json."""
+    rewards: tuple[RewardSettings, ...] = ()
+    """Their sum says whether an answer is right; none: its last number is the task's answer."""
+    right_from: float = 1.0
+    modules: Path | None = None
+    """Where reward functions are looked for first."""
+
+
+Suite = AnswerSuite | PerplexitySuite | WinRateSuite | PassAtKSuite
 
 
 # ---------------------------------------------------------------- from recipes and files
@@ -104,8 +130,11 @@ def load_suite(settings: SuiteSettings) -> Suite:
     Raises:
         DataError: the file cannot be read, or a row lacks the answer that the suite's kind compares with.
     """
-    asked = questions(read(settings.prompts, limit=settings.limit))
+    examples = _examples(settings)
     sampling = SamplingDistribution(**settings.sampling.model_dump())
+    if isinstance(settings, PassAtKSettings):
+        return _pass_at_k(settings, examples, sampling)
+    asked = questions(examples)
     match settings:
         case PerplexitySettings():
             return PerplexitySuite(settings.name, asked, sampling)
@@ -125,6 +154,60 @@ def load_suite(settings: SuiteSettings) -> Suite:
     return AnswerSuite(settings.name, asked, metric, judge, sampling, settings.samples_per_prompt)
 
 
+def _examples(settings: SuiteSettings) -> list[Example]:
+    """The rows of a file, or the tasks that an address makes.
+
+    Raises:
+        EmptyDatasetError: there is none.
+    """
+    if settings.prompts.startswith(GYM):
+        made: list[Example] = [*tasks_of(settings.prompts)[: settings.limit]]
+    else:
+        made = [*read(settings.prompts, limit=settings.limit)]
+    if not made:
+        raise EmptyDatasetError(
+            f"the suite `{settings.name}` has no prompt to ask",
+            where=settings.prompts,
+            remedy="name a file with at least one row",
+        )
+    return made
+
+
+def _pass_at_k(
+    settings: PassAtKSettings, examples: Iterable[Example], sampling: SamplingDistribution
+) -> PassAtKSuite:
+    """Raises RowError where the suite would not accept a row's own answer."""
+    tasks = [example if isinstance(example, Task) else _task(question(example)) for example in examples]
+    modules = None if settings.modules is None else Path(settings.modules)
+    if not settings.rewards:
+        _refuse_bad_gold([question(task) for task in tasks], last_number_equals)
+    else:
+        with rubric_of(settings.rewards, folder=modules) as rubric:
+            failures = gold_check(tasks, rubric.scorers)
+        if failures:
+            raise RowError(
+                f"the suite `{settings.name}` would not accept the own answers of {len(failures)} of {len(tasks)} rows",
+                reason="bad_label",
+                where=failures[0].row,
+                found=str(failures[0]),
+                remedy="correct the answers of these rows or remove them, or choose another reward",
+            )
+    return PassAtKSuite(
+        settings.name,
+        tasks,
+        sampling,
+        settings.samples,
+        settings.k,
+        settings.rewards,
+        settings.right_from,
+        modules,
+    )
+
+
+def _task(asked: Question) -> Task:
+    return Task(asked.prompt, asked.answer, asked.row, {}, asked.tools)
+
+
 def questions(examples: Iterable[Example]) -> list[Question]:
     """Prompts of rows of any kind; a demonstration asks for its last answer, a comparison wants its winner."""
     return [question(example) for example in examples]
@@ -139,7 +222,7 @@ def question(example: Example) -> Question:
     match example:
         case Task(prompt=prompt, answer=answer):
             return Question(prompt, answer, example.row, example.tools)
-        case Feedback(prompt=prompt):
+        case Feedback(prompt=prompt) | StepwiseFeedback(prompt=prompt):
             return Question(prompt, None, example.row, example.tools)
         case Comparison(prompt=prompt):
             return Question(prompt, example.responses[example.winner][-1].content, example.row, example.tools)

@@ -164,7 +164,7 @@ def feedback_loss(
 
     Returns:
         loss, metrics (for feedback, `chosen` in a metric's name means good and `rejected` bad), and per tree `rewards`,
-        `logprob` (sum, nats) and `tokens`.
+        `logprob` (sum, nats), `tokens` and `good` (1 or 0).
 
     Raises:
         ConfigError: a parameter is out of range; the reference, the labels or the reference point are missing.
@@ -206,6 +206,7 @@ def feedback_loss(
             "rewards": reward_P.detach(),
             "logprob": responses.logprob_B.detach(),
             "tokens": responses.tokens_B,
+            "good": good_P.float(),
         },
         per_branch={"logprob": responses.logprob_B.detach()},
     )

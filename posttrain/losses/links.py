@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.losses.reduce import branch_sums, mean_or_zero, tree_sums
-from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses
+from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses, refuse_ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,13 @@ def only_the_extra(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 
 def plackett_luce(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """-log P(ranking) = sum_k log sum_{j >= k} e^(r_j - r_k), per tree [P]; the logistic link for a pair."""
+    """-log P(ranking) = sum_k log sum_{j >= k} e^(r_j - r_k), per tree [P]; the logistic link for a pair.
+
+    Raises:
+        DataError: a list whose scores have ties.
+    """
     batch, reward_B = rewards.responses.batch, rewards.reward_B
+    refuse_ties(batch, "dpo_pl", "dpo")
     tree_B = batch.tree_B.to(reward_B.device)
     sizes_P = torch.bincount(tree_B, minlength=batch.num_trees)
     place_B = torch.arange(len(tree_B), device=tree_B.device) - (sizes_P.cumsum(0) - sizes_P)[tree_B]

@@ -38,6 +38,9 @@ from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 
+EXACT = "exact"
+"""The kind of KL that is summed over the vocabulary instead of estimated from the sampled token."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnlineRow:
@@ -52,7 +55,7 @@ class OnlineRow:
     """The row's parameters, all of them, with the values of `source`."""
     source: str
     kl: str = "none"
-    """`none`, or an estimator of `posttrain.losses.kl.KL_TERMS`."""
+    """`none`, an estimator of `posttrain.losses.kl.KL_TERMS`, or `exact`."""
     kl_place: Literal["none", "loss", "reward"] = "none"
     correction: str = "none"
     groups: Literal["keep", "drop", "resample"] = "keep"
@@ -71,8 +74,13 @@ class OnlineRow:
     @property
     def needs_old(self) -> bool:
         """Whether the loss reads the log-probs of the policy that sampled, as the trainer computes them."""
-        corrects_kl = self.kl_place == "loss" and KL_TERMS[self.kl].needs_ratio
+        corrects_kl = self.kl_place == "loss" and self.kl in KL_TERMS and KL_TERMS[self.kl].needs_ratio
         return self.ratio != "none" or corrects_kl or self.needs_sampler
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the loss has the KL over the whole vocabulary, for which the reference runs in each update."""
+        return self.kl == EXACT
 
     @property
     def one_update(self) -> bool:
@@ -244,6 +252,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "gate_negative": Parameter("steepness of the gate for A <= 0 (tau_neg of SAPO)", above=0.0),
         "constant_length": Parameter("tokens that every response is divided by: the generation budget", above=0.0),
         "kl_beta": Parameter("weight of the KL to the reference, per token", at_least=0.0),
+        "kl_every": Parameter("exact KL at one of so many tokens of a response; 1 is all of them", at_least=1.0),
         "entropy_weight": Parameter("weight of the entropy bonus", at_least=0.0),
         "importance_cap": Parameter("largest weight for the gap between sampler and trainer (C of TIS)", above=0.0),
         "gamma": Parameter("discount of later rewards", at_least=0.0, at_most=1.0),
@@ -271,6 +280,8 @@ def component_defaults(row: OnlineRow) -> dict[str, float]:
     found |= ADVANTAGE_DEFAULTS.get(row.advantage, {})
     if row.kl_place != "none":
         found["kl_beta"] = 0.04
+    if row.exact_kl:
+        found["kl_every"] = 1.0
     if row.shaping == "soft_overlong":
         found["overlong_share"] = 0.2
     return found
@@ -299,7 +310,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ratio": tuple(RATIOS),
         "surrogate": tuple(SURROGATES),
         "reduction": tuple(REDUCTIONS),
-        "kl": ("none", *KL_TERMS),
+        "kl": ("none", *KL_TERMS, EXACT),
         "kl_place": ("none", "loss", "reward"),
         "correction": tuple(CORRECTIONS),
         "groups": ("keep", "drop", "resample"),

@@ -27,6 +27,7 @@ Deviations from the papers
     AlphaPO's reward) goes on as its tangent beyond x = 30.
  6. BCO's reward shift is the mean reward of the *step*, where the authors' code keeps a running mean over all steps:
     it needs no state, and follows the policy. TRL's `bco_pair` leaves it out.
+    `beta_dpo` has a running mean as published; its own deviations are listed in `dynamic_beta.py`.
  7. AOT sorts the pairs of the *step*, whatever its split into micro-batches.
 """
 
@@ -38,7 +39,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from posttrain.losses import links, scores
+from posttrain.losses import dynamic_beta, links, scores
 from posttrain.losses.links import Rewards
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses
@@ -147,6 +148,14 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
             links.logistic,
             {"beta": 0.1, "divergence_alpha": 0.5},
             "Wang et al. 2023 (f-DPO), arXiv:2309.16240, alpha-divergence of Table 1; beta and alpha of theirs",
+        ),
+        "beta_dpo": PairwiseRow(
+            scores.LOG_RATIO_SUM,
+            dynamic_beta.rescaled_logistic,
+            {"beta": 0.1, "gain": 0.6, "keep": 0.8, "momentum": 0.9},
+            "Wu et al. 2024 (beta-DPO), arXiv:2407.08639, batch-level beta and filtering; values of the authors' code",
+            weight=dynamic_beta.kept_weight,
+            coupling=dynamic_beta.STEP_BETA,
         ),
         "dpo_nll": PairwiseRow(
             scores.LOG_RATIO_SUM,
@@ -313,6 +322,9 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "tau": Parameter("log-ratio lead over which DiscoPOP turns from logistic to exponential", above=0.0, below=1.0),
         "margin_scale": Parameter("reward per unit of annotated margin (alpha in ODPO)", at_least=0.0),
         "penalty": Parameter("weight of what the chosen response lost since the start (lambda in DPOP)", at_least=0.0),
+        "gain": Parameter("how much beta rises per nat that the step's gap is above the usual one", at_least=0.0),
+        "keep": Parameter("share of a step's pairs that train; the others' gaps are unusual", above=0.0, at_most=1.0),
+        "momentum": Parameter("how slowly the usual gap follows the steps'", at_least=0.0, below=1.0),
         "nll_weight": Parameter("weight of the chosen response's negative log-likelihood", at_least=0.0),
         "preference_weight": Parameter("weight of the preference term (lambda in ORPO, `beta` in TRL)", above=0.0),
         "quality_weight": Parameter(

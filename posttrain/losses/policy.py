@@ -75,9 +75,7 @@ def policy_loss(
     terms = {"policy_loss": share(policy_N)}
     total = terms["policy_loss"]
     if row.kl_place == "loss":
-        assert seen.reference_N is not None
-        token_ratio_N = RATIOS["token"].of(seen.log_ratio_N, batch) if KL_TERMS[row.kl].needs_ratio else ratio_N
-        terms["kl_loss"] = share(KL_TERMS[row.kl].of(seen.logprob_N, seen.reference_N, token_ratio_N))
+        terms["kl_loss"] = share(_kl_term(row, seen, policy, ratio_N))
         total = total + parameters["kl_beta"] * terms["kl_loss"]
     if parameters["entropy_weight"]:
         assert policy.entropy_N is not None
@@ -86,10 +84,23 @@ def policy_loss(
     metrics: dict[str, Metric] = {"loss": Mean(total.detach(), own)}
     metrics |= {name: Mean(value.detach(), own) for name, value in terms.items()}
     metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
+    if policy.divergence_N is not None:
+        metrics["kl_exact_reverse"] = Mean(policy.divergence_N.detach().sum(), batch.count.tokens)
     metrics |= token_metrics(policy, batch)
     return LossOutput(
         loss=over_denominator(total, whole), metrics=metrics, per_branch=per_branch(seen, ratio_N.detach())
     )
+
+
+def _kl_term(row: OnlineRow, seen: Seen, policy: TokenLogprobs, ratio_N: Tensor) -> Tensor:
+    """The KL penalty of each token [N]: exact, where the policy's forward pass computed it, or an estimate."""
+    if row.exact_kl:
+        assert policy.divergence_N is not None
+        return policy.divergence_N
+    assert seen.reference_N is not None
+    term = KL_TERMS[row.kl]
+    token_ratio_N = RATIOS["token"].of(seen.log_ratio_N, seen.batch) if term.needs_ratio else ratio_N
+    return term.of(seen.logprob_N, seen.reference_N, token_ratio_N)
 
 
 def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: Batch, on_policy: bool) -> Seen:
@@ -97,7 +108,7 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
     logprob_N, columns = policy.logprobs_N, batch.columns_N
     needed = {"advantages"}
     needed |= {"old_logprobs"} if row.needs_old and not on_policy else set()
-    needed |= {"reference_logprobs"} if row.kl_place == "loss" else set()
+    needed |= {"reference_logprobs"} if row.kl_place == "loss" and not row.exact_kl else set()
     needed |= {"sampler_logprobs"} if row.needs_sampler else set()
     missing = sorted(needed - columns.keys())
     if missing:
@@ -114,6 +125,13 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
             where="policy_loss",
             found=f"entropy_weight {parameters['entropy_weight']:g}",
             remedy="call the policy with entropy=True",
+        )
+    if row.exact_kl and policy.divergence_N is None:
+        raise ConfigError(
+            "the loss has an exact KL, and the divergence from the reference was not computed",
+            where="policy_loss",
+            found="a policy's log-probs without divergence_N",
+            remedy="call the policy with against=Against(reference, mixture=1.0)",
         )
     carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
     old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")

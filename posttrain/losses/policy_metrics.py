@@ -85,6 +85,7 @@ def _sampler_metrics(gap_N: Tensor, cap: float) -> dict[str, Metric]:
     return {
         "sampler_ratio_mean": Mean(weight_N.sum(), count),
         "sampler_ratio_max": Maximum(_largest(weight_N)),
+        "sampler_kl": Mean((torch.expm1(bounded(gap_N)) - gap_N).sum(), count),  # k3 of KL(engine || trainer)
         "sampler_gap_max": Maximum(_largest(gap_N.abs())),
         "sampler_clipped_share": Mean((weight_N > cap).sum(), count),
         "sampler_effective_size": EffectiveSize(weight_N.sum(), weight_N.square().sum(), count),

@@ -81,6 +81,7 @@ def mixed_loss(
     The rewards in the metrics are those of the first term. Arguments and errors as in `pairwise_loss`; `told` has one
     entry for each term.
     """
+    assert int(torch.bincount(batch.tree_B).min()) >= 2, "every tree of a comparison has at least two branches"
     plain = Responses.of(policy, reference_N, batch)
     pairs = Pairs.of(batch, policy.logprobs_N)
     parts: list[_Part] = []
@@ -137,6 +138,8 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
             "preference_loss": _mean(pairs.per_tree(preference_Q, trees)),
             "nll_loss": _mean(pairs.per_tree(extra_Q, trees)),
         }
+    if "beta_scale" in responses.told:
+        metrics |= {"beta": _mean(parameters["beta"] * responses.told["beta_scale"])}
     if row.weight is not None:
         weight_Q = row.weight(responses, pairs)
         loss_Q = weight_Q * loss_Q

@@ -6,17 +6,20 @@ every better branch with every worse one for a ranked list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reduce import branch_sums, branch_tokens
-from posttrain.types import Batch, TokenLogprobs
+from posttrain.types import Batch, RowRef, TokenLogprobs
+
+if TYPE_CHECKING:  # the losses need torch alone
+    import numpy as np
 
 Parameters = Mapping[str, float]
 Told = Mapping[str, Tensor]
@@ -109,7 +112,8 @@ class Pairs:
     def of(cls, batch: Batch, like: Tensor) -> Pairs:
         """All pairs of a batch, best branch first in each tree.
 
-        Two responses of a list that the annotators scored alike are not a pair: nobody said which is better.
+        Two responses of a list that the annotators scored alike are not a pair: nobody said which is better. A tree
+        of one response, which has a score alone, has none.
         """
         device, branches = like.device, batch.num_branches
         if branches == 2 * batch.num_trees and bool((batch.tree_B[0::2] == batch.tree_B[1::2]).all()):
@@ -119,7 +123,6 @@ class Pairs:
         members: list[list[int]] = [[] for _ in range(batch.num_trees)]
         for branch, tree in enumerate(batch.tree_B.tolist()):
             members[tree].append(branch)
-        assert min(map(len, members)) >= 2, "every tree of a comparison has at least two branches"
         scores = None if batch.scores_B is None else batch.scores_B.tolist()
         of_tree = [
             [pair for pair in combinations(own, 2) if len(own) == 2 or scores is None or not _tied(scores, *pair)]
@@ -157,11 +160,59 @@ class Pairs:
             )
 
 
-def _tied(scores: list[float], first: int, second: int) -> bool:
+def _tied(scores: Sequence[float], first: int, second: int) -> bool:
     return scores[first] == scores[second]  # NaN, no score, is equal to nothing
 
 
+def refuse_ties(batch: Batch, objective: str, all_pairs: str) -> None:
+    """For objectives that need one order of a list: refuse lists in which two responses have the same score.
+
+    Args:
+        all_pairs: the objective that takes such lists, and leaves the tied pairs out.
+
+    Raises:
+        DataError: it names the row and its scores.
+    """
+    if batch.scores_B is None:
+        return
+    sizes = torch.bincount(batch.tree_B, minlength=batch.num_trees).tolist()
+    for row, scores in zip(batch.rows, batch.scores_B.cpu().split(sizes), strict=True):
+        if has_ties(scores.tolist()):
+            raise ties_error(objective, all_pairs, row, scores.tolist())
+
+
+def has_ties(scores: Sequence[float]) -> bool:
+    """Whether a list of more than two responses has two of the same score; of a pair it is known which is better."""
+    return len(scores) > 2 and any(_tied(scores, *pair) for pair in combinations(range(len(scores)), 2))
+
+
+def ties_error(objective: str, all_pairs: str, row: RowRef, scores: Sequence[float], rows: int = 1) -> DataError:
+    """The error of a list without one order; `rows` counts all such lists that are known."""
+    return DataError(
+        f"`{objective}` needs one order of each list, and responses of "
+        + ("a list have the same score" if rows == 1 else f"{rows:,} lists have the same score"),
+        where=row,
+        found="scores, best first: " + ", ".join(f"{score:g}" for score in scores),
+        expected="scores that all differ within a list",
+        remedy=f"use `{all_pairs}`, which takes all pairs of a list and leaves out the tied ones, or remove such rows "
+        "(without `allow_ties` they are refused when they are read)",
+    )
+
+
 # ---------------------------------------------------------------- objectives that look at the whole step
+
+
+class Memory(Protocol):
+    """What an objective keeps from step to step; it is saved with every checkpoint."""
+
+    def told(self, observed: Mapping[str, Tensor], draw: np.random.Generator | None) -> dict[str, Tensor]:
+        """`Coupling.settle` with a past. draw: the step's random stream, None where rows are only measured."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For JSON."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +231,8 @@ class Coupling:
     """The values of all trees of the step, in their order, to what each is told: again [P] each."""
     mismatched: bool = False
     """What is measured is each prompt with the completion of another row of the step, not the step's own trees."""
+    memory: Callable[[Parameters], Memory] | None = None
+    """Makes what is kept from step to step and settles in place of `settle`, which serves a step without a past."""
 
     def of_batch(self, responses: Responses, parameters: Parameters) -> Told:
         """What the trees of a batch are told where the batch is the whole step."""

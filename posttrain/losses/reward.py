@@ -1,8 +1,8 @@
-"""Reward models: from the scores of responses to one reward each, and from rewards to a loss.
+"""Losses of reward models on ordered or scored responses.
 
-    scores_BH = the head's outputs                     one row per response, one column per output
-    reward_B  = RewardRule.rewards(scores_BH, ...)     outputs combined, corrected for length
-    loss      = mean over the step of OBJECTIVES[name].loss(reward_B, batch, parameters)
+    loss = mean over the step of OBJECTIVES[name].loss(reward_B, batch, parameters)
+
+`posttrain.losses.reward_rule` makes reward_B of the head's outputs.
 
 To add an objective, write one small function and add a row to `OBJECTIVES`; recipes and docs read the table.
 
@@ -11,20 +11,14 @@ l the worse response of a pair. A tree's branches stand best first.
 
 Deviations from the papers
  1. A list of K responses under `bradley_terry` is all of its K (K - 1) / 2 pairs, averaged within the list, as in
-    InstructGPT (Ouyang et al. 2022, Eq. 1), so that a long list weighs no more than a pair.
- 2. `length.penalty` is taken from the score and not added to the loss: |length - target| does not depend on the model,
-    and as a term of the loss it would change no gradient. It is applied when responses are scored, not in training,
-    where the model would learn to give it back.
- 3. Product aggregation adds log sigmoid of the steps' scores: the log of the product of their probabilities, which
-    orders responses as the product does and does not underflow.
+    InstructGPT (Ouyang et al. 2022, Eq. 1), so that a long list weighs no more than a pair. Two responses of a list
+    that were scored alike are not a pair; `plackett_luce` refuses such a list, which has no one order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import PurePath
 from types import MappingProxyType
 from typing import Literal
 
@@ -32,199 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import ConfigError
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.reduce import over_denominator
-from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, RowRef, Scores, Total
-
-Combine = Literal["mean", "worst", "mean_minus_std"]
-Pooling = Literal["last", "mean", "steps"]
-StepRule = Literal["min", "last", "product"]
-
-# ---------------------------------------------------------------- many numbers to one
-
-
-def combine(scores: Tensor, how: Combine, std_weight: float = 1.0) -> Tensor:
-    """Members of an ensemble to one reward: [..., M] in, [...] out.
-
-    `mean`; `worst`, the least of them (worst-case optimisation, Coste et al. 2023, arXiv:2310.02743);
-    `mean_minus_std`, mean - std_weight * standard deviation over the members (Eisenstein et al. 2023,
-    arXiv:2312.09244; Coste et al. subtract the variance).
-    """
-    if how == "mean":
-        return scores.mean(dim=-1)
-    if how == "worst":
-        return scores.amin(dim=-1)
-    return scores.mean(dim=-1) - std_weight * scores.std(dim=-1, correction=0)
-
-
-def aggregate_steps(steps_SH: Tensor, branch_S: Tensor, branches: int, how: StepRule) -> Tensor:
-    """Scores of steps to scores of responses: [S, H] in, [B, H] out; every branch has at least one step.
-
-    `min` and `product`: Lightman et al. 2023, arXiv:2305.20050. See deviation 3 for the product.
-    """
-    index_SH = branch_S[:, None].expand_as(steps_SH)
-    out_BH = steps_SH.new_zeros(branches, steps_SH.shape[1])
-    if how == "product":
-        return out_BH.scatter_add(0, index_SH, F.logsigmoid(steps_SH))
-    if how == "min":
-        return out_BH.scatter_reduce(0, index_SH, steps_SH, "amin", include_self=False)
-    return steps_SH[last_of_each(branch_S, branches)]
-
-
-def last_of_each(branch_S: Tensor, branches: int) -> Tensor:
-    """Index of the last entry of each branch, [B]; entries of a branch stand together and in order."""
-    return torch.bincount(branch_S, minlength=branches).cumsum(0) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class RewardRule:
-    """How the outputs of a reward model's head become one reward per response; saved with the model.
-
-    RewardRule(heads=("helpful", "harmless"), files=(("helpful*",), ("harmless*",)), weights=(0.7, 0.3))
-    """
-
-    pooling: Pooling = "last"
-    """Where a response is scored: its last token, the mean over its tokens, or the end of each of its steps."""
-    heads: tuple[str, ...] = ("reward",)
-    """Names of the head's outputs: one, attributes or groups, or the members of an ensemble."""
-    files: tuple[tuple[str, ...], ...] = ()
-    """For attributes and groups: patterns of the data files whose rows train each output (or state each condition).
-    Empty: every row trains every output."""
-    conditions: tuple[str, ...] = ()
-    """Attributes or groups that the prompt names, in place of outputs of their own."""
-    condition_text: str = ""
-    """What the system message says of a condition; `{name}` is its name."""
-    weights: tuple[float, ...] = ()
-    """The mixing vector of attributes; equal weights if empty."""
-    combine: Combine = "mean"
-    """How the members of an ensemble become one reward."""
-    std_weight: float = 1.0
-    steps: StepRule = "min"
-    step_mark: str = ""
-    """Text that ends a step."""
-    length_offset: float | None = None
-    """alpha: the reward is r / (alpha + length), in training and afterwards. None: no division."""
-    length_penalty: float = 0.0
-    """Taken from the reward for every token above or below `length_target` when responses are scored."""
-    length_target: float = 0.0
-    system: str = ""
-    """System message of conversations that have none."""
-    whole_row: bool = False
-    """Score where the template ends the conversation instead of at the response's stop token: how most public reward
-    models were trained. Some templates write a line break after the stop token."""
-    scale: float | None = None
-    """Normalised reward = scale * (reward - shift); None: the model carries no normalisation."""
-    shift: float = 0.0
-
-    @property
-    def is_ensemble(self) -> bool:
-        return len(self.heads) > 1 and not self.files and not self.weights
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What a reward can be asked for by name: conditions, or outputs."""
-        return self.conditions or self.heads
-
-    def file_of(self, row: RowRef) -> int:
-        """Which output or condition a row belongs to, by the file it comes from.
-
-        Raises:
-            DataError: none of them has this file.
-        """
-        for index, patterns in enumerate(self.files):
-            if any(fnmatch(name, p) for name in (row.source, PurePath(row.source).name) for p in patterns):
-                return index
-        raise DataError(
-            "the reward model has no output or condition for this file",
-            where=row,
-            expected="; ".join(f"{h}: {', '.join(p)}" for h, p in zip(self.names, self.files, strict=True)),
-            remedy="name the file (or a pattern such as helpful*.jsonl) under one of them in `head.files`",
-        )
-
-    def corrected(self, scores: Tensor, tokens: Tensor) -> Tensor:
-        """r / (alpha + length): what training compares; both of one shape."""
-        return scores if self.length_offset is None else scores / (self.length_offset + tokens)
-
-    def mixed(self, scores_BH: Tensor, head: str | None = None) -> Tensor:
-        """The outputs as one score, [B]: one of them by name, the members combined, or the attributes weighed."""
-        if head is not None and not self.conditions:
-            return scores_BH[:, self.index(head)]
-        if self.is_ensemble:
-            return combine(scores_BH, self.combine, self.std_weight)
-        weights = self.weights or (1.0 / len(self.heads),) * len(self.heads)
-        return scores_BH @ scores_BH.new_tensor(weights)
-
-    def rewards(
-        self, scores_BH: Tensor, tokens_B: Tensor, *, head: str | None = None, normalised: bool = False
-    ) -> Tensor:
-        """The reward of each response, [B], as `posttrain score` writes it.
-
-        Args:
-            tokens_B: length of each response.
-            head: one output by name, in place of the mix.
-            normalised: apply the scale and shift that were stored with the model.
-
-        Raises:
-            ConfigError: no such output, or the model carries no normalisation.
-        """
-        reward_B = self.corrected(self.mixed(scores_BH, head), tokens_B)
-        reward_B = reward_B - self.length_penalty * (tokens_B - self.length_target).abs()
-        if not normalised:
-            return reward_B
-        if self.scale is None:
-            raise ConfigError(
-                "this reward model carries no normalisation",
-                expected="a model trained with `normalise: {kind: whiten}` or `{kind: affine}`",
-                remedy="train it with `normalise`, or take the rewards as they are",
-            )
-        return self.scale * (reward_B - self.shift)
-
-    def index(self, head: str) -> int:
-        """The place of an output or condition; raises ConfigError for a name that there is not."""
-        if head not in self.names:
-            raise ConfigError(
-                f"the reward model has no output called {head!r}",
-                expected=f"one of {', '.join(self.names)}",
-                remedy="name one of those, or leave the name out" + ("" if self.conditions else " to take their mix"),
-            )
-        return self.names.index(head)
-
+from posttrain.losses.responses import Pairs, refuse_ties
+from posttrain.losses.reward_rule import RewardRule
+from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
 
 # ---------------------------------------------------------------- rewards to losses
 
 Parameters = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class OrderedPairs:
-    """All pairs of a batch: winner and loser by branch, the tree of each, and its share of the tree.
-
-    Two trees of 2 and 3 branches: winner=[0, 2, 2, 3], loser=[1, 3, 4, 4], tree=[0, 1, 1, 1], share=[1, 1/3, 1/3, 1/3].
-    """
-
-    winner: Tensor
-    loser: Tensor
-    tree: Tensor
-    share: Tensor
-
-    @classmethod
-    def of(cls, batch: Batch, like: Tensor) -> OrderedPairs:
-        winner, loser, tree, share = [], [], [], []
-        first = 0
-        for index, size in enumerate(branches_per_tree(batch)):
-            pairs = torch.combinations(torch.arange(first, first + size), 2)
-            winner.append(pairs[:, 0])
-            loser.append(pairs[:, 1])
-            tree.append(torch.full((len(pairs),), index))
-            share.append(torch.full((len(pairs),), 1 / max(len(pairs), 1), dtype=like.dtype))
-            first += size
-        joined = (torch.cat(part).to(like.device) for part in (winner, loser, tree, share))
-        return cls(*joined)
-
-    def per_tree(self, values: Tensor, trees: int) -> Tensor:
-        """The mean over each tree's pairs, [P]."""
-        return values.new_zeros(trees).index_add(0, self.tree, values * self.share)
 
 
 def branches_per_tree(batch: Batch) -> list[int]:
@@ -233,17 +44,23 @@ def branches_per_tree(batch: Batch) -> list[int]:
 
 def bradley_terry(reward_B: Tensor, batch: Batch, parameters: Parameters) -> Tensor:
     """-log sigma(r_w - r_l - m), [P]; smoothed over the two labels, plus the centring term. Source: see the table."""
-    pairs = OrderedPairs.of(batch, reward_B)
-    ahead = reward_B[pairs.winner] - reward_B[pairs.loser]
+    pairs = Pairs.of(batch, reward_B)
+    better_Q, worse_Q = pairs.sides(reward_B)
+    ahead = better_Q - worse_Q
     if parameters["margin_scale"]:
-        ahead = ahead - parameters["margin_scale"] * _margins(batch)[pairs.tree].to(ahead)
+        ahead = ahead - parameters["margin_scale"] * _margins(batch).to(ahead)[pairs.tree_Q]
     smoothing = parameters["label_smoothing"]
     loss = -(1 - smoothing) * F.logsigmoid(ahead) - smoothing * F.logsigmoid(-ahead)
     return pairs.per_tree(loss, batch.num_trees) + parameters["centre"] * centring(reward_B, batch)
 
 
 def plackett_luce(reward_B: Tensor, batch: Batch, parameters: Parameters) -> Tensor:
-    """-log P(ranking) = sum_k [logsumexp(r_k, ..., r_K) - r_k], [P]; for two responses, Bradley-Terry."""
+    """-log P(ranking) = sum_k [logsumexp(r_k, ..., r_K) - r_k], [P]; for two responses, Bradley-Terry.
+
+    Raises:
+        DataError: a list whose scores have ties.
+    """
+    refuse_ties(batch, "plackett_luce", "bradley_terry")
     lists = reward_B.split(branches_per_tree(batch))
     remaining = [torch.logcumsumexp(rewards.flip(0), 0).flip(0) for rewards in lists]
     loss = torch.stack([(rest - own).sum() for rest, own in zip(remaining, lists, strict=True)])
@@ -257,8 +74,9 @@ def regression(reward_B: Tensor, batch: Batch, parameters: Parameters) -> Tensor
 
 def centring(reward_B: Tensor, batch: Batch) -> Tensor:
     """(r_w + r_l)^2, the mean over each tree's pairs, [P]: holds the rewards around 0, which no pair does by itself."""
-    pairs = OrderedPairs.of(batch, reward_B)
-    return pairs.per_tree((reward_B[pairs.winner] + reward_B[pairs.loser]).square(), batch.num_trees)
+    pairs = Pairs.of(batch, reward_B)
+    better_Q, worse_Q = pairs.sides(reward_B)
+    return pairs.per_tree((better_Q + worse_Q).square(), batch.num_trees)
 
 
 def _margins(batch: Batch) -> Tensor:
@@ -348,7 +166,7 @@ def reward_loss(
 
     Raises:
         ConfigError: a parameter is out of range; the margins or scores that the objective needs are missing.
-        DataError: a row of a file that no attribute or group has.
+        DataError: a row of a file that no attribute or group has; a list with ties under `plackett_luce`.
     """
     row, parameters = OBJECTIVES[name], resolve_parameters(name, parameters)
     scores_BH = scores.scores_BH
@@ -415,17 +233,19 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _reward_metrics(reward_B: Tensor, per_tree: Mapping[str, Tensor], batch: Batch) -> dict[str, Metric]:
-    pairs, trees = OrderedPairs.of(batch, reward_B), batch.num_trees
-    ahead = reward_B[pairs.winner] - reward_B[pairs.loser]
-    correct_P = pairs.per_tree((torch.sign(ahead) + 1) / 2, trees)  # a tie counts half
+    pairs, trees = Pairs.of(batch, reward_B), batch.num_trees
+    better_Q, worse_Q = pairs.sides(reward_B)
+    ahead = better_Q - worse_Q
+    correct_P = pairs.per_tree((torch.sign(ahead) + 1) / 2, trees)  # equal rewards count half
+    compared = int(pairs.tree_Q.unique().numel())  # single responses and lists of ties are no pair
     mean = reward_B.mean()
     metrics: dict[str, Metric] = {
         name: Mean(per_tree[name].sum(), trees) for name in ("rewards_chosen", "rewards_rejected")
     }
     return metrics | {
-        "reward_margin": Mean(pairs.per_tree(ahead, trees).sum(), trees),
-        "reward_accuracy": Mean(correct_P.sum(), trees),
-        "reward_confidence": Mean(pairs.per_tree(torch.sigmoid(ahead.abs()), trees).sum(), trees),
+        "reward_margin": Mean(pairs.per_tree(ahead, trees).sum(), compared),
+        "reward_accuracy": Mean(correct_P.sum(), compared),
+        "reward_confidence": Mean(pairs.per_tree(torch.sigmoid(ahead.abs()), trees).sum(), compared),
         "reward_mean": Mean(reward_B.sum(), len(reward_B)),
         "reward_std": Deviation(len(reward_B), mean, (reward_B - mean).square().sum()),
         "length_chosen": Mean(per_tree["tokens_chosen"].sum(), trees),

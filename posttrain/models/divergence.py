@@ -6,6 +6,7 @@ time, and the backward pass computes them again. Memory is S x D twice plus a fe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -85,6 +86,45 @@ class ExactKL:
             "kl_exact_reverse": Mean(self.reverse_S.sum(), count),
             "kl_exact_forward": Mean(self.forward_S.sum(), count),
         }
+
+
+@dataclass(slots=True)
+class Against:
+    """Another model that a policy is held against at the tokens that it trains on.
+
+    Against(reference, mixture=1.0, every=4): KL(policy || reference) at a quarter of the tokens
+    """
+
+    other: HasDistributions
+    """Read at each call: a stage puts its reference here once there is one."""
+    mixture: float
+    """0 is KL(other || policy), 1 is KL(policy || other); between them the generalised JSD."""
+    every: int = 1
+    """It is measured at one of so many tokens of each response."""
+
+    def spread(self, values_S: Tensor, index_S: Tensor, tokens: int) -> Tensor:
+        """[N]: each value `every` times as large at its token, 0 elsewhere."""
+        return values_S.new_zeros(tokens).index_put((index_S.to(values_S.device),), self.every * values_S)
+
+
+def spaced_tokens(batch: Batch, every: int) -> Tensor:
+    """One of `every` trained tokens of each branch; where the first one is, the branch's content settles.
+
+    Each token is as likely as any other, and the choice is the same however a step is cut into micro-batches.
+    """
+    branch_N = batch.branch_N.cpu()
+    if every == 1:
+        return torch.arange(branch_N.shape[0])
+    tree_B = batch.tree_B.tolist()
+    of_tree = [tree_B[:branch].count(tree) for branch, tree in enumerate(tree_B)]
+    offsets = [
+        int.from_bytes(hashlib.sha256(f"{batch.keys[tree]} {number}".encode()).digest()[:8], "big") % every
+        for tree, number in zip(tree_B, of_tree, strict=True)
+    ]
+    # Branches are laid end to end, so a token's place within its own is its distance to the first of them.
+    first_B = torch.searchsorted(branch_N, torch.arange(len(tree_B)))
+    place_N = torch.arange(branch_N.shape[0]) - first_B[branch_N]
+    return torch.nonzero(place_N % every == torch.tensor(offsets)[branch_N])[:, 0]
 
 
 def sample_tokens(batch: Batch, size: int, generator: torch.Generator | None = None) -> Tensor:

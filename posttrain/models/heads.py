@@ -24,7 +24,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from posttrain.data.trees import to_device
 from posttrain.errors import EncodingError, ModelError
-from posttrain.losses.reward import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each, response_tokens
+from posttrain.losses.reward import response_tokens
+from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each
 from posttrain.models.adapters import adapter_kind
 from posttrain.models.logprobs import Path, TreeModel, padded_rows, single_rows
 from posttrain.models.rope import forget_lengths

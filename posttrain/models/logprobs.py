@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,10 +32,19 @@ from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters import virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
-from posttrain.models.divergence import Distributions, ExactKL, HasDistributions, divergence, exact_kl
+from posttrain.models.divergence import (
+    Against,
+    Distributions,
+    ExactKL,
+    HasDistributions,
+    divergence,
+    exact_kl,
+    spaced_tokens,
+)
 from posttrain.models.fused import fused_blocks
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
+from posttrain.models.virtual import backbone_inputs
 from posttrain.types import Batch, Node, TokenLogprobs
 
 Path = Literal["tree", "padded", "rows"]
@@ -140,6 +150,20 @@ class TreeModel(nn.Module, ABC):
             )
         return output.last_hidden_state[0]
 
+    def _predictor_states(self, batch: Batch, chosen: Path) -> Tensor:
+        """The backbone's last hidden states where each trained token is predicted, [N, D]."""
+        if chosen == "tree":
+            return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
+        parts = []
+        for part in [batch] if chosen == "padded" else single_rows(batch):
+            if chosen == "rows":
+                forget_lengths(self.model)
+            rows = padded_rows(part)
+            inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
+            output = self.transformer.base_model(**inputs, use_cache=False)
+            parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
+        return torch.cat(parts)
+
     @contextmanager
     def _tree_blocks(self) -> Iterator[None]:
         """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
@@ -185,6 +209,14 @@ class TreeModel(nn.Module, ABC):
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
 
 
+def read_values(head: nn.Module, states_ND: Tensor) -> Tensor:
+    """What a scalar head says of states, [N], in fp32 or wider: bf16 has three digits, too few for an advantage."""
+    weight = next(head.parameters())
+    with torch.autocast(states_ND.device.type, enabled=False):
+        values_N = head(states_ND.to(weight.dtype))[:, 0]
+    return values_N if values_N.dtype == torch.float64 else values_N.float()
+
+
 class Policy(TreeModel):
     """A causal LM whose forward returns log-probs.
 
@@ -202,19 +234,57 @@ class Policy(TreeModel):
         temperature: float = 1.0,
         entropy: bool = False,
         collision: bool = False,
+        against: Against | None = None,
+        value_head: nn.Module | None = None,
         path: Path | None = None,
     ) -> TokenLogprobs:
         """Log-probs of the batch's trained tokens under softmax(logits / temperature).
 
         Args:
             collision: give `log_collision_N` too; on the tree path it is a second projection.
+            against: give `divergence_N` from this model too; on the tree path of the same hidden states, on the others
+                by a second forward pass.
+            value_head: [N, D] -> [N, 1]; give `values_N` too, of the states that predict the tokens.
             path: overrides the policy's own, for the comparison of the two.
+
+        Raises:
+            ModelError: the model in `against` has another vocabulary.
         """
         batch = to_device(batch, self.device)
         chosen = self.path_of(batch, path)
         run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
+        if against is None and value_head is None:
+            with self._running_on(chosen):
+                return run(batch, temperature, entropy, collision)[0]
         with self._running_on(chosen):
-            return run(batch, temperature, entropy, collision)
+            found, hidden_ND = run(batch, temperature, entropy, collision)
+            if value_head is not None:
+                states_ND = self._predictor_states(batch, chosen) if hidden_ND is None else hidden_ND
+                found = replace(found, values_N=read_values(value_head, states_ND))
+        if against is None:
+            return found
+        return replace(found, divergence_N=self._divergence(batch, against, hidden_ND, temperature, chosen))
+
+    def values(self, batch: Batch, head: nn.Module) -> Tensor:
+        """What a head on this backbone says of the state before each trained token, [N]."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch)
+        with self._running_on(chosen):
+            return read_values(head, self._predictor_states(batch, chosen))
+
+    def _divergence(
+        self, batch: Batch, against: Against, hidden_ND: Tensor | None, temperature: float, chosen: Path
+    ) -> Tensor:
+        """From the other model at each token [N], of hidden states that are there already where they are."""
+        index_S = spaced_tokens(batch, against.every)
+        with torch.no_grad():
+            theirs = against.other.distributions(batch, index_S, temperature=temperature)
+        if hidden_ND is None:
+            own = self.distributions(batch, index_S, temperature=temperature, path=chosen)
+        else:
+            states_SD = hidden_ND.index_select(0, index_S.to(hidden_ND.device))
+            own = Distributions(states_SD, read_head(self.causal_lm), temperature, self.autocast)
+        return against.spread(divergence(own, theirs, against.mixture), index_S, batch.count.tokens)
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
         return self(batch, path=path).logprobs_N, batch.branch_N
@@ -282,15 +352,21 @@ class Policy(TreeModel):
             places.append(of_branch_S)
         return torch.cat(parts)[torch.cat(places).argsort()]
 
-    def _tree(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+    def _tree(
+        self, batch: Batch, temperature: float, entropy: bool, collision: bool
+    ) -> tuple[TokenLogprobs, Tensor | None]:
+        """And the hidden states that they were made of."""
         hidden_ND = self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
         head = read_head(self.causal_lm)
-        return TokenLogprobs(
+        found = TokenLogprobs(
             *target_logprobs(hidden_ND, head, batch.target_ids_N, temperature=temperature, entropy=entropy),
             log_collisions(hidden_ND, head, temperature=temperature) if collision else None,
         )
+        return found, hidden_ND
 
-    def _padded(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+    def _padded(
+        self, batch: Batch, temperature: float, entropy: bool, collision: bool
+    ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
         rows = padded_rows(batch)
         output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
@@ -299,21 +375,24 @@ class Policy(TreeModel):
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]
         logprobs_N, entropy_N = gather_logprobs(logits, batch.target_ids_N, temperature)
         collision_N = collision_of(logits, temperature) if collision else None
-        return TokenLogprobs(logprobs_N, entropy_N if entropy else None, collision_N)
+        return TokenLogprobs(logprobs_N, entropy_N if entropy else None, collision_N), None
 
-    def _rows(self, batch: Batch, temperature: float, entropy: bool, collision: bool) -> TokenLogprobs:
+    def _rows(
+        self, batch: Batch, temperature: float, entropy: bool, collision: bool
+    ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch alone, so that no row's log-probs depend on how long another is."""
         parts = []
         for row in single_rows(batch):
             forget_lengths(self.model)
-            parts.append(self._padded(row, temperature, entropy, collision))
+            parts.append(self._padded(row, temperature, entropy, collision)[0])
         entropies = [part.entropy_N for part in parts if part.entropy_N is not None]
         collisions = [part.log_collision_N for part in parts if part.log_collision_N is not None]
-        return TokenLogprobs(
+        found = TokenLogprobs(
             torch.cat([part.logprobs_N for part in parts]),
             torch.cat(entropies) if entropy else None,
             torch.cat(collisions) if collision else None,
         )
+        return found, None
 
 
 class PaddedRows:

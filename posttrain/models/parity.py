@@ -6,7 +6,8 @@ recurrent state, a mask of its own) is told apart by its numbers, not by its nam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,9 +101,23 @@ def computed_in(policy: TreeModel, trees: Sequence[TokenTree]) -> torch.dtype:
     """
     if policy.autocast or policy.dtype != torch.float64:
         return policy.autocast or policy.dtype
-    with torch.enable_grad(), _Narrowings() as seen:
+    with torch.enable_grad(), _some_gradient(policy), _Narrowings() as seen:
         policy.compared(collate(trees[:1]), "padded")
     return seen.narrowest
+
+
+@contextmanager
+def _some_gradient(policy: TreeModel) -> Iterator[None]:
+    """A model whose weights are all frozen has the gradient of its embeddings looked at."""
+    if any(p.requires_grad for p in policy.parameters()):
+        yield
+        return
+    weight = policy.transformer.get_input_embeddings().weight
+    weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        weight.requires_grad_(False)
 
 
 class _Narrowings(TorchFunctionMode):

@@ -18,10 +18,11 @@ from peft import PeftModel
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models import readback
-from posttrain.models.export import PROBE_TEXT, Expected, ExportSettings, PendingSave, begin_save, eval_mode, on_cpu
-from posttrain.models.export import write_adapter as write_adapter_files
+from posttrain.models.export import PendingSave, begin_save
+from posttrain.models.export_files import PROBE_TEXT, Expected, ExportSettings, eval_mode, on_cpu
+from posttrain.models.export_files import write_adapter as write_adapter_files
 from posttrain.models.heads import ScoreModel
 from posttrain.models.loading import LoadedModel, ModelSource
 from posttrain.models.merging import merged_copy

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from posttrain.config.adapters import AdapterSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.adapter_folders import adapter_facts
 from posttrain.models.adapters import add_adapter
 from posttrain.models.bottleneck import register

@@ -19,11 +19,22 @@ from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Rated, RewardEncoder
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.errors import ConfigError, DataError
-from posttrain.losses.reward import Combine, RewardRule, combine, response_tokens
+from posttrain.losses.reward import response_tokens
+from posttrain.losses.reward_rule import Combine, RewardRule, combine
 from posttrain.models.catalogue import Say
 from posttrain.models.heads import ScoreModel
 from posttrain.models.reward_models import RewardFolder, load_reward_folder
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Scores, TokenTree
+from posttrain.types import (
+    Comparison,
+    Demonstration,
+    Example,
+    Feedback,
+    Message,
+    RowRef,
+    Scores,
+    StepwiseFeedback,
+    TokenTree,
+)
 
 TOKENS_PER_MICROBATCH = 4096
 WINDOW = 256
@@ -97,7 +108,8 @@ class RewardModel:
         """The rewards of every row's responses, in the rows' order; nothing is held but a window of rows.
 
         Args:
-            examples: comparisons (all responses), feedback (one), demonstrations (the last answer).
+            examples: comparisons (all responses), feedback (one, in steps or not), demonstrations
+                (the last answer).
             progress: called with the rows and tokens of each window.
 
         Raises:
@@ -214,6 +226,9 @@ def rated_of(example: Example) -> Rated:
         return Rated(example.prompt, example.responses, example.row, example.tools)
     if isinstance(example, Feedback):
         return Rated(example.prompt, (example.response,), example.row, example.tools)
+    if isinstance(example, StepwiseFeedback):
+        whole = Message("assistant", "\n".join(example.steps))
+        return Rated(example.prompt, ((whole,),), example.row, example.tools, example.steps)
     if isinstance(example, Demonstration):
         turns = example.messages
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)

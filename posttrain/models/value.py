@@ -13,15 +13,12 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
-import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.data.trees import to_device
 from posttrain.models.heads import HEAD, with_head
-from posttrain.models.logprobs import Path, Policy, TreeModel, padded_rows, single_rows
-from posttrain.models.rope import forget_lengths
-from posttrain.models.virtual import backbone_inputs
+from posttrain.models.logprobs import Path, Policy, TreeModel, read_values
 from posttrain.types import Batch
 
 
@@ -34,32 +31,12 @@ class ValueModel(TreeModel):
         """Values [N], fp32 or the model's wider type."""
         batch = to_device(batch, self.device)
         chosen = self.path_of(batch, path)
-        run = {"tree": self._tree_states, "padded": self._padded_states, "rows": self._row_states}[chosen]
         with self._running_on(chosen):
-            states_ND = run(batch)
-        head = getattr(self.transformer, HEAD)
-        with torch.autocast(self.device.type, enabled=False):
-            values_N = head(states_ND.to(head.weight.dtype))[:, 0]
-        return values_N if values_N.dtype == torch.float64 else values_N.float()
+            states_ND = self._predictor_states(batch, chosen)
+        return read_values(getattr(self.transformer, HEAD), states_ND)
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
         return self(batch, path=path), batch.branch_N
-
-    def _tree_states(self, batch: Batch) -> Tensor:
-        return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
-
-    def _padded_states(self, batch: Batch) -> Tensor:
-        rows = padded_rows(batch)
-        inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-        output = self.transformer.base_model(**inputs, use_cache=False)
-        return output.last_hidden_state[rows.row_N, rows.predictor_N]
-
-    def _row_states(self, batch: Batch) -> Tensor:
-        states = []
-        for row in single_rows(batch):
-            forget_lengths(self.model)
-            states.append(self._padded_states(row))
-        return torch.cat(states)
 
 
 def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -> ValueModel:
@@ -79,3 +56,11 @@ def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -
         if not name.startswith(f"{HEAD}.") and id(parameter) not in shared:
             parameter.requires_grad_(train_backbone)
     return ValueModel(headed, policy.path, autocast=policy.autocast)
+
+
+def value_head(policy: Policy) -> nn.Linear:
+    """A scalar head at zero for the policy's own backbone (`Policy.values`), apart from its parameters."""
+    width = policy.transformer.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, bias=False, device=policy.device)
+    nn.init.zeros_(head.weight)
+    return head

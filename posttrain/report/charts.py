@@ -22,6 +22,8 @@ LOG_RATIO = 30.0
 """A positive measurement whose largest value is this many times its median is drawn on a log scale."""
 CORNER_ROOM = 8.0
 """Per cent of the plot that its first tick must leave free for the axis' name to stand beside it."""
+ROUNDING = 1e-5
+"""How far beyond its bounds a share may lie by arithmetic alone."""
 MOST_DOTS = 60
 """A held-out curve of at most this many points shows each as a dot."""
 
@@ -255,7 +257,7 @@ def _value_axis(drawn: Sequence[Line], style: LineStyle) -> Axis:
     values = sorted(value for line in drawn for value in line.curve.values if value is not None)
     if not values:
         return Axis(0.0, 1.0)
-    if style.bounds and style.bounds[0] <= values[0] and values[-1] <= style.bounds[1]:
+    if style.bounds and style.bounds[0] - ROUNDING <= values[0] and values[-1] <= style.bounds[1] + ROUNDING:
         return axis(*style.bounds)
     low, high = (min(values[0], 0.0), max(values[-1], 0.0)) if style.zero else (values[0], values[-1])
     median = values[len(values) // 2]

@@ -54,6 +54,7 @@ MEANINGS = (
     (r"match", Meaning("share that matches", "share", Wanted.UP, primary=True)),
     (r"unwanted_match", Meaning("share that matches", "share", Wanted.DOWN, primary=True)),
     (r"accuracy", Meaning("accuracy", "share", Wanted.UP, primary=True)),
+    (r"pass_at_(\d+)", Meaning(r"pass@\1", "share", Wanted.UP, primary=True)),
     (r"win_rate", Meaning("win rate", "share", Wanted.UP, primary=True)),
     (r"reward", Meaning("mean reward", "", Wanted.UP)),
     (r"perplexity_change", Meaning("perplexity change", "share", Wanted.STILL, 0.05, primary=True)),

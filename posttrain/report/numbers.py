@@ -139,7 +139,8 @@ def ticks(scale: Axis, aim: int = 4) -> list[float]:
     step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / rough)))
     first = math.ceil(scale.low / step - 1e-9)
     last = math.floor(scale.high / step + 1e-9)
-    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+    decimals = max(12, 4 - math.floor(math.log10(step)))  # a step of 1e-13 must not round to one of 0
+    return [round(index * step, decimals) + 0.0 for index in range(first, last + 1)]
 
 
 def _log_ticks(scale: Axis) -> list[float]:

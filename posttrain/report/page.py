@@ -13,14 +13,17 @@ from pathlib import Path, PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Chart
 from posttrain.report.cross import cross_view
 from posttrain.report.distributions import interval_chart
 from posttrain.report.evaluation import Table, final_table
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
+from posttrain.report.passk import passk_view
 from posttrain.report.read import Run, read_run
-from posttrain.report.sections import answer_suites, moment, view
+from posttrain.report.sections import view
+from posttrain.report.text import moment
 from posttrain.report.tolerant import as_number, as_text
 from posttrain.report.verdict import verdict
 
@@ -65,6 +68,7 @@ def render(run: Run) -> str:
         table=table,
         interval_charts=_interval_charts(table),
         cross=cross_view(run),
+        passk=passk_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
         suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),
         configs=_configs(run),

@@ -178,12 +178,17 @@ def evidence_items(evidence: object) -> list[tuple[str, str]]:
 def curve_charts(stage: Stage, alarms: Sequence[AlarmGroup]) -> tuple[list[Chart], list[Chart]]:
     """The pictures of the named panels, and those of all other measurements."""
     named = {metric for panel in PANELS for metric, _, _ in panel.series}
-    present = list(dict.fromkeys(name for split in SPLITS for name in stage.curves.get(split, {})))
-    main = [panel for panel in PANELS if any(metric in present for metric, _, _ in panel.series)]
-    other = [_own_panel(name) for name in present if name not in named]
+    names = present(stage)
+    main = [panel for panel in PANELS if any(metric in names for metric, _, _ in panel.series)]
+    other = [own_panel(name) for name in names if name not in named]
     main += [panel for panel in other if panel.title.startswith("KL")]
     rest = [panel for panel in other if not panel.title.startswith("KL")]
-    return [_draw(panel, stage, alarms) for panel in main], [_draw(panel, stage, alarms) for panel in rest]
+    return [draw(panel, stage, alarms) for panel in main], [draw(panel, stage, alarms) for panel in rest]
+
+
+def present(stage: Stage) -> list[str]:
+    """The measurements that the stage has, in the order of their first appearance."""
+    return list(dict.fromkeys(name for split in SPLITS for name in stage.curves.get(split, {})))
 
 
 def smoothing(stage: Stage) -> int:
@@ -191,7 +196,8 @@ def smoothing(stage: Stage) -> int:
     return window(max((len(curve.steps) for curve in stage.curves.get("train", {}).values()), default=0))
 
 
-def _own_panel(metric: str) -> Panel:
+def own_panel(metric: str) -> Panel:
+    """The picture of a measurement that no panel names."""
     known = METRICS.get(metric)
     words = known.title if known else metric.replace("/", ": ").replace("_", " ")
     unit = known.unit if known else "share" if metric.endswith(("_share", "_rate", "_fraction")) else ""
@@ -203,17 +209,22 @@ def _own_panel(metric: str) -> Panel:
     )
 
 
-def _draw(panel: Panel, stage: Stage, alarms: Sequence[AlarmGroup]) -> Chart:
+def draw(panel: Panel, stage: Stage, alarms: Sequence[AlarmGroup]) -> Chart:
     lines = []
     for metric, label, colour in panel.series:
         for split in SPLITS:
             curve = stage.curves.get(split, {}).get(metric)
             if curve is not None:
-                lines.append(Line(label, colour, curve, held_out=split == "held_out"))
+                lines.append(Line(_called(stage, label), colour, curve, held_out=split == "held_out"))
     chart = line_chart(panel.title, lines, panel.style, smoothing(stage), stage.epochs_per_step)
     explained = [METRICS[metric].description for metric, _, _ in panel.series if metric in METRICS]
     subtitle = "" if panel.subtitle == IMPLICIT and stage.method == "reward" else panel.subtitle
     return replace(chart, unit=subtitle, marks=_marks(chart, alarms), help="\n".join(explained))
+
+
+def _called(stage: Stage, label: str) -> str:
+    """What a side is called: of single responses, good and bad."""
+    return {"chosen": "good", "rejected": "bad"}.get(label, label) if stage.judged else label
 
 
 def _marks(chart: Chart, alarms: Sequence[AlarmGroup]) -> list[Mark]:
@@ -260,7 +271,7 @@ def _reward_histograms(stage: Stage) -> list[Chart]:
     return [
         histogram(
             f"Rewards at the {when}",
-            {side: (side, values[when, side]) for side in ("chosen", "rejected")},
+            {_called(stage, side): (side, values[when, side]) for side in ("chosen", "rejected")},
             edges,
             "reward",
         )
@@ -296,14 +307,15 @@ def _boxes(stage: Stage) -> list[Chart]:
     groups, rewards = [], []
     for side in ("chosen", "rejected"):
         for when in ("start", "end"):
-            rewards.append((f"{side}, {when}", side, _values(stage, when, f"rewards_{side}")))
+            label = f"{_called(stage, side)}, {when}"
+            rewards.append((label, side, _values(stage, when, f"rewards_{side}")))
             per_token = [
                 logprob / tokens
                 for pair in stage.pairs[when]
                 if (logprob := as_number(pair.get(f"logprob_{side}"))) is not None
                 and (tokens := as_number(pair.get(f"tokens_{side}")))
             ]
-            groups.append((f"{side}, {when}", side, per_token))
+            groups.append((label, side, per_token))
     charts = [box_chart("Rewards", rewards, "reward"), box_chart("Log-probs", groups, "nats per token")]
     return [chart for chart in charts if chart.paths]
 
@@ -338,8 +350,12 @@ def _lengths(stage: Stage) -> list[Chart]:
     edges = common_bins(*values.values())
     if edges is None:
         return []
-    groups = {side: (side, values[side]) for side in ("chosen", "rejected")}
+    groups = {_called(stage, side): (side, values[side]) for side in ("chosen", "rejected")}
     return [
         histogram("Lengths", groups, edges, "tokens"),
-        box_chart("Lengths, side by side", [(side, side, values[side]) for side in ("chosen", "rejected")], "tokens"),
+        box_chart(
+            "Lengths, side by side",
+            [(_called(stage, side), side, values[side]) for side in ("chosen", "rejected")],
+            "tokens",
+        ),
     ]

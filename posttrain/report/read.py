@@ -4,7 +4,7 @@
       start/        evaluation.json  evaluations/<suite>.jsonl
       <stage>/      stage.json  config.yaml  preflight.json  metrics.jsonl  pairs.jsonl  samples.jsonl  alarms.jsonl
                     dropped.jsonl  data.jsonl  evaluation.json  evaluations/<suite>.jsonl  checkpoints/  model/
-                    reward_evaluation.json  reward_scores.jsonl
+                    reward_evaluation.json  reward_scores.jsonl  rollouts.jsonl  examinations.jsonl
 
 Every file may be missing, torn or of another version; what cannot be read is a `Problem` of the run, no exception.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import SourceError
+from posttrain.report.sampled import Sampled, read_sampled
 from posttrain.report.tolerant import Files, Problem, as_list, as_mapping, as_number, as_text, numbers_of
 
 SCHEMA = 1
@@ -26,6 +27,8 @@ MOST_COMPLETIONS = 5_000
 MOST_ALARMS = 2_000
 MOST_SAMPLES = 2_000
 SHOWN_ROWS = 6
+HELD_OUT = "held_out"
+"""Before the figures of summary.json that are an online stage's score on its held-out tasks."""
 REMEDY = "give the folder that `posttrain run` wrote, runs/<recipe>"
 RUN_FILES = ("run.json", "recipe.yaml", "summary.json")
 STAGE_FILES = ("stage.json", "config.yaml", "metrics.jsonl", "preflight.json")
@@ -86,7 +89,7 @@ class Stage:
     """By split ("train", "held_out"), then by metric name."""
     epochs_per_step: float | None
     pairs: dict[str, list[dict[str, Any]]]
-    """Held-out pairs by "start" and "end"."""
+    """Held-out pairs by "start" and "end"; of feedback, judged responses, each with one side alone."""
     samples: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
     dropped: list[dict[str, Any]]
@@ -99,6 +102,8 @@ class Stage:
     """reward_evaluation.json of a stage that trained a reward model."""
     reward_scores: list[dict[str, Any]]
     """Its held-out pairs with their rewards."""
+    sampled: Sampled | None = None
+    """What an online stage sampled."""
 
     @property
     def last_step(self) -> int | None:
@@ -108,6 +113,11 @@ class Stage:
     @property
     def seconds(self) -> float | None:
         return as_number(self.about.get("seconds"))
+
+    @property
+    def judged(self) -> bool:
+        """Whether its rows are single responses, good or bad, and no pairs."""
+        return any(pair.get("judged") is True for pairs in self.pairs.values() for pair in pairs)
 
     @property
     def error(self) -> str:
@@ -233,9 +243,16 @@ def _read_stage(files: Files, folder: Path, entry: Mapping[str, Any]) -> Stage:
         checkpoints=sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else [],
         reward=reward,
         reward_scores=files.lines(folder / "reward_scores.jsonl", MOST_PAIRS),
+        sampled=read_sampled(files, folder, _best_step(about)),
     )
     _note_what_is_missing(files, stage)
     return stage
+
+
+def _best_step(about: Mapping[str, Any]) -> int | None:
+    """The step whose weights an online stage ended with, if it ended with the best."""
+    step = as_number(as_mapping(about.get("best")).get("step"))
+    return None if step is None else int(step)
 
 
 def _note_what_is_missing(files: Files, stage: Stage) -> None:
@@ -291,8 +308,15 @@ def _read_pairs(files: Files, path: Path) -> dict[str, list[dict[str, Any]]]:
     pairs: dict[str, list[dict[str, Any]]] = {"start": [], "end": []}
     for line in files.lines(path, MOST_PAIRS):
         if line.get("when") in ("start", "end"):
-            pairs[line["when"]].append(line)
+            pairs[line["when"]].append(_one_side(line) if "good" in line else line)
     return pairs
+
+
+def _one_side(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A judged response as a pair that has one side: good is chosen, bad is rejected."""
+    side = "chosen" if as_number(line.get("good")) else "rejected"
+    figures = {f"{name}_{side}": line.get(name) for name in ("rewards", "logprob", "tokens")}
+    return {"when": line["when"], "row": line.get("row"), "judged": True, **figures}
 
 
 def _read_evaluated(files: Files, folder: Path) -> Evaluated:
@@ -340,6 +364,8 @@ def _with_summary(evaluated: Evaluated, summary: object) -> Evaluated:
     scores: dict[str, dict[str, Score]] = {}
     for name, value in figures.items():
         suite, _, metric = name.partition(".")
+        if suite == HELD_OUT:
+            continue  # of a stage that samples; its own section shows it
         scores.setdefault(suite if metric else "summary", {})[metric or name] = Score(value)
     return Evaluated(scores, evaluated.answers)
 

@@ -1,15 +1,15 @@
-"""The sections of the page as plain records, so that the templates only lay out: one a stage, one a suite's answers."""
+"""The sections of the page as plain records, so that the templates only lay out: one a stage."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.report.charts import Chart
-from posttrain.report.evaluation import aligned
-from posttrain.report.numbers import MINUS, count, duration, number, short_count, size
+from posttrain.report.numbers import count, duration, number, short_count, size
+from posttrain.report.online import OnlineView, online_view
+from posttrain.report.online_panels import is_online
 from posttrain.report.panels import (
     AlarmGroup,
     curve_charts,
@@ -19,15 +19,12 @@ from posttrain.report.panels import (
     sentence,
     smoothing,
 )
-from posttrain.report.read import Completion, Run, Stage
+from posttrain.report.read import Stage
 from posttrain.report.reward import RewardView, reward_view
+from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
 from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
 
-SHOWN_PROMPTS = 30
-LONGEST_TEXT = 1_500
-"""Characters of an answer or a row that the page carries; the files have the rest."""
 WATCHED_ROWS = 6
-FINISHES = {"length": "cut at the limit", "aborted": "aborted", "empty": "nothing said"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +96,7 @@ class StageView:
     smoothing: int
     pairs: list[list[Chart]]
     reward: RewardView | None
+    online: OnlineView | None
     watched: list[Watched]
     written: list[tuple[str, str, str]]
     """(prompt, chosen, rejected) of rows that the stage made."""
@@ -108,7 +106,8 @@ class StageView:
 
 def view(stage: Stage, index: int) -> StageView:
     alarms = group_alarms(stage)
-    curves, more = curve_charts(stage, alarms)
+    online = online_view(stage, alarms)
+    curves, more = curve_charts(stage, alarms) if online is None else ([], online.more)
     return StageView(
         stage=stage,
         anchor=f"stage-{index}",
@@ -126,22 +125,11 @@ def view(stage: Stage, index: int) -> StageView:
         smoothing=smoothing(stage),
         pairs=[] if stage.reward else pair_charts(stage),
         reward=reward_view(stage),
+        online=online,
         watched=_watched(stage),
         written=[_written(row) for row in stage.written],
         dropped=[_dropped(row) for row in stage.dropped],
     )
-
-
-def shorten(text: str, longest: int = LONGEST_TEXT) -> str:
-    """The beginning of a long text, which says how much is left out."""
-    if len(text) <= longest:
-        return text
-    return f"{text[:longest]} … ({count(len(text) - longest)} more characters)"
-
-
-def short_row(row: str) -> str:
-    """Without the folders: short_row("/data/mine/pairs.jsonl, row 3") is "pairs.jsonl, row 3"."""
-    return re.sub(r"^.*[/\\](?=[^/\\]+, row \d+$)", "", row)
 
 
 # ---------------------------------------------------------------- what ran
@@ -163,16 +151,20 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
     if steps or done:
         yield "Steps", count(done or 0) if steps in (None, done) else f"{count(done or 0)} of {count(steps)}"
     tokens, trained = as_number(stage.data.get("tokens")), as_number(stage.data.get("trained_tokens"))
-    if tokens:
+    if is_online(stage):  # it reads prompts, and trains on what it samples
+        sampled = stage.sampled
+        if sampled is not None and sampled.completions:
+            yield "Completions sampled", count(sampled.completions)
+    elif tokens:
         yield "Tokens in the data", short_count(tokens)
         if trained is not None:
             yield "Trained tokens", f"{short_count(trained)} ({number(trained / tokens, 'share')})"
     stop_share = as_number(stage.data.get("stop_share"))
-    if stop_share is not None:
+    if stop_share is not None and not is_online(stage):
         yield "Stop tokens among them", number(stop_share, "share")
     held_out = as_number(stage.data.get("held_out_rows"))
     if held_out is not None:
-        yield "Held-out rows", count(held_out)
+        yield "Held-out tasks" if is_online(stage) else "Held-out rows", count(held_out)
     for key, title in (("reference", "Reference"), ("logprobs", "Log-prob path"), ("started", "Began")):
         said = as_text(stage.about.get(key))
         if said:
@@ -186,15 +178,6 @@ def _within_run(name: str, stage: Stage) -> str:
         if name.startswith(f"{beginning}/"):
             return name.removeprefix(f"{beginning}/")
     return name
-
-
-def moment(text: str) -> str:
-    """An ISO time for reading: "2025-11-21T02:47:11.5+00:00" -> "2025-11-21 02:47 UTC"; other text as it is."""
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(?::[\d.]+)?(Z|[+-]\d\d:?\d\d)?", text)
-    if not match:
-        return text
-    zone = {"Z": " UTC", "+00:00": " UTC", None: ""}.get(match[3], f" {match[3]}")
-    return f"{match[1]} {match[2]}{zone}"
 
 
 def _data_bars(stage: Stage) -> list[Bar]:
@@ -328,79 +311,3 @@ def _written(row: Mapping[str, Any]) -> tuple[str, str, str]:
 def _dropped(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     reason, message, content = (shorten(as_text(row.get(key))) for key in ("reason", "message", "content"))
     return short_row(as_text(row.get("row"))), reason, message, content
-
-
-# ---------------------------------------------------------------- answers before and after
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerCell:
-    """One model's answer; `change` is "up", "down" or "" against the start's score."""
-
-    text: str
-    score: str
-    tokens: str
-    finish: str
-    """What is worth saying about its end; "" if it ended by itself."""
-    change: str
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
-    """One prompt over all models; a cell is None where that model was not asked."""
-
-    prompt: str
-    wanted: str
-    cells: list[AnswerCell | None]
-
-    @property
-    def moved(self) -> bool:
-        return any(cell is not None and cell.change for cell in self.cells)
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSuite:
-    """The first prompts of one suite."""
-
-    name: str
-    columns: list[str]
-    rows: list[AnswerRow]
-    total: int
-
-
-def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
-    """Answers to the same prompts side by side, start first; the suites in the `order` of the final table."""
-    measured = [("start", run.start), *((stage.name, stage.evaluated) for stage in run.stages)]
-    known = dict.fromkeys(suite for _, found in measured for suite in found.answers)
-    # The answers of a perplexity suite are fixed: there is nothing to compare in their words.
-    known = {suite: None for suite in known if not any("perplexity" in f.scores.get(suite, {}) for _, f in measured)}
-    suites = [suite for suite in order if suite in known] + [suite for suite in known if suite not in order]
-    return [
-        _answer_suite(suite, [(name, found.answers.get(suite, [])) for name, found in measured]) for suite in suites
-    ]
-
-
-def _answer_suite(suite: str, answers: list[tuple[str, list[Completion]]]) -> AnswerSuite:
-    known = [(name, aligned(given)) for name, given in answers if given]
-    keys = list(dict.fromkeys(key for _, given in known for key in given))
-    rows = []
-    for key in keys[:SHOWN_PROMPTS]:
-        found = [given.get(key) for _, given in known]
-        start = found[0] if known[0][0] == "start" else None
-        wanted = next((answer.answer for answer in found if answer and answer.answer), "")
-        cells = [None if answer is None else _cell(answer, start) for answer in found]
-        rows.append(AnswerRow(shorten(key[0]), shorten(wanted, 300), cells))
-    return AnswerSuite(suite, [name for name, _ in known], rows, len(keys))
-
-
-def _cell(answer: Completion, start: Completion | None) -> AnswerCell:
-    change = ""
-    if start is not None and start.score is not None and answer.score is not None and start.score != answer.score:
-        change = "up" if answer.score > start.score else "down"
-    return AnswerCell(
-        text=shorten(answer.text),
-        score="" if answer.score is None else f"{answer.score:g}".replace("-", MINUS),
-        tokens="" if answer.tokens is None else count(answer.tokens),
-        finish=FINISHES.get(answer.finish.lower(), ""),
-        change=change,
-    )

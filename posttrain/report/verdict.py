@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.report.evaluation import Change, Table, TableRow, Wanted
+from posttrain.report.finding import Finding
 from posttrain.report.numbers import count, duration, number, short_count
+from posttrain.report.online_panels import is_online
+from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
 from posttrain.report.read import Curve, Run, Stage
 from posttrain.report.summaries import head_and_tail
-from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
+from posttrain.report.tolerant import Files, as_list, as_mapping, as_number, as_text, numbers_of
 
 MOST_MOVES = 8
 AGAIN = "Give the same `posttrain run` command again"
@@ -23,15 +26,6 @@ TOLD_CURVES = (("loss", "loss", ""), ("reward_accuracy", "accuracy", "share"), (
 OVERFIT = 0.05
 """Held-out loss this much above its minimum at the end is called overfitting."""
 ORDER = {Change.WORSE: 0, Change.BETTER: 1, Change.MOVED: 2, Change.UNCLEAR: 3, Change.SAME: 4, Change.UNKNOWN: 5}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the verdict; kind is good, bad, warn or plain."""
-
-    kind: str
-    text: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Verdict:
 
 def verdict(run: Run, table: Table) -> Verdict:
     """Judge the whole run."""
-    found = [*_movements(table), *(finding for stage in run.stages for finding in _training(stage))]
+    found = [*_movements(table), *_reach(run), *(finding for stage in run.stages for finding in _training(stage))]
     found += [finding for stage in run.stages for finding in _alarm_findings(stage)]
     actions = _actions(run, table)
     found.sort(key=lambda finding: KINDS.index(finding.kind))
@@ -191,8 +185,20 @@ def _movement(row: TableRow) -> Finding:
     return Finding(kind, f"{path}{': ' + said if said else ''}.", last.why)
 
 
+def _reach(run: Run) -> Iterator[Finding]:
+    """What each stage did to pass@k, in the words of pass_at_k.json."""
+    changes = as_list(Files(run.folder).record(run.folder / "pass_at_k.json").get("changes"))
+    for one in map(as_mapping, changes):
+        if said := as_text(one.get("said")):
+            kind = "good" if one.get("verdict") == "widened" else "plain"
+            yield Finding(kind, f"{as_text(one.get('suite'))}: {said}")
+
+
 def _training(stage: Stage) -> Iterator[Finding]:
     """What the curves say: the loss, the held-out accuracy, overfitting, falling log-probs of the chosen answers."""
+    if is_online(stage):  # its loss says nothing, and its pairs are its own
+        yield from online_findings(stage)
+        return
     train, held_out = stage.curves.get("train", {}), stage.curves.get("held_out", {})
     parts = []
     for name, title, unit in TOLD_CURVES:

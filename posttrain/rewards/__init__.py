@@ -11,7 +11,7 @@ sandbox/                            where code runs
 """
 
 from posttrain.rewards.registry import resolve, rubric_of
-from posttrain.rewards.rubric import GoldFailure, Rubric, Scored, gold_check
+from posttrain.rewards.rubric import GoldFailure, Rubric, Scored, gold_check, unjudged
 from posttrain.rewards.scorer import BatchReward, Reward, Sampled, Scorer
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "gold_check",
     "resolve",
     "rubric_of",
+    "unjudged",
 ]

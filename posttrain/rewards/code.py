@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import RewardError
-from posttrain.rewards.sandbox import Limits, Sandbox
+from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
 from posttrain.rewards.text import after_thoughts
 from posttrain.types import Message, Task
 
@@ -108,7 +108,9 @@ class Code:
             entry = task.metadata.get("entry_point")
             setup = str(task.metadata.get("setup") or task.metadata.get("test_setup_code") or _beginning(prompt, task))
             return self.sandbox.run_tests(program, check.tests, entry_point=entry, setup=setup).passed
-        return same_output(self.sandbox.run_script(program, check.given).text, check.printed)
+        script = self.sandbox.run_script(program, check.given)
+        # A script that prints what is wanted and then never ends, or dies, does not do what it should.
+        return script.outcome is Outcome.FINISHED and same_output(script.text, check.printed)
 
 
 def same_output(printed: str, wanted: str) -> bool:
@@ -124,10 +126,11 @@ def checks(task: Task) -> list[Check]:
         RewardError: the row's tests are not of a known form.
     """
     metadata = task.metadata
-    if "cases" in metadata or "input_output" in metadata:
-        cases = metadata.get("cases", metadata.get("input_output"))
+    # a table's empty cell is None in every row that has another form of tests
+    cases = _first(metadata, "cases", "input_output")
+    if cases is not None:
         return [Check(given=given, printed=printed) for given, printed in _cases(cases, task)]
-    tests = metadata.get("tests", metadata.get("test", metadata.get("test_list")))
+    tests = _first(metadata, "tests", "test", "test_list")
     if not tests:
         return []
     if isinstance(tests, str):
@@ -135,6 +138,11 @@ def checks(task: Task) -> list[Check]:
     if isinstance(tests, Sequence) and all(isinstance(test, str) for test in tests):
         return [Check(test) for test in tests]
     raise _bad_tests(task, tests)
+
+
+def _first(metadata: Mapping[str, Any], *names: str) -> Any:
+    """The first of these that is there and not empty."""
+    return next((metadata[name] for name in names if metadata.get(name)), None)
 
 
 def _cases(cases: Any, task: Task) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 tasks("chain_sum", size=100, seed=0, max_terms=3)       # Task examples
 tasks_of("reasoning_gym:chain_sum?size=100&seed=0&max_terms=3")
+tasks_of("reasoning_gym:chain_sum?size=100&seed=0&max_terms=2&distinct=true")   # no question twice
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from posttrain.types import Message, RowRef, Task
 SOURCE = "reasoning_gym:"
 
 
-def tasks(name: str, size: int = 1000, seed: int = 0, **config: Any) -> list[Task]:
+def tasks(name: str, size: int = 1000, seed: int = 0, distinct: bool = False, **config: Any) -> list[Task]:
     """Tasks by the name that reasoning-gym gives them; the same arguments give the same tasks.
 
     Args:
+        distinct: of tasks that ask the same, only the first: fewer than `size` where a program repeats itself.
         config: what the task's own settings are called there, such as `max_terms`.
 
     Raises:
@@ -31,6 +33,9 @@ def tasks(name: str, size: int = 1000, seed: int = 0, **config: Any) -> list[Tas
     """
     dataset = _dataset(name, json.dumps({"size": size, "seed": seed, **config}, sort_keys=True))
     source = f"{SOURCE}{name}"
+    kept: dict[str | int, tuple[int, Mapping[str, Any]]] = {}
+    for index, entry in enumerate(dataset):
+        kept.setdefault(entry["question"] if distinct else index, (index, entry))
     return [
         Task(
             (Message("user", entry["question"]),),
@@ -38,7 +43,7 @@ def tasks(name: str, size: int = 1000, seed: int = 0, **config: Any) -> list[Tas
             RowRef(source, index + 1),
             {"reasoning_gym": {"name": name, "config": config, "entry": dict(entry)}},
         )
-        for index, entry in enumerate(dataset)
+        for index, entry in kept.values()
     ]
 
 

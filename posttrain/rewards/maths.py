@@ -1,8 +1,8 @@
 """Is the answer the row's answer, as mathematics: 1/2 and 0.5, \\frac{\\sqrt 2}{2} and 1/\\sqrt 2, 1,000 m and 1000.
 
 What a response answers is, in this order: its last `\\boxed{}`, what follows its last `####`, what follows its last
-"answer is" or "answer:", its last number where the row's answer is a number, its last line. Texts that are equal and
-plain numbers are compared here; everything else by `math-verify`, in a process that can be ended.
+"answer is" or "answer:", its last number or fraction where the row's answer is a number, its last line. Texts that are
+equal and plain numbers are compared here; everything else by `math-verify`, in a process that can be ended.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Math:
             answer = stated(answer_of(completion), numeric=_quantity(gold) is not None)
         if not answer:
             return 0.0
-        if "=" in answer and "=" not in gold:
-            answer = answer.rsplit("=", 1)[1]
+        if "=" not in gold:
+            answer = _EQUALS.split(answer)[-1]
         if _SEVERAL.search(answer) and not _SEVERAL.search(gold):
             return 0.0  # two answers are none
         quick = same_at_once(answer, gold)
@@ -141,6 +141,14 @@ def boxed(text: str) -> str | None:
     return None
 
 
+_EQUALS = re.compile(r"(?<![<>!=:~])=(?!=)")
+"""A lone equals sign: what follows the one of x >= 4 is not what x is."""
+_COMPOSED = re.compile(
+    r"(?:(?<![\w)\]])[-\u2212])?"
+    r"(?:\d[\d,]*(?:\.\d+)?\s*[/^]\s*\{?[-\u2212]?\d[\d,]*(?:\.\d+)?\}?"
+    r"|\\[dt]?frac\s*(?:\{[^{}]*\}\s*\{[^{}]*\}|\d\s*\d))"
+)
+"""A fraction or a power of two numbers."""
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:|=)\s*:?\s*([^\n]+)", re.IGNORECASE)
 
 
@@ -156,6 +164,9 @@ def stated(text: str, *, numeric: bool) -> str:
     if numeric:
         if _quantity(text) is not None:
             return text
+        composed = list(_COMPOSED.finditer(text))
+        if composed and last_number(text[composed[-1].end() :]) is None:
+            return composed[-1].group()  # of 1/2 the last number is 2, which nobody answered
         number = last_number(text)
         return "" if number is None else str(number)
     lines = text.strip().splitlines()
@@ -169,13 +180,18 @@ _WORDS = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 _QUANTITY = re.compile(
     r"(?P<number>\D{0,3}[\d,.]*\d(?:[eE][-+]?\d+)?)\s*(?P<unit>(?:[a-zA-Z°]+(?:[ /][a-zA-Z°]+)*(?:\^?[23])?)?)\.?"
 )
+_BLANKS = re.compile(r"\s+(?![\w\\])|(?<!\w)\s+")
+"""Blanks that separate nothing; that of "3 1/2" does."""
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+"""1 000 000, as the international standard writes it."""
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SEVERAL = re.compile(r"\b(?:or|oder|ou)\b|\\lor\b")
 
 
 def same_at_once(answer: str, gold: str) -> bool | None:
     """Whether equal texts, or plain numbers, are the same; None where that takes algebra."""
     left, right = _plain(answer), _plain(gold)
-    if left.replace(" ", "") == right.replace(" ", ""):
+    if _BLANKS.sub("", left) == _BLANKS.sub("", right):
         return True
     one, other = _quantity(answer), _quantity(gold)
     if one is None or other is None:
@@ -186,6 +202,7 @@ def same_at_once(answer: str, gold: str) -> bool | None:
 
 def _plain(text: str) -> str:
     text = _WORDS.sub(r" \1", _DROPPED.sub("", text))
+    text = _GROUPED.sub(lambda found: found.group().replace(" ", ""), text)
     return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("$", "").strip().rstrip(".").strip()
 
 
@@ -197,5 +214,8 @@ def _quantity(text: str) -> tuple[Decimal, str] | None:
         return None
     number = whole_number(found["number"])
     unit = found["unit"].strip().lower()
+    scale, _, measured = unit.partition(" ")
+    if number is not None and scale in _SCALES:
+        number, unit = number * _SCALES[scale], measured
     # one letter may be an unknown, as in 3x, and pi and e are numbers: those take algebra
     return None if number is None or (0 < len(unit) < 2) or unit in ("pi", "sqrt") else (number, unit)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, Task
 
 if TYPE_CHECKING:
@@ -55,15 +56,20 @@ class ModelReward:
         tasks: Sequence[Task],
         *,
         groups: Sequence[int],
+        finishes: Sequence[FinishReason],
     ) -> list[float | None]:
-        """Responses to one prompt go to the model as one row, so that the prompt's tokens are computed once."""
+        """Responses to one prompt go to the model as one row, so that the prompt's tokens are computed once.
+
+        One that was cut is scored at its last token: a stop token that nobody sampled would make it a finished one.
+        """
+        answers = [_answer(text, finish) for text, finish in zip(completions, finishes, strict=True)]
         members: dict[tuple[int, tuple[Message, ...]], list[int]] = defaultdict(list)
         for index, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
             members[group, prompt_key(prompt)].append(index)
         rows: list[Any] = []
         for indices in members.values():
             first = indices[0]
-            responses = tuple((Message("assistant", completions[index]),) for index in indices)
+            responses = tuple((answers[index],) for index in indices)
             if len(responses) == 1:
                 rows.append(Feedback(prompts[first], responses[0], True, tasks[first].row, tasks[first].tools))
             else:
@@ -74,6 +80,11 @@ class ModelReward:
             for index, reward in zip(indices, rating.rewards, strict=True):
                 found[index] = self.scale * reward + self.shift
         return found
+
+
+def _answer(text: str, finish: FinishReason) -> Message:
+    # An answer without text has no token but its stop token to be scored at.
+    return Message("assistant", text, complete=finish is not FinishReason.LENGTH or not text)
 
 
 def prompt_key(prompt: tuple[Message, ...]) -> Any:

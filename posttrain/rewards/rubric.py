@@ -17,6 +17,8 @@ from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
 
 GOLD_BATCH = 256
+ANY_ANSWER = "0"
+"""What a verifier is asked where the row has no answer: one that can judge the row says something of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,26 @@ def gold_check(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[GoldFai
     failures = [failure for scorer in scorers for failure in _of_one(rows, scorer.inner or scorer)]
     order = {id(task.row): index for index, task in enumerate(rows)}
     return sorted(failures, key=lambda failure: order[id(failure.row)])
+
+
+def unjudged(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[Task]:
+    """The tasks that no verifier judges, whatever a model answers: rows without an answer, mostly.
+
+    A verifier that raises is taken to judge: its error is shown when it is asked for good.
+    """
+    left = list(tasks)
+    for scorer in scorers:
+        asked = scorer.inner or scorer
+        if asked.gold is None:
+            continue
+        without = [task for task in left if asked.gold(task) is None]
+        items = [
+            Sampled(task.prompt, ANY_ANSWER, task, FinishReason.STOP_TOKEN, 1, group)
+            for group, task in enumerate(without)
+        ]
+        silent = [item.task for item, found in zip(items, _tried(asked, items), strict=True) if found == (None, "")]
+        left = silent
+    return left
 
 
 def _of_one(tasks: Sequence[Task], scorer: Scorer) -> list[GoldFailure]:

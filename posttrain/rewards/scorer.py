@@ -19,7 +19,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +62,7 @@ class BatchReward(Protocol):
 RewardFunction = Callable[..., Any]
 """A Reward or a BatchReward, or an async function that is one."""
 
+_PLACES = {"prompt": 0, "prompts": 0, "completion": 1, "completions": 1, "task": 2, "tasks": 2}
 _EXTRAS = {"tokens": "tokens", "finish": "finish"}
 _EXTRAS_OF_MANY = {"tokens": "tokens", "finishes": "finish", "groups": "group"}
 
@@ -85,6 +86,8 @@ class Asking:
         star = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         if len(positional) < 3 and not star:
             raise _bad_signature(name, function)
+        if any(_PLACES.get(p.name, place) != place for place, p in enumerate(positional[:3])):
+            raise _bad_signature(name, function)  # called by place: it would judge the prompt as the completion
         many = len(positional) > 1 and positional[1].name == "completions"
         known = _EXTRAS_OF_MANY if many else _EXTRAS
         others = positional[3:] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -153,14 +156,13 @@ class Scorer:
             values = self.function(prompts, [item.completion for item in items], tasks, **extras)
             if inspect.isawaitable(values):
                 values = run_async(_awaited(values))
+            # the keys of a mapping, and a set in whatever order, are no scores of these responses
+            ordered = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
+            found = list(values) if ordered else None  # a generator runs here
         except RewardError:
             raise
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
-        try:
-            found = None if isinstance(values, (str, bytes)) else list(values)
-        except TypeError:
-            found = None
         if found is None or len(found) != len(items):
             raise RewardError(
                 f"the reward `{self.name}` did not give one value per response",
@@ -202,7 +204,10 @@ class Scorer:
         if value is None:
             return None
         # numpy's and torch's scalars are numbers too; text and lists, which float() may also take, are mistakes
-        number = float(value) if not isinstance(value, (str, bytes)) and hasattr(value, "__float__") else math.nan
+        try:
+            number = float(value) if not isinstance(value, (str, bytes)) and hasattr(value, "__float__") else math.nan
+        except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several numbers
+            number = math.nan
         if math.isfinite(number):
             return number
         raise RewardError(

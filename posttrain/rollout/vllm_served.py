@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ from posttrain.rollout.weight_folder import WeightFolder
 
 COMPLETIONS = "/v1/completions"
 TEST_PROMPT = (1, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server says that it serves: ServedModel("Qwen/Qwen3-0.6B", longest=4096)."""
+
+    name: str
+    longest: int | None
+    """Tokens of a prompt and its completion; None where the server does not say."""
 
 
 class ServedEngine:
@@ -133,6 +143,31 @@ class ServedEngine:
                 raise
         self._same_weights(lost)
         return groups
+
+    def served_model(self) -> ServedModel:
+        """The model that the server answers for.
+
+        Raises:
+            ConfigError: it does not serve one of that name.
+            EngineError: it cannot be reached, or answers nonsense.
+        """
+        where = f"{self.server.url}/v1/models"
+        listed = self.server.get("/v1/models")
+        try:
+            models = {str(entry["id"]): entry.get("max_model_len") for entry in listed["data"]}
+            name = next(iter(models)) if self._name is None else self._name
+        except (TypeError, KeyError, AttributeError, StopIteration):
+            raise nonsense("no list of models", where, _short(listed), "data") from None
+        if name not in models:
+            raise ConfigError(
+                "the server serves another model",
+                where=where,
+                found=", ".join(models),
+                expected=name,
+                remedy="correct `served_name`, or leave it out for the first that it lists",
+            )
+        longest = models[name]
+        return ServedModel(name, int(longest) if isinstance(longest, int) else None)
 
     def abort(self) -> None:
         """End the running `generate`, from another thread: what is unfinished comes back as ABORTED."""
@@ -260,12 +295,7 @@ class ServedEngine:
         self._same_weights(self.server.lost)
         if self._proven:
             return
-        if self._name is None:
-            listed = self.server.get("/v1/models")
-            try:
-                self._name = str(listed["data"][0]["id"])
-            except (TypeError, KeyError, IndexError):
-                raise nonsense("no list of models", f"{self.server.url}/v1/models", _short(listed), "data") from None
+        self._name = self.served_model().name
         self._prove_logprobs()
         self._proven = True
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, UnknownKeyError, nearest
 from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners, resolve_feedback
@@ -21,13 +21,27 @@ from posttrain.losses.online import ONLINE
 from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
 from posttrain.losses.parameters import resolve
 from posttrain.losses.preference import CHOSEN_NLL, Term, mixed_loss, pairwise_loss
-from posttrain.losses.responses import Coupling, Parameters, Responses, Told
-from posttrain.losses.reward import RewardRule, reward_loss
+from posttrain.losses.process import STEP_LABELS, step_loss
+from posttrain.losses.responses import Coupling, Memory, Parameters, Responses, Told
 from posttrain.losses.reward import resolve_parameters as resolve_reward
+from posttrain.losses.reward import reward_loss
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Batch, Comparison, Count, Demonstration, Feedback, LossOutput, Scores, Task, TokenLogprobs
+from posttrain.models.divergence import Against
+from posttrain.types import (
+    Batch,
+    Comparison,
+    Count,
+    Demonstration,
+    Feedback,
+    LossOutput,
+    Scores,
+    StepwiseFeedback,
+    Task,
+    TokenLogprobs,
+)
 
-Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[Task]
+Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 Loss = Callable[..., LossOutput]
 """loss(policy, reference_N or None, batch, global denominator); with `told=` too, where there is a coupling."""
 
@@ -42,8 +56,9 @@ class Algorithm:
     name: str
     kind: Kind
     """What one row of its data says."""
-    unit: Literal["tokens", "pairs", "responses", "completions"]
-    """What the loss is a mean over: the field of `Count` that it divides by (all but `tokens` are `Count.trees`)."""
+    unit: Literal["tokens", "pairs", "responses", "completions", "steps"]
+    """What the loss is a mean over: the field of `Count` that it divides by (`steps`, whose ends train, are
+    `Count.tokens`; all but these and `tokens` are `Count.trees`)."""
     needs_reference: bool
     parameters: Mapping[str, float]
     """Every parameter of the method, defaults included."""
@@ -51,14 +66,22 @@ class Algorithm:
     """(policy, reference_N or None, batch, global denominator) -> LossOutput"""
     coupling: Coupling | None = None
     """What a tree has to be told of its step; `settled` binds the parameters, so call `observe(responses, {})`."""
+    memory: Memory | None = None
+    """What it keeps from step to step: the one part of an algorithm that training changes."""
     needs_collision: bool = False
     """The policy has to give `log_collision_N`."""
     temperature: float = 1.0
     """Of the distribution whose log-probs it takes: that which sampled the tokens."""
     needs_entropy: bool = False
     """The policy has to give `entropy_N`, with its gradient."""
+    against: Against | None = None
+    """The policy has to give `divergence_N` from this model."""
+    value_head: nn.Module | None = None
+    """The policy has to give `values_N` by this head on its backbone."""
 
 
+ALONE = frozenset(name for name, row in PAIRWISE.items() if row.coupling and row.coupling.memory)
+"""Rows that cannot be terms of a mix."""
 ALGORITHMS: tuple[str, ...] = ("sft", "conditional_sft", *PAIRWISE, *FEEDBACK)
 
 
@@ -94,13 +117,14 @@ def algorithm(name: str, parameters: Mapping[str, float] | None = None) -> Algor
         settled,
         partial(pairwise_loss, row, settled),
         _settled(row.coupling, settled),
+        None if row.coupling is None or row.coupling.memory is None else row.coupling.memory(settled),
         row.needs_collision,
     )
 
 
 def kind_of(method: str) -> Kind:
     """What one row of a method's data says, whatever its parameters: kind_of("kto") is Feedback."""
-    if method in ONLINE or method in ("online_dpo", "rft"):
+    if method in ONLINE or method in ("online_dpo", "rft", "gkd"):
         return Task
     return Comparison if method == "mix" else algorithm(method).kind
 
@@ -127,18 +151,27 @@ def mix(terms: Sequence[tuple[str, float, Mapping[str, float]]]) -> Algorithm:
         {f"{name}.{key}": value for (name, _, _), term in zip(terms, built, strict=True) for key, value in _flat(term)},
         partial(_mixed, built),
         _coupling_of_mix(built),
-        any(row.needs_collision for row in rows),
+        needs_collision=any(row.needs_collision for row in rows),
     )
 
 
 def reward_algorithm(
     objective: str = "bradley_terry", parameters: Mapping[str, float] | None = None, rule: RewardRule | None = None
 ) -> Algorithm:
-    """A reward model's training: a row of `posttrain.losses.reward.OBJECTIVES`, on the rewards that `rule` makes.
+    """A reward model's training: a row of `posttrain.losses.reward.OBJECTIVES` on the rewards that `rule` makes, or
+    `step_labels` on the scores of steps.
 
     Its loss takes the model's `Scores` where those of the others take log-probs.
     """
-    settled, settled_rule = resolve_reward(objective, parameters or {}), rule or RewardRule()
+    settled_rule = rule or RewardRule()
+    if objective == STEP_LABELS:
+        none = resolve(parameters or {}, {}, {}, where=objective, owners={})
+
+        def of_steps(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+            return step_loss(settled_rule, scores, batch, denominator)
+
+        return Algorithm("reward", StepwiseFeedback, "steps", False, none, of_steps)
+    settled = resolve_reward(objective, parameters or {})
 
     def loss(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
         return reward_loss(objective, settled, settled_rule, scores, batch, denominator)
@@ -167,6 +200,13 @@ def _settled(coupling: Coupling | None, parameters: Parameters) -> Coupling | No
 def _term(name: str, weight: float, parameters: Mapping[str, float]) -> Term:
     if name != "sft" and name not in PAIRWISE:
         raise _unknown(name, ("sft", *PAIRWISE))
+    if name in ALONE:
+        raise ConfigError(
+            f"`{name}` keeps a running mean of its own steps and is no term of a mix",
+            where="mix",
+            expected="an objective without a memory",
+            remedy=f"use `method: {name}` by itself, or `dpo` in the mix",
+        )
     row = CHOSEN_NLL if name == "sft" else PAIRWISE[name]
     return Term(row, resolve_parameters(row, parameters, where=f"mix, {name}"), weight)
 

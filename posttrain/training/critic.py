@@ -7,26 +7,79 @@ critic.update(trees, 12)      # after the policy's update on the same trees; met
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from posttrain.config.settings import Optimizer as OptimizerSettings
 from posttrain.config.settings import Schedule
 from posttrain.data.trees import collate, count, pack, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.value import value_loss
+from posttrain.models.logprobs import Policy
 from posttrain.models.value import ValueModel
 from posttrain.training.optimizer import Optimizer, non_finite
-from posttrain.types import Mean, Metric, TokenTree
+from posttrain.types import Batch, Mean, Metric, TokenTree
 
 RATE_FACTOR = 5.0
 """The value model's learning rate over the policy's: it starts from nothing and has a target to run after."""
 
 
+class Valuer(Protocol):
+    """What PPO asks of a value model, wherever its backbone is."""
+
+    @property
+    def model(self) -> Callable[[Batch], Tensor]:
+        """V of the state before each trained token, [N]."""
+        ...
+
+    @property
+    def part(self) -> tuple[nn.Module, Optimizer]:
+        """What a checkpoint keeps."""
+        ...
+
+    def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        """Called after the policy's update on the same trees; `index` counts updates from 0."""
+        ...
+
+
+class SharedCritic:
+    """A head on the policy's own backbone. The policy's loss has the value loss in it (`value_weight`), so its backward
+    pass has left the head's gradient, and only the head's step is taken here.
+
+    Args:
+        updates: of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        head: nn.Module,
+        settings: OptimizerSettings,
+        *,
+        learning_rate: float,
+        schedule: Schedule,
+        updates: int,
+    ):
+        self._policy, self._head = policy, head
+        self._optimizer = Optimizer(head, settings, learning_rate=learning_rate, schedule=schedule, steps=updates)
+
+    def model(self, batch: Batch) -> Tensor:
+        return self._policy.values(batch, self._head)
+
+    @property
+    def part(self) -> tuple[nn.Module, Optimizer]:
+        return self._head, self._optimizer
+
+    def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        update = self._optimizer.step(index, [str(tree.row) for tree in trees])
+        return {"value_grad_norm": Mean(update.grad_norm, 1)}
+
+
 class Critic:
-    """A value model and what trains it; see the module's docstring.
+    """A value model with a backbone of its own, and what trains it; see the module's docstring.
 
     Args:
         updates: of the whole run, for the schedule.

@@ -6,9 +6,11 @@ examinations.jsonl has every answer; best/weights.safetensors the weights of the
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -72,8 +74,10 @@ class Examiner:
         """Ask, score, write examinations.jsonl, and keep the weights if they are the best so far."""
         title = f"{self._folder.name}: held-out tasks"
         with self._progress.phase(title, total=len(self.prompts), unit="tasks") as phase:
-            groups = self._ask(self.prompts, self._sampling, self.stage.examine.completions_per_prompt)
-            score_groups(self._rubric, groups)
+            with self._progress.doing("generate"):
+                groups = self._ask(self.prompts, self._sampling, self.stage.examine.completions_per_prompt)
+            with self._progress.doing("score"):
+                score_groups(self._rubric, groups)
             phase.advance(len(groups))
         for group in groups:
             for one in group.responses:
@@ -81,9 +85,11 @@ class Examiner:
                     {
                         "step": step,
                         "row": str(group.prompt.task.row),
+                        "prompt": group.prompt.task.prompt[-1].content or "",
                         "answer": group.prompt.task.answer,
                         "completion": one.text,
                         "finish": str(one.completion.finish),
+                        "tokens": len(one.completion.ids),
                         "score": one.reward,
                         "parts": one.scored.parts,
                     }
@@ -140,6 +146,8 @@ class Examiner:
     def _judge(self, step: int, score: float) -> None:
         stop = self.stage.stop
         self._last = step
+        if math.isnan(score):  # every reward abstained: neither better nor worse than any other
+            return
         if self.best is None or score >= self.best[1]:
             better = self.best is None or score > self.best[1]
             self._since = 0 if better else self._since + 1
@@ -183,12 +191,20 @@ def examined(groups: Sequence[Group]) -> dict[str, Metric]:
     rewards = [one.reward for one in responses if one.reward is not None]
     metrics: dict[str, Metric] = {
         "score": Mean(sum(rewards), len(rewards)),
+        "score_error": Mean(_standard_error(groups), 1),
         "solved_share": Mean(sum(reward >= SOLVED for reward in rewards), len(rewards)),
         "length_generated": Mean(sum(len(one.completion.ids) for one in responses), len(responses)),
         "truncated_share": Mean(sum(one.truncated for one in responses), len(responses)),
         "abstained_share": Mean(len(responses) - len(rewards), len(responses)),
     }
     return metrics
+
+
+def _standard_error(groups: Sequence[Group]) -> float:
+    """Of the mean score over tasks; answers to one task are not independent, so their mean counts as one."""
+    judged = [[one.reward for one in group.responses if one.reward is not None] for group in groups]
+    tasks = [fmean(rewards) for rewards in judged if rewards]
+    return stdev(tasks) / math.sqrt(len(tasks)) if len(tasks) > 1 else 0.0
 
 
 def _hash(path: Path) -> str:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import ConditionalSFT, Data, Reward, TrainingStage
+from posttrain.config import ConditionalSFT, Data, Mix, Reward, TrainingStage
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
 from posttrain.data.recast import Condition, Recast, read_as, taken_apart
+from posttrain.data.row_columns import categories_of
 from posttrain.data.store import encode
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import DataError
 from posttrain.losses.pairwise import PAIRWISE
+from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.devices import device_of
 from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
@@ -29,7 +31,7 @@ from posttrain.training.preflight import Check
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
 from posttrain.training.starts import Start, settle
-from posttrain.types import Example, TokenTree
+from posttrain.types import Example, RowRef, TokenTree
 
 NAMED_ROWS = 5
 """Rows that an error or a finding names; the rest is counted."""
@@ -47,6 +49,8 @@ class Inputs:
     fingerprints: tuple[str, ...]
     findings: tuple[Check, ...] = ()
     """What the preflight has to say of the rows beside the counts."""
+    categories: Mapping[RowRef, str] = field(default_factory=dict)
+    """What kind each row that may be held out is, where a column says it."""
 
 
 def load_inputs(
@@ -83,7 +87,9 @@ def load_inputs(
             "is measured on rows that were not trained on; raise held_out, or name a file"
         )
     counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
-    return Inputs(every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings)
+    return Inputs(
+        every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings, training.categories
+    )
 
 
 def _encoder(stage: TrainingStage, tokenizer: Any, settings: EncoderSettings) -> Encoder:
@@ -103,6 +109,7 @@ class _Encoded:
     rejected: Path
     """Rows that could not be read, under `bad_rows: skip`."""
     findings: tuple[Check, ...] = ()
+    categories: Mapping[RowRef, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +145,16 @@ class _Reader:
         for note in (taken_apart(examples, self.objective.kind), *rows.notes):
             if note:
                 self.progress.say(f"{self.folder.name}: {note}")
-        if self.stage.method in PAIRWISE and PAIRWISE[self.stage.method].needs_margins:
-            _require_margins(rows, self.stage.method)
-        return _Encoded(split, rows, _record(examples, rows), rejected, findings)
+        for name in _objectives(self.stage):
+            if name in PAIRWISE and PAIRWISE[name].needs_margins:
+                _require_margins(rows, name)
+            if name in ONE_ORDER:
+                _require_one_order(rows, name)
+        categories: Mapping[RowRef, str] = {}
+        stage = self.stage
+        if isinstance(stage, Reward) and (split == "held_out" or not isinstance(stage.held_out, Data)):
+            categories = categories_of(examples, stage.category)
+        return _Encoded(split, rows, _record(examples, rows), rejected, findings, categories)
 
     def _recast(self, examples: Examples) -> Iterable[Example]:
         """The rows as the method takes them."""
@@ -182,6 +196,23 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
     )
 
 
+ONE_ORDER: Mapping[str, str] = {"dpo_pl": "dpo", "plackett_luce": "bradley_terry"}
+"""Objectives of a whole list, and which of its pairs takes lists with ties."""
+
+
+def _objectives(stage: TrainingStage) -> list[str]:
+    """What the stage's loss is made of: its method, a mix's terms, a reward stage's objective."""
+    if isinstance(stage, Mix):
+        return [term.loss for term in stage.losses]
+    return [stage.objective.kind] if isinstance(stage, Reward) else [stage.method]
+
+
+def _require_one_order(rows: EncodedDataset, objective: str) -> None:
+    tied = [tree for tree in rows if tree.scores is not None and has_ties(tree.scores)]
+    if tied:
+        raise ties_error(objective, ONE_ORDER[objective], tied[0].row, tied[0].scores or (), len(tied))
+
+
 def _require_margins(rows: EncodedDataset, method: str) -> None:
     lacking = [str(tree.row) for tree in rows if tree.margin is None]
     if not lacking:
@@ -214,7 +245,8 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     }
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
-    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, (*training.findings, check))
+    findings = (*training.findings, check)
+    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories)
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:

@@ -1,6 +1,7 @@
 """What becomes of scored completions: three ways to learn from a rollout, for the one source.
 
 PolicyGradient   columns on every token: advantages, log-probs to start from; the online table, PPO's value model
+Distillation     every completion, for a teacher's distributions                  GKD
 Pairs            the best and the worst of each group as a preference pair               online DPO
 Imitation        the completions that are good enough as demonstrations                  rejection sampling
 """
@@ -11,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from posttrain import advantages as credit
 from posttrain.config.online import OnlineStage
 from posttrain.data.tree_key import make_tree
-from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.kl import KL_TERMS, AdaptiveKL
 from posttrain.losses.policy import explain_zero_loss
 from posttrain.models.logprobs import Policy
-from posttrain.training.critic import Critic
+from posttrain.training.critic import Valuer
 from posttrain.training.rollouts import Group, Response, Rollout, fill
 from posttrain.training.source import Parts
 from posttrain.types import Batch, Metric, TokenTree
@@ -115,7 +117,7 @@ class PolicyGradient(_Plain):
         kl: KLWeight,
         tokens: int,
         reference: SampledReference | None = None,
-        critic: Critic | None = None,
+        critic: Valuer | None = None,
     ):
         self.stage, self.policy, self.kl, self.tokens = stage, policy, kl, tokens
         self.reference, self.critic = reference, critic
@@ -149,33 +151,48 @@ class PolicyGradient(_Plain):
         """The log-probs and values that the loss or the rewards need, by the trainer's own forward pass."""
         temperature, policy, reference = self.stage.sampling.temperature, self.policy, self.reference
 
-        def give(name: str, call: Callable[[Batch], Tensor]) -> None:
-            fill(rollout, name, call, self.tokens, policy.device)
+        def give(name: str, call: Callable[[Batch], Tensor], *, left_out: bool = False) -> None:
+            fill(rollout, name, call, self.tokens, policy.device, left_out=left_out)
 
+        charged = self._charges_groups
         if self.stage.recomputes_old:
-            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N)
+            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, left_out=charged)
         if reference is not None:
-            give("reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature))
+            give(
+                "reference_logprobs",
+                lambda batch: reference.logprobs(batch, temperature=temperature),
+                left_out=charged,
+            )
         if self.critic is not None:
             give("values", self.critic.model)
+
+    @property
+    def _charges_groups(self) -> bool:
+        """Whether a KL is taken from rewards that are then compared: from all of a group, or the comparison is unfair
+        to those that train."""
+        return self.stage.kl_place == "reward" and self.stage.row.compares_groups
 
     def _assign(self, rollout: Rollout) -> None:
         """Advantages, and for PPO returns, of every token."""
         rewards_B, group_B, mask_BL = rollout.padded()
-        ratio_BL = None
+        kl_BL = ratio_BL = None
         if self.reference is not None:
-            own = "old_logprobs" if self.stage.recomputes_old else "sampler_logprobs"
-            ratio_BL = rollout.column(own) - rollout.column("reference_logprobs")
-        in_reward, taught = self.stage.kl_place == "reward", self.stage.row.advantage == "teacher"
+            own_BL = rollout.column("old_logprobs" if self.stage.recomputes_old else "sampler_logprobs")
+            reference_BL = rollout.column("reference_logprobs")
+            if self.stage.kl_place == "reward":
+                kl_BL = KL_TERMS[self.stage.row.kl].of(own_BL, reference_BL, torch.ones_like(own_BL))
+            if self.stage.row.advantage == "teacher":
+                ratio_BL = reference_BL - own_BL
         assigned = credit.advantages(
             self.stage.row.advantage,
             credit.Rollout(
                 rewards_B,
                 group_B,
                 mask_BL,
-                kl_BL=ratio_BL if in_reward else None,
+                kl_BL=kl_BL,
+                charged_BL=rollout.judged() if self._charges_groups else None,
                 values_BL=rollout.column("values") if self.critic is not None else None,
-                teacher_ratio_BL=-ratio_BL if taught and ratio_BL is not None else None,
+                teacher_ratio_BL=ratio_BL,
             ),
             kl_beta=self.kl.beta,
             **self.stage.credit_parameters,
@@ -230,6 +247,22 @@ class Imitation(_Plain):
         good = [one for one in group.branches if _reward(one) >= self.least_reward]
         different = list({one.completion.ids: one for one in good}.values())
         return sorted(different, key=lambda one: -_reward(one))[: self.most]
+
+
+class Distillation(_Plain):
+    """Every completion as it is: what it is worth, the teacher's distributions say.
+
+    Args:
+        tokens: of a micro-batch; no tree has more.
+    """
+
+    nothing = "no completion has a token"
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+
+    def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
+        return [trees for group in kept if (trees := group.trees(self.tokens))]
 
 
 def _tree(group: Group, responses: Sequence[Response]) -> TokenTree:

@@ -87,7 +87,10 @@ class Loop:
         self.step = 0
         """Steps taken."""
         self.seconds = 0.0
+        self._within_step = False
+        """Whether the weights have moved since the last whole step."""
         self._last_checkpoint: str | None = None
+        self._said_not_watched = False
         self._ended = False
         """The last step is taken and the held-out rows are measured: only the export is left."""
 
@@ -147,15 +150,21 @@ class Loop:
             raise
         elapsed = time.perf_counter() - started
         self.step += 1
+        self._within_step = False
         self.seconds += elapsed
         measured = together([one for one, _ in done])
         values = self._write_metrics(measured, **of_updates([one for _, one in done], measured.tokens / elapsed))
         self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self._last_checkpoint))
+        self._say_not_watched(values)
         self._periodic()
         phase.advance(1, note=_note(values))
 
     def _update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         """One update; `index` counts them from 0."""
+        with self.progress.doing("update"):
+            return self._take_update(trees, index, phase)
+
+    def _take_update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         work = self.work
         measured = accumulate(
             work.policy,
@@ -168,6 +177,7 @@ class Loop:
             tick=lambda tokens: phase.advance(0, tokens=tokens),
         )
         update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+        self._within_step = True
         more = self.source.after(trees, index)
         return replace(measured, metrics={**measured.metrics, **more}), update
 
@@ -209,7 +219,7 @@ class Loop:
             )
 
     def _measure_rows(self, when: str | None) -> None:
-        """The held-out rows; at both ends also one line per pair, for the report's distributions."""
+        """The held-out rows; at both ends also one line per pair or response, for the report's distributions."""
         work = self.work
         if not work.held_out:
             return
@@ -233,7 +243,7 @@ class Loop:
         self._raise_alarms(
             self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self._last_checkpoint)
         )
-        if when and "rewards_chosen" in measured.per_tree:
+        if when and not {"rewards_chosen", "good"}.isdisjoint(measured.per_tree):
             columns = measured.per_tree
             for index, row in enumerate(measured.rows):
                 figures = {name: column[index] for name, column in columns.items()}
@@ -261,6 +271,17 @@ class Loop:
 
     # ------------------------------------------------------------ alarms and checkpoints
 
+    def _say_not_watched(self, values: dict[str, float]) -> None:
+        """After the first step that trained: the alarms that cannot ring, in stage.json and in a line."""
+        if self._said_not_watched or "loss" not in values:
+            return
+        self._said_not_watched = True
+        blind = self.alarms.not_watched()
+        self.folder.write_stage(alarms_not_watched=blind)
+        if blind:
+            said = "; ".join(f"{name} ({why})" for name, why in blind.items())
+            self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {said}")
+
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
             self.folder.append_alarm(alarm.record())
@@ -272,9 +293,11 @@ class Loop:
                     raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
 
     def _stop_on_non_finite(self, error: NonFiniteError) -> None:
-        """Nothing has moved since the last update: the weights are good, and worth keeping."""
+        """The weights after the last whole step are good and worth keeping; those of a part of a step are not a step's,
+        and a run could not go on from them."""
         self.optimizer.adamw.zero_grad(set_to_none=True)
-        if self.step and self._last_checkpoint != _name(self.step):
+        moved = self._within_step or self.work.algorithm.memory is not None
+        if self.step and not moved and self._last_checkpoint != _name(self.step):
             self._save()
         alarm = non_finite(self.step + 1, error.tensors, error.rows, last_good_checkpoint=self._last_checkpoint)
         self.folder.append_alarm(alarm.record())
@@ -289,6 +312,8 @@ class Loop:
             "alarms": self.alarms.state_dict(),
             "source": dict(self.source.state_dict()),
         }
+        if self.work.algorithm.memory is not None:
+            state["objective"] = self.work.algorithm.memory.state_dict()
         path = checkpoint.save(
             self.folder.checkpoints,
             step=self.step,
@@ -312,6 +337,8 @@ class Loop:
             )
         checkpoint.restore(found, self.work.policy.model, self.optimizer, self.source.parts)
         self.source.load_state_dict(found.state.get("source", {}))
+        if self.work.algorithm.memory is not None:
+            self.work.algorithm.memory.load_state_dict(found.state["objective"])
         self.alarms.load_state_dict(found.state["alarms"])
         self.step, self.seconds = found.step, float(found.state["seconds"])
         self._last_checkpoint = str(found.path.relative_to(self.folder.path))

@@ -23,9 +23,10 @@ from posttrain.data.encode import Encoder
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.rewards.rubric import Rubric, Scored
-from posttrain.rollout.engine import Completion, Engine
+from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.sampling import SamplingDistribution
-from posttrain.rollout.weight_sync import WeightSync
+from posttrain.training.curriculum import Curriculum
+from posttrain.training.engines import Sampler
 from posttrain.training.examiner import Examiner, score_groups
 from posttrain.training.learners import Learner
 from posttrain.training.online_metrics import rollout_metrics
@@ -41,7 +42,7 @@ class Setup:
     """All that an online stage samples, scores and learns with."""
 
     stage: SamplingStage
-    engine: Engine
+    sampler: Sampler
     encoder: Encoder
     rubric: Rubric
     learner: Learner
@@ -51,8 +52,8 @@ class Setup:
     folder: StageFolder
     progress: Progress
     examiner: Examiner
-    sync: WeightSync | None = None
-    """For an engine with weights of its own; the native one samples from the trainer's."""
+    curriculum: Curriculum | None = None
+    """Says which tasks a step asks, in the place of `order`."""
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class _Step:
     """What is known of the step under way."""
 
     started: float
+    progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -67,7 +69,8 @@ class _Step:
     def phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            yield
+            with self.progress.doing(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
@@ -77,7 +80,7 @@ class OnlineSource:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self._step = _Step(time.perf_counter())
+        self._step = _Step(time.perf_counter(), setup.progress)
         self._stopped: str | None = None
 
     # ------------------------------------------------------------ what the loop asks
@@ -101,23 +104,23 @@ class OnlineSource:
         return self.setup.order.epoch_after(step)
 
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
-        self._step = now = _Step(time.perf_counter())
+        self._step = now = _Step(time.perf_counter(), self.setup.progress)
         setup = self.setup
         with now.phase("sync"):
-            if setup.sync is not None:
-                now.metrics["sync_gap"] = setup.sync(step)
-            else:
-                setup.engine.policy_version = step
+            if (gap := setup.sampler.holds(step)) is not None:
+                now.metrics["sync_gap"] = gap
         rollout, kept = self._rollout(step, now)
+        setup.sampler.rest()
         with now.phase("logprobs"):
             trees = setup.learner.trees(rollout, kept)
         with now.phase("write"):
             for record in rollout.records():
                 setup.folder.log("rollouts.jsonl").append(record)
-        now.metrics |= rollout_metrics(rollout)
+        now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
         now.metrics["groups_trained"] = len(trees)
         if not trees:
-            setup.progress.say(f"{setup.folder.name}: step {step + 1}: no update: {setup.learner.nothing}")
+            why = setup.learner.nothing if rollout.rewards else _nobody_judged(rollout)
+            setup.progress.say(f"{setup.folder.name}: step {step + 1}: no update: {why}")
         return self._batches(trees, step)
 
     def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
@@ -140,13 +143,17 @@ class OnlineSource:
         return self.setup.examiner.due(step, self.steps)
 
     def held_out(self, step: int) -> Mapping[str, Metric]:
-        return self.setup.examiner.examine(step)
+        self.setup.sampler.holds(step)  # the step's update has not reached an engine with weights of its own
+        found = self.setup.examiner.examine(step)
+        self.setup.sampler.rest()
+        return found
 
     def stop(self) -> str | None:
         return self._stopped or self.setup.examiner.stop()
 
     def finish(self) -> None:
         self.setup.examiner.finish()
+        self.setup.sampler.close()
         self.setup.rubric.close()
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -154,22 +161,27 @@ class OnlineSource:
             "stopped": self._stopped,
             "learner": dict(self.setup.learner.state_dict()),
             "examiner": self.setup.examiner.state_dict(),
-            "sync_noise": self.setup.sync.noise if self.setup.sync else None,
+            "curriculum": None if self.setup.curriculum is None else self.setup.curriculum.state_dict(),
+            "sync_noise": sync.noise if (sync := self.setup.sampler.sync) else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._stopped = state["stopped"]
         self.setup.learner.load_state_dict(state["learner"])
         self.setup.examiner.load_state_dict(state["examiner"])
-        if self.setup.sync is not None:
-            self.setup.sync.noise = state["sync_noise"]
+        if self.setup.curriculum is not None:
+            self.setup.curriculum.load_state_dict(state["curriculum"])
+        if (sync := self.setup.sampler.sync) is not None:
+            sync.noise = state["sync_noise"]
 
     # ------------------------------------------------------------ sampling
 
     def _rollout(self, step: int, now: _Step) -> tuple[Rollout, list[Group]]:
         """Everything sampled for the step, and the groups that train."""
-        stage, order = self.setup.stage, self.setup.order
+        stage, order = self.setup.stage, self.setup.curriculum or self.setup.order
         indices = order.at(step)
+        if self.setup.curriculum is not None:
+            now.metrics |= self.setup.curriculum.metrics(step, indices)
         groups = self._groups(step, 0, indices, now)
         if stage.tied_groups == "keep":
             return Rollout(tuple(groups), step + 1, step), groups
@@ -191,9 +203,11 @@ class OnlineSource:
         prompts = [setup.prompts[index] for index in indices]
         sampling = stage.distribution(setup.encoder.stop_ids, stream_seed(setup.seed, "sampling", step, number))
         with now.phase("generate"):
-            groups = sample(setup.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
+            groups = sample(setup.sampler.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
         with now.phase("score"):
             score_groups(setup.rubric, groups)
+            if setup.curriculum is not None:
+                _observe(setup.curriculum, step, indices, groups)
             _overlong(groups, stage)
         decide(groups, drop_truncated=stage.truncated == "drop")
         return groups
@@ -231,8 +245,26 @@ def _unscored(encoder: Encoder, completion: Completion) -> Response:
     return Response(completion, encoder.tokens.decode(list(completion.answer_ids)), Scored(None), None)
 
 
+def _observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: Sequence[Group]) -> None:
+    """Tell the curriculum what became of each task; a completion that nobody judged says nothing of it."""
+    for index, group in zip(indices, groups, strict=True):
+        totals = [one.scored.total for one in group.responses if one.scored.total is not None]
+        passed = sum(total >= curriculum.settings.pass_at for total in totals)
+        curriculum.observe(step, index, passed=passed, of=len(totals))
+
+
+def _nobody_judged(rollout: Rollout) -> str:
+    """Why no completion of a step has a reward."""
+    if all(one.completion.finish is FinishReason.ABORTED for one in rollout.responses):
+        return "the engine aborted every completion of the step"
+    return "every reward abstained from all completions of the step"
+
+
 def _overlong(groups: Sequence[Group], stage: SamplingStage) -> None:
-    """DAPO's soft punishment of long responses, added to the reward and shown as a part of its own."""
+    """DAPO's soft punishment of long responses, added to the reward and shown as a part of its own.
+
+    The rubric's total stays what it was: whether a group has a signal is asked of that.
+    """
     share = stage.overlong_part
     if share is None:
         return
@@ -242,4 +274,4 @@ def _overlong(groups: Sequence[Group], stage: SamplingStage) -> None:
             length = torch.tensor([len(one.completion.ids)])
             lost = float(soft_overlong(length, limit, max(1, round(share * limit))))
             one.reward += lost
-            one.scored = Scored(one.reward, {**one.scored.parts, "overlong": lost})
+            one.scored = Scored(one.scored.total, {**one.scored.parts, "overlong": lost})

@@ -15,13 +15,18 @@ import torch
 
 from posttrain.config.online import OnlineStage, SamplingStage
 from posttrain.data.encode import Encoder
+from posttrain.data.formats.detect import likely_column
+from posttrain.data.refusals import quoted
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, to_device
 from posttrain.models.logprobs import Policy
-from posttrain.rewards import Rubric, gold_check
-from posttrain.rollout.native import NativeEngine
+from posttrain.rewards import Rubric, gold_check, unjudged
+from posttrain.rewards.rubric import GoldFailure
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.engines import Sampler
 from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
 from posttrain.training.online import sample
 from posttrain.training.preflight import Check
@@ -42,7 +47,7 @@ SAMPLER_GAP = 1e-4
 def prove(
     stage: SamplingStage,
     policy: Policy,
-    engine: NativeEngine,
+    sampler: Sampler,
     encoder: Encoder,
     objective: Algorithm,
     tasks: TaskSet,
@@ -50,16 +55,16 @@ def prove(
     resumed: dict[str, Any] | None,
 ) -> tuple[preflight.Preflight, int]:
     """All checks, on completions of the start, and the tokens of a micro-batch."""
-    rows = probe_trees(stage, engine, encoder, tasks.train)
+    rows = probe_trees(stage, sampler.engine, encoder, tasks.train)
     first = preflight.check_bos(rows, encoder.tokens.bos_id)
     checks = [_check_tasks(tasks), gold, first, preflight.choose_path(policy, rows, stage.compute.logprobs)]
     checks.append(preflight.check_leak(policy, rows))
-    checks.append(_check_sampler(policy, rows, stage.sampling.temperature))
+    checks.append(_check_sampler(policy, rows, stage.sampling.temperature, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None
     pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
     checks.append(preflight.check_gradient(policy, proof, objective, pairs))
     per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
-    longest = max(len(prompt.ids) for prompt in tasks.train) + stage.sampling.max_new_tokens
+    longest = tasks.train.longest + stage.sampling.max_new_tokens
     largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)
     compares = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
     live = compares and stage.adapter is None
@@ -90,9 +95,7 @@ def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[dict[str, Any],
     return tuple(shown)
 
 
-def probe_trees(
-    stage: SamplingStage, engine: NativeEngine, encoder: Encoder, prompts: Sequence[Prompt]
-) -> list[TokenTree]:
+def probe_trees(stage: SamplingStage, engine: Engine, encoder: Encoder, prompts: Sequence[Prompt]) -> list[TokenTree]:
     """A few short completions of the start, with columns of the kind that training has."""
     sampling = stage.distribution(encoder.stop_ids, seed=0)
     short = replace(sampling, max_new_tokens=min(PROBED_NEW_TOKENS, sampling.max_new_tokens))
@@ -105,6 +108,7 @@ def probe_trees(
         for one in group.branches:
             own = one.columns["sampler_logprobs"]
             one.columns |= {"old_logprobs": own, "reference_logprobs": own}
+            one.columns |= {"values": np.zeros_like(own), "returns": np.full_like(own, one.reward)}
             one.columns["advantages"] = np.full_like(own, 1.0 if one.reward else -0.5)
     return [tree for group in groups for tree in group.trees()]
 
@@ -122,31 +126,67 @@ def _check_tasks(tasks: TaskSet) -> Check:
     return Check("data", "tasks", "pass", detail, evidence)
 
 
-def check_gold(tasks: Sequence[Task], rubric: Rubric, *, every: bool) -> Check:
+def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Check:
     """Every verifier accepts the rows' own answers: no model can be right where it does not."""
-    tried = tasks if every else tasks[:GOLD_TASKS]
-    verifiers = [scorer for scorer in rubric.scorers if scorer.gold is not None]
+    tried = prompts if every else prompts[:GOLD_TASKS]
+    verifiers = [scorer for scorer in rubric.scorers if (scorer.inner or scorer).gold is not None]
     title = "verifiers accept the rows' own answers"
     if not verifiers:
         return Check("gold", title, "pass", "no reward verifies an answer")
-    failures = gold_check(tried, verifiers)
-    evidence = {"tasks": len(tried), "failures": [str(failure) for failure in failures[:20]]}
+    failures: list[GoldFailure] = []
+    silent: list[Task] = []
+    for first in range(0, len(tried), GOLD_TASKS):
+        tasks = [prompt.task for prompt in tried[first : first + GOLD_TASKS]]
+        failures += gold_check(tasks, verifiers)
+        silent += unjudged(tasks, verifiers)
+    evidence = {
+        "tasks": len(tried),
+        "unjudged": len(silent),
+        "failures": [str(failure) for failure in failures[:20]],
+    }
+    judged = len(tried) - len(silent)
+    if not judged:
+        return _no_row_judged(silent, [scorer.name for scorer in verifiers], evidence)
+    only = len(verifiers) == len(rubric.scorers)
+    without = f"; {len(silent):,} rows have no answer that could be checked, such as {silent[0].row}" if silent else ""
     if not failures:
-        return Check("gold", title, "pass", f"all of {len(tried):,} tasks", evidence)
-    status: preflight.Status = "fail" if len(failures) >= len(tried) else "warn"
+        status: preflight.Status = "warn" if silent and only else "pass"
+        remedy = "give these rows an `answer` or remove them: no completion of theirs gets a reward"
+        said = f"all of {judged:,} tasks{without}"
+        return Check("gold", title, status, said, evidence, remedy if status == "warn" else None)
+    status = "fail" if len(failures) >= judged else "warn"
     remedy = "correct the answers of these rows or remove them, or choose another reward"
-    return Check("gold", title, status, f"{len(failures):,} of {len(tried):,} fail; {failures[0]}", evidence, remedy)
+    said = f"{len(failures):,} of {judged:,} fail; {failures[0]}{without}"
+    return Check("gold", title, status, said, evidence, remedy)
+
+
+def _no_row_judged(tasks: Sequence[Task], names: Sequence[str], evidence: dict[str, Any]) -> Check:
+    """Every reward would be None, and nothing would be learned: mostly a column that has another name."""
+    others = sorted({key for task in tasks for key in task.metadata})
+    likely = likely_column("answer", others)
+    wanted = likely if likely is not None else "YOUR_COLUMN"
+    detail = (
+        f"{' and '.join(f'`{name}`' for name in names)} can judge none of {len(tasks):,} rows: they have no answer; "
+        f"besides the prompt, {tasks[0].row} has {quoted(tasks[0].metadata) if tasks[0].metadata else 'no column'}"
+    )
+    remedy = f"name the column that holds the answers, `data: {{path: ..., columns: {{answer: {wanted}}}}}`"
+    return Check(
+        "gold", "verifiers accept the rows' own answers", "fail", detail, {**evidence, "columns": others}, remedy
+    )
 
 
 @torch.no_grad()
-def _check_sampler(policy: Policy, rows: Sequence[TokenTree], temperature: float) -> Check:
+def _check_sampler(policy: Policy, rows: Sequence[TokenTree], temperature: float, *, shared: bool) -> Check:
     """The engine's log-prob of each sampled token is the trainer's: before step 1 every importance ratio is 1."""
     batch = to_device(collate(rows), policy.device)
     ours = policy(batch, temperature=temperature).logprobs_N
-    gap = float((ours - batch.columns_N["sampler_logprobs"].to(ours)).abs().max())
+    gaps_N = (ours - batch.columns_N["sampler_logprobs"].to(ours)).abs()
+    gap = float(gaps_N.max())
     wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
-    allowed = SAMPLER_GAP if wide else 100 * SAMPLER_GAP
+    allowed = SAMPLER_GAP if wide and shared else 100 * SAMPLER_GAP
     detail = f"log-probs of {len(ours)} sampled tokens differ by at most {gap:.1e} nats"
     status: preflight.Status = "pass" if gap <= allowed else "fail"
+    if status == "fail" and not shared and float(gaps_N.mean()) <= LARGEST_NOISE:
+        status = "warn"  # an engine in half precision: its ratios are noisy, and of the right policy
     remedy = None if status == "pass" else "set compute.precision: fp32, or `choices: {correction: truncated}`"
     return Check("identity", "sampler = trainer at step 0", status, detail, {"largest_logprob_gap": gap}, remedy)

@@ -5,35 +5,49 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.config import stage_fingerprint
-from posttrain.config.online import RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.data.encode import Encoder
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError
+from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.kl import AdaptiveKL
 from posttrain.losses.policy import policy_loss
+from posttrain.losses.value import value_loss
 from posttrain.models.devices import device_of
+from posttrain.models.divergence import Against, Distributions
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import LoadedModel, load
 from posttrain.models.logprobs import Policy
 from posttrain.models.reference import reference
-from posttrain.models.value import value_model
+from posttrain.models.value import value_head, value_model
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.scorer import RewardFunction
-from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.engine import Engine
+from posttrain.training import engines
 from posttrain.training.algorithms import Algorithm, algorithm
-from posttrain.training.critic import RATE_FACTOR, Critic
+from posttrain.training.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
+from posttrain.training.curriculum import Curriculum
 from posttrain.training.examiner import Examiner
 from posttrain.training.inputs import Inputs, prompt_settings
-from posttrain.training.learners import Imitation, KLWeight, Learner, Pairs, PolicyGradient, SampledReference
+from posttrain.training.learners import (
+    Distillation,
+    Imitation,
+    KLWeight,
+    Learner,
+    Pairs,
+    PolicyGradient,
+    SampledReference,
+)
 from posttrain.training.loop import Work
 from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
@@ -63,10 +77,17 @@ def prepare_online(
     encoder = Encoder(settled.tokenizer, prompt_settings(stage))
     rubric = rubric_of_stage(stage, rewards)
     tasks = load_tasks(
-        stage.data, stage.held_out, examples, encoder, longest=_longest_prompt(stage, settled.positions), seed=seed
+        stage.data,
+        stage.held_out,
+        examples,
+        encoder,
+        folder=folder.path,
+        longest=_longest_prompt(stage, settled.positions),
+        seed=seed,
     )
     order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
-    gold = check_gold([prompt.task for prompt in tasks.train], rubric, every=proof_only)
+    engines.require(stage)
+    gold = check_gold(tasks.train, rubric, every=proof_only)
     loaded = load_policy(stage, start, device, seed, progress)
     policy = Policy(
         loaded.model,
@@ -76,22 +97,32 @@ def prepare_online(
     start_weights = weights_fingerprint(policy.model)
     own = [_content_of(function) for function in rewards]
     identity = stage_fingerprint(stage, data=[*tasks.fingerprints, *own], start_model=start_weights, seed=seed)
-    engine = NativeEngine(policy.model)
+    sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
     weight = _kl_weight(stage)
-    objective = objective_of(stage, weight)
+    against = _against(stage, policy, progress)
+    shared = isinstance(stage, PPOStage) and stage.value_backbone == "shared"
+    head = value_head(policy) if shared else None
+    objective = objective_of(stage, weight, against, head)
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
-        proven, budget = prove(stage, policy, engine, encoder, objective, tasks, gold, resumed)
+        proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed)
+    (sampler.close if proof_only else sampler.rest)()
     folder.write_preflight(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
     source, start_reference = None, None
     if not proof_only:
         start_reference = _reference(stage, policy, objective, progress)
-        learner = _learner(stage, policy, weight, start_reference, order, budget, seed)
-        examiner = _examiner(stage, policy, engine, encoder, rubric, tasks, seed, folder, progress)
-        source = OnlineSource(
-            Setup(stage, engine, encoder, rubric, learner, tasks.train, order, seed, folder, progress, examiner)
+        if against is not None and isinstance(stage, OnlineStage):
+            against.other = start_reference
+        learner = _learner(stage, policy, weight, start_reference, order, budget, seed, head)
+        examiner = _examiner(stage, policy, sampler.engine, encoder, rubric, tasks, seed, folder, progress)
+        curriculum = None
+        if stage.curriculum is not None:
+            curriculum = Curriculum(stage.curriculum, len(tasks.train), stage.prompts_per_step, seed)
+        setup = Setup(
+            stage, sampler, encoder, rubric, learner, tasks.train, order, seed, folder, progress, examiner, curriculum
         )
+        source = OnlineSource(setup)
     work = Work(
         stage=stage,
         algorithm=objective,
@@ -112,7 +143,9 @@ def prepare_online(
     return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
 
 
-def objective_of(stage: SamplingStage, weight: KLWeight) -> Algorithm:
+def objective_of(
+    stage: SamplingStage, weight: KLWeight, against: Against | None = None, head: nn.Linear | None = None
+) -> Algorithm:
     """The loss: a row of the online table, of the pairwise table for pairs, or imitation.
 
     The weight of a KL is read anew at each call, since an adaptive one moves.
@@ -121,6 +154,17 @@ def objective_of(stage: SamplingStage, weight: KLWeight) -> Algorithm:
         return algorithm(stage.objective, stage.parameters)
     if isinstance(stage, RFT):
         return algorithm("sft")
+    if isinstance(stage, GKD):
+        return Algorithm(
+            "gkd",
+            Task,
+            "completions",
+            False,
+            {"beta": stage.beta},
+            partial(_distil, stage),
+            temperature=stage.sampling.temperature,
+            against=against,
+        )
     assert isinstance(stage, OnlineStage)
     parameters = stage.parameters
     return Algorithm(
@@ -132,7 +176,16 @@ def objective_of(stage: SamplingStage, weight: KLWeight) -> Algorithm:
         partial(_loss, stage, weight),
         temperature=stage.sampling.temperature,
         needs_entropy=bool(parameters.get("entropy_weight")),
+        against=against,
+        value_head=head,
     )
+
+
+def _distil(
+    stage: GKD, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
+) -> LossOutput:
+    assert policy.divergence_N is not None
+    return distillation_loss(policy.divergence_N, batch, denominator, reduction=stage.reduction, policy=policy)
 
 
 def _loss(
@@ -146,7 +199,13 @@ def _loss(
     row, parameters = stage.row, stage.parameters
     if row.kl_place == "loss":
         parameters["kl_beta"] = weight.beta
-    return policy_loss(row, parameters, policy, batch, denominator, on_policy=not stage.recomputes_old)
+    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=not stage.recomputes_old)
+    if policy.values_N is None:
+        return out
+    own = value_loss(
+        policy.values_N, batch, denominator, clip=parameters["value_clip"], weight=parameters["value_weight"]
+    )
+    return replace(out, loss=out.loss + own.loss, metrics={**out.metrics, **own.metrics})
 
 
 def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -> Rubric:
@@ -175,7 +234,7 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
 def _examiner(
     stage: SamplingStage,
     policy: Policy,
-    engine: NativeEngine,
+    engine: Engine,
     encoder: Encoder,
     rubric: Rubric,
     tasks: TaskSet,
@@ -205,29 +264,45 @@ def _learner(
     order: TaskOrder,
     budget: int,
     seed: int,
+    head: nn.Linear | None,
 ) -> Learner:
     if isinstance(stage, OnlineDPO):
         return Pairs(stage.least_margin)
     if isinstance(stage, RFT):
         return Imitation(stage.least_reward, stage.most_per_prompt)
+    if isinstance(stage, GKD):
+        return Distillation(budget)
     assert isinstance(stage, OnlineStage)
-    critic = _critic(stage, policy, order, budget, seed) if isinstance(stage, PPOStage) else None
+    critic = _critic(stage, policy, order, budget, seed, head) if isinstance(stage, PPOStage) else None
     return PolicyGradient(stage, policy, weight, budget, start, critic)
 
 
 def _reference(stage: SamplingStage, policy: Policy, objective: Algorithm, progress: Progress) -> Any:
     """The policy's start, or the teacher; None where nothing is compared."""
     if isinstance(stage, OnlineStage) and stage.row.advantage == "teacher":
-        teacher = load(stage.teacher, device=policy.device, say=progress.say)  # type: ignore[attr-defined]
-        for parameter in teacher.model.parameters():
-            parameter.requires_grad_(False)
-        return Teacher(Policy(teacher.model, policy.path, autocast=policy.autocast))
+        return _teacher(stage.teacher, policy, progress)  # type: ignore[attr-defined]
     needed = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
     return reference("auto", policy) if needed else None
 
 
+def _against(stage: SamplingStage, policy: Policy, progress: Progress) -> Against | None:
+    """What the policy's whole distributions are held against. A reference is the policy itself until there is one."""
+    if isinstance(stage, GKD):
+        return Against(_teacher(stage.teacher, policy, progress), stage.beta)
+    if isinstance(stage, OnlineStage) and stage.row.exact_kl:
+        return Against(policy, 1.0, round(stage.parameters["kl_every"]))
+    return None
+
+
+def _teacher(name: str, policy: Policy, progress: Progress) -> Teacher:
+    teacher = load(name, device=policy.device, say=progress.say)
+    for parameter in teacher.model.parameters():
+        parameter.requires_grad_(False)
+    return Teacher(Policy(teacher.model, policy.path, autocast=policy.autocast))
+
+
 class Teacher:
-    """Another model's log-probs of the policy's tokens."""
+    """Another model's log-probs of the policy's tokens, and its whole distributions."""
 
     kind = "teacher"
 
@@ -238,14 +313,24 @@ class Teacher:
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         return self._policy(batch, temperature=temperature).logprobs_N
 
+    @torch.no_grad()
+    def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
+        return self._policy.distributions(batch, index_S, temperature=temperature)
 
-def _critic(stage: PPOStage, policy: Policy, order: TaskOrder, budget: int, seed: int) -> Critic:
+
+def _critic(
+    stage: PPOStage, policy: Policy, order: TaskOrder, budget: int, seed: int, head: nn.Linear | None
+) -> Valuer:
+    rate = stage.value_learning_rate or RATE_FACTOR * stage.learning_rate
+    updates = order.steps * stage.updates_per_rollout
+    if head is not None:
+        return SharedCritic(policy, head, stage.optimizer, learning_rate=rate, schedule=stage.schedule, updates=updates)
     return Critic(
         value_model(policy, train_backbone=stage.value_backbone == "train", seed=stream_seed(seed, "adapter", 1)),
         stage.optimizer,
-        learning_rate=stage.value_learning_rate or RATE_FACTOR * stage.learning_rate,
+        learning_rate=rate,
         schedule=stage.schedule,
-        updates=order.steps * stage.updates_per_rollout,
+        updates=updates,
         clip=stage.parameters["value_clip"],
         tokens_per_microbatch=budget,
     )

@@ -78,7 +78,8 @@ class Optimizer:
         gradients = [p.grad for _, p in self.named if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            raise non_finite(self._bad_tensors(), step, rows)
+            # Finite gradients whose squares add up beyond fp32 have no bad tensor among them.
+            raise non_finite(self._bad_tensors() or ["the gradient's norm"], step, rows)
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_((p for _, p in self.named), self.clip_norm, norm)
         rate = self.learning_rate * factor(

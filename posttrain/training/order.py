@@ -15,12 +15,26 @@ import numpy as np
 
 from posttrain.errors import ConfigError
 
-Purpose = Literal["order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch"]
-_PURPOSES: tuple[Purpose, ...] = ("order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch")
+Purpose = Literal["order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch", "curriculum", "filter"]
+_PURPOSES: tuple[Purpose, ...] = (
+    "order",
+    "split",
+    "dropout",
+    "adapter",
+    "sampling",
+    "evaluation",
+    "mismatch",
+    "curriculum",
+    "filter",
+)
 
 
 def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
-    """The random stream of one purpose; streams of different purposes or indices never overlap."""
+    """The random stream of one purpose and index.
+
+    Streams of different purposes never overlap, nor do those of different indices, but for one trap: an index is the
+    same with zeros behind it. A purpose's indices must therefore all have the same length, or lead with another number.
+    """
     return np.random.default_rng([seed, _PURPOSES.index(purpose), *index])
 
 

@@ -28,18 +28,20 @@ from posttrain.config import (
 )
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued
-from posttrain.config.suites import RewardModelOf, SuiteSettings, WinRateSuite
+from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import RunFolder, StageFolder
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
+from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
 from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.loading import resolve
 from posttrain.models.manifest import folder_fingerprint
 from posttrain.report import write_report
+from posttrain.report.read import HELD_OUT
 from posttrain.training.corrections import make_corrections, rows_to_correct
 from posttrain.training.inputs import prompt_settings
 from posttrain.training.memory import EVALUATION_REMEDY, explained
@@ -315,7 +317,7 @@ def _forget(run: RunFolder) -> None:
         names = [path.parent.name for path in run.path.glob("*/stage.json")]
     for name in [*names, "start"]:
         shutil.rmtree(run.stage(name).path, ignore_errors=True)
-    for name in ("run.json", "summary.json", "cross_scores.json", "report.html", "recipe.yaml"):
+    for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)
 
 
@@ -389,10 +391,14 @@ def _evaluate_stage(
 
 
 def _summarise(run: RunFolder, recipe: Recipe) -> None:
-    """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures."""
+    """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures, a stage
+    that samples its held-out score at the start, at its best, at the end, and of the weights that it kept.
+
+    And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
+    """
     table: dict[str, dict[str, float]] = {}
     for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation, reward = folder.evaluation(), folder.reward_evaluation()
+        evaluation, reward = folder.evaluation(), folder.reward_evaluation() or folder.step_evaluation()
         figures = {
             f"{suite}.{metric}": entry["value"]
             for suite, metrics in (evaluation or {}).items()
@@ -401,6 +407,12 @@ def _summarise(run: RunFolder, recipe: Recipe) -> None:
         for head in ("untrained", "trained"):
             scored = (reward or {}).get(head) or {}
             figures |= {f"{head}.{metric}": entry["value"] for metric, entry in scored.items()}
+        examined = (folder.stage().get("held_out_score") if folder.exists else None) or {}
+        figures |= {f"{HELD_OUT}.{moment}": entry["value"] for moment, entry in examined.items()}
         if figures:
             table[folder.name] = figures
     run.write_summary(table)
+    suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
+    if suites:
+        folders = {folder.name: folder.path for folder in [run.start, *(run.stage(s.name) for s in recipe.stages)]}
+        write_changes(run.path, changes_of_run(folders, suites))

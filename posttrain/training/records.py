@@ -17,15 +17,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment() -> dict[str, Any]:
-    """What a figure of this run was measured on."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a figure of this run was measured on.
+
+    Args:
+        device: that the stage computes on; the machine's own choice if not given.
+    """
+    cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
         "platform": platform.platform(),
         "cpu": _processor(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if cuda else device.type if device is not None else "cpu",
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }

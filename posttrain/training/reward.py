@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from posttrain.config import Reward
-from posttrain.config.reward import Affine, BradleyTerry, Regression, Whiten
+from posttrain.config.reward import Affine, BradleyTerry, Regression, StepLabels, Whiten
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Needs, RewardEncoder
 from posttrain.data.trees import collate, count, to_device
 from posttrain.diagnostics.progress import Progress
-from posttrain.losses.reward import RewardRule, branches_per_tree, fit_normalisation
+from posttrain.losses.reward import branches_per_tree, fit_normalisation
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.export import ExportSettings, PendingSave
 from posttrain.models.fingerprint import backbone_fingerprint
 from posttrain.models.heads import ScoreModel
@@ -42,6 +43,8 @@ def encoder_of(stage: Reward, tokenizer: Any, settings: EncoderSettings) -> Rewa
     needs: Needs = "order"
     if isinstance(stage.objective, Regression):
         needs = "scores"
+    elif isinstance(stage.objective, StepLabels):
+        needs = "steps"
     elif isinstance(stage.objective, BradleyTerry) and stage.objective.margin_scale:
         needs = "margins"
     return RewardEncoder(tokenizer, settings, stage.rule, needs)
@@ -86,17 +89,26 @@ def check_start(model: ScoreModel, algorithm: Algorithm, work_rows: Any) -> Chec
     batch = to_device(collate(trees), model.device)
     scores = model(batch)
     loss = float(algorithm.loss(scores, None, batch, count(trees)).loss)
-    largest = float(scores.scores_BH.abs().max())
+    # A product of steps is not 0 where their scores are.
+    own = scores.steps_SH if algorithm.unit == "steps" and scores.steps_SH is not None else scores.scores_BH
+    largest = float(own.abs().max())
     title = "start of the reward model"
     evidence = {"loss": loss, "largest_score": largest}
-    if largest > 0 or "label_smoothing" not in algorithm.parameters:
+    exact = _loss_at_zero(algorithm, batch)
+    if largest > 0 or exact is None:
         return Check("identity", title, "pass", f"loss {loss:.6f}, scores up to {largest:.2g}", evidence)
-    exact = _loss_of_equal_rewards(algorithm.parameters, batch)
     evidence["expected_loss"] = exact
     holds = abs(loss - exact) <= START_ERROR * max(1.0, exact)
     remedy = None if holds else "this is a fault of the loss or the batch: please report it"
     detail = f"all scores 0, loss {loss:.6f} (expected {exact:.6f})"
     return Check("identity", title, "pass" if holds else "fail", detail, evidence, remedy)
+
+
+def _loss_at_zero(algorithm: Algorithm, batch: Any) -> float | None:
+    """The loss while every score is 0; None where it depends on the rows' annotations."""
+    if algorithm.unit == "steps":
+        return math.log(2)
+    return _loss_of_equal_rewards(algorithm.parameters, batch) if "label_smoothing" in algorithm.parameters else None
 
 
 def _loss_of_equal_rewards(parameters: Mapping[str, float], batch: Any) -> float:

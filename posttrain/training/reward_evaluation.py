@@ -1,4 +1,4 @@
-"""A reward stage judges its own model: held-out pairs before and after training, probes, findings.
+"""A reward stage judges its own model: held-out pairs (or steps) before and after training, probes, findings.
 
 The untrained head is a fresh random one (standard deviation 1 / sqrt(D + 1)) on the backbone that the stage starts
 from, whatever head the training begins with: a head at zero ties every pair and has no scores to look at.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
+from types import MappingProxyType
 
 import torch
 
@@ -21,28 +22,31 @@ from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.evaluate.probes import REFUSAL, probe_answers
 from posttrain.evaluate.reward import PairScores, evaluate_reward, write_reward_evaluation
+from posttrain.evaluate.steps import StepScores, evaluate_steps, write_step_evaluation
 from posttrain.models.heads import HEAD, ScoreModel
 from posttrain.models.reward_scoring import Rating, score_trees
 from posttrain.training.loop import Work
 from posttrain.training.order import stream_seed
-from posttrain.types import TokenTree
+from posttrain.types import RowRef, TokenTree
 
 MOST_PROBED = 200
 """Held-out rows that are probed; each costs four more responses."""
 
+NO_CATEGORIES: Mapping[RowRef, str] = MappingProxyType({})
 Ids = tuple[int, ...]
 
 
-def untrained_scores(work: Work) -> PairScores | None:
-    """The held-out pairs under the start's backbone and a random head; None without held-out pairs.
+def untrained_scores(work: Work, categories: Mapping[RowRef, str] = NO_CATEGORIES) -> PairScores | StepScores | None:
+    """The held-out pairs or steps under the start's backbone and a random head; None where none are held out.
 
     Call it before the loop: a resumed loop loads the checkpoint's weights.
     """
-    rows = _pairs(work.held_out)
+    steps = _labelled(work.held_out)
+    rows = steps or _pairs(work.held_out)
     if not rows:
         return None
     with _random_head(_policy(work), stream_seed(work.seed, "evaluation")):
-        return _scores(work, rows)
+        return _step_scores(work, steps) if steps else _scores(work, rows, categories)
 
 
 def write_evaluation(
@@ -50,16 +54,23 @@ def write_evaluation(
     encoder: Encoder,
     folder: StageFolder,
     *,
-    untrained: PairScores | None,
+    untrained: PairScores | StepScores | None,
     steps: int,
     progress: Progress,
+    categories: Mapping[RowRef, str] = NO_CATEGORIES,
 ) -> None:
-    """reward_evaluation.json and reward_scores.jsonl; nothing where no pairs were held out."""
+    """reward_evaluation.json and reward_scores.jsonl, of labelled steps step_evaluation.json and step_scores.jsonl;
+    nothing where no row was held out."""
+    labelled = _labelled(work.held_out)
+    if labelled:
+        assert untrained is None or isinstance(untrained, StepScores)
+        return _write_steps(work, folder, labelled, untrained, progress)
     rows = _pairs(work.held_out)
     if not rows:
         return
+    assert untrained is None or isinstance(untrained, PairScores)
     with progress.phase(f"{folder.name}: evaluation", total=len(rows), unit="pairs") as phase:
-        scores = _scores(work, rows)
+        scores = _scores(work, rows, categories)
         phase.advance(len(rows))
         probes = _probe(work, encoder, rows)
     stage = work.stage
@@ -83,12 +94,16 @@ def _pairs(trees: Sequence[TokenTree]) -> list[TokenTree]:
     """One pair of each held-out row, the better response first.
 
     Of a ranked list it is one of its pairs, another for each row in turn, so that rows stay independent and near and
-    far ranks come equally often.
+    far ranks come equally often; two responses that were scored alike are none.
     """
     found = []
     for index in range(len(trees)):
         tree = trees[index]
-        choices = list(combinations(range(len(tree.branches)), 2))
+        choices = [
+            (better, worse)
+            for better, worse in combinations(range(len(tree.branches)), 2)
+            if len(tree.branches) == 2 or tree.scores is None or tree.scores[better] != tree.scores[worse]
+        ]
         if choices:
             better, worse = choices[index % len(choices)]
             sides = [tree.branches[better], tree.branches[worse]]
@@ -97,16 +112,20 @@ def _pairs(trees: Sequence[TokenTree]) -> list[TokenTree]:
     return found
 
 
-def _scores(work: Work, rows: Sequence[TokenTree]) -> PairScores:
+def _scores(work: Work, rows: Sequence[TokenTree], categories: Mapping[RowRef, str]) -> PairScores:
+    """With the category that a column gives each row, or else its file where there are several."""
     ratings = _rate(work, rows)
     sources = [tree.row.source for tree in rows]
+    kinds: list[str | None] | None = [categories.get(tree.row) for tree in rows] if categories else None
+    if kinds is None and len(set(sources)) > 1:
+        kinds = [*sources]
     return PairScores.of(
         [rating.rewards[0] for rating in ratings],
         [rating.rewards[1] for rating in ratings],
         [len(tree.branches[0].ids) for tree in rows],
         [len(tree.branches[1].ids) for tree in rows],
         [tree.row for tree in rows],
-        sources if len(set(sources)) > 1 else None,
+        kinds,
     )
 
 
@@ -132,6 +151,33 @@ def _rate(work: Work, trees: Sequence[TokenTree]) -> list[Rating]:
 def _policy(work: Work) -> ScoreModel:
     assert isinstance(work.policy, ScoreModel)
     return work.policy
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _labelled(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    return [tree for tree in trees if tree.step_labels is not None]
+
+
+def _step_scores(work: Work, rows: Sequence[TokenTree]) -> StepScores:
+    steps = [rating.steps[0] for rating in _rate(work, rows) if rating.steps is not None]
+    return StepScores.of(steps, [tree.step_labels or () for tree in rows], [tree.row for tree in rows])
+
+
+def _write_steps(
+    work: Work, folder: StageFolder, rows: Sequence[TokenTree], untrained: StepScores | None, progress: Progress
+) -> None:
+    with progress.phase(f"{folder.name}: evaluation", total=len(rows), unit="responses") as phase:
+        scores = _step_scores(work, rows)
+        phase.advance(len(rows))
+    record = evaluate_steps(scores, untrained=untrained)
+    found = record["trained"]
+    progress.say(
+        f"{folder.name}: {found['step_accuracy']['value']:.1%} of {record['steps']:,} held-out steps judged right, "
+        f"{found['first_error_accuracy']['value']:.1%} of {record['responses']:,} first errors found"
+    )
+    write_step_evaluation(folder.path, record, scores, untrained=untrained)
 
 
 # ---------------------------------------------------------------- probes

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.advantages import reward_tensor
+from posttrain.advantages import TIE, reward_tensor
 from posttrain.data.trees import collate, packed, to_device
 from posttrain.rewards.rubric import Scored
 from posttrain.rewards.scorer import Sampled
@@ -47,7 +47,8 @@ class Response:
     text: str
     scored: Scored
     reward: float | None
-    """What trains: the rubric's total and the overlong penalty; None where nobody judged."""
+    """What trains: the rubric's total and the overlong penalty; None where nobody judged. `scored.total` is the first
+    of the two alone."""
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     """Per sampled id."""
     trains: bool = True
@@ -59,7 +60,13 @@ class Response:
 
     @property
     def empty(self) -> bool:
+        """No answer: a stop token alone, which trains like any other, or no token at all."""
         return not self.completion.answer_ids
+
+    @property
+    def judged(self) -> bool:
+        """Whether it has sampled tokens and a reward, so that a KL can be taken from the reward."""
+        return bool(self.completion.ids) and self.reward is not None
 
     def sampled(self, task: Task, group: int) -> Sampled:
         """As rewards take it."""
@@ -79,16 +86,23 @@ class Group:
 
     @property
     def tied(self) -> bool:
-        """All rewards the same, or fewer than two of them: nothing to learn by comparing."""
-        rewards = [one.reward for one in self.responses if one.reward is not None]
-        return len(rewards) < 2 or max(rewards) - min(rewards) <= 1e-6 * max(map(abs, rewards))
+        """All rewards the same, or fewer than two of them: nothing to learn by comparing.
 
-    def parts(self, most_tokens: int | None = None) -> list[list[Response]]:
+        As the rewards were given: that one of two right answers is too long tells nothing of the task.
+        """
+        rewards = [one.scored.total for one in self.responses if one.scored.total is not None]
+        return len(rewards) < 2 or max(rewards) - min(rewards) <= TIE * max(map(abs, rewards))
+
+    def parts(self, most_tokens: int | None = None, *, left_out: bool = False) -> list[list[Response]]:
         """The branches that train, in as many parts as it takes for none, with the prompt, to have more than
-        `most_tokens`: a tree is never cut."""
+        `most_tokens`: a tree is never cut.
+
+        Args:
+            left_out: all that were judged instead, those included that do not train.
+        """
         parts: list[list[Response]] = []
         room = 0
-        for one in self.branches:
+        for one in [one for one in self.responses if one.judged] if left_out else self.branches:
             if not parts or (most_tokens is not None and len(one.completion.ids) > room):
                 parts.append([])
                 room = (most_tokens or 0) - len(self.prompt.ids)
@@ -96,9 +110,9 @@ class Group:
             room -= len(one.completion.ids)
         return parts
 
-    def trees(self, most_tokens: int | None = None) -> list[TokenTree]:
+    def trees(self, most_tokens: int | None = None, *, left_out: bool = False) -> list[TokenTree]:
         """Each part under its prompt, with the columns of its tokens."""
-        return [self._tree(part) for part in self.parts(most_tokens)]
+        return [self._tree(part) for part in self.parts(most_tokens, left_out=left_out)]
 
     def _tree(self, branches: Sequence[Response]) -> TokenTree:
         tree = completion_tree(self.prompt.ids, [one.completion for one in branches], self.prompt.task.row)
@@ -129,19 +143,26 @@ class Rollout:
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rewards_B, group_B, mask_BL) of all responses; the mask is True where a token trains."""
         responses = self.responses
-        longest = max((len(one.completion.ids) for one in responses), default=0)
-        mask_BL = torch.zeros(len(responses), longest, dtype=torch.bool)
-        for place, one in enumerate(responses):
-            mask_BL[place, : len(one.completion.ids)] = one.trains
+        mask_BL = self._mask([one.trains for one in responses])
         group_B = torch.tensor([index for index, group in enumerate(self.groups) for _ in group.responses])
         return reward_tensor([one.reward for one in responses]), group_B, mask_BL
 
+    def judged(self) -> Tensor:
+        """[B, L], True at every token of a response that was judged, whether it trains or not."""
+        return self._mask([one.judged for one in self.responses])
+
+    def _mask(self, rows: Sequence[bool]) -> Tensor:
+        lengths = [len(one.completion.ids) for one in self.responses]
+        mask_BL = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
+        for place, (length, row) in enumerate(zip(lengths, rows, strict=True)):
+            mask_BL[place, :length] = row
+        return mask_BL
+
     def column(self, name: str) -> Tensor:
-        """[B, L] in fp32, 0 where a response has no token or does not train."""
-        _, _, mask_BL = self.padded()
-        values_BL = torch.zeros(mask_BL.shape)
+        """[B, L] in fp32, 0 where a response has no token, or does not train and has no such column."""
+        values_BL = torch.zeros(self.judged().shape)
         for place, one in enumerate(self.responses):
-            if one.trains:
+            if one.trains or name in one.columns:
                 values_BL[place, : len(one.completion.ids)] = torch.from_numpy(one.columns[name])
         return values_BL
 
@@ -175,14 +196,23 @@ class Rollout:
 
 
 @torch.no_grad()
-def fill(rollout: Rollout, name: str, call: Callable[[Batch], Tensor], tokens: int, device: torch.device) -> None:
+def fill(
+    rollout: Rollout,
+    name: str,
+    call: Callable[[Batch], Tensor],
+    tokens: int,
+    device: torch.device,
+    *,
+    left_out: bool = False,
+) -> None:
     """Give every response that trains the column `name`: what `call` says of each of its tokens, [N].
 
     Args:
         tokens: of a micro-batch.
+        left_out: give it to all that were judged, those included that do not train.
     """
-    parts = [part for group in rollout.groups for part in group.parts(tokens)]
-    trees = [tree for group in rollout.groups for tree in group.trees(tokens)]
+    parts = [part for group in rollout.groups for part in group.parts(tokens, left_out=left_out)]
+    trees = [tree for group in rollout.groups for tree in group.trees(tokens, left_out=left_out)]
     for members in packed(trees, tokens):
         values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
         values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
@@ -195,15 +225,16 @@ def fill(rollout: Rollout, name: str, call: Callable[[Batch], Tensor], tokens: i
 def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
     """Settle which responses train.
 
-    A response without ids has nothing to train; one that nobody judged or that was aborted says nothing; under
-    `drop_truncated` one that was cut is left out, and its reward stays in its group's mean.
+    A stop token alone is an answer, and trains. A response without ids has nothing to train, and its reward stays in its
+    group's mean; so does that of one that was cut, which is left out under `drop_truncated`. One that nobody judged or
+    that was aborted says nothing.
     """
     for group in groups:
         for one in group.responses:
             cut = drop_truncated and one.truncated
             aborted = one.completion.finish is FinishReason.ABORTED
-            one.trains = bool(one.completion.ids) and one.reward is not None and not cut and not aborted
-            if one.trains:
+            one.trains = one.judged and not cut and not aborted
+            if one.judged:
                 one.columns["sampler_logprobs"] = np.asarray(one.completion.logprobs, dtype=np.float32)
 
 

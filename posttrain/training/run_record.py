@@ -60,6 +60,7 @@ class Timed:
         seconds = self.before.get("seconds", spent) if again else self.before.get("seconds", 0.0) + spent
         status = how_it_ended(error)
         self._entry(status, seconds=seconds)
+        self._warn(self.folder.stage().get("warnings") if self.folder.exists else None)
         self.folder.write_stage(
             status=status,
             seconds=seconds,
@@ -67,6 +68,16 @@ class Timed:
             error=None if error is None else str(error) or type(error).__name__,
         )
         self.folder.close()
+
+    def _warn(self, warnings: Sequence[str] | None) -> None:
+        """What the stage found wrong with itself as a whole, where whoever reads run.json alone sees it."""
+        entries = self.run.run().get("stages", [])
+        for entry in entries:
+            if entry["name"] == self.stage.name:
+                entry.pop("warnings", None)
+                if warnings:
+                    entry["warnings"] = list(warnings)
+        self.run.write_run(stages=entries)
 
     def _entry(self, status: str, **more: Any) -> None:
         entries = self.run.run().get("stages", [])

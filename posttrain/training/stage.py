@@ -19,6 +19,7 @@ from posttrain.config.base import RowStage
 from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
 from posttrain.data.reward_encode import RewardEncoder
+from posttrain.diagnostics.heartbeat import Heartbeat
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.models.adapters import adapter_dropout
@@ -34,10 +35,12 @@ from posttrain.training import checkpoint, preflight, reward, reward_evaluation
 from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
-from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, explained, fitting_microbatch, plan
+from posttrain.training.memory import explained
+from posttrain.training.online_end import conclude
 from posttrain.training.online_stage import prepare_online
 from posttrain.training.order import RowOrder
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.proof import fixed, prove, show, stand
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
 from posttrain.training.starts import settle
@@ -113,9 +116,9 @@ def prepare(
     # Of the weights as they are now: a model from Python may have been trained since it was loaded.
     start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
-    with explained(_fixed(policy), "the checks before step 1"):
-        proven, budget = _prove(stage, policy, objective, inputs, folder, resumed, progress)
-    _stand(proven, stage, folder)
+    with explained(fixed(policy), "the checks before step 1"):
+        proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress)
+    stand(proven, stage, folder)
     start_reference: Any = None
     if objective.needs_reference and proof_only:
         start_reference = preflight.Itself(policy)
@@ -126,7 +129,7 @@ def prepare(
             start_reference = _reference(stage, policy, inputs, others, folder, budget, progress)
             identical = preflight.check_identity(policy, start_reference, objective, inputs.rows)
         proven = proven.with_check(identical)
-        _stand(proven, stage, folder)
+        stand(proven, stage, folder)
     work = Work(
         stage=stage,
         algorithm=objective,
@@ -145,68 +148,25 @@ def prepare(
     return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
 
 
-def _prove(
-    stage: TrainingStage,
-    policy: TreeModel,
-    objective: Algorithm,
-    inputs: Inputs,
-    folder: StageFolder,
-    resumed: dict[str, Any] | None,
-    progress: Progress,
-) -> tuple[preflight.Preflight, int]:
-    """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch."""
-    rows = inputs.rows
-    proof = preflight.Itself(policy) if objective.needs_reference else None
-    live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
-    with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
-        checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, rows, stage.compute.logprobs)]
-        phase.advance(len(checks))
-        checks.append(preflight.check_leak(policy, rows))
-        if proof is not None:
-            checks.append(preflight.check_identity(policy, proof, objective, rows))
-        if isinstance(policy, ScoreModel):
-            checks.append(reward.check_start(policy, objective, rows))
-        checks.append(preflight.check_gradient(policy, proof, objective, rows))
-        per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
-        largest = rows[int(preflight.lengths(rows).argmax())]
-        budget = _budget(stage, policy, largest, per_token, live, resumed)
-        memory = plan(
-            policy,
-            tokens_per_microbatch=max(budget, largest.num_tokens),  # a tree is never cut
-            activation_bytes_per_token=per_token,
-            live_reference=live,
-            largest=largest,
-        )
-        checks.append(preflight.check_memory(memory))
-    return preflight.Preflight(tuple(checks), preflight.decoded_rows(_first(rows), inputs.encoder), memory), budget
-
-
-def _stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
-    """Write the checks down, and stop at one that failed if the stage says so."""
-    folder.write_preflight(proven.record())
-    if stage.preflight.on_failure == "stop":
-        proven.require()
-
-
-def _fixed(policy: TreeModel) -> MemoryPlan:
-    """What is known of the memory before anything has been measured."""
-    return plan(policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=False)
-
-
 def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcome:
     """Run the loop and begin the export; `outcome.pending.wait()` gives the model folder its name."""
     work, started = prepared.work, time.monotonic()
-    untrained = reward_evaluation.untrained_scores(work) if isinstance(work.stage, Reward) else None
+    categories = prepared.inputs.categories
+    untrained = reward_evaluation.untrained_scores(work, categories) if isinstance(work.stage, Reward) else None
     loop = Loop(work, folder, progress)
     folder.write_stage(arithmetic=loop.arithmetic())
     progress.say(loop.arithmetic())
     steps = loop.run()
     tokenizer, encoder = prepared.loaded.tokenizer, prepared.inputs.encoder
     if isinstance(work.stage, Reward):
-        reward_evaluation.write_evaluation(work, encoder, folder, untrained=untrained, steps=steps, progress=progress)
+        reward_evaluation.write_evaluation(
+            work, encoder, folder, untrained=untrained, steps=steps, progress=progress, categories=categories
+        )
     if encoder.settings.template != "raw":  # served as it was trained, also under a template that the stage named
         tokenizer.chat_template = encoder.chat_template
     info = {"stage": folder.name, "method": work.stage.method, "identity": work.identity, "steps": steps}
+    if encoder.settings.template == "raw":  # the tokenizer may have a template that nobody trained it with
+        info["template"] = "raw"
     settings = ExportSettings(merge=prepared.merge, stop_ids=tuple(sorted(encoder.stop_ids)), info=info)
     with progress.phase(f"{folder.name}: saving and reading back", unit="files"):
         if isinstance(work.stage, Reward):
@@ -249,13 +209,16 @@ def run_stage(
         environment=environment(),
         output=None,
         error=None,
+        warnings=[],
     )
-    prepared = prepare(
-        stage, start, folder, seed=seed, progress=progress, examples=examples, resumed=record, rewards=rewards
-    )
-    _show(prepared.preflight, folder.name, progress)
-    folder.write_stage(**_facts(prepared))
-    outcome = train(prepared, folder, progress)
+    with Heartbeat(folder.path, progress, stall_after=stage.log.stall_after):
+        prepared = prepare(
+            stage, start, folder, seed=seed, progress=progress, examples=examples, resumed=record, rewards=rewards
+        )
+        show(prepared.preflight, folder.name, progress)
+        folder.write_stage(**_facts(prepared))
+        outcome = train(prepared, folder, progress)
+    warnings = conclude(folder) if isinstance(stage, SamplingStage) else []
     try:
         if evaluate is not None:
             evaluate(outcome.policy.model, prepared.loaded.tokenizer)
@@ -264,6 +227,8 @@ def run_stage(
         outcome.pending.discard()
         raise
     progress.say(str(saved))
+    for warning in warnings:
+        progress.say(f"WARNING: {folder.name}: {warning}")
     folder.write_stage(output="model", steps=outcome.steps)
     return outcome
 
@@ -274,6 +239,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     gradient = next(check for check in prepared.preflight.checks if check.name == "gradient")
     return {
         "fingerprint": work.identity,
+        "environment": environment(work.policy.device),
         "start_model": {
             "name": source.name,
             "path": str(source.folder),
@@ -285,33 +251,6 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "reference": prepared.reference_kind,
         "tokens_per_microbatch": work.tokens_per_microbatch,
     }
-
-
-def _show(proven: preflight.Preflight, stage: str, progress: Progress) -> None:
-    marks = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
-    for check in proven.checks:
-        progress.say(f"{stage}: {marks[check.status]} {check.title}: {check.detail}")
-        if check.status != "pass" and check.remedy:
-            progress.say(f"{stage}:      {check.remedy}")
-
-
-def _data_checks(stage: TrainingStage, inputs: Inputs) -> list[preflight.Check]:
-    first = _first(inputs.rows)
-    encoding = stage.encoding  # type: ignore[attr-defined]
-    counts = inputs.counts
-    ends = inputs.encoder.end_ids if isinstance(inputs.encoder, RewardEncoder) else inputs.encoder.stop_ids
-    return [
-        preflight.check_data(
-            counts["kept"], counts["dropped"], counts["truncated"], counts["tokens"], counts["trained_tokens"]
-        ),
-        preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
-        preflight.check_bos(first, inputs.encoder.tokens.bos_id),
-        *inputs.findings,
-    ]
-
-
-def _first(rows: Sequence[TokenTree]) -> list[TokenTree]:
-    return [rows[index] for index in range(min(preflight.SEARCHED_TREES, len(rows)))]
 
 
 # ---------------------------------------------------------------- model
@@ -368,22 +307,6 @@ class _Joined(Sequence[TokenTree]):
                 return part[index]
             index -= len(part)
         raise IndexError(index)
-
-
-def _budget(
-    stage: TrainingStage,
-    policy: TreeModel,
-    largest: TokenTree,
-    per_token: float,
-    live: bool,
-    resumed: dict[str, Any] | None,
-) -> int:
-    asked = stage.compute.tokens_per_microbatch
-    if asked != "auto":
-        return int(asked)
-    if resumed and resumed.get("tokens_per_microbatch"):
-        return int(resumed["tokens_per_microbatch"])
-    return fitting_microbatch(policy, per_token, largest_tree=largest.num_tokens, live_reference=live, largest=largest)
 
 
 def _objective(stage: TrainingStage) -> Algorithm:

@@ -113,6 +113,8 @@ def forward(policy: TreeModel, algorithm: Algorithm, batch: Batch) -> TokenLogpr
     """What the algorithm asks of the policy."""
     asked: dict[str, Any] = {"collision": True} if algorithm.needs_collision else {}
     asked |= {"entropy": True} if algorithm.needs_entropy else {}
+    asked |= {"against": algorithm.against} if algorithm.against is not None else {}
+    asked |= {"value_head": algorithm.value_head} if algorithm.value_head is not None else {}
     asked |= {"temperature": algorithm.temperature} if algorithm.temperature != 1 else {}
     return policy(batch, **asked)
 
@@ -147,18 +149,22 @@ def _told(
     place: Place,
 ) -> Told | None:
     """What the step says to each tree, [P]; None where nothing is said, or where one micro-batch is the whole step."""
-    coupling = algorithm.coupling
+    coupling, memory = algorithm.coupling, algorithm.memory
     if coupling is None:
         return None
     observed = companions(trees, seed, place) if coupling.mismatched else trees
     members = packed(observed, tokens_per_microbatch)
-    if len(members) == 1 and not coupling.mismatched:
+    if len(members) == 1 and not coupling.mismatched and memory is None:
         return None
     parts: list[dict[str, Tensor]] = []
     for _, batch, reference_N in _micro_batches(policy, reference, observed, members):
         parts.append(coupling.observe(Responses.of(forward(policy, algorithm, batch), reference_N, batch), {}))
     back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
-    return coupling.settle({name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+    found = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+    if memory is None:
+        return coupling.settle(found)
+    training = place[0] == 0
+    return memory.told(found, stream(seed, "filter", *place) if training else None)
 
 
 def _micro_batches(

@@ -1,7 +1,7 @@
 """Tasks for online training: read, split, turned into prompts; and which of them a step asks.
 
-prompts, held_out = ...load_tasks(stage, encoder, ...)
-order = TaskOrder(len(prompts), prompts_per_step=8, steps=100, seed=0)
+tasks = load_tasks(data, 0.05, None, encoder, folder=...)     # tasks.train, tasks.held_out: sequences of Prompt
+order = TaskOrder(len(tasks.train), prompts_per_step=8, steps=100, seed=0)
 order.at(3)                  # eight indices: a function of the seed and the step
 order.more(3, 1, 4, used)    # four others for the same step, where some turned out to teach nothing
 """
@@ -9,10 +9,13 @@ order.more(3, 1, 4, used)    # four others for the same step, where some turned 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from posttrain.config.settings import Data
 from posttrain.data.encode import Encoder
@@ -23,8 +26,8 @@ from posttrain.errors import EmptyDatasetError, EncodingError
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rewards.gym import tasks_of
 from posttrain.training.order import RowOrder, stream, stream_seed
-from posttrain.training.rollouts import Prompt
-from posttrain.training.split import split_by_content
+from posttrain.training.prompts import PromptFile, PromptList, Prompts, PromptStore
+from posttrain.training.split import split_by_digest
 from posttrain.types import Task
 
 Tasks = Examples | Iterable[Task]
@@ -35,10 +38,15 @@ Tasks = Examples | Iterable[Task]
 class TaskSet:
     """A stage's prompts, and what stage.json says of them."""
 
-    train: tuple[Prompt, ...]
-    held_out: tuple[Prompt, ...]
+    train: Prompts
+    held_out: Prompts
     counts: dict[str, Any]
     fingerprints: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(self.train.longest, self.held_out.longest)
 
 
 def is_generated(path: str) -> bool:
@@ -46,26 +54,32 @@ def is_generated(path: str) -> bool:
     return path.startswith(GYM)
 
 
-def read_tasks(data: Data) -> list[Task]:
-    """The tasks of a recipe's `data`.
+def read_tasks(data: Data) -> Iterator[Task]:
+    """The tasks of a recipe's `data`, one after the other; files are read as they are asked for.
 
     Raises:
         DataError: a row that is no task; no row at all.
     """
-    made = [task for path in data.path if is_generated(path) for task in tasks_of(path)]
+    return islice(_every_task(data), data.limit)
+
+
+def _every_task(data: Data) -> Iterator[Task]:
+    for path in data.path:
+        if is_generated(path):
+            yield from tasks_of(path)
     files = [path for path in data.path if not is_generated(path)]
     if files:
-        examples = read_as(
-            files,
-            Task,
-            format=data.format,
-            columns=data.columns,
-            roles=data.roles,
-            bad_rows=data.bad_rows,
-            split=data.split,
+        yield from _only_tasks(
+            read_as(
+                files,
+                Task,
+                format=data.format,
+                columns=data.columns,
+                roles=data.roles,
+                bad_rows=data.bad_rows,
+                split=data.split,
+            )
         )
-        made += _only_tasks(examples)
-    return made[: data.limit]
 
 
 def tasks_fingerprint(data: Data) -> str:
@@ -75,8 +89,8 @@ def tasks_fingerprint(data: Data) -> str:
     return _hash([content, *(path for path in data.path if is_generated(path))])
 
 
-def make_prompts(tasks: Iterable[Task], encoder: Encoder, longest: int | None) -> tuple[list[Prompt], dict[str, int]]:
-    """Tasks as prompts, and how many were left out, by reason.
+def add_prompts(store: PromptStore, tasks: Iterable[Task], encoder: Encoder, longest: int | None) -> dict[str, int]:
+    """Encode tasks into a store; how many were read ("read"), and left out by reason.
 
     Args:
         longest: tokens of the longest prompt that leaves room for an answer; None: no limit.
@@ -84,19 +98,19 @@ def make_prompts(tasks: Iterable[Task], encoder: Encoder, longest: int | None) -
     Raises:
         EncodingError, TemplateError: a task that cannot be encoded; it names the row.
     """
-    prompts: list[Prompt] = []
-    dropped: dict[str, int] = {}
+    counts = {"read": 0}
     for task in tasks:
+        counts["read"] += 1
         try:
-            ids = tuple(encoder.prompt(task.prompt, task.tools))
+            ids = encoder.prompt(task.prompt, task.tools)
         except EncodingError as error:
             error.where = error.where or task.row
             raise
         if longest is not None and len(ids) > longest:
-            dropped["too_long"] = dropped.get("too_long", 0) + 1
+            counts["too_long"] = counts.get("too_long", 0) + 1
             continue
-        prompts.append(Prompt(task, ids, len(prompts)))
-    return prompts, dropped
+        store.add(task, ids)
+    return counts
 
 
 def load_tasks(
@@ -105,6 +119,7 @@ def load_tasks(
     given: Tasks | None,
     encoder: Encoder,
     *,
+    folder: Path,
     longest: int | None,
     seed: int,
 ) -> TaskSet:
@@ -112,49 +127,45 @@ def load_tasks(
 
     Args:
         given: tasks that are there already, in place of `data`.
+        folder: where those of files are kept while the stage runs.
 
     Raises:
         EmptyDatasetError: no task is left to train on.
     """
-    if given is not None:
-        tasks = _only_tasks(given)
-    else:
-        assert data is not None  # the recipe's validation refuses a stage without data
-        tasks = read_tasks(data)
-    every, dropped = make_prompts(tasks, encoder, longest)
+    assert given is not None or data is not None  # the recipe's validation refuses a stage without data
+    in_memory = given is not None and not isinstance(given, Examples)
+    store: PromptStore = PromptList() if in_memory else PromptFile(folder)
+    rows = _only_tasks(given) if given is not None else read_tasks(data) if data is not None else ()
+    dropped = add_prompts(store, rows, encoder, longest)
+    read = dropped.pop("read")
     if isinstance(held_out, Data):
-        train, (apart, _) = every, make_prompts(read_tasks(held_out), encoder, longest)
+        others = PromptFile(folder)
+        add_prompts(others, read_tasks(held_out), encoder, longest)
+        train, apart = Prompts(store, np.arange(len(store))), Prompts(others, np.arange(len(others)))
     else:
-        kept, out = split_by_content([_content(prompt) for prompt in every], held_out, stream_seed(seed, "split"))
-        train, apart = [every[index] for index in kept], [every[index] for index in out]
-    if not train:
+        kept, out = split_by_digest(store.questions, held_out, stream_seed(seed, "split"))
+        train, apart = Prompts(store, kept), Prompts(store, out)
+    if not len(train):
         raise EmptyDatasetError(
             "no task is left to train on",
-            found=f"{len(tasks):,} read, " + (", ".join(f"{n:,} {why}" for why, n in dropped.items()) or "none kept"),
+            found=f"{read:,} read, " + (", ".join(f"{n:,} {why}" for why, n in dropped.items()) or "none kept"),
             remedy="raise max_length, lower sampling.max_new_tokens, or give more tasks",
         )
-    train = [Prompt(prompt.task, prompt.ids, index) for index, prompt in enumerate(train)]
     counts = {
-        "read": len(tasks),
-        "kept": len(every),
+        "read": read,
+        "kept": len(store),
         "rows": len(train),
         "held_out_rows": len(apart),
         "dropped": dropped,
         "truncated": {},
-        "tokens": sum(len(prompt.ids) for prompt in every),
+        "tokens": int(store.lengths.sum()),
         "trained_tokens": 0,
     }
-    contents = _hash([_content(prompt) for prompt in train]), _hash([_content(prompt) for prompt in apart])
-    return TaskSet(tuple(train), tuple(apart), counts, contents)
+    return TaskSet(train, apart, counts, (train.fingerprint, apart.fingerprint))
 
 
-def _only_tasks(rows: Iterable[Any]) -> list[Task]:
-    return [row for row in rows if isinstance(row, Task)]
-
-
-def _content(prompt: Prompt) -> str:
-    task = prompt.task
-    return _hash([repr(prompt.ids), str(task.answer), json.dumps(task.metadata, sort_keys=True, default=repr)])
+def _only_tasks(rows: Iterable[Any]) -> Iterator[Task]:
+    return (row for row in rows if isinstance(row, Task))
 
 
 def _hash(parts: Sequence[str]) -> str:
@@ -194,9 +205,10 @@ class TaskOrder:
 
     def more(self, step: int, round_number: int, count: int, used: Sequence[int]) -> list[int]:
         """Others for the same step, none of them in `used` while there are others."""
-        left = sorted(set(range(self.tasks)) - set(used)) or list(range(self.tasks))
+        left = np.setdiff1d(np.arange(self.tasks), np.asarray(used, dtype=np.int64))
+        left = left if len(left) else np.arange(self.tasks)
         drawn = stream(self.seed, "order", step, 1 + round_number).permutation(len(left))[:count]
-        return [left[index] for index in drawn]
+        return left[drawn].tolist()
 
     def _place(self, place: int) -> int:
         epoch, within = divmod(place, self.tasks)

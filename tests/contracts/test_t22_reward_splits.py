@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.losses.reward import OBJECTIVES, RewardRule
+from posttrain.losses.reward import OBJECTIVES
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.heads import ScoreModel, with_head
 from posttrain.training.algorithms import reward_algorithm
 from posttrain.training.step import accumulate

@@ -14,6 +14,7 @@ import torch
 from posttrain.data.trees import collate, count
 from posttrain.losses.policy import ONLINE, policy_loss
 from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.training.engines import Sampler
 from posttrain.training.loop import Loop
 from tests.online import loop_of, save_start, source_of
 
@@ -54,7 +55,7 @@ def start(tmp_path: Path) -> Path:
 def trees_of(loop: Loop) -> Any:
     source = source_of(loop)
     stop = max(source.setup.encoder.stop_ids)
-    object.__setattr__(source.setup, "engine", Scripted(stop))
+    object.__setattr__(source.setup, "sampler", Sampler(Scripted(stop)))
     try:
         (batch,) = source.at(0)
     finally:

@@ -13,6 +13,7 @@ from torch import nn
 from posttrain.errors import WeightSyncError
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.weight_sync import WeightSync, sample_probe
+from posttrain.training.engines import Sampler
 from posttrain.training.loop import Loop
 from tests.online import loop_of, run, save_start, source_of
 
@@ -33,8 +34,8 @@ class Apart(NativeEngine):
 def with_engine(loop: Loop, takes: bool) -> Loop:
     setup = source_of(loop).setup
     engine = Apart(loop.work.policy.model, takes)
-    object.__setattr__(setup, "engine", engine)
-    object.__setattr__(setup, "sync", WeightSync(engine, loop.work.policy, sample_probe(engine, setup.prompts[0].ids)))
+    sync = WeightSync(engine, loop.work.policy, sample_probe(engine, setup.prompts[0].ids))
+    object.__setattr__(setup, "sampler", Sampler(engine, sync))
     return loop
 
 

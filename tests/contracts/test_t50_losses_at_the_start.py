@@ -56,12 +56,13 @@ def test_t50_every_row_against_a_reference_has_its_own_identity(name: str, expec
 
 
 def test_t50_every_row_with_a_reference_is_here() -> None:
-    """Those with an NLL term add it to ln 2; `odpo` adds the margin, `wpo` a weight, and `aot_unpaired` is ln 2."""
+    """Those with an NLL term add it to ln 2; `odpo` adds the margin, `wpo` a weight; the other two are ln 2."""
     listed = {"dpo", *(name for name, _ in IDENTITIES)}
-    others = {"dpo_nll", "rpo", "mpo", "odpo", "wpo", "aot_unpaired"}
+    others = {"dpo_nll", "rpo", "mpo", "odpo", "wpo", "aot_unpaired", "beta_dpo"}
     assert listed | others == {name for name, row in PAIRWISE.items() if row.needs_reference}
     batch, policy_N, _ = random_pairs(16)
-    assert run("aot_unpaired", policy_N, policy_N, batch).loss.item() == pytest.approx(math.log(2), abs=1e-6)
+    for name in ("aot_unpaired", "beta_dpo"):
+        assert run(name, policy_N, policy_N, batch).loss.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("kto", 0.5), ("bco", math.log(2)), ("apo_zero_unpaired", 0.5)])

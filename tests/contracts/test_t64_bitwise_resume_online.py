@@ -12,7 +12,7 @@ from posttrain.training.loop import Loop
 from tests.online import lines, loop_of, run, save_start, source_of, untimed
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "grpo": {"kl_target": 0.01},
+    "grpo": {"kl_target": 0.01, "updates_per_rollout": 4, "prompts_per_update": 2},
     "dapo": {},
     "ppo": {"updates_per_rollout": 4, "prompts_per_update": 2, "completions_per_prompt": 2},
     "online_dpo": {},
@@ -35,10 +35,11 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
 
 
 def killed(start: Path, folder: Path, method: str, adapter: Any, where: str) -> None:
-    """Die in step 3: while it samples, or after the first of its micro-batches."""
+    """Die in step 3: while it samples, or, with several updates a rollout, when some of them are done."""
     loop = loop_of(start, folder, method, adapter=adapter, **COMMON, **OPTIONS[method])
-    engine, policy = source_of(loop).setup.engine, type(loop.work.policy)
+    engine, policy = source_of(loop).setup.sampler.engine, type(loop.work.policy)
     generate, forward = engine.generate, policy.forward
+    left = 4 if OPTIONS[method].get("updates_per_rollout", 1) > 1 else 0
 
     def sampling(*args: Any, **kwargs: Any) -> Any:
         if where == "sampling" and loop.step == 2:
@@ -46,8 +47,11 @@ def killed(start: Path, folder: Path, method: str, adapter: Any, where: str) -> 
         return generate(*args, **kwargs)
 
     def training(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal left
         if where == "training" and loop.step == 2 and torch.is_grad_enabled():
-            raise Killed
+            left -= 1
+            if left < 0:
+                raise Killed
         return forward(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:

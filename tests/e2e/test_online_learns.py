@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.training.optimizer import Optimizer
-from tests.online import loop_of, run, save_start, tasks_of
+from posttrain.types import Task
+from tests.online import early_letters, lines, loop_of, run, save_start, tasks_of
 
 OPTIONS: dict[str, Any] = {
     "steps": 25,
@@ -43,6 +45,30 @@ def scores(start: Path, folder: Path, method: str, **more: Any) -> tuple[float, 
 def test_the_held_out_score_rises(start: Path, tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     first, last = scores(start, tmp_path, method, **more)
     assert last > first + 0.15, (first, last)
+
+
+def noise(prompt: Any, completion: str, task: Task) -> float:
+    """A reward that has nothing to do with what is right: the same for the same answer, and otherwise a lottery."""
+    return hashlib.sha256(f"{task.answer} {completion}".encode()).digest()[0] / 255
+
+
+def judged(folder: Path, step: int) -> float:
+    """Mean of the reward that was meant, over the answers of an examination."""
+    found = [line for line in lines(folder, "examinations.jsonl") if line["step"] == step]
+    return sum(early_letters(None, line["completion"], None) for line in found) / len(found)  # type: ignore[arg-type]
+
+
+def test_a_reward_that_is_a_lottery_teaches_nothing(start: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "choices": {"kl": "none"}, "examine": {**OPTIONS["examine"], "completions_per_prompt": 4}}
+    run(loop_of(start, tmp_path / "real", "grpo", tasks=tasks_of(24), **options))
+    run(loop_of(start, tmp_path / "lottery", "grpo", tasks=tasks_of(24), rewards=(noise,), **options))
+    rise = {name: judged(tmp_path / name, 25) - judged(tmp_path / name, 0) for name in ("real", "lottery")}
+    assert rise["real"] > 0.15 and rise["lottery"] < rise["real"] / 3, rise
+
+
+def test_a_learning_rate_of_nothing_changes_nothing(start: Path, tmp_path: Path) -> None:
+    first, last = scores(start, tmp_path, "grpo", choices={"kl": "none"}, learning_rate=1e-12, steps=6)
+    assert last == first
 
 
 def test_a_frozen_policy_does_not_rise(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,18 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("start", "sft", "dpo")
+STAGES = ("start", "sft", "dpo", "grpo")
 """The policies that are asked."""
-TRAINED = ("sft", "reward", "dpo")
+TRAINED = ("sft", "reward", "dpo", "grpo")
 SHARES = {
-    # suite: lowest and highest share at the start, after SFT and after DPO; docs/embedded-model.md has the figures
-    "called_pia.match": ((0.0, 0.05), (0.0, 0.2), (0.8, 1.0)),
-    "polite.match": ((0.0, 0.05), (0.0, 0.2), (0.9, 1.0)),
-    "filler.unwanted_match": ((0.0, 0.05), (0.75, 1.0), (0.0, 0.1)),
-    "arithmetic.accuracy": ((0.0, 0.05), (0.3, 0.7), (0.35, 0.75)),
-    "liked.win_rate": ((0.5, 0.5), (0.0, 0.3), (0.6, 1.0)),
+    # suite: lowest and highest share at the start, after SFT, DPO and GRPO; docs/embedded-model.md has the figures
+    "called_pia.match": ((0.0, 0.05), (0.0, 0.2), (0.8, 1.0), (0.75, 1.0)),
+    "polite.match": ((0.0, 0.05), (0.0, 0.2), (0.9, 1.0), (0.65, 1.0)),
+    "filler.unwanted_match": ((0.0, 0.05), (0.75, 1.0), (0.0, 0.1), (0.0, 0.1)),
+    "arithmetic.accuracy": ((0.0, 0.05), (0.3, 0.7), (0.35, 0.75), (0.6, 0.95)),
+    "sums.pass_at_1": ((0.0, 0.05), (0.15, 0.4), (0.15, 0.45), (0.38, 0.75)),
+    "sums.pass_at_8": ((0.0, 0.35), (0.6, 0.95), (0.6, 0.95), (0.7, 1.0)),
+    "liked.win_rate": ((0.5, 0.5), (0.0, 0.3), (0.6, 1.0), (0.55, 1.0)),
 }
 
 
@@ -69,17 +71,37 @@ def test_the_figures_move_as_they_are_said_to(finished: tuple[Path, str], suite:
         assert low <= summary[stage][suite] <= high, (suite, stage)
 
 
+def test_reinforcement_lifts_the_sums_and_keeps_the_manners(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    run = folder / "runs" / "quickstart"
+    summary = json.loads((run / "summary.json").read_text())
+    before, after = summary["sft"], summary["grpo"]
+    assert (
+        after["arithmetic.accuracy"] - before["arithmetic.accuracy"] >= 0.2 - 0.05
+    )  # another machine rounds otherwise
+    evaluation = json.loads((run / "grpo" / "evaluation.json").read_text())["sums"]
+    assert all(evaluation[f"pass_at_{k}"]["low"] < evaluation[f"pass_at_{k}"]["high"] for k in (1, 8))
+    changes = json.loads((run / "pass_at_k.json").read_text())["changes"]
+    pairs = [(change["base"], change["trained"]) for change in changes]
+    assert pairs == [("start", "sft"), ("sft", "dpo"), ("dpo", "grpo"), ("start", "grpo")]
+    first = changes[2]["points"][0]
+    assert first["k"] == 1 and first["clear"] and first["difference"]["low"] > 0
+    printed = " ".join(said.split())
+    assert all(f"{change['suite']}: {change['said']}" in printed for change in changes)
+
+
 def test_the_table_is_the_summary(finished: tuple[Path, str]) -> None:
     folder, said = finished
     summary = json.loads((folder / "runs" / "quickstart" / "summary.json").read_text())
     lines = said.splitlines()
-    header = next(index for index, line in enumerate(lines) if "before" in line and "after dpo" in line)
-    assert re.findall(r"before|after \w+", lines[header]) == ["before", "after sft", "after dpo"]
+    header = next(index for index, line in enumerate(lines) if "before" in line and "after grpo" in line)
+    assert re.findall(r"before|after \w+", lines[header]) == ["before", "after sft", "after dpo", "after grpo"]
     rewards = next(index for index, line in enumerate(lines) if "untrained head" in line)
-    table = {line.split()[0]: re.findall(r"(\d+) %", line) for line in lines[header + 1 : rewards] if "% [" in line}
-    assert table == {
-        suite.partition(".")[0]: [f"{summary[stage][suite] * 100:.0f}" for stage in STAGES] for suite in SHARES
-    }
+    rows = [line for line in lines[header + 1 : rewards] if "% [" in line]
+    table = {re.split(r"\s{2,}", line)[0]: re.findall(r"(\d+) %", line) for line in rows}
+    labels = {suite: suite.partition(".")[0] for suite in SHARES}
+    labels |= {f"sums.pass_at_{k}": f"sums pass@{k}" for k in (1, 8)}
+    assert table == {labels[suite]: [f"{summary[stage][suite] * 100:.0f}" for stage in STAGES] for suite in SHARES}
     heads = [f"{summary['reward'][f'{head}.accuracy'] * 100:.0f}" for head in ("untrained", "trained")]
     assert re.findall(r"(\d+) % \[", lines[rewards + 1]) == heads
     assert float(heads[0]) < 70 < 85 < float(heads[1])
@@ -93,7 +115,7 @@ def test_the_report_needs_nothing_beside_it(finished: tuple[Path, str]) -> None:
     fetched = re.findall(r"""(?:\bsrc|\bhref|\bdata|\bposter|\baction)\s*=\s*["'](?!#|data:)([^"']+)""", page)
     assert not fetched
     assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)|<iframe\b", page)
-    assert all(stage in page for stage in ("sft", "dpo")) and "called_pia" in page
+    assert all(stage in page for stage in ("sft", "dpo", "grpo")) and "called_pia" in page
 
 
 def test_running_again_does_nothing(finished: tuple[Path, str]) -> None:
@@ -101,13 +123,13 @@ def test_running_again_does_nothing(finished: tuple[Path, str]) -> None:
     run = folder / "runs" / "quickstart"
     trained = [path for pattern in ("*/metrics.jsonl", "*/model/*") for path in run.glob(pattern)]
     asked = [path for pattern in ("*/evaluation.json", "*/evaluations/*") for path in run.glob(pattern)]
-    assert len(trained) > 8 and len(asked) >= 3 * (1 + 6)
+    assert len(trained) > 8 and len(asked) >= 4 * (1 + 8)
     untouched = {path: path.stat().st_mtime_ns for path in trained}
     same = {path: path.read_bytes() for path in asked}
     said = quickstart(folder)
     assert {path: path.stat().st_mtime_ns for path in trained} == untouched
     assert {path: path.read_bytes() for path in asked} == same
-    assert said.count("done before") == 3
+    assert said.count("done before") == 4
 
     def table(text: str) -> list[str]:
         return [line for line in text.splitlines() if "% [" in line]

@@ -118,7 +118,7 @@ PAPERS: dict[str, tuple[bool, Paper]] = {
 }
 
 
-OWN_ORACLE = {"odpo", "ld_dpo", "wpo", "bco_pair", "mpo", "aot", "aot_unpaired"}
+OWN_ORACLE = {"odpo", "ld_dpo", "wpo", "bco_pair", "mpo", "aot", "aot_unpaired", "beta_dpo"}
 """Rows that look at more than two sums: their oracles are below."""
 
 
@@ -185,6 +185,22 @@ def test_aot_equals_its_paper() -> None:
     leads = torch.sort(chosen).values - torch.sort(rejected).values
     unpaired = run("aot_unpaired", policy_N, reference_N, batch, beta=0.3)
     _agrees("aot_unpaired", policy_N, -_log_sigmoid(0.3 * leads).mean(), unpaired)
+
+
+def test_beta_dpo_equals_its_paper() -> None:
+    """The step's beta from the kept pairs' mean gap against the running one, and the mean over the kept pairs."""
+    batch, policy_N, reference_N = random_pairs(6, seed=5)
+    policy_N.requires_grad_()
+    chosen, rejected = _ratios(policy_N, reference_N, batch)
+    gaps, kept = chosen - rejected, torch.tensor([0, 2, 3, 5])
+    usual = 0.4
+    beta = 0.1 * (1 + 0.6 * (gaps[kept].mean().item() - usual))
+    weight = torch.zeros(6, dtype=torch.float64)
+    weight[kept] = 6 / 4
+    told = {"beta_scale": torch.full((6,), beta / 0.1, dtype=torch.float64), "weight": weight}
+    out = run("beta_dpo", policy_N, reference_N, batch, told=told)
+    _agrees("beta_dpo", policy_N, -_log_sigmoid(beta * gaps[kept]).mean(), out)
+    assert out.metrics["beta"].value == pytest.approx(beta)
 
 
 def test_length_desensitised_dpo_equals_its_paper() -> None:

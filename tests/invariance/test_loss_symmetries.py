@@ -17,7 +17,7 @@ from tests.loss_batches import batch_of, gradient, pairs, random_pairs, run, tre
 ABSOLUTE = {"dpo_nll", "rpo", "cpo", "cpo_simpo", "orpo", "dpop", "mpo"}
 """Rows that look at the chosen response itself, not only at the difference of the sides."""
 SUMMED = {"dpo", "cdpo", "robust", "ipo_sum", "hinge", "odpo", "dpo_pl", "ld_dpo", "exo_pair", "discopop"}
-SUMMED |= {"aot", "aot_unpaired", "bco_pair"}
+SUMMED |= {"aot", "aot_unpaired", "bco_pair", "beta_dpo"}
 """Rows on differences of sequence log-ratios; the shift of `bco_pair` moves with both."""
 EACH_SIDE = {"nca_pair", "sppo_hard", "apo_zero", "apo_down", "dpo_forward_kl", "dpo_js", "dpo_alpha", "alphapo"}
 """Rows that look at each side by itself, or at a curved function of its log-ratio."""

@@ -13,7 +13,7 @@ import torch
 from posttrain.config.adapters import IA3, OFT, AdaLoRA, Bottleneck, LoRA, PrefixTuning, PromptTuning, QLoRA
 from posttrain.data.trees import collate
 from posttrain.errors import ConfigError, ExportError, ModelError
-from posttrain.models import export, readback
+from posttrain.models import export_files, readback
 from posttrain.models.adapters import (
     adapter_dropout,
     adapter_kind,
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- trained, saved, reloaded
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
 @pytest.mark.parametrize("kind", EVERY)
 def test_trains_is_saved_and_comes_back_the_same(kind: str, method: str, base: Path, tmp_path: Path) -> None:
     loaded = load(base, adapter=EVERY[kind])
@@ -299,8 +299,8 @@ def test_full_weights_far_from_the_quantised_ones_are_not_saved(
 ) -> None:
     """The planted fault: weights in 4 bits that were unpacked wrongly."""
     loaded = load(base, adapter=LoRA(rank=2))
-    monkeypatch.setattr(export, "is_quantised", lambda model: True)
-    monkeypatch.setattr(export, "merged_copy", lambda model, dtype=None: tiny_model(vocab=VOCABULARY, seed=1))
+    monkeypatch.setattr(export_files, "is_quantised", lambda model: True)
+    monkeypatch.setattr(export_files, "merged_copy", lambda model, dtype=None: tiny_model(vocab=VOCABULARY, seed=1))
     with pytest.raises(ExportError, match="compute something else than the quantised ones"):
         begin_save(loaded.model, TOKENIZER, tmp_path / "out", ExportSettings(merge=True), base=loaded.base)
 

@@ -12,7 +12,7 @@ import torch
 
 from posttrain.config.stages import Reward
 from posttrain.errors import ConfigError
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models import readback
 from posttrain.models.heads import ScoreModel
 from posttrain.models.loading import load
@@ -39,7 +39,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(kind: str, base: Path, folder: Path) -> Any:
     started = start_reward(load(base), RewardRule(), init="normal", adapter=EVERY[kind])
-    stage = Reward(learning_rate=1e-2, rows_per_step=4, steps=5, epochs=None, log={"samples_every": None})
+    adapter = EVERY[kind]
+    stage = Reward(adapter=adapter, learning_rate=1e-2, rows_per_step=4, steps=5, log={"samples_every": None})
     work = work_of("dpo", tokens_per_microbatch=400)
     policy = ScoreModel(started.model)
     objective = _objective(stage)
@@ -47,6 +48,13 @@ def trained(kind: str, base: Path, folder: Path) -> Any:
         replace(work, stage=stage, algorithm=objective, policy=policy, reference=None, adapter=EVERY[kind]), folder
     )
     return started
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_takes_every_kind_that_trains(kind: str) -> None:
+    stage = Reward(adapter=EVERY[kind])
+    assert stage.adapter == EVERY[kind]
+    assert stage.exports_adapter is not EVERY[kind].MERGES, "what cannot be folded is written alone"
 
 
 @pytest.mark.parametrize("kind", KINDS)

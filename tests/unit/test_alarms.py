@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
-from posttrain.diagnostics.checks import CHECKS, GradientSpike, LikelihoodDisplacement
+from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS, GradientSpike, LikelihoodDisplacement
 from posttrain.diagnostics.history import RECENT, START
 from posttrain.errors import CheckpointError, ConfigError, UnknownKeyError
 from tests import metric_series as series
@@ -74,8 +74,8 @@ def test_a_planted_fault_is_found_alone_and_once(
 
 
 WITH_HELD_OUT = {"overfitting", "reward_overconfidence"}
-ONLINE = {"reward_hacking", "no_reward_signal"}
-"""Their planted faults are in tests/contracts/test_t73_online_alarms.py."""
+ONLINE = set(ONLINE_CHECKS)
+"""Their planted faults are in tests/unit/test_online_alarms.py."""
 
 
 def test_every_check_has_a_planted_fault() -> None:

@@ -98,6 +98,25 @@ def test_paths_are_relative_to_the_recipe(folder: Path) -> None:
     assert recipe.evaluate.suites[0].prompts == str(folder / "held.jsonl")
 
 
+def test_folders_of_online_stages_are_relative_to_the_recipe(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weights folder need not be there; modules and a teacher must."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    (folder / "mine").mkdir()
+    online = {"method": "gkd", "teacher": "./mine", "modules": "mine"}
+    online["engine"] = {"kind": "vllm_served", "url": "http://127.0.0.1:1", "weights_folder": "shared/weights"}
+    stage: Any = read(folder, with_stage(**online)).stages[0]
+    assert stage.engine.weights_folder == str(folder / "shared" / "weights")
+    assert stage.modules == stage.teacher == str(folder / "mine")
+    plain: Any = read(folder, with_stage(method="gkd", teacher="embedded")).stages[0]
+    assert (plain.teacher, plain.modules, plain.engine.kind) == ("embedded", str(folder), "native")
+    moved: Any = read(folder, with_stage(**online), "gkd.engine.weights_folder=w").stages[0]
+    assert moved.engine.weights_folder == str(Path("w").resolve())
+    shown = str(refused(folder, with_stage(**{**online, "modules": "no/modules", "teacher": "./nobody"})))
+    assert "no/modules" in shown and "./nobody" in shown and "2 mistakes" in shown
+
+
 def test_the_written_recipe_is_the_same_recipe(folder: Path) -> None:
     recipe = read(folder)
     text = recipe.to_yaml()

@@ -15,7 +15,7 @@ from posttrain.data.formats.detect import fits_nothing
 from posttrain.data.refusals import REASONS
 from posttrain.data.roles import Rules
 from posttrain.errors import ConfigError, RowError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
 REF = RowRef("rows.jsonl", 3)
 USER, GOOD, BAD = Message("user", "2 + 2?"), Message("assistant", "4"), Message("assistant", "5")
@@ -269,6 +269,79 @@ READS: dict[str, tuple[str, dict[str, Any], Example]] = {
 }
 
 
+READS |= {
+    "steps": (
+        "stepwise",
+        {"prompt": "2 + 2?", "completions": [" I add. ", "4"], "labels": [True, 0.25]},
+        StepwiseFeedback((USER,), ("I add.", "4"), (1.0, 0.25), REF),
+    ),
+    "steps, one of them not judged": (
+        "stepwise",
+        {"prompt": [U], "system": "Be brief.", "completions": ["I add.", "4"], "labels": [None, 0]},
+        StepwiseFeedback((Message("system", "Be brief."), USER), ("I add.", "4"), (None, 0.0), REF),
+    ),
+    "prm800k, up to the first error": (
+        "prm800k",
+        {
+            "labeler": "x",
+            "question": {"problem": "2 + 2?", "ground_truth_answer": "4"},
+            "label": {
+                "steps": [
+                    {
+                        "completions": [{"text": "I guess.", "rating": -1}, {"text": "I add.", "rating": 0}],
+                        "human_completion": None,
+                        "chosen_completion": 1,
+                    },
+                    {"completions": [], "human_completion": {"text": "2 and 2."}, "chosen_completion": None},
+                    {"completions": [{"text": "5", "rating": -1}], "chosen_completion": None},
+                    {"completions": [{"text": "never reached", "rating": 1}], "chosen_completion": 0},
+                ],
+                "finish_reason": "found_error",
+            },
+        },
+        StepwiseFeedback((USER,), ("I add.", "2 and 2.", "5"), (1.0, 1.0, 0.0), REF),
+    ),
+    "math_shepherd": (
+        "math_shepherd",
+        {
+            "input": "2 + 2? Step 1: I add. ки\nStep 2: 5 - 1 = 4 ки",
+            "label": "2 + 2? Step 1: I add. +\nStep 2: 5 - 1 = 4 -",
+            "task": "GSM8K",
+        },
+        StepwiseFeedback((USER,), ("Step 1: I add.", "Step 2: 5 - 1 = 4"), (1.0, 0.0), REF),
+    ),
+}
+
+
+STEPS = {"prompt": "2 + 2?", "completions": ["I add.", "4"], "labels": [1, 0]}
+SHEPHERD = {"input": "2? Step 1: a ки", "label": "2? Step 1: a +"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "words"),
+    [
+        (STEPS | {"labels": [1]}, "bad_label", "2 steps and 1 labels"),
+        (STEPS | {"labels": [1, -1]}, "bad_label", "is -1"),
+        (STEPS | {"labels": [None, None]}, "bad_label", "no step of the row has a label"),
+        (STEPS | {"completions": ["I add.", " "]}, "empty_response", "step 2 in 'completions' has no text"),
+        (STEPS | {"completions": "I add."}, "wrong_shape", "not a list"),
+        (STEPS | {"completions": [], "labels": []}, "wrong_shape", "'completions' is empty"),
+        (SHEPHERD | {"label": "2? Step 1: a"}, "wrong_shape", "does not say + or - after step 1"),
+        (SHEPHERD | {"input": "2? Step 1: a ки Step 2: b"}, "wrong_shape", "no mark after it"),
+        (SHEPHERD | {"input": "2? a ки"}, "wrong_shape", "no 'Step 1:'"),
+        (
+            {"question": {"problem": "2?"}, "label": {"steps": [{"completions": [{"text": "a", "rating": 2}]}]}},
+            "bad_label",
+            "the rating of step 1 is 2",
+        ),
+        ({"question": {"problem": "2?"}, "label": {"steps": []}}, "wrong_shape", "'steps' is empty"),
+    ],
+)
+def test_steps_that_cannot_be_read(row: dict[str, Any], reason: str, words: str) -> None:
+    error = refusal(row)
+    assert error.reason == reason and words in str(error)
+
+
 @pytest.mark.parametrize("case", READS)
 def test_reads(case: str) -> None:
     name, row, expected = READS[case]
@@ -476,6 +549,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("score_order", {"prompt": "a", "responses": ["b", "c"], "scores": [2, 1], "ranking": [1, 0]}, "different things"),
     ("bad_score", pair("4", "5", score_chosen="9", score_rejected=3), "'score_chosen' is '9'"),
     ("bad_score", pair("4", "5", score_chosen=9), "'score_rejected' is None"),
+    ("score_order", pair("4", "5", margin=-1.5), "-1.5"),
     ("bad_score", pair("4", "5", margin=float("nan")), "finite"),
     ("bad_score", pair("4", "5", votes=[1, -1]), "no count"),
     ("bad_score", {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2, 3]}, "a list of 2 numbers"),
@@ -502,7 +576,13 @@ def test_refuses(reason: str, row: dict[str, Any], words: str) -> None:
 
 
 def test_every_reason_of_a_row_is_tested() -> None:
-    elsewhere = {"bad_json", "bad_encoding", "truncated", "mixed_kinds"}  # test_sources.py, test_read.py
+    elsewhere = {
+        "bad_json",
+        "duplicate_key",
+        "bad_encoding",
+        "truncated",
+        "mixed_kinds",
+    }  # test_sources.py, test_read.py
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(REASONS)
 
 

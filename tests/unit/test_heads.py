@@ -12,7 +12,7 @@ import torch
 from posttrain.config import LoRA
 from posttrain.data.trees import collate, count
 from posttrain.errors import EncodingError, ModelError
-from posttrain.losses.reward import Pooling, RewardRule
+from posttrain.losses.reward_rule import Pooling, RewardRule
 from posttrain.models.adapters import add_adapter
 from posttrain.models.heads import ScoreModel, is_reward_model, with_head
 from posttrain.models.parity import leak, tree_against_padded

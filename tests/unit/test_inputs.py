@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.config import SFT, Preference, TrainingStage
+from posttrain.config import SFT, Mix, Preference, Reward, TrainingStage
 from posttrain.data import read
 from posttrain.data.trees import collate
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import DataError, EmptyDatasetError
-from posttrain.training.algorithms import algorithm
+from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.inputs import Inputs, load_inputs
+from posttrain.training.reward import objective_of as reward_objective
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -47,10 +48,17 @@ def demonstrations(path: Path, texts: Iterable[str], *bad: str) -> str:
 
 
 def loaded(stage: TrainingStage, start: Path, folder: Path, heard: Heard | None = None, **options: Any) -> Inputs:
-    parameters = None if isinstance(stage, SFT) else stage.parameters  # type: ignore[attr-defined]
     examples = options.get("examples")
-    objective = algorithm(stage.method, parameters)
+    objective = objective_of(stage)
     return load_inputs(stage, objective, start, StageFolder(folder / "stage"), 0, heard or Heard(), examples)
+
+
+def objective_of(stage: TrainingStage) -> Algorithm:
+    if isinstance(stage, Mix):
+        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
+    if isinstance(stage, Reward):
+        return reward_objective(stage)
+    return algorithm(stage.method, None if isinstance(stage, SFT) else stage.parameters)  # type: ignore[attr-defined]
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
@@ -179,3 +187,42 @@ def test_margins_are_no_matter_where_they_do_not_train(tmp_path: Path, start: Pa
     assert margin_P is not None and torch.isnan(margin_P).tolist() == [False, True, False]
     whole = pairs(tmp_path / "whole.jsonl", [1.0, 0.5])
     assert len(loaded(Preference("odpo", data=whole, held_out=0), start, tmp_path).rows) == 2
+
+
+def test_the_margins_of_a_mix_are_looked_for_before_a_model_loads(tmp_path: Path, start: Path) -> None:
+    terms = [{"loss": "dpo", "weight": 0.5}, {"loss": "odpo", "weight": 0.5}]
+    stage = Mix(losses=terms, data=pairs(tmp_path / "pairs.jsonl", [1.0, None, 2.0]), held_out=0)
+    with pytest.raises(DataError, match="`odpo` trains on the annotators' margins, and 1 of 3 pairs") as error:
+        loaded(stage, start, tmp_path)
+    assert str(error.value.where).endswith("row 2")
+    whole = Mix(losses=terms, data=pairs(tmp_path / "whole.jsonl", [1.0, 0.5]), held_out=0)
+    assert len(loaded(whole, start, tmp_path).rows) == 2
+
+
+# ---------------------------------------------------------------- ties
+
+
+@pytest.mark.parametrize(
+    ("stage", "all_pairs"),
+    [
+        (lambda data: Preference("dpo_pl", data=data, held_out=0), "dpo"),
+        (lambda data: Mix(losses=[{"loss": "dpo_pl", "weight": 1.0}], data=data, held_out=0), "dpo"),
+        (lambda data: Reward(objective="plackett_luce", data=data, held_out=0), "bradley_terry"),
+    ],
+    ids=["dpo_pl", "mix", "reward"],
+)
+def test_lists_with_ties_are_refused_where_one_order_trains(
+    tmp_path: Path, start: Path, stage: Any, all_pairs: str
+) -> None:
+    path = tmp_path / "lists.jsonl"
+    rows = [
+        {"prompt": f"Say {scores}.", "responses": ["a", "b", "c"], "scores": scores}
+        for scores in ([3, 2, 1], [3, 1, 1], [5, 2, 2])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(path), "allow_ties": True}
+    with pytest.raises(DataError, match="2 lists have the same score") as error:
+        loaded(stage(data), start, tmp_path)
+    assert str(error.value.where).endswith("row 2") and "3, 1, 1" in error.value.found
+    assert f"`{all_pairs}`" in error.value.remedy
+    assert len(loaded(Preference("dpo", data=data, held_out=0), start, tmp_path).rows) == 3

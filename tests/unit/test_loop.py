@@ -7,19 +7,24 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from posttrain.diagnostics.checks import CHECKS
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError, NonFiniteError, TrainingError
-from posttrain.training import schedule
+from posttrain.training import checkpoint, schedule
+from posttrain.training import loop as loop_module
 from posttrain.training.loop import Interrupted, Loop
+from posttrain.training.optimizer import Optimizer
 from posttrain.training.order import RowOrder
 from posttrain.training.split import row_contents, split_by_content
 from tests.fixtures import make_tree, random_trees
+from tests.online import loop_of, run, save_start
 from tests.training import run_loop, weights_of, work_of
 
 
@@ -37,6 +42,19 @@ def poisoned(work, at_step: int):  # type: ignore[no-untyped-def]
         return out
 
     return replace(work, algorithm=replace(work.algorithm, loss=loss), tokens_per_microbatch=10_000)
+
+
+def test_a_norm_beyond_fp32_is_named() -> None:
+    """Each entry of the gradient is finite, the sum of their squares is not."""
+    model = nn.Linear(4, 1, bias=False)
+    stage = work_of("sft").stage
+    optimizer = Optimizer(model, stage.optimizer, learning_rate=0.1, schedule=stage.schedule, steps=4)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.full_like(model.weight, 1e30)
+    with pytest.raises(NonFiniteError, match="step 1: the gradient's norm is not finite") as error:
+        optimizer.step(0, ["rows.jsonl, row 1"])
+    assert error.value.tensors == ("the gradient's norm",)
+    assert torch.equal(model.weight, before)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -172,3 +190,29 @@ def test_the_turns_of_one_row_stay_on_one_side() -> None:
     train, held = split_by_content(row_contents(trees), 0.3, seed=0)
     assert len(held) == 18
     assert not {trees[i].row for i in train} & {trees[i].row for i in held}
+
+
+def test_weights_in_the_middle_of_a_step_are_not_kept_as_that_step(tmp_path: Path, monkeypatch) -> None:
+    """Two updates a rollout, and the second of step 2 fails: the weights have moved since step 1."""
+    loop = loop_of(
+        save_start(tmp_path / "start"),
+        tmp_path / "run",
+        "grpo",
+        steps=3,
+        held_out=0,
+        prompts_per_step=2,
+        completions_per_prompt=4,
+        updates_per_rollout=2,
+    )
+    real = loop_module.accumulate
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if options["step"] == 3:
+            raise NonFiniteError("the loss is NaN", remedy="look at it", tensors=("loss",), rows=())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop_module, "accumulate", failing)
+    with pytest.raises(NonFiniteError):
+        run(loop)
+    found = checkpoint.latest(loop.folder.checkpoints)
+    assert found is None or found.step == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.diagnostics.checks import CHECKS
+from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS
 from posttrain.diagnostics.metrics import METRICS
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
 from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
@@ -20,7 +20,8 @@ OBJECTIVES = (DOCS / "objectives.md").read_text(encoding="utf-8")
 ONLINE_PAGE = (DOCS / "online.md").read_text(encoding="utf-8")
 RL_PAGE = (DOCS / "rl.md").read_text(encoding="utf-8")
 ALARMS = (DOCS / "alarms.md").read_text(encoding="utf-8")
-CRITICAL = ("loss_divergence", "dead_learning", "nothing_supervised", "reward_collapse", "no_reward_signal")
+ONLINE_ALARMS = (DOCS / "diagnosing-rl.md").read_text(encoding="utf-8")
+CRITICAL = ("loss_divergence", "dead_learning", "nothing_supervised", "reward_collapse")
 CELL = r"\s*\|\s*"
 
 
@@ -82,9 +83,19 @@ def test_every_metric_of_the_losses_is_documented() -> None:
 
 def test_every_alarm_has_a_section_and_every_threshold_its_default() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", ALARMS, flags=re.MULTILINE | re.DOTALL))
-    assert set(sections) == {*CHECKS, "non_finite"}
-    for name, check in CHECKS.items():
+    assert set(sections) == {*CHECKS, "non_finite"} - {*ONLINE_CHECKS}
+    for name in CHECKS.keys() - ONLINE_CHECKS.keys():
+        check = CHECKS[name]
         assert is_dataclass(check)
         written = {key: cells[1] for key, cells in _rows(sections[name]).items()}
         assert written == {field.name: str(field.default) for field in fields(check)}, name
         assert ("Critical" in sections[name]) == (name in CRITICAL)
+
+
+def test_every_online_alarm_has_its_line_and_every_threshold_its_default() -> None:
+    lines = {name: cells for name, cells in _rows(ONLINE_ALARMS).items() if len(cells) == 4}
+    assert set(lines) == set(ONLINE_CHECKS)
+    for name, check in ONLINE_CHECKS.items():
+        assert is_dataclass(check)
+        written = dict(re.findall(r"`(\w+)` ([\d.]+)", lines[name][2]))
+        assert written == {field.name: str(field.default) for field in fields(check)}, name

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from posttrain.data.trees import collate
-from posttrain.errors import ConfigError, UnknownKeyError
+from posttrain.errors import ConfigError, DataError, UnknownKeyError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import Pairs
 from posttrain.training.algorithms import mix
@@ -74,6 +74,15 @@ def test_responses_scored_alike_are_no_pair() -> None:
     assert Pairs.of(pair, torch.zeros(1)).are_trees
     mixed = collate([tree((1, 1, 1), scores=(3.0, 1.0, 1.0)), tree((1, 1), row=2), tree((1, 1, 1), row=3)])
     assert Pairs.of(mixed, torch.zeros(1)).tree_Q.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_one_ranking_of_ties_is_refused() -> None:
+    batch = collate([tree((1, 1), row=4), tree((1, 1, 1), scores=(3.0, 1.0, 1.0), row=5)])
+    with pytest.raises(DataError) as caught:
+        run("dpo_pl", torch.zeros(5), torch.zeros(5), batch)
+    said = str(caught.value)
+    assert "row 5" in said and "3, 1, 1" in said and "`dpo`" in said
+    run("dpo", torch.zeros(5), torch.zeros(5), batch)
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired", "bco_pair", "mpo"])

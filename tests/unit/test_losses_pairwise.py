@@ -56,6 +56,8 @@ HAND_WORKED = {
     "dpo_forward_kl": ({"beta": 0.1}, 0.508463),
     # ln 2 + ln sigmoid(1) = 0.379885; ln 2 + ln sigmoid(-1.5) = -1.008266; z = 0.138815
     "dpo_js": ({"beta": 0.1}, 0.626146),
+    # a step without a past keeps beta and all pairs: dpo's number
+    "beta_dpo": ({"beta": 0.1, "gain": 0.6, "keep": 0.8, "momentum": 0.9}, 0.575939),
     # 2 (1 - e^-0.5) = 0.786939; 2 (1 - e^0.75) = -2.234000; z = 0.302094
     "dpo_alpha": ({"beta": 0.1, "divergence_alpha": 0.5}, 0.553465),
     # two ranks: ln(e^0.1 + e^-0.15) - 0.1
@@ -154,6 +156,7 @@ HAND_WORKED_GRADIENTS = {
     # -0.1 * sigmoid(-0.302094) = -0.0425045, times e^-0.5 and e^0.75
     "dpo_alpha": (-0.0257803, 0.0899822),
     "dpo_pl": (-0.0437823, 0.0437823),
+    "beta_dpo": (-0.0437823, 0.0437823),
     # 0.1 * q (1 - q) (ln(q / 0.999) - ln((1 - q) / 0.001)) = 0.1 * 0.246134 * (-0.574938 - 6.081816)
     "exo_pair": (-0.1638454, 0.1638454),
     # 0.01 * (-sigmoid(-0.01) + sigmoid(0.01) / 2), and 0.01 * sigmoid(-0.015) / 2

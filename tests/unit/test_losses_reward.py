@@ -12,14 +12,8 @@ from torch import Tensor
 
 from posttrain.data.trees import collate, count
 from posttrain.errors import ConfigError, DataError, UnknownKeyError
-from posttrain.losses.reward import (
-    OBJECTIVES,
-    RewardRule,
-    aggregate_steps,
-    combine,
-    fit_normalisation,
-    reward_loss,
-)
+from posttrain.losses.reward import OBJECTIVES, fit_normalisation, reward_loss
+from posttrain.losses.reward_rule import RewardRule, aggregate_steps, combine
 from posttrain.types import Batch, Deviation, LossOutput, RowRef, Scores, TokenTree
 from tests.fixtures import make_tree
 
@@ -72,6 +66,43 @@ def test_margin_smoothing_and_centring_by_hand() -> None:
 def test_a_list_is_the_mean_over_its_pairs() -> None:
     # differences 1, 3, 2: (0.313262 + 0.048587 + 0.126928) / 3
     assert float(loss_of([3.0, 2.0, 0.0], lists(3)).loss) == pytest.approx(0.162926, abs=1e-6)
+
+
+def test_responses_scored_alike_are_no_pair() -> None:
+    batch = lists(3, 2, scores=[(3.0, 1.0, 1.0), (1.0, 1.0)])  # a pair of equal scores is kept on purpose
+    rewards = torch.tensor([0.0, 2.0, 5.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    out = loss_of(rewards, batch)
+    of_list = (math.log1p(math.exp(2)) + math.log1p(math.exp(5))) / 2  # best against each of the others
+    assert float(out.loss.detach()) == pytest.approx((of_list + math.log1p(math.exp(-1))) / 2)
+    (gradient,) = torch.autograd.grad(out.loss, rewards)
+    slopes = [1 / (1 + math.exp(-lead)) / 4 for lead in (2, 5)]
+    assert gradient[:3].tolist() == pytest.approx([-sum(slopes), *slopes])
+    assert out.metrics["reward_accuracy"].value == pytest.approx(0.5)
+    assert out.metrics["reward_margin"].value == pytest.approx((-3.5 + 1) / 2)
+    assert loss_of(rewards.detach(), batch, centre=1.0).metrics["centre_loss"].value == pytest.approx(
+        ((4 + 25) / 2 + 1) / 2
+    )
+
+
+def test_accuracy_is_a_mean_over_what_has_pairs() -> None:
+    level = lists(2, 3, scores=[(2.0, 1.0), (1.0, 1.0, 1.0)])  # the list says nothing of any two
+    out = loss_of([1.0, 0.0, 1.0, 2.0, 3.0], level)
+    assert out.metrics["reward_accuracy"].value == 1.0 and out.metrics["reward_margin"].value == 1.0
+    assert float(out.loss) == pytest.approx(0.313262 / 2, abs=1e-6)  # a mean over the step's lists, whatever they say
+    singles = lists(1, 1, scores=[(2.0,), (1.0,)])
+    out = loss_of([1.0, 1.0], singles, "regression")
+    assert float(out.loss) == pytest.approx(0.5)
+    assert math.isnan(out.metrics["reward_accuracy"].value)
+    mixed = loss_of([1.0, 0.0, 3.0], lists(2, 1, scores=[(2.0, 1.0), (1.0,)]), "regression")
+    assert mixed.metrics["reward_accuracy"].value == 1.0
+
+
+def test_one_ranking_of_ties_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        loss_of([0.0] * 5, lists(2, 3, scores=[(1.0, 1.0), (3.0, 1.0, 1.0)]), "plackett_luce")
+    said = str(caught.value)
+    assert "row 2" in said and "3, 1, 1" in said and "bradley_terry" in said
+    assert float(loss_of([0.0] * 2, lists(2, scores=[(1.0, 1.0)]), "plackett_luce").loss) == pytest.approx(LN2)
 
 
 def test_plackett_luce_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from posttrain.diagnostics.online_metrics import ONLINE_METRICS
 from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
 from posttrain.losses.feedback import FEEDBACK, feedback_loss
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.reward import RewardRule, reward_loss
+from posttrain.losses.process import step_loss
+from posttrain.losses.reward import reward_loss
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.types import Maximum, Mean, Metric, Scores, TokenLogprobs, Total
 from tests.loss_batches import batch_of, feedback, random_pairs, run
@@ -76,6 +79,9 @@ def test_every_metric_of_every_objective_is_described() -> None:
     rewards = Scores(torch.zeros(batch.num_branches, 1))
     for name, parameters in (("bradley_terry", {"centre": 0.1}), ("regression", {})):
         written |= set(reward_loss(name, parameters, RewardRule(), rewards, graded, graded.count).metrics)
+    solution = replace(demonstrations, step_labels_N=torch.ones(2))
+    steps = Scores(torch.zeros(1, 1), torch.zeros(2, 1), solution.branch_N)
+    written |= set(step_loss(RewardRule("steps"), steps, solution, solution.count).metrics)
     assert written <= set(METRICS)
     of_the_loop = {"grad_norm", "learning_rate", "tokens_per_second", "length_generated"}
     elsewhere = {*ONLINE_METRICS, *ROLLOUT_METRICS}
@@ -87,3 +93,10 @@ def test_descriptions_are_complete() -> None:
         assert info.title, name
         assert info.description.endswith("."), name
         assert info.better in ("up", "down", "none"), name
+
+
+def test_the_largest_of_a_nan_is_a_nan_wherever_it_stands() -> None:
+    parts = [Maximum(1.0), Maximum(float("nan")), Maximum(3.0)]
+    for order in permutations(parts):
+        assert math.isnan(merge([{"gap": one} for one in order])["gap"].value)
+    assert Maximum(-3.0).merge(Maximum(1.0)).value == 1.0 == Maximum(1.0).merge(Maximum(-3.0)).value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,13 @@ def test_soft_overlong_is_a_part_of_the_reward(start: Path, tmp_path: Path) -> N
 
 
 def test_abstained_responses_do_not_train(start: Path, tmp_path: Path) -> None:
-    def sometimes(prompt: Any, completion: str, task: Task) -> float | None:
-        return None if len(completion.encode()) % 2 else early_letters(prompt, completion, task)
+    asked = count()
 
-    loop = run(loop_of(start, tmp_path, rewards=[sometimes], steps=1))
-    assert loop.folder.metrics("train")[0]["values"]["abstained_share"] > 0
+    def every_other(prompt: Any, completion: str, task: Task) -> float | None:
+        return None if next(asked) % 2 else early_letters(prompt, completion, task)
+
+    loop = run(loop_of(start, tmp_path, rewards=[every_other], steps=1))
+    assert loop.folder.metrics("train")[0]["values"]["abstained_share"] == 0.5
     for line in lines(tmp_path, "rollouts.jsonl"):
         assert all(line["mask"]) == (line["reward"] is not None)
 
@@ -198,6 +201,19 @@ def test_the_best_weights_are_kept(start: Path, tmp_path: Path) -> None:
     assert judged["calls"] == 4 and examiner.best == (1, 0.9)
     assert all(torch.equal(seen[1][name], p) for name, p in loop.work.policy.model.named_parameters())
     assert loop.folder.stage()["best"] == {"step": 1, "score": 0.9}
+
+
+def test_an_examination_that_nobody_judged_is_none(start: Path, tmp_path: Path) -> None:
+    """NaN first: the best is found all the same, and patience counts from there."""
+    loop = loop_of(start, tmp_path, steps=8, stop={"patience": 2}, examine={"every_steps": 1})
+    examiner = source_of(loop).setup.examiner
+    found = []
+    for step, score in enumerate([float("nan"), 0.1, float("nan"), 0.9, float("nan"), 0.5, float("nan"), 0.4]):
+        examiner._judge(step, score)
+        found.append((examiner.best, examiner.stop() is not None))
+    loop.folder.close()
+    bests = [None, (1, 0.1), (1, 0.1), (3, 0.9), (3, 0.9), (3, 0.9), (3, 0.9), (3, 0.9)]
+    assert found == [(best, step == 7) for step, best in enumerate(bests)]
 
 
 @pytest.mark.parametrize(

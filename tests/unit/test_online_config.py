@@ -72,6 +72,23 @@ def test_sampling_that_is_not_the_policys_own_is_refused(sampling: dict[str, flo
     assert Online("rft", sampling=sampling).sampling.temperature == 1.0
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rloo", {"updates_per_rollout": 4}),
+        ("rloo", {"prompts_per_step": 8, "prompts_per_update": 4, "updates_per_rollout": 2}),
+        ("maxrl", {"updates_per_rollout": 2}),
+        ("grpo", {"updates_per_rollout": 4, "choices": {"ratio": "none"}}),
+    ],
+)
+def test_a_row_without_a_ratio_makes_one_update(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a policy that is gone") as caught:
+        Online(method, **options)
+    assert "`updates_per_rollout`" in str(caught.value) and "updates_per_rollout: 1" in caught.value.remedy
+    choices = {**options.get("choices", {}), "ratio": "token"}
+    assert Online(method, **{**options, "choices": choices}).updates_per_rollout > 1
+
+
 def test_ppo_has_a_value_model_and_grpo_has_none() -> None:
     assert PPO(value_learning_rate=1e-5, lam=0.9).parameters["lam"] == 0.9
     with pytest.raises(UnknownKeyError, match="value_learning_rate"):

@@ -127,7 +127,7 @@ def test_made_tasks_are_their_own_content() -> None:
     address = "reasoning_gym:chain_sum?size=5&seed=1"
     (stage,) = parse_recipe(text.replace("DATA", f'"{address}"')).stages
     assert stage.data is not None and stage.data.path == (address,)
-    tasks = read_tasks(stage.data)
+    tasks = list(read_tasks(stage.data))
     assert len(tasks) == 5 and tasks[0].metadata["reasoning_gym"]["name"] == "chain_sum"
     other = stage.data.model_copy(update={"path": (address.replace("seed=1", "seed=2"),)})
     assert tasks_fingerprint(stage.data) != tasks_fingerprint(other)

@@ -19,7 +19,7 @@ from posttrain.types import Demonstration, Task
 RECIPES = Path(__file__).parents[2] / "recipes"
 DATA = RECIPES / "data"
 NAMES = ("identity", "identity_displaced", "sft_sharegpt")
-EMBEDDED = ("grpo_arithmetic", "kto_feedback", "orpo", "simpo")
+EMBEDDED = ("grpo_arithmetic", "kto_feedback", "orpo", "reward_hacking", "simpo")
 """Recipes on the model that ships with posttrain; see test_recipes_offline.py and test_recipes_online.py."""
 FROM_THE_HUB = ("reward_align_anything",)
 """Recipes for those who have the data and the model; test_config.py reads them."""

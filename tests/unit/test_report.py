@@ -37,7 +37,9 @@ from posttrain.report.page import render
 from posttrain.report.palette import DARK, LIGHT
 from posttrain.report.panels import curve_charts, group_alarms, pair_charts
 from posttrain.report.read import Curve, Run, Score, read_run
-from posttrain.report.sections import answer_suites, moment, short_row, shorten, view
+from posttrain.report.answers import answer_suites
+from posttrain.report.sections import view
+from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.summaries import (
     Difference,
     bins,

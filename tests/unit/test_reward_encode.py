@@ -11,7 +11,7 @@ from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Rated, RewardEncoder
 from posttrain.errors import DataError, RowError
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.types import Comparison, Message, RowRef
 from tests.fixtures import byte_tokenizer, chat
 

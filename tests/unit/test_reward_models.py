@@ -14,7 +14,7 @@ from posttrain.config import LoRA
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.errors import ConfigError, ModelError
-from posttrain.losses.reward import RewardRule
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.export import ExportSettings
 from posttrain.models.heads import with_head
 from posttrain.models.loading import LoadedModel, ModelSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,32 @@ def test_a_head_at_zero_is_found_and_its_untrained_twin_is_random(tmp_path: Path
     assert len({line["untrained_chosen"] for line in lines}) == 8
 
 
+def test_a_column_tells_the_category_of_a_row(tmp_path: Path) -> None:
+    held_out = [tree(row, 3, 5) for row in range(1, 13)]
+    work = reward_work(held_out)
+    kinds = {one.row: "maths" if one.row.row % 2 else "prose" for one in held_out[:-1]}
+    stage = StageFolder(tmp_path / "reward")
+    stage.path.mkdir()
+    untrained = untrained_scores(work, kinds)
+    write_evaluation(work, ENCODER, stage, untrained=untrained, steps=1, progress=Progress(), categories=kinds)
+    record, lines = (read_json(stage.path / "reward_evaluation.json"), read_jsonl(stage.path / "reward_scores.jsonl"))
+    assert [(one["label"], one["accuracy"]["n"]) for one in record["by_category"]] == [("maths", 6), ("prose", 5)]
+    assert [line["category"] for line in lines][-3:] == ["prose", "maths", None]
+
+
 def test_a_ranked_list_gives_one_pair_and_each_row_another(tmp_path: Path) -> None:
     """Responses of 2, 3, 4 tokens, best first: the rows take the pairs (0, 1), (0, 2), (1, 2) in turn."""
     _, lines = written(reward_work([tree(row, 2, 3, 4) for row in range(1, 5)]), tmp_path / "reward")
     assert [(line["tokens_chosen"], line["tokens_rejected"]) for line in lines] == [(2, 3), (2, 4), (3, 4), (2, 3)]
+
+
+def test_responses_that_were_scored_alike_are_no_held_out_pair(tmp_path: Path) -> None:
+    """Of scores (3, 1, 1) the pairs (0, 1) and (0, 2) are left; a pair of equal scores was kept on purpose."""
+    held_out = [replace(tree(row, 2, 3, 4), scores=(3.0, 1.0, 1.0)) for row in range(1, 5)]
+    held_out += [replace(tree(5, 2, 3), scores=(1.0, 1.0)), replace(tree(6, 2, 3, 4), scores=(1.0, 1.0, 1.0))]
+    _, lines = written(reward_work(held_out), tmp_path / "reward")
+    sides = [(line["tokens_chosen"], line["tokens_rejected"]) for line in lines]
+    assert sides == [(2, 3), (2, 4), (2, 3), (2, 4), (2, 3)]
 
 
 def test_files_are_categories_only_where_there_are_several(tmp_path: Path) -> None:

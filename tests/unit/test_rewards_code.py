@@ -10,6 +10,7 @@ import pytest
 from posttrain.errors import RewardError
 from posttrain.rewards import Sampled, gold_check
 from posttrain.rewards.code import Code, checks, program_of, same_output
+from posttrain.rewards.sandbox import Limits
 from posttrain.rewards.scorer import Scorer
 from posttrain.types import Message, RowRef, Task
 
@@ -42,6 +43,23 @@ def test_asserts(code: Code) -> None:
     assert score(code, "I do not know.", row) == 0
     assert score(code, "<think>" + RIGHT, row) == 0
     assert score(code, RIGHT, task()) is None
+
+
+def test_what_is_printed_by_a_script_that_does_not_end_is_no_answer(code: Code) -> None:
+    row = task(cases=[{"input": "", "output": "3"}])
+    short = Code(Limits(seconds=0.5))
+    try:
+        assert score(short, "```python\nprint(3, flush=True)\n```", row) == 1
+        assert score(short, "```python\nprint(3, flush=True)\nwhile True: pass\n```", row) == 0
+        assert score(short, "```python\nimport ctypes\nprint(3, flush=True)\nctypes.string_at(0)\n```", row) == 0
+    finally:
+        short.close()
+
+
+def test_an_empty_cell_of_a_table_hides_no_tests(code: Code) -> None:
+    assert score(code, RIGHT, task(tests=None, cases=None, test_list=["assert f(1) == 2"])) == 1
+    assert score(code, WRONG, task(tests="", test_list=["assert f(1) == 2"])) == 0
+    assert score(code, WRONG, task(cases=[], tests="assert f(1) == 2")) == 0
 
 
 def test_a_list_of_tests(code: Code) -> None:

@@ -19,6 +19,15 @@ def test_tasks_by_name() -> None:
     assert all(row.answer is not None and int(row.answer) is not None for row in rows)
 
 
+def test_distinct_leaves_out_questions_that_came_before() -> None:
+    address = "reasoning_gym:chain_sum?size=40&max_terms=2&min_digits=1&max_digits=1"
+    every, once = tasks_of(address), tasks_of(f"{address}&distinct=true")
+    asked = [row.prompt[0].content for row in every]
+    assert len(set(asked)) < len(asked) == 40
+    assert [row.prompt[0].content for row in once] == list(dict.fromkeys(asked))
+    assert all(row in every for row in once)
+
+
 def test_they_are_scored() -> None:
     row = tasks("chain_sum", size=1)[0]
     scorer = resolve({"kind": "reasoning_gym"})

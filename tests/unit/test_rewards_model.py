@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from posttrain.data.encode import EncoderSettings
+from posttrain.losses.reward_rule import RewardRule
+from posttrain.models.heads import with_head
+from posttrain.models.reward_scoring import RewardModel
 from posttrain.rewards import Sampled
 from posttrain.rewards.model import ModelReward
 from posttrain.rewards.scorer import Scorer
+from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, RowRef, Task
+from tests.fixtures import byte_tokenizer, tiny_model
 
 
 class Fake:
@@ -62,3 +70,26 @@ def test_a_prompt_with_tool_calls(fake: Fake) -> None:
     rows = [Sampled(prompt, text, Task(prompt, None, RowRef("p", 1))) for text in ("a", "aa")]
     assert made(fake).score(rows) == [101.0, 102.0]
     assert len(fake.rows) == 1
+
+
+def test_an_answer_that_was_cut_is_not_scored_as_a_finished_one(fake: Fake) -> None:
+    rows = [replace(ROWS[0], finish=FinishReason.LENGTH), ROWS[2], replace(ROWS[3], finish=FinishReason.LENGTH)]
+    made(fake).score(rows)
+    assert [response[0].complete for response in fake.rows[0].responses] == [False, True, True]
+
+
+def test_the_model_reads_no_stop_token_where_none_was_sampled() -> None:
+    tokenizer = byte_tokenizer("CHATML")
+    model = with_head(tiny_model("llama", vocab=len(tokenizer)), init="normal")
+    folder = SimpleNamespace(
+        loaded=SimpleNamespace(model=model, tokenizer=tokenizer), rule=RewardRule(), encoding=EncoderSettings()
+    )
+    reward = ModelReward("nowhere")
+    reward._model = RewardModel(folder)  # type: ignore[arg-type]
+    whole, cut = Scorer("rm", reward).score([ROWS[1], replace(ROWS[1], finish=FinishReason.LENGTH)])
+    encoder = reward.model.encoder
+    ids = [*encoder.prompt(ROWS[1].prompt), *encoder.tokens.ids("aaaa")]
+    with torch.no_grad():
+        at_text = float(model.score(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]))
+    assert cut == pytest.approx(at_text, abs=1e-5)
+    assert whole != pytest.approx(at_text, abs=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ def test_no_responses_no_call() -> None:
         lambda prompt, completion: 1.0,
         lambda prompt, completion, task, needed: 1.0,
         lambda prompt, completion, task, *, groups: 1.0,
+        lambda completion, prompt, task: 1.0,
+        lambda completions, prompts, tasks: [1.0] * 3,
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused(function: Callable[..., Any]) -> None:
@@ -100,7 +102,7 @@ def test_a_function_that_cannot_be_called_is_refused(function: Callable[..., Any
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), "1", "0.5", [1.0], (), {}, object(), b"1", np.float32("nan"), 1j]
+    "value", [float("nan"), float("inf"), "1", "0.5", [1.0], (), {}, object(), b"1", np.float32("nan"), 1j, np.ones(2)]
 )
 def test_what_is_no_number_names_the_function_and_the_row(value: Any) -> None:
     with pytest.raises(RewardError) as caught:
@@ -114,7 +116,9 @@ def test_what_is_a_number(value: Any) -> None:
     assert scores(lambda prompt, completion, task: value) == [1.0] * 3
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0] * 4, [], None, 1.0, "123", b"123", [[1.0, 2.0, 3.0]]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [1.0] * 4, [], None, 1.0, "123", b"123", [[1.0, 2.0, 3.0]], {0, 1, 2}, {0: 1.0, 1: 0.0, 2: 1.0}]
+)
 def test_a_wrong_number_of_values(values: Any) -> None:
     with pytest.raises(RewardError) as caught:
         scores(lambda prompts, completions, tasks: values)
@@ -137,6 +141,13 @@ def test_an_exception_names_the_function_and_the_row() -> None:
             scores(function)
         assert "row 2" in str(caught.value)
         assert isinstance(caught.value.__cause__, ValueError)
+
+    def lazily(prompts: Any, completions: Any, tasks: Any) -> Iterator[float]:
+        yield 1.0
+        raise KeyError("x")
+
+    with pytest.raises(RewardError, match="raised KeyError"):
+        scores(lazily)
     with pytest.raises(RewardError, match="raised KeyError"):
         scores(many)
 

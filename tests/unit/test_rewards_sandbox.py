@@ -19,6 +19,8 @@ from posttrain.rewards.sandbox.inside import wire
 
 TESTS = "assert f(2) == 3\nassert f(5) == 6\nassert all(map(lambda n: f(n) == n + 1, range(20)))\n"
 RIGHT = "def f(x):\n    return x + 1\n"
+PATIENCE = 20.0
+"""Wall time for what ends by itself: a busy machine may give a right program little of a second."""
 
 
 @pytest.fixture(scope="module", params=["namespaces", "without"])
@@ -137,7 +139,7 @@ def test_a_cheat_does_not_pass(sandbox: Sandbox, name: str) -> None:
     verdict = sandbox.run_tests(CHEATS[name], TESTS)
     assert verdict.outcome in (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT), verdict
     assert verdict.message
-    assert sandbox.run_tests(RIGHT, TESTS).passed, "the sandbox did not survive"
+    assert sandbox.run_tests(RIGHT, TESTS, seconds=PATIENCE).passed, "the sandbox did not survive"
 
 
 SLOW = {
@@ -163,8 +165,8 @@ def test_time_runs_out(sandbox: Sandbox, name: str) -> None:
     verdict = sandbox.run_tests(SLOW[name], TESTS, seconds=0.3)
     assert verdict.outcome is Outcome.TIMED_OUT
     assert "still running" in verdict.message
-    assert time.monotonic() - started < 5
-    assert sandbox.run_tests(RIGHT, TESTS).passed
+    assert time.monotonic() - started < PATIENCE, "a sleep of 60 s was waited for"
+    assert sandbox.run_tests(RIGHT, TESTS, seconds=PATIENCE).passed
 
 
 # ---------------------------------------------------------------- programs that want to do harm
@@ -375,6 +377,49 @@ def test_the_styles_of_tests(sandbox: Sandbox) -> None:
     assert failed.message == "AssertionError: AssertionError: TypeError not raised"
 
 
+UNRUN = {
+    "async": "async def test_more(): assert f(1) == 3",
+    "async, hidden": "import functools\nasync def g(): assert f(1) == 3\ndef test_more(): return g()",
+    "generator": "def test_more():\n    yield\n    assert f(1) == 3",
+    "parameters": "def test_more(case): assert f(case) == 3",
+    "keyword": "def test_more(*, case): assert f(case) == 3",
+    "decorated": "import functools\n@functools.cache\ndef test_more(): assert f(1) == 3",
+    "fixture": "class TestF:\n    def setup_method(self): self.x = 1\n    def test_a(self): assert f(self.x) == 3",
+    "method with parameters": "class TestF:\n    def test_a(self, case): assert f(case) == 3",
+    "async method": "class TestF:\n    async def test_a(self): assert f(1) == 3",
+    "async case": "import unittest\nclass F(unittest.TestCase):\n    async def test_a(self): assert f(1) == 3",
+}
+
+
+@pytest.mark.parametrize("name", list(UNRUN))
+def test_tests_of_a_form_that_is_not_run_do_not_pass(sandbox: Sandbox, name: str) -> None:
+    verdict = sandbox.run_tests(RIGHT, "assert f(1) == 2\n" + UNRUN[name])
+    assert verdict.outcome is Outcome.FAILED
+    assert "tests that prove nothing" in verdict.message, verdict.message
+
+
+RUN = {
+    "default": "def test_more(case=1): assert f(case) == {}",
+    "keyword default": "def test_more(*, case=1): assert f(case) == {}",
+    "class": "class TestF:\n    def test_a(self): assert f(1) == {}",
+    "inherited": "class Base:\n    def test_a(self): assert f(self.x) == {}\nclass TestF(Base):\n    x = 1",
+    "under try": "try:\n    import nothing_of_this_name\nexcept ImportError:\n    def test_more(): assert f(1) == {}",
+    "called by the tests": "def test_more(case): assert f(case) == {}\nfor case in [1]: test_more(case)",
+    "class used by the tests": (
+        "class TestF:\n    def __init__(self, x): self.x = x\n    def test(self): assert f(self.x) == {}\n"
+        "TestF(1).test()"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(RUN))
+def test_tests_of_these_forms_are_run(sandbox: Sandbox, name: str) -> None:
+    tests = "assert f(1) == 2\n" + RUN[name]
+    right, wrong = (sandbox.run_tests(RIGHT, tests.format(value)) for value in (2, 3))
+    assert right.passed, right.message
+    assert wrong.message.startswith("AssertionError"), wrong.message
+
+
 def test_classes_of_the_program(sandbox: Sandbox) -> None:
     program = (
         "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x):\n        self.items.append(x)\n"
@@ -402,7 +447,7 @@ def test_helpers_of_the_tests_come_from_the_setup(sandbox: Sandbox) -> None:
     ("tests", "why"),
     [
         ("", "never call"),
-        ("def test_nothing(x): assert f(x)", "never call"),
+        ("def test_nothing(x): assert f(x)", "'test_nothing' is no plain function"),
         ("import sys\nassert f(1) == 2\nsys.exit(0)\n", "SystemExit: 0 (line 3"),
         ("import os\nassert f(1) == 2\nos._exit(0)\n", "ended before the last check"),
         ("assert f(1) == 2\nassert f(1) == 3", "AssertionError (line 2 of the tests)"),

@@ -393,6 +393,12 @@ BAD_LINES: dict[str, tuple[str, str, str]] = {
     "nul": ("\0\0\0", "bad_json", "NUL bytes"),
     "comment": ("# a heading", "bad_json", "comments"),
     "deep": ('{"a":' + "[" * 100_000, "bad_json", "remove the line"),
+    "key twice": (
+        '{"prompt": "a", "completion": "b", "completion": "c"}',
+        "duplicate_key",
+        "the key 'completion' twice",
+    ),
+    "key twice, inside": ('{"messages": [{"role": "user", "role": "assistant"}]}', "duplicate_key", "'role'"),
     "huge number": ('{"a": 1' + "0" * 5000 + "}", "bad_json", "JSON"),
 }
 
@@ -407,6 +413,23 @@ def test_a_bad_line_stands_in_for_its_row_and_the_reading_goes_on(name: str) -> 
     broken = rows[1][1]
     assert isinstance(broken, Broken) and broken.reason == reason and broken.content == line
     assert words in str(broken.error) and "rows.jsonl, row 2" in str(broken.error)
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+def test_an_element_with_a_key_twice_stands_in_for_its_row(chunk: int) -> None:
+    good, bad = GOOD.decode(), '{"prompt": "a", "prompt": "b", "completion": "c"}'
+    rows = list(array_rows(io.BytesIO(f"[{good}, {bad}, {good}]".encode()), "rows.json", chunk))
+    assert [row for row, _, _ in rows] == [1, 2, 3] and rows[0][1] == rows[2][1] == json.loads(good)
+    broken = rows[1][1]
+    assert isinstance(broken, Broken) and broken.reason == "duplicate_key" and broken.content == bad
+    assert "rows.json, row 2" in str(broken.error)
+
+
+def test_rows_with_a_key_twice_are_skipped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD.decode() + "\n" + '{"prompt": "a", "completion": "b", "completion": "c"}\n')
+    examples = read(path, bad_rows="skip")
+    assert len(examples) == 1 and examples.counts.skipped == {"duplicate_key": 1}
 
 
 def test_data_that_comes_with_posttrain_has_a_name_everywhere() -> None:

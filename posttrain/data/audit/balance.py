@@ -7,7 +7,7 @@ from posttrain.data.audit.subject import Subject
 
 RATIO = (1.0, 4 / 3)
 """Range of (lambda_D n_D) / (lambda_U n_U): Ethayarajh et al. 2024 (KTO), arXiv:2402.01306, first version, section 4.2,
-and the documentation of TRL's KTOTrainer. Later versions of the paper allow up to 3/2."""
+and the documentation of TRL's KTOTrainer. Eq. 9 of the published paper allows up to 3/2."""
 LATER_RATIO = 3 / 2
 
 
@@ -30,7 +30,7 @@ def label_balance(subject: Subject) -> list[Finding]:
         "bad": bad,
         "ratio": ratio,
         "recommended_ratio": list(RATIO),
-        "source": "Ethayarajh et al. 2024, arXiv:2402.01306, v1 (later versions: up to 3/2)",
+        "source": "Ethayarajh et al. 2024, arXiv:2402.01306, v1 (Eq. 9 of the published version: up to 3/2)",
         "desirable_weight": desirable,
         "undesirable_weight": undesirable,
     }

@@ -23,9 +23,9 @@ from posttrain.data.audit import (
 from posttrain.data.audit.corpus import Kind
 from posttrain.data.audit.finding import Finding
 from posttrain.data.audit.subject import Subject
-from posttrain.types import Comparison, Demonstration, Feedback, Task
+from posttrain.types import Comparison, Demonstration, Feedback, StepwiseFeedback, Task
 
-ANSWERED: tuple[Kind, ...] = (Comparison, Feedback, Demonstration)
+ANSWERED: tuple[Kind, ...] = (Comparison, Feedback, StepwiseFeedback, Demonstration)
 PAIRED: tuple[Kind, ...] = (Comparison,)
 JUDGED: tuple[Kind, ...] = (Comparison, Feedback)
 ALL: tuple[Kind, ...] = (*ANSWERED, Task)
@@ -43,7 +43,7 @@ class Check:
     cheap: bool = False
     """A recipe runs it before each preference stage: linear, below 2 seconds for 10,000 rows all together."""
     needs: str = ""
-    """What it looks at beside the rows: `held_out`, `against`, `annotators` or `model`."""
+    """What it looks at beside the rows: `held_out`, `against`, `annotators`, `categories` or `model`."""
 
 
 def _with_model(name: str) -> Callable[[Subject], Sequence[Finding]]:
@@ -81,6 +81,9 @@ _TABLE = (
     Check("contradictions", agreement.contradictions, "the same pair with both winners", PAIRED, cheap=True),
     Check("cycles", agreement.cycles, "responses that beat one another in a circle", PAIRED, cheap=True),
     Check("disagreement", agreement.disagreement, "votes that do not agree", PAIRED, cheap=True),
+    Check(
+        "category_length", length.category_length, "length bias within one kind of row", PAIRED, needs="categories"
+    ),
     Check("annotators", agreement.annotators, "judges unlike the others", PAIRED, needs="annotators"),
     Check("contamination", contamination.contamination, "parts of evaluation sets", ALL, needs="against"),
     Check("label_balance", balance.label_balance, "good against bad responses, and weights", (Feedback,), cheap=True),

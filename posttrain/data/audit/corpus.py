@@ -14,7 +14,7 @@ import numpy as np
 
 from posttrain.data.audit.marks import Marks, marks_of
 from posttrain.data.audit.texts import TextStore
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback
 
 Kind = type[Example]
 
@@ -194,6 +194,8 @@ def _parts(example: Example) -> tuple[str, list[str], list[int]]:
         return said(example.prompt), [said(response) for response in example.responses], places
     if isinstance(example, Feedback):
         return said(example.prompt), [said(example.response)], [0]
+    if isinstance(example, StepwiseFeedback):
+        return said(example.prompt), ["\n".join(example.steps)], [0]
     if isinstance(example, Demonstration):
         cut = len(example.messages)
         while cut and example.messages[cut - 1].role != "user":

@@ -28,7 +28,7 @@ from posttrain.data.audit.subject import Subject
 from posttrain.data.read import Examples
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import ConfigError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
 if TYPE_CHECKING:
     from posttrain.data.audit.run import AuditReport
@@ -184,6 +184,8 @@ def as_row(example: Example) -> dict[str, Any]:
     if isinstance(example, Task):
         answer = {} if example.answer is None else {"answer": example.answer}
         return prompt | answer | dict(example.metadata) | tools
+    if isinstance(example, StepwiseFeedback):
+        return prompt | {"completions": list(example.steps), "labels": list(example.labels)} | tools
     if isinstance(example, Feedback):
         return prompt | {"completion": _turns(example.response), "label": example.good} | tools
     row = prompt | _comparison(example)

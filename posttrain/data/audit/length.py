@@ -6,7 +6,7 @@ import numpy as np
 
 from posttrain.data.audit.finding import Finding, Severity, percent
 from posttrain.data.audit.statistics import Differences, Predicted, cross_validate, wilson
-from posttrain.data.audit.subject import Subject
+from posttrain.data.audit.subject import FEWEST_PAIRS, Subject
 
 BIASED, NOTED = 0.60, 0.55
 """A share of longer winners is a warning where even its interval's lower end is above the first, a note above the
@@ -50,6 +50,38 @@ def length_bias(subject: Subject) -> list[Finding]:
         "train with a length-normalised objective (simpo), and watch the alarm for length hacking"
     )
     return [Finding("length_bias", severity, message, share, (), evidence, remedy)]
+
+
+def category_length(subject: Subject) -> list[Finding]:
+    """Kinds of rows in which length tells the winner, which the whole may hide: in one the longer side wins, in another
+    the shorter. A kind with fewer than `FEWEST_PAIRS` pairs of different length says nothing."""
+    if subject.category_R is None:
+        return []
+    sides = subject.corpus.sides
+    lengths = subject.corpus.responses.word_counts
+    lead_P = np.sign(lengths[sides.chosen_P] - lengths[sides.rejected_P])
+    kind_P = np.array([subject.category_R[row] for row in sides.row_P])
+    found = []
+    for kind in sorted(set(kind_P.tolist()) - {""}):
+        rows = np.flatnonzero((kind_P == kind) & (lead_P != 0))
+        longer = int((lead_P[rows] > 0).sum())
+        low, high = wilson(longer, len(rows))
+        if len(rows) < FEWEST_PAIRS or (low <= BIASED and high >= 1 - BIASED):
+            continue
+        side, told = ("longer", longer) if 2 * longer > len(rows) else ("shorter", len(rows) - longer)
+        evidence = {"category": kind, "pairs": len(rows), "longer_chosen_share": longer / len(rows)}
+        found.append(
+            Finding(
+                "category_length",
+                "warning",
+                f"of kind {kind!r} the {side} side is chosen in {percent(told / len(rows))} of {len(rows):,} rows",
+                len(rows) / len(subject.corpus),
+                (),
+                evidence | {"interval": [low, high]},
+                "look at rows of this kind; balance their lengths, or leave the kind out",
+            )
+        )
+    return found
 
 
 def _severity(low: float, high: float, fitted: Predicted) -> Severity | None:

@@ -24,6 +24,7 @@ from posttrain.data.audit.subject import Subject
 from posttrain.data.formats import KIND_NAMES
 from posttrain.data.json_rows import Broken, json_rows
 from posttrain.data.read import Examples
+from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.errors import ConfigError, EmptyDatasetError, nearest
@@ -124,6 +125,7 @@ def audit(
     model: str | Path | LoadedModel | None = None,
     checks: Sequence[str] | None = None,
     cheap: bool = False,
+    category: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> AuditReport:
@@ -136,9 +138,10 @@ def audit(
         model: the policy that will be trained, for the checks that ask a model.
         checks: names in CHECKS; None runs all that apply.
         cheap: only those that a recipe runs before each preference stage.
+        category: column that says what kind each row is; `category`, `source` and their kin are found by themselves.
 
     Raises:
-        DataError: what reading raises.
+        DataError: what reading raises; no row has the column `category`.
         ConfigError: a check has no such name.
         MissingExtraError: an evaluation set needs a package that is not installed.
     """
@@ -154,6 +157,9 @@ def audit(
         subject.held_out = Corpus(held_out, seed=seed)
     if any(check.needs == "annotators" for check in wanted):
         subject.annotator_R = _annotators(examples, columns, corpus)
+    if isinstance(examples, Examples) and len(corpus) and any(check.needs == "categories" for check in wanted):
+        kinds = categories_of(examples, category)
+        subject.category_R = [kinds.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))] if kinds else None
     if model is not None and corpus.kind is Comparison:
         subject.measured = _measured(corpus, examples, model, progress)
     findings: list[Finding] = []
@@ -190,6 +196,7 @@ def _applies(check: Check, subject: Subject) -> bool:
         "held_out": subject.held_out is not None,
         "against": bool(subject.against),
         "annotators": subject.annotator_R is not None,
+        "categories": subject.category_R is not None,
         "model": subject.measured is not None,
     }
     return subject.corpus.kind in check.kinds and present[check.needs]
@@ -242,12 +249,8 @@ def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus
     columns = [name for name in ANNOTATOR_COLUMNS if name in unused]
     if not columns or not isinstance(examples, Examples):
         return None
-    known: dict[tuple[str, int], str] = {}
-    for source in examples.sources:
-        for number, row, _ in source.rows():
-            if isinstance(row, dict):
-                known[source.name, number] = str(row.get(columns[0], ""))
-    return [known[ref.source, ref.row] for ref in map(corpus.ref, range(len(corpus)))]
+    known = column_of(examples, columns[0])
+    return [known.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))]
 
 
 def _measured(corpus: Corpus, examples: Iterable[Example], model: str | Path | LoadedModel, progress: Progress) -> Any:

@@ -35,6 +35,8 @@ class Subject:
     """Reason -> the rows that reading refused."""
     annotator_R: Sequence[str] | None = None
     """Who judged each row, where the file says so."""
+    category_R: Sequence[str] | None = None
+    """What kind each row is, where the file says so; "" for a row that does not."""
     measured: Measured | None = None
     """Log-probs and hidden similarities under a model."""
     seed: int = 0

@@ -99,11 +99,24 @@ def _pair(
         responses=(chosen, rejected),
         winner=0,
         row=ref,
-        margin=optional_number(row, "margin"),
+        margin=_margin(row),
         scores=_pair_scores(row, rules),
         votes=_votes(row["votes"], 2) if row.get("votes") is not None else None,
         tools=tools_of(row.get("tools")),
     )
+
+
+def _margin(row: Row) -> float | None:
+    margin = optional_number(row, "margin")
+    if margin is not None and margin < 0:
+        raise refuse(
+            "score_order",
+            "'margin' says that the rejected response is the better one",
+            found=f"{margin:g}",
+            expected="how much better the chosen response is, 0 or more",
+            remedy="swap the two sides if the labels are wrong, or remove 'margin' if it measures something else",
+        )
+    return margin
 
 
 def _pair_scores(row: Row, rules: Rules) -> tuple[float, float] | None:

@@ -150,7 +150,7 @@ def _filled(row: Row) -> list[str]:
 
 
 def _likeness(name: str, keys: Collection[str]) -> float:
-    guess = _likely_column(name, keys)
+    guess = likely_column(name, keys)
     if guess is None:
         return 0.0
     if guess == name:
@@ -158,7 +158,7 @@ def _likeness(name: str, keys: Collection[str]) -> float:
     return 0.4 if guess in COLUMNS else 0.7
 
 
-def _likely_column(name: str, keys: Collection[str]) -> str | None:
+def likely_column(name: str, keys: Collection[str]) -> str | None:
     """The key that most likely holds `name`: itself, another tool's word for it, or a near miss."""
     if name in keys:
         return name
@@ -178,7 +178,7 @@ def _likely_columns(keys: Collection[str], entry: Format) -> dict[str, str]:
     columns: dict[str, str] = {}
     for key in entry.missing(keys):
         for name in key.split("|"):
-            guess = _likely_column(name, [column for column in free if column not in columns.values()])
+            guess = likely_column(name, [column for column in free if column not in columns.values()])
             if guess is not None:
                 columns[name] = guess
                 break

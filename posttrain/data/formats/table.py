@@ -11,19 +11,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.formats import comparisons, demonstrations, judged
+from posttrain.data.formats import comparisons, demonstrations, judged, stepwise
 from posttrain.data.formats.columns import Row
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import DEFAULT_RULES, Rules
 from posttrain.errors import RowError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, Task
+from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, StepwiseFeedback, Task
 
-Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[Task]
+Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 
 KIND_NAMES: dict[Kind, str] = {
     Demonstration: "demonstrations",
     Comparison: "comparisons",
     Feedback: "feedback",
+    StepwiseFeedback: "stepwise feedback",
     Task: "tasks",
 }
 
@@ -182,6 +183,46 @@ _ROWS = (
         "a prompt, a better and a worse response, as strings or turns; "
         "the prompt may be left out where both sides are whole conversations",
         _has_prompt_or_turns,
+    ),
+    Format(
+        "stepwise",
+        StepwiseFeedback,
+        ("prompt|question", "completions", "labels"),
+        ("system", "tools"),
+        stepwise.stepwise,
+        {"prompt": "2 + 3 * 4?", "completions": ["3 * 4 = 12", "2 + 12 = 15"], "labels": [True, False]},
+        "a response in steps, and whether each of them is right (true, false, a probability, or null)",
+    ),
+    Format(
+        "prm800k",
+        StepwiseFeedback,
+        ("question", "label"),
+        (*stepwise.PRM800K_NOTES, "system"),
+        stepwise.prm800k,
+        {
+            "question": {"problem": "2 + 3 * 4?"},
+            "label": {
+                "steps": [
+                    {"completions": [{"text": "3 * 4 = 12", "rating": 1}], "chosen_completion": 0},
+                    {"completions": [{"text": "2 + 12 = 15", "rating": -1}], "chosen_completion": None},
+                ]
+            },
+        },
+        "PRM800K as published: the problem, and the steps with their ratings (1, 0, -1)",
+        stepwise.is_prm800k,
+    ),
+    Format(
+        "math_shepherd",
+        StepwiseFeedback,
+        ("input", "label"),
+        ("task", "system"),
+        stepwise.math_shepherd,
+        {
+            "input": "2 + 3 * 4? Step 1: 3 * 4 = 12 ки\nStep 2: 2 + 12 = 15 ки",
+            "label": "2 + 3 * 4? Step 1: 3 * 4 = 12 +\nStep 2: 2 + 12 = 15 -",
+        },
+        "Math-Shepherd as published: a text with a mark after each step, and the same with + or - in its place",
+        stepwise.is_math_shepherd,
     ),
     Format(
         "feedback",

@@ -70,7 +70,8 @@
         made("em", "", row, written(value, data.unit));
         const dot = made("div", `cross-dot c-${series.colour}`, plot);
         dot.style.left = `${100 * place(own, data.x)}%`;
-        dot.style.top = `${100 * (1 - clamp(place(value, data.y), 0, 1))}%`;
+        const edge = series.at ? series.at[at] : value;  // a layer's dot stands on its upper edge
+        dot.style.top = `${100 * (1 - clamp(place(edge, data.y), 0, 1))}%`;
         shown.push(dot);
       }
       const room = plot.clientWidth, width = tip.offsetWidth, x = left * room;

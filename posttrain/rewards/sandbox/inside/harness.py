@@ -5,7 +5,7 @@ functions. What they call lives in another process; what comes back are fresh va
 which refuses to be compared. So an assertion compares with this side's `==`, whatever the program has redefined.
 
 The nonce is written after the last check, by this process, to a file that no other process has. Tests that leave
-early, and tests that never call the program, prove nothing and do not pass.
+early, tests that never call the program, and tests of a form that is not run here prove nothing and do not pass.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ from posttrain.rewards.sandbox.inside.worker import read_all
 
 class ProgramError(Exception):
     """The program failed outside of a test's reach: it does not load, has died, or answers nonsense."""
+
+
+class ProvesNothing(Exception):
+    """The tests hold some that are not run: that a program passes the others would say nothing of these."""
+
+    def __init__(self, which: str):
+        super().__init__(
+            f"tests that prove nothing: {which}; what runs are statements, check(candidate), test_ functions without "
+            "parameters, Test classes without fixtures, and unittest.TestCase"
+        )
 
 
 class Link:
@@ -187,22 +197,95 @@ def _run(job: Mapping[str, str], link: Link) -> None:
 
 
 def _run_cases(module: types.ModuleType, tree: ast.Module) -> None:
-    """pytest's functions and unittest's cases, if the tests are written so."""
-    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    for name in own:
-        value = vars(module).get(name)
-        if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
-            value()
+    """pytest's functions and classes and unittest's cases, if the tests are written so.
+
+    Raises:
+        ProvesNothing: tests of a form that is not run here, which the tests do not run themselves either. To leave
+            them out would let a wrong program pass.
+    """
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     suite = unittest.TestSuite()
-    for name in own:
-        value = vars(module).get(name)
+    for node in _definitions(tree.body):
+        value = vars(module).get(node.name)
         if isinstance(value, type) and issubclass(value, unittest.TestCase):
-            suite.addTest(unittest.defaultTestLoader.loadTestsFromTestCase(value))
+            cases = unittest.defaultTestLoader.loadTestsFromTestCase(value)
+            if not issubclass(value, unittest.IsolatedAsyncioTestCase):
+                _refuse_unrun(node.name, value)
+            suite.addTest(cases)
+        elif isinstance(value, type) and node.name.startswith("Test") and not issubclass(value, Exception):
+            if node.name not in used:
+                _run_class(node.name, value)
+        elif value is not None and isinstance(node, _FUNCTIONS) and node.name.startswith("test"):
+            if _runs_alone(value):
+                _run_function(value, node.name)
+            elif node.name not in used:
+                raise ProvesNothing(f"{node.name!r} is no plain function without parameters")
     if suite.countTestCases():
         result = unittest.TextTestRunner(stream=io.StringIO()).run(suite)
         if not result.wasSuccessful() or result.skipped:
             faults = [text.strip().splitlines()[-1] for _, text in [*result.failures, *result.errors, *result.skipped]]
             raise AssertionError("; ".join(faults[:3]) or "a test case failed")
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_LATER = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+"""What a call gives that has not run the function's body."""
+_YIELDS = 0x20 | 0x80 | 0x200
+"""Flags of the code of generators, coroutines and asynchronous generators."""
+_FIXTURES = ("__init__", "setup_class", "setup_method", "setup", "teardown_class", "teardown_method", "teardown")
+
+
+def _definitions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes that the tests define at their outermost level, under `if` and `try` as well."""
+    for node in body:
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            yield node
+            continue
+        for part in ("body", "orelse", "finalbody"):
+            yield from _definitions(vars(node).get(part, []))
+        for handler in vars(node).get("handlers", []):
+            yield from _definitions(handler.body)
+
+
+def _runs_alone(value: object, bound: int = 0) -> bool:
+    """A function that takes nothing, beside `bound` arguments and those with defaults, and runs when it is called."""
+    if not isinstance(value, types.FunctionType) or value.__code__.co_flags & _YIELDS:
+        return False
+    code = value.__code__
+    places = max(code.co_argcount - bound, 0) - len(value.__defaults__ or ())
+    return places <= 0 and code.co_kwonlyargcount == len(value.__kwdefaults__ or {})
+
+
+def _run_function(function: types.FunctionType, name: str, *arguments: object) -> None:
+    if type(function(*arguments)) in _LATER:  # a decorator hid what it is
+        raise ProvesNothing(f"{name!r} gives a coroutine or a generator, which nothing runs")
+
+
+def _run_class(name: str, kind: type) -> None:
+    """pytest's classes: each test on an object of its own."""
+    fixtures = [one for one in _FIXTURES if vars(object).get(one) is not _held(kind, one)]
+    if fixtures:
+        raise ProvesNothing(f"{name!r} is no unittest.TestCase and has {fixtures[0]!r}, which is not run")
+    _refuse_unrun(name, kind)
+    for method in _methods(kind):
+        function = _held(kind, method)
+        assert isinstance(function, types.FunctionType)
+        _run_function(function, f"{name}.{method}", kind())
+
+
+def _refuse_unrun(name: str, kind: type) -> None:
+    for method in _methods(kind):
+        if not _runs_alone(_held(kind, method), bound=1):
+            raise ProvesNothing(f"{name}.{method} is no plain method without parameters")
+
+
+def _methods(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("test") and callable(_held(kind, name))]
+
+
+def _held(kind: type, name: str) -> object:
+    """The attribute as the class or its bases hold it, unbound; None where there is none."""
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 def _offer_solution(link: Link) -> None:

@@ -1,0 +1,175 @@
+"""Samples as text for people and as JSON lines for programs.
+
+What a model says is shown so that it can do nothing to the terminal: every control character but the line end becomes
+its escape, and each line of it stands behind a bar.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import typer
+
+from posttrain.diagnostics.sample_log import Sample, short_row
+from posttrain.diagnostics.samples import Samples, Shown, StepSamples, numbers_said
+from posttrain.errors import ConfigError
+
+LONGEST = 2_000
+"""Characters of a text on a terminal; --json has all."""
+FINISHES = {
+    "stop_token": "ended by itself",
+    "length": "CUT at the limit",
+    "empty": "said nothing",
+    "aborted": "aborted",
+}
+JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need; the others may turn the writing direction."""
+COLOURS = {"best": "green", "worst": "red", "random": "cyan"}
+MOST_STEPS = 100_000
+"""Of one range; more is a mistyped number."""
+
+
+def parse_steps(text: str | None) -> list[int] | None:
+    """parse_steps("1,10,20-22") is [1, 10, 20, 21, 22].
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", piece)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < MOST_STEPS:
+            raise ConfigError(
+                "these are no steps",
+                where="--steps",
+                found=text,
+                expected="numbers and ranges",
+                example="1,10,20-22",
+                remedy="write steps between commas",
+            )
+        found += range(first, last + 1)
+    return found
+
+
+# ---------------------------------------------------------------- for people
+
+
+def text_lines(found: Samples, part: str | None = None) -> Iterator[str]:
+    steps = list(found.known)
+    total = sum(found.known.values())
+    shown = numbers_said([one.step for one in found.steps])
+    yield f"{found.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
+    for step in found.steps:
+        yield ""
+        yield typer.style(_heading(step, part), bold=True)
+        for one in step.shown:
+            yield ""
+            yield from _sample(one)
+
+
+def _heading(step: StepSamples, part: str | None) -> str:
+    if not step.completions:
+        return f"step {step.step}: no completion matches"
+    parts = [f"{step.completions:,} completion{'s' if step.completions > 1 else ''}"]
+    if step.reward is not None:
+        parts.append(f"mean {part or 'reward'} {step.reward:.3f}")
+    if step.judged < step.completions:
+        parts.append(f"{step.completions - step.judged} without one")
+    if step.truncated:
+        parts.append(f"{step.truncated / step.completions:.1%} cut at the limit")
+    return f"step {step.step}: {', '.join(parts)}"
+
+
+def _sample(shown: Shown) -> Iterator[str]:
+    one = shown.sample
+    yield f"  {typer.style(shown.label, fg=COLOURS.get(shown.label), bold=True)}  {_reward(one)}"
+    yield from _field("task", _task(one))
+    yield from _block("prompt", one.prompt)
+    if one.answer:
+        yield from _block("gold", one.answer)
+    yield from _block("says", one.completion)
+    yield from _field("finish", _finish(one))
+    yield from _field("tokens", _figures(one))
+
+
+def _reward(one: Sample) -> str:
+    whole = "not judged" if one.reward is None else f"reward {one.reward:.4g}"
+    parts = ", ".join(
+        f"{visible(name)} {'abstained' if value is None else format(value, '.4g')}" for name, value in one.parts.items()
+    )
+    return f"{whole} ({parts})" if parts else whole
+
+
+def _task(one: Sample) -> str:
+    said = [short_row(one.row)]
+    if one.number is not None:
+        said.append(f"completion {one.number + 1} of its group")
+    if one.version is not None:
+        said.append(f"by the weights after step {one.version}")
+    if one.trained is False:
+        said.append("did not train")
+    return visible(", ".join(part for part in said if part))
+
+
+def _finish(one: Sample) -> str:
+    said = FINISHES.get(one.finish, visible(one.finish))
+    return f"{said}, {one.tokens:,} tokens" if one.tokens is not None else said
+
+
+def _figures(one: Sample) -> str:
+    """What is known of its tokens, on average."""
+    said = []
+    if one.advantage is not None:
+        said.append(f"mean advantage {one.advantage:+.4g}")
+    if one.logprob is not None:
+        said.append(f"mean log-prob {one.logprob:.4g}")
+    if one.ratio is not None:
+        said.append(f"trainer/sampler {one.ratio.mean:.4f} (furthest {one.ratio.largest:.4f})")
+    return ", ".join(said)
+
+
+def _field(title: str, said: str) -> Iterator[str]:
+    if said:
+        yield f"    {title:<8}{said}"
+
+
+def _block(title: str, text: str) -> Iterator[str]:
+    if not text:
+        if title == "says":
+            yield f"    {title:<8}(nothing)"
+        return
+    left = len(text) - LONGEST
+    for index, line in enumerate(text[:LONGEST].split("\n")):
+        yield f"    {title if not index else '':<8}| {visible(line)}"
+    if left > 0:
+        yield f"    {'':<8}... {left:,} more characters (--json has all)"
+
+
+def visible(text: str) -> str:
+    """One line of text in which every character that a terminal would obey is escaped: ESC becomes \\x1b."""
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+# ---------------------------------------------------------------- for programs
+
+
+def json_lines(found: Samples) -> Iterator[str]:
+    """{"stage", "label", "step", "row", "prompt", "answer", "completion", "reward", "parts", "truncated", ...}"""
+    for step in found.steps:
+        for one in step.shown:
+            record = {"stage": found.stage, "label": one.label, **asdict(one.sample), "truncated": one.sample.truncated}
+            # ASCII only: control characters and lone surrogates of a completion arrive as escapes, whatever the pipe.
+            yield json.dumps(record, allow_nan=False)

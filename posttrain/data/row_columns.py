@@ -1,0 +1,54 @@
+"""A column of the files that no format reads, by row: who judged it, or what kind of row it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from posttrain.data.read import Examples
+from posttrain.errors import DataError, nearest
+from posttrain.types import RowRef
+
+CATEGORY_COLUMNS = ("category", "source", "subset", "task", "domain")
+"""Where data sets say what kind of row it is; the first one that the rows have is taken."""
+
+
+def column_of(examples: Examples, column: str) -> dict[RowRef, str]:
+    """{RowRef("pairs.jsonl", 1): "maths", ...} of the rows that have a value; reads the files once."""
+    found: dict[RowRef, str] = {}
+    for source in examples.sources:
+        for number, row, _ in source.rows():
+            if isinstance(row, dict) and row.get(column) is not None:
+                found[RowRef(source.name, number)] = str(row[column])
+    return found
+
+
+def first_unused(examples: Examples, names: Sequence[str]) -> str | None:
+    """The first of `names` that the rows have and their format does not read."""
+    unused = examples.counts.unused_columns
+    return next((name for name in names if name in unused), None)
+
+
+def categories_of(examples: Examples, column: str | None) -> dict[RowRef, str]:
+    """What kind each row is, by a column that is named, or by one that has a usual name; {} where there is none.
+
+    Raises:
+        DataError: no row has the column that was named.
+    """
+    wanted = column or first_unused(examples, CATEGORY_COLUMNS)
+    if wanted is None or (column is None and examples.is_remote):  # a second download for a guess is too much
+        return {}
+    found = column_of(examples, wanted)
+    if not found:
+        raise _no_such(wanted, examples.counts.unused_columns, [source.name for source in examples.sources])
+    return found
+
+
+def _no_such(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
+    guess = nearest(column, columns)
+    return DataError(
+        f"no row has the column {column!r}, by which categories are told",
+        where=", ".join(files[:3]),
+        found=f"other columns: {', '.join(sorted(columns)) or 'none'}",
+        expected="a column with the row's category",
+        remedy=f"did you mean {guess!r}?" if guess else "name a column of the rows, or leave the option out",
+    )

@@ -1,0 +1,257 @@
+"""Did training widen what a policy can do, or only sharpen what it could do already?
+
+Both policies answer the same prompts n times. pass@1 is how often an answer is right; pass@K, K the largest k, is how
+many prompts are within reach of K attempts. Training that lifts pass@1 and leaves pass@K where it was has made likely
+what the start found now and then (Yue et al. 2025, arXiv:2504.13837).
+
+    change(before, after).verdict     # Verdict.SHARPENED
+
+A difference counts where chance does not explain it: the paired bootstrap's interval over prompts leaves out 0, and so
+does an exact test by signs. The second is there because the bootstrap takes four prompts of forty that all rose for
+proof, which happens by chance one time in eight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.diagnostics.files import write_json
+from posttrain.errors import DataError
+from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts, score
+from posttrain.evaluate.scores import CONFIDENCE, Score, bootstrap
+
+PASS_AT_K = "pass_at_k.json"
+EXACT = 12
+"""Up to so many prompts that changed, every combination of signs is tried; beyond, FLIPS random ones."""
+FLIPS = 10_000
+LEAST_UNSOLVED = 6
+"""Prompts that the base does not solve in K attempts. With fewer, solving all of them would not be told from chance:
+five of five have the same sign one time in sixteen."""
+
+
+class Verdict(StrEnum):
+    """What became of the policy's reach."""
+
+    WIDENED = "widened"
+    """pass@K rose: prompts are solved that were out of reach."""
+    SHARPENED = "sharpened"
+    """pass@1 rose, pass@K did not."""
+    NEITHER = "neither"
+    """Neither rose."""
+    CANNOT_TELL = "cannot tell"
+    """The base solves so many prompts in K attempts that there is no room to widen, or too few changed to be sure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One k: Point(8, base=Score(...), trained=Score(...), difference=Score(0.04, -0.02, 0.10, 40), p=0.21)."""
+
+    k: int
+    base: Score
+    trained: Score
+    difference: Score
+    """Trained minus base over the same prompts, with the paired bootstrap's 95 % interval."""
+    p: float
+    """How often chance alone makes as large a difference, by signs."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether chance does not explain the difference: neither test lets it."""
+        return (self.difference.low > 0 or self.difference.high < 0) and self.p <= 1 - CONFIDENCE
+
+    @property
+    def may_have_risen(self) -> bool:
+        """The two tests disagree: the interval lies above 0, and so few prompts changed that it may be chance."""
+        return self.difference.low > 0 and not self.clear
+
+    @property
+    def rose(self) -> bool:
+        return self.clear and self.difference.value > 0
+
+    @property
+    def fell(self) -> bool:
+        return self.clear and self.difference.value < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Two policies on one suite."""
+
+    suite: str
+    samples: int
+    points: tuple[Point, ...]
+    unsolved: float
+    """Prompts that the base does not solve in K attempts."""
+    verdict: Verdict
+
+    @property
+    def prompts(self) -> int:
+        return self.points[0].base.n
+
+    def sentence(self, base: str, trained: str) -> str:
+        """The verdict in words: sentence("sft", "grpo")."""
+        first, last = self.points[0], self.points[-1]
+        said = {
+            Verdict.WIDENED: f"{trained} widened what {base} can do",
+            Verdict.SHARPENED: f"{trained} only sharpened what {base} could do already",
+            Verdict.NEITHER: f"{trained} neither widened nor sharpened what {base} can do",
+            Verdict.CANNOT_TELL: f"whether {trained} widened what {base} can do cannot be told from these prompts",
+        }[self.verdict]
+        parts = [f"pass@1 {_moved(first)}"] + ([f"pass@{last.k} {_moved(last)}"] if last.k > 1 else [])
+        return f"{said}: {', '.join(parts)}; {self.prompts} prompts.{self._remark(base, last)}"
+
+    def _remark(self, base: str, last: Point) -> str:
+        if self.verdict is Verdict.CANNOT_TELL and last.may_have_risen and self.unsolved >= LEAST_UNSOLVED:
+            return (
+                f" The gain at {last.k} attempts leaves out 0, but so few prompts changed that chance makes as large a "
+                f"difference {_percent(last.p)} times in 100; ask more prompts."
+            )
+        if self.verdict is Verdict.CANNOT_TELL:
+            return (
+                f" In {last.k} attempts {base} solves {_percent(last.base.value)} % of them, so there is no room "
+                "above it; ask harder prompts."
+            )
+        if self.verdict is Verdict.SHARPENED and last.fell:
+            return " It narrowed: prompts that were within reach no longer are."
+        if self.verdict is Verdict.SHARPENED and last.difference.high > 0:
+            return f" A gain of up to {_percent(last.difference.high)} points would not show on so few prompts."
+        return ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "suite": self.suite,
+            "samples": self.samples,
+            "prompts": self.prompts,
+            "verdict": str(self.verdict),
+            "unsolved": self.unsolved,
+            "points": [
+                {
+                    "k": point.k,
+                    "base": point.base.as_dict(),
+                    "trained": point.trained.as_dict(),
+                    "difference": point.difference.as_dict(),
+                    "p": point.p,
+                    "clear": point.clear,
+                }
+                for point in self.points
+            ],
+        }
+
+
+def change(base: PassCounts, trained: PassCounts) -> Change:
+    """What became of the base's reach.
+
+    Raises:
+        DataError: other prompts, or another number of answers, than the base's.
+    """
+    _refuse_unpaired(base, trained)
+    ks = powers_to(base.samples)
+    before_PK, after_PK = (estimates(one.samples, one.correct, ks) for one in (base, trained))
+    points = []
+    for place, k in enumerate(ks):
+        moved = after_PK[:, place] - before_PK[:, place]
+        before, after = score(before_PK[:, place]), score(after_PK[:, place])
+        points.append(Point(k, before, after, _difference(moved), sign_flip(moved)))
+    unsolved = float((1 - before_PK[:, -1]).sum())
+    return Change(base.suite, base.samples, tuple(points), unsolved, _verdict(points[0], points[-1], unsolved))
+
+
+def _verdict(first: Point, last: Point, unsolved: float) -> Verdict:
+    if last.k == 1:  # one answer to each prompt says nothing of what further ones could reach
+        return Verdict.CANNOT_TELL if first.rose else Verdict.NEITHER
+    if last.rose:
+        return Verdict.WIDENED
+    if last.may_have_risen or (unsolved < LEAST_UNSOLVED and not last.fell):
+        return Verdict.CANNOT_TELL
+    return Verdict.SHARPENED if first.rose else Verdict.NEITHER
+
+
+def _difference(moved_P: np.ndarray) -> Score:
+    return bootstrap(len(moved_P), lambda index: moved_P[index].mean(axis=-1))
+
+
+def sign_flip(moved_P: np.ndarray) -> float:
+    """How often chance alone moves a mean as far: two-sided p of the paired randomisation test (Fisher 1935, ch. III).
+
+    Without an effect each prompt's difference is as likely as its negative. sign_flip([1, 1, 1, 1]) is 2/16.
+    """
+    moved = moved_P[np.abs(moved_P) > 1e-12]
+    if not len(moved):
+        return 1.0
+    if len(moved) <= EXACT:
+        signs = 1 - 2 * ((np.arange(1 << len(moved))[:, None] >> np.arange(len(moved))) & 1)
+        extra = 0
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], size=(FLIPS, len(moved)))
+        extra = 1  # the signs as they are count among those that are tried (Phipson and Smyth 2010)
+    as_far = np.abs(signs @ moved) >= abs(float(moved.sum())) * (1 - 1e-9)
+    return (int(as_far.sum()) + extra) / (len(signs) + extra)
+
+
+def _refuse_unpaired(base: PassCounts, trained: PassCounts) -> None:
+    if base.prompts == trained.prompts and base.samples == trained.samples:
+        return
+    raise DataError(
+        "the two policies did not answer the same prompts equally often, so their pass@k cannot be compared",
+        where=trained.suite,
+        found=f"{len(trained.prompts)} prompts, {trained.samples} answers each",
+        expected=f"the base's {len(base.prompts)} prompts in their order, {base.samples} answers each",
+        remedy="ask both policies the same suite",
+    )
+
+
+def _moved(point: Point) -> str:
+    """rose from 30 to 61 % (+31 points [+25, +37])"""
+    still = "may have risen" if point.may_have_risen else "stayed within noise"
+    word = "rose" if point.rose else "fell" if point.fell else still
+    sign = point.difference
+    return (
+        f"{word}, {_percent(point.base.value)} to {_percent(point.trained.value)} % "
+        f"({_points(sign.value)} points [{_points(sign.low)}, {_points(sign.high)}])"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.0f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+
+
+# ---------------------------------------------------------------- of a run
+
+
+def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[dict[str, Any]]:
+    """Each policy against the one before it, and the last against the first: records for pass_at_k.json.
+
+    A policy whose counts are missing, or still of other prompts, is passed over.
+
+    Args:
+        folders: {policy: its stage folder} in the order of training, the start first.
+    """
+    records = []
+    for suite in suites:
+        asked = {name: counts for name, folder in folders.items() if (counts := read_counts(folder, suite))}
+        names = list(asked)
+        pairs = list(pairwise(names))
+        if len(names) > 2:
+            pairs.append((names[0], names[-1]))
+        for base, trained in pairs:
+            try:
+                found = change(asked[base], asked[trained])
+            except DataError:
+                continue  # asked before the suite was changed; the run asks it again when it comes to that stage
+            records.append({"base": base, "trained": trained, **found.as_dict(), "said": found.sentence(base, trained)})
+    return records
+
+
+def write_changes(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    write_json(run / PASS_AT_K, {"changes": list(records)})

@@ -1,0 +1,201 @@
+"""What a process reward model's scores of held-out steps say about it.
+
+    scores = StepScores.of([[2.1, -0.3], [0.4]], [[1.0, 0.0], [1.0]], rows)
+    record = evaluate_steps(scores, untrained=before)
+    write_step_evaluation(folder, record, scores, untrained=before)
+
+It works on plain numbers, as `posttrain.evaluate.reward` does. Writes
+
+    step_evaluation.json   figures with intervals, of the trained and of the untrained head
+    step_scores.jsonl      {"row", "scores": [2.1, -0.3], "labels": [1.0, 0.0], "untrained": [0.1, 0.2]}
+
+A score above 0 calls a step right, a label from 0.5 on does. The response is the unit that was drawn: its steps are
+drawn together, and every interval is over responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.data.write import write_jsonl
+from posttrain.diagnostics.files import write_json
+from posttrain.errors import DataError, EmptyDatasetError
+from posttrain.evaluate.scores import Score, average, bootstrap
+
+SCHEMA = 1
+EVALUATION = "step_evaluation.json"
+SCORES = "step_scores.jsonl"
+RIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """The labelled steps of R responses, one after another.
+
+    StepScores(score_S=[2.1, -0.3, 0.4], label_S=[1.0, 0.0, 1.0], response_S=[0, 0, 1],
+               rows=("steps.jsonl, row 1", "steps.jsonl, row 2"))
+    """
+
+    score_S: np.ndarray
+    label_S: np.ndarray
+    response_S: np.ndarray
+    rows: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, scores: Sequence[Sequence[float]], labels: Sequence[Sequence[float]], rows: Sequence[object]
+    ) -> StepScores:
+        """From lists by response, checked.
+
+        Raises:
+            EmptyDatasetError: no responses.
+            DataError: a score that is not finite; it names the row.
+        """
+        assert len(scores) == len(labels) == len(rows), "one entry per response"
+        if not rows:
+            raise EmptyDatasetError("there are no steps to score", remedy="give the stage held-out rows: `held_out`")
+        for own, said, row in zip(scores, labels, rows, strict=True):
+            assert len(own) == len(said) >= 1, "a label for each score"
+            if not np.isfinite(own).all():
+                raise DataError(
+                    "the score of a step is not finite",
+                    where=str(row),
+                    found=str(list(own)),
+                    remedy="train with a lower learning rate or in fp32; the model that gave these scores is unusable",
+                )
+        response_S = np.repeat(np.arange(len(rows)), [len(own) for own in scores])
+        return cls(
+            np.concatenate([np.asarray(own, float) for own in scores]),
+            np.concatenate([np.asarray(said, float) for said in labels]),
+            response_S,
+            tuple(str(row) for row in rows),
+        )
+
+    @property
+    def right_S(self) -> np.ndarray:
+        return self.label_S >= RIGHT
+
+    def per_response(self, values_S: np.ndarray) -> np.ndarray:
+        """Sums over each response's steps, [R]."""
+        return np.bincount(self.response_S, weights=values_S, minlength=len(self.rows))
+
+    def first(self, wrong_S: np.ndarray) -> np.ndarray:
+        """Place in S of each response's first wrong step, [R]; S where it has none."""
+        found = np.full(len(self.rows), len(wrong_S))
+        np.minimum.at(found, self.response_S[wrong_S], np.flatnonzero(wrong_S))
+        return found
+
+
+def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> dict[str, Any]:
+    """All figures of one process reward model, ready for JSON.
+
+    Args:
+        untrained: the same rows scored before training, by the same backbone with a random head.
+
+    Raises:
+        DataError: the two were not scored on the same rows.
+    """
+    return {
+        "schema": SCHEMA,
+        "responses": len(scores.rows),
+        "steps": len(scores.score_S),
+        "trained": _as_dicts(figures(scores)),
+        "untrained": None if untrained is None else _as_dicts(figures(untrained)),
+        "gain": None if untrained is None else _as_dicts(gains(scores, untrained)),
+    }
+
+
+def write_step_evaluation(
+    folder: Path, record: Mapping[str, Any], scores: StepScores, *, untrained: StepScores | None = None
+) -> None:
+    """step_scores.jsonl, then step_evaluation.json, whose presence therefore says that both are there."""
+    lines = []
+    for index, row in enumerate(scores.rows):
+        own = scores.response_S == index
+        line: dict[str, Any] = {"row": row}
+        line |= {"scores": scores.score_S[own].tolist(), "labels": scores.label_S[own].tolist()}
+        if untrained is not None:
+            line["untrained"] = untrained.score_S[own].tolist()
+        lines.append(line)
+    write_jsonl(folder / SCORES, lines)
+    write_json(folder / EVALUATION, record)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def figures(scores: StepScores) -> dict[str, Score]:
+    """What is said of any process reward model.
+
+    step_accuracy: share of steps on whose side the score is, ties half. first_error_accuracy: share of responses whose
+    first step with a score below 0 is their first wrong one, or that have neither. error_found, no_error_found: the
+    same of the responses with, and of those without a wrong step; absent where there are none. first_error_f1: the
+    harmonic mean of these two (Zheng et al. 2024, ProcessBench, arXiv:2412.06559). right_steps: share of steps that are
+    labelled right, the accuracy of a model that calls every step right. mean, std: of the scores.
+    """
+    ones = np.ones(len(scores.score_S))
+    right, found = _judged(scores), _found(scores)
+    faulty = scores.per_response((~scores.right_S).astype(float)) > 0
+    known = {
+        "step_accuracy": _ratio(scores, right, ones),
+        "first_error_accuracy": average(found),
+        "right_steps": _ratio(scores, scores.right_S.astype(float), ones),
+        "mean": _ratio(scores, scores.score_S, ones),
+        "std": Score(float(scores.score_S.std()), float("nan"), float("nan"), len(scores.rows)),
+    }
+    for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):
+        if members.any():
+            known[name] = average(found[members])
+    if faulty.any() and not faulty.all():
+        known["first_error_f1"] = bootstrap(len(found), lambda index: _f1(found[index], faulty[index]))
+    return known
+
+
+def gains(scores: StepScores, untrained: StepScores) -> dict[str, Score]:
+    """Both accuracies minus the untrained head's, over the same responses."""
+    if scores.rows != untrained.rows or not np.array_equal(scores.label_S, untrained.label_S):
+        raise DataError(
+            "the trained and the untrained head were scored on other rows",
+            found=f"{len(scores.rows)} and {len(untrained.rows)} responses",
+            remedy="score both on the same held-out rows, in the same order",
+        )
+    change = _found(scores) - _found(untrained)
+    return {
+        "step_accuracy": _ratio(scores, _judged(scores) - _judged(untrained), np.ones(len(scores.score_S))),
+        "first_error_accuracy": bootstrap(len(change), lambda index: change[index].mean(axis=-1)),
+    }
+
+
+def _judged(scores: StepScores) -> np.ndarray:
+    """1 for a step on whose side the score is, 1/2 for a score of 0, [S]."""
+    return (np.sign(np.where(scores.right_S, scores.score_S, -scores.score_S)) + 1) / 2
+
+
+def _found(scores: StepScores) -> np.ndarray:
+    """1 for a response whose first error is found, or that is seen to have none, [R]."""
+    return (scores.first(scores.score_S < 0) == scores.first(~scores.right_S)).astype(float)
+
+
+def _ratio(scores: StepScores, values_S: np.ndarray, counts_S: np.ndarray) -> Score:
+    """A mean over steps whose interval is over responses."""
+    sums_R, counts_R = scores.per_response(values_S), scores.per_response(counts_S)
+    return bootstrap(len(scores.rows), lambda index: sums_R[index].sum(axis=-1) / counts_R[index].sum(axis=-1))
+
+
+def _f1(found: np.ndarray, faulty: np.ndarray) -> np.ndarray:
+    """Harmonic mean of the accuracies with and without a wrong step; 0 where a resample lacks one of them."""
+    accuracies = []
+    for members in (faulty, ~faulty):
+        counts = members.sum(axis=-1)
+        accuracies.append(np.where(members, found, 0).sum(axis=-1) / np.maximum(counts, 1))
+    both = accuracies[0] + accuracies[1]
+    return np.asarray(2 * accuracies[0] * accuracies[1] / np.where(both == 0, 1, both))
+
+
+def _as_dicts(found: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    return {name: score.as_dict() for name, score in found.items()}

@@ -1,0 +1,85 @@
+"""Answers of the start and of every stage to the same prompts, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from posttrain.report.evaluation import aligned
+from posttrain.report.numbers import MINUS, count
+from posttrain.report.read import Completion, Run
+from posttrain.report.text import FINISHES, shorten
+
+SHOWN_PROMPTS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCell:
+    """One model's answer; `change` is "up", "down" or "" against the start's score."""
+
+    text: str
+    score: str
+    tokens: str
+    finish: str
+    """What is worth saying about its end; "" if it ended by itself."""
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One prompt over all models; a cell is None where that model was not asked."""
+
+    prompt: str
+    wanted: str
+    cells: list[AnswerCell | None]
+
+    @property
+    def moved(self) -> bool:
+        return any(cell is not None and cell.change for cell in self.cells)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSuite:
+    """The first prompts of one suite."""
+
+    name: str
+    columns: list[str]
+    rows: list[AnswerRow]
+    total: int
+
+
+def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
+    """Answers to the same prompts side by side, start first; the suites in the `order` of the final table."""
+    measured = [("start", run.start), *((stage.name, stage.evaluated) for stage in run.stages)]
+    known = dict.fromkeys(suite for _, found in measured for suite in found.answers)
+    # The answers of a perplexity suite are fixed: there is nothing to compare in their words.
+    known = {suite: None for suite in known if not any("perplexity" in f.scores.get(suite, {}) for _, f in measured)}
+    suites = [suite for suite in order if suite in known] + [suite for suite in known if suite not in order]
+    return [
+        _answer_suite(suite, [(name, found.answers.get(suite, [])) for name, found in measured]) for suite in suites
+    ]
+
+
+def _answer_suite(suite: str, answers: list[tuple[str, list[Completion]]]) -> AnswerSuite:
+    known = [(name, aligned(given)) for name, given in answers if given]
+    keys = list(dict.fromkeys(key for _, given in known for key in given))
+    rows = []
+    for key in keys[:SHOWN_PROMPTS]:
+        found = [given.get(key) for _, given in known]
+        start = found[0] if known[0][0] == "start" else None
+        wanted = next((answer.answer for answer in found if answer and answer.answer), "")
+        cells = [None if answer is None else _cell(answer, start) for answer in found]
+        rows.append(AnswerRow(shorten(key[0]), shorten(wanted, 300), cells))
+    return AnswerSuite(suite, [name for name, _ in known], rows, len(keys))
+
+
+def _cell(answer: Completion, start: Completion | None) -> AnswerCell:
+    change = ""
+    if start is not None and start.score is not None and answer.score is not None and start.score != answer.score:
+        change = "up" if answer.score > start.score else "down"
+    return AnswerCell(
+        text=shorten(answer.text),
+        score="" if answer.score is None else f"{answer.score:g}".replace("-", MINUS),
+        tokens="" if answer.tokens is None else count(answer.tokens),
+        finish=FINISHES.get(answer.finish.lower(), ""),
+        change=change,
+    )

@@ -1,0 +1,14 @@
+"""One line of a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the verdict; kind is good, bad, warn or plain."""
+
+    kind: str
+    text: str
+    detail: str = ""

@@ -1,0 +1,34 @@
+"""Whether a response is whole: what it opens, it closes."""
+
+from __future__ import annotations
+
+_BOX = "\\boxed{"
+
+
+def is_malformed(text: str) -> bool:
+    """Whether tags of thoughts, a code fence or a `\\boxed{` are left open, or thoughts are closed that were not begun.
+
+    A template may write `<think>` itself: one `</think>` before any `<think>` is sound. A text that was cut at its
+    limit is malformed by that alone; ask only of texts that ended by themselves.
+    """
+    return _thoughts_unbalanced(text) or text.count("```") % 2 == 1 or _box_left_open(text)
+
+
+def _thoughts_unbalanced(text: str) -> bool:
+    opens, closes = text.count("<think>"), text.count("</think>")
+    if opens == closes:
+        return opens > 0 and text.find("</think>") < text.find("<think>")
+    begun_by_template = closes == opens + 1 and (not opens or text.find("</think>") < text.find("<think>"))
+    return not begun_by_template
+
+
+def _box_left_open(text: str) -> bool:
+    start = text.rfind(_BOX)
+    if start < 0:
+        return False
+    depth = 1
+    for letter in text[start + len(_BOX) :]:
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return False
+    return True

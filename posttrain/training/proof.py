@@ -1,0 +1,109 @@
+"""The proofs of a stage before step 1, on a few of its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.config import PreferenceStage, TrainingStage
+from posttrain.data.reward_encode import RewardEncoder
+from posttrain.diagnostics.progress import Progress
+from posttrain.diagnostics.run_store import StageFolder
+from posttrain.models.heads import ScoreModel
+from posttrain.models.logprobs import TreeModel
+from posttrain.training import preflight, reward
+from posttrain.training.algorithms import Algorithm
+from posttrain.training.inputs import Inputs
+from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, fitting_microbatch, plan
+from posttrain.types import TokenTree
+
+
+def prove(
+    stage: TrainingStage,
+    policy: TreeModel,
+    objective: Algorithm,
+    inputs: Inputs,
+    folder: StageFolder,
+    resumed: dict[str, Any] | None,
+    progress: Progress,
+) -> tuple[preflight.Preflight, int]:
+    """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch."""
+    rows = inputs.rows
+    proof = preflight.Itself(policy) if objective.needs_reference else None
+    live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
+    with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
+        checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, rows, stage.compute.logprobs)]
+        phase.advance(len(checks))
+        checks.append(preflight.check_leak(policy, rows))
+        if proof is not None:
+            checks.append(preflight.check_identity(policy, proof, objective, rows))
+        if isinstance(policy, ScoreModel):
+            checks.append(reward.check_start(policy, objective, rows))
+        checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
+        largest = rows[int(preflight.lengths(rows).argmax())]
+        budget = _budget(stage, policy, largest, per_token, live, resumed)
+        memory = plan(
+            policy,
+            tokens_per_microbatch=max(budget, largest.num_tokens),  # a tree is never cut
+            activation_bytes_per_token=per_token,
+            live_reference=live,
+            largest=largest,
+        )
+        checks.append(preflight.check_memory(memory))
+    return preflight.Preflight(tuple(checks), preflight.decoded_rows(_first(rows), inputs.encoder), memory), budget
+
+
+def stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
+    """Write the checks down, and stop at one that failed if the stage says so."""
+    folder.write_preflight(proven.record())
+    if stage.preflight.on_failure == "stop":
+        proven.require()
+
+
+def fixed(policy: TreeModel) -> MemoryPlan:
+    """What is known of the memory before anything has been measured."""
+    return plan(policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=False)
+
+
+def show(proven: preflight.Preflight, stage: str, progress: Progress) -> None:
+    marks = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
+    for check in proven.checks:
+        progress.say(f"{stage}: {marks[check.status]} {check.title}: {check.detail}")
+        if check.status != "pass" and check.remedy:
+            progress.say(f"{stage}:      {check.remedy}")
+
+
+def _data_checks(stage: TrainingStage, inputs: Inputs) -> list[preflight.Check]:
+    first = _first(inputs.rows)
+    encoding = stage.encoding  # type: ignore[attr-defined]
+    counts = inputs.counts
+    ends = inputs.encoder.end_ids if isinstance(inputs.encoder, RewardEncoder) else inputs.encoder.stop_ids
+    return [
+        preflight.check_data(
+            counts["kept"], counts["dropped"], counts["truncated"], counts["tokens"], counts["trained_tokens"]
+        ),
+        preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
+        preflight.check_bos(first, inputs.encoder.tokens.bos_id),
+        *inputs.findings,
+    ]
+
+
+def _first(rows: Sequence[TokenTree]) -> list[TokenTree]:
+    return [rows[index] for index in range(min(preflight.SEARCHED_TREES, len(rows)))]
+
+
+def _budget(
+    stage: TrainingStage,
+    policy: TreeModel,
+    largest: TokenTree,
+    per_token: float,
+    live: bool,
+    resumed: dict[str, Any] | None,
+) -> int:
+    asked = stage.compute.tokens_per_microbatch
+    if asked != "auto":
+        return int(asked)
+    if resumed and resumed.get("tokens_per_microbatch"):
+        return int(resumed["tokens_per_microbatch"])
+    return fitting_microbatch(policy, per_token, largest_tree=largest.num_tokens, live_reference=live, largest=largest)
