@@ -93,7 +93,8 @@ def against_peer(peer: str, folder: str, cases: Sequence[Case], rounds: int, ste
                     record = Record.parse(run_module(python, f"benchmarks.{side}_grpo", arguments))
                     records[side].append(record)
                     seconds = " ".join(f"{one:.1f}" for one in record.step_seconds)
-                    print(f"{case.name} {record.who}: {seconds} s; tokens {record.tokens}", file=sys.stderr, flush=True)
+                    said = f"{seconds} s; {record.peak_bytes / GIGABYTE:.2f} GB; tokens {record.tokens}"
+                    print(f"{case.name} {record.who}: {said}", file=sys.stderr, flush=True)
         print(row(case, records["peer"], records["ours"]), flush=True)
 
 

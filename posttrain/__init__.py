@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from posttrain.data.read import read
     from posttrain.data.store import encode
     from posttrain.diagnostics.samples import samples
+    from posttrain.errors import PosttrainError
     from posttrain.models.logprobs import Policy
     from posttrain.models.reward_scoring import RewardModel, load_reward
     from posttrain.report import write_report
@@ -71,6 +72,7 @@ _HOMES = {
     "PPO": "posttrain.config",
     "PTuning": "posttrain.config",
     "Policy": "posttrain.models.logprobs",
+    "PosttrainError": "posttrain.errors",
     "Preference": "posttrain.config",
     "PrefixTuning": "posttrain.config",
     "PromptTuning": "posttrain.config",
@@ -114,6 +116,7 @@ __all__ = [
     "Online",
     "PTuning",
     "Policy",
+    "PosttrainError",
     "Preference",
     "PrefixTuning",
     "PromptTuning",

@@ -83,13 +83,13 @@ class Rollout:
     """bool: this token was sampled and trains; it may have holes, where a tool speaks."""
     kl_BL: Tensor | None = None
     """What a KL in the reward charges each token: an estimate of KL(policy || reference), such as k1."""
-    charged_BL: Tensor | None = None
-    """bool: a group rule takes the KL of this token from its response's reward, also where it does not train, as in a
-    response that was cut and is left out; None: where `mask_BL` is True."""
     values_BL: Tensor | None = None
     """V of each state, before its token; `gae` needs it."""
     teacher_ratio_BL: Tensor | None = None
     """log teacher - log policy of each token; `teacher` needs it."""
+    charged_BL: Tensor | None = None
+    """bool: a group rule takes the KL of this token from its response's reward, also where it does not train, as in a
+    response that was cut and is left out; None: where `mask_BL` is True."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class MissingExtraError(PosttrainError, ImportError):
     """An optional package is needed."""
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
+def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
-    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -38,7 +38,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and (refused := refusal_of(error)) is not None:
+            if (refused := refusal_of(error)) is not None:
                 show(refused)
                 raise typer.Exit(2) from None
             _say(f"an unexpected {type(error).__name__}: {error}", "bold red")

@@ -33,7 +33,7 @@ def compare(
 
     from posttrain.cli.outputs import check_out
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.speaker import Speaker, read_prompts
+    from posttrain.cli.speaker import Speaker, read_prompts, require_policy
     from posttrain.cli.tables import side_by_side
     from posttrain.data import write_jsonl
     from posttrain.models import resolve
@@ -44,7 +44,7 @@ def compare(
     columns: list[list[str]] = []
     with progress_on(Console(stderr=True)) as progress:
         for name in (a, b):  # before the first one answers for a long time
-            resolve(name, say=progress.say)
+            require_policy(resolve(name, say=progress.say))
         for name in (a, b):
             speaker = Speaker(
                 name,

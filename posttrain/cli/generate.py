@@ -36,8 +36,9 @@ def generate(
     The model folder's generation_config.json is never read: what is not said here has the default shown here.
     """
     from posttrain.cli.outputs import check_out
-    from posttrain.cli.speaker import Speaker, read_pipe, read_prompts
+    from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
     from posttrain.errors import ConfigError
+    from posttrain.models import resolve
     from posttrain.types import Message
 
     check_out(out)
@@ -45,6 +46,7 @@ def generate(
         raise ConfigError(
             "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"
         )
+    require_policy(resolve(model, say=lambda line: typer.echo(line, err=True)))
     asked = [one.prompt for one in read_prompts(prompts)] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
     speaker = Speaker(

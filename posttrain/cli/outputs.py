@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from posttrain.errors import ConfigError, PosttrainError, SourceError
@@ -20,6 +21,8 @@ REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path (--out)",
 }
 """Refusals of the operating system that are no fault of posttrain, and what to do about each."""
+
+_SYSTEM = re.compile(r"\(os error (\d+)\)")
 
 
 def check_out(path: Path | None) -> None:
@@ -43,10 +46,23 @@ def check_out(path: Path | None) -> None:
         )
 
 
-def refusal_of(error: OSError) -> PosttrainError | None:
-    """What the operating system refused, in our words; None for anything that may be a fault of posttrain."""
-    remedy = REMEDIES.get(error.errno or 0)
-    if remedy is None:
+def refusal_of(error: BaseException) -> PosttrainError | None:
+    """What the operating system refused, in our words; None for anything that may be a fault of posttrain.
+
+    Libraries that write in another language wrap it: "I/O error: No space left on device (os error 28)".
+    """
+    refused = _of_system(error)
+    remedy = None if refused is None else REMEDIES.get(refused.errno or 0)
+    if refused is None or remedy is None:
         return None
-    where = error.filename2 or error.filename  # of a rename the name that is meant, not the temporary one
-    return SourceError("the system refuses it", where=where, found=error.strerror, remedy=remedy)
+    where = refused.filename2 or refused.filename  # of a rename the name that is meant, not the temporary one
+    return SourceError("the system refuses it", where=where, found=refused.strerror, remedy=remedy)
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    if error is None or isinstance(error, OSError):
+        return error
+    number = _SYSTEM.search(str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return _of_system(error.__cause__)

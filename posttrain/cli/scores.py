@@ -96,7 +96,7 @@ class Tally:
         said = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
         if self.steps:
             said += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
-            said += f", {self.found / self.responses:.1%} of the first errors found"
+            said += f", the first error found (or that there is none) in {self.found / self.responses:.1%}"
         return said + (
             f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
         )

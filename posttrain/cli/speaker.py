@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
+from posttrain.errors import ConfigError, EmptyDatasetError, ModelError, SourceError
 from posttrain.types import Message, RowRef
 
 if TYPE_CHECKING:
     from posttrain.evaluate.suites import Question
+    from posttrain.models.loading import ModelSource
 
 BATCH = 64
 """Prompts that are answered before their answers are handed on."""
@@ -42,12 +43,13 @@ class Speaker:
     ):
         from posttrain.data.encode import Encoder
         from posttrain.data.encoder_settings import EncoderSettings
-        from posttrain.models import load
+        from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
         from posttrain.rollout.native import NativeEngine
         from posttrain.rollout.sampling import SamplingDistribution
 
         SamplingDistribution(**sampling)  # a mistake in it is shown before a model is loaded
+        require_policy(resolve(name, say=say))
         loaded = load(name, device=device_of(device), say=say)
         self.tokenizer = loaded.tokenizer
         self.encoder = Encoder(loaded.tokenizer, EncoderSettings(template=_settled(template, loaded.source.folder)))
@@ -79,6 +81,23 @@ class Speaker:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def require_policy(source: ModelSource) -> None:
+    """
+    Raises:
+        ModelError: the folder holds a reward model, whose head gives scores: what it would say is noise.
+    """
+    from posttrain.models.reward_models import is_reward_folder
+
+    if is_reward_folder(source):
+        raise ModelError(
+            "the folder holds a reward model, which gives scores and no answers",
+            where=source.folder,
+            expected="a language model",
+            remedy=f"`posttrain score {source.name} FILE` uses it; to talk to a model, give that of a stage which "
+            "trains a policy",
+        )
 
 
 def _settled(template: str, folder: Path) -> str:

@@ -121,7 +121,8 @@ def recipe_reference() -> str:
         f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
         table(RFT, leave_out=tuple(fields_of(SamplingStage))),
         "## Distillation over the vocabulary: `method: gkd`\n",
-        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, and:\n",
+        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, "
+        "and:\n",
         table(GKD, leave_out=tuple(name for name in fields_of(SamplingStage) if name != "completions_per_prompt")),
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",

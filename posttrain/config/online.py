@@ -14,26 +14,41 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
-from posttrain.config.base import HeldOut, TrainingStage
-from posttrain.config.curriculum import CurriculumSettings
-from posttrain.config.engines import EngineSettings, NativeEngineSettings
 from posttrain.config.fields import parameter_field
-from posttrain.config.rewards import Reward
-from posttrain.config.suites import Sampling
+from posttrain.config.sampled import (
+    ONLINE_RATE,
+    HeldOutTasks,
+    PromptEncoding,
+    RolloutSampling,
+    SamplingStage,
+    Stop,
+    online_rate,
+)
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
 from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, resolve_online, variant
 from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
-from posttrain.rollout.sampling import SamplingDistribution
 
-ONLINE_RATE = (1e-6, "Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, section 4.2")
-
-
-class RolloutSampling(Sampling):
-    """How completions are drawn. Every field is explicit: a model folder's generation_config.json changes none."""
-
-    temperature: Float = Field(default=1.0, ge=0)
-    """Of sampler and trainer alike: log-probs are computed at the temperature that drew the token."""
+__all__ = [
+    "GKD",
+    "GRPO",
+    "ONLINE_RATE",
+    "ONLINE_STAGES",
+    "PPO",
+    "RFT",
+    "SAMPLING_STAGES",
+    "Choices",
+    "HeldOutTasks",
+    "Online",
+    "OnlineDPO",
+    "OnlineStage",
+    "PPOStage",
+    "PromptEncoding",
+    "RolloutSampling",
+    "SamplingStage",
+    "Stop",
+    "online_rate",
+]
 
 
 class Choices(Settings):
@@ -62,146 +77,6 @@ class Choices(Settings):
     @property
     def made(self) -> dict[str, str]:
         return {name: value for name, value in self if isinstance(value, str)}
-
-
-class HeldOutTasks(Settings):
-    """What the policy is asked while it trains, on tasks that it does not train on."""
-
-    every_steps: Int = Field(default=10, ge=1)
-    """Steps between examinations; there is always one at the start and one at the end."""
-    limit: Int | None = Field(default=200, ge=1)
-    """Ask only so many of the held-out tasks."""
-    completions_per_prompt: Int = Field(default=1, ge=1)
-    """Answers per task."""
-    sampling: RolloutSampling | None = None
-    """How they are drawn; null: as in training."""
-    rewards: tuple[Reward, ...] = ()
-    """What judges them; none: the stage's own rewards. A stricter judge than the reward tells learning from hacking."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage ends with: those of the best examination, or the last ones."""
-
-
-class Stop(Settings):
-    """When to end before the last step."""
-
-    target_score: Float | None = None
-    """The held-out score that is enough."""
-    patience: Int | None = Field(default=None, ge=1)
-    """Examinations in a row without a better score."""
-    kl_above: Float | None = Field(default=None, gt=0)
-    """Nats of KL(policy || start) per response, a mean over the step, that are too far. Needs a KL."""
-
-
-class PromptEncoding(Settings):
-    """How prompts become ids."""
-
-    template: str = "chat"
-    """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
-    template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Values for the template: `{enable_thinking: false}`."""
-
-
-class SamplingStage(TrainingStage):
-    """A stage that trains on what its policy samples."""
-
-    learning_rate: Float = Field(default_factory=lambda stage: online_rate(stage.get("adapter")), gt=0)
-    """Highest learning rate. Of the method's paper for all weights; ten times as high with LoRA."""
-    held_out: HeldOut = 0.05
-    """Tasks to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
-    rewards: tuple[Reward, ...] = ()
-    """What a completion is rewarded for: the weighted sum of these (docs/rewards.md). In Python they can be passed
-    apart, as plain functions."""
-    modules: str | None = None
-    """Folder in which the modules of `kind: function` are looked for first; a recipe's own if absent."""
-    sampling: RolloutSampling = RolloutSampling()
-    """How completions are drawn."""
-    engine: EngineSettings = NativeEngineSettings()
-    """What draws them."""
-    prompts_per_step: Int = Field(default=16, ge=1)
-    """Prompts of one step."""
-    completions_per_prompt: Int = Field(default=8, ge=1)
-    """Completions sampled of each prompt: its group."""
-    updates_per_rollout: Int = Field(default=1, ge=1)
-    """Optimizer updates on the completions of one step, all in all. 1 stays on-policy."""
-    prompts_per_update: Int | None = Field(default=None, ge=1)
-    """Prompts of one update, with all of their completions; null: all of the step."""
-    curriculum: CurriculumSettings | None = None
-    """Which tasks are asked more often; null: all alike, each epoch a permutation of them."""
-    resample_rounds: Int = Field(default=3, ge=1)
-    """How often other prompts are sampled in the place of groups without a signal, where the method does that."""
-    truncated: Literal["keep", "drop"] = "keep"
-    """Completions that were cut at `max_new_tokens`: train on them (no stop token is put there), or not. Their reward
-    counts in their group's mean either way."""
-    examine: HeldOutTasks = HeldOutTasks()
-    """The held-out tasks."""
-    stop: Stop = Stop()
-    """When to end before the last step."""
-    encoding: PromptEncoding = PromptEncoding()
-    """How prompts become ids."""
-
-    @property
-    def needs_rewards(self) -> bool:
-        return True
-
-    @property
-    def tied_groups(self) -> str:
-        """What becomes of a group whose rewards are all equal: keep, drop or resample."""
-        return "keep"
-
-    @property
-    def overlong_part(self) -> float | None:
-        """The share of the length limit in which a completion is punished for its length; None: it is not."""
-        return None
-
-    @property
-    def prompts_of_update(self) -> int:
-        return min(self.prompts_per_update or self.prompts_per_step, self.prompts_per_step)
-
-    @property
-    def passes(self) -> int:
-        """How often each prompt of a step is trained on."""
-        return self.updates_per_rollout // -(-self.prompts_per_step // self.prompts_of_update)
-
-    def distribution(self, stop_ids: frozenset[int], seed: int, *, examine: bool = False) -> SamplingDistribution:
-        """The stage's sampling as the engine takes it."""
-        sampling = (self.examine.sampling or self.sampling) if examine else self.sampling
-        return SamplingDistribution(**sampling.model_dump(), stop_ids=stop_ids, seed=seed)
-
-    def arithmetic(self, tasks: int, steps: int) -> str:
-        """8 prompts x 8 completions = 64 completions a step, 1 update on all 8 prompts; 1,500 tasks, ..."""
-        prompts, each = self.prompts_per_step, self.completions_per_prompt
-        size, updates = self.prompts_of_update, self.updates_per_rollout
-        of = f"all {prompts}" if size == prompts else f"{size} of the {prompts}"
-        times = "" if self.passes == 1 else f", so that each completion trains {self.passes} times"
-        return (
-            f"{prompts} prompts x {each} completions = {prompts * each:,} completions a step, "
-            f"{updates} update{'s' if updates > 1 else ''} on {of} prompts{' each' if updates > 1 else ''}{times}; "
-            f"{tasks:,} tasks, {steps * prompts / tasks:.3g} epochs, {steps:,} steps in all"
-        )
-
-    @model_validator(mode="after")
-    def _updates_fit(self) -> Self:
-        parts = -(-self.prompts_per_step // self.prompts_of_update)
-        if self.updates_per_rollout % parts:
-            raise refuse(
-                "the updates of a step do not use each completion equally often",
-                path=("updates_per_rollout",),
-                found=f"{self.updates_per_rollout} updates; {self.prompts_per_step} prompts in updates of "
-                f"{self.prompts_of_update} make {parts} for one pass",
-                expected=f"a multiple of {parts}",
-                remedy=f"write `updates_per_rollout: {parts * max(1, round(self.updates_per_rollout / parts))}`",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _measured(self) -> Self:
-        if self.held_out == 0 and (self.stop.target_score is not None or self.stop.patience is not None):
-            raise refuse(
-                "`stop` waits for a held-out score, and no task is held out",
-                path=("held_out",),
-                remedy="write `held_out: 0.1`, or name a file of tasks",
-            )
-        return self
 
 
 class OnlineStage(SamplingStage):
@@ -274,7 +149,7 @@ class OnlineStage(SamplingStage):
                 found=f"{self.updates_per_rollout} updates; the ratio of {self.method}"
                 f"{' with these choices' if self.choices.made else ''} is none",
                 expected="1",
-                remedy="write `updates_per_rollout: 1` and leave `prompts_per_update` out, or `choices: {ratio: token}`",
+                remedy="write `updates_per_rollout: 1` without `prompts_per_update`, or `choices: {ratio: token}`",
             )
         if row.kl_place == "none" and (self.kl_target is not None or self.stop.kl_above is not None):
             raise refuse(
@@ -424,10 +299,6 @@ def _with_draws(stage: Sampler) -> Sampler:
             remedy="write `sampling: {temperature: 1.0}`",
         )
     return stage
-
-
-def online_rate(adapter: Any) -> float:
-    return float(f"{ONLINE_RATE[0] * (adapter.RATE[0] if adapter is not None else 1.0):.6g}")
 
 
 # ---------------------------------------------------------------- one record per row of the table

@@ -48,14 +48,16 @@ def find_recipe(name: str) -> Path:
     shipped = {path.stem: path for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
-    known = [*_entries(path.parent, ".yaml", ".yml"), *shipped]
-    near = errors.nearest(path.name, known)
+    there = list(_entries(path.parent, ".yaml", ".yml"))
+    near = errors.nearest(path.name, [*there, *shipped])
+    if near is None and path.suffix:  # "recipes/identity.yaml" of somebody who has no checkout
+        near = errors.nearest(path.stem, shipped)
     raise errors.SourceError(
         "there is no such recipe",
         where=name,
         found="a folder" if path.is_dir() else None,
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
-        remedy=f"did you mean `{_beside(path, near)}`?" if near else "check the path",
+        remedy=f"did you mean `{_beside(path, near) if near in there else near}`?" if near else "check the path",
     )
 
 

@@ -145,8 +145,8 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Steps judged right",
             "share",
             "up",
-            "Share of the labelled steps on whose side the score is: above 0 for a right step, below 0 for a wrong one. "
-            "A tie counts half.",
+            "Share of the labelled steps on whose side the score is: above 0 for a right step, below 0 for a wrong "
+            "one. A tie counts half.",
         ),
         "first_error_accuracy": MetricInfo(
             "First errors found",

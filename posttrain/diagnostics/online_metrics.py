@@ -74,12 +74,6 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "KL(policy || reference) over the whole vocabulary, at a sample of the tokens.",
         ),
-        "kl_exact_forward": MetricInfo(
-            "KL, exact, reference to policy",
-            "nats/token",
-            "none",
-            "KL(reference || policy) over the whole vocabulary, at a sample of the tokens.",
-        ),
         "sampler_ratio_mean": MetricInfo(
             "Sampler ratio, mean",
             "",

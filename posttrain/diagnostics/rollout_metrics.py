@@ -29,8 +29,8 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Groups without a signal",
             "share",
             "down",
-            "Share of groups whose rewards are all equal. Near 1 the tasks are too hard or too easy. Not given where a "
-            "group is one completion.",
+            "Share of groups whose rewards, before the overlong penalty, are all equal. Near 1 the tasks are too hard "
+            "or too easy. Not given where a group is one completion.",
         ),
         "groups": MetricInfo("Groups sampled", "", "none", "Prompts asked in the step, resampled ones included."),
         "groups_trained": MetricInfo("Groups trained", "", "none", "Prompts whose completions train."),
@@ -39,7 +39,9 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "truncated_share": MetricInfo(
             "Truncated", "share", "down", "Share of completions that were cut at `max_new_tokens`."
         ),
-        "empty_share": MetricInfo("Empty", "share", "down", "Share of completions without any text."),
+        "empty_share": MetricInfo(
+            "Empty", "share", "down", "Share of completions that are a stop token alone, or no token at all."
+        ),
         "abstained_share": MetricInfo(
             "Unjudged", "share", "none", "Share of completions that every reward abstained from; they do not train."
         ),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.diagnostics.files import JsonlLog, Record, keep_lines, read_json, read_jsonl, write_json, write_text
-from posttrain.errors import ResumeError, SourceError
+from posttrain.errors import ConfigError, ResumeError, SourceError
 
 SCHEMA = 1
 """Version of the layout, kept in run.json."""
@@ -275,9 +275,10 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for one process; the lock ends with the process, however it dies.
 
-        Raises ResumeError if another process runs the same recipe into the same folder.
+        Raises ResumeError if another process runs the same recipe into the same folder, ConfigError if the folder
+        cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with (self.path / ".lock").open("a+") as file:
             if not _lock(file.fileno()):
                 raise ResumeError(
@@ -286,6 +287,24 @@ class RunFolder:
                     remedy="wait for it or stop it, or choose another folder with --out",
                 )
             yield
+
+
+def make_folder(path: Path) -> None:
+    """The folder with those above it.
+
+    Raises:
+        ConfigError: the system refuses it: no such disk, no right to write there, a file of that name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "the run folder cannot be made",
+            where=path,
+            found=error.strerror,
+            expected="a path that this user may write to",
+            remedy="choose another folder (--out DIR, or `out` in the recipe)",
+        ) from None
 
 
 def _lock(handle: int) -> bool:

@@ -173,9 +173,7 @@ def _examples(settings: SuiteSettings) -> list[Example]:
     return made
 
 
-def _pass_at_k(
-    settings: PassAtKSettings, examples: Iterable[Example], sampling: SamplingDistribution
-) -> PassAtKSuite:
+def _pass_at_k(settings: PassAtKSettings, examples: Iterable[Example], sampling: SamplingDistribution) -> PassAtKSuite:
     """Raises RowError where the suite would not accept a row's own answer."""
     tasks = [example if isinstance(example, Task) else _task(question(example)) for example in examples]
     modules = None if settings.modules is None else Path(settings.modules)

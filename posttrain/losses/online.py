@@ -17,13 +17,16 @@ Notation: y_i a response, A the advantage, ρ the ratio, r the log-ratio to the 
 
 Deviations from the papers
  1. Means over a group are means over the responses of the *step*: where all groups are equally large, the same thing.
-    A response that was left out counts nowhere; an empty one counts as a response and has no token.
+    A response that was left out counts nowhere, nor does one without any token; both keep their reward in their
+    group's baseline. A stop token alone is an answer of one token, which trains.
  2. Log-ratios are cut at +-20 before e^x, where every clip has long acted.
  3. GRPO's k3 is the published penalty, though its gradient is that of the other KL (`kl.py`); `kl: reverse` and
     `kl: k3_corrected` have the right one.
  4. Dr. GRPO divides by a constant that its paper leaves open; the authors' code has the generation budget.
  5. CISPO as published also resamples groups and penalises length (it takes both from DAPO); the row does not.
  6. REINFORCE++ and its baseline variant are whitened over the rollout, not over each minibatch.
+ 7. DAPO's dynamic sampling (Eq. 11) asks for groups in which some answers are right and some are not. Here it asks for
+    rewards that are not all equal, as they were before the overlong penalty: the same thing for rewards of 0 and 1.
 """
 
 from __future__ import annotations

@@ -104,18 +104,20 @@ def per_branch(seen: Seen, ratio_N: Tensor) -> dict[str, Tensor]:
     }
 
 
-def explain_zero_loss(values: Mapping[str, float]) -> str | None:
+def explain_zero_loss(values: Mapping[str, float], *, grouped: bool = True) -> str | None:
     """A sentence for a step whose loss is about 0 while it learns; None where there is nothing to explain.
 
     values: a step's metrics by name; `policy_loss`, `advantage_magnitude` and, if known, `grad_norm` are read.
+    grouped: whether advantages compare the completions of a prompt; PPO's come from its value model.
     """
     loss, pull = values.get("policy_loss", float("nan")), values.get("advantage_magnitude", float("nan"))
     if not abs(loss) < 0.05 * pull:
         return None
     norm = values.get("grad_norm")
+    whose = "a group" if grouped else "all tokens of the step"
     seen = "" if norm is None else f", and the gradient's norm is {norm:.3g}"
     return (
-        f"the policy loss is {loss:.2g} because the advantages of a group add up to 0 while every ratio is near 1; "
+        f"the policy loss is {loss:.2g} because the advantages of {whose} add up to 0 while every ratio is near 1; "
         f"the pull on a token is {pull:.3g} (mean |advantage|){seen}. Watch the reward, not the loss."
     )
 

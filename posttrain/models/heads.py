@@ -27,8 +27,9 @@ from posttrain.errors import EncodingError, ModelError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each
 from posttrain.models.adapters import adapter_kind
-from posttrain.models.logprobs import Path, TreeModel, padded_rows, single_rows
+from posttrain.models.logprobs import Path, TreeModel
 from posttrain.models.rope import forget_lengths
+from posttrain.models.rows import padded_rows, single_rows
 from posttrain.models.virtual import backbone_inputs
 from posttrain.types import Batch, Scores
 

@@ -126,12 +126,7 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 SIGNED,
             ),
             Panel("KL to the start, sequence", "k1, nats per response", _one("kl_sequence_reference"), SIGNED),
-            Panel(
-                "KL to the start, exact",
-                "nats per token",
-                (("kl_exact_reverse", "policy to start", "accent"), ("kl_exact_forward", "start to policy", "second")),
-                SIGNED,
-            ),
+            Panel("KL to the start, exact", "nats per token", _one("kl_exact_reverse"), SIGNED),
             Panel("KL coefficient", "", _one("kl_coefficient"), LineStyle(exact=True)),
             Panel(
                 "KL of an update, sampled",

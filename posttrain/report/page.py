@@ -28,6 +28,8 @@ from posttrain.report.tolerant import as_number, as_text
 from posttrain.report.verdict import verdict
 
 REPORT = "report.html"
+REWARD_MODEL = "posttrain_reward.json"
+"""Says of an exported model that it scores answers and writes none."""
 MOST_INTERVAL_CHARTS = 12
 MOST_FILES = 60
 UNSEEN = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x7F, 0xA0))}
@@ -222,8 +224,30 @@ def _models(run: Run) -> list[ModelFolder]:
         folder = stage.model_folder
         if folder is not None and any(folder.iterdir()):
             adapter = (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
-            found.append(ModelFolder(stage.name, folder.as_posix(), adapter, _snippets(folder.as_posix(), adapter)))
+            path = folder.as_posix()
+            scores = (folder / REWARD_MODEL).exists()
+            snippets = _reward_snippets(path) if scores else _snippets(path, adapter)
+            found.append(ModelFolder(stage.name, path, adapter, snippets))
     return found
+
+
+def _reward_snippets(path: str) -> list[Snippet]:
+    """transformers alone loads it too, but knows nothing of steps, mixes and corrections of length."""
+    python = "\n".join(
+        [
+            "import posttrain as pt",
+            "",
+            f"reward = pt.load_reward({path!r})",
+            'print(reward.score("Who are you?", "I am Pia."))',
+            'for rating in reward.score_rows(pt.read("answers.jsonl")):',
+            "    print(rating.row, rating.rewards, rating.steps)",
+        ]
+    )
+    return [Snippet("posttrain", f"posttrain score {_quoted(path)} answers.jsonl"), Snippet("Python", python)]
+
+
+def _quoted(path: str) -> str:
+    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
 
 
 def _snippets(path: str, adapter: bool) -> list[Snippet]:
@@ -243,7 +267,7 @@ def _snippets(path: str, adapter: bool) -> list[Snippet]:
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
         ]
     )
-    quoted = path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+    quoted = _quoted(path)
     found = [Snippet("posttrain", f"posttrain generate {quoted}"), Snippet("transformers", transformers)]
     if not adapter:
         found.append(Snippet("vLLM", f"vllm serve {quoted}"))

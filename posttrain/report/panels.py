@@ -69,6 +69,12 @@ PANELS = (
         LineStyle(unit="share", bounds=(0.0, 1.0), chance=0.5),
     ),
     Panel(
+        "Step accuracy",
+        "shares of steps and responses",
+        (("step_accuracy", "steps", "accent"), ("first_error_accuracy", "first errors", "second")),
+        LineStyle(unit="share", bounds=(0.0, 1.0)),
+    ),
+    Panel(
         "Confidence",
         "sigmoid(|margin|)",
         _one("reward_confidence"),

@@ -5,6 +5,7 @@
       <stage>/      stage.json  config.yaml  preflight.json  metrics.jsonl  pairs.jsonl  samples.jsonl  alarms.jsonl
                     dropped.jsonl  data.jsonl  evaluation.json  evaluations/<suite>.jsonl  checkpoints/  model/
                     reward_evaluation.json  reward_scores.jsonl  rollouts.jsonl  examinations.jsonl
+                    step_evaluation.json  step_scores.jsonl
 
 Every file may be missing, torn or of another version; what cannot be read is a `Problem` of the run, no exception.
 """
@@ -27,6 +28,8 @@ MOST_COMPLETIONS = 5_000
 MOST_ALARMS = 2_000
 MOST_SAMPLES = 2_000
 SHOWN_ROWS = 6
+HEADS = ("untrained", "trained")
+"""Before the figures of summary.json that are a reward model's on its held-out rows."""
 HELD_OUT = "held_out"
 """Before the figures of summary.json that are an online stage's score on its held-out tasks."""
 REMEDY = "give the folder that `posttrain run` wrote, runs/<recipe>"
@@ -104,6 +107,10 @@ class Stage:
     """Its held-out pairs with their rewards."""
     sampled: Sampled | None = None
     """What an online stage sampled."""
+    steps: dict[str, Any] = field(default_factory=dict)
+    """step_evaluation.json of a stage that trained a process reward model."""
+    step_scores: list[dict[str, Any]] = field(default_factory=list)
+    """Its held-out responses with the score and the label of each step."""
 
     @property
     def last_step(self) -> int | None:
@@ -244,6 +251,8 @@ def _read_stage(files: Files, folder: Path, entry: Mapping[str, Any]) -> Stage:
         reward=reward,
         reward_scores=files.lines(folder / "reward_scores.jsonl", MOST_PAIRS),
         sampled=read_sampled(files, folder, _best_step(about)),
+        steps=files.record(folder / "step_evaluation.json"),
+        step_scores=files.lines(folder / "step_scores.jsonl", MOST_PAIRS),
     )
     _note_what_is_missing(files, stage)
     return stage
@@ -364,8 +373,8 @@ def _with_summary(evaluated: Evaluated, summary: object) -> Evaluated:
     scores: dict[str, dict[str, Score]] = {}
     for name, value in figures.items():
         suite, _, metric = name.partition(".")
-        if suite == HELD_OUT:
-            continue  # of a stage that samples; its own section shows it
+        if suite == HELD_OUT or suite in HEADS:
+            continue  # of a stage that samples, of a reward model: its own section shows it
         scores.setdefault(suite if metric else "summary", {})[metric or name] = Score(value)
     return Evaluated(scores, evaluated.answers)
 

@@ -21,6 +21,7 @@ from posttrain.report.panels import (
 )
 from posttrain.report.read import Stage
 from posttrain.report.reward import RewardView, reward_view
+from posttrain.report.reward_steps import StepsView, steps_view
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
 from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
 
@@ -96,6 +97,7 @@ class StageView:
     smoothing: int
     pairs: list[list[Chart]]
     reward: RewardView | None
+    steps: StepsView | None
     online: OnlineView | None
     watched: list[Watched]
     written: list[tuple[str, str, str]]
@@ -125,6 +127,7 @@ def view(stage: Stage, index: int) -> StageView:
         smoothing=smoothing(stage),
         pairs=[] if stage.reward else pair_charts(stage),
         reward=reward_view(stage),
+        steps=steps_view(stage),
         online=online,
         watched=_watched(stage),
         written=[_written(row) for row in stage.written],

@@ -22,7 +22,12 @@ KINDS = ("bad", "warn", "good", "plain")
 """The order in which findings are told."""
 NOTABLE_LOSS = 0.05
 """A share of rows dropped or truncated from which on the verdict speaks of it."""
-TOLD_CURVES = (("loss", "loss", ""), ("reward_accuracy", "accuracy", "share"), ("reward_margin", "margin", ""))
+TOLD_CURVES = (
+    ("loss", "loss", ""),
+    ("reward_accuracy", "accuracy", "share"),
+    ("reward_margin", "margin", ""),
+    ("step_accuracy", "steps judged right", "share"),
+)
 OVERFIT = 0.05
 """Held-out loss this much above its minimum at the end is called overfitting."""
 ORDER = {Change.WORSE: 0, Change.BETTER: 1, Change.MOVED: 2, Change.UNCLEAR: 3, Change.SAME: 4, Change.UNKNOWN: 5}

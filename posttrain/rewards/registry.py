@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, nearest
 from posttrain.rewards import gym, language, refusal, shape, text
 from posttrain.rewards.code import Code
 from posttrain.rewards.endpoint import Endpoint
@@ -147,9 +148,7 @@ def _imported(address: str, folder: Path | None) -> RewardFunction:
             found: Any = _from_file(beside)
         else:
             found = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = vars(found)[name]
-    except (ImportError, KeyError, SyntaxError) as error:
+    except (ImportError, SyntaxError) as error:
         looked = f"{beside} and what is installed" if beside is not None else "what is installed"
         raise ConfigError(
             f"the reward function `{address}` cannot be imported",
@@ -157,11 +156,31 @@ def _imported(address: str, folder: Path | None) -> RewardFunction:
             expected=f"a module with this function, in {looked}",
             remedy="write `function: module:name`, with module.py beside the recipe or installed",
         ) from None
+    module = found
+    for name in path.split("."):
+        if name not in vars(found):
+            raise _no_such_function(address, path, module)
+        found = vars(found)[name]
     if not callable(found):
         raise ConfigError(
             f"`{address}` is no function", found=type(found).__name__, remedy="name a function of the module"
         )
     return found
+
+
+def _no_such_function(address: str, name: str, module: Any) -> ConfigError:
+    made_here = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+    ]
+    near = nearest(name, made_here)
+    return ConfigError(
+        f"the reward function `{address}` is not there: the module has no `{name}`",
+        found=f"its functions are {', '.join(made_here)}" if made_here else "it has no function of its own",
+        expected="module:name of a function",
+        remedy=f"did you mean `{address.partition(':')[0]}:{near}`?" if near else "name one of its functions",
+    )
 
 
 def _from_file(path: Path) -> Any:

@@ -19,6 +19,7 @@ import functools
 import inspect
 import math
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,12 +97,25 @@ class Asking:
         return Asking(many, {p.name: known[p.name] for p in others if p.name in known})
 
 
+def _signature_remedy(function: RewardFunction) -> str:
+    """Says what lacks; TRL's `(prompts, completions, **kwargs)` has the row's columns as keywords, ours has tasks."""
+    names = list(inspect.signature(function).parameters)
+    if names[:2] == ["prompts", "completions"] or (names[:1] == ["completions"] and "task" not in names):
+        return (
+            "what lacks is `tasks`: write `(prompts, completions, tasks)`; a column of the rows, which TRL passes as a "
+            "keyword, is `task.answer` or `task.metadata['COLUMN']` of each"
+        )
+    if not {"task", "tasks"}.intersection(names) and len(names) < 3:
+        return "add what lacks: the parameters `prompt`, `completion` and `task`, in this order"
+    return "give every other parameter a default, or a value under `parameters` in the recipe"
+
+
 def _bad_signature(name: str, function: RewardFunction) -> ConfigError:
     return ConfigError(
         f"the reward `{name}` cannot be called with a prompt, a completion and a task",
         found=f"{name}{inspect.signature(function)}",
         expected="(prompt, completion, task) or (prompts, completions, tasks); also tokens, finish, or groups",
-        remedy="give every other parameter a default, or a value under `parameters` in the recipe",
+        remedy=_signature_remedy(function),
     )
 
 
@@ -196,7 +210,7 @@ class Scorer:
         return RewardError(
             f"the reward `{self.name}` raised {type(error).__name__}",
             where=where,
-            found=f"{type(error).__name__}: {error}",
+            found=f"{type(error).__name__}: {error}{_place_of(error)}",
             remedy="mend the function; return None where it cannot judge a response",
         )
 
@@ -217,6 +231,13 @@ class Scorer:
             expected="a finite number, or None to abstain",
             remedy="mend the function; a response that cannot be judged is None, not NaN",
         )
+
+
+def _place_of(error: Exception) -> str:
+    """ " (rewards.py:12, in polite)": the last line of the function's own file that ran; "" where none did."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _field(item: Sampled, name: str) -> Any:

@@ -16,6 +16,7 @@ from posttrain.data.read import Examples
 from posttrain.data.recast import Condition, Recast, read_as, taken_apart
 from posttrain.data.row_columns import categories_of
 from posttrain.data.store import encode
+from posttrain.data.unread import unread
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
@@ -131,7 +132,9 @@ class _Reader:
             examples = Examples(examples.sources, replace(examples.options, rejected_path=rejected))
         else:
             rejected = examples.options.rejected_path or rejected
-        findings = audit_rows(self.stage, examples, self.folder, self.progress) if split == "train" else ()
+        findings = _unread_check(split, examples)
+        if split == "train":
+            findings += audit_rows(self.stage, examples, self.folder, self.progress)
         name = "rows" if split == "train" else "held-out rows"
         total = examples.counts.kept
         with self.progress.phase(f"{self.folder.name}: encoding {name}", total=total, unit="rows") as phase:
@@ -171,6 +174,7 @@ def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
         "read": examples.counts.read,
         "kept": counts.kept,
         "split": counts.split,
+        "unused_columns": sorted(examples.counts.unused_columns),
         "dropped": {**examples.counts.skipped, **counts.dropped},
         "truncated": dict(counts.truncated),
         "findings": dict(counts.findings),
@@ -178,6 +182,19 @@ def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
         "trained_tokens": counts.trained_tokens,
         "stop_share": counts.stop_share,
     }
+
+
+def _unread_check(split: str, examples: Examples) -> tuple[Check, ...]:
+    """The columns that nothing reads: a `system` that is misspelt is lost there, and so is a label under SFT."""
+    if not examples.counts.unused_columns:
+        return ()
+    found = unread(examples.counts.unused_columns, examples.format, examples.options.columns)
+    title = "columns" if split == "train" else "columns of the held-out rows"
+    evidence = {"format": examples.format, "unused": list(found.columns)}
+    detail = f"read as '{examples.format}'; {found}"
+    if not found.doubts:
+        return (Check("columns", title, "pass", detail, evidence),)
+    return (Check("columns", title, "warn", detail, evidence, "; ".join(found.doubts)),)
 
 
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
@@ -245,7 +262,7 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     }
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
-    findings = (*training.findings, check)
+    findings = (*training.findings, *apart.findings, check)
     return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories)
 
 

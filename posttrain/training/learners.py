@@ -139,7 +139,7 @@ class PolicyGradient(_Plain):
         return {"kl_coefficient": used}
 
     def explain(self, values: Mapping[str, float]) -> str | None:
-        return explain_zero_loss(values)
+        return explain_zero_loss(values, grouped=self.stage.row.advantage not in credit.TOKEN_RULES)
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"kl_coefficient": self.kl.beta}

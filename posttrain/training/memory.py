@@ -168,14 +168,18 @@ def fitting_microbatch(
     largest_tree: int,
     live_reference: bool,
     largest: TokenTree | None = None,
+    wanted: int = 0,
 ) -> int:
-    """Tokens per micro-batch that the free memory holds, at least the largest tree, which cannot be cut."""
+    """Tokens per micro-batch that the free memory holds, at least the largest tree, which cannot be cut.
+
+    wanted: more than the usual limit is of use up to this many, where there is memory for them.
+    """
     fixed = plan(
         policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=live_reference, largest=largest
     )
     room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
     fits = int(room / max(bytes_per_token, 1.0))
-    return max(largest_tree, min(fits, MICROBATCH_LIMIT.get(policy.device.type, 2048)), 1)
+    return max(largest_tree, min(fits, max(wanted, MICROBATCH_LIMIT.get(policy.device.type, 2048))), 1)
 
 
 def available_bytes(device: torch.device) -> int:

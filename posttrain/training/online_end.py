@@ -55,7 +55,7 @@ def _is_update(values: Mapping[str, Any]) -> bool:
 
 
 def _record(scores: Mapping[int, Score], best: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """{"start": {"step", "value", "low", "high", "n"}, "best": ..., "last": ..., "kept": ...}; kept is what was saved."""
+    """{"start": {"step", "value", "low", "high", "n"}, "best", "last", "kept"}; kept is what was saved."""
     if not scores:
         return None
     steps = {"start": min(scores), "last": max(scores)}

@@ -19,6 +19,7 @@ from posttrain.data.formats.detect import likely_column
 from posttrain.data.refusals import quoted
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, to_device
+from posttrain.data.unread import misspelt
 from posttrain.models.logprobs import Policy
 from posttrain.rewards import Rubric, gold_check, unjudged
 from posttrain.rewards.rubric import GoldFailure
@@ -36,8 +37,14 @@ from posttrain.types import Task, TokenTree
 
 PROBED_PROMPTS = 2
 PROBED_COMPLETIONS = 3
+PROBED_TOKENS = 1024
+"""Of prompts, each counted once for each of its completions; longer ones are proven on one prompt with two."""
+SEARCHED_PROMPTS = 64
+PROMPTS_AGAIN = 0.05
 PROBED_NEW_TOKENS = 32
 """Enough for every check, and a second on a laptop."""
+TASK_COLUMNS = ("answer", "system", "tools")
+"""Columns of a task that are read; all others become metadata, which rewards may look at."""
 GOLD_TASKS = 200
 """Tasks whose own answers the verifiers are tried on before training; `posttrain check` tries all."""
 SAMPLER_GAP = 1e-4
@@ -74,7 +81,15 @@ def prove(
     elif resumed and resumed.get("tokens_per_microbatch"):
         budget = int(resumed["tokens_per_microbatch"])
     else:
-        budget = fitting_microbatch(policy, per_token, largest_tree=longest, live_reference=live, largest=largest)
+        answers = stage.completions_per_prompt * stage.sampling.max_new_tokens
+        budget = fitting_microbatch(
+            policy,
+            per_token,
+            largest_tree=longest,
+            live_reference=live,
+            largest=largest,
+            wanted=whole_groups(tasks.train.longest, answers),
+        )
     memory = plan(
         policy,
         tokens_per_microbatch=max(budget, longest),
@@ -84,6 +99,17 @@ def prove(
     )
     checks.append(preflight.check_memory(memory))
     return preflight.Preflight(tuple(checks), _shown(rows, encoder), memory), budget
+
+
+def whole_groups(prompt: int, answers: int) -> int:
+    """The smallest micro-batch that computes few prompts twice: a group that it does not hold is taken apart, each part
+    with the prompt, and that may cost `PROMPTS_AGAIN` of the group's tokens.
+
+    whole_groups(30, 1024) -> 542        two parts
+    whole_groups(600, 1024) -> 1624      the whole group
+    """
+    parts = 1 + int(PROMPTS_AGAIN * (prompt + answers) / prompt)
+    return prompt + -(-answers // parts)
 
 
 def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[dict[str, Any], ...]:
@@ -99,7 +125,11 @@ def probe_trees(stage: SamplingStage, engine: Engine, encoder: Encoder, prompts:
     """A few short completions of the start, with columns of the kind that training has."""
     sampling = stage.distribution(encoder.stop_ids, seed=0)
     short = replace(sampling, max_new_tokens=min(PROBED_NEW_TOKENS, sampling.max_new_tokens))
-    groups = sample(engine, encoder, prompts[:PROBED_PROMPTS], short, PROBED_COMPLETIONS)
+    asked = sorted(prompts[:SEARCHED_PROMPTS], key=lambda prompt: len(prompt.ids))[:PROBED_PROMPTS]
+    completions = PROBED_COMPLETIONS
+    if sum(len(prompt.ids) for prompt in asked) * completions > PROBED_TOKENS:  # the padded path computes each apart
+        asked, completions = asked[:1], 2
+    groups = sample(engine, encoder, asked, short, completions)
     for group in groups:
         for number, one in enumerate(group.responses):
             one.reward = float(number == 0)
@@ -120,6 +150,12 @@ def _check_tasks(tasks: TaskSet) -> Check:
     detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
     if lost > 0.05 * counts["read"]:
         return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
+    keys = {key for prompt in tasks.train[:GOLD_TASKS] for key in prompt.task.metadata}
+    if near := misspelt(keys, TASK_COLUMNS):
+        remedy = "; ".join(
+            f"`{name}` is kept as metadata only: did you mean `{meant}`?" for name, meant in near.items()
+        )
+        return Check("data", "tasks", "warn", detail, {**evidence, "misspelt": near}, remedy)
     if not tasks.held_out:
         remedy = "raise held_out, or name a file: without it, a policy that games the reward looks like one that learns"
         return Check("data", "tasks", "warn", f"{detail}: no score on tasks that do not train", evidence, remedy)

@@ -31,7 +31,7 @@ from posttrain.config.chain import continued
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import RunFolder, StageFolder
+from posttrain.diagnostics.run_store import RunFolder, StageFolder, make_folder
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
@@ -48,7 +48,7 @@ from posttrain.training.memory import EVALUATION_REMEDY, explained
 from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Preflight
 from posttrain.training.records import environment, now
-from posttrain.training.run_record import Timed, begin_run, how_it_ended
+from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stage import prepare, run_stage
 from posttrain.training.tasks import tasks_fingerprint
 
@@ -79,6 +79,11 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
             _forget(run)
         for note in recipe.notes:
             progress.say(note)
+        if left := left_over(run, recipe.stages):
+            progress.say(
+                f"{run.path} holds {', '.join(left)} of another recipe: no longer listed in run.json; the folder "
+                "stays, and --fresh does not remove it"
+            )
         begin_run(run, recipe.name, recipe.stages)
         run.write_recipe(recipe.to_yaml())
         try:
@@ -136,6 +141,7 @@ def _scratch(folder: Path) -> Iterator[RunFolder]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     scratch = RunFolder(folder / ".check")
     shutil.rmtree(scratch.path, ignore_errors=True)
+    make_folder(scratch.path)
     try:
         yield scratch
     finally:

@@ -111,6 +111,8 @@ def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str
         kinds = ["demonstration"] if len(tree.branches) == 1 else ["chosen", "rejected"]
         if tree.label is not None:
             kinds = list(tree.roles)
+        if tree.step_labels is not None:
+            kinds = ["response in steps"]
         kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
         for index, kind in enumerate(kinds):
             pieces = decoder.decode_marked(tree, index)

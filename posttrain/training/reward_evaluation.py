@@ -175,7 +175,8 @@ def _write_steps(
     found = record["trained"]
     progress.say(
         f"{folder.name}: {found['step_accuracy']['value']:.1%} of {record['steps']:,} held-out steps judged right, "
-        f"{found['first_error_accuracy']['value']:.1%} of {record['responses']:,} first errors found"
+        f"the first error found (or that there is none) in {found['first_error_accuracy']['value']:.1%} of "
+        f"{record['responses']:,} responses"
     )
     write_step_evaluation(folder.path, record, scores, untrained=untrained)
 

@@ -225,9 +225,9 @@ def fill(
 def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
     """Settle which responses train.
 
-    A stop token alone is an answer, and trains. A response without ids has nothing to train, and its reward stays in its
-    group's mean; so does that of one that was cut, which is left out under `drop_truncated`. One that nobody judged or
-    that was aborted says nothing.
+    A stop token alone is an answer, and trains. A response without ids has nothing to train, and its reward stays in
+    its group's mean; so does that of one that was cut, which is left out under `drop_truncated`. One that nobody judged
+    or that was aborted says nothing.
     """
     for group in groups:
         for one in group.responses:

@@ -36,6 +36,13 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
     )
 
 
+def left_over(run: RunFolder, stages: Sequence[StageSettings]) -> list[str]:
+    """Stages that ran into this folder under another recipe and are none of this one's: `begin_run` unlists them."""
+    before = [str(entry["name"]) for entry in run.run().get("stages", [])] if run.exists else []
+    named = {stage.name for stage in stages}
+    return [name for name in before if name not in named and run.stage(name).exists]
+
+
 def how_it_ended(error: BaseException | None) -> str:
     """done, interrupted (Ctrl-C, or a stop that was asked for), or failed."""
     if error is None:

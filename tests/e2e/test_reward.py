@@ -137,6 +137,45 @@ LISTS = [
 PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n}\nplease.", "rejected": f"{n}!\nno.\n"} for n in range(12)]
 
 
+STEPS = [
+    {
+        "prompt": f"{n} * 2 + 1?",
+        "completions": [f"{n} * 2 = {2 * n}", f"{2 * n} + 1 = {2 * n + 1 + n % 2}"],
+        "labels": [True, n % 2 == 0],
+    }
+    for n in range(12)
+]
+
+
+@pytest.mark.slow
+def test_a_process_reward_model_from_a_recipe(tmp_path: Path) -> None:
+    """`posttrain run`, `posttrain score` and the report of a recipe with labelled steps."""
+    data = write(tmp_path / "steps.jsonl", STEPS)
+    recipe = tmp_path / "recipe.yaml"
+    stage = (
+        f"{{method: reward, name: prm, data: {data}, head: steps, objective: step_labels, held_out: 0.25, steps: 3}}"
+    )
+    recipe.write_text(f"schema: 1\nname: steps\nmodel: embedded\nout: {tmp_path}\nstages:\n  - {stage}\n")
+    ran = CliRunner().invoke(app, ["run", str(recipe)])
+    assert ran.exit_code == 0, ran.output
+    page = (tmp_path / "steps" / "report.html").read_text(encoding="utf-8")
+    assert "Process reward model" in page and "Scores of steps, untrained head" in page and "vllm serve" not in page
+    again = CliRunner().invoke(
+        app, ["score", str(tmp_path / "steps" / "prm" / "model"), data, "--out", str(tmp_path / "scores.jsonl")]
+    )
+    assert again.exit_code == 0, again.output
+    assert "24 steps judged right" in again.output + again.stderr
+    held_out = {
+        line["row"]: line
+        for line in map(json.loads, (tmp_path / "steps/prm/step_scores.jsonl").read_text().splitlines())
+    }
+    scored = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    found = {line["row"]: line["steps"][0] for line in scored}
+    assert len(held_out) == 3 and all(
+        found[row] == pytest.approx(line["scores"], abs=1e-5) for row, line in held_out.items()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -146,6 +185,8 @@ PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n}\nplease.", "rejected": f"{n}!\n
         ("lists", {"objective": {"kind": "bradley_terry", "label_smoothing": 0.1}}),
         ("pairs", {"head": {"kind": "ensemble", "members": 3, "combine": "mean_minus_std"}}),
         ("pairs", {"head": {"kind": "steps", "aggregate": "product"}}),
+        ("steps", {"head": "steps", "objective": "step_labels"}),
+        ("steps", {"head": {"kind": "steps", "aggregate": "product"}, "objective": "step_labels"}),
         ("pairs", {"head": {"pooling": "mean"}, "compute": {"logprobs": "padded"}}),
         ("both", {"head": {"kind": "attributes", "files": {"a": "pairs.jsonl", "b": "more.jsonl"}}}),
         ("both", {"head": {"kind": "groups", "files": {"a": "pairs.jsonl", "b": "more.jsonl"}}}),
@@ -156,6 +197,7 @@ def test_every_kind_goes_through_a_whole_stage(tmp_path: Path, name: str, option
     files = {
         "lists": [write(tmp_path / "lists.jsonl", LISTS)],
         "pairs": [write(tmp_path / "pairs.jsonl", PAIRS)],
+        "steps": [write(tmp_path / "steps.jsonl", STEPS)],
         "both": [write(tmp_path / "pairs.jsonl", PAIRS), write(tmp_path / "more.jsonl", PAIRS[:6])],
     }[name]
     stage = pt.Reward(steps=3, rows_per_step=6, learning_rate=1e-3, held_out=0.25, normalise="whiten", **options)

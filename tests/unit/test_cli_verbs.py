@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from posttrain.cli.app import app
+from posttrain.cli.boundary import guarded
 from posttrain.cli.chat import chat
+from posttrain.cli.outputs import refusal_of
 from posttrain.cli.proof import LONGEST_PIECE, show_preflight
 from posttrain.cli.run import with_out
 from posttrain.cli.speaker import Speaker, read_prompts
@@ -304,3 +309,60 @@ def test_the_end_of_input_ends_a_conversation(monkeypatch: pytest.MonkeyPatch, e
     parrot: Any = Parrot()
     chat(parrot, seed=0)
     assert parrot.heard == []
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_reward_model_is_no_model_to_talk_to(tmp_path: Path, model: str) -> None:
+    judge = tmp_path / "judge"
+    shutil.copytree(model, judge)
+    settings = json.loads((judge / "config.json").read_text())
+    (judge / "config.json").write_text(json.dumps(settings | {"architectures": ["LlamaForSequenceClassification"]}))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hi\n")
+    for verb in (
+        ["generate", str(judge), "--prompts", str(prompts)],
+        ["compare", model, str(judge), "--prompts", str(prompts)],
+    ):
+        result = CliRunner().invoke(app, verb)
+        assert result.exit_code == 2 and "reward model" in result.stderr and "posttrain score" in result.stderr
+
+
+def test_a_model_that_is_not_there_is_said_before_an_empty_pipe() -> None:
+    result = CliRunner().invoke(app, ["generate", "NOPE"], input="")
+    assert result.exit_code == 2 and "no model is called 'NOPE'" in result.stderr
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_no_fault_of_posttrain(wrapped: bool) -> None:
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    error: Exception = full
+    if wrapped:
+        error = RuntimeError("saving failed")
+        error.__cause__ = full
+    refused = refusal_of(error)
+    assert refused is not None and "free some room" in refused.remedy and "No space left" in str(refused.found)
+    assert refusal_of(SafetensorError("header too small")) is None
+    unrelated = ValueError("a fault")
+    unrelated.__context__ = full
+    assert refusal_of(unrelated) is None
+
+
+def test_a_verb_that_meets_a_full_disk_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def verb() -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(typer.Exit) as ended:
+        guarded(verb)()
+    assert ended.value.exit_code == 2 and "free some room" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_a_run_folder_that_cannot_be_made_is_refused(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "a_file").write_text("")
+    out = tmp_path / "a_file" / "runs"
+    result = CliRunner().invoke(app, [verb, "quickstart", "--out", str(out)])
+    assert result.exit_code == 2 and "the run folder cannot be made" in result.stderr and "--out DIR" in result.stderr
+    nowhere = CliRunner().invoke(app, [verb, "quickstart", "--out", "/proc/x"])
+    assert nowhere.exit_code == 2 and "cannot be made" in nowhere.stderr

@@ -465,6 +465,19 @@ def test_recipes_are_found_by_file_and_by_name(folder: Path, monkeypatch: pytest
         find_recipe("identiy")
 
 
+def test_a_shipped_recipe_named_by_a_path_is_suggested_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        find_recipe("recipes/identity.yaml")
+    assert caught.value.remedy == "did you mean `identity`?"
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(SourceError) as beside:
+        find_recipe("./mime.yaml")
+    assert beside.value.remedy == "did you mean `./mine.yaml`?"
+
+
 @pytest.mark.parametrize("name", [path.stem for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))])
 def test_shipped_recipes_are_right(name: str) -> None:
     recipe = load_recipe(find_recipe(name))

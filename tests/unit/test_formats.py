@@ -150,6 +150,36 @@ READS: dict[str, tuple[str, dict[str, Any], Example]] = {
         {"instruction": "2 + 2?", "input": "", "output": "4", "history": [], "system": ""},
         Demonstration((USER, GOOD), REF),
     ),
+    "alpaca pair": (
+        "alpaca_preference",
+        {"instruction": "Add.", "input": "2, 2", "chosen": "4", "rejected": "5", "system": "Count."},
+        Comparison((Message("system", "Count."), Message("user", "Add.\n2, 2")), ((GOOD,), (BAD,)), 0, REF),
+    ),
+    "alpaca pair without input": (
+        "alpaca_preference",
+        {"instruction": "2 + 2?", "input": "", "chosen": "4", "rejected": "5"},
+        Comparison((USER,), ((GOOD,), (BAD,)), 0, REF),
+    ),
+    "alpaca feedback": (
+        "alpaca_feedback",
+        {"instruction": "Add.", "input": "2, 2", "output": "5", "kto_tag": False},
+        Feedback((Message("user", "Add.\n2, 2"),), (BAD,), False, REF),
+    ),
+    "sharegpt feedback": (
+        "conversation_feedback",
+        {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}], "kto_tag": True},
+        Feedback((USER,), (GOOD,), True, REF),
+    ),
+    "chat feedback of several turns": (
+        "conversation_feedback",
+        {"messages": [U, B, U, A], "label": True},
+        Feedback((USER, BAD, USER), (GOOD,), True, REF),
+    ),
+    "a number beside a conversation may be its topic": (
+        "chat",
+        {"messages": [U, A], "label": 1},
+        Demonstration((USER, GOOD), REF),
+    ),
     "prompt_completion": (
         "prompt_completion",
         {"prompt": "2 + 2?", "completion": "4"},

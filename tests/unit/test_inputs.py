@@ -226,3 +226,41 @@ def test_lists_with_ties_are_refused_where_one_order_trains(
     assert str(error.value.where).endswith("row 2") and "3, 1, 1" in error.value.found
     assert f"`{all_pairs}`" in error.value.remedy
     assert len(loaded(Preference("dpo", data=data, held_out=0), start, tmp_path).rows) == 3
+
+
+# ---------------------------------------------------------------- columns that nothing reads
+
+
+def columns_check(tmp_path: Path, start: Path, *rows: dict[str, Any], **data: Any) -> Any:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = loaded(SFT(data={"path": str(path), **data}, learning_rate=1e-3, epochs=1, held_out=0), start, tmp_path)
+    check = next((one for one in inputs.findings if one.name == "columns"), None)
+    if check is None:
+        return None
+    assert inputs.counts["unused_columns"] == check.evidence["unused"]
+    return check
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path: Path, start: Path) -> None:
+    row = {"prompt": "a", "completion": "b"}
+    assert columns_check(tmp_path, start, row) is None
+    named = columns_check(tmp_path, start, {**row, "id": 3, "prompt_id": "x"})
+    assert named.status == "pass" and "nothing reads: id, prompt_id" in named.detail
+    slip = columns_check(tmp_path, start, {**row, "systm": "Be brief."})
+    assert slip.status == "warn" and "`systm` is not read: did you mean `system`?" in slip.remedy
+    other = columns_check(tmp_path, start, {**row, "system_prompt": "Be brief."})
+    assert "did you mean `system`?" in other.remedy
+
+
+def test_a_label_under_sft_is_a_warning(tmp_path: Path, start: Path) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    check = columns_check(tmp_path, start, {"messages": chat, "label": False})
+    assert check.status == "warn" and "bad responses are imitated" in check.remedy and "kto" in check.remedy
+
+
+def test_an_input_beside_a_mapped_instruction_is_a_warning(tmp_path: Path, start: Path) -> None:
+    row = {"instruction": "Add.", "input": "2, 2", "output": "4"}
+    check = columns_check(tmp_path, start, row, columns={"prompt": "instruction", "completion": "output"})
+    assert check.status == "warn" and "`prompt` is only the instruction" in check.remedy
+    assert columns_check(tmp_path, start, row) is None

@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from posttrain.data.trees import collate, count, pack
 from posttrain.models import projection
 from posttrain.models.attention import TreeLayout, tree_attention
-from posttrain.models.logprobs import Policy, padded_rows
+from posttrain.models.logprobs import Policy
 from posttrain.models.projection import Head, target_logprobs
+from posttrain.models.rows import padded_rows
 from posttrain.types import Batch, TokenTree
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model
 

@@ -263,7 +263,8 @@ def test_parameters_are_checked_and_belong_to_rows() -> None:
     with pytest.raises(ConfigError, match="clip_low is out of range"):
         resolve_online(ONLINE["grpo"], {"clip_low": 1.5})
     assert owners()["lam"] == ["ppo"]
-    assert set(PARAMETERS) == {key for row in ALL_VARIANTS.values() for key in row.defaults}
+    rows = [*ALL_VARIANTS.values(), variant(ONLINE["grpo"], kl="exact")]
+    assert set(PARAMETERS) == {key for row in rows for key in row.defaults}
 
 
 def test_names() -> None:
@@ -336,7 +337,9 @@ def test_a_ratio_beyond_every_clip_stays_finite() -> None:
 
 def test_a_loss_of_about_0_is_explained() -> None:
     text = explain_zero_loss({"policy_loss": 1e-9, "advantage_magnitude": 0.7, "grad_norm": 0.3})
-    assert text is not None and "0.7" in text and "norm is 0.3" in text
+    assert text is not None and "0.7" in text and "norm is 0.3" in text and "of a group add up" in text
+    without = explain_zero_loss({"policy_loss": 1e-9, "advantage_magnitude": 0.7}, grouped=False)
+    assert without is not None and "group" not in without and "all tokens of the step" in without
     assert explain_zero_loss({"policy_loss": -0.2, "advantage_magnitude": 0.7}) is None
     assert explain_zero_loss({"policy_loss": 0.0, "advantage_magnitude": 0.0}) is None
     assert explain_zero_loss({}) is None

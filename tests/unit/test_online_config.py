@@ -10,6 +10,7 @@ from posttrain.config import STAGES, LoRA, parse_recipe
 from posttrain.config.online import GRPO, ONLINE_STAGES, PPO, Online
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.online import ONLINE
+from posttrain.training.online_preflight import whole_groups
 
 
 @pytest.mark.parametrize("method", ONLINE)
@@ -101,3 +102,13 @@ def test_a_recipe_names_its_rewards() -> None:
         parse_recipe(text)
     assert "rewards: [{kind: math}]" in caught.value.remedy
     parse_recipe(text.replace("tasks.jsonl}", "tasks.jsonl, rewards: [{kind: math}]}"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers", "tokens"), [(30, 1024, 542), (600, 1024, 1624), (1, 10, 11), (100, 8, 108)]
+)
+def test_micro_batches_hold_whole_groups_where_prompts_are_long(prompt: int, answers: int, tokens: int) -> None:
+    """Parts of a group each compute the prompt: at most a twentieth of the group's tokens may be spent on that."""
+    assert whole_groups(prompt, answers) == tokens
+    parts = -(-answers // (tokens - prompt))
+    assert (parts - 1) * prompt <= 0.05 * (prompt + answers)

@@ -71,9 +71,7 @@ def advantages_of(rollout: Rollout) -> list[float]:
 @pytest.mark.parametrize(("drop", "expected"), [(True, [2.75, 0.5]), (False, [2.75, 0.5, -3.25])])
 def test_a_kl_in_the_reward_charges_those_that_are_left_out(drop: bool, expected: list[float]) -> None:
     """1 nat a token, beta 1/2; rewards 1, 0, 0 less 1, 1.5 and 4 are 0, -1.5, -4, each against the mean of the rest."""
-    rollout = rollout_of(
-        response([7, STOP], 1.0), response([7, 8, STOP], 0.0), response([7] * 8, 0.0, CUT), drop=drop
-    )
+    rollout = rollout_of(response([7, STOP], 1.0), response([7, 8, STOP], 0.0), response([7] * 8, 0.0, CUT), drop=drop)
     taught = learner("rloo", kl_beta=0.5, truncated="drop" if drop else "keep").trees(rollout, rollout.groups)
     assert advantages_of(rollout) == pytest.approx(expected)
     (tree,) = taught[0]

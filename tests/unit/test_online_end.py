@@ -1,4 +1,4 @@
-"""A stage that samples says at its end what it came to: rows nobody can judge, no update at all, the start handed back."""
+"""What a stage that samples says of itself: rows that nobody can judge, no update at all, the start handed back."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def always_one(prompt: Any, completion: str, task: Task) -> float:
     ("reward", "step_line", "why"),
     [
         (abstains, "every reward abstained from all completions of the step", "every reward abstained"),
-        (always_one, "the rewards of each are all equal", "no step had anything to learn from"),
+        (always_one, "no group has a signal (the rewards of each are all equal)", "no step had anything to learn from"),
     ],
 )
 def test_a_stage_without_an_update_is_not_just_saved(
@@ -118,7 +118,7 @@ def test_a_stage_without_an_update_is_not_just_saved(
 ) -> None:
     saying = Saying()
     run = pt.train(
-        pt.GRPO(**SETTINGS, held_out=0),
+        pt.GRPO(**SETTINGS, held_out=0, choices={"groups": "drop"}),
         start,
         tasks_of(),
         rewards=[reward],
@@ -126,7 +126,7 @@ def test_a_stage_without_an_update_is_not_just_saved(
         progress=saying.progress,
     )
     said = saying.lines
-    assert sum(step_line in line for line in said) == 2
+    assert sum(f"no update: {step_line}" in line for line in said) == 2
     assert any(line.startswith("WARNING: grpo: not one update was made in 2 steps") and why in line for line in said)
     assert said.index("saved") < next(i for i, line in enumerate(said) if line.startswith("WARNING"))
     alarms = [alarm for alarm in run.alarms() if alarm["name"] == "no_update"]
@@ -166,7 +166,9 @@ def test_the_start_handed_back_is_said_with_its_interval(tmp_path: Path) -> None
 
 
 def test_the_held_out_score_is_in_the_summary_and_in_a_table(start: Path, tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(8)))
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(8))
+    )
     (tmp_path / "mine.py").write_text("def short(prompt, completion, task):\n    return float(len(completion) < 4)\n")
     stage = {
         **SETTINGS,

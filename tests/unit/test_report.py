@@ -17,6 +17,7 @@ import pytest
 
 from posttrain.errors import SourceError
 from posttrain.report import write_report
+from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Line, LineStyle, Note, line_chart, spread_labels
 from posttrain.report.distributions import box_chart, common_bins, histogram, interval_chart, scatter
 from posttrain.report.evaluation import Change, Meaning, Wanted, final_table, judge, meaning
@@ -37,9 +38,7 @@ from posttrain.report.page import render
 from posttrain.report.palette import DARK, LIGHT
 from posttrain.report.panels import curve_charts, group_alarms, pair_charts
 from posttrain.report.read import Curve, Run, Score, read_run
-from posttrain.report.answers import answer_suites
 from posttrain.report.sections import view
-from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.summaries import (
     Difference,
     bins,
@@ -52,6 +51,7 @@ from posttrain.report.summaries import (
     segments,
     window,
 )
+from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.tolerant import as_number, as_text
 from posttrain.report.verdict import overfit, verdict
 from tests.fake_run import ALARMS, Plan, change_json, metric_line, write_fake_run, write_json, write_lines

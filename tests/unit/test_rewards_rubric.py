@@ -307,3 +307,37 @@ def test_a_broken_module_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def f(:")
     with pytest.raises(ConfigError, match="SyntaxError"):
         resolve({"kind": "function", "function": "broken:f"}, folder=tmp_path)
+
+
+def test_an_exception_names_the_line_of_the_function(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import statistics\n\n\ndef mean(values):\n    return statistics.mean(values)\n\n\n"
+        "def bad(prompt, completion, task):\n    return mean([])\n"
+    )
+    scorer = resolve({"kind": "function", "function": "mine:bad"}, folder=tmp_path)
+    with pytest.raises(RewardError) as caught:
+        scorer.score([Sampled((Message("user", "?"),), "4", Task((Message("user", "?"),), "4", RowRef("t", 1)))])
+    assert f"{tmp_path / 'mine.py'}:5, in mean" in str(caught.value.found)  # not the line within `statistics`
+
+
+def test_the_signature_of_trl_is_told_what_lacks() -> None:
+    def of_trl(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+        return [0.0 for _ in completions]
+
+    def short(completion: str) -> float:
+        return 0.0
+
+    def more(prompt: Any, completion: str, task: Task, level: int) -> float:
+        return 0.0
+
+    for function, words in ((of_trl, "what lacks is `tasks`"), (short, "`task`, in this order"), (more, "a default")):
+        with pytest.raises(ConfigError) as caught:
+            Scorer("mine", function).score([Sampled((), "4", Task((), "4", RowRef("t", 1)))])
+        assert words in caught.value.remedy
+
+
+def test_a_function_that_the_module_lacks_is_told_which_there_are(tmp_path: Path) -> None:
+    (tmp_path / "mine2.py").write_text("def polite(prompt, completion, task):\n    return 1.0\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve({"kind": "function", "function": "mine2:polit"}, folder=tmp_path)
+    assert "its functions are polite" in str(caught.value.found) and "mine2:polite" in caught.value.remedy

@@ -9,9 +9,10 @@ import torch
 
 from posttrain.data.trees import collate
 from posttrain.models.attention import TreeLayout
-from posttrain.models.logprobs import Policy, single_rows
+from posttrain.models.logprobs import Policy
 from posttrain.models.parity import LOGPROB_ERROR, beside, computed_in, tree_against_padded
 from posttrain.models.rope import static_positions
+from posttrain.models.rows import single_rows
 from posttrain.training import preflight
 from posttrain.types import TokenTree
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import posttrain as pt
 from posttrain.diagnostics import files
 from posttrain.diagnostics.files import JsonlLog, plain, read_json, read_jsonl, write_json, write_text
 from posttrain.diagnostics.run_store import RunFolder, StageFolder
 from posttrain.errors import ResumeError, SourceError
+from posttrain.training.run_record import begin_run, left_over
 
 
 def metrics_of(folder: StageFolder, *steps: int) -> None:
@@ -227,3 +229,14 @@ def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with RunFolder(tmp_path).locked(), pytest.raises(ResumeError), RunFolder(tmp_path).locked():
         pass
+
+
+def test_stages_of_another_recipe_are_told_when_they_leave_the_list(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    first, other = pt.DPO(name="dpo"), pt.SFT(name="sft")
+    begin_run(run, "d", [first])
+    assert left_over(run, [other]) == []  # it never began
+    run.stage("dpo").write_stage(status="done")
+    assert left_over(run, [other]) == ["dpo"] and left_over(run, [first, other]) == []
+    begin_run(run, "d", [other])
+    assert left_over(run, [other]) == []

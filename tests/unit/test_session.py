@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import posttrain as pt
 from posttrain.config import DPO, SFT
 from posttrain.diagnostics.run_store import RunFolder
 from posttrain.errors import PosttrainError, ResumeError
@@ -140,3 +141,7 @@ def test_a_report_that_fails_hides_no_error(
     (tmp_path / "empty").mkdir()
     with pytest.raises(PosttrainError, match="no model"):
         train(SFT(**SETTINGS), tmp_path / "empty", rows, out=tmp_path / "mine")
+
+
+def test_the_base_of_all_errors_is_public() -> None:
+    assert pt.PosttrainError is PosttrainError and "PosttrainError" in pt.__all__

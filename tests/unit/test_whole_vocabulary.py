@@ -20,6 +20,7 @@ from posttrain.losses.policy import ONLINE, policy_loss, variant
 from posttrain.models import projection
 from posttrain.models.divergence import Against, Distributions, divergence, spaced_tokens
 from posttrain.models.logprobs import Policy
+from posttrain.report.online_panels import GROUPS
 from posttrain.training.learners import KLWeight
 from posttrain.training.online_stage import objective_of
 from posttrain.training.step import accumulate, forward
@@ -137,6 +138,8 @@ def test_exact_kl_in_the_loop(start: Path, tmp_path: Path, adapter: Any) -> None
     assert steps[-1]["kl_exact_reverse"] > 1e-4
     assert steps[-1]["kl_exact_reverse"] == pytest.approx(steps[-1]["kl_k3_reference"], rel=0.7)
     assert "reference_logprobs" in lines(tmp_path, "rollouts.jsonl")[0]
+    drawn = {panel.title: panel for _, _, panels in GROUPS for panel in panels}["KL to the start, exact"]
+    assert {name for name, _, _ in drawn.series} == {name for name in steps[0] if name.startswith("kl_exact")}
 
 
 def test_exact_kl_has_its_own_parameter_and_place() -> None:

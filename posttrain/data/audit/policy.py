@@ -21,9 +21,10 @@ from posttrain.data.audit.subject import FEWEST_PAIRS, Subject
 from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
-from posttrain.models.logprobs import Path, Policy, padded_rows
+from posttrain.models.logprobs import Path, Policy
 from posttrain.models.parity import tree_against_padded
 from posttrain.models.projection import read_head, target_logprobs
+from posttrain.models.rows import padded_rows
 from posttrain.types import Batch, Example, TokenTree
 
 STALE = 1.0

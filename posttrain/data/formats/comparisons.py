@@ -48,7 +48,7 @@ def preference(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     else:
         prompt, chosen, rejected = _split(chosen, rejected, given, column, rules)
         prompt = with_system(prompt, row)
-    return _pair(prompt, chosen, rejected, row, ref, rules)
+    return pair(prompt, chosen, rejected, row, ref, rules)
 
 
 def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
@@ -56,7 +56,7 @@ def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     chosen = _dialogue(row.get("chosen"), "chosen")
     rejected = _dialogue(row.get("rejected"), "rejected")
     prompt, chosen, rejected = _split(chosen, rejected, None, "prompt", rules)
-    return _pair(with_system(prompt, row), chosen, rejected, row, ref, rules)
+    return pair(with_system(prompt, row), chosen, rejected, row, ref, rules)
 
 
 def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
@@ -78,10 +78,10 @@ def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     prompt = prompt_of(row, rules, ("question", "prompt"))
     chosen = response_turns(row.get(better), better, rules)
     rejected = response_turns(row.get(worse), worse, rules)
-    return _pair(prompt, chosen, rejected, row, ref, rules, (better, worse))
+    return pair(prompt, chosen, rejected, row, ref, rules, (better, worse))
 
 
-def _pair(
+def pair(
     prompt: Messages,
     chosen: Messages,
     rejected: Messages,
@@ -90,6 +90,7 @@ def _pair(
     rules: Rules,
     columns: tuple[str, str] = ("chosen", "rejected"),
 ) -> Comparison:
+    """Two responses to one prompt, the better one first, with the row's margin, scores and votes."""
     chosen = continuation(prompt, chosen, columns[0])
     rejected = continuation(prompt, rejected, columns[1])
     if chosen == rejected:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.formats import comparisons, demonstrations, judged, stepwise
+from posttrain.data.formats import comparisons, demonstrations, judged, llama_factory, stepwise
 from posttrain.data.formats.columns import Row
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import DEFAULT_RULES, Rules
@@ -164,6 +164,16 @@ _ROWS = (
         "a prompt, K responses, and their scores, votes or order (indices from 0, best first)",
     ),
     Format(
+        "alpaca_preference",
+        Comparison,
+        ("instruction", "chosen", "rejected"),
+        ("input", "history", "system", "tools", "margin", "votes"),
+        llama_factory.alpaca_preference,
+        {"instruction": "Add the numbers.", "input": "2, 2", "chosen": "4", "rejected": "5"},
+        "an instruction, perhaps with an input, and two responses, as LLaMA-Factory has them",
+        llama_factory.has_instruction_only,
+    ),
+    Format(
         "hh_rlhf",
         Comparison,
         ("chosen", "rejected"),
@@ -232,6 +242,26 @@ _ROWS = (
         judged.feedback,
         {"prompt": "2 + 2?", "completion": "4", "label": True},
         "one response that somebody called good (true) or bad (false)",
+    ),
+    Format(
+        "alpaca_feedback",
+        Feedback,
+        ("instruction", "output", "kto_tag|label"),
+        ("input", "history", "system", "tools"),
+        llama_factory.alpaca_feedback,
+        {"instruction": "Add the numbers.", "input": "2, 2", "output": "4", "kto_tag": True},
+        "an Alpaca row that somebody called good (true) or bad (false)",
+        llama_factory.judges_conversation,
+    ),
+    Format(
+        "conversation_feedback",
+        Feedback,
+        ("messages|conversations", "kto_tag|label"),
+        ("system", "tools"),
+        llama_factory.conversation_feedback,
+        {"messages": [_USER, _RIGHT], "kto_tag": True},
+        "a conversation whose last answer somebody called good (true) or bad (false)",
+        llama_factory.judges_conversation,
     ),
     Format(
         "prompt_completion",

@@ -216,7 +216,7 @@ def _run_cases(module: types.ModuleType, tree: ast.Module) -> None:
             if node.name not in used:
                 _run_class(node.name, value)
         elif value is not None and isinstance(node, _FUNCTIONS) and node.name.startswith("test"):
-            if _runs_alone(value):
+            if isinstance(value, types.FunctionType) and _runs_alone(value):
                 _run_function(value, node.name)
             elif node.name not in used:
                 raise ProvesNothing(f"{node.name!r} is no plain function without parameters")

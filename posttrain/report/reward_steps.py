@@ -1,0 +1,119 @@
+"""A process reward model's section: how well it judges held-out steps and finds first errors, and what it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.report.charts import Chart
+from posttrain.report.distributions import common_bins, histogram
+from posttrain.report.numbers import count, difference, interval, number
+from posttrain.report.read import Score, Stage
+from posttrain.report.reward import FigureRow, score_of
+from posttrain.report.tolerant import as_list, as_mapping, as_number
+
+HEADS = {"trained": "scores", "untrained": "untrained"}
+"""Each head, and what a line of step_scores.jsonl calls its scores."""
+RIGHT = 0.5
+"""A label from here on calls a step right."""
+FIGURES = (
+    ("step_accuracy", "steps judged right", "share", "of held-out steps; a score of 0 counts half"),
+    ("first_error_accuracy", "first error found", "share", "of responses: the first wrong step, or that there is none"),
+    ("error_found", "… with a wrong step", "share", "of these responses alone"),
+    ("no_error_found", "… without a wrong step", "share", "of these responses alone"),
+    ("first_error_f1", "first error, F1", "share", "harmonic mean of the two"),
+    ("mean", "mean score", "", "of all steps; above 0 calls a step right"),
+    ("std", "standard deviation", "", "of all scores"),
+)
+GAINS = {"step_accuracy": "Steps judged right", "first_error_accuracy": "First errors found"}
+
+
+@dataclass(frozen=True, slots=True)
+class StepsView:
+    """The section as the template lays it out."""
+
+    steps: str
+    responses: str
+    has_untrained: bool
+    figures: list[FigureRow]
+    said: list[str]
+    charts: list[Chart]
+
+
+def steps_view(stage: Stage) -> StepsView | None:
+    """The section, or None for a stage that trained no process reward model."""
+    record, lines = stage.steps, stage.step_scores
+    if not record and not lines:
+        return None
+    judged = sum(len(as_list(line.get("labels"))) for line in lines)
+    return StepsView(
+        steps=count(as_number(record.get("steps")) or judged),
+        responses=count(as_number(record.get("responses")) or len(lines)),
+        has_untrained=bool(as_mapping(record.get("untrained"))),
+        figures=list(_figures(record)),
+        said=list(_said(record)),
+        charts=[chart for head in HEADS if (chart := _histogram(lines, head)) is not None],
+    )
+
+
+# ---------------------------------------------------------------- figures and words
+
+
+def _figures(record: dict[str, Any]) -> Iterator[FigureRow]:
+    trained, untrained = as_mapping(record.get("trained")), as_mapping(record.get("untrained"))
+    for key, title, unit, help in FIGURES:
+        own = score_of(trained.get(key))
+        if own is not None:
+            yield FigureRow(title, help, _cell(own, unit), _cell(score_of(untrained.get(key)), unit))
+
+
+def _cell(score: Score | None, unit: str) -> tuple[str, str]:
+    if score is None:
+        return number(None), ""
+    return number(score.value, unit), interval(score.low, score.high, unit)
+
+
+def _said(record: dict[str, Any]) -> Iterator[str]:
+    right = score_of(as_mapping(record.get("trained")).get("right_steps"))
+    if right is not None:
+        yield f"To call every step right would judge {number(right.value, 'share')} of them rightly."
+    for key, title in GAINS.items():
+        gain = score_of(as_mapping(record.get("gain")).get(key))
+        if gain is None or gain.low is None or gain.high is None:
+            continue
+        low, high = difference(gain.low, "share").removesuffix(" points"), difference(gain.high, "share")
+        clear = "" if gain.low > 0 or gain.high < 0 else ": no clear change"
+        yield f"{title}, against the untrained head: {difference(gain.value, 'share')} ({low} to {high}){clear}."
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _histogram(lines: list[dict[str, Any]], head: str) -> Chart | None:
+    """Scores of right and of wrong steps, each head on its own bins: their scales differ."""
+    sides = {"right": _scores(lines, head, True), "wrong": _scores(lines, head, False)}
+    edges = common_bins(*sides.values())
+    if edges is None:
+        return None
+    groups = {"right": ("chosen", sides["right"]), "wrong": ("rejected", sides["wrong"])}
+    chart = histogram(f"Scores of steps, {head} head", groups, edges, "score of a step")
+    above = "; ".join(
+        f"{number(sum(value > 0 for value in values) / len(values), 'share')} of {count(len(values))} {side} steps"
+        for side, values in sides.items()
+        if values
+    )
+    return replace(chart, caption=f"{chart.caption}; above zero: {above}")
+
+
+def _scores(lines: list[dict[str, Any]], head: str, right: bool) -> list[float]:
+    found = []
+    for line in lines:
+        # Two lists of different lengths cannot be told apart: the line is left out.
+        scores, labels = as_list(line.get(HEADS[head])), as_list(line.get("labels"))
+        known = zip(scores, labels, strict=True) if len(scores) == len(labels) else ()
+        for score, label in known:
+            value, said = as_number(score), as_number(label)
+            if value is not None and said is not None and (said >= RIGHT) == right:
+                found.append(value)
+    return found
