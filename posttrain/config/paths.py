@@ -57,7 +57,7 @@ def find_recipe(name: str) -> Path:
         where=name,
         found="a folder" if path.is_dir() else None,
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
-        remedy=f"did you mean `{_beside(path, near) if near in there else near}`?" if near else "check the path",
+        remedy=f"did you mean `{_beside(name, near) if near in there else near}`?" if near else "check the path",
     )
 
 

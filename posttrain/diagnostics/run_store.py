@@ -303,7 +303,7 @@ def make_folder(path: Path) -> None:
             where=path,
             found=error.strerror,
             expected="a path that this user may write to",
-            remedy="choose another folder (--out DIR, or `out` in the recipe)",
+            remedy="choose another path (--out DIR, or `out` in the recipe)",
         ) from None
 
 

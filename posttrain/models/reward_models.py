@@ -179,11 +179,14 @@ def load_reward_folder(
 
 
 def is_reward_folder(source: ModelSource) -> bool:
-    """Whether the folder holds a reward model, by its files alone."""
+    """Whether the folder holds a reward model, by its files alone. Loading says what is wrong with a broken config."""
     if (source.folder / REWARD_FILE).is_file():
         return True
-    path = source.folder / "config.json"
-    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    try:
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    names = config.get("architectures") if isinstance(config, dict) else None
     return any(str(name).endswith("ForSequenceClassification") for name in names or ())
 
 

@@ -23,6 +23,8 @@ EMBEDDED = ("grpo_arithmetic", "kto_feedback", "orpo", "reward_hacking", "simpo"
 """Recipes on the model that ships with posttrain; see test_recipes_offline.py and test_recipes_online.py."""
 FROM_THE_HUB = ("reward_align_anything",)
 """Recipes for those who have the data and the model; test_config.py reads them."""
+SMOLLM2 = ("grpo_arithmetic_smollm2", "ppo_arithmetic_smollm2")
+"""Reinforcement learning on a real model; see test_recipes_online.py."""
 SHARED_WORDS = 4
 """A held-out prompt that has so many words in a row from a training prompt would be its template, not a paraphrase."""
 SHARED_SHARE = 0.6
@@ -79,7 +81,7 @@ def test_recipe_is_read_and_named_after_its_file(name: str) -> None:
 
 
 def test_no_recipe_is_untested() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*NAMES, *EMBEDDED, *FROM_THE_HUB}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*NAMES, *EMBEDDED, *FROM_THE_HUB, *SMOLLM2}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from posttrain.config import load_recipe
 from posttrain.config.online import OnlineStage
 from posttrain.config.suites import PassAtKSuite
@@ -15,6 +17,16 @@ from posttrain.evaluate.suites import load_suite
 from posttrain.training.tasks import read_tasks
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "grpo_arithmetic.yaml"
+
+
+@pytest.mark.parametrize("name", ["grpo_arithmetic_smollm2", "ppo_arithmetic_smollm2"])
+def test_the_sums_of_smollm2_are_different_and_few_enough_to_divide(name: str) -> None:
+    (stage,) = load_recipe(RECIPE.with_name(f"{name}.yaml")).stages
+    assert isinstance(stage, OnlineStage) and stage.data is not None and isinstance(stage.held_out, float)
+    questions = [task.prompt[-1].content for task in read_tasks(stage.data)]
+    asked = stage.examine.limit
+    assert len(set(questions)) == len(questions) and asked is not None  # so that no held-out sum is trained on
+    assert stage.held_out * len(questions) >= asked >= 150
 
 
 def test_the_recipe_is_as_its_comments_say() -> None:

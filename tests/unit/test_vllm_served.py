@@ -89,9 +89,9 @@ def test_the_server_s_own_words_reach_the_user(server: FakeServer, tmp_path: Pat
     with pytest.raises(ConfigError, match="refuses the request") as refused:
         engine_of(server, tmp_path).generate([[1] * 64], PLAIN)
     assert "maximum context length is 64" in str(refused.value)
-    with pytest.raises(ConfigError, match="refuses") as refused:
+    with pytest.raises(ConfigError, match="serves another model") as refused:
         engine_of(server, tmp_path, served_name="other").generate(PROMPTS, PLAIN)
-    assert "`other` does not exist" in str(refused.value)
+    assert "correct `served_name`" in str(refused.value)
 
 
 def test_a_completion_ends_at_the_model_s_last_position(server: FakeServer, tmp_path: Path) -> None:
