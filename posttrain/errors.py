@@ -29,7 +29,8 @@ An error says what is wrong, where, what was found, what was expected, and what 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import pickle
+from collections.abc import Iterable, Mapping
 
 
 class PosttrainError(Exception):
@@ -72,6 +73,28 @@ class PosttrainError(Exception):
             if text is not None:
                 lines.append(f"  {label + ':':<9} {text}")
         return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # `BaseException` pickles itself as `type(self)(*self.args)`, which an __init__ with keyword arguments refuses:
+        # a worker process would die of a TypeError, and its user would never see what the error says.
+        return _rebuilt, (type(self), self.args, {name: _portable(value) for name, value in vars(self).items()})
+
+
+def _rebuilt(kind: type[PosttrainError], arguments: tuple[object, ...], fields: Mapping[str, object]) -> PosttrainError:
+    """An error as it was, without its __init__, whose arguments differ from class to class."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(fields)
+    return error
+
+
+def _portable(value: object) -> object:
+    """The value itself where it can travel to another process, else the text that the error shows of it."""
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return str(value)
+    return value
 
 
 class ConfigError(PosttrainError, ValueError):

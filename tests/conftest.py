@@ -1,9 +1,47 @@
-"""What every test gets: no network, one thread, and a seed of its own."""
+"""What every test gets: no network, one thread, a seed of its own, and a home in which nobody has ever lived.
+
+The suite must say the same on a developer's machine as on a new one: a model that was pulled into the cache, a token of
+the hub or a key in the environment would let a test pass, or fail, for a reason that is not in the code.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before any test module is imported: `huggingface_hub` and others read their folders once, at import. The main process
+# makes the folder, and the processes that xdist and tests start find it in their environment.
+_OWNER = "POSTTRAIN_TEST_HOMES" not in os.environ
+HOMES = Path(tempfile.mkdtemp(prefix="posttrain-tests-") if _OWNER else os.environ["POSTTRAIN_TEST_HOMES"])
+os.environ["POSTTRAIN_TEST_HOMES"] = str(HOMES)
+
+FOLDERS = {"HOME": "", "XDG_CACHE_HOME": ".cache", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
+"""Where programs keep what is the user's, below his home."""
+FORGOTTEN = (
+    *("POSTTRAIN_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    *("PYTHONIOENCODING", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM_PROGRAM"),
+)
+"""Variables of the user's that would move a cache, sign him in, or change what is printed."""
+
+
+def homeless(home: Path) -> dict[str, str]:
+    """The variables that make `home`, which is made here, everything that a user has."""
+    places = {name: home / below for name, below in FOLDERS.items()}
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+    return {name: str(place) for name, place in places.items()}
+
+
+for _name in FORGOTTEN:
+    os.environ.pop(_name, None)
+os.environ |= homeless(HOMES / os.environ.get("PYTEST_XDIST_WORKER", "main"))
 
 # Before anything imports transformers or tokenizers: a test never reaches for a hub, and never forks busy threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,14 +50,23 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-from hypothesis import HealthCheck, settings
-
 # Derandomised: the same examples on every machine, so that a failure is the code's and not the day's.
 settings.register_profile(
     "posttrain", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("posttrain")
+
+
+def pytest_unconfigure() -> None:
+    if _OWNER:
+        shutil.rmtree(HOMES, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new home for every test, so that none finds what another left; its subprocesses inherit it."""
+    for name, place in homeless(tmp_path_factory.mktemp("home")).items():
+        monkeypatch.setenv(name, place)
 
 
 @pytest.fixture(autouse=True)

@@ -3,5 +3,7 @@
 
 def main() -> None:
     from posttrain.cli.app import app
+    from posttrain.cli.outputs import accept_any_text
 
+    accept_any_text()  # before anything is printed, help and errors included
     app()

@@ -42,10 +42,10 @@ def audit(
     from rich.console import Console
 
     from posttrain.cli.findings import show_findings
+    from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.data.audit import audit as look
     from posttrain.data.read import read
-    from posttrain.data.write import json_line
 
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(Console(stderr=True)) as progress:
@@ -63,7 +63,7 @@ def audit(
         page = report.write(out) if out is not None else None
     if json:
         for finding in report:
-            typer.echo(json_line(finding.record()))
+            echo_json(finding.record())
     else:
         show_findings(Console(), report)
     for line in (fixed, page):

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
+from posttrain.cli.outputs import echo_json
 from posttrain.cli.progress import progress_on
 from posttrain.cli.speaker import Speaker
-from posttrain.data.write import json_line, write_jsonl
+from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Phase
 from posttrain.types import Message
 
@@ -28,7 +28,7 @@ def answer_file(speaker: Speaker, prompts: Sequence[Sequence[Message]], out: Pat
             progress.say(f"{count:,} answers in {out}")
         else:
             for row in rows:
-                typer.echo(json_line(row))
+                echo_json(row)
 
 
 def _rows(

@@ -35,10 +35,13 @@ def compare(
     from posttrain.cli.progress import progress_on
     from posttrain.cli.speaker import Speaker, read_prompts, require_policy
     from posttrain.cli.tables import side_by_side
+    from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
     from posttrain.models import resolve
 
     check_out(out)
+    if temperature == 0:
+        note_unused("at temperature 0 the likeliest token is taken", seed=seed != 0)
     asked = read_prompts(prompts)[:limit]
     conversations = [one.prompt for one in asked]
     columns: list[list[str]] = []

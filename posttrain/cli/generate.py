@@ -37,11 +37,19 @@ def generate(
     """
     from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
+    from posttrain.cli.unused import note_unused, refuse_unused
     from posttrain.errors import ConfigError
     from posttrain.models import resolve
     from posttrain.types import Message
 
     check_out(out)
+    if prompts is None:
+        refuse_unused("answers go to a file where prompts come from one", "write `--prompts FILE` too", out=bool(out))
+    if prompts is None and sys.stdin.isatty():
+        refuse_unused("a conversation has one answer at a time", "write `--prompts FILE` too", samples=samples > 1)
+    if temperature == 0:
+        why = "at temperature 0 the likeliest token is taken"
+        note_unused(why, top_k=top_k is not None, top_p=top_p != 1, min_p=min_p != 0, seed=seed != 0)
     if samples > 1 and temperature == 0:
         raise ConfigError(
             "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"

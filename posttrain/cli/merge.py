@@ -40,7 +40,15 @@ def merge(
     from rich.console import Console
 
     from posttrain.cli.progress import progress_on
-    from posttrain.models.combine import merge_adapters
+    from posttrain.cli.unused import note_unused
+    from posttrain.models.combine import PRUNING, merge_adapters
+
+    if method not in PRUNING:
+        note_unused(f"the method {method} keeps every entry", density=density != 0.5)
+    if "dare" not in method:
+        note_unused(f"the method {method} draws nothing", seed=seed != 0)
+    if not adapter and not weights:
+        note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
     with progress_on(Console(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
         report = merge_adapters(

@@ -1,11 +1,19 @@
-"""Places that a verb writes to: one that cannot be written is refused before anything is computed for it."""
+"""What a verb writes to: a file that cannot be written is refused before anything is computed for it, and a terminal
+or pipe that is not UTF-8 shows what it lacks as escapes."""
 
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from posttrain.errors import ConfigError, PosttrainError, SourceError
 
@@ -23,6 +31,29 @@ REMEDIES = {
 """Refusals of the operating system that are no fault of posttrain, and what to do about each."""
 
 _SYSTEM = re.compile(r"\(os error (\d+)\)")
+
+
+def accept_any_text() -> None:
+    """Lets stdout and stderr take every text: what their encoding lacks is shown as an escape ("\\u4f60").
+
+    A Windows code page, LANG=C and many log collectors are no UTF-8. Without this the first row with an umlaut ends the
+    command in a UnicodeEncodeError, after the work and before its result.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream, or a test's, has no encoding to be narrow in
+            stream.reconfigure(errors="backslashreplace")
+
+
+def echo_json(record: Mapping[str, Any]) -> None:
+    """One line of JSON on stdout, in an encoding that it has: "\\xfc", as `accept_any_text` would write, is no JSON."""
+    from posttrain.data.write import json_line
+
+    line = json_line(record)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(record, default=str)
+    typer.echo(line)
 
 
 def check_out(path: Path | None) -> None:

