@@ -162,7 +162,7 @@ def token_rewards(scores_B: Tensor, mask_BL: Tensor, kl_BL: Tensor | None = None
 def last_sampled(mask_BL: Tensor) -> Tensor:
     """Index in L of each row's last True, [B]; 0 for a row without any."""
     places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-    return torch.where(mask_BL, places_L, 0).amax(dim=1) if mask_BL.shape[1] else mask_BL.new_zeros(0).long()
+    return torch.where(mask_BL, places_L, 0).amax(dim=1) if mask_BL.shape[1] else mask_BL.new_zeros(len(mask_BL)).long()
 
 
 # ---------------------------------------------------------------- token rules

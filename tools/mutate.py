@@ -163,7 +163,17 @@ def start(case: Case | None, area: str) -> int:
         sys.meta_path.insert(0, _Planted(case.path, case.mutant.source))
     import pytest
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    # Plugins came in with the libraries that are loaded before the fork; pytest warns, and here warnings are errors.
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]
     os._exit(int(pytest.main([*options, *tests_of(area)])))
 
 

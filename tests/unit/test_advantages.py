@@ -267,6 +267,23 @@ def test_an_empty_response_counts_for_the_others() -> None:
     assert found.groups.values_B.tolist() == [1.0, -1.0]
 
 
+def test_responses_that_are_all_empty_have_rewards_and_places_of_their_shape() -> None:
+    nothing_BL = torch.zeros(3, 0, dtype=torch.bool)
+    assert token_rewards(torch.tensor([1.0, 2.0, NAN]), nothing_BL).shape == (3, 0)
+    assert last_sampled(nothing_BL).tolist() == [0, 0, 0]
+    rollout = Rollout(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 0, 0]), nothing_BL)
+    for kind in ("group_std", "leave_one_out", "batch_whiten"):
+        assert advantages(kind, rollout).values_BL.shape == (3, 0)
+
+
+def test_groups_are_reckoned_in_fp64() -> None:
+    """Rewards far from 0 that differ little: in fp32 the mean alone is off by more than what sets them apart."""
+    rewards_B = torch.tensor([20000.0, 20000.5, 20001.0, 20003.7], dtype=torch.float32)
+    exact_B = rewards_B.double() - rewards_B.double().mean()
+    found = group_advantages("group_centre", rewards_B, torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(found.values_B.double(), exact_B, rtol=1e-6, atol=0)
+
+
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownKeyError, match="group_std"):
         advantages("group_sdt", SCORED)

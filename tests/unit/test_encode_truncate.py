@@ -52,6 +52,13 @@ def test_a_cut_response_has_no_stop_token() -> None:
     assert fitted.truncated in TRUNCATED
 
 
+def test_a_stop_token_that_is_cut_off_is_not_counted() -> None:
+    """The stop stands at the first place that goes: one off, and a row without a stop counts as one with it."""
+    assert side(5).cut(4) == Side([0, 1, 2, 3], [True] * 4, ())
+    assert side(5).cut(5) == side(5) == side(5).cut(9)
+    assert Side([0, 1, 2], [True] * 3, (1, 2)).cut(2) == Side([0, 1], [True] * 2, (1,))
+
+
 def test_the_cut_falls_back_to_the_last_token_that_trains() -> None:
     """Untrained tokens at the end of a sequence predict nothing that is wanted."""
     turns = Side(list(range(12)), [True] * 3 + [False] * 5 + [True] * 4, (2, 11))

@@ -236,6 +236,30 @@ def test_what_reads_back_differently_is_refused_and_removed(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("ids", "lead", "refused"),
+    [
+        ([9, 9], 5.0, True),  # another token, although the right one led by far
+        ([7], 5.0, True),  # it stopped too soon
+        ([7, 8, 9], 5.0, True),  # it went on too long
+        ([9, 9], 0.0, False),  # two tokens were equally likely: rounding may choose
+        ([7, 8], 5.0, False),
+    ],
+)
+def test_what_says_something_else_is_refused(
+    ids: list[int], lead: float, refused: bool, tmp_path: Path, in_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal logits do not prove it: stops and positions of the saved folder act in `generate` alone."""
+    answers = iter([([7, 8], [lead, lead]), (ids, [lead] * len(ids))])  # of the model in memory, then of the folder
+    monkeypatch.setattr(readback, "greedy_ids", lambda *arguments: next(answers))
+    if not refused:
+        assert save_model(tiny_model(vocab=len(TOKENIZER)), TOKENIZER, tmp_path / "m").folder.is_dir()
+        return
+    with pytest.raises(ExportError, match="says something else than the model in memory"):
+        save_model(tiny_model(vocab=len(TOKENIZER)), TOKENIZER, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_save_leaves_the_earlier_one(tmp_path: Path, in_process: list[Any]) -> None:
     model = tiny_model(vocab=len(TOKENIZER))
     save_model(model, TOKENIZER, tmp_path / "m")

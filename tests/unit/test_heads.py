@@ -105,6 +105,20 @@ def test_a_fresh_head_starts_at_ln_2_and_the_head_moves_first() -> None:
     assert check_start(warm, reward_algorithm(), trees).status == "pass"
 
 
+def test_a_head_whose_scores_are_all_negative_is_not_at_zero() -> None:
+    """Its largest score is below 0: without the absolute value it would be told that all scores are 0."""
+    model = ScoreModel(with_head(tiny_model("llama")))
+    trees = random_trees(4, branches=2)
+    with torch.no_grad():
+        batch = collate(trees)
+        direction = model.transformer.base_model(batch.input_ids_T[None]).last_hidden_state[0].mean(0)
+        model.transformer.score.weight.copy_(-100 * direction[None])
+        assert float(model(batch).scores_BH.max()) < 0
+    check = check_start(model, reward_algorithm(), trees)
+    assert check.evidence["largest_score"] > 0
+    assert "expected_loss" not in check.evidence and check.status == "pass"
+
+
 def test_a_start_that_is_not_chance_fails() -> None:
     trees = [make_tree([1], [5], [6], margin=2.0)]
     model = ScoreModel(with_head(tiny_model("llama")))

@@ -159,6 +159,15 @@ def test_prompts_that_cannot_be_served_are_refused() -> None:
     assert engine.generate([], PLAIN) == []
 
 
+def test_a_cache_that_is_exactly_full_is_enough() -> None:
+    model, sampling = tiny_model(), replace(PLAIN, max_new_tokens=5, stop_ids=frozenset())
+    roomy = NativeEngine(model).generate([[1, 2, 3]], sampling)
+    assert NativeEngine(model, cache_tokens=8).generate([[1, 2, 3]], sampling)[0][0].ids == roomy[0][0].ids
+    with pytest.raises(ConfigError, match="cache does not hold") as refused:
+        NativeEngine(model, cache_tokens=7).generate([[1, 2, 3]], sampling)
+    assert refused.value.found == "3 tokens + 5 new ones"
+
+
 def test_broken_weights_are_named_and_not_sampled() -> None:
     model = tiny_model()
     with torch.no_grad():
