@@ -284,6 +284,29 @@ def test_groups_are_reckoned_in_fp64() -> None:
     torch.testing.assert_close(found.values_B.double(), exact_B, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_counts_as_equal_is_a_millionth_of_the_rewards(sign: int) -> None:
+    """Above it a spread is a signal: 1.5e-6 of the largest is told apart, half a millionth is not."""
+    rewards_B = sign * torch.tensor([3.0, 3.0 * (1 + 1.5e-6), 3.0, 3.0 * (1 + 0.5e-6)], dtype=torch.float64)
+    found = group_advantages("group_centre", rewards_B, torch.tensor([0, 0, 1, 1]))
+    assert [value != 0 for value in found.values_B.tolist()] == [True, True, False, False]
+
+
+def test_no_response_at_all_has_no_group() -> None:
+    found = advantages(
+        "group_std", Rollout(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4, dtype=torch.bool))
+    )
+    assert found.values_BL.shape == (0, 4) and found.groups.values_B.shape == (0,)
+
+
+def test_the_default_of_lambda_is_the_papers() -> None:
+    """0.95, Ouyang et al. 2022; at 1 the estimate would be the plain return."""
+    values_BL = torch.tensor([[0.5, 0.2, 0.1]])
+    rollout = Rollout(torch.tensor([1.0]), torch.tensor([0]), torch.ones(1, 3, dtype=torch.bool), values_BL=values_BL)
+    assert torch.equal(advantages("gae", rollout).values_BL, advantages("gae", rollout, lam=0.95).values_BL)
+    assert torch.equal(advantages("gae", rollout).values_BL, advantages("gae", rollout, gamma=1.0).values_BL)
+
+
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownKeyError, match="group_std"):
         advantages("group_sdt", SCORED)
