@@ -52,6 +52,19 @@ def test_a_cut_response_has_no_stop_token() -> None:
     assert fitted.truncated in TRUNCATED
 
 
+def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
+    fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end", shortest_prompt=1)
+    assert fitted == Fitted(Draft([PROMPT[-1]], (side(9),)), truncated="prompt_cut")
+    assert fit(Draft(PROMPT, (side(10),)), 10, "keep_prompt_end", shortest_prompt=1).dropped == "response_too_long"
+
+
+def test_a_pair_with_one_side_cut_to_nothing_is_dropped() -> None:
+    """What trains of the second side stands behind the cut: half a pair compares nothing."""
+    late = Side(list(range(20)), [False] * 10 + [True] * 10, (19,))
+    assert fit(Draft(PROMPT, (side(20), late)), 12, "cut_response").dropped == "nothing_left_to_train"
+    assert fit(Draft(PROMPT, (late, side(20))), 12, "cut_response").dropped == "nothing_left_to_train"
+
+
 def test_a_stop_token_that_is_cut_off_is_not_counted() -> None:
     """The stop stands at the first place that goes: one off, and a row without a stop counts as one with it."""
     assert side(5).cut(4) == Side([0, 1, 2, 3], [True] * 4, ())
