@@ -57,7 +57,12 @@ PLAN: dict[str, Area] = {
             f"posttrain/losses/{name}.py"
             for name in ("pairwise", "links", "feedback", "sft", "policy", "surrogates", "kl", "reward", "value")
         ),
-        ("tests/unit/test_losses_*.py", "tests/invariance/test_loss_*.py", *_contracts("45", "55")),
+        (
+            "tests/unit/test_losses_*.py",
+            "tests/unit/test_divergence.py",
+            "tests/invariance/test_loss_*.py",
+            *_contracts("45", "55"),
+        ),
     ),
     "masks": Area(
         ("posttrain/data/drafts.py", "posttrain/data/trees.py"),

@@ -52,6 +52,15 @@ def test_a_cut_response_has_no_stop_token() -> None:
     assert fitted.truncated in TRUNCATED
 
 
+@pytest.mark.parametrize(("head", "kept"), [(3, True), (4, False)])
+def test_a_beginning_takes_half_of_the_room_at_most(head: int, kept: bool) -> None:
+    """Six tokens of prompt fit: a beginning of three leaves three of its end, one of four would leave two."""
+    prompt = list(range(100, 120))
+    fitted = fit(Draft(prompt, (side(4),)), 10, "keep_prompt_end", heads=(prompt[:head], ()))
+    assert fitted.draft is not None
+    assert fitted.draft.prompt == (prompt[:head] + prompt[-3:] if kept else prompt[-6:])
+
+
 def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
     fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end", shortest_prompt=1)
     assert fitted == Fitted(Draft([PROMPT[-1]], (side(9),)), truncated="prompt_cut")
@@ -60,7 +69,7 @@ def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
 
 def test_a_pair_with_one_side_cut_to_nothing_is_dropped() -> None:
     """What trains of the second side stands behind the cut: half a pair compares nothing."""
-    late = Side(list(range(20)), [False] * 10 + [True] * 10, (19,))
+    late = Side(list(range(50, 70)), [False] * 10 + [True] * 10, (19,))
     assert fit(Draft(PROMPT, (side(20), late)), 12, "cut_response").dropped == "nothing_left_to_train"
     assert fit(Draft(PROMPT, (late, side(20))), 12, "cut_response").dropped == "nothing_left_to_train"
 

@@ -171,6 +171,16 @@ def test_gradcheck(name: str) -> None:
         assert torch.autograd.gradcheck(loss, inputs)
 
 
+@pytest.mark.parametrize(("row", "mean"), [("dapo", 6.5 / 5), ("grpo", (0.75 + 5 / 3) / 2)])
+def test_the_entropy_bonus_by_hand(row: str, mean: float) -> None:
+    """Entropies 0.5, 1 of the first response and 1, 2, 2 of the second: a mean over tokens, or over the two means."""
+    logprob_N, batch = batch_of()
+    entropy_N = torch.tensor([0.5, 1.0, 1.0, 2.0, 2.0], dtype=torch.float64)
+    plain = run(row, logprob_N, batch, entropy_N=entropy_N).loss.item()
+    with_bonus = run(row, logprob_N, batch, entropy_N=entropy_N, entropy_weight=0.1).loss.item()
+    assert with_bonus == pytest.approx(plain - 0.1 * mean, abs=1e-12)
+
+
 def test_the_weighted_policy_gradient_is_that_of_ratio_times_advantage() -> None:
     trees, logprobs = random_groups(2, 2, seed=3)
     row = variant(ONLINE["dapo"], surrogate="reinforce")

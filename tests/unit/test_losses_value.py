@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,6 +29,15 @@ def test_by_hand() -> None:
     assert metrics["value_clip_share"] == pytest.approx(1 / 3)
     assert metrics["value_mean"] == pytest.approx(1.1 / 3) and metrics["return_mean"] == pytest.approx(1 / 3)
     assert out.metrics.keys() <= METRICS.keys()
+
+
+def test_no_gradient_reaches_what_was_carried() -> None:
+    """Old values and returns are targets: a gradient through them would pull the target to the estimate."""
+    leaves = {name: torch.tensor([0.2, 0.4, 0.3], requires_grad=True) for name in ("values", "returns")}
+    batch = replace(BATCH, columns_N=leaves)
+    estimate_N = torch.tensor([0.1, 0.5, 0.5], requires_grad=True)
+    value_loss(estimate_N, batch, batch.count).loss.backward()
+    assert estimate_N.grad is not None and all(leaf.grad is None for leaf in leaves.values())
 
 
 def test_no_clip_and_a_weight() -> None:
