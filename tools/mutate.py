@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.abc
-import importlib.machinery
 import json
 import os
 import random
@@ -27,7 +26,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 from tools.mutants import Mutant, mutants_of
 
@@ -104,23 +105,26 @@ class Case:
         return f"{self.path}:{self.mutant.line}  {self.mutant.change}    {self.original[:90]}"
 
 
-class _Planted(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
+class _Planted(importlib.abc.MetaPathFinder):
     """Imports one module from a changed text, and leaves the file alone."""
 
     def __init__(self, path: str, source: str):
-        name = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-        super().__init__(name, str(ROOT / path))
-        self.source = source
+        self.name = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        self.path, self.source = str(ROOT / path), source
 
-    def find_spec(
-        self, fullname: str, path: object = None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=self.path)
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, _Text(self), origin=self.path) if fullname == self.name else None
 
-    def get_code(self, fullname: str):  # type: ignore[no-untyped-def]  # the loader's own signature
-        return compile(self.source, self.path, "exec")
+
+class _Text(importlib.abc.Loader):
+    """Runs the text in the module; tracebacks show it under the file's own name."""
+
+    def __init__(self, planted: _Planted):
+        self.planted = planted
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__file__ = self.planted.path
+        exec(compile(self.planted.source, self.planted.path, "exec"), module.__dict__)
 
 
 def tests_of(area: str) -> list[str]:

@@ -62,7 +62,7 @@ def test_a_beginning_takes_half_of_the_room_at_most(head: int, kept: bool) -> No
 
 
 def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
-    fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end", shortest_prompt=1)
+    fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end")
     assert fitted == Fitted(Draft([PROMPT[-1]], (side(9),)), truncated="prompt_cut")
     assert fit(Draft(PROMPT, (side(10),)), 10, "keep_prompt_end", shortest_prompt=1).dropped == "response_too_long"
 
