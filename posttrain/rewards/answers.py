@@ -75,6 +75,11 @@ def boxed(text: str) -> str | None:
     return r" \text{ or } ".join(told)
 
 
+def is_cut(text: str) -> bool:
+    """Whether a box is opened and none is closed: what stands in it is the beginning of an answer."""
+    return _BOX.search(text) is not None and not _boxes(text)
+
+
 def _boxes(text: str) -> list[tuple[int, int, int]]:
     """(start and end of the content, start of the command) of each outermost closed box, in one pass."""
     found: list[tuple[int, int, int]] = []

@@ -440,7 +440,7 @@ def _name(side: Sequence[Token]) -> str | None:
         return " ".join(texts) if is_name else None
     if texts[0] in _NAME_COMMANDS or texts[0] in ("m",) and "\\angle" in texts:
         return "".join(texts) if "number" not in kinds or "_" in texts else None
-    if texts[0] == "\\frac" and texts.count("d") >= 1 and len(texts) > 3 and texts[2] == "d":
+    if texts[0] == "\\frac" and len(texts) > 4 and texts[2][0] == "d" == texts[-2][0] and "number" not in kinds:
         return "".join(texts)
     if side[0].kind == "command" and texts[0][1:] in FUNCTIONS:
         return "".join(texts) if "number" not in kinds and not {"+", "-", "*", "/"} & set(texts) else None
@@ -673,6 +673,11 @@ _PROSE = frozenset(
     "that we you i they he she answer correct wrong with as which would could should maybe perhaps possibly".split()
 )
 
+_SHORT_WORDS = frozenset(
+    "is it so we he if in of on to the are was for get has had not but you all can one two six ten did its by as at no up "
+    "us do go too now see end sum let our out any off yes new how who why she him her his say way may use".split()
+)
+
 
 def _term(given: Sequence[Token]) -> Term:
     term = formula(_products(given))
@@ -749,7 +754,7 @@ def _parted(given: list[Token]) -> tuple[list[Token], list[Token]]:
             and given[place + 1].text in ("/", "^")
         ):
             is_unit = all(t.kind in ("letter", "word", "text") or t.text in "/^23{}" for t in given[place:])
-        if is_unit:
+        if is_unit and any(t.kind in ("number", "command") for t in given[:place]):
             return given[:place], given[place:]
     return given, []
 
@@ -790,9 +795,17 @@ def _unit_words(behind: Sequence[Token]) -> list[str]:
 
 
 def _products(given: Sequence[Token]) -> list[Token]:
-    """Words of two or three letters as products: xy is x times y."""
+    """Words of two or three letters as products: xy is x times y.
+
+    Raises:
+        UnreadableError: one is a word of a sentence.
+    """
     found: list[Token] = []
     for place, token in enumerate(given):
+        if token.kind == "word" and token.text.lower() in _SHORT_WORDS and (token.blank or not place):
+            last = place == len(given) - 1 or given[place + 1].blank or given[place + 1].text in ".,:;"
+            if last:
+                raise UnreadableError("a sentence")
         if token.kind == "word" and len(token.text) <= 3 and token.text.isascii():
             found += [Token("letter", letter, token.blank and not n) for n, letter in enumerate(token.text)]
         elif (

@@ -71,7 +71,7 @@ def formula(given: Sequence[Token]) -> Term:
         UnreadableError: they are no formula, or one with a meaning that is not plain.
     """
     reader = _Reader(given)
-    found = reader.sum()
+    found = reader.whole()
     if reader.at < len(given):
         raise UnreadableError(f"what is {given[reader.at].text!r}?")
     return found
@@ -105,6 +105,13 @@ class _Reader:
         self.at += 1
 
     # ------------------------------------------------------------ sums and products
+
+    def whole(self) -> Term:
+        """A sum, or two of them over one another: {1 \\over 2}."""
+        found = self.sum()
+        if self.peek() in ("\\over", "\\choose"):
+            return Term("div" if self.take().text == "\\over" else "binom", (found, self.sum()))
+        return found
 
     def sum(self) -> Term:
         self.depth += 1
@@ -160,6 +167,7 @@ class _Reader:
             return not self.bars
         return (
             kind == "letter"
+            or (kind == "number" and self.peek(-1) == "!")
             or text in ("(", "{", "\\sqrt", "\\frac", "\\binom", "\\pi", "\\infty", "\\lfloor", "\\lceil")
             or text in _LETTERS
             or (kind == "command" and text[1:] in FUNCTIONS)
@@ -257,7 +265,7 @@ class _Reader:
     def fenced(self) -> Term:
         opening = self.take().text
         bars, self.bars = self.bars, 0
-        found = self.sum()
+        found = self.whole()
         self.bars = bars
         self.expect(_FENCES[opening])
         return found
@@ -268,7 +276,7 @@ class _Reader:
             return self.based(token)
         if self.peek() == "\\overline":
             return self.repeating(token)
-        if self.kind() == "number":
+        if self.kind() == "number" and not alone:
             return self.mixed(token)
         if not alone and self.peek() == "\\frac" and token.value.denominator == 1:
             start = self.at

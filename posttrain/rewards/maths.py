@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from posttrain.rewards.answers import boxed, gold_answer, stated, wanted
+from posttrain.rewards.answers import boxed, gold_answer, is_cut, stated, wanted
 from posttrain.rewards.equality import is_formula, verdict
 from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
@@ -63,7 +63,7 @@ class Math:
     def _answer(self, text: str, gold: str) -> str:
         inside = boxed(text)
         if inside is None:
-            return "" if self.require_boxed else stated(text, want=wanted(gold))
+            return "" if self.require_boxed or is_cut(text) else stated(text, want=wanted(gold))
         if "answer" in inside.lower():  # \boxed{\text{The answer is } 5}
             return stated(inside, want=wanted(gold)) or inside
         return inside

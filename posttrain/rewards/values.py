@@ -31,6 +31,8 @@ ROUNDS = 4
 """Sets of numbers that the unknowns are replaced by."""
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61)
 
+_SIGNS = ((1, -1, 1, -1), (1, -1, -1, 1), (1, 1, -1, -1), (1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1))
+
 Environment = Mapping[str, Fraction]
 
 
@@ -50,10 +52,9 @@ def points(names: frozenset[str], round_: int) -> dict[str, Fraction]:
         above, below = _PRIMES[digest[0] % len(_PRIMES)], _PRIMES[digest[1] % len(_PRIMES)]
         if above == below:
             above, below = 67, 71
-        sign = 1 if (digest[2] + round_) % 2 else -1
-        if round_ == 0:
-            sign = 1  # some functions live on the positive numbers alone
-        found[name] = Fraction(sign * above, below)
+        # round 0 is positive, since some functions live there alone; of the others at least one is negative
+        pattern = _SIGNS[hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % len(_SIGNS)]
+        found[name] = Fraction(pattern[round_] * above, below)
     return found
 
 
@@ -322,12 +323,17 @@ def _vanishes(value: Callable[[Any], Any], natural: bool = True, signs: int = 1)
         bits = 256 + 2 * min(exact.work, 2_000)
         before = _CONTEXT.prec
         try:
-            _CONTEXT.prec = bits
-            coarse = abs(value(made))
-            _CONTEXT.prec = 3 * bits
-            fine = abs(value(made))
-            # a true difference is the same at both precisions; rounding shrinks with the precision
-            return bool(fine == 0 or fine <= coarse * _CONTEXT.mpf(2) ** (-bits // 2))
+            for _ in range(3):
+                _CONTEXT.prec = bits
+                coarse = abs(value(made))
+                _CONTEXT.prec = bits = 3 * bits
+                fine = abs(value(made))
+                if fine == 0:
+                    return True
+                if coarse != 0:
+                    # a true difference is the same at both precisions; rounding shrinks with the precision
+                    return bool(fine <= coarse * _CONTEXT.mpf(2) ** (-bits // 6))
+            return False
         finally:
             _CONTEXT.prec = before
 
