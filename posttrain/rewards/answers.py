@@ -11,12 +11,16 @@ Every search is linear in the text, or bounded: a policy is free to write ten th
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Literal
 
-from posttrain.rewards.forms import Form, Labelled, Quantity, Unread, Words, read
+from posttrain.rewards.forms import Form, Labelled, Named, Quantity, Several, Unread, Words
+from posttrain.rewards.numbers import last_number
+from posttrain.rewards.reading import read
+from posttrain.rewards.values import rational
 
 Want = Literal["number", "choice", "other"]
-"""What the row's answer is: a number (with a unit, or a formula without unknowns), the letter of a choice, something else."""
+"""What the row's answer is: a number (also with a unit, or a formula without unknowns), a choice's letter, the rest."""
 
 REACH = 4_000
 """Characters from the end in which an answer without a box is looked for."""
@@ -43,6 +47,26 @@ def gold_answer(answer: str) -> str:
     if inside is not None:
         return inside
     return answer.rsplit("####", 1)[-1].strip()
+
+
+def final_value(text: str) -> Fraction | None:
+    """The number that a text ends on, exactly: the one in its box, behind "the answer is", or the last one.
+
+    final_value("The answer is 5. This took 3 steps.") == 5; final_value("It is 1/2.") == Fraction(1, 2). None where it
+    names none, or leaves a choice: "5 or 6".
+    """
+    inside = boxed(text)
+    told = stated(text, want="number") if inside is None else inside
+    form = read(told) if told else None
+    form = form.form if isinstance(form, Named) else form
+    if isinstance(form, Quantity):
+        value = rational(form.term)
+        if value is not None:
+            return value
+    if isinstance(form, Several) or (told and _OR.search(told)):
+        return None
+    number = last_number(text if inside is None else inside)
+    return None if number is None else Fraction(number)
 
 
 # ---------------------------------------------------------------- boxes
@@ -78,6 +102,12 @@ def boxed(text: str) -> str | None:
 def is_cut(text: str) -> bool:
     """Whether a box is opened and none is closed: what stands in it is the beginning of an answer."""
     return _BOX.search(text) is not None and not _boxes(text)
+
+
+def last_box_is_open(text: str) -> bool:
+    """Whether the last box is opened and not closed."""
+    starts = [match.start() for match in _BOX.finditer(text)]
+    return bool(starts) and not _boxes(text[starts[-1] :])
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
@@ -124,7 +154,17 @@ _NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212])?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*[/^]\s*\{?[-\u2212]?\d[\d,]*(?:\.\d+)?\}?)?\s?\\?%?"
     r"|\\[dt]?frac\s*(?:\{[^{}]{1,60}\}\s*\{[^{}]{1,60}\}|\d\s*\d)"
 )
-_LABEL = re.compile(r"^\W*(?:option|choice|answer)?\W*\(?(?:\\text(?:bf)?\{)?\(?([A-J])\)?\}?(?=$|[\s).:,*_}\\])")
+_LABEL = re.compile(
+    r"^\W*(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\W*)?(?:\\text(?:bf)?\{)?"
+    r"(?:\(([A-J])\)|([A-J])(?=$|[).:,*_}\\]|\s*$))"
+)
+"""A letter at the beginning; "A triangle" begins with none."""
+_LABELS_INSIDE = (
+    re.compile(r"\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-J])\b"),
+    re.compile(r"(?:^|[\s*_(])\(?([A-J])\)?[\s*_).]*$"),
+    re.compile(r"\(([A-J])\)"),
+)
+_TOLD_LABEL = re.compile(r"^\W*([A-J])\b")
 
 
 def stated(text: str, *, want: Want) -> str:
@@ -235,13 +275,13 @@ def _is_said(form: Form) -> bool:
 def _choice(clause: str, told: bool) -> str:
     form = read(clause)
     if isinstance(form, Labelled):
-        return clause
-    label = _LABEL.match(clause)
-    if label is None and not told:
-        last = re.search(r"(?:^|[\s*_(])\(?([A-J])\)?[\s*_).]*$", clause)
-        named = re.search(r"\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-J])\b", clause)
-        label = named or last
-    if label is None:
+        return form.label if isinstance(form.form, Words | Unread) else clause
+    found = [match for match in (_LABEL.match(clause), _TOLD_LABEL.match(clause) if told else None) if match]
+    if not found and not told:
+        found = [match for pattern in _LABELS_INSIDE if (match := pattern.search(clause))]
+    if not found:
         return clause if told and len(clause) < 80 and _is_said(form) else ""
-    others = set(re.findall(r"(?:\b(?:or|and|oder|und)\b|[,/])\s*[*_(]*([A-J])\b", clause[label.end(1) :])) - {label[1]}
-    return clause if others else label[1]
+    label = next(group for group in found[0].groups() if group)
+    rest = clause[found[0].end() - 1 :]
+    others = set(re.findall(r"(?:\b(?:or|and|oder|und)\b|[,/])\s*[*_(]*([A-J])\b", rest)) - {label}
+    return clause if others else label

@@ -14,23 +14,11 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-from posttrain.rewards.forms import (
-    Form,
-    Labelled,
-    Matrix,
-    Named,
-    Quantity,
-    Relation,
-    Several,
-    Unread,
-    Words,
-    open_region,
-    plain,
-    read,
-    within,
-)
+from posttrain.rewards.forms import Form, Labelled, Matrix, Named, Quantity, Relation, Several, Unread, open_region
 from posttrain.rewards.formula import Term, difference, number
-from posttrain.rewards.notation import UnreadableError
+from posttrain.rewards.notation import UnreadableError, spelled
+from posttrain.rewards.quantities import within
+from posttrain.rewards.reading import plain, read
 from posttrain.rewards.regions import Region, same_region
 from posttrain.rewards.values import equal, proportional, rational, sign_of
 
@@ -99,8 +87,9 @@ def _label(left: Labelled, right: Form) -> bool:
 
 
 def _same_quantity(left: Quantity, right: Quantity) -> bool:
-    if left.product is not None and right.product is None and right.unit is None and right.term.names():
-        return equal(left.product, right.term)
+    bare = right.otherwise is None and right.unit is None
+    if left.otherwise is not None and bare and equal(left.otherwise, right.term):
+        return True
     one, other = left.unit, right.unit
     if one is None and other is None:
         return _same_number(left, right)
@@ -246,22 +235,21 @@ def _as_relation(form: Named | Relation) -> Relation | None:
 
 # ---------------------------------------------------------------- what a computer algebra system may be asked
 
-_INDEX = re.compile(r"[_^]\s*\{[^{}]{0,80}\}")
-_OPERATOR = re.compile(r"\\(?:int|i+nt|oint|sum|prod|lim|det|gcd|max|min|partial|nabla)(?![a-zA-Z])|\\frac\s*\{d")
-_NO_FORMULA = re.compile(
-    r"[=<>,;$]|\\(?:to|ne|neq|le|leq|ge|geq|approx|lor|land|rightarrow|text|in|pm|mp)(?![a-zA-Z])|[A-Za-z]{4,}"
-)
+_INDEX = re.compile(r"[_^]\s*\{[^{}]{0,80}\}|[_^]\s*\\?\w")
+_OPERATOR = re.compile(r"\\(?:i{1,3}nt|oint|sum|prod|lim)(?![a-zA-Z])")
+_RELATING = "to|ne|neq|le|leq|ge|geq|approx|lor|land|rightarrow|text|in|pm|mp"
+_NO_FORMULA = re.compile(rf"[=<>,;:$]|\\(?:{_RELATING})(?![a-zA-Z])")
 
 
-def is_formula(text: str) -> bool:
-    """Whether a text that is not read here is one formula: no relation, no list, no word, no arrow.
+def may_ask(one: str, other: str) -> bool:
+    """Whether both are single formulas, and one holds a sum, a product, an integral or a limit.
 
-    Of those, math-verify reads a part and compares that: 6 \\to 7 is 7 to it.
+    Of texts with relations, arrows, lists or words math-verify reads a part, and compares that: 6 \\to 7 is 7 to it.
     """
-    bare = _INDEX.sub("", text[:500])
-    bare = (
-        re.sub(r"\\[a-zA-Z]+", " ", bare)
-        if not _NO_FORMULA.search(re.sub(r"\\(?!to|ne|le|ge)[a-zA-Z]+", " ", bare))
-        else bare
-    )
-    return len(text) <= 500 and bool(_OPERATOR.search(text)) and not _NO_FORMULA.search(bare)
+    return any(_OPERATOR.search(text) for text in (one, other)) and _is_formula(one) and _is_formula(other)
+
+
+def _is_formula(text: str) -> bool:
+    bare = _INDEX.sub(" ", spelled(text[:500]))
+    words = re.search(r"[A-Za-z]{4,}", re.sub(r"\\[A-Za-z]+", " ", bare))
+    return len(text) <= 500 and words is None and _NO_FORMULA.search(bare) is None

@@ -15,17 +15,15 @@ from fractions import Fraction
 
 from posttrain.rewards.notation import FUNCTIONS, Token, UnreadableError
 
-DEEPEST = 40
+DEEPEST = 60
 _CONSTANTS = {"\\pi": "pi", "\\infty": "inf", "e": "e", "i": "i"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 _SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
-_LETTERS = frozenset(
-    "\\" + name
-    for name in (
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-        "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
-    ).split()
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
 )
+_LETTERS = frozenset("\\" + name for name in _GREEK.split())
 _FENCES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 
 
@@ -33,8 +31,8 @@ _FENCES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\r
 class Term:
     """A formula. Term("pow", (Term("sym", name="x"), Term("num", value=Fraction(2)))) is x^2.
 
-    op: num, sym, const (pi, e, i, inf), add, mul, div, pow, neg, root (degree, radicand), fn, log (argument, base), fact,
-    binom, abs, floor, ceil, degree (an angle), pm and mp (both signs of their part).
+    op: num, sym, const (pi, e, i, inf), add, mul, div, pow, neg, root (degree, radicand), fn, log (argument, base),
+    fact, binom, abs, floor, ceil, degree (an angle), pm and mp (both signs of their part).
     """
 
     op: str
@@ -229,6 +227,14 @@ class _Reader:
 
     def atom(self, alone: bool = False) -> Term:
         """Args: alone: no mixed number, as in the exponent of 2^3 \\frac12."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise UnreadableError("too deep")
+        found = self.any_atom(alone)
+        self.depth -= 1
+        return found
+
+    def any_atom(self, alone: bool) -> Term:
         token = self.take()
         text = token.text
         if token.kind == "number":

@@ -1,7 +1,7 @@
 r"""Is the answer the row's answer, as mathematics: 1/2 and 0.5, \frac{\sqrt 2}{2} and 1/\sqrt 2, 1,000 m and 1 km.
 
 What a response answers is, in this order: its last `\boxed{}`, what follows its last `####`, what follows its last
-"answer is", "answer:" and their kin, the last number, formula or letter of its last sentences (`posttrain.rewards.answers`).
+"answer is", "answer:" and their kin, the last number, formula or letter of its last sentences (`answers`).
 What two answers say is read and compared here (`forms`, `equality`), exactly and the same in both directions. What is
 beyond that (integrals, sums, limits) is asked of `math-verify`, in a process that can be ended, and only where both
 directions say yes.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.rewards.answers import boxed, gold_answer, is_cut, stated, wanted
-from posttrain.rewards.equality import is_formula, verdict
+from posttrain.rewards.equality import may_ask, verdict
 from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
 
@@ -74,7 +74,7 @@ class Math:
         same, how = verdict(answer, gold)
         if how != "beyond":
             return same, how
-        if is_formula(answer) and is_formula(gold):
+        if may_ask(answer, gold):
             return self._compare(gold, answer)
         return False, "unread"
 

@@ -10,6 +10,7 @@ writes may be eight thousand letters long, and reading it must not take longer t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -61,7 +62,7 @@ _ROWS = re.compile(
 )
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![a-zA-Z])"
-    r"(?:\s*\.(?!\d))?|(?<!\\)\\[()\[\]]|`|(?<![\w)}\]])\*\*|\*\*(?![\w({\\])"
+    r"(?:\s*\.(?!\d))?|(?<!\\)\\[()\[\]]|\\checkmark|\\blacksquare|`|(?<![\w)}\]])\*\*|\*\*(?![\w({\\])"
 )
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad|enspace|thinspace|hspace\{[^{}]{0,20}\})(?![a-zA-Z])|~|(?<!\\)\\\n"
@@ -115,11 +116,12 @@ _WORD_COMMANDS = {
     "sqrt": "\\sqrt", "pi": "\\pi", "infinity": "\\infty", "inf": "\\infty", "infty": "\\infty", "oo": "\\infty",
     "or": "\\lor", "oder": "\\lor", "ou": "\\lor", "and": "\\land", "und": "\\land", "et": "\\land", "theta": "\\theta",
     "alpha": "\\alpha", "beta": "\\beta", "approximately": "\\approx", "about": "\\approx", "roughly": "\\approx",
-    "minus": "-", "negative": "-", "union": "\\cup", "plus": "+", "cdot": "*", "times": "*", "frac": "\\frac", "divided": "",
+    "minus": "-", "negative": "-", "union": "\\cup", "plus": "+", "cdot": "*", "times": "*", "frac": "\\frac",
+    "divided": "",
 }  # fmt: skip
 FUNCTIONS = (
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln", "log",
-    "exp", "lg", "asin", "acos", "atan",
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln",
+    "log", "exp", "lg", "asin", "acos", "atan",
 )  # fmt: skip
 _RELATION_SIGNS = {"<=": "\\le", ">=": "\\ge", "!=": "\\ne", "==": "=", ":=": "="}
 
@@ -224,3 +226,43 @@ def number_value(digits: str, exponent: str | None = None) -> Fraction:
     value = Fraction(int((whole + part) or "0"), 10 ** len(part))
     power = int((exponent or "e0")[1:])
     return value * Fraction(10) ** power
+
+
+# ---------------------------------------------------------------- brackets
+
+_OPENING = {"(", "[", "{", "\\{", "\\langle", "\\begin", "\\lfloor", "\\lceil"}
+
+_CLOSED_BY = {")", "]", "}", "\\}", "\\rangle", "\\end", "\\rfloor", "\\rceil"}
+
+
+def depths(given: Sequence[Token]) -> list[int]:
+    """How many brackets are open before each token."""
+    found, depth = [], 0
+    for token in given:
+        if token.kind != "text" and token.text in _CLOSED_BY:
+            depth -= 1
+        found.append(depth)
+        if token.kind != "text" and token.text in _OPENING:
+            depth += 1
+    return found
+
+
+def closing(given: Sequence[Token], start: int) -> int:
+    """Where the bracket at `start` is closed, by whatever bracket: [2, 5) is one pair."""
+    depth = 0
+    for place in range(start, len(given)):
+        text = given[place].text if given[place].kind != "text" else ""
+        depth += (text in _OPENING) - (text in _CLOSED_BY)
+        if depth == 0:
+            return place
+    raise UnreadableError("a bracket is open")
+
+
+def split_at(given: Sequence[Token], separators: Sequence[str]) -> list[list[Token]]:
+    parts: list[list[Token]] = [[]]
+    for token, depth in zip(given, depths(given), strict=True):
+        if depth == 0 and token.kind != "text" and token.text in separators:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts

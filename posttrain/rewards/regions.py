@@ -83,10 +83,14 @@ def intersection(left: Region, right: Region) -> Region:
 
 def without(points: Sequence[Term], name: str = "") -> Region:
     """All real numbers but some."""
-    ordered = sorted(points, key=functools.cmp_to_key(lambda a, b: sign_of(difference(a, b))))
+    ordered = sorted(points, key=functools.cmp_to_key(_by_value))
     lows: list[Term | None] = [None, *ordered]
     highs: list[Term | None] = [*ordered, None]
     return region([Piece(low, False, high, False) for low, high in zip(lows, highs, strict=True)], name)
+
+
+def _by_value(left: Term, right: Term) -> int:
+    return sign_of(difference(left, right))
 
 
 def same_region(left: Region, right: Region) -> bool:

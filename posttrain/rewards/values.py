@@ -1,8 +1,8 @@
 """Whether two formulas are the same: exactly where they are rational, else by their values at two precisions.
 
-Rational arithmetic is exact: 1/2^61 is not 1/2^60, however small both are. What is irrational (roots, logarithms, angles)
-is computed twice, with at least 256 and 768 bits: a difference that is 0 shrinks with the precision, one that is not
-stays. Unknowns are replaced by numbers, and functions that agree at all of them are the same (Schwartz 1980).
+Rational arithmetic is exact: 1/2^61 is not 1/2^60, however small both are. What is irrational (roots, logarithms,
+angles) is computed twice, with at least 256 and 768 bits: a difference of 0 shrinks with the precision, one that is
+not stays. Unknowns are replaced by numbers, and functions that agree at all of them are the same (Schwartz 1980).
 Everything is bounded: numbers beyond `MOST_BITS` are refused, not computed.
 """
 
