@@ -87,8 +87,8 @@ def _label(left: Labelled, right: Form) -> bool:
 
 
 def _same_quantity(left: Quantity, right: Quantity) -> bool:
-    bare = right.otherwise is None and right.unit is None
-    if left.otherwise is not None and bare and equal(left.otherwise, right.term):
+    is_bare = right.otherwise is None and right.unit is None
+    if left.otherwise is not None and is_bare and equal(left.otherwise, right.term):
         return True
     one, other = left.unit, right.unit
     if one is None and other is None:
