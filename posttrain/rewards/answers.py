@@ -15,8 +15,10 @@ from fractions import Fraction
 from typing import Literal
 
 from posttrain.rewards.forms import Form, Labelled, Named, Quantity, Several, Unread, Words
+from posttrain.rewards.formula import Term, number
 from posttrain.rewards.numbers import last_number
 from posttrain.rewards.reading import read
+from posttrain.rewards.units import SCALES
 from posttrain.rewards.values import rational
 
 Want = Literal["number", "choice", "other"]
@@ -61,12 +63,12 @@ def final_value(text: str) -> Fraction | None:
     form = form.form if isinstance(form, Named) else form
     if isinstance(form, Quantity):
         value = rational(form.term)
-        if value is not None:
+        if value is not None and not _is_sum(form.term):
             return value
     if isinstance(form, Several) or (told and _OR.search(told)):
         return None
-    number = last_number(text if inside is None else inside)
-    return None if number is None else Fraction(number)
+    last = last_number(text if inside is None else inside)
+    return None if last is None else Fraction(last)
 
 
 # ---------------------------------------------------------------- boxes
@@ -230,7 +232,7 @@ def _picked(clause: str, want: Want, *, told: bool) -> str:
     if want == "choice":
         return _choice(clause, told)
     form = read(clause)
-    if _is_said(form):
+    if _is_said(form) and (want == "other" or _is_worked_out(form)):
         return clause
     spans = [next(part for part in span.groups() if part) for span in _SPAN.finditer(clause)]
     if want == "other":
@@ -246,21 +248,21 @@ def _number(clause: str, spans: list[str], told: bool) -> str:
     if told:
         reason = _REASONS.search(clause)
         before = clause[: reason.start()].strip().strip("*_") if reason is not None else ""
-        if before and _is_said(read(before)):
+        if before and _is_worked_out(read(before)):
             return before
     numbers = list(_NUMBER.finditer(clause))
     if not numbers and not spans:
         return ""
     if (
         spans
-        and _is_said(read(spans[-1]))
+        and _is_worked_out(read(spans[-1]))
         and (not numbers or clause.rfind(spans[-1]) + len(spans[-1]) >= numbers[-1].start())
     ):
         return spans[-1]
     words = list(re.finditer(r"\S+", clause))[-WORDS:]
     for word in words:
         part = clause[word.start() :].strip("*_")
-        if any(letter.isdigit() or letter == "\\" for letter in part) and _is_said(read(part)):
+        if any(letter.isdigit() or letter == "\\" for letter in part) and _is_worked_out(read(part)):
             return clause if _DENIED.search(clause[: word.start()]) else part
     if not numbers:
         return ""
@@ -270,6 +272,28 @@ def _number(clause: str, spans: list[str], told: bool) -> str:
 
 def _is_said(form: Form) -> bool:
     return not isinstance(form, Words | Unread)
+
+
+def _is_worked_out(form: Form) -> bool:
+    """Whether a form is read, and is no sum or product of plain numbers.
+
+    A response that writes "3 + 5" has repeated its question and not answered it; in a box it means to answer.
+    """
+    inner = form.form if isinstance(form, Named) else form
+    return _is_said(form) and not (isinstance(inner, Quantity) and _is_sum(inner.term))
+
+
+def _is_sum(term: Term) -> bool:
+    if term.op == "neg":
+        return _is_sum(term.parts[0])
+    if term.op not in ("add", "mul") or rational(term) is None:
+        return False
+    left, right = term.parts[0], term.parts[-1]
+    if term.op == "add":  # a mixed number is one: 3 1/2
+        return not (len(term.parts) == 2 and left.op == "num" and right.op == "div")
+    # so are 6.02 x 10^23 and 5 million
+    power = right.op == "pow" and right.parts[0] == number(10)
+    return not (left.op == "num" and (power or (right.op == "num" and right.value in SCALES.values())))
 
 
 def _choice(clause: str, told: bool) -> str:

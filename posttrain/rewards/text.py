@@ -34,8 +34,18 @@ def answer_of(completion: str, tag: str | None = None) -> str:
     answer = after_thoughts(completion)
     if tag is None:
         return answer.strip()
-    found = re.findall(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", answer, re.DOTALL)
-    return found[-1].strip() if found else ""
+    return _last_tagged(answer, f"<{tag}>", f"</{tag}>").strip()
+
+
+def _last_tagged(text: str, opening: str, closing: str) -> str:
+    """What stands in the last pair of tags, in one pass: a pattern searches to the end from each opening."""
+    found, start = "", text.find(opening)
+    while start >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            break
+        found, start = text[start + len(opening) : end], text.find(opening, end + len(closing))
+    return found
 
 
 def gold(task: Task, tag: str | None = None) -> str | None:
