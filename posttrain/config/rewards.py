@@ -231,6 +231,8 @@ class InstructionsReward(RewardSettings):
     """`instructions`: does it do what it was told?"""
     partial: bool = True
     """False: 1 only if all are met."""
+    variant: Literal["strict", "own"] = "strict"
+    """`strict` decides as the authors' checkers, `own` as people read the constraints (whole words, "don't" as one)."""
 
 
 class CodeReward(RewardSettings):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from posttrain.config.suites import WinRateSuite as WinRateSettings
 from posttrain.data import read
 from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.rewards import gold_check, rubric_of
+from posttrain.rewards.answers import final_value
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.numbers import last_number
@@ -271,6 +273,12 @@ def equals(answer: str, asked: Question) -> float:
 
 
 def last_number_equals(answer: str, asked: Question) -> float:
-    """1 where the answer's last number has the value of the last number in the row's answer."""
-    wanted = last_number(asked.answer or "")
-    return float(wanted is not None and last_number(answer) == wanted)
+    """1 where the answer ends on the number that the row's answer ends on: see `final_value`.
+
+    Compared exactly: 0.1 + 0.2 is no float here, and 1/2 is no 2. "5 or 6" ends on none.
+    """
+    gold = asked.answer or ""
+    wanted = final_value(gold)
+    if wanted is None and (last := last_number(gold)) is not None:
+        wanted = Fraction(last)  # a row's own sentence may name several things; the last one was meant
+    return float(wanted is not None and (answer.strip() == gold.strip() or final_value(answer) == wanted))

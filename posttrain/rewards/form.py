@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_BOX = "\\boxed{"
+from posttrain.rewards.answers import last_box_is_open
 
 
 def is_malformed(text: str) -> bool:
@@ -11,7 +11,7 @@ def is_malformed(text: str) -> bool:
     A template may write `<think>` itself: one `</think>` before any `<think>` is sound. A text that was cut at its
     limit is malformed by that alone; ask only of texts that ended by themselves.
     """
-    return _thoughts_unbalanced(text) or text.count("```") % 2 == 1 or _box_left_open(text)
+    return _thoughts_unbalanced(text) or text.count("```") % 2 == 1 or last_box_is_open(text)
 
 
 def _thoughts_unbalanced(text: str) -> bool:
@@ -20,15 +20,3 @@ def _thoughts_unbalanced(text: str) -> bool:
         return opens > 0 and text.find("</think>") < text.find("<think>")
     begun_by_template = closes == opens + 1 and (not opens or text.find("</think>") < text.find("<think>"))
     return not begun_by_template
-
-
-def _box_left_open(text: str) -> bool:
-    start = text.rfind(_BOX)
-    if start < 0:
-        return False
-    depth = 1
-    for letter in text[start + len(_BOX) :]:
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return False
-    return True

@@ -1,9 +1,19 @@
 """Constraints that a program can check: IFEval's 25, by its names and arguments, so that its files run as they are.
 
-Zhou et al. 2023, arXiv:2311.07911, table 1. Our own code; the deviations from the authors':
+Zhou et al. 2023, arXiv:2311.07911, table 1. Our own code, in two variants:
 
-1. Sentences are split at . ! ? and line ends, without a trained splitter.
-2. The language of a response is told by `posttrain.rewards.language`, which knows fewer languages.
+- `strict` decides as the authors' checkers do (google-research/instruction_following_eval), also where those surprise:
+  keywords are regular expressions found inside other words ("mom" in "moment"), "don't" and "well-known" are two words
+  each, a postscript may stand in the middle of a line, `[]` is a placeholder, *word* is not the first word `word`, a
+  line of "-" alone is a bullet, and a text too short to tell its language is in every language.
+- `own` reads the constraints as people do: whole words, "don't" as one word, a postscript at the beginning of a line,
+  and so on (the functions whose names begin with `_own`).
+
+Deviations of `strict` from the authors':
+
+1. Sentences are split at . ! ? and line ends, without a trained splitter, and the tokens in which capital words are
+   counted are made by a few rules instead of nltk's tokenizer: both need data that is not in any package.
+2. langdetect's draws are seeded, so that a response gets the same score each time; the authors' are not.
 3. A constraint that the row states wrongly is an error, not a failure of the model.
 
     {"prompt": "...", "instructions": [{"id": "keywords:frequency", "keyword": "a", "frequency": 2, ...}]}
@@ -16,30 +26,35 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.errors import RewardError, nearest
-from posttrain.rewards.language import share
+from posttrain.rewards.language import published_language, share
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
 
 Checker = Callable[..., bool]
+Variant = Literal["strict", "own"]
 
 
-def instructions(prompt: Sequence[Message], completion: str, task: Task, *, partial: bool = True) -> float | None:
+def instructions(
+    prompt: Sequence[Message], completion: str, task: Task, *, partial: bool = True, variant: Variant = "strict"
+) -> float | None:
     """The share of the row's constraints that the response meets; abstains where the row has none.
 
     Args:
         partial: False gives 1 only if it meets them all (IFEval's prompt-level accuracy).
+        variant: `strict`: as the authors' checkers; `own`: as people read the constraints. See above.
 
     Raises:
         RewardError: the row names a constraint that there is not, or arguments that it does not take.
+        MissingExtraError: `strict` on the language of a response needs langdetect.
     """
     wanted = constraints(task)
     if not wanted:
         return None
     answer = answer_of(completion)
-    met = [check(answer, name, arguments, task) for name, arguments in wanted]
+    met = [check(answer, name, arguments, task, variant) for name, arguments in wanted]
     return sum(met) / len(met) if partial else float(all(met))
 
 
@@ -62,9 +77,9 @@ def constraints(task: Task) -> list[tuple[str, dict[str, Any]]]:
     return [(n, {k: v for k, v in (one or {}).items() if v is not None}) for n, one in zip(names, given, strict=True)]
 
 
-def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task) -> bool:
+def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, variant: Variant = "strict") -> bool:
     """Whether an answer meets one constraint; an empty answer meets none, as in IFEval."""
-    checker = CONSTRAINTS.get(name)
+    checker = (OWN if variant == "own" else {}).get(name) or CONSTRAINTS.get(name)
     if checker is None:
         near = nearest(name, CONSTRAINTS)
         raise RewardError(
@@ -77,7 +92,7 @@ def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task) -> b
     try:
         inspect.signature(checker).bind(answer, **arguments)
         return bool(answer.strip()) and checker(answer, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, re.error) as error:
         raise RewardError(
             f"the arguments of {name!r} are wrong",
             where=task.row,
@@ -95,36 +110,37 @@ def _compare(count: int, relation: str, number: int) -> bool:
     raise ValueError(f"the relation {relation!r} is neither 'at least' nor 'less than'")
 
 
-def _occurrences(answer: str, word: str) -> int:
-    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE))
-
-
 # ---------------------------------------------------------------- words and letters
 
 
 def _keywords(answer: str, keywords: Sequence[str]) -> bool:
-    return all(_occurrences(answer, word) for word in keywords)
+    """Each is a regular expression, found in any case and inside other words."""
+    return all(re.search(word, answer, re.IGNORECASE) for word in keywords)
 
 
 def _keyword_frequency(answer: str, keyword: str, frequency: int, relation: str) -> bool:
-    return _compare(_occurrences(answer, keyword), relation, frequency)
+    return _compare(len(re.findall(keyword.strip(), answer, re.IGNORECASE)), relation, frequency)
 
 
 def _forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
-    return not any(_occurrences(answer, word) for word in forbidden_words)
+    return not any(re.search(rf"\b{word}\b", answer, re.IGNORECASE) for word in forbidden_words)
 
 
 def _letter_frequency(answer: str, letter: str, let_frequency: int, let_relation: str) -> bool:
+    if len(letter) != 1:
+        raise ValueError(f"{letter!r} is no letter")
     return _compare(answer.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def _language(answer: str, language: str) -> bool:
-    found = share(answer, language)
-    return found is not None and found > 0.5
+    """As langdetect says; a text without a letter, of which it says nothing, is in every language."""
+    found = published_language(answer, language)
+    return found is None or found == language
 
 
 def _number_words(answer: str, num_words: int, relation: str) -> bool:
-    return _compare(len(re.findall(r"\w+(?:['\u2019-]\w+)*", answer)), relation, num_words)
+    """Runs of letters, digits and _: "don't" and "well-known" are two."""
+    return _compare(len(re.findall(r"\w+", answer)), relation, num_words)
 
 
 def _number_sentences(answer: str, num_sentences: int, relation: str) -> bool:
@@ -132,13 +148,22 @@ def _number_sentences(answer: str, num_sentences: int, relation: str) -> bool:
     return _compare(sum(bool(re.search(r"\w", piece)) for piece in pieces), relation, num_sentences)
 
 
+_PUNCTUATION = re.compile(r"[^\w\s.'\u2019/=+\-]|--+|\.\.\.+")
+_CLITIC = re.compile(r"(?i)(?:n't|['\u2019](?:s|m|d|ll|re|ve))$")
+
+
 def _capital_word_frequency(answer: str, capital_frequency: int, capital_relation: str) -> bool:
-    words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", answer)
-    return _compare(sum(word.isupper() for word in words), capital_relation, capital_frequency)
+    """Tokens as a treebank has them: COVID-19 and A/B are one, DON'T is DO and N'T."""
+    count = 0
+    for word in _PUNCTUATION.sub(" ", answer).split():
+        clitic = _CLITIC.search(word)
+        parts = [word] if clitic is None else [word[: clitic.start()], clitic.group()]
+        count += sum(part.isupper() for part in parts)
+    return _compare(count, capital_relation, capital_frequency)
 
 
 def _capital(answer: str) -> bool:
-    return answer.isupper() and _language(answer.lower(), "en")
+    return answer.isupper() and _language(answer, "en")
 
 
 def _lowercase(answer: str) -> bool:
@@ -162,45 +187,84 @@ def _number_paragraphs(answer: str, num_paragraphs: int) -> bool:
 
 
 def _nth_paragraph_first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs stand between empty lines."""
-    parts = [part.strip() for part in re.split(r"\n\s*\n", answer) if part.strip()]
-    if len(parts) != num_paragraphs or not 1 <= nth_paragraph <= len(parts):
+    """Paragraphs stand between two line ends; of an empty one between four, the number counts, and it has no word."""
+    if not 1 <= nth_paragraph <= num_paragraphs:
+        raise ValueError(f"of {num_paragraphs} paragraphs, paragraph {nth_paragraph} is none")
+    parts = answer.split("\n\n")
+    count = sum(bool(part.strip()) for part in parts)
+    if count != num_paragraphs or nth_paragraph > count or not parts[nth_paragraph - 1].strip():
         return False
-    word = parts[nth_paragraph - 1].split()[0].strip("\"'\u201c\u2018*_")
-    return re.split(r"[.,?!:;'\"]", word)[0].lower() == first_word.lower()
+    word = parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return re.split(r"[.,?!'\"]", word)[0].lower() == first_word.lower()
 
 
 def _placeholders(answer: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[[^\[\]\n]+\]", answer)) >= num_placeholders
+    """From each [ to the next ] of its line, `[]` too."""
+    count = 0
+    for line in answer.split("\n"):
+        place = line.find("[")
+        while place >= 0:
+            end = line.find("]", place)
+            if end < 0:
+                break
+            count += 1
+            place = line.find("[", end)
+    return count >= num_placeholders
+
+
+_POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 
 
 def _postscript(answer: str, postscript_marker: str) -> bool:
-    letters = [re.escape(letter) for letter in postscript_marker.strip() if letter.isalnum()]
-    return re.search(r"(?:^|\n)\s*" + r"\.?\s?".join(letters) + r"[.:\s]", answer, re.IGNORECASE) is not None
+    """Anywhere, in any case; the dots of the usual two markers are required, and a blank may follow each."""
+    marker = postscript_marker.strip()
+    return re.search(_POSTSCRIPTS.get(marker, marker.lower()), answer.lower()) is not None
+
+
+_STAR_BULLET = re.compile(r"^[^\S\n]*\*[^*].*$", re.MULTILINE)
+_DASH_BULLET = re.compile(r"^[^\S\n]*-.*$", re.MULTILINE)
 
 
 def _bullets(answer: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^\s*(?:\*(?!\*)|-)\s*\S", answer, re.MULTILINE)) == num_bullets
+    """Lines that begin with * (not **) or -; a rule of dashes and a line of - alone count."""
+    return len(_STAR_BULLET.findall(answer)) + len(_DASH_BULLET.findall(answer)) == num_bullets
 
 
 def _highlights(answer: str, num_highlights: int) -> bool:
-    bold = re.findall(r"\*\*([^\n*]+)\*\*", answer)
-    italic = re.findall(r"(?<!\*)\*([^\n*]+)\*(?!\*)", answer)
-    return sum(bool(text.strip()) for text in bold + italic) >= num_highlights
+    """Text between two stars of a line, and between two pairs of them."""
+    single = sum(bool(text.strip()) for text in re.findall(r"\*([^\n*]*)\*", answer))
+    double = sum(bool(text.strip()) for text in re.findall(r"\*\*([^\n*]*)\*\*", answer))
+    return single + double >= num_highlights
 
 
 def _sections(answer: str, section_spliter: str, num_sections: int) -> bool:
-    return len(re.findall(rf"\s?{re.escape(section_spliter.strip())}\s?\d+\s?", answer)) >= num_sections
+    """The word, which is a regular expression, before a number."""
+    return sum(1 for _ in re.finditer(rf"{section_spliter.strip()}\s?\d+", answer)) >= num_sections
 
 
 def _title(answer: str) -> bool:
-    return any(title.strip(" <>") for title in re.findall(r"<<([^\n]+?)>>", answer))
+    """<<a title>>; on a line the first << belongs to the last >>."""
+    return any(title.lstrip("<").rstrip(">").strip() for title in _titles(answer))
+
+
+def _titles(answer: str) -> list[str]:
+    found = []
+    for line in answer.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if start >= 0 and start + 2 < end:
+            found.append(line[start : end + 2])
+    return found
+
+
+_FENCES = ("```json", "```Json", "```JSON", "```")
 
 
 def _json(answer: str) -> bool:
-    text = re.sub(r"^```(?:json)?\s*\n?|\n?```$", "", answer.strip(), flags=re.IGNORECASE)
+    text = answer.strip()
+    for fence in _FENCES:
+        text = text.removeprefix(fence)
     try:
-        json.loads(text)
+        json.loads(text.removesuffix("```").strip())
     except (ValueError, RecursionError):
         return False
     return True
@@ -231,6 +295,76 @@ def _quoted(answer: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
+# ---------------------------------------------------------------- as people read them
+
+
+def _occurrences(answer: str, word: str) -> int:
+    return len(re.findall(rf"(?<!\w){re.escape(word.strip())}(?!\w)", answer, re.IGNORECASE))
+
+
+def _own_keywords(answer: str, keywords: Sequence[str]) -> bool:
+    return all(_occurrences(answer, word) for word in keywords)
+
+
+def _own_keyword_frequency(answer: str, keyword: str, frequency: int, relation: str) -> bool:
+    return _compare(_occurrences(answer, keyword), relation, frequency)
+
+
+def _own_forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
+    return not any(_occurrences(answer, word) for word in forbidden_words)
+
+
+def _own_language(answer: str, language: str) -> bool:
+    found = share(answer, language)
+    return found is not None and found > 0.5
+
+
+def _own_number_words(answer: str, num_words: int, relation: str) -> bool:
+    return _compare(len(re.findall(r"\w+(?:['\u2019-]\w+)*", answer)), relation, num_words)
+
+
+def _own_capital_words(answer: str, capital_frequency: int, capital_relation: str) -> bool:
+    words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", answer)
+    return _compare(sum(word.isupper() for word in words), capital_relation, capital_frequency)
+
+
+def _own_capital(answer: str) -> bool:
+    return answer.isupper() and _own_language(answer.lower(), "en")
+
+
+def _own_lowercase(answer: str) -> bool:
+    return answer.islower() and _own_language(answer, "en")
+
+
+def _own_first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """Paragraphs stand between empty lines; stars and quotation marks around the word do not matter."""
+    parts = [part.strip() for part in re.split(r"\n[^\S\n]*\n", answer) if part.strip()]
+    if len(parts) != num_paragraphs or not 1 <= nth_paragraph <= len(parts):
+        return False
+    word = parts[nth_paragraph - 1].split()[0].strip("\"'\u201c\u2018*_")
+    return re.split(r"[.,?!:;'\"]", word)[0].lower() == first_word.lower()
+
+
+def _own_placeholders(answer: str, num_placeholders: int) -> bool:
+    return len(re.findall(r"\[[^\[\]\n]+\]", answer)) >= num_placeholders
+
+
+def _own_postscript(answer: str, postscript_marker: str) -> bool:
+    letters = [re.escape(letter) for letter in postscript_marker.strip() if letter.isalnum()]
+    pattern = r"^[^\S\n]*" + r"\.?\s?".join(letters) + r"[.:\s]"
+    return re.search(pattern, answer, re.IGNORECASE | re.MULTILINE) is not None
+
+
+def _own_bullets(answer: str, num_bullets: int) -> bool:
+    return len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-)[^\S\n]*\S", answer, re.MULTILINE)) == num_bullets
+
+
+def _own_highlights(answer: str, num_highlights: int) -> bool:
+    bold = re.findall(r"\*\*([^\n*]+)\*\*", answer)
+    italic = re.findall(r"(?<!\*)\*([^\n*]+)\*(?!\*)", answer)
+    return sum(bool(text.strip()) for text in bold + italic) >= num_highlights
+
+
 CONSTRAINTS: dict[str, Checker] = {
     "keywords:existence": _keywords,
     "keywords:frequency": _keyword_frequency,
@@ -258,3 +392,21 @@ CONSTRAINTS: dict[str, Checker] = {
     "change_case:english_lowercase": _lowercase,
     "punctuation:no_comma": _no_comma,
 }
+"""The authors' names and decisions: the variant `strict`."""
+
+OWN: dict[str, Checker] = {
+    "keywords:existence": _own_keywords,
+    "keywords:frequency": _own_keyword_frequency,
+    "keywords:forbidden_words": _own_forbidden_words,
+    "language:response_language": _own_language,
+    "length_constraints:number_words": _own_number_words,
+    "length_constraints:nth_paragraph_first_word": _own_first_word,
+    "detectable_content:number_placeholders": _own_placeholders,
+    "detectable_content:postscript": _own_postscript,
+    "detectable_format:number_bullet_lists": _own_bullets,
+    "detectable_format:number_highlighted_sections": _own_highlights,
+    "change_case:capital_word_frequency": _own_capital_words,
+    "change_case:english_capital": _own_capital,
+    "change_case:english_lowercase": _own_lowercase,
+}
+"""What the variant `own` decides in another way."""

@@ -11,6 +11,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from posttrain.errors import RewardError
+from posttrain.rewards.text import missing
 from posttrain.types import Message, Task
 
 _SCRIPTS = {
@@ -65,7 +67,13 @@ for _language, _text in COMMON.items():
         _BY_WORD.setdefault(_word, []).append(_language)
 
 LANGUAGES = frozenset(COMMON) | frozenset(_SCRIPTS.values()) | frozenset(_OF_SCRIPT)
-_NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\[a-zA-Z]+|https?://\S+|<[^>\n]*>", re.DOTALL)
+_PUBLISHED = (
+    "af ar bg bn ca cs cy da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv mk ml mr ne nl no pa pl pt ro "
+    "ru sk sl so sq sv sw ta te th tl tr uk ur vi zh-cn zh-tw"
+)
+_NOT_PROSE = re.compile(
+    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\[a-zA-Z]+|https?://\S+|<[^<>\n]{0,200}>", re.DOTALL
+)
 _SEGMENT = re.compile(r"[^\n.!?。！？]+")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
@@ -82,15 +90,48 @@ def detect(text: str) -> str | None:
 def share(text: str, language: str) -> float | None:
     """The share of the text's letters that stand in sentences of the language; None where there are none.
 
-    Code, formulas and addresses do not count. A sentence in Latin letters that could be any language counts for the one
-    that is asked for.
+    Code, formulas and addresses do not count, and neither do sentences in Latin letters that could be any language:
+    counted for the one that is asked for, English without its commonest words would pass for Finnish.
+
+    Raises:
+        ValueError: a language that is not known here, which every text would miss.
     """
+    if language not in LANGUAGES:
+        raise ValueError(f"the language {language!r} cannot be told; known are {', '.join(sorted(LANGUAGES))}")
     wanted = _OF_SCRIPT.get(language, language)
     total = right = 0
     for found, letters in _segments(text):
-        total += letters
-        right += letters * (found == wanted or (found is None and wanted in COMMON))
+        if found is not None:
+            total += letters
+            right += letters * (found == wanted)
     return right / total if total else None
+
+
+PUBLISHED = frozenset(_PUBLISHED.split())
+"""The languages that langdetect tells apart."""
+
+
+def published_language(text: str, wanted: str) -> str | None:
+    """The language that langdetect finds, which IFEval's authors ask; None where it finds none (no letters).
+
+    Seeded: it draws at random, and the same text would get other answers. Much text says no more than its first
+    10,000 characters.
+
+    Raises:
+        MissingExtraError: langdetect is not installed.
+        ValueError: it does not know the language that is wanted, so that no text could be in it.
+    """
+    if wanted not in PUBLISHED:
+        raise ValueError(f"langdetect does not know the language {wanted!r}; it knows {', '.join(sorted(PUBLISHED))}")
+    try:
+        import langdetect
+    except ImportError:
+        raise missing("langdetect", "instructions") from None
+    langdetect.DetectorFactory.seed = 0
+    try:
+        return str(langdetect.detect(text[:10_000]))
+    except langdetect.LangDetectException:
+        return None
 
 
 def language(prompt: Sequence[Message], completion: str, task: Task, *, language: str | None = None) -> float | None:
@@ -98,7 +139,16 @@ def language(prompt: Sequence[Message], completion: str, task: Task, *, language
     wanted = language or task.metadata.get("language")
     if wanted is None:
         wanted = detect("\n".join(message.content or "" for message in prompt if message.role == "user"))
-    return None if wanted is None else share(completion, str(wanted))
+        if wanted not in LANGUAGES:  # no language, or a mixture of scripts
+            return None
+    if wanted not in LANGUAGES:
+        raise RewardError(
+            f"the language {wanted!r} of the row cannot be told",
+            where=task.row,
+            expected=f"one of {', '.join(sorted(LANGUAGES))}",
+            remedy="correct the row's `language`, or leave this reward away",
+        )
+    return share(completion, str(wanted))
 
 
 def _segments(text: str) -> list[tuple[str | None, int]]:

@@ -23,7 +23,13 @@ def main() -> None:
         try:
             left = parse(f"\\boxed{{{gold}}}", kinds, parsing_timeout=seconds)
             right = parse(f"\\boxed{{{answer}}}", kinds, parsing_timeout=seconds)
-            same = bool(left and right and verify(left, right, timeout_seconds=seconds))
+            # its rules differ with the order (it takes the first for the row's), and what is equal one way only is not
+            same = bool(
+                left
+                and right
+                and verify(left, right, timeout_seconds=seconds)
+                and verify(right, left, timeout_seconds=seconds)
+            )
         except Exception:  # the boundary: what cannot be compared is not equal
             same = False
         print(json.dumps(same), flush=True)

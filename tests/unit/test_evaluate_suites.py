@@ -82,6 +82,15 @@ def test_a_text_without_numbers_has_none(text: str) -> None:
         ("0.1", "0.10", 1),
         ("0.3", "0.30000000000000004", 0),
         ("no idea", "0", 0),
+        ("The answer is 42. This took 3 steps.", "42", 1),
+        ("The answer is 42. This took 3 steps.", "3", 0),
+        ("It is 1/2.", "2", 0),
+        ("It is 1/2.", "0.5", 1),
+        ("1/2", "1/2", 1),
+        ("5 or 6", "6", 0),
+        ("3 + 5", "8", 0),
+        (r"\boxed{8}, as 3 + 5 = 8, not 9", "8", 1),
+        ("I have 3 apples and 4 pears", "I have 3 apples and 4 pears", 1),
     ],
 )
 def test_an_answer_is_right_if_its_last_number_has_the_value(answer: str, gold: str, score: int) -> None:

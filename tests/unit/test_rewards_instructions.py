@@ -1,13 +1,18 @@
-"""Each constraint met and missed, and rows that state one wrongly."""
+"""Each constraint met and missed, in both variants, and rows that state one wrongly."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import time
+import types
 from typing import Any
 
 import pytest
 
-from posttrain.errors import RewardError
-from posttrain.rewards.instructions import CONSTRAINTS, constraints, instructions
+from posttrain.errors import MissingExtraError, RewardError
+from posttrain.rewards.instructions import CONSTRAINTS, OWN, Variant, constraints, instructions
+from posttrain.rewards.language import PUBLISHED, detect
 from posttrain.types import Message, RowRef, Task
 
 PROMPT = (Message("user", "Write."),)
@@ -17,17 +22,40 @@ def task(**metadata: Any) -> Task:
     return Task(PROMPT, None, RowRef("ifeval.jsonl", 7), metadata)
 
 
-def meets(name: str, arguments: dict[str, Any], answer: str) -> float | None:
-    return instructions(PROMPT, answer, task(instruction_id_list=[name], kwargs=[arguments]))
+def meets(name: str, arguments: dict[str, Any], answer: str, variant: Variant = "strict") -> float | None:
+    return instructions(PROMPT, answer, task(instruction_id_list=[name], kwargs=[arguments]), variant=variant)
+
+
+class FakeLangdetect(types.ModuleType):
+    """Says what our own detector says; the real package is not installed everywhere."""
+
+    class LangDetectException(Exception):
+        pass
+
+    class DetectorFactory:
+        seed: int | None = None
+
+    def detect(self, text: str) -> str:
+        found = detect(text)
+        if found is None:
+            raise self.LangDetectException("No features in text.")
+        return found
+
+
+@pytest.fixture(autouse=True)
+def langdetect(monkeypatch: pytest.MonkeyPatch) -> FakeLangdetect:
+    fake = FakeLangdetect("langdetect")
+    monkeypatch.setitem(sys.modules, "langdetect", fake)
+    return fake
 
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
-    ("keywords:existence", {"keywords": ["apple", "Pear"]}, "An Apple and a pear.", "A pineapple and a pear."),
+    ("keywords:existence", {"keywords": ["apple", "Pear"]}, "A pineapple and a pear.", "An Apple and a plum."),
     (
         "keywords:frequency",
         {"keyword": "red", "frequency": 2, "relation": "at least"},
-        "Red, red.",
         "Red, reddish.",
+        "Red, green.",
     ),
     ("keywords:frequency", {"keyword": "red", "frequency": 2, "relation": "less than"}, "Red.", "Red red."),
     ("keywords:forbidden_words", {"forbidden_words": ["bad"]}, "A badge.", "Not bad."),
@@ -37,8 +65,13 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "Eleven e",
         "Ten eggs",
     ),
-    ("language:response_language", {"language": "de"}, "Das ist ein Haus und es ist neu.", "This is a house."),
-    ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "It's one two three", "One two x-y"),
+    (
+        "language:response_language",
+        {"language": "de"},
+        "Das ist ein Haus und es ist neu.",
+        "This is a house and it is new.",
+    ),
+    ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "One two x-y", "One two xy"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "one two", "one two three"),
     (
         "length_constraints:number_sentences",
@@ -54,8 +87,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "First.\n\nNow then.",
     ),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name], [street]", "[name]"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye.\nP. S. More.", "Bye. Ps More"),
-    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\nP.P.S. More.", "Bye.\nP.S. More"),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye. P. S. More.", "Bye.\nPS: More"),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\nP. P.S. More.", "Bye.\nPPS More"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* one\n- two\n**bold**", "* one\n* two\n* three"),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*one* and **two**", "*one* and ** **"),
     (
@@ -93,6 +126,92 @@ def test_a_constraint(name: str, arguments: dict[str, Any], right: str, wrong: s
 def test_every_constraint_has_a_case() -> None:
     assert {name for name, *_ in CASES} == set(CONSTRAINTS)
     assert len(CONSTRAINTS) == 25
+
+
+DIFFERENT: list[tuple[str, dict[str, Any], str, int, int]] = [
+    ("keywords:existence", {"keywords": ["mom"]}, "The moms left.", 1, 0),
+    ("keywords:existence", {"keywords": ["a.b"]}, "axb", 1, 0),
+    ("keywords:frequency", {"keyword": "  red ", "frequency": 2, "relation": "at least"}, "red reddish", 1, 0),
+    ("keywords:forbidden_words", {"forbidden_words": ["b.d"]}, "so bad", 0, 1),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "don't stop", 0, 1),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "well-known poet", 1, 0),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye, p.s. more", 1, 0),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\nPPS: more", 0, 1),
+    ("detectable_content:number_placeholders", {"num_placeholders": 1}, "Dear [], hello", 1, 0),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "- one\n-\ntwo", 1, 0),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "***one***", 1, 0),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "then"},
+        "*Then* more.",
+        0,
+        1,
+    ),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"}, "I'M", 1, 0),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"}, "U.S. won", 1, 0),
+    ("language:response_language", {"language": "fr"}, "123!", 1, 0),
+    ("change_case:english_lowercase", {}, "xyz", 1, 0),
+    ("change_case:english_capital", {}, "XYZ", 1, 0),
+]
+"""What the two variants decide differently: (name, arguments, answer, strict, own)."""
+
+
+@pytest.mark.parametrize(("name", "arguments", "answer", "strict", "own"), DIFFERENT)
+def test_the_variants(name: str, arguments: dict[str, Any], answer: str, strict: int, own: int) -> None:
+    assert meets(name, arguments, answer) == strict
+    assert meets(name, arguments, answer, "own") == own
+
+
+def test_every_difference_has_a_case() -> None:
+    assert {name for name, *_ in DIFFERENT} == set(OWN) <= set(CONSTRAINTS)
+
+
+@pytest.mark.parametrize("variant", ["strict", "own"])
+@pytest.mark.parametrize(("name", "arguments"), [(name, arguments) for name, arguments, *_ in CASES])
+@pytest.mark.parametrize("text", ["\n" * 9_999, "[" * 9_999, "* " * 9_999, "<<" * 9_999, "a" * 9_999, " ]" * 9_999])
+def test_hostile_answers_take_no_time(name: str, arguments: dict[str, Any], text: str, variant: Variant) -> None:
+    started = time.perf_counter()
+    meets(name, arguments, f"x{text}x", variant)
+    assert time.perf_counter() - started < 1
+
+
+def test_languages_that_share_a_script(langdetect: FakeLangdetect, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"hindi": "hi", "marathi": "mr", "swahili": "sw"}
+    monkeypatch.setattr(langdetect, "detect", lambda text: said[text])
+    for text, language in said.items():
+        for asked in said.values():
+            assert meets("language:response_language", {"language": asked}, text) == (asked == language)
+    assert langdetect.DetectorFactory.seed == 0, "its draws are seeded"
+
+
+@pytest.mark.parametrize("variant", ["strict", "own"])
+def test_a_language_that_nobody_can_tell_is_an_error(variant: Variant) -> None:
+    with pytest.raises(RewardError) as caught:
+        meets("language:response_language", {"language": "la"}, "Gallia est omnis divisa.", variant)
+    assert "'la'" in str(caught.value) and "row 7" in str(caught.value)
+
+
+def test_without_langdetect_strict_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(MissingExtraError, match="langdetect"):
+        meets("language:response_language", {"language": "de"}, "Das ist ein Haus.")
+    assert meets("language:response_language", {"language": "de"}, "Das ist ein Haus und es ist neu.", "own") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("langdetect") is None, reason="needs the extra rl")
+def test_the_real_langdetect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "langdetect")
+    swahili = (
+        "Watoto wanacheza mpira uwanjani kila siku baada ya shule. Mwalimu wao anawafundisha jinsi ya kuandika na "
+        "kusoma vitabu vya Kiswahili."
+    )
+    marathi = "\u0939\u0947 \u090f\u0915 \u092a\u0941\u0938\u094d\u0924\u0915 \u0906\u0939\u0947."
+    for language, text in (("sw", swahili), ("mr", marathi), ("en", "Mary saw three dogs running quickly.")):
+        for asked in ("sw", "mr", "hi", "en", "fi"):
+            assert meets("language:response_language", {"language": asked}, text) == (asked == language)
+    langdetect = importlib.import_module("langdetect")
+    langdetect.detect("x")
+    assert set(langdetect.detector_factory._factory.get_lang_list()) == PUBLISHED
 
 
 def test_several_constraints() -> None:

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from posttrain.rewards import gold_check, resolve
-from posttrain.rewards.maths import Math, boxed, gold_answer, same_at_once, stated
+from posttrain.rewards.answers import Want, boxed, gold_answer, stated
+from posttrain.rewards.equality import verdict
+from posttrain.rewards.maths import Math, _Comparer
 from posttrain.types import Message, RowRef, Task
 
 PROMPT = (Message("user", "?"),)
@@ -44,24 +46,27 @@ def test_the_last_box_that_is_closed(text: str, content: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "numeric", "answer"),
+    ("text", "want", "answer"),
     [
-        ("So 3 + 4 = 7\n#### 7\n", True, "7"),
-        ("The answer is **7**.", True, "7"),
-        ("Answer: 3 apples", True, "3 apples"),
-        ("The final answer is x + 1.", False, "x + 1"),
-        ("5 and 7.", True, "7"),
-        ("The answer is 1/2.", True, "1/2"),
-        (r"So it is \frac{10}{5}", True, r"\frac{10}{5}"),
-        ("10/2 = 5", True, "5"),
-        ("That is 2^3.", True, "2^3"),
-        ("none", True, ""),
-        ("It is so.\nblue.", False, "blue"),
-        ("", False, ""),
+        ("So 3 + 4 = 7\n#### 7\n", "number", "7"),
+        ("The answer is **7**.", "number", "7"),
+        ("Answer: 3 apples", "number", "3 apples"),
+        ("The final answer is x + 1.", "other", "x + 1"),
+        ("5 and 7.", "number", "5 and 7"),
+        ("The answer is 1/2.", "number", "1/2"),
+        (r"So it is \frac{10}{5}", "number", r"\frac{10}{5}"),
+        ("10/2 = 5", "number", "10/2 = 5"),
+        ("That is 2^3.", "number", "2^3"),
+        ("none", "number", ""),
+        ("It is so.\nblue.", "other", "blue"),
+        ("The correct option is **B**.", "choice", "B"),
+        ("(B) because it is right", "choice", "B"),
+        ("A triangle has three sides.", "choice", ""),
+        ("", "other", ""),
     ],
 )
-def test_what_a_text_without_a_box_answers(text: str, numeric: bool, answer: str) -> None:
-    assert stated(text, numeric=numeric) == answer
+def test_what_a_text_without_a_box_answers(text: str, want: Want, answer: str) -> None:
+    assert stated(text, want=want) == answer
 
 
 def test_gold_answers_of_known_data_sets() -> None:
@@ -82,12 +87,12 @@ def test_gold_answers_of_known_data_sets() -> None:
         ("12", "12.5", False),
         (r"\dfrac12", r"\frac12", True),
         (r"$\left(1, 2\right)$", "(1,2)", True),
-        ("1/2", "0.5", None),
-        ("3x", "3", None),
-        ("50%", "0.5", None),
-        ("2pi", "6.28", None),
-        ("3 1/2", "31/2", None),
-        ("1 2", "12", None),
+        ("1/2", "0.5", True),
+        ("3x", "3", False),
+        ("50%", "0.5", True),
+        ("2pi", "6.28", False),
+        ("3 1/2", "31/2", False),
+        ("1 2", "12", False),
         ("1 000", "1000", True),
         ("5 million", "5", False),
         ("5 million", "5,000,000", True),
@@ -95,8 +100,8 @@ def test_gold_answers_of_known_data_sets() -> None:
         ("( 1 , 2 )", "(1,2)", True),
     ],
 )
-def test_what_needs_no_algebra(left: str, right: str, same: bool | None) -> None:
-    assert same_at_once(left, right) is same
+def test_what_is_the_same(left: str, right: str, same: bool) -> None:
+    assert verdict(left, right)[0] is same
 
 
 @pytest.mark.parametrize(
@@ -138,19 +143,51 @@ def test_only_a_box_counts_where_that_is_asked() -> None:
     assert verify(PROMPT, r"\boxed{42}", task("42")) == 1
 
 
+BEYOND = (r"\sum_{k=1}^{10} k", r"\boxed{55}")
+"""A form that only the other process compares."""
+
+
 def test_a_power_tower_takes_no_longer_than_it_may(verify: Math) -> None:
     started = time.monotonic()
     assert verify(PROMPT, r"\boxed{9^{9^{9^{9}}}}", task("3")) == 0
-    assert time.monotonic() - started < 8
-    assert verify(PROMPT, r"\boxed{2/4}", task("1/2")) == 1, "it did not come back"
+    assert time.monotonic() - started < 1
 
 
-def test_a_dead_process_is_replaced(verify: Math) -> None:
-    assert verify(PROMPT, r"\boxed{2/4}", task("1/2")) == 1
+def test_what_the_other_process_cannot_compare_in_time_is_wrong_and_counted() -> None:
+    verify = Math(seconds=1)
+    try:
+        assert verify(PROMPT, BEYOND[1], task(BEYOND[0])) == 1
+        started = time.monotonic()
+        assert verify(PROMPT, r"\boxed{\sum_{k=1}^{3} k^{9^{9^{9}}}}", task("3")) == 0
+        assert time.monotonic() - started < 10
+        assert verify(PROMPT, BEYOND[1], task(BEYOND[0])) == 1, "it did not come back"
+        assert verify.outcomes["asked"] >= 2
+    finally:
+        verify.close()
+
+
+def test_a_dead_process_is_replaced_and_asked_again(verify: Math) -> None:
+    assert verify(PROMPT, BEYOND[1], task(BEYOND[0])) == 1
     assert verify._comparer is not None
     verify._comparer._process.kill()
-    assert verify(PROMPT, r"\boxed{2/4}", task("1/2")) == 0
-    assert verify(PROMPT, r"\boxed{2/4}", task("1/2")) == 1
+    assert verify(PROMPT, BEYOND[1], task(BEYOND[0])) == 1, "a death says nothing about the answer"
+
+
+def test_a_process_that_dies_twice_is_recorded(
+    verify: Math, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_Comparer, "ask", lambda *given: "crash")
+    before = verify.outcomes["crash"]
+    assert verify(PROMPT, BEYOND[1], task(BEYOND[0])) == 0
+    assert verify.outcomes["crash"] == before + 1
+    assert "died twice" in caplog.text
+
+
+def test_how_verdicts_come_about_is_counted() -> None:
+    verify = Math()
+    for completion in (r"\boxed{1/2}", r"\boxed{0.5}", r"\boxed{6 \to 7}", "", r"\boxed{2}"):
+        verify(PROMPT, completion, task("1/2"))
+    assert verify.outcomes == {"text": 1, "read": 2, "unread": 1, "none": 1}
 
 
 def test_it_works_off_the_main_thread(verify: Math) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from posttrain.data.audit.marks import Marks, marks_of
 from posttrain.data.audit.texts import TextStore
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
 Kind = type[Example]
 
@@ -65,6 +65,9 @@ class Corpus:
         self._prompt_key_R, self._key_S = array("Q"), array("Q")
         self._place_S = array("i")
         self._score_S, self._vote_S = array("d"), array("i")
+        self._turn_R = array("q")
+        self.null_answers: list[int] = []
+        """Tasks whose answer is the word of a table library for nothing."""
         for example in examples:
             self._add(example)
 
@@ -76,6 +79,13 @@ class Corpus:
         self._number_R.append(row.row)
         self._prompt_key_R.append(text_key(prompt))
         self.prompts.add(prompt)
+        self._turn_R.append(_last_turn_length(example))
+        if (
+            isinstance(example, Task)
+            and example.answer is not None
+            and example.answer.strip() in ("nan", "NaN", "<NA>")
+        ):
+            self.null_answers.append(len(self._number_R) - 1)
         scores = votes = None
         if isinstance(example, Comparison):
             scores, votes = example.scores, example.votes
@@ -97,6 +107,11 @@ class Corpus:
 
     def ref(self, row: int) -> RowRef:
         return RowRef(self.sources[self._source_R[row]], self._number_R[row])
+
+    def last_turn(self, row: int) -> str:
+        """The last turn of the user, with which the prompt ends."""
+        length = self._turn_R[row]
+        return self.prompts[row][-length:] if length else ""
 
     def refs(self, rows: Iterable[int]) -> tuple[RowRef, ...]:
         """Of rows by their number, each once and in order."""
@@ -202,6 +217,16 @@ def _parts(example: Example) -> tuple[str, list[str], list[int]]:
             cut -= 1
         return said(example.messages[:cut]), [said(example.messages[cut:])], [0]
     return said(example.prompt), [], []
+
+
+def _last_turn_length(example: Example) -> int:
+    """Characters of the prompt's last turn if the user says it; 0 if nobody or someone else does."""
+    messages = example.messages if isinstance(example, Demonstration) else example.prompt
+    cut = len(messages)
+    while isinstance(example, Demonstration) and cut and messages[cut - 1].role != "user":
+        cut -= 1
+    last = messages[cut - 1] if cut else None
+    return len(last.content or "") if last is not None and last.role == "user" else 0
 
 
 def said(messages: tuple[Message, ...]) -> str:

@@ -1,6 +1,7 @@
 """A cleaned copy of a data set, and a log of what was done to which row.
 
-Rows are dropped, never changed: the copy holds the file's own lines, with all their columns. What is dropped:
+Rows are dropped or kept as the file has them, with all their columns; three faults are mended in the row instead, since
+that loses nothing: a response that repeats its prompt, HTML entities, inputs that are the word "nan". What is dropped:
 
 - rows that cannot be read, pairs that say the same twice, empty sides;
 - later copies of a row, exact and near; rows that held-out data or an evaluation set has, too;
@@ -9,14 +10,15 @@ Rows are dropped, never changed: the copy holds the file's own lines, with all t
 - where the longer side wins too often, pairs of the majority's kind, drawn at random (seeded) within fifths of the
   difference in length, until both directions are level in each.
 
-A fault that more than half of the rows have is left alone and named: dropping would leave another data set.
+A fault that more than half of the rows have is left alone and named: dropping would leave another data set. Mending
+does not: it is done in all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from posttrain.data.audit.agreement import level_or_outvoted
 from posttrain.data.audit.finding import Finding
+from posttrain.data.audit.mend import MENDED, mend
 from posttrain.data.audit.subject import Subject
 from posttrain.data.read import Examples
 from posttrain.data.write import JsonlWriter
@@ -45,10 +48,13 @@ DROPPED: Mapping[str, str] = {
     "near_duplicates": "an earlier row says nearly this",
     "split_overlap": "held-out rows hold this, too",
     "contamination": "an evaluation set holds this",
+    "stored_turns": "a text is a list of turns",
+    "null_words": "there is no prompt or no answer but the word for nothing",
+    "repeated_prompt": "a response repeats its prompt and says nothing else",
     "cycles": "the responses beat one another in a circle",
 }
 """Check -> the reason in the log; rows of other checks are kept."""
-KEPT_KINDS = {"near_identical", "nothing but punctuation"}
+KEPT_KINDS = {"near_identical", "nothing but punctuation", "transcript"}
 """Findings of these checks whose rows stay: a single word may be what the pair is about."""
 MOST = 0.5
 FIFTHS = 5
@@ -65,10 +71,14 @@ class Fixed:
     """Check -> rows."""
     left: tuple[str, ...]
     """Checks whose rows were left alone, since they are more than half of all."""
+    mended: Mapping[str, int] = field(default_factory=dict)
+    """Check -> rows that were changed and kept."""
 
     def __str__(self) -> str:
         told = ", ".join(f"{count:,} by {check}" for check, count in self.dropped.items()) or "none"
         text = f"{self.path}: {self.kept:,} rows kept; dropped: {told}; each is in {self.log}"
+        if self.mended:
+            text += "; mended: " + ", ".join(f"{count:,} by {check}" for check, count in self.mended.items())
         if self.left:
             text += f"; too many rows to drop for {', '.join(self.left)}: mend these at their source"
         return text
@@ -88,21 +98,31 @@ def fix(report: AuditReport, out: Path) -> Fixed:
     _balance_lengths(report, reasons)
     refs = corpus.refs(range(len(corpus)))
     by_ref = {ref: reasons.get(number) for number, ref in enumerate(refs)}
+    mending = _mending(report)
+    numbers = {ref: number for number, ref in enumerate(refs)}
     log = out.with_name(out.stem + ".log.jsonl")
     counted: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
     kept = 0
     with JsonlWriter(out) as clean, JsonlWriter(log) as noted:
         for ref, row in _rows(report.examples):
             check, reason = by_ref.get(ref, ("refused_rows", "the row cannot be used")) or ("", "")
+            whole = row
+            if ref in mending and check in ("", *MENDED):
+                whole = mend(row, mending[ref], turn=corpus.last_turn(numbers[ref]))
+                check = "" if whole != row else check
             if check:
                 counted[check] += 1
                 noted.write({"row": str(ref), "action": "dropped", "check": check, "reason": reason})
             else:
                 kept += 1
-                clean.write(row)
+                clean.write(whole)
+                for name in sorted(mending.get(ref, ())) if whole != row else ():
+                    mended[name] += 1
+                    noted.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
         for check in left:
             noted.write({"row": None, "action": "left", "check": check, "reason": "more than half of the rows have it"})
-    return Fixed(out, log, kept, dict(counted.most_common()), tuple(left))
+    return Fixed(out, log, kept, dict(counted.most_common()), tuple(left), dict(mended.most_common()))
 
 
 def _reasons(report: AuditReport) -> tuple[dict[int, tuple[str, str]], list[str]]:
@@ -114,7 +134,8 @@ def _reasons(report: AuditReport) -> tuple[dict[int, tuple[str, str]], list[str]
     for finding in report.findings:
         if not _drops(finding):
             continue
-        if len(finding.rows) > MOST * len(corpus) and finding.check not in ("duplicates", "near_duplicates"):
+        spared = ("duplicates", "near_duplicates", *MENDED)
+        if len(finding.rows) > MOST * len(corpus) and finding.check not in spared:
             left.append(finding.check)
             continue
         for ref in finding.rows:
@@ -123,6 +144,16 @@ def _reasons(report: AuditReport) -> tuple[dict[int, tuple[str, str]], list[str]
         for row, reason in level_or_outvoted(report.subject).items():
             reasons.setdefault(row, ("contradictions", reason))
     return reasons, left
+
+
+def _mending(report: AuditReport) -> dict[RowRef, set[str]]:
+    """Row -> the checks whose fault is mended in it."""
+    found: dict[RowRef, set[str]] = {}
+    for finding in report.findings:
+        if finding.check in MENDED:
+            for ref in finding.rows:
+                found.setdefault(ref, set()).add(finding.check)
+    return found
 
 
 def _drops(finding: Finding) -> bool:
