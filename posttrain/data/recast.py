@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from posttrain.data.memory import data_items
 from posttrain.data.read import Examples, read
 from posttrain.errors import DataError, RowError
 from posttrain.types import Comparison, Example, Feedback, Message
@@ -21,6 +22,7 @@ def read_as(data: Any, kind: Any, **options: Any) -> Examples:
 
     Raises what `read` raises for `kind`.
     """
+    data = data_items(data)  # a generator gives its rows once, and they may be looked at twice
     return read(data, kind=_kind_of(data, kind, options), **options)
 
 

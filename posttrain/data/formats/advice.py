@@ -1,0 +1,298 @@
+"""What to say of a row that no format fits: what was found, what is nearest, and a way to read it that was tried.
+
+A map of columns is proposed only if the row reads under it, and with what it would leave unread; where nothing that was
+tried reads, the error says what is missing and proposes no map.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.data.dialogues import dialogue_format
+from posttrain.data.formats.columns import Row
+from posttrain.data.formats.detect import ALIASES, detect, filled, likely_column, nearest_format
+from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, Format, Kind, either
+from posttrain.data.refusals import named_type, quoted, shown
+from posttrain.data.row_fields import mapped_row, paths_in
+from posttrain.errors import RowError
+from posttrain.types import Demonstration, RowRef, Task
+
+UNGUESSED = frozenset({"ranking", "overall_response", "votes"})
+"""Columns that say which response is better, each in a way of its own: an index from 0 or from 1, a place or a number.
+Another column's number read as one of these would train the worse response, so none is proposed."""
+_TRIALS = 200
+_CHOICES = 4
+_TEXT_COLUMNS = ("text", "content", "document", "body", "raw_content", "article")
+"""What a row of bare text is called."""
+TRY_REF = RowRef("the row", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A way to read a row that was tried: Reading(FORMATS["alpaca"], {"output": "response"}, unread=("id",))."""
+
+    entry: Format
+    columns: Mapping[str, str]
+    unread: tuple[str, ...]
+    """Columns with something in them that this reading does not use; a task keeps them as metadata."""
+
+    @property
+    def words(self) -> str:
+        pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in self.columns.items())
+        found = f"`format: {self.entry.name}, columns: {{{pairs}}}`"
+        lost = "metadata then, in no prompt" if self.entry.kind is Task else "not read then"
+        return found + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
+
+
+def reading_of(row: Row, kinds: Sequence[Kind]) -> Reading | None:
+    """The map of columns under which the row reads and the fewest of its columns are lost; None where none was found.
+
+    reading_of({"instruction": "Who?", "context": "Ann came.", "response": "Ann."}, [Demonstration])
+        -> format alpaca, {"output": "response", "input": "context"}
+    """
+    best: Reading | None = None
+    paths = list(paths_in(row))
+    for entry in FORMATS.values():
+        if entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
+            continue
+        found = _reading(row, entry, paths)
+        if found is not None and (best is None or _order(found) < _order(best)):
+            best = found
+    return best
+
+
+def _order(reading: Reading) -> tuple[int, int]:
+    return len(reading.unread), len(reading.columns)
+
+
+def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
+    keys = filled(row)
+    missing = entry.missing(keys)
+    if any(set(key.split("|")) <= UNGUESSED for key in missing):
+        return None
+    held = {name for key in entry.keys for name in key.split("|") if name in keys}
+    choices = [_candidates(key, [path for path in paths if path not in held]) for key in missing]
+    for chosen in itertools.islice(itertools.product(*choices), _TRIALS):
+        columns = dict(chosen)
+        if len(set(columns.values())) < len(columns) or not _reads(row, entry, columns):
+            continue
+        for name in entry.optional:
+            for _, path in _candidates(name, [path for path in paths if path not in columns.values()]):
+                if name not in row and path not in held and _reads(row, entry, {**columns, name: path}):
+                    columns[name] = path
+                    break
+        return Reading(entry, columns, _left(row, entry, columns))
+    return None
+
+
+def _candidates(key: str, paths: Sequence[str]) -> list[tuple[str, str]]:
+    """(our column, a path of the row that may hold it), the likeliest first."""
+    found: list[tuple[str, str]] = []
+    for name in key.split("|"):
+        if name in UNGUESSED:
+            continue
+        for alias in (name, *ALIASES.get(name, ())):
+            # `text` alone is bare text; only inside `answers` is it an answer. `messages` must hold turns to read.
+            found += [
+                (name, path)
+                for path in paths
+                if _last(path) == alias and (alias != "text" or name == "messages" or path.startswith("answer"))
+            ]
+        near = likely_column(name, [path for path in paths if "." not in path])
+        if near is not None and near != name:
+            found.append((name, near))
+    return list(dict.fromkeys(found))[:_CHOICES]
+
+
+def _last(path: str) -> str:
+    """The word that a path ends with: answers.text.0 -> "text"."""
+    return next(part for part in reversed(path.split(".")) if not part.isdecimal()).lower()
+
+
+def _reads(row: Row, entry: Format, columns: Mapping[str, str]) -> bool:
+    tried = mapped_row(row, columns, COLUMNS)
+    if entry.missing(filled(tried)) or not entry.fits(tried):
+        return False
+    try:
+        entry.parse(tried, TRY_REF)
+    except RowError:
+        return False
+    return True
+
+
+def _left(row: Row, entry: Format, columns: Mapping[str, str]) -> tuple[str, ...]:
+    read = {name for key in (*entry.keys, *entry.optional) for name in key.split("|")}
+    taken = {path.split(".")[0] for path in columns.values()} | {name for name in read if name not in columns}
+    return tuple(key for key in filled(row) if key not in taken)
+
+
+# ---------------------------------------------------------------- the errors
+
+
+def no_object(row: object) -> RowError:
+    remedy = 'write each row as a JSON object; plain texts need a key, for example {"prompt": ...}'
+    if isinstance(row, list) and row and isinstance(row[0], Mapping):
+        remedy = 'write each list of turns as {"messages": [...]}: `jq -c "{messages: .}"` on the file\'s lines does it'
+    return RowError(
+        f"the row is {named_type(row)}, not an object with keys",
+        reason="wrong_shape",
+        found=shown(row),
+        expected="an object whose keys are the columns",
+        example=FORMATS["chat"].example_line,
+        remedy=remedy,
+    )
+
+
+def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF) -> RowError:
+    """The error for a row that no format fits: the keys found, the nearest format, what it lacks, and how to map it."""
+    other = detect(row) if kind is not None else None
+    entry = nearest_format(row, kind)
+    missing = entry.missing(filled(row))
+    if other is not None and kind is not None:
+        problem = f"these rows are {KIND_NAMES[other.kind]} (format '{other.name}'), not {KIND_NAMES[kind]}"
+    else:
+        problem = f"no format of {KIND_NAMES[kind]} fits this row" if kind is not None else "no format fits this row"
+    lacks = f"missing: {either(missing)}" if missing else "its keys are all there, but so are those of others"
+    return RowError(
+        problem,
+        reason="wrong_shape",
+        found=_keys_found(row),
+        expected=f"nearest is the format '{entry.name}' ({entry.signature}); {lacks}",
+        example=entry.example_line,
+        remedy=_remedy(row, entry, kind, ref),
+    )
+
+
+def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF) -> RowError:
+    """The error for a row that lacks keys of the format that the user named."""
+    other = detect(row)
+    looks = f"; its keys are those of the format '{other.name}'" if other is not None else ""
+    named = f"leave `format` out, or write `format: {other.name}`; else " if other is not None else ""
+    return RowError(
+        f"the row has no {_missing_keys(row, entry)}{looks}",
+        reason="wrong_shape",
+        found=_keys_found(row),
+        expected=f"{entry.signature} (format '{entry.name}', named by `format`)",
+        example=entry.example_line,
+        remedy=named + _remedy(row, entry, entry.kind, ref),
+    )
+
+
+def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
+    """The error for a row that lacks keys of the format that an earlier row, `settled_by`, has."""
+    found = _reading(row, entry, filled(row))
+    slip = ", ".join(f"{theirs!r} to {ours!r}" for ours, theirs in (found.columns if found else {}).items())
+    return RowError(
+        f"the row has no {_missing_keys(row, entry)}, unlike {settled_by}",
+        reason="wrong_shape",
+        found=_keys_found(row),
+        expected=f"{entry.signature} (format '{entry.name}', settled by {settled_by})",
+        example=entry.example_line,
+        remedy=(f"rename {slip} in this row" if slip else "complete the row or remove it")
+        + "; `bad_rows: skip` leaves such rows out and counts them",
+    )
+
+
+def unanswered(row: Row, remedy: str, kind: Kind | None) -> str:
+    """The remedy for a conversation that nobody answers, where the row reads as a task."""
+    found = reading_of(row, [Task])
+    if found is None or kind not in (None, Demonstration, Task):
+        return remedy
+    return f"add the answer or remove the last turn; rows that are prompts to be answered read as {found.words}"
+
+
+def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef) -> str:
+    keys = filled(row)
+    found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES))
+    if found is not None and found.columns:
+        return f"map the columns, {found.words}"
+    missing = entry.missing(keys)
+    if not missing:
+        return f"if the rows are meant to be read so, name the format: `format: {entry.name}`"
+    others = next((remedy for remedy in _other_shapes(row, kind, ref)), None)
+    if others is not None:
+        return others
+    blank = ", ".join(f"{key.split('|')[0]}: YOUR_COLUMN" for key in missing)
+    names = ", ".join(one.name for one in FORMATS.values() if kind is None or one.kind is kind)
+    better = [name for key in missing for name in key.split("|") if name in UNGUESSED]
+    say = f"; `{better[0]}` must say which response is better in the way of the example" if better else ""
+    return (
+        f"write the rows like the example, or map your columns, `columns: {{{blank}}}`{say}; the formats are: {names}"
+    )
+
+
+# ---------------------------------------------------------------- rows of another shape
+
+
+def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
+    """Remedies for rows that are no rows: bare text, a wrapper around the rows, columns in place of rows."""
+    inner = rows_inside(row)
+    if inner is not None:
+        yield f"the rows are under {inner!r}: {unwrap_command(inner, ref.source)}"
+    lists = {key: value for key, value in row.items() if isinstance(value, list) and value}
+    if lists and len(lists) == len(row) and len({len(value) for value in lists.values()}) == 1:
+        first = {key: value[0] for key, value in lists.items()}
+        if detect(first, kind) is not None:
+            yield (
+                "the file holds columns, not rows: "
+                f"`python -c \"import json, pandas; pandas.DataFrame(json.load(open('{ref.source}')))"
+                ".to_json('rows.jsonl', orient='records', lines=True)\"`"
+            )
+    column = next((name for name in _TEXT_COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
+    if column is not None and kind in (None, Demonstration):
+        yield text_remedy(row[column], f"json.loads(line)['{column}']", ref.source)
+
+
+def rows_inside(row: Mapping[str, Any]) -> str | None:
+    """The key of a list in whose elements some format sees rows; None for an object that is a row itself."""
+    if detect(row) is not None:
+        return None
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and "." not in key:
+            if detect(value[0]) is not None or reading_of(value[0], list(KIND_NAMES)) is not None:
+                return key
+    return None
+
+
+def unwrap_command(key: str, source: str) -> str:
+    inside = f".{key}[]" if key.isidentifier() else f'.["{key}"][]'
+    return f"`jq -c '{inside}' {shlex.quote(source)} > rows.jsonl`"
+
+
+def text_remedy(text: str, value: str, source: str) -> str:
+    """What to do with bare text, for which there is no format: a prompt of one word, and everything trains.
+
+    Args:
+        value: Python that gives the text of a line.
+    """
+    name = dialogue_format(text)
+    if name is not None:
+        return (
+            f"the text is a dialogue in the form of {name}: write its turns, "
+            '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}'
+        )
+    return (
+        "bare text has no format of its own. Write each text as a prompt of one word and its completion, "
+        f"`python -c \"import json, sys; [print(json.dumps(dict(zip(('prompt', 'completion'), (word, gap + rest))))) "
+        f"for line in open(sys.argv[1], encoding='utf-8') if line.strip() for word, gap, rest in "
+        f"[{value}.strip().partition(' ')] if rest]\" {shlex.quote(source)} > rows.jsonl` (texts of one word are left "
+        "out), and train all of it with `encoding: {template: raw, train_on: all}`"
+    )
+
+
+def _missing_keys(row: Row, entry: Format) -> str:
+    missing = entry.missing(filled(row))
+    null = any(name in row for key in missing for name in key.split("|"))
+    return either(missing) + (" (the value is null)" if null else "")
+
+
+def _keys_found(row: Row) -> str:
+    if not row:
+        return "an object without keys"
+    null = [key for key, value in row.items() if value is None]
+    nulls = f" (null: {quoted(null)})" if null else ""
+    return f"the keys {quoted(row)}{nulls}; the row is {shown(dict(row), 100)}"
