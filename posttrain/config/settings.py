@@ -38,6 +38,8 @@ class Data(Settings):
     """`stop` at the first row that is wrong, or `skip` such rows, count them by reason, and list them in the run."""
     allow_ties: bool = False
     """Keep comparisons with equal scores instead of refusing them."""
+    dialogues_in_text: Literal["refuse", "keep"] = "refuse"
+    """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
 

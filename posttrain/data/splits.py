@@ -49,6 +49,8 @@ _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _NUMBERING = re.compile(r"(?:[-._ ]*(?:part|shard|chunk|file|split)?[-._ ]*\d*)*$")
 """What only counts the files of one split: train_part2, train.03."""
 _SHOWN = 6
+MIXED = "files of different splits are read together: "
+"""How the note begins that files were named one by one which say that they are of different splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def mixed_note(files: Sequence[Path]) -> str | None:
     groups = {split.group for split in of_file.values() if split is not None and split.group is not None}
     if len(groups) < 2:
         return None
-    return "files of different splits are read together: " + _listed(files, of_file, base)
+    return MIXED + _listed(files, of_file, base)
 
 
 def _note(of_file: Mapping[Path, Split | None], chosen: Sequence[Path], base: Path) -> str:

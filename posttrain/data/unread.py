@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from posttrain.data.counts import RowCounts
 from posttrain.data.flags import FLAGS
 from posttrain.data.formats import FORMATS, Format
 from posttrain.data.messages import TURN_KEYS
@@ -88,6 +89,13 @@ def unread_keys(counts: Mapping[str, int]) -> tuple[str, ...]:
         near = INSIDE.get(key) if INSIDE.get(key) in known else misspelt([key], known).get(key)
         said.append(f"`{key}` in {count:,} {place}s is not read" + (f": did you mean `{near}`?" if near else ""))
     return tuple(said)
+
+
+def said_of(counts: RowCounts, format_name: str) -> tuple[str, ...]:
+    """All that a user should know of what was read and what was not, a sentence each."""
+    found = unread(counts.unused_columns, format_name, {})
+    columns = (str(found),) if found.columns else ()
+    return (*counts.notes, *columns, *found.doubts, *unread_keys(counts.unread_keys))
 
 
 INSIDE = {"input_schema": "parameters", "inputSchema": "parameters", "args": "arguments", "input": "arguments"} | {

@@ -81,4 +81,5 @@ def _read(data: Data, rejected: Path) -> Examples:
         rejected_path=rejected if data.bad_rows == "skip" else None,
         limit=data.limit,
         split=data.split,
+        dialogues_in_text=data.dialogues_in_text,
     )

@@ -17,7 +17,7 @@ from posttrain.data.formats.columns import Row
 from posttrain.data.formats.detect import ALIASES, detect, filled, likely_column, nearest_format
 from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, Format, Kind, either
 from posttrain.data.refusals import named_type, quoted, shown
-from posttrain.data.row_fields import mapped_row, paths_in
+from posttrain.data.row_fields import field_of, mapped_row, paths_in
 from posttrain.errors import RowError
 from posttrain.types import Demonstration, RowRef, Task
 
@@ -65,8 +65,17 @@ def reading_of(row: Row, kinds: Sequence[Kind]) -> Reading | None:
     return best
 
 
-def _order(reading: Reading) -> tuple[int, int]:
-    return len(reading.unread), len(reading.columns)
+def _order(reading: Reading) -> tuple[int, int, int]:
+    renamed = sum(ours != theirs.lower() for ours, theirs in reading.columns.items())
+    return len(reading.unread), renamed, len(reading.columns)
+
+
+def answer_path(columns: Row) -> str | None:
+    """The column, or the path into one, that most likely holds a task's answer: "reward_model.ground_truth"."""
+    for _, path in _candidates("answer", list(paths_in(columns))):
+        if isinstance(field_of(columns, path), str | int | float):
+            return path
+    return None
 
 
 def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
@@ -78,15 +87,28 @@ def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
     choices = [_candidates(key, [path for path in paths if path not in held]) for key in missing]
     for chosen in itertools.islice(itertools.product(*choices), _TRIALS):
         columns = dict(chosen)
-        if len(set(columns.values())) < len(columns) or not _reads(row, entry, columns):
+        if len(set(columns.values())) < len(columns):
             continue
-        for name in entry.optional:
-            for _, path in _candidates(name, [path for path in paths if path not in columns.values()]):
-                if name not in row and path not in held and _reads(row, entry, {**columns, name: path}):
-                    columns[name] = path
-                    break
-        return Reading(entry, columns, _left(row, entry, columns))
+        more = _optional(row, entry, columns, [path for path in paths if path not in held])
+        # Some rows read only with an optional column: two answers as texts are a pair only beside their prompt.
+        for tried in ({**columns, **more}, columns):
+            if _reads(row, entry, tried):
+                return Reading(entry, tried, _left(row, entry, tried))
     return None
+
+
+def _optional(row: Row, entry: Format, columns: Mapping[str, str], paths: Sequence[str]) -> dict[str, str]:
+    """Optional columns that other columns of the row most likely hold, each of which the row reads with."""
+    found: dict[str, str] = {}
+    for name in entry.optional:
+        if row.get(name) is not None:
+            continue
+        taken = {*columns.values(), *found.values()}
+        for _, path in _candidates(name, [path for path in paths if path not in taken]):
+            if _reads(row, entry, {**columns, **found, name: path}):
+                found[name] = path
+                break
+    return found
 
 
 def _candidates(key: str, paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -251,10 +273,11 @@ def rows_inside(row: Mapping[str, Any]) -> str | None:
     """The key of a list in whose elements some format sees rows; None for an object that is a row itself."""
     if detect(row) is not None:
         return None
+    kinds = list(KIND_NAMES)
     for key, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and "." not in key:
-            if detect(value[0]) is not None or reading_of(value[0], list(KIND_NAMES)) is not None:
-                return key
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and (detect(first) is not None or reading_of(first, kinds) is not None):
+            return key
     return None
 
 
