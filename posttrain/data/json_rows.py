@@ -28,6 +28,7 @@ _FRAGMENTS = (
 )
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK = 1 << 20
+_HEAD = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +348,7 @@ def _is_fragment(text: str, at: int) -> bool:
 
 def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
-    head = stream.peek(1 << 16)
+    head = stream.peek(_HEAD)[:_HEAD]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if text.startswith(b"["):

@@ -41,6 +41,7 @@ _FOREIGN = (
 
 
 _TABLE_LINES = 20
+_TEXT_BYTES = 1 << 14
 _LONGEST_NAME = 64
 """Characters of a column's name; what is longer is a sentence."""
 
@@ -69,11 +70,13 @@ def _quoted(name: str, remedy: str) -> str:
 
 def _refuse_text(start: bytes, head: bytes, name: str) -> None:
     """Tables and prose; a file with a JSON object or list among its first lines is left to the reader of lines."""
-    text = start.decode(errors="replace")
+    if start[:1] in (b"{", b"["):
+        return
+    text = start[:_TEXT_BYTES].decode(errors="replace")
     lines = [line for line in text.splitlines()[:_TABLE_LINES] if line.strip()]
     if not lines or any(line.lstrip()[:1] in ("{", "[") or _is_json(line) for line in lines[:5]):
         return
-    delimiter = table_delimiter(lines, whole=len(text) < 1 << 15, name=name)
+    delimiter = table_delimiter(lines, whole=len(start) < _TEXT_BYTES, name=name)
     if delimiter is not None:
         sep = {"\t": "\\t"}.get(delimiter, delimiter)
         raise _not_json(
