@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.json_rows import Numbered
+from posttrain.data.padding import whole
+from posttrain.data.source import Numbered
 from posttrain.errors import SourceError
 from posttrain.types import RowRef
 
@@ -109,7 +110,7 @@ Cleaner = Callable[[Any], Any]
 
 def column_cleaners(schema: Any) -> dict[str, Cleaner]:
     """For each column whose values Arrow changes, what turns them back into those that were written."""
-    found = {field.name: cleaner_of(field.type) for field in schema}
+    found = {field.name: cleaner_of(field.type) for field in schema if field.type.num_fields or _is_decimal(field.type)}
     return {name: cleaner for name, cleaner in found.items() if cleaner is not None}
 
 
@@ -119,6 +120,8 @@ def cleaner_of(kind: Any) -> Cleaner | None:
 
     if pa.types.is_decimal(kind):
         return _number
+    if pa.types.is_floating(kind):
+        return whole
     if pa.types.is_map(kind):
         return _mapping
     if pa.types.is_struct(kind):
@@ -156,6 +159,12 @@ class _List:
 
     def __call__(self, value: Any) -> Any:
         return None if value is None else [self.inner(item) for item in value]
+
+
+def _is_decimal(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_decimal(kind))
 
 
 def _number(value: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.columnar import Cleaner, column_cleaners
-from posttrain.data.json_rows import Numbered
 from posttrain.data.padding import without_nulls
+from posttrain.data.source import Numbered
 from posttrain.errors import SourceError
 
 HUB_ID = re.compile(

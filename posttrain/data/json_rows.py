@@ -11,12 +11,12 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from posttrain.data.not_rows import refuse_one_object, refuse_other_content
 from posttrain.data.refusals import quoted, shown
-from posttrain.errors import DataError, RowError, SourceError
+from posttrain.data.source import Broken, Numbered
+from posttrain.errors import RowError, SourceError
 from posttrain.types import RowRef
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -29,19 +29,6 @@ _FRAGMENTS = (
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK = 1 << 20
 _HEAD = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A row that could not be read as JSON, in place of its value; `bad_rows: skip` may go on after it."""
-
-    error: DataError
-    reason: str
-    content: str
-
-
-Numbered = tuple[int, Any, str]
-"""(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
 
 
 class _Decoder(json.JSONDecoder):

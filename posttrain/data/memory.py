@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.columnar import batches_rows
-from posttrain.data.json_rows import Numbered
-from posttrain.data.padding import unpadded
+from posttrain.data.padding import unpadded, whole
 from posttrain.data.refusals import named_type, quoted, shown
-from posttrain.data.source import Source
+from posttrain.data.source import Numbered, Source
 from posttrain.data.splits import Split, choose, split_of
 from posttrain.data.write import json_line
 from posttrain.errors import ConfigError
@@ -48,8 +47,13 @@ class MemorySource:
         return unpadded(self._plain(), self._plain)
 
     def _plain(self) -> Iterator[Numbered]:
-        for number, row in enumerate(_records(self.data) if _kind(self.data) == "frame" else self.data, 1):
-            yield number, plain(row), ""
+        is_frame = _kind(self.data) == "frame"
+        for number, row in enumerate(_records(self.data) if is_frame else self.data, 1):
+            found = plain(row)
+            # A frame holds whole numbers as floats beside a missing one, also inside the objects of a cell.
+            if is_frame:
+                found = {key: whole(item) if isinstance(item, dict | list) else item for key, item in found.items()}
+            yield number, found, ""
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -15,7 +15,8 @@ The rule, the same for every source:
   value is left out. Rows that were written by hand or by a program differ somewhere: only a turn that calls has
   `tool_calls`. Their nulls are what somebody wrote, as in `{"default": null}` of a schema, and stay.
 
-A column that is null stays null, and a null in a list stays: no padding puts them there.
+A column that is null stays null, and a null in a list stays: no padding puts them there. Beside missing values a table
+holds whole numbers as floats; inside the values of such a table 2.0 is 2 again, as the arguments of a call show it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from posttrain.data.json_rows import Numbered
+from posttrain.data.source import Numbered
 
 Path = tuple[str, ...]
 
@@ -37,6 +38,29 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def whole(value: Any) -> Any:
+    """A whole number that a file holds as a float, as an integer: pandas and Arrow write 42 as 42.0 beside a null.
+
+    whole(42.0) -> 42        whole(0.5) -> 0.5        whole([1.0, "a"]) -> [1, "a"]
+    """
+    if type(value) is float:
+        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return value
+
+
+_EXACT = 2**53
+"""Up to here a float holds every whole number exactly."""
+
+
+def inside(value: Any) -> Any:
+    """What a column holds, without what a table makes of it: null entries, and whole numbers as floats."""
+    return whole(without_nulls(value)) if isinstance(value, dict | list) else value
+
+
 def unpadded(rows: Iterable[Numbered], again: Callable[[], Iterable[Numbered]]) -> Iterator[Numbered]:
     """The rows without made-up nulls; `again` gives them a second time, which only rows with such nulls cost."""
     padded: bool | None = None
@@ -45,7 +69,7 @@ def unpadded(rows: Iterable[Numbered], again: Callable[[], Iterable[Numbered]]) 
             if padded is None:
                 padded = is_padded(value for _, value, _ in again())
             if padded:
-                row = {column: without_nulls(value) for column, value in row.items()}
+                row = {column: inside(value) for column, value in row.items()}
         yield number, row, note
 
 

@@ -18,11 +18,10 @@ from typing import Any, Literal
 from posttrain.data.counts import RowCounts
 from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
 from posttrain.data.hub import HubSource
-from posttrain.data.json_rows import Broken
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
-from posttrain.data.source import Source
+from posttrain.data.source import Broken, Source
 from posttrain.data.sources import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import ConfigError, DataError, EmptyDatasetError, RowError, UnknownKeyError, nearest

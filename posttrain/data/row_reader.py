@@ -11,11 +11,11 @@ from posttrain.data.counts import RowCounts
 from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
 from posttrain.data.formats.advice import fits_nothing, lacks_named_keys, lacks_settled_keys, no_object, unanswered
 from posttrain.data.formats.detect import has_keys, unused_columns
-from posttrain.data.json_rows import Broken
 from posttrain.data.noted import Noted
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
+from posttrain.data.source import Broken
 from posttrain.data.unread import not_in_prompt
 from posttrain.errors import RowError, nearest
 from posttrain.types import Example, RowRef, Task

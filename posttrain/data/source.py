@@ -1,11 +1,25 @@
-"""What every place that rows come from can do."""
+"""A place that rows come from, and what it gives: numbered rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from posttrain.data.json_rows import Numbered
+from posttrain.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that could not be read as JSON, in place of its value; `bad_rows: skip` may go on after it."""
+
+    error: DataError
+    reason: str
+    content: str
+
+
+Numbered = tuple[int, Any, str]
+"""(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
 
 
 class Source(Protocol):

@@ -23,12 +23,12 @@ from typing import Any
 
 from posttrain.data.columnar import arrow_rows, parquet_rows
 from posttrain.data.hub import HUB_ID, HubSource
-from posttrain.data.json_rows import Numbered, json_rows
+from posttrain.data.json_rows import json_rows
 from posttrain.data.memory import data_items, memory_source
 from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
-from posttrain.data.source import Source
+from posttrain.data.source import Numbered, Source
 from posttrain.data.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
 from posttrain.errors import SourceError
 

@@ -175,21 +175,3 @@ def number_of(value: Any, column: str) -> float:
 def optional_number(row: Row, column: str) -> float | None:
     value = row.get(column)
     return None if value is None else number_of(value, column)
-
-
-def whole(value: Any) -> Any:
-    """A whole number that a file holds as a float, as an integer: pandas and Arrow write 42 as 42.0 beside a null.
-
-    whole(42.0) -> 42        whole(0.5) -> 0.5        whole([1.0, "a"]) -> [1, "a"]
-    """
-    if type(value) is float:
-        return int(value) if value.is_integer() and abs(value) <= _EXACT else value
-    if isinstance(value, list):
-        return [whole(item) for item in value]
-    if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return value
-
-
-_EXACT = 2**53
-"""Up to here a float holds every whole number exactly."""

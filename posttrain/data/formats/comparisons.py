@@ -22,10 +22,10 @@ from posttrain.data.formats.columns import (
     prompt_of,
     prompt_turns,
     response_turns,
-    whole,
     with_system,
 )
 from posttrain.data.order import check_order, check_prompt
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import stored, text_of, tools_of

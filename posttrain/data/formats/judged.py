@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.data.formats.columns import PROMPTS, Row, continuation, present, prompt_of, response_turns, whole
+from posttrain.data.formats.columns import PROMPTS, Row, continuation, present, prompt_of, response_turns
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import clean, tools_of

@@ -6,14 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.data.formats.columns import Row, prompt_of, user_turn, whole, with_system
+from posttrain.data.formats.columns import Row, prompt_of, user_turn, with_system
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import stored, text_of, tools_of
 from posttrain.errors import RowError
 from posttrain.types import RowRef, StepwiseFeedback
 
-PRM800K_NOTES = (
+PRM800K_NOTES: tuple[str, ...] = (
     "labeler",
     "timestamp",
     "generation",
