@@ -29,6 +29,8 @@ _FRAGMENTS = (
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK = 1 << 20
 _HEAD = 1 << 16
+_TURNS_ON_A_LINE = re.compile(rb'\[\s*\{\s*"(?:role|from|content|value)"[^\n]*\]\s*\n\s*\[')
+"""A list of turns on each line, which is no array of rows; the reader of lines says what to do with it."""
 
 
 class _Decoder(json.JSONDecoder):
@@ -338,7 +340,7 @@ def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
     head = stream.peek(_HEAD)[:_HEAD]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if text.startswith(b"["):
+    if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):
         return array_rows(stream, name)
     if text.startswith(b"{"):
         refuse_one_object(text, name)

@@ -92,7 +92,11 @@ def data_items(data: Any) -> list[str | Path | MemorySource]:
         return [Path(os.fspath(data))]
     if _kind(data) is not None:
         return [MemorySource(f"rows in memory ({type(data).__name__})", data)]
-    if isinstance(data, Mapping) or data is None or isinstance(data, bytes) or not isinstance(data, Iterable):
+    no_rows = isinstance(data, Mapping | bytes) or _package(data) in (
+        "pandas",
+        "numpy",
+    )  # a Series, an array of numbers
+    if data is None or no_rows or not isinstance(data, Iterable):
         raise _no_data(data)
     items = list(data)
     if not items:
@@ -119,7 +123,7 @@ def _is_row(item: Any) -> bool:
 
 def _kind(data: Any) -> str | None:
     """What package's rows these are, told without importing it; None for what is no table."""
-    package, name = type(data).__module__.partition(".")[0], type(data).__name__
+    package, name = _package(data), type(data).__name__
     if package == "datasets":
         return "splits" if isinstance(data, Mapping) else "dataset"
     if package == "pyarrow":
@@ -129,6 +133,10 @@ def _kind(data: Any) -> str | None:
     if package == "polars" and hasattr(data, "to_dicts"):
         return "frame"
     return None
+
+
+def _package(data: Any) -> str:
+    return type(data).__module__.partition(".")[0]
 
 
 def _records(frame: Any) -> Iterator[dict[str, Any]]:
@@ -179,6 +187,8 @@ def _no_data(data: Any, what: str = "the data") -> ConfigError:
         )
     elif isinstance(data, list | tuple):
         remedy = 'a row is an object with columns: write each list of turns as {"messages": [...]}'
+    elif _package(data) == "pandas":
+        remedy = "pass the DataFrame with its columns, for example `series.to_frame('prompt')`"
     elif hasattr(data, "read") and isinstance(getattr(data, "name", None), str):
         remedy = "pass the file's path, not the open file: `data.name`"
     elif type(data).__module__ == "posttrain.types":

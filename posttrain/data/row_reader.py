@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from posttrain.data.counts import RowCounts
 from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
-from posttrain.data.formats.advice import fits_nothing, lacks_named_keys, lacks_settled_keys, no_object, unanswered
+from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_named_keys, lacks_settled_keys, no_object
 from posttrain.data.formats.detect import has_keys, unused_columns
 from posttrain.data.noted import Noted
 from posttrain.data.refusals import quoted
@@ -53,7 +53,7 @@ class RowReader:
         if isinstance(value, Broken):
             raise value.error
         if type(value) is not dict:
-            raise at_row(no_object(value), ref)
+            raise at_row(no_object(value, ref), ref)
         row = self._mapped(value, ref) if self.options.columns else value
         if any(map(_is_nan, row.values())):
             row = {key: None if _is_nan(item) else item for key, item in row.items()}
@@ -62,8 +62,7 @@ class RowReader:
         try:
             example = entry.parse(row, ref, self._rules)
         except RowError as error:
-            if error.reason == "unanswered_turn":
-                error.remedy = unanswered(value, error.remedy, self.options.kind)
+            error.remedy = better_remedy(value, error, self.options.kind, ref)
             raise
         if self.settled is None:
             self.settled, self.settled_by = entry, ref

@@ -155,10 +155,14 @@ def _left(row: Row, entry: Format, columns: Mapping[str, str]) -> tuple[str, ...
 # ---------------------------------------------------------------- the errors
 
 
-def no_object(row: object) -> RowError:
+def no_object(row: object, ref: RowRef = TRY_REF) -> RowError:
+    """The error for a row that is no object."""
     remedy = 'write each row as a JSON object; plain texts need a key, for example {"prompt": ...}'
     if isinstance(row, list) and row and isinstance(row[0], Mapping):
-        remedy = 'write each list of turns as {"messages": [...]}: `jq -c "{messages: .}"` on the file\'s lines does it'
+        remedy = (
+            f"write each list of turns as {{\"messages\": [...]}}: `jq -c '{{messages: .}}' {shlex.quote(ref.source)} "
+            "> rows.jsonl`"
+        )
     return RowError(
         f"the row is {named_type(row)}, not an object with keys",
         reason="wrong_shape",
@@ -219,12 +223,13 @@ def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
     )
 
 
-def unanswered(row: Row, remedy: str, kind: Kind | None) -> str:
-    """The remedy for a conversation that nobody answers, where the row reads as a task."""
-    found = reading_of(row, [Task])
-    if found is None or kind not in (None, Demonstration, Task):
-        return remedy
-    return f"add the answer or remove the last turn; rows that are prompts to be answered read as {found.words}"
+def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> str:
+    """What to do with a row that a format has refused, where its whole says more than the value that was wrong."""
+    if error.reason == "unanswered_turn" and kind in (None, Demonstration, Task):
+        found = reading_of(row, [Task])
+        if found is not None:
+            return f"add the answer or remove the last turn; rows that are prompts to be answered read as {found.words}"
+    return _columns_remedy(row, kind, ref) or error.remedy
 
 
 def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef) -> str:
@@ -255,18 +260,30 @@ def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
     inner = rows_inside(row)
     if inner is not None:
         yield f"the rows are under {inner!r}: {unwrap_command(inner, ref.source)}"
-    lists = {key: value for key, value in row.items() if isinstance(value, list) and value}
-    if lists and len(lists) == len(row) and len({len(value) for value in lists.values()}) == 1:
-        first = {key: value[0] for key, value in lists.items()}
-        if detect(first, kind) is not None:
-            yield (
-                "the file holds columns, not rows: "
-                f"`python -c \"import json, pandas; pandas.DataFrame(json.load(open('{ref.source}')))"
-                ".to_json('rows.jsonl', orient='records', lines=True)\"`"
-            )
+    columns = _columns_remedy(row, kind, ref)
+    if columns is not None:
+        yield columns
+    if any({*names} <= {*row} for names in (("role", "content"), ("from", "value"))):
+        yield 'the row is one turn of a conversation: write all turns of one in a row, {"messages": [...]}'
     column = next((name for name in _TEXT_COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is not None and kind in (None, Demonstration):
         yield text_remedy(row[column], f"json.loads(line)['{column}']", ref.source)
+
+
+def _columns_remedy(row: Row, kind: Kind | None, ref: RowRef) -> str | None:
+    """For {"prompt": ["a", "b"], "completion": ["c", "d"]}: the columns of a table, where its first line reads."""
+    lists = {key: value for key, value in row.items() if isinstance(value, list) and value}
+    if len(lists) < max(len(row), 1) or len({len(value) for value in lists.values()}) != 1:
+        return None
+    first = {key: value[0] for key, value in lists.items()}
+    entry = detect(first, kind)
+    if entry is None or not _reads(first, entry, {}):
+        return None
+    return (
+        "the file holds columns, not rows: "
+        f"`python -c \"import json, pandas; pandas.DataFrame(json.load(open('{ref.source}')))"
+        ".to_json('rows.jsonl', orient='records', lines=True)\"`"
+    )
 
 
 def rows_inside(row: Mapping[str, Any]) -> str | None:
