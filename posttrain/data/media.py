@@ -6,6 +6,7 @@ refuse_placeholder("<image>What is this?", "turn 1")       # RowError
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +33,8 @@ def holds_media(value: Any) -> bool:
 
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises RowError for a row with an image, audio or video column in use."""
-    for key in row:
-        if key.lower() in MEDIA and holds_media(row[key]):
+    for key in _media_keys(tuple(row)):
+        if holds_media(row[key]):
             raise refuse(
                 "content_not_text",
                 f"the row carries {key!r}",
@@ -42,6 +43,11 @@ def refuse_media(row: Mapping[str, Any]) -> None:
                 remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
                 f"texts stand without it, remove the column {key!r} from the file",
             )
+
+
+@functools.lru_cache(maxsize=1024)
+def _media_keys(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([column for column in columns if column.lower() in MEDIA])
 
 
 def refuse_placeholder(text: str | None, place: str) -> None:

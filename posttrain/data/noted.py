@@ -2,12 +2,11 @@
 
 noted = Noted()
 noted.key("turn", "timestamp")
-noted.take()        # Counter({"turn.timestamp": 1}), and empty again
+noted.take()        # {"turn.timestamp": 1}, and empty again
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,10 +22,11 @@ class Noted:
     """What one row holds beside that which is read; `take` empties it for the next row."""
 
     def __init__(self) -> None:
-        self._keys: Counter[str] = Counter()
+        self._keys: dict[str, int] = {}
 
     def key(self, place: str, key: str) -> None:
-        self._keys[f"{place}.{key}"] += 1
+        name = f"{place}.{key}"
+        self._keys[name] = self._keys.get(name, 0) + 1
 
     def others(self, place: str, value: Mapping[str, Any], known: Iterable[str] = ()) -> None:
         """Notes the keys of an object that are not known in its place; an empty value loses nothing."""
@@ -35,8 +35,10 @@ class Noted:
             if key not in known and says_something(item):
                 self.key(place, key)
 
-    def take(self) -> Counter[str]:
-        taken, self._keys = self._keys, Counter()
+    def take(self) -> dict[str, int]:
+        taken = self._keys
+        if taken:
+            self._keys = {}
         return taken
 
 

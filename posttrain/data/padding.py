@@ -65,7 +65,7 @@ def unpadded(rows: Iterable[Numbered], again: Callable[[], Iterable[Numbered]]) 
     """The rows without made-up nulls; `again` gives them a second time, which only rows with such nulls cost."""
     padded: bool | None = None
     for number, row, note in rows:
-        if padded is not False and isinstance(row, dict) and any(map(_has_null_inside, row.values())):
+        if padded is not False and row.__class__ is dict and _has_null_inside(row.values()):
             if padded is None:
                 padded = is_padded(value for _, value, _ in again())
             if padded:
@@ -73,11 +73,15 @@ def unpadded(rows: Iterable[Numbered], again: Callable[[], Iterable[Numbered]]) 
         yield number, row, note
 
 
-def _has_null_inside(value: Any) -> bool:
-    if isinstance(value, dict):
-        return None in value.values() or any(map(_has_null_inside, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_null_inside, value))
+def _has_null_inside(items: Iterable[Any]) -> bool:
+    """Whether an object among these values, however deep, has a null; runs for every row, so it is written flat."""
+    for item in items:
+        if item.__class__ is dict:
+            inner = item.values()
+            if None in inner or _has_null_inside(inner):
+                return True
+        elif item.__class__ is list and _has_null_inside(item):
+            return True
     return False
 
 

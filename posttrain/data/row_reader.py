@@ -21,6 +21,8 @@ from posttrain.errors import RowError, nearest
 from posttrain.types import Example, RowRef, Task
 
 BadRows = Literal["stop", "skip"]
+_ADVISED_ROWS = 20
+"""Rows for whose error a way to read them is searched; of many that are skipped, nobody reads more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class RowReader:
         self.counts = counts
         self.settled: Format | None = None
         self.settled_by: RowRef | None = None
+        self._refused = 0
         self._noted = Noted()
         self._rules = replace(options.rules, noted=self._noted)
 
@@ -55,26 +58,31 @@ class RowReader:
         if type(value) is not dict:
             raise at_row(no_object(value, ref), ref)
         row = self._mapped(value, ref) if self.options.columns else value
-        if any(map(_is_nan, row.values())):
+        if any([item.__class__ is float and item != item for item in row.values()]):
             row = {key: None if _is_nan(item) else item for key, item in row.items()}
         self._noted.take()  # what a row that was refused has left behind
         entry = self._format_of(row, ref)
         try:
             example = entry.parse(row, ref, self._rules)
         except RowError as error:
-            error.remedy = better_remedy(value, error, self.options.kind, ref)
+            if self._searches():
+                error.remedy = better_remedy(value, error, self.options.kind, ref)
             raise
         if self.settled is None:
             self.settled, self.settled_by = entry, ref
         self._count(row, value, entry, example)
         return example
 
+    def _searches(self) -> bool:
+        self._refused += 1
+        return self._refused <= _ADVISED_ROWS
+
     def _count(self, row: dict[str, Any], value: dict[str, Any], entry: Format, example: Example) -> None:
         unused = unused_columns(row, entry)
         if unused:
             self.counts.unused_columns |= unused - {top_of(value, path) for path in self.options.columns.values()}
         if keys := self._noted.take():
-            self.counts.unread_keys += keys
+            self.counts.unread_keys.update(keys)
         if isinstance(example, Task):
             for note in not_in_prompt(example):
                 self.counts.note(note)
@@ -83,13 +91,13 @@ class RowReader:
         named = self.options.format
         if named is not None:
             if not has_keys(row, named):
-                raise at_row(lacks_named_keys(row, named, ref), ref)
+                raise at_row(lacks_named_keys(row, named, ref, search=self._searches()), ref)
             return named
         kind = self.options.kind
         entry = detect(row, kind)
         if self.settled is None:
             if entry is None:
-                raise at_row(fits_nothing(row, kind, ref), ref)
+                raise at_row(fits_nothing(row, kind, ref, search=self._searches()), ref)
             return entry
         if entry is not None and entry.kind is self.settled.kind:
             return entry

@@ -173,8 +173,12 @@ def no_object(row: object, ref: RowRef = TRY_REF) -> RowError:
     )
 
 
-def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF) -> RowError:
-    """The error for a row that no format fits: the keys found, the nearest format, what it lacks, and how to map it."""
+def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
+    """The error for a row that no format fits: the keys found, the nearest format, what it lacks, and how to map it.
+
+    Args:
+        search: try maps of columns; it costs up to a tenth of a second.
+    """
     other = detect(row) if kind is not None else None
     entry = nearest_format(row, kind)
     missing = entry.missing(filled(row))
@@ -189,11 +193,11 @@ def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF) -> R
         found=_keys_found(row),
         expected=f"nearest is the format '{entry.name}' ({entry.signature}); {lacks}",
         example=entry.example_line,
-        remedy=_remedy(row, entry, kind, ref),
+        remedy=_remedy(row, entry, kind, ref, search),
     )
 
 
-def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF) -> RowError:
+def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
     """The error for a row that lacks keys of the format that the user named."""
     other = detect(row)
     looks = f"; its keys are those of the format '{other.name}'" if other is not None else ""
@@ -204,7 +208,7 @@ def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF) -> RowError
         found=_keys_found(row),
         expected=f"{entry.signature} (format '{entry.name}', named by `format`)",
         example=entry.example_line,
-        remedy=named + _remedy(row, entry, entry.kind, ref),
+        remedy=named + _remedy(row, entry, entry.kind, ref, search),
     )
 
 
@@ -232,9 +236,9 @@ def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> 
     return _columns_remedy(row, kind, ref) or error.remedy
 
 
-def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef) -> str:
+def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: bool) -> str:
     keys = filled(row)
-    found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES))
+    found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
     if found is not None and found.columns:
         return f"map the columns, {found.words}"
     missing = entry.missing(keys)
