@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from posttrain.data.refusals import refuse, shown
@@ -16,10 +16,13 @@ from posttrain.data.refusals import refuse, shown
 MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 """Columns of a row, and keys of a turn, that hold what is no text."""
 _PLACEHOLDER = re.compile(
-    r"(?:^\s*|\n)<(image|audio|video)>|<(image|audio|video)>\s*$"
-    r"|<\|(image|audio|video)(?:_pad)?\|>|<\|vision_start\|>|<image_placeholder>"
+    r"\A\s*<(?:image|audio|video)>|^[ \t]*<(?:image|audio|video)>[ \t]*$"
+    r"|<\|(?:image|audio|video)(?:_pad)?\|>|<\|vision_start\|>|<image_placeholder>",
+    re.MULTILINE,
 )
-"""Where an image was: a mark at the border of a text or of a line. Inside a line it may be somebody's HTML."""
+"""Where an image was: a mark at the beginning of a text, or alone on a line. Inside a line it may be HTML, or
+`docker run <image>`, unless the row has a column for images."""
+_ANYWHERE = re.compile(r"<(?:image|audio|video)>")
 
 
 def holds_media(value: Any) -> bool:
@@ -33,7 +36,8 @@ def holds_media(value: Any) -> bool:
 
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises RowError for a row with an image, audio or video column in use."""
-    for key in _media_keys(tuple(row)):
+    keys = _media_keys(tuple(row))
+    for key in keys:
         if holds_media(row[key]):
             raise refuse(
                 "content_not_text",
@@ -43,6 +47,27 @@ def refuse_media(row: Mapping[str, Any]) -> None:
                 remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
                 f"texts stand without it, remove the column {key!r} from the file",
             )
+
+    found = next((mark for text in _texts(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
+    if found is not None:
+        raise refuse(
+            "content_not_text",
+            f"a text of the row has {found[0]!r}, and {keys[0]!r} is empty",
+            found=shown(found.string),
+            expected="text only",
+            remedy="only text is trained on here: remove the mark where the text stands without it, or the row",
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -108,6 +108,21 @@ INSIDE = {"input_schema": "parameters", "inputSchema": "parameters", "args": "ar
 """What others call a key of ours inside a turn, a call or a tool."""
 
 
+def _joined(name: str, entry: Format, mapped: Mapping[str, str]) -> str:
+    """How a column that belongs to the question gets into the prompt: as the `input` of an instruction."""
+    if "input" in entry.optional:
+        pairs = {**mapped, "input": name}
+        form = entry.name
+    else:
+        prompt = mapped.get("prompt") or mapped.get("question")
+        if entry.name != "prompt_completion" or prompt is None:
+            return "join it to the prompt where it is needed"
+        pairs = {"instruction": prompt, "input": name, "output": mapped.get("completion", "completion")}
+        form = "alpaca"
+    columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in pairs.items())
+    return f"join it to the prompt, for example with `format: {form}, columns: {{{columns}}}`"
+
+
 def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
     if entry.kind is Demonstration and name in LABELS:
         return (
@@ -120,6 +135,8 @@ def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
             f"`input` is not read, and `{ours}` is only the instruction: leave `columns` out (Alpaca's rows are "
             "known), or join the two"
         )
+    if name in CONTEXT and entry.kind is not Task:
+        return f"`{name}` is not read, so every prompt stands without it: {_joined(name, entry, mapped)}"
     if name in FLAGS:
         return (
             f"`{name}` of a row is not read: every row trains with the same weight; leave out the rows that must not "

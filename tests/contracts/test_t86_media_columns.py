@@ -60,9 +60,17 @@ def test_a_placeholder_is_refused(mark: str) -> None:
         "Close <video> with </video>.",
         "<image><url>a.png</url></image>",
         "Which tag is older, <image> or <img>?",
+        "Start it with: docker run <image>",
         "a < image > b",
         "<images>",
     ],
 )
 def test_html_and_words_are_text(text: str) -> None:
     assert len(pt.read([{"messages": [{**U, "content": text}, {**A, "content": text}]}])) == 1
+
+
+def test_beside_an_empty_column_a_placeholder_is_refused_wherever_it_stands() -> None:
+    row = {"messages": [{**U, "content": "Compare <image> with a dog."}, A]}
+    assert len(pt.read([row])) == 1
+    with pytest.raises(RowError, match="'images' is empty"):
+        pt.read([{**row, "images": []}])

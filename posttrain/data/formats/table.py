@@ -114,6 +114,7 @@ _ANSWERS = frozenset(
     {
         *("chosen", "rejected", "response_1", "response_2", "overall_response", "response", "responses"),
         *("completion", "completions", "output", "target", "reply", "messages", "conversations", "instruction"),
+        *("response_0", "response_j", "response_k", "chosen_messages", "rejected_messages"),
     }
 )
 
