@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import Any
 
-from posttrain.data.formats.advice import rows_inside, text_remedy, unwrap_command
+from posttrain.data.formats.advice import text_remedy, wrapped_remedy
 from posttrain.data.formats.detect import detect
 from posttrain.data.refusals import quoted, shown
 from posttrain.errors import SourceError
@@ -86,6 +86,8 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
             ".to_json('rows.jsonl', orient='records', lines=True)\"`",
             name,
         )
+    if name.lower().endswith((".yaml", ".yml", ".toml", ".py")):
+        raise _not_json("the file holds settings or code, not rows", head, "name the file that holds the rows", name)
     if not re.match(r"[#/]", lines[0].lstrip()):
         raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
 
@@ -142,14 +144,14 @@ def refuse_one_object(text: bytes, name: str) -> None:
         value, _ = json.JSONDecoder().raw_decode(words)
     except ValueError:
         value = _beginning(words)
-    inner = rows_inside(value)
+    wrapped = wrapped_remedy(value, name)
     raise SourceError(
         "the file holds an object that spans several lines",
         where=RowRef(name, 1),
         found=f"an object with the keys {quoted(value)}" if value else shown(words[:80]),
         expected="one JSON object per line, or an array of objects",
-        remedy=f"the rows are under {inner!r}: {unwrap_command(inner, name)}"
-        if inner is not None
+        remedy=wrapped
+        if wrapped is not None
         else f"write each object on one line: `jq -c . {shlex.quote(name)} > rows.jsonl`",
     )
 

@@ -124,15 +124,15 @@ def _candidates(key: str, paths: Sequence[str]) -> list[tuple[str, str]]:
                 for path in paths
                 if _last(path) == alias and (alias != "text" or name == "messages" or path.startswith("answer"))
             ]
-        near = likely_column(name, [path for path in paths if "." not in path])
-        if near is not None and near != name:
-            found.append((name, near))
+        near = [path for path in paths if "." not in path and likely_column(name, [path]) == path]
+        if len(near) == 1:  # of conversation_a and conversation_b, neither is meant
+            found.append((name, near[0]))
     return list(dict.fromkeys(found))[:_CHOICES]
 
 
 def _last(path: str) -> str:
     """The word that a path ends with: answers.text.0 -> "text"."""
-    return next(part for part in reversed(path.split(".")) if not part.isdecimal()).lower()
+    return next((part for part in reversed(path.split(".")) if not part.isdecimal()), path).lower()
 
 
 def _reads(row: Row, entry: Format, columns: Mapping[str, str]) -> bool:
@@ -238,6 +238,8 @@ def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> 
 
 def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: bool) -> str:
     keys = filled(row)
+    if search and (wrapped := wrapped_remedy(row, ref.source)) is not None:
+        return wrapped
     found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
     if found is not None and found.columns:
         return f"map the columns, {found.words}"
@@ -261,9 +263,6 @@ def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: boo
 
 def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
     """Remedies for rows that are no rows: bare text, a wrapper around the rows, columns in place of rows."""
-    inner = rows_inside(row)
-    if inner is not None:
-        yield f"the rows are under {inner!r}: {unwrap_command(inner, ref.source)}"
     columns = _columns_remedy(row, kind, ref)
     if columns is not None:
         yield columns
@@ -275,11 +274,18 @@ def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
 
 
 def _columns_remedy(row: Row, kind: Kind | None, ref: RowRef) -> str | None:
-    """For {"prompt": ["a", "b"], "completion": ["c", "d"]}: the columns of a table, where its first line reads."""
-    lists = {key: value for key, value in row.items() if isinstance(value, list) and value}
-    if len(lists) < max(len(row), 1) or len({len(value) for value in lists.values()}) != 1:
+    """For {"prompt": ["a", "b"], "completion": ["c", "d"]}: the columns of a table, where its first line reads.
+
+    pandas writes {"prompt": {"0": "a", "1": "b"}, ...} unless it is told otherwise.
+    """
+    cells = {
+        key: list(value.items() if isinstance(value, Mapping) else enumerate(value))
+        for key, value in row.items()
+        if isinstance(value, list | Mapping) and value
+    }
+    if len(cells) < max(len(row), 1) or len({tuple([at for at, _ in column]) for column in cells.values()}) != 1:
         return None
-    first = {key: value[0] for key, value in lists.items()}
+    first = {key: column[0][1] for key, column in cells.items()}
     entry = detect(first, kind)
     if entry is None or not _reads(first, entry, {}):
         return None
@@ -290,9 +296,24 @@ def _columns_remedy(row: Row, kind: Kind | None, ref: RowRef) -> str | None:
     )
 
 
+def wrapped_remedy(row: Mapping[str, Any], source: str) -> str | None:
+    """What to do with an object that holds the rows, in a list or one under each key; None for any other."""
+    inner = rows_inside(row)
+    if inner is not None:
+        inside = f".{inner}[]" if inner.isidentifier() else f'.["{inner}"][]'
+        return f"the rows are under {inner!r}: `jq -c '{inside}' {shlex.quote(source)} > rows.jsonl`"
+    values = list(row.values())
+    if values and all(isinstance(value, dict) for value in values) and detect(row) is None and detect(values[0]):
+        return f"each row is under a key of its own: `jq -c '.[]' {shlex.quote(source)} > rows.jsonl`"
+    return None
+
+
 def rows_inside(row: Mapping[str, Any]) -> str | None:
-    """The key of a list in whose elements some format sees rows; None for an object that is a row itself."""
-    if detect(row) is not None:
+    """The key of a list in whose elements some format sees rows; None for an object that is a row itself.
+
+    A wrapper says a version or a name beside its rows; what has words of its own is a row with examples inside.
+    """
+    if detect(row) is not None or any(isinstance(value, str) and " " in value.strip() for value in row.values()):
         return None
     kinds = list(KIND_NAMES)
     for key, value in row.items():
@@ -300,11 +321,6 @@ def rows_inside(row: Mapping[str, Any]) -> str | None:
         if isinstance(first, dict) and (detect(first) is not None or reading_of(first, kinds) is not None):
             return key
     return None
-
-
-def unwrap_command(key: str, source: str) -> str:
-    inside = f".{key}[]" if key.isidentifier() else f'.["{key}"][]'
-    return f"`jq -c '{inside}' {shlex.quote(source)} > rows.jsonl`"
 
 
 def text_remedy(text: str, value: str, source: str) -> str:
