@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,7 +146,9 @@ def _python_value(text: str, otherwise: Any) -> Any:
     if text[0] not in "[{":
         return otherwise
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():  # prose such as "[1](x)" compiles with a warning
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return otherwise
 

@@ -132,6 +132,26 @@ def test_a_null_that_somebody_wrote_stays(form: str, encoder: Encoder, tmp_path:
     assert '"unit": null' in text and '"default": null' in text and '["C", null]' in text
 
 
+def test_nulls_of_a_file_that_was_written_as_it_is_stay(tmp_path: Path) -> None:
+    """One call says null where another says "C"; that turns without calls have no `tool_calls` shows who wrote it."""
+    rows = [
+        {
+            "messages": [
+                user("Oslo?"),
+                call("weather", city="Oslo", unit=unit),
+                {"role": "tool", "content": "rain"},
+                done,
+            ]
+        }
+        for unit in (None, "C")
+        for done in [{"role": "assistant", "content": "Rain."}]
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for data in (rows, tmp_path / "rows.jsonl"):
+        said = [example.messages[1].tool_calls[0]["function"]["arguments"]["unit"] for example in pt.read(data)]  # type: ignore[union-attr]
+        assert said == [None, "C"]
+
+
 def test_a_null_in_a_completion_alone_stays() -> None:
     row = {"prompt": "Oslo?", "completion": [call("weather", city="Oslo", unit=None)]}
     (example,) = pt.read([row])

@@ -41,6 +41,7 @@ LAYOUTS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("math-train-v2.jsonl",), ("math-eval-v2.jsonl", "math-val-v2.jsonl")),
     (("my training rows.jsonl",), ("my testing rows.jsonl",)),
     (("TRAIN.jsonl",), ("Test.jsonl",)),
+    (("train.jsonl",), ("train_test.jsonl", "eval-train.jsonl")),
     (("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"), ("data/test-00000-of-00001.jsonl",)),
     (("train/a.jsonl", "train/b.jsonl"), ("test/a.jsonl", "validation/a.jsonl")),
     (("v1/train/a.jsonl",), ("v1/test/a.jsonl",)),

@@ -116,6 +116,8 @@ def test_a_map_that_is_proposed_reads_and_keeps_what_the_row_says(number: int) -
         {"question_id": 81, "turns": ["Compose a post.", "Rewrite it."]},
         {"prompt": "2 + 2?", "responses": ["4", "5"], "rank": [1, 2]},
         {"prompt": "2 + 2?", "responses": ["5", "4"], "rankings": [2, 1]},
+        {"prompt": "2 + 2?", "responses": ["4", "5"], "rankings": [1, 0]},
+        {"prompt": "2 + 2?", "response_1": "4", "response_2": "5", "overall_responses": 2},
         {"prompt": "2 + 2?", "response_0": "4", "response_1": "5", "better_response_id": 0},
         {"prompt": "2 + 2?", "response_1": "4", "response_2": "5", "preference": 1},
         {"question": [[U]], "function": [{"name": "add"}]},
