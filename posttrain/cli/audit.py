@@ -46,6 +46,7 @@ def audit(
     from posttrain.cli.progress import progress_on
     from posttrain.data.audit import audit as look
     from posttrain.data.read import read
+    from posttrain.data.unread import said_of
 
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(Console(stderr=True)) as progress:
@@ -66,6 +67,9 @@ def audit(
             echo_json(finding.record())
     else:
         show_findings(Console(), report)
+    if len(report.corpus) and not rows.is_remote:
+        for sentence in said_of(rows.counts, rows.format):
+            typer.echo(sentence, err=json)
     for line in (fixed, page):
         if line is not None:
             typer.echo(str(line), err=json)

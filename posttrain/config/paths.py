@@ -22,7 +22,7 @@ from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
 from posttrain.data.builtin_templates import BUILTIN
 from posttrain.data.hub import HUB_ID
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
-from posttrain.data.sources import SUFFIXES
+from posttrain.data.splits import SUFFIXES
 
 TEMPLATES = ("chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""

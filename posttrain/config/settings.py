@@ -33,11 +33,13 @@ class Data(Settings):
     roles: dict[str, str] = Field(default_factory=dict)
     """What the file's role names mean: `{bot: assistant}`."""
     split: str = "train"
-    """Which split of a folder or a hub data set."""
+    """Which split of a folder, a pattern or a hub data set."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """`stop` at the first row that is wrong, or `skip` such rows, count them by reason, and list them in the run."""
     allow_ties: bool = False
     """Keep comparisons with equal scores instead of refusing them."""
+    dialogues_in_text: Literal["refuse", "keep"] = "refuse"
+    """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
 

@@ -1,19 +1,21 @@
 """Parquet and Arrow files as streams of rows, a batch at a time.
 
 Arrow stores a list of objects as a struct with the union of their keys, so a key that one object lacks comes back
-as null. Inside a row's values such nulls are therefore left out again: `{"city": "Oslo", "unit": null}` in the
-arguments of a tool call would otherwise teach the model to write `null`. A null column stays.
+as null. Inside a row's values such nulls are left out again, except where the key's type says that every row has null
+there, which somebody wrote; see `padding.py`. A null column stays.
 
 This module imports pyarrow only when such a file is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.json_rows import Numbered
+from posttrain.data.padding import whole
+from posttrain.data.source import Numbered
 from posttrain.errors import SourceError
 from posttrain.types import RowRef
 
@@ -94,13 +96,85 @@ def batches_rows(batches: Iterator[Any], name: str) -> Iterator[Numbered]:
     """Rows of Arrow record batches or tables, numbered through."""
     row = 0
     for batch in batches:
-        nested = [field.name for field in batch.schema if field.type.num_fields]
+        cleaners = column_cleaners(batch.schema)
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for value in _python_rows(batch.slice(start, _BATCH_ROWS), row, name):
                 row += 1
-                for column in nested:
-                    value[column] = without_nulls(value[column])
+                for column, cleaner in cleaners.items():
+                    value[column] = cleaner(value[column])
                 yield row, value, ""
+
+
+Cleaner = Callable[[Any], Any]
+
+
+def column_cleaners(schema: Any) -> dict[str, Cleaner]:
+    """For each column whose values Arrow changes, what turns them back into those that were written."""
+    found = {field.name: cleaner_of(field.type) for field in schema if field.type.num_fields or _is_decimal(field.type)}
+    return {name: cleaner for name, cleaner in found.items() if cleaner is not None}
+
+
+def cleaner_of(kind: Any) -> Cleaner | None:
+    """Leaves out the nulls that pad an Arrow type, and gives maps and decimals the form that JSON has for them."""
+    import pyarrow as pa
+
+    if pa.types.is_decimal(kind):
+        return _number
+    if pa.types.is_floating(kind):
+        return whole
+    if pa.types.is_map(kind):
+        return _mapping
+    if pa.types.is_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        return _Struct(
+            {field.name: cleaner_of(field.type) for field in fields},
+            frozenset(field.name for field in fields if pa.types.is_null(field.type)),
+        )
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = cleaner_of(kind.value_type)
+        return None if inner is None else _List(inner)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Struct:
+    cleaners: Mapping[str, Cleaner | None]
+    kept: frozenset[str]
+    """Keys that are null in every row: nothing pads with them, so somebody wrote the null."""
+
+    def __call__(self, value: Any) -> Any:
+        if value is None:
+            return None
+        clean = self.cleaners
+        return {
+            key: item if (cleaner := clean.get(key)) is None else cleaner(item)
+            for key, item in value.items()
+            if item is not None or key in self.kept
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    inner: Cleaner
+
+    def __call__(self, value: Any) -> Any:
+        return None if value is None else [self.inner(item) for item in value]
+
+
+def _is_decimal(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_decimal(kind))
+
+
+def _number(value: Any) -> Any:
+    if value is None:
+        return None
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _mapping(value: Any) -> Any:
+    return None if value is None else dict(value)
 
 
 def _python_rows(batch: Any, before: int, name: str) -> list[dict[str, Any]]:
@@ -120,15 +194,6 @@ def _python_rows(batch: Any, before: int, name: str) -> list[dict[str, Any]]:
                 remedy="write the file again from its source; a column of raw bytes must not be declared a string",
             ) from error
     raise AssertionError("a batch that cannot be decoded has a row that cannot be decoded")
-
-
-def without_nulls(value: Any) -> Any:
-    """The value without the null entries of its objects: {"a": 1, "b": None} -> {"a": 1}; lists keep theirs."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
 
 
 def _damaged(name: str, kind: str, error: Exception) -> SourceError:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.columnar import without_nulls
-from posttrain.data.json_rows import Numbered
+from posttrain.data.columnar import Cleaner, column_cleaners
+from posttrain.data.padding import without_nulls
+from posttrain.data.source import Numbered
 from posttrain.errors import SourceError
 
 HUB_ID = re.compile(
@@ -34,7 +35,11 @@ class HubSource:
         return f"{self.id}{config}{revision} ({self.split})"
 
     def rows(self) -> Iterator[Numbered]:
-        stream = iter(self._open())
+        opened = self._open()
+        features = getattr(opened, "features", None)
+        cleaners: dict[str, Cleaner] = {} if features is None else column_cleaners(features.arrow_schema)
+        clean = without_nulls if features is None else _as_it_is
+        stream = iter(opened)
         row = 0
         while True:
             try:
@@ -44,7 +49,7 @@ class HubSource:
             except Exception as error:  # whatever the network, the server or a loader does ends in one named error
                 raise self._failed(error, f"the stream broke after row {row}") from error
             row += 1
-            yield row, {key: without_nulls(item) for key, item in value.items()}, ""
+            yield row, {key: cleaners.get(key, clean)(item) for key, item in value.items()}, ""
 
     def _open(self) -> Any:
         import datasets
@@ -86,3 +91,7 @@ class HubSource:
             expected="a data set on the hub that can be read",
             remedy=remedy,
         )
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

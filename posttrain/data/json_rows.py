@@ -9,15 +9,16 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from posttrain.data.not_rows import refuse_one_object, refuse_other_content
 from posttrain.data.refusals import quoted, shown
-from posttrain.errors import DataError, RowError, SourceError
+from posttrain.data.source import Broken, Numbered
+from posttrain.errors import RowError, SourceError
 from posttrain.types import RowRef
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _FRAGMENTS = (
@@ -27,19 +28,9 @@ _FRAGMENTS = (
 )
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A row that could not be read as JSON, in place of its value; `bad_rows: skip` may go on after it."""
-
-    error: DataError
-    reason: str
-    content: str
-
-
-Numbered = tuple[int, Any, str]
-"""(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
+_HEAD = 1 << 16
+_TURNS_ON_A_LINE = re.compile(rb'\[\s*\{\s*"(?:role|from|content|value)"[^\n]*\]\s*\n\s*\[')
+"""A list of turns on each line, which is no array of rows; the reader of lines says what to do with it."""
 
 
 class _Decoder(json.JSONDecoder):
@@ -118,7 +109,8 @@ def encoding_error(data: bytes, error: UnicodeDecodeError, start: int, ref: RowR
         found=f"the byte 0x{data[error.start]:02X} in {around!r}",
         expected="UTF-8",
         remedy="if the file is in an older encoding, convert it, for example "
-        f"`iconv -f WINDOWS-1252 -t UTF-8 {ref.source} > fixed.jsonl`; otherwise write the row again from its source",
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(ref.source)} > fixed.jsonl`; "
+        "otherwise write the row again from its source",
     )
 
 
@@ -161,13 +153,13 @@ def _line_remedy(line: str, source: str) -> str:
     if "[[[[" in text or text.count("{") > 500 + text.count("}"):
         return "this is no row of data: remove the line"
     if text in ("{", "[") or (text.startswith("{") and text.count("{") > text.count("}")):
-        return f"if each object spans several lines, write one per line: `jq -c . {source} > rows.jsonl`"
+        return f"if each object spans several lines, write one per line: `jq -c . {shlex.quote(source)} > rows.jsonl`"
     if re.match(r"\{\s*'", text):
         return "this is Python's notation, not JSON: write rows with `json.dumps(row)`, not with `str(row)`"
     if re.search(r",\s*[}\]]", text):
         return "remove the comma before the closing bracket"
     if re.search(r"\}\s*\{", text):
-        return f"two objects share the line: write one per line, `jq -c . {source} > rows.jsonl`"
+        return f"two objects share the line: write one per line, `jq -c . {shlex.quote(source)} > rows.jsonl`"
     if "\0" in text:
         return "the line holds NUL bytes, as after a crash or on a full disk: write the file again"
     if not text.startswith("{"):
@@ -178,7 +170,7 @@ def _line_remedy(line: str, source: str) -> str:
 def _truncated(
     ref: RowRef, found: str, *, lines: bool, problem: str = "the file ends in the middle of this row"
 ) -> SourceError:
-    cut = f", or delete its last line (`sed -i '$ d' {ref.source}`)" if lines else ""
+    cut = f", or delete its last line (`sed -i '$ d' {shlex.quote(ref.source)}`)" if lines else ""
     return SourceError(
         problem,
         where=ref,
@@ -345,74 +337,11 @@ def _is_fragment(text: str, at: int) -> bool:
 
 def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
-    head = stream.peek(1 << 16)
-    _refuse_other_content(head, name)
+    head = stream.peek(_HEAD)[:_HEAD]  # `peek` gives all that is buffered
+    refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if text.startswith(b"["):
+    if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):
         return array_rows(stream, name)
     if text.startswith(b"{"):
-        _refuse_one_object(text, name)
+        refuse_one_object(text, name)
     return line_rows(stream, name)
-
-
-_FOREIGN = (
-    (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
-    (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the data itself", "fetch the data: `git lfs pull`"),
-    (b"<", "a web page or XML, not data", "the download went wrong, perhaps for want of a login: fetch it again"),
-    (b"PK\x03\x04", "a zip archive", "unpack it: `unzip {0}`"),
-    (b"\x28\xb5\x2f\xfd", "zstandard-compressed", "unpack it: `zstd -d {0}`"),
-    (b"BZh", "bzip2-compressed", "unpack it: `bunzip2 {0}`"),
-    (b"\xfd7zXZ\x00", "xz-compressed", "unpack it: `unxz {0}`"),
-)
-
-
-def _refuse_other_content(head: bytes, name: str) -> None:
-    start = head.lstrip()
-    for mark, what, remedy in _FOREIGN:
-        if start.startswith(mark):
-            raise _not_json(f"the file is {what}", head, remedy.format(name), name)
-    if b"\0" in head[:4] and start[:1] in (b"{", b"[", b"\0"):
-        what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
-        remedy = "write the file again" if head[:1] == b"\0" else f"`iconv -f UTF-16LE -t UTF-8 {name} > fixed.jsonl`"
-        raise _not_json(f"the file begins with {what}", head, remedy, name)
-    if start[:1] not in b'{["' and _CONTROL.search(start.split(b"\n", 1)[0]):
-        raise _not_json("the file holds no text", head, "name the file that holds the rows", name)
-    first = start.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0].strip()
-    if first and first[:1] not in b'{["-0123456789tfn#/' and re.search(rb"[,\t]", first):
-        raise _not_json(
-            "the file looks like a table (CSV or TSV), not JSON",
-            first,
-            f"convert it: `python -c \"import pandas; pandas.read_csv('{name}').to_json('rows.jsonl', "
-            "orient='records', lines=True)\"`",
-            name,
-        )
-
-
-def _not_json(problem: str, head: bytes, remedy: str, name: str) -> SourceError:
-    return SourceError(
-        problem,
-        where=name,
-        found=f"{bytes(head[:40])!r}",
-        expected="JSONL, a JSON array, gzip of either, Parquet or Arrow",
-        remedy=remedy,
-    )
-
-
-def _refuse_one_object(text: bytes, name: str) -> None:
-    """A single object over several lines is a wrapper around the rows, or rows that are pretty-printed."""
-    if text.split(b"\n", 1)[0].strip() != b"{":
-        return
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text.decode(errors="replace"))
-    except ValueError:
-        value = {}
-    inner = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
-    hint = f"the rows may be under {inner[0]!r}: `jq -c '.{inner[0]}[]' {name} > rows.jsonl`" if inner else ""
-    raise SourceError(
-        "the file holds an object that spans several lines",
-        where=RowRef(name, 1),
-        found=f"an object with the keys {quoted(value)}" if value else shown(text[:80].decode(errors="replace")),
-        expected="one JSON object per line, or an array of objects",
-        remedy=hint or f"write one object per line: `jq -c . {name} > rows.jsonl`",
-    )

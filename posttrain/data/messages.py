@@ -3,7 +3,8 @@
 Two dialects of the same thing are known: `role`/`content` (OpenAI, most chat files) and `from`/`value` (ShareGPT).
 What a turn may say is settled here, once for all formats:
 
-- Text is a string, or a list of text parts, which are joined. Anything else is refused by name.
+- Text is a string, or a list of text parts, which are joined. Anything else is refused by name, also an `<image>`.
+- Turns, calls and tools may be stored as text; a key that nothing reads is counted.
 - A user's turn has text; an assistant's turn has text or a tool call; a tool's result and a system prompt may be empty.
 - The arguments of a tool call are a mapping or the JSON text of one; they end as a mapping.
 - Only known role names are read. A map given by the user for a role replaces that role's default names, so that
@@ -15,24 +16,32 @@ Which turn may follow which is settled in `order.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from posttrain.data.dialogues import refuse_dialogue, turns_in
+from posttrain.data.flags import FLAGS, SPANS, train_flag
+from posttrain.data.media import MEDIA, holds_media, refuse_placeholder
+from posttrain.data.noted import Noted, says_something
 from posttrain.data.order import place_of
+from posttrain.data.parts import SPLIT_PARTS, split_parts
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import FUNCTION_CALL, Dialect, Rules, unknown_role
-from posttrain.data.texts import bad_call, calls_of, clean, json_value, text_of
+from posttrain.data.texts import bad_call, calls_of, clean, part_kind, stored, text_of
 from posttrain.errors import RowError, nearest
 from posttrain.types import Message, Role
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_TURN_KEYS = frozenset(
+_SPELT_KEYS = frozenset(
     {"tool_calls", "function_call", "name", "tool_call_id", "train", "weight", "complete", *_REASONING_KEYS}
+    | {"training", "trainable", "train_on_turn", "loss_weight", "loss_mask", "loss_scale"}
 )
-_NOT_TEXT = frozenset({"image", "images", "audio", "audios", "video", "videos"})
+"""Keys that a slip of the pen may have been meant for; `mask` and `loss` are too near to ordinary words."""
+TURN_KEYS = frozenset({*_SPELT_KEYS, *FLAGS, *SPANS})
+"""Keys that a turn may have beside who speaks and what."""
 
 
-def _turn(turn: Any, dialect: Dialect, column: str, number: int) -> Message:
+def _turn(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
     try:
         name, content = turn[dialect.role_key], turn[dialect.content_key]
         role = dialect.roles[name]
@@ -44,38 +53,55 @@ def _turn(turn: Any, dialect: Dialect, column: str, number: int) -> Message:
             raise _empty(role, column, number)
         if not content.isascii() or "\0" in content:
             clean(content, place_of(column, number))
+        if "<" in content:
+            refuse_placeholder(content, place_of(column, number))
         return Message(cast(Role, role), content)
-    return _full_turn(turn, content, role, column, number, dialect)
+    return _full_turn(turn, content, role, column, number, dialect, rules.noted)
 
 
-def _full_turn(turn: Mapping[str, Any], content: Any, role: str, column: str, number: int, dialect: Dialect) -> Message:
+def _full_turn(
+    turn: Mapping[str, Any],
+    content: Any,
+    role: str,
+    column: str,
+    number: int,
+    dialect: Dialect,
+    noted: Noted | None,
+) -> Message:
     """A turn with more than a role and a string: tools, reasoning, flags, parts, null content."""
     place = place_of(column, number)
     _refuse_odd_keys(turn, dialect, place)
+    if noted is not None and len(turn) > 2:
+        noted.others("turn", turn, {dialect.role_key, dialect.content_key, *TURN_KEYS})
     calls: tuple[Mapping[str, Any], ...] = ()
+    thoughts: list[str] = []
     if role == FUNCTION_CALL:
-        parsed = json_value(content) if isinstance(content, str) else content
-        if parsed is None:
+        parsed = stored(content)
+        if parsed is None or isinstance(parsed, str):
             raise bad_call(f"{place} is a function call, but not JSON", content)
-        calls, content, role = calls_of(parsed, place), None, "assistant"
-    elif turn.get("tool_calls"):
-        calls = calls_of(turn["tool_calls"], place)
-    elif turn.get("function_call"):
-        calls = calls_of(turn["function_call"], place)
+        calls, content, role = calls_of(parsed, place, noted), None, "assistant"
+    elif says_something(turn.get("tool_calls")):
+        calls = calls_of(turn["tool_calls"], place, noted)
+    if not calls and says_something(turn.get("function_call")):
+        calls = calls_of(turn["function_call"], place, noted)
+    if isinstance(content, list | tuple) and any(part_kind(part) in SPLIT_PARTS for part in content):
+        thoughts, content, called = split_parts(content, role, place, noted)
+        calls += called
     if calls and role != "assistant":
         raise bad_call(f"{place} is a {role}'s, but only the assistant calls tools", turn)
     if content is not None or not calls:
-        content = "" if content == [] else text_of(content, f"the text of {place}")
+        content = "" if content == [] else text_of(content, f"the text of {place}", noted)
         if role in ("user", "assistant") and not calls and (not content or content.isspace()):
             raise _empty(role, column, number)
+        refuse_placeholder(content, place)
     return Message(
         role=cast(Role, role),
         content=content,
         tool_calls=calls,
         name=_optional_text(turn, "name", place),
         tool_call_id=_optional_text(turn, "tool_call_id", place),
-        reasoning=next((text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))), None),
-        train=_train_flag(turn, place),
+        reasoning=_reasoning(turn, thoughts, place, noted),
+        train=train_flag(turn, role, place, noted),
         complete=_complete_flag(turn, role, place),
     )
 
@@ -85,23 +111,15 @@ def _optional_text(turn: Mapping[str, Any], key: str, place: str) -> str | None:
     return None if value is None else text_of(value, f"`{key}` in {place}")
 
 
-def _train_flag(turn: Mapping[str, Any], place: str) -> bool | None:
-    value = turn.get("train")
-    key, allowed = "train", "true or false"
-    if value is None:
-        value = turn.get("weight")
-        key, allowed = "weight", "0 or 1"
-    if value is None or isinstance(value, bool):
-        return value
-    if key == "weight" and value in (0, 1):
-        return bool(value)
-    raise refuse(
-        "bad_flag",
-        f"`{key}` in {place} is {shown(value)}",
-        found=named_type(value),
-        expected=f"{allowed}: whether this turn trains",
-        remedy=f"write {allowed}, or leave `{key}` out to follow the rule of the run",
-    )
+def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: Noted | None) -> str | None:
+    """The thoughts of a turn; where two keys hold different ones, the first is read and the other noted."""
+    said = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
+    found = list(said.values()) or (["".join(thoughts)] if thoughts else [])
+    if noted is not None:
+        for key, text in said.items():
+            if text != found[0]:
+                noted.key("turn", key)
+    return found[0] if found else None
 
 
 def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
@@ -145,7 +163,7 @@ def _odd_turn(turn: Any, dialect: Dialect, column: str, number: int) -> tuple[st
             remedy=f'write each turn as {{"{keys[0]}": ..., "{keys[1]}": ...}}',
         )
     name = turn.get(dialect.role_key)
-    calls = turn.get("tool_calls") or turn.get("function_call")
+    calls = says_something(turn.get("tool_calls")) or says_something(turn.get("function_call"))
     missing = [key for key in keys if key not in turn and not (key == dialect.content_key and calls)]
     if missing:
         guess = nearest(missing[0], [key for key in turn if key not in keys])
@@ -169,10 +187,10 @@ def _refuse_odd_keys(turn: Mapping[str, Any], dialect: Dialect, place: str) -> N
                 "unknown_key",
                 f"{place} has the key {key!r}, which looks like {meant!r}",
                 found=f"a turn with the keys {quoted(turn)}",
-                expected=f"{quoted(sorted({dialect.role_key, dialect.content_key, *_TURN_KEYS}))}",
+                expected=f"{quoted(sorted({dialect.role_key, dialect.content_key, *TURN_KEYS}))}",
                 remedy=f"rename it to {meant!r}, or to something that is not close to a known key",
             )
-        if turn[key]:
+        if holds_media(turn[key]):
             raise refuse(
                 "content_not_text",
                 f"{place} carries {key!r}",
@@ -185,10 +203,11 @@ def _refuse_odd_keys(turn: Mapping[str, Any], dialect: Dialect, place: str) -> N
 @functools.lru_cache(maxsize=1024)
 def _odd_keys(keys: tuple[str, ...], role_key: str, content_key: str) -> tuple[tuple[str, str | None], ...]:
     """Keys that look like a known one that is absent (with the one meant) or carry no text (with None)."""
-    known = {role_key, content_key, *_TURN_KEYS}
-    odd: list[tuple[str, str | None]] = [(key, None) for key in keys if key in _NOT_TEXT]
+    known = {role_key, content_key, *TURN_KEYS}
+    meant_keys = {role_key, content_key, *_SPELT_KEYS} - set(keys)
+    odd: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
     for key in keys:
-        meant = nearest(key, known - set(keys)) if key not in known and key not in _NOT_TEXT else None
+        meant = nearest(key, meant_keys) if key not in known and key not in MEDIA else None
         if meant is not None and _one_slip(key, meant):
             odd.append((key, meant))
     return tuple(odd)
@@ -211,13 +230,20 @@ def _one_slip(word: str, meant: str) -> bool:
 
 
 def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
-    """A list of turns to messages, each right in itself; their order is for `check_order`."""
+    """A list of turns, or the text of one, to messages, each right in itself; their order is for `check_order`."""
+    given = value
+    if isinstance(value, str):
+        found = stored(value)
+        value = found if isinstance(found, list) or found is None else turns_in(value, rules) or given
+        if isinstance(value, str):
+            refuse_dialogue(value, f"'{column}'", rules)
     if not isinstance(value, list | tuple):
         raise refuse(
-            "null_content" if value is None else "wrong_shape",
-            f"'{column}' is {named_type(value)}, not a list of turns",
-            found=shown(value),
-            expected='a list such as [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]',
+            "null_content" if given is None else "wrong_shape",
+            f"'{column}' is {named_type(given)}, not a list of turns",
+            found=shown(given),
+            expected='a list such as [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}], '
+            "or the JSON text of one",
             remedy=f"write '{column}' as a list of turns",
         )
     if not value:
@@ -228,6 +254,8 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             expected="at least one turn",
             remedy="remove the row; `bad_rows: skip` leaves such rows out and counts them",
         )
+    if isinstance(value[0], str):
+        value = [turn if isinstance(found := stored(turn), str) or found is None else found for turn in value]
     first = value[0]
     dialect = rules.dialect(first) if isinstance(first, Mapping) else rules.openai
-    return tuple([_turn(turn, dialect, column, number) for number, turn in enumerate(value, 1)])
+    return tuple([_turn(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])

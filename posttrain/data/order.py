@@ -40,7 +40,7 @@ def check_end(messages: Sequence[Message], column: str) -> None:
         found=f"the roles {quoted(message.role for message in messages[-4:])} at the end",
         expected="a conversation whose last turn is the assistant's",
         remedy="add the answer or remove the last turn; "
-        f"rows that are prompts to be answered read as `format: task, columns: {{prompt: {column}}}`",
+        f"rows that are prompts to be answered read as `format: prompts, columns: {{prompt: {column}}}`",
     )
 
 

@@ -10,64 +10,30 @@ Every row that is read is either kept or counted under the reason for which it w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind, detect
-from posttrain.data.formats.detect import (
-    fits_nothing,
-    has_keys,
-    lacks_named_keys,
-    lacks_settled_keys,
-    no_object,
-    unused_columns,
-)
+from posttrain.data.counts import RowCounts
+from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
 from posttrain.data.hub import HubSource
-from posttrain.data.json_rows import Broken
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
-from posttrain.data.sources import Source, combined_fingerprint, no_rows, open_sources
+from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
+from posttrain.data.source import Broken, Source
+from posttrain.data.sources import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import ConfigError, DataError, EmptyDatasetError, RowError, UnknownKeyError, nearest
 from posttrain.types import Example, RowRef
 
-BadRows = Literal["stop", "skip"]
+DialoguesInText = Literal["refuse", "keep"]
 
-
-@dataclass(slots=True)
-class RowCounts:
-    """RowCounts(read=1000, kept=997, skipped={"tie": 3}, unused_columns={"id"})."""
-
-    read: int = 0
-    kept: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    unused_columns: set[str] = field(default_factory=set)
-    """Columns that the format does not read; worth a look, for a misspelt optional column ends here."""
-
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
-        return f"{self.read:,} row{'' if self.read == 1 else 's'} read, {self.kept:,} kept" + (
-            f", skipped: {reasons}" if reasons else ""
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How rows are read; see `read` for what each means."""
-
-    format: Format | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    rules: Rules = field(default_factory=Rules)
-    kind: Kind | None = None
-    bad_rows: BadRows = "stop"
-    rejected_path: Path | None = None
-    limit: int | None = None
+__all__ = ["BadRows", "Examples", "ReadOptions", "RowCounts", "read"]
 
 
 def read(
-    data: str | Path | Sequence[str | Path],
+    data: Any,
     *,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
@@ -78,22 +44,25 @@ def read(
     limit: int | None = None,
     split: str = "train",
     allow_ties: bool = False,
+    dialogues_in_text: DialoguesInText = "refuse",
     scan: bool = True,
 ) -> Examples:
-    """Examples from files, globs, folders or hub ids.
+    """Examples from files, globs, folders, hub ids, or rows in memory.
 
     data: a path, glob, folder, saved `datasets` folder, hub id ("owner/name", "owner/name:config"), "package://NAME"
-        (data that comes with posttrain), or a list of these
+        (data that comes with posttrain); a list or generator of dicts, a pandas DataFrame, a `datasets.Dataset`; or a
+        list of these
     format: a name in FORMATS, or "auto": the first of the table that a row fits
-    columns: our column -> the file's, as {"prompt": "my_q"}
+    columns: our column -> the file's, as {"prompt": "my_q"}; a dot leads into an object: {"answer": "meta.answer"}
     roles: the file's role -> ours, as {"bot": "assistant"}; replaces the default names of that role
     kind: only rows of this kind (Demonstration, Comparison, Feedback, StepwiseFeedback, Task) will do; settles what a
         row that could be two things is (a file with both `messages` and `chosen`)
     bad_rows: "stop" raises at the first bad row; "skip" counts it and goes on
     rejected_path: with "skip", a JSONL file of the skipped rows with their reasons, written whole or not at all
     limit: keep this many rows and stop
-    split: which split of a folder or hub data set
+    split: which split of a folder, pattern or hub data set
     allow_ties: keep pairs with equal scores, and lists in which only worse responses are level
+    dialogues_in_text: "refuse" a text that is a whole dialogue with the marks of a prompt format, or "keep" it as it is
     scan: read all rows once now, so that a bad row is found before anything else is done; False leaves that to the
         first iteration. A hub data set is never scanned: it would be downloaded twice.
 
@@ -102,13 +71,14 @@ def read(
     options = ReadOptions(
         format=_named_format(format, kind),
         columns=_checked_columns(columns or {}),
-        rules=Rules.of(roles, allow_ties),
+        rules=Rules.of(roles, allow_ties, _checked_dialogues(dialogues_in_text)),
         kind=kind,
         bad_rows=_checked_bad_rows(bad_rows, rejected_path),
         rejected_path=Path(rejected_path) if rejected_path is not None else None,
         limit=_checked_limit(limit),
     )
-    examples = Examples(open_sources(data, split), options)
+    opened = resolve_sources(data, split)
+    examples = Examples(opened.sources, replace(options, notes=opened.notes))
     if scan and not examples.is_remote:
         examples.scan()
     return examples
@@ -127,8 +97,8 @@ class Examples:
         self._settled: Format | None = None
 
     def __iter__(self) -> Iterator[Example]:
-        counts = RowCounts()
-        reader = _RowReader(self.options, counts)
+        counts = RowCounts(notes=list(self.options.notes))
+        reader = RowReader(self.options, counts)
         path = self.options.rejected_path if self.options.bad_rows == "skip" else None
         with JsonlWriter(path) as rejected:
             for ref, value, note in self._numbered():
@@ -203,7 +173,7 @@ class Examples:
 
     def _first_format(self) -> Format:
         if self._settled is None:
-            reader = _RowReader(self.options, RowCounts())
+            reader = RowReader(self.options, RowCounts())
             for ref, value, _ in self._numbered():
                 try:
                     reader.example(value, ref)
@@ -235,87 +205,6 @@ class Examples:
             remedy=(f"see {str(path)!r} for each row and its reason" if path else "see the first bad row in full")
             + ("" if path else " with `bad_rows: stop`, or give a `rejected_path`"),
         )
-
-
-class _RowReader:
-    """One pass over the rows: the format of each, and the kind that the first good row settled for all."""
-
-    def __init__(self, options: ReadOptions, counts: RowCounts):
-        self.options = options
-        self.counts = counts
-        self.settled: Format | None = None
-        self.settled_by: RowRef | None = None
-
-    def example(self, value: Any, ref: RowRef) -> Example:
-        if isinstance(value, Broken):
-            raise value.error
-        if type(value) is not dict:
-            raise _at(no_object(value), ref)
-        row = self._mapped(value, ref) if self.options.columns else value
-        entry = self._format_of(row, ref)
-        example = entry.parse(row, ref, self.options.rules)
-        if self.settled is None:
-            self.settled, self.settled_by = entry, ref
-        unused = unused_columns(row, entry)
-        if unused:
-            self.counts.unused_columns |= unused
-        return example
-
-    def _format_of(self, row: dict[str, Any], ref: RowRef) -> Format:
-        named = self.options.format
-        if named is not None:
-            if not has_keys(row, named):
-                raise _at(lacks_named_keys(row, named), ref)
-            return named
-        kind = self.options.kind
-        entry = detect(row, kind)
-        if self.settled is None:
-            if entry is None:
-                raise _at(fits_nothing(row, kind), ref)
-            return entry
-        if entry is not None and entry.kind is self.settled.kind:
-            return entry
-        lost = self.settled.missing(row)
-        if entry is None or (lost and len(lost) < len(self.settled.keys)):
-            raise _at(lacks_settled_keys(row, self.settled, self.settled_by), ref)
-        raise self._mixed(row, entry, ref)
-
-    def _mixed(self, row: Mapping[str, Any], entry: Format, ref: RowRef) -> RowError:
-        assert self.settled is not None
-        both = has_keys(row, self.settled)
-        first, here = KIND_NAMES[self.settled.kind], KIND_NAMES[entry.kind]
-        return RowError(
-            f"this row is of another kind than {self.settled_by}: {here}, not {first}",
-            reason="mixed_kinds",
-            where=ref,
-            found=f"the format '{entry.name}' here, '{self.settled.name}' there (the row's keys: {quoted(row)})",
-            expected=f"{self.settled.signature} (format '{self.settled.name}'), as in {self.settled_by}",
-            example=self.settled.example_line,
-            remedy="split the rows into one file per kind"
-            + (f", or, to read all as {first}, write `format: {self.settled.name}`" if both else "")
-            + "; `bad_rows: skip` keeps the first kind and counts the rest",
-        )
-
-    def _mapped(self, row: dict[str, Any], ref: RowRef) -> dict[str, Any]:
-        columns = self.options.columns
-        absent = [theirs for theirs in columns.values() if theirs not in row]
-        if absent:
-            guess = nearest(absent[0], row)
-            raise RowError(
-                f"the row has no column {quoted(absent)}, which `columns` maps",
-                reason="wrong_shape",
-                where=ref,
-                found=f"the keys {quoted(row)}",
-                expected=f"the columns {quoted(columns.values())}",
-                remedy=f"did you mean {guess!r}?" if guess else "correct `columns`, or the row",
-            )
-        rest = {key: value for key, value in row.items() if key not in columns.values()}
-        return rest | {ours: row[theirs] for ours, theirs in columns.items()}
-
-
-def _at(error: RowError, ref: RowRef) -> RowError:
-    error.where = ref
-    return error
 
 
 def _rejected(error: DataError, value: Any, ref: RowRef, counts: RowCounts) -> dict[str, Any]:
@@ -387,6 +276,17 @@ def _checked_bad_rows(bad_rows: str, rejected_path: str | Path | None) -> BadRow
             remedy="write `bad_rows: skip`, or leave `rejected_path` out",
         )
     return "stop"
+
+
+def _checked_dialogues(value: str) -> bool:
+    if value not in ("refuse", "keep"):
+        raise ConfigError(
+            f"`dialogues_in_text` is {value!r}",
+            found=repr(value),
+            expected="'refuse' or 'keep'",
+            remedy=f"write `dialogues_in_text: {nearest(str(value), ('refuse', 'keep')) or 'refuse'}`",
+        )
+    return value == "keep"
 
 
 def _checked_limit(limit: int | None) -> int | None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from posttrain.data.formats import KIND_NAMES
+from posttrain.data.memory import data_items
 from posttrain.data.read import Examples, read
 from posttrain.errors import DataError, RowError
 from posttrain.types import Comparison, Example, Feedback, Message
@@ -21,6 +23,7 @@ def read_as(data: Any, kind: Any, **options: Any) -> Examples:
 
     Raises what `read` raises for `kind`.
     """
+    data = data_items(data)  # a generator gives its rows once, and they may be looked at twice
     return read(data, kind=_kind_of(data, kind, options), **options)
 
 
@@ -35,6 +38,27 @@ def _kind_of(data: Any, kind: Any, options: dict[str, Any]) -> Any:
         except (DataError, ValueError):
             continue  # not of this kind; the error of the kind that was asked for is the one to show
     return kind
+
+
+def require_kind(examples: Examples, kind: Any) -> None:
+    """Refuses examples that were read as another kind than a method takes, as reading them for it would have.
+
+    Raises:
+        RowError: names the first row, and a map under which it would be of that kind, if there is one.
+    """
+    if examples.kind is kind or (kind is Feedback and examples.kind is Comparison):
+        return
+    for _ in Examples(examples.sources, replace(examples.options, kind=kind, format=None, limit=1, rejected_path=None)):
+        break
+    raise RowError(
+        f"the examples are {KIND_NAMES[examples.kind]}, and the method takes {KIND_NAMES[kind]}",
+        reason="wrong_shape",
+        where=", ".join(source.name for source in examples.sources[:3]),
+        found=f"read as the format '{examples.format}'",
+        expected=f"{KIND_NAMES[kind]}; the rows can be read so as well",
+        remedy="give the path or the rows in place of the examples, or read them with "
+        f"`read(..., kind=posttrain.types.{kind.__name__})`",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from posttrain.data.noted import Noted
 from posttrain.data.refusals import quoted, refuse
 from posttrain.errors import ConfigError, RowError, nearest
 from posttrain.types import Role
@@ -53,9 +54,15 @@ class Rules:
     openai: Dialect = OPENAI
     sharegpt: Dialect = SHAREGPT
     allow_ties: bool = False
+    keep_dialogues: bool = False
+    """Whether a text that is a whole dialogue is read as it stands instead of refused."""
+    noted: Noted | None = field(default=None, compare=False, repr=False)
+    """Where keys inside a row that nothing reads are noted, during one pass over the rows."""
 
     @classmethod
-    def of(cls, roles: Mapping[str, str] | None = None, allow_ties: bool = False) -> Rules:
+    def of(
+        cls, roles: Mapping[str, str] | None = None, allow_ties: bool = False, keep_dialogues: bool = False
+    ) -> Rules:
         """Raises ConfigError for a map to a role that does not exist."""
         roles = dict(roles or {})
         targets = (*ROLES, FUNCTION_CALL)
@@ -68,7 +75,7 @@ class Rules:
                     expected=f"a map from the name in the file to one of {quoted(targets)}",
                     remedy=f"write `roles: {{{name}: {guess}}}`",
                 )
-        return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties)
+        return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties, keep_dialogues)
 
     def dialect(self, turn: Mapping[str, Any]) -> Dialect:
         return self.sharegpt if "from" in turn and "role" not in turn else self.openai
@@ -77,7 +84,7 @@ class Rules:
 DEFAULT_RULES = Rules()
 
 
-_USUAL_ROLES = {
+USUAL_ROLES = {
     **{name: "user" for name in ("user", "human", "prompter", "customer", "question")},
     **{name: "assistant" for name in ("assistant", "gpt", "bot", "chatgpt", "model", "ai", "bing", "bard", "answer")},
     **{name: "tool" for name in ("tool", "function", "observation", "tool_response", "function_response", "ipython")},
@@ -89,8 +96,8 @@ _USUAL_ROLES = {
 
 def unknown_role(name: Any, dialect: Dialect, place: str) -> RowError:
     known = sorted(dialect.roles)
-    usual = nearest(str(name).lower(), [*_USUAL_ROLES, *known]) if name is not None else None
-    meaning = "user" if usual is None else dialect.roles.get(usual) or _USUAL_ROLES[usual]
+    usual = nearest(str(name).lower(), [*USUAL_ROLES, *known]) if name is not None else None
+    meaning = "user" if usual is None else dialect.roles.get(usual) or USUAL_ROLES[usual]
     same = {other: role for other, role in dialect.roles.items() if role == meaning}
     fix = ", ".join(f"{other}: {role}" for other, role in {**same, str(name): meaning}.items())
     if usual in known:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from posttrain.data.padding import whole
 from posttrain.data.read import Examples
+from posttrain.data.row_fields import ABSENT, field_of
 from posttrain.errors import DataError, nearest
 from posttrain.types import RowRef
 
@@ -17,8 +19,9 @@ def column_of(examples: Examples, column: str) -> dict[RowRef, str]:
     found: dict[RowRef, str] = {}
     for source in examples.sources:
         for number, row, _ in source.rows():
-            if isinstance(row, dict) and row.get(column) is not None:
-                found[RowRef(source.name, number)] = str(row[column])
+            value = field_of(row, column) if isinstance(row, dict) else None
+            if value is not None and value is not ABSENT and value == value:  # NaN is a missing value
+                found[RowRef(source.name, number)] = str(whole(value))
     return found
 
 

@@ -11,54 +11,30 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import re
+import shlex
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePath
+from typing import Any
 
 from posttrain.data.columnar import arrow_rows, parquet_rows
 from posttrain.data.hub import HUB_ID, HubSource
-from posttrain.data.json_rows import Numbered, json_rows
+from posttrain.data.json_rows import json_rows
+from posttrain.data.memory import data_items, memory_source
+from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
-from posttrain.errors import ConfigError, SourceError
+from posttrain.data.source import Numbered, Source
+from posttrain.data.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
+from posttrain.errors import SourceError
 
-SUFFIXES = (
-    ".jsonl",
-    ".ndjson",
-    ".json",
-    ".jsonl.gz",
-    ".ndjson.gz",
-    ".json.gz",
-    ".parquet",
-    ".arrow",
-    ".ipc",
-    ".feather",
-)
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
-_SPLITS = {"train": "train", "test": "test", "eval": "test", "validation": "validation", "valid": "validation"} | {
-    "val": "validation",
-    "dev": "validation",
-}
+_MAGIC = re.compile(r"[*?\[]")
 _BUFFER = 1 << 20
-
-
-class Source(Protocol):
-    """Rows under one name."""
-
-    @property
-    def name(self) -> str: ...
-
-    def rows(self) -> Iterator[Numbered]:
-        """Numbered rows from the beginning. Raises SourceError for what cannot be read at all."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Hex sha256 of the content."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +64,18 @@ class FileSource:
     def _rows(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
             head = file.peek(8)[:8]
-            if not head:
-                raise _empty(self.name, "the file is empty (0 bytes)")
-            if head[:4] == b"PAR1":
-                yield from parquet_rows(self.path, self.name)
-            elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-                yield from arrow_rows(self.path, self.name)
-            elif head[:2] == b"\x1f\x8b":
+        if not head:
+            raise _empty(self.name, "the file is empty (0 bytes)")
+        if head[:4] == b"PAR1":
+            yield from parquet_rows(self.path, self.name)
+        elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
+            yield from arrow_rows(self.path, self.name)
+        else:
+            yield from unpadded(self._json(), self._json)
+
+    def _json(self) -> Iterator[Numbered]:
+        with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
+            if file.peek(2)[:2] == b"\x1f\x8b":
                 with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER) as unpacked:
                     yield from json_rows(unpacked, self.name)
             else:
@@ -156,16 +137,36 @@ def combined_fingerprint(sources: Sequence[Source]) -> str:
 # ---------------------------------------------------------------- what the user named
 
 
-def open_sources(data: str | Path | Sequence[str | Path], split: str = "train") -> tuple[Source, ...]:
-    """The sources that a path, glob, folder, hub id, or a list of these stands for; nothing is read yet.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the user named, resolved: the sources, and what should be said of the choice of files."""
 
-    `split` chooses in folders whose files or parts are named after splits, and on the hub.
-    Raises SourceError for what is not there, ConfigError for an empty list.
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
+
+
+def open_sources(data: Any, split: str = "train") -> tuple[Source, ...]:
+    """The sources of `resolve_sources` alone."""
+    return resolve_sources(data, split).sources
+
+
+def resolve_sources(data: Any, split: str = "train") -> Opened:
+    """The sources that a path, glob, folder, hub id, rows in memory, or a list of these stands for; nothing is read.
+
+    `split` chooses in folders and patterns whose files or parts are named after splits, and on the hub.
+    Raises SourceError for what is not there, ConfigError for an empty list and for what is neither path nor rows.
     """
-    items = [data] if isinstance(data, str | Path) else list(data)
-    if not items:
-        raise ConfigError("no data is named", remedy="give a path, a glob, a folder, a hub id, or a list of these")
-    found = [source for item in items for source in _sources_of(item, split)]
+    items = data_items(data)
+    found: list[Source] = []
+    notes: list[str] = []
+    by_name: list[Path] = []
+    for item in items:
+        opened, named = _opened(item, split)
+        found += opened.sources
+        notes += opened.notes
+        by_name += named
+    if len(by_name) == len(found) and (mixed := mixed_note(by_name)) is not None:
+        notes.append(mixed)
     names = [source.name for source in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -173,30 +174,40 @@ def open_sources(data: str | Path | Sequence[str | Path], split: str = "train") 
             f"{quoted(twice)} is named more than once",
             found=quoted(str(item) for item in items),
             expected="each file once: its rows would count double",
-            remedy="name it once; to weight a data set, mix it with a weight instead",
+            remedy="name it once; where its rows are to count double, copy the file "
+            f"(`cp {shlex.quote(twice[0])} {shlex.quote(_second_name(twice[0]))}`) and name both",
         )
-    return tuple(found)
+    return Opened(tuple(found), tuple(notes))
 
 
-def _sources_of(item: str | Path, split: str) -> Sequence[Source]:
+def _second_name(name: str) -> str:
+    path = Path(name)
+    return str(path.with_name(f"again-{path.name}"))
+
+
+def _opened(item: Any, split: str) -> tuple[Opened, Sequence[Path]]:
+    """The sources of one item, and the files among them that the user named one by one."""
+    if not isinstance(item, str | Path):
+        return Opened((memory_source(item, split),)), ()
     text = str(item)
     if text.startswith(PACKAGE_SCHEME):
-        return [FileSource(shipped_file(text))]
+        return Opened((FileSource(shipped_file(text)),)), ()
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder_sources(path, split)
+        return _folder_sources(path, split), ()
     if path.exists():
-        return [FileSource(path)]
-    if re.search(r"[*?\[]", text):
-        return _glob_sources(text)
+        return Opened((FileSource(path),)), (path,)
+    if _MAGIC.search(text):
+        return _glob_sources(text, split), ()
     hub = HUB_ID.fullmatch(text) if isinstance(item, str) else None
     if hub and not text.endswith(SUFFIXES) and (text.startswith("hub:") or not path.parent.exists()):
-        return [HubSource(hub["id"], hub["config"], hub["revision"], split)]
+        return Opened((HubSource(hub["id"], hub["config"], hub["revision"], split),)), ()
     raise _not_found(text, path)
 
 
-def _glob_sources(pattern: str) -> Sequence[Source]:
-    paths = sorted(Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+def _glob_sources(pattern: str, split: str) -> Opened:
+    whole = str(Path(pattern).expanduser())
+    paths = sorted(Path(name) for name in glob.glob(whole, recursive=True))
     files = [path for path in paths if path.is_file()]
     if not files:
         raise SourceError(
@@ -206,65 +217,71 @@ def _glob_sources(pattern: str) -> Sequence[Source]:
             expected="at least one file",
             remedy=f"check the pattern with `ls {pattern}`; `**` reaches into subfolders",
         )
-    return [FileSource(path) for path in files]
+    fixed = Path(*[part for part in itertools.takewhile(lambda part: not _MAGIC.search(part), Path(whole).parts)])
+    return _chosen(files, split, fixed, whole_folder=False)
 
 
-def _folder_sources(folder: Path, split: str) -> Sequence[Source]:
+def _chosen(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> Opened:
+    selection = select(files, split, base, whole_folder=whole_folder)
+    return Opened(tuple(FileSource(path) for path in selection.files), selection.notes)
+
+
+def _folder_sources(folder: Path, split: str) -> Opened:
     if (folder / "dataset_dict.json").exists():
         parts = sorted(part.name for part in folder.iterdir() if (part / "state.json").exists())
-        return [SavedDataset(folder / _chosen_split(parts, split, str(folder)))]
+        known = [split_of(PurePath(part, "x")) or Split(part, None) for part in parts]
+        # A part's own name counts here, not what it is short for: it is how `datasets` names it.
+        exact = [Split(part, known_as.group) for part, known_as in zip(parts, known, strict=True)]
+        (name,) = choose(exact, split, str(folder))
+        return Opened((SavedDataset(folder / name),))
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        return [SavedDataset(folder)]
-    names = [path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES) and path.is_file()]
-    files = [path for path in names if path.name not in _NOT_DATA and path.name[0] not in "._"]
-    if not files:
-        deeper = [path for path in folder.rglob("*") if path.name.endswith(SUFFIXES)]
-        where = f"; there are some deeper, as {str(deeper[0])!r}" if deeper else ""
+        return Opened((SavedDataset(folder),))
+    files = _data_files(folder.iterdir())
+    if files:
+        return _chosen(files, split, folder, whole_folder=True)
+    inside = [path for path in folder.rglob("*") if not _hidden(path.relative_to(folder))]
+    saved = sorted({path.parent for path in inside if path.name in ("dataset_dict.json", "state.json")})
+    files = _data_files(inside)
+    if saved or not files:
         raise SourceError(
             "the folder holds no data files",
             where=str(folder),
-            found=quoted(sorted(path.name for path in folder.iterdir())[:8]) + where,
+            found=quoted(sorted(path.name for path in folder.iterdir())[:8]),
             expected=f"files that end in one of {quoted(SUFFIXES)}, or a saved `datasets` folder",
-            remedy=f"name the folder that holds them, or a pattern such as '{folder}/**/*{deeper[0].suffix}'"
-            if deeper
-            else "check the path",
+            remedy=f"name the saved data set inside it, '{saved[0]}'" if saved else "check the path",
         )
-    return [FileSource(path) for path in _files_of_split(files, split, str(folder))]
+    opened = _chosen(files, split, folder, whole_folder=True)
+    _refuse_several_folders(opened, folder)
+    return opened
 
 
-def _files_of_split(files: Sequence[Path], split: str, folder: str) -> Sequence[Path]:
-    """The files of one split where their names say so (train.jsonl, test-00000-of-00002.parquet); else all."""
-    by_split: dict[str | None, list[Path]] = {}
-    for path in files:
-        by_split.setdefault(_split_of(path.name), []).append(path)
-    if set(by_split) == {None}:
-        return files
-    if None in by_split:
-        raise SourceError(
-            "some files of the folder are named after a split, others are not",
-            where=folder,
-            found=quoted(path.name for path in files[:8]),
-            expected="only names such as train.jsonl and test.jsonl, or none of these",
-            remedy="name the files to read instead of the folder",
-        )
-    wanted = _SPLITS.get(split, split)
-    return by_split[_chosen_split(sorted(str(name) for name in by_split), wanted, folder)]
+def _data_files(paths: Iterable[Path]) -> list[Path]:
+    named = [path for path in sorted(paths) if path.name.endswith(SUFFIXES) and path.name not in _NOT_DATA]
+    return [path for path in named if path.name[0] not in "._" and path.is_file()]
 
 
-def _split_of(name: str) -> str | None:
-    word = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
-    return _SPLITS.get(word)
+def _hidden(relative: PurePath) -> bool:
+    return any(part.startswith((".", "__")) for part in relative.parts)
 
 
-def _chosen_split(splits: Sequence[str], split: str, folder: str) -> str:
-    if split in splits:
-        return split
+def _refuse_several_folders(opened: Opened, folder: Path) -> None:
+    """One folder below the named one is a clone's `data`; several may be several data sets (configurations)."""
+    places: dict[PurePath, Path] = {}
+    for source in opened.sources:
+        parent = Path(source.name).parent
+        parts = [part for part in parent.relative_to(folder).parts if split_of(PurePath(part, "x")) is None]
+        places.setdefault(PurePath(*parts), parent)
+    if len(places) < 2:
+        return
+    below = [str(folder / place) for place in places]
+    endings = sorted({Path(source.name).suffix for source in opened.sources})
     raise SourceError(
-        f"there is no split {split!r}",
-        where=folder,
-        found=f"the splits {quoted(splits)}",
-        expected="the name of one of them",
-        remedy=f"choose one, for example `split: {splits[0]}`" if splits else "check the folder",
+        "the data files of the folder lie in several folders, which may be different data sets",
+        where=str(folder),
+        found=quoted(below, 8),
+        expected="data files in the folder itself, or in one folder inside it",
+        remedy=f"name one of them, for example {below[0]!r}; "
+        f"to read them all, name a pattern, '{folder}/**/*{endings[0]}'",
     )
 
 

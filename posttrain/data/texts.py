@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.noted import Noted
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.errors import RowError
 
@@ -34,7 +37,7 @@ def clean(text: str, place: str) -> str:
     return text
 
 
-def text_of(value: Any, place: str) -> str:
+def text_of(value: Any, place: str, noted: Noted | None = None) -> str:
     """A string, or a list of text parts joined: [{"type": "text", "text": "a"}, ...] -> "a..."."""
     if type(value) is str:
         return clean(value, place)
@@ -47,7 +50,7 @@ def text_of(value: Any, place: str) -> str:
             remedy="remove the row, or write the text; only an assistant's turn with tool_calls may have null content",
         )
     if isinstance(value, list | tuple) and value:
-        return "".join([_part(part, f"part {number} of {place}") for number, part in enumerate(value, 1)])
+        return "".join([_part(part, f"part {number} of {place}", noted) for number, part in enumerate(value, 1)])
     raise refuse(
         "content_not_text",
         f"{place} is {named_type(value)}, not text",
@@ -57,12 +60,30 @@ def text_of(value: Any, place: str) -> str:
     )
 
 
-def _part(part: Any, place: str) -> str:
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a part that are text: OpenAI's chat, and its Responses."""
+THOUGHT_PARTS = ("reasoning", "thinking")
+CALL_PARTS = ("tool_call",)
+_PART_KEYS = ("text", "value", "reasoning", "thinking")
+"""Where a part's text stands: in most files, in LLaMA-Factory's, in Anthropic's."""
+
+
+def part_kind(part: Any) -> str | None:
+    """The type of a part of a content; None for what is no part."""
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get("type")
+    if isinstance(kind, str) and kind:
+        return kind
+    return "text" if any(isinstance(part.get(key), str) for key in ("text", "value")) else None
+
+
+def _part(part: Any, place: str, noted: Noted | None) -> str:
+    kind = part_kind(part)
+    if kind in TEXT_PARTS:
+        return part_text(part, place, noted)
     if isinstance(part, Mapping):
-        kind = part.get("type") or ("text" if "text" in part else None)
-        if kind == "text":
-            return text_of(part.get("text"), place)
-        found = f"a part of type {kind!r}" if kind else f"a part with the keys {quoted(part)}"
+        found = f"a part of type {part['type']!r}" if part.get("type") else f"a part with the keys {quoted(part)}"
     else:
         found = f"{named_type(part)}: {shown(part)}"
     raise refuse(
@@ -74,24 +95,91 @@ def _part(part: Any, place: str) -> str:
     )
 
 
+def part_text(part: Mapping[str, Any], place: str, noted: Noted | None) -> str:
+    """The text of a part, under whichever of its usual keys it stands."""
+    if noted is not None:
+        noted.others("part", part)
+    key = next((key for key in _PART_KEYS if part.get(key) is not None), None)
+    if key is None and not any(name in part for name in _PART_KEYS):
+        raise refuse(
+            "content_not_text",
+            f"{place} has no text",
+            found=f"a part with the keys {quoted(part)}",
+            expected='the text under "text": {"type": "text", "text": "..."}',
+            remedy='name the text\'s key "text"',
+        )
+    return text_of(None if key is None else part[key], place, noted)
+
+
+# ---------------------------------------------------------------- values stored as text
+
+
+def stored(value: Any) -> Any:
+    """A nested value, or the text that a file stored it as: JSON, JSON of JSON, or Python's notation.
+
+    stored('[{"role": "user"}]') -> [{"role": "user"}]        stored("null") -> None        stored("add(2)") -> "add(2)"
+    """
+    for _ in range(_STORED_DEPTH):
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        if not text:
+            return None
+        if text[0] not in _STORED_BEGINS and text != "null":
+            return value
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return _python_value(text, value)
+        if found == value:
+            return value
+        value = found
+    return value
+
+
+_STORED_BEGINS = '[{"'
+_STORED_DEPTH = 3
+
+
+def _python_value(text: str, otherwise: Any) -> Any:
+    """`str(row)` of Python: [{'role': 'user', 'content': None}]; literals only, nothing is run."""
+    if text[0] not in "[{":
+        return otherwise
+    try:
+        with warnings.catch_warnings():  # prose such as "[1](x)" compiles with a warning
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return otherwise
+
+
 # ---------------------------------------------------------------- tools
 
 
-def tools_of(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The `tools` column, a list or the JSON text of one, in the OpenAI layout; bare functions are wrapped."""
-    if value is None or value == "":
+def tools_of(value: Any, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+    """The `tools` column, a list or the text of one, in the OpenAI layout; bare functions are wrapped."""
+    tools = stored(value)
+    if tools is None:
         return ()
-    tools = json_value(value) if isinstance(value, str) else value
     if not isinstance(tools, list | tuple):
         raise _bad_tools(f"`tools` is {named_type(tools)}", value)
-    return tuple([_tool(tool, number) for number, tool in enumerate(tools, 1)])
+    return tuple([_tool(stored(tool), number, noted) for number, tool in enumerate(tools, 1)])
 
 
-def _tool(tool: Any, number: int) -> Mapping[str, Any]:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else tool
+def _tool(tool: Any, number: int, noted: Noted | None) -> Mapping[str, Any]:
+    function = stored(tool.get("function", tool)) if isinstance(tool, Mapping) else tool
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _bad_tools(f"tool {number} has no name", tool)
-    return tool if "function" in tool else {"type": "function", "function": tool}
+    if noted is not None:
+        noted.others("tool", tool)
+        if function is not tool:
+            noted.others("tool", function)
+    schema = function.get("parameters")
+    if isinstance(schema, str) and isinstance(stored(schema), Mapping):
+        function = {**function, "parameters": stored(schema)}
+    if "function" not in tool:
+        return {"type": "function", "function": function}
+    return tool if function is tool["function"] else {**tool, "function": function}
 
 
 def _bad_tools(problem: str, value: Any) -> RowError:
@@ -105,34 +193,31 @@ def _bad_tools(problem: str, value: Any) -> RowError:
     )
 
 
-def json_value(text: str) -> Any:
-    """The value of a JSON text, or None: every caller refuses None in its own words."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def calls_of(value: Any, place: str, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+    """Tool calls, one or a list or the text of either, in the OpenAI layout with `arguments` as a mapping."""
+    calls = stored(value)
+    if calls is None:
+        return ()
+    calls = calls if isinstance(calls, list | tuple) else (calls,)
+    return tuple([_call(stored(call), f"tool call {number} of {place}", noted) for number, call in enumerate(calls, 1)])
 
 
-def calls_of(value: Any, place: str) -> tuple[Mapping[str, Any], ...]:
-    """Tool calls, one or a list, in the OpenAI layout with `arguments` as a mapping."""
-    calls = value if isinstance(value, list | tuple) else (value,)
-    return tuple([_call(call, f"tool call {number} of {place}") for number, call in enumerate(calls, 1)])
-
-
-def _call(call: Any, place: str) -> Mapping[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
+def _call(call: Any, place: str, noted: Noted | None) -> Mapping[str, Any]:
+    function = stored(call.get("function", call)) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise bad_call(f"{place} names no function", call)
     if "arguments" not in function and set(function) - {"name", "id", "type", "index"}:
         raise bad_call(f"{place} ({name!r}) has no 'arguments'", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = json_value(arguments) if arguments.strip() else {}
-    elif arguments is None:
+    arguments = stored(function.get("arguments"))
+    if arguments is None or (isinstance(function.get("arguments"), str) and arguments == []):
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise bad_call(f"the arguments of {place} ({name!r}) are not an object", function.get("arguments"))
+    if noted is not None:
+        noted.others("tool call", call)
+        if function is not call:
+            noted.others("tool call", function)
     wrapped: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     if call.get("id") is not None:
         wrapped["id"] = call["id"]

@@ -5,17 +5,23 @@ unread({"systm", "id"}, "prompt_completion", {})    # columns ("id", "systm"), a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from posttrain.data.counts import RowCounts
+from posttrain.data.flags import FLAGS
 from posttrain.data.formats import FORMATS, Format
+from posttrain.data.messages import TURN_KEYS
+from posttrain.data.noted import KNOWN
 from posttrain.errors import nearest
-from posttrain.types import Demonstration
+from posttrain.types import Demonstration, Task
 
 LABELS = ("label", "kto_tag")
 """Says of a response that it is good or bad: a row with one is feedback."""
 SYNONYMS = {"system_prompt": "system", "system_message": "system", "sys": "system", "functions": "tools"}
 """What others call a column of ours."""
+PLACES: Mapping[str, Collection[str]] = {**KNOWN, "turn": TURN_KEYS}
+"""Place inside a row -> the keys that are read there."""
 CLOSE = 0.75
 """Likeness from which on a column is taken for a misspelt one; `id` and `input` are not."""
 
@@ -55,6 +61,68 @@ def misspelt(names: Collection[str], known: Collection[str]) -> dict[str, str]:
     return found
 
 
+CONTEXT = ("context", "passage", "paragraph", "document", "background", "input", "inputs")
+"""Columns without whose text a question cannot be answered."""
+
+
+def not_in_prompt(task: Task) -> Iterator[str]:
+    """What to say of a task's columns that belong to the question, and that the prompt does not hold."""
+    for name in CONTEXT:
+        text = task.metadata.get(name)
+        if isinstance(text, str) and text.strip() and not _shown_in(text, task):
+            yield (
+                f"`{name}` is kept as metadata and stands in no prompt, so the model answers without it: join it to "
+                "the prompt where it is needed"
+            )
+
+
+def _shown_in(text: str, task: Task) -> bool:
+    return any(text.strip() in (message.content or "") for message in task.prompt)
+
+
+def unread_keys(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Keys inside rows that nothing reads, a sentence each, with what they may have been meant to be."""
+    said = []
+    for where, count in sorted(counts.items()):
+        place, _, key = where.partition(".")
+        known = PLACES.get(place, ())
+        near = INSIDE.get(key) if INSIDE.get(key) in known else misspelt([key], known).get(key)
+        said.append(f"`{key}` in {count:,} {place}s is not read" + (f": did you mean `{near}`?" if near else ""))
+    return tuple(said)
+
+
+def said_of(counts: RowCounts, format_name: str) -> tuple[str, ...]:
+    """All that a user should know of what was read and what was not, a sentence each."""
+    found = unread(counts.unused_columns, format_name, {})
+    columns = (str(found),) if found.columns else ()
+    return (*counts.notes, *columns, *found.doubts, *unread_keys(counts.unread_keys))
+
+
+INSIDE = {"input_schema": "parameters", "inputSchema": "parameters", "args": "arguments", "input": "arguments"} | {
+    "tool_name": "name",
+    "content": "text",
+    "tools_calls": "tool_calls",
+    "thought": "reasoning",
+    "thoughts": "reasoning",
+}
+"""What others call a key of ours inside a turn, a call or a tool."""
+
+
+def _joined(name: str, entry: Format, mapped: Mapping[str, str]) -> str:
+    """How a column that belongs to the question gets into the prompt: as the `input` of an instruction."""
+    if "input" in entry.optional:
+        pairs = {**mapped, "input": name}
+        form = entry.name
+    else:
+        prompt = mapped.get("prompt") or mapped.get("question")
+        if entry.name != "prompt_completion" or prompt is None:
+            return "join it to the prompt where it is needed"
+        pairs = {"instruction": prompt, "input": name, "output": mapped.get("completion", "completion")}
+        form = "alpaca"
+    columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in pairs.items())
+    return f"join it to the prompt, for example with `format: {form}, columns: {{{columns}}}`"
+
+
 def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
     if entry.kind is Demonstration and name in LABELS:
         return (
@@ -66,6 +134,13 @@ def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
         return (
             f"`input` is not read, and `{ours}` is only the instruction: leave `columns` out (Alpaca's rows are "
             "known), or join the two"
+        )
+    if name in CONTEXT and entry.kind is not Task:
+        return f"`{name}` is not read, so every prompt stands without it: {_joined(name, entry, mapped)}"
+    if name in FLAGS:
+        return (
+            f"`{name}` of a row is not read: every row trains with the same weight; leave out the rows that must not "
+            "train, or put the flag into the turns"
         )
     near = misspelt([name], entry.optional).get(name)
     return f"`{name}` is not read: did you mean `{near}`?" if near is not None else None

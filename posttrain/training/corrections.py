@@ -10,6 +10,7 @@ from posttrain.data.correction import correction_pairs
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples, read
+from posttrain.data.unread import unread_keys
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.models.devices import device_of
@@ -39,6 +40,8 @@ def make_corrections(
         DataError: a row says no wanted answer, or no pair came out.
     """
     rows, keep = rows_to_correct(stage, folder)
+    for note in (*rows.counts.notes, *unread_keys(rows.counts.unread_keys)):
+        progress.say(f"{folder.name}: {note}")
     loaded = load(model, device=device_of(device), say=progress.say)
     sampling = SamplingDistribution(**stage.sampling.model_dump(), seed=stream_seed(seed, "sampling"))
     kept = keep.counts.kept if keep is not None else 0
@@ -81,4 +84,5 @@ def _read(data: Data, rejected: Path) -> Examples:
         rejected_path=rejected if data.bad_rows == "skip" else None,
         limit=data.limit,
         split=data.split,
+        dialogues_in_text=data.dialogues_in_text,
     )

@@ -13,10 +13,11 @@ from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
-from posttrain.data.recast import Condition, Recast, read_as, taken_apart
+from posttrain.data.recast import Condition, Recast, read_as, require_kind, taken_apart
 from posttrain.data.row_columns import categories_of
+from posttrain.data.splits import MIXED
 from posttrain.data.store import encode
-from posttrain.data.unread import unread
+from posttrain.data.unread import unread, unread_keys
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
@@ -28,7 +29,7 @@ from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.audited import audit_rows
 from posttrain.training.order import stream_seed
-from posttrain.training.preflight import Check
+from posttrain.training.preflight import Check, Status
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
 from posttrain.training.starts import Start, settle
@@ -125,6 +126,8 @@ class _Reader:
 
     def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
         rejected = self.folder.path / f"rejected_{split}.jsonl"
+        if examples is not None:
+            require_kind(examples, self.objective.kind)
         if examples is None:
             assert data is not None  # the recipe's validation refuses a stage without data
             examples = read_data(data, self.objective.kind, rejected)
@@ -132,7 +135,9 @@ class _Reader:
             examples = Examples(examples.sources, replace(examples.options, rejected_path=rejected))
         else:
             rejected = examples.options.rejected_path or rejected
-        findings = _unread_check(split, examples)
+        findings = _files_check(split, examples) + _unread_check(split, examples) + _keys_check(split, examples)
+        for said in examples.counts.notes:
+            self.progress.say(f"{self.folder.name}: {said}")
         if split == "train":
             findings += audit_rows(self.stage, examples, self.folder, self.progress)
         name = "rows" if split == "train" else "held-out rows"
@@ -175,6 +180,8 @@ def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
         "kept": counts.kept,
         "split": counts.split,
         "unused_columns": sorted(examples.counts.unused_columns),
+        "unread_keys": dict(sorted(examples.counts.unread_keys.items())),
+        "notes": list(examples.counts.notes),
         "dropped": {**examples.counts.skipped, **counts.dropped},
         "truncated": dict(counts.truncated),
         "findings": dict(counts.findings),
@@ -197,6 +204,30 @@ def _unread_check(split: str, examples: Examples) -> tuple[Check, ...]:
     return (Check("columns", title, "warn", detail, evidence, "; ".join(found.doubts)),)
 
 
+def _files_check(split: str, examples: Examples) -> tuple[Check, ...]:
+    """Which files of a folder or pattern were read; files of different splits that are read together are a warning."""
+    notes = examples.options.notes
+    if not notes:
+        return ()
+    title = "files" if split == "train" else "files of the held-out rows"
+    mixed = any(note.startswith(MIXED) for note in notes)
+    remedy = "leave out the files that something is measured on, or name the split" if mixed else None
+    return (Check("files", title, "warn" if mixed else "pass", "; ".join(notes), {"notes": list(notes)}, remedy),)
+
+
+def _keys_check(split: str, examples: Examples) -> tuple[Check, ...]:
+    """The keys inside turns, calls, tools and parts that nothing reads."""
+    counts = examples.counts.unread_keys
+    if not counts:
+        return ()
+    said = unread_keys(counts)
+    title = "keys inside rows" if split == "train" else "keys inside the held-out rows"
+    doubts = [sentence for sentence in said if "did you mean" in sentence or "a yes in a turn" in sentence]
+    status: Status = "warn" if doubts else "pass"
+    evidence = {"unread": dict(sorted(counts.items()))}
+    return (Check("keys", title, status, "; ".join(said), evidence, "; ".join(doubts) or None),)
+
+
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
     """The rows of a recipe's `data`; all of them are looked at now, so that a bad one is found before a model loads."""
     return read_as(
@@ -210,6 +241,7 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
         limit=data.limit,
         split=data.split,
         allow_ties=data.allow_ties,
+        dialogues_in_text=data.dialogues_in_text,
     )
 
 

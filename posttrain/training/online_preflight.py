@@ -15,7 +15,7 @@ import torch
 
 from posttrain.config.online import OnlineStage, SamplingStage
 from posttrain.data.encode import Encoder
-from posttrain.data.formats.detect import likely_column
+from posttrain.data.formats.advice import answer_path
 from posttrain.data.refusals import quoted
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, to_device
@@ -148,6 +148,7 @@ def _check_tasks(tasks: TaskSet) -> Check:
     lost = sum(counts["dropped"].values())
     evidence = {key: counts[key] for key in ("read", "rows", "held_out_rows", "dropped")}
     detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
+    detail = "; ".join([detail, *counts.get("notes", ())])
     if lost > 0.05 * counts["read"]:
         return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
     keys = {key for prompt in tasks.train[:GOLD_TASKS] for key in prompt.task.metadata}
@@ -199,7 +200,7 @@ def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Che
 def _no_row_judged(tasks: Sequence[Task], names: Sequence[str], evidence: dict[str, Any]) -> Check:
     """Every reward would be None, and nothing would be learned: mostly a column that has another name."""
     others = sorted({key for task in tasks for key in task.metadata})
-    likely = likely_column("answer", others)
+    likely = next((path for task in tasks if (path := answer_path(task.metadata)) is not None), None)
     wanted = likely if likely is not None else "YOUR_COLUMN"
     detail = (
         f"{' and '.join(f'`{name}`' for name in names)} can judge none of {len(tasks):,} rows: they have no answer; "

@@ -85,6 +85,8 @@ def prepare_online(
         longest=_longest_prompt(stage, settled.positions),
         seed=seed,
     )
+    for note in tasks.counts["notes"]:
+        progress.say(f"{folder.name}: {note}")
     order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     engines.require(stage)
     gold = check_gold(tasks.train, rubric, every=proof_only)

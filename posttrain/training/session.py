@@ -8,7 +8,7 @@ run.report, run.model, run.metrics()
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from posttrain.config import AdapterSettings, Continue, TrainingStage
+from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as
 from posttrain.diagnostics.progress import Progress
@@ -74,7 +75,7 @@ def load(
 def train(
     stage: TrainingStage,
     model: LoadedModel | str | Path,
-    data: Examples | Sequence[Task] | str | Path,
+    data: Any,
     *,
     out: str | Path,
     rewards: Sequence[RewardFunction] = (),
@@ -90,7 +91,8 @@ def train(
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...).
-        data: what `read` returned, or a path; for a stage that samples, a list of `Task` too.
+        data: what `read` returned, or whatever `read` takes: a path, a list of dicts, a DataFrame, a
+            `datasets.Dataset`; for a stage that samples, a list of `Task` too.
         rewards: for a stage that samples: functions `(prompt, completion, task) -> float | None`, beside those that the
             stage names.
         fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay.
@@ -106,7 +108,7 @@ def train(
             found=f"adapter: {stage.adapter.kind} in the stage",
             remedy="give the adapter to load(name, adapter=LoRA(...)), or give train() the model's name",
         )
-    examples = data if not isinstance(data, (str, Path)) else read_as(data, kind_of(stage.method))
+    examples = _examples(data, stage)
     run = RunFolder(Path(out))
     folder = run.stage(stage.name)
     with run.locked():
@@ -133,3 +135,14 @@ def train(
         run.write_run(status="done", ended=now())
         write_report(run.path)
     return Run(run.path, stage.name, outcome.steps)
+
+
+def _examples(data: Any, stage: TrainingStage) -> Examples | Sequence[Task]:
+    """What `train` was given, as examples; tasks that a program has made stay what they are."""
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, Iterator):
+        data = list(data)
+    if isinstance(stage, SamplingStage) and isinstance(data, Sequence) and data and isinstance(data[0], Task):
+        return data
+    return read_as(data, kind_of(stage.method))

@@ -20,8 +20,9 @@ import numpy as np
 from posttrain.config.settings import Data
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
-from posttrain.data.recast import read_as
+from posttrain.data.recast import read_as, require_kind
 from posttrain.data.sources import combined_fingerprint, open_sources
+from posttrain.data.unread import unread_keys
 from posttrain.errors import EmptyDatasetError, EncodingError
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rewards.gym import tasks_of
@@ -54,32 +55,43 @@ def is_generated(path: str) -> bool:
     return path.startswith(GYM)
 
 
-def read_tasks(data: Data) -> Iterator[Task]:
+def read_tasks(data: Data, notes: list[str] | None = None) -> Iterator[Task]:
     """The tasks of a recipe's `data`, one after the other; files are read as they are asked for.
+
+    Args:
+        notes: what a user should know of the files and rows is added here, once they have been looked at.
 
     Raises:
         DataError: a row that is no task; no row at all.
     """
-    return islice(_every_task(data), data.limit)
+    return islice(_every_task(data, notes if notes is not None else []), data.limit)
 
 
-def _every_task(data: Data) -> Iterator[Task]:
+def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
     for path in data.path:
         if is_generated(path):
             yield from tasks_of(path)
     files = [path for path in data.path if not is_generated(path)]
     if files:
-        yield from _only_tasks(
-            read_as(
-                files,
-                Task,
-                format=data.format,
-                columns=data.columns,
-                roles=data.roles,
-                bad_rows=data.bad_rows,
-                split=data.split,
-            )
+        examples = read_as(
+            files,
+            Task,
+            format=data.format,
+            columns=data.columns,
+            roles=data.roles,
+            bad_rows=data.bad_rows,
+            split=data.split,
+            dialogues_in_text=data.dialogues_in_text,
         )
+        notes += notes_of(examples)
+        yield from _only_tasks(examples)
+
+
+def notes_of(examples: Examples) -> list[str]:
+    """What a user should know of the files that were read, and of keys inside their rows that nothing reads."""
+    if examples.is_remote:  # a second download for a note is too much
+        return list(examples.options.notes)
+    return [*examples.counts.notes, *unread_keys(examples.counts.unread_keys)]
 
 
 def tasks_fingerprint(data: Data) -> str:
@@ -135,7 +147,11 @@ def load_tasks(
     assert given is not None or data is not None  # the recipe's validation refuses a stage without data
     in_memory = given is not None and not isinstance(given, Examples)
     store: PromptStore = PromptList() if in_memory else PromptFile(folder)
-    rows = _only_tasks(given) if given is not None else read_tasks(data) if data is not None else ()
+    notes: list[str] = []
+    if isinstance(given, Examples):
+        require_kind(given, Task)
+        notes += notes_of(given)
+    rows = _only_tasks(given) if given is not None else read_tasks(data, notes) if data is not None else ()
     dropped = add_prompts(store, rows, encoder, longest)
     read = dropped.pop("read")
     if isinstance(held_out, Data):
@@ -157,6 +173,7 @@ def load_tasks(
         "rows": len(train),
         "held_out_rows": len(apart),
         "dropped": dropped,
+        "notes": notes,
         "truncated": {},
         "tokens": int(store.lengths.sum()),
         "trained_tokens": 0,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.formats import FORMATS, KIND_NAMES, detect, nearest_format
-from posttrain.data.formats.detect import fits_nothing
+from posttrain.data.formats.advice import fits_nothing
 from posttrain.data.refusals import REASONS
 from posttrain.data.roles import Rules
 from posttrain.errors import ConfigError, RowError
@@ -531,6 +531,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("wrong_shape", {"prompt": [U], "completion": [U, A]}, "begins with a turn of the user"),
     ("unknown_key", chat(U, {**A, "tool_call": []}), "looks like 'tool_calls'"),
     ("unknown_key", chat(U, {**A, "tarin": False}), "looks like 'train'"),
+    ("dialogue_as_text", {"prompt": "### Human: Hi### Assistant: Hello.", "completion": "b"}, "'### Human:'"),
     ("bad_flag", chat(U, {**A, "train": "yes"}), "`train`"),
     ("bad_flag", chat(U, {**A, "weight": 0.5}), "0 or 1"),
     ("tool_without_call", chat(U, A, TOOL, A), "no tool call comes before it"),
@@ -713,20 +714,28 @@ def test_a_row_that_lost_its_answer_is_no_bare_prompt() -> None:
 @pytest.mark.parametrize(
     ("row", "name", "remedy"),
     [
-        ({"prompt": 1, "response": 2}, "prompt_completion", "columns: {completion: response}"),
-        ({"question_text": 1, "reply": 2}, "prompt_completion", "{question: question_text, completion: reply}"),
+        ({"prompt": "2 + 2?", "response": "4"}, "prompt_completion", "columns: {completion: response}"),
         (
-            {"Prompt": 1, "Chosen": 2, "Rejected": 3},
+            {"question_text": "2 + 2?", "reply": "4"},
+            "prompt_completion",
+            "{question: question_text, completion: reply}",
+        ),
+        (
+            {"Prompt": "2 + 2?", "Chosen": "4", "Rejected": "5"},
             "preference",
             "{chosen: Chosen, rejected: Rejected, prompt: Prompt}",
         ),
         ({"prompt": 1, "chosen": 2}, "preference", "rejected: YOUR_COLUMN"),
         ({"question": 1, "chosen": 2}, "orca_dpo_pairs", "rejected: YOUR_COLUMN"),
-        ({"conversation": [], "id": 1}, "chat", "columns: {messages: conversation}"),
-        ({"mesages": []}, "chat", "columns: {messages: mesages}"),
-        ({"instruction": 1, "response": 2}, "alpaca", "columns: {output: response}"),
+        ({"conversation": [U, A], "id": 1}, "chat", "columns: {messages: conversation}"),
+        ({"mesages": [U, A]}, "chat", "columns: {messages: mesages}"),
+        ({"instruction": "2 + 2?", "response": "4"}, "alpaca", "columns: {output: response}"),
         ({"question": 1, "response_1": 2, "response_2": 3}, "align_anything", "overall_response: YOUR_COLUMN"),
-        ({"prompt": 1, "completions": [], "ratings": []}, "ranked", "{responses: completions, scores: ratings}"),
+        (
+            {"prompt": "2 + 2?", "completions": ["4", "5"], "ratings": [9, 1]},
+            "ranked",
+            "{responses: completions, scores: ratings}",
+        ),
         ({"text": 1}, "chat", "the formats are: align_anything"),
         ({}, "chat", "the formats are"),
     ],

@@ -253,6 +253,25 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path, start: Path) -> No
     assert "did you mean `system`?" in other.remedy
 
 
+def test_files_and_keys_that_are_not_read_are_checks(tmp_path: Path, start: Path) -> None:
+    chat = [{"role": "user", "content": "a", "time": 1}, {"role": "assistant", "content": "b", "thought": "c"}]
+    for name in ("x_train", "x_test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    heard = Heard()
+    stage = SFT(data=str(tmp_path / "x_*.jsonl"), learning_rate=1e-3, epochs=1, held_out=0)
+    inputs = loaded(stage, start, tmp_path, heard)
+    checks = {check.name: check for check in inputs.findings}
+    note = "read x_train.jsonl (split 'train'); not read: x_test.jsonl (split 'test')"
+    assert checks["files"].detail == note and any(line.endswith(note) for line in heard.lines)
+    assert inputs.counts["notes"] == [note] and inputs.counts["unread_keys"] == {"turn.thought": 1, "turn.time": 1}
+    assert checks["keys"].status == "warn" and "did you mean `reasoning`?" in str(checks["keys"].remedy)
+
+    both = [str(tmp_path / f"{name}.jsonl") for name in ("x_train", "x_test")]
+    mixed = loaded(SFT(data={"path": both}, learning_rate=1e-3, epochs=1, held_out=0), start, tmp_path)
+    check = next(check for check in mixed.findings if check.name == "files")
+    assert check.status == "warn" and "files of different splits are read together" in check.detail
+
+
 def test_a_label_under_sft_is_a_warning(tmp_path: Path, start: Path) -> None:
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     check = columns_check(tmp_path, start, {"messages": chat, "label": False})

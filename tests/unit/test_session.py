@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import posttrain as pt
 from posttrain.config import DPO, SFT
 from posttrain.diagnostics.run_store import RunFolder
-from posttrain.errors import PosttrainError, ResumeError
+from posttrain.errors import PosttrainError, ResumeError, RowError
 from posttrain.training import session
 from posttrain.training.loop import Interrupted, Loop
 from posttrain.training.session import train
@@ -145,3 +146,17 @@ def test_a_report_that_fails_hides_no_error(
 
 def test_the_base_of_all_errors_is_public() -> None:
     assert pt.PosttrainError is PosttrainError and "PosttrainError" in pt.__all__
+
+
+def test_rows_in_memory_train_like_a_file(start: Path, rows: Path, tmp_path: Path) -> None:
+    listed = [json.loads(line) for line in rows.read_text().splitlines()]
+    weights = []
+    for name, data in (("file", rows), ("list", listed), ("generator", iter(listed)), ("frame", pd.DataFrame(listed))):
+        run = train(SFT(**SETTINGS), start, data, out=tmp_path / name)
+        weights.append([line["values"]["loss"] for line in run.metrics("train")])
+    assert weights[0] and all(one == weights[0] for one in weights)
+
+
+def test_examples_of_another_kind_are_refused_before_a_model_is_loaded(rows: Path, tmp_path: Path, start: Path) -> None:
+    with pytest.raises(RowError, match=r"these rows are demonstrations .*not comparisons"):
+        train(DPO(**SETTINGS, beta=0.1), start, pt.read(rows), out=tmp_path / "run")

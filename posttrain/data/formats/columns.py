@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.dialogues import refuse_dialogue, turns_in
+from posttrain.data.media import refuse_placeholder
 from posttrain.data.messages import turns_of
 from posttrain.data.order import check_order, check_prompt
 from posttrain.data.refusals import named_type, refuse, shown
@@ -39,13 +41,38 @@ def prompt_of(row: Row, rules: Rules, names: tuple[str, ...] = PROMPTS) -> Messa
 
 
 def prompt_turns(value: Any, column: str, rules: Rules) -> Messages:
+    """A text is one turn of the user, except where it is turns that were stored as text."""
     if isinstance(value, str):
-        return (user_turn(value, column),)
+        turns = turns_in(value, rules)
+        if turns is None:
+            return (user_turn(value, column, rules),)
+        value = turns
     return turns_of(value, column, rules)
 
 
-def user_turn(text: Any, column: str) -> Message:
+def _plain_text(text: Any, column: str, rules: Rules) -> str:
+    """The text of a column that holds one turn; a whole dialogue in it would train as that turn's words."""
     text = text_of(text, f"'{column}'")
+    refuse_dialogue(text, f"'{column}'", rules)
+    refuse_placeholder(text, f"'{column}'")
+    return text
+
+
+def one_turn_only(text: Any, column: str, rules: Rules) -> None:
+    """Refuses turns that were stored as text in a column that holds one turn, as `instruction`."""
+    if isinstance(text, str) and not rules.keep_dialogues and turns_in(text, rules) is not None:
+        raise refuse(
+            "dialogue_as_text",
+            f"'{column}' is a list of turns, stored as text",
+            found=shown(text),
+            expected="the words of one turn",
+            remedy="read the columns as prompt and completion, which may be turns: "
+            "`format: prompt_completion, columns: {prompt: instruction, completion: output}`",
+        )
+
+
+def user_turn(text: Any, column: str, rules: Rules) -> Message:
+    text = _plain_text(text, column, rules)
     if not text or text.isspace():
         raise refuse(
             "empty_turn",
@@ -57,8 +84,8 @@ def user_turn(text: Any, column: str) -> Message:
     return Message("user", text)
 
 
-def assistant_turn(text: Any, column: str) -> Message:
-    text = text_of(text, f"'{column}'")
+def assistant_turn(text: Any, column: str, rules: Rules) -> Message:
+    text = _plain_text(text, column, rules)
     if not text or text.isspace():
         raise refuse(
             "empty_response",
@@ -73,7 +100,10 @@ def assistant_turn(text: Any, column: str) -> Message:
 def response_turns(value: Any, column: str, rules: Rules) -> Messages:
     """A response: a string, one turn as an object, or a list of turns. Their order is checked with the prompt's."""
     if isinstance(value, str):
-        return (assistant_turn(value, column),)
+        turns = turns_in(value, rules)
+        if turns is None:
+            return (assistant_turn(value, column, rules),)
+        value = turns
     if isinstance(value, Mapping):
         value = [value]
     if value is None or isinstance(value, list | tuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from posttrain.data.formats.columns import (
@@ -24,9 +25,10 @@ from posttrain.data.formats.columns import (
     with_system,
 )
 from posttrain.data.order import check_order, check_prompt
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import Rules
-from posttrain.data.texts import text_of, tools_of
+from posttrain.data.texts import stored, text_of, tools_of
 from posttrain.errors import RowError
 from posttrain.types import Comparison, Message, RowRef
 
@@ -62,8 +64,8 @@ def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
 def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     """`question`, `response_1`, `response_2`, and `overall_response`: 1 or 2, the better one; 0 is a tie."""
     verdict = row.get("overall_response")
-    if isinstance(verdict, str) and verdict.strip() in ("0", "1", "2"):
-        verdict = int(verdict)
+    if isinstance(verdict, str) and verdict.strip() in ("0", "1", "2", "0.0", "1.0", "2.0"):
+        verdict = int(float(verdict))
     if isinstance(verdict, bool) or verdict not in (0, 1, 2):
         raise refuse(
             "bad_label",
@@ -93,7 +95,7 @@ def pair(
     """Two responses to one prompt, the better one first, with the row's margin, scores and votes."""
     chosen = continuation(prompt, chosen, columns[0])
     rejected = continuation(prompt, rejected, columns[1])
-    if chosen == rejected:
+    if _words(chosen) == _words(rejected):
         raise _identical(*columns, chosen)
     return Comparison(
         prompt=prompt,
@@ -103,7 +105,7 @@ def pair(
         margin=_margin(row),
         scores=_pair_scores(row, rules),
         votes=_votes(row["votes"], 2) if row.get("votes") is not None else None,
-        tools=tools_of(row.get("tools")),
+        tools=tools_of(row.get("tools"), rules.noted),
     )
 
 
@@ -150,9 +152,9 @@ def _split(
     """
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
         check_order(side, name)
-    if chosen == rejected:
+    if _words(chosen) == _words(rejected):
         raise _identical("chosen", "rejected", chosen)
-    pairs = zip(chosen, rejected, strict=False)
+    pairs = zip(_words(chosen), _words(rejected), strict=False)
     common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     differ_at = common
     while common and (len(chosen) == common or len(rejected) == common or chosen[common].role == "tool"):
@@ -168,14 +170,23 @@ def _split(
     return prompt, ends[0], ends[1]
 
 
+def _words(messages: Messages) -> Messages:
+    """The messages without what they say of their training: the same words are the same turn."""
+    if all(message.train is None for message in messages):
+        return messages
+    return tuple(replace(message, train=None) for message in messages)
+
+
 def _check_given(given: Any, prompt: Messages, column: str, rules: Rules) -> None:
     """The prompt that the row gives must be the one that its conversations begin with."""
     turns = prompt_turns(given, column, rules)
-    if isinstance(given, str):
-        texts = [(message.content or "").strip() for message in prompt if message.role == "user"]
-        agrees = given.strip() in (texts[0], texts[-1])
-    else:
-        agrees = turns == prompt or turns == tuple(message for message in prompt if message.role != "system")
+    turns, prompt = _words(turns), _words(prompt)
+    texts = [(message.content or "").strip() for message in prompt if message.role == "user"]
+    agrees = (
+        (isinstance(given, str) and given.strip() in (texts[0], texts[-1]))
+        or turns == prompt
+        or turns == tuple(message for message in prompt if message.role != "system")
+    )
     if not agrees:
         raise refuse(
             "prompts_differ",
@@ -257,11 +268,12 @@ def ranked(row: Row, ref: RowRef, rules: Rules) -> Comparison:
         ranking=ranking,
         scores=scores,
         votes=votes,
-        tools=tools_of(row.get("tools")),
+        tools=tools_of(row.get("tools"), rules.noted),
     )
 
 
 def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ...]:
+    value = stored(value)
     if not isinstance(value, list | tuple) or len(value) < 2:
         is_list = isinstance(value, list | tuple)
         raise refuse(
@@ -282,6 +294,7 @@ def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ..
 
 
 def _numbers(value: Any, column: str, count: int) -> tuple[float, ...]:
+    value = stored(value)
     if not isinstance(value, list | tuple) or len(value) != count:
         size = f"a list of {len(value)}" if isinstance(value, list | tuple) else named_type(value)
         raise refuse(
@@ -308,11 +321,12 @@ def _votes(value: Any, count: int) -> tuple[int, ...]:
 
 
 def _ranking(value: Any, count: int) -> tuple[int, ...]:
+    value = whole(stored(value))
     order = list(value) if isinstance(value, list | tuple) else None
-    whole = order is not None and all(isinstance(item, int) and not isinstance(item, bool) for item in order)
-    if order is not None and whole and sorted(order) == list(range(count)):
+    counted = order is not None and all(isinstance(item, int) and not isinstance(item, bool) for item in order)
+    if order is not None and counted and sorted(order) == list(range(count)):
         return tuple(order)
-    from_one = order is not None and whole and sorted(order) == list(range(1, count + 1))
+    from_one = order is not None and counted and sorted(order) == list(range(1, count + 1))
     raise refuse(
         "bad_ranking",
         f"'ranking' is not an order of the {count} responses",

@@ -10,6 +10,7 @@ from posttrain.data.formats.columns import (
     Row,
     assistant_turn,
     continuation,
+    one_turn_only,
     present,
     prompt_of,
     response_turns,
@@ -20,7 +21,7 @@ from posttrain.data.messages import turns_of
 from posttrain.data.order import check_end, check_order
 from posttrain.data.refusals import named_type, refuse, shown
 from posttrain.data.roles import Rules
-from posttrain.data.texts import text_of, tools_of
+from posttrain.data.texts import stored, text_of, tools_of
 from posttrain.types import Demonstration, Message, RowRef
 
 
@@ -42,7 +43,7 @@ def _conversation(row: Row, column: str, ref: RowRef, rules: Rules) -> Demonstra
         messages = with_system(messages, row)
     check_order(messages, column)
     check_end(messages, column)
-    return Demonstration(messages, ref, tools_of(row.get("tools")))
+    return Demonstration(messages, ref, tools_of(row.get("tools"), rules.noted))
 
 
 def alpaca(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
@@ -50,20 +51,23 @@ def alpaca(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
 
     Instruction and input are joined by a newline, as in LLaMA-Factory; the chat template does the rest.
     """
+    for column in ("instruction", "input", "output"):
+        one_turn_only(row.get(column), column, rules)
     text = text_of(row.get("instruction"), "'instruction'")
     extra = row.get("input")
     if extra is not None and extra != "":
         extra = text_of(extra, "'input'")
         text = f"{text}\n{extra}" if text else extra
     turns = (
-        *_history(row.get("history")),
-        user_turn(text, "instruction"),
-        assistant_turn(row.get("output"), "output"),
+        *_history(row.get("history"), rules),
+        user_turn(text, "instruction", rules),
+        assistant_turn(row.get("output"), "output", rules),
     )
-    return Demonstration(with_system(turns, row), ref, tools_of(row.get("tools")))
+    return Demonstration(with_system(turns, row), ref, tools_of(row.get("tools"), rules.noted))
 
 
-def _history(value: Any) -> Messages:
+def _history(value: Any, rules: Rules) -> Messages:
+    value = stored(value)
     if value is None:
         return ()
     pairs = value if isinstance(value, list | tuple) else [value]
@@ -77,8 +81,8 @@ def _history(value: Any) -> Messages:
                 expected='a list of pairs: [["first question", "first answer"], ...]',
                 remedy="write 'history' as pairs, or leave it out",
             )
-        turns.append(user_turn(pair[0], f"question {number} of history"))
-        turns.append(assistant_turn(pair[1], f"answer {number} of history"))
+        turns.append(user_turn(pair[0], f"question {number} of history", rules))
+        turns.append(assistant_turn(pair[1], f"answer {number} of history", rules))
     return tuple(turns)
 
 
@@ -87,7 +91,7 @@ def prompt_completion(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
     prompt = prompt_of(row, rules)
     completion = continuation(prompt, response_turns(row.get("completion"), "completion", rules), "completion")
     context = tuple([_untrained(message) for message in prompt])
-    return Demonstration(context + completion, ref, tools_of(row.get("tools")))
+    return Demonstration(context + completion, ref, tools_of(row.get("tools"), rules.noted))
 
 
 def _untrained(message: Message) -> Message:

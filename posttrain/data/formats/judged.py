@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.data.formats.columns import PROMPTS, Row, continuation, present, prompt_of, response_turns
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import clean, tools_of
@@ -24,15 +25,15 @@ def feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
         )
     prompt = prompt_of(row, rules)
     response = continuation(prompt, response_turns(row.get("completion"), "completion", rules), "completion")
-    return Feedback(prompt, response, bool(label), ref, tools_of(row.get("tools")))
+    return Feedback(prompt, response, bool(label), ref, tools_of(row.get("tools"), rules.noted))
 
 
 def task(row: Row, ref: RowRef, rules: Rules) -> Task:
     """`prompt` or `question`, optionally `answer` (text or a number); every other column becomes metadata."""
     prompt = prompt_of(row, rules)
     used = {present(row, PROMPTS), "answer", "system", "tools"}
-    metadata = {key: value for key, value in row.items() if key not in used}
-    return Task(prompt, _answer(row.get("answer")), ref, metadata, tools_of(row.get("tools")))
+    metadata = {key: whole(value) for key, value in row.items() if key not in used}
+    return Task(prompt, _answer(row.get("answer")), ref, metadata, tools_of(row.get("tools"), rules.noted))
 
 
 def _answer(value: Any) -> str | None:
@@ -41,7 +42,7 @@ def _answer(value: Any) -> str | None:
     if isinstance(value, str) and value.strip():
         return clean(value, "'answer'")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(value)
+        return repr(whole(value))
     raise refuse(
         "bad_label",
         "'answer' has no text" if isinstance(value, str) else f"'answer' is {named_type(value)}",

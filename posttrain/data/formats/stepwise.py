@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.data.formats.columns import Row, prompt_of, user_turn, with_system
+from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import Rules
-from posttrain.data.texts import text_of, tools_of
+from posttrain.data.texts import stored, text_of, tools_of
 from posttrain.errors import RowError
 from posttrain.types import RowRef, StepwiseFeedback
 
-PRM800K_NOTES = (
+PRM800K_NOTES: tuple[str, ...] = (
     "labeler",
     "timestamp",
     "generation",
@@ -41,7 +42,11 @@ def stepwise(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
         )
     texts = [_step(text, f"step {place} in 'completions'") for place, text in enumerate(steps, 1)]
     return StepwiseFeedback(
-        prompt_of(row, rules), tuple(texts), _judged([_label(one) for one in labels]), ref, tools_of(row.get("tools"))
+        prompt_of(row, rules),
+        tuple(texts),
+        _judged([_label(one) for one in labels]),
+        ref,
+        tools_of(row.get("tools"), rules.noted),
     )
 
 
@@ -59,14 +64,14 @@ def prm800k(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
         labels.append(rating)
         if step.get("chosen_completion") is None and not step.get("human_completion"):
             break
-    problem = with_system((user_turn(question.get("problem"), "question.problem"),), row)
+    problem = with_system((user_turn(question.get("problem"), "question.problem", rules),), row)
     if not texts:
         raise _no_steps("'steps'")
     return StepwiseFeedback(problem, tuple(texts), _judged(labels), ref)
 
 
 def is_prm800k(row: Row) -> bool:
-    question, label = row.get("question"), row.get("label")
+    question, label = stored(row.get("question")), stored(row.get("label"))
     return isinstance(question, Mapping) and isinstance(label, Mapping) and isinstance(label.get("steps"), list)
 
 
@@ -87,7 +92,7 @@ def math_shepherd(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
         place += len(part) + 1
         labels.append(1.0 if signed[place - 1] == "+" else 0.0)
     steps = [parts[0][at.end() :], *parts[1:-1]]
-    prompt = with_system((user_turn(parts[0][: at.start()], "input"),), row)
+    prompt = with_system((user_turn(parts[0][: at.start()], "input", rules),), row)
     return StepwiseFeedback(
         prompt, tuple(_step(step, f"step {number}") for number, step in enumerate(steps, 1)), tuple(labels), ref
     )
@@ -101,6 +106,7 @@ def is_math_shepherd(row: Row) -> bool:
 
 
 def _object(value: Any, place: str) -> Mapping[str, Any]:
+    value = stored(value)
     if isinstance(value, Mapping):
         return value
     raise refuse(
@@ -113,7 +119,7 @@ def _object(value: Any, place: str) -> Mapping[str, Any]:
 
 
 def _listed(row: Row, column: str) -> Sequence[Any]:
-    value = row.get(column)
+    value = stored(row.get(column))
     if isinstance(value, list | tuple):
         if not value:
             raise _no_steps(f"'{column}'")
@@ -169,7 +175,7 @@ def _judged(labels: Sequence[float | None]) -> tuple[float | None, ...]:
 
 def _followed(step: Mapping[str, Any], place: int) -> tuple[Any, float | None]:
     """What the solution goes on with: the chosen completion, the labeler's own, or the first where it ends."""
-    chosen, own = step.get("chosen_completion"), step.get("human_completion")
+    chosen, own = whole(step.get("chosen_completion")), step.get("human_completion")
     offered = _listed(step, "completions") if step.get("completions") else []
     if chosen is None and own:
         taken = own if isinstance(own, Mapping) else {"text": own}
@@ -185,7 +191,7 @@ def _followed(step: Mapping[str, Any], place: int) -> tuple[Any, float | None]:
             remedy="correct the row, or remove it",
         )
     taken = _object(offered[chosen or 0], f"a completion of step {place}")
-    rating = taken.get("rating")
+    rating = whole(taken.get("rating"))
     if not isinstance(rating, int | None) or rating not in _RATINGS:
         raise refuse(
             "bad_label",

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.data.dialogues import holds_stored_turns
 from posttrain.data.formats import comparisons, demonstrations, judged, llama_factory, stepwise
 from posttrain.data.formats.columns import Row
+from posttrain.data.media import refuse_media
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import DEFAULT_RULES, Rules
+from posttrain.data.texts import stored
 from posttrain.errors import RowError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, StepwiseFeedback, Task
 
@@ -64,6 +67,7 @@ class Format:
     def parse(self, row: Row, ref: RowRef, rules: Rules = DEFAULT_RULES) -> Example:
         """The row as an example. Raises RowError, with everything in it that is needed to mend the row."""
         try:
+            refuse_media(row)
             return self.build(row, ref, rules)
         except RowError as error:
             error.where = ref
@@ -89,14 +93,17 @@ class Format:
 
 def _says_role(row: Row) -> bool:
     messages = row.get("messages")
-    turns = messages if messages is not None else row.get("conversations")
+    turns = stored(messages if messages is not None else row.get("conversations"))
     first = turns[0] if isinstance(turns, list | tuple) and turns else None
     keys = first if isinstance(first, Mapping) else ()
     return "role" in keys or ("from" not in keys and messages is not None)
 
 
 def _has_dialogue_texts(row: Row) -> bool:
-    return isinstance(row.get("chosen"), str) and row.get("prompt") is None and row.get("conversations") is None
+    if row.get("prompt") is not None or row.get("conversations") is not None:
+        return False
+    chosen = row.get("chosen")
+    return isinstance(chosen, str) and not holds_stored_turns(chosen)
 
 
 def _has_prompt_or_turns(row: Row) -> bool:
@@ -107,6 +114,7 @@ _ANSWERS = frozenset(
     {
         *("chosen", "rejected", "response_1", "response_2", "overall_response", "response", "responses"),
         *("completion", "completions", "output", "target", "reply", "messages", "conversations", "instruction"),
+        *("response_0", "response_j", "response_k", "chosen_messages", "rejected_messages"),
     }
 )
 

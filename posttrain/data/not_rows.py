@@ -1,0 +1,174 @@
+"""Files that hold no rows of JSON, told by how they begin, and what to do with each.
+
+A command is proposed only for what the beginning of the file was read as: a table has the same number of cells in its
+first lines, an object that holds rows holds something that a format reads.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+import shlex
+from typing import Any
+
+from posttrain.data.formats.advice import text_remedy, wrapped_remedy
+from posttrain.data.formats.detect import detect
+from posttrain.data.refusals import quoted, shown
+from posttrain.errors import SourceError
+from posttrain.types import RowRef
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_PICKLE = (
+    "a pickle can run any code when it is opened. If you trust it, convert it, "
+    "`python -c \"import pandas; pandas.read_pickle('{0}').to_parquet('rows.parquet')\"`, "
+    "or pass the DataFrame to `read`"
+)
+_FOREIGN = (
+    (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data itself", "fetch the data: `git lfs pull`"),
+    (b"\x80\x03", "a Python pickle", _PICKLE),
+    (b"\x80\x04", "a Python pickle", _PICKLE),
+    (b"\x80\x05", "a Python pickle", _PICKLE),
+    (b"<", "a web page or XML, not data", "the download went wrong, perhaps for want of a login: fetch it again"),
+    (b"PK\x03\x04", "a zip archive", "unpack it: `unzip {0}`"),
+    (b"\x28\xb5\x2f\xfd", "zstandard-compressed", "unpack it: `zstd -d {0}`"),
+    (b"BZh", "bzip2-compressed", "unpack it: `bunzip2 {0}`"),
+    (b"\xfd7zXZ\x00", "xz-compressed", "unpack it: `unxz {0}`"),
+)
+
+
+_TABLE_LINES = 20
+_TEXT_BYTES = 1 << 14
+_LONGEST_NAME = 64
+"""Characters of a column's name; what is longer is a sentence."""
+
+
+def refuse_other_content(head: bytes, name: str) -> None:
+    """Raises SourceError if the first bytes of a file are not those of JSON."""
+    start = head.lstrip()
+    for mark, what, remedy in _FOREIGN:
+        if start.startswith(mark):
+            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _quoted(name, remedy)), name)
+    if b"\0" in head[:4] and start[:1] in (b"{", b"[", b"\0"):
+        what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
+        convert = f"`iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > fixed.jsonl`"
+        raise _not_json(
+            f"the file begins with {what}", head, "write the file again" if head[:1] == b"\0" else convert, name
+        )
+    if start[:1] not in b'{["' and _CONTROL.search(start.split(b"\n", 1)[0]):
+        raise _not_json("the file holds no text", head, "name the file that holds the rows", name)
+    _refuse_text(start.removeprefix(codecs.BOM_UTF8).lstrip(), head, name)
+
+
+def _quoted(name: str, remedy: str) -> str:
+    """A file's name as a shell takes it; inside Python's quotes it stands as it is."""
+    return name if "'{0}'" in remedy else shlex.quote(name)
+
+
+def _refuse_text(start: bytes, head: bytes, name: str) -> None:
+    """Tables and prose; a file with a JSON object or list among its first lines is left to the reader of lines."""
+    if start[:1] in (b"{", b"["):
+        return
+    text = start[:_TEXT_BYTES].decode(errors="replace")
+    lines = [line for line in text.splitlines()[:_TABLE_LINES] if line.strip()]
+    if not lines or any(line.lstrip()[:1] in ("{", "[") or _is_json(line) for line in lines[:5]):
+        return
+    delimiter = table_delimiter(lines, whole=len(start) < _TEXT_BYTES, name=name)
+    if delimiter is not None:
+        sep = {"\t": "\\t"}.get(delimiter, delimiter)
+        raise _not_json(
+            "the file looks like a table (CSV or TSV), not JSON",
+            start.split(b"\n", 1)[0],
+            f"convert it: `python -c \"import pandas; pandas.read_csv('{name}', sep='{sep}', keep_default_na=False)"
+            ".to_json('rows.jsonl', orient='records', lines=True)\"`",
+            name,
+        )
+    if name.lower().endswith((".yaml", ".yml", ".toml", ".py")):
+        raise _not_json("the file holds settings or code, not rows", head, "name the file that holds the rows", name)
+    if not re.match(r"[#/]", lines[0].lstrip()):
+        raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def table_delimiter(lines: list[str], *, whole: bool, name: str) -> str | None:
+    """What separates the cells of a table whose first lines these are; None for prose, commas or not.
+
+    table_delimiter(["prompt\\tcompletion", "Hi\\tHello"], whole=True, name="a.tsv") -> "\\t"
+    """
+    for delimiter in ("\t", ",", ";", "|"):
+        try:
+            rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
+        except csv.Error:
+            continue
+        rows = rows if whole and len(lines) < _TABLE_LINES else rows[:-1]  # the last may be cut
+        if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+            continue
+        names = [cell.strip() for cell in rows[0]]
+        if len(set(names)) == len(names) and all(map(_is_name, names)):
+            return delimiter
+    if name.lower().endswith((".csv", ".csv.gz")):
+        return ","
+    return "\t" if name.lower().endswith((".tsv", ".tsv.gz")) else None
+
+
+def _is_name(cell: str) -> bool:
+    return 0 < len(cell) <= _LONGEST_NAME and cell[-1] not in ".!?:" and len(cell.split()) <= 4
+
+
+def _not_json(problem: str, head: bytes, remedy: str, name: str) -> SourceError:
+    return SourceError(
+        problem,
+        where=name,
+        found=f"{bytes(head[:40])!r}",
+        expected="JSONL, a JSON array, gzip of either, Parquet or Arrow",
+        remedy=remedy,
+    )
+
+
+def refuse_one_object(text: bytes, name: str) -> None:
+    """A single object over several lines is a wrapper around the rows, or rows that are pretty-printed."""
+    if text.split(b"\n", 1)[0].strip() != b"{":
+        return
+    words = text.decode(errors="replace")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(words)
+    except ValueError:
+        value = _beginning(words)
+    wrapped = wrapped_remedy(value, name)
+    raise SourceError(
+        "the file holds an object that spans several lines",
+        where=RowRef(name, 1),
+        found=f"an object with the keys {quoted(value)}" if value else shown(words[:80]),
+        expected="one JSON object per line, or an array of objects",
+        remedy=wrapped
+        if wrapped is not None
+        else f"write each object on one line: `jq -c . {shlex.quote(name)} > rows.jsonl`",
+    )
+
+
+_LIST = re.compile(r'"([^"\\]+)"\s*:\s*\[\s*(?=\{)')
+
+
+def _beginning(words: str) -> dict[str, Any]:
+    """The first element of the first list of a cut object, under its key: {"data": [{...}]}."""
+    for found in _LIST.finditer(words):
+        before = words[: found.start()]
+        if before.count("{") - before.count("}") != 1 or before.count("[") != before.count("]"):
+            continue
+        try:
+            element, _ = json.JSONDecoder().raw_decode(words, found.end())
+        except ValueError:
+            continue
+        if detect(element) is not None:
+            return {found[1]: [element]}
+    return {}

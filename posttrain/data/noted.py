@@ -1,0 +1,47 @@
+"""Keys inside a row that nothing reads, noted while the row is read, so that none is dropped without a count.
+
+noted = Noted()
+noted.key("turn", "timestamp")
+noted.take()        # {"turn.timestamp": 1}, and empty again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+KNOWN: Mapping[str, frozenset[str]] = {
+    "tool call": frozenset({"id", "type", "function", "index", "name", "arguments"}),
+    "tool": frozenset({"type", "function", "name", "description", "parameters", "strict", "return", "returns"}),
+    "part": frozenset({"type", "text", "value", "reasoning", "thinking"}),
+}
+"""Place inside a row -> the keys that are read there; what a turn may say is in `messages.py`."""
+
+
+class Noted:
+    """What one row holds beside that which is read; `take` empties it for the next row."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, int] = {}
+
+    def key(self, place: str, key: str) -> None:
+        name = f"{place}.{key}"
+        self._keys[name] = self._keys.get(name, 0) + 1
+
+    def others(self, place: str, value: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+        """Notes the keys of an object that are not known in its place; an empty value loses nothing."""
+        known = known or KNOWN[place]
+        for key, item in value.items():
+            if key not in known and says_something(item):
+                self.key(place, key)
+
+    def take(self) -> dict[str, int]:
+        taken = self._keys
+        if taken:
+            self._keys = {}
+        return taken
+
+
+def says_something(value: Any) -> bool:
+    """Whether leaving this value out loses anything; a null, an empty text and an empty list do not."""
+    return value is not None and not (isinstance(value, str | list | tuple | Mapping) and not value)
