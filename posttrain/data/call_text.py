@@ -97,7 +97,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             below = f"{path}.{key}" if path else str(key)
-            yield below, str(key)
+            if item is not None:  # a template may leave out an argument that is null
+                yield below, str(key)
             yield from _leaves(item, below)
     elif isinstance(value, list | tuple):
         for item in value:

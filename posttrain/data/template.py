@@ -68,7 +68,7 @@ class ChatTemplate:
         self._prefill = ""
         self._lead = ""
         self._headers = ""
-        self._opens = False
+        self._header: str | None = ""
         self._closes: str | None = None
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
@@ -76,7 +76,7 @@ class ChatTemplate:
         plain = self._probe()
         self.calls = probe_calls(self, self._prefill)
         source = self.source if isinstance(self.source, str) else "\n".join(map(str, dict(self.source).values()))
-        self.thoughts = probe_thoughts(self, source, self.generation, self._prefill, opens=self._opens)
+        self.thoughts = probe_thoughts(self, source, self.generation, self._prefill, self._header)
         self.ends = Ends(self, plain, self._closes, self._headers, self.calls, self.thoughts.key)
         self._hidden: dict[str, bool] = {}
         tails = self.ends.all()
@@ -274,11 +274,11 @@ class ChatTemplate:
         self._lead = header if header.isspace() else ""
         if asked.startswith(lead):
             self._prefill = asked[len(lead) :]  # where the two part otherwise, the first row is refused, by its name
-        self._opens = asked.rstrip() != lead.rstrip()
         self.generation = asked[self.tokens.not_inside(asked, first_difference(asked, told)) :]
         closing = self.tokens.first_added(asked.rpartition(USER)[2])
         self._closes = closing[1] if closing is not None else None
         between = self._between_turns(answered)
+        self._header = None if asked.rstrip() == lead.rstrip() else between or ""
         user_header = asked.partition(USER)[0]
         stop = first_stop(self.tokens, tail, self._closes)
         if stop is None and between is not None:

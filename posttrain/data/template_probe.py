@@ -282,14 +282,12 @@ def probe_calls(template: Renderer, prefill: str) -> CallForm:
             text = _calling(template, form, null_content, prefill)
             if text is None:
                 continue
-            shown = lost_part([probe_call()], text) is None
-            if not shown:
-                spoilt = spoilt or CallForm(form, null_content, False, False)
-                break
-            found = CallForm(form, null_content, True, True)
-            # Python's own quotes, or JSON inside JSON: the other form may give what the template means.
-            if f"{{'{_KEY}'" in text or f'\\"{_KEY}' in text:
-                spoilt = found if spoilt is None or not spoilt.written else spoilt
+            found = CallForm(form, null_content, TOOL in text, True)
+            # Arguments that are lost, in Python's own quotes, or JSON inside JSON: the other form may give what is meant.
+            lost = lost_part([probe_call()], text) is not None
+            if lost or f"{{'{_KEY}'" in text or f'\\"{_KEY}' in text:
+                if spoilt is None or (found.written and not spoilt.written):
+                    spoilt = found
                 break
             return replace(found, in_history=_in_history(template, found))
     if spoilt is None:
@@ -330,14 +328,15 @@ class ThoughtForm:
     """Marks in a content that the template moves, rewrites or leaves out."""
 
 
-def probe_thoughts(template: Renderer, source: str, generation: str, prefill: str, *, opens: bool) -> ThoughtForm:
+def probe_thoughts(template: Renderer, source: str, generation: str, prefill: str, header: str | None) -> ThoughtForm:
     """Which key, which marks.
 
     Args:
         source: the template's text, which names its marks somewhere.
         prefill: what the generation prompt has beyond a finished turn. A mark at its end is one, whatever its name.
-        opens: whether the generation prompt differs from what finished turns begin with. If not, marks in it are the
-            header of a turn, as Cohere's <|START_RESPONSE|> is.
+        header: what begins other turns, whose marks are no thought's: <|header_start|>user<|header_end|>. None where
+            the generation prompt is what finished turns begin with, so that its marks are a header too, as Cohere's
+            <|START_RESPONSE|> is.
     """
     key, own = None, None
     for candidate in REASONING_KEYS:
@@ -349,8 +348,10 @@ def probe_thoughts(template: Renderer, source: str, generation: str, prefill: st
     guesses = marks_in(source)
     taken = tuple(marks for marks in guesses if _takes_apart(template, marks))
     written = [marks for marks in guesses if trailing_marks(generation, [marks])]
-    if not opens and state_of(marks_order(generation, written)) != "closed":
-        written = []
+    if header is None:
+        written = [marks for marks in written if state_of(marks_order(generation, [marks])) == "closed"]
+    else:
+        written = [marks for marks in written if not marks_order(header, [marks])]
     found = [marks for marks in (own, opened_at_end(prefill), *taken, *written) if marks is not None]
     return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken)
 
@@ -373,7 +374,10 @@ def _around_thought(text: str, source: str) -> Marks | None:
 def _takes_apart(template: Renderer, marks: Marks) -> bool:
     written = f"{marks.open}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}"
     text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": written}])
-    return text is not None and written not in text and ANSWER in text
+    if text is None or ANSWER not in text:
+        return False
+    # White space is no evidence: a template may fold line breaks in every content.
+    return "".join(written.split()) not in "".join(text.split())
 
 
 def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[Marks]) -> Iterator[str]:

@@ -144,11 +144,6 @@ def _moved(template: ChatTemplate, message: PlainMessage, said: Said) -> Iterato
             yield {**message, "content": content}, "moved_thoughts"
         elif key is not None:
             yield {**message, "content": content, key: said.thoughts}, "moved_thoughts"
-    if key is None and written is None and said.thoughts and template.thoughts.takes_apart:
-        marks = template.thoughts.takes_apart[0]
-        bare = {name: value for name, value in message.items() if name != "reasoning_content"}
-        content = f"{marks.open}\n{said.thoughts}\n{marks.close}\n\n{said.visible}"
-        yield {**bare, "content": content}, "moved_thoughts"
 
 
 def _as_rendered(
@@ -193,12 +188,13 @@ def _lost(content: str, said: Said, body: str) -> str | None:
 def _in_order(template: ChatTemplate, asked: Asked, completion: str, content: str) -> bool:
     """Whether prompt and completion open and close one thought, or none.
 
-    A template that adds no mark to what the row has written leaves the row's own form as it is.
+    A template that adds no mark to what the row has written leaves the row's own form as it is. One that writes a lone
+    closing mark before an answer without thoughts says with it that there are none.
     """
     pairs = template.thoughts.marks
-    order = marks_order(completion, pairs)
+    order, own = marks_order(completion, pairs), marks_order(content, pairs)
     if asked.state == "none":
-        return order in ("", "oc") or len(order) <= len(marks_order(content, pairs))
+        return order in ("", "oc") or (order == "c" and not own) or len(order) <= len(own)
     return order == ("c" if asked.state == "open" else "")
 
 
@@ -228,6 +224,8 @@ def _split(
         content = said.visible or (template.null_content if said.calls else "")
         history = template.render([*messages[:-1], {**bare, "content": content}], tools)
     base = _base(template, asked, history)
+    if asked.state == "open" and said.written is not None and said.written.close != _marks_of(template, asked).close:
+        raise _other_marks(template, asked, said.written)
     if base is None:
         raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
     body, stop = template.cut_tail(history[len(base) :], messages)
@@ -235,9 +233,8 @@ def _split(
     if shown is not None and not shown.thoughts.strip():  # the empty thought of a finished turn
         body = shown.visible
     lost = _lost(said.visible, Said("", said.visible, None, said.calls), body)
-    hides = asked.state == "open" or bool(template.thoughts.takes_apart)
-    if lost is None and said.thoughts and said.written is None and not hides:
-        lost = "the reasoning"
+    if lost is None and said.thoughts and said.written is None and asked.state == "none":
+        lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
     if lost is not None:
         raise _hidden(template, lost, rendered, asked, said)
     if said.thoughts or said.written is not None:
@@ -263,12 +260,11 @@ def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
 def _as_written(template: ChatTemplate, asked: Asked, said: Said, content: str) -> str:
     """The thoughts as inference sees them, up to the answer."""
     written = said.written
-    marks = _marks_of(template, asked)
-    if written is not None and (asked.state == "none" or written.close == marks.close):
-        head = content[: len(content) - len(written.visible)].lstrip()
-        return head if asked.state == "none" else written.after_open
-    opening = f"{marks.open}\n" if asked.state == "none" else ""
-    return f"{opening}{said.thoughts}\n{marks.close}\n\n"
+    if written is None:
+        return f"{said.thoughts}\n{_marks_of(template, asked).close}\n\n"
+    if asked.state == "open":
+        return written.after_open
+    return content[: len(content) - len(written.visible)].lstrip()
 
 
 def _marks_of(template: ChatTemplate, asked: Asked) -> Marks:
@@ -284,7 +280,7 @@ def _hidden(template: ChatTemplate, lost: str, rendered: str, asked: Asked, said
     at = first_difference(asked.context, rendered)
     if "call of" in lost:
         return TemplateError(
-            f"{template.label} does not write {lost} in the turn that must train",
+            f"the chat template hides a tool call of a turn that must train: {template.label} does not write {lost}",
             found=f"...{rendered[max(0, at - 30) :][-160:]!r} for {[dict(call['function']) for call in said.calls]!r}",
             expected="the function's name and every argument in the assistant's own turn",
             remedy="name a template that writes tool calls (`template: chatml` does), or leave this turn untrained "
@@ -308,6 +304,16 @@ def _closed_already(
         found=f"...{asked.context[-40:]!r} before the turn",
         expected="a prompt that leaves the thought to the model, or a turn without thoughts",
         remedy=_remedy(template, before, tools, ("open", "none"), "remove the thoughts from the rows"),
+    )
+
+
+def _other_marks(template: ChatTemplate, asked: Asked, written: Written) -> TemplateError:
+    own = _marks_of(template, asked)
+    return TemplateError(
+        f"the generation prompt opens {own.open}, and the thoughts of this turn end with {written.close}",
+        found=f"{written.marks.open} {written.close} in the content, {asked.prefill.strip()!r} at the prompt's end",
+        expected=f"thoughts that end with {own.close}",
+        remedy=f"write {own.open} and {own.close} around the thoughts, or name another template",
     )
 
 
