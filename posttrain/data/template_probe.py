@@ -283,7 +283,7 @@ def probe_calls(template: Renderer, prefill: str) -> CallForm:
             if text is None:
                 continue
             found = CallForm(form, null_content, TOOL in text, True)
-            # Arguments that are lost, in Python's own quotes, or JSON inside JSON: the other form may give what is meant.
+            # Arguments lost, in Python's own quotes, or as JSON inside JSON: the other form may give what is meant.
             lost = lost_part([probe_call()], text) is not None
             if lost or f"{{'{_KEY}'" in text or f'\\"{_KEY}' in text:
                 if spoilt is None or (found.written and not spoilt.written):
@@ -326,6 +326,8 @@ class ThoughtForm:
     """The marks that the template writes or reads, its own first; <think> is always among them, since rows have it."""
     takes_apart: tuple[Marks, ...] = ()
     """Marks in a content that the template moves, rewrites or leaves out."""
+    writes_think: bool = True
+    """Whether the thoughts that it renders stand in <think>, as those in a row's content do."""
 
 
 def probe_thoughts(template: Renderer, source: str, generation: str, prefill: str, header: str | None) -> ThoughtForm:
@@ -338,12 +340,13 @@ def probe_thoughts(template: Renderer, source: str, generation: str, prefill: st
             the generation prompt is what finished turns begin with, so that its marks are a header too, as Cohere's
             <|START_RESPONSE|> is.
     """
-    key, own = None, None
+    key, own, writes_think = None, None, True
     for candidate in REASONING_KEYS:
         turn = {"role": "assistant", "content": ANSWER, candidate: THOUGHT}
         text = rendered_or_none(template, [QUESTION, turn])
         if text is not None and THOUGHT in text:
             key, own = candidate, _around_thought(text, source)
+            writes_think = THINK.open in text.partition(THOUGHT)[0].rpartition(USER)[2]
             break
     guesses = marks_in(source)
     taken = tuple(marks for marks in guesses if _takes_apart(template, marks))
@@ -353,7 +356,7 @@ def probe_thoughts(template: Renderer, source: str, generation: str, prefill: st
     else:
         written = [marks for marks in written if not marks_order(header, [marks])]
     found = [marks for marks in (own, opened_at_end(prefill), *taken, *written) if marks is not None]
-    return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken)
+    return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think)
 
 
 def _around_thought(text: str, source: str) -> Marks | None:

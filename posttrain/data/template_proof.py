@@ -42,8 +42,8 @@ class Turn:
     """What the model writes, without the stop token."""
     stop: Stop | None
     """None where the template ends the turn with nothing and the tokenizer has no eos."""
-    split: str | None = None
-    """One of SPLITS; None where context and completion are rendered so, word for word."""
+    finding: str | None = None
+    """One of SPLITS, where context and completion are not rendered so word for word; or `foreign_thoughts`."""
 
 
 class ContextMismatch(TemplateError):
@@ -161,6 +161,9 @@ def _as_rendered(
     body, stop = template.cut_tail(rendered[len(asked.context) :], messages)
     if _lost(content, said, body) is not None or not _in_order(template, asked, body, content):
         return None
+    form = template.thoughts
+    if split is None and form.key and not form.writes_think and said.written is not None and content.strip() in body:
+        split = "foreign_thoughts" if said.written.marks == THINK else None
     return Turn(asked.context, body, stop, split)
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import ConditionalSFT, Data, Mix, Reward, TrainingStage
+from posttrain.data.blocks import EncodeCounts
 from posttrain.data.dataset import EncodedDataset
-from posttrain.data.encode import Encoder
+from posttrain.data.encode import FINDINGS, Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
 from posttrain.data.recast import Condition, Recast, read_as, taken_apart
+from posttrain.data.round_trip import require_written
 from posttrain.data.row_columns import categories_of
 from posttrain.data.store import encode
+from posttrain.data.template import SPLITS
 from posttrain.data.unread import unread
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
@@ -28,7 +31,7 @@ from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.audited import audit_rows
 from posttrain.training.order import stream_seed
-from posttrain.training.preflight import Check
+from posttrain.training.preflight import Check, Status
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
 from posttrain.training.starts import Start, settle
@@ -145,6 +148,16 @@ class _Reader:
                 progress=phase.advance,
                 bad_rows=examples.options.bad_rows,
             )
+        findings += (_encoding_check(split, rows),)
+        counts = rows.counts
+        require_written(
+            counts.read,
+            counts.findings.get("lost_text", 0),
+            counts.characters,
+            counts.lost_characters,
+            lossy=self.encoder.settings.lossy,
+            examples=rows.found.get("lost_text", ()),
+        )
         for note in (taken_apart(examples, self.objective.kind), *rows.notes):
             if note:
                 self.progress.say(f"{self.folder.name}: {note}")
@@ -178,6 +191,8 @@ def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
         "dropped": {**examples.counts.skipped, **counts.dropped},
         "truncated": dict(counts.truncated),
         "findings": dict(counts.findings),
+        "characters": counts.characters,
+        "lost_characters": counts.lost_characters,
         "tokens": counts.tokens,
         "trained_tokens": counts.trained_tokens,
         "stop_share": counts.stop_share,
@@ -195,6 +210,53 @@ def _unread_check(split: str, examples: Examples) -> tuple[Check, ...]:
     if not found.doubts:
         return (Check("columns", title, "pass", detail, evidence),)
     return (Check("columns", title, "warn", detail, evidence, "; ".join(found.doubts)),)
+
+
+def _encoding_check(split: str, rows: EncodedDataset) -> Check:
+    """What the proof of every row found: how many are rendered word for word, and what is worth knowing of the others.
+
+    A row that fails the proof is no row here: it ends the encoding with an error that names it, or stands among the
+    dropped rows.
+    """
+    counts = rows.counts
+    title = "rows as rendered" if split == "train" else "held-out rows as rendered"
+    split_rows = sum(number for name, number in counts.findings.items() if name in SPLITS)
+    refused = counts.dropped.get("template", 0) + counts.dropped.get("prompt_mismatch", 0)
+    detail = f"prompt and trained text of {counts.read - refused:,} rows proven against the template's rendering"
+    if split_rows:
+        detail += f", {split_rows:,} of them as a documented split"
+    if refused:
+        first = next((line for line in rows.dropped() if line["reason"] in ("template", "prompt_mismatch")), None)
+        detail += f"; {refused:,} refused" + (f", first {first['row']}: {first['message']}" if first else "")
+    named = [f"{FINDINGS[name]}: {number:,} rows, first {rows.found[name][0]}" for name, number in _notable(counts)]
+    if counts.lost_characters:
+        named.append(f"{counts.lost_characters:,} of {counts.characters:,} characters lost")
+    evidence: dict[str, Any] = {
+        "rows": counts.read,
+        "refused": refused,
+        "findings": dict(counts.findings),
+        "examples": {name: found[:NAMED_ROWS] for name, found in rows.found.items()},
+        "characters": counts.characters,
+        "lost_characters": counts.lost_characters,
+    }
+    status: Status = "warn" if refused or any(name in _DOUBTFUL for name, _ in _notable(counts)) else "pass"
+    remedy = "look at these rows; docs/encoding.md says what each of these findings means" if status == "warn" else None
+    return Check(
+        "encoding" if split == "train" else "held_out_encoding",
+        title,
+        status,
+        "; ".join([detail, *named]),
+        evidence,
+        remedy,
+    )
+
+
+_DOUBTFUL = frozenset({"lost_text", "hidden_calls", "foreign_thoughts"})
+"""Findings that are more often a mistake than meant."""
+
+
+def _notable(counts: EncodeCounts) -> list[tuple[str, int]]:
+    return sorted((name, number) for name, number in counts.findings.items() if name in FINDINGS)
 
 
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
@@ -313,7 +375,7 @@ def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
 def prompt_settings(stage: TrainingStage) -> EncoderSettings:
     """How the stage's model is asked: its template, and nothing that concerns rows to train on."""
     encoding = stage.encoding  # type: ignore[attr-defined]
-    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs)
+    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs, lossy=encoding.lossy)
 
 
 def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:
