@@ -125,9 +125,9 @@ class Drafter:
             self._compare(found, text, ids)
         return ids
 
-    def _compare(self, found: Found, text: str, ids: Sequence[int]) -> None:
+    def _compare(self, found: Found, text: str, ids: list[int]) -> None:
         """Text through ids and back; see `posttrain.data.round_trip`."""
-        trip = self._round_trips.of(text, list(ids))
+        trip = self._round_trips.of(text, ids)
         found.round_trip += trip
         found.add((["lost_text"] if trip.lost else []) + (["altered_by_tokenizer"] if trip.altered else []))
 

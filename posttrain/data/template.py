@@ -79,7 +79,7 @@ class ChatTemplate:
         self.thoughts = probe_thoughts(self, source, self.generation, self._prefill, self._header)
         self.ends = Ends(self, plain, self._closes, self._headers, self.calls, self.thoughts.key)
         self._hidden: dict[str, bool] = {}
-        tails = self.ends.all()
+        tails = self.ends.all
         self.stops: tuple[Stop, ...] = tuple(dict.fromkeys(tail.stop for tail in tails if tail.stop is not None))
         self.stop_texts = tuple(dict.fromkeys(stop.text for stop in (*self.stops, *([self._eos] if self._eos else ()))))
         kept = [token for tail in tails for token in tokens.added_at_end(tail.kept)]
@@ -247,14 +247,15 @@ class ChatTemplate:
         last = messages[-1]
         thoughts = bool(self.thoughts.key and last.get(self.thoughts.key))
         own = self.ends.of(kind_of(messages, len(messages) - 1, thoughts=thoughts))
-        others = [tail for tail in self.ends.all() if tail.text]
-        for tail in ([own] if own is not None else []) + others:
-            if text.endswith(tail.text):
+        if own is not None and text.endswith(own.text):
+            return text[: len(text) - len(own.text)] + own.kept, own.stop
+        for tail in self.ends.all:
+            if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
         raise TemplateError(
             "the chat template ends this turn otherwise than it ends others",
             found=repr(text[-40:]),
-            expected="an end like " + " or ".join(repr(tail.text) for tail in self.ends.all()),
+            expected="an end like " + " or ".join(repr(tail.text) for tail in self.ends.all),
             remedy="name a template file that ends every assistant turn the same way",
         )
 

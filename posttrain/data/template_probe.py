@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
@@ -143,12 +144,13 @@ class Ends:
             self._of[kind] = self._probe(kind)
         return self._of[kind]
 
-    def all(self) -> list[Tail]:
+    @cached_property
+    def all(self) -> tuple[Tail, ...]:
         """The ends of every kind of turn, that of a plain answer first."""
         switched = product((False, True), (False, True), (False, True), (True, False))
         kinds = [Kind(content, calls, thoughts, after) for calls, thoughts, after, content in switched]
-        found = [self.plain, *(tail for kind in kinds if (kind.content or kind.calls) and (tail := self.of(kind)))]
-        return list(dict.fromkeys(found))
+        found = [tail for kind in kinds if (kind.content or kind.calls) and (tail := self.of(kind)) is not None]
+        return tuple(dict.fromkeys([self.plain, *found]))
 
     def _probe(self, kind: Kind) -> Tail | None:
         if kind.calls and not self._calls.written:
@@ -375,12 +377,25 @@ def _around_thought(text: str, source: str) -> Marks | None:
 
 
 def _takes_apart(template: Renderer, marks: Marks) -> bool:
-    written = f"{marks.open}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}"
-    text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": written}])
+    """Whether a template reads the marks in a content: it leaves the thought out, moves it, or opens it again.
+
+    White space is no evidence, since a template may fold line breaks in every content.
+    """
+    whole = f"{marks.open}{THOUGHT}{marks.close}{ANSWER}"
+    text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": _spaced(marks, marks.open)}])
     if text is None or ANSWER not in text:
         return False
-    # White space is no evidence: a template may fold line breaks in every content.
-    return "".join(written.split()) not in "".join(text.split())
+    if whole not in "".join(text.split()):
+        return True
+    text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": _spaced(marks, "")}])
+    header = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": ANSWER}]) or ""
+    if header.partition(ANSWER)[0].rstrip().endswith(marks.open):
+        return False  # every answer stands behind this mark, as behind Cohere's <|START_RESPONSE|>
+    return text is not None and whole in "".join(text.split())
+
+
+def _spaced(marks: Marks, opening: str) -> str:
+    return f"{opening}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}".lstrip("\n")
 
 
 def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[Marks]) -> Iterator[str]:

@@ -236,8 +236,11 @@ def _split(
     if shown is not None and not shown.thoughts.strip():  # the empty thought of a finished turn
         body = shown.visible
     lost = _lost(said.visible, Said("", said.visible, None, said.calls), body)
-    if lost is None and said.thoughts and said.written is None and asked.state == "none":
-        lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
+    if lost is None and said.thoughts and asked.state == "none":
+        if said.written is None:
+            lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
+        elif said.written.marks not in template.thoughts.takes_apart:
+            lost = "the content"  # dropped whole, as beside a call, and not for its thoughts
     if lost is not None:
         raise _hidden(template, lost, rendered, asked, said)
     if said.thoughts or said.written is not None:

@@ -99,12 +99,15 @@ def take_apart(content: str, pairs: Iterable[Marks], *, opened: bool) -> Written
 def marks_order(text: str, pairs: Sequence[Marks]) -> str:
     """The marks of a text in their order, "o" for an opening and "c" for a closing one: "oc" for one closed thought."""
     # A set: "<|channel>" and "<|channel>thought" begin at the same place and are one mark.
-    spots = {
-        (match.start(), kind)
-        for pair in pairs
-        for word, kind in ((pair.open, "o"), (pair.close, "c"))
-        for match in re.finditer(re.escape(word), text)
-    }
+    spots: set[tuple[int, str]] = set()
+    for pair in pairs:
+        for word, kind in ((pair.open, "o"), (pair.close, "c")):
+            at = text.find(word)
+            while at >= 0:
+                spots.add((at, kind))
+                at = text.find(word, at + len(word))
+    if not spots:
+        return ""
     return "".join(kind for _, kind in sorted(spots))
 
 
