@@ -27,7 +27,8 @@ _XML_CALLS = """\
 {%- for t in m.tool_calls or [] -%}
 {{ '<tool_call>\\n<function=' + t.function.name + '>\\n' }}
 {%- for k, v in t.function.arguments | items -%}
-{{ '<parameter=' + k + '>\\n' + (v | tojson if v is mapping or (v is sequence and v is not string) else v | string) + '\\n</parameter>\\n' }}
+{%- set v = v | tojson if v is mapping or (v is sequence and v is not string) else v | string -%}
+{{ '<parameter=' + k + '>\\n' + v + '\\n</parameter>\\n' }}
 {%- endfor -%}
 {{ '</function>\\n</tool_call>' }}
 {%- endfor -%}
@@ -177,7 +178,7 @@ GLM4 = (
 {%- elif m.role == 'tool' -%}{{ '<|observation|>\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}
 {%- else -%}{{ '<|' + m.role + '|>\\n' + m.content }}{%- endif -%}{%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|assistant|>' }}
-{%- if enable_thinking is defined and enable_thinking is false -%}{{ '\\n<think></think>' }}{%- endif -%}{%- endif -%}"""
+{%- if enable_thinking is defined and not enable_thinking -%}{{ '\\n<think></think>' }}{%- endif -%}{%- endif -%}"""
 )
 """No token ends a turn; what follows a call is the token that begins the tool's result."""
 
@@ -206,7 +207,8 @@ GPT_OSS = """\
 {%- if m.tool_calls -%}{%- set t = m.tool_calls[0].function -%}
 {{ '<|start|>assistant to=functions.' + t.name + '<|channel|>commentary json<|message|>' + t.arguments | tojson }}
 {{- '<|call|>' }}
-{%- else -%}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + ('<|return|>' if loop.last else '<|end|>') }}
+{%- else -%}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}
+{{- '<|return|>' if loop.last else '<|end|>' }}
 {%- endif -%}
 {%- elif m.role == 'tool' -%}{{ '<|start|>functions to=assistant<|message|>' + m.content + '<|end|>' }}
 {%- else -%}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{%- endif -%}{%- endfor -%}
@@ -236,69 +238,33 @@ MISTRAL = """\
 {%- else -%}{{ raise_exception('Only user, assistant and tool roles are supported') }}{%- endif -%}{%- endfor -%}"""
 """No generation prompt; calls as a JSON list; ids of nine letters."""
 
+_CHATML = ("<|im_start|>", "<|im_end|>")
+_THINK = ("<think>", "</think>")
+_CALLS = ("<tool_call>", "</tool_call>")
+_DEEPSEEK = ("<|User|>", "<|Assistant|>", "<|tool_output|>", "<|call|>", "<|sep|>", "<|call_end|>")
+_COHERE_TURNS = ("START_TURN", "END_TURN", "CHATBOT", "USER", "SYSTEM")
+_COHERE_PARTS = ("START_RESPONSE", "END_RESPONSE", "START_ACTION", "END_ACTION")
+_COHERE = tuple(f"<|{name}|>" for name in (*_COHERE_TURNS, *_COHERE_PARTS))
+_MISTRAL = tuple(f"[{slash}{name}]" for name in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for slash in ("", "/"))
+
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "HERMES": (HERMES, ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")),
-    "QWEN3": (QWEN3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")),
-    "QWEN35_THINK": (
-        QWEN35_THINK,
-        ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
-    ),
-    "NEMOTRON3": (NEMOTRON3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>")),
+    "HERMES": (HERMES, (*_CHATML, *_CALLS)),
+    "QWEN3": (QWEN3, (*_CHATML, *_THINK, *_CALLS)),
+    "QWEN35_THINK": (QWEN35_THINK, (*_CHATML, *_THINK, *_CALLS)),
+    "NEMOTRON3": (NEMOTRON3, (*_CHATML, *_THINK)),
     "GEMMA4_LOSES_CALLS": (GEMMA4_LOSES_CALLS, ("<|turn>", "<turn|>", "<|channel>", "<channel|>")),
     "GEMMA4": (
         GEMMA4,
         ("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'),
     ),
     "EXAONE4": (EXAONE4, ("[|user|]", "[|assistant|]", "[|endofturn|]", "[|tool|]", "[|system|]")),
-    "FALCON_H1": (FALCON_H1, ("<|im_start|>", "<|im_end|>")),
-    "LFM2": (LFM2, ("<|im_start|>", "<|im_end|>", "<|tool_call_start|>", "<|tool_call_end|>")),
-    "GLM4": (
-        GLM4,
-        (
-            "<|system|>",
-            "<|user|>",
-            "<|assistant|>",
-            "<|observation|>",
-            "<think>",
-            "</think>",
-            "<tool_call>",
-            "</tool_call>",
-        ),
-    ),
-    "DEEPSEEK_V3": (
-        DEEPSEEK_V3,
-        ("<|User|>", "<|Assistant|>", "<|tool_output|>", "<|call|>", "<|sep|>", "<|call_end|>"),
-    ),
-    "DEEPSEEK_R1": (
-        DEEPSEEK_R1,
-        ("<|User|>", "<|Assistant|>", "<|tool_output|>", "<|call|>", "<|sep|>", "<|call_end|>"),
-    ),
+    "FALCON_H1": (FALCON_H1, _CHATML),
+    "LFM2": (LFM2, (*_CHATML, "<|tool_call_start|>", "<|tool_call_end|>")),
+    "GLM4": (GLM4, ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", *_THINK, *_CALLS)),
+    "DEEPSEEK_V3": (DEEPSEEK_V3, _DEEPSEEK),
+    "DEEPSEEK_R1": (DEEPSEEK_R1, _DEEPSEEK),
     "GPT_OSS": (GPT_OSS, ("<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>")),
-    "COHERE": (
-        COHERE,
-        (
-            "<|START_TURN|>",
-            "<|END_TURN|>",
-            "<|CHATBOT|>",
-            "<|USER|>",
-            "<|SYSTEM|>",
-            "<|START_RESPONSE|>",
-            "<|END_RESPONSE|>",
-            "<|START_ACTION|>",
-            "<|END_ACTION|>",
-        ),
-    ),
-    "MISTRAL": (
-        MISTRAL,
-        (
-            "[INST]",
-            "[/INST]",
-            "[TOOL_CALLS]",
-            "[AVAILABLE_TOOLS]",
-            "[/AVAILABLE_TOOLS]",
-            "[TOOL_RESULTS]",
-            "[/TOOL_RESULTS]",
-        ),
-    ),
+    "COHERE": (COHERE, _COHERE),
+    "MISTRAL": (MISTRAL, (*_MISTRAL, "[TOOL_CALLS]")),
 }
 """Template and special tokens by the family whose structure it has."""

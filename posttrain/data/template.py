@@ -25,6 +25,7 @@ from posttrain.data.template_probe import (
     QUESTION,
     USER,
     Ends,
+    Layout,
     PlainMessage,
     Stop,
     Tail,
@@ -63,21 +64,16 @@ class ChatTemplate:
         self.notes: list[str] = []
         self.source: Any = template_source(tokens, name)
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
-        self.generation = ""
-        """The generation prompt: what asking adds to a conversation."""
-        self._prefill = ""
-        self._lead = ""
-        self._headers = ""
-        self._header: str | None = ""
-        self._closes: str | None = None
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
             self._eos = Stop(tokens.eos_text, tokens.eos_id)
-        plain = self._probe()
-        self.calls = probe_calls(self, self._prefill)
+        self._lead = ""
+        self.layout, plain = self._probe()
+        self._prefill = self.layout.prefill
+        self.calls = probe_calls(self, self.layout.prefill)
         source = self.source if isinstance(self.source, str) else "\n".join(map(str, dict(self.source).values()))
-        self.thoughts = probe_thoughts(self, source, self.generation, self._prefill, self._header)
-        self.ends = Ends(self, plain, self._closes, self._headers, self.calls, self.thoughts.key)
+        self.thoughts = probe_thoughts(self, source, self.layout, self.calls)
+        self.ends = Ends(self, plain, self.layout, self.calls, self.thoughts.key)
         self._hidden: dict[str, bool] = {}
         tails = self.ends.all
         self.stops: tuple[Stop, ...] = tuple(dict.fromkeys(tail.stop for tail in tails if tail.stop is not None))
@@ -89,11 +85,6 @@ class ChatTemplate:
                 "the chat template writes today's date; for the same ids every day give it one with "
                 "`template_kwargs: {date_string: ...}`"
             )
-
-    @property
-    def prefill(self) -> str:
-        """What the generation prompt has beyond the beginning of a finished turn, as <think> in some families."""
-        return self._prefill
 
     @property
     def null_content(self) -> str | None:
@@ -261,7 +252,7 @@ class ChatTemplate:
 
     # ------------------------------------------------------------ probes
 
-    def _probe(self) -> Tail:
+    def _probe(self) -> tuple[Layout, Tail]:
         """Finds the generation prompt and what follows an answer; completes a template that has no such prompt."""
         answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
         asked, finished = self.render([QUESTION], ask=True), self.render(answered)
@@ -273,40 +264,44 @@ class ChatTemplate:
         if header.strip() and asked == told:
             asked = self._complete(header)
         self._lead = header if header.isspace() else ""
-        if asked.startswith(lead):
-            self._prefill = asked[len(lead) :]  # where the two part otherwise, the first row is refused, by its name
-        self.generation = asked[self.tokens.not_inside(asked, first_difference(asked, told)) :]
         closing = self.tokens.first_added(asked.rpartition(USER)[2])
-        self._closes = closing[1] if closing is not None else None
+        closes = closing[1] if closing is not None else None
         between = self._between_turns(answered)
-        self._header = None if asked.rstrip() == lead.rstrip() else between or ""
         user_header = asked.partition(USER)[0]
-        stop = first_stop(self.tokens, tail, self._closes)
-        if stop is None and between is not None:
+        stop = first_stop(self.tokens, tail, closes)
+        if stop is None and between:
             stop = first_stop(self.tokens, between)
             # The next turn's header is no terminator: it would teach the model to begin the user's turn.
             stop = None if stop is None or stop[1].text in user_header else stop
-        self._headers = self._headers_without(stop[1].text if stop is not None else None, between)
+        generation = asked[self.tokens.not_inside(asked, first_difference(asked, told)) :]
+        layout = Layout(
+            generation=generation,
+            # Where the two part otherwise, the first row is refused, by its name.
+            prefill=asked[len(lead) :] if asked.startswith(lead) else "",
+            between=between,
+            headers=self._headers(generation, between, stop[1].text if stop is not None else None),
+            closes=closes,
+            header_is_prompt=asked.rstrip() == lead.rstrip(),
+        )
         if stop is None:
-            return self._ended_by_eos(tail, finished)
+            return layout, self._ended_by_eos(tail, finished)
         kept, end = stop
-        if closing is not None and end.text == closing[1] and self.tokens.added_at_end(kept):
+        if end.text == closes and self.tokens.added_at_end(kept):
             self.notes.append(
                 f"{self.label} ends a turn with the two tokens {kept.strip() + end.text!r}: both train, and generation "
                 "stops at the second"
             )
-        return Tail(tail, kept if end.text in tail else "", end)
+        return layout, Tail(tail, kept if end.text in tail else "", end)
 
-    def _between_turns(self, answered: list[PlainMessage]) -> str | None:
+    def _between_turns(self, answered: list[PlainMessage]) -> str:
         """What stands between an answer and the next question."""
         rendered = rendered_or_none(self, [*answered, QUESTION])
-        return None if rendered is None else rendered.rpartition(ANSWER)[2].partition(USER)[0]
+        return "" if rendered is None else rendered.rpartition(ANSWER)[2].partition(USER)[0]
 
-    def _headers_without(self, stop: str | None, between: str | None) -> str:
+    def _headers(self, generation: str, between: str, stop: str | None) -> str:
         """Texts that begin turns of the assistant, the user and the system; what ends an answer is in none of them."""
         system = rendered_or_none(self, [{"role": "system", "content": ANSWER}, QUESTION]) or ""
-        headers = [self.generation, between or "", system.partition(ANSWER)[0] if ANSWER in system else ""]
-        text = "\n".join(headers)
+        text = "\n".join([generation, between, system.partition(ANSWER)[0] if ANSWER in system else ""])
         return text if stop is None else text.replace(stop, "")
 
     def _ended_by_eos(self, tail: str, finished: str) -> Tail:

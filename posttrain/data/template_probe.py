@@ -69,6 +69,28 @@ def rendered_or_none(
         return None  # the template refuses such conversations; a row that needs them is refused aloud
 
 
+# ---------------------------------------------------------------- layout
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where turns begin and end: Layout("<|im_start|>assistant\\n", prefill="", between="<|im_end|>\\n...user\\n",
+    headers=..., closes="<|im_end|>", header_is_prompt=True)."""
+
+    generation: str
+    """The generation prompt: what asking adds to a conversation."""
+    prefill: str
+    """What the generation prompt has beyond the beginning of a finished turn, as <think> in some families."""
+    between: str
+    """What stands between an answer and the next question."""
+    headers: str
+    """Texts that begin turns. Their tokens end nothing: a model that learns to write one goes on to play the user."""
+    closes: str | None
+    """The token that ends turns of the user; see `first_stop`."""
+    header_is_prompt: bool
+    """Whether finished turns begin with the generation prompt and nothing else."""
+
+
 # ---------------------------------------------------------------- ends of turns
 
 
@@ -119,22 +141,10 @@ class Ends:
 
     Args:
         plain: the end of an answer that is text alone.
-        closes: the token that ends the user's turns, if there is one; see `first_stop`.
-        headers: texts that begin turns. Their tokens end nothing: a model that learns to write one goes on to play the
-            user.
     """
 
-    def __init__(
-        self,
-        template: Renderer,
-        plain: Tail,
-        closes: str | None,
-        headers: str,
-        calls: CallForm,
-        thoughts_key: str | None,
-    ):
-        self._template, self._headers, self._calls, self._key = template, headers, calls, thoughts_key
-        self._closes = closes
+    def __init__(self, template: Renderer, plain: Tail, layout: Layout, calls: CallForm, thoughts_key: str | None):
+        self._template, self._layout, self._calls, self._key = template, layout, calls, thoughts_key
         self.plain = plain
         self._of: dict[Kind, Tail | None] = {}
 
@@ -179,7 +189,7 @@ class Ends:
     def _after_text(self, text: str) -> Tail | None:
         if text == self.plain.text:
             return self.plain
-        found = first_stop(self._template.tokens, text, self._closes)
+        found = first_stop(self._template.tokens, text, self._layout.closes)
         if found is None:
             return self.plain if not text.strip() and not self.plain.text.strip() else None
         return Tail(text, *found)
@@ -193,7 +203,7 @@ class Ends:
         if self.plain.text.strip() and rendered.endswith(self.plain.text):
             return self.plain
         for added in tokens.added_at_end(rendered):
-            if added in self._headers:  # a template that begins the next turn whether it is asked to or not
+            if added in self._layout.headers:  # a template that begins the next turn whether it is asked to or not
                 continue
             if self._closes_call(added, context, turn):
                 break
@@ -223,7 +233,7 @@ class Ends:
             return None
         header = longer[len(rendered) :].partition(RESULT)[0]
         found = first_stop(self._template.tokens, header)
-        if found is None or found[1].text in self._headers or found[0].strip():
+        if found is None or found[1].text in self._layout.headers or found[0].strip():
             return None
         return Tail("", *found)
 
@@ -332,32 +342,33 @@ class ThoughtForm:
     """Whether the thoughts that it renders stand in <think>, as those in a row's content do."""
 
 
-def probe_thoughts(template: Renderer, source: str, generation: str, prefill: str, header: str | None) -> ThoughtForm:
+def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallForm) -> ThoughtForm:
     """Which key, which marks.
 
     Args:
         source: the template's text, which names its marks somewhere.
-        prefill: what the generation prompt has beyond a finished turn. A mark at its end is one, whatever its name.
-        header: what begins other turns, whose marks are no thought's: <|header_start|>user<|header_end|>. None where
-            the generation prompt is what finished turns begin with, so that its marks are a header too, as Cohere's
-            <|START_RESPONSE|> is.
     """
     key, own, writes_think = None, None, True
-    for candidate in REASONING_KEYS:
-        turn = {"role": "assistant", "content": ANSWER, candidate: THOUGHT}
-        text = rendered_or_none(template, [QUESTION, turn])
+    answer: PlainMessage = {"role": "assistant", "content": ANSWER}
+    calling = calls.exchange()[0]  # some templates keep the thoughts of a calling turn alone
+    for turn, candidate in product((answer, calling) if calls.written else (answer,), REASONING_KEYS):
+        tools = [SCHEMA] if turn is calling else []
+        text = rendered_or_none(template, [QUESTION, {**turn, candidate: THOUGHT}], tools)
         if text is not None and THOUGHT in text:
             key, own = candidate, _around_thought(text, source)
             writes_think = THINK.open in text.partition(THOUGHT)[0].rpartition(USER)[2]
             break
     guesses = marks_in(source)
     taken = tuple(marks for marks in guesses if _takes_apart(template, marks))
-    written = [marks for marks in guesses if trailing_marks(generation, [marks])]
-    if header is None:
-        written = [marks for marks in written if state_of(marks_order(generation, [marks])) == "closed"]
-    else:
-        written = [marks for marks in written if not marks_order(header, [marks])]
-    found = [marks for marks in (own, opened_at_end(prefill), *taken, *written) if marks is not None]
+    # Marks that begin other turns too are no thought's: <|header_start|>user<|header_end|>.
+    written = [
+        marks
+        for marks in guesses
+        if trailing_marks(layout.generation, [marks]) and not marks_order(layout.between, [marks])
+    ]
+    if layout.header_is_prompt:  # an opening mark is a header then, as Cohere's <|START_RESPONSE|> is
+        written = [marks for marks in written if state_of(marks_order(layout.generation, [marks])) == "closed"]
+    found = [marks for marks in (own, opened_at_end(layout.prefill), *taken, *written) if marks is not None]
     return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think)
 
 

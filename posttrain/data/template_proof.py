@@ -112,9 +112,9 @@ def prove_turn(
 def ask(template: ChatTemplate, before: Sequence[PlainMessage], context: str) -> Asked:
     """How a context ends. Marks that a message ends with are the message's own, and open nothing."""
     pairs = template.thoughts.marks
-    if context.endswith(template.generation):
-        order = marks_order(template.generation, pairs)
-        return Asked(context, order, trailing_marks(template.generation, pairs) if order else "")
+    if context.endswith(template.layout.generation):
+        order = marks_order(template.layout.generation, pairs)
+        return Asked(context, order, trailing_marks(template.layout.generation, pairs) if order else "")
     prefill = trailing_marks(context, pairs)
     last = str(before[-1]["content"] or "").rstrip() if before else ""
     if prefill and last.endswith(prefill.strip()):
@@ -256,7 +256,7 @@ def _split(
 def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
     """The context less what its generation prompt adds for the answer alone: what the finished turn begins with."""
     context = asked.context
-    for prefill in dict.fromkeys((asked.prefill, template.prefill, "")):
+    for prefill in dict.fromkeys((asked.prefill, template.layout.prefill, "")):
         base = context.removesuffix(prefill)
         if context.endswith(prefill) and history.startswith(base):
             return base
