@@ -243,6 +243,9 @@ class ChatTemplate:
         for tail in self.ends.all:
             if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
+        plain = self.ends.plain
+        if own is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
+            return text.removesuffix(plain.text), plain.stop
         raise TemplateError(
             "the chat template ends this turn otherwise than it ends others",
             found=repr(text[-40:]),
@@ -279,7 +282,10 @@ class ChatTemplate:
             # Where the two part otherwise, the first row is refused, by its name.
             prefill=asked[len(lead) :] if asked.startswith(lead) else "",
             between=between,
-            headers=self._headers(generation, between, stop[1].text if stop is not None else None),
+            headers=self._headers(
+                [generation, between, lead.rpartition(USER)[2]],
+                [stop[1].text if stop is not None else "", closes if closes and closes not in generation else ""],
+            ),
             closes=closes,
             header_is_prompt=asked.rstrip() == lead.rstrip(),
         )
@@ -298,11 +304,13 @@ class ChatTemplate:
         rendered = rendered_or_none(self, [*answered, QUESTION])
         return "" if rendered is None else rendered.rpartition(ANSWER)[2].partition(USER)[0]
 
-    def _headers(self, generation: str, between: str, stop: str | None) -> str:
-        """Texts that begin turns of the assistant, the user and the system; what ends an answer is in none of them."""
+    def _headers(self, headers: list[str], ends: list[str]) -> str:
+        """Texts that begin turns of the assistant, the user and the system, without the tokens that end turns."""
         system = rendered_or_none(self, [{"role": "system", "content": ANSWER}, QUESTION]) or ""
-        text = "\n".join([generation, between, system.partition(ANSWER)[0] if ANSWER in system else ""])
-        return text if stop is None else text.replace(stop, "")
+        text = "\n".join([*headers, system.partition(ANSWER)[0] if ANSWER in system else ""])
+        for end in filter(None, ends):
+            text = text.replace(end, "")
+        return text
 
     def _ended_by_eos(self, tail: str, finished: str) -> Tail:
         """The end of a turn after which the template writes no token."""
