@@ -191,7 +191,7 @@ DEEPSEEK_V3 = """\
 {{ '<|call|>function<|sep|>' + t.function.name + '\\n```json\\n' + t.function.arguments + '\\n```<|call_end|>' }}
 {%- endfor -%}{{ eos_token }}{%- endif -%}{%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|Assistant|>' }}{%- endif -%}"""
-"""Joins `arguments` as a text, and drops thoughts of finished turns."""
+"""Joins `arguments` as a text, drops thoughts of finished turns, and shows no tools."""
 
 DEEPSEEK_R1 = DEEPSEEK_V3.removesuffix("{{ '<|Assistant|>' }}{%- endif -%}") + (
     "{{ '<|Assistant|><think>\\n' }}{%- endif -%}"
@@ -216,6 +216,7 @@ GPT_OSS = """\
 """Channels; three tokens that end a turn, by what it is and where it stands; one call a turn."""
 
 COHERE = """\
+{%- if tools -%}{{ '<|START_TURN|><|SYSTEM|>' + tools | tojson + '<|END_TURN|>' }}{%- endif -%}
 {%- for m in messages -%}{{ '<|START_TURN|>' }}
 {%- if m.role == 'assistant' -%}{{ '<|CHATBOT|>' }}
 {%- if m.tool_calls -%}{{ '<|START_ACTION|>' }}{%- for t in m.tool_calls -%}{{ t.function | tojson }}{%- endfor -%}

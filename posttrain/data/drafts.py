@@ -304,7 +304,8 @@ class Drafter:
                     expected="the schema of every tool in the context",
                     remedy="name a template that knows tools (`template: chatml` does), or remove the tools",
                 )
-        found: list[str] = []
+        # A name that stands in the text only because the tool was called is no schema.
+        found = ["hidden_tools"] if tools and not self.template.calls.shows_tools else []
         for message in messages:
             content = message.content
             if message.tool_calls and lost_part(message.tool_calls, text) is not None:

@@ -46,6 +46,7 @@ FINDINGS = {
     "foreign_thoughts": "a content has <think> thoughts, which the template writes as plain text although it has marks "
     "of its own for thoughts: give them as `reasoning_content`",
     "hidden_calls": "a tool call of an earlier turn is not whole in the context that the template renders",
+    "hidden_tools": "the template shows the calls of tools and not their schemas",
     "lost_text": "the tokenizer cannot write some characters of the row: they train as <unk>, or not at all",
     "altered_by_tokenizer": "the tokenizer changes the text (case, accents, white space), and loses none of it",
     "mark_in_step": "a step holds the mark that ends steps: an answer without a list of steps would be cut there",

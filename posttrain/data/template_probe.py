@@ -271,6 +271,8 @@ class CallForm:
     """Whether a turn that calls shows its call."""
     in_history: bool
     """Whether it still does when the conversation goes on."""
+    shows_tools: bool = True
+    """Whether the schemas of tools are shown at all."""
 
     def exchange(self) -> list[PlainMessage]:
         """A call and its result."""
@@ -287,6 +289,17 @@ def probe_calls(template: Renderer, prefill: str) -> CallForm:
     A template that joins `arguments` to a text fails on a mapping, one that walks through its items fails on a text,
     and one that passes it through `tojson` quotes a text twice; what comes out tells which form is meant.
     """
+    return replace(_call_form(template, prefill), shows_tools=_shows_tools(template))
+
+
+def _shows_tools(template: Renderer) -> bool:
+    """Asked with and without a system turn, since some templates put the schemas there."""
+    system: PlainMessage = {"role": "system", "content": ANSWER}
+    texts = [rendered_or_none(template, before, [SCHEMA], ask=True) for before in ([QUESTION], [system, QUESTION])]
+    return all(text is None for text in texts) or any(text is not None and TOOL in text for text in texts)
+
+
+def _call_form(template: Renderer, prefill: str) -> CallForm:
     forms: tuple[ArgumentForm, ArgumentForm] = ("mapping", "text")
     spoilt: CallForm | None = None
     for form in forms:

@@ -169,23 +169,19 @@ def _as_rendered(
 
 def _lost(content: str, said: Said, body: str) -> str | None:
     """What of a turn its text does not show: None, "the content", "the reasoning", or a call or its argument."""
-    at, shown = 0, []
-    if content.strip() and content.strip() in body:
-        shown.append(content)
-        thoughts = said.thoughts if said.written is None else ""
-        if thoughts and thoughts not in body:
+    whole = content.strip()
+    if whole and whole in body and (said.written is not None or not said.thoughts):
+        return lost_part(said.calls, body, content) if said.calls else None
+    at = 0
+    if said.thoughts:
+        at = body.find(said.thoughts)
+        if at < 0:
             return "the reasoning"
-        shown.append(thoughts)
-    else:
-        if said.thoughts:
-            at = body.find(said.thoughts)
-            if at < 0:
-                return "the reasoning"
-            at += len(said.thoughts)  # an answer that the thoughts have word for word may still be lost
-        if said.visible.strip() not in body[at:]:
-            return "the content"
-        shown += [said.thoughts, said.visible.strip()]
-    return lost_part(said.calls, body, "\n".join(shown)) if said.calls else None
+        at += len(said.thoughts)  # an answer that the thoughts have word for word may still be lost
+    visible = said.visible.strip()
+    if visible not in body[at:]:
+        return "the content"
+    return lost_part(said.calls, body, f"{said.thoughts}\n{visible}") if said.calls else None
 
 
 def _in_order(template: ChatTemplate, asked: Asked, completion: str, content: str) -> bool:

@@ -251,7 +251,7 @@ def _encoding_check(split: str, rows: EncodedDataset) -> Check:
     )
 
 
-_DOUBTFUL = frozenset({"lost_text", "hidden_calls", "foreign_thoughts"})
+_DOUBTFUL = frozenset({"lost_text", "hidden_calls", "hidden_tools", "foreign_thoughts"})
 """Findings that are more often a mistake than meant."""
 
 
