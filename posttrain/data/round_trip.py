@@ -59,22 +59,22 @@ class RoundTrips:
         unknown = 0
         if self._unknown_id is not None and self._unknown_id != self._tokens.eos_id and self._unknown_id in ids:
             unknown = ids.count(self._unknown_id) - text.count(self._unknown or "\0")
+        characters = len("".join(text.split()))
         if unknown <= 0 and self._backend is not None and self._backend.decode(ids, skip_special_tokens=False) == text:
-            return RoundTrip(len(text))
+            return RoundTrip(characters)
         decoded = self._tokens.decode(ids)
-        if unknown <= 0 and decoded == text:
-            return RoundTrip(len(text))
+        if unknown <= 0 and (decoded == text or _blanks_moved(text, decoded)):
+            return RoundTrip(characters)
         if unknown > 0:
             decoded = self._tokens.decode([number for number in ids if number != self._unknown_id])
-        wanted = _folded(text)
-        lost = self._lost(text, wanted, decoded)
+        lost = self._lost(text, decoded)
         if unknown > 0:
             lost = max(lost, unknown)  # each stands for a character at least, also where the decoder tells nothing
-        return RoundTrip(len(wanted), min(lost, len(wanted)), lost == 0 and self._altered(text, decoded))
+        return RoundTrip(characters, min(lost, characters), lost == 0 and self._decodes)
 
-    def _lost(self, text: str, wanted: str, decoded: str) -> int:
+    def _lost(self, text: str, decoded: str) -> int:
         if self._decodes:
-            return (Counter(wanted) - Counter(_folded(decoded))).total()
+            return (Counter(_folded(text)) - Counter(_folded(decoded))).total()
         if not self._tokens.tokenizer.is_fast:
             return 0
         # A decoder that gives no text back says nothing about what was lost; the places of the pieces do.
@@ -85,18 +85,16 @@ class RoundTrips:
                 covered.update(range(start, end))
         return sum(1 for at, letter in enumerate(text) if at not in covered and _folded(letter))
 
-    def _altered(self, text: str, decoded: str) -> bool:
-        if not self._decodes:
-            return False
-        if text.replace(" ", "") != decoded.replace(" ", ""):
-            return True
-        return text.count("  ") > decoded.count("  ")  # runs of blanks folded into one
-
     @cached_property
     def _decodes(self) -> bool:
         """Whether the tokenizer's decoder gives a plain text back at all."""
         ids = [number for number in self._tokens.whole(_PROBE) if number != self._unknown_id]
         return not (Counter(_folded(self._tokens.decode(ids))) - Counter(_folded(_PROBE)))
+
+
+def _blanks_moved(text: str, decoded: str) -> bool:
+    """Whether the texts differ in blanks alone, and no run of them was folded into one, which would spoil code."""
+    return text.replace(" ", "") == decoded.replace(" ", "") and text.count("  ") <= decoded.count("  ")
 
 
 def _folded(text: str) -> str:

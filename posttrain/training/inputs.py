@@ -55,6 +55,8 @@ class Inputs:
     """What the preflight has to say of the rows beside the counts."""
     categories: Mapping[RowRef, str] = field(default_factory=dict)
     """What kind each row that may be held out is, where a column says it."""
+    proofs: tuple[Check, ...] = ()
+    """That all rows are what the template renders, for the training rows and for a held-out file."""
 
 
 def load_inputs(
@@ -92,7 +94,14 @@ def load_inputs(
         )
     counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
     return Inputs(
-        every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings, training.categories
+        every[kept],
+        every[out],
+        reader.encoder,
+        counts,
+        (every.fingerprint,),
+        training.findings,
+        training.categories,
+        (training.proof,),
     )
 
 
@@ -112,6 +121,7 @@ class _Encoded:
     record: dict[str, Any]
     rejected: Path
     """Rows that could not be read, under `bad_rows: skip`."""
+    proof: Check
     findings: tuple[Check, ...] = ()
     categories: Mapping[RowRef, str] = field(default_factory=dict)
 
@@ -148,7 +158,6 @@ class _Reader:
                 progress=phase.advance,
                 bad_rows=examples.options.bad_rows,
             )
-        findings += (_encoding_check(split, rows),)
         counts = rows.counts
         require_written(
             counts.read,
@@ -170,7 +179,8 @@ class _Reader:
         stage = self.stage
         if isinstance(stage, Reward) and (split == "held_out" or not isinstance(stage.held_out, Data)):
             categories = categories_of(examples, stage.category)
-        return _Encoded(split, rows, _record(examples, rows), rejected, findings, categories)
+        proof = _encoding_check(split, rows)
+        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories)
 
     def _recast(self, examples: Examples) -> Iterable[Example]:
         """The rows as the method takes them."""
@@ -325,7 +335,8 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
-    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories)
+    proofs = (training.proof, apart.proof)
+    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories, proofs)
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:

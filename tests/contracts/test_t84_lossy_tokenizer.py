@@ -153,17 +153,17 @@ def test_rows_with_holes_are_refused_before_training(start: Path, tmp_path: Path
 
 def test_they_train_where_that_is_asked_for_and_are_counted(start: Path, tmp_path: Path) -> None:
     inputs = loaded(start, tmp_path, [GOOD] * 6 + [HOLES] * 2, lossy="allow")
-    check = next(check for check in inputs.findings if check.name == "encoding")
+    (check,) = inputs.proofs
     assert check.status == "warn" and "8 of" in check.detail and "rows.jsonl, row 7" in check.detail
     assert inputs.counts["lost_characters"] == 8 and inputs.counts["findings"] == {"lost_text": 2}
 
 
 def test_a_row_in_a_hundred_is_a_finding(start: Path, tmp_path: Path) -> None:
     inputs = loaded(start, tmp_path, [GOOD] * 99 + [HOLES])
-    check = next(check for check in inputs.findings if check.name == "encoding")
+    (check,) = inputs.proofs
     assert check.status == "warn" and "4 of" in check.detail
     clean = loaded(start, tmp_path / "clean", [GOOD] * 8)
-    assert next(check for check in clean.findings if check.name == "encoding").status == "pass"
+    assert clean.proofs[0].status == "pass"
 
 
 def test_prompts_of_tasks_are_counted_too() -> None:
