@@ -213,40 +213,54 @@ def _split(
     Raises:
         TemplateError: it is none of SPLITS.
     """
-    message = messages[-1]
-    history = rendered
-    if said.thoughts or said.written is not None:
-        # The finished turn without its thoughts, which is all that a template with hidden thoughts shows of it.
-        bare = {
-            name: value for name, value in message.items() if name != (template.thoughts.key or "reasoning_content")
-        }
-        content = said.visible or (template.null_content if said.calls else "")
-        history = template.render([*messages[:-1], {**bare, "content": content}], tools)
-    base = _base(template, asked, history)
+    content = str(messages[-1]["content"] or "")
     if asked.state == "open" and said.written is not None and said.written.close != _marks_of(template, asked).close:
         raise _other_marks(template, asked, said.written)
+    thinks = _thinks_apart(template, asked, said)
+    # Without its thoughts (or an empty one), which is all that a template with hidden thoughts shows of a turn.
+    bare = thinks or (said.written is not None and not said.thoughts)
+    history = _without_thoughts(template, messages, tools, said) if bare else rendered
+    base = _base(template, asked, history)
     if base is None:
         raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
     body, stop = template.cut_tail(history[len(base) :], messages)
     shown = take_apart(body, template.thoughts.marks, opened=True)
     if shown is not None and not shown.thoughts.strip():  # the empty thought of a finished turn
         body = shown.visible
-    lost = _lost(said.visible, Said("", said.visible, None, said.calls), body)
-    if lost is None and said.thoughts and asked.state == "none":
-        if said.written is None:
-            lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
-        elif said.written.marks not in template.thoughts.takes_apart:
-            lost = "the content"  # dropped whole, as beside a call, and not for its thoughts
+    left = Said("", said.visible, None, said.calls) if bare else said
+    lost = _lost(said.visible if bare else content, left, body)
+    if lost is None and said.thoughts and said.written is None and asked.state == "none":
+        lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
+    if lost == "the reasoning" and said.thoughts in rendered:
+        raise ContextMismatch(asked.context, rendered)
     if lost is not None:
         raise _hidden(template, lost, rendered, asked, said)
-    if said.thoughts or said.written is not None:
-        completion = _as_written(template, asked, said, str(message["content"] or "")) + body.lstrip()
-        split = "hidden_thoughts"
-    else:
-        completion, split = body, "prompt_thoughts" if asked.state == "closed" else "prompt_text"
-    if not _in_order(template, asked, completion, str(message["content"] or "")):
+    completion, split = body, "prompt_thoughts" if asked.state == "closed" else "prompt_text"
+    if thinks:
+        completion, split = _as_written(template, asked, said, content) + body.lstrip(), "hidden_thoughts"
+    if not _in_order(template, asked, completion, content):
         raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
     return Turn(asked.context, completion, stop, split)
+
+
+def _thinks_apart(template: ChatTemplate, asked: Asked, said: Said) -> bool:
+    """Whether a turn's thoughts are to be written by the model and not by the template.
+
+    A template that passes contents on as they are shows their thoughts itself.
+    """
+    if asked.state == "open":
+        return bool(said.thoughts) or said.written is not None
+    hides = said.written is not None and said.written.marks in template.thoughts.takes_apart
+    return bool(said.thoughts) and hides
+
+
+def _without_thoughts(
+    template: ChatTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], said: Said
+) -> str:
+    key = template.thoughts.key or "reasoning_content"
+    bare = {name: value for name, value in messages[-1].items() if name != key}
+    content = said.visible or (template.null_content if said.calls else "")
+    return template.render([*messages[:-1], {**bare, "content": content}], tools)
 
 
 def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
