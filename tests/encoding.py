@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from posttrain.data.encode import Encoder, EncoderSettings
 from posttrain.types import Branch, Comparison, Message, RowRef, TokenTree
+from tests.family_templates import FAMILIES
 from tests.fixtures import byte_tokenizer
+
+CALL_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+"""The tool that `calling` calls."""
 
 
 def encoder_of(template: str | None = "CHATML", settings: dict[str, Any] | None = None, **tokenizer: Any) -> Encoder:
     """An encoder over a byte tokenizer that knows the template's special tokens."""
     return Encoder(byte_tokenizer(template, **tokenizer), EncoderSettings(**(settings or {})))
+
+
+def family_encoder(family: str, specials: Sequence[str] = (), **settings: Any) -> Encoder:
+    """An encoder over a byte tokenizer with a family's template (or a template's text) and its special tokens."""
+    template, own = FAMILIES.get(family, (family, ()))
+    return Encoder(byte_tokenizer(template, specials=[*own, *specials]), EncoderSettings(**settings))
+
+
+def calling(*arguments: Any, content: str | None = None, name: str = "weather") -> Message:
+    """An assistant's turn that calls a tool once for each of `arguments`: calling({"city": "Oslo"})."""
+    calls = tuple(
+        {"id": f"call{number:05d}", "type": "function", "function": {"name": name, "arguments": one}}
+        for number, one in enumerate(arguments, 1)
+    )
+    return Message("assistant", content, tool_calls=calls)
 
 
 def trained_runs(encoder: Encoder, tree: TokenTree, branch: int = 0) -> list[str]:

@@ -59,6 +59,9 @@ class PromptEncoding(Settings):
     """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Values for the template: `{enable_thinking: false}`."""
+    lossy: Literal["refuse", "allow"] = "refuse"
+    """What to do where the tokenizer cannot write the text of more than 1 % of the rows: refuse them all before
+    training, or count them."""
 
 
 class SamplingStage(TrainingStage):

@@ -79,6 +79,9 @@ class PairEncoding(Settings):
     responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """What to do with a text that holds the name of a special token: keep it, counted, or refuse the row."""
+    lossy: Literal["refuse", "allow"] = "refuse"
+    """What to do where the tokenizer cannot write the text of more than 1 % of the rows: refuse them all before
+    training, or count them."""
 
 
 class SFTEncoding(PairEncoding):

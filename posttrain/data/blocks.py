@@ -15,6 +15,7 @@ import numpy as np
 
 from posttrain.data.drafts import SpecialTokenError
 from posttrain.data.encode import EncodedExample, Encoder
+from posttrain.data.round_trip import RoundTrip
 from posttrain.errors import EncodingError, PromptMismatchError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
 
@@ -63,6 +64,10 @@ class EncodeCounts:
     trained_tokens: int = 0
     stop_tokens: int = 0
     """Trained tokens that end an answer."""
+    characters: int = 0
+    """Of all texts, as `round_trip` counts them."""
+    lost_characters: int = 0
+    """Of those, the ones that the tokenizer cannot write."""
 
     @property
     def stop_share(self) -> float:
@@ -85,6 +90,8 @@ class EncodeCounts:
             tokens=self.tokens + other.tokens,
             trained_tokens=self.trained_tokens + other.trained_tokens,
             stop_tokens=self.stop_tokens + other.stop_tokens,
+            characters=self.characters + other.characters,
+            lost_characters=self.lost_characters + other.lost_characters,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +106,8 @@ class EncodeCounts:
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "stop_tokens": self.stop_tokens,
+            "characters": self.characters,
+            "lost_characters": self.lost_characters,
             "stop_share": self.stop_share if self.trained_tokens else None,
             "supervised_share": self.supervised_share if self.tokens else None,
         }
@@ -147,6 +156,7 @@ class _Building:
         self._found: list[tuple[str, str]] = []
         self._truncated: Counter[str] = Counter()
         self._read = self._split = self._stops = 0
+        self._round_trip = RoundTrip()
 
     def refuse(self, example: Example, error: EncodingError) -> None:
         reason = "template"
@@ -161,6 +171,7 @@ class _Building:
         self._read += 1
         self._split += max(0, len(encoded.trees) + len(encoded.dropped) - 1)
         self._truncated.update(encoded.truncated)
+        self._round_trip += encoded.round_trip
         self._found += [(finding, str(example.row)) for finding in encoded.findings]
         for dropped in encoded.dropped:
             self._drop(example, dropped.reason, dropped.message)
@@ -203,6 +214,8 @@ class _Building:
             tokens=len(arrays["ids"]),
             trained_tokens=int(arrays["trained"].sum()),
             stop_tokens=self._stops,
+            characters=self._round_trip.characters,
+            lost_characters=self._round_trip.lost,
         )
         return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._found))
 

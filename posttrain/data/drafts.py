@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from posttrain.data.call_text import lost_part
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.round_trip import RoundTrip, RoundTrips
 from posttrain.data.template import ChatTemplate, ContextMismatch, PlainMessage, Turn, first_difference
 from posttrain.data.tokens import Tokens, pattern_of
 from posttrain.data.truncate import Draft, Side
@@ -21,10 +23,22 @@ class SpecialTokenError(EncodingError):
     """A text holds a special token's name, and the settings refuse such rows."""
 
 
+class Found:
+    """What is worth knowing about one row, gathered while it is encoded."""
+
+    def __init__(self, findings: Sequence[str] = ()) -> None:
+        self.names: list[str] = list(findings)
+        self.round_trip = RoundTrip()
+
+    def add(self, names: Sequence[str]) -> None:
+        self.names += [name for name in names if name not in self.names]
+
+
 class _Path:
-    """One sequence under construction: ids, which of them train, and which of those end an answer."""
+    """One sequence under construction: its text, ids, which of them train, and which of those end an answer."""
 
     def __init__(self) -> None:
+        self.text = ""
         self.ids: list[int] = []
         self.mask: list[bool] = []
         self.stops: list[int] = []
@@ -56,26 +70,29 @@ class Drafter:
         self.template = template
         self.settings = settings
         self.stop_ids = stop_ids
+        self._round_trips = RoundTrips(tokens)
         self._special = tokens.special_pattern([stop.text for stop in template.stops])
         self._ends = pattern_of([*template.stop_texts, *([tokens.bos_text] if tokens.bos_text else [])])
 
     # ------------------------------------------------------------ drafts
 
-    def demonstration(self, row: Demonstration, findings: list[str]) -> list[Draft]:
+    def demonstration(self, row: Demonstration, found: Found) -> list[Draft]:
         messages = [self.template.plain(message) for message in row.messages]
         if self.settings.train_on == "all":
-            return [self._everything(row, messages)]
+            return [self._everything(row, messages, found)]
         trained = self._trained(row.messages)
         if not trained:
             ids = self.tokens.ids(self.template.render(messages, row.tools))
             return [Draft([], (Side(ids, [False] * len(ids)),))]
-        paths, context = self._paths(messages, trained, row.tools, cut=_cut(row.messages))
-        findings += self.check_shown(row.messages[: trained[-1]], row.tools, context)
+        paths, context = self._paths(messages, trained, row.tools, found, cut=_cut(row.messages))
+        found.add(self.check_shown(row.messages[: trained[-1]], row.tools, context))
         if len(paths) > 1:
-            findings.append("split_turns")
+            found.add(["split_turns"])
+        for path in paths:
+            self._compare(found, path.text, path.ids)
         return [path.draft(path.first_trained) for path in paths]
 
-    def _everything(self, row: Demonstration, messages: list[PlainMessage]) -> Draft:
+    def _everything(self, row: Demonstration, messages: list[PlainMessage], found: Found) -> Draft:
         """Every token but the first, which nothing predicts."""
         if any(message.train is False for message in row.messages):
             raise EncodingError(
@@ -87,16 +104,32 @@ class Drafter:
         if messages and messages[-1]["role"] == "assistant":
             turn = self._turn(messages, len(messages) - 1, row.tools, whole=row.messages[-1].complete)
             self._extend(path, self.tokens.ids(turn.context), turn)
+            found.add([turn.finding] if turn.finding else [])
+            found.add(self.check_shown(row.messages[:-1], row.tools, turn.context))
         else:
-            path.add(self.tokens.ids(self.template.render(messages, row.tools)), trains=True)
+            path.text = self.template.render(messages, row.tools)
+            path.add(self.tokens.ids(path.text), trains=True)
+            found.add(self.check_shown(row.messages, row.tools, path.text))
+        self._compare(found, path.text, path.ids)
         mask = [False] + [True] * (len(path.ids) - 1)
         stops = tuple(at for at, number in enumerate(path.ids) if number in self.stop_ids and at)
         return Draft([], (Side(path.ids, mask[: len(path.ids)], stops),))
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[list[int], list[str]]:
-        """The ids of a conversation with its generation prompt, and findings about it."""
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any], found: Found | None = None) -> list[int]:
+        """The ids of a conversation with its generation prompt; what there is to say of it goes to `found`."""
         text = self._prompt_text(messages, tools)
-        return self.tokens.ids(text), self.check_shown(messages, tools, text)
+        ids = self.tokens.ids(text)
+        shown = self.check_shown(messages, tools, text)
+        if found is not None:
+            found.add(shown)
+            self._compare(found, text, ids)
+        return ids
+
+    def _compare(self, found: Found, text: str, ids: list[int]) -> None:
+        """Text through ids and back; see `posttrain.data.round_trip`."""
+        trip = self._round_trips.of(text, ids)
+        found.round_trip += trip
+        found.add((["lost_text"] if trip.lost else []) + (["altered_by_tokenizer"] if trip.altered else []))
 
     def _prompt_text(self, messages: Sequence[Message], tools: Sequence[Any]) -> str:
         return self.template.prompt([self.template.plain(message) for message in messages], tools)
@@ -106,17 +139,24 @@ class Drafter:
         prompt: Sequence[Message],
         responses: Sequence[Sequence[Message]],
         tools: Sequence[Any],
-        findings: list[str],
+        found: Found,
     ) -> Draft:
         """All responses behind one prompt, whose ids each of them must share token by token."""
         text = self._prompt_text(prompt, tools)
-        findings += self.check_shown(prompt, tools, text)
+        found.add(self.check_shown(prompt, tools, text))
         shared = self.tokens.ids(text)
-        sides = [self._side(text, shared, prompt, response, tools) for response in responses]
+        self._compare(found, text, shared)
+        sides = [self._side(text, shared, prompt, response, tools, found) for response in responses]
         return Draft(shared, tuple(sides))
 
     def _side(
-        self, text: str, shared: list[int], prompt: Sequence[Message], response: Sequence[Message], tools: Sequence[Any]
+        self,
+        text: str,
+        shared: list[int],
+        prompt: Sequence[Message],
+        response: Sequence[Message],
+        tools: Sequence[Any],
+        found: Found,
     ) -> Side:
         turns = [*prompt, *response]
         messages = [self.template.plain(message) for message in turns]
@@ -124,11 +164,11 @@ class Drafter:
         if not trained:
             return Side([], [])
         try:
-            paths, context = self._paths(messages, trained, tools, known={len(prompt): text}, cut=_cut(turns))
+            paths, context = self._paths(messages, trained, tools, found, known={len(prompt): text}, cut=_cut(turns))
         except ContextMismatch as error:
             raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
         if len(response) > 1:
-            self.check_shown(turns[: trained[-1]], tools, context)
+            found.add(self.check_shown(turns[: trained[-1]], tools, context))
         if len(paths) > 1:
             raise TemplateError(
                 "the chat template rewrites the earlier turns of a response with several assistant turns, so that no "
@@ -140,6 +180,7 @@ class Drafter:
         path = paths[0]
         if path.ids[: len(shared)] != shared:
             raise self._mismatch(shared, path.ids)
+        self._compare(found, path.text.removeprefix(text), path.ids[len(shared) :])
         return path.draft(len(shared)).sides[0]
 
     def _mismatch(self, shared: list[int], other: list[int]) -> PromptMismatchError:
@@ -177,6 +218,7 @@ class Drafter:
         messages: list[PlainMessage],
         trained: list[int],
         tools: Sequence[Any],
+        found: Found,
         known: Mapping[int, str] | None = None,
         cut: Collection[int] = (),
     ) -> tuple[list[_Path], str]:
@@ -193,6 +235,7 @@ class Drafter:
             else:
                 turn = self.template.other_turn(messages, index, tools)
             shown = turn.context
+            found.add([turn.finding] if turn.finding else [])
             context = self.tokens.ids(shown)
             if not paths or context[: len(paths[-1].ids)] != paths[-1].ids:
                 paths.append(_Path())
@@ -218,6 +261,7 @@ class Drafter:
         if stop is not None and ids[-1:] != [stop.id]:  # a stop token that the tokenizer would merge with the text
             ids = [*self.tokens.continuation(turn.context, context, text), stop.id]
         path.add(ids[:-1] if stop else ids, trains=True)
+        path.text = turn.context + text + (stop.text if stop else "")
         if stop is not None:
             path.add_stop(stop.id, trains=self.settings.stop_token == "train")
 
@@ -260,9 +304,12 @@ class Drafter:
                     expected="the schema of every tool in the context",
                     remedy="name a template that knows tools (`template: chatml` does), or remove the tools",
                 )
-        altered = False
+        # A name that stands in the text only because the tool was called is no schema.
+        found = ["hidden_tools"] if tools and not self.template.calls.shows_tools else []
         for message in messages:
             content = message.content
+            if message.tool_calls and lost_part(message.tool_calls, text) is not None:
+                found.append(self._lost_call(message))
             if message.role == "assistant" or not content or content.strip() in text:
                 continue
             if self.template.hides(message.role):
@@ -272,8 +319,20 @@ class Drafter:
                     expected="every turn in the context",
                     remedy="name a template that knows this role (`template: chatml` does), or remove such turns",
                 )
-            altered = True
-        return ["altered_text"] if altered else []
+            found.append("altered_text")
+        return list(dict.fromkeys(found))
+
+    def _lost_call(self, message: Message) -> str:
+        """A call in the context that the rendered text does not show whole: a finding, or an error where the template
+        shows no such call."""
+        if self.template.calls.in_history:
+            return "hidden_calls"
+        raise TemplateError(
+            "the chat template leaves out the tool calls of earlier turns of this row",
+            found=f"nothing of {[dict(call['function']) for call in message.tool_calls]!r} in the rendered prompt",
+            expected="every call in the context, before its result",
+            remedy="name a template that writes tool calls (`template: chatml` does), or remove such turns",
+        )
 
 
 def _cut(messages: Sequence[Message]) -> frozenset[int]:

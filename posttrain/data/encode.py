@@ -16,27 +16,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from posttrain.data.drafts import Drafter
+from posttrain.data.drafts import Drafter, Found
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.data.template import ChatTemplate, PlainMessage, first_difference
+from posttrain.data.round_trip import RoundTrip, require_written
+from posttrain.data.template import SPLITS, ChatTemplate, PlainMessage, first_difference
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
 from posttrain.data.truncate import DROPPED, Draft, fit
 from posttrain.errors import EncodingError, RowError, TemplateError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Part of every cache key; grows whenever the same messages would give other ids or masks."""
+
+_SHOWN = 3
+"""Prompts that an error names."""
 
 FINDINGS = {
     "special_tokens_in_text": "a text holds the name of a special token, which becomes that token, as at inference",
     "split_turns": "the template rewrites earlier turns, so that each trained turn is a tree of its own",
     "altered_text": "the template shows a turn's text in other words than the row",
+    **SPLITS,
+    "foreign_thoughts": "a content has <think> thoughts, which the template writes as plain text although it has marks "
+    "of its own for thoughts: give them as `reasoning_content`",
+    "hidden_calls": "a tool call of an earlier turn is not whole in the context that the template renders",
+    "hidden_tools": "the template shows the calls of tools and not their schemas",
+    "lost_text": "the tokenizer cannot write some characters of the row: they train as <unk>, or not at all",
+    "altered_by_tokenizer": "the tokenizer changes the text (case, accents, white space), and loses none of it",
     "mark_in_step": "a step holds the mark that ends steps: an answer without a list of steps would be cut there",
 }
 """What is worth knowing about a row that is kept."""
@@ -60,6 +72,17 @@ class EncodedExample:
     dropped: tuple[Dropped, ...] = ()
     truncated: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    round_trip: RoundTrip = field(default_factory=RoundTrip)
+    """Characters of the row's texts, and how many of them its ids cannot give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt's ids, and what is worth knowing about it: EncodedPrompt([1, 70, 71], ("altered_text",), trip)."""
+
+    ids: list[int]
+    findings: tuple[str, ...]
+    round_trip: RoundTrip
 
 
 class Encoder:
@@ -88,6 +111,12 @@ class Encoder:
     def __reduce__(self) -> tuple[type[Encoder], tuple[Any, EncoderSettings]]:
         return Encoder, (self.tokenizer, self.settings)
 
+    def checked_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> EncodedPrompt:
+        """`prompt`, with what there is to say of it; raises the same."""
+        found = Found(self._drafter.special_findings(messages))
+        ids = self._drafter.prompt(messages, tools, found)
+        return EncodedPrompt(ids, tuple(found.names), found.round_trip)
+
     @property
     def bos_id(self) -> int | None:
         """The tokenizer's beginning token; in some (SmolLM2) it is also the mark of every turn."""
@@ -113,7 +142,7 @@ class Encoder:
             EncodingError: a text holds a special token's name and the settings refuse that.
         """
         self._drafter.special_findings(messages)
-        return self._drafter.prompt(messages, tools)[0]
+        return self._drafter.prompt(messages, tools)
 
     def demonstration(self, row: Demonstration) -> list[TokenTree]:
         """One tree; several where the template rewrites history.
@@ -177,13 +206,13 @@ class Encoder:
 
     def _example(self, row: Example) -> EncodedExample:
         if isinstance(row, Demonstration):
-            findings = self._drafter.special_findings(row.messages)
-            drafts = self._drafter.demonstration(row, findings)
-            return self._finish(drafts, row, row.messages, findings)
+            found = Found(self._drafter.special_findings(row.messages))
+            drafts = self._drafter.demonstration(row, found)
+            return self._finish(drafts, row, row.messages, found)
         if isinstance(row, Task):
-            findings = self._drafter.special_findings(row.prompt)
-            ids, altered = self._drafter.prompt(row.prompt, row.tools)
-            return self._finish([Draft(ids, ())], row, row.prompt, findings + altered)
+            found = Found(self._drafter.special_findings(row.prompt))
+            ids = self._drafter.prompt(row.prompt, row.tools, found)
+            return self._finish([Draft(ids, ())], row, row.prompt, found)
         if isinstance(row, Comparison):
             order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
             responses = [row.responses[index] for index in order]
@@ -197,16 +226,16 @@ class Encoder:
                 expected="demonstrations, comparisons, feedback or tasks",
                 remedy="train on them with `method: reward`, `head: steps` and `objective: step_labels`",
             )
-        findings = self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
-        draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, findings)
-        return self._finish([draft], row, row.prompt, findings, annotations)
+        found = Found(self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)]))
+        draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, found)
+        return self._finish([draft], row, row.prompt, found, annotations)
 
     def _finish(
         self,
         drafts: Sequence[Draft],
         row: Example,
         messages: Sequence[Message],
-        findings: list[str],
+        found: Found,
         annotations: Mapping[str, Any] = MappingProxyType({}),
     ) -> EncodedExample:
         """Truncates, counts and freezes."""
@@ -228,7 +257,8 @@ class Encoder:
             stops.append(sum(len(side.stops) for side in fitted.draft.sides))
             branches = [(side.ids, side.mask) for side in fitted.draft.sides]
             trees.append(make_tree(fitted.draft.prompt, branches, row.row, **annotations))
-        return EncodedExample(tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), tuple(findings))
+        findings = tuple(found.names)
+        return EncodedExample(tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), findings, found.round_trip)
 
     # ------------------------------------------------------------ small parts
 
@@ -266,3 +296,40 @@ class Encoder:
             settings,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+class CountedPrompts:
+    """An encoder of prompts that counts what its tokenizer cannot write.
+
+    prompts = CountedPrompts(encoder)
+    prompts.prompt(task.prompt, task.tools)     # as `Encoder.prompt`
+    prompts.require_written()                   # at the end, before anything trains
+    """
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self.read = 0
+        self.findings: Counter[str] = Counter()
+        self.round_trip = RoundTrip()
+        self._examples: list[str] = []
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        encoded = self._encoder.checked_prompt(messages, tools)
+        self.read += 1
+        self.findings.update(encoded.findings)
+        self.round_trip += encoded.round_trip
+        if encoded.round_trip.lost and len(self._examples) < _SHOWN:
+            self._examples.append(f"prompt {self.read:,}, {str(messages[-1].content)[:40]!r}")
+        return encoded.ids
+
+    def require_written(self) -> None:
+        """Raises LossyTokenizerError where too many prompts lose text; see `posttrain.data.round_trip`."""
+        trip = self.round_trip
+        require_written(
+            self.read,
+            self.findings["lost_text"],
+            trip.characters,
+            trip.lost,
+            lossy=self._encoder.settings.lossy,
+            examples=self._examples,
+        )

@@ -42,6 +42,9 @@ class EncoderSettings:
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """What to do with a text that holds the name of a special token: keep it, as inference does, and count the row; or
     refuse the row."""
+    lossy: Literal["refuse", "allow"] = "refuse"
+    """What to do where the tokenizer cannot write the text of more than 1 % of the rows: refuse them all before
+    training, or count them."""
 
     @property
     def template_identity(self) -> str:
@@ -55,6 +58,7 @@ class EncoderSettings:
         _one_of("train_on", self.train_on, TRAIN_ON)
         _one_of("stop_token", self.stop_token, ("train", "ignore"))
         _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
+        _one_of("lossy", self.lossy, ("refuse", "allow"))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
         if self.max_length is not None and self.max_length < 2:

@@ -146,7 +146,9 @@ class RewardEncoder(Encoder):
     def _whole(self, rated: Rated, response: tuple[Message, ...]) -> TokenTree:
         """The rendered conversation as one row, scored at its last token."""
         messages = [self.template.plain(message) for message in (*rated.prompt, *response)]
-        ids = np.asarray(self.tokens.ids(self.template.render(messages, rated.tools)), np.int32)
+        text = self.template.render(messages, rated.tools)
+        self._drafter.check_shown((*rated.prompt, *response), rated.tools, text)
+        ids = np.asarray(self.tokens.ids(text), np.int32)
         limit = self.settings.max_length
         if limit is not None and len(ids) > limit:
             raise RowError(

@@ -120,6 +120,24 @@ class Tokens:
         match = self._added_pattern.search(text) if self._added_pattern else None
         return (match.start(), match.group()) if match else None
 
+    def added_at_end(self, text: str) -> list[str]:
+        """The added tokens that a text ends with, the last one first; white space between them is passed over."""
+        found: list[str] = []
+        bare = text.rstrip()
+        while True:
+            token = max((token for token in self.added if token and bare.endswith(token)), key=len, default=None)
+            if token is None:
+                return found
+            found.append(token)
+            bare = bare.removesuffix(token).rstrip()
+
+    def not_inside(self, text: str, at: int) -> int:
+        """`at`, or the beginning of the added token across it: texts that part inside a token part before it."""
+        for match in self._added_pattern.finditer(text) if self._added_pattern else ():
+            if match.start() < at < match.end():
+                return match.start()
+        return at
+
     def special_pattern(self, more: Sequence[str] = ()) -> re.Pattern[str] | None:
         """A pattern of all texts that become control tokens, and of `more`."""
         table = self._added_table()

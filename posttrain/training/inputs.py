@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import ConditionalSFT, Data, Mix, Reward, TrainingStage
+from posttrain.data.blocks import EncodeCounts
 from posttrain.data.dataset import EncodedDataset
-from posttrain.data.encode import Encoder
+from posttrain.data.encode import FINDINGS, Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
 from posttrain.data.recast import Condition, Recast, read_as, require_kind, taken_apart
+from posttrain.data.round_trip import require_written
 from posttrain.data.row_columns import categories_of
 from posttrain.data.splits import MIXED
 from posttrain.data.store import encode
+from posttrain.data.template import SPLITS
 from posttrain.data.unread import unread, unread_keys
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.progress import Progress
@@ -53,6 +56,8 @@ class Inputs:
     """What the preflight has to say of the rows beside the counts."""
     categories: Mapping[RowRef, str] = field(default_factory=dict)
     """What kind each row that may be held out is, where a column says it."""
+    proofs: tuple[Check, ...] = ()
+    """That all rows are what the template renders, for the training rows and for a held-out file."""
 
 
 def load_inputs(
@@ -90,7 +95,14 @@ def load_inputs(
         )
     counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
     return Inputs(
-        every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings, training.categories
+        every[kept],
+        every[out],
+        reader.encoder,
+        counts,
+        (every.fingerprint,),
+        training.findings,
+        training.categories,
+        (training.proof,),
     )
 
 
@@ -110,6 +122,7 @@ class _Encoded:
     record: dict[str, Any]
     rejected: Path
     """Rows that could not be read, under `bad_rows: skip`."""
+    proof: Check
     findings: tuple[Check, ...] = ()
     categories: Mapping[RowRef, str] = field(default_factory=dict)
 
@@ -150,6 +163,15 @@ class _Reader:
                 progress=phase.advance,
                 bad_rows=examples.options.bad_rows,
             )
+        counts = rows.counts
+        require_written(
+            counts.read,
+            counts.findings.get("lost_text", 0),
+            counts.characters,
+            counts.lost_characters,
+            lossy=self.encoder.settings.lossy,
+            examples=rows.found.get("lost_text", ()),
+        )
         for note in (taken_apart(examples, self.objective.kind), *rows.notes):
             if note:
                 self.progress.say(f"{self.folder.name}: {note}")
@@ -162,7 +184,8 @@ class _Reader:
         stage = self.stage
         if isinstance(stage, Reward) and (split == "held_out" or not isinstance(stage.held_out, Data)):
             categories = categories_of(examples, stage.category)
-        return _Encoded(split, rows, _record(examples, rows), rejected, findings, categories)
+        proof = _encoding_check(split, rows)
+        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories)
 
     def _recast(self, examples: Examples) -> Iterable[Example]:
         """The rows as the method takes them."""
@@ -185,6 +208,8 @@ def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
         "dropped": {**examples.counts.skipped, **counts.dropped},
         "truncated": dict(counts.truncated),
         "findings": dict(counts.findings),
+        "characters": counts.characters,
+        "lost_characters": counts.lost_characters,
         "tokens": counts.tokens,
         "trained_tokens": counts.trained_tokens,
         "stop_share": counts.stop_share,
@@ -226,6 +251,53 @@ def _keys_check(split: str, examples: Examples) -> tuple[Check, ...]:
     status: Status = "warn" if doubts else "pass"
     evidence = {"unread": dict(sorted(counts.items()))}
     return (Check("keys", title, status, "; ".join(said), evidence, "; ".join(doubts) or None),)
+
+
+def _encoding_check(split: str, rows: EncodedDataset) -> Check:
+    """What the proof of every row found: how many are rendered word for word, and what is worth knowing of the others.
+
+    A row that fails the proof is no row here: it ends the encoding with an error that names it, or stands among the
+    dropped rows.
+    """
+    counts = rows.counts
+    title = "rows as rendered" if split == "train" else "held-out rows as rendered"
+    split_rows = sum(number for name, number in counts.findings.items() if name in SPLITS)
+    refused = counts.dropped.get("template", 0) + counts.dropped.get("prompt_mismatch", 0)
+    detail = f"prompt and trained text of {counts.read - refused:,} rows proven against the template's rendering"
+    if split_rows:
+        detail += f", {split_rows:,} of them as a documented split"
+    if refused:
+        first = next((line for line in rows.dropped() if line["reason"] in ("template", "prompt_mismatch")), None)
+        detail += f"; {refused:,} refused" + (f", first {first['row']}: {first['message']}" if first else "")
+    named = [f"{FINDINGS[name]}: {number:,} rows, first {rows.found[name][0]}" for name, number in _notable(counts)]
+    if counts.lost_characters:
+        named.append(f"{counts.lost_characters:,} of {counts.characters:,} characters lost")
+    evidence: dict[str, Any] = {
+        "rows": counts.read,
+        "refused": refused,
+        "findings": dict(counts.findings),
+        "examples": {name: found[:NAMED_ROWS] for name, found in rows.found.items()},
+        "characters": counts.characters,
+        "lost_characters": counts.lost_characters,
+    }
+    status: Status = "warn" if refused or any(name in _DOUBTFUL for name, _ in _notable(counts)) else "pass"
+    remedy = "look at these rows; docs/encoding.md says what each of these findings means" if status == "warn" else None
+    return Check(
+        "encoding" if split == "train" else "held_out_encoding",
+        title,
+        status,
+        "; ".join([detail, *named]),
+        evidence,
+        remedy,
+    )
+
+
+_DOUBTFUL = frozenset({"lost_text", "hidden_calls", "hidden_tools", "foreign_thoughts"})
+"""Findings that are more often a mistake than meant."""
+
+
+def _notable(counts: EncodeCounts) -> list[tuple[str, int]]:
+    return sorted((name, number) for name, number in counts.findings.items() if name in FINDINGS)
 
 
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
@@ -295,7 +367,8 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
-    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories)
+    proofs = (training.proof, apart.proof)
+    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories, proofs)
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
@@ -345,7 +418,7 @@ def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
 def prompt_settings(stage: TrainingStage) -> EncoderSettings:
     """How the stage's model is asked: its template, and nothing that concerns rows to train on."""
     encoding = stage.encoding  # type: ignore[attr-defined]
-    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs)
+    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs, lossy=encoding.lossy)
 
 
 def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:

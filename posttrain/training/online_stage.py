@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from posttrain.config import stage_fingerprint
 from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
-from posttrain.data.encode import Encoder
+from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError
@@ -76,17 +76,21 @@ def prepare_online(
         progress.say(f"{folder.name}: {note}")
     encoder = Encoder(settled.tokenizer, prompt_settings(stage))
     rubric = rubric_of_stage(stage, rewards)
+    counted = CountedPrompts(encoder)
     tasks = load_tasks(
         stage.data,
         stage.held_out,
         examples,
-        encoder,
+        counted,
         folder=folder.path,
         longest=_longest_prompt(stage, settled.positions),
         seed=seed,
     )
     for note in tasks.counts["notes"]:
         progress.say(f"{folder.name}: {note}")
+    counted.require_written()
+    for finding, number in sorted(counted.findings.items()):
+        progress.say(f"{folder.name}: {number:,} prompts: {FINDINGS[finding]}")
     order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     engines.require(stage)
     gold = check_gold(tasks.train, rubric, every=proof_only)

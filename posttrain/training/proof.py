@@ -85,6 +85,7 @@ def _data_checks(stage: TrainingStage, inputs: Inputs) -> list[preflight.Check]:
         ),
         preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
         preflight.check_bos(first, inputs.encoder.tokens.bos_id),
+        *inputs.proofs,
         *inputs.findings,
     ]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.config.settings import Data
-from posttrain.data.encode import Encoder
+from posttrain.data.encode import CountedPrompts, Encoder
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as, require_kind
 from posttrain.data.sources import combined_fingerprint, open_sources
@@ -101,7 +101,9 @@ def tasks_fingerprint(data: Data) -> str:
     return _hash([content, *(path for path in data.path if is_generated(path))])
 
 
-def add_prompts(store: PromptStore, tasks: Iterable[Task], encoder: Encoder, longest: int | None) -> dict[str, int]:
+def add_prompts(
+    store: PromptStore, tasks: Iterable[Task], encoder: Encoder | CountedPrompts, longest: int | None
+) -> dict[str, int]:
     """Encode tasks into a store; how many were read ("read"), and left out by reason.
 
     Args:
@@ -129,7 +131,7 @@ def load_tasks(
     data: Data | None,
     held_out: float | Data,
     given: Tasks | None,
-    encoder: Encoder,
+    encoder: Encoder | CountedPrompts,
     *,
     folder: Path,
     longest: int | None,

@@ -144,7 +144,8 @@ def test_thoughts_that_the_template_adds_to_the_last_turn_are_the_answers_own() 
 def test_an_answer_without_thoughts_cannot_follow_a_prompt_that_opens_them() -> None:
     with pytest.raises(TemplateError, match="never closes it") as caught:
         encoder_of("THINK_PREFILL").demonstration(demonstration("q", "4"))
-    assert "enable_thinking" in caught.value.remedy and str(caught.value.where) == "test.jsonl, row 1"
+    assert "`reasoning_content`" in caught.value.remedy and "enable_thinking" not in caught.value.remedy
+    assert str(caught.value.where) == "test.jsonl, row 1"
 
 
 @pytest.mark.parametrize("template", ["CHATML", "NO_SYSTEM"])

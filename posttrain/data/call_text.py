@@ -1,0 +1,136 @@
+"""Whether a rendered text writes a tool call: its name, every key and every value of its arguments.
+
+Templates write the same call as JSON, as XML parameters, as Python or in a notation of their own, so values are looked
+for one by one and in every form that a template gives them: `true` and `True`, "\\u00fc" and "ü", escaped or not.
+A call that is looked for by its function's name alone is always "found": the schema in the prompt has it.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+ArgumentForm = Literal["mapping", "text"]
+"""What a template takes as a call's `arguments`: a mapping, or its JSON text, as in the OpenAI layout."""
+
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+_HTML_SAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
+"""What Jinja's `tojson` makes of these characters, so that its text can stand in a page."""
+
+
+def plain_data(value: Any) -> Any:
+    """Plain dicts and lists all the way down: `tojson` knows no other mapping."""
+    if isinstance(value, Mapping):
+        return {key: plain_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item) for item in value]
+    return value
+
+
+def call_in_form(call: Mapping[str, Any], form: ArgumentForm) -> dict[str, Any]:
+    """A call with its arguments as the template takes them; whatever form the row has, keys keep their order."""
+    plain: dict[str, Any] = plain_data(call)
+    function = plain.get("function")
+    if not isinstance(function, dict) or "arguments" not in function:
+        return plain
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except ValueError:
+            return plain  # no JSON: the template gets the text that the row has
+    if form == "text":
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    plain["function"] = {**function, "arguments": arguments}
+    return plain
+
+
+def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -> str | None:
+    """What of some calls a text does not write: None, or words such as "the argument 'city' of the call of 'weather'".
+
+    Args:
+        text: the text that the turn trains.
+        beside: the turn's content and thoughts, which may name the same things: what only they say is not the call.
+    """
+
+    def shown(word: str, times: int = 1) -> bool:
+        return text.count(word) - beside.count(word) >= times
+
+    names = Counter(str(call["function"]["name"]) for call in calls)
+    for name, times in names.items():
+        if not shown(name, times):
+            return f"a call of {name!r}"
+    folded: tuple[str, str] | None = None
+    for call in calls:
+        name = call["function"]["name"]
+        for path, value in _leaves(_arguments(call)):
+            if any(shown(form) for form in _forms(value)):
+                continue
+            if isinstance(value, str):
+                folded = folded or (_folded(text), _folded(beside))
+                wanted = _folded(value)
+                if wanted and folded[0].count(wanted) > folded[1].count(wanted):
+                    continue
+            return f"the argument {path!r} of the call of {name!r}"
+    return None
+
+
+def _arguments(call: Mapping[str, Any]) -> Any:
+    arguments = call["function"].get("arguments")
+    if isinstance(arguments, str):
+        try:
+            return json.loads(arguments)
+        except ValueError:
+            return arguments
+    return arguments
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key and every value below it that a text can be searched for.
+
+    Null says nothing that a template must write, and an empty text or list has nothing to be found by.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            below = f"{path}.{key}" if path else str(key)
+            if item is not None:  # a template may leave out an argument that is null
+                yield below, str(key)
+            yield from _leaves(item, below)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item, path)
+    elif value is not None and str(value).strip():
+        yield path, value
+
+
+def _forms(value: Any) -> Iterator[str]:
+    """The ways in which templates write a value, the usual one first."""
+    if isinstance(value, bool):
+        yield from ("true", "True") if value else ("false", "False")
+    elif isinstance(value, str):
+        bare = value.strip()
+        yield bare
+        for text in (json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1]):
+            yield text
+            yield "".join(_HTML_SAFE.get(letter, letter) for letter in text)
+            yield json.dumps(text)[1:-1]  # JSON inside JSON
+        yield repr(bare)[1:-1]
+        yield html.escape(bare)
+    else:
+        yield json.dumps(value, default=str)
+        yield str(value)
+        if isinstance(value, float):
+            yield from (f"{value:g}", f"{value:.10g}", f"{value:f}")
+            if value.is_integer():
+                yield str(int(value))
+
+
+def _folded(text: str) -> str:
+    """Letters and digits alone, escapes undone: what is left equal by any way of quoting."""
+    undone = html.unescape(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
+    undone = re.sub(r"\\+[nrtbf]", " ", undone)
+    return "".join(letter for letter in undone if letter.isalnum())
