@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.builtin_templates import template_source
+from posttrain.data.template_header import chosen, spoken_template
 from posttrain.data.tokens import Tokens
 from posttrain.errors import TemplateError
 from posttrain.types import Message
@@ -97,12 +98,13 @@ class ChatTemplate:
         ConfigError: the named template is neither built in nor a file.
     """
 
-    def __init__(self, tokens: Tokens, name: str, kwargs: Mapping[str, Any]):
+    def __init__(self, tokens: Tokens, name: str, kwargs: Mapping[str, Any], date: str | None = None):
         self.tokens = tokens
         self.name = name
-        self.kwargs = dict(kwargs)
-        self.notes: list[str] = []
-        self.source: Any = template_source(tokens, name)
+        always_set = tokens.tokenizer.special_tokens_map
+        spoken = spoken_template(template_source(tokens, name), kwargs, date, always_set)
+        self.kwargs, self.date, self.notes = dict(spoken.values), spoken.date, list(spoken.notes)
+        self.source: Any = spoken.source
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
         self._null_content: str | None = None
         self._prefill = ""
@@ -116,11 +118,6 @@ class ChatTemplate:
         found = [tail.stop for tail in (self._tail, self._call_tail) if tail is not None and tail.stop is not None]
         self.stops: tuple[Stop, ...] = tuple(dict.fromkeys(found))
         self.stop_texts = tuple(dict.fromkeys(stop.text for stop in (*self.stops, *([self._eos] if self._eos else ()))))
-        if isinstance(self.source, str) and "strftime_now" in self.source:
-            self.notes.append(
-                "the chat template writes today's date; for the same ids every day give it one with "
-                "`template_kwargs: {date_string: ...}`"
-            )
 
     # ------------------------------------------------------------ rendering
 
@@ -134,7 +131,7 @@ class ChatTemplate:
             result = self.tokens.tokenizer.apply_chat_template(
                 list(messages),
                 tools=[_unfrozen(tool) for tool in tools] or None,
-                chat_template=self.source if isinstance(self.source, str) else None,
+                chat_template=chosen(self.source, tools),
                 add_generation_prompt=ask,
                 tokenize=False,
                 **self.kwargs,
