@@ -68,7 +68,10 @@ class Speech:
         mine, theirs = self.settings(), other.settings()
         found = [] if mine.template == theirs.template else [f"template {mine.template} and {theirs.template}"]
         for name in sorted({*self.template_kwargs, *other.template_kwargs}):
-            pair = [json.dumps(one.template_kwargs[name]) if name in one.template_kwargs else "unset" for one in (self, other)]
+            pair = [
+                json.dumps(one.template_kwargs[name]) if name in one.template_kwargs else "unset"
+                for one in (self, other)
+            ]
             found += [f"{name} {pair[0]} and {pair[1]}"] if pair[0] != pair[1] else []
         found += [f"date {self.date} and {other.date}"] if self.date != other.date else []
         both = self.source is not None and other.source is not None

@@ -45,7 +45,9 @@ def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozense
         for number in further
         if number in inside
     ]
-    return frozenset(own.union(number for number in further if number not in inside and _known(template, number))), notes
+    return frozenset(
+        own.union(number for number in further if number not in inside and _known(template, number))
+    ), notes
 
 
 def _known(template: ChatTemplate, number: int) -> bool:

@@ -39,7 +39,9 @@ _SET_BY_THE_CALL = frozenset(
     "max_length return_tensors return_dict return_assistant_tokens_mask sanitize_control_tokens tokenizer_kwargs".split()
 )
 """Arguments of `apply_chat_template`: as values of a template they would be swallowed, or change what it returns."""
-_WORDS_OF_JINJA = frozenset("true false none True False None and or not in is if else elif set for macro loop self".split())
+_WORDS_OF_JINJA = frozenset(
+    "true false none True False None and or not in is if else elif set for macro loop self".split()
+)
 
 Source = str | Mapping[str, str]
 """A template, or several by name ("default", "tool_use")."""
@@ -159,7 +161,9 @@ def check_values(values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         if not isinstance(name, str) or not name.isidentifier() or name in _WORDS_OF_JINJA:
-            raise _bad_value(name, "no template can read a value of this name", repr(name), "a name as `enable_thinking`")
+            raise _bad_value(
+                name, "no template can read a value of this name", repr(name), "a name as `enable_thinking`"
+            )
         if name in _SET_BY_THE_CALL or name in (CLOCK, LIVE):
             raise _bad_value(name, "this is set by whoever renders a template", name, "a value that the template reads")
         if not _is_json(value):

@@ -40,6 +40,7 @@ LOADED = (
     "*.gguf",
     "*.jinja",
     "posttrain_reward.json",
+    "posttrain_speech.json",
 )
 """Files that a loader reads: one of these that the manifest does not list changes what is loaded. Notes and other
 files may be added freely."""
