@@ -35,12 +35,15 @@ from posttrain.errors import ConfigError, TemplateError, nearest
 
 _HEADER = re.compile(r"\A\s*\{#- posttrain-speech (?P<record>.*?) #\}.*?\{#- posttrain-speech-end #\}\n?", re.DOTALL)
 _SET_BY_THE_CALL = frozenset(
-    "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding truncation "
-    "max_length return_tensors return_dict return_assistant_tokens_mask sanitize_control_tokens tokenizer_kwargs".split()
+    [
+        *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+    ]
 )
 """Arguments of `apply_chat_template`: as values of a template they would be swallowed, or change what it returns."""
 _WORDS_OF_JINJA = frozenset(
-    "true false none True False None and or not in is if else elif set for macro loop self".split()
+    ["true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is", "if", "else", "loop", "self"]
 )
 
 Source = str | Mapping[str, str]
@@ -234,5 +237,6 @@ def _notes_on_date(day: str | None, own: str | None) -> list[str]:
         return [f"the model was trained with the date {own} in its prompts, and is asked with {day} now"]
     return [
         f"the chat template writes today's date: it is {day} in every prompt of this model, here and in the exported "
-        f"folder (another day: `encoding: {{date: 2026-01-31}}`; who serves the folder gets the clock back by `{LIVE}=true`)"
+        f"folder (another day: `encoding: {{date: 2026-01-31}}`; whoever serves the folder and wants the clock back passes "
+        f"`{LIVE}=True`)"
     ]

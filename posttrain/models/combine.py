@@ -211,8 +211,8 @@ def _speech(parts: Sequence[ModelSource], tokenizer: Any, say: Say | None) -> Sp
     for part, other in zip(parts[1:], others, strict=True):
         if (apart := first.differences(other)) and say is not None:
             say(
-                f"{part.name} was trained to be spoken to otherwise than {parts[0].name} ({'; '.join(apart)}): the merged "
-                f"model is spoken to as {parts[0].name} is"
+                f"{parts[0].name} and {part.name} were trained to be spoken to differently ({'; '.join(apart)}): the "
+                "merged model is spoken to as the first"
             )
     if first.source is None and first.template != "raw":
         first = replace(first, source=tokenizer.chat_template)

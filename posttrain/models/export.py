@@ -36,8 +36,8 @@ from posttrain.models.tokenizers import check_vocabulary
 READ_BACK_SECONDS = 900.0
 OTHER_WAY = "for an adapter, try the other way (`merge: true` or `merge: false`)"
 OTHER_TEMPLATE = (
-    "the tokenizer renders conversations by more than the template that is saved with it: train under a template of its "
-    "own text (`encoding: {template: chatml}`, or a file)"
+    "the tokenizer renders conversations by more than the template that is saved with it: train under a template of "
+    "which all is text (`encoding: {template: chatml}`, or a file)"
 )
 
 
@@ -238,7 +238,8 @@ class PendingSave:
             f"the saved model was read back, and {problem}",
             where=self.folder,
             found=found,
-            remedy=f"nothing was saved under this name, and the weights are still in memory or in the checkpoint; {advice}",
+            remedy="nothing was saved under this name, and the weights are still in memory or in the checkpoint; "
+            + advice,
         )
 
 

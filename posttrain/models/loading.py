@@ -78,7 +78,7 @@ class LoadedModel:
     adapter: AdapterSettings | None = None
     """The fresh adapter that `load` put on it."""
     speech: Speech = field(default_factory=lambda: Speech(recorded=False))
-    """How it is spoken to; `Encoder(loaded.tokenizer, loaded.speech.settings())` builds the ids that it was trained on."""
+    """How it is spoken to; `Encoder(loaded.tokenizer, loaded.speech.settings())` builds the ids of its training."""
 
 
 def load(

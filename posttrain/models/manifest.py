@@ -89,15 +89,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def trained_template(folder: Path) -> str:
-    """How a saved model was trained to be asked: "raw" for bare text, else "chat", its tokenizer's own template.
-
-    Raises as `read_manifest`.
-    """
-    training = ((read_manifest(folder) or {}).get("training") or {}) if folder.is_dir() else {}
-    return "raw" if training.get("template") == "raw" else "chat"
-
-
 def verify_manifest(folder: Path) -> dict[str, Any] | None:
     """Compare a folder with its manifest; None for a folder without one, which is not ours to judge.
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def speech_of(source: ModelSource) -> Speech:
     """The record of a model, from its files alone.
 
-    An adapter without a record of its own takes that of the model under it where it also takes its tokenizer. A foreign
-    model is spoken to by its tokenizer's template. What a folder lists as the ids that end an answer counts in any case.
+    An adapter without a record of its own takes that of the model under it where it also takes its tokenizer. A
+    foreign model is spoken to by its tokenizer's template. What a folder lists as the ids that end an answer counts in
+    any case.
 
     Raises:
         ModelError: the record is torn, or the model under an adapter cannot be found.

@@ -330,7 +330,8 @@ def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
 
 
 def _encoder_settings(stage: TrainingStage, spoken: EncoderSettings, positions: int | None) -> EncoderSettings:
-    """How the model is spoken to, with the stage's options for rows; none may be longer than the model has positions."""
+    """How the model is spoken to, with the stage's options for rows; none may have more tokens than the model has
+    positions."""
     options = stage.encoding.model_dump(exclude={"template", "template_kwargs", "date"})  # type: ignore[attr-defined]
     limits = [limit for limit in (stage.max_length, positions) if limit is not None]
     return replace(spoken, max_length=min(limits, default=None), **options)

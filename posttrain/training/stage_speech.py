@@ -67,7 +67,7 @@ def _contradictions(start: Speech, named: str, settings: EncoderSettings) -> Ite
         for name, value in settings.template_kwargs.items():
             before = start.template_kwargs.get(name, value)
             if json.dumps(before) != json.dumps(value):
-                yield f"the start was trained with `{name}: {json.dumps(before)}`, and this stage says {json.dumps(value)}"
+                yield f"the start was trained with `{name}: {json.dumps(before)}`, this stage with {json.dumps(value)}"
 
 
 def run_date(folder: StageFolder) -> str:
