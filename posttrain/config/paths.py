@@ -17,14 +17,14 @@ from posttrain.config.explain import KeyPath, Places, spell, together
 from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
-from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, StageSettings
+from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
 from posttrain.data.builtin_templates import BUILTIN
 from posttrain.data.hub import HUB_ID
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.splits import SUFFIXES
 
-TEMPLATES = ("chat", *BUILTIN)
+TEMPLATES = ("auto", "chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""
 PACKAGE = Path(__file__).parent.parent
 RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
@@ -93,7 +93,7 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, SamplingStage)
+        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})

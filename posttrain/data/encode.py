@@ -18,13 +18,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from posttrain.data.clock import steady
 from posttrain.data.drafts import Drafter, Found
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, require_written
+from posttrain.data.stops import stop_ids_of
 from posttrain.data.template import SPLITS, ChatTemplate, PlainMessage, first_difference
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
@@ -101,9 +103,13 @@ class Encoder:
         self.tokenizer = tokenizer
         self.settings = settings or EncoderSettings()
         self.tokens = Tokens(tokenizer)
-        self.template = ChatTemplate(self.tokens, self.settings.template, self.settings.template_kwargs)
-        eos = {self.tokens.eos_id} if self.tokens.eos_id is not None else set()
-        self.stop_ids: frozenset[int] = frozenset({stop.id for stop in self.template.stops} | eos)
+        self.template = ChatTemplate(
+            self.tokens, self.settings.template, self.settings.template_kwargs, self.settings.date
+        )
+        # What was found, and not asked for anew: a copy in another process may be made on another day.
+        self.settings = replace(self.settings, template_kwargs=self.template.kwargs, date=self.template.date)
+        self.stop_ids, notes = stop_ids_of(self.template, self.settings.stop_ids)
+        self.template.notes += notes
         self._drafter = Drafter(self.tokens, self.template, self.settings, self.stop_ids)
         self.version = self._version()
         self._shortest_prompt = self._generation_prompt_length() + 1
@@ -283,16 +289,25 @@ class Encoder:
         return len(self.tokens.ids(asked[first_difference(asked, told) :]))
 
     def _version(self) -> str:
-        """A hash of everything that ids and masks depend on; the template's text stands for its name or path."""
+        """A hash of everything that ids and masks depend on; the template's text stands for its name or path, and has
+        the values and the day in it.
+
+        What a probe becomes is hashed too: a tokenizer that renders in its own way may ask the clock where nobody
+        can see it, and its rows must not be used again on another day.
+
+        Raises:
+            TemplateError: the probe is rendered differently each time.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)  # absent in tokenizers written in Python
         vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "template"}
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in ("template", "date")}
         parts = [
             ENCODER_VERSION,
             vocabulary,
             self.tokenizer.special_tokens_map,
             self.tokens.added,
             self.template.source,
+            steady(lambda: self.template.prompt([{"role": "user", "content": "x"}])),
             settings,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()

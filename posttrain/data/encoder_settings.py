@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from posttrain.data.clock import date_of
+from posttrain.data.template_header import check_values
 from posttrain.data.truncate import TRUNCATIONS, Truncation
 from posttrain.errors import ConfigError, nearest
 
@@ -38,7 +40,12 @@ class EncoderSettings:
     template: str = "chat"
     """chat (the tokenizer's own), chatml, raw (texts and eos, for base models), or the path of a Jinja file."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Values for the template, e.g. {"enable_thinking": False}."""
+    """Values for the template, e.g. {"enable_thinking": False}; they win over those that the model was trained with."""
+    date: str | None = None
+    """The day that a template writes which asks for today's, as "2026-11-30". None is the one that the model was
+    trained with, else today; an encoder keeps the day on which it was made."""
+    stop_ids: tuple[int, ...] = ()
+    """Further ids that end an answer, as the model's folder lists them, beside the template's and the tokenizer's."""
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """What to do with a text that holds the name of a special token: keep it, as inference does, and count the row; or
     refuse the row."""
@@ -48,10 +55,12 @@ class EncoderSettings:
 
     @property
     def template_identity(self) -> str:
-        """What prompts depend on: the template, a file by its content, and its values."""
+        """What prompts and the ends of answers depend on: the template, a file by its content, its values, the day, and
+        the stop ids."""
         path = Path(self.template)
         name = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else self.template
-        return json.dumps([name, dict(self.template_kwargs)], sort_keys=True, default=repr)
+        parts = [name, dict(self.template_kwargs), self.date, sorted(self.stop_ids)]
+        return json.dumps(parts, sort_keys=True, default=repr)
 
     def __post_init__(self) -> None:
         _one_of("truncation", self.truncation, TRUNCATIONS)
@@ -59,6 +68,10 @@ class EncoderSettings:
         _one_of("stop_token", self.stop_token, ("train", "ignore"))
         _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
         _one_of("lossy", self.lossy, ("refuse", "allow"))
+        check_values(self.template_kwargs)
+        if self.date is not None:
+            date_of(self.date)
+        object.__setattr__(self, "stop_ids", tuple(int(number) for number in self.stop_ids))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
         if self.max_length is not None and self.max_length < 2:

@@ -20,6 +20,7 @@ from typing import Any
 from posttrain.data.builtin_templates import quoted, template_source
 from posttrain.data.call_text import call_in_form, plain_data
 from posttrain.data.template_faults import render_fault
+from posttrain.data.template_header import chosen, spoken_template
 from posttrain.data.template_probe import (
     ANSWER,
     QUESTION,
@@ -57,12 +58,13 @@ class ChatTemplate:
         ConfigError: the named template is neither built in nor a file.
     """
 
-    def __init__(self, tokens: Tokens, name: str, kwargs: Mapping[str, Any]):
+    def __init__(self, tokens: Tokens, name: str, kwargs: Mapping[str, Any], date: str | None = None):
         self.tokens = tokens
         self.name = name
-        self.kwargs = dict(kwargs)
-        self.notes: list[str] = []
-        self.source: Any = template_source(tokens, name)
+        always_set = tokens.tokenizer.special_tokens_map
+        spoken = spoken_template(template_source(tokens, name), kwargs, date, always_set)
+        self.kwargs, self.date, self.notes = dict(spoken.values), spoken.date, list(spoken.notes)
+        self.source: Any = spoken.source
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
@@ -80,11 +82,6 @@ class ChatTemplate:
         self.stop_texts = tuple(dict.fromkeys(stop.text for stop in (*self.stops, *([self._eos] if self._eos else ()))))
         kept = [token for tail in tails for token in tokens.added_at_end(tail.kept)]
         self._end_texts = tuple(dict.fromkeys((*self.stop_texts, *kept)))
-        if isinstance(self.source, str) and "strftime_now" in self.source:
-            self.notes.append(
-                "the chat template writes today's date; for the same ids every day give it one with "
-                "`template_kwargs: {date_string: ...}`"
-            )
 
     @property
     def null_content(self) -> str | None:
@@ -110,7 +107,7 @@ class ChatTemplate:
             result = self.tokens.tokenizer.apply_chat_template(
                 list(messages),
                 tools=[plain_data(tool) for tool in tools] or None,
-                chat_template=self.source if isinstance(self.source, str) else None,
+                chat_template=chosen(self.source, tools),
                 add_generation_prompt=ask,
                 tokenize=False,
                 **{**self.kwargs, **values},

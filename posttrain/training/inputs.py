@@ -28,6 +28,7 @@ from posttrain.errors import DataError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.devices import device_of
+from posttrain.models.export_files import SpokenPrompt
 from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.audited import audit_rows
@@ -35,6 +36,7 @@ from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Check, Status
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
+from posttrain.training.stage_speech import prompts_of, run_date, stage_encoding, stops_in_answers
 from posttrain.training.starts import Start, settle
 from posttrain.types import Example, RowRef, TokenTree
 
@@ -58,6 +60,8 @@ class Inputs:
     """What kind each row that may be held out is, where a column says it."""
     proofs: tuple[Check, ...] = ()
     """That all rows are what the template renders, for the training rows and for a held-out file."""
+    prompts: tuple[SpokenPrompt, ...] = ()
+    """A few of the rows' prompts, which the exported folder must build alike."""
 
 
 def load_inputs(
@@ -76,7 +80,10 @@ def load_inputs(
     """
     if not isinstance(start, Start):
         start = settle(stage, start, device_of(stage.compute.device))
-    settings = _encoder_settings(stage, start.positions)
+    spoken, contradictions = stage_encoding(stage, start.speech, run_date(folder))
+    for line in contradictions:
+        progress.say(f"{folder.name}: {line}")
+    settings = _encoder_settings(stage, spoken, start.positions)
     if settings.max_length != stage.max_length:
         progress.say(f"{folder.name}: max_length is {settings.max_length:,}, the most positions that the model has")
     reader = _Reader(stage, objective, _encoder(stage, start.tokenizer, settings), folder, progress)
@@ -103,6 +110,7 @@ def load_inputs(
         training.findings,
         training.categories,
         (training.proof,),
+        training.prompts,
     )
 
 
@@ -125,6 +133,7 @@ class _Encoded:
     proof: Check
     findings: tuple[Check, ...] = ()
     categories: Mapping[RowRef, str] = field(default_factory=dict)
+    prompts: tuple[SpokenPrompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +194,9 @@ class _Reader:
         if isinstance(stage, Reward) and (split == "held_out" or not isinstance(stage.held_out, Data)):
             categories = categories_of(examples, stage.category)
         proof = _encoding_check(split, rows)
-        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories)
+        prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
+        findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
+        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories, prompts)
 
     def _recast(self, examples: Examples) -> Iterable[Example]:
         """The rows as the method takes them."""
@@ -367,8 +378,17 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
-    proofs = (training.proof, apart.proof)
-    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories, proofs)
+    return Inputs(
+        training.rows,
+        apart.rows,
+        encoder,
+        counts,
+        fingerprints,
+        findings,
+        apart.categories,
+        (training.proof, apart.proof),
+        training.prompts,
+    )
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
@@ -415,14 +435,9 @@ def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------- the encoder's settings
 
 
-def prompt_settings(stage: TrainingStage) -> EncoderSettings:
-    """How the stage's model is asked: its template, and nothing that concerns rows to train on."""
-    encoding = stage.encoding  # type: ignore[attr-defined]
-    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs, lossy=encoding.lossy)
-
-
-def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:
-    """The stage's options; no row may be longer than the model has positions."""
-    settings = stage.encoding.model_dump()  # type: ignore[attr-defined]
+def _encoder_settings(stage: TrainingStage, spoken: EncoderSettings, positions: int | None) -> EncoderSettings:
+    """How the model is spoken to, with the stage's options for rows; none may have more tokens than the model has
+    positions."""
+    options = stage.encoding.model_dump(exclude={"template", "template_kwargs", "date"})  # type: ignore[attr-defined]
     limits = [limit for limit in (stage.max_length, positions) if limit is not None]
-    return EncoderSettings(max_length=min(limits, default=None), **settings)
+    return replace(spoken, max_length=min(limits, default=None), **options)

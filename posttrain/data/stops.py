@@ -1,0 +1,72 @@
+"""Which ids end an answer: those that the template writes, the tokenizer's eos, and what the model's folder lists.
+
+A folder's `generation_config.json` may list further ids (`eos_token_id: [7, 9]`). They are part of how its model is
+spoken to: a model that was trained to end with any of them goes on after it if only one stops it, and what it says then
+is noise. Nothing else of that file is read (`posttrain.rollout.sampling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import EncodingError
+
+if TYPE_CHECKING:
+    from posttrain.data.template import ChatTemplate
+
+_QUESTION = {"role": "user", "content": "posttrainprobequestion"}
+_CALL = {"id": "call00001", "type": "function", "function": {"name": "posttrainprobetool", "arguments": {"a": 1}}}
+_SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "posttrainprobetool",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "A number."}}},
+    },
+}
+
+
+def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozenset[int], list[str]]:
+    """All ids at which an answer ends, and what to say of those that were listed and cannot be among them.
+
+    An id that the template writes inside an answer (the mark between thoughts and answer, say) would cut every answer
+    there. An id that the tokenizer does not know can never be sampled as text.
+    """
+    tokens = template.tokens
+    own = {stop.id for stop in template.stops} | ({tokens.eos_id} if tokens.eos_id is not None else set())
+    further = sorted(set(listed) - own)
+    if not further:
+        return frozenset(own), []
+    # Not the last id of an answer: it ends one, whatever the template does after it.
+    inside = {number for text in _answers(template) for number in tokens.ids(text)[:-1]}
+    notes = [
+        f"the model's folder lists {_shown(template, number)} among the ids that end an answer, and the template "
+        "writes it in the middle of one: it does not stop anything here"
+        for number in further
+        if number in inside
+    ]
+    usable = {number for number in further if number not in inside and _known(template, number)}
+    return frozenset(own | usable), notes
+
+
+def _known(template: ChatTemplate, number: int) -> bool:
+    return 0 <= number < len(template.tokens.tokenizer)
+
+
+def _shown(template: ChatTemplate, number: int) -> str:
+    return f"{template.tokens.decode([number])!r} ({number})" if _known(template, number) else str(number)
+
+
+def _answers(template: ChatTemplate) -> Iterator[str]:
+    """What the template makes of answers of each kind, up to the token that ends them: plain, with thoughts, a call."""
+    answer: dict[str, Any] = {"role": "assistant", "content": "posttrainprobeanswer"}
+    for turn, tools in (
+        (answer, []),
+        ({**answer, "reasoning_content": "posttrainprobethought"}, []),
+        ({**answer, "tool_calls": [_CALL]}, [_SCHEMA]),
+    ):
+        try:
+            yield template.turn([_QUESTION, turn], 1, tools).completion
+        except EncodingError:  # this template writes no such turns
+            continue
