@@ -9,8 +9,9 @@ checkpointing see one forward. Three implementations of the same function:
 
 `TreeModel` is what a policy shares with a reward model (`heads.py`), which makes scores of the same hidden states.
 
-Dropout is off in both unless the caller asks for it: with dropout, two calls on the same batch disagree and the
-step-0 identities of preference losses are noise.
+Dropout is off in all of them unless the caller asks for it: with dropout, two calls on the same batch disagree and the
+step-0 identities of preference losses are noise. Off means that every module is in eval mode, also while gradients are
+recorded and layers are checkpointed: decoders such as OPT, BioGPT and BART call dropout by the layer's own flag.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters import virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
+from posttrain.models.checkpointing import checkpointed_layers
 from posttrain.models.divergence import (
     Against,
     Distributions,
@@ -41,6 +42,7 @@ from posttrain.models.divergence import (
     exact_kl,
     spaced_tokens,
 )
+from posttrain.models.every_token import count_every_token
 from posttrain.models.fused import fused_blocks
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
@@ -79,11 +81,9 @@ class TreeModel(nn.Module, ABC):
         self.autocast = autocast
         self.dropout = dropout
         self._backend: str | None = None
-        self._running: Path = path
-        self._noisy = False
+        self._layers = _layers_to_checkpoint(model) if activation_checkpointing else ()
+        count_every_token(model)
         self.eval()
-        if activation_checkpointing:
-            self._checkpoint_layers()
 
     @property
     def transformer(self) -> Any:
@@ -130,12 +130,21 @@ class TreeModel(nn.Module, ABC):
         return path or self.path
 
     @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Calls inside are compared with one another, so that they must be equal: no dropout, whatever was asked."""
+        asked, self.dropout = self.dropout, False
+        try:
+            yield
+        finally:
+            self.dropout = asked
+
+    @contextmanager
     def _running_on(self, path: Path) -> Iterator[None]:
-        """One forward pass: its path, its dropout and its precision."""
-        self._running = path
-        self._noisy = self.dropout and torch.is_grad_enabled()
+        """One forward pass: its path, its dropout, its precision, and the layers that it computes again."""
+        noisy = self.dropout and torch.is_grad_enabled()
         autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
-        with self._modes(self._noisy), autocast:
+        again = checkpointed_layers(self._layers, partial(self._again, path == "tree", noisy))
+        with self._modes(noisy), again, autocast:
             yield
 
     def _tree_hidden(self, batch: Batch) -> Tensor:
@@ -176,15 +185,24 @@ class TreeModel(nn.Module, ABC):
 
     @contextmanager
     def _modes(self, noisy: bool) -> Iterator[None]:
-        """Dropout on or off in every module; a checkpointed layer looks at its own flag, which says only that."""
+        """Dropout on or off in every module.
+
+        The flag is all that dropout, layer drop and a router's jitter look at. The checkpointing of `transformers` looks
+        at it too, for something else, and is off: it is called here (`checkpointing.py`), or not at all.
+        """
         before = [(module, module.training) for module in self.model.modules()]
+        asking = [module for module, _ in before if getattr(module, "gradient_checkpointing", False) is True]
         for module, _ in before:
-            module.training = noisy or (isinstance(module, GradientCheckpointingLayer) and torch.is_grad_enabled())
+            module.training = noisy
+        for module in asking:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
         try:
             yield
         finally:
             for module, training in before:
                 module.training = training
+            for module in asking:
+                module.gradient_checkpointing = True  # type: ignore[assignment]
 
     @contextmanager
     def _again(self, tree: bool, noisy: bool) -> Iterator[None]:
@@ -192,22 +210,18 @@ class TreeModel(nn.Module, ABC):
         with self._tree_blocks() if tree else nullcontext(), self._modes(noisy):
             yield
 
-    def _checkpoint_layers(self) -> None:
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if not layers:
-            raise ModelError(
-                f"activation checkpointing is not available for {type(self.transformer).__name__}",
-                remedy="set compute.activation_checkpointing to false",
-            )
 
-        def contexts() -> tuple[Any, Any]:
-            # The recomputation runs inside backward, after the forward's context has been left.
-            tree, noisy = self._running == "tree", self._noisy
-            return nullcontext(), self._again(tree, noisy)
-
-        for layer in layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+def _layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers that `transformers` makes for it; of one inside another only the outer, which covers both."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    if not layers:
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        raise ModelError(
+            f"activation checkpointing is not available for {type(plain).__name__}",
+            remedy="set compute.activation_checkpointing to false",
+        )
+    return tuple(layer for layer in layers if id(layer) not in inner)
 
 
 def read_values(head: nn.Module, states_ND: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""Every token that a row holds gets its gradient, whatever id the config calls padding.
+
+Rows are padded behind an attention mask, so the pad token needs no treatment of its own. `nn.Embedding` gives it one: the
+embedding of `padding_idx`, which `transformers` takes from `config.pad_token_id`, never gets a gradient. Where the pad
+token ends a turn (Qwen2.5's base models, Llama 3 fine-tunes, SmolLM2), the token that the model has to learn to stop with
+would stay as it was, and two folders that differ in that id alone would train differently, in silence.
+
+The config is left as it is: what is exported names the same pad token as what was loaded.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def count_every_token(model: nn.Module) -> None:
+    """Make the embeddings of `model` forget their padding id, copies that an adapter trains among them.
+
+    An embedding whose own forward computes with the id (ProphetNet's positions are counted from it) keeps it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None and not _computes_with_it(module):
+            module.padding_idx = None
+
+
+def _computes_with_it(embedding: nn.Embedding) -> bool:
+    """Whether a subclass reads `padding_idx` in a forward of its own, rather than leave it to the gradient."""
+    own = (vars(kind).get("forward") for kind in type(embedding).__mro__ if kind is not nn.Embedding)
+    codes = (getattr(forward, "__code__", None) for forward in own)
+    return any(code is not None and "padding_idx" in code.co_names for code in codes)
