@@ -12,7 +12,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-VOCAB = 61
+VOCAB = 97
 
 _SIZES: Mapping[str, Any] = {
     "vocab_size": VOCAB,

@@ -10,6 +10,7 @@ The config is left as it is: what is exported names the same pad token as what w
 
 from __future__ import annotations
 
+from peft import PeftModel
 from torch import nn
 
 
@@ -28,3 +29,18 @@ def _computes_with_it(embedding: nn.Embedding) -> bool:
     own = (vars(kind).get("forward") for kind in type(embedding).__mro__ if kind is not nn.Embedding)
     codes = (getattr(forward, "__code__", None) for forward in own)
     return any(code is not None and "padding_idx" in code.co_names for code in codes)
+
+
+def frozen_weights(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of weights that do not train although no adapter stands in for them: (frozen, packed).
+
+    Packed ones are no floats: the folder holds a quantised model, whose weights have no gradient at all. A fixed table of
+    positions (XGLM, Pegasus, Marian), which no checkpoint trains, is left out of both.
+    """
+    if isinstance(model, PeftModel):
+        return [], []
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    still = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    learned = [(name, p) for name, p in still if "Position" not in kinds[name.rpartition(".")[0]]]
+    packed = [name for name, p in learned if not p.is_floating_point()]
+    return [name for name, p in learned if p.is_floating_point()], packed

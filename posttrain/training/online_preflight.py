@@ -64,7 +64,8 @@ def prove(
     """All checks, on completions of the start, and the tokens of a micro-batch."""
     rows = probe_trees(stage, sampler.engine, encoder, tasks.train)
     first = preflight.check_bos(rows, encoder.tokens.bos_id)
-    checks = [_check_tasks(tasks), gold, first, preflight.choose_path(policy, rows, stage.compute.logprobs)]
+    checks = [_check_tasks(tasks), gold, first, preflight.check_repeat(policy, rows)]
+    checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
     checks.append(preflight.check_leak(policy, rows))
     checks.append(_check_sampler(policy, rows, stage.sampling.temperature, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from posttrain.config import load_recipe
+from posttrain.config.adapters import LoRA
 from posttrain.config.stages import DPO, SFT, TrainingStage
 from posttrain.data.read import read
+from posttrain.data.trees import collate
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import MemoryLimitError, PreflightError
+from posttrain.models.adapters import add_adapter
 from posttrain.models.loading import LoadedModel, ModelSource
 from posttrain.models.reference import CachedReference
 from posttrain.training import preflight, stage
@@ -31,6 +35,11 @@ def start(arch: str = "llama", **options: Any) -> LoadedModel:
     model = tiny_model(arch, vocab=len(tokenizer), **options)
     source = ModelSource("tiny", "folder", Path("tiny"), "model")
     return LoadedModel(model, tokenizer, source, "", source)
+
+
+def adapted(adapter: LoRA, arch: str = "llama", **options: Any) -> LoadedModel:
+    loaded = start(arch, **options)
+    return replace(loaded, model=add_adapter(loaded.model, adapter, tokenizer=loaded.tokenizer, seed=0), adapter=adapter)
 
 
 def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | None = None, long_row: int = 0) -> Any:
@@ -85,6 +94,39 @@ def test_a_healthy_stage_ends_with_its_own_reference(tmp_path: Path) -> None:
     ready = prepared(DPO(beta=0.1), tmp_path)
     assert ready.reference_kind == "cached" and not ready.preflight.failed
     assert isinstance(ready.work.reference, CachedReference)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sft_with_dropout_is_proven_without_it_and_trains_with_it(tmp_path: Path, checkpointing: bool) -> None:
+    """The noise is wanted in training; in the checks it would read as a leak between rows."""
+    compute = {"activation_checkpointing": checkpointing}
+    ready = prepared(SFT(adapter=LoRA(dropout=0.1), compute=compute), tmp_path, adapted(LoRA(dropout=0.1)))
+    assert not ready.preflight.failed
+    policy, batch = ready.work.policy, collate(ready.work.rows[:2])
+    assert policy.dropout and policy.path == "tree"
+    weights = [p for name, p in policy.named_parameters() if "lora_B" in name]  # zero still: only their gradient is noisy
+    first, second = (torch.autograd.grad(policy(batch).logprobs_N.sum(), weights) for _ in range(2))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_preference_stage_has_no_dropout_anywhere(tmp_path: Path) -> None:
+    model = adapted(LoRA(dropout=0.1), "gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    ready = prepared(DPO(beta=0.1, adapter=LoRA(dropout=0.1)), tmp_path, model)
+    policy, batch = ready.work.policy, collate(ready.work.rows[:2])
+    assert not policy.dropout and torch.equal(policy(batch).logprobs_N, policy(batch).logprobs_N)
+
+
+def test_noise_is_told_as_noise(tmp_path: Path) -> None:
+    """Not as a leak, nor with the advice to run padded: OPT's policy was padded when it was told to."""
+    model = start()
+    model.model.model.layers[0].mlp.act_fn = torch.nn.RReLU()
+    model.model.model.layers[0].mlp.act_fn.forward = lambda x: torch.nn.functional.dropout(x, 0.1)
+    with pytest.raises(PreflightError, match="two equal calls") as caught:
+        prepared(SFT(), tmp_path, model)
+    assert "mlp.act_fn (RReLU)" in str(caught.value) and "padded" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- the largest row
