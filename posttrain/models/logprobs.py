@@ -83,7 +83,7 @@ class TreeModel(nn.Module, ABC):
         self._backend: str | None = None
         self._layers = _layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
-        self.eval()
+        model.eval()  # `self.eval()` would end in `train` below, and do nothing
 
     @property
     def transformer(self) -> Any:
@@ -156,6 +156,7 @@ class TreeModel(nn.Module, ABC):
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
+                return_dict=True,
                 tree=TreeLayout(batch, self._backend),
             )
         return output.last_hidden_state[0]
@@ -170,7 +171,7 @@ class TreeModel(nn.Module, ABC):
                 forget_lengths(self.model)
             rows = padded_rows(part)
             inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-            output = self.transformer.base_model(**inputs, use_cache=False)
+            output = self.transformer.base_model(**inputs, use_cache=False, return_dict=True)
             parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
         return torch.cat(parts)
 
@@ -361,7 +362,9 @@ class Policy(TreeModel):
             forget_lengths(self.model)
             first = int((batch.branch_N < branch).sum())  # branches are laid end to end
             rows = padded_rows(row)
-            logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits[0]
+            logits = self.model(
+                input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, return_dict=True
+            ).logits[0]
             virtual = logits.shape[0] - rows.input_ids.shape[1]
             parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
             places.append(of_branch_S)
@@ -384,7 +387,9 @@ class Policy(TreeModel):
     ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
         rows = padded_rows(batch)
-        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        output = self.model(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, return_dict=True
+        )
         # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
         virtual = output.logits.shape[1] - rows.input_ids.shape[1]
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]

@@ -157,7 +157,9 @@ def test_noise_in_the_backward_pass_is_found() -> None:
 
 
 def test_a_noisy_model_is_blamed_for_nothing_else() -> None:
-    noise = preflight.Check("repeat", "two equal calls", "fail", "LlamaForCausalLM computes something else", {}, "set p")
+    noise = preflight.Check(
+        "repeat", "two equal calls", "fail", "LlamaForCausalLM computes something else", {}, "set p"
+    )
     leak = preflight.Check("leak", "no leak between branches", "fail", "log-probs differ", {}, "set padded")
     with pytest.raises(PreflightError, match="two equal calls") as caught:
         preflight.Preflight((noise, leak), ()).require()

@@ -39,7 +39,9 @@ def start(arch: str = "llama", **options: Any) -> LoadedModel:
 
 def adapted(adapter: LoRA, arch: str = "llama", **options: Any) -> LoadedModel:
     loaded = start(arch, **options)
-    return replace(loaded, model=add_adapter(loaded.model, adapter, tokenizer=loaded.tokenizer, seed=0), adapter=adapter)
+    return replace(
+        loaded, model=add_adapter(loaded.model, adapter, tokenizer=loaded.tokenizer, seed=0), adapter=adapter
+    )
 
 
 def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | None = None, long_row: int = 0) -> Any:
@@ -107,7 +109,9 @@ def test_sft_with_dropout_is_proven_without_it_and_trains_with_it(tmp_path: Path
     assert not ready.preflight.failed
     policy, batch = ready.work.policy, collate(ready.work.rows[:2])
     assert policy.dropout and policy.path == "tree"
-    weights = [p for name, p in policy.named_parameters() if "lora_B" in name]  # zero still: only their gradient is noisy
+    weights = [
+        p for name, p in policy.named_parameters() if "lora_B" in name
+    ]  # zero still: only their gradient is noisy
     first, second = (torch.autograd.grad(policy(batch).logprobs_N.sum(), weights) for _ in range(2))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
