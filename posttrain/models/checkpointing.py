@@ -4,8 +4,8 @@
         output = model(...)              # each layer's activations are computed again in the backward pass
 
 `transformers` checkpoints a layer whose `training` flag is set. The same flag turns on the dropout that many decoders
-call in their layers' own forward (OPT, XGLM, BioGPT, BART and its kin, Falcon, DBRX, Doge), so a policy that must not be
-noisy cannot be checkpointed by it. Here the layer keeps its flag, and its forward is wrapped for the time of one pass.
+call in their layers' own forward (OPT, XGLM, BioGPT, BART and its kin, Falcon, DBRX, Doge), so a policy that must not
+be noisy cannot be checkpointed by it. Here the layer keeps its flag, and its forward is wrapped for one pass.
 """
 
 from __future__ import annotations

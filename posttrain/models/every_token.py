@@ -1,9 +1,9 @@
 """Every token that a row holds gets its gradient, whatever id the config calls padding.
 
-Rows are padded behind an attention mask, so the pad token needs no treatment of its own. `nn.Embedding` gives it one: the
-embedding of `padding_idx`, which `transformers` takes from `config.pad_token_id`, never gets a gradient. Where the pad
-token ends a turn (Qwen2.5's base models, Llama 3 fine-tunes, SmolLM2), the token that the model has to learn to stop with
-would stay as it was, and two folders that differ in that id alone would train differently, in silence.
+Rows are padded behind an attention mask, so the pad token needs no treatment of its own. `nn.Embedding` gives it one:
+the embedding of `padding_idx`, which `transformers` takes from `config.pad_token_id`, never gets a gradient. Where the
+pad token ends a turn (SmolLM2, many fine-tunes of Llama 3), the token that the model has to learn to stop with would
+stay as it was, and two folders that differ in that id alone would train differently, in silence.
 
 The config is left as it is: what is exported names the same pad token as what was loaded.
 """
@@ -34,8 +34,8 @@ def _computes_with_it(embedding: nn.Embedding) -> bool:
 def frozen_weights(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of weights that do not train although no adapter stands in for them: (frozen, packed).
 
-    Packed ones are no floats: the folder holds a quantised model, whose weights have no gradient at all. A fixed table of
-    positions (XGLM, Pegasus, Marian), which no checkpoint trains, is left out of both.
+    Packed ones are no floats: the folder holds a quantised model, whose weights have no gradient at all. A fixed table
+    of positions (Pegasus, Marian), which nobody trains, is left out of both.
     """
     if isinstance(model, PeftModel):
         return [], []

@@ -153,7 +153,7 @@ class ScoreModel(TreeModel):
         """Each branch as a row of its own, prompt first, through the backbone's own attention."""
         rows = padded_rows(batch)
         inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-        output = self.transformer.base_model(**inputs, use_cache=False, return_dict=True)
+        output = self.transformer.base_model(**inputs, use_cache=False)
         return output.last_hidden_state[rows.row_N, rows.predictor_N + 1]
 
     def _row_states(self, batch: Batch) -> Tensor:

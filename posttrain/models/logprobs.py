@@ -171,7 +171,7 @@ class TreeModel(nn.Module, ABC):
                 forget_lengths(self.model)
             rows = padded_rows(part)
             inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-            output = self.transformer.base_model(**inputs, use_cache=False, return_dict=True)
+            output = self.transformer.base_model(**inputs, use_cache=False)
             parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
         return torch.cat(parts)
 
@@ -188,8 +188,8 @@ class TreeModel(nn.Module, ABC):
     def _modes(self, noisy: bool) -> Iterator[None]:
         """Dropout on or off in every module.
 
-        The flag is all that dropout, layer drop and a router's jitter look at. The checkpointing of `transformers` looks
-        at it too, for something else, and is off: it is called here (`checkpointing.py`), or not at all.
+        The flag is all that dropout, layer drop and a router's jitter look at. The checkpointing of `transformers`
+        looks at it too, for something else, and is off: it is called here (`checkpointing.py`), or not at all.
         """
         before = [(module, module.training) for module in self.model.modules()]
         asking = [module for module, _ in before if getattr(module, "gradient_checkpointing", False) is True]
@@ -362,9 +362,7 @@ class Policy(TreeModel):
             forget_lengths(self.model)
             first = int((batch.branch_N < branch).sum())  # branches are laid end to end
             rows = padded_rows(row)
-            logits = self.model(
-                input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, return_dict=True
-            ).logits[0]
+            logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits[0]
             virtual = logits.shape[0] - rows.input_ids.shape[1]
             parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
             places.append(of_branch_S)
@@ -387,9 +385,7 @@ class Policy(TreeModel):
     ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
         rows = padded_rows(batch)
-        output = self.model(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, return_dict=True
-        )
+        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
         # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
         virtual = output.logits.shape[1] - rows.input_ids.shape[1]
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]

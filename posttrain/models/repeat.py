@@ -1,7 +1,7 @@
 """Proof that a model computes the same twice: two calls on the same rows, gradients recorded, and both gradients.
 
-Every comparison that training makes (policy against reference, new log-probs against old, tree against padded) reads the
-difference of two calls as the difference of two models. Noise that eval mode does not turn off would be read so too.
+Every comparison that training makes (policy against reference, new log-probs against old, tree against padded) reads
+the difference of two calls as the difference of two models. Noise that eval mode leaves on would be read so too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from posttrain.models.logprobs import TreeModel
 from posttrain.types import Batch, TokenTree
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Of a value, in nats, and of the gradient relative to its norm. On a CPU both are 0; on CUDA sums that are collected by
-atomic additions round in another order each time. A dropout of 0.01 moves log-probs by more than 1e-2."""
+"""Of a value, in nats, and of the gradient relative to its norm. On a CPU both are 0; on CUDA sums that are collected
+by atomic additions round in another order each time. A dropout of 0.01 moves log-probs by more than 1e-2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Repeat:
 
 
 def repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Repeat:
-    """Call the policy twice on `trees`, without its dropout, by the padded path that every model has, without autocast."""
+    """Call the policy twice on `trees`, without dropout and autocast, by the padded path, which every model has."""
     batch = collate(trees)
     with policy.without_dropout(), _without_autocast(policy):
         first, second = _called(policy, batch), _called(policy, batch)

@@ -1,7 +1,7 @@
 """Two folders whose configs differ only in fields that must not matter train alike: same weights, same gradient.
 
-A model's config has fields that no formula of a method knows of and that change a gradient all the same: the pad token's
-id (its embedding gets none), dropout, layer drop, a router's noise, flags for caches and further outputs.
+A model's config has fields that no formula of a method knows of and that change a gradient all the same: the pad
+token's id (its embedding gets none), dropout, layer drop, a router's noise, flags for caches and further outputs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,6 @@ FLAGS: tuple[dict[str, Any], ...] = (
     {"output_router_logits": True},
     {"output_hidden_states": True},
     {"output_attentions": True},
-    {"return_dict": False},
     {"gradient_checkpointing": True},
     {"eos_token_id": 7, "bos_token_id": 8},
 )
