@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
-from posttrain.models.adapters import virtual_tokens, waits_for_gradient
+from posttrain.models.adapters import adapter_kind, virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
 from posttrain.models.checkpointing import checkpointed_layers
 from posttrain.models.divergence import (
@@ -46,9 +46,10 @@ from posttrain.models.every_token import count_every_token
 from posttrain.models.fused import fused_blocks
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
-from posttrain.models.rows import padded_rows, single_rows
+from posttrain.models.router import Routers, rows_of_tokens, summed, tokens_that_count
+from posttrain.models.rows import PaddedRows, padded_rows, single_rows
 from posttrain.models.virtual import backbone_inputs
-from posttrain.types import Batch, TokenLogprobs
+from posttrain.types import Batch, Routing, TokenLogprobs
 
 Path = Literal["tree", "padded", "rows"]
 
@@ -81,6 +82,7 @@ class TreeModel(nn.Module, ABC):
         self.autocast = autocast
         self.dropout = dropout
         self._backend: str | None = None
+        self.routers = Routers(model)
         self._layers = _layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
@@ -156,9 +158,10 @@ class TreeModel(nn.Module, ABC):
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
-                return_dict=True,
                 tree=TreeLayout(batch, self._backend),
+                **self.routers.asked(),
             )
+        self.routers.keep(output, lambda: rows_of_tokens(batch))
         return output.last_hidden_state[0]
 
     def _predictor_states(self, batch: Batch, chosen: Path) -> Tensor:
@@ -167,13 +170,37 @@ class TreeModel(nn.Module, ABC):
             return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
         parts = []
         for part in [batch] if chosen == "padded" else single_rows(batch):
-            if chosen == "rows":
-                forget_lengths(self.model)
-            rows = padded_rows(part)
-            inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-            output = self.transformer.base_model(**inputs, use_cache=False)
-            parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
+            rows, states = self._backbone_rows(part, chosen)
+            parts.append(states[rows.row_N, rows.predictor_N])
         return torch.cat(parts)
+
+    def _backbone_rows(self, batch: Batch, chosen: Path) -> tuple[PaddedRows, Tensor]:
+        """The batch as rows, and the backbone's last hidden states of them, [B, L, D]."""
+        if chosen == "rows":
+            forget_lengths(self.model)
+        rows = padded_rows(batch)
+        inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
+        output = self.transformer.base_model(**inputs, use_cache=False, **self.routers.asked())
+        self.routers.keep(output, lambda: self._weights_of(rows))
+        return rows, output.last_hidden_state
+
+    @torch.no_grad()
+    def routing(self, batch: Batch) -> Routing | None:
+        """Where the batch's tokens go, by a pass of the backbone alone."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch)
+        with self._running_on(chosen), self.routers.recording(True) as routed:
+            if chosen == "tree":
+                self._tree_hidden(batch)
+            else:
+                for part in [batch] if chosen == "padded" else single_rows(batch):
+                    self._backbone_rows(part, chosen)
+        return summed(routed)
+
+    def _weights_of(self, rows: PaddedRows) -> Tensor:
+        """Of padded rows: padding counts for nothing; a prompt's virtual tokens pass through the routers, too."""
+        embedded = self.virtual_tokens if adapter_kind(self.model) != "prefix" else 0
+        return tokens_that_count(rows.attention_mask, embedded)
 
     @contextmanager
     def _tree_blocks(self) -> Iterator[None]:
@@ -252,6 +279,7 @@ class Policy(TreeModel):
         collision: bool = False,
         against: Against | None = None,
         value_head: nn.Module | None = None,
+        router: bool = False,
         path: Path | None = None,
     ) -> TokenLogprobs:
         """Log-probs of the batch's trained tokens under softmax(logits / temperature).
@@ -261,6 +289,7 @@ class Policy(TreeModel):
             against: give `divergence_N` from this model too; on the tree path of the same hidden states, on the others
                 by a second forward pass.
             value_head: [N, D] -> [N, 1]; give `values_N` too, of the states that predict the tokens.
+            router: give `routing` too, if this is a mixture of experts whose family balances its router by a loss.
             path: overrides the policy's own, for the comparison of the two.
 
         Raises:
@@ -269,11 +298,11 @@ class Policy(TreeModel):
         batch = to_device(batch, self.device)
         chosen = self.path_of(batch, path)
         run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
-        if against is None and value_head is None:
-            with self._running_on(chosen):
-                return run(batch, temperature, entropy, collision)[0]
         with self._running_on(chosen):
-            found, hidden_ND = run(batch, temperature, entropy, collision)
+            with self.routers.recording(router) as routed:
+                found, hidden_ND = run(batch, temperature, entropy, collision)
+            if router:
+                found = replace(found, routing=summed(routed))
             if value_head is not None:
                 states_ND = self._predictor_states(batch, chosen) if hidden_ND is None else hidden_ND
                 found = replace(found, values_N=read_values(value_head, states_ND))
@@ -385,7 +414,10 @@ class Policy(TreeModel):
     ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
         rows = padded_rows(batch)
-        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        output = self.model(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **self.routers.asked()
+        )
+        self.routers.keep(output, lambda: self._weights_of(rows))
         # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
         virtual = output.logits.shape[1] - rows.input_ids.shape[1]
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]
