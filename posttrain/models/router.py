@@ -33,7 +33,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from posttrain.types import Batch, Routing
+from posttrain.types import Batch, Maximum, Mean, Metric, Routing
 
 BALANCED_BY_BIAS = ("e_score_correction_bias", "expert_bias", "correction_bias")
 """What families call a bias that is added to the router's scores for the choice of experts alone."""
@@ -71,6 +71,21 @@ def balance(own: Routing, step: Routing) -> Tensor:
     routing of k experts a token gives k."""
     share_E = step.chosen_LE.sum(dim=0) / step.places
     return share_E.shape[0] * (share_E * own.probability_E).sum() / step.places
+
+
+def router_metrics(step: Routing | None) -> dict[str, Metric]:
+    """How evenly the experts were used: the loss (k if each is used as often as any other), the busiest expert's share
+    over an even one, and the share of experts that no token of the step reached."""
+    if step is None:
+        return {}
+    experts = step.chosen_LE.shape[1]
+    share_LE = step.chosen_LE / step.chosen_LE.sum(dim=1, keepdim=True)
+    idle = float((step.chosen_LE == 0).sum())
+    return {
+        "router_aux_loss": Mean(float(balance(step, step)) * step.places, step.places),
+        "router_load_max": Maximum(float(share_LE.max()) * experts),
+        "router_idle_share": Mean(idle, step.chosen_LE.numel()),
+    }
 
 
 # ---------------------------------------------------------------- what a family has

@@ -31,7 +31,7 @@ from posttrain.models.repeat import repeat
 from posttrain.models.rope import static_positions
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.memory import MemoryPlan, out_of_memory
-from posttrain.training.step import Reference, forward, start_loss
+from posttrain.training.step import Reference, forward, router_term, start_loss
 from posttrain.types import Batch, Mean, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
@@ -355,13 +355,17 @@ def check_gradient(
     logprobs = forward(policy, algorithm, batch)
     loss = start_loss(algorithm, logprobs, reference_N, batch, count(probes(trees))).loss
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    weights = [p for _, p in named]
+    balanced = _reached(router_term(algorithm, logprobs), weights)
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     waiting = policy.waiting()
     dead = [
         name
         for (name, _), g in zip(named, gradients, strict=True)
         if (g is None or not g.any()) and name not in waiting
     ]
+    alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
+    dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
     size = sum(p.numel() for _, p in named)
     everything = sum(p.numel() for p in policy.model.parameters())
     detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
@@ -384,6 +388,14 @@ def check_gradient(
             "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
         )
     return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
+
+
+def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
+    """Which of `weights` get a gradient from a further loss; a router that sends a token to one expert has no other."""
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return []
+    gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
+    return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
 
 
 def check_memory(memory: MemoryPlan) -> Check:

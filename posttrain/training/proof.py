@@ -13,6 +13,7 @@ from posttrain.models.heads import ScoreModel
 from posttrain.models.logprobs import TreeModel
 from posttrain.training import preflight, reward
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.balance import check_router
 from posttrain.training.inputs import Inputs
 from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, fitting_microbatch, plan
 from posttrain.types import TokenTree
@@ -43,6 +44,8 @@ def prove(
             if isinstance(policy, ScoreModel):
                 checks.append(reward.check_start(policy, objective, rows))
             checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        if (router := check_router(objective, policy)) is not None:
+            checks.append(router)
         per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
         largest = rows[int(preflight.lengths(rows).argmax())]
         budget = _budget(stage, policy, largest, per_token, live, resumed)

@@ -12,17 +12,19 @@ import torch
 
 from posttrain.config import load_recipe
 from posttrain.config.adapters import LoRA
-from posttrain.config.stages import DPO, SFT, TrainingStage
+from posttrain.config.stages import DPO, SFT, Reward, TrainingStage
 from posttrain.data.read import read
 from posttrain.data.trees import collate
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.errors import MemoryLimitError, PreflightError
+from posttrain.errors import ConfigError, MemoryLimitError, PreflightError
 from posttrain.models.adapters import add_adapter
 from posttrain.models.loading import LoadedModel, ModelSource
 from posttrain.models.reference import CachedReference
+from posttrain.models.router import RouterLoss
 from posttrain.training import preflight, stage
 from posttrain.training.pipeline import run_recipe
+from tests.families import family_model
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import run_loop, work_of
 
@@ -131,6 +133,55 @@ def test_noise_is_told_as_noise(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match="two equal calls") as caught:
         prepared(SFT(), tmp_path, model)
     assert "mlp.act_fn (RReLU)" in str(caught.value) and "padded" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- mixtures of experts
+
+
+def test_the_experts_are_balanced_with_the_models_own_weight(tmp_path: Path) -> None:
+    model = start("qwen3_moe", router_aux_loss_coef=0.02)
+    ready = prepared(DPO(beta=0.1), tmp_path, model)
+    assert ready.work.algorithm.router == RouterLoss(0.02)
+    (check,) = [check for check in ready.preflight.checks if check.name == "router"]
+    assert check.status == "pass" and "weight 0.02" in check.detail
+    assert prepared(SFT(router_aux_loss_coef=0.5), tmp_path, model).work.algorithm.router == RouterLoss(0.5)
+    off = prepared(SFT(router_aux_loss_coef=0), tmp_path, model)
+    assert off.work.algorithm.router is None
+    (check,) = [check for check in off.preflight.checks if check.name == "router"]
+    assert "is not added" in check.detail
+
+
+def test_a_reward_model_balances_its_experts_only_when_told_to(tmp_path: Path) -> None:
+    """As in TRL: its RewardTrainer adds nothing."""
+    model = start("qwen3_moe")
+    assert reward_prepared(Reward(), tmp_path, model).work.algorithm.router is None
+    assert reward_prepared(Reward(router_aux_loss_coef=0.01), tmp_path, model).work.algorithm.router == RouterLoss(0.01)
+
+
+def reward_prepared(stage_settings: Reward, folder: Path, model: LoadedModel) -> Any:
+    rows = [{"prompt": f"Is it {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(40)]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage_folder = StageFolder(folder / "stage")
+    try:
+        return stage.prepare(stage_settings, model, stage_folder, seed=0, progress=Progress(), examples=read(path))
+    finally:
+        stage_folder.close()
+
+
+def test_a_weight_without_experts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no load-balancing loss") as caught:
+        prepared(SFT(router_aux_loss_coef=0.01), tmp_path)
+    assert "router_aux_loss_coef" in str(caught.value) and "without experts" in str(caught.value)
+    assert not [check for check in prepared(SFT(), tmp_path).preflight.checks if check.name == "router"]
+
+
+def test_experts_without_a_loss_are_told(tmp_path: Path) -> None:
+    model = start()
+    tokens = len(model.tokenizer)
+    biased = replace(model, model=family_model("glm4_moe", vocab_size=tokens, first_k_dense_replace=0))
+    (check,) = [check for check in prepared(SFT(), tmp_path, biased).preflight.checks if check.name == "router"]
+    assert check.status == "warn" and "router loss not available: Glm4MoeForCausalLM" in check.detail
 
 
 # ---------------------------------------------------------------- the largest row
