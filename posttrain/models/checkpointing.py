@@ -40,7 +40,7 @@ def checkpointed_layers(
     try:
         for layer in layers:
             own = vars(layer).get("forward")  # somebody's replacement of the class's, to be put back
-            layer.forward = partial(_checkpointed, layer.forward, again)  # type: ignore[assignment]
+            layer.forward = partial(_checkpointed, layer.forward, again)
             changed.append((layer, own))
         yield
     finally:

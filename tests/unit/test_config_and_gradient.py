@@ -69,6 +69,8 @@ def test_the_pad_id_changes_no_gradient(family: str) -> None:
     padded = gradient(Policy(family_model(family, pad_token_id=STOP), "padded"))
     assert_equal(plain, padded)
     tokens = family_model(family).get_input_embeddings().weight.shape
+    embeddings = [m for m in family_model(family).modules() if isinstance(m, nn.Embedding)]
+    assert not any(m.max_norm or m.scale_grad_by_freq for m in embeddings)  # torch's other two ways to bend it
     rows = [part for part in padded.values() if part.shape == tokens]
     assert any(part[STOP].any() for part in rows)  # the stop token's own embedding moves
 

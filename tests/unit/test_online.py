@@ -13,7 +13,6 @@ import torch
 
 from posttrain.config.online import ONLINE_STAGES
 from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError, EmptyDatasetError, RewardError
 from posttrain.types import Task
 from tests.online import early_letters, lines, loop_of, run, save_start, source_of, tasks_of
@@ -322,7 +321,7 @@ def test_experts_are_balanced_while_sampling(tmp_path: Path, method: str) -> Non
     """With the model's own weight, as TRL's GRPO and RLOO; a step of many micro-batches counts its shares first."""
     start = save_start(tmp_path / "start", arch="qwen3_moe", router_aux_loss_coef=0.05)
     loop = loop_of(start, tmp_path / "stage", method, steps=1)
-    loop.run()
+    run(loop)
     assert loop.work.algorithm.router is not None and loop.work.algorithm.router.coefficient == 0.05
-    values = StageFolder(tmp_path / "stage").metrics("train")[-1]["values"]
+    (values,) = (line["values"] for line in lines(tmp_path / "stage", "metrics.jsonl") if line["split"] == "train")
     assert 1.9 < values["router_aux_loss"] < 4 and values["router_load_max"] >= 1
