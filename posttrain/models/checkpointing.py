@@ -16,13 +16,32 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.errors import ModelError
 
 CACHES = ("past_key_values", "layer_past")
 """What layers call a cache of keys and values; a recomputation would fill it a second time."""
+
+
+def layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers that `transformers` makes for it; of one inside another only the outer, which covers both.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    if not layers:
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        raise ModelError(
+            f"activation checkpointing is not available for {type(plain).__name__}",
+            remedy="set compute.activation_checkpointing to false",
+        )
+    return tuple(layer for layer in layers if id(layer) not in inner)
 
 
 @contextmanager

@@ -26,13 +26,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters import adapter_kind, virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
-from posttrain.models.checkpointing import checkpointed_layers
+from posttrain.models.checkpointing import checkpointed_layers, layers_to_checkpoint
 from posttrain.models.divergence import (
     Against,
     Distributions,
@@ -83,7 +82,7 @@ class TreeModel(nn.Module, ABC):
         self.dropout = dropout
         self._backend: str | None = None
         self.routers = Routers(model)
-        self._layers = _layers_to_checkpoint(model) if activation_checkpointing else ()
+        self._layers = layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
 
@@ -237,19 +236,6 @@ class TreeModel(nn.Module, ABC):
         """A layer's recomputation, as its forward was: the same blocks and the same dropout."""
         with self._tree_blocks() if tree else nullcontext(), self._modes(noisy):
             yield
-
-
-def _layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers that `transformers` makes for it; of one inside another only the outer, which covers both."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
-    if not layers:
-        plain = model.get_base_model() if isinstance(model, PeftModel) else model
-        raise ModelError(
-            f"activation checkpointing is not available for {type(plain).__name__}",
-            remedy="set compute.activation_checkpointing to false",
-        )
-    return tuple(layer for layer in layers if id(layer) not in inner)
 
 
 def read_values(head: nn.Module, states_ND: Tensor) -> Tensor:
