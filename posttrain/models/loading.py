@@ -23,6 +23,7 @@ from posttrain.errors import ConfigError, ModelError, nearest
 from posttrain.models.adapter_folders import adapter_facts, load_adapter
 from posttrain.models.adapters import add_adapter
 from posttrain.models.catalogue import CATALOGUE, Say, folder_of, is_here, pull
+from posttrain.models.every_token import count_every_token
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.gguf import read_gguf
 from posttrain.models.hub import download, looks_like_hub_id
@@ -125,6 +126,7 @@ def load(
             notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
         model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed)
     check_vocabulary(model, tokenizer, source.folder)
+    count_every_token(model)  # here too: a loop of the user's own may train what was loaded without a policy
     model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]

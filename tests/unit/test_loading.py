@@ -17,8 +17,11 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters import LoRA, add_adapter, is_fresh
 from posttrain.models.fingerprint import base_fingerprint, weights_fingerprint
 from posttrain.models.loading import load, resolve
+from posttrain.models.logprobs import Policy
 from posttrain.models.manifest import MANIFEST, write_manifest
-from tests.fixtures import byte_tokenizer, tiny_model
+from posttrain.training.algorithms import algorithm
+from posttrain.training.step import accumulate
+from tests.fixtures import byte_tokenizer, make_tree, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,30 @@ def test_a_missing_pad_token_stays_missing(folder: Path, tokenizer: Any) -> None
     assert loaded.tokenizer.pad_token is None
     assert len(loaded.tokenizer) == len(tokenizer) == loaded.model.config.vocab_size
     assert loaded.tokenizer("pad me").input_ids == tokenizer("pad me").input_ids
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2, targets=["embed_tokens", "q_proj"])])
+def test_two_folders_that_differ_in_the_pad_id_alone_train_alike(folder: Path, tokenizer: Any, adapter: Any) -> None:
+    """One step; the pad token of the second folder ends every answer, as in many published models."""
+    stop = tokenizer.eos_token_id
+    trees = [make_tree([5, 6, stop], [7, 8, stop]), make_tree([9], [stop, 3, stop])]
+    trained = []
+    for pad in (None, stop):
+        edit_json(folder / "config.json", pad_token_id=pad)
+        model = load(folder, adapter=adapter).model
+        accumulate(Policy(model), None, algorithm("sft"), trees, 1000, step=0)
+        trained.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert model.config.pad_token_id == pad
+    assert trained[0].keys() == trained[1].keys()
+    for name, gradient in trained[0].items():
+        torch.testing.assert_close(trained[1][name], gradient)
+    if adapter is None:
+        assert trained[1]["model.embed_tokens.weight"][stop].any()
+
+
+def test_a_loop_of_the_users_own_trains_the_pad_token_too(folder: Path, tokenizer: Any) -> None:
+    edit_json(folder / "config.json", pad_token_id=tokenizer.eos_token_id)
+    assert load(folder).model.get_input_embeddings().padding_idx is None
 
 
 def test_a_fresh_adapter_counts_in_the_fingerprint_and_not_in_the_logits(folder: Path, original: Any) -> None:

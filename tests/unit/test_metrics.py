@@ -18,7 +18,8 @@ from posttrain.losses.process import step_loss
 from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Maximum, Mean, Metric, Scores, TokenLogprobs, Total
+from posttrain.models.router import router_metrics
+from posttrain.types import Maximum, Mean, Metric, Routing, Scores, TokenLogprobs, Total
 from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 
@@ -82,6 +83,7 @@ def test_every_metric_of_every_objective_is_described() -> None:
     solution = replace(demonstrations, step_labels_N=torch.ones(2))
     steps = Scores(torch.zeros(1, 1), torch.zeros(2, 1), solution.branch_N)
     written |= set(step_loss(RewardRule("steps"), steps, solution, solution.count).metrics)
+    written |= set(router_metrics(Routing(torch.ones(2, 4), torch.ones(4), 8.0)))
     assert written <= set(METRICS)
     of_the_loop = {"grad_norm", "learning_rate", "tokens_per_second", "length_generated"}
     elsewhere = {*ONLINE_METRICS, *ROLLOUT_METRICS}

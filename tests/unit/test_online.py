@@ -314,3 +314,14 @@ def test_prompts_that_leave_no_room_are_dropped_and_counted(start: Path, tmp_pat
     assert source_of(loop).setup.order.tasks < 12
     check = next(one for one in loop.folder.preflight()["checks"] if one["name"] == "data")  # type: ignore[index]
     assert check["evidence"]["dropped"] == {"too_long": 1} and re.search("1 dropped", check["detail"])
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_experts_are_balanced_while_sampling(tmp_path: Path, method: str) -> None:
+    """With the model's own weight, as TRL's GRPO and RLOO; a step of many micro-batches counts its shares first."""
+    start = save_start(tmp_path / "start", arch="qwen3_moe", router_aux_loss_coef=0.05)
+    loop = loop_of(start, tmp_path / "stage", method, steps=1)
+    run(loop)
+    assert loop.work.algorithm.router is not None and loop.work.algorithm.router.coefficient == 0.05
+    (values,) = (line["values"] for line in lines(tmp_path / "stage", "metrics.jsonl") if line["split"] == "train")
+    assert 1.9 < values["router_aux_loss"] < 4 and values["router_load_max"] >= 1
