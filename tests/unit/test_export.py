@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.errors import ExportError, ModelError
+from posttrain.models import readback
 from posttrain.models.adapters import LoRA, add_adapter
 from posttrain.models.export import ExportReport, ExportSettings, begin_save, save_model
 from posttrain.models.fingerprint import weights_fingerprint
