@@ -4,8 +4,12 @@
 checkpointing see one forward. Three implementations of the same function:
 
 - `tree`: the flat batch through the backbone once, prompts shared, and the chunked projection. Fast.
-- `padded`: ordinary right-padded rows through the model's own forward and its own logits. Slow, and the oracle.
-- `rows`: as `padded`, one row at a time; for models whose rows depend on the longest one beside them (`rope.py`).
+- `padded`: ordinary right-padded rows through the model's own forward and its own logits. Slow.
+- `rows`: as `padded`, one row at a time; for models whose rows depend on the longest one beside them (`rope.py`), and
+  the oracle.
+
+No batch runs on a path that was not proven for this model on rows as long (`paths.py`): the first forward does it where
+nobody called `prove` before, so that it holds for policies, references, critics, teachers and reward models alike.
 
 `TreeModel` is what a policy shares with a reward model (`heads.py`), which makes scores of the same hidden states.
 
@@ -16,11 +20,11 @@ step-0 identities of preference losses are noise.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import PeftModel
@@ -31,7 +35,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters import virtual_tokens, waits_for_gradient
-from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
+from posttrain.models.attention import TreeCalls, TreeLayout, current_tree, probe_backend, tree_implementation
+from posttrain.models.backbone import backbone
 from posttrain.models.divergence import (
     Against,
     Distributions,
@@ -42,13 +47,15 @@ from posttrain.models.divergence import (
     spaced_tokens,
 )
 from posttrain.models.fused import fused_blocks
+from posttrain.models.paths import Path, Paths
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
-from posttrain.models.rows import padded_rows, single_rows
+from posttrain.models.rows import padded_rows, row_lengths, single_rows
 from posttrain.models.virtual import backbone_inputs
-from posttrain.types import Batch, TokenLogprobs
+from posttrain.types import Batch, TokenLogprobs, TokenTree
 
-Path = Literal["tree", "padded", "rows"]
+LARGEST_LOGITS = 1 << 26
+"""Elements of the logits that a comparison makes; longer rows are compared by their hidden states under one head."""
 
 
 class TreeModel(nn.Module, ABC):
@@ -56,7 +63,7 @@ class TreeModel(nn.Module, ABC):
 
     Args:
         model: the model, or a `peft` model around one.
-        path: `tree`, `padded` or `rows`; see `posttrain.training.preflight` for how a run chooses and proves it.
+        path: the fastest path that may be taken; a slower one is where this one gives other numbers.
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
@@ -75,10 +82,14 @@ class TreeModel(nn.Module, ABC):
         self.model = model
         self.virtual_tokens = virtual_tokens(model)
         """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""
-        self.path: Path = "padded" if self.virtual_tokens else path
+        self.paths = Paths("padded" if self.virtual_tokens and path == "tree" else path)
         self.autocast = autocast
         self.dropout = dropout
-        self._backend: str | None = None
+        self.unfused = False
+        """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
+        self.calls: TreeCalls | None = None
+        """What the layers asked of the tree in the last forward."""
+        self._backends: dict[torch.dtype, str] = {}
         self._running: Path = path
         self._noisy = False
         self.eval()
@@ -113,9 +124,32 @@ class TreeModel(nn.Module, ABC):
         """Parameters that get no gradient until others, which start at zero, have moved."""
         return waits_for_gradient(self.model)
 
+    reads_ahead_is_wrong: bool = True
+    """Whether a token's value must not depend on later ones; a judge of whole responses may read as it likes."""
+
+    @property
+    def path(self) -> Path:
+        """That most rows take, as far as is known."""
+        return self.paths.path
+
+    @path.setter
+    def path(self, wanted: Path) -> None:
+        self.paths = Paths(wanted)
+
+    def trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def prove(self, trees: Sequence[TokenTree], *, gradient: bool = True) -> Path:
+        """Decide on these trees which path rows like them take; see `posttrain.models.paths`.
+
+        Raises:
+            ModelError: the model is not causal, and what it is used for does not allow that.
+        """
+        return self.paths.prove(self, trees, gradient=gradient)
+
     def path_of(self, batch: Batch, path: Path | None = None) -> Path:
-        """The path that this batch takes; `path` overrides the policy's own. Rows that are longer than the angles of
-        the model's rotary embedding are fixed for run one at a time on any path."""
+        """The path that this batch takes, proven on it if need be; `path` overrides it, for comparisons. Rows that are
+        longer than the angles of the model's rotary embedding are fixed for run one at a time on any path."""
         limit = static_positions(self.transformer.config.get_text_config())
         if limit is not None:
             forget_lengths(self.model)
@@ -127,7 +161,7 @@ class TreeModel(nn.Module, ABC):
                 found=f"path tree with {self.virtual_tokens} virtual tokens",
                 remedy="use the padded path",
             )
-        return path or self.path
+        return path or self.paths.of(self, batch)
 
     @contextmanager
     def _running_on(self, path: Path) -> Iterator[None]:
@@ -140,14 +174,14 @@ class TreeModel(nn.Module, ABC):
 
     def _tree_hidden(self, batch: Batch) -> Tensor:
         """The backbone's last hidden states of the flat batch, [T, D]."""
-        if self._backend is None:
-            self._backend = probe_backend(self.device, self.autocast or self.dtype)
-        with self._tree_blocks():
-            output = self.transformer.base_model(
-                input_ids=batch.input_ids_T[None],
-                position_ids=batch.positions_T[None],
-                use_cache=False,
-                tree=TreeLayout(batch, self._backend),
+        dtype = self.autocast or self.dtype
+        if dtype not in self._backends:
+            self._backends[dtype] = probe_backend(self.device, dtype)
+        layout = TreeLayout(batch, self._backends[dtype])
+        self.calls = layout.calls
+        with self._tree_blocks(layout):
+            output = backbone(self.transformer)(
+                input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False
             )
         return output.last_hidden_state[0]
 
@@ -161,15 +195,15 @@ class TreeModel(nn.Module, ABC):
                 forget_lengths(self.model)
             rows = padded_rows(part)
             inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-            output = self.transformer.base_model(**inputs, use_cache=False)
+            output = backbone(self.transformer)(**inputs, use_cache=False)
             parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
         return torch.cat(parts)
 
     @contextmanager
-    def _tree_blocks(self) -> Iterator[None]:
+    def _tree_blocks(self, layout: TreeLayout) -> Iterator[None]:
         """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
-        fused = nullcontext() if self.autocast else fused_blocks(self.transformer)
-        with tree_implementation(self.transformer), fused:
+        fused = nullcontext() if self.autocast or self.unfused else fused_blocks(self.transformer)
+        with tree_implementation(self.transformer, layout), fused:
             yield
 
     # ------------------------------------------------------------ modes
@@ -187,9 +221,9 @@ class TreeModel(nn.Module, ABC):
                 module.training = training
 
     @contextmanager
-    def _again(self, tree: bool, noisy: bool) -> Iterator[None]:
+    def _again(self, tree: TreeLayout | None, noisy: bool) -> Iterator[None]:
         """A layer's recomputation, as its forward was: the same blocks and the same dropout."""
-        with self._tree_blocks() if tree else nullcontext(), self._modes(noisy):
+        with self._tree_blocks(tree) if tree is not None else nullcontext(), self._modes(noisy):
             yield
 
     def _checkpoint_layers(self) -> None:
@@ -202,7 +236,7 @@ class TreeModel(nn.Module, ABC):
 
         def contexts() -> tuple[Any, Any]:
             # The recomputation runs inside backward, after the forward's context has been left.
-            tree, noisy = self._running == "tree", self._noisy
+            tree, noisy = current_tree(), self._noisy
             return nullcontext(), self._again(tree, noisy)
 
         for layer in layers:
@@ -288,7 +322,17 @@ class Policy(TreeModel):
         return against.spread(divergence(own, theirs, against.mixture), index_S, batch.count.tokens)
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
-        return self(batch, path=path).logprobs_N, batch.branch_N
+        """Of long rows and large vocabularies by the hidden states and one head, on every path: the logits of a row of
+        8,192 tokens and 150,000 ids are 5 GB. That the head is the model's is shown by the short rows."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch, path)
+        vocabulary = int(self.transformer.config.get_text_config().vocab_size)
+        with self._running_on(chosen):
+            if sum(row_lengths(batch)) * vocabulary <= LARGEST_LOGITS:
+                run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
+                return run(batch, 1.0, False, False)[0].logprobs_N, batch.branch_N
+            states_ND = self._predictor_states(batch, chosen)
+            return target_logprobs(states_ND, read_head(self.causal_lm), batch.target_ids_N)[0], batch.branch_N
 
     def distributions(
         self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0, path: Path | None = None
