@@ -68,10 +68,13 @@ class TreeCalls:
     unknown: set[str] = field(default_factory=set)
     """Arguments with a value that this function does not know."""
 
-    def unseen_windows(self) -> set[int]:
+    def unseen_windows(self, config: Any) -> set[int]:
         """Windows of the masks that the model made and that no layer passed on: beyond so many tokens the tree lets a
-        token see what the model hides from it."""
-        return {window for window in self.masks - self.windows if window is not None}
+        token see what the model hides from it. Some models make a mask that none of their layers is of the type for."""
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and set(kinds) == {"full_attention"}:
+            return set()
+        return {window for window in self.masks - self.windows if window}
 
 
 class TreeLayout:

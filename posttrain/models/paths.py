@@ -203,36 +203,44 @@ def examined(
     model.calls = None
     with exact(model) as wide:
         dtype = computed_in(model, short)
-        gap: Gap | None = None
-        for probed, slopes in ((short, gradient), ([*short, *spread], False)):
-            if not slopes and gap is not None and not spread:
-                continue
-            oracle, slope = values_and_gradient(model, probed, "rows", gradient=slopes)
-            if not len(oracle) or not bool(torch.isfinite(oracle).all()):
-                return None
-            try:
-                found = against(model, probed, path, oracle, slope if slopes else None, dtype)
-            except PosttrainError:
-                raise
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                # The model's own code refuses rows laid end to end; the slower paths never meet that code.
-                return Verdict(0, reason=_stops(error, model), error=f"{type(error).__name__}: {error}")
-            gap = found if gap is None else worse(gap, found)
-            if not found.holds:
-                return Verdict(0, gap, _differs(model, path, found))
-    assert gap is not None
+        first = _compared(model, short, path, dtype, gradient=gradient)
+        if not isinstance(first, Gap):
+            return first
+        unseen = _unseen_windows(model) if path == "tree" else set()
+        window = min(unseen, default=longest)
+        spread = [tree for tree in spread if row_length(tree) <= window]
+        gap = first
+        if spread:
+            second = _compared(model, [*short, *spread], path, dtype, gradient=False)
+            if not isinstance(second, Gap):
+                return second
+            gap = worse(first, second)
     if wide and (own := model.autocast or model.dtype) in HALF:
         rough = _in_its_own_precision(model, short, path, own)
         if not rough.holds:
             return Verdict(0, rough, _differs(model, path, rough))
-    unseen = model.calls.unseen_windows() if path == "tree" and model.calls is not None else set()
     if unseen:
-        window = min(unseen)
-        reason = f"its layers keep a window of {window:,} tokens in a mask of their own, which the tree does not see"
-        return Verdict(window, gap, reason)
+        return Verdict(window, gap, _hidden(window))
     return Verdict(reach_of(model.transformer.config.get_text_config(), longest), gap)
+
+
+def _compared(
+    model: TreeModel, trees: Sequence[TokenTree], path: Path, dtype: torch.dtype, *, gradient: bool
+) -> Gap | Verdict | None:
+    """The difference where it is small enough, else the verdict; None where there is no number that could differ."""
+    oracle, slope = values_and_gradient(model, trees, "rows", gradient=gradient)
+    if not len(oracle) or not bool(torch.isfinite(oracle).all()):
+        return None
+    try:
+        gap = against(model, trees, path, oracle, slope, dtype)
+    except PosttrainError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        # The model's own code refuses rows laid end to end; the slower paths never meet that code.
+        return Verdict(0, reason=_stops(model), error=f"{type(error).__name__}: {error}")
+    return gap if gap.holds else Verdict(0, gap, _differs(model, path, gap))
 
 
 @torch.no_grad()
@@ -265,12 +273,20 @@ def _cause(model: TreeModel) -> str:
         return NOT_SERVED[min(calls.unknown)]
     if layers is not None and calls.layers < layers:
         return f"{layers - calls.layers} of its {layers} layers keep a state that runs on from row to row"
-    if unseen := calls.unseen_windows():
-        return f"its layers keep a window of {min(unseen):,} tokens in a mask of their own, which the tree does not see"
+    if unseen := _unseen_windows(model):
+        return _hidden(min(unseen))
     return "something in it runs on from row to row, such as a convolution, a state or positions of its own"
 
 
-def _stops(error: Exception, model: TreeModel) -> str:
+def _unseen_windows(model: TreeModel) -> set[int]:
+    return set() if model.calls is None else model.calls.unseen_windows(model.transformer.config.get_text_config())
+
+
+def _hidden(window: int) -> str:
+    return f"its layers keep a window of {window:,} tokens in a mask of their own, which the tree does not see"
+
+
+def _stops(model: TreeModel) -> str:
     calls = model.calls
     if calls is not None and calls.unknown:
         return NOT_SERVED[min(calls.unknown)]
