@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,6 @@ from benchmarks.tiny_families import VOCABULARY, names, tiny_family
 from posttrain.data.trees import collate
 from posttrain.errors import ModelError
 from posttrain.models.logprobs import Policy
-from posttrain.models.paths import sentence
 from posttrain.types import Branch, RowRef, TokenTree
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -57,8 +57,9 @@ class Family:
     gradient: float | None = None
 
     def line(self) -> str:
+        reason = re.sub(r" \([^()]*differ by at most[^()]*\)", "", self.reason).replace("|", "/")
         off = "" if self.logprob is None else f"{self.logprob:.0e} nats, gradient {self.gradient:.0e}"
-        return f"| {self.name} | {self.model} | {self.status} | {off} | {self.reason.replace('|', '/')} |"
+        return f"| {self.name} | {self.model} | {self.status} | {off} | {reason} |"
 
 
 def pairs(vocabulary: int = VOCABULARY) -> list[TokenTree]:
@@ -104,8 +105,7 @@ def examined(name: str) -> Family:
         return Family(name, kind, "refused", f"{error.problem} ({error.found})")
     except Exception as error:  # a boundary: what the model's own plain forward raises is the family's result
         return Family(name, kind, "refused", f"its own forward stops: {type(error).__name__}: {str(error)[:120]}")
-    reasons = [sentence(model=policy, path=path, paths=policy.paths) for path in policy.paths.order[:-1]
-               if policy.paths.reach[path].closed]
+    reasons = policy.paths.reasons(policy)
     values = policy(collate(trees)).logprobs_N
     again = policy(collate(trees)).logprobs_N
     expected = plain(model, trees)
@@ -123,20 +123,33 @@ def examined(name: str) -> Family:
 
 
 def swept(asked: Sequence[str], seconds: int) -> Iterator[Family]:
-    """Each family in a process of its own: some stop it, some take forever."""
+    """Each family in a process of its own: some stop it, some take forever. Forked, so that imports are paid once."""
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     for name in asked:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.families", "--one", name]
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_report, args=(name, sender))
+        process.start()
+        sender.close()
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=PAGE.parents[1])
-        except subprocess.TimeoutExpired:
-            yield Family(name, "", "not built", f"takes more than {seconds} s")
-            continue
-        last = done.stdout.strip().splitlines()[-1:] or [""]
-        if done.returncode or not last[0].startswith("{"):
-            fault = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            yield Family(name, "", "not built", f"its process ended with {done.returncode}: {fault[:120]}")
-        else:
-            yield Family(**json.loads(last[0]))
+            ready = receiver.poll(seconds)
+            yield receiver.recv() if ready else Family(name, "", "not built", f"takes more than {seconds} s")
+        except EOFError:
+            process.join()
+            yield Family(name, "", "not built", f"its process ended with {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
+
+
+def _report(name: str, sender: Connection) -> None:
+    quieten()
+    sender.send(examined(name))
+
+
+def quieten() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
 
 
 def table(families: Sequence[Family]) -> str:
@@ -166,13 +179,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/models.md")
     parser.add_argument("--seconds", type=int, default=90, help="for each family")
     parser.add_argument("--results", type=Path, help="JSON lines: what is there is kept, what is missing is added")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        print(json.dumps(asdict(examined(options.one))))
-        return
+    quieten()
     asked = options.names or names()
     known: dict[str, Family] = {}
     if options.results is not None and options.results.exists():

@@ -77,6 +77,13 @@ UNSET = {
 """Fields that some default configs leave to the published model."""
 TOKEN_ID = re.compile(r"(_token_id|_index|_token_index)$")
 
+QWEN4 = {
+    "indexer_n_heads": HEADS,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": HEAD_DIM,
+    "indexer_budget": WINDOW,
+    "indexer_compress_ratio": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"is_decoder": True},
     "bert-generation": {"is_decoder": True},
@@ -130,16 +137,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
             kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in ("full_attention", "sliding_attention")
         }
     },
-    "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10_000.0}},
-    "dots3_note_text": {"per_layer_config": {}},
-    "qwen4_exp_text": {
-        "indexer_n_heads": HEADS,
-        "indexer_kv_heads": GROUPS,
-        "indexer_head_dim": HEAD_DIM,
-        "indexer_budget": WINDOW,
-        "indexer_compress_ratio": 4,
-    },
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": HEAD_DIM},
+    "qwen4_exp_text": QWEN4,
+    "qwen4_exp": {"text_config": QWEN4},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
 }
 """What names do not tell. A BERT is a language model only as a decoder; Qwen2-MoE has its window off by default."""
 
@@ -170,7 +172,7 @@ def tiny_family(name: str, seed: int = 0, **changes: Any) -> Any:
         try:
             return _built(tiny_config(name, variant, changes), seed)
         except Exception as error:  # a boundary: any family's own code may raise anything, and it is told
-            faults.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+            faults.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
     raise ValueError("; ".join(dict.fromkeys(faults)))
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from posttrain.models.logprobs import TreeModel
 
 HALF = (torch.bfloat16, torch.float16)
+SETTINGS = ("autocast", "dropout", "unfused", "backend")
+"""Of a `TreeModel`: what a proof sets, and gives back."""
 SHARE_FOR_COPIES = 0.5
 """Of the free memory that fp32 copies of 16-bit weights may take while a proof lasts."""
 
@@ -31,26 +33,26 @@ def exact(model: TreeModel) -> Iterator[bool]:
     It is not for weights that are quantised, and for 16-bit weights whose copies the free memory does not hold: these
     are proven in the precision that they have, with its wide tolerance.
     """
-    wide = can_be_exact(model)
-    autocast, dropout = model.autocast, model.dropout
+    wide, half = can_be_exact(model), (model.autocast or model.dtype) in HALF
+    before = {name: getattr(model, name) for name in SETTINGS}
     # Tensors of a proof are none of the step's: without hooks of its own they would be counted as activations.
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with ExitStack() as stack:
         stack.enter_context(hooks)
-        stack.callback(_restore, model, autocast, dropout, model.unfused)
+        stack.callback(lambda: [setattr(model, name, value) for name, value in before.items()])
         model.dropout = False
         if wide:
-            model.unfused |= autocast is not None
+            model.unfused |= model.autocast is not None
             model.autocast = None
+            if half and model.device.type == "cuda":
+                # FlexAttention is tiled for 16 bits; in fp32 wide heads may not fit a block's memory. What it computes
+                # in 16 bits is compared as well (`paths.examined`), and `probe_backend` holds it to `segments`.
+                model.backend = "segments"
             stack.enter_context(torch.autocast(model.device.type, enabled=False))
             stack.enter_context(_without_tf32())
             stack.enter_context(_wide_weights(model))
             stack.enter_context(_without_flash(model.model))
         yield wide
-
-
-def _restore(model: TreeModel, autocast: torch.dtype | None, dropout: bool, unfused: bool) -> None:
-    model.autocast, model.dropout, model.unfused = autocast, dropout, unfused
 
 
 def can_be_exact(model: TreeModel) -> bool:

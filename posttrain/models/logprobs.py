@@ -87,6 +87,8 @@ class TreeModel(nn.Module, ABC):
         self.dropout = dropout
         self.unfused = False
         """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
+        self.backend: str | None = None
+        """Of the tree's attention; None is the fastest that agrees with `segments` here (`probe_backend`)."""
         self.calls: TreeCalls | None = None
         """What the layers asked of the tree in the last forward."""
         self._backends: dict[torch.dtype, str] = {}
@@ -174,16 +176,19 @@ class TreeModel(nn.Module, ABC):
 
     def _tree_hidden(self, batch: Batch) -> Tensor:
         """The backbone's last hidden states of the flat batch, [T, D]."""
-        dtype = self.autocast or self.dtype
-        if dtype not in self._backends:
-            self._backends[dtype] = probe_backend(self.device, dtype)
-        layout = TreeLayout(batch, self._backends[dtype])
+        layout = TreeLayout(batch, self.backend or self._fastest_backend())
         self.calls = layout.calls
         with self._tree_blocks(layout):
             output = backbone(self.transformer)(
                 input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False
             )
         return output.last_hidden_state[0]
+
+    def _fastest_backend(self) -> str:
+        dtype = self.autocast or self.dtype
+        if dtype not in self._backends:
+            self._backends[dtype] = probe_backend(self.device, dtype)
+        return self._backends[dtype]
 
     def _predictor_states(self, batch: Batch, chosen: Path) -> Tensor:
         """The backbone's last hidden states where each trained token is predicted, [N, D]."""

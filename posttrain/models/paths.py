@@ -239,7 +239,7 @@ def _compared(
         if out_of_memory(error):
             raise
         # The model's own code refuses rows laid end to end; the slower paths never meet that code.
-        return Verdict(0, reason=_stops(model), error=f"{type(error).__name__}: {error}")
+        return Verdict(0, reason=_stops(model, path), error=f"{type(error).__name__}: {error}")
     return gap if gap.holds else Verdict(0, gap, _differs(model, path, gap))
 
 
@@ -286,7 +286,9 @@ def _hidden(window: int) -> str:
     return f"its layers keep a window of {window:,} tokens in a mask of their own, which the tree does not see"
 
 
-def _stops(model: TreeModel) -> str:
+def _stops(model: TreeModel, path: Path) -> str:
+    if path == "padded":
+        return "its code stops on several padded rows at once: each runs alone"
     calls = model.calls
     if calls is not None and calls.unknown:
         return NOT_SERVED[min(calls.unknown)]
