@@ -153,7 +153,9 @@ def quieten() -> None:
 
 
 def table(families: Sequence[Family]) -> str:
-    counts = {status: sum(one.status == status for one in families) for status in dict.fromkeys(f.status for f in families)}
+    counts = {
+        status: sum(one.status == status for one in families) for status in dict.fromkeys(f.status for f in families)
+    }
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))
     return "\n".join(
         [

@@ -31,11 +31,17 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"^(hidden_size|d_model|n_embd|word_embed_proj_dim|emb_dim|embedding_dim|dim|lru_width)$", WIDTH),
     (r"^(attention_hidden_size|mamba_d_ssm|router_hidden_size|embed_dim|ple_embed_dim|embedding_size)$", WIDTH),
     (r"^(hidden_size_per_layer_input|input_embedding_size|output_embedding_size|projection_dim)$", 32),
-    (r"intermediate_size|intermediate_size_mlp|ffn_dim|^d_ff$|^dff$|^dim_ff$|^d_inner$|ffn_hidden_size|feed_forward", 96),
+    (
+        r"intermediate_size|intermediate_size_mlp|ffn_dim|^d_ff$|^dff$|^dim_ff$|^d_inner$|ffn_hidden_size|feed_forward",
+        96,
+    ),
     (r"^(encoder_|decoder_|swa_|num_encoder_|num_decoder_|)(num_)?attention_heads$|^n_heads?$|^num_heads$", HEADS),
     (r"^swa_num_attention_heads$|^num_attention_heads$|^num_query_groups$|^linear_num_heads$", HEADS),
     (r"num_key_value_heads$|^num_kv_heads$", GROUPS),
-    (r"^(swa_)?head_dim$|^d_head$|^dim_head$|^v_head_dim$|^attention_head_size$|^kv_channels$|^global_head_dim$", HEAD_DIM),
+    (
+        r"^(swa_)?head_dim$|^d_head$|^dim_head$|^v_head_dim$|^attention_head_size$|^kv_channels$|^global_head_dim$",
+        HEAD_DIM,
+    ),
     (r"^qk_nope_head_dim$|^qk_rope_head_dim$|^rotary_dim$|^index_rope_head_dim$", 8),
     (r"^qk_head_dim$|^linear_(key_|value_)?head_dim$|^query_pre_attn_scalar$|^attention_head_dim$", HEAD_DIM),
     (r"^linear_num_(key|value)_heads$", HEADS),
@@ -273,4 +279,3 @@ def _draw(model: nn.Module, seed: int) -> None:
         if id(parameter) in embeddings and id(parameter) not in tied:
             scale = 1.0
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-

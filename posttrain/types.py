@@ -288,6 +288,30 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """What the routers of a mixture of experts did with a batch's tokens; the parts of a step add up.
+
+    Routing(chosen_LE=[[3.0, 1.0], [2.0, 2.0]], probability_E=[4.4, 3.6], places=8.0): four tokens, two layers, and of
+    two experts one for each token. A token counts once for each row that it stands in.
+    """
+
+    chosen_LE: Tensor
+    """How many tokens each layer sent to each expert; no gradient."""
+    probability_E: Tensor
+    """The router's probability of each expert, summed over tokens and layers, with its gradient."""
+    places: float
+    """Tokens times layers."""
+
+    def __add__(self, other: Routing) -> Routing:
+        return Routing(
+            self.chosen_LE + other.chosen_LE, self.probability_E + other.probability_E, self.places + other.places
+        )
+
+    def detach(self) -> Routing:
+        return Routing(self.chosen_LE, self.probability_E.detach(), self.places)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """log p(token) of each trained token, and the entropy of its distribution if asked for.
 
@@ -303,6 +327,8 @@ class TokenLogprobs:
     k tokens, it is k times as large there and 0 elsewhere, so that sums are right on average."""
     values_N: Tensor | None = None
     """What the state before each token is worth, by a head on the policy's own backbone, with its gradient."""
+    routing: Routing | None = None
+    """Where the tokens went in a mixture of experts, if asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +343,8 @@ class Scores:
     """The score of each marked step, of which `scores_BH` is made; None where responses are scored as a whole."""
     branch_S: Tensor | None = None
     """The branch of each step."""
+    routing: Routing | None = None
+    """Where the tokens went in a mixture of experts, if asked for."""
 
 
 # ---------------------------------------------------------------- metrics: numbers that know how they add up

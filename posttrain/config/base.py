@@ -27,7 +27,7 @@ from posttrain.config.settings import (
     Preflight,
     Schedule,
 )
-from posttrain.config.values import Float, Int, Settings, either, refuse
+from posttrain.config.values import AutoWeight, Float, Int, Settings, either, refuse
 from posttrain.diagnostics.run_store import RESERVED_NAMES
 
 LEARNING_RATES: Mapping[str, tuple[float, str]] = {
@@ -103,6 +103,9 @@ class TrainingStage(StageSettings):
     """How often each row is trained on. 1 unless `steps` is given, as in the Alignment Handbook."""
     max_length: Int | None = Field(default=2048, ge=2)
     """Longest row in tokens, prompt included; null: as long as the model allows."""
+    router_aux_loss_coef: AutoWeight = "auto"
+    """Weight of the load-balancing loss of a mixture of experts, which is added to the method's loss; 0: none. `auto`:
+    the model's own, from its config, as in TRL 1.16; for reward models none, as there."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
     optimizer: Optimizer = Optimizer()

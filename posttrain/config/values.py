@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
@@ -68,6 +69,12 @@ def _auto_or_number(value: Any) -> Any:
     raise refuse("this is neither `auto` nor a positive whole number", remedy="write auto, or a number such as 8192")
 
 
+def _auto_or_weight(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise refuse("this is neither `auto` nor a number of 0 or more", remedy="write auto, or a number such as 0.001")
+
+
 def _auto_or_flag(value: Any) -> Any:
     if value == "auto" or isinstance(value, bool):
         return value
@@ -85,6 +92,7 @@ def _name_or_names(value: Any) -> Any:
 Float = Annotated[float, BeforeValidator(_number)]
 Int = Annotated[int, BeforeValidator(_number)]
 AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+AutoWeight = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_weight)]
 AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
 
 NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]

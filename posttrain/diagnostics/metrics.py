@@ -223,6 +223,22 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "Mean entropy of the policy's next-token distribution. A collapse to 0 means that it always says the same.",
         ),
+        "router_aux_loss": MetricInfo(
+            "Router balance",
+            "",
+            "down",
+            "Load-balancing loss of a mixture of experts before its coefficient, over the whole step. The number of "
+            "experts per token where all are used alike. `loss` is without it.",
+        ),
+        "router_load_max": MetricInfo(
+            "Busiest expert",
+            "",
+            "down",
+            "The largest share that an expert has of its layer's tokens, over the share of even use, which is 1.",
+        ),
+        "router_idle_share": MetricInfo(
+            "Idle experts", "share", "down", "Experts that no token of the step was sent to, over all layers."
+        ),
         "grad_norm": MetricInfo(
             "Gradient norm", "", "none", "Euclidean norm of the step's whole gradient before clipping."
         ),

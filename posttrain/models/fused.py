@@ -30,15 +30,28 @@ SWIGLU_MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 SILU = frozenset({"SiLU", "SiLUActivation"})
 
 
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """In 16 bits the square of 256 is infinite (fp16), or a sum of squares has two digits (bf16)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def normed(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """w x / rms(x) from 1 / rms(x), rounded as the models of `transformers` round it: to x's dtype before w."""
+    y = (x * inverse).to(x.dtype)  # a product with fp32 is fp32
+    return y.mul_(weight) if weight.dtype == y.dtype else y * weight
+
+
 class RMSNorm(torch.autograd.Function):
-    """y = w x / rms(x), Zhang and Sennrich 2019, eq. 4; returns y and 1 / rms(x). Keeps x, w and 1 / rms(x)."""
+    """y = w x / rms(x), Zhang and Sennrich 2019, eq. 4; returns y and 1 / rms(x), which is fp32 or wider whatever x is.
+    Keeps x, w and 1 / rms(x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1] + eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_fp32(x.dtype))
+        inverse = (norm.square_() / x.shape[-1] + eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         ctx.mark_non_differentiable(inverse)
-        return (x * inverse).mul_(weight), inverse
+        return normed(x, inverse, weight), inverse
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -46,11 +59,12 @@ class RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (x * inverse).mul_(gradient).flatten(0, -2).sum(0)
+            grad_weight = (x * inverse).mul_(gradient).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            grad_x = gradient * weight
-            along = torch.linalg.vecdot(grad_x, x).unsqueeze(-1).mul_(inverse**3 / x.shape[-1])
-            grad_x.mul_(inverse).addcmul_(x, along, value=-1)
+            wide = x.to(inverse.dtype)
+            grad_wide = gradient.to(inverse.dtype) * weight
+            along = torch.linalg.vecdot(grad_wide, wide).unsqueeze(-1).mul_(inverse**3 / x.shape[-1])
+            grad_x = grad_wide.mul_(inverse).addcmul_(wide, along, value=-1).to(x.dtype)
         return grad_x, grad_weight, None
 
 
@@ -114,7 +128,7 @@ class Shared:
 
     def output(self, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
         if self._again is None:
-            self._again, self._left = (x * inverse).mul_(weight), self.readers
+            self._again, self._left = normed(x, inverse, weight), self.readers
         again = self._again
         self._left -= 1
         if self._left <= 0:

@@ -30,8 +30,8 @@ from posttrain.models.adapters import adapter_kind
 from posttrain.models.backbone import backbone
 from posttrain.models.logprobs import Path, TreeModel
 from posttrain.models.rope import forget_lengths
-from posttrain.models.rows import padded_rows, single_rows
-from posttrain.models.virtual import backbone_inputs
+from posttrain.models.router import summed
+from posttrain.models.rows import single_rows
 from posttrain.types import Batch, Scores
 
 HEAD = "score"
@@ -91,14 +91,19 @@ class ScoreModel(TreeModel):
         """The model with the pooling of a saved or trained rule."""
         return cls(model, pooling=rule.pooling, steps=rule.steps, **options)
 
-    def forward(self, batch: Batch, *, path: Path | None = None) -> Scores:
-        """Raises EncodingError for a response without a trained token: it has no place to be scored at."""
+    def forward(self, batch: Batch, *, router: bool = False, path: Path | None = None) -> Scores:
+        """Raises EncodingError for a response without a trained token: it has no place to be scored at.
+
+        router: give `routing` too; see `Policy`.
+        """
         batch = to_device(batch, self.device)
-        pooled, branches = self._pooled(batch, path)
+        with self.routers.recording(router) as routed:
+            pooled, branches = self._pooled(batch, path)
         scores = self._head(pooled)
         if self.pooling != "steps":
-            return Scores(scores)
-        return Scores(aggregate_steps(scores, branches, batch.num_branches, self.steps), scores, branches)
+            return Scores(scores, routing=summed(routed))
+        of_branches = aggregate_steps(scores, branches, batch.num_branches, self.steps)
+        return Scores(of_branches, scores, branches, summed(routed))
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
         """The scores, and the pooled states along a fixed random direction: a head that starts at zero gives every
@@ -153,10 +158,8 @@ class ScoreModel(TreeModel):
 
     def _padded_states(self, batch: Batch) -> Tensor:
         """Each branch as a row of its own, prompt first, through the backbone's own attention."""
-        rows = padded_rows(batch)
-        inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-        output = backbone(self.transformer)(**inputs, use_cache=False)
-        return output.last_hidden_state[rows.row_N, rows.predictor_N + 1]
+        rows, states = self._backbone_rows(batch, "padded")
+        return states[rows.row_N, rows.predictor_N + 1]
 
     def _row_states(self, batch: Batch) -> Tensor:
         """Each branch alone."""

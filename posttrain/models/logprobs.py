@@ -13,15 +13,16 @@ nobody called `prove` before, so that it holds for policies, references, critics
 
 `TreeModel` is what a policy shares with a reward model (`heads.py`), which makes scores of the same hidden states.
 
-Dropout is off in both unless the caller asks for it: with dropout, two calls on the same batch disagree and the
-step-0 identities of preference losses are noise.
+Dropout is off in all of them unless the caller asks for it: with dropout, two calls on the same batch disagree and the
+step-0 identities of preference losses are noise. Off means that every module is in eval mode, also while gradients are
+recorded and layers are checkpointed: decoders such as OPT, BioGPT and BART call dropout by the layer's own flag.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -29,14 +30,14 @@ from typing import Any, ClassVar, Self
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
-from posttrain.models.adapters import virtual_tokens, waits_for_gradient
+from posttrain.models.adapters import adapter_kind, virtual_tokens, waits_for_gradient
 from posttrain.models.attention import TreeCalls, TreeLayout, current_tree, probe_backend, tree_implementation
 from posttrain.models.backbone import backbone
+from posttrain.models.checkpointing import checkpointed_layers
 from posttrain.models.divergence import (
     Against,
     Distributions,
@@ -46,13 +47,15 @@ from posttrain.models.divergence import (
     exact_kl,
     spaced_tokens,
 )
+from posttrain.models.every_token import count_every_token
 from posttrain.models.fused import fused_blocks
 from posttrain.models.paths import Path, Paths
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
-from posttrain.models.rows import padded_rows, row_lengths, single_rows
+from posttrain.models.router import Routers, rows_of_tokens, summed, tokens_that_count
+from posttrain.models.rows import PaddedRows, padded_rows, row_lengths, single_rows
 from posttrain.models.virtual import backbone_inputs
-from posttrain.types import Batch, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Routing, TokenLogprobs, TokenTree
 
 LARGEST_LOGITS = 1 << 26
 """Elements of the logits that a comparison makes; longer rows are compared by their hidden states under one head."""
@@ -92,11 +95,10 @@ class TreeModel(nn.Module, ABC):
         self.calls: TreeCalls | None = None
         """What the layers asked of the tree in the last forward."""
         self._backends: dict[torch.dtype, str] = {}
-        self._running: Path = path
-        self._noisy = False
-        self.eval()
-        if activation_checkpointing:
-            self._checkpoint_layers()
+        self.routers = Routers(model)
+        self._layers = _layers_to_checkpoint(model) if activation_checkpointing else ()
+        count_every_token(model)
+        model.eval()  # `self.eval()` would end in `train` below, and do nothing
 
     @property
     def transformer(self) -> Any:
@@ -166,12 +168,21 @@ class TreeModel(nn.Module, ABC):
         return path or self.paths.of(self, batch)
 
     @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Calls inside are compared with one another, so that they must be equal: no dropout, whatever was asked."""
+        asked, self.dropout = self.dropout, False
+        try:
+            yield
+        finally:
+            self.dropout = asked
+
+    @contextmanager
     def _running_on(self, path: Path) -> Iterator[None]:
-        """One forward pass: its path, its dropout and its precision."""
-        self._running = path
-        self._noisy = self.dropout and torch.is_grad_enabled()
+        """One forward pass: its path, its dropout, its precision, and the layers that it computes again."""
+        noisy = self.dropout and torch.is_grad_enabled()
         autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
-        with self._modes(self._noisy), autocast:
+        again = checkpointed_layers(self._layers, partial(self._again, noisy))
+        with self._modes(noisy), again, autocast:
             yield
 
     def _tree_hidden(self, batch: Batch) -> Tensor:
@@ -180,8 +191,12 @@ class TreeModel(nn.Module, ABC):
         self.calls = layout.calls
         with self._tree_blocks(layout):
             output = backbone(self.transformer)(
-                input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False
+                input_ids=batch.input_ids_T[None],
+                position_ids=batch.positions_T[None],
+                use_cache=False,
+                **self.routers.asked(),
             )
+        self.routers.keep(output, lambda: rows_of_tokens(batch))
         return output.last_hidden_state[0]
 
     def _fastest_backend(self) -> str:
@@ -196,13 +211,44 @@ class TreeModel(nn.Module, ABC):
             return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
         parts = []
         for part in [batch] if chosen == "padded" else single_rows(batch):
-            if chosen == "rows":
-                forget_lengths(self.model)
-            rows = padded_rows(part)
-            inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-            output = backbone(self.transformer)(**inputs, use_cache=False)
-            parts.append(output.last_hidden_state[rows.row_N, rows.predictor_N])
+            rows, states = self._backbone_rows(part, chosen)
+            parts.append(states[rows.row_N, rows.predictor_N])
         return torch.cat(parts)
+
+    def _backbone_rows(self, batch: Batch, chosen: Path) -> tuple[PaddedRows, Tensor]:
+        """The batch as rows, and the backbone's last hidden states of them, [B, L, D]."""
+        if chosen == "rows":
+            forget_lengths(self.model)
+        rows = padded_rows(batch)
+        inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
+        output = backbone(self.transformer)(**inputs, use_cache=False, **self.routers.asked())
+        self.routers.keep(output, lambda: self._weights_of(rows))
+        return rows, output.last_hidden_state
+
+    def row_outputs(self, batch: Batch) -> Tensor:
+        """What the model gives at each place of a batch's only row, [L, D], on a path that every model has."""
+        batch = to_device(batch, self.device)
+        with self._running_on("rows"):
+            states = self._backbone_rows(batch, "rows")[1][0]
+        return states[-len(batch.input_ids_T) :]  # a prompt's virtual tokens come first
+
+    @torch.no_grad()
+    def routing(self, batch: Batch) -> Routing | None:
+        """Where the batch's tokens go, by a pass of the backbone alone."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch)
+        with self._running_on(chosen), self.routers.recording(True) as routed:
+            if chosen == "tree":
+                self._tree_hidden(batch)
+            else:
+                for part in [batch] if chosen == "padded" else single_rows(batch):
+                    self._backbone_rows(part, chosen)
+        return summed(routed)
+
+    def _weights_of(self, rows: PaddedRows) -> Tensor:
+        """Of padded rows: padding counts for nothing; a prompt's virtual tokens pass through the routers, too."""
+        embedded = self.virtual_tokens if adapter_kind(self.model) != "prefix" else 0
+        return tokens_that_count(rows.attention_mask, embedded)
 
     @contextmanager
     def _tree_blocks(self, layout: TreeLayout) -> Iterator[None]:
@@ -215,38 +261,48 @@ class TreeModel(nn.Module, ABC):
 
     @contextmanager
     def _modes(self, noisy: bool) -> Iterator[None]:
-        """Dropout on or off in every module; a checkpointed layer looks at its own flag, which says only that."""
+        """Dropout on or off in every module.
+
+        The flag is all that dropout, layer drop and a router's jitter look at. The checkpointing of `transformers`
+        looks at it too, for something else, and is off: it is called here (`checkpointing.py`), or not at all.
+        """
         before = [(module, module.training) for module in self.model.modules()]
+        asking = [module for module, _ in before if getattr(module, "gradient_checkpointing", False) is True]
         for module, _ in before:
-            module.training = noisy or (isinstance(module, GradientCheckpointingLayer) and torch.is_grad_enabled())
+            module.training = noisy
+        for module in asking:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
         try:
             yield
         finally:
             for module, training in before:
                 module.training = training
+            for module in asking:
+                module.gradient_checkpointing = True  # type: ignore[assignment]
+
+    def _again(self, noisy: bool) -> AbstractContextManager[None]:
+        """For a layer's recomputation, asked for while its forward begins: the tree of that forward, since by the time
+        of the backward pass its context was left."""
+        return self._recomputed(current_tree(), noisy)
 
     @contextmanager
-    def _again(self, tree: TreeLayout | None, noisy: bool) -> Iterator[None]:
+    def _recomputed(self, tree: TreeLayout | None, noisy: bool) -> Iterator[None]:
         """A layer's recomputation, as its forward was: the same blocks and the same dropout."""
         with self._tree_blocks(tree) if tree is not None else nullcontext(), self._modes(noisy):
             yield
 
-    def _checkpoint_layers(self) -> None:
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if not layers:
-            raise ModelError(
-                f"activation checkpointing is not available for {type(self.transformer).__name__}",
-                remedy="set compute.activation_checkpointing to false",
-            )
 
-        def contexts() -> tuple[Any, Any]:
-            # The recomputation runs inside backward, after the forward's context has been left.
-            tree, noisy = current_tree(), self._noisy
-            return nullcontext(), self._again(tree, noisy)
-
-        for layer in layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+def _layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers that `transformers` makes for it; of one inside another only the outer, which covers both."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    if not layers:
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        raise ModelError(
+            f"activation checkpointing is not available for {type(plain).__name__}",
+            remedy="set compute.activation_checkpointing to false",
+        )
+    return tuple(layer for layer in layers if id(layer) not in inner)
 
 
 def read_values(head: nn.Module, states_ND: Tensor) -> Tensor:
@@ -276,6 +332,7 @@ class Policy(TreeModel):
         collision: bool = False,
         against: Against | None = None,
         value_head: nn.Module | None = None,
+        router: bool = False,
         path: Path | None = None,
     ) -> TokenLogprobs:
         """Log-probs of the batch's trained tokens under softmax(logits / temperature).
@@ -285,6 +342,7 @@ class Policy(TreeModel):
             against: give `divergence_N` from this model too; on the tree path of the same hidden states, on the others
                 by a second forward pass.
             value_head: [N, D] -> [N, 1]; give `values_N` too, of the states that predict the tokens.
+            router: give `routing` too, if this is a mixture of experts whose family balances its router by a loss.
             path: overrides the policy's own, for the comparison of the two.
 
         Raises:
@@ -293,11 +351,11 @@ class Policy(TreeModel):
         batch = to_device(batch, self.device)
         chosen = self.path_of(batch, path)
         run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
-        if against is None and value_head is None:
-            with self._running_on(chosen):
-                return run(batch, temperature, entropy, collision)[0]
         with self._running_on(chosen):
-            found, hidden_ND = run(batch, temperature, entropy, collision)
+            with self.routers.recording(router) as routed:
+                found, hidden_ND = run(batch, temperature, entropy, collision)
+            if router:
+                found = replace(found, routing=summed(routed))
             if value_head is not None:
                 states_ND = self._predictor_states(batch, chosen) if hidden_ND is None else hidden_ND
                 found = replace(found, values_N=read_values(value_head, states_ND))
@@ -338,6 +396,14 @@ class Policy(TreeModel):
                 return run(batch, 1.0, False, False)[0].logprobs_N, batch.branch_N
             states_ND = self._predictor_states(batch, chosen)
             return target_logprobs(states_ND, read_head(self.causal_lm), batch.target_ids_N)[0], batch.branch_N
+
+    def row_outputs(self, batch: Batch) -> Tensor:
+        """The logits, [L, V]."""
+        batch = to_device(batch, self.device)
+        rows = padded_rows(batch)
+        with self._running_on("rows"):
+            output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        return output.logits[0, -len(batch.input_ids_T) :].float()
 
     def distributions(
         self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0, path: Path | None = None
@@ -419,7 +485,10 @@ class Policy(TreeModel):
     ) -> tuple[TokenLogprobs, Tensor | None]:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
         rows = padded_rows(batch)
-        output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        output = self.model(
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **self.routers.asked()
+        )
+        self.routers.keep(output, lambda: self._weights_of(rows))
         # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
         virtual = output.logits.shape[1] - rows.input_ids.shape[1]
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]

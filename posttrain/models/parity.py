@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from posttrain.data.trees import collate
 from posttrain.models.exact import exact
-from posttrain.types import Branch, RowRef, TokenTree
+from posttrain.types import Batch, Branch, RowRef, TokenTree
 
 if TYPE_CHECKING:
     from posttrain.models.logprobs import Path, TreeModel
@@ -127,16 +127,18 @@ def beside(policy: TreeModel, trees: Sequence[TokenTree], longer: TokenTree) -> 
 
 
 LOOKED_AHEAD = 1e-5
-"""Nats by which a later token may move an earlier log-prob, in fp32. Rows of one shape are computed alike, so that a
-causal model gives 0, or the rounding of experts whose groups of tokens change."""
+"""By how much a later token may move what the model gives at an earlier place, relative to its size, in fp32. Rows of
+one shape are computed alike, so that a causal model gives 0, or the rounding of experts whose groups of tokens change.
+"""
 
 
 @torch.no_grad()
 def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tuple[float, int] | None:
-    """Whether a token's value moves with a later token of its own row: (by how much, index of the changed token).
+    """Whether the model's output before a token moves with that token: (by how much, index of the changed token).
 
     One row of at most `tokens` is tried, with its last token changed, one in its middle, and its third: a model may see
-    its whole prompt at once and be causal after it. None: nothing moved, or the numbers are not finite.
+    its whole prompt at once and be causal after it. The place that predicts the changed token is looked at too: a model
+    that sees one token ahead sees just its answer. None: nothing moved, or the numbers are not finite or noise.
     """
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     generator = np.random.default_rng(0)
@@ -144,26 +146,24 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
     ids = np.concatenate([tree.prompt_ids, longest.ids])[:tokens]
     if len(ids) < 8:  # too short to have a middle
         ids = np.concatenate([ids, generator.integers(0, vocabulary, 8 - len(ids))])
-    with exact(policy):
-        before = _row_values(policy, ids)
-        rounding = LOGPROB_ERROR[computed_in(policy, [tree])] / LOGPROB_ERROR[torch.float32]
-        allowed = LOOKED_AHEAD * max(1.0, rounding) * max(1.0, _largest(before) / 100)
+    with exact(policy) as wide:
+        before = policy.row_outputs(_row(ids))
+        size = float(before.square().mean().sqrt())
+        allowed = LOOKED_AHEAD if wide else LOGPROB_ERROR[policy.autocast or policy.dtype] / 100
+        if _largest(policy.row_outputs(_row(ids)) - before) > allowed * size:
+            return None  # whatever is changed in a noisy model, everything moves
         for place in (len(ids) - 1, len(ids) // 2, 2):
             changed = ids.copy()
             changed[place] = (ids[place] + generator.integers(1, vocabulary)) % vocabulary
-            per_token = len(before) // (len(ids) - 1)
-            earlier = (place - 1) * per_token
-            moved = _largest((_row_values(policy, changed) - before)[:earlier])
-            if moved > allowed:
-                return moved, place
+            moved = _largest((policy.row_outputs(_row(changed)) - before)[:place])
+            if moved > allowed * size:
+                return moved / size, place
     return None
 
 
-def _row_values(policy: TreeModel, ids: np.ndarray) -> Tensor:
-    """What the model says of each token but the first of one row, in their order."""
+def _row(ids: np.ndarray) -> Batch:
     branch = Branch(ids[1:].astype(np.int32), np.ones(len(ids) - 1, dtype=bool))
-    tree = TokenTree(ids[:1].astype(np.int32), (branch,), key="row", row=RowRef("probe", 1))
-    return policy.compared(collate([tree]), "padded")[0]
+    return collate([TokenTree(ids[:1].astype(np.int32), (branch,), key="row", row=RowRef("probe", 1))])
 
 
 def computed_in(policy: TreeModel, trees: Sequence[TokenTree]) -> torch.dtype:

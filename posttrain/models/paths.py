@@ -68,7 +68,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One path on some rows. Verdict(reach=640, gap=Gap(3e-6, ...)) or Verdict(reach=0, reason="its code stops ...")."""
+    """One path on some rows: Verdict(reach=640, gap=Gap(3e-6, ...)), or Verdict(0, reason="its code stops ...")."""
 
     reach: int
     gap: Gap | None = None
@@ -253,9 +253,7 @@ def _in_its_own_precision(model: TreeModel, trees: Sequence[TokenTree], path: Pa
 def worse(one: Gap, other: Gap) -> Gap:
     """The larger of both differences, over the tokens of both."""
     larger = one if one.logprob >= other.logprob else other
-    return replace(
-        larger, gradient=max(one.gradient, other.gradient), tokens=max(one.tokens, other.tokens)
-    )
+    return replace(larger, gradient=max(one.gradient, other.gradient), tokens=max(one.tokens, other.tokens))
 
 
 def _differs(model: TreeModel, path: Path, gap: Gap) -> str:
@@ -314,9 +312,9 @@ def require_causal(model: TreeModel, tree: TokenTree) -> None:
     raise ModelError(
         f"{type(model.transformer).__name__} is not causal: it sees the tokens that it should predict",
         where=tree.row,
-        found=f"changing token {place + 1} of a row moves the {model.compares} of earlier tokens by up to {moved:.1e}",
+        found=f"changing token {place + 1} of a row moves what it gives before it, by {moved:.1e} of its size",
         expected="a decoder, in which a token sees the tokens before it and no other",
-        remedy="start from a decoder-only model; a BERT-like one is a decoder with `is_decoder: true` in its config.json",
+        remedy="start from a decoder-only model; a BERT is one with `is_decoder: true` in its config.json",
     )
 
 
@@ -338,7 +336,9 @@ def row_length(tree: TokenTree) -> int:
 
 
 def _cut(tree: TokenTree) -> TokenTree:
-    return _bare(tree, tree.prompt_ids[:SHORT_PROMPT], [branch.ids[:SHORT_BRANCH] for branch in tree.branches[:BRANCHES]])
+    return _bare(
+        tree, tree.prompt_ids[:SHORT_PROMPT], [branch.ids[:SHORT_BRANCH] for branch in tree.branches[:BRANCHES]]
+    )
 
 
 def _two(tree: TokenTree) -> TokenTree:
@@ -396,6 +396,5 @@ def lengths_in(config: Any, name: str = "") -> Iterator[int]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from lengths_in(value, name)
-    elif isinstance(config, int) and not isinstance(config, bool) and config > 1:
-        if A_LENGTH.search(name) or not NOT_A_LENGTH.search(name):
-            yield int(config)
+    elif isinstance(config, int) and config > 1 and (A_LENGTH.search(name) or not NOT_A_LENGTH.search(name)):
+        yield config

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from posttrain.models.fused import at_least_fp32
+
 BUFFER_ELEMENTS = 1 << 23
 """Logits held at a time: 8 million, 32 MB in fp32; large enough that the matrix multiply stays efficient."""
 
@@ -87,6 +89,7 @@ def log_collisions(hidden_ND: Tensor, head: Head, *, temperature: float = 1.0) -
 def collision_of(logits_NV: Tensor, temperature: float) -> Tensor:
     """The same from logits that exist already."""
     wide = (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).detach() / temperature
+    wide = wide - wide.amax(dim=1, keepdim=True)  # two large numbers would cancel otherwise
     return (2 * wide).logsumexp(dim=1) - 2 * wide.logsumexp(dim=1)
 
 
@@ -146,8 +149,7 @@ class _TargetLogprobs(torch.autograd.Function):
             logprobs_N[rows] = at_target - normaliser
             normaliser_N[rows] = normaliser
             if entropy:
-                probabilities = (logits - normaliser[:, None]).exp_()
-                entropy_N[rows] = normaliser - (probabilities * logits).sum(dim=1)
+                entropy_N[rows] = _entropy(logits)
             if slope_ND is not None:
                 # d logp / d logits = onehot - p, then through the softcap and the projection
                 cap_slope = chunks.cap_slope(logits)
@@ -173,8 +175,9 @@ class _TargetLogprobs(torch.autograd.Function):
         chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature, compute)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
-        grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        # Chunks are added up in fp32: in 16 bits a sum stops growing once its parts are below its last digit.
+        grad_weight = torch.zeros_like(weight_VD, dtype=at_least_fp32(weight_VD.dtype)) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=chunks.dtype) if wants_bias and bias_V is not None else None
         for rows in chunks:
             logits = chunks.logits(rows)
             cap_slope = chunks.cap_slope(logits)
@@ -192,10 +195,29 @@ class _TargetLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = to_hidden.to(grad_hidden.dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(slope.T.to(grad_weight.dtype), hidden_ND[rows].to(grad_weight.dtype))
+                _add_product(grad_weight, slope.T.to(weight_VD.dtype), hidden_ND[rows].to(weight_VD.dtype))
             if grad_bias is not None:
                 grad_bias.add_(slope.sum(dim=0))
+        grad_weight = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
+        grad_bias = None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype)
         return grad_hidden, grad_weight, grad_bias, *(None,) * 5
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, the product in its factors' dtype, where the fast kernels are."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """Of each row [R, V], which is overwritten. The largest logit is taken off first: the normaliser and the mean logit
+    both grow with an offset that all logits share, and their difference would keep its rounding."""
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    normaliser = logits.logsumexp(dim=1)
+    probabilities = (logits - normaliser[:, None]).exp_()
+    return normaliser - probabilities.mul_(logits).sum(dim=1)
 
 
 class _Chunks:

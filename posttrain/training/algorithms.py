@@ -28,6 +28,7 @@ from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.models.divergence import Against
+from posttrain.models.router import RouterLoss
 from posttrain.types import (
     Batch,
     Comparison,
@@ -78,6 +79,8 @@ class Algorithm:
     """The policy has to give `divergence_N` from this model."""
     value_head: nn.Module | None = None
     """The policy has to give `values_N` by this head on its backbone."""
+    router: RouterLoss | None = None
+    """The load-balancing loss of a mixture of experts, added to the method's own; the policy has to give `routing`."""
 
 
 ALONE = frozenset(name for name, row in PAIRWISE.items() if row.coupling and row.coupling.memory)

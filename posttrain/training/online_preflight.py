@@ -27,6 +27,7 @@ from posttrain.rollout.engine import Engine
 from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.balance import check_router
 from posttrain.training.engines import Sampler
 from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
 from posttrain.training.online import sample
@@ -64,12 +65,15 @@ def prove(
     """All checks, on completions of the start, and the tokens of a micro-batch."""
     rows = probe_trees(stage, sampler.engine, encoder, tasks.train)
     first = preflight.check_bos(rows, encoder.tokens.bos_id)
-    checks = [_check_tasks(tasks), gold, first, preflight.choose_path(policy, rows, stage.compute.logprobs)]
+    checks = [_check_tasks(tasks), gold, first, preflight.check_repeat(policy, rows)]
+    checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
     checks.append(preflight.check_leak(policy, rows))
     checks.append(_check_sampler(policy, rows, stage.sampling.temperature, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None
     pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
     checks.append(preflight.check_gradient(policy, proof, objective, pairs))
+    if (router := check_router(objective, policy)) is not None:
+        checks.append(router)
     per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
     longest = tasks.train.longest + stage.sampling.max_new_tokens
     largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)

@@ -35,6 +35,7 @@ from posttrain.rewards.scorer import RewardFunction
 from posttrain.rollout.engine import Engine
 from posttrain.training import engines
 from posttrain.training.algorithms import Algorithm, algorithm
+from posttrain.training.balance import balanced
 from posttrain.training.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
 from posttrain.training.curriculum import Curriculum
 from posttrain.training.examiner import Examiner
@@ -102,7 +103,7 @@ def prepare_online(
     against = _against(stage, policy, progress)
     shared = isinstance(stage, PPOStage) and stage.value_backbone == "shared"
     head = value_head(policy) if shared else None
-    objective = objective_of(stage, weight, against, head)
+    objective = balanced(objective_of(stage, weight, against, head), policy, stage)
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
         proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed)
     (sampler.close if proof_only else sampler.rest)()

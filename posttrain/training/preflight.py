@@ -5,6 +5,7 @@
     tree        the fast path equals the slow one           leak         a branch moves no other
     identity    policy = reference at step 0                memory       what a step needs against what there is
     gradient    every tensor that trains gets a gradient
+    repeat      two calls on the same rows are equal
 
 A check never changes a weight, a random stream or the data. Each is one function that returns a `Check`.
 """
@@ -23,14 +24,16 @@ from torch import Tensor
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
+from posttrain.models.every_token import frozen_weights
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.parity import LOGPROB_ERROR, leak
 from posttrain.models.paths import Path, row_length
 from posttrain.models.paths import probes as cut_probes
+from posttrain.models.repeat import repeat
 from posttrain.models.rope import static_positions
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.memory import MemoryPlan
-from posttrain.training.step import Reference, forward, start_loss
+from posttrain.training.step import Reference, forward, router_term, start_loss
 from posttrain.types import Batch, Mean, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
@@ -69,7 +72,9 @@ class Preflight:
 
     @property
     def failed(self) -> list[Check]:
-        return [check for check in self.checks if check.status == "fail"]
+        """Of a model that is noisy, the check that says so alone: all that compare two calls fail with it."""
+        failed = [check for check in self.checks if check.status == "fail"]
+        return [check for check in failed if check.name == "repeat"] or failed
 
     def with_check(self, check: Check) -> Preflight:
         """The same with `check` in the place of the one of its name."""
@@ -202,6 +207,24 @@ def long_probe(trees: Sequence[TokenTree], most: int) -> TokenTree | None:
     return trees[longest] if tokens[longest] else None
 
 
+def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
+    """Two calls on the same rows, gradients recorded and dropout off, are equal, and so are their gradients.
+
+    It comes before all comparisons: noise would show there as a leak between rows, or as a reference that is another
+    model.
+    """
+    found = repeat(policy, probes(trees))
+    family = type(policy.transformer).__name__
+    evidence = {"value": found.value, "gradient": found.gradient, "source": found.source}
+    apart = f"{policy.compares} by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
+    if found.holds:
+        return Check("repeat", "two equal calls", "pass", f"two calls on the same rows differ: {apart}", evidence)
+    where = f"it begins in {found.source}" if found.source else "it begins in the backward pass"
+    detail = f"{family} computes something else each time, with dropout off ({apart}); {where}"
+    remedy = "set the probability of that module's noise to 0 in the model's config.json, or start from another model"
+    return Check("repeat", "two equal calls", "fail", detail, evidence, remedy)
+
+
 def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
     """Prove the fastest path that is asked for and set `policy.path`; a model that it cannot serve runs on a slower one
     and says so.
@@ -224,7 +247,10 @@ def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
     middle = int(np.argsort(lengths(trees), kind="stable")[len(trees) // 2])
     others = [trees[middle], long_probe(trees, most)]
     known = {tree.key for tree in short}
-    return [*short, *(tree for tree in others if tree is not None and tree.num_tokens <= most and tree.key not in known)]
+    return [
+        *short,
+        *(tree for tree in others if tree is not None and tree.num_tokens <= most and tree.key not in known),
+    ]
 
 
 def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
@@ -326,17 +352,30 @@ def check_gradient(
     logprobs = forward(policy, algorithm, batch)
     loss = start_loss(algorithm, logprobs, reference_N, batch, count(probes(trees))).loss
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    weights = [p for _, p in named]
+    balanced = _reached(router_term(algorithm, logprobs), weights)
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     waiting = policy.waiting()
     dead = [
         name
         for (name, _), g in zip(named, gradients, strict=True)
         if (g is None or not g.any()) and name not in waiting
     ]
+    alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
+    dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
     size = sum(p.numel() for _, p in named)
     everything = sum(p.numel() for p in policy.model.parameters())
     detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
-    evidence = {"trainable": size, "total": everything, "dead": dead[:20]}
+    frozen, packed = frozen_weights(policy.model)
+    evidence = {"trainable": size, "total": everything, "dead": dead[:20], "frozen": [*packed, *frozen][:20]}
+    if packed:
+        detail += f"; {len(packed)} are quantised and cannot train, {packed[0]} among them"
+        remedy = "train an adapter (adapter: lora), or start from the folder with the weights before quantisation"
+        return Check("gradient", "gradients", "fail", detail, evidence, remedy)
+    if frozen:
+        detail += f"; {len(frozen)} are frozen, {frozen[0]} among them"
+        remedy = "no adapter trains in their place: set requires_grad on them if they should train"
+        return Check("gradient", "gradients", "warn", detail, evidence, remedy)
     if len(dead) == len(named):
         detail += "; none gets a gradient"
         return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
@@ -346,6 +385,14 @@ def check_gradient(
             "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
         )
     return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
+
+
+def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
+    """Which of `weights` get a gradient from a further loss; a router that sends a token to one expert has no other."""
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return []
+    gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
+    return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
 
 
 def check_memory(memory: MemoryPlan) -> Check:

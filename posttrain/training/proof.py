@@ -13,6 +13,7 @@ from posttrain.models.heads import ScoreModel
 from posttrain.models.logprobs import TreeModel
 from posttrain.training import preflight, reward
 from posttrain.training.algorithms import Algorithm
+from posttrain.training.balance import check_router
 from posttrain.training.inputs import Inputs
 from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, fitting_microbatch, plan
 from posttrain.types import TokenTree
@@ -32,14 +33,19 @@ def prove(
     proof = preflight.Itself(policy) if objective.needs_reference else None
     live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
     with progress.phase(f"{folder.name}: preflight", unit="checks") as phase:
-        checks = [*_data_checks(stage, inputs), preflight.choose_path(policy, rows, stage.compute.logprobs)]
-        phase.advance(len(checks))
-        checks.append(preflight.check_leak(policy, rows))
-        if proof is not None:
-            checks.append(preflight.check_identity(policy, proof, objective, rows))
-        if isinstance(policy, ScoreModel):
-            checks.append(reward.check_start(policy, objective, rows))
-        checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        checks = _data_checks(stage, inputs)
+        phase.advance(len(checks) + 1)
+        with policy.without_dropout():  # noise may be wanted in training; here calls are compared
+            checks.append(preflight.check_repeat(policy, rows))
+            checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
+            checks.append(preflight.check_leak(policy, rows))
+            if proof is not None:
+                checks.append(preflight.check_identity(policy, proof, objective, rows))
+            if isinstance(policy, ScoreModel):
+                checks.append(reward.check_start(policy, objective, rows))
+            checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        if (router := check_router(objective, policy)) is not None:
+            checks.append(router)
         per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
         largest = rows[int(preflight.lengths(rows).argmax())]
         budget = _budget(stage, policy, largest, per_token, live, resumed)

@@ -33,6 +33,7 @@ from posttrain.models.reference import reference
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.training import checkpoint, preflight, reward, reward_evaluation
 from posttrain.training.algorithms import Algorithm, algorithm, mix
+from posttrain.training.balance import balanced
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
 from posttrain.training.memory import explained
@@ -113,6 +114,7 @@ def prepare(
         dropout=noisy and imitates,
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
+    objective = balanced(objective, policy, stage)
     # Of the weights as they are now: a model from Python may have been trained since it was loaded.
     start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)

@@ -26,10 +26,11 @@ from posttrain.diagnostics.metrics import merge
 from posttrain.errors import ConfigError
 from posttrain.losses.responses import Responses, Told
 from posttrain.models.logprobs import TreeModel
+from posttrain.models.router import router_metrics, summed
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import RowOrder, stream
-from posttrain.types import Batch, Count, LossOutput, Metric, RowRef, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Count, LossOutput, Metric, Routing, RowRef, Scores, TokenLogprobs, TokenTree
 
 
 class Reference(Protocol):
@@ -86,7 +87,8 @@ def accumulate(
         loss.backward()
 
     told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, backward, tick)
+    routing = step_routing(policy, algorithm, trees, tokens_per_microbatch)
+    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, backward, tick, routing)
 
 
 @torch.no_grad()
@@ -116,7 +118,33 @@ def forward(policy: TreeModel, algorithm: Algorithm, batch: Batch) -> TokenLogpr
     asked |= {"against": algorithm.against} if algorithm.against is not None else {}
     asked |= {"value_head": algorithm.value_head} if algorithm.value_head is not None else {}
     asked |= {"temperature": algorithm.temperature} if algorithm.temperature != 1 else {}
+    asked |= {"router": True} if algorithm.router is not None else {}
     return policy(batch, **asked)
+
+
+def router_term(algorithm: Algorithm, given: TokenLogprobs | Scores, step: Routing | None = None) -> Tensor | float:
+    """What a micro-batch adds to the load-balancing loss of the step; 0 where the algorithm has none.
+
+    step: the routing of the whole step; None where this micro-batch is the step.
+    """
+    return 0.0 if algorithm.router is None else algorithm.router.term(given.routing, step)
+
+
+def step_routing(
+    policy: TreeModel, algorithm: Algorithm, trees: Sequence[TokenTree], tokens_per_microbatch: int
+) -> Routing | None:
+    """Where all tokens of the step go, before its first backward pass; None where nobody asks, or where one micro-batch
+    is the whole step.
+
+    Balance is a product of two means over tokens, so parts of a step cannot know theirs from themselves.
+    """
+    if algorithm.router is None:
+        return None
+    members = packed(trees, tokens_per_microbatch)
+    if len(members) == 1:
+        return None
+    parts = (policy.routing(collate([trees[index] for index in micro])) for micro in members)
+    return summed([part for part in parts if part is not None])
 
 
 def start_loss(
@@ -184,11 +212,13 @@ def _run(
     told: Told | None,
     finish: Callable[[Tensor, Batch], None],
     tick: Tick,
+    routing: Routing | None = None,
 ) -> Measured:
     denominator = count(trees)
     metrics: list[dict[str, Metric]] = []
     per_tree: dict[str, list[float]] = {}
     rows: list[RowRef] = []
+    routings: list[Routing] = []
     tokens = 0
     for micro, batch, reference_N in _micro_batches(policy, reference, trees, packed(trees, tokens_per_microbatch)):
         logprobs = forward(policy, algorithm, batch)
@@ -197,7 +227,8 @@ def _run(
         else:
             own = {name: values_P[micro] for name, values_P in told.items()}
             out = algorithm.loss(logprobs, reference_N, batch, denominator, told=own)
-        finish(out.loss, batch)
+        finish(out.loss + router_term(algorithm, logprobs, routing), batch)
+        routings += [logprobs.routing.detach()] if logprobs.routing is not None else []
         metrics.append(out.metrics)
         for name, values_P in out.per_tree.items():
             per_tree.setdefault(name, []).extend(values_P.tolist())
@@ -205,7 +236,8 @@ def _run(
         size = int(batch.input_ids_T.shape[0])
         tokens += size
         tick(size)
-    return Measured(merge(metrics), per_tree, tuple(rows), tokens)
+    balanced = router_metrics(summed(routings))
+    return Measured({**merge(metrics), **balanced}, per_tree, tuple(rows), tokens)
 
 
 def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]:

@@ -110,7 +110,9 @@ def test_every_other_forward_of_a_padded_family() -> None:
     values = value_model(Policy(model))
     values(collate(trees))
     assert values.path == "padded"
-    answers = [FixedAnswer(tuple(t.prompt_ids.tolist()), tuple(t.branches[0].ids.tolist()), "stop_token") for t in trees]
+    answers = [
+        FixedAnswer(tuple(t.prompt_ids.tolist()), tuple(t.branches[0].ids.tolist()), "stop_token") for t in trees
+    ]
     rows = expected.split([len(branch.ids) for tree in trees for branch in tree.branches])
     assert Scorer(model).nats(answers) == pytest.approx([-float(row.sum()) for row in rows[::2]], abs=1e-3)
 

@@ -26,6 +26,28 @@ def test_a_model_that_reads_ahead_is_refused(family: str) -> None:
         preflight.choose_path(policy, pairs(), "padded")
 
 
+class OneAhead(Policy):
+    """A model whose every place sees the next token, and so the very one that it predicts."""
+
+    def row_outputs(self, batch):  # type: ignore[no-untyped-def]
+        logits = super().row_outputs(batch)
+        logits[:-1] += 0.1 * torch.nn.functional.one_hot(batch.input_ids_T[1:], logits.shape[1])
+        return logits
+
+
+def test_one_token_ahead_is_enough() -> None:
+    with pytest.raises(ModelError, match="not causal"):
+        OneAhead(tiny_model("llama", vocab=128))(collate(pairs()))
+
+
+def test_experts_that_are_chosen_by_other_tokens() -> None:
+    """Doge with experts splits its router's output across tokens (transformers says so in a comment of its code)."""
+    with pytest.raises(ModelError, match="not causal"):
+        Policy(tiny_family("doge", is_moe=True, num_experts=16))(collate(pairs()))
+    model = tiny_family("doge", keep_window_size=2048)
+    torch.testing.assert_close(Policy(model)(collate(pairs())).logprobs_N, plain(model, pairs()), atol=2e-5, rtol=0)
+
+
 def test_decoders_do_not() -> None:
     for arch in ARCHITECTURES:
         assert looks_ahead(Policy(tiny_model(arch, vocab=128)), pairs()[3]) is None
@@ -78,7 +100,7 @@ def test_a_weak_state_is_no_rounding(family: str) -> None:
 
 
 def test_rows_are_compared_as_long_as_the_longest() -> None:
-    """A padded row that changes beside a longer one only from its 40th token on: the two shortest rows do not show it."""
+    """A padded row that changes beside a longer one, from its 40th token on: the two shortest rows do not show it."""
 
     class Late(Policy):
         def _padded(self, batch, *args):  # type: ignore[no-untyped-def]

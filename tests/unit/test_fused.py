@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from posttrain.data.trees import collate
 from posttrain.models.fused import LinearOfNorm, RMSNorm, Shared, SwiGLU, SwiGLUDown, fused_blocks
@@ -113,3 +116,53 @@ def test_a_lora_on_a_norms_readers_has_the_models_gradient() -> None:
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False)
     policy = Policy(get_peft_model(tiny_model("llama", vocab=97), config))
     assert tree_against_padded(policy, random_trees(3, vocab=97, seed=4)).gradient < 1e-5
+
+
+# ---------------------------------------------------------------- 16 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_norm_in_16_bits_is_the_models_own(dtype: torch.dtype, scale: float) -> None:
+    """|x| = 800 over 64 dimensions: its square is infinite in fp16, and the norm would be zero."""
+    generator = torch.Generator().manual_seed(0)
+    own = LlamaRMSNorm(64, eps=1e-6).to(dtype)
+    with torch.no_grad():
+        own.weight.add_(torch.randn(64, generator=generator) * 0.1)
+    x = (torch.randn(3, 5, 64, generator=generator) * scale).to(dtype).requires_grad_()
+    slope = torch.randn(3, 5, 64, generator=generator).to(dtype)
+    expected = torch.autograd.grad((own(x) * slope).sum(), (x, own.weight))
+    y, inverse = RMSNorm.apply(x, own.weight, own.variance_epsilon)
+    assert torch.equal(y, own(x)) and inverse.dtype == torch.float32 and y.any()
+    found = torch.autograd.grad((y * slope).sum(), (x, own.weight))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a, b, atol=float(b.detach().abs().max()) * torch.finfo(dtype).eps * 2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mlp_in_16_bits_is_the_models_own(dtype: torch.dtype) -> None:
+    model = tiny_model("llama", vocab=97).to(dtype)
+    mlp = model.model.layers[0].mlp
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    found = []
+    for fused in (False, True):
+        with fused_blocks(model) if fused else nullcontext():
+            y = mlp(x)
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), (x, mlp.down_proj.weight))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, atol=float(a.detach().abs().max()) * torch.finfo(dtype).eps * 2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "mistral", "phi3"])
+def test_a_policy_in_16_bits_is_as_exact_on_the_tree_as_on_rows(arch: str, dtype: torch.dtype) -> None:
+    """Against fp32: the fused blocks may not add noise of their own. Wide states, as trained models have."""
+    batch = collate(random_trees(4))
+    model = tiny_model(arch)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(300.0)  # a norm of some 300 after the first block
+    exact = Policy(model, "padded")(batch).logprobs_N.detach()
+    half = Policy(copy.deepcopy(model).to(dtype), "tree")
+    apart = {path: (half(batch, path=path).logprobs_N.detach() - exact).square().mean() for path in ("tree", "padded")}
+    assert apart["tree"] < 1.5 * apart["padded"]

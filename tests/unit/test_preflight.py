@@ -121,3 +121,80 @@ def test_a_failed_check_stops_with_its_remedy() -> None:
     with pytest.raises(PreflightError, match=r"no leak: it leaks(.|\n)*mend it"):
         preflight.Preflight((failed,), ()).require()
     preflight.Preflight((), ()).require()
+
+
+# ---------------------------------------------------------------- two equal calls, and what does not train
+
+
+class Noise(torch.nn.Module):
+    """Noise that eval mode does not turn off, as functional dropout without its flag."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x, 0.1)
+
+
+def test_noise_that_eval_mode_leaves_on_is_named_with_its_module() -> None:
+    work = work_of()
+    assert preflight.check_repeat(work.policy, work.rows).status == "pass"
+    work.policy.model.model.layers[1].mlp.act_fn = Noise()  # type: ignore[union-attr]
+    check = preflight.check_repeat(work.policy, work.rows)
+    assert check.status == "fail"
+    assert "LlamaForCausalLM" in check.detail and "model.layers.1.mlp.act_fn (Noise)" in check.detail
+
+
+def test_noise_in_a_layers_own_forward_is_named_by_the_layer() -> None:
+    """A functional call is no module: what follows it has other inputs, so the layer itself is to blame."""
+    work = work_of()
+    layer = work.policy.model.model.layers[0]  # type: ignore[union-attr]
+    forward = type(layer).forward
+    layer.forward = lambda x, **kwargs: forward(layer, torch.nn.functional.dropout(x, 0.1), **kwargs)
+    assert "begins in model.layers.0 (LlamaDecoderLayer)" in preflight.check_repeat(work.policy, work.rows).detail
+
+
+def test_noise_in_the_backward_pass_is_found() -> None:
+    work = work_of()
+    work.policy.model.lm_head.weight.register_hook(lambda g: g + torch.randn_like(g) * g.norm())  # type: ignore[union-attr]
+    check = preflight.check_repeat(work.policy, work.rows)
+    assert check.status == "fail" and "backward pass" in check.detail and check.evidence["value"] == 0
+
+
+def test_a_noisy_model_is_blamed_for_nothing_else() -> None:
+    noise = preflight.Check(
+        "repeat", "two equal calls", "fail", "LlamaForCausalLM computes something else", {}, "set p"
+    )
+    leak = preflight.Check("leak", "no leak between branches", "fail", "log-probs differ", {}, "set padded")
+    with pytest.raises(PreflightError, match="two equal calls") as caught:
+        preflight.Preflight((noise, leak), ()).require()
+    assert "leak" not in str(caught.value)
+
+
+def test_dropout_that_is_wanted_is_off_while_calls_are_compared() -> None:
+    from tests.families import family_model, noisy_config
+
+    work = work_of("sft", model=family_model("opt", noisy_config("opt")), dropout=True)
+    assert preflight.check_repeat(work.policy, work.rows).status == "pass"
+    assert work.policy.dropout  # and on again for training
+
+
+def test_weights_that_do_not_train_are_named() -> None:
+    work = work_of()
+    work.policy.model.model.norm.weight.requires_grad_(False)  # type: ignore[union-attr]
+    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    assert check.status == "warn" and "1 are frozen, model.norm.weight" in check.detail
+
+
+def test_quantised_weights_are_an_error_without_an_adapter() -> None:
+    work = work_of()
+    packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    work.policy.model.model.layers[0].mlp.register_parameter("weight_packed", packed)  # type: ignore[union-attr]
+    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    assert check.status == "fail" and "quantised" in check.detail and "mlp.weight_packed" in check.detail
+
+
+def test_a_table_of_positions_is_fixed_by_design() -> None:
+    from tests.families import family_model
+
+    work = work_of("sft", model=family_model("marian"))
+    work.policy.path = "padded"
+    detail = preflight.check_gradient(work.policy, None, work.algorithm, work.rows).detail
+    assert "frozen" not in detail

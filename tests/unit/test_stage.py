@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import pytest
 import torch
 
 from posttrain.config import load_recipe
-from posttrain.config.stages import DPO, SFT, TrainingStage
+from posttrain.config.adapters import LoRA
+from posttrain.config.stages import DPO, SFT, Reward, TrainingStage
 from posttrain.data.read import read
+from posttrain.data.trees import collate
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.errors import MemoryLimitError, PreflightError
+from posttrain.errors import ConfigError, MemoryLimitError, PreflightError
+from posttrain.models.adapters import add_adapter
 from posttrain.models.loading import LoadedModel, ModelSource
 from posttrain.models.reference import CachedReference
+from posttrain.models.router import RouterLoss
 from posttrain.training import preflight, stage
 from posttrain.training.pipeline import run_recipe
+from tests.families import family_model
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import run_loop, work_of
 
@@ -31,6 +37,13 @@ def start(arch: str = "llama", **options: Any) -> LoadedModel:
     model = tiny_model(arch, vocab=len(tokenizer), **options)
     source = ModelSource("tiny", "folder", Path("tiny"), "model")
     return LoadedModel(model, tokenizer, source, "", source)
+
+
+def adapted(adapter: LoRA, arch: str = "llama", **options: Any) -> LoadedModel:
+    loaded = start(arch, **options)
+    return replace(
+        loaded, model=add_adapter(loaded.model, adapter, tokenizer=loaded.tokenizer, seed=0), adapter=adapter
+    )
 
 
 def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | None = None, long_row: int = 0) -> Any:
@@ -85,6 +98,90 @@ def test_a_healthy_stage_ends_with_its_own_reference(tmp_path: Path) -> None:
     ready = prepared(DPO(beta=0.1), tmp_path)
     assert ready.reference_kind == "cached" and not ready.preflight.failed
     assert isinstance(ready.work.reference, CachedReference)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sft_with_dropout_is_proven_without_it_and_trains_with_it(tmp_path: Path, checkpointing: bool) -> None:
+    """The noise is wanted in training; in the checks it would read as a leak between rows."""
+    compute = {"activation_checkpointing": checkpointing}
+    ready = prepared(SFT(adapter=LoRA(dropout=0.1), compute=compute), tmp_path, adapted(LoRA(dropout=0.1)))
+    assert not ready.preflight.failed
+    policy, batch = ready.work.policy, collate(ready.work.rows[:2])
+    assert policy.dropout and policy.path == "tree"
+    weights = [
+        p for name, p in policy.named_parameters() if "lora_B" in name
+    ]  # zero still: only their gradient is noisy
+    first, second = (torch.autograd.grad(policy(batch).logprobs_N.sum(), weights) for _ in range(2))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_preference_stage_has_no_dropout_anywhere(tmp_path: Path) -> None:
+    model = adapted(LoRA(dropout=0.1), "gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    ready = prepared(DPO(beta=0.1, adapter=LoRA(dropout=0.1)), tmp_path, model)
+    policy, batch = ready.work.policy, collate(ready.work.rows[:2])
+    assert not policy.dropout and torch.equal(policy(batch).logprobs_N, policy(batch).logprobs_N)
+
+
+def test_noise_is_told_as_noise(tmp_path: Path) -> None:
+    """Not as a leak, nor with the advice to run padded: OPT's policy was padded when it was told to."""
+    model = start()
+    model.model.model.layers[0].mlp.act_fn = torch.nn.RReLU()
+    model.model.model.layers[0].mlp.act_fn.forward = lambda x: torch.nn.functional.dropout(x, 0.1)
+    with pytest.raises(PreflightError, match="two equal calls") as caught:
+        prepared(SFT(), tmp_path, model)
+    assert "mlp.act_fn (RReLU)" in str(caught.value) and "padded" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- mixtures of experts
+
+
+def test_the_experts_are_balanced_with_the_models_own_weight(tmp_path: Path) -> None:
+    model = start("qwen3_moe", router_aux_loss_coef=0.02)
+    ready = prepared(DPO(beta=0.1), tmp_path, model)
+    assert ready.work.algorithm.router == RouterLoss(0.02)
+    (check,) = [check for check in ready.preflight.checks if check.name == "router"]
+    assert check.status == "pass" and "weight 0.02" in check.detail
+    assert prepared(SFT(router_aux_loss_coef=0.5), tmp_path, model).work.algorithm.router == RouterLoss(0.5)
+    off = prepared(SFT(router_aux_loss_coef=0), tmp_path, model)
+    assert off.work.algorithm.router is None
+    (check,) = [check for check in off.preflight.checks if check.name == "router"]
+    assert "is not added" in check.detail
+
+
+def test_a_reward_model_balances_its_experts_only_when_told_to(tmp_path: Path) -> None:
+    """As in TRL: its RewardTrainer adds nothing."""
+    model = start("qwen3_moe")
+    assert reward_prepared(Reward(), tmp_path, model).work.algorithm.router is None
+    assert reward_prepared(Reward(router_aux_loss_coef=0.01), tmp_path, model).work.algorithm.router == RouterLoss(0.01)
+
+
+def reward_prepared(stage_settings: Reward, folder: Path, model: LoadedModel) -> Any:
+    rows = [{"prompt": f"Is it {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(40)]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage_folder = StageFolder(folder / "stage")
+    try:
+        return stage.prepare(stage_settings, model, stage_folder, seed=0, progress=Progress(), examples=read(path))
+    finally:
+        stage_folder.close()
+
+
+def test_a_weight_without_experts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no load-balancing loss") as caught:
+        prepared(SFT(router_aux_loss_coef=0.01), tmp_path)
+    assert "router_aux_loss_coef" in str(caught.value) and "without experts" in str(caught.value)
+    assert not [check for check in prepared(SFT(), tmp_path).preflight.checks if check.name == "router"]
+
+
+def test_experts_without_a_loss_are_told(tmp_path: Path) -> None:
+    model = start()
+    tokens = len(model.tokenizer)
+    biased = replace(model, model=family_model("glm4_moe", vocab_size=tokens, first_k_dense_replace=0))
+    (check,) = [check for check in prepared(SFT(), tmp_path, biased).preflight.checks if check.name == "router"]
+    assert check.status == "warn" and "router loss not available: Glm4MoeForCausalLM" in check.detail
 
 
 # ---------------------------------------------------------------- the largest row

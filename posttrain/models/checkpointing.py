@@ -1,0 +1,69 @@
+"""Activation checkpointing that is called here, not by a layer's flag.
+
+    with checkpointed_layers(layers, again):
+        output = model(...)              # each layer's activations are computed again in the backward pass
+
+`transformers` checkpoints a layer whose `training` flag is set. The same flag turns on the dropout that many decoders
+call in their layers' own forward (OPT, XGLM, BioGPT, BART and its kin, Falcon, DBRX, Doge), so a policy that must not
+be noisy cannot be checkpointed by it. Here the layer keeps its flag, and its forward is wrapped for one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from posttrain.errors import ModelError
+
+CACHES = ("past_key_values", "layer_past")
+"""What layers call a cache of keys and values; a recomputation would fill it a second time."""
+
+
+@contextmanager
+def checkpointed_layers(
+    layers: Sequence[nn.Module], again: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Within this context `layers` keep their inputs alone, where gradients are recorded.
+
+    again: the context in which a layer's recomputation runs, inside the backward pass, long after this one was left.
+    """
+    if not (layers and torch.is_grad_enabled()):
+        yield
+        return
+    changed: list[tuple[Any, Any]] = []
+    try:
+        for layer in layers:
+            own = vars(layer).get("forward")  # somebody's replacement of the class's, to be put back
+            layer.forward = partial(_checkpointed, layer.forward, again)  # type: ignore[assignment]
+            changed.append((layer, own))
+        yield
+    finally:
+        for layer, own in changed:
+            del layer.forward
+            if own is not None:
+                layer.forward = own
+
+
+def _checkpointed(
+    forward: Callable[..., Any], again: Callable[[], AbstractContextManager[None]], *args: Any, **kwargs: Any
+) -> Any:
+    for name in CACHES:
+        kwargs |= {name: None} if name in kwargs and _may_be_dropped(kwargs[name]) else {}
+    run = partial(forward, **kwargs)
+    return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+
+def _may_be_dropped(cache: Any) -> bool:
+    """True of no cache and of an empty one. What lies in a full one, a trained prefix, is part of the model's input."""
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ModelError(
+            "a prefix lies in the cache of keys and values, which a recomputation would fill twice",
+            remedy="set compute.activation_checkpointing to false, or choose another adapter",
+        )
+    return True
