@@ -70,7 +70,7 @@ _SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
     },
-    "doge": {"num_experts": 16, "is_moe": True},
+    "doge": {"num_experts": 16},  # without experts: with them its routing reads ahead, and a policy of it is refused
     "qwen3_next": {"layer_types": ["full_attention", "full_attention"]},
     "jamba": {"expert_layer_period": 1, "expert_layer_offset": 0, "attn_layer_period": 1, "attn_layer_offset": 0},
     "granitemoehybrid": {"layer_types": ["attention", "attention"]},

@@ -23,12 +23,10 @@ from posttrain.diagnostics.files import read_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.suites import PerplexitySuite, Question
 from posttrain.models.logprobs import Policy
-from posttrain.models.parity import LOGPROB_ERROR, computed_in
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.types import Feedback, Message, RowRef, TokenTree
 
-PROVEN_TREES = 4
 TOKENS_PER_MICROBATCH = 4_096
 LARGEST_LOGITS = 1 << 26
 """Elements of the logits that the padded path may hold at a time."""
@@ -70,13 +68,12 @@ def given_answers(suite: PerplexitySuite, encoder: Encoder) -> list[FixedAnswer]
 class Scorer:
     """How likely a model finds fixed answers.
 
-    It scores by token trees where they are proven on the first answers to give what ordinary rows give.
+    It scores by token trees where they are proven on these answers to give what each row alone gives.
     """
 
     def __init__(self, model: nn.Module):
         self._policy = Policy(model)
         self._vocabulary = int(self._policy.causal_lm.config.get_text_config().vocab_size)
-        self._proven = False
 
     def nats(self, answers: Sequence[FixedAnswer]) -> list[float]:
         """Minus the log-prob of each answer's ids, in the answers' order."""
@@ -84,7 +81,8 @@ class Scorer:
         place = {id(tree): index for index, tree in enumerate(trees)}
         found = [0.0] * len(trees)
         with torch.no_grad():
-            self._choose_path(trees)
+            if trees:
+                self._policy.prove(trees, gradient=False)
             for micro in pack(trees, self._budget()):
                 batch = collate(micro)
                 logprobs_N = self._policy(batch).logprobs_N.double().cpu()
@@ -97,18 +95,6 @@ class Scorer:
         if self._policy.path == "tree":
             return TOKENS_PER_MICROBATCH
         return max(1, min(TOKENS_PER_MICROBATCH, LARGEST_LOGITS // self._vocabulary))
-
-    def _choose_path(self, trees: Sequence[TokenTree]) -> None:
-        if self._proven:
-            return
-        batch = collate(sorted(trees, key=lambda tree: tree.num_tokens)[:PROVEN_TREES])
-        padded_N = self._policy(batch, path="padded").logprobs_N
-        try:
-            gap = float((self._policy(batch, path="tree").logprobs_N - padded_N).abs().max())
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
-            gap = float("inf")  # the model's own code refuses the flat batch
-        self._policy.path = "tree" if gap <= LOGPROB_ERROR[computed_in(self._policy, trees)] else "padded"
-        self._proven = True
 
 
 # ---------------------------------------------------------------- the kept file

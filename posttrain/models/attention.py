@@ -10,14 +10,21 @@ exactly that behind one function that `transformers` calls as it calls any atten
 - `flex`: FlexAttention with a block mask made from the node table; chosen on CUDA after a probe. It knows no attention
   dropout, so a call that asks for dropout runs through `segments`, which computes the same function.
 
-The tree reaches the layers as the keyword `tree` of the model's forward. Sliding windows are measured in
-*positions*, so a branch's window reaches into its prompt as it does in an ordinary row.
+The tree reaches the layers through a context (`tree_implementation`), not as a keyword of the model's forward: some
+families (StableLM, Nemotron) do not hand keywords on to their layers. Sliding windows are measured in *positions*, so a
+branch's window reaches into its prompt as it does in an ordinary row.
+
+A layer may keep its window, its ALiBi bias or its sinks in arguments that this function does not know. `TreeCalls`
+records what each forward asked for, so that the proof (`posttrain.models.paths`) refuses such a model by name also
+where the rows of the proof are too short to show it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,14 +32,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from posttrain.models.attention_cpu import KernelAttention, serves
 from posttrain.types import Batch, Node
 
 NAME = "posttrain_tree"
+NOT_SERVED = {
+    "attention_mask": "its attention adds a bias or a mask of its own, such as ALiBi",
+    "position_bias": "its attention adds a bias of its own to the scores",
+    "s_aux": "its attention has sinks",
+    "sinks": "its attention has sinks",
+    "indices": "its attention picks a few tokens for each query",
+    "block_indices": "its attention picks a few blocks of tokens for each query",
+}
+"""Arguments that some families pass to their attention and the tree does not take into account, in words."""
 BLOCK = 128
 """Side of FlexAttention's blocks, in tokens."""
+
+
+@dataclass(slots=True)
+class TreeCalls:
+    """What a model's layers asked of the tree in one forward.
+
+    TreeCalls(layers=4, windows={8, None}, masks={8, None}, unknown={"s_aux"}) is gpt-oss: its sinks are not served.
+    """
+
+    layers: int = 0
+    """Calls of `tree_attention`; fewer than the model has layers where some keep a state instead."""
+    windows: set[int | None] = field(default_factory=set)
+    """Sliding windows that the layers passed."""
+    masks: set[int | None] = field(default_factory=set)
+    """Windows and chunks of the masks that the model made for its layers. One that no layer passes as its window is a
+    window that the tree does not see (Qwen2-MoE, PhiMoE)."""
+    unknown: set[str] = field(default_factory=set)
+    """Arguments with a value that this function does not know."""
+
+    def unseen_windows(self, config: Any) -> set[int]:
+        """Windows of the masks that the model made and that no layer passed on: beyond so many tokens the tree lets a
+        token see what the model hides from it. Some models make a mask that none of their layers is of the type for."""
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and set(kinds) == {"full_attention"}:
+            return set()
+        return {window for window in self.masks - self.windows if window}
 
 
 class TreeLayout:
@@ -43,6 +85,7 @@ class TreeLayout:
 
     def __init__(self, batch: Batch, backend: str = "segments"):
         self.backend = backend
+        self.calls = TreeCalls()
         self.nodes: tuple[Node, ...] = batch.nodes
         self.positions_T = batch.positions_T
         self.sizes = [node.end - node.start for node in batch.nodes]
@@ -167,6 +210,15 @@ def _ancestors(nodes: tuple[Node, ...], index: int) -> tuple[int, ...]:
     return tuple(chain)
 
 
+_CURRENT: ContextVar[TreeLayout | None] = ContextVar("posttrain_tree", default=None)
+"""The layout of the forward pass under way, of this thread alone: rewards run their models in threads of their own."""
+
+
+def current_tree() -> TreeLayout | None:
+    """The layout of the forward pass under way; a recomputed layer has to be given it again."""
+    return _CURRENT.get()
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -174,14 +226,23 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: TreeLayout,
+    tree: TreeLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """What `transformers` calls in each layer: [1, heads, T, d] in, ([1, T, heads, d], None) out."""
+    """What `transformers` calls in each layer: [1, heads, T, d] in, ([1, T, heads, d], None) out.
+
+    tree: the batch's layout; None takes that of the context.
+    """
+    tree = tree or _CURRENT.get()
+    assert tree is not None, "the tree's attention runs within tree_implementation(model, layout) only"
+    tree.calls.layers += 1
+    tree.calls.windows.add(sliding_window)
+    given = {**others, "attention_mask": attention_mask}
+    tree.calls.unknown |= {name for name in NOT_SERVED if given.get(name) is not None}
     if tree.backend == "kernel" and not dropout and softcap is None and serves(query, key, value):
         return KernelAttention.apply(query, key, value, tree, sliding_window, scaling), None
     if tree.backend == "flex" and not dropout:
@@ -293,6 +354,16 @@ def _compiled_flex() -> Any:
 AttentionInterface.register(NAME, tree_attention)
 
 
+def _no_mask(*_: Any, local_size: int | None = None, **others: Any) -> None:
+    """What `transformers` asks for a mask: none is made, and which one it would have been is recorded."""
+    tree = _CURRENT.get()
+    if tree is not None:
+        tree.calls.masks.add(local_size)
+
+
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
 def attention_windows(config: Any) -> set[int | None]:
     """The sliding windows that a model's layers use, from its text config; None stands for full attention."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -303,8 +374,8 @@ def attention_windows(config: Any) -> set[int | None]:
 
 
 @contextmanager
-def tree_implementation(model: nn.Module) -> Iterator[None]:
-    """Within this context the model's attention layers call `tree_attention`.
+def tree_implementation(model: nn.Module, tree: TreeLayout) -> Iterator[None]:
+    """Within this context the model's attention layers call `tree_attention` on this tree.
 
     It is a context and not a setting because generation and the padded oracle use the model's own attention: a padded
     batch that met the tree function would run without its mask.
@@ -314,7 +385,11 @@ def tree_implementation(model: nn.Module) -> Iterator[None]:
     try:
         for config, _ in before:
             config._attn_implementation_internal = NAME
-        yield
+        token = _CURRENT.set(tree)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation

@@ -1,7 +1,8 @@
-"""Where a model computes: the words of `compute.device` and `--device` to a device that is really there."""
+"""Where a model computes: the words of `compute.device` and `--device` to a device that is really there, its memory."""
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from posttrain.errors import ConfigError
@@ -52,3 +53,17 @@ def _check_cuda(device: torch.device) -> None:
             expected=f"cuda:0 to cuda:{count - 1}" if count > 1 else "cuda:0",
             remedy="write one of these, or `device: auto`",
         )
+
+
+def available_bytes(device: torch.device) -> int:
+    """What can still be allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's own on a card, its allocator's RuntimeError on CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -27,6 +27,7 @@ from posttrain.errors import EncodingError, ModelError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each
 from posttrain.models.adapters import adapter_kind
+from posttrain.models.backbone import backbone
 from posttrain.models.logprobs import Path, TreeModel
 from posttrain.models.rope import forget_lengths
 from posttrain.models.router import summed
@@ -81,6 +82,7 @@ class ScoreModel(TreeModel):
                 found=f"an adapter of kind {adapter_kind(model)}",
                 remedy="use `kind: prefix`, `kind: lora`, or train all weights",
             )
+        self.reads_ahead_is_wrong = pooling == "steps"  # the score of a step must not know the steps after it
         self.pooling: Pooling = pooling
         self.steps: StepRule = steps
 
@@ -213,7 +215,7 @@ def with_head(
     config.pad_token_id = config.get_text_config().pad_token_id = pad_token_id
     with torch.device("meta"):
         model = kind(config)
-    setattr(model, model.base_model_prefix, causal_lm.base_model)
+    setattr(model, model.base_model_prefix, backbone(causal_lm))
     model.set_submodule(HEAD, _fresh_head(causal_lm, len(names), init, seed))
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:

@@ -4,8 +4,12 @@
 checkpointing see one forward. Three implementations of the same function:
 
 - `tree`: the flat batch through the backbone once, prompts shared, and the chunked projection. Fast.
-- `padded`: ordinary right-padded rows through the model's own forward and its own logits. Slow, and the oracle.
-- `rows`: as `padded`, one row at a time; for models whose rows depend on the longest one beside them (`rope.py`).
+- `padded`: ordinary right-padded rows through the model's own forward and its own logits. Slow.
+- `rows`: as `padded`, one row at a time; for models whose rows depend on the longest one beside them (`rope.py`), and
+  the oracle.
+
+No batch runs on a path that was not proven for this model on rows as long (`paths.py`): the first forward does it where
+nobody called `prove` before, so that it holds for policies, references, critics, teachers and reward models alike.
 
 `TreeModel` is what a policy shares with a reward model (`heads.py`), which makes scores of the same hidden states.
 
@@ -17,11 +21,11 @@ recorded and layers are checkpointed: decoders such as OPT, BioGPT and BART call
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import PeftModel
@@ -30,7 +34,8 @@ from torch import Tensor, nn
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters import adapter_kind, virtual_tokens, waits_for_gradient
-from posttrain.models.attention import TreeLayout, probe_backend, tree_implementation
+from posttrain.models.attention import TreeCalls, TreeLayout, current_tree, probe_backend, tree_implementation
+from posttrain.models.backbone import backbone
 from posttrain.models.checkpointing import checkpointed_layers, layers_to_checkpoint
 from posttrain.models.divergence import (
     Against,
@@ -43,14 +48,16 @@ from posttrain.models.divergence import (
 )
 from posttrain.models.every_token import count_every_token
 from posttrain.models.fused import fused_blocks
+from posttrain.models.paths import Path, Paths
 from posttrain.models.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
 from posttrain.models.rope import forget_lengths, static_positions
 from posttrain.models.router import Routers, rows_of_tokens, summed, tokens_that_count
-from posttrain.models.rows import PaddedRows, padded_rows, single_rows
+from posttrain.models.rows import PaddedRows, padded_rows, row_lengths, single_rows
 from posttrain.models.virtual import backbone_inputs
-from posttrain.types import Batch, Routing, TokenLogprobs
+from posttrain.types import Batch, Routing, TokenLogprobs, TokenTree
 
-Path = Literal["tree", "padded", "rows"]
+LARGEST_LOGITS = 1 << 26
+"""Elements of the logits that a comparison makes; longer rows are compared by their hidden states under one head."""
 
 
 class TreeModel(nn.Module, ABC):
@@ -58,7 +65,7 @@ class TreeModel(nn.Module, ABC):
 
     Args:
         model: the model, or a `peft` model around one.
-        path: `tree`, `padded` or `rows`; see `posttrain.training.preflight` for how a run chooses and proves it.
+        path: the fastest path that may be taken; a slower one is where this one gives other numbers.
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
@@ -77,10 +84,16 @@ class TreeModel(nn.Module, ABC):
         self.model = model
         self.virtual_tokens = virtual_tokens(model)
         """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""
-        self.path: Path = "padded" if self.virtual_tokens else path
+        self.paths = Paths("padded" if self.virtual_tokens and path == "tree" else path)
         self.autocast = autocast
         self.dropout = dropout
-        self._backend: str | None = None
+        self.unfused = False
+        """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
+        self.backend: str | None = None
+        """Of the tree's attention; None is the fastest that agrees with `segments` here (`probe_backend`)."""
+        self.calls: TreeCalls | None = None
+        """What the layers asked of the tree in the last forward."""
+        self._backends: dict[torch.dtype, str] = {}
         self.routers = Routers(model)
         self._layers = layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
@@ -114,9 +127,32 @@ class TreeModel(nn.Module, ABC):
         """Parameters that get no gradient until others, which start at zero, have moved."""
         return waits_for_gradient(self.model)
 
+    reads_ahead_is_wrong: bool = True
+    """Whether a token's value must not depend on later ones; a judge of whole responses may read as it likes."""
+
+    @property
+    def path(self) -> Path:
+        """That most rows take, as far as is known."""
+        return self.paths.path
+
+    @path.setter
+    def path(self, wanted: Path) -> None:
+        self.paths = Paths(wanted)
+
+    def trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def prove(self, trees: Sequence[TokenTree], *, gradient: bool = True) -> Path:
+        """Decide on these trees which path rows like them take; see `posttrain.models.paths`.
+
+        Raises:
+            ModelError: the model is not causal, and what it is used for does not allow that.
+        """
+        return self.paths.prove(self, trees, gradient=gradient)
+
     def path_of(self, batch: Batch, path: Path | None = None) -> Path:
-        """The path that this batch takes; `path` overrides the policy's own. Rows that are longer than the angles of
-        the model's rotary embedding are fixed for run one at a time on any path."""
+        """The path that this batch takes, proven on it if need be; `path` overrides it, for comparisons. Rows that are
+        longer than the angles of the model's rotary embedding are fixed for run one at a time on any path."""
         limit = static_positions(self.transformer.config.get_text_config())
         if limit is not None:
             forget_lengths(self.model)
@@ -128,7 +164,7 @@ class TreeModel(nn.Module, ABC):
                 found=f"path tree with {self.virtual_tokens} virtual tokens",
                 remedy="use the padded path",
             )
-        return path or self.path
+        return path or self.paths.of(self, batch)
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
@@ -144,24 +180,29 @@ class TreeModel(nn.Module, ABC):
         """One forward pass: its path, its dropout, its precision, and the layers that it computes again."""
         noisy = self.dropout and torch.is_grad_enabled()
         autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
-        again = checkpointed_layers(self._layers, partial(self._again, path == "tree", noisy))
+        again = checkpointed_layers(self._layers, partial(self._again, noisy))
         with self._modes(noisy), again, autocast:
             yield
 
     def _tree_hidden(self, batch: Batch) -> Tensor:
         """The backbone's last hidden states of the flat batch, [T, D]."""
-        if self._backend is None:
-            self._backend = probe_backend(self.device, self.autocast or self.dtype)
-        with self._tree_blocks():
-            output = self.transformer.base_model(
+        layout = TreeLayout(batch, self.backend or self._fastest_backend())
+        self.calls = layout.calls
+        with self._tree_blocks(layout):
+            output = backbone(self.transformer)(
                 input_ids=batch.input_ids_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
-                tree=TreeLayout(batch, self._backend),
                 **self.routers.asked(),
             )
         self.routers.keep(output, lambda: rows_of_tokens(batch))
         return output.last_hidden_state[0]
+
+    def _fastest_backend(self) -> str:
+        dtype = self.autocast or self.dtype
+        if dtype not in self._backends:
+            self._backends[dtype] = probe_backend(self.device, dtype)
+        return self._backends[dtype]
 
     def _predictor_states(self, batch: Batch, chosen: Path) -> Tensor:
         """The backbone's last hidden states where each trained token is predicted, [N, D]."""
@@ -179,9 +220,16 @@ class TreeModel(nn.Module, ABC):
             forget_lengths(self.model)
         rows = padded_rows(batch)
         inputs = backbone_inputs(self.model, rows.input_ids, rows.attention_mask)
-        output = self.transformer.base_model(**inputs, use_cache=False, **self.routers.asked())
+        output = backbone(self.transformer)(**inputs, use_cache=False, **self.routers.asked())
         self.routers.keep(output, lambda: self._weights_of(rows))
         return rows, output.last_hidden_state
+
+    def row_outputs(self, batch: Batch) -> Tensor:
+        """What the model gives at each place of a batch's only row, [L, D], on a path that every model has."""
+        batch = to_device(batch, self.device)
+        with self._running_on("rows"):
+            states = self._backbone_rows(batch, "rows")[1][0]
+        return states[-len(batch.input_ids_T) :]  # a prompt's virtual tokens come first
 
     @torch.no_grad()
     def routing(self, batch: Batch) -> Routing | None:
@@ -202,10 +250,10 @@ class TreeModel(nn.Module, ABC):
         return tokens_that_count(rows.attention_mask, embedded)
 
     @contextmanager
-    def _tree_blocks(self) -> Iterator[None]:
+    def _tree_blocks(self, layout: TreeLayout) -> Iterator[None]:
         """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
-        fused = nullcontext() if self.autocast else fused_blocks(self.transformer)
-        with tree_implementation(self.transformer), fused:
+        fused = nullcontext() if self.autocast or self.unfused else fused_blocks(self.transformer)
+        with tree_implementation(self.transformer, layout), fused:
             yield
 
     # ------------------------------------------------------------ modes
@@ -231,10 +279,15 @@ class TreeModel(nn.Module, ABC):
             for module in asking:
                 module.gradient_checkpointing = True  # type: ignore[assignment]
 
+    def _again(self, noisy: bool) -> AbstractContextManager[None]:
+        """For a layer's recomputation, asked for while its forward begins: the tree of that forward, since by the time
+        of the backward pass its context was left."""
+        return self._recomputed(current_tree(), noisy)
+
     @contextmanager
-    def _again(self, tree: bool, noisy: bool) -> Iterator[None]:
+    def _recomputed(self, tree: TreeLayout | None, noisy: bool) -> Iterator[None]:
         """A layer's recomputation, as its forward was: the same blocks and the same dropout."""
-        with self._tree_blocks() if tree else nullcontext(), self._modes(noisy):
+        with self._tree_blocks(tree) if tree is not None else nullcontext(), self._modes(noisy):
             yield
 
 
@@ -318,7 +371,25 @@ class Policy(TreeModel):
         return against.spread(divergence(own, theirs, against.mixture), index_S, batch.count.tokens)
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
-        return self(batch, path=path).logprobs_N, batch.branch_N
+        """Of long rows and large vocabularies by the hidden states and one head, on every path: the logits of a row of
+        8,192 tokens and 150,000 ids are 5 GB. That the head is the model's is shown by the short rows."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch, path)
+        vocabulary = int(self.transformer.config.get_text_config().vocab_size)
+        with self._running_on(chosen):
+            if sum(row_lengths(batch)) * vocabulary <= LARGEST_LOGITS:
+                run = {"tree": self._tree, "padded": self._padded, "rows": self._rows}[chosen]
+                return run(batch, 1.0, False, False)[0].logprobs_N, batch.branch_N
+            states_ND = self._predictor_states(batch, chosen)
+            return target_logprobs(states_ND, read_head(self.causal_lm), batch.target_ids_N)[0], batch.branch_N
+
+    def row_outputs(self, batch: Batch) -> Tensor:
+        """The logits, [L, V]."""
+        batch = to_device(batch, self.device)
+        rows = padded_rows(batch)
+        with self._running_on("rows"):
+            output = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        return output.logits[0, -len(batch.input_ids_T) :].float()
 
     def distributions(
         self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0, path: Path | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from posttrain.types import Batch, Node
+from posttrain.types import Batch, Branch, Node, TokenTree
 
 
 class PaddedRows:
@@ -52,13 +55,39 @@ def single_rows(batch: Batch) -> list[Batch]:
     return singles
 
 
+def row_lengths(batch: Batch) -> list[int]:
+    """Tokens of each branch with its prompt before it; nothing on the device is read."""
+    return [leaf.end - leaf.start + (above.end - above.start if above else 0) for leaf, above in _leaves(batch)]
+
+
+def trees_of(batch: Batch, indices: Iterable[int]) -> list[TokenTree]:
+    """Some of a batch's trees, made anew from its ids and trained tokens; annotations are left behind."""
+    ids = batch.input_ids_T.cpu().numpy().astype(np.int32)
+    trained = np.zeros(len(ids), dtype=bool)
+    trained[batch.target_index_N.cpu().numpy()] = True
+    tree_B, leaves = batch.tree_B.tolist(), list(_leaves(batch))
+    made = []
+    for index in indices:
+        own = [leaf for leaf, tree in zip(leaves, tree_B, strict=True) if tree == index]
+        above = own[0][1]
+        prompt = ids[above.start : above.end] if above else ids[:0]
+        branches = tuple(Branch(ids[leaf.start : leaf.end], trained[leaf.start : leaf.end]) for leaf, _ in own)
+        made.append(TokenTree(prompt, branches, batch.keys[index], batch.rows[index]))
+    return made
+
+
+def _leaves(batch: Batch) -> Iterable[tuple[Node, Node | None]]:
+    """The node of each branch and that of its prompt, if it has one."""
+    parents = {node.parent for node in batch.nodes}
+    for leaf in (node for index, node in enumerate(batch.nodes) if index not in parents):
+        yield leaf, batch.nodes[leaf.parent] if leaf.parent >= 0 else None
+
+
 def _unfolded(batch: Batch) -> list[Tensor]:
     """The ids of each branch with its prompt before it."""
     ids = batch.input_ids_T
-    parents = {node.parent for node in batch.nodes}
     rows = []
-    for leaf in (node for index, node in enumerate(batch.nodes) if index not in parents):
+    for leaf, above in _leaves(batch):
         own = ids[leaf.start : leaf.end]
-        above = batch.nodes[leaf.parent] if leaf.parent >= 0 else None
         rows.append(own if above is None else torch.cat([ids[above.start : above.end], own]))
     return rows

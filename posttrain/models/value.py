@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -36,7 +37,16 @@ class ValueModel(TreeModel):
         return read_values(getattr(self.transformer, HEAD), states_ND)
 
     def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
-        return self(batch, path=path), batch.branch_N
+        """The values, and the states along a fixed random direction: a head that starts at zero gives every state the
+        same value and would hide every difference."""
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch, path)
+        with self._running_on(chosen):
+            states_ND = self._predictor_states(batch, chosen)
+        values_N = read_values(getattr(self.transformer, HEAD), states_ND)
+        direction = torch.randn(states_ND.shape[1], generator=torch.Generator().manual_seed(0)).to(values_N)
+        along_N = states_ND.to(values_N) @ direction / states_ND.shape[1] ** 0.5
+        return torch.stack([values_N, along_N], dim=1).flatten(), batch.branch_N.repeat_interleave(2)
 
 
 def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -> ValueModel:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
 from posttrain.data.trees import collate
 from posttrain.errors import MemoryLimitError
 from posttrain.models.attention import TreeLayout, attention_windows
+from posttrain.models.devices import available_bytes, out_of_memory
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.projection import BUFFER_ELEMENTS
 from posttrain.types import TokenTree
@@ -180,20 +180,6 @@ def fitting_microbatch(
     room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
     fits = int(room / max(bytes_per_token, 1.0))
     return max(largest_tree, min(fits, max(wanted, MICROBATCH_LIMIT.get(policy.device.type, 2048))), 1)
-
-
-def available_bytes(device: torch.device) -> int:
-    """What can still be allocated there."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's own on a card, its allocator's RuntimeError on CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 @contextmanager

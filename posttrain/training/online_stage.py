@@ -311,7 +311,8 @@ def _teacher(name: str, policy: Policy, progress: Progress) -> Teacher:
     teacher = load(name, device=policy.device, say=progress.say)
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
-    return Teacher(Policy(teacher.model, policy.path, autocast=policy.autocast))
+    # Its path is its own: a teacher of another architecture may not be what the student's proof was made on.
+    return Teacher(Policy(teacher.model, autocast=policy.autocast))
 
 
 class Teacher:

@@ -26,11 +26,13 @@ from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
 from posttrain.models.every_token import frozen_weights
 from posttrain.models.logprobs import TreeModel
-from posttrain.models.parity import LOGPROB_ERROR, Gap, beside, leak, tree_against_padded
+from posttrain.models.parity import LOGPROB_ERROR, leak
+from posttrain.models.paths import Path, row_length
+from posttrain.models.paths import probes as cut_probes
 from posttrain.models.repeat import repeat
 from posttrain.models.rope import static_positions
 from posttrain.training.algorithms import Algorithm
-from posttrain.training.memory import MemoryPlan, out_of_memory
+from posttrain.training.memory import MemoryPlan
 from posttrain.training.step import Reference, forward, router_term, start_loss
 from posttrain.types import Batch, Mean, TokenTree
 
@@ -41,8 +43,8 @@ SHOWN_ROWS = 3
 _PADDED_ADAPTER = "remove compute.logprobs: tree, or train an adapter of the weights, such as kind: lora"
 PROBED_TREES = 2
 """Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
-PROBED_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Parity is proven on the longest tree of at most so many tokens too: sliding windows begin late in a row."""
+PROBED_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Values are compared on the longest tree of at most so many tokens too; a longer row is proven when it comes."""
 SEARCHED_TREES = 64
 """The probes are the shortest of the first so many trees."""
 
@@ -224,38 +226,54 @@ def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
 
 
 def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
-    """Prove tree = padded and set `policy.path`; a model that the tree cannot serve runs padded and says so.
+    """Prove the fastest path that is asked for and set `policy.path`; a model that it cannot serve runs on a slower one
+    and says so.
 
     Raises:
+        ModelError: the policy is not causal: it would train on what it sees.
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
-    short = probes(trees)
-    long = long_probe(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
-    longer = [] if long is None or long.key in {tree.key for tree in short} else [long]
-    if policy.virtual_tokens:
-        policy.path = "padded"
-        detail = f"rows run padded: {policy.virtual_tokens} virtual tokens stand before each, so they share no prompt"
-        check = Check("tree", PARITY, "fail" if asked == "tree" else "pass", detail, remedy=_PADDED_ADAPTER)
-    elif asked == "padded":
-        policy.path = "padded"
-        check = Check("tree", PARITY, "pass", "not asked: compute.logprobs is padded")
-    else:
-        check = _tree_or_padded(policy, [*short, *longer], asked)
-    for tree in longer:
-        check = _rows_apart(policy, short, tree, check)
+    wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    policy.path = wanted
+    proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
+    policy.prove(proven)
+    check = _path_check(policy, wanted, asked, longest=max(map(row_length, proven)))
     return _long_rows(policy, trees, check)
 
 
-def _rows_apart(policy: TreeModel, short: list[TokenTree], long: TokenTree, check: Check) -> Check:
-    """One row at a time, for a model that computes something from the longest row of the micro-batch."""
-    gap = beside(policy, short, long)
-    if gap.holds:
-        return check
-    policy.path = "rows"
-    detail = f"a row depends on how long the longest one beside it is ({gap.logprob:.1e}): each runs alone"
-    status: Status = "fail" if check.status == "fail" else "warn"
-    remedy = "a lower max_length may keep rows apart; else expect that it takes several times as long"
-    return Check("tree", PARITY, status, detail, {"beside": gap.logprob}, remedy)
+def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
+    """The shortest trees, one of middle size, and the longest of at most `most` tokens."""
+    short = probes(trees)
+    middle = int(np.argsort(lengths(trees), kind="stable")[len(trees) // 2])
+    others = [trees[middle], long_probe(trees, most)]
+    known = {tree.key for tree in short}
+    return [
+        *short,
+        *(tree for tree in others if tree is not None and tree.num_tokens <= most and tree.key not in known),
+    ]
+
+
+def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
+    """What the proof found, as a check: `warn` where the rows run slower than was asked for."""
+    reasons = policy.paths.reasons(policy)
+    verdict = policy.paths.verdicts.get(policy.path if policy.path in policy.paths.verdicts else wanted)
+    gap = None if verdict is None else verdict.gap
+    evidence: dict[str, Any] = {"path": policy.path, "rows": longest}
+    evidence |= {"logprob": gap.logprob, "gradient": gap.gradient} if gap is not None else {}
+    errors = [one.error for one in policy.paths.verdicts.values() if one.error]
+    evidence |= {"error": errors[0]} if errors else {}
+    if reasons:
+        failed: Status = "fail" if asked == "tree" else "warn"
+        remedy = "set compute.logprobs: padded to expect this"
+        if policy.path == "rows":
+            remedy = "a lower max_length may keep rows apart; else expect that it takes several times as long"
+        return Check("tree", PARITY, failed, "; ".join(reasons), evidence, remedy)
+    if policy.virtual_tokens:
+        detail = f"rows run padded: {policy.virtual_tokens} virtual tokens stand before each, so they share no prompt"
+        return Check("tree", PARITY, "fail" if asked == "tree" else "pass", detail, evidence, remedy=_PADDED_ADAPTER)
+    proof = f"{gap.line()}, on rows of up to {longest:,} tokens" if gap is not None else "there is nothing to compare"
+    detail = f"not asked: compute.logprobs is padded; {proof}" if asked == "padded" else proof
+    return Check("tree", PARITY, "pass", detail, evidence)
 
 
 def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> Check:
@@ -279,30 +297,9 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
     return replace(check, status=status, detail=detail, remedy=remedy)
 
 
-def _tree_or_padded(policy: TreeModel, tried: list[TokenTree], asked: Literal["auto", "tree"]) -> Check:
-    title = PARITY
-    fault: str | None = None
-    gap: Gap | None = None
-    try:
-        gap = tree_against_padded(policy, tried)
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        if out_of_memory(error):
-            raise
-        # The model's own code refuses the flat batch; the padded path never meets that code.
-        fault = f"{type(error).__name__}: {error}"
-    if gap is not None and gap.holds:
-        policy.path = "tree"
-        return Check("tree", title, "pass", gap.line(), {"logprob": gap.logprob, "gradient": gap.gradient})
-    policy.path = "padded"
-    detail = f"{type(policy.transformer).__name__} runs padded: {gap.line() if gap else fault}"
-    evidence = {"logprob": gap.logprob, "gradient": gap.gradient} if gap else {"error": fault}
-    status: Status = "warn" if asked == "auto" else "fail"
-    return Check("tree", title, status, detail, evidence, "set compute.logprobs: padded to expect this")
-
-
 def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     """Changing one branch must move no other branch's log-probs and gradient."""
-    gap = leak(policy, probes(trees))
+    gap = leak(policy, cut_probes(probes(trees))[0])
     evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
     if gap.holds:
         return Check("leak", "no leak between branches", "pass", f"after changing one: {gap.line()}", evidence)

@@ -49,7 +49,9 @@ def test_a_model_that_the_tree_cannot_serve_runs_padded_and_says_so(monkeypatch:
 def test_a_model_that_refuses_the_flat_batch_runs_padded() -> None:
     work = work_of(model=Refuses(tiny_model()))
     check = preflight.choose_path(work.policy, work.rows, "auto")
-    assert check.status == "warn" and "TypeError" in check.detail and work.policy.path == "padded"
+    assert check.status == "warn" and work.policy.path == "padded"
+    assert check.detail == "Refuses runs padded: its code stops on rows laid end to end without a mask"
+    assert "AttributeError" in check.evidence["error"]
 
 
 class Refuses(torch.nn.Module):

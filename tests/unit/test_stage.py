@@ -233,8 +233,10 @@ def test_running_out_before_step_1_is_explained(
     def full(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    inner = "tree_against_padded" if place == "choose_path" else place
-    monkeypatch.setattr(stage if place == "reference" else preflight, inner, full)
+    if place == "choose_path":
+        monkeypatch.setattr("posttrain.models.paths.against", full)
+    else:
+        monkeypatch.setattr(stage if place == "reference" else preflight, place, full)
     with pytest.raises(MemoryLimitError) as explained:
         prepared(DPO(beta=0.1), tmp_path)
     text = str(explained.value)

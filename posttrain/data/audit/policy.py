@@ -22,9 +22,7 @@ from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.models.logprobs import Path, Policy
-from posttrain.models.parity import tree_against_padded
 from posttrain.models.projection import read_head, target_logprobs
-from posttrain.models.rows import padded_rows
 from posttrain.types import Batch, Example, TokenTree
 
 STALE = 1.0
@@ -73,8 +71,9 @@ class HiddenPolicy(Policy):
         hidden states CHES sums up.
         """
         batch = to_device(batch, self.device)
-        with self._running_on(self.path):
-            hidden_ND = self._predictors(batch)
+        chosen = self.path_of(batch)
+        with self._running_on(chosen):
+            hidden_ND = self._predictor_states(batch, chosen)
             head = read_head(self.causal_lm)
             logprobs_N, entropy_N = target_logprobs(hidden_ND, head, batch.target_ids_N, entropy=True)
         assert entropy_N is not None
@@ -82,15 +81,6 @@ class HiddenPolicy(Policy):
         sums_BD.index_add_(0, batch.branch_N, hidden_ND.float())
         counts_B = torch.bincount(batch.branch_N, minlength=batch.num_branches).clamp(min=1)
         return logprobs_N.float(), entropy_N.float(), sums_BD / counts_B[:, None]
-
-    def _predictors(self, batch: Batch) -> Tensor:
-        if self.path == "tree":
-            return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
-        rows = padded_rows(batch)
-        output = self.transformer.base_model(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
-        )
-        return output.last_hidden_state[rows.row_N, rows.predictor_N]
 
 
 def measure(
@@ -106,7 +96,7 @@ def measure(
 
     Args:
         examples: what the corpus was made of, once more.
-        path: `tree` or `padded`; None takes the tree where it computes what the padded rows do.
+        path: the fastest that may be taken; it is proven on the rows themselves.
 
     Raises:
         EncodingError, EmptyDatasetError: the rows cannot be encoded for this model.
@@ -116,9 +106,8 @@ def measure(
     collected: list[tuple[int, list[float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         trees = encode(examples, encoder, store=folder, workers=1, bad_rows="skip")
-        if path is None:
-            path = _proven_path(policy, [trees[i] for i in range(min(2, len(trees)))])
-        policy.path = path
+        if path is not None:
+            policy.path = path
         for start in range(0, len(trees), _WINDOW):
             window = [_pair_of(trees[i]) for i in range(start, min(start + _WINDOW, len(trees)))]
             for group in pack(window, TOKENS_AT_ONCE):
@@ -129,14 +118,6 @@ def measure(
     collected.sort()
     columns = np.array([values for _, values in collected], dtype=np.float64).T
     return Measured(np.array([row for row, _ in collected], dtype=np.int64), *columns)
-
-
-def _proven_path(policy: Policy, probes: list[TokenTree]) -> Path:
-    try:
-        return "tree" if tree_against_padded(policy, probes).holds else "padded"
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
-        # The model's own code refuses the flat batch; the padded path never meets that code.
-        return "padded"
 
 
 def _pair_of(tree: TokenTree) -> TokenTree:
