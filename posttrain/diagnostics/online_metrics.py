@@ -27,6 +27,13 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "The surrogate's term of the loss. In a group the advantages add up to 0, so at ratio 1 it is about 0 "
             "however hard the step pulls: zero loss is not zero gradient. Watch the reward and `advantage_magnitude`.",
         ),
+        "policy_slope": MetricInfo(
+            "Policy term, slope",
+            "",
+            "none",
+            "Mean |d policy term / d log-prob| of the trained tokens. Exactly 0 while advantages are not: the policy term "
+            "teaches nothing, whatever the gradient's norm says.",
+        ),
         "kl_loss": MetricInfo(
             "KL term", "nats", "none", "The KL penalty of the loss, unweighted, by the row's own kind."
         ),

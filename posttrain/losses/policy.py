@@ -14,7 +14,7 @@ from torch import Tensor
 from posttrain.errors import ConfigError
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics
+from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
@@ -73,7 +73,7 @@ def policy_loss(
         return reduction.total(values_N, batch, parameters)
 
     terms = {"policy_loss": share(policy_N)}
-    total = terms["policy_loss"]
+    total = teaching = terms["policy_loss"]
     if row.kl_place == "loss":
         terms["kl_loss"] = share(_kl_term(row, seen, policy, ratio_N))
         total = total + parameters["kl_beta"] * terms["kl_loss"]
@@ -84,11 +84,16 @@ def policy_loss(
     metrics: dict[str, Metric] = {"loss": Mean(total.detach(), own)}
     metrics |= {name: Mean(value.detach(), own) for name, value in terms.items()}
     metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
+    if (slope_N := slope_of(teaching, seen.logprob_N)) is not None:
+        metrics["policy_slope"] = Mean(slope_N.abs().sum(), batch.count.tokens)
     if policy.divergence_N is not None:
         metrics["kl_exact_reverse"] = Mean(policy.divergence_N.detach().sum(), batch.count.tokens)
     metrics |= token_metrics(policy, batch)
     return LossOutput(
-        loss=over_denominator(total, whole), metrics=metrics, per_branch=per_branch(seen, ratio_N.detach())
+        loss=over_denominator(total, whole),
+        metrics=metrics,
+        per_branch=per_branch(seen, ratio_N.detach()),
+        teaching=over_denominator(teaching, whole),
     )
 
 

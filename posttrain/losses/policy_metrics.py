@@ -45,6 +45,20 @@ class Seen:
         return None if self.sampler_N is None or self.old_N is None else self.old_N - self.sampler_N
 
 
+def slope_of(term: Tensor, logprob_N: Tensor) -> Tensor | None:
+    """d term / d log π of each token [N]; None where no gradient is recorded.
+
+    Costs a pass over N numbers, and none through the model. Where it is 0 at every token, the term's gradient is exactly
+    0 whatever the model is; the gradient of a KL or of an entropy beside it cannot hide that, nor can rounding.
+    """
+    if not (torch.is_grad_enabled() and logprob_N.requires_grad):
+        return None
+    if not term.requires_grad:  # no path from the log-probs to it at all
+        return torch.zeros_like(logprob_N)
+    (slope_N,) = torch.autograd.grad(term, logprob_N, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(logprob_N) if slope_N is None else slope_N.detach()
+
+
 @torch.no_grad()
 def policy_metrics(seen: Seen, ratio_N: Tensor, tokens: TokenLoss, cap: float | None) -> dict[str, Metric]:
     """The metrics of `docs/online.md` that need no more than a batch; each carries its own sum and count."""
@@ -107,13 +121,17 @@ def per_branch(seen: Seen, ratio_N: Tensor) -> dict[str, Tensor]:
 def explain_zero_loss(values: Mapping[str, float], *, grouped: bool = True) -> str | None:
     """A sentence for a step whose loss is about 0 while it learns; None where there is nothing to explain.
 
-    values: a step's metrics by name; `policy_loss`, `advantage_magnitude` and, if known, `grad_norm` are read.
+    Nor is there where the step learns nothing: a gradient of exactly 0 is the business of an alarm (`dead_learning`),
+    and no reason to watch the reward in peace.
+
+    values: a step's metrics by name; `policy_loss`, `advantage_magnitude` and, if known, `policy_slope` and `grad_norm`
+        are read.
     grouped: whether advantages compare the completions of a prompt; PPO's come from its value model.
     """
     loss, pull = values.get("policy_loss", float("nan")), values.get("advantage_magnitude", float("nan"))
-    if not abs(loss) < 0.05 * pull:
-        return None
     norm = values.get("grad_norm")
+    if not abs(loss) < 0.05 * pull or norm == 0 or values.get("policy_slope") == 0:
+        return None
     whose = "a group" if grouped else "all tokens of the step"
     seen = "" if norm is None else f", and the gradient's norm is {norm:.3g}"
     return (

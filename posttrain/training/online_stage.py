@@ -217,6 +217,12 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
     named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
     passed = [one if isinstance(one, Scorer) else Scorer(_name_of(one), one) for one in functions]
     if not named and not passed and not stage.needs_rewards:
+        if keys := stage.waits_for_rewards:
+            raise ConfigError(
+                f"nothing rewards a completion, so `{keys[0]}` would watch a score of 0 throughout",
+                where=f"{stage.name}: {keys[0]}",
+                remedy=f"leave `{keys[0]}` out, or give rewards, which are then measured and do not train",
+            )
         return Rubric([Scorer("none", lambda prompt, completion, task: 0.0)])
     if not named and not passed:
         raise ConfigError(
