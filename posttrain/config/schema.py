@@ -98,7 +98,7 @@ class Recipe(Settings):
                 )
             if isinstance(stage, SamplingStage) and not stage.rewards and (keys := stage.waits_for_rewards):
                 raise refuse(
-                    f"nothing rewards a completion of `{stage.name}`, so `{keys[0]}` would watch a score of 0 throughout",
+                    f"nothing rewards a completion of `{stage.name}`, so `{keys[0]}` would watch a score of 0 for ever",
                     path=("stages", index, *keys[0].split(".")),
                     remedy=f"leave `{keys[0]}` out, or list `rewards`, which are then measured and do not train",
                 )

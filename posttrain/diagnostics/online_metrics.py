@@ -31,8 +31,8 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Policy term, slope",
             "",
             "none",
-            "Mean |d policy term / d log-prob| of the trained tokens. Exactly 0 while advantages are not: the policy term "
-            "teaches nothing, whatever the gradient's norm says.",
+            "Mean |d policy term / d log-prob| of the trained tokens. Exactly 0 while advantages are not: the policy "
+            "term teaches nothing, whatever the gradient's norm says.",
         ),
         "kl_loss": MetricInfo(
             "KL term", "nats", "none", "The KL penalty of the loss, unweighted, by the row's own kind."

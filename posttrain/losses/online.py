@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import UnknownKeyError, nearest
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online_fit import require_fit
 from posttrain.losses.parameters import Parameter, resolve

@@ -48,8 +48,8 @@ class Seen:
 def slope_of(term: Tensor, logprob_N: Tensor) -> Tensor | None:
     """d term / d log π of each token [N]; None where no gradient is recorded.
 
-    Costs a pass over N numbers, and none through the model. Where it is 0 at every token, the term's gradient is exactly
-    0 whatever the model is; the gradient of a KL or of an entropy beside it cannot hide that, nor can rounding.
+    Costs a pass over N numbers, and none through the model. Where it is 0 at every token, the term's gradient is
+    exactly 0 whatever the model is; neither rounding nor the gradient of a KL or an entropy beside it can hide that.
     """
     if not (torch.is_grad_enabled() and logprob_N.requires_grad):
         return None

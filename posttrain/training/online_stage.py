@@ -219,7 +219,7 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
     if not named and not passed and not stage.needs_rewards:
         if keys := stage.waits_for_rewards:
             raise ConfigError(
-                f"nothing rewards a completion, so `{keys[0]}` would watch a score of 0 throughout",
+                f"nothing rewards a completion, so `{keys[0]}` would watch a score of 0 for ever",
                 where=f"{stage.name}: {keys[0]}",
                 remedy=f"leave `{keys[0]}` out, or give rewards, which are then measured and do not train",
             )
