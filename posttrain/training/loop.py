@@ -286,11 +286,11 @@ class Loop:
         for alarm in alarms:
             self.folder.append_alarm(alarm.record())
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
-        if self.work.stage.alarms.on_critical == "stop":
-            for alarm in alarms:
-                if alarm.severity == "critical":
-                    self._save()
-                    raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
+        on_critical = self.work.stage.alarms.on_critical == "stop"
+        for alarm in alarms:
+            if alarm.stops or (on_critical and alarm.severity == "critical"):
+                self._save()
+                raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
 
     def _stop_on_non_finite(self, error: NonFiniteError) -> None:
         """The weights after the last whole step are good and worth keeping; those of a part of a step are not a step's,
