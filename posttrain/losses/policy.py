@@ -46,7 +46,7 @@ def policy_loss(
         policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
             a weight.
         batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
-            needs them; reference and sampler are measured wherever they are there.
+            needs them; reference, sampler and `teacher_logprobs` are measured wherever they are there.
         denominator: count of the whole step, over all micro-batches and ranks.
         on_policy: the policy is still the one that sampled, so `old_logprobs` is not read: every ratio is 1, with its
             gradient. True for the first update of a rollout only.
@@ -148,4 +148,5 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
         sampler_N=carried.get("sampler_logprobs"),
         advantage_N=carried["advantages"],
         log_ratio_N=torch.zeros_like(logprob_N) if old_N is None else logprob_N - old_N,
+        teacher_N=carried.get("teacher_logprobs"),
     )

@@ -1,9 +1,11 @@
 """What an online loss says of a batch: how far the policy is from the one that sampled, from its reference, and from
 what the sampler itself computed.
 
-Tokens are sampled by the old policy. So `..._old` estimate KL(old || policy), and `..._reference` estimate
-KL(policy || reference) at the first update of a rollout; by later updates the sample is off-policy. Every name says its
-kind.
+Tokens are sampled by the old policy. So `..._old` estimate KL(old || policy), and `..._reference` (and `..._teacher`)
+estimate KL(policy || reference) at the first update of a rollout; by later updates the sample is off-policy: what they
+say then is KL(old || reference) - KL(old || policy), too low, and below 0 where the policy runs away. So nothing is
+steered by them: `kl_sequence_reference`, of the policy that sampled, is the rollout's (`Rollout.sequence_kl`). Every
+name says its kind.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Seen:
     advantage_N: Tensor
     log_ratio_N: Tensor
     """log π - log π_old, with its gradient."""
+    teacher_N: Tensor | None = None
+    """Of the model that is learned from, where there is one."""
 
     @property
     def gap_N(self) -> Tensor | None:
@@ -78,7 +82,8 @@ def policy_metrics(seen: Seen, ratio_N: Tensor, tokens: TokenLoss, cap: float | 
         metrics |= _kl_metrics(seen.old_N, seen.logprob_N, "old", count.tokens)
     if seen.reference_N is not None:
         metrics |= _kl_metrics(seen.logprob_N, seen.reference_N, "reference", count.tokens)
-        metrics["kl_sequence_reference"] = Mean((seen.logprob_N - seen.reference_N).sum(), count.branches)
+    if seen.teacher_N is not None:
+        metrics |= _kl_metrics(seen.logprob_N, seen.teacher_N, "teacher", count.tokens)
     if seen.gap_N is not None:
         metrics |= _sampler_metrics(seen.gap_N, USUAL_CAP if cap is None else cap)
     return metrics

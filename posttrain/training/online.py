@@ -132,7 +132,7 @@ class OnlineSource:
         now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
         said = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
         said |= setup.learner.ended(values)
-        bound, kl = setup.stage.stop.kl_above, values.get("kl_sequence_reference", 0.0)
+        bound, kl = setup.stage.stop.kl_above, said.get("kl_sequence_reference", 0.0)
         if bound is not None and kl > bound:
             self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
         if step == 1 and (note := setup.learner.explain(values)) is not None:

@@ -71,7 +71,7 @@ def test_a_teacher_needs_no_reward(start: Path, tmp_path: Path) -> None:
     teacher = save_start(tmp_path / "teacher", seed=7)
     loop = loop_of(start, tmp_path / "run", "distil_reverse_kl", teacher=str(teacher), rewards=(), steps=15, held_out=0)
     run(loop)
-    divergence = [record["values"]["kl_k1_reference"] for record in loop.folder.metrics("train")]
+    divergence = [record["values"]["kl_k1_teacher"] for record in loop.folder.metrics("train")]
     assert np.mean(divergence[-3:]) < 0.8 * np.mean(divergence[:3])
 
 
