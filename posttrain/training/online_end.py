@@ -32,7 +32,10 @@ def conclude(folder: StageFolder) -> list[str]:
         if all(one["name"] != alarm.name for one in folder.alarms()):
             folder.append_alarm(alarm.record())
         warnings.append(f"{alarm.message}. {alarm.remedy}")
-    record = _record(scores, folder.stage().get("best"))
+    about = folder.stage()
+    if about.get("best_lost"):
+        warnings.append(str(about["best_lost"]))
+    record = _record(scores, about.get("best"))
     if record is not None and record["kept"]["step"] == 0 < record["last"]["step"]:
         warnings.append(_handed_back(record))
     folder.write_stage(updates=updates, held_out_score=record, warnings=warnings)
