@@ -243,6 +243,8 @@ class Pairs(_Plain):
         ranked = sorted(group.branches, key=_reward)
         if len(ranked) < 2 or group.tied or _reward(ranked[-1]) - _reward(ranked[0]) < self.least_margin:
             return None
+        if ranked[-1].completion.ids == ranked[0].completion.ids:  # a reward that is not the same twice: no gradient
+            return None
         return [ranked[-1], ranked[0]]
 
 
