@@ -125,7 +125,7 @@ def prepare_online(
             seed,
             head,
             _teacher_of_row(stage, policy, progress),
-            engine_is_trainer=same_arithmetic(proven),
+            engine_is_trainer=same_arithmetic(policy, proven),
         )
         examiner = _examiner(stage, policy, sampler.engine, encoder, rubric, tasks, seed, folder, progress)
         curriculum = None

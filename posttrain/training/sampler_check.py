@@ -100,11 +100,13 @@ def check_sampler(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree
     return Check("identity", TITLE, status, detail, evidence, _remedy(stage, policy, near=near, shared=shared))
 
 
-def same_arithmetic(proven: Preflight) -> bool:
+def same_arithmetic(policy: Policy, proven: Preflight) -> bool:
     """Whether the engine's log-probs were proven to be the trainer's own, to the rounding of fp32: then nothing that
-    the engine has computed is computed again."""
+    the engine has computed is computed again. Never below fp32, where a start whose probes agree proves nothing for the
+    sharper policy of a later step."""
+    wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
     found = [check.evidence["largest_logprob_gap"] for check in proven.checks if check.title == TITLE]
-    return bool(found) and found[0] <= SAMPLER_GAP
+    return wide and bool(found) and found[0] <= SAMPLER_GAP
 
 
 def _ratio_matters(stage: SamplingStage, shared: bool) -> bool:

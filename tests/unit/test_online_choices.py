@@ -192,7 +192,8 @@ def test_a_teacher_has_no_rewards_to_look_at(choices: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("key", ["curriculum: {kind: pass_rate}", "stop: {patience: 2}", "stop: {target_score: 0.5}"])
 def test_what_waits_for_rewards_needs_some(key: str) -> None:
-    text = "schema: 1\nname: a\nmodel: embedded\nstages:\n  - {method: gkd, teacher: embedded, data: package://tasks.jsonl, KEY}\n"
+    stage = "{method: gkd, teacher: embedded, data: package://tasks.jsonl, KEY}"
+    text = f"schema: 1\nname: a\nmodel: embedded\nstages:\n  - {stage}\n"
     with pytest.raises(ConfigError, match="nothing rewards a completion of `gkd`") as caught:
         parse_recipe(text.replace("KEY", key))
     name = key.partition(":")[0]
