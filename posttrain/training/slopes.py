@@ -12,7 +12,7 @@ from posttrain.training.algorithms import Algorithm
 from posttrain.training.step import start_loss
 from posttrain.types import Batch, Count
 
-SLOPE_SHIFTS = (-50.0, 50.0)
+SLOPE_SHIFTS = (-50.0, 50.0, -2000.0, 2000.0)
 """Nats by which a response is moved where the loss of the probes has no gradient as they are (`slopes_of`)."""
 
 

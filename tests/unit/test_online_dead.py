@@ -75,7 +75,7 @@ def test_a_run_ends_in_the_step_that_shows_it(dead: None, start: Path, tmp_path:
     assert found is not None and found.step == 1
     (values,) = [record["values"] for record in loop.folder.metrics("train")]
     assert values["policy_slope"] == 0 and values["advantage_magnitude"] > 0
-    assert values["grad_norm"] > 0  # of rounding, or of the entropy
+    assert values["grad_norm"] > 0 or "entropy_weight" not in options
     with pytest.raises(TrainingError, match="step 2: dead_learning"):  # resumed without a change, it ends again
         run(loop_of(start, tmp_path, preflight={"on_failure": "warn"}, held_out=0, steps=4, **options))
 
