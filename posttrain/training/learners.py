@@ -229,15 +229,19 @@ class Pairs(_Plain):
 
     Args:
         least_margin: groups whose best is better by less than this teach nothing.
+        annotated: whether a pair carries by how much its best is better, for objectives that ask (`odpo`).
     """
 
     nothing = "no group has a best and a worst completion (the rewards of each are all equal)"
 
-    def __init__(self, least_margin: float):
-        self.least_margin = least_margin
+    def __init__(self, least_margin: float, *, annotated: bool = False):
+        self.least_margin, self.annotated = least_margin, annotated
 
     def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
-        return [[_tree(group, pair)] for group in kept if (pair := self._pair(group)) is not None]
+        return [[self._annotated(group, pair)] for group in kept if (pair := self._pair(group)) is not None]
+
+    def _annotated(self, group: Group, pair: Sequence[Response]) -> TokenTree:
+        return _tree(group, pair, _reward(pair[0]) - _reward(pair[1]) if self.annotated else None)
 
     def _pair(self, group: Group) -> list[Response] | None:
         ranked = sorted(group.branches, key=_reward)
@@ -286,9 +290,9 @@ class Distillation(_Plain):
         return [trees for group in kept if (trees := group.trees(self.tokens))]
 
 
-def _tree(group: Group, responses: Sequence[Response]) -> TokenTree:
+def _tree(group: Group, responses: Sequence[Response], margin: float | None = None) -> TokenTree:
     branches = [(one.completion.ids, [True] * len(one.completion.ids)) for one in responses]
-    return make_tree(group.prompt.ids, branches, group.prompt.task.row)
+    return make_tree(group.prompt.ids, branches, group.prompt.task.row, margin=margin)
 
 
 def _reward(one: Response) -> float:

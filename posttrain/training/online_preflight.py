@@ -173,7 +173,7 @@ def _pair(tree: TokenTree) -> TokenTree:
         changed = first.ids.copy()
         changed[0] = int(tree.prompt_ids[-1]) if changed[0] != tree.prompt_ids[-1] else int(tree.prompt_ids[0])
         other = replace(first, ids=changed)
-    return replace(tree, branches=(first, other))
+    return replace(tree, branches=(first, other), margin=1.0)  # of rewards of 1 and 0, as the probes have them
 
 
 def _check_tasks(tasks: TaskSet) -> Check:

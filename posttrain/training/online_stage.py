@@ -21,6 +21,7 @@ from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError
 from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.policy import policy_loss
 from posttrain.losses.value import value_loss
 from posttrain.models.devices import device_of
@@ -288,7 +289,7 @@ def _learner(
     engine_is_trainer: bool,
 ) -> Learner:
     if isinstance(stage, OnlineDPO):
-        return Pairs(stage.least_margin)
+        return Pairs(stage.least_margin, annotated=PAIRWISE[stage.objective].needs_margins)
     if isinstance(stage, RFT):
         return Imitation(stage.least_reward, stage.most_per_prompt)
     if isinstance(stage, GKD):

@@ -278,6 +278,11 @@ def test_online_dpo_trains_on_the_best_and_the_worst(start: Path, tmp_path: Path
     run(loop_of(start, tmp_path / "run", "online_dpo", steps=2))
 
 
+def test_online_dpo_takes_the_reward_gap_as_odpos_margin(start: Path, tmp_path: Path) -> None:
+    loop = run(loop_of(start, tmp_path, "online_dpo", objective="odpo", steps=1, held_out=0))
+    assert loop.folder.metrics("train")[0]["values"]["grad_norm"] > 0
+
+
 def test_rft_imitates_what_is_good_enough(start: Path, tmp_path: Path) -> None:
     loop = loop_of(start, tmp_path, "rft", least_reward=0.3, most_per_prompt=2, steps=1)
     batches = batches_of(loop)

@@ -222,6 +222,12 @@ def test_the_reason_is_what_became_of_the_completions() -> None:
     assert "abstained" in why([[response(0, None, cut=False)]])
 
 
+def test_a_pair_says_by_how_much_it_is_better_where_the_objective_asks() -> None:
+    rollout = rollout_of([[response(0, 0.75, cut=False), response(1, 0.25, cut=False)]])
+    assert Pairs(0.0).trees(rollout, rollout.groups)[0][0].margin is None
+    assert Pairs(0.0, annotated=True).trees(rollout, rollout.groups)[0][0].margin == 0.5
+
+
 def test_a_pair_of_the_same_ids_is_none() -> None:
     rollout = rollout_of([[response(0, 1.0, cut=False), response(0, 0.0, cut=False)]])
     assert Pairs(0.0).trees(rollout, rollout.groups) == []
