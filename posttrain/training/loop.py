@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
@@ -328,6 +329,11 @@ class Loop:
         self.optimizer.adamw.zero_grad(set_to_none=True)
         if not self.step or self._within_step or self._last_checkpoint == _name(self.step):
             return
+        if broken := _not_finite(self.work.policy.model):
+            self.progress.say(
+                f"{self.folder.name}: step {self.step} is not saved: its weights are not finite ({broken})"
+            )
+            return
         try:
             self._save()
         except OSError as failure:
@@ -406,6 +412,12 @@ class Loop:
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """A parameter that holds a NaN or an infinity; a checkpoint of it would take the place of a good one."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return next((name for name, p in trained if not bool(torch.isfinite(p.detach()).all())), None)
 
 
 def _name(step: int) -> str:

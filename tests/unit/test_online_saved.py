@@ -13,7 +13,7 @@ import torch
 from posttrain.config import stage_fingerprint, what_changed
 from posttrain.config.online import GRPO
 from posttrain.diagnostics.progress import Progress
-from posttrain.errors import RewardError
+from posttrain.errors import NonFiniteError, RewardError
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.training.online_end import conclude
@@ -225,3 +225,21 @@ def test_a_finished_stage_is_run_again_for_other_weights(start: Path, tmp_path: 
     best, last = GRPO(data="a.jsonl"), GRPO(data="a.jsonl", examine={"keep": "last"})
     assert _is_done(record, "i", loop.folder, best) and not _is_done(record, "i", loop.folder, last)
     assert _is_done({**record, "examine_keep": "last"}, "i", loop.folder, last)
+
+
+def test_broken_weights_take_no_checkpoints_place(start: Path, tmp_path: Path) -> None:
+    said = Said()
+    loop = loop_of(start, tmp_path, steps=3, held_out=0, checkpoint={"every_steps": 1, "keep": 1}, progress=said)
+    engine, generate = source_of(loop).setup.sampler.engine, source_of(loop).setup.sampler.engine.generate
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        if loop.step == 1:
+            with torch.no_grad():
+                next(p for p in loop.work.policy.model.parameters() if p.requires_grad).fill_(float("nan"))
+            loop._last_checkpoint = None
+        return generate(*arguments, **options)
+
+    engine.generate = broken  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError):
+        run(loop)
+    assert any("its weights are not finite" in line for line in said.lines)
