@@ -486,3 +486,6 @@ class LossOutput:
     """Detached, one value per tree, for distributions and samples."""
     per_branch: dict[str, Tensor] = field(default_factory=dict)
     """Detached, one value per branch: what each response of a sample is shown with."""
+    teaching: Tensor | None = None
+    """The part of `loss` for which the method exists, without the penalties, bonuses and auxiliary losses beside it;
+    None: all of it. A dead method cannot hide behind the gradient of those."""

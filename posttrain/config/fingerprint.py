@@ -19,6 +19,9 @@ COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 
 
+KEPT = "keep"
+"""Of `examine`: which of a run's weights it ends with, and no step of it. A run may be resumed with the other, and a
+finished stage remembers which it was (`examine_keep` of stage.json)."""
 ENGINE_WITH_EFFECT = "kind"
 """Of `engine`: where a server is, or how much fits into memory, changes no result."""
 
@@ -39,6 +42,8 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
     if "engine" in settings:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
+    if "examine" in settings:
+        settings["examine"][KEPT] = "best"  # the default, so that stages of older runs keep their hash
     for key in COMPUTE_WITHOUT_EFFECT:
         settings.get("compute", {}).pop(key, None)
     inputs = {"version": VERSION, "stage": settings, "data": list(data), "start_model": start_model, "seed": seed}
@@ -61,6 +66,7 @@ def _differences(before: Any, after: Any, path: str) -> list[str]:
             inner = f"{path}.{key}" if path else key
             ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
             ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
+            ignored = ignored or (path == "examine" and key == KEPT)
             if not ignored:
                 found += _differences(before.get(key), after.get(key), inner)
         return found

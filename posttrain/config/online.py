@@ -109,6 +109,10 @@ class OnlineStage(SamplingStage):
         return self.row.advantage != "teacher"
 
     @property
+    def measures_kl(self) -> bool:
+        return True
+
+    @property
     def tied_groups(self) -> str:
         return self.row.groups
 
@@ -121,9 +125,15 @@ class OnlineStage(SamplingStage):
         return self.row.kl_place
 
     @property
-    def recomputes_old(self) -> bool:
-        """Whether the trainer computes the log-probs that ratios start from; on-policy they are its own anyway."""
-        return self.updates_per_rollout > 1
+    def on_policy(self) -> bool:
+        """Whether the policy that trains is the one that sampled, so that every ratio is 1 and old log-probs are its
+        own."""
+        return self.updates_per_rollout == 1
+
+    @property
+    def follows_kl(self) -> bool:
+        """Whether something is steered by the KL of the policy that sampled: the reward, `kl_beta`, the end."""
+        return self.row.kl_place == "reward" or self.kl_target is not None or self.stop.kl_above is not None
 
     @model_validator(mode="after")
     def _row_fits(self) -> Self:
@@ -151,11 +161,49 @@ class OnlineStage(SamplingStage):
                 expected="1",
                 remedy="write `updates_per_rollout: 1` without `prompts_per_update`, or `choices: {ratio: token}`",
             )
-        if row.kl_place == "none" and (self.kl_target is not None or self.stop.kl_above is not None):
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_teach(self) -> Self:
+        """Refuses what would take the signal away from every step."""
+        row, each = self.row, self.completions_per_prompt
+        if row.groups != "keep" and each < 2:
+            raise refuse(
+                f"`groups: {row.groups}` leaves out prompts whose rewards are all equal, and those of a single "
+                "completion always are: every step would train nothing",
+                path=("completions_per_prompt",),
+                found=f"completions_per_prompt: {each}, groups: {row.groups}",
+                expected="at least 2 completions, or groups: keep",
+                remedy="write `completions_per_prompt: 8`, or `choices: {groups: keep}`",
+            )
+        if row.compares_step and self.prompts_per_step * each < 2:
+            raise refuse(
+                f"{self.method} compares the completions of a step with each other, and a step of one has no other: "
+                "what it was worth is taken away as the mean",
+                path=("prompts_per_step",),
+                found=f"prompts_per_step: {self.prompts_per_step}, completions_per_prompt: {each}",
+                expected="at least 2 completions in a step",
+                remedy="write `prompts_per_step: 16`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kl_is_there(self) -> Self:
+        follows = "kl_target" if self.kl_target is not None else "stop.kl_above"
+        if self.row.kl_place == "none" and (self.kl_target is not None or self.stop.kl_above is not None):
             raise refuse(
                 "there is no KL to follow: the method has none",
-                path=("kl_target",) if self.kl_target is not None else ("stop", "kl_above"),
+                path=tuple(follows.split(".")),
                 remedy="write `choices: {kl: reverse}`, with `parameters: {kl_beta: 0.001}` for a weak one",
+            )
+        if self.kl_target is not None and not self.parameters["kl_beta"]:
+            raise refuse(
+                "`kl_target` multiplies the weight of the KL up and down, and 0 stays 0",
+                path=("kl_target",),
+                found=f"kl_target: {self.kl_target:g}, kl_beta: 0",
+                expected="kl_beta above 0, at which it begins",
+                remedy="write `kl_beta: 0.01` (of a KL that is chosen, `choices: {parameters: {kl_beta: 0.01}}`), or "
+                "leave `kl_target` out",
             )
         return self
 
@@ -290,14 +338,19 @@ Sampler = TypeVar("Sampler", bound=SamplingStage)
 
 
 def _with_draws(stage: Sampler) -> Sampler:
-    """Refuses a temperature at which a prompt's completions are all the same."""
-    if stage.sampling.temperature == 0 and stage.completions_per_prompt > 1:
-        raise refuse(
-            "temperature 0 draws the same completion each time",
-            path=("sampling", "temperature"),
-            found=f"temperature: 0, completions_per_prompt: {stage.completions_per_prompt}",
-            remedy="write `sampling: {temperature: 1.0}`",
-        )
+    """Refuses sampling under which a prompt's completions are all the same."""
+    certain = {"temperature": 0.0, "top_k": 1, "min_p": 1.0}
+    usual = {"temperature": "1.0", "top_k": "null", "min_p": "0.0"}
+    for name, value in certain.items():
+        if getattr(stage.sampling, name) == value and stage.completions_per_prompt > 1:
+            raise refuse(
+                f"{name} {value:g} draws the same completion each time",
+                path=("sampling", name),
+                found=f"{name}: {value:g}, completions_per_prompt: {stage.completions_per_prompt}",
+                remedy=f"write `sampling: {{{name}: {usual[name]}}}`, or `completions_per_prompt: 1`"
+                if not isinstance(stage, OnlineDPO)
+                else f"write `sampling: {{{name}: {usual[name]}}}`",
+            )
     return stage
 
 

@@ -50,7 +50,8 @@ class Stop(Settings):
     patience: Int | None = Field(default=None, ge=1)
     """Examinations in a row without a better score."""
     kl_above: Float | None = Field(default=None, gt=0)
-    """Nats of KL(policy || start) per response, a mean over the step, that are too far. Needs a KL."""
+    """Nats of KL(policy || start) per response that are too far, of the policy that sampled, a mean over all that it
+    sampled in the step. Needs a KL."""
 
 
 class SamplingStage(TrainingStage):
@@ -97,6 +98,22 @@ class SamplingStage(TrainingStage):
         return True
 
     @property
+    def measures_kl(self) -> bool:
+        """Whether there is a KL to the start to follow; a stage of the online table says itself where there is none."""
+        return False
+
+    @property
+    def waits_for_rewards(self) -> tuple[str, ...]:
+        """Keys that would watch a score which never moves, where nothing rewards a completion."""
+        judged = bool(self.examine.rewards)
+        asked = {
+            "curriculum": self.curriculum is not None,
+            "stop.target_score": self.stop.target_score is not None and not judged,
+            "stop.patience": self.stop.patience is not None and not judged,
+        }
+        return tuple(key for key, on in asked.items() if on)
+
+    @property
     def tied_groups(self) -> str:
         """What becomes of a group whose rewards are all equal: keep, drop or resample."""
         return "keep"
@@ -105,6 +122,12 @@ class SamplingStage(TrainingStage):
     def overlong_part(self) -> float | None:
         """The share of the length limit in which a completion is punished for its length; None: it is not."""
         return None
+
+    @property
+    def trainer_temperature(self) -> float:
+        """At which the trainer takes log-probs: the sampler's own, and 1 where every draw is certain, since a softmax
+        at 0 says nothing of the model."""
+        return self.sampling.temperature or 1.0
 
     @property
     def prompts_of_update(self) -> int:
@@ -153,6 +176,13 @@ class SamplingStage(TrainingStage):
                 "`stop` waits for a held-out score, and no task is held out",
                 path=("held_out",),
                 remedy="write `held_out: 0.1`, or name a file of tasks",
+            )
+        if self.stop.kl_above is not None and not self.measures_kl:
+            raise refuse(
+                "there is no KL to follow: this method measures none",
+                path=("stop", "kl_above"),
+                found=f"kl_above: {self.stop.kl_above:g}",
+                remedy="leave `kl_above` out; `patience` ends a stage whose held-out score no longer rises",
             )
         return self
 

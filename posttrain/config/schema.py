@@ -96,6 +96,12 @@ class Recipe(Settings):
                     path=("stages", index, "rewards"),
                     remedy="list rewards: `rewards: [{kind: math}]` (docs/rewards.md)",
                 )
+            if isinstance(stage, SamplingStage) and not stage.rewards and (keys := stage.waits_for_rewards):
+                raise refuse(
+                    f"nothing rewards a completion of `{stage.name}`, so `{keys[0]}` would watch a score of 0 for ever",
+                    path=("stages", index, *keys[0].split(".")),
+                    remedy=f"leave `{keys[0]}` out, or list `rewards`, which are then measured and do not train",
+                )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
             before[stage.name] = stage

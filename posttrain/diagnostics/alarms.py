@@ -43,6 +43,8 @@ class Alarm:
     last_good_checkpoint: str | None = None
     """The newest checkpoint from before the trouble began; the oldest, least affected one if all are later; None if
     there is no checkpoint at all."""
+    stops: bool = False
+    """Whether the run ends there whatever the recipe says."""
 
     def record(self) -> dict[str, Any]:
         """The alarm as a line of alarms.jsonl."""
@@ -143,6 +145,7 @@ class _Episode:
 
     severity: Severity
     quiet_steps: int = 0
+    stops: bool = False
 
 
 class Alarms:
@@ -217,7 +220,7 @@ class Alarms:
             episode.quiet_steps = 0
             if episode.severity == finding.severity or episode.severity == "critical":
                 return None
-        self._episodes[check.name] = _Episode(finding.severity)
+        self._episodes[check.name] = _Episode(finding.severity, stops=finding.stops)
         return Alarm(
             name=check.name,
             severity=finding.severity,
@@ -226,6 +229,7 @@ class Alarms:
             evidence=finding.evidence,
             remedy=finding.remedy,
             last_good_checkpoint=self._checkpoint_at(finding.since),
+            stops=finding.stops,
         )
 
     def _count_quiet_step(self) -> None:
@@ -265,5 +269,7 @@ class Alarms:
                 remedy="resume with the version of posttrain that began the run",
             )
         self.history.load_state_dict(state["history"])
-        self._episodes = {name: _Episode(**episode) for name, episode in state["episodes"].items()}
+        # What ended the run ends it again: whoever resumes without having changed anything is told anew.
+        episodes = {name: _Episode(**episode) for name, episode in state["episodes"].items()}
+        self._episodes = {name: episode for name, episode in episodes.items() if not episode.stops}
         self._checkpoints = [(step, name) for step, name in state["checkpoints"]]

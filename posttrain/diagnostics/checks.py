@@ -199,15 +199,26 @@ class LossDivergence:
 
 @dataclass(frozen=True, slots=True)
 class DeadLearning:
-    """Steps pass and nothing moves: no gradient, a learning rate of zero, or weights that are never updated."""
+    """Steps pass and nothing moves: no gradient, a learning rate of zero, or weights that are never updated.
+
+    A gradient of exactly 0 is no noise: the loss does not depend on what trains, or none of it does. One such step is
+    enough to know, and every further one is wasted, so the run ends there, whatever `alarms.on_critical` says. It does
+    so too where the policy term alone has none (`policy_slope`), while a KL, an entropy or an auxiliary loss keeps the
+    gradient's norm above 0. Not judged are steps that have nothing to learn from: advantages that are all 0 (the
+    rewards' business, `no_reward_signal`), pairs that are all separated, a loss of 0, no supervised token.
+    """
 
     name: ClassVar[str] = "dead_learning"
     metrics: ClassVar[tuple[str, ...]] = (
         "grad_norm",
+        "policy_slope",
         "learning_rate",
         "logprob_chosen_change",
         "logprob_rejected_change",
         "reward_accuracy",
+        "advantage_magnitude",
+        "supervised_tokens",
+        "loss",
     )
 
     window: int = 20
@@ -215,6 +226,8 @@ class DeadLearning:
     """Nats per response. Twenty steps at a useful learning rate move it a hundred times as far; rounding, less."""
 
     def look(self, history: History) -> Finding | None:
+        if (now := self._at_once(history)) is not None:
+            return now
         if self._all_zero(history, "learning_rate"):
             message = f"the learning rate has been zero for {self.window} steps"
             return self._finding(history, "learning_rate", message, {"learning_rate": 0.0})
@@ -230,6 +243,36 @@ class DeadLearning:
             return None
         message = f"the policy still equals its start after {history.seen('logprob_chosen_change')} steps"
         return self._finding(history, "logprob_chosen_change", message, {"largest_change": largest})
+
+    def _at_once(self, history: History) -> Finding | None:
+        """The newest step's gradient, or that of its policy term alone, where it is exactly 0 without a reason."""
+        norm = history.newest("grad_norm")
+        if norm is None:
+            return None
+        step, norm_then = norm
+        then = {name: value for name in self.metrics if (value := history.at(name, step)) is not None}
+        without_signal = then.get("advantage_magnitude") == 0
+        nothing_asked = then.get("supervised_tokens") == 0
+        done = then.get("reward_accuracy") == 1.0 or ("advantage_magnitude" not in then and then.get("loss") == 0)
+        if without_signal or nothing_asked:
+            return None
+        if norm_then == 0 and not done:
+            what = "the gradient is exactly 0"
+        elif then.get("policy_slope") == 0:
+            what = f"the policy term's gradient is exactly 0 (the whole loss has one, of norm {norm_then:.3g})"
+        else:
+            return None
+        return Finding(
+            severity="critical",
+            message=f"{what}, although there is something to learn from: nothing of it is being learned",
+            evidence={
+                name: then[name] for name in ("grad_norm", "policy_slope", "advantage_magnitude") if name in then
+            },
+            remedy="look which columns the loss is made of (`choices`) and which parameters train (an adapter's "
+            "targets, frozen layers); `alarms: {off: [dead_learning]}` trains in spite of it",
+            since=step - 1,
+            stops=True,
+        )
 
     def _all_zero(self, history: History, name: str) -> bool:
         recent = history.recent(name, self.window)

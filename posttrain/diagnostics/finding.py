@@ -20,6 +20,8 @@ class Finding:
     remedy: str
     since: int
     """The last step at which all was well, as far as the history tells."""
+    stops: bool = False
+    """Whether the run ends there whatever the recipe says: each further step is wasted for certain."""
 
 
 class Check(Protocol):

@@ -60,6 +60,16 @@ class History:
         """The last values with their steps, oldest first."""
         return list(self._recent.get(name, []))
 
+    def newest(self, name: str) -> Point | None:
+        """The last value with its step."""
+        recent = self._recent.get(name)
+        return (recent[-1][0], recent[-1][1]) if recent else None
+
+    def at(self, name: str, step: int) -> float | None:
+        """The newest value, if it is of that step."""
+        newest = self.newest(name)
+        return newest[1] if newest is not None and newest[0] == step else None
+
     def seen(self, name: str) -> int:
         """How many values of a metric there have been."""
         return self._seen.get(name, 0)

@@ -14,6 +14,7 @@ def _kl(kind: str, of: str, note: str) -> MetricInfo:
 
 _OLD = "of the policy that sampled to the policy now"
 _REFERENCE = "of the policy to its reference"
+_TEACHER = "of the policy to its teacher"
 _UNBIASED = "Unbiased and noisy; a mean below 0 beyond its noise means that the log-probs are not of one distribution."
 _FAR = "Half the mean square of the log-ratio: how far apart the two are, in either direction."
 _POSITIVE = "Unbiased, never negative; grows fast where the second one lost a token (the log-ratio is cut at 80)."
@@ -26,6 +27,13 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "The surrogate's term of the loss. In a group the advantages add up to 0, so at ratio 1 it is about 0 "
             "however hard the step pulls: zero loss is not zero gradient. Watch the reward and `advantage_magnitude`.",
+        ),
+        "policy_slope": MetricInfo(
+            "Policy term, slope",
+            "",
+            "none",
+            "Mean |d policy term / d log-prob| of the trained tokens. Exactly 0 while advantages are not: the policy "
+            "term teaches nothing, whatever the gradient's norm says.",
         ),
         "kl_loss": MetricInfo(
             "KL term", "nats", "none", "The KL penalty of the loss, unweighted, by the row's own kind."
@@ -66,8 +74,13 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "KL, sequence, to the reference",
             "nats",
             "none",
-            "Mean over responses of the summed log-ratio: k1 of whole responses, the KL that papers plot.",
+            "Of the policy that sampled: mean over all responses of the rollout, those included that do not train, of "
+            "the summed log-ratio (k1 of whole responses, the KL that papers plot). `kl_target` and `stop.kl_above` "
+            "follow it.",
         ),
+        "kl_k1_teacher": _kl("k1", _TEACHER, _UNBIASED),
+        "kl_k2_teacher": _kl("k2", _TEACHER, _FAR),
+        "kl_k3_teacher": _kl("k3", _TEACHER, _POSITIVE),
         "kl_exact_reverse": MetricInfo(
             "KL, exact, policy to reference",
             "nats/token",

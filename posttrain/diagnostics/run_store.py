@@ -35,6 +35,8 @@ class StageFolder:
     """runs/<recipe>/<stage>/, for writing while the stage runs and for reading afterwards."""
 
     STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "rollouts.jsonl", "examinations.jsonl")
+    MEASURING_LOGS = ("samples.jsonl", "examinations.jsonl")
+    """Those that are written when a step is over."""
     DURABLE_LOGS = ("alarms.jsonl",)
 
     def __init__(self, path: Path):
@@ -153,14 +155,28 @@ class StageFolder:
         """What the stage's model answered in one evaluation suite."""
         return read_jsonl(self.path / "evaluations" / f"{suite}.jsonl")
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, measured: bool = True) -> None:
         """Forget what was logged after `step`, the step of the checkpoint that a resumed run starts from.
 
         Those steps are taken again, and each must stand in the logs once.
+
+        Args:
+            measured: whether the checkpoint was written after the step had been measured on held-out rows; else what
+                was written of that is forgotten too.
         """
         self.close()
+
+        def stands(record: Record, *, of_measuring: bool) -> bool:
+            return int(record["step"]) < step + (measured or not of_measuring)
+
         for name in self.STEP_LOGS:
-            keep_lines(self.path / name, lambda record: int(record["step"]) <= step)
+            measuring = name in self.MEASURING_LOGS
+            keep_lines(
+                self.path / name,
+                lambda record, measuring=measuring: stands(  # type: ignore[misc]
+                    record, of_measuring=measuring or record.get("split") == "held_out"
+                ),
+            )
         keep_lines(self.path / "pairs.jsonl", lambda record: record["when"] == "start")
 
     def forget_logs(self) -> None:

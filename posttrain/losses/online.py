@@ -36,8 +36,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import UnknownKeyError, nearest
 from posttrain.losses.kl import KL_TERMS
+from posttrain.losses.online_fit import require_fit
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 
@@ -47,7 +48,11 @@ EXACT = "exact"
 
 @dataclass(frozen=True, slots=True)
 class OnlineRow:
-    """One algorithm: OnlineRow("group_std", "token", "clip", "token_mean", {"clip_low": 0.2, ...}, "its source")."""
+    """One algorithm: OnlineRow("group_std", "token", "clip", "token_mean", {"clip_low": 0.2, ...}, "its source").
+
+    Raises:
+        ConfigError: columns that do not go together (`online_fit.py`): neither the table nor a recipe has such a row.
+    """
 
     advantage: str
     """A rule of `posttrain.advantages.ADVANTAGES`."""
@@ -65,6 +70,9 @@ class OnlineRow:
     """What becomes of a group whose rewards are all equal."""
     shaping: Literal["none", "soft_overlong"] = "none"
     """What is added to the reward for a response's length."""
+
+    def __post_init__(self) -> None:
+        require_fit(self)
 
     @property
     def needs_reference(self) -> bool:
@@ -103,6 +111,12 @@ class OnlineRow:
     def compares_groups(self) -> bool:
         """Whether a prompt needs two completions or more."""
         return self.advantage not in ("gae", "batch_whiten", "teacher")
+
+    @property
+    def compares_step(self) -> bool:
+        """Whether advantages are whitened over the tokens of a step without any baseline of their prompt's: a step then
+        needs two completions, or what the only one was worth is taken away as the mean."""
+        return self.advantage in ("gae", "batch_whiten")
 
 
 _CLIP = {"clip_low": 0.2, "clip_high": 0.2}
@@ -331,7 +345,8 @@ def variant(row: OnlineRow, **choices: str) -> OnlineRow:
 
     Raises:
         UnknownKeyError: no such choice, or no such value for it.
-        ConfigError: a place for a KL without a kind of KL, or the reverse.
+        ConfigError: choices that do not go together, such as a place for a KL without a kind of KL, or a surrogate of
+            the ratio without a ratio.
     """
     for name, value in choices.items():
         if name not in CHOICES:
@@ -342,22 +357,6 @@ def variant(row: OnlineRow, **choices: str) -> OnlineRow:
         kept = row.kl_place if row.kl_place != "none" else "loss"
         choices["kl_place"] = "none" if choices["kl"] == "none" else kept
     changed = replace(row, **choices)  # type: ignore[arg-type]
-    if (changed.kl == "none") != (changed.kl_place == "none"):
-        raise ConfigError(
-            "a KL needs a kind and a place",
-            where="kl",
-            found=f"kl {changed.kl}, kl_place {changed.kl_place}",
-            example="kl: k3_corrected, kl_place: loss",
-            remedy="set both, or `kl: none`",
-        )
-    if changed.kl_place == "reward" and changed.kl not in ("k1", "k2", "k3"):
-        raise ConfigError(
-            f"{changed.kl} is a loss term; in a reward only an estimate's value counts",
-            where="kl",
-            found=f"kl {changed.kl}, kl_place reward",
-            expected="k1, k2 or k3",
-            remedy="k1 is the usual one",
-        )
     defaults = {name: row.defaults.get(name, value) for name, value in component_defaults(changed).items()}
     return replace(changed, defaults=defaults)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from posttrain.errors import ConfigError
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics
+from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
@@ -46,7 +46,7 @@ def policy_loss(
         policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
             a weight.
         batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
-            needs them; reference and sampler are measured wherever they are there.
+            needs them; reference, sampler and `teacher_logprobs` are measured wherever they are there.
         denominator: count of the whole step, over all micro-batches and ranks.
         on_policy: the policy is still the one that sampled, so `old_logprobs` is not read: every ratio is 1, with its
             gradient. True for the first update of a rollout only.
@@ -73,7 +73,7 @@ def policy_loss(
         return reduction.total(values_N, batch, parameters)
 
     terms = {"policy_loss": share(policy_N)}
-    total = terms["policy_loss"]
+    total = teaching = terms["policy_loss"]
     if row.kl_place == "loss":
         terms["kl_loss"] = share(_kl_term(row, seen, policy, ratio_N))
         total = total + parameters["kl_beta"] * terms["kl_loss"]
@@ -84,11 +84,16 @@ def policy_loss(
     metrics: dict[str, Metric] = {"loss": Mean(total.detach(), own)}
     metrics |= {name: Mean(value.detach(), own) for name, value in terms.items()}
     metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
+    if (slope_N := slope_of(teaching, seen.logprob_N)) is not None:
+        metrics["policy_slope"] = Mean(slope_N.abs().sum(), batch.count.tokens)
     if policy.divergence_N is not None:
         metrics["kl_exact_reverse"] = Mean(policy.divergence_N.detach().sum(), batch.count.tokens)
     metrics |= token_metrics(policy, batch)
     return LossOutput(
-        loss=over_denominator(total, whole), metrics=metrics, per_branch=per_branch(seen, ratio_N.detach())
+        loss=over_denominator(total, whole),
+        metrics=metrics,
+        per_branch=per_branch(seen, ratio_N.detach()),
+        teaching=over_denominator(teaching, whole),
     )
 
 
@@ -143,4 +148,5 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
         sampler_N=carried.get("sampler_logprobs"),
         advantage_N=carried["advantages"],
         log_ratio_N=torch.zeros_like(logprob_N) if old_N is None else logprob_N - old_N,
+        teacher_N=carried.get("teacher_logprobs"),
     )

@@ -1,9 +1,11 @@
 """What an online loss says of a batch: how far the policy is from the one that sampled, from its reference, and from
 what the sampler itself computed.
 
-Tokens are sampled by the old policy. So `..._old` estimate KL(old || policy), and `..._reference` estimate
-KL(policy || reference) at the first update of a rollout; by later updates the sample is off-policy. Every name says its
-kind.
+Tokens are sampled by the old policy. So `..._old` estimate KL(old || policy), and `..._reference` (and `..._teacher`)
+estimate KL(policy || reference) at the first update of a rollout; by later updates the sample is off-policy: what they
+say then is KL(old || reference) - KL(old || policy), too low, and below 0 where the policy runs away. So nothing is
+steered by them: `kl_sequence_reference`, of the policy that sampled, is the rollout's (`Rollout.sequence_kl`). Every
+name says its kind.
 """
 
 from __future__ import annotations
@@ -38,11 +40,27 @@ class Seen:
     advantage_N: Tensor
     log_ratio_N: Tensor
     """log π - log π_old, with its gradient."""
+    teacher_N: Tensor | None = None
+    """Of the model that is learned from, where there is one."""
 
     @property
     def gap_N(self) -> Tensor | None:
         """log π_old by the trainer minus by the engine: 0 but for arithmetic."""
         return None if self.sampler_N is None or self.old_N is None else self.old_N - self.sampler_N
+
+
+def slope_of(term: Tensor, logprob_N: Tensor) -> Tensor | None:
+    """d term / d log π of each token [N]; None where no gradient is recorded.
+
+    Costs a pass over N numbers, and none through the model. Where it is 0 at every token, the term's gradient is
+    exactly 0 whatever the model is; neither rounding nor the gradient of a KL or an entropy beside it can hide that.
+    """
+    if not (torch.is_grad_enabled() and logprob_N.requires_grad):
+        return None
+    if not term.requires_grad:  # no path from the log-probs to it at all
+        return torch.zeros_like(logprob_N)
+    (slope_N,) = torch.autograd.grad(term, logprob_N, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(logprob_N) if slope_N is None else slope_N.detach()
 
 
 @torch.no_grad()
@@ -64,7 +82,8 @@ def policy_metrics(seen: Seen, ratio_N: Tensor, tokens: TokenLoss, cap: float | 
         metrics |= _kl_metrics(seen.old_N, seen.logprob_N, "old", count.tokens)
     if seen.reference_N is not None:
         metrics |= _kl_metrics(seen.logprob_N, seen.reference_N, "reference", count.tokens)
-        metrics["kl_sequence_reference"] = Mean((seen.logprob_N - seen.reference_N).sum(), count.branches)
+    if seen.teacher_N is not None:
+        metrics |= _kl_metrics(seen.logprob_N, seen.teacher_N, "teacher", count.tokens)
     if seen.gap_N is not None:
         metrics |= _sampler_metrics(seen.gap_N, USUAL_CAP if cap is None else cap)
     return metrics
@@ -107,13 +126,17 @@ def per_branch(seen: Seen, ratio_N: Tensor) -> dict[str, Tensor]:
 def explain_zero_loss(values: Mapping[str, float], *, grouped: bool = True) -> str | None:
     """A sentence for a step whose loss is about 0 while it learns; None where there is nothing to explain.
 
-    values: a step's metrics by name; `policy_loss`, `advantage_magnitude` and, if known, `grad_norm` are read.
+    Nor is there where the step learns nothing: a gradient of exactly 0 is the business of an alarm (`dead_learning`),
+    and no reason to watch the reward in peace.
+
+    values: a step's metrics by name; `policy_loss`, `advantage_magnitude` and, if known, `policy_slope` and `grad_norm`
+        are read.
     grouped: whether advantages compare the completions of a prompt; PPO's come from its value model.
     """
     loss, pull = values.get("policy_loss", float("nan")), values.get("advantage_magnitude", float("nan"))
-    if not abs(loss) < 0.05 * pull:
-        return None
     norm = values.get("grad_norm")
+    if not abs(loss) < 0.05 * pull or norm == 0 or values.get("policy_slope") == 0:
+        return None
     whose = "a group" if grouped else "all tokens of the step"
     seen = "" if norm is None else f", and the gradient's norm is {norm:.3g}"
     return (

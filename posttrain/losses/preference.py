@@ -94,6 +94,7 @@ def mixed_loss(
             responses = Responses.of(policy, reference_N, batch, own)
         parts.append(_part(term, responses, pairs))
     loss_P = torch.stack([term.weight * part.loss_P for term, part in zip(terms, parts, strict=True)]).sum(0)
+    compared_P = torch.stack([term.weight * part.preference_P for term, part in zip(terms, parts, strict=True)]).sum(0)
     alone = parts[0].metrics if len(parts) == 1 else {}
     rewards = parts[0].rewards
     return LossOutput(
@@ -106,6 +107,7 @@ def mixed_loss(
         | token_metrics(policy, batch),
         per_tree=_per_tree(rewards, plain),
         per_branch={"logprob": plain.logprob_B.detach()},
+        teaching=over_denominator(compared_P.sum(), denominator.trees),
     )
 
 
@@ -115,6 +117,8 @@ def mixed_loss(
 @dataclass(frozen=True, slots=True)
 class _Part:
     loss_P: Tensor
+    preference_P: Tensor
+    """The part of it that compares, without the likelihood beside it."""
     rewards: Rewards
     metrics: dict[str, Metric]
 
@@ -129,8 +133,8 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
     preference_Q = row.link(rewards, parameters)
     metrics: dict[str, Metric] = {}
     if row.whole_list:
-        return _Part(preference_Q, rewards, metrics)
-    loss_Q = parameters.get("preference_weight", 1.0) * preference_Q
+        return _Part(preference_Q, preference_Q, rewards, metrics)
+    loss_Q = compared_Q = parameters.get("preference_weight", 1.0) * preference_Q
     if row.extra is not None:
         extra_Q = row.extra(responses, pairs)
         loss_Q = loss_Q + parameters.get("nll_weight", 1.0) * extra_Q
@@ -142,9 +146,9 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
         metrics |= {"beta": _mean(parameters["beta"] * responses.told["beta_scale"])}
     if row.weight is not None:
         weight_Q = row.weight(responses, pairs)
-        loss_Q = weight_Q * loss_Q
+        loss_Q, compared_Q = weight_Q * loss_Q, weight_Q * compared_Q
         metrics |= {"pair_weight": _mean(weight_Q)}
-    return _Part(pairs.per_tree(loss_Q, trees), rewards, metrics)
+    return _Part(pairs.per_tree(loss_Q, trees), pairs.per_tree(compared_Q, trees), rewards, metrics)
 
 
 # ---------------------------------------------------------------- metrics

@@ -60,6 +60,8 @@ class Ratio:
     of: Callable[[Tensor, Batch], Tensor]
     """(log π - log π_old [N], batch) -> ratio [N]"""
     formula: str
+    moves: bool = True
+    """Whether it moves with π, so that a surrogate of the ratio has a gradient."""
 
 
 RATIOS: Mapping[str, Ratio] = MappingProxyType(
@@ -67,7 +69,7 @@ RATIOS: Mapping[str, Ratio] = MappingProxyType(
         "token": Ratio(_token_ratio, "π(t) / π_old(t)"),
         "sequence": Ratio(_sequence_ratio, "(Π_t π(t) / π_old(t))^(1/|y|)"),
         "sequence_token": Ratio(_sequence_token_ratio, "sg[(Π π / π_old)^(1/|y|)] · π(t) / sg[π(t)]"),
-        "none": Ratio(_no_ratio, "1: the policy that trains is the one that sampled"),
+        "none": Ratio(_no_ratio, "1: the policy that trains is the one that sampled", moves=False),
     }
 )
 
@@ -125,6 +127,8 @@ class Surrogate:
     formula: str
     defaults: Parameters = field(default_factory=dict)
     """Its parameters, all of them; a row may have others."""
+    by_ratio: bool = True
+    """Whether its gradient comes through the ratio, of which there must then be one that moves; else through log π."""
 
 
 SURROGATES: Mapping[str, Surrogate] = MappingProxyType(
@@ -136,9 +140,12 @@ SURROGATES: Mapping[str, Surrogate] = MappingProxyType(
             {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0},
         ),
         "clipped_weight": Surrogate(
-            _weighted, "sg[clip(ρ, 1 - ε_low, 1 + ε_high)] A log π", {"clip_low": 1.0, "clip_high": 4.0}
+            _weighted,
+            "sg[clip(ρ, 1 - ε_low, 1 + ε_high)] A log π",
+            {"clip_low": 1.0, "clip_high": 4.0},
+            by_ratio=False,
         ),
-        "reinforce": Surrogate(_reinforce, "sg[ρ] A log π"),
+        "reinforce": Surrogate(_reinforce, "sg[ρ] A log π", by_ratio=False),
         "soft_gate": Surrogate(_soft_gate, "4/τ σ(τ (ρ - 1)) A", {"gate_positive": 1.0, "gate_negative": 1.05}),
     }
 )

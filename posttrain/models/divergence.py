@@ -45,12 +45,15 @@ class Distributions:
     def vocabulary(self) -> int:
         return int(self.states_SD.shape[1] if self.head is None else self.head.linear.weight.shape[0])
 
-    def log_probs(self, states_RD: Tensor) -> Tensor:
-        """log softmax(logits / temperature) of some of the states, [R, V], in fp32 or wider."""
+    def logits(self, states_RD: Tensor) -> Tensor:
+        """Logits of some of the states, [R, V], in fp32 or wider, before the temperature."""
         with self.switched(), self._precision():
             logits_RV = states_RD if self.head is None else apply_head(states_RD, self.head)
-        wide_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
-        return torch.log_softmax(wide_RV / self.temperature, dim=-1)
+        return logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
+
+    def log_probs(self, states_RD: Tensor) -> Tensor:
+        """log softmax(logits / temperature) of some of the states, [R, V], in fp32 or wider."""
+        return torch.log_softmax(self.logits(states_RD) / self.temperature, dim=-1)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -51,6 +51,9 @@ class NativeEngine:
 
     Args:
         model: a causal LM; its mode is eval while sampling and what it was afterwards.
+        autocast: the dtype of matrix multiplies, as `Policy` has it: an engine that computes otherwise than the trainer
+            samples from another distribution than the one that trains (0.1 nats a token for SmolLM2-135M, bf16 against
+            fp32). None is the weights' own.
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
         prefill_tokens: prompt tokens of one forward pass.
@@ -67,9 +70,11 @@ class NativeEngine:
         cache_tokens: int = 32_768,
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
+        autocast: torch.dtype | None = None,
     ):
         config = _text_config(model)
         self.model = model
+        self.autocast = autocast
         self.policy_version = policy_version
         self.stats = DecodeStats()
         """Of the last call."""
@@ -112,7 +117,7 @@ class NativeEngine:
             )
         self._aborted = False
         ids = [tuple(map(int, prompt)) for prompt in prompts]
-        with torch.no_grad(), evaluating(self.model):
+        with self._sampling():
             completions = self._run(ids, sampling, completions_per_prompt, on_finish)
             if self._cache_differs(ids, completions, sampling):
                 completions = self._run(ids, sampling, completions_per_prompt, on_finish)
@@ -128,7 +133,7 @@ class NativeEngine:
         decoder, waiting, finish = self._decoder(self.stats), deque([row]), None
         while finish is None and not self._aborted:
             # Entered for each token: between two of them the caller may train, or record gradients.
-            with torch.no_grad(), evaluating(self.model):
+            with self._sampling():
                 decoder.admit(waiting)
                 self._step(decoder, waiting, sampling)
             finish = _finish(row, sampling)
@@ -160,7 +165,7 @@ class NativeEngine:
                 remedy="score a shorter one",
             )
         decoder, waiting = self._decoder(DecodeStats()), deque([row])
-        with torch.no_grad(), evaluating(self.model):
+        with self._sampling():
             decoder.admit(waiting)
             for number in ids:
                 logprobs_V = plain.log_probs(decoder.next_logits(waiting))[0]
@@ -173,6 +178,21 @@ class NativeEngine:
         self._aborted = True
 
     # ------------------------------------------------------------ the loop
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """No gradients, no dropout, and the precision that trains.
+
+        Entered once for a whole call where that is possible: within it autocast turns each weight into bf16 once.
+        """
+        precision = torch.autocast(self._lm.device.type, self.autocast) if self.autocast else nullcontext()
+        with torch.no_grad(), evaluating(self.model), precision:
+            yield
+
+    @property
+    def _is_wide(self) -> bool:
+        weights = next(self.model.parameters()).dtype
+        return self.autocast is None and weights in (torch.float32, torch.float64)
 
     def _run(
         self,
@@ -291,7 +311,7 @@ class NativeEngine:
         self._proven = True
         sampled.sort(key=lambda pair: len(pair[0]) + len(pair[1].ids))
         gap = max(self._largest_gap(*pair, sampling) for pair in (sampled[0], sampled[-1]))
-        tolerance = CACHE_TOLERANCE if _is_wide(self.model) else HALF_TOLERANCE
+        tolerance = CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE
         if gap <= tolerance:
             return False
         self._switch_off(f"log-probs with it differ by {gap:.2g} from those without")
@@ -362,8 +382,3 @@ def _layers_without_keys(config: Any) -> list[str]:
     """Layer types whose state `SlotCache` cannot hold: ["linear_attention"] for Qwen3-Next."""
     declared = getattr(config, "layer_types", None) or ()
     return sorted(set(declared) - ATTENTION_LAYERS)
-
-
-def _is_wide(model: nn.Module) -> bool:
-    parameter = next(model.parameters())
-    return parameter.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(parameter.device.type)

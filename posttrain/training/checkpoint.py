@@ -75,7 +75,7 @@ def save(
         for key, value in values.items()
     }
     save_file(moments, writing / FILES[1])
-    record = {**state, "step": step, "threads": torch.get_num_threads(), "random_state": _random_state()}
+    record = {"random_state": random_state(), **state, "step": step, "threads": torch.get_num_threads()}
     (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
     manifest = {name: _identity(writing / name) for name in FILES}
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -187,7 +187,7 @@ def _found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.exists() else []
 
 
-def _random_state() -> dict[str, str]:
+def random_state() -> dict[str, str]:
     """torch's generators; numpy's and Python's are not used: every other draw has a stream of its own."""
     state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
     if torch.cuda.is_available():

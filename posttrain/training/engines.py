@@ -100,8 +100,11 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
     settings = stage.engine
     if isinstance(settings, NativeEngineSettings):
         _require_room(stage, settings, longest)
-        return Sampler(NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens))
-    probe = sample_probe(NativeEngine(policy.model), prompt)
+        # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
+        return Sampler(
+            NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens, autocast=policy.autocast)
+        )
+    probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
         served = _served(settings)
         _require_served_room(stage, served, longest)

@@ -1,11 +1,13 @@
 """What the policy is worth on tasks that it does not train on, when to stop for it, and which weights were the best.
 
-examinations.jsonl has every answer; best/weights.safetensors the weights of the best examination.
+examinations.jsonl has every answer; best/step-00000012.safetensors the weights of the best examination. It is named by
+its step, and stays while a checkpoint refers to it: a run that goes on from there may find another best on its way.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,6 @@ from torch import nn
 from posttrain.config.online import SamplingStage
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.errors import CheckpointError
 from posttrain.rewards.rubric import Rubric
 from posttrain.rollout.engine import FinishReason
 from posttrain.rollout.sampling import SamplingDistribution
@@ -102,21 +103,23 @@ class Examiner:
         return self._stopped
 
     def finish(self) -> None:
-        """Put the best weights back, where the stage asks for the best."""
+        """Put the best weights back, where the stage asks for the best.
+
+        Where they are gone the stage ends with the last ones and says so: it has trained to its end, and an error here
+        would take all of it.
+        """
         self._rubric.close()
+        self._folder.write_stage(examine_keep=self.stage.examine.keep, best=None, best_lost=None)
         if self.best is None or self.stage.examine.keep != "best":
             return
         step, score = self.best
+        path = self._path(step)
+        if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
+            self._lost(step, score, path)
+            return
         self._folder.write_stage(best={"step": step, "score": score})
         if step == self._last:
             return
-        path = self._path
-        if not path.exists() or _hash(path) != self._best_hash:
-            raise CheckpointError(
-                "the best weights are not what was saved",
-                where=path,
-                remedy="resume from a checkpoint with `examine: {keep: last}`, or start anew with --fresh",
-            )
         trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for name, value in load_file(path).items():
@@ -139,9 +142,18 @@ class Examiner:
 
     # ------------------------------------------------------------ small parts
 
-    @property
-    def _path(self) -> Path:
-        return self._folder.path / "best" / "weights.safetensors"
+    def _path(self, step: int) -> Path:
+        return self._folder.path / "best" / f"step-{step:08d}.safetensors"
+
+    def _lost(self, step: int, score: float, path: Path) -> None:
+        """In stage.json, from where it is said again at the end of the run."""
+        last = f"step {self._last}" if self._last is not None else "the last step"
+        what = (
+            f"the weights of the best examination (step {step}, score {score:.3f}) are not in "
+            f"{path.parent.name}/{path.name} as they were saved, so the stage ends with those of {last}"
+        )
+        self._folder.write_stage(best_lost=what)
+        self._progress.say(f"{self._folder.name}: WARNING: {what}")
 
     def _judge(self, step: int, score: float) -> None:
         stop = self.stage.stop
@@ -153,7 +165,7 @@ class Examiner:
             self._since = 0 if better else self._since + 1
             self.best = (step, score)
             if self.stage.examine.keep == "best":
-                self._keep()
+                self._keep(step)
         else:
             self._since += 1
         if stop.target_score is not None and score >= stop.target_score:
@@ -161,15 +173,27 @@ class Examiner:
         elif stop.patience is not None and self._since >= stop.patience:
             self._stopped = f"no better held-out score in {self._since} examinations; the best is {self.best[1]:.3f}"
 
-    def _keep(self) -> None:
-        """Under a temporary name, then renamed: a kill leaves the old best or the new one."""
-        path = self._path
+    def _keep(self, step: int) -> None:
+        """Under a temporary name, then renamed: a kill leaves the file whole or not at all."""
+        path = self._path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         writing = path.with_suffix(".writing")
         weights = {n: p.detach().cpu().contiguous() for n, p in self._model.named_parameters() if p.requires_grad}
         save_file(weights, writing)
         self._best_hash = _hash(writing)
         os.replace(writing, path)
+        wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
+        for old in set(path.parent.glob("step-*.safetensors")) - wanted:
+            old.unlink()
+
+    def _of_checkpoints(self) -> list[int]:
+        """Steps whose weights a checkpoint refers to as its best."""
+        found = []
+        for file in self._folder.checkpoints.glob("step-*/state.json"):
+            state = json.loads(file.read_text(encoding="utf-8")).get("source", {}).get("examiner", {})
+            if state.get("best"):
+                found.append(int(state["best"][0]))
+        return found
 
 
 def score_groups(rubric: Rubric, groups: Sequence[Group]) -> None:

@@ -106,6 +106,10 @@ class PolicyGradient(_Plain):
 
     Args:
         tokens: of a micro-batch; no tree has more.
+        reference: the policy's start, where the row has a KL.
+        teacher: the model that is learned from, where the row has one.
+        engine_is_trainer: the engine's log-probs are the trainer's own (`sampler_check.same_arithmetic`), so that those
+            of the policy that sampled need not be computed again.
     """
 
     nothing = "no group has a signal (the rewards of each are all equal)"
@@ -118,9 +122,18 @@ class PolicyGradient(_Plain):
         tokens: int,
         reference: SampledReference | None = None,
         critic: Valuer | None = None,
+        teacher: SampledReference | None = None,
+        *,
+        engine_is_trainer: bool = True,
     ):
         self.stage, self.policy, self.kl, self.tokens = stage, policy, kl, tokens
-        self.reference, self.critic = reference, critic
+        self.reference, self.critic, self.teacher = reference, critic, teacher
+        compares = stage.follows_kl or teacher is not None
+        self.recomputes_old = not stage.on_policy or (compares and not engine_is_trainer)
+        """Whether the trainer computes the log-probs of the policy that sampled: to start ratios from, and for what is
+        compared with another model's, of which it computes the log-probs too. The engine's rounding would be charged as
+        a KL, or learned from, where it is not the trainer's."""
+        self._kl_sampled = float("nan")
         self.parts = {"value": critic.part} if critic is not None else {}
 
     def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
@@ -135,8 +148,8 @@ class PolicyGradient(_Plain):
         if self.reference is None or self.stage.kl_place == "none":
             return {}
         used = self.kl.beta
-        self.kl.update(values.get("kl_sequence_reference", float("nan")))
-        return {"kl_coefficient": used}
+        self.kl.update(self._kl_sampled)
+        return {"kl_coefficient": used, "kl_sequence_reference": self._kl_sampled}
 
     def explain(self, values: Mapping[str, float]) -> str | None:
         return explain_zero_loss(values, grouped=self.stage.row.advantage not in credit.TOKEN_RULES)
@@ -147,22 +160,28 @@ class PolicyGradient(_Plain):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.kl.load(float(state["kl_coefficient"]))
 
+    @property
+    def _own(self) -> str:
+        """The column of the policy that sampled."""
+        return "old_logprobs" if self.recomputes_old else "sampler_logprobs"
+
     def _fill(self, rollout: Rollout) -> None:
         """The log-probs and values that the loss or the rewards need, by the trainer's own forward pass."""
-        temperature, policy, reference = self.stage.sampling.temperature, self.policy, self.reference
+        temperature, policy = self.stage.trainer_temperature, self.policy
+        reference, teacher, measured = self.reference, self.teacher, self.reference is not None
 
-        def give(name: str, call: Callable[[Batch], Tensor], *, left_out: bool = False) -> None:
-            fill(rollout, name, call, self.tokens, policy.device, left_out=left_out)
+        def give(name: str, call: Callable[[Batch], Tensor], *, everything: bool = False) -> None:
+            fill(rollout, name, call, self.tokens, policy.device, everything=everything)
 
-        charged = self._charges_groups
-        if self.stage.recomputes_old:
-            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, left_out=charged)
+        if self.recomputes_old:
+            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, everything=measured)
         if reference is not None:
             give(
-                "reference_logprobs",
-                lambda batch: reference.logprobs(batch, temperature=temperature),
-                left_out=charged,
+                "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True
             )
+            self._kl_sampled = rollout.sequence_kl(self._own, "reference_logprobs")
+        if teacher is not None:
+            give("teacher_logprobs", lambda batch: teacher.logprobs(batch, temperature=temperature))
         if self.critic is not None:
             give("values", self.critic.model)
 
@@ -176,13 +195,13 @@ class PolicyGradient(_Plain):
         """Advantages, and for PPO returns, of every token."""
         rewards_B, group_B, mask_BL = rollout.padded()
         kl_BL = ratio_BL = None
-        if self.reference is not None:
-            own_BL = rollout.column("old_logprobs" if self.stage.recomputes_old else "sampler_logprobs")
-            reference_BL = rollout.column("reference_logprobs")
-            if self.stage.kl_place == "reward":
-                kl_BL = KL_TERMS[self.stage.row.kl].of(own_BL, reference_BL, torch.ones_like(own_BL))
-            if self.stage.row.advantage == "teacher":
-                ratio_BL = reference_BL - own_BL
+        if self.reference is not None and self.stage.kl_place == "reward":
+            own_BL = rollout.column(self._own)
+            kl_BL = KL_TERMS[self.stage.row.kl].of(
+                own_BL, rollout.column("reference_logprobs"), torch.ones_like(own_BL)
+            )
+        if self.teacher is not None:
+            ratio_BL = rollout.column("teacher_logprobs") - rollout.column(self._own)
         assigned = credit.advantages(
             self.stage.row.advantage,
             credit.Rollout(
@@ -210,19 +229,25 @@ class Pairs(_Plain):
 
     Args:
         least_margin: groups whose best is better by less than this teach nothing.
+        annotated: whether a pair carries by how much its best is better, for objectives that ask (`odpo`).
     """
 
     nothing = "no group has a best and a worst completion (the rewards of each are all equal)"
 
-    def __init__(self, least_margin: float):
-        self.least_margin = least_margin
+    def __init__(self, least_margin: float, *, annotated: bool = False):
+        self.least_margin, self.annotated = least_margin, annotated
 
     def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
-        return [[_tree(group, pair)] for group in kept if (pair := self._pair(group)) is not None]
+        return [[self._annotated(group, pair)] for group in kept if (pair := self._pair(group)) is not None]
+
+    def _annotated(self, group: Group, pair: Sequence[Response]) -> TokenTree:
+        return _tree(group, pair, _reward(pair[0]) - _reward(pair[1]) if self.annotated else None)
 
     def _pair(self, group: Group) -> list[Response] | None:
         ranked = sorted(group.branches, key=_reward)
         if len(ranked) < 2 or group.tied or _reward(ranked[-1]) - _reward(ranked[0]) < self.least_margin:
+            return None
+        if ranked[-1].completion.ids == ranked[0].completion.ids:  # a reward that is not the same twice: no gradient
             return None
         return [ranked[-1], ranked[0]]
 
@@ -265,9 +290,9 @@ class Distillation(_Plain):
         return [trees for group in kept if (trees := group.trees(self.tokens))]
 
 
-def _tree(group: Group, responses: Sequence[Response]) -> TokenTree:
+def _tree(group: Group, responses: Sequence[Response], margin: float | None = None) -> TokenTree:
     branches = [(one.completion.ids, [True] * len(one.completion.ids)) for one in responses]
-    return make_tree(group.prompt.ids, branches, group.prompt.task.row)
+    return make_tree(group.prompt.ids, branches, group.prompt.task.row, margin=margin)
 
 
 def _reward(one: Response) -> float:

@@ -11,12 +11,14 @@ A file and live rollouts look the same from here: something that answers `at(ste
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
@@ -89,6 +91,10 @@ class Loop:
         self.seconds = 0.0
         self._within_step = False
         """Whether the weights have moved since the last whole step."""
+        self._whole: Mapping[str, Any] | None = None
+        """While a step is under way: what a checkpoint of the last whole step holds beside weights and moments."""
+        self._unmeasured = False
+        """Whether what follows the last whole step (held-out rows, samples) is still to be done."""
         self._last_checkpoint: str | None = None
         self._said_not_watched = False
         self._ended = False
@@ -121,6 +127,8 @@ class Loop:
                 f"{self.folder.name}: training", total=self.source.steps, unit="steps", done=self.step
             )
             with phase:
+                if self._unmeasured:
+                    self._after_step()
                 while self.step < self.source.steps and self.source.stop() is None:
                     self._one_step(phase)
                     if interrupted():
@@ -142,21 +150,25 @@ class Loop:
     def _one_step(self, phase: Phase) -> None:
         started = time.perf_counter()
         done: list[tuple[Measured, Update]] = []
+        self._whole = self._moving_state()
         try:
             for place, trees in enumerate(self.source.at(self.step)):
                 done.append(self._update(trees, self.step * self.source.updates + place, phase))
         except NonFiniteError as error:
             self._stop_on_non_finite(error)
             raise
+        except Exception as error:
+            self._keep_whole_step(error)
+            raise
         elapsed = time.perf_counter() - started
         self.step += 1
-        self._within_step = False
+        self._within_step, self._whole, self._unmeasured = False, None, True
         self.seconds += elapsed
         measured = together([one for one, _ in done])
         values = self._write_metrics(measured, **of_updates([one for _, one in done], measured.tokens / elapsed))
         self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self._last_checkpoint))
         self._say_not_watched(values)
-        self._periodic()
+        self._after_step()
         phase.advance(1, note=_note(values))
 
     def _update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
@@ -181,6 +193,16 @@ class Loop:
         more = self.source.after(trees, index)
         return replace(measured, metrics={**measured.metrics, **more}), update
 
+    def _after_step(self) -> None:
+        """What is due after a whole step; an error in it (a judge that is down) loses none of the steps, and a resumed
+        run does it again from its beginning."""
+        self._whole = self._moving_state()
+        try:
+            self._periodic()
+        except Exception as error:
+            self._keep_whole_step(error)
+            raise
+
     def _periodic(self) -> None:
         stage, last = self.work.stage, self.step == self.source.steps
         due = self.source.measures(self.step)
@@ -188,6 +210,7 @@ class Loop:
             self._measure(None)
         if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
             self._write_samples()
+        self._unmeasured, self._whole = False, None
         if _due(stage.checkpoint.every_steps, self.step) and not last:
             self._save()
 
@@ -286,22 +309,53 @@ class Loop:
         for alarm in alarms:
             self.folder.append_alarm(alarm.record())
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
-        if self.work.stage.alarms.on_critical == "stop":
-            for alarm in alarms:
-                if alarm.severity == "critical":
-                    self._save()
-                    raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
+        on_critical = self.work.stage.alarms.on_critical == "stop"
+        for alarm in alarms:
+            if alarm.stops or (on_critical and alarm.severity == "critical"):
+                self._save()
+                raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
 
     def _stop_on_non_finite(self, error: NonFiniteError) -> None:
         """The weights after the last whole step are good and worth keeping; those of a part of a step are not a step's,
         and a run could not go on from them."""
-        self.optimizer.adamw.zero_grad(set_to_none=True)
-        moved = self._within_step or self.work.algorithm.memory is not None
-        if self.step and not moved and self._last_checkpoint != _name(self.step):
-            self._save()
+        self._keep_whole_step(error)
         alarm = non_finite(self.step + 1, error.tensors, error.rows, last_good_checkpoint=self._last_checkpoint)
         self.folder.append_alarm(alarm.record())
         self.folder.sync()
+
+    def _keep_whole_step(self, error: Exception) -> None:
+        """Save what the last whole step reached, before an error ends the run: a reward that raises, an engine that is
+        gone, a store that cannot be read. The error itself is raised in any case, also where this cannot be saved."""
+        self.optimizer.adamw.zero_grad(set_to_none=True)
+        if not self.step or self._within_step or self._last_checkpoint == _name(self.step):
+            return
+        if broken := _not_finite(self.work.policy.model):
+            self.progress.say(
+                f"{self.folder.name}: step {self.step} is not saved: its weights are not finite ({broken})"
+            )
+            return
+        try:
+            self._save()
+        except OSError as failure:
+            self.progress.say(f"{self.folder.name}: {self.step} steps are done, and could not be saved: {failure}")
+            return
+        self.progress.say(
+            f"{self.folder.name}: {type(error).__name__} after {self.step} steps, which are saved: once its cause is "
+            "mended, the same command goes on from there"
+        )
+
+    def _moving_state(self) -> dict[str, Any]:
+        """What moves with training beside weights and moments, as it is now. A step changes it before it moves a
+        weight (a curriculum notes what was solved, a reward draws numbers), and a checkpoint of the step before must
+        not have that."""
+        moving: dict[str, Any] = {
+            "alarms": self.alarms.state_dict(),
+            "source": dict(self.source.state_dict()),
+            "random_state": checkpoint.random_state(),
+        }
+        if self.work.algorithm.memory is not None:
+            moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
+        return moving
 
     def _save(self) -> None:
         self.folder.sync()
@@ -309,11 +363,9 @@ class Loop:
             "identity": self.work.identity,
             "seconds": self.seconds,
             "ended": self._ended,
-            "alarms": self.alarms.state_dict(),
-            "source": dict(self.source.state_dict()),
+            "unmeasured": self._unmeasured,
+            **(self._moving_state() if self._whole is None else self._whole),
         }
-        if self.work.algorithm.memory is not None:
-            state["objective"] = self.work.algorithm.memory.state_dict()
         path = checkpoint.save(
             self.folder.checkpoints,
             step=self.step,
@@ -343,8 +395,9 @@ class Loop:
         self.step, self.seconds = found.step, float(found.state["seconds"])
         self._last_checkpoint = str(found.path.relative_to(self.folder.path))
         self._ended = bool(found.state["ended"])
+        self._unmeasured = bool(found.state.get("unmeasured", False))
         if not self._ended:
-            self.folder.truncate_after(self.step)
+            self.folder.truncate_after(self.step, measured=not self._unmeasured)
         threads, before = torch.get_num_threads(), found.state.get("threads")
         if before is not None and before != threads:
             self.progress.say(
@@ -359,6 +412,12 @@ class Loop:
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """A parameter that holds a NaN or an infinity; a checkpoint of it would take the place of a good one."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return next((name for name, p in trained if not bool(torch.isfinite(p.detach()).all())), None)
 
 
 def _name(step: int) -> str:

@@ -119,8 +119,9 @@ class OnlineSource:
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
         now.metrics["groups_trained"] = len(trees)
         if not trees:
-            why = setup.learner.nothing if rollout.rewards else _nobody_judged(rollout)
+            why = why_nothing(rollout, kept, setup.learner.nothing)
             setup.progress.say(f"{setup.folder.name}: step {step + 1}: no update: {why}")
+            setup.folder.write_stage(no_update=why)
         return self._batches(trees, step)
 
     def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
@@ -132,7 +133,7 @@ class OnlineSource:
         now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
         said = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
         said |= setup.learner.ended(values)
-        bound, kl = setup.stage.stop.kl_above, values.get("kl_sequence_reference", 0.0)
+        bound, kl = setup.stage.stop.kl_above, said.get("kl_sequence_reference", 0.0)
         if bound is not None and kl > bound:
             self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
         if step == 1 and (note := setup.learner.explain(values)) is not None:
@@ -251,6 +252,31 @@ def _observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: 
         totals = [one.scored.total for one in group.responses if one.scored.total is not None]
         passed = sum(total >= curriculum.settings.pass_at for total in totals)
         curriculum.observe(step, index, passed=passed, of=len(totals))
+
+
+def why_nothing(rollout: Rollout, kept: Sequence[Group], usual: str) -> str:
+    """Why a step has nothing to train on, by what became of its completions.
+
+    Args:
+        kept: the groups that were not left out for their rewards.
+        usual: the learner's own reason, where completions were there to learn from.
+    """
+    if not rollout.rewards:
+        return _nobody_judged(rollout)
+    answers = [one for one in rollout.responses if one.judged]
+    cut = sum(one.truncated and not one.trains for one in answers)
+    if not answers:
+        return "no completion has a token"
+    limit = "cut at `sampling.max_new_tokens`, which `truncated: drop` leaves out"
+    if cut == len(answers):
+        return f"each of the {cut:,} completions was {limit}"
+    tied = len(rollout.groups) - len(kept)
+    if cut and kept and not any(group.branches for group in kept):
+        left_out = (
+            f"{tied:,} of {len(rollout.groups):,} groups have no signal (the rewards of each are all equal), and "
+        )
+        return f"{left_out if tied else ''}every completion of the {'others' if tied else 'groups'} was {limit}"
+    return f"{usual}; {cut:,} of {len(answers):,} completions were {limit}" if cut else usual
 
 
 def _nobody_judged(rollout: Rollout) -> str:

@@ -28,11 +28,14 @@ def conclude(folder: StageFolder) -> list[str]:
     updates = sum(_is_update(line["values"]) for line in train)
     warnings = []
     if train and not updates:
-        alarm = _no_update(train[-1]["step"], train)
+        alarm = _no_update(train[-1]["step"], train, folder.stage().get("no_update"))
         if all(one["name"] != alarm.name for one in folder.alarms()):
             folder.append_alarm(alarm.record())
         warnings.append(f"{alarm.message}. {alarm.remedy}")
-    record = _record(scores, folder.stage().get("best"))
+    about = folder.stage()
+    if about.get("best_lost"):
+        warnings.append(str(about["best_lost"]))
+    record = _record(scores, about.get("best"))
     if record is not None and record["kept"]["step"] == 0 < record["last"]["step"]:
         warnings.append(_handed_back(record))
     folder.write_stage(updates=updates, held_out_score=record, warnings=warnings)
@@ -83,17 +86,27 @@ def _handed_back(record: Mapping[str, Any]) -> str:
     )
 
 
-def _no_update(step: int, train: list[dict[str, Any]]) -> Alarm:
+def _no_update(step: int, train: list[dict[str, Any]], last: str | None) -> Alarm:
+    """last: why the last step without an update had none, as it was said then."""
     abstained = all(line["values"].get("abstained_share") == 1 for line in train)
+    cut = all(line["values"].get("truncated_share") == 1 for line in train)
     why = "every reward abstained from every completion" if abstained else "no step had anything to learn from"
+    if last and not abstained:
+        why += f": {last}"
+    if abstained:
+        remedy = "name the column of the answers (`columns: {answer: YOUR_COLUMN}`), or look why the rewards are None"
+    elif cut:
+        remedy = "raise `sampling.max_new_tokens`, or write `truncated: keep`; no completion came to its end"
+    else:
+        remedy = (
+            "take tasks that the policy solves now and then, sample more completions of each, or look whether the "
+            "reward reads the answer at all"
+        )
     return Alarm(
         name="no_update",
         severity="critical",
         step=step,
         message=f"not one update was made in {len(train):,} steps, so the saved model is the start: {why}",
         evidence={"steps": len(train), "updates": 0},
-        remedy="name the column of the answers (`columns: {answer: YOUR_COLUMN}`), or look why the rewards are None"
-        if abstained
-        else "take tasks that the policy solves now and then, sample more completions of each, or look whether the "
-        "reward reads the answer at all",
+        remedy=remedy,
     )

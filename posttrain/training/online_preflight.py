@@ -2,6 +2,7 @@
 
 gold        every verifier gives 1 to each row's own answer        tree, leak, gradient   as for any stage
 sampler     the engine's log-probs are the trainer's               memory                 of the longest completions
+            (`sampler_check.py`)
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from posttrain.models.logprobs import Policy
 from posttrain.rewards import Rubric, gold_check, unjudged
 from posttrain.rewards.rubric import GoldFailure
 from posttrain.rollout.engine import Engine
-from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.balance import check_router
@@ -33,6 +33,7 @@ from posttrain.training.memory import activation_bytes_per_token, fitting_microb
 from posttrain.training.online import sample
 from posttrain.training.preflight import Check
 from posttrain.training.rollouts import Prompt, decide
+from posttrain.training.sampler_check import check_sampler
 from posttrain.training.tasks import TaskSet
 from posttrain.types import Task, TokenTree
 
@@ -42,14 +43,14 @@ PROBED_TOKENS = 1024
 """Of prompts, each counted once for each of its completions; longer ones are proven on one prompt with two."""
 SEARCHED_PROMPTS = 64
 PROMPTS_AGAIN = 0.05
+PROBED_KL = 0.3
+"""Nats a token."""
 PROBED_NEW_TOKENS = 32
 """Enough for every check, and a second on a laptop."""
 TASK_COLUMNS = ("answer", "system", "tools")
 """Columns of a task that are read; all others become metadata, which rewards may look at."""
 GOLD_TASKS = 200
 """Tasks whose own answers the verifiers are tried on before training; `posttrain check` tries all."""
-SAMPLER_GAP = 1e-4
-"""Nats between the engine's log-prob of a sampled token and the trainer's, in fp32; bf16 is allowed a hundred times."""
 
 
 def prove(
@@ -68,10 +69,10 @@ def prove(
     checks = [_check_tasks(tasks), gold, first, preflight.check_repeat(policy, rows)]
     checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
     checks.append(preflight.check_leak(policy, rows))
-    checks.append(_check_sampler(policy, rows, stage.sampling.temperature, shared=sampler.sync is None))
+    checks.append(check_sampler(stage, policy, rows, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None
-    pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
-    checks.append(preflight.check_gradient(policy, proof, objective, pairs))
+    taught = [_pair(tree) for tree in rows] if objective.unit == "pairs" else own_columns(stage, policy, rows)
+    checks.append(preflight.check_gradient(policy, proof, objective, taught))
     if (router := check_router(objective, policy)) is not None:
         checks.append(router)
     per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
@@ -147,6 +148,38 @@ def probe_trees(stage: SamplingStage, engine: Engine, encoder: Encoder, prompts:
     return [tree for group in groups for tree in group.trees()]
 
 
+@torch.no_grad()
+def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree]) -> list[TokenTree]:
+    """The probes with the trainer's own old log-probs, and a reference that is `PROBED_KL` nats away at every token.
+
+    With the engine's in their place, a ratio or a KL that has no gradient would have one of the size of rounding.
+    """
+    batch = to_device(collate(rows), policy.device)
+    own_N = policy(batch, temperature=stage.trainer_temperature).logprobs_N.float().cpu().numpy()
+    first, found = 0, []
+    for tree in rows:
+        branches = []
+        for branch in tree.branches:
+            old = own_N[first : first + len(branch.ids)]
+            first += len(branch.ids)
+            others = {"old_logprobs": old, "reference_logprobs": old - PROBED_KL, "teacher_logprobs": old + PROBED_KL}
+            branches.append(replace(branch, columns={**branch.columns, **others}))
+        found.append(replace(tree, branches=tuple(branches)))
+    return found
+
+
+def _pair(tree: TokenTree) -> TokenTree:
+    """Two of the completions that differ; one that stands for another where the start says the same thing each time,
+    since a pair of equal sides has no gradient whatever the objective is."""
+    first, *others = tree.branches
+    other = next((one for one in others if one.ids.tolist() != first.ids.tolist()), None)
+    if other is None:
+        changed = first.ids.copy()
+        changed[0] = int(tree.prompt_ids[-1]) if changed[0] != tree.prompt_ids[-1] else int(tree.prompt_ids[0])
+        other = replace(first, ids=changed)
+    return replace(tree, branches=(first, other), margin=1.0)  # of rewards of 1 and 0, as the probes have them
+
+
 def _check_tasks(tasks: TaskSet) -> Check:
     counts = tasks.counts
     lost = sum(counts["dropped"].values())
@@ -214,20 +247,3 @@ def _no_row_judged(tasks: Sequence[Task], names: Sequence[str], evidence: dict[s
     return Check(
         "gold", "verifiers accept the rows' own answers", "fail", detail, {**evidence, "columns": others}, remedy
     )
-
-
-@torch.no_grad()
-def _check_sampler(policy: Policy, rows: Sequence[TokenTree], temperature: float, *, shared: bool) -> Check:
-    """The engine's log-prob of each sampled token is the trainer's: before step 1 every importance ratio is 1."""
-    batch = to_device(collate(rows), policy.device)
-    ours = policy(batch, temperature=temperature).logprobs_N
-    gaps_N = (ours - batch.columns_N["sampler_logprobs"].to(ours)).abs()
-    gap = float(gaps_N.max())
-    wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
-    allowed = SAMPLER_GAP if wide and shared else 100 * SAMPLER_GAP
-    detail = f"log-probs of {len(ours)} sampled tokens differ by at most {gap:.1e} nats"
-    status: preflight.Status = "pass" if gap <= allowed else "fail"
-    if status == "fail" and not shared and float(gaps_N.mean()) <= LARGEST_NOISE:
-        status = "warn"  # an engine in half precision: its ratios are noisy, and of the right policy
-    remedy = None if status == "pass" else "set compute.precision: fp32, or `choices: {correction: truncated}`"
-    return Check("identity", "sampler = trainer at step 0", status, detail, {"largest_logprob_gap": gap}, remedy)

@@ -21,6 +21,7 @@ from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import ConfigError
 from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.policy import policy_loss
 from posttrain.losses.value import value_loss
 from posttrain.models.devices import device_of
@@ -54,6 +55,7 @@ from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.sampler_check import same_arithmetic
 from posttrain.training.stage_speech import prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.starts import settle
 from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
@@ -123,10 +125,21 @@ def prepare_online(
         proven.require()
     source, start_reference = None, None
     if not proof_only:
-        start_reference = _reference(stage, policy, objective, progress)
+        start_reference = _reference(stage, policy, objective)
         if against is not None and isinstance(stage, OnlineStage):
             against.other = start_reference
-        learner = _learner(stage, policy, weight, start_reference, order, budget, seed, head)
+        learner = _learner(
+            stage,
+            policy,
+            weight,
+            start_reference,
+            order,
+            budget,
+            seed,
+            head,
+            _teacher_of_row(stage, policy, progress),
+            engine_is_trainer=same_arithmetic(policy, proven),
+        )
         examiner = _examiner(stage, policy, sampler.engine, encoder, rubric, tasks, seed, folder, progress)
         curriculum = None
         if stage.curriculum is not None:
@@ -175,7 +188,7 @@ def objective_of(
             False,
             {"beta": stage.beta},
             partial(_distil, stage),
-            temperature=stage.sampling.temperature,
+            temperature=stage.trainer_temperature,
             against=against,
         )
     assert isinstance(stage, OnlineStage)
@@ -212,7 +225,7 @@ def _loss(
     row, parameters = stage.row, stage.parameters
     if row.kl_place == "loss":
         parameters["kl_beta"] = weight.beta
-    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=not stage.recomputes_old)
+    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=stage.on_policy)
     if policy.values_N is None:
         return out
     own = value_loss(
@@ -230,6 +243,12 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
     named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
     passed = [one if isinstance(one, Scorer) else Scorer(_name_of(one), one) for one in functions]
     if not named and not passed and not stage.needs_rewards:
+        if keys := stage.waits_for_rewards:
+            raise ConfigError(
+                f"nothing rewards a completion, so `{keys[0]}` would watch a score of 0 for ever",
+                where=f"{stage.name}: {keys[0]}",
+                remedy=f"leave `{keys[0]}` out, or give rewards, which are then measured and do not train",
+            )
         return Rubric([Scorer("none", lambda prompt, completion, task: 0.0)])
     if not named and not passed:
         raise ConfigError(
@@ -278,22 +297,30 @@ def _learner(
     budget: int,
     seed: int,
     head: nn.Linear | None,
+    teacher: SampledReference | None,
+    *,
+    engine_is_trainer: bool,
 ) -> Learner:
     if isinstance(stage, OnlineDPO):
-        return Pairs(stage.least_margin)
+        return Pairs(stage.least_margin, annotated=PAIRWISE[stage.objective].needs_margins)
     if isinstance(stage, RFT):
         return Imitation(stage.least_reward, stage.most_per_prompt)
     if isinstance(stage, GKD):
         return Distillation(budget)
     assert isinstance(stage, OnlineStage)
     critic = _critic(stage, policy, order, budget, seed, head) if isinstance(stage, PPOStage) else None
-    return PolicyGradient(stage, policy, weight, budget, start, critic)
+    return PolicyGradient(stage, policy, weight, budget, start, critic, teacher, engine_is_trainer=engine_is_trainer)
 
 
-def _reference(stage: SamplingStage, policy: Policy, objective: Algorithm, progress: Progress) -> Any:
-    """The policy's start, or the teacher; None where nothing is compared."""
-    if isinstance(stage, OnlineStage) and stage.row.advantage == "teacher":
+def _teacher_of_row(stage: SamplingStage, policy: Policy, progress: Progress) -> SampledReference | None:
+    """The model whose log-probs are the advantage. Beside the start, to which a KL pulls: they are two models."""
+    if isinstance(stage, OnlineStage) and stage.row.needs_teacher:
         return _teacher(stage.teacher, policy, progress)  # type: ignore[attr-defined]
+    return None
+
+
+def _reference(stage: SamplingStage, policy: Policy, objective: Algorithm) -> Any:
+    """The policy's start; None where nothing is compared with it."""
     needed = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
     return reference("auto", policy) if needed else None
 

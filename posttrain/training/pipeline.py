@@ -28,6 +28,7 @@ from posttrain.config import (
 )
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
+from posttrain.config.online import SamplingStage
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.progress import Progress
@@ -223,7 +224,7 @@ def _train_stage(
     stage = _with_data(stage, run)
     record = folder.stage() if folder.exists else {}
     identity = _quick_identity(stage, start, recipe.seed)
-    if _is_done(record, identity, folder):
+    if _is_done(record, identity, folder, stage):
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
         if evaluate:
             _evaluate_stage(folder, recipe, folder.model, speech, progress)
@@ -297,7 +298,9 @@ def _quick_identity(stage: StageSettings, start: str | Path, seed: int, *more: s
     return stage_fingerprint(stage, data=contents, start_model=folder_fingerprint(resolve(start).folder), seed=seed)
 
 
-def _is_done(record: Mapping[str, Any], identity: str, folder: StageFolder) -> bool:
+def _is_done(record: Mapping[str, Any], identity: str, folder: StageFolder, stage: StageSettings) -> bool:
+    if isinstance(stage, SamplingStage) and record.get("examine_keep", stage.examine.keep) != stage.examine.keep:
+        return False  # it ended with other weights than are asked for now
     return record.get("status") == "done" and record.get("quick_identity") == identity and (folder.model).is_dir()
 
 

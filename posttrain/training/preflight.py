@@ -33,6 +33,7 @@ from posttrain.models.repeat import repeat
 from posttrain.models.rope import static_positions
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.memory import MemoryPlan
+from posttrain.training.slopes import slopes_of
 from posttrain.training.step import Reference, forward, router_term, start_loss
 from posttrain.types import Batch, Mean, TokenTree
 
@@ -346,15 +347,22 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
 def check_gradient(
     policy: TreeModel, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
 ) -> Check:
-    """Which tensors train, and which of them get no gradient from the first backward."""
+    """Which tensors train, and which of them get no gradient from the first backward.
+
+    Of the part of the loss that teaches (`LossOutput.teaching`): a KL whose two sides are equal but for rounding, an
+    entropy or an auxiliary loss has a gradient too, and would hide that the method itself has none.
+    """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
     logprobs = forward(policy, algorithm, batch)
-    loss = start_loss(algorithm, logprobs, reference_N, batch, count(probes(trees))).loss
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
+    if not slopes:
+        return _no_slope(algorithm, sum(p.numel() for _, p in named), policy)
     weights = [p for _, p in named]
     balanced = _reached(router_term(algorithm, logprobs), weights)
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    said = [getattr(logprobs, name) for name in slopes]
+    gradients = torch.autograd.grad(said, weights, list(slopes.values()), allow_unused=True)
     waiting = policy.waiting()
     dead = [
         name
@@ -393,6 +401,19 @@ def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
         return []
     gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
     return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
+
+
+def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:
+    everything = sum(p.numel() for p in policy.model.parameters())
+    return Check(
+        "gradient",
+        "gradients",
+        "fail",
+        f"the loss of `{algorithm.name}` does not depend on the model at the start: its gradient is exactly 0, beside "
+        "whatever penalty it may have",
+        {"trainable": size, "total": everything, "dead": ["all"]},
+        "change what the loss is made of (`choices`, `objective`, `parameters`); `posttrain check` tries it again",
+    )
 
 
 def check_memory(memory: MemoryPlan) -> Check:

@@ -68,6 +68,12 @@ class Response:
         """Whether it has sampled tokens and a reward, so that a KL can be taken from the reward."""
         return bool(self.completion.ids) and self.reward is not None
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is all that the policy said there, judged or not, cut at its limit or not: what a figure of the
+        policy that sampled is a mean over. An aborted one is not."""
+        return bool(self.completion.ids) and self.completion.finish is not FinishReason.ABORTED
+
     def sampled(self, task: Task, group: int) -> Sampled:
         """As rewards take it."""
         return Sampled(task.prompt, self.text, task, self.completion.finish, len(self.completion.ids), group)
@@ -93,16 +99,16 @@ class Group:
         rewards = [one.scored.total for one in self.responses if one.scored.total is not None]
         return len(rewards) < 2 or max(rewards) - min(rewards) <= TIE * max(map(abs, rewards))
 
-    def parts(self, most_tokens: int | None = None, *, left_out: bool = False) -> list[list[Response]]:
+    def parts(self, most_tokens: int | None = None, *, everything: bool = False) -> list[list[Response]]:
         """The branches that train, in as many parts as it takes for none, with the prompt, to have more than
         `most_tokens`: a tree is never cut.
 
         Args:
-            left_out: all that were judged instead, those included that do not train.
+            everything: all that was sampled instead, whether it trains or not.
         """
         parts: list[list[Response]] = []
         room = 0
-        for one in [one for one in self.responses if one.judged] if left_out else self.branches:
+        for one in [one for one in self.responses if one.whole] if everything else self.branches:
             if not parts or (most_tokens is not None and len(one.completion.ids) > room):
                 parts.append([])
                 room = (most_tokens or 0) - len(self.prompt.ids)
@@ -110,9 +116,9 @@ class Group:
             room -= len(one.completion.ids)
         return parts
 
-    def trees(self, most_tokens: int | None = None, *, left_out: bool = False) -> list[TokenTree]:
+    def trees(self, most_tokens: int | None = None, *, everything: bool = False) -> list[TokenTree]:
         """Each part under its prompt, with the columns of its tokens."""
-        return [self._tree(part) for part in self.parts(most_tokens, left_out=left_out)]
+        return [self._tree(part) for part in self.parts(most_tokens, everything=everything)]
 
     def _tree(self, branches: Sequence[Response]) -> TokenTree:
         tree = completion_tree(self.prompt.ids, [one.completion for one in branches], self.prompt.task.row)
@@ -146,6 +152,19 @@ class Rollout:
         mask_BL = self._mask([one.trains for one in responses])
         group_B = torch.tensor([index for index, group in enumerate(self.groups) for _ in group.responses])
         return reward_tensor([one.reward for one in responses]), group_B, mask_BL
+
+    def sequence_kl(self, own: str, other: str) -> float:
+        """Mean over all that was sampled of log own - log other, summed over the response, in nats: the KL of the
+        policy that sampled to another, by k1 of whole responses. NaN where nothing was sampled.
+
+        Over all of it, whatever becomes of a response afterwards: a selection by reward or length is biased.
+        """
+        sums = [
+            float((one.columns[own].astype(np.float64) - one.columns[other]).sum())
+            for one in self.responses
+            if one.whole
+        ]
+        return sum(sums) / len(sums) if sums else float("nan")
 
     def judged(self) -> Tensor:
         """[B, L], True at every token of a response that was judged, whether it trains or not."""
@@ -203,16 +222,16 @@ def fill(
     tokens: int,
     device: torch.device,
     *,
-    left_out: bool = False,
+    everything: bool = False,
 ) -> None:
     """Give every response that trains the column `name`: what `call` says of each of its tokens, [N].
 
     Args:
         tokens: of a micro-batch.
-        left_out: give it to all that were judged, those included that do not train.
+        everything: give it to all that was sampled, whether it trains or not.
     """
-    parts = [part for group in rollout.groups for part in group.parts(tokens, left_out=left_out)]
-    trees = [tree for group in rollout.groups for tree in group.trees(tokens, left_out=left_out)]
+    parts = [part for group in rollout.groups for part in group.parts(tokens, everything=everything)]
+    trees = [tree for group in rollout.groups for tree in group.trees(tokens, everything=everything)]
     for members in packed(trees, tokens):
         values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
         values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
@@ -234,7 +253,7 @@ def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
             cut = drop_truncated and one.truncated
             aborted = one.completion.finish is FinishReason.ABORTED
             one.trains = one.judged and not cut and not aborted
-            if one.judged:
+            if one.whole:
                 one.columns["sampler_logprobs"] = np.asarray(one.completion.logprobs, dtype=np.float32)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from posttrain.data.mismatch import mismatched
 from posttrain.data.trees import collate, count, packed, to_device
 from posttrain.diagnostics.metrics import merge
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, Told
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.router import router_metrics, summed
@@ -79,11 +79,19 @@ def accumulate(
 
     Raises:
         NonFiniteError: a micro-batch's loss is NaN or infinite; its rows are named and nothing has been updated.
+        TrainingError: the loss is a constant.
     """
 
     def backward(loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
             raise non_finite(["loss"], step, [str(row) for row in batch.rows])
+        if not loss.requires_grad:
+            raise TrainingError(
+                f"step {step + 1}: the loss does not depend on any weight that trains",
+                where=algorithm.name,
+                found="a loss without a gradient",
+                remedy="look which columns the loss is made of (`choices`) and which parameters train (`adapter`)",
+            )
         loss.backward()
 
     told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))

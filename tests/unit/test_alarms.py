@@ -48,7 +48,7 @@ PLANTED: list[tuple[Series, str, str, int, int]] = [
     (series.one_gradient_spike, "gradient_spike", "warning", 120, 120),
     (series.diverging_sft, "loss_divergence", "critical", 70, 110),
     (series.frozen_dpo, "dead_learning", "critical", 19, 19),
-    (series.sft_without_gradient, "dead_learning", "critical", 19, 19),
+    (series.sft_without_gradient, "dead_learning", "critical", 0, 0),
     (series.sft_without_learning_rate, "dead_learning", "critical", 19, 19),
     (series.one_step_without_answers, "nothing_supervised", "critical", 30, 30),
     (series.rows_sorted_by_length, "length_drift", "warning", 29, 60),
@@ -337,3 +337,38 @@ def test_thresholds_are_documented_fields() -> None:
         assert check.__doc__, check.name
         assert all(isinstance(field.default, int | float) for field in fields(check)), check.name
         assert replace(check) == check
+
+
+# ---------------------------------------------------------------- a gradient of exactly 0
+
+DEAD = {"grad_norm": 0.0, "policy_slope": 0.0, "advantage_magnitude": 0.7, "loss": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "rings"),
+    [
+        (DEAD, True),
+        ({**DEAD, "grad_norm": 0.0116}, True),  # an entropy bonus has a gradient, the policy term has none
+        ({**DEAD, "advantage_magnitude": 0.0}, False),  # all groups tied: nothing to learn from
+        ({**DEAD, "grad_norm": 0.3, "policy_slope": 0.1}, False),
+        ({"grad_norm": 0.0, "loss": 0.69, "reward_accuracy": 0.5}, True),
+        ({"grad_norm": 0.0, "loss": 0.0, "reward_accuracy": 1.0}, False),  # a hinge that is done
+        ({"grad_norm": 0.0, "loss": 0.0}, False),  # every answer known by heart
+        ({"grad_norm": 1e-30, "loss": 0.69}, False),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 30])
+def test_a_gradient_of_exactly_0_rings_at_once_and_ends_the_run(
+    values: dict[str, float], rings: bool, before: int
+) -> None:
+    alarms = Alarms()
+    for step in range(before):
+        assert not alarms.check(step, {**values, "grad_norm": 0.3, "policy_slope": 0.1, "reward_accuracy": 0.9})
+    found = alarms.check(before, values)
+    assert [(alarm.name, alarm.stops) for alarm in found] == ([("dead_learning", True)] if rings else [])
+    if rings:
+        assert "exactly 0" in found[0].message and "dead_learning" in found[0].remedy
+        assert not alarms.check(before + 1, values)  # once
+        resumed = Alarms()
+        resumed.load_state_dict(json.loads(json.dumps(alarms.state_dict())))
+        assert [alarm.name for alarm in resumed.check(before + 1, values)] == ["dead_learning"]

@@ -71,7 +71,7 @@ def test_a_teacher_needs_no_reward(start: Path, tmp_path: Path) -> None:
     teacher = save_start(tmp_path / "teacher", seed=7)
     loop = loop_of(start, tmp_path / "run", "distil_reverse_kl", teacher=str(teacher), rewards=(), steps=15, held_out=0)
     run(loop)
-    divergence = [record["values"]["kl_k1_reference"] for record in loop.folder.metrics("train")]
+    divergence = [record["values"]["kl_k1_teacher"] for record in loop.folder.metrics("train")]
     assert np.mean(divergence[-3:]) < 0.8 * np.mean(divergence[:3])
 
 
@@ -276,6 +276,11 @@ def test_online_dpo_trains_on_the_best_and_the_worst(start: Path, tmp_path: Path
         chosen, rejected = (rewards[str(tree.row), tuple(b.ids.tolist())] for b in tree.branches)
         assert (chosen, rejected) == (max(of_row), min(of_row))
     run(loop_of(start, tmp_path / "run", "online_dpo", steps=2))
+
+
+def test_online_dpo_takes_the_reward_gap_as_odpos_margin(start: Path, tmp_path: Path) -> None:
+    loop = run(loop_of(start, tmp_path, "online_dpo", objective="odpo", steps=1, held_out=0))
+    assert loop.folder.metrics("train")[0]["values"]["grad_norm"] > 0
 
 
 def test_rft_imitates_what_is_good_enough(start: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_sampling_that_is_not_the_policys_own_is_refused(sampling: dict[str, flo
         ("rloo", {"updates_per_rollout": 4}),
         ("rloo", {"prompts_per_step": 8, "prompts_per_update": 4, "updates_per_rollout": 2}),
         ("maxrl", {"updates_per_rollout": 2}),
-        ("grpo", {"updates_per_rollout": 4, "choices": {"ratio": "none"}}),
+        ("grpo", {"updates_per_rollout": 4, "choices": {"ratio": "none", "surrogate": "reinforce"}}),
     ],
 )
 def test_a_row_without_a_ratio_makes_one_update(method: str, options: dict[str, Any]) -> None:
