@@ -10,8 +10,8 @@ arXiv:2312.08935, Eq. 4 (binary cross-entropy, also with soft labels).
 
 Deviations
  1. The mean is over all labelled steps of the optimizer's step, so that it does not depend on the split into
-    micro-batches. Math-Shepherd's Eq. 4 sums over a response's steps; TRL's PRMTrainer takes the mean over the steps of
-    each micro-batch.
+    micro-batches. Math-Shepherd's Eq. 4 sums over a response's steps; TRL's PRMTrainer (which TRL 1.16 no longer has)
+    took the mean over the steps of each micro-batch.
  2. The head has one output and its logit is scored; TRL's has two classes and a softmax. The difference of their logits
     is our score, so both can say the same.
 """
