@@ -30,8 +30,8 @@ MAPS = (nn.Linear, nn.Bilinear, Conv1D, *_CONVOLUTIONS, nn.RNNBase, nn.RNNCellBa
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 FACTORS = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "oft_R"})
-"""Parts of `peft` that are matrices of a change: at zero they change nothing. They lie in a ParameterDict, or in a module
-of their own, so that the type of what holds them says nothing."""
+"""Parts of `peft` that are matrices of a change: at zero they change nothing. They lie in a ParameterDict, or in a
+module of their own, so that the type of what holds them says nothing."""
 SCALES = frozenset({"ia3_l", "lora_E", "lora_magnitude_vector", "trainable_tokens_delta"})
 """Parts of `peft` that are scales, or rows of an embedding."""
 

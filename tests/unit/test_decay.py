@@ -144,5 +144,7 @@ def test_without_a_gradient_only_maps_move(kind: str) -> None:
             p.grad = torch.zeros_like(p)
         optimizer.step(step)
     for name, p in trained.items():
-        expected = before[name] * (1 - 3e-3 * 0.1) ** 20 if any(f in name for f in ("lora_A", "lora_B")) else before[name]
+        expected = (
+            before[name] * (1 - 3e-3 * 0.1) ** 20 if any(f in name for f in ("lora_A", "lora_B")) else before[name]
+        )
         torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-8)
