@@ -1,5 +1,6 @@
 """What is proven before step 1, on the run's own rows.
 
+    weights     every weight is a number
     rows        three decoded rows, trained text marked     stop_token   trained text ends as inference expects
     data        kept, dropped and truncated by reason       bos          one beginning token at most
     tree        the fast path equals the slow one           leak         a branch moves no other
@@ -18,11 +19,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
+from posttrain.models.finite import non_finite_weights
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.parity import LOGPROB_ERROR, Gap, beside, leak, tree_against_padded
 from posttrain.models.rope import static_positions
@@ -68,6 +70,10 @@ class Preflight:
     @property
     def failed(self) -> list[Check]:
         return [check for check in self.checks if check.status == "fail"]
+
+    def after(self, first: Check) -> Preflight:
+        """The same behind a check that was made before them."""
+        return replace(self, checks=(first, *self.checks))
 
     def with_check(self, check: Check) -> Preflight:
         """The same with `check` in the place of the one of its name."""
@@ -178,6 +184,17 @@ def check_bos(trees: Sequence[TokenTree], bos_id: int | None) -> Check:
 
 
 # ---------------------------------------------------------------- the model
+
+
+def check_weights(model: nn.Module) -> Check:
+    """Every weight is a number: a NaN in one of them is in every log-prob, and would be blamed on the attention."""
+    bad = non_finite_weights(model)
+    title = "weights are finite"
+    if not bad:
+        return Check("weights", title, "pass", f"{sum(1 for _ in model.parameters()):,} tensors hold numbers alone")
+    shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    remedy = "the model was saved like this, or its file is damaged: get it again, or start from the stage before it"
+    return Check("weights", title, "fail", f"{shown} hold NaN or infinity", {"tensors": bad[:20]}, remedy)
 
 
 def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:

@@ -54,6 +54,18 @@ def prove(
     return preflight.Preflight(tuple(checks), preflight.decoded_rows(_first(rows), inputs.encoder), memory), budget
 
 
+def prove_weights(stage: TrainingStage, policy: TreeModel, folder: StageFolder) -> preflight.Check:
+    """The first check, before anything is computed with the weights; stops there if one is NaN.
+
+    Raises:
+        PreflightError: naming the parameters, where the stage says that a failed check stops it.
+    """
+    check = preflight.check_weights(policy.model)
+    if check.status == "fail":
+        stand(preflight.Preflight((check,), ()), stage, folder)
+    return check
+
+
 def stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
     """Write the checks down, and stop at one that failed if the stage says so."""
     folder.write_preflight(proven.record())

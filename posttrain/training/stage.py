@@ -40,7 +40,7 @@ from posttrain.training.online_end import conclude
 from posttrain.training.online_stage import prepare_online
 from posttrain.training.order import RowOrder
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
-from posttrain.training.proof import fixed, prove, show, stand
+from posttrain.training.proof import fixed, prove, prove_weights, show, stand
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
 from posttrain.training.starts import settle
@@ -113,11 +113,13 @@ def prepare(
         dropout=noisy and imitates,
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
+    finite = prove_weights(stage, policy, folder)
     # Of the weights as they are now: a model from Python may have been trained since it was loaded.
     start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
     with explained(fixed(policy), "the checks before step 1"):
         proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress)
+    proven = proven.after(finite)
     stand(proven, stage, folder)
     start_reference: Any = None
     if objective.needs_reference and proof_only:
