@@ -151,6 +151,9 @@ class Preflight(Settings):
 
     on_failure: Literal["stop", "warn"] = "stop"
     """Whether a failed check stops the stage."""
+    dead_layers: Literal["stop", "warn"] = "stop"
+    """Whether an adapter's layer that gets no gradient is a failed check. `warn` trains the other layers; the dead
+    ones keep the model as it was."""
 
 
 class Audit(Settings):

@@ -69,7 +69,7 @@ def prove(
     checks.append(_check_sampler(policy, rows, stage.sampling.temperature, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None
     pairs = [replace(tree, branches=tree.branches[:2]) for tree in rows] if objective.unit == "pairs" else rows
-    checks.append(preflight.check_gradient(policy, proof, objective, pairs))
+    checks.append(preflight.check_gradient(policy, proof, objective, pairs, dead_layers=stage.preflight.dead_layers))
     per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
     longest = tasks.train.longest + stage.sampling.max_new_tokens
     largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)

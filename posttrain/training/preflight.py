@@ -12,6 +12,7 @@ A check never changes a weight, a random stream or the data. Each is one functio
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
+from posttrain.models.adapters import adapter_layers
 from posttrain.models.finite import non_finite_weights
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.parity import LOGPROB_ERROR, Gap, beside, leak, tree_against_padded
@@ -42,6 +44,8 @@ PROBED_TREES = 2
 """Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
 PROBED_TOKENS = {"cpu": 512, "cuda": 8192}
 """Parity is proven on the longest tree of at most so many tokens too: sliding windows begin late in a row."""
+MOST_DEAD = 8
+"""Layers without a gradient that are listed, and that the remedy's expression leaves out."""
 SEARCHED_TREES = 64
 """The probes are the shortest of the first so many trees."""
 
@@ -341,9 +345,17 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
 
 
 def check_gradient(
-    policy: TreeModel, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    *,
+    dead_layers: Literal["stop", "warn"] = "stop",
 ) -> Check:
-    """Which tensors train, and which of them get no gradient from the first backward."""
+    """Which tensors train, and which of them get no gradient from the first backward.
+
+    dead_layers: what a layer of the adapter is that gets none; see `preflight.dead_layers` of a stage.
+    """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
     logprobs = forward(policy, algorithm, batch)
@@ -363,12 +375,50 @@ def check_gradient(
     if len(dead) == len(named):
         detail += "; none gets a gradient"
         return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
+    layers = _dead_layers(policy.model, set(dead), waiting)
+    if layers:
+        return _dead_adapter(policy.model, layers, detail, evidence, dead_layers)
     if dead:
         remedy = "experts that saw no token are normal; else check the adapter's targets"
         return Check(
             "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
         )
     return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
+
+
+def _dead_layers(model: nn.Module, dead: set[str], waiting: frozenset[str]) -> list[str]:
+    """Layers of the adapter none of whose parameters gets a gradient; experts are left out, since one that saw no token
+    of two short rows is alive."""
+    found = []
+    for layer, names in adapter_layers(model).items():
+        asked = [name for name in names if name not in waiting]
+        if asked and dead.issuperset(asked) and "expert" not in layer:
+            found.append(layer)
+    return found
+
+
+def _dead_adapter(
+    model: nn.Module,
+    layers: list[str],
+    detail: str,
+    evidence: dict[str, Any],
+    dead_layers: Literal["stop", "warn"],
+) -> Check:
+    """A layer that gets no gradient keeps its adapter at zero for the whole run: it is paid for, saved and merged, and
+    its place in the model is not trained, which no curve shows."""
+    shown = ", ".join(layers[:MOST_DEAD]) + (f" and {len(layers) - MOST_DEAD} more" if len(layers) > MOST_DEAD else "")
+    said = f"{detail}; {len(layers)} layers of the adapter get none: {shown}"
+    evidence = {**evidence, "dead_layers": layers}
+    if dead_layers == "warn":
+        return Check("gradient", "gradients", "warn", said, evidence, "their adapters stay at zero")
+    alive = sorted({name.rpartition(".")[2] for name in adapter_layers(model) if name not in layers})
+    without = "|".join(re.escape(layer) for layer in layers)
+    leave = f"leave them out (`adapter: {{targets: '(?!({without})$).*[.]({'|'.join(alive)})'}}`)"
+    remedy = (
+        f"{leave if len(layers) <= MOST_DEAD else 'name other `adapter.targets`'}, or train the others in spite of it "
+    )
+    remedy += "with `preflight: {dead_layers: warn}`"
+    return Check("gradient", "gradients", "fail", said, evidence, remedy)
 
 
 def check_memory(memory: MemoryPlan) -> Check:

@@ -39,7 +39,7 @@ def prove(
             checks.append(preflight.check_identity(policy, proof, objective, rows))
         if isinstance(policy, ScoreModel):
             checks.append(reward.check_start(policy, objective, rows))
-        checks.append(preflight.check_gradient(policy, proof, objective, rows))
+        checks.append(preflight.check_gradient(policy, proof, objective, rows, dead_layers=stage.preflight.dead_layers))
         per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
         largest = rows[int(preflight.lengths(rows).argmax())]
         budget = _budget(stage, policy, largest, per_token, live, resumed)

@@ -65,7 +65,7 @@ def test_what_may_stop_the_stage_comes_before_the_reference(tmp_path: Path, monk
 
     failed = preflight.Check("gradient", "gradients", "fail", "planted", {"total": 1, "trainable": 1})
     monkeypatch.setattr(CachedReference, "build", dear)
-    monkeypatch.setattr(preflight, "check_gradient", lambda *args: failed)
+    monkeypatch.setattr(preflight, "check_gradient", lambda *args, **options: failed)
     with pytest.raises(PreflightError, match="planted"):
         prepared(DPO(beta=0.1), tmp_path)
     names = [check["name"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]]
