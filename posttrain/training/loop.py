@@ -186,7 +186,8 @@ class Loop:
         if due or (due is None and _due(stage.log.held_out_every, self.step) and not last):
             self._measure(None)
         if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
-            self._write_samples()
+            with self.progress.doing("samples"):
+                self._write_samples()
         if _due(stage.checkpoint.every_steps, self.step) and not last:
             self._save()
 
@@ -338,6 +339,10 @@ class Loop:
         raise error
 
     def _save(self) -> None:
+        with self.progress.doing("checkpoint"):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         self._refuse_non_finite_state()
         self.folder.sync()
         state = {

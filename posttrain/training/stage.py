@@ -85,7 +85,8 @@ def prepare(
         PreflightError: a check failed and `preflight.on_failure` is `stop`; preflight.json is written all the same.
     """
     if isinstance(stage, SamplingStage):
-        return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
+        with progress.doing(f"{folder.name}: reading the tasks, loading the model and the engine"):
+            return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
     assert isinstance(stage, RowStage)
     assert examples is None or isinstance(examples, Examples)  # a list of tasks is for stages that sample
     objective = _objective(stage)
@@ -93,15 +94,17 @@ def prepare(
     settled = settle(stage, start, device)
     for note in settled.notes:
         progress.say(f"{folder.name}: {note}")
-    inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
+    with progress.doing(f"{folder.name}: reading the rows"):
+        inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
     order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     require_company(objective, order, len(inputs.held_out))
     _check_adapter(stage, start, order.steps)
-    if isinstance(stage, Reward):
-        assert isinstance(inputs.encoder, RewardEncoder)
-        loaded = reward.load_start(stage, start, inputs.encoder, device, seed, progress)
-    else:
-        loaded = load_policy(stage, start, device, seed, progress)
+    with progress.doing(f"{folder.name}: loading the model"):
+        if isinstance(stage, Reward):
+            assert isinstance(inputs.encoder, RewardEncoder)
+            loaded = reward.load_start(stage, start, inputs.encoder, device, seed, progress)
+        else:
+            loaded = load_policy(stage, start, device, seed, progress)
     noisy = adapter_dropout(loaded.model) > 0
     imitates = objective.unit == "tokens"
     if noisy and not imitates:
@@ -113,9 +116,10 @@ def prepare(
         dropout=noisy and imitates,
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
-    finite = prove_weights(stage, policy, folder)
-    # Of the weights as they are now: a model from Python may have been trained since it was loaded.
-    start_weights = weights_fingerprint(policy.model)
+    with progress.doing(f"{folder.name}: looking through the weights"):
+        finite = prove_weights(stage, policy, folder)
+        # Of the weights as they are now: a model from Python may have been trained since it was loaded.
+        start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
     with explained(fixed(policy), "the checks before step 1"):
         proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress)
@@ -224,7 +228,8 @@ def run_stage(
     try:
         if evaluate is not None:
             evaluate(outcome.policy.model, prepared.loaded.tokenizer)
-        saved = outcome.pending.wait()
+        with progress.doing(f"{folder.name}: reading the saved model back"):
+            saved = outcome.pending.wait()
     except BaseException:
         outcome.pending.discard()
         raise
