@@ -44,6 +44,8 @@ PROBED_TREES = 2
 """Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
 PROBED_TOKENS = {"cpu": 512, "cuda": 8192}
 """Parity is proven on the longest tree of at most so many tokens too: sliding windows begin late in a row."""
+PROBE_LENGTH = 256
+"""Tokens to which the probes are cut."""
 MOST_DEAD = 8
 """Layers without a gradient that are listed, and that the remedy's expression leaves out."""
 SEARCHED_TREES = 64
@@ -202,8 +204,35 @@ def check_weights(model: nn.Module) -> Check:
 
 
 def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """The shortest of the first trees."""
+    """The shortest of the first trees, cut to `PROBE_LENGTH` tokens each: two rows of 2,048 tokens on the padded path
+    would need more memory before step 1 than any step after it."""
+    return [shortened(tree, PROBE_LENGTH) for tree in shortest(trees)]
+
+
+def shortest(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The shortest of the first trees, whole."""
     return sorted(trees[:SEARCHED_TREES], key=lambda tree: tree.num_tokens)[:PROBED_TREES]
+
+
+def shortened(tree: TokenTree, most: int) -> TokenTree:
+    """A tree of at most `most` tokens: the end of the prompt, and of each branch the stretch up to its last trained
+    token. It is another row than the one in the file, with a key of its own, and serves to compare two ways of
+    computing the same thing."""
+    if tree.num_tokens <= most:
+        return tree
+    share = max(1, most // (len(tree.branches) + 1))
+    branches, labels = [], None
+    for branch in tree.branches:
+        trained = np.flatnonzero(branch.loss_mask)
+        end = int(trained[-1]) + 1 if len(trained) else len(branch.ids)
+        kept = slice(max(0, end - share), end)
+        if tree.step_labels is not None:  # stepwise feedback is one branch, with a label for each trained token
+            first = int(branch.loss_mask[: kept.start].sum())
+            labels = tree.step_labels[first : first + int(branch.loss_mask[kept].sum())]
+        columns = {name: values[kept] for name, values in branch.columns.items()}
+        branches.append(replace(branch, ids=branch.ids[kept], loss_mask=branch.loss_mask[kept], columns=columns))
+    prompt_ids = tree.prompt_ids[max(0, len(tree.prompt_ids) - share) :]
+    return replace(tree, prompt_ids=prompt_ids, branches=tuple(branches), key=f"{tree.key}:{most}", step_labels=labels)
 
 
 def lengths(trees: Sequence[TokenTree]) -> np.ndarray:
@@ -327,10 +356,13 @@ class Itself:
 @torch.no_grad()
 def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
     """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
-    batch = to_device(collate(probes(trees)), policy.device)
+    # Whole rows, which a cache of the reference knows; without gradients, so that they cost little.
+    whole = shortest(trees)
+    whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
+    batch = to_device(collate(whole), policy.device)
     logprobs = forward(policy, algorithm, batch)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
-    total = count(probes(trees))
+    total = count(whole)
     out = start_loss(algorithm, logprobs, reference_N, batch, total)
     loss = float(out.loss)
     exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)

@@ -35,7 +35,7 @@ from posttrain.training import checkpoint, preflight, reward, reward_evaluation
 from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
-from posttrain.training.memory import explained
+from posttrain.training.memory import explained, resident
 from posttrain.training.online_end import conclude
 from posttrain.training.online_stage import prepare_online
 from posttrain.training.order import RowOrder
@@ -99,6 +99,9 @@ def prepare(
     order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     require_company(objective, order, len(inputs.held_out))
     _check_adapter(stage, start, order.steps)
+    program = resident(device)
+    if isinstance(start, LoadedModel):  # it is there already, and is counted by itself
+        program = max(0, program - sum(p.numel() * p.element_size() for p in start.model.parameters()))
     with progress.doing(f"{folder.name}: loading the model"):
         if isinstance(stage, Reward):
             assert isinstance(inputs.encoder, RewardEncoder)
@@ -122,7 +125,7 @@ def prepare(
         start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
     with explained(fixed(policy), "the checks before step 1"):
-        proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress)
+        proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress, program)
     proven = proven.after(finite)
     stand(proven, stage, folder)
     start_reference: Any = None
