@@ -69,7 +69,8 @@ class MemoryPlan:
 
     @property
     def largest(self) -> Item:
-        return max(self.items, key=lambda item: item.bytes)
+        """Of what a user can change: the program is not."""
+        return max((item for item in self.items if item.name != "program"), key=lambda item: item.bytes)
 
     def line(self) -> str:
         """3.1 GB of 16.0 GB free; largest: activations 1.2 GB (2,048 tokens x 0.59 MB)"""
