@@ -55,7 +55,7 @@ CASES = (
         f_alpha_divergence_coef=0.7,
     ),
     _with(_dpo("ld_dpo", "sigmoid", 0.1, tail_weight=0.5), ld_alpha=0.5),
-    _with(_dpo("wpo", "sigmoid", 0.01), use_weighting=True),
+    _with(_dpo("wpo", "sigmoid", 0.01, "no pair here weighs more than 1, where ours ends"), use_weighting=True),
     Case(
         "dpo_nll",
         "dpo",

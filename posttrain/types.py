@@ -356,15 +356,19 @@ class Mean:
 
     sum: float | Tensor
     count: float | Tensor
+    empty: float | None = None
+    """The value where nothing was counted; None: there is none. A loss has one, since what is minimised is then 0."""
 
     def merge(self, other: Mean) -> Mean:
-        return Mean(self.sum + other.sum, self.count + other.count)
+        return Mean(self.sum + other.sum, self.count + other.count, self.empty)
 
     @property
     def value(self) -> float:
-        """NaN where nothing was counted: an absent measurement is not a zero."""
+        """NaN where nothing was counted, unless `empty` says otherwise: an absent measurement is not a zero."""
         count = float(self.count)
-        return float(self.sum) / count if count else float("nan")
+        if count:
+            return float(self.sum) / count
+        return float("nan") if self.empty is None else self.empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,8 @@ class Optimizer(Settings):
     eps: Float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: Float = Field(default=0.0, ge=0)
-    """Pull of the weights towards zero; none, as in the Alignment Handbook's recipes."""
+    """Pull of the weights of linear maps towards zero, not of biases, norms, embeddings and scales; none, as in the
+    Alignment Handbook's recipes."""
     clip_norm: Float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient, 1.0 as in Llama 2 and the Alignment Handbook; null: no clipping."""
 
@@ -186,6 +187,9 @@ class Preflight(Settings):
 
     on_failure: Literal["stop", "warn"] = "stop"
     """Whether a failed check stops the stage."""
+    dead_layers: Literal["stop", "warn"] = "stop"
+    """Whether an adapter's layer that gets no gradient is a failed check. `warn` trains the other layers; the dead
+    ones keep the model as it was."""
 
 
 class Audit(Settings):

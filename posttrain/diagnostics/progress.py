@@ -7,8 +7,9 @@
 
 `Progress` itself is silent, for use from Python; `PlainProgress` writes a line now and then, for logs and pipes;
 the bar for terminals is in posttrain/cli/progress.py. A watcher thread says when a phase has not moved for a
-while. It reads two numbers and writes text: it draws no random number and touches no tensor, so training is bit
-for bit the same with it and without it. Standard library only.
+while, and in a log what is under way before ten seconds are over without a line: a reward of 30 seconds, a model that
+is loaded, a judge that thinks. It reads two numbers and writes text: it draws no random number and touches no tensor,
+so training is bit for bit the same with it and without it. Standard library only.
 """
 
 from __future__ import annotations
@@ -126,11 +127,19 @@ class Standing:
     silence: float
     """Seconds since anything moved."""
 
+    def line(self) -> str:
+        """grpo: training  12/30 steps  `score` for 0:04"""
+        if self.phase is None:
+            return f"{self.activity or 'still working, between two phases'}: {clock(self.seconds)}"
+        of = "" if self.total is None else f"/{self.total:,.0f}"
+        doing = f"`{self.activity}`" if self.activity else "under way"
+        return f"{self.phase}  {self.done:,.0f}{of} {self.unit}  {doing} for {clock(self.seconds)}"
+
     @property
     def words(self) -> str:
         """`score`, at 12 of 30 steps of grpo: training"""
         if self.phase is None:
-            return "between two phases"
+            return "between two phases" if self.activity is None else f"`{self.activity}`"
         of = "" if self.total is None else f" of {self.total:,.0f}"
         at = f"at {self.done:,.0f}{of} {self.unit} of {self.phase}"
         return at if self.activity is None else f"`{self.activity}`, {at}"
@@ -144,7 +153,8 @@ class Progress:
         self.now = now
         self.stall_after = stall_after
         self._phases: list[Phase] = []
-        self._activities: list[tuple[str, float]] = []
+        self._activities: list[tuple[str, float, int]] = []
+        """Name, beginning, and how many phases it is within: of an activity around a phase, the phase is told."""
         self._moved = now()
         self._said_stalled: float | None = None
         self._lock = threading.RLock()
@@ -177,7 +187,7 @@ class Progress:
     def _enter(self, activity: str) -> None:
         with self._lock:
             self._move()
-            self._activities.append((activity, self._moved))
+            self._activities.append((activity, self._moved, len(self._phases)))
 
     def _move(self) -> None:
         """Something went on; say so if it had been said to stand still."""
@@ -191,7 +201,7 @@ class Progress:
         with self._lock:
             now = self.now()
             phase = self._phases[-1] if self._phases else None
-            activity = self._activities[-1] if self._activities else None
+            activity = self._activity()
             moved = max(self._moved, phase.updated) if phase is not None else self._moved
             began = activity[1] if activity is not None else phase.started if phase is not None else moved
             return Standing(
@@ -203,6 +213,11 @@ class Progress:
                 now - began,
                 now - moved,
             )
+
+    def _activity(self) -> tuple[str, float, int] | None:
+        """What is under way within the innermost phase, or outside of all."""
+        last = self._activities[-1] if self._activities else None
+        return last if last is not None and last[2] == len(self._phases) else None
 
     def update(self, phase: Phase) -> None:
         with self._lock:
@@ -243,7 +258,8 @@ class Progress:
         """A phase ended, by its end or by an error."""
 
     def show_stall(self, phase: Phase, silence: float) -> None:
-        doing = f"`{self._activities[-1][0]}`, " if self._activities else ""
+        activity = self._activity()
+        doing = f"`{activity[0]}`, " if activity else ""
         at = f"{doing}at {phase.done:,.0f} {phase.unit}"
         self.say(f"{phase.title}: no progress for {clock(silence)} ({at}); still waiting")
 
@@ -256,9 +272,13 @@ class Progress:
             self._watcher.start()
 
     def _look(self) -> None:
-        interval = min(1.0, (self.stall_after or 1.0) / 4)
+        interval = self._interval()
         while not self._stop.wait(interval):
             self.check_stall()
+
+    def _interval(self) -> float:
+        """Seconds between two looks."""
+        return min(1.0, (self.stall_after or 1.0) / 4)
 
     def close(self) -> None:
         self._stop.set()
@@ -288,15 +308,48 @@ class PlainProgress(Progress):
         self.stream = stream
         self.every = every
         self._last_line = float("-inf")
+        self._quiet = 0
+        """Lines in a row that said only that something is still under way."""
+
+    def __enter__(self) -> Self:
+        """From here on no more than `every` seconds pass without a line, phase or not."""
+        self._last_line = self.now()
+        if self._watcher is None:
+            self._stop.clear()
+            self._watcher = threading.Thread(target=self._look, name="posttrain-stall-watcher", daemon=True)
+            self._watcher.start()
+        return self
 
     def say(self, text: str) -> None:
         with self._lock:
             print(text, file=self.stream, flush=True)
 
+    def check_stall(self) -> None:
+        super().check_stall()
+        self.check_quiet()
+
+    def check_quiet(self) -> None:
+        """Say what is under way if nothing was said for `every` seconds; while it is the same, at twice that, and so
+        on: the log of a night must not have a line for every ten seconds of it. A stall that was said stands for it."""
+        with self._lock:
+            if self._said_stalled is not None or self.now() - self._last_line < self.every * 2**self._quiet:
+                return
+            self.say(self.standing().line())
+            self._last_line = self.now()
+            self._quiet += 1
+
+    def _move(self) -> None:
+        super()._move()
+        self._quiet = 0
+
+    def _interval(self) -> float:
+        return min(super()._interval(), self.every / 4)
+
     def show_begin(self, phase: Phase) -> None:
         total = "" if phase.total is None else f", {phase.total:,.0f} {phase.unit}"
         self.say(f"{phase.title}{total}")
         self._last_line = self.now()
+        self._quiet = 0
 
     def show_update(self, phase: Phase) -> None:
         if self.now() - self._last_line >= self.every:
@@ -307,6 +360,7 @@ class PlainProgress(Progress):
         if phase.is_worth_a_line:
             self.say(phase.line())
         self._last_line = self.now()
+        self._quiet = 0
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.evaluate.scores import Score, average, bootstrap
+from posttrain.intervals import Score, average, bootstrap
 
 MOST_FOR_KENDALL = 5_000
 """Kendall's tau compares every value with every other; of more values, evenly many are taken."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posttrain.evaluate.scores import Score, average
+from posttrain.intervals import Score, average, unbounded
 
 BINS = 10
 """Guo et al. take 15 for thousands of images; half of these for fewer than `FEW` pairs, else most hold one or two."""
@@ -88,11 +88,11 @@ def error_by_chance(margins_P: np.ndarray, bins: int = BINS, seed: int = 0) -> t
 
 def confidence_gap(margins_P: np.ndarray) -> Score:
     """Mean confidence minus accuracy: above zero the model is surer than it may be."""
-    return average(confidence(margins_P) - correct(margins_P))
+    return unbounded(confidence(margins_P) - correct(margins_P))
 
 
 def accuracy(margins_P: np.ndarray) -> Score:
-    """Share of pairs whose chosen answer has the higher reward, ties counted half; Wilson's interval without ties."""
+    """Share of pairs whose chosen answer has the higher reward, ties counted half."""
     return average(correct(margins_P))
 
 

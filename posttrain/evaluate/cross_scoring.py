@@ -20,8 +20,8 @@ import numpy as np
 from posttrain.diagnostics.files import read_jsonl, write_json
 from posttrain.evaluate.agreement import agreement
 from posttrain.evaluate.scorer import RewardScorer
-from posttrain.evaluate.scores import average
 from posttrain.evaluate.win_rate import outcome
+from posttrain.intervals import average, unbounded
 from posttrain.types import Message
 
 CROSS_SCORES = "cross_scores.json"
@@ -87,7 +87,7 @@ def _cell(
         )
     ]
     return {
-        "mean": average(rewards).as_dict(),
+        "mean": unbounded(rewards).as_dict(),
         "standardised": float((rewards.mean() - centre) / spread),
         "win_rate": average(np.array(won)).as_dict() if policy != first else None,
         "rewards": rewards.tolist(),

@@ -23,10 +23,7 @@ import numpy as np
 
 from posttrain.diagnostics.files import read_json, write_json
 from posttrain.errors import ConfigError, EmptyDatasetError
-from posttrain.evaluate.scores import Score, bootstrap, share
-
-FEW = 5
-"""Below so many prompts (in sum) away from 0 or from 1, resampling prompts says too little of how far chance goes."""
+from posttrain.intervals import Score, average
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +93,7 @@ def curve(counts: PassCounts, ks: Sequence[int] | None = None) -> list[tuple[int
     """pass@k with its 95 % interval over prompts, at `ks` (1, 2, 4, ... if None)."""
     ks = powers_to(counts.samples) if ks is None else list(ks)
     values_PK = estimates(counts.samples, counts.correct, ks)
-    return [(k, score(values_PK[:, place])) for place, k in enumerate(ks)]
-
-
-def score(values: np.ndarray) -> Score:
-    """The mean of values in [0, 1] with a 95 % interval over prompts.
-
-    It is the bootstrap's, and Wilson's where all values are 0 or 1, or all but a few are near one of them: there the
-    resamples are almost all alike, and the bootstrap's interval too narrow (of 40 prompts that are all solved it would
-    be [1, 1]). Values of 0 or 1 have the largest variance of all with their mean, so Wilson's errs on the wide side.
-    """
-    total, n = float(values.sum()), len(values)
-    if min(total, n - total) >= FEW and not np.isin(values, (0, 1)).all():
-        return bootstrap(n, lambda index: values[index].mean(axis=-1))
-    return share(total, n)
+    return [(k, average(values_PK[:, place])) for place, k in enumerate(ks)]
 
 
 # ---------------------------------------------------------------- the file

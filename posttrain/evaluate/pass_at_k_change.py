@@ -24,8 +24,8 @@ import numpy as np
 
 from posttrain.diagnostics.files import write_json
 from posttrain.errors import DataError
-from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts, score
-from posttrain.evaluate.scores import CONFIDENCE, Score, bootstrap
+from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts
+from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference
 
 PASS_AT_K = "pass_at_k.json"
 EXACT = 12
@@ -51,12 +51,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One k: Point(8, base=Score(...), trained=Score(...), difference=Score(0.04, -0.02, 0.10, 40), p=0.21)."""
+    """One k: Point(8, base=Score(...), trained=Score(...), difference=Difference(0.04, -0.02, 0.10, 40), p=0.21)."""
 
     k: int
     base: Score
     trained: Score
-    difference: Score
+    difference: Difference
     """Trained minus base over the same prompts, with the paired bootstrap's 95 % interval."""
     p: float
     """How often chance alone makes as large a difference, by signs."""
@@ -156,9 +156,9 @@ def change(base: PassCounts, trained: PassCounts) -> Change:
     before_PK, after_PK = (estimates(one.samples, one.correct, ks) for one in (base, trained))
     points = []
     for place, k in enumerate(ks):
-        moved = after_PK[:, place] - before_PK[:, place]
-        before, after = score(before_PK[:, place]), score(after_PK[:, place])
-        points.append(Point(k, before, after, _difference(moved), sign_flip(moved)))
+        before_P, after_P = before_PK[:, place], after_PK[:, place]
+        moved = paired_difference(before_P, after_P)
+        points.append(Point(k, average(before_P), average(after_P), moved, sign_flip(after_P - before_P)))
     unsolved = float((1 - before_PK[:, -1]).sum())
     return Change(base.suite, base.samples, tuple(points), unsolved, _verdict(points[0], points[-1], unsolved))
 
@@ -171,10 +171,6 @@ def _verdict(first: Point, last: Point, unsolved: float) -> Verdict:
     if last.may_have_risen or (unsolved < LEAST_UNSOLVED and not last.fell):
         return Verdict.CANNOT_TELL
     return Verdict.SHARPENED if first.rose else Verdict.NEITHER
-
-
-def _difference(moved_P: np.ndarray) -> Score:
-    return bootstrap(len(moved_P), lambda index: moved_P[index].mean(axis=-1))
 
 
 def sign_flip(moved_P: np.ndarray) -> float:

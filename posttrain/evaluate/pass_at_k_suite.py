@@ -8,8 +8,8 @@ from typing import Any
 
 from posttrain.data.write import write_jsonl
 from posttrain.evaluate.pass_at_k import PassCounts, curve, write_counts
-from posttrain.evaluate.scores import Score, mean
 from posttrain.evaluate.suites import PassAtKSuite, last_number_equals, question
+from posttrain.intervals import Score, mean
 from posttrain.rewards import Sampled, rubric_of
 from posttrain.rollout.engine import Completion, FinishReason
 

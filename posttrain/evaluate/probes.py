@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from posttrain.evaluate.calibration import accuracy
-from posttrain.evaluate.scores import average
+from posttrain.intervals import unbounded
 
 REFUSAL = "I'm sorry, but I can't help with that."
 TIMES_REPEATED = 3
@@ -65,8 +65,8 @@ def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale:
         gaps = margins / scale if scale > 0 else np.zeros_like(margins)
         found[name] = {
             "below_chosen": accuracy(margins).as_dict(),
-            "mean": average(probe_P).as_dict(),
-            "gap": average(gaps).as_dict(),
+            "mean": unbounded(probe_P).as_dict(),
+            "gap": unbounded(gaps).as_dict(),
             "judged": name in EXPECTED_BELOW,
         }
     return found

@@ -37,7 +37,7 @@ from posttrain.evaluate.calibration import (
 )
 from posttrain.evaluate.probes import probe_figures
 from posttrain.evaluate.reward_findings import find
-from posttrain.evaluate.scores import Score, average, bootstrap
+from posttrain.intervals import Score, average, bootstrap, paired_difference
 
 SCHEMA = 1
 EVALUATION = "reward_evaluation.json"
@@ -219,8 +219,7 @@ def gain(scores: PairScores, untrained: PairScores) -> Score:
             found=f"{len(scores.rows)} and {len(untrained.rows)} pairs",
             remedy="score both on the same held-out pairs, in the same order",
         )
-    change = correct(scores.margins_P) - correct(untrained.margins_P)
-    return bootstrap(len(change), lambda index: change[index].mean(axis=-1))  # a change of 0 or 1 is no share
+    return paired_difference(correct(untrained.margins_P), correct(scores.margins_P))
 
 
 def calibration(scores: PairScores) -> dict[str, Any]:

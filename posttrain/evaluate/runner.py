@@ -21,6 +21,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.files import read_json, write_json
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.evaluate import scores
 from posttrain.evaluate.pass_at_k_suite import judge_samples
 from posttrain.evaluate.perplexity import (
     FixedAnswer,
@@ -47,6 +47,7 @@ from posttrain.evaluate.perplexity import (
     questions_key,
     read_baseline,
 )
+from posttrain.evaluate.scores import distinct, perplexity, perplexity_change
 from posttrain.evaluate.suites import (
     AnswerSuite,
     PassAtKSuite,
@@ -57,6 +58,7 @@ from posttrain.evaluate.suites import (
     load_suite,
 )
 from posttrain.evaluate.win_rate import WIN_RATE_METRICS, judge_answers
+from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.devices import device_of
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import load, resolve
@@ -208,7 +210,7 @@ class _Answers:
         return self._given[key]
 
 
-def _ask(given: _Answers, suite: AnswerSuite | WinRateSuite, out: Path) -> dict[str, scores.Score]:
+def _ask(given: _Answers, suite: AnswerSuite | WinRateSuite, out: Path) -> dict[str, Score]:
     groups, texts = given.to(suite.name, suite.questions, suite.sampling, suite.samples_per_prompt)
     # A reward model judges all answers later, when it is there.
     judged: list[list[float | None]] = [
@@ -232,21 +234,21 @@ def _ask(given: _Answers, suite: AnswerSuite | WinRateSuite, out: Path) -> dict[
     if isinstance(suite, WinRateSuite):
         return described
     points = [[score for score in group if score is not None] for group in judged]
-    return {suite.metric: scores.mean(points), **described}
+    return {suite.metric: mean(points), **described}
 
 
-def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]) -> dict[str, scores.Score]:
+def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]) -> dict[str, Score]:
     """What is worth knowing about any answers.
 
     length: mean tokens, the stop token not counted. cut_share: ended by the length limit. empty_share: no text.
-    distinct_1, distinct_2: see `scores.distinct`.
+    distinct_1, distinct_2: see `distinct`.
     """
     return {
-        "length": scores.mean([[float(len(one.answer_ids)) for one in group] for group in groups]),
-        "cut_share": scores.mean([[float(one.finish is FinishReason.LENGTH) for one in group] for group in groups]),
-        "empty_share": scores.mean([[float(not text.strip()) for text in answers] for answers in texts]),
-        "distinct_1": scores.distinct(texts, 1),
-        "distinct_2": scores.distinct(texts, 2),
+        "length": unbounded([fmean(len(one.answer_ids) for one in group) for group in groups]),
+        "cut_share": mean([[float(one.finish is FinishReason.LENGTH) for one in group] for group in groups]),
+        "empty_share": mean([[float(not text.strip()) for text in answers] for answers in texts]),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
     }
 
 
@@ -255,7 +257,7 @@ def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequ
 
 def _score_fixed(
     asked: Asked, suite: PerplexitySuite, out: Path, baseline: Path, progress: Progress
-) -> dict[str, scores.Score]:
+) -> dict[str, Score]:
     key = questions_key(suite, asked.encoder)
     scorer = Scorer(asked.model)
     with progress.phase(f"{suite.name}: perplexity", total=len(suite.questions), unit="answers") as phase:
@@ -281,8 +283,8 @@ def _score_fixed(
     ]
     write_jsonl(_answers_path(out, suite.name), records)
     return {
-        "perplexity": scores.perplexity(nats, lengths),
-        "perplexity_change": scores.perplexity_change(nats, before, lengths),
+        "perplexity": perplexity(nats, lengths),
+        "perplexity_change": perplexity_change(nats, before, lengths),
     }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.files import write_json
 from posttrain.errors import DataError, EmptyDatasetError
-from posttrain.evaluate.scores import Score, average, bootstrap
+from posttrain.intervals import Score, average, bootstrap, paired_difference
 
 SCHEMA = 1
 EVALUATION = "step_evaluation.json"
@@ -164,10 +164,9 @@ def gains(scores: StepScores, untrained: StepScores) -> dict[str, Score]:
             found=f"{len(scores.rows)} and {len(untrained.rows)} responses",
             remedy="score both on the same held-out rows, in the same order",
         )
-    change = _found(scores) - _found(untrained)
     return {
         "step_accuracy": _ratio(scores, _judged(scores) - _judged(untrained), np.ones(len(scores.score_S))),
-        "first_error_accuracy": bootstrap(len(change), lambda index: change[index].mean(axis=-1)),
+        "first_error_accuracy": paired_difference(_found(untrained), _found(scores)),
     }
 
 

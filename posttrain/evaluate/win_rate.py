@@ -25,9 +25,9 @@ from posttrain.data.write import write_jsonl
 from posttrain.diagnostics.files import read_jsonl
 from posttrain.diagnostics.progress import Progress
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluate import scores
 from posttrain.evaluate.scorer import RewardScorer, open_scorer
 from posttrain.evaluate.suites import WinRateSuite
+from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.loading import resolve
 from posttrain.models.manifest import folder_fingerprint
 
@@ -48,7 +48,7 @@ def outcome(text: str, reward: float, other_text: str, other_reward: float) -> f
 
 def judge_answers(
     suite: WinRateSuite, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
-) -> dict[str, scores.Score]:
+) -> dict[str, Score]:
     """Judge the answers that are kept under `out` against the start's under `baseline`, and write their rewards there.
 
     What this judge has scored before is not scored again. Without a judge there is nothing to say, but that the start
@@ -63,7 +63,7 @@ def judge_answers(
     """
     is_start = out.resolve() == baseline.resolve()
     if suite.reward_model is None:
-        return {"win_rate": scores.Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
+        return {"win_rate": Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
     judge = _Judge(suite, suite.reward_model, device, progress or Progress())
     start = judge.rewarded(baseline)
     others = _by_prompt(start, suite)
@@ -76,10 +76,10 @@ def judge_answers(
         ]
     write_jsonl(answers_path(out, suite.name), judged)
     groups = _by_prompt(judged, suite)
-    won = scores.mean([[record["score"] for record in group] for group in groups])
+    won = mean([[record["score"] for record in group] for group in groups])
     return {
-        "win_rate": scores.Score(0.5, 0.5, 0.5, won.n) if is_start else won,
-        "reward": scores.mean([[record["reward"] for record in group] for group in groups]),
+        "win_rate": Score(0.5, 0.5, 0.5, won.n) if is_start else won,
+        "reward": unbounded([_mean_reward(group) for group in groups]),
     }
 
 

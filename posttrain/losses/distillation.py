@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from posttrain.losses.reduce import over_denominator, token_metrics
+from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.surrogates import REDUCTIONS
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
 
@@ -39,7 +39,7 @@ def distillation_loss(
     how = REDUCTIONS[reduction]
     total = how.total(divergence_N, batch, {})
     metrics: dict[str, Metric] = {
-        "loss": Mean(total.detach(), how.unit(batch.count)),
+        "loss": loss_mean(total, how.unit(batch.count)),
         "teacher_divergence": Mean(divergence_N.detach().sum(), batch.count.tokens),
     }
     metrics |= token_metrics(policy or TokenLogprobs(divergence_N), batch)

@@ -35,7 +35,7 @@ from posttrain.errors import ConfigError
 from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.preference import kl_metrics
-from posttrain.losses.reduce import over_denominator, token_metrics
+from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.responses import Coupling, Parameters, Responses, Told, no_reference
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
 
@@ -193,7 +193,7 @@ def feedback_loss(
     return LossOutput(
         loss=over_denominator(loss_P.sum(), denominator.trees),
         metrics={
-            "loss": Mean(loss_P.detach().sum(), batch.num_trees),
+            "loss": loss_mean(loss_P.sum(), batch.num_trees),
             # A tie counts half, as for pairs: before the first update every response sits on the reference point.
             "reward_accuracy": Mean(((torch.sign(ahead_P.detach()) + 1) / 2).sum(), batch.num_trees),
             "reference_point": Mean(point_P.sum(), batch.num_trees),

@@ -209,10 +209,12 @@ def nll_mean(responses: Responses, pairs: Pairs) -> Tensor:
 
 
 def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
-    """w(y_w) w(y_l) with w(y) = exp(1/|y| sum_t log(π(y_t) / sum_v π(v)^2)); no gradient.
+    """min(1, w(y_w) w(y_l)) with w(y) = exp(1/|y| sum_t log(π(y_t) / sum_v π(v)^2)); no gradient.
 
     The denominator is what a token sampled from the policy would have on average, so that its own samples weigh
-    about 1 however certain it is.
+    about 1 however certain it is. The bound is the authors' (wzhouad/WPO, scripts/run_wpo.py), on the pair and not on
+    each side: without it a pair of greedy answers, whose every token beats that average, would count several times as
+    much as a pair of samples, and raise the learning rate for what the policy says already.
     """
     if responses.log_collision_N is None:
         raise ConfigError(
@@ -224,7 +226,7 @@ def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
     aligned_N = (responses.logprob_N - responses.log_collision_N.to(responses.logprob_N)).detach()
     weight_B = mean_or_zero(branch_sums(aligned_N, responses.batch), responses.tokens_B).exp()
     chosen_Q, rejected_Q = pairs.sides(weight_B)
-    return chosen_Q * rejected_Q
+    return (chosen_Q * rejected_Q).clamp(max=1)
 
 
 # ---------------------------------------------------------------- what a pair is told of its step

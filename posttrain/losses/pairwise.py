@@ -20,8 +20,10 @@ Deviations from the papers
  2. Sequence log-ratios sum per-token differences instead of subtracting two long sums: at step 0 they are exactly
     0, and long responses do not lose digits in fp32.
  3. NLL terms are means over rows of the response's per-token mean (`rpo`: of its sum). The authors' code of ORPO, CPO
-    and MPO, and TRL, take one mean over all tokens of a device's batch (CPO's and TRL's CPO include the prompt), which
-    changes with the split into micro-batches. CPO's paper writes the sum; its published models used the mean.
+    and MPO, and TRL, take one mean over all tokens of a device's batch, which changes with the split into
+    micro-batches. CPO's paper writes the sum; its published models used the mean. ORPO's NLL covers the response here
+    and in the paper (y given x); in the authors' code (xfactlab/orpo, unless --disable_prompt_loss) and in TRL's
+    ORPOTrainer it covers the prompt's tokens too, so published ORPO runs also trained on their prompts.
  4. ORPO's odds are taken no closer to certainty than 1 - p = machine epsilon, where they would be infinite.
  5. f'(u) of the f-divergences is shifted to f'(1) = 0, which cancels between two responses, and e^x in it (and in
     AlphaPO's reward) goes on as its tangent beyond x = 30.
@@ -29,6 +31,8 @@ Deviations from the papers
     it needs no state, and follows the policy. TRL's `bco_pair` leaves it out.
     `beta_dpo` has a running mean as published; its own deviations are listed in `dynamic_beta.py`.
  7. AOT sorts the pairs of the *step*, whatever its split into micro-batches.
+ 8. WPO's weight of a pair is bounded by 1, as in the authors' code; the paper's Eq. 2 and TRL's `use_weighting` have
+    no bound.
 """
 
 from __future__ import annotations

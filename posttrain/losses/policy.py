@@ -15,7 +15,7 @@ from posttrain.errors import ConfigError
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
 from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics, slope_of
-from posttrain.losses.reduce import over_denominator, token_metrics
+from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
 
@@ -81,8 +81,8 @@ def policy_loss(
         assert policy.entropy_N is not None
         total = total - parameters["entropy_weight"] * share(policy.entropy_N)
     own, whole = reduction.unit(batch.count), reduction.unit(denominator)
-    metrics: dict[str, Metric] = {"loss": Mean(total.detach(), own)}
-    metrics |= {name: Mean(value.detach(), own) for name, value in terms.items()}
+    metrics: dict[str, Metric] = {"loss": loss_mean(total, own)}
+    metrics |= {name: loss_mean(value, own) for name, value in terms.items()}
     metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
     if (slope_N := slope_of(teaching, seen.logprob_N)) is not None:
         metrics["policy_slope"] = Mean(slope_N.abs().sum(), batch.count.tokens)

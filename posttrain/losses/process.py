@@ -10,8 +10,8 @@ arXiv:2312.08935, Eq. 4 (binary cross-entropy, also with soft labels).
 
 Deviations
  1. The mean is over all labelled steps of the optimizer's step, so that it does not depend on the split into
-    micro-batches. Math-Shepherd's Eq. 4 sums over a response's steps; TRL's PRMTrainer takes the mean over the steps of
-    each micro-batch.
+    micro-batches. Math-Shepherd's Eq. 4 sums over a response's steps; TRL's PRMTrainer (which TRL 1.16 no longer has)
+    took the mean over the steps of each micro-batch.
  2. The head has one output and its logit is scored; TRL's has two classes and a softmax. The difference of their logits
     is our score, so both can say the same.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.errors import ConfigError
-from posttrain.losses.reduce import over_denominator
+from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
 
@@ -61,7 +61,7 @@ def step_loss(rule: RewardRule, scores: Scores, batch: Batch, denominator: Count
     reward_B = rule.mixed(scores.scores_BH).detach()
     mean = reward_B.mean()
     metrics: dict[str, Metric] = {
-        "loss": Mean(loss_S.detach().sum(), len(loss_S)),
+        "loss": loss_mean(loss_S.sum(), len(loss_S)),
         **step_metrics(score_S.detach(), label_S, batch.branch_N.to(score_S.device), batch.num_branches),
         "reward_mean": Mean(reward_B.sum(), len(reward_B)),
         "reward_std": Deviation(len(reward_B), mean, (reward_B - mean).square().sum()),

@@ -42,6 +42,15 @@ def over_denominator(total: Tensor, denominator: int) -> Tensor:
     return total / max(denominator, 1)
 
 
+def loss_mean(total: Tensor, count: int) -> Mean:
+    """The metric of a loss or of one of its terms: its sum over what it is a mean over.
+
+    0 where nothing trains, as the loss that is minimised, with a count of 0 that says what the 0 is worth. (Any other
+    mean of nothing is NaN: an accuracy of no pair is not 0.)
+    """
+    return Mean(total.detach(), count, empty=0.0)
+
+
 def sides(values_B: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen, rejected), each [P], of a batch of pairs: chosen branches are 0, 2, 4, ..., rejected 1, 3, 5, ..."""
     return values_B[0::2], values_B[1::2]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.losses.parameters import Parameter, resolve
-from posttrain.losses.reduce import over_denominator
+from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.responses import Pairs, refuse_ties
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
@@ -180,7 +180,7 @@ def reward_loss(
         reward_B = rule.corrected(_own_output(scores_BH, rule, batch), tokens_B)
         losses = row.loss(reward_B, batch, parameters)
     reward_B = reward_B.detach()
-    metrics: dict[str, Metric] = {"loss": Mean(losses.detach().sum(), losses.shape[0])}
+    metrics: dict[str, Metric] = {"loss": loss_mean(losses.sum(), losses.shape[0])}
     if parameters.get("centre"):
         centred = centring(reward_B, batch)
         metrics["centre_loss"] = Mean(centred.sum(), centred.shape[0])

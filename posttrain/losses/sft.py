@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.losses.reduce import branch_sums, branch_tokens, over_denominator, token_metrics, tree_sums
+from posttrain.losses.reduce import branch_sums, branch_tokens, loss_mean, over_denominator, token_metrics, tree_sums
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
 
 
@@ -23,7 +23,7 @@ def sft_loss(policy: TokenLogprobs, batch: Batch, denominator: Count) -> LossOut
     nll = -policy.logprobs_N.sum()
     logprob_B = branch_sums(policy.logprobs_N.detach(), batch)
     tokens_B = branch_tokens(batch, logprob_B)
-    metrics: dict[str, Metric] = {"loss": Mean(nll.detach(), batch.count.tokens)}
+    metrics: dict[str, Metric] = {"loss": loss_mean(nll, batch.count.tokens)}
     metrics |= token_metrics(policy, batch)
     metrics["length"] = Mean(batch.count.tokens, batch.num_trees)
     return LossOutput(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError
-from posttrain.losses.reduce import over_denominator
+from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.types import Batch, Count, Deviation, ExplainedVariance, LossOutput, Mean, Metric
 
 
@@ -48,7 +48,7 @@ def value_loss(
     tokens = batch.count.tokens
     held_N, values_N = clipped_N > error_N, values_N.detach()
     metrics: dict[str, Metric] = {
-        "value_loss": Mean(total.detach(), tokens),
+        "value_loss": loss_mean(total, tokens),
         "value_clip_share": Mean(held_N.sum(), tokens),
         "value_mean": Mean(values_N.sum(), tokens),
         "return_mean": Mean(return_N.sum(), tokens),

@@ -32,6 +32,7 @@ __all__ = [
     "ParameterCount",
     "adapter_dropout",
     "adapter_kind",
+    "adapter_layers",
     "add_adapter",
     "is_fresh",
     "matching_modules",
@@ -203,6 +204,22 @@ def waits_for_gradient(model: nn.Module) -> frozenset[str]:
     svd = adapter_kind(model) == "adalora"
     parts = ["lora_A", "lora_B"] if svd else ["lora_A", "lora_embedding_B", "bottleneck_down"]
     return frozenset(name for name, _ in model.named_parameters() if any(part in name for part in parts))
+
+
+def adapter_layers(model: nn.Module) -> dict[str, list[str]]:
+    """The layers that an adapter sits on, by their names in the model beneath it, with the parameters of each that
+    train, by theirs: {"model.layers.0.mlp.up_proj": ["base_model.model...up_proj.lora_A.default.weight", ...]}. Empty
+    without an adapter, and for virtual tokens."""
+    if not isinstance(model, PeftModel):
+        return {}
+    layers = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    found: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        words = name.split(".")
+        owner = next((own for end in range(len(words), 0, -1) if (own := ".".join(words[:end])) in layers), None)
+        if owner is not None and parameter.requires_grad:
+            found.setdefault(owner.removeprefix("base_model.model."), []).append(name)
+    return found
 
 
 # ---------------------------------------------------------------- fresh or not

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.intervals import quantile
 from posttrain.report.charts import Chart, Key, Note, Path, Rule, Tick, dots, joined, x_axis_ticks, y_axis_ticks
 from posttrain.report.numbers import HARD_SPACE, Axis, axis, count, interval, number, tick_labels, ticks
 from posttrain.report.read import Score
-from posttrain.report.summaries import quantile
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ("5 % below", "25 % below", "median", "75 % below", "95 % below")
@@ -166,19 +166,21 @@ def score_chart(title: str, scores: Sequence[tuple[int, Score]], best: int | Non
 
 
 def trend_chart(
-    title: str, groups: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]], x_title: str, caption: str = ""
+    title: str,
+    groups: Sequence[tuple[str, str, Sequence[tuple[float, float, float, float]]]],
+    x_title: str,
+    caption: str = "",
 ) -> Chart:
-    """Means with their 95 % reach along a measure: (x, mean, reach) of each bin, one line a group."""
+    """Means with their 95 % intervals along a measure: (x, mean, low, high) of each bin, one line a group."""
     points = [point for _, _, some in groups for point in some]
-    bounds = [bound for _, mean, reach in points for bound in (mean - reach, mean + reach)]
-    across = axis(min(x for x, _, _ in points), max(x for x, _, _ in points)) if points else Axis(0.0, 1.0)
+    bounds = [bound for _, _, low, high in points for bound in (low, high)]
+    across = axis(min(x for x, *_ in points), max(x for x, *_ in points)) if points else Axis(0.0, 1.0)
     up = axis(min(bounds), max(bounds), room=0.06) if bounds else Axis(0.0, 1.0)
     paths = []
     for _, colour, some in groups:
-        places = [(across.place(x), up.place(mean)) for x, mean, _ in some]
+        places = [(across.place(x), up.place(mean)) for x, mean, _, _ in some]
         spans = "".join(
-            joined([(across.place(x), up.place(mean - reach)), (across.place(x), up.place(mean + reach))])
-            for x, mean, reach in some
+            joined([(across.place(x), up.place(low)), (across.place(x), up.place(high))]) for x, _, low, high in some
         )
         paths += [
             Path(spans, colour, "span"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from posttrain.intervals import quantile
 from posttrain.report.charts import (
     Chart,
     Key,
@@ -19,7 +20,7 @@ from posttrain.report.charts import (
 )
 from posttrain.report.numbers import Axis, axis, count, interval, number
 from posttrain.report.read import Score
-from posttrain.report.summaries import Bins, bins, box, downsample, quantile
+from posttrain.report.summaries import Bins, bins, box, downsample
 
 MOST_OUTLIERS = 40
 MOST_POINTS = 600

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import fmean
 
+from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
 from posttrain.report.read import Completion, Evaluated, Run, Score
-from posttrain.report.summaries import Difference, paired_difference
 
 
 class Wanted(Enum):

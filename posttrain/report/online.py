@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 from posttrain.diagnostics.sample_log import Sample
 from posttrain.diagnostics.samples import StepSamples
+from posttrain.intervals import average, quantile
 from posttrain.report.bands import MOST_LEVELS, band_chart, level_chart, score_chart, trend_chart
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import cloud, common_bins, histogram
@@ -19,7 +20,7 @@ from posttrain.report.online_verdict import Tile, learned, said_of, scored, tile
 from posttrain.report.panels import AlarmGroup
 from posttrain.report.read import Stage
 from posttrain.report.sampled import SamePrompt, StepSpread
-from posttrain.report.summaries import Bins, quantile
+from posttrain.report.summaries import Bins
 from posttrain.report.text import FINISHES, short_row, shorten
 
 WINDOW = 4
@@ -165,8 +166,8 @@ def _hacking(spreads: list[StepSpread]) -> list[Chart]:
     return [first, histogram("Lengths", lengths, edges, "tokens")]
 
 
-def _trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float]]:
-    """Means in bins of like many values: (mean length, mean reward, its 95 % reach)."""
+def _trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+    """Means in bins of like many values: (mean length, mean reward, the ends of its interval)."""
     ordered = sorted(points)
     bins = max(1, min(TREND_BINS, len(ordered) // LEAST_IN_BIN))
     edges = [quantile([x for x, _ in ordered], index / bins) for index in range(1, bins)]
@@ -177,8 +178,8 @@ def _trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, fl
     for some in by_bin.values():
         rewards = [y for _, y in some]
         if len(rewards) >= LEAST_IN_BIN:
-            reach = 1.96 * stdev(rewards) / math.sqrt(len(rewards))
-            found.append((fmean(x for x, _ in some), fmean(rewards), reach))
+            mean = average(rewards)
+            found.append((fmean(x for x, _ in some), mean.value, mean.low, mean.high))
     return found
 
 

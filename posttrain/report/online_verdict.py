@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from posttrain.intervals import Difference, average, from_error, paired_difference
 from posttrain.report.finding import Finding
 from posttrain.report.numbers import count, difference, interval, number
 from posttrain.report.read import Score, Stage
 from posttrain.report.sampled import Examined
-from posttrain.report.summaries import Difference, head_and_tail, paired_difference
+from posttrain.report.summaries import head_and_tail
 from posttrain.report.tolerant import as_mapping, as_number
 
 MOVED = 0.02
@@ -78,7 +78,7 @@ def scored(stage: Stage) -> list[tuple[int, Score]]:
         for step, value in zip(curve.steps, curve.values, strict=True):
             reach = errors.get(step)
             if value is not None and reach:
-                known[int(step)] = Score(value, value - 1.96 * reach, value + 1.96 * reach)
+                known[int(step)] = Score(value, *from_error(value, reach))
             elif value is not None:
                 known[int(step)] = Score(value)
     for one in stage.sampled.examined if stage.sampled is not None else ():
@@ -97,16 +97,9 @@ def score_unit(stage: Stage) -> str:
 
 
 def score_interval(examined: Examined) -> Score:
-    """Mean over tasks and its 95 % interval: Wilson's for right and wrong, else a bootstrap over tasks."""
-    values = list(examined.by_task.values())
-    mean, total = math.fsum(values) / len(values), len(values)
-    if all(value in (0.0, 1.0) for value in values):
-        z = 1.959964
-        centre = (mean + z * z / (2 * total)) / (1 + z * z / total)
-        reach = z * math.sqrt(mean * (1 - mean) / total + z * z / (4 * total**2)) / (1 + z * z / total)
-        return Score(mean, max(0.0, centre - reach), min(1.0, centre + reach), total)
-    spread = paired_difference([0.0] * total, values)
-    return Score(mean, spread.low, spread.high, total)
+    """Mean over tasks and its 95 % interval over tasks, as a suite would have it of the same answers."""
+    found = average(list(examined.by_task.values()))
+    return Score(found.value, found.low, found.high, found.n)
 
 
 def _change(stage: Stage, first: int, last: int) -> Difference | None:

@@ -1,14 +1,15 @@
 """What a long list of numbers says, without losing what matters in it: downsampling that keeps spikes, running means
-that respect gaps, histograms, quartiles, paired differences. Standard library only.
+that respect gaps, histograms, quartiles. Standard library only, but for `quantile`.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
+
+from posttrain.intervals import quantile
 
 
 def downsample(values: Sequence[float | None], buckets: int) -> list[int]:
@@ -113,14 +114,6 @@ def bins(values: Sequence[float], most: int = 32) -> Bins:
     return Bins(low - 0.5, low - 0.5 + number * step, number)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear interpolation between the values of a sorted list (the definition of numpy and R's type 7)."""
-    place = (len(ordered) - 1) * share
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
 @dataclass(frozen=True, slots=True)
 class Box:
     """Tukey's box: quartiles, whiskers to the furthest value within 1.5 quartile distances, the values beyond."""
@@ -141,37 +134,3 @@ def box(values: Sequence[float]) -> Box:
     inside = [value for value in ordered if first - reach <= value <= third + reach]
     outside = [value for value in ordered if not first - reach <= value <= third + reach]
     return Box(min(inside[0], first), first, median, third, max(inside[-1], third), outside)
-
-
-# ---------------------------------------------------------------- differences
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A mean change over the same prompts, with its 95 % interval: Difference(0.88, 0.80, 0.95, 64)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def clear(self) -> bool:
-        """The interval leaves out zero; never below six prompts, where even unanimity is chance (2^-4 > 0.05)."""
-        return self.n >= 6 and (self.low > 0 or self.high < 0)
-
-
-def paired_difference(before: Sequence[float], after: Sequence[float], resamples: int = 1000) -> Difference:
-    """95 % interval of the mean change: pairing removes what is merely hard about a prompt.
-
-    Bootstrap over prompts (percentiles, fixed seed) up to 400 of them; beyond that the normal approximation, which
-    then says the same. before, after: scores of the same prompts in the same order, at least one.
-    """
-    changes = [second - first for first, second in zip(before, after, strict=True)]
-    mean, total = fmean(changes), len(changes)
-    if total > 400:
-        reach = 1.96 * stdev(changes, mean) / math.sqrt(total)
-        return Difference(mean, mean - reach, mean + reach, total)
-    stream = random.Random(0)
-    means = sorted(fmean(stream.choices(changes, k=total)) for _ in range(resamples))
-    return Difference(mean, quantile(means, 0.025), quantile(means, 0.975), total)

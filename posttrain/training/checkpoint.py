@@ -24,10 +24,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.errors import CheckpointError, ResumeError
+from posttrain.models.finite import is_finite
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts
 
@@ -132,14 +134,41 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, int(state["step"]), state)
 
 
+def non_finite(path: Path) -> list[str]:
+    """Names of the weights and moments of a checkpoint on disk that hold a NaN or an infinity."""
+    found: list[str] = []
+    for name in FILES[:2]:
+        with safe_open(path / name, framework="pt") as file:
+            found += [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118
+    return found
+
+
+def latest_finite(folder: Path) -> Path | None:
+    """The newest checkpoint whose every weight and moment is a number; None if there is none."""
+    return next(
+        (path for path in reversed(_found(folder)) if (path / MANIFEST).exists() and not non_finite(path)), None
+    )
+
+
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, others: Parts = MappingProxyType({})
 ) -> None:
     """Put weights, moments and random states back.
 
     Raises:
+        CheckpointError: a weight or a moment in it is NaN or infinite: every step from there would be, too.
         ResumeError: the checkpoint's parameters are not the ones that train now.
     """
+    if bad := non_finite(checkpoint.path):
+        finite = latest_finite(checkpoint.path.parent)
+        newer = [path.name for path in _found(checkpoint.path.parent) if finite is None or path.name > finite.name]
+        raise CheckpointError(
+            f"{len(bad)} tensors of the checkpoint are not finite; the first is {bad[0]}",
+            where=checkpoint.path,
+            remedy="start anew with --fresh and a lower learning rate"
+            if finite is None
+            else f"remove {', '.join(newer)} to go on from {finite.name}, which is finite",
+        )
     parts = _parts(model, optimizer, others)
     weights = load_file(checkpoint.path / FILES[0])
     trainable = _trainable(parts)

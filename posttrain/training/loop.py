@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
@@ -27,8 +26,9 @@ from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
 from posttrain.diagnostics.progress import Phase, Progress
 from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import NonFiniteError, ResumeError, TrainingError
+from posttrain.models.finite import non_finite_tensors, non_finite_weights
 from posttrain.models.logprobs import TreeModel
-from posttrain.training import checkpoint
+from posttrain.training import checkpoint, faults
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.loop_parts import deferred_interrupt, in_slices, of_updates, together
 from posttrain.training.memory import MemoryPlan, explained
@@ -110,7 +110,8 @@ class Loop:
         """Train to the end, from the newest checkpoint if there is one.
 
         Raises:
-            NonFiniteError: after the last good weights were saved and the alarm was written.
+            NonFiniteError: after the last good weights were saved and the alarm was written; it names the first module,
+                parameter and rows that are not finite.
             Interrupted: after Ctrl-C, when a checkpoint has been written.
             TrainingError: a critical alarm, where the stage says that it stops.
         """
@@ -178,17 +179,14 @@ class Loop:
 
     def _take_update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         work = self.work
-        measured = accumulate(
-            work.policy,
-            work.reference,
-            work.algorithm,
-            trees,
-            work.tokens_per_microbatch,
-            step=index,
-            seed=work.seed,
-            tick=lambda tokens: phase.advance(0, tokens=tokens),
-        )
-        update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+        given = (work.policy, work.reference, work.algorithm, trees, work.tokens_per_microbatch)
+        try:
+            measured = accumulate(
+                *given, step=index, seed=work.seed, tick=lambda tokens: phase.advance(0, tokens=tokens)
+            )
+            update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+        except NonFiniteError as error:
+            raise faults.explained(error, *given, step=index, seed=work.seed) from None
         self._within_step = True
         more = self.source.after(trees, index)
         return replace(measured, metrics={**measured.metrics, **more}), update
@@ -209,7 +207,8 @@ class Loop:
         if due or (due is None and _due(stage.log.held_out_every, self.step) and not last):
             self._measure(None)
         if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
-            self._write_samples()
+            with self.progress.doing("samples"):
+                self._write_samples()
         self._unmeasured, self._whole = False, None
         if _due(stage.checkpoint.every_steps, self.step) and not last:
             self._save()
@@ -316,12 +315,10 @@ class Loop:
                 raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
 
     def _stop_on_non_finite(self, error: NonFiniteError) -> None:
-        """The weights after the last whole step are good and worth keeping; those of a part of a step are not a step's,
-        and a run could not go on from them."""
+        """The weights after the last whole step are worth keeping if they are finite; those of a part of a step are not
+        a step's, and a run could not go on from them."""
         self._keep_whole_step(error)
-        alarm = non_finite(self.step + 1, error.tensors, error.rows, last_good_checkpoint=self._last_checkpoint)
-        self.folder.append_alarm(alarm.record())
-        self.folder.sync()
+        self._write_non_finite(self.step + 1, error)
 
     def _keep_whole_step(self, error: Exception) -> None:
         """Save what the last whole step reached, before an error ends the run: a reward that raises, an engine that is
@@ -329,9 +326,9 @@ class Loop:
         self.optimizer.adamw.zero_grad(set_to_none=True)
         if not self.step or self._within_step or self._last_checkpoint == _name(self.step):
             return
-        if broken := _not_finite(self.work.policy.model):
+        if broken := self._non_finite_state():
             self.progress.say(
-                f"{self.folder.name}: step {self.step} is not saved: its weights are not finite ({broken})"
+                f"{self.folder.name}: step {self.step} is not saved: its weights are not finite ({broken[0]})"
             )
             return
         try:
@@ -357,7 +354,49 @@ class Loop:
             moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
         return moving
 
+    def _write_non_finite(self, step: int, error: NonFiniteError) -> None:
+        """The alarm, with the newest checkpoint that was looked through and is finite: older ones than the newest are
+        not good by their age, since a weight may have been NaN for long before a loss was."""
+        finite = checkpoint.latest_finite(self.folder.checkpoints)
+        name = None if finite is None else str(finite.relative_to(self.folder.path))
+        self.folder.append_alarm(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name).record())
+        self.folder.sync()
+
+    def _non_finite_state(self) -> list[str]:
+        """What a checkpoint would hold that is no number: weights and moments of all that trains."""
+        parts = {
+            "": (self.work.policy.model, self.optimizer),
+            **{f"{k}::": part for k, part in self.source.parts.items()},
+        }
+        found: list[str] = []
+        for prefix, (model, optimizer) in parts.items():
+            found += [prefix + name for name in non_finite_weights(model)]
+            moments = ((f"{n}|{key}", v) for n, own in optimizer.state_dict().items() for key, v in own.items())
+            found += [prefix + name for name in non_finite_tensors(moments)]
+        return found
+
+    def _refuse_non_finite_state(self) -> None:
+        """Before anything is saved or exported as good: an update of finite gradients can overflow the weights."""
+        bad = self._non_finite_state()
+        if not bad:
+            return
+        finite = checkpoint.latest_finite(self.folder.checkpoints)
+        error = NonFiniteError(
+            f"after step {self.step}, {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} "
+            "hold NaN or infinity; they were not saved. "
+            + ("No checkpoint is finite" if finite is None else f"The last checkpoint that is finite is {finite.name}"),
+            remedy="lower learning_rate, set optimizer.clip_norm, and start anew with --fresh",
+            tensors=bad,
+        )
+        self._write_non_finite(self.step, error)
+        raise error
+
     def _save(self) -> None:
+        with self.progress.doing("checkpoint"):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        self._refuse_non_finite_state()
         self.folder.sync()
         state = {
             "identity": self.work.identity,
@@ -412,12 +451,6 @@ class Loop:
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _not_finite(model: nn.Module) -> str | None:
-    """A parameter that holds a NaN or an infinity; a checkpoint of it would take the place of a good one."""
-    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return next((name for name, p in trained if not bool(torch.isfinite(p.detach()).all())), None)
 
 
 def _name(step: int) -> str:

@@ -1,17 +1,23 @@
 """What a step needs in memory, item by item, before it is needed.
 
-Weights, gradients, moments and the reference are counted; the activations are measured: one tree goes through the
-model and every tensor that autograd keeps for the backward pass is added up.
+The program, weights, gradients, moments and the reference are counted. The activations are measured: two batches, one
+twice as large as the other, go forward and backward, and every allocation on the way is followed (`working_memory`).
+Their difference is what a token costs at the worst moment of a step, temporary tensors included; what does not grow
+with the tokens, chunk buffers and a second gradient of the largest weight, is the working space.
+`benchmarks/memory_plan.py` holds the plan against what a process takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from posttrain.data.trees import collate
 from posttrain.errors import MemoryLimitError
@@ -64,7 +70,8 @@ class MemoryPlan:
 
     @property
     def largest(self) -> Item:
-        return max(self.items, key=lambda item: item.bytes)
+        """Of what a user can change: the program is not."""
+        return max((item for item in self.items if item.name != "program"), key=lambda item: item.bytes)
 
     def line(self) -> str:
         """3.1 GB of 16.0 GB free; largest: activations 1.2 GB (2,048 tokens x 0.59 MB)"""
@@ -80,6 +87,16 @@ class MemoryPlan:
         return "\n".join(f"  {item.name:<16} {item.bytes / 1e6:>10,.0f} MB  {item.detail}" for item in rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What a forward and a backward pass take beside weights and gradients: Working(per_token=1.4e6, fixed=2.1e8)."""
+
+    per_token: float
+    """Bytes for each token of the batch, at the moment when most is there."""
+    fixed: int = 0
+    """Bytes whatever the number of tokens."""
+
+
 def plan(
     policy: TreeModel,
     *,
@@ -89,13 +106,19 @@ def plan(
     rows: int = 1,
     row_tokens: int | None = None,
     largest: TokenTree | None = None,
+    working: Working | None = None,
+    program: int = 0,
 ) -> MemoryPlan:
-    """The memory of one training step on top of nothing; `available` counts what the weights occupy already.
+    """The memory of one training step on top of nothing; `available` counts what is occupied already.
 
     Args:
         rows: rows that the padded path pads together, of `row_tokens` tokens; the tree path keeps no logits.
         largest: the largest tree, for the attention masks, which grow with the square of its tokens.
+        working: measured; in the place of `activation_bytes_per_token` and of what the logits are counted as.
+        program: bytes of the process before a model was loaded (`resident`): interpreter, libraries, rows.
     """
+    if working is not None:
+        activation_bytes_per_token = working.per_token
     parameters = list(policy.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -111,17 +134,22 @@ def plan(
             f"{tokens_per_microbatch:,} tokens x {activation_bytes_per_token / 1e6:.2f} MB",
         ),
     ]
+    if program:
+        items.insert(0, Item("program", program, "interpreter and libraries"))
+    available = available_bytes(policy.device) + weights + program
     if live_reference:
         items.append(Item("reference", weights))
+    if working is not None:
+        items.append(Item("working space", working.fixed, "buffers that do not grow with the tokens"))
     if largest is not None:
         items.append(mask_item(policy, largest, tokens_per_microbatch))
-    if policy.compares != "log-probs":
-        return MemoryPlan(tuple(items), available_bytes(policy.device) + weights)
+    if working is not None or policy.compares != "log-probs":
+        return MemoryPlan(tuple(items), available)
     if policy.path == "padded":
         items.append(logits_item(rows, row_tokens or tokens_per_microbatch, vocabulary, element))
     else:
         items.append(Item("logits buffer", max(BUFFER_ELEMENTS, 16 * vocabulary) * element, "one chunk, reused"))
-    return MemoryPlan(tuple(items), available_bytes(policy.device) + weights)
+    return MemoryPlan(tuple(items), available)
 
 
 def logits_item(rows: int, tokens: int, vocabulary: int, bytes_per_logit: int) -> Item:
@@ -161,6 +189,66 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
     return size / tree.num_tokens
 
 
+def working_memory(policy: TreeModel, trees: Sequence[TokenTree]) -> Working:
+    """Measured on the given trees, which should be short: forward, loss and backward of once and of twice as many."""
+    one = list(trees)
+    small, large = (_peak(policy, batch) for batch in (one, [*one, *one]))
+    tokens = sum(tree.num_tokens for tree in one)
+    per_token = max(large - small, 0) / tokens
+    return Working(per_token, max(0, int(small - per_token * tokens)))
+
+
+def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> int:
+    """The most bytes that a forward and a backward pass hold at once, beyond what was there before.
+
+    The backward pass goes down to one small weight near the input and makes no other gradient: these are counted by
+    themselves, and of a short batch they would hide the activations.
+    """
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    if not trained:
+        return 0
+    small = max(sum(p.numel() for p in trained) // 1000, min(p.numel() for p in trained))
+    first = next(p for p in trained if p.numel() <= small)
+
+    def once() -> None:
+        values, _ = policy.compared(collate(trees))
+        torch.autograd.grad(values.sum(), [first], allow_unused=True)
+
+    if policy.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(policy.device)
+        before = torch.cuda.memory_allocated(policy.device)
+        once()
+        return int(torch.cuda.max_memory_allocated(policy.device)) - before
+    with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        once()
+    results = seen.profiler.kineto_results  # type: ignore[union-attr]
+    moves = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    held = peak = 0
+    for _, size in moves:
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Without the lines that torch's profiler writes to stderr when it begins and ends."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]
+        else:
+            os.environ["KINETO_LOG_LEVEL"] = before
+
+
+def resident(device: torch.device) -> int:
+    """Bytes of this process in the machine's memory; 0 for a card, whose memory is another."""
+    return int(psutil.Process().memory_info().rss) if device.type == "cpu" else 0
+
+
 def fitting_microbatch(
     policy: TreeModel,
     bytes_per_token: float,
@@ -169,13 +257,19 @@ def fitting_microbatch(
     live_reference: bool,
     largest: TokenTree | None = None,
     wanted: int = 0,
+    working: Working | None = None,
 ) -> int:
     """Tokens per micro-batch that the free memory holds, at least the largest tree, which cannot be cut.
 
     wanted: more than the usual limit is of use up to this many, where there is memory for them.
     """
     fixed = plan(
-        policy, tokens_per_microbatch=0, activation_bytes_per_token=0, live_reference=live_reference, largest=largest
+        policy,
+        tokens_per_microbatch=0,
+        activation_bytes_per_token=0,
+        live_reference=live_reference,
+        largest=largest,
+        working=working,
     )
     room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
     fits = int(room / max(bytes_per_token, 1.0))

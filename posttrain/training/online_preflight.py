@@ -29,7 +29,7 @@ from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.balance import check_router
 from posttrain.training.engines import Sampler
-from posttrain.training.memory import activation_bytes_per_token, fitting_microbatch, plan
+from posttrain.training.memory import fitting_microbatch, plan, resident, working_memory
 from posttrain.training.online import sample
 from posttrain.training.preflight import Check
 from posttrain.training.rollouts import Prompt, decide
@@ -72,10 +72,10 @@ def prove(
     checks.append(check_sampler(stage, policy, rows, shared=sampler.sync is None))
     proof = preflight.Itself(policy) if objective.needs_reference else None
     taught = [_pair(tree) for tree in rows] if objective.unit == "pairs" else own_columns(stage, policy, rows)
-    checks.append(preflight.check_gradient(policy, proof, objective, taught))
+    checks.append(preflight.check_gradient(policy, proof, objective, taught, dead_layers=stage.preflight.dead_layers))
     if (router := check_router(objective, policy)) is not None:
         checks.append(router)
-    per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
+    working = working_memory(policy, preflight.probes(rows)[:1])
     longest = tasks.train.longest + stage.sampling.max_new_tokens
     largest = make_tree([0] * (longest - 1), [([0], [True])], rows[0].row)
     compares = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
@@ -89,18 +89,21 @@ def prove(
         answers = stage.completions_per_prompt * stage.sampling.max_new_tokens
         budget = fitting_microbatch(
             policy,
-            per_token,
+            working.per_token,
             largest_tree=longest,
             live_reference=live,
             largest=largest,
             wanted=whole_groups(tasks.train.longest, answers),
+            working=working,
         )
     memory = plan(
         policy,
         tokens_per_microbatch=max(budget, longest),
-        activation_bytes_per_token=per_token,
+        activation_bytes_per_token=working.per_token,
         live_reference=live,
         largest=largest,
+        working=working,
+        program=max(0, resident(policy.device) - sum(p.numel() * p.element_size() for p in policy.parameters())),
     )
     checks.append(preflight.check_memory(memory))
     return preflight.Preflight(tuple(checks), _shown(rows, encoder), memory), budget

@@ -55,6 +55,7 @@ from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.proof import prove_weights
 from posttrain.training.sampler_check import same_arithmetic
 from posttrain.training.stage_speech import prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.starts import settle
@@ -108,6 +109,7 @@ def prepare_online(
         autocast=autocast_of(stage.compute.precision, device),
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
+    finite = prove_weights(stage, policy, folder)
     start_weights = weights_fingerprint(policy.model)
     own = [_content_of(function) for function in rewards]
     identity = stage_fingerprint(stage, data=[*tasks.fingerprints, *own], start_model=start_weights, seed=seed)
@@ -119,6 +121,7 @@ def prepare_online(
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
         proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed)
+    proven = proven.after(finite)
     (sampler.close if proof_only else sampler.rest)()
     folder.write_preflight(proven.record())
     if stage.preflight.on_failure == "stop":

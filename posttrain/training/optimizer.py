@@ -13,6 +13,7 @@ from posttrain.config.adapters import AdapterSettings
 from posttrain.config.settings import Optimizer as OptimizerSettings
 from posttrain.config.settings import Schedule
 from posttrain.errors import ConfigError, NonFiniteError
+from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
 from posttrain.training.schedule import factor
 
@@ -53,11 +54,10 @@ class Optimizer:
         self.steps = steps
         self.allocation = rank_allocation(model, adapter, steps)
         self.clip_norm = settings.clip_norm
-        matrices = [p for _, p in self.named if p.ndim >= 2]
-        vectors = [p for _, p in self.named if p.ndim < 2]
+        maps = decays(model)
         groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},  # norms and biases: decay would pull scales to 0
+            {"params": [p for name, p in self.named if name in maps], "weight_decay": settings.weight_decay},
+            {"params": [p for name, p in self.named if name not in maps], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],

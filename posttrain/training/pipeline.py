@@ -98,7 +98,8 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
             raise
         _write_cross_scores(run, recipe)
         run.write_run(status="done", ended=now())
-        report = write_report(run.path)
+        with progress.doing("writing the report"):
+            report = write_report(run.path)
     return RunResult(run.path, run.summary(), report)
 
 
@@ -223,7 +224,8 @@ def _train_stage(
 ) -> None:
     stage = _with_data(stage, run)
     record = folder.stage() if folder.exists else {}
-    identity = _quick_identity(stage, start, recipe.seed)
+    with progress.doing(f"{folder.name}: hashing the data and the start model"):
+        identity = _quick_identity(stage, start, recipe.seed)
     if _is_done(record, identity, folder, stage):
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
         if evaluate:
@@ -391,7 +393,7 @@ def _evaluate_stage(
     """Ask the suites; answers that are there already, from the same model and the same questions, stay."""
     if not recipe.evaluate.suites:
         return
-    with explained(None, "the evaluation", EVALUATION_REMEDY):
+    with explained(None, "the evaluation", EVALUATION_REMEDY), progress.doing(f"{folder.name}: evaluation"):
         evaluate_model(
             model,
             [_with_judge(suite, RunFolder(recipe.folder)) for suite in recipe.evaluate.suites],

@@ -1,5 +1,6 @@
 """What is proven before step 1, on the run's own rows.
 
+    weights     every weight is a number
     rows        three decoded rows, trained text marked     stop_token   trained text ends as inference expects
     data        kept, dropped and truncated by reason       bos          one beginning token at most
     tree        the fast path equals the slow one           leak         a branch moves no other
@@ -12,6 +13,7 @@ A check never changes a weight, a random stream or the data. Each is one functio
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,12 +21,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
+from posttrain.models.adapters import adapter_layers
 from posttrain.models.every_token import frozen_weights
+from posttrain.models.finite import non_finite_weights
 from posttrain.models.logprobs import TreeModel
 from posttrain.models.parity import LOGPROB_ERROR, leak
 from posttrain.models.paths import Path, row_length
@@ -46,6 +50,10 @@ PROBED_TREES = 2
 """Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
 PROBED_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Values are compared on the longest tree of at most so many tokens too; a longer row is proven when it comes."""
+PROBE_LENGTH = 256
+"""Tokens to which the probes are cut."""
+MOST_DEAD = 8
+"""Layers without a gradient that are listed, and that the remedy's expression leaves out."""
 SEARCHED_TREES = 64
 """The probes are the shortest of the first so many trees."""
 
@@ -76,6 +84,10 @@ class Preflight:
         """Of a model that is noisy, the check that says so alone: all that compare two calls fail with it."""
         failed = [check for check in self.checks if check.status == "fail"]
         return [check for check in failed if check.name == "repeat"] or failed
+
+    def after(self, first: Check) -> Preflight:
+        """The same behind a check that was made before them."""
+        return replace(self, checks=(first, *self.checks))
 
     def with_check(self, check: Check) -> Preflight:
         """The same with `check` in the place of the one of its name."""
@@ -188,9 +200,47 @@ def check_bos(trees: Sequence[TokenTree], bos_id: int | None) -> Check:
 # ---------------------------------------------------------------- the model
 
 
+def check_weights(model: nn.Module) -> Check:
+    """Every weight is a number: a NaN in one of them is in every log-prob, and would be blamed on the attention."""
+    bad = non_finite_weights(model)
+    title = "weights are finite"
+    if not bad:
+        return Check("weights", title, "pass", f"{sum(1 for _ in model.parameters()):,} tensors hold numbers alone")
+    shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    remedy = "the model was saved like this, or its file is damaged: get it again, or start from the stage before it"
+    return Check("weights", title, "fail", f"{shown} hold NaN or infinity", {"tensors": bad[:20]}, remedy)
+
+
 def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """The shortest of the first trees."""
+    """The shortest of the first trees, cut to `PROBE_LENGTH` tokens each: two rows of 2,048 tokens on the padded path
+    would need more memory before step 1 than any step after it."""
+    return [shortened(tree, PROBE_LENGTH) for tree in shortest(trees)]
+
+
+def shortest(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The shortest of the first trees, whole."""
     return sorted(trees[:SEARCHED_TREES], key=lambda tree: tree.num_tokens)[:PROBED_TREES]
+
+
+def shortened(tree: TokenTree, most: int) -> TokenTree:
+    """A tree of at most `most` tokens: the end of the prompt, and of each branch the stretch up to its last trained
+    token. It is another row than the one in the file, with a key of its own, and serves to compare two ways of
+    computing the same thing."""
+    if tree.num_tokens <= most:
+        return tree
+    share = max(1, most // (len(tree.branches) + 1))
+    branches, labels = [], None
+    for branch in tree.branches:
+        trained = np.flatnonzero(branch.loss_mask)
+        end = int(trained[-1]) + 1 if len(trained) else len(branch.ids)
+        kept = slice(max(0, end - share), end)
+        if tree.step_labels is not None:  # stepwise feedback is one branch, with a label for each trained token
+            first = int(branch.loss_mask[: kept.start].sum())
+            labels = tree.step_labels[first : first + int(branch.loss_mask[kept].sum())]
+        columns = {name: values[kept] for name, values in branch.columns.items()}
+        branches.append(replace(branch, ids=branch.ids[kept], loss_mask=branch.loss_mask[kept], columns=columns))
+    prompt_ids = tree.prompt_ids[max(0, len(tree.prompt_ids) - share) :]
+    return replace(tree, prompt_ids=prompt_ids, branches=tuple(branches), key=f"{tree.key}:{most}", step_labels=labels)
 
 
 def lengths(trees: Sequence[TokenTree]) -> np.ndarray:
@@ -327,10 +377,13 @@ class Itself:
 @torch.no_grad()
 def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
     """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
-    batch = to_device(collate(probes(trees)), policy.device)
+    # Whole rows, which a cache of the reference knows; without gradients, so that they cost little.
+    whole = shortest(trees)
+    whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
+    batch = to_device(collate(whole), policy.device)
     logprobs = forward(policy, algorithm, batch)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
-    total = count(probes(trees))
+    total = count(whole)
     out = start_loss(algorithm, logprobs, reference_N, batch, total)
     loss = float(out.loss)
     exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)
@@ -345,12 +398,19 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
 
 
 def check_gradient(
-    policy: TreeModel, reference: Reference | None, algorithm: Algorithm, trees: Sequence[TokenTree]
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    *,
+    dead_layers: Literal["stop", "warn"] = "stop",
 ) -> Check:
     """Which tensors train, and which of them get no gradient from the first backward.
 
     Of the part of the loss that teaches (`LossOutput.teaching`): a KL whose two sides are equal but for rounding, an
     entropy or an auxiliary loss has a gradient too, and would hide that the method itself has none.
+
+    dead_layers: what a layer of the adapter is that gets none; see `preflight.dead_layers` of a stage.
     """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
@@ -380,13 +440,16 @@ def check_gradient(
         detail += f"; {len(packed)} are quantised and cannot train, {packed[0]} among them"
         remedy = "train an adapter (adapter: lora), or start from the folder with the weights before quantisation"
         return Check("gradient", "gradients", "fail", detail, evidence, remedy)
+    if len(dead) == len(named):
+        detail += "; none gets a gradient"
+        return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
+    layers = _dead_layers(policy.model, set(dead), waiting)
+    if layers:
+        return _dead_adapter(policy.model, layers, detail, evidence, dead_layers)
     if frozen:
         detail += f"; {len(frozen)} are frozen, {frozen[0]} among them"
         remedy = "no adapter trains in their place: set requires_grad on them if they should train"
         return Check("gradient", "gradients", "warn", detail, evidence, remedy)
-    if len(dead) == len(named):
-        detail += "; none gets a gradient"
-        return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
     if dead:
         remedy = "experts that saw no token are normal; else check the adapter's targets"
         return Check(
@@ -414,6 +477,41 @@ def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:
         {"trainable": size, "total": everything, "dead": ["all"]},
         "change what the loss is made of (`choices`, `objective`, `parameters`); `posttrain check` tries it again",
     )
+
+
+def _dead_layers(model: nn.Module, dead: set[str], waiting: frozenset[str]) -> list[str]:
+    """Layers of the adapter none of whose parameters gets a gradient; experts are left out, since one that saw no token
+    of two short rows is alive."""
+    found = []
+    for layer, names in adapter_layers(model).items():
+        asked = [name for name in names if name not in waiting]
+        if asked and dead.issuperset(asked) and "expert" not in layer:
+            found.append(layer)
+    return found
+
+
+def _dead_adapter(
+    model: nn.Module,
+    layers: list[str],
+    detail: str,
+    evidence: dict[str, Any],
+    dead_layers: Literal["stop", "warn"],
+) -> Check:
+    """A layer that gets no gradient keeps its adapter at zero for the whole run: it is paid for, saved and merged, and
+    its place in the model is not trained, which no curve shows."""
+    shown = ", ".join(layers[:MOST_DEAD]) + (f" and {len(layers) - MOST_DEAD} more" if len(layers) > MOST_DEAD else "")
+    said = f"{detail}; {len(layers)} layers of the adapter get none: {shown}"
+    evidence = {**evidence, "dead_layers": layers}
+    if dead_layers == "warn":
+        return Check("gradient", "gradients", "warn", said, evidence, "their adapters stay at zero")
+    alive = sorted({name.rpartition(".")[2] for name in adapter_layers(model) if name not in layers})
+    without = "|".join(re.escape(layer) for layer in layers)
+    leave = f"leave them out (`adapter: {{targets: '(?!({without})$).*[.]({'|'.join(alive)})'}}`)"
+    remedy = (
+        f"{leave if len(layers) <= MOST_DEAD else 'name other `adapter.targets`'}, or train the others in spite of it "
+    )
+    remedy += "with `preflight: {dead_layers: warn}`"
+    return Check("gradient", "gradients", "fail", said, evidence, remedy)
 
 
 def check_memory(memory: MemoryPlan) -> Check:

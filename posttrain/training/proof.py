@@ -15,8 +15,12 @@ from posttrain.training import preflight, reward
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.balance import check_router
 from posttrain.training.inputs import Inputs
-from posttrain.training.memory import MemoryPlan, activation_bytes_per_token, fitting_microbatch, plan
+from posttrain.training.memory import MemoryPlan, Working, fitting_microbatch, plan, working_memory
 from posttrain.types import TokenTree
+
+MEASURED_TOKENS = 192
+"""Of the row on which the memory of a token is measured: more than a chunk of the projection onto a large
+vocabulary."""
 
 
 def prove(
@@ -27,8 +31,12 @@ def prove(
     folder: StageFolder,
     resumed: dict[str, Any] | None,
     progress: Progress,
+    program: int = 0,
 ) -> tuple[preflight.Preflight, int]:
-    """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch."""
+    """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch.
+
+    program: bytes of the process before the model was loaded.
+    """
     rows = inputs.rows
     proof = preflight.Itself(policy) if objective.needs_reference else None
     live = isinstance(stage, PreferenceStage) and stage.reference_kind == "live"
@@ -43,21 +51,37 @@ def prove(
                 checks.append(preflight.check_identity(policy, proof, objective, rows))
             if isinstance(policy, ScoreModel):
                 checks.append(reward.check_start(policy, objective, rows))
-            checks.append(preflight.check_gradient(policy, proof, objective, rows))
+            checks.append(
+                preflight.check_gradient(policy, proof, objective, rows, dead_layers=stage.preflight.dead_layers)
+            )
         if (router := check_router(objective, policy)) is not None:
             checks.append(router)
-        per_token = activation_bytes_per_token(policy, preflight.probes(rows)[0])
+        working = working_memory(policy, [preflight.shortened(preflight.probes(rows)[0], MEASURED_TOKENS)])
         largest = rows[int(preflight.lengths(rows).argmax())]
-        budget = _budget(stage, policy, largest, per_token, live, resumed)
+        budget = _budget(stage, policy, largest, working, live, resumed)
         memory = plan(
             policy,
             tokens_per_microbatch=max(budget, largest.num_tokens),  # a tree is never cut
-            activation_bytes_per_token=per_token,
+            activation_bytes_per_token=working.per_token,
             live_reference=live,
             largest=largest,
+            working=working,
+            program=program,
         )
         checks.append(preflight.check_memory(memory))
     return preflight.Preflight(tuple(checks), preflight.decoded_rows(_first(rows), inputs.encoder), memory), budget
+
+
+def prove_weights(stage: TrainingStage, policy: TreeModel, folder: StageFolder) -> preflight.Check:
+    """The first check, before anything is computed with the weights; stops there if one is NaN.
+
+    Raises:
+        PreflightError: naming the parameters, where the stage says that a failed check stops it.
+    """
+    check = preflight.check_weights(policy.model)
+    if check.status == "fail":
+        stand(preflight.Preflight((check,), ()), stage, folder)
+    return check
 
 
 def stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
@@ -104,7 +128,7 @@ def _budget(
     stage: TrainingStage,
     policy: TreeModel,
     largest: TokenTree,
-    per_token: float,
+    working: Working,
     live: bool,
     resumed: dict[str, Any] | None,
 ) -> int:
@@ -113,4 +137,11 @@ def _budget(
         return int(asked)
     if resumed and resumed.get("tokens_per_microbatch"):
         return int(resumed["tokens_per_microbatch"])
-    return fitting_microbatch(policy, per_token, largest_tree=largest.num_tokens, live_reference=live, largest=largest)
+    return fitting_microbatch(
+        policy,
+        working.per_token,
+        largest_tree=largest.num_tokens,
+        live_reference=live,
+        largest=largest,
+        working=working,
+    )

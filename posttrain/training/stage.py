@@ -37,12 +37,12 @@ from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.balance import balanced
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
-from posttrain.training.memory import explained
+from posttrain.training.memory import explained, resident
 from posttrain.training.online_end import conclude
 from posttrain.training.online_stage import prepare_online
 from posttrain.training.order import RowOrder
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
-from posttrain.training.proof import fixed, prove, show, stand
+from posttrain.training.proof import fixed, prove, prove_weights, show, stand
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
 from posttrain.training.stage_speech import run_date
@@ -88,7 +88,8 @@ def prepare(
         PreflightError: a check failed and `preflight.on_failure` is `stop`; preflight.json is written all the same.
     """
     if isinstance(stage, SamplingStage):
-        return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
+        with progress.doing(f"{folder.name}: reading the tasks, loading the model and the engine"):
+            return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
     assert isinstance(stage, RowStage)
     assert examples is None or isinstance(examples, Examples)  # a list of tasks is for stages that sample
     objective = _objective(stage)
@@ -96,15 +97,20 @@ def prepare(
     settled = settle(stage, start, device)
     for note in settled.notes:
         progress.say(f"{folder.name}: {note}")
-    inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
+    with progress.doing(f"{folder.name}: reading the rows"):
+        inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
     order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     require_company(objective, order, len(inputs.held_out))
     _check_adapter(stage, start, order.steps)
-    if isinstance(stage, Reward):
-        assert isinstance(inputs.encoder, RewardEncoder)
-        loaded = reward.load_start(stage, start, inputs.encoder, device, seed, progress)
-    else:
-        loaded = load_policy(stage, start, device, seed, progress)
+    program = resident(device)
+    if isinstance(start, LoadedModel):  # it is there already, and is counted by itself
+        program = max(0, program - sum(p.numel() * p.element_size() for p in start.model.parameters()))
+    with progress.doing(f"{folder.name}: loading the model"):
+        if isinstance(stage, Reward):
+            assert isinstance(inputs.encoder, RewardEncoder)
+            loaded = reward.load_start(stage, start, inputs.encoder, device, seed, progress)
+        else:
+            loaded = load_policy(stage, start, device, seed, progress)
     noisy = adapter_dropout(loaded.model) > 0
     imitates = objective.unit == "tokens"
     if noisy and not imitates:
@@ -117,11 +123,14 @@ def prepare(
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
     objective = balanced(objective, policy, stage)
-    # Of the weights as they are now: a model from Python may have been trained since it was loaded.
-    start_weights = weights_fingerprint(policy.model)
+    with progress.doing(f"{folder.name}: looking through the weights"):
+        finite = prove_weights(stage, policy, folder)
+        # Of the weights as they are now: a model from Python may have been trained since it was loaded.
+        start_weights = weights_fingerprint(policy.model)
     identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=seed)
     with explained(fixed(policy), "the checks before step 1"):
-        proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress)
+        proven, budget = prove(stage, policy, objective, inputs, folder, resumed, progress, program)
+    proven = proven.after(finite)
     stand(proven, stage, folder)
     start_reference: Any = None
     if objective.needs_reference and proof_only:
@@ -228,7 +237,8 @@ def run_stage(
     try:
         if evaluate is not None:
             evaluate(outcome.policy.model, prepared.loaded.tokenizer)
-        saved = outcome.pending.wait()
+        with progress.doing(f"{folder.name}: reading the saved model back"):
+            saved = outcome.pending.wait()
     except BaseException:
         outcome.pending.discard()
         raise

@@ -99,6 +99,31 @@ def accumulate(
     return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, backward, tick, routing)
 
 
+def replay(
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    tokens_per_microbatch: int,
+    finish: Callable[[Tensor, Batch], None],
+    *,
+    step: int,
+    seed: int,
+) -> Measured:
+    """The step once more, with `finish(loss, batch)` in the place of the backward pass of each micro-batch.
+
+    What the algorithm keeps from step to step is left as it was.
+    """
+    memory = algorithm.memory
+    kept = None if memory is None else memory.state_dict()
+    try:
+        told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
+        return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, finish, lambda tokens: None)
+    finally:
+        if memory is not None and kept is not None:
+            memory.load_state_dict(kept)
+
+
 @torch.no_grad()
 def measure(
     policy: TreeModel,

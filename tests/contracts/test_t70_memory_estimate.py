@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from posttrain.errors import MemoryLimitError
 from posttrain.models.logprobs import Policy
-from posttrain.training.memory import activation_bytes_per_token, explained, logits_item, plan
-from tests.fixtures import random_trees, tiny_model
+from posttrain.training.memory import activation_bytes_per_token, explained, logits_item, plan, working_memory
+from posttrain.training.preflight import PROBE_LENGTH, probes, shortened
+from tests.fixtures import make_tree, random_trees, tiny_model
 
 
 def test_the_logits_of_two_rows() -> None:
@@ -65,6 +68,65 @@ def test_running_out_says_where_it_went_and_what_to_do(error: Exception) -> None
     first, second, third = (text.index(f"({n})") for n in (1, 2, 3))
     assert first < second < third
     assert "tokens_per_microbatch" in text[first:second] and "activation_checkpointing" in text[second:third]
+
+
+def test_what_a_token_costs_at_the_worst_moment_is_measured() -> None:
+    """Twice the batch, twice the bytes beyond the fixed part; no less than what autograd keeps."""
+    policy = Policy(tiny_model("llama", vocab=97))
+    trees = random_trees(4, vocab=97, prompt_tokens=(60, 60), branch_tokens=(60, 60), branches=1)
+    first, second = working_memory(policy, trees[:1]), working_memory(policy, trees)
+    assert second.per_token == pytest.approx(first.per_token, rel=0.1)
+    kept = activation_bytes_per_token(policy, trees[0])
+    assert kept <= first.per_token < 4 * kept
+    assert first.fixed < 1_000_000
+
+
+def test_the_padded_path_is_measured_with_its_logits() -> None:
+    """At least log-softmax and its exponential are kept for each trained token, and a gradient as large joins them."""
+    model = tiny_model("llama", vocab=20_000)
+    trees = random_trees(1, vocab=20_000, prompt_tokens=(20, 20), branch_tokens=(60, 60), branches=1)
+    padded, tree = (working_memory(Policy(model, path), trees) for path in ("padded", "tree"))
+    assert padded.per_token > 3 * 20_000 * 4 * 60 / 80
+    items = plan(
+        Policy(model, "padded"),
+        tokens_per_microbatch=100,
+        activation_bytes_per_token=0,
+        live_reference=False,
+        working=padded,
+        program=7_000_000,
+    ).items
+    found = {item.name: item.bytes for item in items}
+    assert found["activations"] == int(100 * padded.per_token) and "logits" not in found
+    assert found["program"] == 7_000_000 and found["working space"] == padded.fixed
+    assert tree.per_token < padded.per_token + 1
+
+
+def test_measuring_says_nothing_and_leaves_no_gradient(capfd: pytest.CaptureFixture[str]) -> None:
+    policy = Policy(tiny_model("llama", vocab=97))
+    working_memory(policy, random_trees(1, vocab=97, branches=2))
+    assert all(p.grad is None for p in policy.parameters())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_probes_are_short_whatever_the_rows_are() -> None:
+    """Two rows of 2,048 tokens, padded, took more memory before step 1 than any step after it."""
+    long = random_trees(3, vocab=97, prompt_tokens=(700, 700), branch_tokens=(900, 900), branches=2)
+    for cut, whole in zip(probes(long), sorted(long, key=lambda tree: tree.num_tokens), strict=False):
+        assert cut.num_tokens <= PROBE_LENGTH and cut.key != whole.key and cut.num_trained > 0
+        assert (cut.prompt_ids == whole.prompt_ids[-len(cut.prompt_ids) :]).all()
+        for branch, of in zip(cut.branches, whole.branches, strict=True):
+            assert (branch.ids == of.ids[-len(branch.ids) :]).all() and branch.loss_mask.any()
+    short = random_trees(3, vocab=97)
+    assert [tree.key for tree in probes(short)] == [t.key for t in sorted(short, key=lambda tree: tree.num_tokens)[:2]]
+
+
+def test_a_cut_row_ends_with_its_last_trained_token() -> None:
+    mask = [False] * 300 + [True, False, True] + [False] * 200
+    tree = replace(make_tree(list(range(400)), (list(range(503)), mask)), step_labels=(1.0, 0.0))
+    cut = shortened(tree, 100)
+    assert cut.num_tokens <= 100 and cut.branches[0].ids[-1] == 302 and cut.branches[0].loss_mask[-1]
+    assert cut.step_labels == (1.0, 0.0)
+    assert shortened(tree, 4).step_labels == (0.0,)
 
 
 def test_other_errors_pass_untouched() -> None:

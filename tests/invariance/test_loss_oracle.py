@@ -217,14 +217,16 @@ def test_length_desensitised_dpo_equals_its_paper() -> None:
     _agrees("ld_dpo", policy_N, expected, out)
 
 
-def test_wpo_equals_its_paper() -> None:
+def test_wpo_equals_its_authors() -> None:
     batch, policy_N, reference_N = random_pairs(6, seed=5)
-    policy_N.requires_grad_()
+    policy_N = (policy_N - 1).requires_grad_()
     collisions = torch.tensor([-1.5, -2.5] * batch.num_trees)  # as tests.loss_batches.with_collisions has them
     rows, mask = _padded(policy_N, batch)
     weights = torch.exp(_sequence(rows, mask, mean=True) - collisions).detach()
     chosen, rejected = _ratios(policy_N, reference_N, batch)
-    expected = (weights[0::2] * weights[1::2] * -_log_sigmoid(0.01 * (chosen - rejected))).mean()
+    weight = weights[0::2] * weights[1::2]
+    assert weight.min() < 1 < weight.max()  # the authors bound a pair's weight by 1: both sides of it are here
+    expected = (weight.clamp(max=1) * -_log_sigmoid(0.01 * (chosen - rejected))).mean()
     _agrees("wpo", policy_N, expected, run("wpo", policy_N, reference_N, batch))
 
 

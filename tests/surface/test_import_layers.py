@@ -1,6 +1,6 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types errors <- losses advantages diagnostics <- config data rewards models rollout report
+types errors intervals <- losses advantages diagnostics <- config data rewards models rollout report
              <- training evaluate inference <- cli board embedded
 """
 
@@ -19,6 +19,7 @@ PACKAGE = ROOT / "posttrain"
 LAYERS = {
     "types": 0,
     "errors": 0,
+    "intervals": 0,
     "losses": 1,
     "advantages": 1,
     "diagnostics": 1,
@@ -39,7 +40,10 @@ LAYERS = {
 }
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 
-FOLDER_READERS = {"report": {"types", "errors", "diagnostics"}, "board": {"types", "errors", "diagnostics", "report"}}
+FOLDER_READERS = {
+    "report": {"types", "errors", "intervals", "diagnostics"},
+    "board": {"types", "errors", "intervals", "diagnostics", "report"},
+}
 """Parts that read run folders and files only."""
 
 ONLY_ON_REQUEST = {"vllm", "ray", "deepspeed", "flash_attn", "flashinfer", "triton", "bitsandbytes", "gguf", "datasets"}

@@ -15,10 +15,10 @@ from posttrain.data.audit.statistics import (
     krippendorff_alpha,
     log_odds,
     sign_test,
-    wilson,
 )
 from posttrain.data.audit.texts import TextStore
 from posttrain.data.audit.words import agreement, groups, similar, words_of
+from posttrain.intervals import wilson
 
 
 def test_wilson_by_hand() -> None:

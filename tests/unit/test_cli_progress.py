@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from posttrain.cli.progress import TerminalProgress, progress_on
 from posttrain.diagnostics.progress import PlainProgress, Progress, clock
+
+ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -227,3 +232,101 @@ def test_silent_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> No
         phase.advance()
         progress.say("a line")
     assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------- a log is never silent for long
+
+
+def test_what_is_under_way_is_said_within_ten_seconds_and_then_sparsely() -> None:
+    now = Clock()
+    progress, stream = plain(now)
+    with progress.phase("grpo: training", total=30, unit="steps", done=3), progress.doing("score"):
+        said: list[float] = []
+        for second in range(1, 200):
+            now.time += 1
+            before = len(stream.getvalue())
+            progress.check_quiet()
+            if len(stream.getvalue()) > before:
+                said.append(second)
+        assert said == [10, 30, 70, 150]  # each pause twice as long as the one before
+        lines = stream.getvalue().splitlines()
+        assert lines[1] == "grpo: training  3/30 steps  `score` for 0:10"
+        assert lines[-1].endswith("`score` for 2:30")
+
+
+def test_what_moves_is_told_anew_and_a_said_stall_is_enough() -> None:
+    now = Clock()
+    progress, stream = plain(now, stall_after=60.0)
+    try:
+        with progress.phase("grpo: training", total=30, unit="steps") as phase:
+            for name in ("generate", "score"):
+                with progress.doing(name):
+                    now.time += 12
+                    progress.check_stall()
+            assert [line.split("`")[1] for line in stream.getvalue().splitlines()[1:]] == ["generate", "score"]
+            phase.advance()
+            for _ in range(24):
+                now.time += 10
+                progress.check_stall()
+            tail = [line for line in stream.getvalue().splitlines() if "under way" in line or "no progress" in line]
+            assert [("no progress" in line) for line in tail] == [False, False, True, True, True]
+    finally:
+        progress.close()
+
+
+def test_a_phase_within_an_activity_is_what_is_told() -> None:
+    now = Clock()
+    progress, stream = plain(now)
+    with progress.doing("sft: reading the rows"):
+        now.time += 11
+        progress.check_quiet()
+        with progress.phase("sft: encoding rows", total=10):
+            now.time += 11
+            progress.check_quiet()
+        now.time += 11
+        progress.check_quiet()
+    now.time += 11
+    progress.check_quiet()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "sft: reading the rows: 0:11"
+    assert lines[2] == "sft: encoding rows  0/10 rows  under way for 0:11"
+    assert lines[3] == "sft: reading the rows: 0:33"
+    assert lines[4] == "still working, between two phases: 0:11"
+
+
+def test_the_watcher_of_a_log_speaks_without_any_phase() -> None:
+    stream = io.StringIO()
+    before = threading.active_count()
+    with PlainProgress(stream, every=0.05, stall_after=None):
+        deadline = time.monotonic() + 5
+        while "still working" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "still working, between two phases: 0:00" in stream.getvalue()
+    assert threading.active_count() == before
+
+
+SLOW_REWARD = """
+import sys, time
+from pathlib import Path
+from posttrain.diagnostics.progress import PlainProgress
+from tests.online import loop_of, run, save_start
+
+def slow(prompt, completion, task):
+    time.sleep(0.2)
+    return float(len(completion) % 2)
+
+here = Path(sys.argv[1])
+with PlainProgress(sys.stderr, every=0.2) as progress:
+    options = {"steps": 1, "prompts_per_step": 1, "held_out": 0, "preflight": {"on_failure": "warn"}}
+    run(loop_of(save_start(here / "start"), here / "grpo", rewards=[slow], progress=progress, **options))
+"""
+
+
+def test_a_reward_that_takes_long_is_named_in_the_log_of_a_real_run(tmp_path: Path) -> None:
+    """Four completions of 0.2 s each at an interval of 0.2 s: as 40 s of reward at the real one of 10 s."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_REWARD, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [line for line in done.stderr.splitlines() if "`score` for" in line]
+    assert said and all(line.startswith("grpo: training  0/1 steps") for line in said), done.stderr[-2000:]

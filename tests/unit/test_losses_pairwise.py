@@ -80,8 +80,8 @@ HAND_WORKED = {
     # the only pair of its step is matched with itself: ln(1 + e^-0.025)
     "aot": ({"beta": 0.01}, 0.680725),
     "aot_unpaired": ({"beta": 0.01}, 0.680725),
-    # w(y_w) = e^((-3 + 3) / 2) = 1; w(y_l) = e^((-6 + 7.5) / 3) = 1.648721; times ln(1 + e^-0.025)
-    "wpo": ({"beta": 0.01}, 1.122326),
+    # w(y_w) = e^((-3 + 3) / 2) = 1; w(y_l) = e^((-6 + 7.5) / 3) = 1.648721; min(1, 1.648721) times ln(1 + e^-0.025)
+    "wpo": ({"beta": 0.01}, 0.680725),
     # delta = -0.025; 0.8 * 0.575939 + 0.2 * 2 ln(1 + e^-0.125) + 1.5
     "mpo": ({"beta": 0.1, "quality_weight": 0.2, "nll_weight": 1.0}, 2.213791),
     # z = 0.25 - 1.0 * 2.0 = -1.75
@@ -173,8 +173,8 @@ HAND_WORKED_GRADIENTS = {
     # -0.01 * sigmoid(-0.025)
     "aot": (-0.0049375, 0.0049375),
     "aot_unpaired": (-0.0049375, 0.0049375),
-    # times 1.648721; the weight carries no gradient
-    "wpo": (-0.0081406, 0.0081406),
+    # the weight is 1 and carries no gradient
+    "wpo": (-0.0049375, 0.0049375),
     # -0.1 * (0.8 * 0.437823 + 0.2 * sigmoid(-0.125)), and -1/2
     "mpo": (-0.5444017, 0.0444017),
     # -2.5 * sigmoid(-1.837299) = -0.3434266, times e^0.375 / 2 and e^0.5 / 3
@@ -188,6 +188,24 @@ HAND_WORKED_GRADIENTS = {
     # -0.0352728 * 1.287216 / 2 - 1/2, and 0.0352728 * 1.156518 / 3
     "orpo": (-0.5227019, 0.0135979),
 }
+
+
+def test_the_weight_of_a_pair_ends_at_one_and_not_that_of_a_side() -> None:
+    # collisions of -0.5 and -4: w(y_w) = e^(-1.5 + 0.5) = 0.367879, w(y_l) = e^(-2 + 4) = 7.389056: together 2.718282,
+    # so 1. Of -0.5 and -2.5: 0.367879 * e^0.5 = e^-0.5 = 0.606531. Bounded side by side, both would be 0.367879.
+    batch, policy_N = pairs(POLICY * 2)
+    _, reference_N = pairs(REFERENCE * 2)
+    collision_N = torch.tensor([-0.5] * 2 + [-4.0] * 3 + [-0.5] * 2 + [-2.5] * 3, dtype=policy_N.dtype)
+    policy_N.requires_grad_()
+    out = pairwise_loss(
+        PAIRWISE["wpo"], {}, TokenLogprobs(policy_N, log_collision_N=collision_N), reference_N, batch, batch.count
+    )
+    logistic = math.log(1 + math.exp(-0.025))
+    assert out.loss.item() == pytest.approx((1 + math.exp(-0.5)) / 2 * logistic, abs=1e-9)
+    assert out.metrics["pair_weight"].value == pytest.approx((1 + math.exp(-0.5)) / 2)
+    slope = -0.01 / (1 + math.exp(0.025)) / 2
+    expected = [slope] * 2 + [-slope] * 3 + [slope * math.exp(-0.5)] * 2 + [-slope * math.exp(-0.5)] * 3
+    assert gradient(out.loss, policy_N).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_tokens_of_a_tail_weigh_less() -> None:

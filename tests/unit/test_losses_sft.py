@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Count, TokenLogprobs
+from posttrain.types import Count, Mean, TokenLogprobs
 from tests.loss_batches import batch_of, gradient
 
 
@@ -69,4 +69,6 @@ def test_a_step_without_any_trained_token_is_finite() -> None:
     out = sft_loss(TokenLogprobs(logprobs_N), batch, batch.count)
     out.loss.backward()
     assert out.loss.item() == 0.0
-    assert math.isnan(out.metrics["loss"].value), "an absent measurement is not a zero"
+    loss = out.metrics["loss"]
+    assert isinstance(loss, Mean) and (loss.value, loss.count) == (0.0, 0), "a loss of 0, over nothing"
+    assert math.isnan(Mean(0.0, 0).value), "any other absent measurement is not a zero"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain import intervals
 from posttrain.errors import ConfigError, EmptyDatasetError
-from posttrain.evaluate import scores
-from posttrain.evaluate.pass_at_k import PassCounts, curve, estimates, powers_to, read_counts, score, write_counts
+from posttrain.evaluate.pass_at_k import PassCounts, curve, estimates, powers_to, read_counts, write_counts
 
 
 def counts(samples: int, *correct: int) -> PassCounts:
@@ -112,12 +112,12 @@ def test_a_curve_is_the_mean_over_prompts() -> None:
 
 
 def test_near_the_ends_the_interval_is_wilsons() -> None:
-    assert score(np.ones(40)) == scores.share(40, 40)
-    nearly = score(np.array([1.0] * 39 + [0.9]))  # resamples would say [0.9925, 1]
+    assert intervals.average(np.ones(40)) == intervals.share(40, 40)
+    nearly = intervals.average(np.array([1.0] * 39 + [0.9]))  # resamples would say [0.9925, 1]
     assert nearly.low == pytest.approx(0.909, abs=0.003) and nearly.high > nearly.value
-    assert score(np.array([0.0] * 20 + [1.0] * 20)) == scores.share(20, 40)
+    assert intervals.average(np.array([0.0] * 20 + [1.0] * 20)) == intervals.share(20, 40)
     middle = np.linspace(0, 1, 40)
-    assert score(middle) == scores.average(middle)  # the project's bootstrap
+    assert intervals.average(middle) == intervals.average(middle)  # the project's bootstrap
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (2.0, 2.0), (0.2, 1.5)])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from posttrain.config.adapters import LoRA
+from posttrain.config.stages import SFT
 from posttrain.errors import PreflightError
+from posttrain.models.adapters import adapter_layers, add_adapter
 from posttrain.models.attention import TreeLayout
 from posttrain.models.reference import LiveReference
 from posttrain.training import preflight
 from posttrain.training.memory import Item, MemoryPlan
+from tests.adapters import WEIGHTS
 from tests.fixtures import make_tree, tiny_model
-from tests.training import work_of
+from tests.training import VOCAB, work_of
 
 
 def test_healthy_work_passes() -> None:
@@ -198,3 +203,49 @@ def test_a_table_of_positions_is_fixed_by_design() -> None:
     work.policy.path = "padded"
     detail = preflight.check_gradient(work.policy, None, work.algorithm, work.rows).detail
     assert "frozen" not in detail
+
+
+# ---------------------------------------------------------------- an adapter's layers
+
+
+def _with_a_dead_block() -> Any:
+    """A model in which nothing that the last MLP says carries a gradient, as a part that the forward does not use."""
+    model = tiny_model(vocab=VOCAB)
+    model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output.detach())
+    return model
+
+
+DEAD = [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora", "oft", "bottleneck", "adalora"])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_dead_layers_of_an_adapter_are_an_error_that_lists_them(kind: str, method: str) -> None:
+    work = work_of(method, model=add_adapter(_with_a_dead_block(), WEIGHTS[kind]))
+    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    dead = DEAD if kind != "bottleneck" else ["model.layers.1.mlp.down_proj"]
+    assert check.status == "fail" and sorted(check.evidence["dead_layers"]) == sorted(dead)
+    assert all(name in check.detail for name in dead) and "preflight: {dead_layers: warn}" in str(check.remedy)
+    told = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows, dead_layers="warn")
+    assert told.status == "warn" and told.evidence["dead_layers"] == check.evidence["dead_layers"]
+
+
+def test_the_advice_about_dead_layers_works() -> None:
+    work = work_of("sft", model=add_adapter(_with_a_dead_block(), WEIGHTS["lora"]))
+    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    advised = re.search(r"\{targets: '(.*?)'\}", str(check.remedy))
+    assert advised is not None
+    adapter = LoRA(rank=2, targets=advised.group(1))
+    followed = work_of("sft", model=add_adapter(_with_a_dead_block(), adapter))
+    again = preflight.check_gradient(followed.policy, None, followed.algorithm, followed.rows)
+    assert again.status == "pass", again.detail
+    assert len(adapter_layers(followed.policy.model)) == 14 - len(DEAD)
+    settings = SFT(data="rows.jsonl", adapter=adapter, preflight={"dead_layers": "warn"})  # type: ignore[arg-type]
+    assert settings.preflight.dead_layers == "warn"
+
+
+def test_experts_that_saw_no_token_are_not_dead() -> None:
+    model = tiny_model("qwen3_moe", vocab=VOCAB)
+    work = work_of("sft", model=add_adapter(model, WEIGHTS["lora"]), rows=[make_tree([1, 2], [3, 4])])
+    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    assert check.status in ("pass", "warn") and "dead_layers" not in check.evidence

@@ -26,6 +26,7 @@ from posttrain.training import preflight, stage
 from posttrain.training.pipeline import run_recipe
 from tests.families import family_model
 from tests.fixtures import byte_tokenizer, tiny_model
+from tests.online import loop_of
 from tests.training import run_loop, work_of
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory")
@@ -48,7 +49,7 @@ def adapted(adapter: LoRA, arch: str = "llama", **options: Any) -> LoadedModel:
 
 def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | None = None, long_row: int = 0) -> Any:
     """Preflight and reference over 70 short rows and one of `long_row` more letters, the last of all."""
-    kind = "pairs" if stage_settings.method == "dpo" else "demonstrations"
+    kind = "pairs" if stage_settings.method in ("dpo", "reward") else "demonstrations"
     rows = []
     for index in range(71):
         more = "x" * long_row if index == 70 else ""
@@ -77,7 +78,7 @@ def test_what_may_stop_the_stage_comes_before_the_reference(tmp_path: Path, monk
 
     failed = preflight.Check("gradient", "gradients", "fail", "planted", {"total": 1, "trainable": 1})
     monkeypatch.setattr(CachedReference, "build", dear)
-    monkeypatch.setattr(preflight, "check_gradient", lambda *args: failed)
+    monkeypatch.setattr(preflight, "check_gradient", lambda *args, **options: failed)
     with pytest.raises(PreflightError, match="planted"):
         prepared(DPO(beta=0.1), tmp_path)
     names = [check["name"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]]
@@ -265,3 +266,31 @@ def test_running_out_on_held_out_rows_is_explained(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("posttrain.training.loop.measure", full)
     with pytest.raises(MemoryLimitError, match="the step"):
         run_loop(work_of(), tmp_path)
+
+
+# ---------------------------------------------------------------- weights that are no numbers
+
+
+@pytest.mark.parametrize("settings", [SFT(), DPO(beta=0.1), Reward()], ids=["sft", "dpo", "reward"])
+def test_nan_in_the_start_is_the_first_thing_said(tmp_path: Path, settings: TrainingStage) -> None:
+    """It used to be told as attention that leaks, from the padded path that was advised against it."""
+    model = start()
+    with torch.no_grad():
+        model.model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    folder: Any = model
+    if isinstance(settings, Reward):
+        folder = tmp_path / "start"
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    with pytest.raises(PreflightError, match=r"layers\.1\.mlp\.up_proj\.weight hold NaN"):
+        prepared(settings, tmp_path, folder)
+    (check,) = StageFolder(tmp_path / "stage").preflight()["checks"]
+    assert (check["name"], check["status"]) == ("weights", "fail")
+
+
+def test_nan_in_the_start_of_a_stage_that_samples(tmp_path: Path) -> None:
+    model = start()
+    with torch.no_grad():
+        model.model.model.norm.weight[0] = float("inf")
+    with pytest.raises(PreflightError, match=r"model\.norm\.weight hold NaN or infinity"):
+        loop_of(model, tmp_path / "run")  # type: ignore[arg-type]

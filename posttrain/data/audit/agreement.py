@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.audit.finding import Finding, Severity, excerpt, percent, rows_text
-from posttrain.data.audit.statistics import krippendorff_alpha, wilson
+from posttrain.data.audit.statistics import krippendorff_alpha
 from posttrain.data.audit.subject import Subject
+from posttrain.intervals import wilson
 
 CANCELLED = 0.5
 """Where at least this share of the rows cancel one another out, nothing is left to learn: an error."""

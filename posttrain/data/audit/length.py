@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from posttrain.data.audit.finding import Finding, Severity, percent
-from posttrain.data.audit.statistics import Differences, Predicted, cross_validate, wilson
+from posttrain.data.audit.statistics import Differences, Predicted, cross_validate
 from posttrain.data.audit.subject import FEWEST_PAIRS, Subject
+from posttrain.intervals import wilson
 
 BIASED, NOTED = 0.60, 0.55
 """A share of longer winners is a warning where even its interval's lower end is above the first, a note above the

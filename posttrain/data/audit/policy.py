@@ -16,11 +16,11 @@ from torch import Tensor
 
 from posttrain.data.audit.corpus import Corpus
 from posttrain.data.audit.finding import Finding, Severity, excerpt, percent
-from posttrain.data.audit.statistics import wilson
 from posttrain.data.audit.subject import FEWEST_PAIRS, Subject
 from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
+from posttrain.intervals import wilson
 from posttrain.models.logprobs import Path, Policy
 from posttrain.models.projection import read_head, target_logprobs
 from posttrain.types import Batch, Example, TokenTree

@@ -1,4 +1,4 @@
-"""Intervals, agreement, log-odds and a small logistic regression; numpy only, so that every run can afford them."""
+"""Agreement, tests by signs, log-odds and a small logistic regression; numpy only: every run can afford them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-Z95 = 1.959964
-
-
-def wilson(successes: float, total: float, z: float = Z95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927): wilson(20, 20) -> (0.839, 1.0); (0, 1) where nothing was counted.
-
-    Ties may be counted as halves.
-    """
-    if total <= 0:
-        return 0.0, 1.0
-    share = successes / total
-    middle = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+from posttrain.intervals import wilson
 
 
 def sign_test(first_only: int, second_only: int) -> float:

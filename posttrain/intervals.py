@@ -1,0 +1,163 @@
+"""Every 95 % interval that a user is shown: what chance alone would make of a figure on as many prompts.
+
+One method for each kind of figure, so that a figure has the same interval wherever it is shown (suites, held-out
+scores, the audit, the report):
+
+| figure | method |
+|---|---|
+| a share of yes or no | Wilson (1927, eq. 7): `share`, `wilson` |
+| a mean, a ratio, a correlation | percentile bootstrap (Efron 1979): `mean`, `average`, `unbounded`, `bootstrap` |
+| a change over the same prompts | percentile bootstrap of the differences: `paired_difference` |
+| a figure of which only the standard error is known | the normal approximation: `from_error` |
+
+Shares need a method of their own because they live near 0 and 1, where the bootstrap is too narrow: of 20 right answers
+in 20 it would give [1, 1], Wilson gives [0.84, 1]. A mean of values in [0, 1] (pass@k, a win rate, several answers to a
+prompt) has the same trouble where all but a few are near one end, and gets Wilson's there: values of 0 or 1 have the
+largest variance of all with their mean, so it errs on the wide side.
+
+The prompt is the unit that was drawn, so every interval is over prompts; several answers to one prompt are one
+observation, their mean. With a fixed set of prompts and greedy answers nothing is random but their choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # loaded on request: `posttrain report` and the command line's tables start without numpy
+    import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 2_000
+Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+"""Standard errors to each side: 1.95996."""
+FEW = 5
+"""In sum this far from 0 or from n, a mean of values in [0, 1] is bootstrapped; nearer, its resamples are all alike."""
+FEWEST_PROMPTS = 6
+"""Below it even unanimity is chance: 2^-4 > 0.05."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A figure and its interval: Score(0.94, 0.87, 0.98, n=64)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Prompts, not answers."""
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference(Score):
+    """A mean change over the same prompts, with its interval: Difference(0.88, 0.80, 0.95, 64)."""
+
+    @property
+    def clear(self) -> bool:
+        """The interval leaves out zero, of at least six prompts."""
+        return self.n >= FEWEST_PROMPTS and (self.low > 0 or self.high < 0)
+
+
+# ---------------------------------------------------------------- shares
+
+
+def wilson(successes: float, total: float) -> tuple[float, float]:
+    """Interval of a share: wilson(20, 20) -> (0.839, 1.0); (0, 1) where nothing was counted.
+
+    Ties may be counted as halves.
+    """
+    if total <= 0:
+        return 0.0, 1.0
+    proportion = successes / total
+    spread = Z * math.sqrt(proportion * (1 - proportion) / total + Z**2 / (4 * total**2))
+    centre = proportion + Z**2 / (2 * total)
+    scale = 1 + Z**2 / total
+    # The bounds are 0 and 1 exactly where no or every answer is right; rounding must not push them past the value.
+    low = min(max(0.0, (centre - spread) / scale), proportion)
+    return low, max(min(1.0, (centre + spread) / scale), proportion)
+
+
+def share(successes: float, n: int) -> Score:
+    """share(8, 10) -> Score(0.8, 0.490, 0.943, 10)"""
+    low, high = wilson(successes, n)
+    return Score(successes / n, low, high, n)
+
+
+# ---------------------------------------------------------------- means
+
+
+def mean(values_by_prompt: Sequence[Sequence[float]]) -> Score:
+    """The mean of the prompts' means: mean([[1, 0], [1, 1]]) is that of 0.5 and 1."""
+    return average([fmean(values) for values in values_by_prompt])
+
+
+def average(values: np.ndarray | Sequence[float]) -> Score:
+    """The mean of one value per prompt: Wilson's interval for values of 0 and 1, and for values between them of which
+    all but a few are near one end; else the bootstrap's."""
+    given = _floats(values)
+    total, n = float(given.sum()), len(given)
+    if ((given >= 0) & (given <= 1)).all() and (min(total, n - total) < FEW or ((given == 0) | (given == 1)).all()):
+        return share(total, n)
+    return unbounded(given)
+
+
+def unbounded(values: np.ndarray | Sequence[float]) -> Score:
+    """The mean, one value per prompt, of a quantity that may lie anywhere: a length, a gap, a change. That all of its
+    values lie in [0, 1] makes it no share, so it is always bootstrapped."""
+    given = _floats(values)
+    return bootstrap(len(given), lambda index: given[index].mean(axis=-1))
+
+
+def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Score:
+    """Percentile bootstrap of a statistic over n prompts.
+
+    Args:
+        statistic: prompt indices [..., n] to values [...]; called with all prompts, and with resamples of them.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    rows = max(1, min(RESAMPLES, 4_000_000 // n))
+    draws = [
+        statistic(rng.integers(0, n, size=(min(rows, RESAMPLES - start), n))) for start in range(0, RESAMPLES, rows)
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
+    return Score(float(statistic(np.arange(n))), float(low), float(high), n)
+
+
+def from_error(value: float, standard_error: float) -> tuple[float, float]:
+    """The normal approximation, for a figure of which no more than its standard error was written down."""
+    return value - Z * standard_error, value + Z * standard_error
+
+
+# ---------------------------------------------------------------- changes
+
+
+def paired_difference(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> Difference:
+    """The mean change over the same prompts: pairing removes what is merely hard about a prompt.
+
+    before, after: scores of the same prompts in the same order, at least one.
+    """
+    found = unbounded(_floats(after) - _floats(before))
+    return Difference(found.value, found.low, found.high, found.n)
+
+
+def quantile(ordered: Sequence[float], place: float) -> float:
+    """Linear interpolation between the values of a sorted list (the definition of numpy and R's type 7)."""
+    at = (len(ordered) - 1) * place
+    below = math.floor(at)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
+
+
+def _floats(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(values, dtype=float)

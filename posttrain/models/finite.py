@@ -1,0 +1,28 @@
+"""Whether weights are numbers at all: a NaN in one of them is in every answer, and makes a checkpoint worthless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; without a second tensor of its size, as `isfinite().all()` would make."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())  # a NaN anywhere makes both NaN
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def non_finite_tensors(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those that hold a NaN or an infinity, in their order."""
+    pairs = named.items() if isinstance(named, Mapping) else named
+    return [name for name, tensor in pairs if not is_finite(tensor)]
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Parameters with a NaN or an infinity, and buffers with a NaN: an infinity is what some masks are made of."""
+    buffers = [name for name, b in model.named_buffers() if b.is_floating_point() and bool(torch.isnan(b).any())]
+    return non_finite_tensors(model.named_parameters()) + buffers
