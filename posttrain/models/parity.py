@@ -161,6 +161,11 @@ def _largest(difference: Tensor) -> float:
 
 
 def _relative(gradients: list[Tensor], others: list[Tensor]) -> float:
-    apart = torch.stack([(a - b).double().norm() for a, b in zip(gradients, others, strict=True)]).norm()
-    size = torch.stack([b.double().norm() for b in others]).norm()
+    wide: dict[str, Any] = {
+        "dtype": torch.float64
+    }  # summed in fp64 without a copy in it: an embedding's is the largest
+    apart = torch.stack(
+        [torch.linalg.vector_norm(a - b, **wide) for a, b in zip(gradients, others, strict=True)]
+    ).norm()
+    size = torch.stack([torch.linalg.vector_norm(b, **wide) for b in others]).norm()
     return float(apart / size.clamp(min=1e-30))
