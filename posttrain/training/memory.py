@@ -34,8 +34,8 @@ SHARE_FOR_ACTIVATIONS = 0.5
 """Of the memory that is free after weights, gradients and moments."""
 
 HEAP_SLACK = 0.75
-"""On CPU, of what comes and goes in a step (gradients, activations, buffers): glibc keeps freed blocks below 32 MiB in a
-heap full of holes, so that a step that held 1.58 GB at once took 2.04. With MALLOC_MMAP_THRESHOLD_=1048576 it took
+"""On CPU, of what comes and goes in a step (gradients, activations, buffers): glibc keeps freed blocks below 32 MiB in
+a heap full of holes, so that a step that held 1.58 GB at once took 2.04. With MALLOC_MMAP_THRESHOLD_=1048576 it took
 1.54, and 15 % more time for the page faults. Measured on 4 layers of SmolLM2's width, 2,048 tokens."""
 
 STEP_REMEDY = (
