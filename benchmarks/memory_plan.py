@@ -171,7 +171,7 @@ def measure(case: Case, folder: Path, layers: int) -> Measured:
         peaks = dict(watch.peaks)
     store.close()
     items = {item.name: item.bytes for item in plan.items}
-    return Measured(case.name, plan.total_bytes, peaks["checks"], peaks["steps"], items)
+    return Measured(case.name, plan.peak_bytes, peaks["checks"], peaks["steps"], items)
 
 
 class _Silent:

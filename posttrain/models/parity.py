@@ -244,9 +244,14 @@ def _largest(difference: Tensor) -> float:
     return float(difference.abs().max()) if difference.numel() else 0.0
 
 
+def _norm(gradient: Tensor) -> Tensor:
+    """Summed in fp64 without a copy in it: the gradient of an embedding is the largest tensor there is."""
+    return torch.linalg.vector_norm(gradient, dtype=torch.float64)
+
+
 def _relative(gradients: list[Tensor], others: list[Tensor]) -> float:
     if not gradients:  # nothing trains
         return 0.0
-    apart = torch.stack([(a - b).double().norm() for a, b in zip(gradients, others, strict=True)]).norm()
-    size = torch.stack([b.double().norm() for b in others]).norm()
+    apart = torch.stack([_norm(a - b) for a, b in zip(gradients, others, strict=True)]).norm()
+    size = torch.stack([_norm(b) for b in others]).norm()
     return float(apart / size.clamp(min=1e-30))

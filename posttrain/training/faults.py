@@ -162,7 +162,7 @@ def _second_pass(
         probe = probes[-1]
         bad = not torch.isfinite(loss)
         if not bad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if bad or probe.parameters or probe.gradient:
             found.append((probe, loss.detach(), batch))
             raise _Stop

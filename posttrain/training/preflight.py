@@ -98,6 +98,7 @@ class Preflight:
         memory = self.memory and {
             "items": [asdict(item) for item in self.memory.items],
             "total_bytes": self.memory.total_bytes,
+            "peak_bytes": self.memory.peak_bytes,
             "available_bytes": self.memory.available_bytes,
         }
         return {"checks": [asdict(check) for check in self.checks], "rows": list(self.rows), "memory": memory}

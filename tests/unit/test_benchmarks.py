@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import floor, text
 from benchmarks.against_trl import Comparison, Task, compare, table
 from benchmarks.loss_cases import CASES, sides
+from benchmarks.memory_plan import CASES as MEMORY_CASES
+from benchmarks.memory_plan import LIMIT, Measured, Watch, rows_of
+from benchmarks.memory_plan import table as memory_table
 from benchmarks.ours import train
 from benchmarks.record import ROOT, Record, peak_rss, read_rows
 from benchmarks.scaling import fill
@@ -256,3 +261,27 @@ def test_the_loss_comparison_finds_a_difference() -> None:
         assert not compare_losses(case, given, {**right, "gradient": moved}).agrees
     differing = compare_losses(CASES[0], given, {"loss": 1.0, "gradient": [[1.0] * len(row) for row in given.policy]})
     assert "DIFFERS" in loss_table([differing])
+
+
+# ---------------------------------------------------------------- the memory plan
+
+
+def test_a_plan_that_is_off_is_seen() -> None:
+    """The plan is held against the larger of the two peaks: that of the checks, and that of the steps."""
+    good = Measured("full sft", 5_100_000_000, 3_000_000_000, 5_000_000_000, {})
+    silent = Measured("full sft", 2_500_000_000, 5_720_000_000, 5_000_000_000, {})
+    assert good.off == pytest.approx(0.02) and silent.off == pytest.approx(-0.563, abs=1e-3)
+    assert abs(good.off) <= LIMIT < abs(silent.off)
+    assert "+2%" in memory_table([good]) and "-56%" in memory_table([silent])
+    assert len(MEMORY_CASES) >= 5 and all(rows_of(case) for case in MEMORY_CASES)
+
+
+def test_a_watch_keeps_the_peak_of_each_stretch() -> None:
+    with Watch() as watch:
+        watch.stretch("small")
+        time.sleep(0.03)
+        watch.stretch("large")
+        block = np.ones(30_000_000)
+        time.sleep(0.03)
+        assert block[0] == 1
+    assert watch.peaks["large"] - watch.peaks["small"] > 150_000_000
