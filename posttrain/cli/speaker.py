@@ -12,6 +12,8 @@ from posttrain.errors import ConfigError, EmptyDatasetError, ModelError, SourceE
 from posttrain.types import Message, RowRef
 
 if TYPE_CHECKING:
+    from posttrain.data.encoder_settings import EncoderSettings
+    from posttrain.data.speech import Speech
     from posttrain.evaluate.suites import Question
     from posttrain.models.loading import ModelSource
 
@@ -42,7 +44,6 @@ class Speaker:
         **sampling: Any,
     ):
         from posttrain.data.encode import Encoder
-        from posttrain.data.encoder_settings import EncoderSettings
         from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
         from posttrain.rollout.native import NativeEngine
@@ -52,7 +53,7 @@ class Speaker:
         require_policy(resolve(name, say=say))
         loaded = load(name, device=device_of(device), say=say)
         self.tokenizer = loaded.tokenizer
-        self.encoder = Encoder(loaded.tokenizer, EncoderSettings(template=_settled(template, loaded.source.folder)))
+        self.encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
         self.engine = NativeEngine(loaded.model)
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
@@ -100,14 +101,17 @@ def require_policy(source: ModelSource) -> None:
         )
 
 
-def _settled(template: str, folder: Path) -> str:
-    """`auto` as the name that it stands for: `raw` of a model that was trained on bare text, whatever template its
-    tokenizer has; else the tokenizer's own."""
-    if template != "auto":
-        return template
-    from posttrain.models.manifest import trained_template
+def _spoken(template: str, speech: Speech) -> EncoderSettings:
+    """`auto` asks the model as it was trained; another template is named, and keeps the folder's day and ends.
 
-    return trained_template(folder)
+    The record's values belong to its own template: `chat`, where the model was not trained on bare text.
+    """
+    from dataclasses import replace
+
+    settings = speech.settings()
+    if template in ("auto", settings.template):
+        return settings
+    return replace(settings, template=template, template_kwargs={})
 
 
 def read_prompts(path: str | Path) -> list[Question]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from posttrain.config.adapters import AdapterSettings, Continue, PrefixTuning, PTuning, QLoRA
+from posttrain.config.settings import PairEncoding
 from posttrain.config.stages import StageSettings, TrainingStage
 from posttrain.config.values import refuse
 
@@ -51,6 +52,31 @@ def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | N
         if isinstance(stage, TrainingStage) and stage.MAKES_POLICY and not isinstance(stage.adapter, Continue):
             adapter = stage.adapter
     return None
+
+
+def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> TrainingStage:
+    """The stage as it will speak to its model once the policies before it in the recipe are trained: it takes over what
+    they say of the template, its values and the day, wherever it says nothing itself."""
+    before: PairEncoding | None = None
+    for other in stages:
+        if other.name == stage.name:
+            break
+        if isinstance(other, TrainingStage) and other.MAKES_POLICY:
+            before = _over(before, other.encoding)  # type: ignore[attr-defined]
+    own = stage.encoding  # type: ignore[attr-defined]
+    return stage if before is None else stage.model_copy(update={"encoding": _over(before, own)})
+
+
+def _over(before: PairEncoding | None, own: PairEncoding) -> PairEncoding:
+    if before is None:
+        return own
+    same = own.template in ("auto", before.template)
+    update = {
+        "template": before.template if own.template == "auto" else own.template,
+        "template_kwargs": {**(before.template_kwargs if same else {}), **own.template_kwargs},
+        "date": own.date or before.date,
+    }
+    return own.model_copy(update=update)
 
 
 def _after(stage: TrainingStage, before: Before | None) -> Before:

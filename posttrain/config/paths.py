@@ -24,7 +24,7 @@ from posttrain.data.hub import HUB_ID
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources import SUFFIXES
 
-TEMPLATES = ("chat", *BUILTIN)
+TEMPLATES = ("auto", "chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""
 PACKAGE = Path(__file__).parent.parent
 RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")

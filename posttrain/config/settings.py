@@ -11,8 +11,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, listed, refuse
+from posttrain.data.clock import TODAY, date_of
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
+from posttrain.data.template_header import check_values
 from posttrain.data.truncate import Truncation
 from posttrain.diagnostics.alarms import make_checks
 from posttrain.diagnostics.checks import CHECKS
@@ -66,10 +68,15 @@ class Data(Settings):
 class PairEncoding(Settings):
     """How messages become ids, and which of them train."""
 
-    template: str = "chat"
-    """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
+    template: str = "auto"
+    """`auto` (as the start was trained; else its own), `chat` (the model's own), `chatml`, `raw` (bare texts, for base
+    models), or the path of a Jinja file."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Values for the template: `{enable_thinking: false}`."""
+    """Values for the template: `{enable_thinking: false}`. They win over those that the start was trained with, and are
+    saved with the model."""
+    date: str | None = None
+    """The day that a template writes which asks for today's: `2026-11-30`, or `today`, the day on which the run began.
+    null: the day that the start was trained with, else as `today`."""
     stop_token: Literal["train", "ignore"] = "train"
     """Whether the token that ends a turn trains. A model that never trains on it does not learn to stop."""
     truncation: Truncation = "drop"
@@ -77,6 +84,25 @@ class PairEncoding(Settings):
     responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
     """What to do with a text that holds the name of a special token: keep it, counted, or refuse the row."""
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _writable(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            check_values(values)
+        except ConfigError as error:
+            raise refuse(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from None
+        return values
+
+    @field_validator("date")
+    @classmethod
+    def _day(cls, day: str | None) -> str | None:
+        if day is not None and day != TODAY:
+            try:
+                date_of(day)
+            except ConfigError as error:
+                raise refuse(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from None
+        return day
 
 
 class SFTEncoding(PairEncoding):

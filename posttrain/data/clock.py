@@ -1,9 +1,9 @@
 """The date in a chat template, frozen: a template that asks the clock would write other prompts tomorrow.
 
-`transformers` and vLLM give templates one way to the clock, `strftime_now(format)`. Templates of gpt-oss, Mistral, Llama
-3.2, Granite and SmolLM3 write today's date with it. A model that was trained on Monday is then asked with Tuesday's ids,
-a cache of encoded rows is used again on another day, and a resumed run trains half of its rows under one date and half
-under another. So the template is given a `strftime_now` of its own, a Jinja macro that knows one day:
+`transformers` and vLLM give templates one way to the clock, `strftime_now(format)`. Templates of gpt-oss, Mistral,
+Llama 3.2, Granite and SmolLM3 write today's date with it. A model that was trained on Monday is then asked with
+Tuesday's ids, a cache of encoded rows is used again on another day, and a resumed run trains half of its rows under one
+date and half under another. So the template is given a `strftime_now` of its own, a Jinja macro that knows one day:
 
     frozen_clock(source, "2026-11-30")    # "{%- macro strftime_now(format) -%} ... {%- endmacro -%}"
 

@@ -25,7 +25,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Speech("chat", "{% for m in messages %}...", {"enable_thinking": False}, stop_ids=(2,), stop_texts=("<|im_end|>",))."""
+    """Speech("chat", "{% for m in messages %}...", {"enable_thinking": False}, stop_ids=(2,), stop_texts=("</s>",))."""
 
     template: str = "chat"
     """What the stage called it: `chat`, `chatml`, `raw`, or `file` for one of its own."""
@@ -40,8 +40,8 @@ class Speech:
     stop_texts: tuple[str, ...] = ()
     """The same as text, for whoever stops at texts."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """The distribution that `generation_config.json` proposes to whoever serves the folder. No verb of posttrain takes it
-    for its own: every field of a rollout is passed explicitly."""
+    """The distribution that `generation_config.json` proposes to whoever serves the folder. No verb of posttrain takes
+    it for its own: every field of a rollout is passed explicitly."""
     recorded: bool = field(default=True, compare=False)
     """Whether a folder says so; False is what a foreign model is taken to be."""
 
@@ -68,13 +68,17 @@ class Speech:
         mine, theirs = self.settings(), other.settings()
         found = [] if mine.template == theirs.template else [f"template {mine.template} and {theirs.template}"]
         for name in sorted({*self.template_kwargs, *other.template_kwargs}):
-            pair = [json.dumps(one.template_kwargs[name]) if name in one.template_kwargs else "unset" for one in (self, other)]
+            pair = [_shown(one.template_kwargs, name) for one in (self, other)]
             found += [f"{name} {pair[0]} and {pair[1]}"] if pair[0] != pair[1] else []
         found += [f"date {self.date} and {other.date}"] if self.date != other.date else []
         both = self.source is not None and other.source is not None
         if both and not found and self.source != other.source:
             found.append("two texts of the template")
         return found
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name]) if name in values else "unset"
 
 
 def write_speech(folder: Path, speech: Speech) -> None:

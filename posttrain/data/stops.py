@@ -1,8 +1,8 @@
 """Which ids end an answer: those that the template writes, the tokenizer's eos, and what the model's folder lists.
 
-A folder's `generation_config.json` may list further ids (`eos_token_id: [7, 9]`). They are part of how its model is spoken
-to: a model that was trained to end with any of them goes on after it if only one stops it, and what it says then is
-noise. Nothing else of that file is read (`posttrain.rollout.sampling`).
+A folder's `generation_config.json` may list further ids (`eos_token_id: [7, 9]`). They are part of how its model is
+spoken to: a model that was trained to end with any of them goes on after it if only one stops it, and what it says then
+is noise. Nothing else of that file is read (`posttrain.rollout.sampling`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozense
         for number in further
         if number in inside
     ]
-    return frozenset(own.union(number for number in further if number not in inside and _known(template, number))), notes
+    return frozenset(
+        own.union(number for number in further if number not in inside and _known(template, number))
+    ), notes
 
 
 def _known(template: ChatTemplate, number: int) -> bool:

@@ -35,11 +35,16 @@ from posttrain.errors import ConfigError, TemplateError, nearest
 
 _HEADER = re.compile(r"\A\s*\{#- posttrain-speech (?P<record>.*?) #\}.*?\{#- posttrain-speech-end #\}\n?", re.DOTALL)
 _SET_BY_THE_CALL = frozenset(
-    "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding truncation "
-    "max_length return_tensors return_dict return_assistant_tokens_mask sanitize_control_tokens tokenizer_kwargs".split()
+    [
+        *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+    ]
 )
 """Arguments of `apply_chat_template`: as values of a template they would be swallowed, or change what it returns."""
-_WORDS_OF_JINJA = frozenset("true false none True False None and or not in is if else elif set for macro loop self".split())
+_WORDS_OF_JINJA = frozenset(
+    ["true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is", "if", "else", "loop", "self"]
+)
 
 Source = str | Mapping[str, str]
 """A template, or several by name ("default", "tool_use")."""
@@ -159,7 +164,9 @@ def check_values(values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         if not isinstance(name, str) or not name.isidentifier() or name in _WORDS_OF_JINJA:
-            raise _bad_value(name, "no template can read a value of this name", repr(name), "a name as `enable_thinking`")
+            raise _bad_value(
+                name, "no template can read a value of this name", repr(name), "a name as `enable_thinking`"
+            )
         if name in _SET_BY_THE_CALL or name in (CLOCK, LIVE):
             raise _bad_value(name, "this is set by whoever renders a template", name, "a value that the template reads")
         if not _is_json(value):
@@ -230,5 +237,6 @@ def _notes_on_date(day: str | None, own: str | None) -> list[str]:
         return [f"the model was trained with the date {own} in its prompts, and is asked with {day} now"]
     return [
         f"the chat template writes today's date: it is {day} in every prompt of this model, here and in the exported "
-        f"folder (another day: `encoding: {{date: 2026-01-31}}`; who serves the folder gets the clock back by `{LIVE}=true`)"
+        f"folder (another day: `encoding: {{date: 2026-01-31}}`; whoever serves the folder and wants the clock back passes "
+        f"`{LIVE}=True`)"
     ]

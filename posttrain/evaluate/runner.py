@@ -61,6 +61,7 @@ from posttrain.models.devices import device_of
 from posttrain.models.fingerprint import weights_fingerprint
 from posttrain.models.loading import load, resolve
 from posttrain.models.manifest import folder_fingerprint, read_manifest, sha256_of
+from posttrain.models.spoken import speech_of
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
@@ -85,7 +86,8 @@ class Asked:
         """A causal LM in memory with the native engine.
 
         Args:
-            encoding: how prompts become ids; the tokenizer's own chat template if not given.
+            encoding: how prompts become ids: `LoadedModel.speech.settings()`; the tokenizer's own template, with the
+                values that its export wrote into it, if not given.
         """
         return cls(model, Encoder(tokenizer, encoding), NativeEngine(model), seed)
 
@@ -107,7 +109,8 @@ def evaluate_model(
     Args:
         model: what `load` loads, or a causal LM that is in memory; then its `tokenizer` is needed too.
         baseline: the start's folder. If it is `folder` itself, this is the start.
-        encoding: how prompts become ids, which has to be how the model was (or will be) trained.
+        encoding: how prompts become ids, which has to be how the model was (or will be) trained; if not given, a
+            model by its name is asked as its folder says.
         device: where a model that is not in memory yet is put; see `device_of`.
 
     Raises:
@@ -116,7 +119,9 @@ def evaluate_model(
         ResumeError: the start was asked other questions.
     """
     progress = progress or Progress()
-    identities = _identities(model, suites, seed, folder, baseline, encoding or EncoderSettings())
+    if encoding is None:
+        encoding = EncoderSettings() if isinstance(model, nn.Module) else speech_of(resolve(model)).settings()
+    identities = _identities(model, suites, seed, folder, baseline, encoding)
     known = _known(folder, identities)
     known |= _judged_again(suites, known, folder.path, baseline, device, progress)
     missing = [suite for suite in suites if suite.name not in known]

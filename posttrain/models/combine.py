@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
+from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapter_folders import adapter_facts, check_base, load_adapter
 from posttrain.models.catalogue import Say
@@ -27,6 +29,7 @@ from posttrain.models.fingerprint import base_fingerprint
 from posttrain.models.loading import ModelSource, base_of, load, resolve
 from posttrain.models.manifest import refuse_foreign
 from posttrain.models.quiet import quiet
+from posttrain.models.spoken import speech_of
 from posttrain.models.tokenizers import has_tokenizer, load_tokenizer
 
 EXACT = "cat"
@@ -78,7 +81,8 @@ def merge_adapters(
     tokenizer = load_tokenizer(parts[0].folder) if has_tokenizer(parts[0].folder) else loaded.tokenizer
     names = [part.name for part in parts]
     info = {"merged": {"base": base.name, "adapters": names, "weights": list(weights), "method": method}}
-    settings = ExportSettings(dtype=dtype, stop_ids=_stop_ids(parts[0], base), info=info)
+    speech = _speech(parts, tokenizer, say)
+    settings = ExportSettings(dtype=dtype, speech=speech, stop_ids=speech.stop_ids, info=info)
     return save_model(model.eval(), tokenizer, out, settings, base=base)
 
 
@@ -201,12 +205,15 @@ def _check_ranks(model: PeftModel, names: Sequence[str], method: str) -> None:
         )
 
 
-def _stop_ids(*sources: ModelSource) -> tuple[int, ...]:
-    """The ids that end a turn, as the first folder that states them does; () leaves it to the tokenizer."""
-    for source in sources:
-        path = source.folder / "generation_config.json"
-        if path.is_file():
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (int(ids),)
-    return ()
+def _speech(parts: Sequence[ModelSource], tokenizer: Any, say: Say | None) -> Speech:
+    """As the first adapter is spoken to, whose tokenizer the merged model has; the others are told apart aloud."""
+    first, *others = [speech_of(part) for part in parts]
+    for part, other in zip(parts[1:], others, strict=True):
+        if (apart := first.differences(other)) and say is not None:
+            say(
+                f"{parts[0].name} and {part.name} were trained to be spoken to differently ({'; '.join(apart)}): the "
+                "merged model is spoken to as the first"
+            )
+    if first.source is None and first.template != "raw":
+        first = replace(first, source=tokenizer.chat_template)
+    return first

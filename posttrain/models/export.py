@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
+from posttrain.data.template import first_difference
 from posttrain.errors import ExportError
 from posttrain.models import readback
 from posttrain.models.adapters import adapter_kind, merges
@@ -33,6 +34,11 @@ from posttrain.models.manifest import publish, refuse_foreign, temporary_folder,
 from posttrain.models.tokenizers import check_vocabulary
 
 READ_BACK_SECONDS = 900.0
+OTHER_WAY = "for an adapter, try the other way (`merge: true` or `merge: false`)"
+OTHER_TEMPLATE = (
+    "the tokenizer renders conversations by more than the template that is saved with it: train under a template of "
+    "which all is text (`encoding: {template: chatml}`, or a file)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +213,11 @@ class PendingSave:
                 "its tokenizer or chat template encodes a message differently",
                 f"{answer['probe_ids'][:12]} instead of {expected.probe_ids[:12]}",
             )
+        for ours, theirs in zip(expected.request["prompt_ids"], answer["prompt_ids"], strict=True):
+            if ours != theirs:
+                raise self._refusal(
+                    "plain `transformers` builds other prompts than training had", _apart(ours, theirs), OTHER_TEMPLATE
+                )
         if not self._says_the_same(answer["greedy"]):
             raise self._refusal(
                 "it says something else than the model in memory",
@@ -222,14 +233,24 @@ class PendingSave:
                 return expected.leads[place] <= expected.tolerance
         return len(greedy) == len(expected.greedy)
 
-    def _refusal(self, problem: str, found: str) -> ExportError:
+    def _refusal(self, problem: str, found: str, advice: str = OTHER_WAY) -> ExportError:
         return ExportError(
             f"the saved model was read back, and {problem}",
             where=self.folder,
             found=found,
             remedy="nothing was saved under this name, and the weights are still in memory or in the checkpoint; "
-            "for an adapter, try the other way (`merge: true` or `merge: false`)",
+            + advice,
         )
+
+
+def _apart(ours: list[int], theirs: list[int] | str) -> str:
+    """Where the ids of one prompt part, in few words."""
+    if isinstance(theirs, str):
+        return theirs
+    at = first_difference(ours, theirs)
+    return (
+        f"{theirs[at : at + 8]} at token {at} instead of {ours[at : at + 8]}, of {len(theirs)} and {len(ours)} tokens"
+    )
 
 
 def _info(model: Any, settings: ExportSettings, adapter_only: bool, base: ModelSource | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig
 
+from posttrain.data.speech import Speech, write_speech
+from posttrain.data.template_header import split
 from posttrain.errors import ExportError
 from posttrain.models import readback
 from posttrain.models.loading import ModelSource
@@ -26,8 +28,22 @@ from posttrain.rollout.sampling import SamplingDistribution
 
 PROBE_TEXT = "Hello! What can you do for me today?"
 NEW_TOKENS = 16
+PROPOSED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields of a distribution that a folder proposes to whoever serves it."""
 QUANTISED_SHARE = 0.25
 """Of the largest logit: what computing in 4 or 8 bits may change. bitsandbytes measures 2% to 3% on a random model."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenPrompt:
+    """A prompt as templates read it, and the ids that training had for it.
+
+    SpokenPrompt([{"role": "user", "content": "Hi"}], (), (1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198))
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,12 @@ class ExportSettings:
     merge: bool = True
     """Fold the adapter into the weights; False saves the adapter alone, beside the name of its base."""
     stop_ids: tuple[int, ...] = ()
-    """Ids that end a turn, for `generation_config.json`; the tokenizer's eos if empty."""
+    """Ids that end a turn, for `generation_config.json` and `config.json`; those of `speech` if empty, else the
+    tokenizer's eos."""
+    speech: Speech | None = None
+    """How the model is spoken to; None is what its tokenizer says."""
+    prompts: tuple[SpokenPrompt, ...] = ()
+    """Real prompts of the run with their ids, which plain `transformers` must build from the folder alone."""
     sampling: SamplingDistribution = field(default_factory=SamplingDistribution)
     """What the folder proposes to whoever serves it; by default the plain distribution that was trained."""
     dtype: torch.dtype | None = None
@@ -70,7 +91,7 @@ def write_model(
     model: Any, tokenizer: Any, folder: Path, settings: ExportSettings, adapter_base: ModelSource | None
 ) -> Expected:
     """The files of a causal LM; see `Writer`."""
-    stop_ids = list(settings.stop_ids) or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    stop_ids = stop_ids_of(settings, tokenizer)
     probe_ids = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
     row = [*probe_ids, *_spread_ids(model)]
     with quiet(), eval_mode(model):
@@ -90,7 +111,10 @@ def write_model(
         greedy, leads = readback.greedy_ids(speaker, probe_ids, stop_ids, settings.new_tokens)
     save_tokenizer(tokenizer, folder)
     _write_generation_config(folder, tokenizer, stop_ids, settings.sampling)
+    write_stops(folder, stop_ids)
+    write_record(folder, tokenizer, stop_ids, settings)
     request = {
+        **asked_prompts(settings),
         "row": row,
         "prompt": probe_ids,
         "stop_ids": stop_ids,
@@ -100,6 +124,47 @@ def write_model(
         "threads": torch.get_num_threads(),
     }
     return Expected(logits, greedy, leads, probe_ids, tolerance, rounding, request)
+
+
+def stop_ids_of(settings: ExportSettings, tokenizer: Any) -> list[int]:
+    """The ids that end an answer, all that are known."""
+    known = list(settings.stop_ids) or list(settings.speech.stop_ids if settings.speech is not None else ())
+    return known or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+
+
+def asked_prompts(settings: ExportSettings) -> dict[str, Any]:
+    """The part of the request that has plain `transformers` build the run's own prompts.
+
+    Bare text (`template: raw`) has no template that `transformers` would take, so there is nothing to compare."""
+    if settings.speech is not None and settings.speech.template == "raw":
+        return {"prompts": [], "prompt_ids": []}
+    return {
+        "prompts": [{"messages": list(one.messages), "tools": list(one.tools)} for one in settings.prompts],
+        "prompt_ids": [list(one.ids) for one in settings.prompts],
+    }
+
+
+def write_record(folder: Path, tokenizer: Any, stop_ids: Sequence[int], settings: ExportSettings) -> None:
+    """posttrain_speech.json: what the stage says, or what the tokenizer says where no stage does."""
+    speech = settings.speech or Speech("chat", tokenizer.chat_template, recorded=False)
+    if settings.speech is None and tokenizer.chat_template:
+        (values, date), _ = split(tokenizer.chat_template)
+        speech = replace(speech, template_kwargs=values, date=date)
+    sampling = {key: value for key, value in asdict(settings.sampling).items() if key in PROPOSED}
+    texts = tuple(tokenizer.decode([number]) for number in stop_ids)
+    write_speech(folder, replace(speech, stop_ids=tuple(stop_ids), stop_texts=texts, sampling=sampling))
+
+
+def write_stops(folder: Path, stop_ids: Sequence[int]) -> None:
+    """All ids that end an answer into config.json too, which engines read that ignore generation_config.json."""
+    path = folder / "config.json"
+    if not path.is_file() or not stop_ids:  # an adapter alone has none
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config") or {}):
+        if part is config or "eos_token_id" in part:
+            part["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def on_cpu(model: Any) -> Any:

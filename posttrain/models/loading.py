@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
+from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError, nearest
 from posttrain.models.adapter_folders import adapter_facts, load_adapter
 from posttrain.models.adapters import add_adapter
@@ -29,6 +30,7 @@ from posttrain.models.manifest import verify_manifest
 from posttrain.models.merging import merge_in_place
 from posttrain.models.quantised import quantisation, require_quantising
 from posttrain.models.quiet import quiet
+from posttrain.models.spoken import speech_of
 from posttrain.models.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 
 
@@ -56,9 +58,12 @@ class ModelSource:
         return self.name if self.kind == "hub" else str(self.folder.resolve())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedModel:
-    """A model that passed the checks: LoadedModel(model, tokenizer, source, fingerprint="9f2c...")."""
+    """A model that passed the checks: LoadedModel(model, tokenizer, source, fingerprint="9f2c...").
+
+    A model trains in place; a stage that trained it writes how it is spoken to from then on (`speech`).
+    """
 
     model: Any
     """A PreTrainedModel, or a PeftModel around one."""
@@ -72,6 +77,8 @@ class LoadedModel:
     """What a user should know, a line each."""
     adapter: AdapterSettings | None = None
     """The fresh adapter that `load` put on it."""
+    speech: Speech = field(default_factory=lambda: Speech(recorded=False))
+    """How it is spoken to; `Encoder(loaded.tokenizer, loaded.speech.settings())` builds the ids of its training."""
 
 
 def load(
@@ -85,7 +92,8 @@ def load(
 ) -> LoadedModel:
     """Load a causal LM by catalogue name, folder (a whole model, an adapter, GGUF), `.gguf` file, or hub id.
 
-    A folder's `generation_config.json` is not carried into the model: every sampling field is the run's own.
+    A folder's `generation_config.json` is not carried into the model: every sampling field is the run's own. What it
+    lists as the ids that end an answer is no sampling, but how the model is spoken to: it goes into `speech`.
 
     Args:
         adapter: puts a fresh adapter on the model. On an adapter folder, its own adapter is folded into the weights
@@ -120,7 +128,8 @@ def load(
     model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
-    return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh)
+    speech = speech_of(source)
+    return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech)
 
 
 def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device: torch.device) -> None:

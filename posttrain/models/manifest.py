@@ -40,6 +40,7 @@ LOADED = (
     "*.gguf",
     "*.jinja",
     "posttrain_reward.json",
+    "posttrain_speech.json",
 )
 """Files that a loader reads: one of these that the manifest does not list changes what is loaded. Notes and other
 files may be added freely."""
@@ -86,15 +87,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             remedy="use the version of posttrain that wrote it",
         )
     return manifest
-
-
-def trained_template(folder: Path) -> str:
-    """How a saved model was trained to be asked: "raw" for bare text, else "chat", its tokenizer's own template.
-
-    Raises as `read_manifest`.
-    """
-    training = ((read_manifest(folder) or {}).get("training") or {}) if folder.is_dir() else {}
-    return "raw" if training.get("template") == "raw" else "chat"
 
 
 def verify_manifest(folder: Path) -> dict[str, Any] | None:

@@ -30,10 +30,12 @@ def main(request_path: str) -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    prompts = [prompt_ids(tokenizer, one["messages"], one["tools"]) for one in request["prompts"]]
     if "score_rows" in request:
         model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
         np.save(out / "logits.npy", row_scores(model, request["score_rows"], tokenizer.pad_token_id))
-        answer = {"greedy": [], "text": None, "probe_ids": tokenizer_ids(tokenizer, request["text"])}
+        probe = tokenizer_ids(tokenizer, request["text"])
+        answer = {"greedy": [], "text": None, "probe_ids": probe, "prompt_ids": prompts}
         (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
         return
     model = load_plain(request["folder"], getattr(torch, request["dtype"]))
@@ -43,6 +45,7 @@ def main(request_path: str) -> None:
         "greedy": greedy,
         "text": tokenizer.decode(greedy),
         "probe_ids": tokenizer_ids(tokenizer, request["text"]),
+        "prompt_ids": prompts,
     }
     (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
@@ -144,6 +147,16 @@ def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:
     message = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     return tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int] | str:
+    """A prompt as anybody builds it who knows nothing of its training; the refusal's words where that fails."""
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template raises whatever it likes, and the parent says what of
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

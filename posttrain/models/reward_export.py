@@ -21,7 +21,16 @@ from posttrain.data.trees import collate
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models import readback
 from posttrain.models.export import PendingSave, begin_save
-from posttrain.models.export_files import PROBE_TEXT, Expected, ExportSettings, eval_mode, on_cpu
+from posttrain.models.export_files import (
+    PROBE_TEXT,
+    Expected,
+    ExportSettings,
+    asked_prompts,
+    eval_mode,
+    on_cpu,
+    stop_ids_of,
+    write_record,
+)
 from posttrain.models.export_files import write_adapter as write_adapter_files
 from posttrain.models.heads import ScoreModel
 from posttrain.models.loading import LoadedModel, ModelSource
@@ -80,10 +89,12 @@ def _write(
                 rounding, scores = float(np.abs(rounded - scores).max()), rounded
             saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
     save_tokenizer(tokenizer, folder)
+    write_record(folder, tokenizer, stop_ids_of(settings, tokenizer), settings)
     write_reward_file(folder, rule, encoding, statistics)
     narrow = saved.dtype not in (torch.float32, torch.float64)
     tolerance = (1e-2 if narrow else TOLERANCE) * (1 + float(np.abs(scores).max()))
     request = {
+        **asked_prompts(settings),
         "score_rows": rows,
         "outputs": len(rule.heads),
         "text": PROBE_TEXT,

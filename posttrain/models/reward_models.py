@@ -4,8 +4,8 @@
     saved = load_reward_folder("runs/mine/reward/model")         # .loaded, .rule, .encoding
 
 A saved folder is an ordinary `AutoModelForSequenceClassification` folder. What `transformers` has no word for (pooling,
-outputs and their mix, length correction, scale and shift, the template's options) lies beside it in
-`posttrain_reward.json`.
+outputs and their mix, length correction, scale and shift, how rows are cut) lies beside it in `posttrain_reward.json`;
+how it is spoken to in `posttrain_speech.json`, as for every model.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from posttrain.models.heads import Init, is_reward_model, with_head
 from posttrain.models.loading import LoadedModel, ModelSource, base_of, load, resolve
 from posttrain.models.merging import cpu_copy, merged_copy
 from posttrain.models.quiet import quiet
+from posttrain.models.spoken import speech_of
 from posttrain.models.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 
 REWARD_FILE = "posttrain_reward.json"
 SCHEMA = 1
-OF_THE_ENCODING = ("template", "template_kwargs", "truncation", "max_length")
-"""What a scored response is encoded with, besides the tokenizer; a template by its text lies in the folder."""
+OF_THE_ENCODING = ("truncation", "max_length")
+"""How a scored response is cut. How the model is spoken to stands in `posttrain_speech.json`, as for every model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,11 @@ def load_reward_folder(
     else:
         loaded = _load_whole(source, dtype)
     loaded.model.to(device)
+    spoken = loaded.speech.settings()
     if record is None:
-        return RewardFolder(loaded, _foreign_rule(loaded, head), EncoderSettings())
-    encoding = EncoderSettings(**record["encoding"])
+        return RewardFolder(loaded, _foreign_rule(loaded, head), spoken)
+    # A folder of before the record of speech has template and values here; with a record, these are not written.
+    encoding = replace(spoken, **record["encoding"])
     return RewardFolder(loaded, _rule_of(record, source), encoding, record.get("statistics") or {})
 
 
@@ -216,7 +219,8 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
             remedy="get the complete model; config.json may be of another one",
         )
     check_vocabulary(model, tokenizer, source.folder)
-    return LoadedModel(model.eval(), tokenizer, source, weights_fingerprint(model), source)
+    fingerprint = weights_fingerprint(model)
+    return LoadedModel(model.eval(), tokenizer, source, fingerprint, source, speech=speech_of(source))
 
 
 def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say: Say | None) -> LoadedModel:
@@ -245,7 +249,8 @@ def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say
             found=f"{type(error).__name__}: {error}",
             remedy=f"check that {under.folder} is the model it was trained on",
         ) from error
-    return LoadedModel(model.eval(), tokenizer, source, weights_fingerprint(model), loaded.base)
+    fingerprint = weights_fingerprint(model)
+    return LoadedModel(model.eval(), tokenizer, source, fingerprint, loaded.base, speech=speech_of(source))
 
 
 def _no_reward_model(source: ModelSource, found: str) -> ModelError:
@@ -284,8 +289,6 @@ def write_reward_file(
 ) -> None:
     """What `transformers` has no word for: posttrain_reward.json."""
     kept = {key: value for key, value in asdict(encoding).items() if key in OF_THE_ENCODING}
-    if kept["template"] != "raw":
-        kept["template"] = "chat"  # whatever it was called, it is now the folder's own
     record = {"schema": SCHEMA, "rule": asdict(rule), "encoding": kept, "statistics": dict(statistics)}
     (folder / REWARD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

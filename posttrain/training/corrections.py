@@ -32,7 +32,7 @@ def make_corrections(
     """Write data.jsonl into the stage's folder; returns what stage.json says under "data".
 
     Args:
-        encoding: how prompts become ids; the tokenizer's own chat template if not given.
+        encoding: how prompts become ids; as the model's folder says if not given.
         device: where the model answers; see `device_of`.
 
     Raises:
@@ -46,7 +46,7 @@ def make_corrections(
     with progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
         counts = correction_pairs(
             rows,
-            Encoder(loaded.tokenizer, encoding),
+            Encoder(loaded.tokenizer, encoding or loaded.speech.settings()),
             NativeEngine(loaded.model),
             sampling,
             keep=keep or (),

@@ -24,6 +24,7 @@ from posttrain.errors import DataError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.devices import device_of
+from posttrain.models.export_files import SpokenPrompt
 from posttrain.models.loading import LoadedModel
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.audited import audit_rows
@@ -31,6 +32,7 @@ from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Check
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
+from posttrain.training.stage_speech import prompts_of, run_date, stage_encoding, stops_in_answers
 from posttrain.training.starts import Start, settle
 from posttrain.types import Example, RowRef, TokenTree
 
@@ -52,6 +54,8 @@ class Inputs:
     """What the preflight has to say of the rows beside the counts."""
     categories: Mapping[RowRef, str] = field(default_factory=dict)
     """What kind each row that may be held out is, where a column says it."""
+    prompts: tuple[SpokenPrompt, ...] = ()
+    """A few of the rows' prompts, which the exported folder must build alike."""
 
 
 def load_inputs(
@@ -70,7 +74,10 @@ def load_inputs(
     """
     if not isinstance(start, Start):
         start = settle(stage, start, device_of(stage.compute.device))
-    settings = _encoder_settings(stage, start.positions)
+    spoken, contradictions = stage_encoding(stage, start.speech, run_date(folder))
+    for line in contradictions:
+        progress.say(f"{folder.name}: {line}")
+    settings = _encoder_settings(stage, spoken, start.positions)
     if settings.max_length != stage.max_length:
         progress.say(f"{folder.name}: max_length is {settings.max_length:,}, the most positions that the model has")
     reader = _Reader(stage, objective, _encoder(stage, start.tokenizer, settings), folder, progress)
@@ -89,7 +96,14 @@ def load_inputs(
         )
     counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
     return Inputs(
-        every[kept], every[out], reader.encoder, counts, (every.fingerprint,), training.findings, training.categories
+        every[kept],
+        every[out],
+        reader.encoder,
+        counts,
+        (every.fingerprint,),
+        training.findings,
+        training.categories,
+        training.prompts,
     )
 
 
@@ -111,6 +125,7 @@ class _Encoded:
     """Rows that could not be read, under `bad_rows: skip`."""
     findings: tuple[Check, ...] = ()
     categories: Mapping[RowRef, str] = field(default_factory=dict)
+    prompts: tuple[SpokenPrompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +172,9 @@ class _Reader:
         stage = self.stage
         if isinstance(stage, Reward) and (split == "held_out" or not isinstance(stage.held_out, Data)):
             categories = categories_of(examples, stage.category)
-        return _Encoded(split, rows, _record(examples, rows), rejected, findings, categories)
+        prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
+        findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
+        return _Encoded(split, rows, _record(examples, rows), rejected, findings, categories, prompts)
 
     def _recast(self, examples: Examples) -> Iterable[Example]:
         """The rows as the method takes them."""
@@ -263,7 +280,9 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
-    return Inputs(training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories)
+    return Inputs(
+        training.rows, apart.rows, encoder, counts, fingerprints, findings, apart.categories, training.prompts
+    )
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
@@ -310,14 +329,9 @@ def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------- the encoder's settings
 
 
-def prompt_settings(stage: TrainingStage) -> EncoderSettings:
-    """How the stage's model is asked: its template, and nothing that concerns rows to train on."""
-    encoding = stage.encoding  # type: ignore[attr-defined]
-    return EncoderSettings(template=encoding.template, template_kwargs=encoding.template_kwargs)
-
-
-def _encoder_settings(stage: TrainingStage, positions: int | None) -> EncoderSettings:
-    """The stage's options; no row may be longer than the model has positions."""
-    settings = stage.encoding.model_dump()  # type: ignore[attr-defined]
+def _encoder_settings(stage: TrainingStage, spoken: EncoderSettings, positions: int | None) -> EncoderSettings:
+    """How the model is spoken to, with the stage's options for rows; none may have more tokens than the model has
+    positions."""
+    options = stage.encoding.model_dump(exclude={"template", "template_kwargs", "date"})  # type: ignore[attr-defined]
     limits = [limit for limit in (stage.max_length, positions) if limit is not None]
-    return EncoderSettings(max_length=min(limits, default=None), **settings)
+    return replace(spoken, max_length=min(limits, default=None), **options)

@@ -38,7 +38,7 @@ from posttrain.training.algorithms import Algorithm, algorithm
 from posttrain.training.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
 from posttrain.training.curriculum import Curriculum
 from posttrain.training.examiner import Examiner
-from posttrain.training.inputs import Inputs, prompt_settings
+from posttrain.training.inputs import Inputs
 from posttrain.training.learners import (
     Distillation,
     Imitation,
@@ -53,6 +53,7 @@ from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
+from posttrain.training.stage_speech import prompts_of, run_date, stage_encoding
 from posttrain.training.starts import settle
 from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
 from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
@@ -74,7 +75,10 @@ def prepare_online(
     settled = settle(stage, start, device)
     for note in settled.notes:
         progress.say(f"{folder.name}: {note}")
-    encoder = Encoder(settled.tokenizer, prompt_settings(stage))
+    spoken, contradictions = stage_encoding(stage, settled.speech, run_date(folder))
+    encoder = Encoder(settled.tokenizer, spoken)
+    for line in (*contradictions, *encoder.notes):
+        progress.say(f"{folder.name}: {line}")
     rubric = rubric_of_stage(stage, rewards)
     tasks = load_tasks(
         stage.data,
@@ -138,9 +142,10 @@ def prepare_online(
         adapter=loaded.adapter,
         source=source,
     )
-    inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints)
+    prompts = prompts_of((prompt.task for prompt in tasks.train), encoder)
+    inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints, prompts=prompts)
     kind = None if start_reference is None else start_reference.kind
-    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
+    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge, run_date(folder))
 
 
 def objective_of(

@@ -27,7 +27,7 @@ from posttrain.config import (
     what_changed,
 )
 from posttrain.config.adapters import Continue
-from posttrain.config.chain import continued
+from posttrain.config.chain import continued, spoken_before
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.diagnostics.progress import Progress
@@ -40,16 +40,17 @@ from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.loading import resolve
 from posttrain.models.manifest import folder_fingerprint
+from posttrain.models.spoken import speech_of
 from posttrain.report import write_report
 from posttrain.report.read import HELD_OUT
 from posttrain.training.corrections import make_corrections, rows_to_correct
-from posttrain.training.inputs import prompt_settings
 from posttrain.training.memory import EVALUATION_REMEDY, explained
 from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Preflight
 from posttrain.training.records import environment, now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stage import prepare, run_stage
+from posttrain.training.stage_speech import stage_encoding
 from posttrain.training.tasks import tasks_fingerprint
 
 
@@ -126,6 +127,7 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
                 continue
             folder = scratch.stage(stage.name)
             lenient = stage.model_copy(update={"preflight": stage.preflight.model_copy(update={"on_failure": "warn"})})
+            lenient = spoken_before(recipe.stages, lenient)
             begun = continued(recipe.stages, stage.name)
             if begun is not None and isinstance(stage.adapter, Continue):  # no adapter is there yet to go on with
                 lenient = lenient.model_copy(update={"adapter": begun})
@@ -169,7 +171,7 @@ def _stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     model: str | Path = recipe.model
     training = [stage for stage in recipe.stages if isinstance(stage, TrainingStage)]
     last = [stage.name for stage in training if stage.MAKES_POLICY][-1:]
-    speech = _speech_of(training[0] if training else None)
+    speech = _speech_of(training[0] if training else None, model, run)
     asked: list[tuple[StageFolder, str | Path, _Speech]] = [(run.start, model, speech)]
     _evaluate_start(run, recipe, speech, progress)
     for stage in recipe.stages:
@@ -181,7 +183,8 @@ def _stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
                 wanted = stage.MAKES_POLICY and (recipe.evaluate.every_stage or stage.name in last)
                 _train_stage(stage, model, folder, run, recipe, progress, evaluate=wanted)
                 if stage.MAKES_POLICY:
-                    model, speech = folder.model, _speech_of(stage)
+                    speech = _speech_of(stage, model, run)
+                    model = folder.model
                     asked += [(folder, model, speech)] if wanted else []
         if isinstance(stage, TrainingStage) and not stage.MAKES_POLICY:
             _judge_earlier(stage.name, asked, run, recipe, progress)
@@ -198,10 +201,12 @@ class _Speech:
     device: str
 
 
-def _speech_of(stage: TrainingStage | None) -> _Speech:
+def _speech_of(stage: TrainingStage | None, start: str | Path, run: RunFolder) -> _Speech:
+    """How a stage speaks to its model, given what it starts from; without a stage, as the start was trained."""
+    spoken = speech_of(resolve(start))
     if stage is None:
-        return _Speech(EncoderSettings(), "auto")
-    return _Speech(prompt_settings(stage), stage.compute.device)
+        return _Speech(spoken.settings(), "auto")
+    return _Speech(stage_encoding(stage, spoken, str(run.run()["date"]))[0], stage.compute.device)
 
 
 def _train_stage(
@@ -214,19 +219,19 @@ def _train_stage(
     *,
     evaluate: bool,
 ) -> None:
-    stage = _with_data(stage, run)
+    stage, speech = _with_data(stage, run), _speech_of(stage, start, run)
     record = folder.stage() if folder.exists else {}
     identity = _quick_identity(stage, start, recipe.seed)
     if _is_done(record, identity, folder):
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
         if evaluate:
-            _evaluate_stage(folder, recipe, folder.model, _speech_of(stage), progress)
+            _evaluate_stage(folder, recipe, folder.model, speech, progress)
         _summarise(run, recipe)
         return
     _refuse_changed(record, identity, stage, folder)
 
     def ask(model: Any, tokenizer: Any) -> None:
-        _evaluate_stage(folder, recipe, model, _speech_of(stage), progress, tokenizer=tokenizer)
+        _evaluate_stage(folder, recipe, model, speech, progress, tokenizer=tokenizer)
 
     run_stage(
         stage,

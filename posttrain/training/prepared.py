@@ -29,6 +29,8 @@ class Prepared:
     reference_kind: str | None
     merge: bool = True
     """Whether the stage's folder will hold whole weights; else an adapter alone."""
+    date: str | None = None
+    """The day on which the run began, which an attempt that goes on from here keeps."""
 
 
 def load_policy(

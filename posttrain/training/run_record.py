@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from posttrain.config import StageSettings
+from posttrain.data.clock import today
 from posttrain.diagnostics.run_store import RunFolder, StageFolder
 from posttrain.training.loop import Interrupted
 from posttrain.training.records import now
@@ -20,17 +21,19 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         keep_others: stages that are known from before and not named now stay, ahead of these.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    before = {entry["name"]: entry for entry in run.run().get("stages", [])} if run.exists else {}
+    known = run.run() if run.exists else {}
+    before = {entry["name"]: entry for entry in known.get("stages", [])}
     named = {stage.name: stage for stage in stages}
     entries = [entry for name, entry in before.items() if keep_others and name not in named]
     for stage in stages:
         fresh = {"name": stage.name, "method": stage.method, "status": "pending", "seconds": 0.0}
         entries.append({**before.get(stage.name, fresh), "method": stage.method})
-    created = run.run().get("created") if run.exists else None
     run.write_run(
         name=name,
         posttrain_version=metadata.version("posttrain"),
-        created=created or now(),
+        created=known.get("created") or now(),
+        # The day that templates write which ask for today's: a run that goes on tomorrow keeps it.
+        date=known.get("date") or today(),
         status="running",
         stages=entries,
     )

@@ -19,6 +19,7 @@ from posttrain.config.base import RowStage
 from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
 from posttrain.data.reward_encode import RewardEncoder
+from posttrain.data.speech import Speech
 from posttrain.diagnostics.heartbeat import Heartbeat
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
@@ -43,6 +44,7 @@ from posttrain.training.prepared import Prepared, autocast_of, load_policy
 from posttrain.training.proof import fixed, prove, show, stand
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
+from posttrain.training.stage_speech import run_date
 from posttrain.training.starts import settle
 from posttrain.training.step import companions_of_run, require_company
 from posttrain.types import Task, TokenTree
@@ -145,7 +147,7 @@ def prepare(
         adapter=loaded.adapter,
     )
     kind = start_reference.kind if start_reference else None
-    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge)
+    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge, run_date(folder))
 
 
 def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcome:
@@ -165,9 +167,11 @@ def train(prepared: Prepared, folder: StageFolder, progress: Progress) -> Outcom
     if encoder.settings.template != "raw":  # served as it was trained, also under a template that the stage named
         tokenizer.chat_template = encoder.chat_template
     info = {"stage": folder.name, "method": work.stage.method, "identity": work.identity, "steps": steps}
-    if encoder.settings.template == "raw":  # the tokenizer may have a template that nobody trained it with
-        info["template"] = "raw"
-    settings = ExportSettings(merge=prepared.merge, stop_ids=tuple(sorted(encoder.stop_ids)), info=info)
+    # Under `raw` the tokenizer may have a template that nobody trained it with: the record says what to do.
+    speech = Speech.of(encoder)
+    if work.stage.MAKES_POLICY:
+        prepared.loaded.speech = speech  # the model in memory is another one now, and a next stage may start from it
+    settings = ExportSettings(prepared.merge, speech.stop_ids, speech, prepared.inputs.prompts, info=info)
     with progress.phase(f"{folder.name}: saving and reading back", unit="files"):
         if isinstance(work.stage, Reward):
             assert isinstance(encoder, RewardEncoder)
@@ -239,6 +243,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     gradient = next(check for check in prepared.preflight.checks if check.name == "gradient")
     return {
         "fingerprint": work.identity,
+        "date": prepared.date,
         "environment": environment(work.policy.device),
         "start_model": {
             "name": source.name,

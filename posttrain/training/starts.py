@@ -7,7 +7,7 @@ start.tokenizer, start.positions, start.notes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from transformers import AutoConfig
 
 from posttrain.config.adapters import Bottleneck, Continue
 from posttrain.config.stages import TrainingStage
+from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapter_folders import AdapterFacts, adapter_facts
 from posttrain.models.adapters import adapter_kind, merges, virtual_tokens
 from posttrain.models.gguf import read_gguf_tokenizer
 from posttrain.models.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
+from posttrain.models.spoken import speech_of
 from posttrain.models.tokenizers import has_tokenizer, load_tokenizer
 
 CONTINUE = "write `adapter: {kind: continue}` to go on training it"
@@ -38,6 +40,8 @@ class Start:
     """Whether the stage's folder will hold whole weights."""
     notes: tuple[str, ...] = ()
     """What the user should know before training, a line each."""
+    speech: Speech = field(default_factory=lambda: Speech(recorded=False))
+    """How the start is spoken to, by its record or its files."""
 
 
 def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
@@ -71,7 +75,8 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
         kind, taken = stage.adapter.kind, stage.adapter.virtual_tokens
     if facts is not None and isinstance(stage.adapter, Continue):
         kind, taken = facts.kind, facts.virtual_tokens
-    return Start(tokenizer, _left(positions, taken, stage), merge, tuple(_notes(stage, kind, merge)))
+    left = _left(positions, taken, stage)
+    return Start(tokenizer, left, merge, tuple(_notes(stage, kind, merge)), speech_of(source))
 
 
 def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
@@ -93,7 +98,7 @@ def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
         raise _no_base(stage, start.base)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     left = _left(positions, virtual_tokens(model), stage)
-    return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)))
+    return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)), start.speech)
 
 
 def _settle_reward(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
@@ -106,7 +111,8 @@ def _settle_reward(stage: TrainingStage, start: LoadedModel, kind: str | None) -
     positions = getattr(start.model.config.get_text_config(), "max_position_embeddings", None)
     adapter = stage.adapter
     left = _left(positions, adapter.virtual_tokens if adapter is not None else 0, stage)
-    return Start(start.tokenizer, left, merge, tuple(_notes(stage, adapter.kind if adapter else None, merge)))
+    notes = tuple(_notes(stage, adapter.kind if adapter else None, merge))
+    return Start(start.tokenizer, left, merge, notes, start.speech)
 
 
 def _merge(stage: TrainingStage, facts: AdapterFacts | None) -> bool:

@@ -9,7 +9,9 @@ import torch
 
 from posttrain.cli.speaker import Speaker
 from posttrain.evaluate.perplexity import FixedAnswer, Scorer
-from posttrain.models.manifest import trained_template, write_manifest
+from posttrain.models.loading import resolve
+from posttrain.models.manifest import write_manifest
+from posttrain.models.spoken import speech_of
 from posttrain.models.parity import computed_in
 from posttrain.training.records import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
@@ -26,11 +28,8 @@ def saved(folder: Path, **training: str) -> Path:
 def test_a_model_of_bare_text_is_asked_with_bare_text(tmp_path: Path) -> None:
     sampling = {"temperature": 0.0, "max_new_tokens": 2, "device": "cpu"}
     raw, chat = saved(tmp_path / "raw", template="raw"), saved(tmp_path / "chat")
-    assert (trained_template(raw), trained_template(chat), trained_template(tmp_path / "none")) == (
-        "raw",
-        "chat",
-        "chat",
-    )
+    # Folders of before the record of speech say `raw` in their manifest.
+    assert [speech_of(resolve(folder)).template for folder in (raw, chat)] == ["raw", "chat"]
     assert Speaker(str(raw), **sampling).encoder.settings.template == "raw"
     assert Speaker(str(chat), **sampling).encoder.settings.template == "chat"
     assert Speaker(str(raw), template="chat", **sampling).encoder.settings.template == "chat"

@@ -260,4 +260,6 @@ def _measured(corpus: Corpus, examples: Iterable[Example], model: str | Path | L
 
     loaded = model if isinstance(model, LoadedModel) else load(model, say=progress.say)
     with progress.phase("audit: log-probs", total=len(corpus), unit="pairs") as phase:
-        return measure(corpus, examples, loaded.model, Encoder(loaded.tokenizer), progress=phase.advance)
+        return measure(
+            corpus, examples, loaded.model, Encoder(loaded.tokenizer, loaded.speech.settings()), progress=phase.advance
+        )
