@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from posttrain.config.adapters import AdapterSettings, Continue, PrefixTuning, PTuning, QLoRA
-from posttrain.config.settings import PairEncoding
+from posttrain.config.settings import PromptEncoding
 from posttrain.config.stages import StageSettings, TrainingStage
 from posttrain.config.values import refuse
 
@@ -57,7 +57,7 @@ def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | N
 def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> TrainingStage:
     """The stage as it will speak to its model once the policies before it in the recipe are trained: it takes over what
     they say of the template, its values and the day, wherever it says nothing itself."""
-    before: PairEncoding | None = None
+    before: PromptEncoding | None = None
     for other in stages:
         if other.name == stage.name:
             break
@@ -67,7 +67,7 @@ def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> Trai
     return stage if before is None else stage.model_copy(update={"encoding": _over(before, own)})
 
 
-def _over(before: PairEncoding | None, own: PairEncoding) -> PairEncoding:
+def _over(before: PromptEncoding | None, own: PromptEncoding) -> PromptEncoding:
     if before is None:
         return own
     same = own.template in ("auto", before.template)

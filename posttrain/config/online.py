@@ -18,12 +18,12 @@ from posttrain.config.fields import parameter_field
 from posttrain.config.sampled import (
     ONLINE_RATE,
     HeldOutTasks,
-    PromptEncoding,
     RolloutSampling,
     SamplingStage,
     Stop,
     online_rate,
 )
+from posttrain.config.settings import PromptEncoding
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
 from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, resolve_online, variant

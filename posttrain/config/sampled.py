@@ -10,6 +10,7 @@ from posttrain.config.base import HeldOut, TrainingStage
 from posttrain.config.curriculum import CurriculumSettings
 from posttrain.config.engines import EngineSettings, NativeEngineSettings
 from posttrain.config.rewards import Reward
+from posttrain.config.settings import PromptEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
 from posttrain.rollout.sampling import SamplingDistribution
@@ -50,15 +51,6 @@ class Stop(Settings):
     """Examinations in a row without a better score."""
     kl_above: Float | None = Field(default=None, gt=0)
     """Nats of KL(policy || start) per response, a mean over the step, that are too far. Needs a KL."""
-
-
-class PromptEncoding(Settings):
-    """How prompts become ids."""
-
-    template: str = "chat"
-    """`chat` (the model's own), `chatml`, `raw` (bare texts, for base models), or the path of a Jinja file."""
-    template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Values for the template: `{enable_thinking: false}`."""
 
 
 class SamplingStage(TrainingStage):

@@ -65,8 +65,8 @@ class Data(Settings):
         return self
 
 
-class PairEncoding(Settings):
-    """How messages become ids, and which of them train."""
+class PromptEncoding(Settings):
+    """How prompts become ids: how the model is spoken to, which is saved with it."""
 
     template: str = "auto"
     """`auto` (as the start was trained; else its own), `chat` (the model's own), `chatml`, `raw` (bare texts, for base
@@ -77,13 +77,6 @@ class PairEncoding(Settings):
     date: str | None = None
     """The day that a template writes which asks for today's: `2026-11-30`, or `today`, the day on which the run began.
     null: the day that the start was trained with, else as `today`."""
-    stop_token: Literal["train", "ignore"] = "train"
-    """Whether the token that ends a turn trains. A model that never trains on it does not learn to stop."""
-    truncation: Truncation = "drop"
-    """What happens to a row longer than `max_length`: leave it out, cut the beginning of its prompt, or cut its
-    responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
-    special_tokens_in_text: Literal["keep", "refuse"] = "keep"
-    """What to do with a text that holds the name of a special token: keep it, counted, or refuse the row."""
 
     @field_validator("template_kwargs")
     @classmethod
@@ -103,6 +96,18 @@ class PairEncoding(Settings):
             except ConfigError as error:
                 raise refuse(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from None
         return day
+
+
+class PairEncoding(PromptEncoding):
+    """How messages become ids, and which of them train."""
+
+    stop_token: Literal["train", "ignore"] = "train"
+    """Whether the token that ends a turn trains. A model that never trains on it does not learn to stop."""
+    truncation: Truncation = "drop"
+    """What happens to a row longer than `max_length`: leave it out, cut the beginning of its prompt, or cut its
+    responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
+    special_tokens_in_text: Literal["keep", "refuse"] = "keep"
+    """What to do with a text that holds the name of a special token: keep it, counted, or refuse the row."""
 
 
 class SFTEncoding(PairEncoding):

@@ -45,9 +45,8 @@ def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozense
         for number in further
         if number in inside
     ]
-    return frozenset(
-        own.union(number for number in further if number not in inside and _known(template, number))
-    ), notes
+    usable = {number for number in further if number not in inside and _known(template, number)}
+    return frozenset(own | usable), notes
 
 
 def _known(template: ChatTemplate, number: int) -> bool:

@@ -237,6 +237,6 @@ def _notes_on_date(day: str | None, own: str | None) -> list[str]:
         return [f"the model was trained with the date {own} in its prompts, and is asked with {day} now"]
     return [
         f"the chat template writes today's date: it is {day} in every prompt of this model, here and in the exported "
-        f"folder (another day: `encoding: {{date: 2026-01-31}}`; whoever serves the folder and wants the clock back passes "
+        f"folder (another day: `encoding: {{date: 2026-01-31}}`; who serves the folder has the clock back by "
         f"`{LIVE}=True`)"
     ]

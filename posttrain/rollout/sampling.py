@@ -24,6 +24,9 @@ from posttrain.errors import ConfigError
 class SamplingDistribution:
     """How tokens are drawn; every field is explicit and none is taken from a model folder's generation_config.json.
 
+    The ids that end an answer are no matter of drawing but of how the model is spoken to: `Encoder.stop_ids` has those
+    that the folder lists, beside the template's.
+
     SamplingDistribution(temperature=0.7, max_new_tokens=64, stop_ids=frozenset({2}), seed=1)
 
     Logits pass through the fields in this order: penalties, temperature, top-k, top-p, min-p.

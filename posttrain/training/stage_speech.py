@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.config import TrainingStage
-from posttrain.config.settings import PairEncoding
+from posttrain.config.settings import PromptEncoding
 from posttrain.data.clock import TODAY, today
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
@@ -40,7 +40,7 @@ def stage_encoding(stage: TrainingStage, start: Speech, run: str) -> tuple[Encod
     Args:
         run: the day on which the run began.
     """
-    encoding: PairEncoding = stage.encoding  # type: ignore[attr-defined]
+    encoding: PromptEncoding = stage.encoding  # type: ignore[attr-defined]
     spoken = start.settings()
     template = spoken.template if encoding.template == "auto" else encoding.template
     same = template in (spoken.template, start.template)

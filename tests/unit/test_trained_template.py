@@ -11,8 +11,8 @@ from posttrain.cli.speaker import Speaker
 from posttrain.evaluate.perplexity import FixedAnswer, Scorer
 from posttrain.models.loading import resolve
 from posttrain.models.manifest import write_manifest
-from posttrain.models.spoken import speech_of
 from posttrain.models.parity import computed_in
+from posttrain.models.spoken import speech_of
 from posttrain.training.records import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
