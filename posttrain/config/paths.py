@@ -17,7 +17,7 @@ from posttrain.config.explain import KeyPath, Places, spell, together
 from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
-from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, StageSettings
+from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
 from posttrain.data.builtin_templates import BUILTIN
 from posttrain.data.hub import HUB_ID
@@ -93,7 +93,7 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, SamplingStage)
+        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})

@@ -38,7 +38,8 @@ def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozense
     further = sorted(set(listed) - own)
     if not further:
         return frozenset(own), []
-    inside = {number for text in _answers(template) for number in tokens.ids(text)}
+    # Not the last id of an answer: it ends one, whatever the template does after it.
+    inside = {number for text in _answers(template) for number in tokens.ids(text)[:-1]}
     notes = [
         f"the model's folder lists {_shown(template, number)} among the ids that end an answer, and the template "
         "writes it in the middle of one: it does not stop anything here"

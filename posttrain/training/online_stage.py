@@ -53,7 +53,7 @@ from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
-from posttrain.training.stage_speech import prompts_of, run_date, stage_encoding
+from posttrain.training.stage_speech import prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.starts import settle
 from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
 from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
@@ -77,7 +77,8 @@ def prepare_online(
         progress.say(f"{folder.name}: {note}")
     spoken, contradictions = stage_encoding(stage, settled.speech, run_date(folder))
     encoder = Encoder(settled.tokenizer, spoken)
-    for line in (*contradictions, *encoder.notes):
+    teacher = vars(stage).get("teacher")  # a key of the methods that have one
+    for line in (*contradictions, *encoder.notes, *spoken_apart(teacher, encoder)):
         progress.say(f"{folder.name}: {line}")
     rubric = rubric_of_stage(stage, rewards)
     tasks = load_tasks(

@@ -22,6 +22,8 @@ from posttrain.data.speech import Speech
 from posttrain.diagnostics.run_store import RunFolder, StageFolder
 from posttrain.errors import EncodingError
 from posttrain.models.export_files import SpokenPrompt
+from posttrain.models.loading import resolve
+from posttrain.models.spoken import speech_of
 from posttrain.training.preflight import Check
 from posttrain.types import Demonstration, Example, Message, TokenTree
 
@@ -68,6 +70,18 @@ def _contradictions(start: Speech, named: str, settings: EncoderSettings) -> Ite
             before = start.template_kwargs.get(name, value)
             if json.dumps(before) != json.dumps(value):
                 yield f"the start was trained with `{name}: {json.dumps(before)}`, this stage with {json.dumps(value)}"
+
+
+def spoken_apart(teacher: str | None, encoder: Encoder) -> list[str]:
+    """What to say where a teacher was trained to be spoken to otherwise than the policy whose tokens it rates."""
+    speech = speech_of(resolve(teacher)) if teacher is not None else None
+    apart = speech.differences(Speech.of(encoder)) if speech is not None and speech.recorded else []
+    if not apart:
+        return []
+    return [
+        f"the teacher was trained to be spoken to otherwise than this stage does ({'; '.join(apart)}): it rates "
+        "answers to prompts of a kind that it was not trained on"
+    ]
 
 
 def run_date(folder: StageFolder) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging
 
 from posttrain.errors import ExportError, ModelError
-from posttrain.models import export, readback
 from posttrain.models.adapters import LoRA, add_adapter
 from posttrain.models.export import ExportReport, ExportSettings, begin_save, save_model
 from posttrain.models.fingerprint import weights_fingerprint
@@ -33,6 +30,7 @@ from posttrain.models.manifest import (
 from posttrain.models.merging import merged_copy
 from posttrain.rollout.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
+from tests.read_back import read_in_process
 
 IDS = torch.tensor([[5, 9, 70, 3, 12]])
 TOKENIZER = byte_tokenizer("CHATML", pad=None)
@@ -53,40 +51,10 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(IDS).logits
 
 
-class Finished:
-    """A process that has already ended."""
-
-    def __init__(self, code: int):
-        self.code = code
-
-    def wait(self, timeout: float | None = None) -> int:
-        return self.code
-
-    def poll(self) -> int:
-        return self.code
-
-
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[Path], None]]]:
-    """Read back within the test's process, seconds faster; the list takes faults to plant in the folder before."""
-    faults: list[Callable[[Path], None]] = []
-
-    def start(scratch: Path) -> Finished:
-        folder = Path(json.loads((scratch / "request.json").read_text())["folder"])
-        for fault in faults:
-            fault(folder)
-        try:
-            with warnings.catch_warnings():
-                readback.main(str(scratch / "request.json"))
-        except Exception as error:
-            (scratch / "errors.txt").write_text(f"Traceback\n{type(error).__name__}: {error}")
-            return Finished(1)
-        return Finished(0)
-
-    verbosity = logging.get_verbosity()
-    monkeypatch.setattr(export, "_start", start)
-    yield faults
-    logging.set_verbosity(verbosity)
+    """Reads back within the test's process; the list takes faults to plant in the folder before."""
+    yield from read_in_process(monkeypatch)
 
 
 # ---------------------------------------------------------------- the real thing, in fresh processes
