@@ -179,8 +179,9 @@ def date_of(text: str) -> datetime.date:
         ConfigError: no date of the calendar, written as 2026-11-30.
     """
     try:
-        if len(text) == len("2026-11-30"):  # Python also reads 20261130 and weeks
-            return datetime.date.fromisoformat(text)
+        day = datetime.date.fromisoformat(text)
+        if day.isoformat() == text:  # Python also reads 20261130 and 2026-W49-1
+            return day
     except (TypeError, ValueError):
         pass
     raise ConfigError(
