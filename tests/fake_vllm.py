@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
+from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 NEUTRAL = {
@@ -170,6 +171,7 @@ class FakeServer:
 
     def __init__(self, folder: Path, *, port: int = 0, labels: bool = True, **options: Any):
         self.engine = FakeEngine(folder, **options)
+        self.folder = folder
         self.labels = labels
         """Whether it has /weight_info, which older servers lack."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -279,6 +281,13 @@ class FakeServer:
                 self.on_completion()
             with self._lock:
                 return 200, self._complete(body)
+        if path == "/tokenize":  # a chat's prompt as vLLM builds it: by the folder's template and nothing else
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            values = body.get("chat_template_kwargs") or {}
+            ids = tokenizer.apply_chat_template(
+                body["messages"], add_generation_prompt=True, tokenize=True, return_dict=False, **values
+            )
+            return 200, {"tokens": ids, "count": len(ids)}
         if path == "/weight_info" and self.labels:
             return 200, {"weight_version": engine.label}
         if path == "/update_weight_version" and self.labels:
