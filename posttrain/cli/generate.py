@@ -33,7 +33,7 @@ def generate(
 ) -> None:
     """Talk to a model; answer a file with --prompts; answer one prompt from a pipe.
 
-    The model folder's generation_config.json is never read: what is not said here has the default shown here.
+    The model folder's generation_config.json changes no sampling: what is not said here has the default shown here.
     """
     from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
