@@ -181,10 +181,10 @@ def _stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
                 _correct(stage, model, folder, recipe, speech, progress)
             elif isinstance(stage, TrainingStage):
                 wanted = stage.MAKES_POLICY and (recipe.evaluate.every_stage or stage.name in last)
-                _train_stage(stage, model, folder, run, recipe, progress, evaluate=wanted)
+                own = _speech_of(stage, model, run)
+                _train_stage(stage, model, folder, run, recipe, own, progress, evaluate=wanted)
                 if stage.MAKES_POLICY:
-                    speech = _speech_of(stage, model, run)
-                    model = folder.model
+                    model, speech = folder.model, own
                     asked += [(folder, model, speech)] if wanted else []
         if isinstance(stage, TrainingStage) and not stage.MAKES_POLICY:
             _judge_earlier(stage.name, asked, run, recipe, progress)
@@ -215,11 +215,12 @@ def _train_stage(
     folder: StageFolder,
     run: RunFolder,
     recipe: Recipe,
+    speech: _Speech,
     progress: Progress,
     *,
     evaluate: bool,
 ) -> None:
-    stage, speech = _with_data(stage, run), _speech_of(stage, start, run)
+    stage = _with_data(stage, run)
     record = folder.stage() if folder.exists else {}
     identity = _quick_identity(stage, start, recipe.seed)
     if _is_done(record, identity, folder):

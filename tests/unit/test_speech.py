@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.config import load_recipe
 from posttrain.config.stages import DPO, SFT
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
@@ -132,3 +133,14 @@ def test_a_save_without_a_stage_says_what_the_tokenizer_says(tmp_path: Path) -> 
     bare = byte_tokenizer(None)
     save_model(tiny_model(vocab=len(bare)), bare, tmp_path / "bare")
     assert speech_of(resolve(tmp_path / "bare")).source is None
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "grpo"])
+def test_a_template_file_lies_beside_its_recipe(tmp_path: Path, method: str) -> None:
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    more = ", rewards: [{kind: math}]" if method == "grpo" else ""
+    stage = f"{{name: one, method: {method}, data: rows.jsonl, encoding: {{template: mine.jinja}}{more}}}"
+    (tmp_path / "r.yaml").write_text(f"schema: 1\nname: r\nmodel: embedded\nstages:\n  - {stage}\n")
+    read = load_recipe(tmp_path / "r.yaml").stages[0]
+    assert read.encoding.template == str((tmp_path / "mine.jinja").resolve())  # type: ignore[attr-defined]
