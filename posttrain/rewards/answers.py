@@ -166,6 +166,9 @@ _LABELS_INSIDE = (
     re.compile(r"(?:^|[\s*_(])\(?([A-J])\)?[\s*_).]*$"),
     re.compile(r"\(([A-J])\)"),
 )
+_JOINED_LABELS = re.compile(
+    r"\b([A-J])\b[)*_\s]*(?:\b(?:or|and|oder|und)\b|[,/&])[(*_\s]*(?:or\s+|and\s+)?\(?([A-J])\b"
+)
 _TOLD_LABEL = re.compile(r"^\W*([A-J])\b")
 
 
@@ -229,6 +232,8 @@ def _picked(clause: str, want: Want, *, told: bool) -> str:
     clause = clause.strip().strip("*_").strip()
     if not clause or len(clause) > LONGEST_SENTENCE:
         return ""
+    if clause.endswith("!"):
+        clause = clause[:-1].rstrip()  # "The answer is 5!" is glad, and "$5!$" a factorial
     if want == "choice":
         return _choice(clause, told)
     form = read(clause)
@@ -236,12 +241,21 @@ def _picked(clause: str, want: Want, *, told: bool) -> str:
         return clause
     spans = [next(part for part in span.groups() if part) for span in _SPAN.finditer(clause)]
     if want == "other":
-        if isinstance(form, Words) or not spans:
+        if isinstance(form, Words):
             return clause.rstrip(".").strip()
-        return spans[-1]
+        return spans[-1] if spans else _formula_at_end(clause)
     if _OR.search(clause) and len(_NUMBER.findall(clause)) > 1:
         return clause  # two answers are none, and so is "5 (or 6)"
     return _number(clause, spans, told)
+
+
+def _formula_at_end(clause: str) -> str:
+    """Of "The vertex is (2, 3)" the point; the clause where it ends in no formula."""
+    for word in list(re.finditer(r"\S+", clause))[-WORDS:]:
+        part = clause[word.start() :].rstrip(".").strip("*_")
+        if re.search(r"[\d=<>()\\^/+]", part) and _is_said(read(part)):
+            return part
+    return clause.rstrip(".").strip()
 
 
 def _number(clause: str, spans: list[str], told: bool) -> str:
@@ -250,6 +264,8 @@ def _number(clause: str, spans: list[str], told: bool) -> str:
         before = clause[: reason.start()].strip().strip("*_") if reason is not None else ""
         if before and _is_worked_out(read(before)):
             return before
+        if isinstance(read(clause), Unread) and re.search(r"[^\W\d_]{2,}", clause) is None:
+            return clause  # all of it is the answer: "6 7" is no 7
     numbers = list(_NUMBER.finditer(clause))
     if not numbers and not spans:
         return ""
@@ -306,6 +322,5 @@ def _choice(clause: str, told: bool) -> str:
     if not found:
         return clause if told and len(clause) < 80 and _is_said(form) else ""
     label = next(group for group in found[0].groups() if group)
-    rest = clause[found[0].end() - 1 :]
-    others = set(re.findall(r"(?:\b(?:or|and|oder|und)\b|[,/])\s*[*_(]*([A-J])\b", rest)) - {label}
-    return clause if others else label
+    joined = any(label in match.groups() for match in _JOINED_LABELS.finditer(clause))
+    return clause if joined else label

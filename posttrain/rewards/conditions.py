@@ -116,7 +116,8 @@ def name_of(side: Sequence[Token]) -> str | None:
     if not side or is_constant(side):
         return None
     kinds = {token.kind for token in side}
-    if any(token.kind in ("text", "word") and len(token.text) > 3 for token in side) and "number" not in kinds:
+    is_named = any(token.kind in ("text", "word") and len(token.text) > 3 for token in side) and len(side) <= 4
+    if is_named and "number" not in kinds and not {"is", "are"} & set(texts):
         return " ".join(texts).casefold()
     if all(token.kind in ("text", "word") for token in side):
         # AB is a segment, xy a product; a unit's or a variable's text is a name

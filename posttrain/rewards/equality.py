@@ -34,7 +34,7 @@ def verdict(one: str, other: str) -> tuple[bool, Outcome]:
     left, right = read(one), read(other)
     try:
         same = _same(left, right)
-    except (UnreadableError, ZeroDivisionError, OverflowError):
+    except (UnreadableError, ZeroDivisionError, OverflowError, RecursionError):
         return False, "beyond"
     if not same and (isinstance(left, Unread) or isinstance(right, Unread)):
         return False, "beyond"

@@ -133,12 +133,12 @@ class _Reader:
             if self.peek() in ("*", "/"):
                 sign = self.take().text
                 other = self.signed_power()
-                found = Term("mul" if sign == "*" else "div", (found, other))
+                found = _times(found, other) if sign == "*" else Term("div", (found, other))
             elif self.is_times_letter():
                 self.at += 1
-                found = Term("mul", (found, self.power()))
+                found = _times(found, self.power())
             elif self.begins_factor():
-                found = Term("mul", (found, self.power()))
+                found = _times(found, self.power())
             else:
                 break
         for sign in reversed(signs):
@@ -408,9 +408,14 @@ class _Reader:
         sign = self.take().text if self.peek() == "-" else ""
         found = self.power()
         while self.begins_factor() and self.peek()[1:] not in FUNCTIONS:
-            found = Term("mul", (found, self.power()))
+            found = _times(found, self.power())
         self.depth -= 1
         return negative(found) if sign else found
+
+
+def _times(left: Term, right: Term) -> Term:
+    """One product of all factors, so that a long one is not deep."""
+    return Term("mul", (*left.parts, right) if left.op == "mul" else (left, right))
 
 
 def _signed(sign: str, term: Term) -> Term:

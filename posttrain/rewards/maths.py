@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import select
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
 
 START_SECONDS = 60.0
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LOG = logging.getLogger(__name__)
 
 Outcome = Literal["text", "read", "unread", "asked", "timeout", "crash", "none"]
@@ -65,7 +67,7 @@ class Math:
         if inside is None:
             return "" if self.require_boxed or is_cut(text) else stated(text, want=wanted(gold))
         if "answer" in inside.lower():  # \boxed{\text{The answer is } 5}
-            return stated(inside, want=wanted(gold)) or inside
+            return stated(_TEXT.sub(r"\1", inside), want=wanted(gold)) or inside
         return inside
 
     def _judged(self, answer: str, gold: str) -> tuple[bool, Outcome]:

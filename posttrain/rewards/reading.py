@@ -96,10 +96,12 @@ def _trimmed(given: list[Token]) -> list[Token]:
         token for place, token in enumerate(given)
         if token.text != "$" or (place + 1 < len(given) and given[place + 1].kind == "number")
     ]  # fmt: skip
-    while given and given[-1].text in (".", ",", ";", ":", "*"):
+    while given and given[-1].text in (".", ",", ";", ":"):
         given.pop()
-    while given and given[0].text in ("*", ":"):
+    while given and given[0].text == ":":
         given.pop(0)
+    while len(given) > 2 and given[0].text == given[-1].text == "*":
+        given = given[1:-1]  # *5* is in italics; a lone * is a sign
     return given
 
 
@@ -240,11 +242,11 @@ def _related(given: list[Token], depth: int) -> Form | None:
 
 
 def _element(name: Sequence[Token], form: Form) -> Form:
+    if isinstance(form, Several) and form.kind == "set":
+        return form
     as_set = open_region(form)
     if as_set is not None:
         return replace(as_set, name=name_of(name) or "")
-    if isinstance(form, Several) and form.kind == "set":
-        return form
     raise UnreadableError("an element of what?")
 
 

@@ -94,7 +94,7 @@ class Exact:
             case "add":
                 return sum(values[1:], first)
             case "mul":
-                return first * values[1]
+                return math.prod(values[1:], start=first)
             case "div":
                 return first / values[1]
             case "neg":
@@ -221,7 +221,7 @@ class Floating:
             case "add":
                 return _CONTEXT.fsum(values)
             case "mul":
-                return first * values[1]
+                return math.prod(values[1:], start=first)
             case "div":
                 return first / values[1]
             case "neg":
