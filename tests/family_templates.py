@@ -88,6 +88,13 @@ QWEN35_THINK = (
 )
 """The same, and the generation prompt opens the thought."""
 
+KIMI_K2 = """\
+{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' -%}{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{%- endif -%}
+{{ (m.content or '') + '<|im_end|>' }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n<think>' }}{%- endif -%}"""
+"""Writes a thought of its own before every answer, and the content, with whatever thoughts, as it is."""
+
 NEMOTRON3 = (
     _LAST_USER
     + """\
@@ -252,6 +259,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "HERMES": (HERMES, (*_CHATML, *_CALLS)),
     "QWEN3": (QWEN3, (*_CHATML, *_THINK, *_CALLS)),
     "QWEN35_THINK": (QWEN35_THINK, (*_CHATML, *_THINK, *_CALLS)),
+    "KIMI_K2": (KIMI_K2, (*_CHATML, *_THINK)),
     "NEMOTRON3": (NEMOTRON3, (*_CHATML, *_THINK)),
     "GEMMA4_LOSES_CALLS": (GEMMA4_LOSES_CALLS, ("<|turn>", "<turn|>", "<|channel>", "<channel|>")),
     "GEMMA4": (

@@ -62,7 +62,9 @@ def example(answer: str, question: str = "what is it") -> Demonstration:
 
 
 @pytest.mark.parametrize("unknown", [None, "<unk>"])
-@pytest.mark.parametrize(("answer", "lost"), [("the answer is 42.", 3), ("hello wörld", 1), ("hello world", 0)])
+@pytest.mark.parametrize(
+    ("answer", "lost"), [("the answer is 42.", 3), ("hello wörld", 1), ("hello kuku", 4), ("hello world", 0)]
+)
 def test_characters_that_are_lost_are_counted(unknown: str | None, answer: str, lost: int) -> None:
     encoded = Encoder(metaspace_bpe(unknown)).example(example(answer))
     assert encoded.round_trip.lost == lost

@@ -20,6 +20,7 @@ from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.reward import objective_of as reward_objective
 from tests.chat_templates import CHATML
+from tests.family_templates import KIMI_K2
 from tests.fixtures import byte_tokenizer, tiny_model
 
 
@@ -283,3 +284,23 @@ def test_an_input_beside_a_mapped_instruction_is_a_warning(tmp_path: Path, start
     check = columns_check(tmp_path, start, row, columns={"prompt": "instruction", "completion": "output"})
     assert check.status == "warn" and "`prompt` is only the instruction" in check.remedy
     assert columns_check(tmp_path, start, row) is None
+
+
+# ---------------------------------------------------------------- the proof of every row
+
+
+def test_the_proof_of_all_rows_counts_splits_and_names_the_first_refused_row(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(KIMI_K2, specials=("<|im_start|>", "<|im_end|>", "<think>", "</think>"))
+    tiny_model(vocab=len(tokenizer)).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    rows = ["<think>a</think>b", "b", "<think>a</think><think>b</think>c", "d", "<think>a</think>e"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Say {n}.", "completion": row}) + "\n" for n, row in enumerate(rows))
+    )
+    stage = SFT(data={"path": str(path), "bad_rows": "skip"}, held_out=0)
+    (check,) = loaded(stage, tmp_path / "start", tmp_path).proofs
+    assert check.status == "warn" and check.evidence["refused"] == 1
+    assert "of 4 rows proven" in check.detail and "2 of them as a documented split" in check.detail
+    assert "1 refused, first " in check.detail and "rows.jsonl, row 3" in check.detail
+    assert check.evidence["findings"] == {"moved_thoughts": 2}

@@ -20,6 +20,7 @@ STOPS = {
     "HERMES": ("<|im_end|>",),
     "QWEN3": ("<|im_end|>",),
     "QWEN35_THINK": ("<|im_end|>",),
+    "KIMI_K2": ("<|im_end|>",),
     "NEMOTRON3": ("<|im_end|>",),
     "GEMMA4_LOSES_CALLS": ("<turn|>",),
     "GEMMA4": ("<turn|>", "<|tool_response>"),
@@ -83,6 +84,30 @@ def test_a_header_of_another_turn_ends_no_call() -> None:
     assert [stop.text for stop in encoder.template.stops] == ["</s>"]
 
 
+def test_a_template_that_begins_the_next_turn_unasked_does_not_end_with_its_header() -> None:
+    """Cohere's command_a_tool_use, which writes its generation prompt whether it is asked to or not."""
+    source = (
+        "{% for m in messages %}<|START|>{{ '<|BOT|>' if m.role == 'assistant' else '<|USER|>' }}{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+        "{{ '<|END_ACTION|>' if m.tool_calls else '<|END|>' }}{% endfor %}<|START|><|BOT|>"
+    )
+    encoder = family_encoder(source, specials=["<|START|>", "<|BOT|>", "<|USER|>", "<|END|>", "<|END_ACTION|>"])
+    assert [stop.text for stop in encoder.template.stops] == ["<|END|>", "<|END_ACTION|>"]
+
+
+def test_calls_that_are_shown_in_the_last_turn_alone_are_missed_in_the_context() -> None:
+    source = (
+        "{{ tools | tojson if tools }}{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
+        "{% if loop.last %}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endif %}</s>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    encoder = family_encoder(source, specials=["<|user|>", "<|assistant|>", "<|tool|>"])
+    messages = (Message("user", "q"), calling({"city": "Oslo"}), TOOL_RESULT, Message("assistant", "Rain."))
+    encoder.demonstration(Demonstration(messages[:2], ROW, tools=(CALL_TOOL,)))
+    with pytest.raises(TemplateError, match="leaves out the tool calls of earlier turns"):
+        encoder.demonstration(Demonstration(messages, ROW, tools=(CALL_TOOL,)))
+
+
 def test_the_first_of_two_ending_tokens_is_written_and_stripped_from_answers() -> None:
     encoder = family_encoder("COHERE")
     assert encoder.tokens.added["<|END_RESPONSE|>"] not in encoder.stop_ids
@@ -91,6 +116,14 @@ def test_the_first_of_two_ending_tokens_is_written_and_stripped_from_answers() -
 
 
 # ---------------------------------------------------------------- thoughts
+
+
+def test_thoughts_behind_a_thought_that_the_template_writes_itself() -> None:
+    encoder = family_encoder("KIMI_K2")
+    for content in ("<think>\n2 and 2\n</think>\n\n4.", "<think>2 and 2</think>4."):
+        encoded = encoder.example(Demonstration((Message("user", "q"), Message("assistant", content)), ROW))
+        assert trained_runs(encoder, encoded.trees[0]) == ["2 and 2</think>4.<|im_end|>"]
+        assert encoded.findings == ("moved_thoughts",)
 
 
 @pytest.mark.parametrize("family", ["GLM4", "QWEN3", "QWEN35_THINK"])
