@@ -124,7 +124,7 @@ def examined(name: str) -> Family:
 
 def swept(asked: Sequence[str], seconds: int) -> Iterator[Family]:
     """Each family in a process of its own: some stop it, some take forever. Forked, so that imports are paid once."""
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     for name in asked:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_report, args=(name, sender))

@@ -89,6 +89,7 @@ QWEN4 = {
     "indexer_head_dim": HEAD_DIM,
     "indexer_budget": WINDOW,
     "indexer_compress_ratio": 4,
+    "head_dim": HEAD_DIM,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"is_decoder": True},
@@ -278,4 +279,4 @@ def _draw(model: nn.Module, seed: int) -> None:
         scale = parameter.shape[-1] ** -0.5
         if id(parameter) in embeddings and id(parameter) not in tied:
             scale = 1.0
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        parameter.copy_(torch.randn(tuple(parameter.shape), generator=generator) * scale)

@@ -39,7 +39,7 @@ def exact(model: TreeModel) -> Iterator[bool]:
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with ExitStack() as stack:
         stack.enter_context(hooks)
-        stack.callback(lambda: [setattr(model, name, value) for name, value in before.items()])
+        stack.callback(_restore, model, before)
         model.dropout = False
         if wide:
             model.unfused |= model.autocast is not None
@@ -53,6 +53,11 @@ def exact(model: TreeModel) -> Iterator[bool]:
             stack.enter_context(_wide_weights(model))
             stack.enter_context(_without_flash(model.model))
         yield wide
+
+
+def _restore(model: TreeModel, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        setattr(model, name, value)
 
 
 def can_be_exact(model: TreeModel) -> bool:
