@@ -267,7 +267,7 @@ def _built(config: Any, seed: int) -> Any:
 
 
 @torch.no_grad()
-def _draw(model: nn.Module, seed: int) -> None:
+def _draw(model: Any, seed: int) -> None:
     """Matrices of variance 1 / fan-in, embeddings of variance 1; what has one dimension stays as it was initialised."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
