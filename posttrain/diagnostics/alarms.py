@@ -213,8 +213,8 @@ class Alarms:
         return found
 
     def _found(self, check: Check, step: int, split: str) -> Finding | None:
-        """What a check sees. What ends a run is judged of a step that was just taken: a resumed run may measure first, or
-        have a step without an update, and the last gradient is then from before whatever was mended."""
+        """What a check sees. What ends a run is judged of a step that was just taken: a resumed run may measure first,
+        or have a step without an update, and the last gradient is then from before whatever was mended."""
         finding = check.look(self.history)
         stale = split != "train" or (finding is not None and finding.since != step - 1)
         return None if finding is not None and finding.stops and stale else finding
