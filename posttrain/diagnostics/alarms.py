@@ -191,7 +191,7 @@ class Alarms:
         self.history.add(step, values, split)
         if split == "train":
             self._count_quiet_step()
-        raised = [self._episode(check, check.look(self.history), step) for check in self.checks]
+        raised = [self._episode(check, self._found(check, step, split), step) for check in self.checks]
         return [alarm for alarm in raised if alarm is not None]
 
     def not_watched(self) -> dict[str, str]:
@@ -211,6 +211,13 @@ class Alarms:
             elif missing:
                 found[name] = f"no {' and no '.join(missing)}; it needs {check.absent}"
         return found
+
+    def _found(self, check: Check, step: int, split: str) -> Finding | None:
+        """What a check sees. What ends a run is judged of a step that was just taken: a resumed run may measure first,
+        or have a step without an update, and the last gradient is then from before whatever was mended."""
+        finding = check.look(self.history)
+        stale = split != "train" or (finding is not None and finding.since != step - 1)
+        return None if finding is not None and finding.stops and stale else finding
 
     def _episode(self, check: Check, finding: Finding | None, step: int) -> Alarm | None:
         if finding is None:

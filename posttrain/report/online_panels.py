@@ -144,6 +144,16 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 LineStyle(unit="share", zero=True),
             ),
             Panel("Divergence to the teacher", "nats per token", _one("teacher_divergence"), POSITIVE),
+            Panel(
+                "KL to the teacher, sampled",
+                "nats per token",
+                (
+                    ("kl_k1_teacher", "k1", "accent"),
+                    ("kl_k2_teacher", "k2", "second"),
+                    ("kl_k3_teacher", "k3", "chosen"),
+                ),
+                SIGNED,
+            ),
         ),
     ),
     (

@@ -371,4 +371,6 @@ def test_a_gradient_of_exactly_0_rings_at_once_and_ends_the_run(
         assert not alarms.check(before + 1, values)  # once
         resumed = Alarms()
         resumed.load_state_dict(json.loads(json.dumps(alarms.state_dict())))
-        assert [alarm.name for alarm in resumed.check(before + 1, values)] == ["dead_learning"]
+        assert not resumed.check(before + 1, {"score": 0.5}, split="held_out")  # measured before any step is taken
+        assert not resumed.check(before + 2, {"groups": 3.0})  # a step without an update
+        assert [alarm.name for alarm in resumed.check(before + 3, values)] == ["dead_learning"]
