@@ -81,7 +81,8 @@ class ChatTemplate:
         self.stops: tuple[Stop, ...] = tuple(dict.fromkeys(tail.stop for tail in tails if tail.stop is not None))
         self.stop_texts = tuple(dict.fromkeys(stop.text for stop in (*self.stops, *([self._eos] if self._eos else ()))))
         kept = [token for tail in tails for token in tokens.added_at_end(tail.kept)]
-        self._end_texts = tuple(dict.fromkeys((*self.stop_texts, *kept)))
+        self.end_texts = tuple(dict.fromkeys((*self.stop_texts, *kept)))
+        """What may stand at an answer's end: the stop tokens, and those that a template writes before one."""
 
     @property
     def null_content(self) -> str | None:
@@ -215,7 +216,7 @@ class ChatTemplate:
         """without_stops("b</s></s>\\n") -> "b"; a text without a stop token at its end is left as it is."""
         while True:
             bare = content.rstrip()
-            stop = next((text for text in self._end_texts if bare.endswith(text)), None)
+            stop = next((text for text in self.end_texts if bare.endswith(text)), None)
             if stop is None:
                 return content
             content = bare.removesuffix(stop)

@@ -69,8 +69,21 @@ def next_prompt(
 
 
 def _without_stop(encoder: Encoder, completion: Completion, after: str) -> str:
-    """The text after the answer's stop token, if the model sampled one; else all of it."""
+    """The text after what ends the answer, if the model sampled its end; else all of it.
+
+    Only ends that stand directly behind the answer are the answer's. A template may have several (GLM closes a call
+    with `<|observation|>`), and one of them further on belongs to a later turn: to cut there would lose the turns
+    between.
+    """
     if completion.finish not in (FinishReason.STOP_TOKEN, FinishReason.EMPTY):
         return after
-    ends = [after.index(text) + len(text) for text in encoder.template.stop_texts if text in after]
-    return after[min(ends) :] if ends else after
+    rest = after
+    for _ in encoder.template.end_texts:  # Cohere writes two
+        bare = rest.lstrip()
+        end = next((text for text in encoder.template.end_texts if bare.startswith(text)), None)
+        if end is None:
+            break
+        rest = bare.removeprefix(end)
+        if end in encoder.template.stop_texts:
+            break
+    return rest

@@ -8,10 +8,18 @@ from posttrain.data.encode import Encoder
 from posttrain.errors import TemplateError
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree, next_prompt
-from posttrain.types import RowRef
-from tests.fixtures import bpe_tokenizer, chat
+from posttrain.types import Message, RowRef
+from tests.fixtures import bpe_tokenizer, byte_tokenizer, chat
 
 ROW = RowRef("rollout", 1)
+NEXT_HEADER_ENDS = """\
+{%- for m in messages -%}
+{{ '<|' + ('observation' if m.role == 'tool' else m.role) + '|>' + (m.content or '') }}
+{%- for t in m.tool_calls or [] -%}{{ t.function.name + ' ' + t.function.arguments | tojson }}{%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}
+"""
+"""A turn ends where the next one's header begins, as in GLM."""
 
 
 def sampled(encoder: Encoder, pieces: list[str], finish: FinishReason = FinishReason.STOP_TOKEN) -> Completion:
@@ -65,6 +73,25 @@ def test_a_cut_answer_gets_its_terminator_in_the_next_prompt_and_not_in_training
     second = next_prompt(encoder, messages, prompt, cut, chat("Go on."))
     written = encoder.prompt([*messages, *chat("?", "he")[1:], *chat("Go on.")])
     assert second == written
+
+
+def test_a_stop_token_of_a_later_turn_does_not_end_this_one() -> None:
+    """GLM's calls end with `<|observation|>`, which heads a tool's result: after an answer that ended with eos, the
+    question between the two must stay."""
+    encoder = Encoder(byte_tokenizer(NEXT_HEADER_ENDS, specials=("<|user|>", "<|assistant|>", "<|observation|>")))
+    observation = encoder.tokens.added["<|observation|>"]
+    assert observation in encoder.stop_ids
+    call = Message("assistant", None, tool_calls=({"function": {"name": "weather", "arguments": {"city": "Oslo"}}},))
+    following = [*chat("And Oslo?"), call, Message("tool", "rain")]
+    messages, prompt = chat("Hi"), encoder.prompt(chat("Hi"))
+    eos = encoder.tokens.eos_id
+    assert eos is not None
+    answer = [*encoder.tokens.ids("Hello."), eos]
+    second = next_prompt(
+        encoder, messages, prompt, Completion(tuple(answer), (-1.0,) * len(answer), FinishReason.STOP_TOKEN), following
+    )
+    text = encoder.tokens.decode(second[len(prompt) + len(answer) :])
+    assert text.startswith("<|user|>") and "And Oslo?" in text and "weather" in text and "rain" in text
 
 
 def test_a_template_that_rewrites_the_first_turn_is_refused() -> None:
