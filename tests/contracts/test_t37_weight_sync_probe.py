@@ -177,8 +177,10 @@ def test_measuring_leaves_sampling_and_training_as_they_were() -> None:
     before = engine.generate([PROMPT], sampling)
     stats = engine.stats
     state = torch.random.get_rng_state()
-    WeightSync(engine, Policy(model), Probe((1, 2, 3), (9, 8, 7)))(0)
+    policy = Policy(model)
+    modes = [module.training for module in model.modules()]
+    WeightSync(engine, policy, Probe((1, 2, 3), (9, 8, 7)))(0)
     assert engine.stats is stats
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert engine.generate([PROMPT], sampling) == before
