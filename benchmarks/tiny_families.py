@@ -267,7 +267,7 @@ def _built(config: Any, seed: int) -> Any:
 
 
 @torch.no_grad()
-def _draw(model: nn.Module, seed: int) -> None:
+def _draw(model: Any, seed: int) -> None:
     """Matrices of variance 1 / fan-in, embeddings of variance 1; what has one dimension stays as it was initialised."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -279,4 +279,4 @@ def _draw(model: nn.Module, seed: int) -> None:
         scale = parameter.shape[-1] ** -0.5
         if id(parameter) in embeddings and id(parameter) not in tied:
             scale = 1.0
-        parameter.copy_(torch.randn(tuple(parameter.shape), generator=generator) * scale)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(scale))
