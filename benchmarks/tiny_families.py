@@ -279,4 +279,4 @@ def _draw(model: Any, seed: int) -> None:
         scale = parameter.shape[-1] ** -0.5
         if id(parameter) in embeddings and id(parameter) not in tied:
             scale = 1.0
-        parameter.copy_(torch.randn(tuple(parameter.shape), generator=generator) * scale)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(scale))

@@ -80,6 +80,7 @@ def test_how_far_a_proof_reaches() -> None:
     config = tiny_model("mistral", sliding_window=4096, max_position_embeddings=32_768).config
     assert reach_of(config, 100) == 125 and reach_of(config, 4000) == 4096
     assert reach_of(config, 4097) == 4098 and reach_of(config, 4106) == 4116  # soon after the border, again
+    assert reach_of(config, 40_000) == 40_000 + (40_000 - 32_768)  # no number lies beyond
     assert reach_of(config, 10) == 64  # the smallest rows at once
 
 
