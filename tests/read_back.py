@@ -38,7 +38,7 @@ def read_in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[
             with warnings.catch_warnings():
                 readback.main(str(scratch / "request.json"))
         except Exception as error:
-            (scratch / "errors.txt").write_text(f"Traceback\n{type(error).__name__}: {error}")
+            (scratch / "errors.txt").write_text(f"Traceback\n  File, line\n{type(error).__name__}: {error}")
             return Finished(1)
         return Finished(0)
 

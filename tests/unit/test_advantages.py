@@ -201,6 +201,8 @@ def test_whitening_by_hand() -> None:
     found = whitened(torch.tensor([[1.0, 2.0], [3.0, NAN]], dtype=torch.float64), mask_BL, epsilon=0.0)
     step = math.sqrt(1.5)
     torch.testing.assert_close(found, torch.tensor([[-step, 0.0], [step, 0.0]], dtype=torch.float64))
+    halved = whitened(torch.tensor([[1.0, 2.0], [3.0, NAN]], dtype=torch.float64), mask_BL, epsilon=1 / step)
+    torch.testing.assert_close(halved, torch.tensor([[-step / 2, 0.0], [step / 2, 0.0]], dtype=torch.float64))
     assert whitened(torch.full((2, 2), 0.3), mask_BL).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert whitened(torch.full((2, 2), NAN), torch.zeros(2, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 

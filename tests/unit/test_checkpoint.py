@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from posttrain.diagnostics.progress import Progress
 from posttrain.diagnostics.run_store import StageFolder
@@ -40,6 +41,21 @@ def save(folder: Path, mark: str) -> Path:
 def found(folder: Path) -> Any:
     newest = checkpoint.latest(folder)
     return None if newest is None else newest.state["mark"]
+
+
+def test_weights_that_are_views_are_saved(tmp_path: Path) -> None:
+    """A transposed parameter is not contiguous, and neither are its moments: safetensors takes neither as they are."""
+    model = torch.nn.Linear(3, 2, bias=False)
+    model.weight = torch.nn.Parameter(torch.arange(6.0).view(3, 2).t())
+    stage = work_of().stage
+    optimizer = Optimizer(model, stage.optimizer, learning_rate=0.1, schedule=stage.schedule, steps=4)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step(0, [])
+    assert not model.weight.is_contiguous()
+    path = checkpoint.save(tmp_path, step=1, model=model, optimizer=optimizer, state={}, keep=1)
+    saved = load_file(path / checkpoint.FILES[0])
+    assert torch.equal(saved["weight"], model.weight.detach())
+    assert checkpoint.latest(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(("killed_at", "left"), [(1, "old"), (2, "old"), (3, "new")])

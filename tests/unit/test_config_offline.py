@@ -8,6 +8,7 @@ import pytest
 
 from posttrain.config import ConditionalSFT, Mix, Preference
 from posttrain.config.load import parse_recipe
+from posttrain.config.stages import Reward
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.feedback import OBJECTIVES
 
@@ -77,3 +78,9 @@ def test_conditional_sft_says_two_things() -> None:
         ConditionalSFT(place="assistant")
     (stage,) = parse_recipe(recipe(method="conditional_sft", place="user")).stages
     assert isinstance(stage, ConditionalSFT) and stage.place == "user" and stage.learning_rate == 2e-5
+
+
+def test_whitening_needs_rows_that_are_held_out() -> None:
+    with pytest.raises(ValueError, match="whitening is measured on held-out rows"):
+        Reward(data="pairs.jsonl", normalise={"kind": "whiten"}, held_out=0)  # type: ignore[arg-type]
+    assert Reward(data="pairs.jsonl", normalise={"kind": "whiten"}, held_out=0.1).held_out == 0.1  # type: ignore[arg-type]

@@ -57,6 +57,17 @@ def test_completion_only_starts_after_the_last_user_turn() -> None:
     assert runs({}, messages) == [["a1<|im_end|>", "a2<|im_end|>"]]
 
 
+def test_the_last_answer_trains_although_a_question_follows_it() -> None:
+    messages = chat("q1", "a1", "q2", "a2", "q3")
+    assert runs({"train_on": "last_assistant"}, messages) == [["a2<|im_end|>"]]
+
+
+def test_a_response_that_says_it_does_not_train_leaves_nothing_to_compare() -> None:
+    silent = tuple((Message("assistant", text, train=False),) for text in ("good", "bad"))
+    encoded = encoder_of().example(Comparison(chat("q"), silent, 0, RowRef("pairs.jsonl", 1)))
+    assert not encoded.trees and [dropped.reason for dropped in encoded.dropped] == ["nothing_to_train"]
+
+
 def test_a_message_overrides_its_role() -> None:
     messages = (
         Message("user", "q1", train=True),

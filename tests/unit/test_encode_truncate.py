@@ -61,6 +61,16 @@ def test_a_beginning_takes_half_of_the_room_at_most(head: int, kept: bool) -> No
     assert fitted.draft.prompt == (prompt[:head] + prompt[-3:] if kept else prompt[-6:])
 
 
+def test_stops_are_counted_from_the_prompts_end() -> None:
+    """Two answers, the second cut: one stop is left, at its place in the branch and not in the whole row."""
+    encoder = encoder_of(settings={"truncation": "cut_response", "max_length": None})
+    row = demonstration("Hi", "Hello.", "And?", "A long, long answer.")
+    whole = encoder.example(row)
+    assert whole.stop_tokens == (2,)
+    cut = encoder_of(settings={"truncation": "cut_response", "max_length": len(path_ids(whole.trees[0])) - 5})
+    assert cut.example(row).stop_tokens == (1,) and cut.example(row).truncated == ("response_cut",)
+
+
 def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
     fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end")
     assert fitted == Fitted(Draft([PROMPT[-1]], (side(9),)), truncated="prompt_cut")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -227,6 +228,59 @@ def test_what_says_something_else_is_refused(
     with pytest.raises(ExportError, match="says something else than the model in memory"):
         save_model(tiny_model(vocab=len(TOKENIZER)), TOKENIZER, tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_last_line_of_what_went_wrong_is_shown(tmp_path: Path, in_process: list[Any]) -> None:
+    in_process.append(cut_the_weights)
+    with pytest.raises(ExportError) as caught:
+        save_model(tiny_model(vocab=len(TOKENIZER)), TOKENIZER, tmp_path / "m")
+    assert "Error: " in str(caught.value.found) and "line" not in str(caught.value.found).split(":")[0]
+
+
+def test_another_vocabulary_is_refused_by_name(
+    tmp_path: Path, in_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two columns more would broadcast into no error of numpy's that a user could read."""
+    probe = readback.probe_logits
+    calls: list[int] = []
+
+    def wider(model: Any, row: list[int]) -> Any:
+        calls.append(1)
+        logits = probe(model, row)
+        return logits if len(calls) == 1 else np.concatenate([logits, logits[:, :2]], axis=1)
+
+    monkeypatch.setattr(readback, "probe_logits", wider)
+    with pytest.raises(ExportError, match="another vocabulary"):
+        save_model(tiny_model(vocab=len(TOKENIZER)), TOKENIZER, tmp_path / "m")
+
+
+def test_a_report_says_what_was_compared() -> None:
+    facts = {"merged": True, "largest_difference": 1e-6, "tolerance": 1e-4, "rounding": 0.0, "seconds": 1.0}
+    said = str(ExportReport(Path("m"), {}, text="Hello", **facts))  # type: ignore[arg-type]
+    assert "logits within 1.0e-06" in said and "greedy text equal" in said
+    silent = str(ExportReport(Path("m"), {}, text=None, **facts))  # type: ignore[arg-type]
+    assert "scores within 1.0e-06" in silent and "greedy" not in silent
+
+
+def test_a_manifest_does_not_list_itself(tmp_path: Path) -> None:
+    """Written twice, it would hold the hash of the first: no folder could be verified again."""
+    (tmp_path / "config.json").write_text("{}")
+    write_manifest(tmp_path, {"kind": "model"})
+    write_manifest(tmp_path, {"kind": "model"})
+    assert set(read_manifest(tmp_path)["files"]) == {"config.json"}  # type: ignore[index]
+    assert verify_manifest(tmp_path) is not None
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        verify_manifest(tmp_path)
+
+
+def test_the_folder_of_a_save_that_is_under_way_stays(tmp_path: Path) -> None:
+    living = tmp_path / f".m.saving-{os.getpid()}-abcd"
+    strange = tmp_path / ".m.saving-notes-abcd"
+    for folder in (living, strange):
+        folder.mkdir()
+    temporary_folder(tmp_path / "m")
+    assert living.exists() and strange.exists()
 
 
 def test_a_failed_save_leaves_the_earlier_one(tmp_path: Path, in_process: list[Any]) -> None:

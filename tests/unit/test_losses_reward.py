@@ -135,6 +135,9 @@ def test_metrics_by_hand() -> None:
     spread = torch.tensor([1.0, 0.0, 0.5, 0.5, 3.0, 4.0, 1.0]).std(correction=0)
     assert out.metrics["reward_std"].value == pytest.approx(float(spread))
     assert out.per_tree["tokens_rejected"].tolist() == [2.0, 2.0, 2.5]
+    for side in ("chosen", "rejected"):
+        mean = sum(out.per_tree[f"tokens_{side}"].tolist()) / 3
+        assert out.metrics[f"length_{side}"].value == pytest.approx(mean)
     assert out.per_branch["reward"].tolist() == [1.0, 0.0, 0.5, 0.5, 3.0, 4.0, 1.0]
 
 
@@ -205,6 +208,8 @@ def test_normalisation() -> None:
     assert float(rewards.std(correction=0)) == pytest.approx(1, abs=1e-6)
     with pytest.raises(ConfigError, match="all the same"):
         fit_normalisation([2.0, 2.0])
+    with pytest.raises(ConfigError, match="held-out rewards that differ"):
+        fit_normalisation([2.0])
     with pytest.raises(ConfigError, match="normalisation"):
         RewardRule().rewards(torch.ones(1, 1), torch.ones(1), normalised=True)
 
