@@ -9,7 +9,7 @@ import torch
 from posttrain.data.tree_key import keep_branches, make_tree
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.types import Batch, Branch, RowRef, TokenTree
-from tests.fixtures import make_tree
+from tests.fixtures import make_tree as tree_of
 
 MASKS = ([True, False, True], [False, True])
 
@@ -43,10 +43,10 @@ def test_a_column_arrives_at_the_trained_tokens_in_their_order() -> None:
 def test_annotations_move_with_their_batch() -> None:
     """One left behind would be compared with scores on another device, in the middle of the first step."""
     meta = torch.device("meta")
-    pairs = to_device(collate([make_tree([1], [2], [3], margin=0.5, scores=(1.0, 0.0))]), meta)
+    pairs = to_device(collate([tree_of([1], [2], [3], margin=0.5, scores=(1.0, 0.0))]), meta)
     assert pairs.margin_P is not None and pairs.margin_P.device == meta
     assert pairs.scores_B is not None and pairs.scores_B.device == meta
-    judged = to_device(collate([make_tree([1], [2], label=True)]), meta)
+    judged = to_device(collate([tree_of([1], [2], label=True)]), meta)
     assert judged.label_P is not None and judged.label_P.device == meta and judged.margin_P is None
 
 
