@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -28,7 +28,6 @@ from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.models.divergence import Against
-from posttrain.models.router import RouterLoss
 from posttrain.types import (
     Batch,
     Comparison,
@@ -41,6 +40,9 @@ from posttrain.types import (
     Task,
     TokenLogprobs,
 )
+
+if TYPE_CHECKING:  # the table of algorithms loads no model library
+    from posttrain.models.router import RouterLoss
 
 Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 Loss = Callable[..., LossOutput]
