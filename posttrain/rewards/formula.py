@@ -436,8 +436,8 @@ _PERIOD = re.compile(r"(\d*)\.(\d*?)(\d)\3\3+(?:\.\.\.|\\ldots)")
 
 def periodic(text: str) -> Term | None:
     """0.333... as 1/3: a digit that stands three times before the dots."""
-    found = _PERIOD.fullmatch(text.replace(" ", ""))
-    if found is None or len(text) > 60:
+    # The length comes first: from each digit the pattern runs on to the end, which of 30,000 ones takes a minute.
+    if len(text) > 60 or (found := _PERIOD.fullmatch(text.replace(" ", ""))) is None:
         return None
     whole, fixed, digit = found.groups()
     base = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
