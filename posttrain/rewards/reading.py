@@ -85,8 +85,8 @@ def plain(text: str) -> str:
 
 
 def _stripped(text: str) -> str:
-    """Without layout at both ends. The end is looked at backwards: a pattern that ends with $ begins anew at each of ten
-    thousand underscores inside."""
+    """Without layout at both ends. The end is looked at backwards: a pattern that ends with $ would begin anew at each
+    of ten thousand underscores inside."""
     text = text[_length(_BEFORE, text) :]
     return text[: len(text) - _length(_BEHIND, text[::-1])]
 

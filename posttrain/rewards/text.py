@@ -13,7 +13,6 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any, Literal
 
 from posttrain.errors import MissingExtraError, RewardError
@@ -93,8 +92,8 @@ def fuzzy(
 
 
 MOST_COMPARISONS = 1 << 24
-"""Pairs of equal letters that are looked at for one score, a second or two: the search is cubic in the worst case, and a
-policy may repeat a letter eight thousand times. Of a stretch that is too much, its equal ends alone count as alike."""
+"""Pairs of equal letters that are looked at for one score, a second or two: the search is cubic in the worst case, and
+a policy may repeat a letter eight thousand times. Of a stretch that is too much only its equal ends count as alike."""
 
 
 def _alike(one: str, other: str) -> float:
@@ -105,7 +104,7 @@ def _alike(one: str, other: str) -> float:
 
 
 def _matching(left: str, right: str) -> int:
-    """The characters in `SequenceMatcher.get_matching_blocks`, the longest stretches first, as far as the work allows."""
+    """The characters in `SequenceMatcher.get_matching_blocks`, long stretches first, as far as the work allows."""
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     found, work = 0, 0
     stretches = [(-len(left), 0, len(left), 0, len(right))]
@@ -129,8 +128,13 @@ def _matching(left: str, right: str) -> int:
 
 
 def _equal_ends(one: str, other: str) -> int:
-    before = len(commonprefix((one, other)))
-    return before + len(commonprefix((one[before:][::-1], other[before:][::-1])))
+    before = _equal_start(one, other)
+    return before + _equal_start(one[before:][::-1], other[before:][::-1])
+
+
+def _equal_start(one: str, other: str) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

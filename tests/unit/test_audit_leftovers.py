@@ -287,13 +287,27 @@ def test_fix_mends_entities_and_inputs_and_drops_what_says_nothing(tmp_path: Pat
     rows[1]["input"] = "nan"
     rows[2]["output"] = "Tom &amp; Ann said &#39;two&#39;."
     rows[3]["output"] = "nan"
-    rows[4]["instruction"] = json.dumps(TURNS)
+    # In the dialects of `messages` a list of turns is refused when the row is read; this one is nobody's.
+    rows[4]["instruction"] = json.dumps(
+        [{"speaker": "Ann", "text": "Is 2 a prime?"}, {"speaker": "Tom", "text": "Yes."}]
+    )
+    rows[5]["instruction"] = json.dumps(TURNS)
     path = write_rows(tmp_path / "alpaca.jsonl", rows)
     fixed = audit(read(path, bad_rows="skip"), checks=CHECKS).fix(tmp_path / "clean.jsonl")
     clean = [json.loads(line) for line in fixed.path.read_text().splitlines()]
     assert fixed.mended == {"null_words": 1, "html_entities": 1}
     assert clean[1] == {**rows[1], "input": ""} and clean[2]["output"] == "Tom & Ann said 'two'."
-    assert fixed.kept == 38 and fixed.dropped == {"null_words": 1, "stored_turns": 1}
+    assert fixed.kept == 37 and fixed.dropped == {"null_words": 1, "stored_turns": 1, "refused_rows": 1}
+
+
+def test_a_row_is_dropped_for_one_fault_whatever_else_is_mended_in_it(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"Say {n} in words.", "input": "", "output": f"Here it is: number {n}."} for n in range(40)
+    ]
+    rows[1] |= {"instruction": "What do Tom &amp; Ann say?", "output": "nan"}
+    path = write_rows(tmp_path / "alpaca.jsonl", rows)
+    fixed = audit(read(path, bad_rows="skip"), checks=CHECKS).fix(tmp_path / "clean.jsonl")
+    assert fixed.kept == 39 and fixed.dropped == {"null_words": 1} and fixed.mended == {}
 
 
 def test_mending_finds_texts_however_deep_and_changes_nothing_else() -> None:

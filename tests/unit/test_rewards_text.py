@@ -13,7 +13,7 @@ import pytest
 
 from posttrain.errors import RewardError
 from posttrain.rewards import Sampled, gold_check, resolve, text
-from posttrain.rewards.language import LANGUAGES, detect, share
+from posttrain.rewards.language import COMMON, LANGUAGES, detect, share
 from posttrain.rewards.refusal import is_refusal
 from posttrain.rewards.text import answer_of
 from posttrain.rollout.engine import FinishReason
@@ -85,7 +85,7 @@ def test_fuzzy_by_characters() -> None:
 
 
 def test_fuzzy_by_characters_of_long_texts() -> None:
-    words = "the reward of a response sits on its last sampled token which is the stop token where there is one".split()
+    words = COMMON["en"].split()
     draw = random.Random(3)
     long = " ".join(draw.choice(words) for _ in range(600))
     other = " ".join(draw.choice(words) for _ in range(600))
