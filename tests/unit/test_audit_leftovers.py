@@ -320,13 +320,13 @@ def test_mending_finds_texts_however_deep_and_changes_nothing_else() -> None:
 
 
 def test_hostile_texts_take_no_time() -> None:
-    texts = ["&" * 9_999, "<p" * 9_999, "```" * 5_001, "\n" * 9_999, "[{" * 9_999, "user" * 5_000, " " * 9_999]
+    texts = ["&" * 9_999, "<p" * 9_999, "```" * 5_001, "\n" * 40_000, "[{" * 9_999, "user" * 5_000, " " * 9_999]
 
     def all_of(text: str) -> Any:
         return with_texts(KINDS["pairs"][0], lambda _: text, lambda p, r: text)
 
     pairs = [all_of(text) for text in texts]
-    started = time.perf_counter()
+    started = time.process_time()
     audit(pairs, checks=CHECKS)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert all(isinstance(one, Comparison) for one in pairs)
