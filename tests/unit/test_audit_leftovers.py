@@ -320,7 +320,8 @@ def test_mending_finds_texts_however_deep_and_changes_nothing_else() -> None:
 
 
 def test_hostile_texts_take_no_time() -> None:
-    texts = ["&" * 9_999, "<p" * 9_999, "```" * 5_001, "\n" * 40_000, "[{" * 9_999, "user" * 5_000, " " * 9_999]
+    texts = ["&" * 9_999, "<p" * 9_999, "```" * 5_001, "\n" * 9_999, "[{" * 9_999, "user" * 5_000, " " * 9_999]
+    texts.append("Is 2 a prime number?" + "\n" * 40_000 + "x")
 
     def all_of(text: str) -> Any:
         return with_texts(KINDS["pairs"][0], lambda _: text, lambda p, r: text)
