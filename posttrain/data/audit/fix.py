@@ -108,7 +108,7 @@ def fix(report: AuditReport, out: Path) -> Fixed:
         for ref, row in _rows(report.examples):
             check, reason = by_ref.get(ref, ("refused_rows", "the row cannot be used")) or ("", "")
             # One check at a time: a row stays only if the fault that would drop it is mended, and not some other one.
-            whole, done = row, []
+            whole, done = row, list[str]()
             for name in (name for name in MENDED if name in mending.get(ref, ()) and check in ("", *MENDED)):
                 changed = mend(whole, {name}, turn=corpus.last_turn(numbers[ref]))
                 if changed != whole:
