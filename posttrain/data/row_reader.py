@@ -144,5 +144,6 @@ def _is_nan(value: Any) -> bool:
 
 
 def at_row(error: RowError, ref: RowRef) -> RowError:
+    """The error with the place of its row."""
     error.where = ref
     return error

@@ -159,13 +159,13 @@ def resolve_sources(data: Any, split: str = "train") -> Opened:
     items = data_items(data)
     found: list[Source] = []
     notes: list[str] = []
-    by_name: list[Path] = []
     for item in items:
-        opened, named = _opened(item, split)
+        opened = _opened(item, split)
         found += opened.sources
         notes += opened.notes
-        by_name += named
-    if len(by_name) == len(found) and (mixed := mixed_note(by_name)) is not None:
+    # Within one item the rules of splits have chosen; only what the user names beside it can be of another split.
+    places = [place for source in found if (place := _place_of(source)) is not None]
+    if len(items) > 1 and (mixed := mixed_note(places)) is not None:
         notes.append(mixed)
     names = [source.name for source in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -185,23 +185,30 @@ def _second_name(name: str) -> str:
     return str(path.with_name(f"again-{path.name}"))
 
 
-def _opened(item: Any, split: str) -> tuple[Opened, Sequence[Path]]:
-    """The sources of one item, and the files among them that the user named one by one."""
+def _place_of(source: Source) -> Path | None:
+    """Where a source lies; None for rows in memory, and on the hub, whose split is the one that was asked for."""
+    if isinstance(source, FileSource):
+        return source.path
+    return source.folder if isinstance(source, SavedDataset) else None
+
+
+def _opened(item: Any, split: str) -> Opened:
+    """The sources of one item."""
     if not isinstance(item, str | Path):
-        return Opened((memory_source(item, split),)), ()
+        return Opened((memory_source(item, split),))
     text = str(item)
     if text.startswith(PACKAGE_SCHEME):
-        return Opened((FileSource(shipped_file(text)),)), ()
+        return Opened((FileSource(shipped_file(text)),))
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder_sources(path, split), ()
+        return _folder_sources(path, split)
     if path.exists():
-        return Opened((FileSource(path),)), (path,)
+        return Opened((FileSource(path),))
     if _MAGIC.search(text):
-        return _glob_sources(text, split), ()
+        return _glob_sources(text, split)
     hub = HUB_ID.fullmatch(text) if isinstance(item, str) else None
     if hub and not text.endswith(SUFFIXES) and (text.startswith("hub:") or not path.parent.exists()):
-        return Opened((HubSource(hub["id"], hub["config"], hub["revision"], split),)), ()
+        return Opened((HubSource(hub["id"], hub["config"], hub["revision"], split),))
     raise _not_found(text, path)
 
 

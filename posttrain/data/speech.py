@@ -82,6 +82,7 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 
 def write_speech(folder: Path, speech: Speech) -> None:
+    """Writes the record that `read_speech` reads, beside the model."""
     record = {key: value for key, value in asdict(speech).items() if key != "recorded"}
     content = json.dumps({"schema": SCHEMA, **record}, indent=2, ensure_ascii=False)
     (folder / SPEECH_FILE).write_text(content + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ _NUMBERING = re.compile(r"(?:[-._ ]*(?:part|shard|chunk|file|split)?[-._ ]*\d*)*
 """What only counts the files of one split: train_part2, train.03."""
 _SHOWN = 6
 MIXED = "files of different splits are read together: "
-"""How the note begins that files were named one by one which say that they are of different splits."""
+"""How the note begins that things were named side by side which say that they are of different splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def _unnamed_groups(of_file: Mapping[Path, Split | None], named: set[Split], wan
 
 
 def mixed_note(files: Sequence[Path]) -> str | None:
-    """What to say where files of different splits, each named by the user, are read together."""
+    """What to say where files of different splits, named side by side by the user, are read together."""
     if len(files) < 2:
         return None
     parents = [path.absolute().parent for path in files]

@@ -10,21 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.template_probe import ANSWER, QUESTION, SCHEMA, THOUGHT, PlainMessage
 from posttrain.errors import EncodingError
 
 if TYPE_CHECKING:
     from posttrain.data.template import ChatTemplate
-
-_QUESTION = {"role": "user", "content": "posttrainprobequestion"}
-_CALL = {"id": "call00001", "type": "function", "function": {"name": "posttrainprobetool", "arguments": {"a": 1}}}
-_SCHEMA = {
-    "type": "function",
-    "function": {
-        "name": "posttrainprobetool",
-        "description": "A probe.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "A number."}}},
-    },
-}
 
 
 def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozenset[int], list[str]]:
@@ -59,14 +49,20 @@ def _shown(template: ChatTemplate, number: int) -> str:
 
 
 def _answers(template: ChatTemplate) -> Iterator[str]:
-    """What the template makes of answers of each kind, up to the token that ends them: plain, with thoughts, a call."""
-    answer: dict[str, Any] = {"role": "assistant", "content": "posttrainprobeanswer"}
-    for turn, tools in (
-        (answer, []),
-        ({**answer, "reasoning_content": "posttrainprobethought"}, []),
-        ({**answer, "tool_calls": [_CALL]}, [_SCHEMA]),
-    ):
+    """What the template makes of answers of each kind, up to the token that ends them: plain, with thoughts, a call.
+
+    Thoughts and arguments are given in the form that the template takes: in another it would refuse them, and a mark in
+    the middle of its answers would be taken for an end.
+    """
+    answer: PlainMessage = {"role": "assistant", "content": ANSWER}
+    turns: list[tuple[PlainMessage, list[Any]]] = [(answer, [])]
+    if template.thoughts.key is not None:
+        turns.append(({**answer, template.thoughts.key: THOUGHT}, []))
+    if template.calls.written:
+        calling = template.calls.exchange()[0]
+        turns += [(calling, [SCHEMA]), ({**calling, "content": ANSWER}, [SCHEMA])]
+    for turn, tools in turns:
         try:
-            yield template.turn([_QUESTION, turn], 1, tools).completion
+            yield template.turn([QUESTION, turn], 1, tools).completion
         except EncodingError:  # this template writes no such turns
             continue

@@ -63,6 +63,7 @@ class Renderer(Protocol):
 def rendered_or_none(
     template: Renderer, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, ask: bool = False
 ) -> str | None:
+    """`template.render`, or None where it refuses the conversation."""
     try:
         return template.render(messages, tools, ask=ask)
     except TemplateError:
@@ -124,6 +125,7 @@ class Kind:
 
 
 def kind_of(messages: Sequence[PlainMessage], index: int, *, thoughts: bool) -> Kind:
+    """Of the turn messages[index]; thoughts: whether the template renders any for it."""
     message = messages[index]
     return Kind(
         content=bool((message["content"] or "").strip()),

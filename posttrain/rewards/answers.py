@@ -34,6 +34,7 @@ WORDS = 12
 
 
 def wanted(gold: str) -> Want:
+    """What kind of answer the row has, which decides what is looked for in a response without a box."""
     form = read(gold)
     label = form.label if isinstance(form, Labelled) else ""
     if isinstance(form, Quantity) and form.unit is None and form.term.op == "sym" and form.term.name in "ABCDEFGHIJ":

@@ -14,6 +14,14 @@ from posttrain.rewards.values import Exact, sign_of
 
 
 def inequality(sides: list[list[Token]], signs: list[str]) -> Form:
+    """x < 3, 2 <= x < 5 or x + y > 3: the set of numbers where it has one unknown and is linear, else the relation.
+
+    Args:
+        sides: what stands between the signs, one more than `signs`; the first may be empty, as in "> 3".
+
+    Raises:
+        UnreadableError: signs of both directions in one chain, or no relation of an unknown.
+    """
     if len(sides) > 3 or len(set(signs) & {"in", "=", "~"}) or (len(sides) == 3 and "!=" in signs):
         raise UnreadableError("several relations")
     if not sides[0]:
@@ -80,6 +88,7 @@ def _solved(term: Term, op: str, name: str) -> Form | None:
 
 
 def half_line(op: str, end: Term, name: str) -> Region:
+    """The x with x OP end: half_line("<", number(3), "x") is (-oo, 3). Raises UnreadableError if end is no number."""
     sign_of(end)  # an end is a number
     if op == "!=":
         return without([end], name)
@@ -107,6 +116,7 @@ _FUNCTION_NAMES = frozenset("fghpqrsuvyFGHPQRSTVACEN")
 
 
 def is_constant(side: Sequence[Token]) -> bool:
+    """Whether this is e, i or pi alone, which name nothing."""
     return len(side) == 1 and side[0].text in ("e", "i", "\\pi")
 
 

@@ -62,6 +62,8 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
+    """Matrix(((Quantity(number(1)), Quantity(number(2))),)): one row of two."""
+
     rows: tuple[tuple[Form, ...], ...]
 
 
@@ -86,6 +88,7 @@ EMPTY = Several("set", ())
 
 
 def only_term(form: Form) -> Term:
+    """The formula of a number without a unit; raises UnreadableError for any other form."""
     if not isinstance(form, Quantity) or form.unit is not None:
         raise UnreadableError("no number")
     return form.term

@@ -51,14 +51,17 @@ class Term:
 
 
 def number(value: Fraction | int) -> Term:
+    """number(Fraction(1, 2)): the formula that is this value."""
     return Term("num", value=Fraction(value))
 
 
 def negative(term: Term) -> Term:
+    """-term."""
     return Term("neg", (term,))
 
 
 def difference(left: Term, right: Term) -> Term:
+    """left - right: 0 where two formulas are the same."""
     return Term("add", (left, negative(right)))
 
 
@@ -148,10 +151,7 @@ class _Reader:
     def signed_power(self) -> Term:
         """A factor behind * or / may have a sign of its own: 3 * -2."""
         if self.peek() in ("-", "+"):
-            return _signed(self.take().text, self.signed_power_once())
-        return self.power()
-
-    def signed_power_once(self) -> Term:
+            return _signed(self.take().text, self.power())
         return self.power()
 
     def is_times_letter(self) -> bool:
@@ -436,8 +436,8 @@ _PERIOD = re.compile(r"(\d*)\.(\d*?)(\d)\3\3+(?:\.\.\.|\\ldots)")
 
 def periodic(text: str) -> Term | None:
     """0.333... as 1/3: a digit that stands three times before the dots."""
-    found = _PERIOD.fullmatch(text.replace(" ", ""))
-    if found is None or len(text) > 60:
+    # The length comes first: from each digit the pattern runs on to the end, which of 30,000 ones takes a minute.
+    if len(text) > 60 or (found := _PERIOD.fullmatch(text.replace(" ", ""))) is None:
         return None
     whole, fixed, digit = found.groups()
     base = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))

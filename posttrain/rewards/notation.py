@@ -259,6 +259,7 @@ def closing(given: Sequence[Token], start: int) -> int:
 
 
 def split_at(given: Sequence[Token], separators: Sequence[str]) -> list[list[Token]]:
+    """The parts between separators that stand in no bracket: "1, (2, 3)" at "," has two."""
     parts: list[list[Token]] = [[]]
     for token, depth in zip(given, depths(given), strict=True):
         if depth == 0 and token.kind != "text" and token.text in separators:

@@ -29,6 +29,11 @@ _SHORT_WORDS = frozenset(_SHORT.split())
 
 
 def quantity(given: list[Token]) -> Form:
+    """The number that all of the tokens are, with its unit; two of them where it has the sign \\pm.
+
+    Raises:
+        UnreadableError: they are a sentence, or no formula with a unit behind it.
+    """
     if not given:
         raise UnreadableError("nothing")
     sign, given = (given[0], given[1:]) if given[0].text in ("$", "€", "£") else (None, given)
@@ -39,7 +44,7 @@ def quantity(given: list[Token]) -> Form:
     if len(words) > 5 or any(word.lower() in _PROSE for word in words):
         raise UnreadableError("a sentence")
     unit, scale = unit_of(words)
-    term = formula(products(body))
+    term = term_of(body)
     if term.op == "degree" and unit is None:
         term, unit = term.parts[0], unit_of(["degree"])[0]
     if scale != 1:
@@ -113,7 +118,7 @@ def _otherwise(given: Sequence[Token], body: Sequence[Token], behind: Sequence[T
     if not behind or behind[0].kind != "letter":
         return None
     try:
-        return formula(products(given))
+        return term_of(given)
     except UnreadableError:
         return None
 
@@ -133,8 +138,8 @@ def _unit_words(behind: Sequence[Token]) -> list[str]:
 
 
 def term_of(given: Sequence[Token]) -> Term:
-    term = formula(products(given))
-    return term
+    """The formula that all of the tokens are, words of two or three letters taken for products of unknowns."""
+    return formula(products(given))
 
 
 def products(given: Sequence[Token]) -> list[Token]:

@@ -54,7 +54,9 @@ _TEXT_COMMANDS = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|textrm|mathbf)
 _BLANKS = re.compile(r" (?!\w)|(?<!\w) ")
 """Blanks that part nothing; that of "3 1/2" does."""
 _WORDY = re.compile(r"[^\W\d_]+(?:[ '’\-,.][ ]?[^\W\d_]+)*")
-_TRIMMED = re.compile(r"^[\s*_`.,;:]+|[\s*_`,;:]+$")
+_BEFORE = re.compile(r"[\s*_`.,;:]*")
+_BEHIND = re.compile(r"[\s*_`,;:]*")
+"""Layout and punctuation at the ends of a text; a full stop at its end is taken later."""
 
 
 @lru_cache(maxsize=4096)
@@ -78,8 +80,20 @@ def plain(text: str) -> str:
     Case says nothing in words, and everything in formulas: X is not x, and \\Delta is no \\delta.
     """
     text = _TEXT_COMMANDS.sub(r" \1 ", spelled(text[:LONGEST_TEXT]))
-    text = _BLANKS.sub("", " ".join(_TRIMMED.sub("", text.replace("$", "")).split())).rstrip(". ")
+    text = _BLANKS.sub("", " ".join(_stripped(text.replace("$", "")).split())).rstrip(". ")
     return text.casefold() if len(text) > 1 and _WORDY.fullmatch(text) else text
+
+
+def _stripped(text: str) -> str:
+    """Without layout at both ends. The end is looked at backwards: a pattern that ends with $ would begin anew at each
+    of ten thousand underscores inside."""
+    text = text[_length(_BEFORE, text) :]
+    return text[: len(text) - _length(_BEHIND, text[::-1])]
+
+
+def _length(pattern: re.Pattern[str], text: str) -> int:
+    found = pattern.match(text)
+    return 0 if found is None else found.end()
 
 
 def _wordy(text: str) -> Form:

@@ -66,10 +66,12 @@ def region(pieces: Iterable[Piece], name: str = "") -> Region:
 
 
 def union(parts: Sequence[Region]) -> Region:
+    """The numbers in any of them. Raises UnreadableError for sets of different unknowns."""
     return region([piece for part in parts for piece in part.pieces], _common_name(parts))
 
 
 def intersection(left: Region, right: Region) -> Region:
+    """The numbers in both. Raises UnreadableError for sets of different unknowns."""
     found = []
     for one in left.pieces:
         for other in right.pieces:

@@ -6,6 +6,7 @@ What a response thinks aloud is not its answer: all but the tag rewards look at 
 from __future__ import annotations
 
 import difflib
+import heapq
 import json
 import re
 import string
@@ -90,19 +91,50 @@ def fuzzy(
     return score if score >= at_least else 0.0
 
 
-LONGEST_COMPARED = 2_000
-"""Characters of either text that are held against each other: the search is quadratic, and a policy may repeat a letter
-eight thousand times. What is beyond counts as unlike."""
+MOST_COMPARISONS = 1 << 24
+"""Pairs of equal letters that are looked at for one score, a second or two: the search is cubic in the worst case, and
+a policy may repeat a letter eight thousand times. Of a stretch that is too much only its equal ends count as alike."""
 
 
 def _alike(one: str, other: str) -> float:
     """Twice the matching characters by all characters; the same for (a, b) and (b, a), which difflib's own is not."""
     left, right = sorted((one, other), key=lambda text: (len(text), text))
-    blocks = difflib.SequenceMatcher(
-        None, left[:LONGEST_COMPARED], right[:LONGEST_COMPARED], autojunk=False
-    ).get_matching_blocks()
     total = len(left) + len(right)
-    return 2 * sum(block.size for block in blocks) / total if total else 1.0
+    return 2 * _matching(left, right) / total if total else 1.0
+
+
+def _matching(left: str, right: str) -> int:
+    """The characters in `SequenceMatcher.get_matching_blocks`, long stretches first, as far as the work allows."""
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    found, work = 0, 0
+    stretches = [(-len(left), 0, len(left), 0, len(right))]
+    while stretches:
+        _, start, end, other_start, other_end = heapq.heappop(stretches)
+        # difflib holds each letter against all equal ones of the other text, those before the stretch included.
+        letters, others = Counter(left[start:end]), Counter(right[:other_end])
+        cost = sum(count * others[letter] for letter, count in letters.items())
+        if work + cost > MOST_COMPARISONS:
+            found += _equal_ends(left[start:end], right[other_start:other_end])
+            continue
+        work += cost
+        at, other_at, size = matcher.find_longest_match(start, end, other_start, other_end)
+        if not size:
+            continue
+        found += size
+        for stretch in ((start, at, other_start, other_at), (at + size, end, other_at + size, other_end)):
+            if stretch[0] < stretch[1] and stretch[2] < stretch[3]:
+                heapq.heappush(stretches, (stretch[0] - stretch[1], *stretch))
+    return found
+
+
+def _equal_ends(one: str, other: str) -> int:
+    before = _equal_start(one, other)
+    return before + _equal_start(one[before:][::-1], other[before:][::-1])
+
+
+def _equal_start(one: str, other: str) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -98,6 +98,7 @@ _PLURALS = {"feet": "foot", "children": "child", "people": "person", "men": "man
 
 
 def is_known(word: str) -> bool:
+    """Whether the table has the unit; of single letters, which are unknowns as well, signs such as % alone."""
     return word.lower() in _TABLE and (len(word) > 1 or word in ("%", "$", "€", "£", "¢"))
 
 

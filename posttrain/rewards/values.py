@@ -168,16 +168,27 @@ def _root(value: Fraction, degree: int) -> Fraction:
 
 
 def _whole_root(value: int, degree: int) -> int:
-    if degree == 2:
-        root = math.isqrt(value)
-    else:
-        low, high = 0, 1 << (value.bit_length() // degree + 1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-        root = low
+    root = _root_below(value, degree)
     if root**degree != value:
         raise InexactError
+    return root
+
+
+def _root_below(value: int, degree: int) -> int:
+    """The largest whole number whose power is no more than the value.
+
+    Newton's steps from above, begun at the root of the leading half of the bits: the cube root of 10000! takes a
+    hundredth of a second, and a minute where an interval is halved for each of its 40,000 bits.
+    """
+    if value < 2:
+        return value
+    if degree == 2:
+        return math.isqrt(value)
+    bits = value.bit_length() // degree
+    half = bits // 2
+    root = (_root_below(value >> (half * degree), degree) + 1) << half if half else 1 << (bits + 1)
+    while (lower := ((degree - 1) * root + value // root ** (degree - 1)) // degree) < root:
+        root = lower
     return root
 
 

@@ -156,6 +156,15 @@ def test_saved_data_sets_and_dictionaries_of_them(tmp_path: Path) -> None:
         pt.read(tmp_path)
 
 
+def test_a_folder_beside_a_file_of_another_split_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "a/train.jsonl", "a/test.jsonl", "b/test.jsonl", "c/train.jsonl")
+    for first in (tmp_path / "a", str(tmp_path / "a" / "train*.jsonl")):
+        notes = pt.read([first, tmp_path / "b" / "test.jsonl"]).counts.notes
+        assert any(note.startswith("files of different splits are read together") for note in notes)
+    notes = pt.read([tmp_path / "a", tmp_path / "c" / "train.jsonl"]).counts.notes
+    assert not any("different splits" in note for note in notes)
+
+
 def patterns() -> Iterable[tuple[str, str]]:
     for split, words in SPLIT_KEYWORDS.items():
         for word in words:

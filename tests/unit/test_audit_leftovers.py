@@ -287,13 +287,27 @@ def test_fix_mends_entities_and_inputs_and_drops_what_says_nothing(tmp_path: Pat
     rows[1]["input"] = "nan"
     rows[2]["output"] = "Tom &amp; Ann said &#39;two&#39;."
     rows[3]["output"] = "nan"
-    rows[4]["instruction"] = json.dumps(TURNS)
+    # In the dialects of `messages` a list of turns is refused when the row is read; this one is nobody's.
+    rows[4]["instruction"] = json.dumps(
+        [{"speaker": "Ann", "text": "Is 2 a prime?"}, {"speaker": "Tom", "text": "Yes."}]
+    )
+    rows[5]["instruction"] = json.dumps(TURNS)
     path = write_rows(tmp_path / "alpaca.jsonl", rows)
     fixed = audit(read(path, bad_rows="skip"), checks=CHECKS).fix(tmp_path / "clean.jsonl")
     clean = [json.loads(line) for line in fixed.path.read_text().splitlines()]
     assert fixed.mended == {"null_words": 1, "html_entities": 1}
     assert clean[1] == {**rows[1], "input": ""} and clean[2]["output"] == "Tom & Ann said 'two'."
-    assert fixed.kept == 38 and fixed.dropped == {"null_words": 1, "stored_turns": 1}
+    assert fixed.kept == 37 and fixed.dropped == {"null_words": 1, "stored_turns": 1, "refused_rows": 1}
+
+
+def test_a_row_is_dropped_for_one_fault_whatever_else_is_mended_in_it(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"Say {n} in words.", "input": "", "output": f"Here it is: number {n}."} for n in range(40)
+    ]
+    rows[1] |= {"instruction": "What do Tom &amp; Ann say?", "output": "nan"}
+    path = write_rows(tmp_path / "alpaca.jsonl", rows)
+    fixed = audit(read(path, bad_rows="skip"), checks=CHECKS).fix(tmp_path / "clean.jsonl")
+    assert fixed.kept == 39 and fixed.dropped == {"null_words": 1} and fixed.mended == {}
 
 
 def test_mending_finds_texts_however_deep_and_changes_nothing_else() -> None:
@@ -307,12 +321,13 @@ def test_mending_finds_texts_however_deep_and_changes_nothing_else() -> None:
 
 def test_hostile_texts_take_no_time() -> None:
     texts = ["&" * 9_999, "<p" * 9_999, "```" * 5_001, "\n" * 9_999, "[{" * 9_999, "user" * 5_000, " " * 9_999]
+    texts.append("Is 2 a prime number?" + "\n" * 40_000 + "x")
 
     def all_of(text: str) -> Any:
         return with_texts(KINDS["pairs"][0], lambda _: text, lambda p, r: text)
 
     pairs = [all_of(text) for text in texts]
-    started = time.perf_counter()
+    started = time.process_time()
     audit(pairs, checks=CHECKS)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert all(isinstance(one, Comparison) for one in pairs)

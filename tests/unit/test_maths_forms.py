@@ -117,11 +117,14 @@ def test_two_answers_drawn_at_random_are_judged_alike_both_ways() -> None:
         "5. Or " * 2_000,
         "*" * 9_000,
         "####" * 3_000,
+        r"\boxed{0." + "1" * 30_000 + "x}",
+        r"\boxed{a" + "_" * 20_000 + "b}",
+        r"\boxed{\sqrt[3]{10000!}}",
     ],
     ids=lambda text: f"{text[:12]} x {len(text)}",
 )
 def test_hostile_texts_take_no_time(verify: Math, answer: str) -> None:
     for gold in ("7", "x+1", "B", "Friday"):
-        started = time.perf_counter()
+        started = time.process_time()
         assert verify(PROMPT, answer, Task(PROMPT, gold, RowRef("m", 1))) == 0
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.6

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import random
+import time
 from typing import Any
 
 import pytest
 
 from posttrain.errors import RewardError
-from posttrain.rewards import Sampled, gold_check, resolve
-from posttrain.rewards.language import LANGUAGES, detect, share
+from posttrain.rewards import Sampled, gold_check, resolve, text
+from posttrain.rewards.language import COMMON, LANGUAGES, detect, share
 from posttrain.rewards.refusal import is_refusal
 from posttrain.rewards.text import answer_of
 from posttrain.rollout.engine import FinishReason
@@ -79,6 +82,27 @@ def test_fuzzy_by_words() -> None:
 
 def test_fuzzy_by_characters() -> None:
     assert score("fuzzy", "Lovelase", answer="Lovelace", measure="characters") == pytest.approx(7 / 8)
+
+
+def test_fuzzy_by_characters_of_long_texts() -> None:
+    words = COMMON["en"].split()
+    draw = random.Random(3)
+    long = " ".join(draw.choice(words) for _ in range(600))
+    other = " ".join(draw.choice(words) for _ in range(600))
+    assert score("fuzzy", long, answer=long, measure="characters") == 1
+    assert score("fuzzy", long, answer=f"{long[:1500]}?{long[1500:]}", measure="characters") > 0.999
+    shorter, longer = sorted((long, other), key=len)
+    whole = difflib.SequenceMatcher(None, shorter, longer, autojunk=False).ratio()
+    assert score("fuzzy", long, answer=other, measure="characters") == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("letter", ["e", "the "])
+def test_fuzzy_by_characters_of_a_repeated_letter_is_bounded(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MOST_COMPARISONS", 1 << 20)
+    began = time.process_time()
+    answer = "the reward of a response sits on its last sampled token. " * 60
+    assert score("fuzzy", letter * 8000, answer=answer, measure="characters") < 0.6
+    assert time.process_time() - began < 5, "minutes without a bound"
 
 
 def test_regex() -> None:

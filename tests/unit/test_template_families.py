@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from posttrain.data.call_text import call_in_form, lost_part
+from posttrain.data.encode import Encoder
+from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.thoughts import THINK, Marks, marks_in, marks_order, state_of, take_apart, trailing_marks
 from posttrain.errors import TemplateError
 from posttrain.types import Demonstration, Message, RowRef
@@ -45,6 +47,18 @@ def test_the_tokens_that_end_turns(family: str, stops: tuple[str, ...]) -> None:
     encoder = family_encoder(family)
     assert tuple(stop.text for stop in encoder.template.stops) == stops
     assert {encoder.tokens.added[stop] for stop in stops} <= encoder.stop_ids
+
+
+@pytest.mark.parametrize(("family", "mark"), [("DEEPSEEK_V3", "<|sep|>"), ("GPT_OSS", "<|end|>")])
+def test_a_mark_in_the_middle_of_an_answer_ends_none_in_whatever_form_the_template_takes_it(
+    family: str, mark: str
+) -> None:
+    """Arguments as text; thoughts as `thinking`."""
+    encoder = family_encoder(family)
+    number = encoder.tokens.added[mark]
+    listed = Encoder(encoder.tokenizer, EncoderSettings(stop_ids=(number,)))
+    assert number not in listed.stop_ids
+    assert any(repr(mark) in note and "in the middle" in note for note in listed.notes)
 
 
 @pytest.mark.parametrize(

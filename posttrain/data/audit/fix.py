@@ -107,17 +107,20 @@ def fix(report: AuditReport, out: Path) -> Fixed:
     with JsonlWriter(out) as clean, JsonlWriter(log) as noted:
         for ref, row in _rows(report.examples):
             check, reason = by_ref.get(ref, ("refused_rows", "the row cannot be used")) or ("", "")
-            whole = row
-            if ref in mending and check in ("", *MENDED):
-                whole = mend(row, mending[ref], turn=corpus.last_turn(numbers[ref]))
-                check = "" if whole != row else check
+            # One check at a time: a row stays only if the fault that would drop it is mended, and not some other one.
+            whole, done = row, list[str]()
+            for name in (name for name in MENDED if name in mending.get(ref, ()) and check in ("", *MENDED)):
+                changed = mend(whole, {name}, turn=corpus.last_turn(numbers[ref]))
+                if changed != whole:
+                    whole, done = changed, [*done, name]
+            check = "" if check in done else check
             if check:
                 counted[check] += 1
                 noted.write({"row": str(ref), "action": "dropped", "check": check, "reason": reason})
             else:
                 kept += 1
                 clean.write(whole)
-                for name in sorted(mending.get(ref, ())) if whole != row else ():
+                for name in done:
                     mended[name] += 1
                     noted.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
         for check in left:

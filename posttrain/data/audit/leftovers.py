@@ -33,11 +33,12 @@ _LABEL = re.compile(
     r"\s*(?:(?:user|human|question|prompt|instruction|q)\s*:|###\s*(?:human|user|instruction)\s*:?)?\s*", re.I
 )
 _ASKED = re.compile(
-    r"(?:^|\n|[.:!?]\s|\bplease\s|\bfirst,?\s|\bto\s)\s*(?:repeat|echo|copy|rewrite|continue|complete|finish)\b"
+    r"(?:^|\n|[.:!?]\s|\bplease\s|\bfirst,?\s|\bto\s)[^\S\n]*(?:repeat|echo|copy|rewrite|continue|complete|finish)\b"
     r"|\bverbatim\b|\bword for word\b|\brepeat (?:the|this|my|it)\b",
     re.I,
 )
-"""Prompts after which a repetition is no fault."""
+"""Prompts after which a repetition is no fault. Blanks alone follow the first group, which has line breaks itself: as
+`\\s*` it would run over a long gap from each of its lines."""
 
 
 def repeated_length(turn: str, response: str) -> int:
