@@ -39,11 +39,12 @@ SHARE_FOR_ACTIVATIONS = 0.5
 HEAP_BLOCK = 32 * 2**20
 """glibc gives a block of at least so many bytes back as soon as it is freed (`mallopt(3)`, M_MMAP_THRESHOLD, whose
 moving bound ends there); smaller ones lie in a heap, which gives back its end alone."""
-HEAP_SLACK = 1.2
+HEAP_SLACK = 1.0
 """On CPU, of what comes and goes in a step (gradients, activations, buffers) in blocks below `HEAP_BLOCK`: the heap is
-full of holes that the next block does not fit into, so that a step that held 1.58 GB at once took 2.04. With
-MALLOC_MMAP_THRESHOLD_=1048576 it took 1.54, and 15 % more time for the page faults. Measured at SmolLM2's width on
-2,048 tokens: 1.2 on 4 layers, 1.15 on 12; `benchmarks/README.md` has what it gives elsewhere."""
+full of holes that the next block does not fit into, and takes about twice what it holds. It is so within each step:
+giving free pages back between steps (`malloc_trim`) leaves the peak where it was. A step that held 1.58 GB at once took
+2.04; with MALLOC_MMAP_THRESHOLD_=1048576 it took 1.54, and 15 % more time for the page faults. Measured on full SFT at
+SmolLM2's width, rows of 2,048 tokens: 1.2 on 4 layers, 1.15 on 12, 0.75 on 30."""
 
 STEP_REMEDY = (
     "in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
