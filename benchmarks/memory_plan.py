@@ -1,8 +1,10 @@
 """What the memory plan says against what the process takes: `python -m benchmarks.memory_plan [--only NAME]`.
 
 Each configuration runs in a process of its own: the preflight, then three steps. A thread reads the resident set every
-five milliseconds, once for the checks before step 1 and once for the steps. The models are random and as large as
-SmolLM2-135M (30 layers of width 576, 49,152 ids), or the one that comes with the package. On CPU.
+five milliseconds, once for the checks before step 1 and once for the steps. The plan is made after the checks and is
+the larger of what they took, which it knows, and of the sum of its items, which are predicted: both are shown. The
+models are random and as large as SmolLM2-135M (30 layers of width 576, 49,152 ids), or the one that comes with the
+package. On CPU.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ CASES = (
     _case("lora sft", "sft", "smollm2", 2048, adapter={"rank": 16}),
     _case("reward model", "reward", "smollm2", 512),
     _case("padded sft", "sft", "smollm2", 512, compute={"logprobs": "padded"}),
+    _case("embedded grpo", "grpo", "embedded", 128, completions_per_prompt=8, kl_beta=0.04),
 )
 
 
@@ -64,6 +67,16 @@ class Measured:
     @property
     def off(self) -> float:
         return self.planned / max(self.checks, self.steps) - 1
+
+    @property
+    def predicted(self) -> int:
+        """The sum of the items: a step's memory before one was taken."""
+        return sum(self.items.values())
+
+    @property
+    def steps_off(self) -> float:
+        """Of what is predicted alone, which no figure of the checks helps."""
+        return self.predicted / self.steps - 1
 
 
 class Watch:
@@ -95,6 +108,8 @@ class Watch:
 def rows_of(case: Case, count: int = 8) -> list[dict[str, str]]:
     """Rows whose trees have about `tokens` tokens under a tokenizer of one id a byte."""
     length = case.tokens - 40
+    if case.method == "grpo":
+        return [{"prompt": f"Is it {i}?", "answer": str(i)} for i in range(count)]
     if case.method == "sft":
         return [{"prompt": f"Is it {i}?", "completion": "a" * length} for i in range(count)]
     return [
@@ -126,15 +141,32 @@ def start_of(case: Case, folder: Path, layers: int) -> str | Path:
     return folder / "start"
 
 
-def stage_of(case: Case) -> Any:
+def letters(prompt: Any, completion: str, task: Any) -> float:
+    """A reward that differs between completions, so that each group has a gradient."""
+    return sum(letter < "n" for letter in completion) / max(1, len(completion))
+
+
+def stage_of(case: Case, steps: int) -> Any:
+    from posttrain.config.online import Online
     from posttrain.config.stages import DPO, SFT, Reward
 
     options = dict(case.options)
+    if case.method == "grpo":
+        return Online(
+            "grpo",
+            rewards=[{"kind": "function", "function": "benchmarks.memory_plan:letters"}],
+            prompts_per_step=2,
+            steps=steps,
+            sampling={"max_new_tokens": case.tokens},
+            held_out=0,
+            checkpoint={"every_steps": 100},
+            **options,
+        )
     compute = {"tokens_per_microbatch": case.tokens, **options.pop("compute", {})}
     kinds: dict[str, Callable[..., Any]] = {"sft": SFT, "dpo": DPO, "reward": Reward}
     return kinds[case.method](
         rows_per_step=2,
-        steps=3,
+        steps=steps,
         max_length=case.tokens,
         held_out=0,
         compute=compute,
@@ -144,7 +176,7 @@ def stage_of(case: Case) -> Any:
     )
 
 
-def measure(case: Case, folder: Path, layers: int) -> Measured:
+def measure(case: Case, folder: Path, steps: int) -> Measured:
     """In this process, which should be a fresh one."""
     from posttrain.data.read import read
     from posttrain.diagnostics.progress import Progress
@@ -158,14 +190,13 @@ def measure(case: Case, folder: Path, layers: int) -> Measured:
     store.write_stage(name="stage", method=case.method, status="running")
     with Watch() as watch:
         watch.stretch("checks")
-        prepared = prepare(
-            stage_of(case), start, store, seed=0, progress=Progress(), examples=read(folder / "rows.jsonl")
-        )
+        stage, examples = stage_of(case, steps), read(folder / "rows.jsonl")
+        prepared = prepare(stage, start, store, seed=0, progress=Progress(), examples=examples)
         plan = prepared.preflight.memory
         assert plan is not None
         loop = Loop(prepared.work, store, Progress())
         watch.stretch("steps")
-        for step in range(3):
+        for step in range(steps):
             for trees in loop.source.at(step):
                 loop._take_update(trees, step, _Silent())  # type: ignore[arg-type]
         peaks = dict(watch.peaks)
@@ -178,15 +209,16 @@ class _Silent:
     def advance(self, amount: float = 1, *, tokens: int = 0, note: str | None = None) -> None: ...
 
 
-def in_a_process(case: Case, layers: int) -> Measured:
+def in_a_process(case: Case, layers: int, steps: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         if case.model != "embedded":  # made by another process, so that its memory is not this one's
-            _run(case.name, folder, layers, "--make")
-        return Measured(**json.loads(_run(case.name, folder, layers, "--inside").splitlines()[-1]))
+            _run(case.name, folder, layers, steps, "--make")
+        return Measured(**json.loads(_run(case.name, folder, layers, steps, "--inside").splitlines()[-1]))
 
 
-def _run(name: str, folder: str, layers: int, what: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.memory_plan", what, folder, "--only", name, "--layers", str(layers)]
+def _run(name: str, folder: str, layers: int, steps: int, what: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.memory_plan", what, folder, "--only", name]
+    command += ["--layers", str(layers), "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")
@@ -195,13 +227,13 @@ def _run(name: str, folder: str, layers: int, what: str) -> str:
 
 def table(found: list[Measured]) -> str:
     """
-    configuration     planned   checks    steps     off
-    full sft             5.10     3.20     5.00    +2 %
+    configuration     planned   checks    steps     off  predicted  of steps
+    full sft             5.10     3.20     5.00    +2 %       5.10      +2 %
     """
-    lines = [f"{'configuration':<16}{'planned':>9}{'checks':>9}{'steps':>9}{'off':>8}"]
+    lines = [f"{'configuration':<16}{'planned':>9}{'checks':>9}{'steps':>9}{'off':>8}{'predicted':>11}{'of steps':>10}"]
     for one in found:
         sizes = "".join(f"{size / 1e9:9.2f}" for size in (one.planned, one.checks, one.steps))
-        lines.append(f"{one.name:<16}{sizes}{one.off:+8.0%}")
+        lines.append(f"{one.name:<16}{sizes}{one.off:+8.0%}{one.predicted / 1e9:11.2f}{one.steps_off:+10.0%}")
     return "\n".join(lines)
 
 
@@ -209,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", help="one configuration by name")
     parser.add_argument("--layers", type=int, default=30, help="of the random model")
+    parser.add_argument("--steps", type=int, default=3, help="updates that are watched; the second has Adam's moments")
     parser.add_argument("--items", action="store_true", help="print the plan's items too")
     parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--inside", metavar="FOLDER", help=argparse.SUPPRESS)
@@ -218,12 +251,12 @@ def main() -> None:
         start_of(cases[0], Path(arguments.make), arguments.layers)
         return
     if arguments.inside:
-        one = measure(cases[0], Path(arguments.inside), arguments.layers)
+        one = measure(cases[0], Path(arguments.inside), arguments.steps)
         print(json.dumps({name: getattr(one, name) for name in ("name", "planned", "checks", "steps", "items")}))
         return
     found = []
     for case in cases:
-        found.append(in_a_process(case, arguments.layers))
+        found.append(in_a_process(case, arguments.layers, arguments.steps))
         print(table(found[-1:]).splitlines()[-1], flush=True)
         if arguments.items:
             print("\n".join(f"  {name:<18}{size / 1e6:10,.0f} MB" for name, size in found[-1].items.items()))

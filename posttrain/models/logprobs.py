@@ -478,7 +478,7 @@ class Policy(TreeModel):
         # The logits of prompt and P-tuning begin with the virtual tokens' own; those of a prefix do not.
         virtual = output.logits.shape[1] - rows.input_ids.shape[1]
         logits = output.logits[rows.row_N, rows.predictor_N + virtual]
-        logprobs_N, entropy_N = gather_logprobs(logits, batch.target_ids_N, temperature)
+        logprobs_N, entropy_N = gather_logprobs(logits, batch.target_ids_N, temperature, entropy=entropy)
         collision_N = collision_of(logits, temperature) if collision else None
         return TokenLogprobs(logprobs_N, entropy_N if entropy else None, collision_N), None
 

@@ -93,11 +93,18 @@ def collision_of(logits_NV: Tensor, temperature: float) -> Tensor:
     return (2 * wide).logsumexp(dim=1) - 2 * wide.logsumexp(dim=1)
 
 
-def gather_logprobs(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The same from logits that exist already: (log-probs [N], entropy [N])."""
+def gather_logprobs(
+    logits_NV: Tensor, targets_N: Tensor, temperature: float, *, entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The same from logits that exist already: (log-probs [N], entropy [N]).
+
+    entropy: without it, the second is empty, and neither the probabilities nor their product, each as large as the
+        logits, are made and kept for the backward pass.
+    """
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     log_p = torch.log_softmax(wide / temperature, dim=-1)
-    return log_p.gather(1, targets_N[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=-1)
+    entropy_N = -(log_p.exp() * log_p).sum(dim=-1) if entropy else log_p.new_empty(0)
+    return log_p.gather(1, targets_N[:, None])[:, 0], entropy_N
 
 
 def _through_module(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

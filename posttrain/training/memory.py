@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import psutil
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from posttrain.data.trees import collate
+from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.attention import TreeLayout, attention_windows
 from posttrain.models.devices import available_bytes, out_of_memory
@@ -34,10 +36,15 @@ MICROBATCH_LIMIT = {"cpu": 1024, "cuda": 16384}
 SHARE_FOR_ACTIVATIONS = 0.5
 """Of the memory that is free after weights, gradients and moments."""
 
-HEAP_SLACK = 0.75
-"""On CPU, of what comes and goes in a step (gradients, activations, buffers): glibc keeps freed blocks below 32 MiB in
-a heap full of holes, so that a step that held 1.58 GB at once took 2.04. With MALLOC_MMAP_THRESHOLD_=1048576 it took
-1.54, and 15 % more time for the page faults. Measured on 4 layers of SmolLM2's width, 2,048 tokens."""
+HEAP_BLOCK = 32 * 2**20
+"""glibc gives a block of at least so many bytes back as soon as it is freed (`mallopt(3)`, M_MMAP_THRESHOLD, whose
+moving bound ends there); smaller ones lie in a heap, which gives back its end alone."""
+HEAP_SLACK = 1.0
+"""On CPU, of what comes and goes in a step (gradients, activations, buffers) in blocks below `HEAP_BLOCK`: the heap is
+full of holes that the next block does not fit into, and takes about twice what it holds. It is so within each step:
+giving free pages back between steps (`malloc_trim`) leaves the peak where it was. A step that held 1.58 GB at once took
+2.04; with MALLOC_MMAP_THRESHOLD_=1048576 it took 1.54, and 15 % more time for the page faults. Measured on full SFT at
+SmolLM2's width, rows of 2,048 tokens: 1.2 on 4 layers, 1.15 on 12, 0.75 on 30."""
 
 STEP_REMEDY = (
     "in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
@@ -108,6 +115,14 @@ class Working:
     """Bytes for each token of the batch, at the moment when most is there."""
     fixed: int = 0
     """Bytes whatever the number of tokens."""
+    token_blocks: tuple[float, ...] = ()
+    """Bytes a token of each block that is there at that moment; empty where they are not known (a card's)."""
+    fixed_blocks: tuple[int, ...] = ()
+
+    def heap_bytes(self, tokens: int) -> int:
+        """Of a batch of so many tokens, what lies in blocks below `HEAP_BLOCK`: long rows make blocks beyond it."""
+        blocks = [*self.fixed_blocks, *(size * tokens for size in self.token_blocks)]
+        return int(sum(size for size in blocks if size < HEAP_BLOCK))
 
 
 def plan(
@@ -155,7 +170,8 @@ def plan(
     if working is not None:
         items.append(Item("working space", working.fixed, "buffers that do not grow with the tokens"))
         if policy.device.type == "cpu":
-            held = trainable * element + int(tokens_per_microbatch * working.per_token) + working.fixed
+            gradients = (p.numel() * element for p in parameters if p.requires_grad)
+            held = sum(size for size in gradients if size < HEAP_BLOCK) + working.heap_bytes(tokens_per_microbatch)
             items.append(Item("allocator", int(HEAP_SLACK * held), "freed blocks that the heap keeps"))
     if largest is not None:
         items.append(mask_item(policy, largest, tokens_per_microbatch))
@@ -208,21 +224,32 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
 def working_memory(policy: TreeModel, trees: Sequence[TokenTree]) -> Working:
     """Measured on the given trees, which should be short: forward, loss and backward of once and of twice as many."""
     one = list(trees)
-    small, large = (_peak(policy, batch) for batch in (one, [*one, *one]))
+    # A path that is not proven yet would be proven by the first call, and the proof measured in the place of a step.
+    policy.path_of(to_device(collate([*one, *one]), policy.device))
+    (small, of_small), (large, of_large) = (_peak(policy, batch) for batch in (one, [*one, *one]))
     tokens = sum(tree.num_tokens for tree in one)
     per_token = max(large - small, 0) / tokens
-    return Working(per_token, max(0, int(small - per_token * tokens)))
+    # A block of the same size in both batches does not grow, unless it is the double of another: a hidden layer of
+    # twice the width makes blocks as large from half the tokens.
+    grows = {size: size not in of_small or size / 2 in of_small for size in of_large}
+    return Working(
+        per_token,
+        max(0, int(small - per_token * tokens)),
+        tuple(size / (2 * tokens) for size in of_large.elements() if grows[size]),
+        tuple(size for size in of_large.elements() if not grows[size]),
+    )
 
 
-def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> int:
-    """The most bytes that a forward and a backward pass hold at once, beyond what was there before.
+def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> tuple[int, Counter[int]]:
+    """The most bytes that a forward and a backward pass hold at once, beyond what was there before, and the sizes of
+    the blocks that they lie in, which are followed on CPU alone.
 
     The backward pass goes down to one small weight near the input and makes no other gradient: these are counted by
     themselves, and of a short batch they would hide the activations.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
-        return 0
+        return 0, Counter()
     small = max(sum(p.numel() for p in trained) // 1000, min(p.numel() for p in trained))
     first = next(p for p in trained if p.numel() <= small)
 
@@ -234,16 +261,31 @@ def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> int:
         torch.cuda.reset_peak_memory_stats(policy.device)
         before = torch.cuda.memory_allocated(policy.device)
         once()
-        return int(torch.cuda.max_memory_allocated(policy.device)) - before
+        return int(torch.cuda.max_memory_allocated(policy.device)) - before, Counter()
     with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         once()
     results = seen.profiler.kineto_results
     moves = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    held = peak = 0
-    for _, size in moves:
-        held += size
-        peak = max(peak, held)
-    return peak
+    return _fullest([size for _, size in moves])
+
+
+def _fullest(moves: Sequence[int]) -> tuple[int, Counter[int]]:
+    """The most bytes that are held at once, and the blocks of that moment: _fullest([4, 8, -4, 2]) -> (12, {4, 8}).
+
+    moves: bytes of each allocation in the order of time, negative where a block is given back. One that was there
+    before is given back too; it is none of these.
+    """
+    totals = list(accumulate(moves))
+    peak = max(totals, default=0)
+    if peak <= 0:
+        return 0, Counter()
+    blocks: Counter[int] = Counter()
+    for size in moves[: totals.index(peak) + 1]:
+        if size > 0:
+            blocks[size] += 1
+        elif blocks[-size]:
+            blocks[-size] -= 1
+    return peak, +blocks
 
 
 @contextmanager

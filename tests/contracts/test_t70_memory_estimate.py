@@ -9,7 +9,20 @@ import torch
 
 from posttrain.errors import MemoryLimitError
 from posttrain.models.logprobs import Policy
-from posttrain.training.memory import activation_bytes_per_token, explained, logits_item, plan, working_memory
+from posttrain.training.memory import (
+    HEAP_BLOCK,
+    HEAP_SLACK,
+    Item,
+    MemoryPlan,
+    Working,
+    _fullest,
+    activation_bytes_per_token,
+    explained,
+    logits_item,
+    plan,
+    reached,
+    working_memory,
+)
 from posttrain.training.preflight import PROBE_LENGTH, probes, shortened
 from tests.fixtures import make_tree, random_trees, tiny_model
 
@@ -99,6 +112,70 @@ def test_the_padded_path_is_measured_with_its_logits() -> None:
     assert found["activations"] == int(100 * padded.per_token) and "logits" not in found
     assert found["program"] == 7_000_000 and found["working space"] == padded.fixed
     assert tree.per_token < padded.per_token + 1
+
+
+def test_every_term_is_in_the_total() -> None:
+    """Each item by itself: a plan that forgets one is too small by it, and no other figure would say so."""
+    policy = Policy(tiny_model("llama", vocab=97))
+    tree = random_trees(1, vocab=97, branches=2)[0]
+    size = sum(p.numel() for p in policy.parameters()) * 4
+    working = Working(1000.0, 3_000, token_blocks=(400.0, 600.0), fixed_blocks=(3_000,))
+    settings = {"activation_bytes_per_token": 0.0, "live_reference": True, "largest": tree, "program": 5_000_000}
+    memory = plan(policy, tokens_per_microbatch=500, working=working, **settings)  # type: ignore[arg-type]
+    found = {item.name: item.bytes for item in memory.items}
+    masks = found.pop("attention masks")
+    assert masks > 0
+    assert found == {
+        "program": 5_000_000,
+        "weights": size,
+        "gradients": size,
+        "Adam moments": 2 * size,
+        "activations": 500_000,
+        "working space": 3_000,
+        "allocator": int(HEAP_SLACK * (size + 500_000 + 3_000)),
+        "reference": size,
+    }
+    assert memory.total_bytes == sum(found.values()) + masks
+
+
+def test_what_the_checks_took_is_planned_too() -> None:
+    """A small adapter's steps take less than the comparisons before them; the stage takes the larger of both."""
+    cpu = torch.device("cpu")
+    memory = plan(
+        Policy(tiny_model()),
+        tokens_per_microbatch=8,
+        activation_bytes_per_token=0,
+        live_reference=False,
+        working=Working(10.0),
+        program=1,
+    )
+    assert 0 < memory.reached_bytes <= reached(cpu) and memory.peak_bytes == memory.reached_bytes
+    assert not replace(memory, available_bytes=memory.reached_bytes - 1).fits
+    steps = MemoryPlan((Item("weights", 100),), available_bytes=90, reached_bytes=10)
+    assert steps.peak_bytes == 100 and not steps.fits
+
+
+def test_large_blocks_leave_no_holes() -> None:
+    """Rows that are twice as long make blocks that are given back when they are freed, and the heap keeps none."""
+    working = Working(3e4, HEAP_BLOCK + 100, token_blocks=(1e4, 2e4), fixed_blocks=(100, HEAP_BLOCK))
+    assert working.heap_bytes(1_000) == 30_000_100
+    assert working.heap_bytes(2_000) == 20_000_100  # the blocks of 40 MB are none of the heap
+    assert working.heap_bytes(4_000) == 100
+
+
+def test_the_fullest_moment_and_its_blocks() -> None:
+    assert _fullest([4, 8, -4, 2, 4, -8, -4]) == (14, {8: 1, 2: 1, 4: 1})
+    assert _fullest([-6, 4, -4]) == (0, {})  # a block from before is given back
+    assert _fullest([]) == (0, {})
+
+
+def test_the_blocks_that_are_found_are_those_of_the_peak() -> None:
+    """They add up to what the activations and the working space are planned as, whatever the number of tokens is."""
+    policy = Policy(tiny_model("llama", vocab=97))
+    trees = random_trees(2, vocab=97, prompt_tokens=(60, 60), branch_tokens=(60, 60), branches=1)
+    working = working_memory(policy, trees)
+    assert len(working.token_blocks) > 10
+    assert working.heap_bytes(1_000) == pytest.approx(1_000 * working.per_token + working.fixed, rel=0.05)
 
 
 def test_measuring_says_nothing_and_leaves_no_gradient(capfd: pytest.CaptureFixture[str]) -> None:
