@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ DROPPED = ("detach", "abs", "double", "float", "square", "neg", "exp", "log", "c
 
 def mutants_of(source: str) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines; none that is the source itself or no Python."""
-    tree = ast.parse(source)
-    found = dict.fromkeys(edit for node in _code(tree) for edit in _edits(node, source))
+    tree, at = ast.parse(source), _Places(source)
+    found = dict.fromkeys(edit for node in _code(tree) for edit in _edits(node, at))
     mutants = []
     for start, end, text, change, line in found:
         changed = source[:start] + text + source[end:]
@@ -85,8 +86,7 @@ def _code(tree: ast.AST) -> Iterator[ast.expr | ast.stmt | ast.comprehension]:
             yield from _code(child)
 
 
-def _edits(node: ast.AST, source: str) -> Iterator[_Edit]:
-    at = _Places(source)
+def _edits(node: ast.AST, at: _Places) -> Iterator[_Edit]:
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
         yield at.between(node.left, node.comparators[0], COMPARISONS[type(node.ops[0])])
     elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC and not _is_text(node):
@@ -143,10 +143,10 @@ class _Places:
     def __init__(self, source: str):
         self.source = source
         self.lines = source.splitlines(keepends=True)
+        self.starts = [0, *accumulate(map(len, self.lines))]
 
     def _at(self, line: int, column: int) -> int:
-        before = sum(len(text) for text in self.lines[: line - 1])
-        return before + len(self.lines[line - 1].encode()[:column].decode())
+        return self.starts[line - 1] + len(self.lines[line - 1].encode()[:column].decode())
 
     def start(self, node: ast.expr) -> int:
         return self._at(node.lineno, node.col_offset)

@@ -127,7 +127,7 @@ class _Text(importlib.abc.Loader):
         exec(compile(self.planted.source, self.planted.path, "exec"), module.__dict__)
 
 
-def tests_of(area: str) -> list[str]:
+def files_of(area: str) -> list[str]:
     """The files of an area's patterns; a pattern that matches nothing is a mistake in the plan."""
     files = []
     for pattern in PLAN[area].tests:
@@ -183,7 +183,7 @@ def start(case: Case | None, area: str) -> int:
         "-W",
         "ignore::pytest.PytestAssertRewriteWarning",
     ]
-    os._exit(int(pytest.main([*options, *tests_of(area)])))
+    os._exit(int(pytest.main([*options, *files_of(area)])))
 
 
 def verdict_of(child: int, limit: float) -> str:
