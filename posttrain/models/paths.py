@@ -157,13 +157,14 @@ class Paths:
                 continue
             before = reach.tokens
             verdict = examined(model, trees, path, longest, gradient=gradient and not reach.gradient)
-            if verdict is None:  # the model's numbers are not finite: the loss will say so, and nothing is known
-                return path
+            if verdict is None:  # the numbers are not finite, so that nothing is known: each row alone is right anyway
+                return "rows"
             self.verdicts[path] = verdict
-            # A longer row that fails says nothing of the shorter ones before it; a gradient that does, does.
+            # A longer row that fails says nothing of the shorter ones before it. It says nothing of a gradient either,
+            # which is proven on the next batch whose rows the values do hold for.
             tokens = max(verdict.reach, before) if longest > before else verdict.reach
             closed = reach.closed or verdict.reason is not None
-            self.reach[path] = Reach(tokens, reach.gradient or gradient, closed)
+            self.reach[path] = Reach(tokens, reach.gradient or (gradient and verdict.reach > 0), closed)
             if verdict.reason is not None and say:
                 logger.warning("%s", sentence(model, path, self))
             if longest <= self.reach[path].tokens:
