@@ -88,12 +88,12 @@ def against(
     """A path against values (and, with `slope`, their gradient) that are known, in the precision that is set."""
     values, gradient = values_and_gradient(policy, trees, path, gradient=slope is not None)
     return Gap(
-        _largest(values - oracle),
-        0.0 if slope is None or gradient is None else _relative(gradient, slope),
+        largest(values - oracle),
+        0.0 if slope is None or gradient is None else relative(gradient, slope),
         sum(tree.num_tokens for tree in trees),
         dtype,
         policy.compares,
-        _largest(oracle),
+        largest(oracle),
     )
 
 
@@ -107,12 +107,12 @@ def leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
         before = values_and_gradient(policy, trees, policy.path, skip_first_branch=True)
         after = values_and_gradient(policy, changed, policy.path, skip_first_branch=True)
         return Gap(
-            _largest(after[0] - before[0]),
-            _relative(after[1] or [], before[1] or []),
+            largest(after[0] - before[0]),
+            relative(after[1] or [], before[1] or []),
             sum(tree.num_tokens for tree in trees),
             computed_in(policy, trees),
             policy.compares,
-            _largest(before[0]),
+            largest(before[0]),
         )
 
 
@@ -123,7 +123,7 @@ def beside(policy: TreeModel, trees: Sequence[TokenTree], longer: TokenTree) -> 
         alone, _ = policy.compared(collate(trees), policy.path)
         together, _ = policy.compared(collate([*trees, longer]), policy.path)
         tokens = longer.num_tokens + sum(tree.num_tokens for tree in trees)
-        return Gap(_largest(together[: len(alone)] - alone), 0.0, tokens, computed_in(policy, trees), policy.compares)
+        return Gap(largest(together[: len(alone)] - alone), 0.0, tokens, computed_in(policy, trees), policy.compares)
 
 
 LOOKED_AHEAD = 1e-5
@@ -150,12 +150,12 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
         before = policy.row_outputs(_row(ids))
         size = float(before.square().mean().sqrt())
         allowed = LOOKED_AHEAD if wide else LOGPROB_ERROR[policy.autocast or policy.dtype] / 100
-        if _largest(policy.row_outputs(_row(ids)) - before) > allowed * size:
+        if largest(policy.row_outputs(_row(ids)) - before) > allowed * size:
             return None  # whatever is changed in a noisy model, everything moves
         for place in (len(ids) - 1, len(ids) // 2, 2):
             changed = ids.copy()
             changed[place] = (ids[place] + generator.integers(1, vocabulary)) % vocabulary
-            moved = _largest((policy.row_outputs(_row(changed)) - before)[:place])
+            moved = largest((policy.row_outputs(_row(changed)) - before)[:place])
             if moved > allowed * size:
                 return moved / size, place
     return None
@@ -240,7 +240,8 @@ def values_and_gradient(
     return values.detach(), list(gradients)
 
 
-def _largest(difference: Tensor) -> float:
+def largest(difference: Tensor) -> float:
+    """Of all entries, by size; 0 where there is none."""
     return float(difference.abs().max()) if difference.numel() else 0.0
 
 
@@ -249,7 +250,8 @@ def _norm(gradient: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dtype=torch.float64)
 
 
-def _relative(gradients: list[Tensor], others: list[Tensor]) -> float:
+def relative(gradients: list[Tensor], others: list[Tensor]) -> float:
+    """The norm of the difference of two gradients, over that of the second."""
     if not gradients:  # nothing trains
         return 0.0
     apart = torch.stack([_norm(a - b) for a, b in zip(gradients, others, strict=True)]).norm()

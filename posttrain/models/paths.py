@@ -157,13 +157,14 @@ class Paths:
                 continue
             before = reach.tokens
             verdict = examined(model, trees, path, longest, gradient=gradient and not reach.gradient)
-            if verdict is None:  # the model's numbers are not finite: the loss will say so, and nothing is known
-                return path
+            if verdict is None:  # the numbers are not finite, so that nothing is known: each row alone is right anyway
+                return "rows"
             self.verdicts[path] = verdict
-            # A longer row that fails says nothing of the shorter ones before it; a gradient that does, does.
+            # A longer row that fails says nothing of the shorter ones before it. It says nothing of a gradient either,
+            # which is proven on the next batch whose rows the values do hold for.
             tokens = max(verdict.reach, before) if longest > before else verdict.reach
             closed = reach.closed or verdict.reason is not None
-            self.reach[path] = Reach(tokens, reach.gradient or gradient, closed)
+            self.reach[path] = Reach(tokens, reach.gradient or (gradient and verdict.reach > 0), closed)
             if verdict.reason is not None and say:
                 logger.warning("%s", sentence(model, path, self))
             if longest <= self.reach[path].tokens:
@@ -203,7 +204,8 @@ def examined(
     model.calls = None
     with exact(model) as wide:
         dtype = computed_in(model, short)
-        first = _compared(model, short, path, dtype, gradient=gradient)
+        oracle, slope = values_and_gradient(model, short, "rows", gradient=gradient)
+        first = _compared(model, short, path, oracle, slope, dtype)
         if not isinstance(first, Gap):
             return first
         unseen = _unseen_windows(model) if path == "tree" else set()
@@ -211,7 +213,8 @@ def examined(
         spread = [tree for tree in spread if row_length(tree) <= window]
         gap = first
         if spread:
-            second = _compared(model, [*short, *spread], path, dtype, gradient=False)
+            longer, _ = values_and_gradient(model, spread, "rows", gradient=False)
+            second = _compared(model, [*short, *spread], path, torch.cat([oracle, longer]), None, dtype)
             if not isinstance(second, Gap):
                 return second
             gap = worse(first, second)
@@ -225,10 +228,15 @@ def examined(
 
 
 def _compared(
-    model: TreeModel, trees: Sequence[TokenTree], path: Path, dtype: torch.dtype, *, gradient: bool
+    model: TreeModel,
+    trees: Sequence[TokenTree],
+    path: Path,
+    oracle: torch.Tensor,
+    slope: list[torch.Tensor] | None,
+    dtype: torch.dtype,
 ) -> Gap | Verdict | None:
-    """The difference where it is small enough, else the verdict; None where there is no number that could differ."""
-    oracle, slope = values_and_gradient(model, trees, "rows", gradient=gradient)
+    """The difference from what each row alone gives where it is small enough, else the verdict; None where there is no
+    number that could differ."""
     if not len(oracle) or not bool(torch.isfinite(oracle).all()):
         return None
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from posttrain.data.trees import collate
 from posttrain.models.logprobs import TreeModel
+from posttrain.models.parity import largest, relative, values_and_gradient
 from posttrain.types import Batch, TokenTree
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -43,14 +44,10 @@ class Repeat:
 
 def repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Repeat:
     """Call the policy twice on `trees`, without dropout and autocast, by the padded path, which every model has."""
-    batch = collate(trees)
     with policy.without_dropout(), _without_autocast(policy):
-        first, second = _called(policy, batch), _called(policy, batch)
-        value = float((first[0] - second[0]).abs().max()) if len(first[0]) else 0.0
-        result = Repeat(value, _relative(second[1], first[1]), policy.dtype)
-        if result.holds:
-            return result
-        return Repeat(result.value, result.gradient, result.dtype, _source(policy, batch))
+        (first, slope), (second, again) = (values_and_gradient(policy, trees, "padded") for _ in range(2))
+        result = Repeat(largest(first - second), relative(again or [], slope or []), policy.dtype)
+        return result if result.holds else replace(result, source=_source(policy, collate(trees)))
 
 
 @contextmanager
@@ -61,21 +58,6 @@ def _without_autocast(policy: TreeModel) -> Iterator[None]:
         yield
     finally:
         policy.autocast = autocast
-
-
-def _called(policy: TreeModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-    values, _ = policy.compared(batch, "padded")
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(values.sum(), parameters, allow_unused=True, materialize_grads=True)
-    return values.detach(), list(gradients)
-
-
-def _relative(gradients: list[Tensor], others: list[Tensor]) -> float:
-    if not gradients:
-        return 0.0
-    apart = torch.stack([(a - b).double().norm() for a, b in zip(gradients, others, strict=True)]).norm()
-    size = torch.stack([b.double().norm() for b in others]).norm()
-    return float(apart / size.clamp(min=1e-30))
 
 
 # ---------------------------------------------------------------- where the noise comes from

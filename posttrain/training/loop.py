@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
@@ -25,7 +26,7 @@ from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
 from posttrain.diagnostics.progress import Phase, Progress
 from posttrain.diagnostics.run_store import StageFolder
-from posttrain.errors import NonFiniteError, ResumeError, TrainingError
+from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
 from posttrain.models.finite import non_finite_tensors, non_finite_weights
 from posttrain.models.logprobs import TreeModel
 from posttrain.training import checkpoint, faults
@@ -333,7 +334,7 @@ class Loop:
             return
         try:
             self._save()
-        except OSError as failure:
+        except (OSError, SafetensorError, CheckpointError) as failure:  # a full disk is safetensors' own kind of error
             self.progress.say(f"{self.folder.name}: {self.step} steps are done, and could not be saved: {failure}")
             return
         self.progress.say(

@@ -17,10 +17,10 @@ from benchmarks.families import plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
 from posttrain.models import attention
-from posttrain.models.logprobs import Policy
+from posttrain.models.logprobs import Policy, TreeModel
 from posttrain.models.paths import reach_of
 from posttrain.training import preflight
-from posttrain.types import TokenTree
+from posttrain.types import Batch, TokenTree
 from tests.fixtures import make_tree, tiny_model
 
 WINDOW = 560
@@ -92,3 +92,33 @@ def test_growing_rows_are_proven_a_few_times() -> None:
         for length in range(20, 400, 5):
             policy(collate(rows(length)))
     assert 3 <= len(proven) <= 10
+
+
+def test_a_gradient_that_fails_beside_a_longer_row_fails_for_shorter_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values were compared before without gradients, and hold: that says nothing of the gradient."""
+    states = TreeModel._tree_hidden
+
+    def doubled(self: TreeModel, batch: Batch) -> torch.Tensor:
+        hidden = states(self, batch)
+        return hidden + (hidden - hidden.detach())
+
+    monkeypatch.setattr(TreeModel, "_tree_hidden", doubled)
+    policy = Policy(tiny_model("llama", vocab=128))
+    with torch.no_grad():
+        policy(collate(rows(30, 40)))
+    assert policy.path_of(collate(rows(30, 200))) == "padded"
+    assert policy.path_of(collate(rows(30, 40))) == "padded"
+    with torch.no_grad():
+        assert policy.path_of(collate(rows(30, 40))) == "padded"  # as the same rows of the step that trains on them
+
+
+def test_a_row_that_is_not_finite_proves_nothing_for_the_others() -> None:
+    """Each then runs alone: Bloom's other rows would be wrong on the tree."""
+    model, (bad, *good) = tiny_family("bloom", tie_word_embeddings=False), rows(30, 40, 50)
+    used = {token for tree in good for ids in (tree.prompt_ids, *(b.ids for b in tree.branches)) for token in ids}
+    with torch.no_grad():
+        expected = plain(model, good)
+        model.get_input_embeddings().weight[next(token for token in bad.prompt_ids if token not in used)] = float("nan")
+        found = Policy(model)(collate([bad, *good])).logprobs_N
+    assert not torch.isfinite(found).all()
+    torch.testing.assert_close(found[-len(expected) :], expected, atol=2e-5, rtol=0)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from posttrain.config import stage_fingerprint, what_changed
 from posttrain.config.online import GRPO
 from posttrain.diagnostics.progress import Progress
-from posttrain.errors import NonFiniteError, RewardError
+from posttrain.errors import CheckpointError, NonFiniteError, RewardError
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.training.online_end import conclude
@@ -98,11 +99,16 @@ def test_an_error_in_the_first_step_leaves_nothing_to_save(start: Path, tmp_path
     assert checkpoint.latest(tmp_path / "checkpoints") is None
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [OSError("no space left"), SafetensorError("no space left"), CheckpointError("no space left", remedy="none")],
+    ids=lambda failure: type(failure).__name__,
+)
 def test_the_error_is_raised_also_where_nothing_can_be_saved(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Exception, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any, **options: Any) -> None:
-        raise OSError("no space left on device")
+        raise failure
 
     monkeypatch.setattr(checkpoint, "save", full)
     said = Said()
