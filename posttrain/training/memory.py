@@ -19,7 +19,7 @@ from itertools import accumulate
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from posttrain.data.trees import collate, to_device
@@ -315,6 +315,15 @@ def reached(device: torch.device) -> int:
 def resident(device: torch.device) -> int:
     """Bytes of this process in the machine's memory; 0 for a card, whose memory is another."""
     return int(psutil.Process().memory_info().rss) if device.type == "cpu" else 0
+
+
+def program_bytes(device: torch.device, loaded: nn.Module | None = None) -> int:
+    """What the process takes before its model: asked before one is loaded, or beside one that is there already.
+
+    Asked after the checks it would count what the heap kept of them, which the steps use again.
+    """
+    weights = 0 if loaded is None else sum(p.numel() * p.element_size() for p in loaded.parameters())
+    return max(0, resident(device) - weights)
 
 
 def fitting_microbatch(

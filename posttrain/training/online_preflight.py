@@ -29,7 +29,7 @@ from posttrain.training import preflight
 from posttrain.training.algorithms import Algorithm
 from posttrain.training.balance import check_router
 from posttrain.training.engines import Sampler
-from posttrain.training.memory import fitting_microbatch, plan, resident, working_memory
+from posttrain.training.memory import fitting_microbatch, plan, working_memory
 from posttrain.training.online import sample
 from posttrain.training.preflight import Check
 from posttrain.training.rollouts import Prompt, decide
@@ -62,8 +62,12 @@ def prove(
     tasks: TaskSet,
     gold: Check,
     resumed: dict[str, Any] | None,
+    program: int = 0,
 ) -> tuple[preflight.Preflight, int]:
-    """All checks, on completions of the start, and the tokens of a micro-batch."""
+    """All checks, on completions of the start, and the tokens of a micro-batch.
+
+    program: bytes of the process before the model was loaded.
+    """
     rows = probe_trees(stage, sampler.engine, encoder, tasks.train)
     first = preflight.check_bos(rows, encoder.tokens.bos_id)
     checks = [_check_tasks(tasks), gold, first, preflight.check_repeat(policy, rows)]
@@ -103,7 +107,7 @@ def prove(
         live_reference=live,
         largest=largest,
         working=working,
-        program=max(0, resident(policy.device) - sum(p.numel() * p.element_size() for p in policy.parameters())),
+        program=program,
     )
     checks.append(preflight.check_memory(memory))
     return preflight.Preflight(tuple(checks), _shown(rows, encoder), memory), budget

@@ -51,6 +51,7 @@ from posttrain.training.learners import (
     SampledReference,
 )
 from posttrain.training.loop import Work
+from posttrain.training.memory import program_bytes
 from posttrain.training.online import OnlineSource, Setup, sample
 from posttrain.training.online_preflight import check_gold, prove
 from posttrain.training.order import stream_seed
@@ -103,6 +104,7 @@ def prepare_online(
     order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     engines.require(stage)
     gold = check_gold(tasks.train, rubric, every=proof_only)
+    program = program_bytes(device, start.model if isinstance(start, LoadedModel) else None)
     loaded = load_policy(stage, start, device, seed, progress)
     policy = Policy(
         loaded.model,
@@ -120,7 +122,7 @@ def prepare_online(
     head = value_head(policy) if shared else None
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
-        proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed)
+        proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed, program)
     proven = proven.after(finite)
     (sampler.close if proof_only else sampler.rest)()
     folder.write_preflight(proven.record())

@@ -37,7 +37,7 @@ from posttrain.training.algorithms import Algorithm, algorithm, mix
 from posttrain.training.balance import balanced
 from posttrain.training.inputs import Inputs, load_inputs
 from posttrain.training.loop import Loop, Work
-from posttrain.training.memory import explained, resident
+from posttrain.training.memory import explained, program_bytes
 from posttrain.training.online_end import conclude
 from posttrain.training.online_stage import prepare_online
 from posttrain.training.order import RowOrder
@@ -102,9 +102,7 @@ def prepare(
     order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
     require_company(objective, order, len(inputs.held_out))
     _check_adapter(stage, start, order.steps)
-    program = resident(device)
-    if isinstance(start, LoadedModel):  # it is there already, and is counted by itself
-        program = max(0, program - sum(p.numel() * p.element_size() for p in start.model.parameters()))
+    program = program_bytes(device, start.model if isinstance(start, LoadedModel) else None)
     with progress.doing(f"{folder.name}: loading the model"):
         if isinstance(stage, Reward):
             assert isinstance(inputs.encoder, RewardEncoder)
