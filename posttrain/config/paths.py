@@ -184,13 +184,9 @@ def _nearest_file(text: str, path: Path) -> tuple[str, str]:
     if not path.parent.is_dir():
         return f"a file in {path.parent}", f"there is no folder {path.parent} either; check the path"
     known = list(_entries(path.parent))
-    stems = [name.split(".")[0] for name in known]  # endings alone make unlike names look alike
-    near = errors.nearest(path.name.split(".")[0], stems)
+    near = errors.nearest_file(path.name, known)
     if near is not None:
-        # Of `chats.csv` and `chats.jsonl`, the one that ends as the missing file does.
-        alike = [name for name, stem in zip(known, stems, strict=True) if stem == near]
-        best = errors.nearest(path.name, alike, cutoff=0.0) or alike[0]
-        return f"a file in {path.parent}", f"did you mean `{_beside(text, best)}`?"
+        return f"a file in {path.parent}", f"did you mean `{_beside(text, near)}`?"
     return f"a file in {path.parent}", f"it holds {', '.join(known[:8])}" if known else "it is empty; check the path"
 
 
