@@ -170,8 +170,21 @@ class NonFiniteError(TrainingError):
     def __init__(self, problem: str, *, remedy: str, tensors: Iterable[str], rows: Iterable[str] = ()):
         self.tensors = tuple(tensors)
         self.rows = tuple(rows)
-        shown = "; ".join(self.rows[:8]) + (f" and {len(self.rows) - 8} more rows" if len(self.rows) > 8 else "")
+        shown = _rows_by_file(self.rows[:8]) + (f" and {len(self.rows) - 8} more rows" if len(self.rows) > 8 else "")
         super().__init__(problem, where=shown or None, remedy=remedy)
+
+
+def _rows_by_file(rows: Iterable[str]) -> str:
+    """_rows_by_file(["a.jsonl, row 3", "a.jsonl, row 7"]) -> "a.jsonl, rows 3, 7": a long path stands there once."""
+    files: dict[str, list[str]] = {}
+    for row in rows:
+        file, mark, number = row.rpartition(", row ")
+        files.setdefault(file if mark else row, []).extend([number] if mark else [])
+    shown = []
+    for file, numbers in files.items():
+        rest = f", row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
+        shown.append(f"{file}{rest}")
+    return "; ".join(shown)
 
 
 class MemoryLimitError(TrainingError):
@@ -198,3 +211,14 @@ def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str
     """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
     return matches[0] if matches else None
+
+
+def nearest_file(name: str, there: Iterable[str]) -> str | None:
+    """The file name most like `name`, or None: nearest_file("chat.jsonl", ["chats.csv", "chats.jsonl"]).
+
+    Names are compared without their endings, which make unlike names look alike (`nofile.jsonl` and `bare.jsonl`);
+    among those that are equally near, the one that ends as `name` does is meant.
+    """
+    names = list(there)
+    stem = nearest(name.split(".")[0], [one.split(".")[0] for one in names])
+    return nearest(name, [one for one in names if one.split(".")[0] == stem], cutoff=0.0) if stem else None

@@ -184,10 +184,9 @@ def _nearest_file(text: str, path: Path) -> tuple[str, str]:
     if not path.parent.is_dir():
         return f"a file in {path.parent}", f"there is no folder {path.parent} either; check the path"
     known = list(_entries(path.parent))
-    stems = {name.split(".")[0]: name for name in reversed(known)}  # endings alone make unlike names look alike
-    near = errors.nearest(path.name.split(".")[0], stems)
+    near = errors.nearest_file(path.name, known)
     if near is not None:
-        return f"a file in {path.parent}", f"did you mean `{_beside(text, stems[near])}`?"
+        return f"a file in {path.parent}", f"did you mean `{_beside(text, near)}`?"
     return f"a file in {path.parent}", f"it holds {', '.join(known[:8])}" if known else "it is empty; check the path"
 
 

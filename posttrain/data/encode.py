@@ -31,7 +31,7 @@ from posttrain.data.template import SPLITS, ChatTemplate, PlainMessage, first_di
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
 from posttrain.data.truncate import DROPPED, Draft, fit
-from posttrain.errors import EncodingError, RowError, TemplateError
+from posttrain.errors import ConfigError, EncodingError, RowError, TemplateError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
 
 ENCODER_VERSION = 2
@@ -146,7 +146,16 @@ class Encoder:
         Raises:
             TemplateError: the template refuses or hides the messages.
             EncodingError: a text holds a special token's name and the settings refuse that.
+            ConfigError: the messages are no `Message`s.
         """
+        if wrong := [message for message in messages if not isinstance(message, Message)]:
+            raise ConfigError(
+                "a conversation is a list of `Message`s",
+                found=f"{type(wrong[0]).__name__}: {wrong[0]!r}"[:120],
+                expected="Messages of posttrain.types",
+                example='encoder.prompt([Message("user", "2 + 2?")])',
+                remedy="`from posttrain.types import Message`, then write each turn as Message(role, content)",
+            )
         self._drafter.special_findings(messages)
         return self._drafter.prompt(messages, tools)
 

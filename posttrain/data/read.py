@@ -15,16 +15,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.data.arguments import (
+    checked_bad_rows,
+    checked_columns,
+    checked_dialogues,
+    checked_flag,
+    checked_kind,
+    checked_limit,
+    checked_text,
+    named_format,
+    names,
+)
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
+from posttrain.data.formats import KIND_NAMES, Format, Kind
 from posttrain.data.hub import HubSource
-from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
 from posttrain.data.source import Broken, Source
 from posttrain.data.sources import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.write import JsonlWriter
-from posttrain.errors import ConfigError, DataError, EmptyDatasetError, RowError, UnknownKeyError, nearest
+from posttrain.errors import DataError, EmptyDatasetError, RowError
 from posttrain.types import Example, RowRef
 
 DialoguesInText = Literal["refuse", "keep"]
@@ -69,15 +79,19 @@ def read(
     Raises SourceError, RowError, EmptyDatasetError (now, or while iterating), ConfigError, UnknownKeyError.
     """
     options = ReadOptions(
-        format=_named_format(format, kind),
-        columns=_checked_columns(columns or {}),
-        rules=Rules.of(roles, allow_ties, _checked_dialogues(dialogues_in_text)),
+        format=named_format(format, checked_kind(kind)),
+        columns=checked_columns(columns),
+        rules=Rules.of(
+            names("roles", roles, "{'bot': 'assistant'}"),
+            checked_flag("allow_ties", allow_ties),
+            checked_dialogues(dialogues_in_text),
+        ),
         kind=kind,
-        bad_rows=_checked_bad_rows(bad_rows, rejected_path),
+        bad_rows=checked_bad_rows(bad_rows, rejected_path),
         rejected_path=Path(rejected_path) if rejected_path is not None else None,
-        limit=_checked_limit(limit),
+        limit=checked_limit(limit),
     )
-    opened = resolve_sources(data, split)
+    opened = resolve_sources(data, checked_text("split", split, "train"))
     examples = Examples(opened.sources, replace(options, notes=opened.notes))
     if scan and not examples.is_remote:
         examples.scan()
@@ -212,89 +226,3 @@ def _rejected(error: DataError, value: Any, ref: RowRef, counts: RowCounts) -> d
     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
     content = value.content if isinstance(value, Broken) else value
     return {"row": str(ref), "reason": reason, "message": str(error), "content": content}
-
-
-# ---------------------------------------------------------------- arguments
-
-
-def _named_format(name: str, kind: Kind | None) -> Format | None:
-    if name == "auto":
-        return None
-    if name not in FORMATS:
-        guess = nearest(name, FORMATS)
-        raise UnknownKeyError(
-            f"there is no format {name!r}",
-            found=repr(name),
-            expected=f"'auto' or one of {quoted(FORMATS)}",
-            remedy=f"did you mean {guess!r}?" if guess else "leave `format` out to have it detected",
-        )
-    entry = FORMATS[name]
-    if kind is not None and entry.kind is not kind:
-        fitting = quoted(other.name for other in FORMATS.values() if other.kind is kind)
-        raise ConfigError(
-            f"the format '{name}' gives {KIND_NAMES[entry.kind]}, but {KIND_NAMES[kind]} are needed",
-            found=f"`format: {name}`",
-            expected=f"one of {fitting}",
-            remedy="leave `format` out, or name a format of the kind that is needed",
-        )
-    return entry
-
-
-def _checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    for ours in columns:
-        if ours not in COLUMNS:
-            guess = nearest(ours, COLUMNS)
-            swapped = columns[ours] in COLUMNS
-            raise UnknownKeyError(
-                f"`columns` maps {ours!r}, which no format reads",
-                found=f"{{{ours}: {columns[ours]}}}",
-                expected=f"our column -> the file's column; ours are {quoted(sorted(COLUMNS))}",
-                remedy=f"turn it round: `columns: {{{columns[ours]}: {ours}}}`"
-                if swapped
-                else f"did you mean {guess!r}?"
-                if guess
-                else "name a column of the format first, then the file's",
-            )
-    return dict(columns)
-
-
-def _checked_bad_rows(bad_rows: str, rejected_path: str | Path | None) -> BadRows:
-    if bad_rows == "skip":
-        return "skip"
-    if bad_rows != "stop":
-        raise ConfigError(
-            f"`bad_rows` is {bad_rows!r}",
-            found=repr(bad_rows),
-            expected="'stop' or 'skip'",
-            remedy=f"write `bad_rows: {nearest(str(bad_rows), ('stop', 'skip')) or 'stop'}`",
-        )
-    if rejected_path is not None:
-        raise ConfigError(
-            "`rejected_path` is given, but a bad row stops the reading, so none is ever written there",
-            found=f"`rejected_path: {rejected_path}` with `bad_rows: stop`",
-            expected="`rejected_path` together with `bad_rows: skip`",
-            remedy="write `bad_rows: skip`, or leave `rejected_path` out",
-        )
-    return "stop"
-
-
-def _checked_dialogues(value: str) -> bool:
-    if value not in ("refuse", "keep"):
-        raise ConfigError(
-            f"`dialogues_in_text` is {value!r}",
-            found=repr(value),
-            expected="'refuse' or 'keep'",
-            remedy=f"write `dialogues_in_text: {nearest(str(value), ('refuse', 'keep')) or 'refuse'}`",
-        )
-    return value == "keep"
-
-
-def _checked_limit(limit: int | None) -> int | None:
-    if limit is not None and limit < 1:
-        raise ConfigError(
-            f"`limit` is {limit}",
-            found=str(limit),
-            expected="a number of rows from 1, or nothing for all",
-            remedy="leave `limit` out to read all rows",
-        )
-    return limit

@@ -6,7 +6,6 @@ iterated again; nothing is held in memory but the row in hand and a buffer.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import gzip
 import hashlib
@@ -30,7 +29,7 @@ from posttrain.data.refusals import quoted
 from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.source import Numbered, Source
 from posttrain.data.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
-from posttrain.errors import SourceError
+from posttrain.errors import SourceError, nearest_file
 
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
 _MAGIC = re.compile(r"[*?\[]")
@@ -298,9 +297,8 @@ def _refuse_several_folders(opened: Opened, folder: Path) -> None:
 def _not_found(text: str, path: Path) -> SourceError:
     parent = path.parent
     beside = sorted(item.name for item in parent.iterdir()) if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
-    if close:
-        remedy = f"did you mean {str(parent / close[0])!r}?"
+    if near := nearest_file(path.name, beside):
+        remedy = f"did you mean {str(parent / near)!r}?"
     elif not parent.is_dir():
         remedy = f"the folder {str(parent)!r} does not exist either (seen from {str(Path.cwd())!r}): check the path"
     else:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from posttrain.errors import EncodingError
+from posttrain.errors import ConfigError, EncodingError
 
 _CACHED_IDS = 1_000_000
 _CHECKED_TEXTS = 64
@@ -35,6 +35,14 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any):
+        if not hasattr(tokenizer, "get_added_vocab"):
+            raise ConfigError(
+                "an encoder needs a tokenizer",
+                found=f"{type(tokenizer).__name__}: {tokenizer!r}"[:80],
+                expected="the tokenizer of a loaded model",
+                example='loaded = pt.load("embedded"); pt.Encoder(loaded.tokenizer, loaded.speech.settings())',
+                remedy="load the model, and give its `tokenizer`",
+            )
         self.tokenizer = tokenizer
         self.added: dict[str, int] = {text: int(number) for text, number in tokenizer.get_added_vocab().items()}
         self.bos_id: int | None = tokenizer.bos_token_id

@@ -110,6 +110,13 @@ def load(
         ConfigError: the adapter cannot be put on this start.
         MissingExtraError: QLoRA without bitsandbytes.
     """
+    if not (adapter is None or isinstance(adapter, AdapterSettings)):
+        raise ConfigError(
+            "`adapter` is no adapter's settings",
+            found=f"{type(adapter).__name__}: {adapter!r}"[:80],
+            expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
+            remedy="write `adapter=pt.LoRA(rank=16)`",
+        )
     source = resolve(name_or_path, say=say)
     require_fitting(source, adapter, torch.device(device))
     base = source if source.layout != "adapter" else base_of(source, say)

@@ -22,6 +22,7 @@ from posttrain.rewards.model import ModelReward
 from posttrain.rewards.rubric import Rubric
 from posttrain.rewards.sandbox import Limits
 from posttrain.rewards.scorer import Asking, RewardFunction, Scorer
+from posttrain.types import Task
 
 if TYPE_CHECKING:  # the recipe's records load torch, for the table of objectives among them
     from posttrain.config import rewards as config
@@ -84,7 +85,11 @@ def _of_row(function: RewardFunction, key: str) -> Build:
             return made
         name = key.rstrip("_")
         return Scorer(
-            made.name, made.function, made.weight, lambda task: task.answer if name in task.metadata else None
+            made.name,
+            made.function,
+            made.weight,
+            lambda task: task.answer if name in task.metadata else None,
+            needs=f"column `{name}`",
         )
 
     return build
@@ -98,7 +103,8 @@ def _math(settings: config.MathReward, folder: Path | None) -> Scorer:
 def _code(settings: config.CodeReward, folder: Path | None) -> Scorer:
     limits = Limits(seconds=settings.seconds, memory_mb=settings.memory_mb)
     made = Code(limits, **_options(settings, "seconds", "memory_mb"))
-    return Scorer(settings.label, made, settings.weight, made.gold, made.close)
+    needs = "tests, in `tests`, `test_list` or `cases`"
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close, needs=needs)
 
 
 def _cosine(settings: config.CosineReward, folder: Path | None) -> Scorer:
@@ -135,8 +141,26 @@ def _beside(text: str, folder: Path | None, *, must_exist: bool = False) -> str 
 def _function(settings: config.FunctionReward, folder: Path | None) -> Scorer:
     function = _imported(settings.function, folder)
     if settings.parameters:
+        _require_parameters(function, settings.function, settings.parameters)
         function = functools.partial(function, **settings.parameters)
     return Scorer(settings.label, function, settings.weight, text.gold if settings.verifies else None)
+
+
+def _require_parameters(function: RewardFunction, address: str, parameters: Mapping[str, Any]) -> None:
+    """Every key under `parameters` is a parameter of the function, which would otherwise raise at its first call."""
+    taken = inspect.signature(function).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in taken):
+        return
+    known = [one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)][3:]
+    for key in parameters:
+        if key not in known:
+            near = nearest(key, known)
+            raise ConfigError(
+                f"the reward function `{address}` has no parameter `{key}`",
+                found=f"{address.rpartition(':')[2]}{inspect.signature(function)}",
+                expected=f"of {', '.join(known)}" if known else "no `parameters`: it has none beside the three",
+                remedy=f"did you mean `{near}`?" if near else f"remove `{key}`, or add it to the function",
+            )
 
 
 def _imported(address: str, folder: Path | None) -> RewardFunction:
@@ -201,6 +225,18 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+def _instructions(settings: RewardSettings, folder: Path | None) -> Scorer:
+    """It verifies the rows that have constraints; of others it says nothing, whatever their answer is."""
+    made = _plain(instructions)(settings, folder)
+    columns = ("instructions", "instruction_id_list")
+
+    def gold(task: Task) -> str | None:
+        return task.answer if any(task.metadata.get(column) for column in columns) else None
+
+    needs = "constraints, in `instructions` or `instruction_id_list`"
+    return Scorer(made.name, made.function, made.weight, gold, needs=needs)
+
+
 KINDS: dict[str, Build] = {
     "math": _math,
     "exact": _plain(text.exact, text.gold),
@@ -215,7 +251,7 @@ KINDS: dict[str, Build] = {
     "repetition": _plain(shape.repetition),
     "language": _plain(language.language),
     "refusal": _plain(refusal.refusal),
-    "instructions": _plain(instructions, lambda task: task.answer),
+    "instructions": _instructions,
     "code": _code,
     "reasoning_gym": _plain(gym.reasoning_gym, gym.gold_of),
     "reward_model": _reward_model,

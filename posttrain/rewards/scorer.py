@@ -132,6 +132,8 @@ class Scorer:
     """Ends what the reward started: processes, connections."""
     inner: Scorer | None = None
     """The verifier that this reward reshapes; the gold check asks that one."""
+    needs: str = "answer"
+    """What a row must have for a verifier to judge it, as a sentence names it: "they have no ..."."""
 
     def score(self, items: Sequence[Sampled]) -> list[float | None]:
         """A number or None for each response, in their order.

@@ -22,7 +22,7 @@ from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, to_device
 from posttrain.data.unread import misspelt
 from posttrain.models.logprobs import Policy
-from posttrain.rewards import Rubric, gold_check, unjudged
+from posttrain.rewards import Rubric, Scorer, gold_check, unjudged
 from posttrain.rewards.rubric import GoldFailure
 from posttrain.rollout.engine import Engine
 from posttrain.training import preflight
@@ -227,7 +227,7 @@ def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Che
     }
     judged = len(tried) - len(silent)
     if not judged:
-        return _no_row_judged(silent, [scorer.name for scorer in verifiers], evidence)
+        return _no_row_judged(silent, verifiers, evidence)
     only = len(verifiers) == len(rubric.scorers)
     without = f"; {len(silent):,} rows have no answer that could be checked, such as {silent[0].row}" if silent else ""
     if not failures:
@@ -241,16 +241,22 @@ def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Che
     return Check("gold", title, status, said, evidence, remedy)
 
 
-def _no_row_judged(tasks: Sequence[Task], names: Sequence[str], evidence: dict[str, Any]) -> Check:
+def _no_row_judged(tasks: Sequence[Task], verifiers: Sequence[Scorer], evidence: dict[str, Any]) -> Check:
     """Every reward would be None, and nothing would be learned: mostly a column that has another name."""
     others = sorted({key for task in tasks for key in task.metadata})
     likely = next((path for task in tasks if (path := answer_path(task.metadata)) is not None), None)
     wanted = likely if likely is not None else "YOUR_COLUMN"
+    needed = dict.fromkeys((scorer.inner or scorer).needs for scorer in verifiers)
+    names = " and ".join(f"`{scorer.name}`" for scorer in verifiers)
     detail = (
-        f"{' and '.join(f'`{name}`' for name in names)} can judge none of {len(tasks):,} rows: they have no answer; "
+        f"{names} can judge none of {len(tasks):,} rows: they have no {' and no '.join(needed)}; "
         f"besides the prompt, {tasks[0].row} has {quoted(tasks[0].metadata) if tasks[0].metadata else 'no column'}"
     )
-    remedy = f"name the column that holds the answers, `data: {{path: ..., columns: {{answer: {wanted}}}}}`"
+    remedy = (
+        f"name the column that holds the answers, `data: {{path: ..., columns: {{answer: {wanted}}}}}`"
+        if "answer" in needed
+        else "give the rows what is missing (docs/rewards.md), or choose another reward"
+    )
     return Check(
         "gold", "verifiers accept the rows' own answers", "fail", detail, {**evidence, "columns": others}, remedy
     )

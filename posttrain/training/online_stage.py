@@ -32,7 +32,7 @@ from posttrain.models.logprobs import Policy
 from posttrain.models.reference import reference
 from posttrain.models.value import value_head, value_model
 from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.scorer import RewardFunction
+from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.rollout.engine import Engine
 from posttrain.training import engines
 from posttrain.training.algorithms import Algorithm, algorithm
@@ -246,7 +246,7 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
         ConfigError: there is none; a function that cannot be called as a reward.
     """
     named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
-    passed = [one if isinstance(one, Scorer) else Scorer(_name_of(one), one) for one in functions]
+    passed = [_passed(one) for one in functions]
     if not named and not passed and not stage.needs_rewards:
         if keys := stage.waits_for_rewards:
             raise ConfigError(
@@ -263,6 +263,20 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
             remedy="list rewards in the stage, or pass functions: train(stage, model, tasks, rewards=[right])",
         )
     return Rubric([*named, *passed])
+
+
+def _passed(one: Any) -> Scorer:
+    """A function that a program passed; held against the signature now, not when the first completion is scored."""
+    if not isinstance(one, Scorer) and not callable(one):
+        raise ConfigError(
+            "a reward that was passed is no function",
+            found=f"{type(one).__name__}: {one!r}"[:80],
+            expected="functions (prompt, completion, task) -> float or None",
+            remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
+        )
+    scorer = one if isinstance(one, Scorer) else Scorer(_name_of(one), one)
+    Asking.of(scorer.function, scorer.name)
+    return scorer
 
 
 # ---------------------------------------------------------------- the parts

@@ -98,9 +98,11 @@ def train(
         fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay.
 
     Raises:
-        ConfigError: an adapter is asked for in the stage and the model is loaded already.
+        ConfigError: an adapter is asked for in the stage and the model is loaded already; rewards are given to a stage
+            that asks none.
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
+    _require_stage(stage, rewards)
     taken = isinstance(model, LoadedModel) and stage.MAKES_POLICY  # a reward model is made of a copy
     if taken and stage.adapter is not None and not isinstance(stage.adapter, Continue):
         raise ConfigError(
@@ -135,6 +137,27 @@ def train(
         run.write_run(status="done", ended=now())
         write_report(run.path)
     return Run(run.path, stage.name, outcome.steps)
+
+
+def _require_stage(stage: Any, rewards: Sequence[RewardFunction]) -> None:
+    """What a recipe's reader would have found, before a model is loaded: a stage, and rewards that it reads."""
+    if not isinstance(stage, TrainingStage):
+        raise ConfigError(
+            "the first argument of train() is no stage",
+            found=f"{'the class' if isinstance(stage, type) else type(stage).__name__} {stage!r}"[:80],
+            expected="train(stage, model, data, out=FOLDER)",
+            example='pt.train(pt.SFT(steps=100), "embedded", "chats.jsonl", out="runs/mine")',
+            remedy=f"write `pt.{stage.__name__}(...)`, with brackets"
+            if isinstance(stage, type)
+            else "give the stage first, then the model and the data",
+        )
+    if rewards and not isinstance(stage, SamplingStage):
+        raise ConfigError(
+            f"rewards are given, and {stage.method} asks none",
+            found=f"{len(rewards)} reward{'s' if len(rewards) != 1 else ''}",
+            expected="a stage that samples, such as pt.GRPO(...)",
+            remedy="leave `rewards` out, or choose a method that learns from them (docs/rl.md)",
+        )
 
 
 def _examples(data: Any, stage: TrainingStage) -> Examples | Sequence[Task]:

@@ -201,3 +201,13 @@ def test_the_verdict_repeats_what_became_of_the_reach(tmp_path: Path) -> None:
     )
     judged = verdict(read_run(folder), _no_table())
     assert f"sums: {said}" in [finding.text for finding in judged.found]
+
+
+def test_a_verifier_says_what_its_rows_lack() -> None:
+    """Rows with answers and no constraints: the answers are not at fault, and no column of answers would help."""
+    check = gold_of(tasks_of(3), {"kind": "instructions"})
+    assert check.status == "fail" and "`instructions` can judge none of 3 rows" in check.detail
+    assert "no constraints, in `instructions` or `instruction_id_list`" in check.detail
+    assert "columns:" not in check.remedy and "docs/rewards.md" in check.remedy
+    assert "no column `pattern`" in gold_of(tasks_of(2), {"kind": "regex"}).detail
+    assert "no tests, in `tests`" in gold_of(tasks_of(2), {"kind": "code"}).detail

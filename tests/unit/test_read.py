@@ -251,6 +251,19 @@ def test_ties_are_kept_on_request(tmp_path: Path) -> None:
         ({"bad_rows": "skp"}, ConfigError, "bad_rows: skip"),
         ({"rejected_path": "x.jsonl"}, ConfigError, "bad_rows: skip"),
         ({"limit": 0}, ConfigError, "leave `limit` out"),
+        # Values of a type that only Python can give: named errors, not a TypeError from the middle of the reading.
+        ({"limit": "3"}, ConfigError, "found:    a string: '3'"),
+        ({"limit": True}, ConfigError, "`limit` is True"),
+        ({"format": None}, UnknownKeyError, "leave `format` out"),
+        ({"columns": ["prompt"]}, ConfigError, "write it as `columns={'prompt': 'my_question'}`"),
+        ({"columns": {"prompt": 3}}, ConfigError, "`columns={'prompt': '3'}`"),
+        ({"roles": ["bot"]}, ConfigError, "write it as `roles={'bot': 'assistant'}`"),
+        ({"kind": "comparison"}, ConfigError, "`from posttrain.types import Comparison`"),
+        ({"kind": "demonstrations"}, ConfigError, "`from posttrain.types import Demonstration`"),
+        ({"kind": []}, ConfigError, "which is no kind of rows"),
+        ({"split": None}, ConfigError, "write it as `split='train'`"),
+        ({"allow_ties": "no"}, ConfigError, "True or False"),
+        ({"dialogues_in_text": True}, ConfigError, "'refuse' or 'keep'"),
     ],
 )
 def test_arguments_are_checked_before_any_file(options: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -145,6 +145,13 @@ def audit(
         ConfigError: a check has no such name.
         MissingExtraError: an evaluation set needs a package that is not installed.
     """
+    if isinstance(examples, (str, Path)) or not isinstance(examples, Iterable):
+        raise ConfigError(
+            "the audit takes examples, not the name of a file",
+            found=f"{type(examples).__name__}: {examples!r}"[:80],
+            expected="what `read` returned, or a list of examples",
+            remedy=f"write `pt.audit(pt.read({str(examples)!r}, bad_rows='skip'))`",
+        )
     progress = progress or Progress()
     started = time.monotonic()
     wanted = _chosen(checks, cheap)

@@ -250,7 +250,7 @@ def _finding(check: str, what: str, predicted: Predicted, evidence: dict[str, An
         return []
     severity: Severity = "warning" if predicted.low > warned else "note"
     carried = [entry["phrase"] for entry in evidence.get("phrases", ())][:2]
-    message = f"{what} tell the chosen side in {percent(predicted.accuracy)} of held-out pairs"
+    message = f"{what} can tell the chosen side in {percent(predicted.accuracy)} of held-out pairs"
     if carried:
         message += f" ({', '.join(repr(phrase) for phrase in carried)})"
     return [Finding(check, severity, message, predicted.accuracy, (), evidence, remedy)]

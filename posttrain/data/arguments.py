@@ -1,0 +1,155 @@
+"""The arguments of `read`, held against what they may be before a file is opened.
+
+A call from Python has no reader of recipes before it: what comes in may be of any type, and each wrong one is an error
+that says what was meant, not a TypeError from the middle of the reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
+from posttrain.data.refusals import named_type, quoted
+from posttrain.data.row_reader import BadRows
+from posttrain.errors import ConfigError, UnknownKeyError, nearest
+
+
+def named_format(name: Any, kind: Kind | None) -> Format | None:
+    """The format of that name; None for "auto"."""
+    if name == "auto":
+        return None
+    if name not in FORMATS:
+        guess = nearest(str(name), FORMATS)
+        raise UnknownKeyError(
+            f"there is no format {name!r}",
+            found=repr(name),
+            expected=f"'auto' or one of {quoted(FORMATS)}",
+            remedy=f"did you mean {guess!r}?" if guess else "leave `format` out to have it detected",
+        )
+    entry = FORMATS[name]
+    if kind is not None and entry.kind is not kind:
+        fitting = quoted(other.name for other in FORMATS.values() if other.kind is kind)
+        raise ConfigError(
+            f"the format '{name}' gives {KIND_NAMES[entry.kind]}, but {KIND_NAMES[kind]} are needed",
+            found=f"`format: {name}`",
+            expected=f"one of {fitting}",
+            remedy="leave `format` out, or name a format of the kind that is needed",
+        )
+    return entry
+
+
+def checked_columns(columns: Any) -> dict[str, str]:
+    checked = names("columns", columns, "{'prompt': 'my_question'}")
+    for ours, theirs in checked.items():
+        if ours not in COLUMNS:
+            guess = nearest(ours, COLUMNS)
+            swapped = theirs in COLUMNS
+            raise UnknownKeyError(
+                f"`columns` maps {ours!r}, which no format reads",
+                found=f"{{{ours}: {theirs}}}",
+                expected=f"our column -> the file's column; ours are {quoted(sorted(COLUMNS))}",
+                remedy=f"turn it round: `columns: {{{theirs}: {ours}}}`"
+                if swapped
+                else f"did you mean {guess!r}?"
+                if guess
+                else "name a column of the format first, then the file's",
+            )
+    return checked
+
+
+def checked_bad_rows(bad_rows: Any, rejected_path: str | Path | None) -> BadRows:
+    if bad_rows == "skip":
+        return "skip"
+    if bad_rows != "stop":
+        raise ConfigError(
+            f"`bad_rows` is {bad_rows!r}",
+            found=repr(bad_rows),
+            expected="'stop' or 'skip'",
+            remedy=f"write `bad_rows: {nearest(str(bad_rows), ('stop', 'skip')) or 'stop'}`",
+        )
+    if rejected_path is not None:
+        raise ConfigError(
+            "`rejected_path` is given, but a bad row stops the reading, so none is ever written there",
+            found=f"`rejected_path: {rejected_path}` with `bad_rows: stop`",
+            expected="`rejected_path` together with `bad_rows: skip`",
+            remedy="write `bad_rows: skip`, or leave `rejected_path` out",
+        )
+    return "stop"
+
+
+def checked_dialogues(value: Any) -> bool:
+    if value not in ("refuse", "keep"):
+        raise ConfigError(
+            f"`dialogues_in_text` is {value!r}",
+            found=repr(value),
+            expected="'refuse' or 'keep'",
+            remedy=f"write `dialogues_in_text: {nearest(str(value), ('refuse', 'keep')) or 'refuse'}`",
+        )
+    return value == "keep"
+
+
+def checked_limit(limit: Any) -> int | None:
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigError(
+            f"`limit` is {limit!r}",
+            found=f"{named_type(limit)}: {limit!r}",
+            expected="a whole number of rows from 1, or nothing for all",
+            remedy="write a number, as `limit=1000`, or leave `limit` out to read all rows",
+        )
+    return limit
+
+
+def checked_kind(kind: Any) -> Kind | None:
+    if kind is None or any(kind is known for known in KIND_NAMES):
+        return cast("Kind | None", kind)
+    classes = {entry.__name__: entry for entry in KIND_NAMES}
+    near = nearest(str(kind).title(), classes) or "Demonstration"
+    raise ConfigError(
+        f"`kind` is {kind!r}, which is no kind of rows",
+        found=f"{named_type(kind)}: {kind!r}",
+        expected=f"one of the classes {quoted(classes)} of posttrain.types, or nothing for whatever the rows are",
+        remedy=f"`from posttrain.types import {near}`, then `kind={near}`",
+    )
+
+
+def checked_text(name: str, value: Any, example: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type(name, value, "text", f"{name}={example!r}")
+    return value
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """A text is refused, for "no" would count as yes."""
+    if not isinstance(value, bool):
+        raise _wrong_type(name, value, "True or False", f"{name}=True")
+    return value
+
+
+def names(argument: str, value: Any, example: str) -> dict[str, str]:
+    """A map from text to text, such as `columns` and `roles`; None is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _wrong_type(argument, value, "a map from a name to a name", f"{argument}={example}")
+    for key, item in value.items():
+        if not isinstance(key, str) or not isinstance(item, str):
+            raise ConfigError(
+                f"`{argument}` maps {key!r} to {item!r}, and both must be text",
+                found=f"{named_type(key)} and {named_type(item)}",
+                expected="a map from a name to a name",
+                remedy=f"write the names as text: `{argument}={{{str(key)!r}: {str(item)!r}}}`",
+            )
+    return dict(value)
+
+
+def _wrong_type(name: str, value: Any, expected: str, example: str) -> ConfigError:
+    return ConfigError(
+        f"`{name}` is {named_type(value)}",
+        found=repr(value),
+        expected=expected,
+        remedy=f"write it as `{example}`, or leave `{name}` out",
+    )
