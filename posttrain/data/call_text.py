@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -57,26 +56,36 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
         beside: the turn's content and thoughts, which may name the same things: what only they say is not the call.
     """
 
-    def shown(word: str, times: int = 1) -> bool:
-        return text.count(word) - beside.count(word) >= times
+    names = [str(call["function"]["name"]) for call in calls]
+    leaves = [(call["function"]["name"], *leaf) for call in calls for leaf in _leaves(_arguments(call))]
+    words = [*names, *(_word(value) for _, _, value in leaves)]
 
-    names = Counter(str(call["function"]["name"]) for call in calls)
-    for name, times in names.items():
-        if not shown(name, times):
+    def shown(form: str, own: str) -> bool:
+        # A word that stands inside others, as the value of {"city": "city"} inside its key, must stand there once
+        # more than they do: else what is found is the key, and the value is lost.
+        wanted = sum(form in word for word in words) + (form not in own)
+        return text.count(form) - beside.count(form) >= wanted
+
+    for name in names:
+        if not shown(name, name):
             return f"a call of {name!r}"
-    folded: tuple[str, str] | None = None
-    for call in calls:
-        name = call["function"]["name"]
-        for path, value in _leaves(_arguments(call)):
-            if any(shown(form) for form in _forms(value)):
+    folded: tuple[str, str, list[str]] | None = None
+    for name, path, value in leaves:
+        if any(shown(form, _word(value)) for form in _forms(value)):
+            continue
+        if isinstance(value, str):
+            folded = folded or (_folded(text), _folded(beside), [_folded(word) for word in words])
+            wanted = _folded(value)
+            times = max(1, sum(wanted in word for word in folded[2]))
+            if wanted and folded[0].count(wanted) - folded[1].count(wanted) >= times:
                 continue
-            if isinstance(value, str):
-                folded = folded or (_folded(text), _folded(beside))
-                wanted = _folded(value)
-                if wanted and folded[0].count(wanted) > folded[1].count(wanted):
-                    continue
-            return f"the argument {path!r} of the call of {name!r}"
+        return f"the argument {path!r} of the call of {name!r}"
     return None
+
+
+def _word(value: Any) -> str:
+    """A leaf as other leaves can stand inside it; "" where templates write it in several ways (`true`, `True`)."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _arguments(call: Mapping[str, Any]) -> Any:

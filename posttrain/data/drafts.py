@@ -7,12 +7,14 @@ a conversation whose contexts continue one another is one sequence, any other is
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from posttrain.data.call_text import lost_part
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, RoundTrips
 from posttrain.data.template import ChatTemplate, ContextMismatch, PlainMessage, Turn, first_difference
+from posttrain.data.template_probe import rendered_or_none
 from posttrain.data.tokens import Tokens, pattern_of
 from posttrain.data.truncate import Draft, Side
 from posttrain.errors import EncodingError, PromptMismatchError, TemplateError
@@ -308,7 +310,7 @@ class Drafter:
         found = ["hidden_tools"] if tools and not self.template.calls.shows_tools else []
         for message in messages:
             content = message.content
-            if message.tool_calls and lost_part(message.tool_calls, text) is not None:
+            if message.tool_calls and self._loses_calls(messages, message, tools, text):
                 found.append(self._lost_call(message))
             if message.role == "assistant" or not content or content.strip() in text:
                 continue
@@ -321,6 +323,17 @@ class Drafter:
                 )
             found.append("altered_text")
         return list(dict.fromkeys(found))
+
+    def _loses_calls(self, messages: Sequence[Message], calling: Message, tools: Sequence[Any], text: str) -> bool:
+        """Whether the context shows a turn without its calls, though other texts may name the same things."""
+        beside = "\n".join([text for message in messages for text in (message.content, message.reasoning) if text])
+        if lost_part(calling.tool_calls, text, beside) is None:
+            return False
+        # Perhaps what is beside them: the same context without the calls says how often it has each word anyway.
+        bare = [replace(message, tool_calls=()) if message is calling else message for message in messages]
+        plain = [self.template.plain(message) for message in bare]
+        without = rendered_or_none(self.template, plain, tools) or ""
+        return lost_part(calling.tool_calls, text, without) is not None
 
     def _lost_call(self, message: Message) -> str:
         """A call in the context that the rendered text does not show whole: a finding, or an error where the template

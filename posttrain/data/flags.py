@@ -69,6 +69,17 @@ def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: Noted | No
     return trains
 
 
+def refuse_part_flag(part: Mapping[str, Any], place: str) -> None:
+    """Refuses a part of a content that says of itself that it must not train: it would train with the turn.
+
+    Raises:
+        RowError: one of the flags in the part says no, or says neither yes nor no.
+    """
+    for key in part:
+        if key in FLAGS and (answer := _answer(part[key], key, place)) is not None and answer is not FLAGS[key]:
+            raise _spans(key, part[key], place, where="a part of a turn")
+
+
 def _answer(value: Any, key: str, place: str) -> bool | None:
     """True for yes, False for no, None where nothing is said."""
     if isinstance(value, bool) or value is None:
@@ -96,10 +107,10 @@ def _answer(value: Any, key: str, place: str) -> bool | None:
     )
 
 
-def _spans(key: str, value: Any, place: str) -> Exception:
+def _spans(key: str, value: Any, place: str, where: str = "parts of the turn") -> Exception:
     return refuse(
         "bad_flag",
-        f"`{key}` in {place} marks parts of the turn, but a turn trains in full or not at all",
+        f"`{key}` in {place} marks {where}, but a turn trains in full or not at all",
         found=shown(value),
         expected="one flag for the whole turn: `train: true` or `train: false`",
         remedy=f"remove `{key}`, or cut the turn's row before the part that must not train; known flags are "

@@ -15,6 +15,16 @@ from posttrain.data.refusals import refuse, shown
 
 MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 """Columns of a row, and keys of a turn, that hold what is no text."""
+_NAMED = re.compile(
+    r"(?:^|_)(?:images?|imgs?|pictures?|photos?|screenshots?|frames?|pixels?|audios?|videos?|media)(?:_|$)"
+)
+"""Words in the names of further columns that may hold media: `image_path`, `decoded_image`, `pixel_values`. Such a
+column may also be a text (`image_caption`) or a number (`num_images`), so that its value decides."""
+_FILE = re.compile(
+    r"\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|mp4|mov|avi|mkv|webm|wav|mp3|flac|ogg|m4a)(?:[?#]\S*)?\Z"
+    r"|\A(?:data:(?:image|audio|video)/|https?://\S+\Z)",
+    re.IGNORECASE,
+)
 _PLACEHOLDER = re.compile(
     r"\A\s*<(?:image|audio|video)>|^[ \t]*<(?:image|audio|video)>[ \t]*$"
     r"|<\|(?:image|audio|video)(?:_pad)?\|>|<\|vision_start\|>|<image_placeholder>",
@@ -34,19 +44,37 @@ def holds_media(value: Any) -> bool:
     return value not in (None, "", b"") and value == value
 
 
+def is_media(value: Any) -> bool:
+    """Whether a value is an image, audio or video by itself: its bytes, its file's name, or numbers in rows of rows."""
+    if isinstance(value, Mapping):
+        return _is_feature(value) or any(map(is_media, value.values()))
+    if isinstance(value, list | tuple):
+        nested = value and isinstance(value[0], list | tuple) and value[0] and isinstance(value[0][0], int | float)
+        return bool(nested) or any(map(is_media, value))
+    if isinstance(value, bytes):
+        return bool(value)
+    return isinstance(value, str) and (_FILE.match(value) or _FILE.search(value[-64:].rstrip())) is not None
+
+
+def _is_feature(value: Any) -> bool:
+    """The form in which `datasets` stores an image or a sound, whatever its column is called."""
+    return isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes) and bool(value["bytes"])
+
+
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises RowError for a row with an image, audio or video column in use."""
-    keys = _media_keys(tuple(row))
-    for key in keys:
-        if holds_media(row[key]):
-            raise refuse(
-                "content_not_text",
-                f"the row carries {key!r}",
-                found=f"{key!r}: {shown(row[key])}",
-                expected="text only",
-                remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
-                f"texts stand without it, remove the column {key!r} from the file",
-            )
+    keys, named = _media_keys(tuple(row))
+    for key, value in row.items():
+        if not (_is_feature(value) or (key in named and is_media(value)) or (key in keys and holds_media(value))):
+            continue
+        raise refuse(
+            "content_not_text",
+            f"the row carries {key!r}",
+            found=f"{key!r}: {shown(value)}",
+            expected="text only",
+            remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
+            f"texts stand without it, remove the column {key!r} from the file",
+        )
 
     found = next((mark for text in _texts(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
     if found is not None:
@@ -71,8 +99,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _media_keys(columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple([column for column in columns if column.lower() in MEDIA])
+def _media_keys(columns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns that hold media whenever they hold anything, and those whose value decides."""
+    sure = tuple([column for column in columns if column.lower() in MEDIA])
+    return sure, tuple([column for column in columns if column not in sure and _NAMED.search(column.lower())])
 
 
 def refuse_placeholder(text: str | None, place: str) -> None:

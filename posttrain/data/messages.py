@@ -207,7 +207,11 @@ def _odd_keys(keys: tuple[str, ...], role_key: str, content_key: str) -> tuple[t
     meant_keys = {role_key, content_key, *_SPELT_KEYS} - set(keys)
     odd: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
     for key in keys:
-        meant = nearest(key, meant_keys) if key not in known and key not in MEDIA else None
+        if key in known or key in MEDIA:
+            continue
+        # Capitals and hyphens apart, the key is one that is read: `LOSS: false` would train what it is to spare.
+        plain = _spelt(key)
+        meant = plain if plain in known and plain not in keys else nearest(key, meant_keys)
         if meant is not None and _one_slip(key, meant):
             odd.append((key, meant))
     return tuple(odd)
@@ -215,7 +219,7 @@ def _odd_keys(keys: tuple[str, ...], role_key: str, content_key: str) -> tuple[t
 
 def _one_slip(word: str, meant: str) -> bool:
     """Whether `word` is `meant` with a letter too many, too few, wrong or swapped, or another separator."""
-    if word.lower().replace("-", "_").replace(" ", "_") == meant:
+    if _spelt(word) == meant:
         return True
     if abs(len(word) - len(meant)) > 1 or len(meant) < 4:
         return False
@@ -224,6 +228,11 @@ def _one_slip(word: str, meant: str) -> bool:
         return len(wrong) == 1 or (len(wrong) == 2 and sorted(word) == sorted(meant))
     short, long = sorted((word, meant), key=len)
     return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+
+
+def _spelt(key: str) -> str:
+    """_spelt("Loss-Mask") -> "loss_mask"."""
+    return key.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 # ---------------------------------------------------------------- conversations

@@ -244,7 +244,13 @@ def _folder_sources(folder: Path, split: str) -> Opened:
         return Opened((SavedDataset(folder),))
     files = _data_files(folder.iterdir())
     if files:
-        return _chosen(files, split, folder, whole_folder=True)
+        opened = _chosen(files, split, folder, whole_folder=True)
+        below = _data_files(path for path in folder.glob("*/*") if not _hidden(path.relative_to(folder)))
+        if not below:
+            return opened
+        names = [str(path.relative_to(folder)) for path in below]
+        note = f"the files of {folder} itself are read; not read, in folders below it: {quoted(names, 6)}"
+        return Opened(opened.sources, (*opened.notes, note))
     inside = [path for path in folder.rglob("*") if not _hidden(path.relative_to(folder))]
     saved = sorted({path.parent for path in inside if path.name in ("dataset_dict.json", "state.json")})
     files = _data_files(inside)

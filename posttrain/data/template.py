@@ -119,7 +119,25 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[PlainMessage], tools: Sequence[Any] = ()) -> str:
         """What inference gives the model to continue."""
-        return self.render(messages, tools, ask=True)
+        return self.render(self._history(messages), tools, ask=True)
+
+    def _history(self, messages: Sequence[PlainMessage]) -> Sequence[PlainMessage]:
+        """Earlier turns as a template takes them that would show a thought of the content beside one of its own.
+
+        The turn that trains is moved by its proof, which says so; the same turn must not stand otherwise in the
+        context of a later one.
+        """
+        key = self.thoughts.key if self.thoughts.doubles else None
+        return messages if key is None else [self._thoughts_apart(message, key) for message in messages]
+
+    def _thoughts_apart(self, message: PlainMessage, key: str) -> PlainMessage:
+        if message["role"] != "assistant" or message.get(key):
+            return message
+        written = take_apart(str(message["content"] or ""), self.thoughts.marks, opened=True)
+        if written is None:
+            return message
+        content = written.visible or (self.null_content if message.get("tool_calls") else "")
+        return {**message, "content": content, **({key: written.thoughts.strip()} if written.thoughts.strip() else {})}
 
     def turn(
         self, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any] = (), context: str | None = None
@@ -130,6 +148,7 @@ class ChatTemplate:
             TemplateError: the template hides part of the turn, or the turn cannot follow the generation prompt; see
                 `posttrain.data.template_proof`.
         """
+        messages = [*self._history(messages[:index]), *messages[index:]]
         if context is None:
             context = self.prompt(messages[:index], tools)
         return prove_turn(self, messages, index, tools, context)
@@ -177,6 +196,7 @@ class ChatTemplate:
         Raises:
             TemplateError: the turn's text cannot be found in the rendered conversation.
         """
+        messages = [*self._history(messages[:index]), *messages[index:]]
         marked = dict(messages[index], content=ANSWER)
         header, found, tail_text = self.render([*messages[:index], marked], tools).partition(ANSWER)
         rendered = self.render(messages[: index + 1], tools)

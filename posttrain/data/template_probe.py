@@ -355,6 +355,9 @@ class ThoughtForm:
     """Marks in a content that the template moves, rewrites or leaves out."""
     writes_think: bool = True
     """Whether the thoughts that it renders stand in <think>, as those in a row's content do."""
+    doubles: bool = False
+    """Whether a turn whose content has a thought is shown with a second one, where its key gives a single one: the
+    template writes the marks itself and leaves the content's (Kimi-K2)."""
 
 
 def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallForm) -> ThoughtForm:
@@ -384,7 +387,22 @@ def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallF
     if layout.header_is_prompt:  # an opening mark is a header then, as Cohere's <|START_RESPONSE|> is
         written = [marks for marks in written if state_of(marks_order(layout.generation, [marks])) == "closed"]
     found = [marks for marks in (own, opened_at_end(layout.prefill), *taken, *written) if marks is not None]
-    return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think)
+    doubles = key is not None and _doubles(template, key, own or THINK)
+    return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think, doubles)
+
+
+def _doubles(template: Renderer, key: str, marks: Marks) -> bool:
+    """Asked of the last turn and of an earlier one, where templates leave thoughts out."""
+    answer: PlainMessage = {"role": "assistant", "content": ANSWER}
+    inside, apart = {**answer, "content": _spaced(marks, marks.open)}, {**answer, key: THOUGHT}
+
+    def order(*turns: PlainMessage) -> str:
+        text = rendered_or_none(template, [QUESTION, *turns]) or ""
+        return marks_order([*text.split(USER), ""][1], [marks])
+
+    return any(
+        len(order(inside, *after)) > 2 and order(apart, *after) in ("", "oc", "c") for after in ((), (QUESTION, answer))
+    )
 
 
 def _around_thought(text: str, source: str) -> Marks | None:

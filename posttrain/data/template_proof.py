@@ -129,7 +129,7 @@ def _said(template: ChatTemplate, message: PlainMessage, state: State) -> Said:
     content = str(message["content"] or "")
     form = template.thoughts
     reasoning = str(message.get(form.key or "reasoning_content") or "")
-    written = take_apart(content, form.marks, opened=state == "open" or bool(form.takes_apart))
+    written = take_apart(content, form.marks, opened=state == "open" or bool(form.takes_apart) or form.doubles)
     visible = content if written is None else written.visible
     thoughts = reasoning or ("" if written is None else written.thoughts.strip())
     return Said(thoughts.strip(), visible, written, message.get("tool_calls") or ())

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.flags import refuse_part_flag
 from posttrain.data.noted import Noted
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.errors import RowError
@@ -97,6 +98,8 @@ def _part(part: Any, place: str, noted: Noted | None) -> str:
 
 def part_text(part: Mapping[str, Any], place: str, noted: Noted | None) -> str:
     """The text of a part, under whichever of its usual keys it stands."""
+    if len(part) > 1:
+        refuse_part_flag(part, place)
     if noted is not None:
         noted.others("part", part)
     key = next((key for key in _PART_KEYS if part.get(key) is not None), None)

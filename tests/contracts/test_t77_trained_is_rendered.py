@@ -116,3 +116,27 @@ def test_other_marks_than_think(marks: tuple[str, str]) -> None:
     text = shown(encoder, tree)
     assert text.count(opening) == 1 and text.count(closing) == 1
     assert path_ids(tree) == rendered_ids(encoder, *row.messages)
+
+
+_WRITES_MARKS = (
+    "{%- set ns = namespace(last=-1) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+    "{%- for m in messages -%}<|{{ m.role }}|>{%- if m.role == 'assistant' -%}"
+    "{{ '<think>' + ((m.reasoning_content or '') if loop.index0 > ns.last else '') + '</think>' }}{%- endif -%}"
+    "{{ m.content }}</s>{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+"""Kimi-K2: the marks are the template's own in every turn, and a thought in the content stands beside them."""
+
+
+@pytest.mark.parametrize("answer", [CONTENT, COMPACT, KEY, Message("assistant", "2 and 2</think>4.")])
+def test_a_thought_in_the_content_is_moved_in_earlier_turns_too(answer: Message) -> None:
+    encoder = family_encoder(_WRITES_MARKS, specials=["<|user|>", "<|assistant|>"])
+    row = Demonstration((QUESTION, answer, QUESTION, Message("assistant", "Four.", reasoning="again")), ROW)
+    trees = encoder.demonstration(row)
+    texts = [shown(encoder, tree) for tree in trees]
+    assert texts == [
+        "<|user|>2 + 2?</s><|assistant|><think>2 and 2</think>4.</s>",
+        "<|user|>2 + 2?</s><|assistant|><think></think>4.</s>"
+        "<|user|>2 + 2?</s><|assistant|><think>again</think>Four.</s>",
+    ]
+    assert trees[1].prompt_ids.tolist() == encoder.prompt([QUESTION, answer, QUESTION])

@@ -98,3 +98,33 @@ def test_calls_of_earlier_turns_must_stand_in_the_context() -> None:
     with pytest.raises(TemplateError, match="leaves out the tool calls of earlier turns"):
         family_encoder("FALCON_H1").prompt(messages[:3], [CALL_TOOL])
     family_encoder("HERMES").prompt(messages[:3], [CALL_TOOL])
+
+
+_TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}CALLS</s>{% endfor %}"
+_TURNS += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+_ROLES = ["<|user|>", "<|assistant|>", "<|tool|>"]
+_KEYS_ALONE = (
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.keys() | join }}){% endfor %}"
+)
+_LAST_ALONE = "{% if loop.last and m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"city": "city"}, {"city": "weather"}, {"city": "it"}, {"a3": 3}, {"is_true": True}]
+)
+def test_a_value_that_stands_in_its_key_or_in_the_name_is_looked_for_on_its_own(arguments: dict[str, Any]) -> None:
+    row = Demonstration(trace(arguments).messages, ROW)
+    with pytest.raises(TemplateError, match="does not write"):
+        family_encoder(_TURNS.replace("CALLS", _KEYS_ALONE), specials=_ROLES).demonstration(row)
+    (tree,) = family_encoder("HERMES").demonstration(row)
+    assert tree.num_tokens
+
+
+@pytest.mark.parametrize("content", [None, "Oslo city weather", "I call weather for the city of Oslo."])
+def test_words_of_the_content_are_no_call_in_the_context_either(content: str | None) -> None:
+    encoder = family_encoder(_TURNS.replace("CALLS", _LAST_ALONE), specials=_ROLES)
+    row = Demonstration(trace({"city": "Oslo"}, content=content).messages, ROW)
+    with pytest.raises(TemplateError, match="leaves out the tool calls of earlier turns"):
+        encoder.demonstration(row)
+    (tree,) = family_encoder("HERMES").demonstration(row)
+    assert tree.num_tokens

@@ -147,3 +147,19 @@ def test_unknown_keys_inside_rows_are_named_with_their_counts() -> None:
     said = " ".join(unread_keys(examples.counts.unread_keys))
     assert "`input_schema` in 2 tools is not read: did you mean `parameters`?" in said
     assert "`thought` in 2 turns is not read: did you mean `reasoning`?" in said
+
+
+@pytest.mark.parametrize("key", ["LOSS", "Loss", "Mask", "Train-On-Turn", "TRAIN"])
+def test_a_flag_in_other_letters_is_no_other_key(key: str) -> None:
+    with pytest.raises(RowError, match=f"has the key '{key}', which looks like") as caught:
+        pt.read([{"messages": [U, {**A, key: False}, U, GOOD]}])
+    assert f"rename it to '{key.lower().replace('-', '_')}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [{"train": False}, {"loss": 0}, {"mask": True}, {"weight": "0"}])
+def test_a_part_that_must_not_train_is_refused(flag: dict[str, Any]) -> None:
+    parts = [{"type": "text", "text": "BAD", **flag}, {"type": "text", "text": "good"}]
+    with pytest.raises(RowError, match="marks a part of a turn"):
+        pt.read([{"messages": [U, {"role": "assistant", "content": parts}]}])
+    yes = [{"type": "text", "text": "good", "train": True}]
+    assert len(pt.read([{"messages": [U, {"role": "assistant", "content": yes}]}])) == 1

@@ -185,3 +185,12 @@ def test_the_keywords_are_those_of_datasets() -> None:
     for split, name in patterns():
         found = split_of(PurePath(name))
         assert found is not None and found.group == split, name
+
+
+def test_files_in_folders_below_are_named_when_they_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name in ("train/a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "q", "completion": "a"}\n')
+    examples = pt.read(tmp_path)
+    assert len(examples) == 1
+    assert any("not read, in folders below it: 'train/a.jsonl'" in note for note in examples.counts.notes)

@@ -74,3 +74,36 @@ def test_beside_an_empty_column_a_placeholder_is_refused_wherever_it_stands() ->
     assert len(pt.read([row])) == 1
     with pytest.raises(RowError, match="'images' is empty"):
         pt.read([{**row, "images": []}])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("image_path", "a/1.jpg"),
+        ("img", ["1.png", "2.png"]),
+        ("image_url", "https://host/pictures?id=3"),
+        ("pixel_values", [[0.1, 0.2], [0.3, 0.4]]),
+        ("Audio_File", "x.WAV"),
+        ("screenshot", "data:image/png;base64," + "A" * 9000),
+        ("page", {"bytes": b"\x89PNG", "path": None}),
+    ],
+)
+def test_a_media_column_of_another_name_is_refused(column: str, value: Any) -> None:
+    with pytest.raises(RowError, match=f"the row carries '{column}'"):
+        pt.read([{**ROWS[0], column: value}])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("image_caption", "A cat on a mat."),
+        ("num_images", 2),
+        ("has_image", False),
+        ("image_path", None),
+        ("imagery", "1.jpg"),
+        ("source", "page-1.png"),
+        ("sizes", [[1, 2], [3, 4]]),
+    ],
+)
+def test_a_column_that_only_speaks_of_media_is_no_media(column: str, value: Any) -> None:
+    assert len(pt.read([{**ROWS[0], column: value}])) == 1
