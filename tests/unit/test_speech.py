@@ -102,7 +102,8 @@ def test_a_day_that_the_template_does_not_write_is_said() -> None:
     def said(template: str, date: str | None) -> list[str]:
         stage = SFT(data="a", encoding={"date": date})
         settings, _ = stage_encoding(stage, Speech(template, template), "2027-01-01")
-        return date_without_effect(stage, Encoder(byte_tokenizer(template, specials=("<|im_start|>", "<|im_end|>")), settings))
+        tokenizer = byte_tokenizer(template, specials=("<|im_start|>", "<|im_end|>"))
+        return date_without_effect(stage, Encoder(tokenizer, settings))
 
     assert said(CHATML, "2026-01-02") == [
         "the chat template writes no date, so `encoding: {date: 2026-01-02}` changes nothing"
