@@ -36,7 +36,13 @@ from posttrain.training.order import stream_seed
 from posttrain.training.preflight import Check, Status
 from posttrain.training.reward import encoder_of
 from posttrain.training.split import row_contents, split_by_content
-from posttrain.training.stage_speech import prompts_of, run_date, stage_encoding, stops_in_answers
+from posttrain.training.stage_speech import (
+    date_without_effect,
+    prompts_of,
+    run_date,
+    stage_encoding,
+    stops_in_answers,
+)
 from posttrain.training.starts import Start, settle
 from posttrain.types import Example, RowRef, TokenTree
 
@@ -86,7 +92,10 @@ def load_inputs(
     settings = _encoder_settings(stage, spoken, start.positions)
     if settings.max_length != stage.max_length:
         progress.say(f"{folder.name}: max_length is {settings.max_length:,}, the most positions that the model has")
-    reader = _Reader(stage, objective, _encoder(stage, start.tokenizer, settings), folder, progress)
+    encoder = _encoder(stage, start.tokenizer, settings)
+    for line in date_without_effect(stage, encoder):
+        progress.say(f"{folder.name}: {line}")
+    reader = _Reader(stage, objective, encoder, folder, progress)
     training = reader.encoded("train", stage.data, examples)
     if isinstance(stage.held_out, Data):
         apart = reader.encoded("held_out", stage.held_out, None)

@@ -58,7 +58,7 @@ from posttrain.training.order import stream_seed
 from posttrain.training.prepared import Prepared, autocast_of, load_policy
 from posttrain.training.proof import prove_weights
 from posttrain.training.sampler_check import same_arithmetic
-from posttrain.training.stage_speech import prompts_of, run_date, spoken_apart, stage_encoding
+from posttrain.training.stage_speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.starts import settle
 from posttrain.training.tasks import TaskOrder, Tasks, TaskSet, load_tasks
 from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
@@ -83,7 +83,8 @@ def prepare_online(
     spoken, contradictions = stage_encoding(stage, settled.speech, run_date(folder))
     encoder = Encoder(settled.tokenizer, spoken)
     teacher = vars(stage).get("teacher")  # a key of the methods that have one
-    for line in (*contradictions, *encoder.notes, *spoken_apart(teacher, encoder)):
+    idle = date_without_effect(stage, encoder)
+    for line in (*contradictions, *encoder.notes, *idle, *spoken_apart(teacher, encoder)):
         progress.say(f"{folder.name}: {line}")
     rubric = rubric_of_stage(stage, rewards)
     counted = CountedPrompts(encoder)

@@ -269,9 +269,9 @@ def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     found = repeat(policy, cut_probes(probes(trees)[:1])[0])
     family = type(policy.transformer).__name__
     evidence = {"value": found.value, "gradient": found.gradient, "source": found.source}
-    apart = f"{policy.compares} by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
+    apart = f"{policy.compares} differ by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
     if found.holds:
-        return Check("repeat", "two equal calls", "pass", f"two calls on the same rows differ: {apart}", evidence)
+        return Check("repeat", "two equal calls", "pass", f"on the same rows, {apart}", evidence)
     where = f"it begins in {found.source}" if found.source else "it begins in the backward pass"
     detail = f"{family} computes something else each time, with dropout off ({apart}); {where}"
     remedy = "set the probability of that module's noise to 0 in the model's config.json, or start from another model"

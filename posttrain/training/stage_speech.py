@@ -85,6 +85,14 @@ def spoken_apart(teacher: str | None, encoder: Encoder) -> list[str]:
     ]
 
 
+def date_without_effect(stage: TrainingStage, encoder: Encoder) -> list[str]:
+    """What to say where the recipe names a day and the template writes none."""
+    encoding: PromptEncoding = stage.encoding  # type: ignore[attr-defined]
+    if encoding.date is None or encoder.settings.date is not None:
+        return []
+    return [f"the chat template writes no date, so `encoding: {{date: {encoding.date}}}` changes nothing"]
+
+
 def run_date(folder: StageFolder) -> str:
     """The day on which the stage's run began: what run.json says, or stage.json of a stage without a run, else today.
 

@@ -19,7 +19,7 @@ from posttrain.models.export import ExportSettings, save_model
 from posttrain.models.loading import load, resolve
 from posttrain.models.manifest import verify_manifest
 from posttrain.models.spoken import speech_of
-from posttrain.training.stage_speech import spoken_apart, stage_encoding
+from posttrain.training.stage_speech import date_without_effect, spoken_apart, stage_encoding
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.read_back import read_in_process
@@ -96,6 +96,20 @@ def test_a_stage_takes_over_what_it_says_nothing_of() -> None:
     assert settled(template="raw") == ("raw", {}, "2026-11-30")  # values of another template mean nothing there
     assert settled(date="today")[2] == "2027-01-01"
     assert settled(date="2028-02-29")[2] == "2028-02-29"
+
+
+def test_a_day_that_the_template_does_not_write_is_said() -> None:
+    def said(template: str, date: str | None) -> list[str]:
+        stage = SFT(data="a", encoding={"date": date})
+        settings, _ = stage_encoding(stage, Speech(template, template), "2027-01-01")
+        tokenizer = byte_tokenizer(template, specials=("<|im_start|>", "<|im_end|>"))
+        return date_without_effect(stage, Encoder(tokenizer, settings))
+
+    assert said(CHATML, "2026-01-02") == [
+        "the chat template writes no date, so `encoding: {date: 2026-01-02}` changes nothing"
+    ]
+    assert said(CHATML, None) == [], "the run's own day is no setting"
+    assert said("{{ strftime_now('%d %B %Y') }}" + CHATML, "2026-01-02") == []
 
 
 def test_what_the_recipe_contradicts_is_said() -> None:
