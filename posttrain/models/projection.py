@@ -23,6 +23,11 @@ BUFFER_ELEMENTS = 1 << 23
 """Logits held at a time: 8 million, 32 MB in fp32; large enough that the matrix multiply stays efficient."""
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Rows whose logits are held at a time: chunk_rows(49_152) -> 170."""
+    return max(16, BUFFER_ELEMENTS // vocabulary)
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """A model's output projection, and what the model does to its logits afterwards.
@@ -76,7 +81,7 @@ def target_logprobs(
 def log_collisions(hidden_ND: Tensor, head: Head, *, temperature: float = 1.0) -> Tensor:
     """log sum_v p(v)^2 of each row's distribution [N], in nats; a second projection, without gradient."""
     if not head.is_matrix:
-        rows = max(16, BUFFER_ELEMENTS // head.linear.weight.shape[0])
+        rows = chunk_rows(head.linear.weight.shape[0])
         parts = [collision_of(apply_head(hidden, head), temperature) for hidden in hidden_ND.split(rows)]
         return torch.cat(parts) if parts else hidden_ND.new_empty(0)
     chunks = _Chunks(hidden_ND, head.linear.weight, head.linear.bias, head.scale, head.softcap, temperature)
@@ -113,7 +118,7 @@ def _through_module(hidden_ND: Tensor, head: Head, targets_N: Tensor, temperatur
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return gather_logprobs(apply_head(hidden, head), targets, temperature)
 
-    rows = max(16, BUFFER_ELEMENTS // head.linear.weight.shape[0])
+    rows = chunk_rows(head.linear.weight.shape[0])
     pieces = [
         checkpoint(chunk, hidden, targets, use_reentrant=False)
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
@@ -246,7 +251,7 @@ class _Chunks:
         autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         self.compute = compute or autocast or weight_VD.dtype
         self.dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
-        self.rows = max(16, BUFFER_ELEMENTS // weight_VD.shape[0])
+        self.rows = chunk_rows(weight_VD.shape[0])
         shape = (min(self.rows, hidden_ND.shape[0]), weight_VD.shape[0])
         self._buffer = torch.empty(shape, dtype=self.compute, device=hidden_ND.device)
 
