@@ -225,7 +225,9 @@ def _split(
         raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
     body, stop = template.cut_tail(history[len(base) :], messages)
     shown = take_apart(body, template.thoughts.marks, opened=True)
-    if shown is not None and not shown.thoughts.strip():  # the empty thought of a finished turn
+    # The empty thought of a finished turn: the prompt has it, or the row's own thoughts take its place. Where neither
+    # is so, it is the model's to write.
+    if shown is not None and not shown.thoughts.strip() and (asked.state != "none" or thinks):
         body = shown.visible
     left = Said("", said.visible, None, said.calls) if bare else said
     lost = _lost(said.visible if bare else content, left, body)

@@ -140,3 +140,10 @@ def test_a_thought_in_the_content_is_moved_in_earlier_turns_too(answer: Message)
         "<|user|>2 + 2?</s><|assistant|><think>again</think>Four.</s>",
     ]
     assert trees[1].prompt_ids.tolist() == encoder.prompt([QUESTION, answer, QUESTION])
+
+
+def test_an_empty_thought_that_no_prompt_has_is_not_taken_away() -> None:
+    encoder = family_encoder(_WRITES_MARKS, specials=["<|user|>", "<|assistant|>"])
+    with pytest.raises(TemplateError, match="opens or closes a thought more than once") as caught:
+        encoder.demonstration(Demonstration((QUESTION, Message("assistant", "<think>2 and 2 4.")), ROW))
+    assert "<think></think><think>2 and 2 4." in caught.value.found

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import posttrain as pt
 from posttrain.data.formats import FORMATS, KIND_NAMES, detect, nearest_format
 from posttrain.data.formats.advice import fits_nothing
 from posttrain.data.refusals import REASONS
@@ -745,3 +746,13 @@ def test_the_nearest_format_and_the_map_that_would_do(row: dict[str, Any], name:
     error = fits_nothing(row)
     assert f"'{name}'" in str(error.expected) and remedy in error.remedy
     assert error.example == FORMATS[name].example_line
+
+
+def test_a_ranking_from_one_may_be_an_order_or_ranks() -> None:
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "ranking": [2, 3, 1]}
+    with pytest.raises(RowError) as caught:
+        pt.read([row])
+    assert "[1, 2, 0]; where it gives the rank of each response, write [2, 0, 1]" in caught.value.remedy
+    for ranking, best in (([1, 2, 0], "b"), ([2, 0, 1], "c")):
+        (example,) = pt.read([{**row, "ranking": ranking}])
+        assert isinstance(example, Comparison) and example.responses[example.winner][0].content == best

@@ -327,12 +327,20 @@ def _ranking(value: Any, count: int) -> tuple[int, ...]:
     if order is not None and counted and sorted(order) == list(range(count)):
         return tuple(order)
     from_one = order is not None and counted and sorted(order) == list(range(1, count + 1))
+    remedy = "correct 'ranking', or give 'scores' instead"
+    if order is not None and from_one:
+        listed = [index - 1 for index in order]
+        ranked = [order.index(rank) for rank in range(1, count + 1)]
+        # The two readings differ in which response is best: taking one for the other turns pairs around.
+        remedy = f"where it lists the responses, the best first, subtract 1 from each index: {listed}" + (
+            f"; where it gives the rank of each response, write {ranked}" if ranked != listed else ""
+        )
     raise refuse(
         "bad_ranking",
         f"'ranking' is not an order of the {count} responses",
         found=shown(value) + (", which counts from 1" if from_one else ""),
         expected=f"the indices 0 to {count - 1}, each once, the best response first",
-        remedy="subtract 1 from each index" if from_one else "correct 'ranking', or give 'scores' instead",
+        remedy=remedy,
     )
 
 
