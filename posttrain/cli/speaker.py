@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,8 +147,26 @@ def read_prompts(path: str | Path) -> list[Question]:
 
 
 def read_pipe() -> str:
-    """All of standard input as one prompt, which may have many lines."""
-    text = sys.stdin.read().strip()
+    """All of standard input as one prompt, which may have many lines.
+
+    UTF-8 whatever the terminal's encoding, as files of prompts are: read in a Windows code page, "Grüße" would be
+    another prompt without a word.
+
+    Raises:
+        ConfigError: there is no prompt, or it is no UTF-8.
+    """
+    stream = sys.stdin
+    try:  # a test's stream, or a notebook's, has no bytes below its text
+        text = (
+            stream.buffer.read().decode("utf-8-sig") if isinstance(stream, io.TextIOWrapper) else stream.read()
+        ).strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the prompt on standard input is not UTF-8 text",
+            found=f"the byte 0x{error.object[error.start]:02x} at position {error.start}",
+            expected="UTF-8",
+            remedy="convert it, `iconv -f ENCODING -t UTF-8`, or write the prompt to a file that is UTF-8 (--prompts)",
+        ) from None
     if not text:
         raise ConfigError("the pipe holds no prompt", remedy="write `echo PROMPT | posttrain generate MODEL`")
     return text

@@ -16,7 +16,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -86,6 +86,26 @@ class FileSource:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise _unreadable(self.name, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class PipeSource:
+    """What a pipe gave, `<(zcat rows.gz)` in a shell: it can be read once only, and rows are read several times."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def rows(self) -> Iterator[Numbered]:
+        if not self.content:
+            raise _empty(self.name, "the pipe is empty (0 bytes)")
+        yield from unpadded(self._json(), self._json)
+
+    def _json(self) -> Iterator[Numbered]:
+        with io.BufferedReader(io.BytesIO(self.content), _BUFFER) as file:
+            yield from json_rows(file, self.name)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +221,8 @@ def _opened(item: Any, split: str) -> Opened:
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder_sources(path, split)
+    if path.is_fifo():
+        return Opened((PipeSource(text, path.read_bytes()),))
     if path.exists():
         return Opened((FileSource(path),))
     if _MAGIC.search(text):

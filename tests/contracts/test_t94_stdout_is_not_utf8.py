@@ -58,3 +58,16 @@ def test_t94_the_catalogue_and_an_error(place: Path) -> None:
     assert posttrain(place, "ascii", "models", "list").returncode == 0
     refused = posttrain(place, "ascii", "models", "pull", "größe")
     assert refused.returncode == 2 and r"gr\xf6\xdfe" in refused.stderr, refused.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_t94_a_piped_prompt_is_utf8_whatever_the_terminal_is(place: Path, encoding: str) -> None:
+    code = "from posttrain.cli.speaker import read_pipe; print(ascii(read_pipe()))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def piped(prompt: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, cwd=place, input=prompt, capture_output=True, check=False)
+
+    assert piped("Grüße 😀\n".encode()).stdout.decode().strip() == ascii("Grüße 😀")
+    assert b"standard input is not UTF-8 text" in piped("Grüße".encode("latin-1")).stderr

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -439,3 +440,14 @@ def test_data_that_comes_with_posttrain_has_a_name_everywhere() -> None:
     assert error.value.remedy == "did you mean `package://preferences.jsonl`?"
     with pytest.raises(SourceError):  # not a way out of the folder
         read("package://../arithmetic.py")
+
+
+def test_a_pipe_is_read_once_and_gives_its_rows_each_time() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"prompt": "a", "completion": "b"}\n')
+    os.close(writing)
+    try:
+        examples = read(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+    assert len(list(examples)) == len(list(examples)) == 1
