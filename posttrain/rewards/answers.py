@@ -33,6 +33,11 @@ WORDS = 12
 """Words at the end of a sentence that may be part of its answer."""
 
 
+_OPERATION = re.compile(r"[\d)\]}%]\s*(?:[-+*/^\u2212\u00d7\u00b7\u00f7]|\\times|\\cdot|\\div)\s*\Z")
+"""What stands before a number that is an operand, and so no answer of its own."""
+_SIGNS = ("+", "-", "*", "/", "^", "\u2212", "\u00d7", "\u00b7", "\u00f7")
+
+
 def wanted(gold: str) -> Want:
     """What kind of answer the row has, which decides what is looked for in a response without a box."""
     form = read(gold)
@@ -278,12 +283,16 @@ def _number(clause: str, spans: list[str], told: bool) -> str:
         return spans[-1]
     words = list(re.finditer(r"\S+", clause))[-WORDS:]
     for word in words:
-        part = clause[word.start() :].strip("*_")
+        before, part = clause[: word.start()], clause[word.start() :].strip("*_")
+        if _OPERATION.search(before + (word.group()[0] if word.group()[0] in _SIGNS else "")):
+            continue  # of "3 + 5" neither "5" nor "+ 5"
         if any(letter.isdigit() or letter == "\\" for letter in part) and _is_worked_out(read(part)):
-            return clause if _DENIED.search(clause[: word.start()]) else part
+            return clause if _DENIED.search(before) else part
     if not numbers:
         return ""
     last = numbers[-1]
+    if _OPERATION.search(clause[: last.start()]):
+        return ""  # "42 = 6 * 7" says no 7, and "3 + 5" repeats its question
     return clause if _DENIED.search(clause[: last.start()]) else last.group()
 
 
