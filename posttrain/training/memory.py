@@ -46,7 +46,7 @@ HEAP_SLACK = 2.0
 holes that the next block does not fit into, and takes about three times what it holds. It is so within one step: to
 give free pages back between steps (`malloc_trim`) leaves the peak where it was, while with
 MALLOC_MMAP_THRESHOLD_=1048576 a LoRA on 4 layers took 1.09 GB in the place of 1.74. Measured at SmolLM2's width on rows
-of 2,048 tokens, glibc 2.36: 2.2, 1.7 and 1.6 (all weights; 4, 12 and 30 layers), 2.0 and 2.4 (LoRA; 4 and 12)."""
+of 2,048 tokens, glibc 2.36: from 1.6 (all weights, 30 layers) to 2.2 (all weights, 4 layers) and 2.6 (LoRA, 12)."""
 
 STEP_REMEDY = (
     "in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "

@@ -19,8 +19,8 @@ from posttrain.training.memory import MemoryPlan, Working, fitting_microbatch, p
 from posttrain.types import TokenTree
 
 MEASURED_TOKENS = 192
-"""Of the row on which the memory of a token is measured: more than a chunk of the projection onto a large
-vocabulary."""
+"""Of the row on which the memory of a token is measured; `working_memory` takes as many of it as fill a chunk of the
+projection onto the vocabulary."""
 
 
 def prove(
