@@ -15,11 +15,11 @@ from tests.audit_rows import clean_pairs, pair
 
 CLEAN = clean_pairs(120, seed=21)
 PROBLEM = (
-    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips did "
-    "Natalia sell altogether in April and May?"
+    "Marta gave bulbs to 36 of her neighbours in March, and then she gave twice as many bulbs in June. How many bulbs did "
+    "Marta give altogether in March and June?"
 )
 ITEMS = EvaluationSet.of(
-    "sums", [[PROBLEM, "72"], ["Which place has plays?", "theatre"], ["2 + 2 = ?", "4"], ["Calculate 1 + 7 - 3.", "5"]]
+    "sums", [[PROBLEM, "108"], ["Which place has plays?", "theatre"], ["2 + 2 = ?", "4"], ["Calculate 1 + 7 - 3.", "5"]]
 )
 
 
@@ -35,7 +35,7 @@ def rows_found(prompt: str, chosen: str = "So it is.") -> set[int]:
     [
         PROBLEM,
         f"Solve this, please:\n\n{PROBLEM.upper()}\n\nAnswer:",
-        PROBLEM.replace("Natalia sell", "she sell"),  # 70 % of the sequences are still there
+        PROBLEM.replace("Marta give", "she give"),  # 70 % of the sequences are still there
         "which place has plays",
         "2 + 2  = ?",
         "Calculate 1 + 7 - 3",
@@ -56,7 +56,7 @@ def test_a_question_in_a_response() -> None:
         "Calculate 1 + 7 + 3.",
         "2 - 2 = ?",
         "Which place has plays and which has films, do you know?",
-        "Natalia sold clips to her friends. How many did she sell?",
+        "Marta gave bulbs to her neighbours. How many did she give?",
         "theatre",
     ],
 )
