@@ -15,7 +15,7 @@ from tests.audit_rows import clean_pairs, pair
 
 CLEAN = clean_pairs(120, seed=21)
 PROBLEM = (
-    "Marta gave bulbs to 36 of her neighbours in March, and then she gave twice as many bulbs in June. How many bulbs did "
+    "Marta gave bulbs to 36 of her neighbours in March, and then she gave twice as many in June. How many bulbs did "
     "Marta give altogether in March and June?"
 )
 ITEMS = EvaluationSet.of(
