@@ -67,11 +67,18 @@ PLAN: dict[str, Area] = {
     ),
     "masks": Area(
         ("posttrain/data/drafts.py", "posttrain/data/trees.py"),
-        ("tests/unit/test_encode_rows.py", "tests/unit/test_encode_p*.py", *_contracts("0[1-9]", "19", "53", "21")),
+        (
+            "tests/unit/test_encode_[prt]*.py",
+            "tests/unit/test_tree_columns.py",
+            *_contracts("0[1-9]", "19", "53", "21"),
+        ),
     ),
     "denominators": Area(
         ("posttrain/losses/reduce.py", "posttrain/training/step.py"),
-        ("tests/unit/test_losses_reduce.py", "tests/unit/test_loop.py", *_contracts("16", "22", "23", "49")),
+        (
+            *("tests/unit/test_losses_reduce.py", "tests/unit/test_step_coupling.py", "tests/unit/test_loop.py"),
+            *_contracts("16", "22", "23", "49"),
+        ),
     ),
     "truncation": Area(
         ("posttrain/data/truncate.py",), ("tests/unit/test_encode_truncate.py", *_contracts("15", "33", "54"))
