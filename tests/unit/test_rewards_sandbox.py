@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import ConfigError
-from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
+from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, client
 from posttrain.rewards.sandbox.inside import wire
+from posttrain.rewards.sandbox.lane import End
 
 TESTS = "assert f(2) == 3\nassert f(5) == 6\nassert all(map(lambda n: f(n) == n + 1, range(20)))\n"
 RIGHT = "def f(x):\n    return x + 1\n"
@@ -157,6 +158,16 @@ SLOW = {
         "def f(x):\n    while True: pass"
     ),
 }
+
+
+def test_what_the_tests_say_of_a_program_that_was_ended_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is ended at its time, and the tests, a moment later, may have written that it died."""
+    with Sandbox(lanes=1) as one:
+        late = End({"seconds": 0.3, "timed_out": True, "worker": 9, "harness": 9})
+        monkeypatch.setattr(one, "_run", lambda *arguments: late)
+        monkeypatch.setattr(client, "_said", lambda result: {"failed": "the program has died", "calls": 1})
+        verdict = one.run_tests("def f(): ...", "assert f()")
+    assert verdict.outcome is Outcome.TIMED_OUT and verdict.message == "still running after 0.3 s"
 
 
 @pytest.mark.parametrize("name", SLOW)

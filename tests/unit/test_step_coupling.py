@@ -182,8 +182,9 @@ def test_the_companions_of_a_run_are_all_that_it_will_ask_for() -> None:
     expected = {tree.key for part in known for tree in part} | {tree.key for tree in [*rows, *held_out]}
     assert asked.keys == expected
     assert companions_of_run(algorithm("bco"), order, rows, held_out, seed=3) == []
-    with pytest.raises(IndexError):
-        known[0][20]
+    for outside in (20, -1):  # a negative index would be another step's tree, and not the last one
+        with pytest.raises(IndexError):
+            known[0][outside]
 
 
 def test_a_cached_reference_gives_the_live_ones_step(tmp_path: Path) -> None:

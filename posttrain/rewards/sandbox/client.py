@@ -110,7 +110,10 @@ class Sandbox:
         outcome = Outcome.PASSED if passed else end.outcome
         if outcome is Outcome.FINISHED:
             outcome = Outcome.FAILED
-        message = "" if passed else str(said.get("failed") or end.described("the tests"))
+        # When the time is up the program is ended first, and the tests may still get to say that it died: of what, the
+        # server knows better.
+        failed = None if end.timed_out else said.get("failed")
+        message = "" if passed else str(failed or end.described("the tests"))
         return Verdict(outcome, int(said.get("calls", 0)), message, end.seconds)
 
     def run_script(self, program: str, given: str = "", *, seconds: float | None = None) -> Printed:
