@@ -28,7 +28,6 @@ FLAGS: Mapping[str, bool] = {
 """Key in a turn -> whether a yes there means that the turn trains."""
 SPANS = ("train_detail", "training_detail")
 """Axolotl's marks of parts of a turn, which cannot be honoured: one turn trains as a whole."""
-_SAYS = {True: "it trains", False: "it does not train"}
 _YES, _NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 
