@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.audit import audit
+from posttrain.auditing import audit
 from posttrain.data.read import read
 from posttrain.data.write import write_jsonl
 

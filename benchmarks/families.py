@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.tiny_families import VOCABULARY, names, tiny_family
 from posttrain.data.trees import collate
 from posttrain.errors import ModelError
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.types import Branch, RowRef, TokenTree
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -179,10 +179,10 @@ def stage_of(case: Case, steps: int) -> Any:
 def measure(case: Case, folder: Path, steps: int) -> Measured:
     """In this process, which should be a fresh one."""
     from posttrain.data.read import read
-    from posttrain.diagnostics.progress import Progress
-    from posttrain.diagnostics.run_store import StageFolder
+    from posttrain.runs.folder import StageFolder
+    from posttrain.runs.progress import Progress
     from posttrain.training.loop import Loop
-    from posttrain.training.stage import prepare
+    from posttrain.training.stages.run import prepare
 
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(case)), encoding="utf-8")
     start = folder / "start" if case.model != "embedded" else "embedded"

@@ -11,7 +11,7 @@ from benchmarks.settings import BETA
 from benchmarks.trees import pair_trees
 from posttrain.models import Policy, load
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import algorithm
+from posttrain.training.objectives import algorithm
 
 
 def main() -> None:

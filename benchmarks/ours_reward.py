@@ -8,9 +8,9 @@ from __future__ import annotations
 from benchmarks import ours
 from benchmarks.record import read_rows
 from benchmarks.trees import whole_pair_trees
-from posttrain.models.heads import ScoreModel
-from posttrain.models.reward_models import load_reward_folder
-from posttrain.training.algorithms import reward_algorithm
+from posttrain.models.reward.folders import load_reward_folder
+from posttrain.models.tree.heads import ScoreModel
+from posttrain.training.objectives import reward_algorithm
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from benchmarks import ours
 from benchmarks.record import read_rows
 from benchmarks.trees import demonstration_trees
 from posttrain.models import Policy, load
-from posttrain.training.algorithms import algorithm
+from posttrain.training.objectives import algorithm
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from posttrain.data.encode import Encoder
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models import load
-from posttrain.models.reward_models import start_reward
+from posttrain.models.reward.folders import start_reward
 
 
 def make(model: str, out: Path) -> None:

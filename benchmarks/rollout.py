@@ -29,10 +29,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from benchmarks import text
 from posttrain.data.encode import Encoder
 from posttrain.models import load
-from posttrain.models.quiet import quiet
+from posttrain.models.folders.quiet import quiet
 from posttrain.rollout.decode import Row
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message
 
 MEDIAN, SPREAD = 64, 0.7

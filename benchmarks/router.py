@@ -25,11 +25,11 @@ from benchmarks.record import run_module
 from benchmarks.router_rows import BETA, PAD, RATE, SHAPE, rows
 from posttrain.config import DPO, SFT
 from posttrain.data.tree_key import make_tree
-from posttrain.models.logprobs import Policy
-from posttrain.models.quiet import quiet
+from posttrain.models.folders.quiet import quiet
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import algorithm
+from posttrain.models.tree.logprobs import Policy
 from posttrain.training.balance import balanced
+from posttrain.training.objectives import algorithm
 from posttrain.training.step import accumulate
 from posttrain.types import RowRef, TokenTree
 

@@ -27,7 +27,7 @@ from benchmarks.trees import pair_trees
 from posttrain.data.tree_key import make_tree
 from posttrain.models import Policy, load
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import algorithm
+from posttrain.training.objectives import algorithm
 from posttrain.types import RowRef, TokenTree
 
 STEP_TOKENS = (1024, 2048, 4096, 8192, 16384)

@@ -22,7 +22,7 @@ from benchmarks.loss_cases import CASES, Case, Sides, sides
 from benchmarks.record import run_module
 from posttrain.data.trees import collate
 from posttrain.losses.feedback import FEEDBACK
-from posttrain.training.algorithms import algorithm
+from posttrain.training.objectives import algorithm
 from posttrain.types import Batch, Branch, LossOutput, RowRef, TokenLogprobs, TokenTree
 
 ALLOWED = {"dpo_alpha": 1e-5, "orpo": 1e-5, "exo_pair": 1e-6}

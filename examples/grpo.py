@@ -22,8 +22,8 @@ from posttrain.data.trees import collate, count, pack
 from posttrain.losses.policy import ONLINE, policy_loss
 from posttrain.rollout.engine import Completion
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.turns import completion_tree
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task, TokenTree
 
 GRPO = ONLINE["dr_grpo"]  # centred rewards, a constant length in the denominator, no KL; see docs/online.md for others

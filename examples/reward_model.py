@@ -21,8 +21,8 @@ from posttrain.data.reward_encode import RewardEncoder
 from posttrain.data.trees import collate, count, pack
 from posttrain.losses.reduce import sides
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.models.heads import ScoreModel
-from posttrain.models.reward_models import start_reward
+from posttrain.models.reward.folders import start_reward
+from posttrain.models.tree.heads import ScoreModel
 
 
 def main() -> None:

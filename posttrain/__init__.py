@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posttrain.auditing import audit
     from posttrain.config import (
         DPO,
         GRPO,
@@ -39,17 +40,16 @@ if TYPE_CHECKING:
         Reward,
         load_recipe,
     )
-    from posttrain.data.audit import audit
     from posttrain.data.dataset import EncodedDataset
     from posttrain.data.encode import Encoder
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.read import read
     from posttrain.data.store import encode
-    from posttrain.diagnostics.samples import samples
     from posttrain.errors import PosttrainError
-    from posttrain.models.logprobs import Policy
-    from posttrain.models.reward_scoring import RewardModel, load_reward
+    from posttrain.models.reward.scoring import RewardModel, load_reward
+    from posttrain.models.tree.logprobs import Policy
     from posttrain.report import write_report
+    from posttrain.runs.samples import samples
     from posttrain.training.pipeline import check_recipe, run_recipe
     from posttrain.training.session import Run, load, train
 
@@ -71,7 +71,7 @@ _HOMES = {
     "Online": "posttrain.config",
     "PPO": "posttrain.config",
     "PTuning": "posttrain.config",
-    "Policy": "posttrain.models.logprobs",
+    "Policy": "posttrain.models.tree.logprobs",
     "PosttrainError": "posttrain.errors",
     "Preference": "posttrain.config",
     "PrefixTuning": "posttrain.config",
@@ -80,17 +80,17 @@ _HOMES = {
     "Recipe": "posttrain.config",
     "Run": "posttrain.training.session",
     "Reward": "posttrain.config",
-    "RewardModel": "posttrain.models.reward_scoring",
+    "RewardModel": "posttrain.models.reward.scoring",
     "SFT": "posttrain.config",
-    "audit": "posttrain.data.audit",
+    "audit": "posttrain.auditing",
     "check_recipe": "posttrain.training.pipeline",
     "encode": "posttrain.data.store",
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
-    "load_reward": "posttrain.models.reward_scoring",
+    "load_reward": "posttrain.models.reward.scoring",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
-    "samples": "posttrain.diagnostics.samples",
+    "samples": "posttrain.runs.samples",
     "train": "posttrain.training.session",
     "write_report": "posttrain.report",
 }

@@ -19,7 +19,7 @@ from posttrain.config.adapters import (
     PromptTuning,
     PTuning,
 )
-from posttrain.models.quiet import quiet
+from posttrain.models.folders.quiet import quiet
 
 WEIGHTS: dict[str, AdapterSettings] = {
     "lora": LoRA(rank=2),

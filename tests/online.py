@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.online import Online
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
 from posttrain.training.loop import Loop
-from posttrain.training.online import OnlineSource
-from posttrain.training.stage import prepare
+from posttrain.training.rl.source import OnlineSource
+from posttrain.training.stages.run import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from posttrain.models import export, readback
+from posttrain.models.folders import export, readback
 
 
 class Finished:

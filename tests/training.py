@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from posttrain.config.stages import SFT, Preference, TrainingStage
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
-from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import Algorithm, algorithm
+from posttrain.models.tree.logprobs import Policy
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
 from posttrain.training.loop import Loop, Work
+from posttrain.training.objectives import Algorithm, algorithm
 from posttrain.types import Comparison, Feedback, TokenTree
 from tests.fixtures import random_trees, tiny_model
 

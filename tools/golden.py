@@ -38,7 +38,7 @@ stages:
   - {name: sft, method: sft, data: package://demonstrations.jsonl, steps: 20, rows_per_step: 16,
      learning_rate: 1.0e-3, max_length: 256, held_out: 0.05}
   - {name: kto, method: kto, data: FOLDER/feedback.jsonl, steps: 4, rows_per_step: 8, learning_rate: 1.0e-4,
-     max_length: 256, adapter: {kind: lora, rank: 4}}
+     max_length: 256, held_out: 0, adapter: {kind: lora, rank: 4}}
   - {name: mixed, method: mix, losses: [{loss: dpo, weight: 0.7}, {loss: sft, weight: 1.0}],
      data: package://preferences.jsonl, steps: 4, rows_per_step: 8, learning_rate: 1.0e-4, max_length: 256,
      held_out: 0.05, compute: {tokens_per_microbatch: 512}}
@@ -68,9 +68,7 @@ FEEDBACK = [
     for b, wrong in ((4, 0), (9, 1))
 ]
 
-WANTED = [
-    {"prompt": row["prompt"], "completion": row["completion"]} for row in FEEDBACK if row["label"]
-]
+WANTED = [{"prompt": row["prompt"], "completion": row["completion"]} for row in FEEDBACK if row["label"]]
 
 CLOCK = re.compile(
     r"second|time|date|started|ended|memory|path|fingerprint|identity|environment|folder|file|hash|version|schema|"

@@ -51,7 +51,11 @@ def _contracts(*numbers: str) -> tuple[str, ...]:
 PLAN: dict[str, Area] = {
     "advantages": Area(
         ("posttrain/advantages.py",),
-        ("tests/unit/test_advantages.py", "tests/unit/test_online_credit.py", *_contracts("39", "40", "42", "44")),
+        (
+            "tests/unit/test_advantages.py",
+            "tests/unit/training/rl/test_online_credit.py",
+            *_contracts("39", "40", "42", "44"),
+        ),
     ),
     "losses": Area(
         tuple(
@@ -60,37 +64,47 @@ PLAN: dict[str, Area] = {
         ),
         (
             "tests/unit/test_losses_*.py",
-            "tests/unit/test_divergence.py",
+            "tests/unit/models/tree/test_divergence.py",
             "tests/invariance/test_loss_*.py",
             *_contracts("45", "55"),
         ),
     ),
     "masks": Area(
-        ("posttrain/data/drafts.py", "posttrain/data/trees.py"),
+        ("posttrain/data/templates/drafts.py", "posttrain/data/trees.py"),
         (
             "tests/unit/test_encode_[prt]*.py",
-            "tests/unit/test_tree_columns.py",
+            "tests/unit/training/stages/test_tree_columns.py",
             *_contracts("0[1-9]", "19", "53", "21"),
         ),
     ),
     "denominators": Area(
         ("posttrain/losses/reduce.py", "posttrain/training/step.py"),
         (
-            *("tests/unit/test_losses_reduce.py", "tests/unit/test_step_coupling.py", "tests/unit/test_loop.py"),
+            *(
+                "tests/unit/losses/test_losses_reduce.py",
+                "tests/unit/training/test_step_coupling.py",
+                "tests/unit/training/test_loop.py",
+            ),
             *_contracts("16", "22", "23", "49"),
         ),
     ),
     "truncation": Area(
-        ("posttrain/data/truncate.py",), ("tests/unit/test_encode_truncate.py", *_contracts("15", "33", "54"))
+        ("posttrain/data/truncate.py",), ("tests/unit/data/test_encode_truncate.py", *_contracts("15", "33", "54"))
     ),
     "export": Area(
-        ("posttrain/models/export.py", "posttrain/models/manifest.py"),
-        ("tests/unit/test_export.py", *_contracts("62")),
+        ("posttrain/models/folders/export.py", "posttrain/models/folders/manifest.py"),
+        ("tests/unit/models/folders/test_export.py", *_contracts("62")),
     ),
-    "checkpoints": Area(("posttrain/training/checkpoint.py",), ("tests/unit/test_checkpoint.py", *_contracts("64"))),
+    "checkpoints": Area(
+        ("posttrain/training/checkpoint.py",), ("tests/unit/training/test_checkpoint.py", *_contracts("64"))
+    ),
     "refusals": Area(
         ("posttrain/config/online.py", "posttrain/config/stages.py", "posttrain/rollout/native.py"),
-        ("tests/unit/test_config*.py", "tests/unit/test_online_config.py", "tests/unit/test_native_engine.py"),
+        (
+            "tests/unit/test_config*.py",
+            "tests/unit/config/test_online_config.py",
+            "tests/unit/rollout/test_native_engine.py",
+        ),
     ),
 }
 

@@ -41,10 +41,10 @@ def audit(
     """Look at a data set before a model is trained on it. Exits with 1 if a finding is an error."""
     from rich.console import Console
 
+    from posttrain.auditing import audit as look
     from posttrain.cli.findings import show_findings
     from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
-    from posttrain.data.audit import audit as look
     from posttrain.data.read import read
     from posttrain.data.unread import said_of
 

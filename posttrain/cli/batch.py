@@ -12,7 +12,7 @@ from posttrain.cli.outputs import echo_json
 from posttrain.cli.progress import progress_on
 from posttrain.cli.speaker import Speaker
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.progress import Phase
+from posttrain.runs.progress import Phase
 from posttrain.types import Message
 
 

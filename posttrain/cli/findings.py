@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from posttrain.data.audit import AuditReport
+    from posttrain.auditing import AuditReport
 
 LOOK = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 SHOWN_ROWS = 3

@@ -41,7 +41,7 @@ def merge(
 
     from posttrain.cli.progress import progress_on
     from posttrain.cli.unused import note_unused
-    from posttrain.models.combine import PRUNING, merge_adapters
+    from posttrain.models.adapters.combine import PRUNING, merge_adapters
 
     if method not in PRUNING:
         note_unused(f"the method {method} keeps every entry", density=density != 0.5)

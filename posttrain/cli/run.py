@@ -23,7 +23,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     from posttrain.cli.progress import progress_on
     from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
     from posttrain.config import find_recipe, load_recipe
-    from posttrain.diagnostics.run_store import RunFolder
+    from posttrain.runs.folder import RunFolder
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
 

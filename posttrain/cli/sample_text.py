@@ -14,9 +14,9 @@ from dataclasses import asdict
 
 import typer
 
-from posttrain.diagnostics.sample_log import Sample, short_row
-from posttrain.diagnostics.samples import Samples, Shown, StepSamples, numbers_said
 from posttrain.errors import ConfigError
+from posttrain.runs.sample_log import Sample, short_row
+from posttrain.runs.samples import Samples, Shown, StepSamples, numbers_said
 
 LONGEST = 2_000
 """Characters of a text on a terminal; --json has all."""

@@ -33,8 +33,8 @@ def samples(
     Without --best, --worst and --random: one of each. With any of them: only those.
     """
     from posttrain.cli.sample_text import json_lines, parse_steps, text_lines
-    from posttrain.diagnostics.samples import samples as pick
     from posttrain.errors import ConfigError
+    from posttrain.runs.samples import samples as pick
 
     if step is not None and steps is not None:
         raise ConfigError("both --step and --steps are given", remedy="write one of them")

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain.data.read import Examples
-from posttrain.diagnostics.progress import Phase, Progress
 from posttrain.evaluate.steps import RIGHT
 from posttrain.losses.reward_rule import Combine
 from posttrain.models.devices import device_of
-from posttrain.models.reward_scoring import RewardModel, combined, load_reward
+from posttrain.models.reward.scoring import RewardModel, combined, load_reward
+from posttrain.runs.progress import Phase, Progress
 from posttrain.types import Comparison, Example, StepwiseFeedback
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.speech import Speech
     from posttrain.evaluate.suites import Question
-    from posttrain.models.loading import ModelSource
+    from posttrain.models.folders.loading import ModelSource
 
 BATCH = 64
 """Prompts that are answered before their answers are handed on."""
@@ -48,7 +48,7 @@ class Speaker:
         from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
         from posttrain.rollout.native import NativeEngine
-        from posttrain.rollout.sampling import SamplingDistribution
+        from posttrain.sampling import SamplingDistribution
 
         SamplingDistribution(**sampling)  # a mistake in it is shown before a model is loaded
         require_policy(resolve(name, say=say))
@@ -90,7 +90,7 @@ def require_policy(source: ModelSource) -> None:
     Raises:
         ModelError: the folder holds a reward model, whose head gives scores: what it would say is noise.
     """
-    from posttrain.models.reward_models import is_reward_folder
+    from posttrain.models.reward.folders import is_reward_folder
 
     if is_reward_folder(source):
         raise ModelError(

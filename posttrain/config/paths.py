@@ -19,10 +19,10 @@ from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
-from posttrain.data.builtin_templates import BUILTIN
-from posttrain.data.hub import HUB_ID
-from posttrain.data.shipped import PACKAGE_SCHEME, shipped_file
-from posttrain.data.splits import SUFFIXES
+from posttrain.data.sources.hub import HUB_ID
+from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
+from posttrain.data.sources.splits import SUFFIXES
+from posttrain.data.templates.builtin import BUILTIN
 
 TEMPLATES = ("auto", "chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""

@@ -193,6 +193,16 @@ class RepetitionReward(RewardSettings):
     """What a response of one n-gram over and over loses, nearly."""
 
 
+LANGUAGES = frozenset(
+    (
+        *("ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "gu", "he", "hi", "hu", "hy", "id"),
+        *("it", "ja", "ka", "kn", "ko", "ml", "mr", "ne", "nl", "no", "pa", "pl", "pt", "ro", "ru", "sv", "ta", "te"),
+        *("th", "tr", "uk", "ur", "vi", "zh"),
+    )
+)
+"""Languages that `posttrain.rewards.language` can tell, by their two letters."""
+
+
 class LanguageReward(RewardSettings):
     """The share of the response that is in a language."""
 
@@ -204,8 +214,6 @@ class LanguageReward(RewardSettings):
     @field_validator("language")
     @classmethod
     def _known(cls, language: str | None) -> str | None:
-        from posttrain.rewards.language import LANGUAGES
-
         if language is not None and language not in LANGUAGES:
             raise refuse(
                 f"the language `{language}` is not known",

@@ -13,7 +13,7 @@ from posttrain.config.rewards import Reward
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 
 ONLINE_RATE = (1e-6, "Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, section 4.2")
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, listed, refuse
-from posttrain.data.clock import TODAY, date_of
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
-from posttrain.data.template_header import check_values
+from posttrain.data.templates.clock import TODAY, date_of
+from posttrain.data.templates.header import check_values
 from posttrain.data.truncate import Truncation
 from posttrain.diagnostics.alarms import make_checks
 from posttrain.diagnostics.checks import CHECKS

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from posttrain.data.drafts import SpecialTokenError
 from posttrain.data.encode import EncodedExample, Encoder
 from posttrain.data.round_trip import RoundTrip
+from posttrain.data.templates.drafts import SpecialTokenError
 from posttrain.errors import EncodingError, PromptMismatchError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
 

@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from posttrain.data.clock import steady
-from posttrain.data.drafts import Drafter, Found
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, require_written
-from posttrain.data.stops import stop_ids_of
-from posttrain.data.template import SPLITS, ChatTemplate, PlainMessage, first_difference
+from posttrain.data.templates.clock import steady
+from posttrain.data.templates.drafts import Drafter, Found
+from posttrain.data.templates.stops import stop_ids_of
+from posttrain.data.templates.template import SPLITS, ChatTemplate, PlainMessage, first_difference
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
 from posttrain.data.truncate import DROPPED, Draft, fit

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from posttrain.data.clock import date_of
-from posttrain.data.template_header import check_values
+from posttrain.data.templates.clock import date_of
+from posttrain.data.templates.header import check_values
 from posttrain.data.truncate import TRUNCATIONS, Truncation
 from posttrain.errors import ConfigError, nearest
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from posttrain.data.source import Numbered
+from posttrain.data.sources.source import Numbered
 
 Path = tuple[str, ...]
 

@@ -28,11 +28,11 @@ from posttrain.data.arguments import (
 )
 from posttrain.data.counts import RowCounts
 from posttrain.data.formats import KIND_NAMES, Format, Kind
-from posttrain.data.hub import HubSource
 from posttrain.data.roles import Rules
 from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
-from posttrain.data.source import Broken, Source
-from posttrain.data.sources import combined_fingerprint, no_rows, resolve_sources
+from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
+from posttrain.data.sources.hub import HubSource
+from posttrain.data.sources.source import Broken, Source
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import DataError, EmptyDatasetError, RowError
 from posttrain.types import Example, RowRef

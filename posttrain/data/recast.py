@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from posttrain.data.formats import KIND_NAMES
-from posttrain.data.memory import data_items
 from posttrain.data.read import Examples, read
+from posttrain.data.sources.memory import data_items
 from posttrain.errors import DataError, RowError
 from posttrain.types import Comparison, Example, Feedback, Message
 

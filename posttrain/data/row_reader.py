@@ -15,7 +15,7 @@ from posttrain.data.noted import Noted
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
-from posttrain.data.source import Broken
+from posttrain.data.sources.source import Broken
 from posttrain.data.unread import not_in_prompt
 from posttrain.errors import RowError, nearest
 from posttrain.types import Example, RowRef, Task

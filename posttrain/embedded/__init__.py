@@ -1,4 +1,4 @@
-"""The embedded model: a tiny base model with its row files, and everything that made them.
+"""The embedded model: a tiny base model with its row files; `tools/embedded` makes both.
 
 MODEL   the folder with weights, tokenizer and card, ready for `transformers`
 DATA    the folder with the quickstart's demonstrations, preferences, tasks and held-out prompts

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.diagnostics.files import read_jsonl, write_json
 from posttrain.evaluate.agreement import agreement
 from posttrain.evaluate.scorer import RewardScorer
 from posttrain.evaluate.win_rate import outcome
 from posttrain.intervals import average, unbounded
+from posttrain.runs.files import read_jsonl, write_json
 from posttrain.types import Message
 
 CROSS_SCORES = "cross_scores.json"

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.diagnostics.files import read_json, write_json
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.intervals import Score, average
+from posttrain.runs.files import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.diagnostics.files import write_json
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts
 from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference
+from posttrain.runs.files import write_json
 
 PASS_AT_K = "pass_at_k.json"
 EXACT = 12

@@ -19,12 +19,12 @@ from posttrain.data.encode import Encoder
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.files import read_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.suites import PerplexitySuite, Question
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.runs.files import read_jsonl
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import Feedback, Message, RowRef, TokenTree
 
 TOKENS_PER_MICROBATCH = 4_096

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.files import write_json
 from posttrain.errors import DataError, EmptyDatasetError
 from posttrain.evaluate.agreement import agreement, pearson, ranks, spearman
 from posttrain.evaluate.calibration import (
@@ -38,6 +37,7 @@ from posttrain.evaluate.calibration import (
 from posttrain.evaluate.probes import probe_figures
 from posttrain.evaluate.reward_findings import find
 from posttrain.intervals import Score, average, bootstrap, paired_difference
+from posttrain.runs.files import write_json
 
 SCHEMA = 1
 EVALUATION = "reward_evaluation.json"

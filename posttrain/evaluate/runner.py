@@ -31,11 +31,8 @@ from torch import nn
 from posttrain.config.suites import SuiteSettings
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.data.sources import combined_fingerprint, open_sources
+from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.files import read_json, write_json
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
 from posttrain.evaluate.pass_at_k_suite import judge_samples
 from posttrain.evaluate.perplexity import (
     FixedAnswer,
@@ -60,14 +57,17 @@ from posttrain.evaluate.suites import (
 from posttrain.evaluate.win_rate import WIN_RATE_METRICS, judge_answers
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.devices import device_of
-from posttrain.models.fingerprint import weights_fingerprint
-from posttrain.models.loading import load, resolve
-from posttrain.models.manifest import folder_fingerprint, read_manifest, sha256_of
-from posttrain.models.spoken import speech_of
+from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.folders.loading import load, resolve
+from posttrain.models.folders.manifest import folder_fingerprint, read_manifest, sha256_of
+from posttrain.models.folders.spoken import speech_of
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.runs.files import read_json, write_json
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task
 
 Evaluation = dict[str, dict[str, dict[str, float]]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from posttrain.models.devices import device_of
-from posttrain.models.reward_scoring import RewardModel, load_reward
+from posttrain.models.reward.scoring import RewardModel, load_reward
 from posttrain.types import Feedback, Message, RowRef
 
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.files import write_json
 from posttrain.errors import DataError, EmptyDatasetError
 from posttrain.intervals import Score, average, bootstrap, paired_difference
+from posttrain.runs.files import write_json
 
 SCHEMA = 1
 EVALUATION = "step_evaluation.json"

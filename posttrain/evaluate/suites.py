@@ -33,7 +33,7 @@ from posttrain.rewards.answers import final_value
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.numbers import last_number
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
 GREEDY = SamplingDistribution(temperature=0.0, max_new_tokens=128)

@@ -22,14 +22,14 @@ from statistics import fmean
 from typing import Any
 
 from posttrain.data.write import write_jsonl
-from posttrain.diagnostics.files import read_jsonl
-from posttrain.diagnostics.progress import Progress
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.scorer import RewardScorer, open_scorer
 from posttrain.evaluate.suites import WinRateSuite
 from posttrain.intervals import Score, mean, unbounded
-from posttrain.models.loading import resolve
-from posttrain.models.manifest import folder_fingerprint
+from posttrain.models.folders.loading import resolve
+from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.runs.files import read_jsonl
+from posttrain.runs.progress import Progress
 
 Record = dict[str, Any]
 WIN_RATE_METRICS = ("win_rate", "reward")

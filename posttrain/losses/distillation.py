@@ -1,8 +1,8 @@
 """On-policy distillation over the whole vocabulary: the policy's own responses, the teacher's distributions.
 
-The divergence itself needs logits, and those exist a chunk at a time in `posttrain.models.divergence`; here it becomes
-a loss. The cheaper relative, the reverse KL of the sampled tokens alone, is the row `distil_reverse_kl` of the online
-table: its advantage is log teacher - log policy.
+The divergence itself needs logits, and those exist a chunk at a time in `posttrain.models.tree.divergence`; here it
+becomes a loss. The cheaper relative, the reverse KL of the sampled tokens alone, is the row `distil_reverse_kl` of the
+online table: its advantage is log teacher - log policy.
 """
 
 from __future__ import annotations

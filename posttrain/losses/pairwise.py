@@ -11,7 +11,7 @@
 
 The step's loss is the mean over its rows (`preference.py`); a ranked list is the mean over its pairs, best first, or
 one term where the link takes a whole list. To add an objective, add a row to `PAIRWISE`; to add a choice, add one small
-function. Recipes, command line and `training/algorithms.py` read the table.
+function. Recipes, command line and `training/objectives.py` read the table.
 
 Notation as in `posttrain.types`: N trained tokens, B branches, P trees; w the chosen (winner), l the rejected side.
 

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from posttrain.data.trees import collate, pack
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
-from posttrain.models.adapters import is_fresh
-from posttrain.models.divergence import Distributions
-from posttrain.models.fingerprint import weights_fingerprint
+from posttrain.models.adapters.kinds import is_fresh
+from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.logprob_store import LogprobStore, SegmentWriter
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.divergence import Distributions
+from posttrain.models.tree.logprobs import Policy
 from posttrain.types import Batch, TokenTree
 
 Kind = Literal["auto", "cached", "adapter_off", "live"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from posttrain.report.evaluation import aligned
 from posttrain.report.numbers import MINUS, count
-from posttrain.report.read import Completion, Run
 from posttrain.report.text import FINISHES, shorten
+from posttrain.runs.read import Completion, Run
 
 SHOWN_PROMPTS = 30
 

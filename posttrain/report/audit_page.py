@@ -17,7 +17,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from posttrain.diagnostics.files import read_json, read_jsonl
 from posttrain.intervals import quantile
 from posttrain.report.charts import Chart, Key, dots
 from posttrain.report.charts import Path as Shape
@@ -25,6 +24,7 @@ from posttrain.report.distributions import box_chart, common_bins, histogram
 from posttrain.report.numbers import count, duration, number
 from posttrain.report.page import UNSEEN
 from posttrain.report.palette import custom_properties
+from posttrain.runs.files import read_json, read_jsonl
 
 PAGE = "audit.html"
 SMALLEST, LARGEST = 13, 38

@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.intervals import quantile
 from posttrain.report.charts import Chart, Key, Note, Path, Rule, Tick, dots, joined, x_axis_ticks, y_axis_ticks
 from posttrain.report.numbers import HARD_SPACE, Axis, axis, count, interval, number, tick_labels, ticks
-from posttrain.report.read import Score
+from posttrain.runs.read import Score
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ("5 % below", "25 % below", "median", "75 % below", "95 % below")

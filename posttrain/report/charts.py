@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.report.numbers import MINUS, Axis, axis, count, number, tick_labels, ticks
-from posttrain.report.read import Curve
 from posttrain.report.summaries import downsample, running_mean, segments
+from posttrain.runs.read import Curve
 
 BUCKETS = 200
 """A curve of more than twice as many steps is downsampled: two points for each bucket."""

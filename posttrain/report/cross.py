@@ -8,9 +8,9 @@ from typing import Any
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import box_chart
 from posttrain.report.numbers import count, interval, number
-from posttrain.report.read import Run
 from posttrain.report.reward import score_of
-from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import Run
+from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text
 
 STRONGEST = 0.5
 """Standard deviations from the mean at which a cell has its full tint."""

@@ -19,8 +19,8 @@ from posttrain.report.charts import (
     y_axis_ticks,
 )
 from posttrain.report.numbers import Axis, axis, count, interval, number
-from posttrain.report.read import Score
 from posttrain.report.summaries import Bins, bins, box, downsample
+from posttrain.runs.read import Score
 
 MOST_OUTLIERS = 40
 MOST_POINTS = 600

@@ -14,7 +14,7 @@ from statistics import fmean
 
 from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
-from posttrain.report.read import Completion, Evaluated, Run, Score
+from posttrain.runs.read import Completion, Evaluated, Run, Score
 
 
 class Wanted(Enum):

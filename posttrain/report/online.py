@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-from posttrain.diagnostics.sample_log import Sample
-from posttrain.diagnostics.samples import StepSamples
 from posttrain.intervals import average, quantile
 from posttrain.report.bands import MOST_LEVELS, band_chart, level_chart, score_chart, trend_chart
 from posttrain.report.charts import Chart
@@ -18,10 +16,12 @@ from posttrain.report.numbers import MISSING, count, number
 from posttrain.report.online_panels import CurveGroup, curve_groups, is_online
 from posttrain.report.online_verdict import Tile, learned, said_of, scored, tiles
 from posttrain.report.panels import AlarmGroup
-from posttrain.report.read import Stage
-from posttrain.report.sampled import SamePrompt, StepSpread
 from posttrain.report.summaries import Bins
 from posttrain.report.text import FINISHES, short_row, shorten
+from posttrain.runs.read import Stage
+from posttrain.runs.sample_log import Sample
+from posttrain.runs.sampled import SamePrompt, StepSpread
+from posttrain.runs.samples import StepSamples
 
 WINDOW = 4
 """Early and late are the first and the last quarter of the steps."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posttrain.report.bands import layer_chart
 from posttrain.report.charts import Chart, LineStyle
 from posttrain.report.panels import PANELS, POSITIVE, SIGNED, SPLITS, AlarmGroup, Panel, draw, own_panel, present
-from posttrain.report.read import Stage
+from posttrain.runs.read import Stage
 
 SHARE = LineStyle(unit="share", bounds=(0.0, 1.0))
 MOST_PARTS = 6

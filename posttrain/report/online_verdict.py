@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from posttrain.intervals import Difference, average, from_error, paired_difference
 from posttrain.report.finding import Finding
 from posttrain.report.numbers import count, difference, interval, number
-from posttrain.report.read import Score, Stage
-from posttrain.report.sampled import Examined
 from posttrain.report.summaries import head_and_tail
-from posttrain.report.tolerant import as_mapping, as_number
+from posttrain.runs.read import Score, Stage
+from posttrain.runs.sampled import Examined
+from posttrain.runs.tolerant import as_mapping, as_number
 
 MOVED = 0.02
 """A mean reward that moved by less than this share of its spread did not move in words."""

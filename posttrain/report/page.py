@@ -21,11 +21,11 @@ from posttrain.report.evaluation import Table, final_table
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
-from posttrain.report.read import Run, read_run
 from posttrain.report.sections import view
 from posttrain.report.text import moment
-from posttrain.report.tolerant import as_number, as_text
 from posttrain.report.verdict import verdict
+from posttrain.runs.read import Run, read_run
+from posttrain.runs.tolerant import as_number, as_text
 
 REPORT = "report.html"
 REWARD_MODEL = "posttrain_reward.json"

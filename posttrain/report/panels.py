@@ -12,9 +12,9 @@ from posttrain.diagnostics.metrics import METRICS
 from posttrain.report.charts import Chart, Line, LineStyle, Mark, line_chart
 from posttrain.report.distributions import box_chart, common_bins, histogram, scatter
 from posttrain.report.numbers import count, number
-from posttrain.report.read import Stage
 from posttrain.report.summaries import window
-from posttrain.report.tolerant import as_number, as_text
+from posttrain.runs.read import Stage
+from posttrain.runs.tolerant import as_number, as_text
 
 SPLITS = ("train", "held_out")
 CLOSE_MARKS = 5.0

@@ -9,8 +9,8 @@ from typing import Any
 
 from posttrain.report.charts import Chart, Key, Note, Path, Tick, dots, joined, spread_labels, y_axis_ticks
 from posttrain.report.numbers import MISSING, Axis, axis, count, difference, interval, number
-from posttrain.report.read import Run, Score
-from posttrain.report.tolerant import Files, as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import Run, Score
+from posttrain.runs.tolerant import Files, as_list, as_mapping, as_number, as_text
 
 COLOURS = ("chosen", "second", "rejected", "warn")
 """Of the stages between the start, which is grey, and the last, which has the accent."""

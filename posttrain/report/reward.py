@@ -16,8 +16,8 @@ from posttrain.report.distributions import (
     reliability_chart,
 )
 from posttrain.report.numbers import count, difference, interval, number
-from posttrain.report.read import Score, Stage
-from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import Score, Stage
+from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text
 
 HEADS = {"trained": "", "untrained": "untrained_"}
 """Each head, and how its keys begin in a line of reward_scores.jsonl."""

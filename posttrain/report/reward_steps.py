@@ -9,9 +9,9 @@ from typing import Any
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import common_bins, histogram
 from posttrain.report.numbers import count, difference, interval, number
-from posttrain.report.read import Score, Stage
 from posttrain.report.reward import FigureRow, score_of
-from posttrain.report.tolerant import as_list, as_mapping, as_number
+from posttrain.runs.read import Score, Stage
+from posttrain.runs.tolerant import as_list, as_mapping, as_number
 
 HEADS = {"trained": "scores", "untrained": "untrained"}
 """Each head, and what a line of step_scores.jsonl calls its scores."""

@@ -19,11 +19,11 @@ from posttrain.report.panels import (
     sentence,
     smoothing,
 )
-from posttrain.report.read import Stage
 from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
-from posttrain.report.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
+from posttrain.runs.read import Stage
+from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
 
 WATCHED_ROWS = 6
 

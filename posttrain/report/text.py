@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from posttrain.diagnostics.sample_log import short_row
 from posttrain.report.numbers import count
+from posttrain.runs.sample_log import short_row
 
 __all__ = ["FINISHES", "LONGEST_TEXT", "moment", "short_row", "shorten"]
 

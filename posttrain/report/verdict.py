@@ -12,9 +12,9 @@ from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
-from posttrain.report.read import Curve, Run, Stage
 from posttrain.report.summaries import head_and_tail
-from posttrain.report.tolerant import Files, as_list, as_mapping, as_number, as_text, numbers_of
+from posttrain.runs.read import Curve, Run, Stage
+from posttrain.runs.tolerant import Files, as_list, as_mapping, as_number, as_text, numbers_of
 
 MOST_MOVES = 8
 AGAIN = "Give the same `posttrain run` command again"

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from posttrain.config.rewards import LANGUAGES
 from posttrain.errors import RewardError
 from posttrain.rewards.text import missing
 from posttrain.types import Message, Task
@@ -66,7 +67,6 @@ for _language, _text in COMMON.items():
     for _word in _text.split():
         _BY_WORD.setdefault(_word, []).append(_language)
 
-LANGUAGES = frozenset(COMMON) | frozenset(_SCRIPTS.values()) | frozenset(_OF_SCRIPT)
 _PUBLISHED = (
     "af ar bg bn ca cs cy da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv mk ml mr ne nl no pa pl pt ro "
     "ru sk sl so sq sv sw ta te th tl tr uk ur vi zh-cn zh-tw"

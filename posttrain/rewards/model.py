@@ -11,7 +11,7 @@ from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, Task
 
 if TYPE_CHECKING:
-    from posttrain.models.reward_scoring import RewardModel
+    from posttrain.models.reward.scoring import RewardModel
 
 
 class ModelReward:
@@ -44,7 +44,7 @@ class ModelReward:
     def model(self) -> RewardModel:
         with self._lock:
             if self._model is None:
-                from posttrain.models.reward_scoring import load_reward
+                from posttrain.models.reward.scoring import load_reward
 
                 self._model = load_reward(self.name, device=self.device)
             return self._model

@@ -20,9 +20,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from posttrain.models.adapters import adapter_kind, virtual_tokens
+from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens
 from posttrain.rollout.kv import KeyValue, PromptSlots, SlotCache, own_cells
-from posttrain.rollout.sampling import RandomStream
+from posttrain.sampling import RandomStream
 
 SMALLEST_GROWTH = 64
 """Columns added at least when the cache has no room for a step; each growth copies it."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from posttrain.rollout.sampling import SamplingDistribution
+    from posttrain.sampling import SamplingDistribution
 
 
 class FinishReason(StrEnum):

@@ -22,10 +22,10 @@ from peft import PeftModel
 from torch import nn
 
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
-from posttrain.models.adapters import virtual_tokens
+from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder, Row
 from posttrain.rollout.engine import Completion, FinishReason, OnFinish
-from posttrain.rollout.sampling import RandomStream, SamplingDistribution
+from posttrain.sampling import RandomStream, SamplingDistribution
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from posttrain.errors import EngineError, MissingExtraError
 from posttrain.rollout.engine import Completion, OnFinish
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.vllm_requests import (
     Sampled,
     completions_of,
@@ -33,6 +32,7 @@ from posttrain.rollout.vllm_requests import (
     sampling_fields,
 )
 from posttrain.rollout.weight_folder import WeightFolder
+from posttrain.sampling import SamplingDistribution
 
 WHERE = "vLLM in this process"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, EngineError
 from posttrain.rollout.engine import Completion, FinishReason
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 
 SMALLEST_TEMPERATURE = 0.01
 """vLLM's `_MAX_TEMP`: what lies between 0 and this is raised to it."""

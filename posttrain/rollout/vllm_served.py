@@ -24,7 +24,6 @@ from torch import nn
 
 from posttrain.errors import ConfigError, EngineError
 from posttrain.rollout.engine import Completion, FinishReason, OnFinish
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.vllm_requests import (
     Sampled,
     completions_of,
@@ -36,6 +35,7 @@ from posttrain.rollout.vllm_requests import (
 )
 from posttrain.rollout.vllm_server import COMMAND, VLLMServer
 from posttrain.rollout.weight_folder import WeightFolder
+from posttrain.sampling import SamplingDistribution
 
 COMPLETIONS = "/v1/completions"
 TEST_PROMPT = (1, 2, 3)

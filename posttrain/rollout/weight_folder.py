@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from posttrain.models.merging import merged_copy
-from posttrain.models.quiet import quiet
+from posttrain.models.adapters.folding import merged_copy
+from posttrain.models.folders.quiet import quiet
 
 IN_MEMORY = Path("/dev/shm")
 

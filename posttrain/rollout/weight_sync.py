@@ -22,10 +22,10 @@ from torch import nn
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate
 from posttrain.errors import WeightSyncError
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import evaluating
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 
 PROBE_TOKENS = 16

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from posttrain.config import Reward, TrainingStage
 from posttrain.errors import ConfigError
-from posttrain.models.logprobs import TreeModel
-from posttrain.models.router import RouterLoss, has_router, why_not
-from posttrain.training.algorithms import Algorithm
-from posttrain.training.preflight import Check
+from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.router import RouterLoss, has_router, why_not
+from posttrain.training.checks.preflight import Check
+from posttrain.training.objectives import Algorithm
 
 KEY = "router_aux_loss_coef"
 

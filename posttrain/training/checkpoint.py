@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.errors import CheckpointError, ResumeError
-from posttrain.models.finite import is_finite
+from posttrain.models.folders.finite import is_finite
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts
 

@@ -24,18 +24,18 @@ from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
 from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
-from posttrain.diagnostics.progress import Phase, Progress
-from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
-from posttrain.models.finite import non_finite_tensors, non_finite_weights
-from posttrain.models.logprobs import TreeModel
+from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
+from posttrain.models.tree.logprobs import TreeModel
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Phase, Progress
 from posttrain.training import checkpoint, faults
-from posttrain.training.algorithms import Algorithm
+from posttrain.training.checks.memory import MemoryPlan, explained
+from posttrain.training.checks.preflight import Decoder
 from posttrain.training.loop_parts import deferred_interrupt, in_slices, of_updates, together
-from posttrain.training.memory import MemoryPlan, explained
+from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
-from posttrain.training.preflight import Decoder
 from posttrain.training.source import RowSource, Source
 from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
 from posttrain.types import TokenTree

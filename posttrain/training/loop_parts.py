@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from posttrain.diagnostics import metrics as metric_tools
-from posttrain.diagnostics.progress import Phase
+from posttrain.runs.progress import Phase
 from posttrain.training.optimizer import Update
 from posttrain.training.step import Measured
 from posttrain.types import Mean, Metric, TokenTree, Total

@@ -31,28 +31,28 @@ from posttrain.config.chain import continued, spoken_before
 from posttrain.config.online import SamplingStage
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import RunFolder, StageFolder, make_folder
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
 from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
-from posttrain.models.loading import resolve
-from posttrain.models.manifest import folder_fingerprint
-from posttrain.models.spoken import speech_of
+from posttrain.models.folders.loading import resolve
+from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.models.folders.spoken import speech_of
 from posttrain.report import write_report
-from posttrain.report.read import HELD_OUT
-from posttrain.training.corrections import make_corrections, rows_to_correct
-from posttrain.training.memory import EVALUATION_REMEDY, explained
+from posttrain.runs.folder import RunFolder, StageFolder, make_folder
+from posttrain.runs.progress import Progress
+from posttrain.runs.read import HELD_OUT
+from posttrain.training.checks.memory import EVALUATION_REMEDY, explained
+from posttrain.training.checks.preflight import Preflight
 from posttrain.training.order import stream_seed
-from posttrain.training.preflight import Preflight
 from posttrain.training.records import environment, now
+from posttrain.training.rl.tasks import tasks_fingerprint
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
-from posttrain.training.stage import prepare, run_stage
-from posttrain.training.stage_speech import stage_encoding
-from posttrain.training.tasks import tasks_fingerprint
+from posttrain.training.stages.correction import make_corrections, rows_to_correct
+from posttrain.training.stages.run import prepare, run_stage
+from posttrain.training.stages.speech import stage_encoding
 
 
 @dataclass(frozen=True, slots=True)

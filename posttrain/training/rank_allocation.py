@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from posttrain.config.adapters import AdaLoRA
 from posttrain.errors import ConfigError
-from posttrain.models.adapters import adapter_kind
+from posttrain.models.adapters.kinds import adapter_kind
 
 SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """The running scores that `peft` keeps for each factor: importance, its average, the average of its uncertainty."""

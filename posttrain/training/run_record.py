@@ -8,8 +8,8 @@ from importlib import metadata
 from typing import Any
 
 from posttrain.config import StageSettings
-from posttrain.data.clock import today
-from posttrain.diagnostics.run_store import RunFolder, StageFolder
+from posttrain.data.templates.clock import today
+from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.training.loop import Interrupted
 from posttrain.training.records import now
 

@@ -20,18 +20,18 @@ from posttrain.config import AdapterSettings, Continue, TrainingStage
 from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import RunFolder
 from posttrain.errors import ConfigError
-from posttrain.models import loading
-from posttrain.models.loading import LoadedModel
+from posttrain.models.folders import loading
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.report import write_report
 from posttrain.rewards.scorer import RewardFunction
-from posttrain.training.algorithms import kind_of
+from posttrain.runs.folder import RunFolder
+from posttrain.runs.progress import Progress
+from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.records import now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended
-from posttrain.training.stage import run_stage
+from posttrain.training.stages.run import run_stage
 from posttrain.types import Task
 
 

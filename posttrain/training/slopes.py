@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.training.algorithms import Algorithm
+from posttrain.training.objectives import Algorithm
 from posttrain.training.step import start_loss
 from posttrain.types import Batch, Count
 

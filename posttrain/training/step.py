@@ -25,9 +25,9 @@ from posttrain.data.trees import collate, count, packed, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, Told
-from posttrain.models.logprobs import TreeModel
-from posttrain.models.router import router_metrics, summed
-from posttrain.training.algorithms import Algorithm
+from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.router import router_metrics, summed
+from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import RowOrder, stream
 from posttrain.types import Batch, Count, LossOutput, Metric, Routing, RowRef, Scores, TokenLogprobs, TokenTree

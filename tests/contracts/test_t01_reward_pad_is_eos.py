@@ -7,8 +7,8 @@ import torch
 
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.data.trees import collate
-from posttrain.models.heads import ScoreModel, with_head
-from posttrain.models.reward_models import pad_id
+from posttrain.models.reward.folders import pad_id
+from posttrain.models.tree.heads import ScoreModel, with_head
 from tests.encoding import pair
 from tests.fixtures import byte_tokenizer, chat, tiny_model
 

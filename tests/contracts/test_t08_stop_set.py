@@ -7,7 +7,7 @@ import torch
 from posttrain.data.encode import Encoder
 from posttrain.rollout.engine import FinishReason
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, chat, tiny_model
 
 EOS, TURN_END = 1, 106

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from posttrain.data.trees import collate
-from posttrain.models.attention import TreeLayout
-from posttrain.models.logprobs import Policy
-from posttrain.models.parity import leak
+from posttrain.models.tree.attention import TreeLayout
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.parity import leak
 from tests.fixtures import ARCHITECTURES, make_tree, tiny_model
 
 A = make_tree([5], [6, 7, 8, 9], row=1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
-from posttrain.training.algorithms import ALGORITHMS, algorithm
+from posttrain.models.tree.logprobs import Policy
+from posttrain.training.objectives import ALGORITHMS, algorithm
 from posttrain.training.order import RowOrder
 from posttrain.training.step import accumulate
 from posttrain.types import Comparison, Feedback, TokenTree

@@ -8,8 +8,8 @@ import torch
 
 from posttrain.losses.reward import OBJECTIVES
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.models.heads import ScoreModel, with_head
-from posttrain.training.algorithms import reward_algorithm
+from posttrain.models.tree.heads import ScoreModel, with_head
+from posttrain.training.objectives import reward_algorithm
 from posttrain.training.step import accumulate
 from tests.fixtures import make_tree, tiny_model
 

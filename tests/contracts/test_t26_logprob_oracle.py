@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posttrain.models import projection
-from posttrain.models.projection import Head, gather_logprobs, target_logprobs
+from posttrain.models.tree import projection
+from posttrain.models.tree.projection import Head, gather_logprobs, target_logprobs
 
 VOCABULARY, WIDTH, ROWS = 300, 300, 53
 TOLERANCE = 1e-5

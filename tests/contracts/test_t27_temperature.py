@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from posttrain.data.trees import collate
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.turns import completion_tree
+from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 from tests.fixtures import ARCHITECTURES, tiny_model
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.models.loading import load
+from posttrain.models.folders.loading import load
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
 
 OF_THE_FOLDER = {"do_sample": True, "repetition_penalty": 1.1, "temperature": 0.1, "top_k": 1}

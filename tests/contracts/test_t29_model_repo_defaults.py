@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
+from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
 
 PROMPT = [60, 61, 62]

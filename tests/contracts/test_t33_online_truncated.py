@@ -14,8 +14,8 @@ import torch
 from posttrain.data.trees import collate, count
 from posttrain.losses.policy import ONLINE, policy_loss
 from posttrain.rollout.engine import Completion, FinishReason
-from posttrain.training.engines import Sampler
 from posttrain.training.loop import Loop
+from posttrain.training.rl.engines import Sampler
 from tests.online import loop_of, save_start, source_of
 
 ENDED, CUT, NOTHING = (65, 66), (65, 66, 67, 68, 69, 70), ()

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from posttrain.data.trees import collate
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from tests.fixtures import random_trees, tiny_model
 
 

@@ -11,7 +11,7 @@ import torch
 from posttrain.data.trees import collate, count, pack
 from posttrain.diagnostics.metrics import merge, values
 from posttrain.losses.policy import ONLINE, policy_loss
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.types import Branch, TokenTree
 from tests.fixtures import random_trees, tiny_model
 

@@ -13,8 +13,8 @@ from torch import nn
 from posttrain.errors import WeightSyncError
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.weight_sync import WeightSync, sample_probe
-from posttrain.training.engines import Sampler
 from posttrain.training.loop import Loop
+from posttrain.training.rl.engines import Sampler
 from tests.online import loop_of, run, save_start, source_of
 
 

@@ -11,9 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from posttrain.errors import WeightSyncError
-from posttrain.models.logprobs import Policy
+from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_sync import (
     SMALLEST_NOISE,
@@ -23,6 +22,7 @@ from posttrain.rollout.weight_sync import (
     sample_probe,
     trainer_logprobs,
 )
+from posttrain.sampling import SamplingDistribution
 from tests.fake_vllm import FakeServer
 from tests.fixtures import tiny_model
 

@@ -11,10 +11,10 @@ import torch
 
 from posttrain.data.trees import collate, count
 from posttrain.losses import PAIRWISE, pairwise_loss
-from posttrain.models.adapters import LoRA, add_adapter
-from posttrain.models.loading import load
-from posttrain.models.logprobs import Policy
+from posttrain.models.adapters.kinds import LoRA, add_adapter
+from posttrain.models.folders.loading import load
 from posttrain.models.reference import reference
+from posttrain.models.tree.logprobs import Policy
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
 PAIRS = random_trees(10, branches=2, seed=5)
@@ -55,7 +55,7 @@ STARTS_AND_KINDS = [
     ("LoRA dropout .1", "live"),
     ("LoRA dropout .1", "adapter_off"),
     ("already-trained LoRA", "cached"),
-    ("already-trained LoRA", "live"),  # `adapter_off` is refused here: tests/unit/test_reference.py
+    ("already-trained LoRA", "live"),  # `adapter_off` is refused here: tests/unit/models/test_reference.py
 ]
 
 

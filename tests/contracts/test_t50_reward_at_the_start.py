@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from posttrain.config import LoRA
-from posttrain.models.adapters import add_adapter
-from posttrain.models.heads import ScoreModel, with_head
-from posttrain.training.algorithms import reward_algorithm
+from posttrain.models.adapters.kinds import add_adapter
+from posttrain.models.tree.heads import ScoreModel, with_head
+from posttrain.training.objectives import reward_algorithm
 from posttrain.training.step import measure
 from tests.fixtures import random_trees, tiny_model
 

@@ -10,9 +10,9 @@ import torch
 
 from posttrain.data.trees import collate, count
 from posttrain.losses import PAIRWISE, pairwise_loss
-from posttrain.models.adapters import LoRA, add_adapter
-from posttrain.models.logprobs import Policy
+from posttrain.models.adapters.kinds import LoRA, add_adapter
 from posttrain.models.reference import reference
+from posttrain.models.tree.logprobs import Policy
 from tests.fixtures import random_trees, tiny_model
 
 PAIRS = random_trees(6, branches=2, seed=6)

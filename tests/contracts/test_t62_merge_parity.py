@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from posttrain.models.adapters import LoRA, add_adapter
-from posttrain.models.export import PendingSave, begin_save
-from posttrain.models.readback import greedy_ids
+from posttrain.models.adapters.kinds import LoRA, add_adapter
+from posttrain.models.folders.export import PendingSave, begin_save
+from posttrain.models.folders.readback import greedy_ids
 from tests.fixtures import byte_tokenizer, tiny_model
 
 ADDED = ("<audio>", "<video>", "<end>")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
 from posttrain.errors import CheckpointError, ResumeError
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
 from posttrain.training.loop import Loop
 from tests.fixtures import tiny_model
 from tests.training import run_loop, weights_of, work_of

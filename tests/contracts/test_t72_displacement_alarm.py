@@ -9,8 +9,8 @@ import torch
 from posttrain.data.trees import collate
 from posttrain.diagnostics.alarms import Alarm, Alarms
 from posttrain.diagnostics.metrics import values
-from posttrain.models.logprobs import Policy
-from posttrain.training.algorithms import algorithm
+from posttrain.models.tree.logprobs import Policy
+from posttrain.training.objectives import algorithm
 from posttrain.types import Branch, RowRef, TokenTree
 from tests.fixtures import tiny_model
 

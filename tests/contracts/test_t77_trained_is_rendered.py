@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.encode import Encoder
-from posttrain.data.template import SPLITS
+from posttrain.data.templates.template import SPLITS
 from posttrain.errors import TemplateError
 from posttrain.types import Comparison, Demonstration, Message, RowRef
 from tests.encoding import family_encoder, path_ids, shown

@@ -16,7 +16,7 @@ import pytest
 from datasets.data_files import SPLIT_KEYWORDS
 
 import posttrain as pt
-from posttrain.data.splits import KEYWORDS, split_of
+from posttrain.data.sources.splits import KEYWORDS, split_of
 from posttrain.errors import SourceError
 
 

@@ -13,11 +13,11 @@ from posttrain.config import SFT
 from posttrain.data.encode import CountedPrompts, Encoder, EncoderSettings
 from posttrain.data.round_trip import LossyTokenizerError, RoundTrips
 from posttrain.data.tokens import Tokens
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
 from posttrain.embedded import MODEL
-from posttrain.training.algorithms import algorithm
-from posttrain.training.inputs import Inputs, load_inputs
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.training.objectives import algorithm
+from posttrain.training.stages.rows import Inputs, load_inputs
 from posttrain.types import Comparison, Demonstration, Message, RowRef
 from tests.fixtures import byte_tokenizer, tiny_model
 

@@ -20,12 +20,12 @@ from posttrain.config.load import parse_recipe
 from posttrain.config.stages import DPO, SFT, Reward
 from posttrain.data.encode import Encoder
 from posttrain.data.speech import SPEECH_FILE
-from posttrain.diagnostics.progress import Progress
 from posttrain.errors import ExportError
-from posttrain.models.combine import merge_adapters
-from posttrain.models.loading import load
-from posttrain.models.manifest import read_manifest
+from posttrain.models.adapters.combine import merge_adapters
+from posttrain.models.folders.loading import load
+from posttrain.models.folders.manifest import read_manifest
 from posttrain.rollout.native import NativeEngine
+from posttrain.runs.progress import Progress
 from posttrain.training.pipeline import check_recipe, run_recipe
 from tests.fake_vllm import FakeServer
 from tests.fixtures import byte_tokenizer, chat, tiny_model
@@ -198,7 +198,7 @@ def test_a_folder_whose_prompts_are_others_is_not_saved(
     monkeypatch.setattr(AutoTokenizer.from_pretrained(folder / "base").__class__, "save_pretrained", losing)
     with pytest.raises(ExportError, match="plain `transformers` builds other prompts"):
         # The probe that every save has is silenced, as it is of a template whose values show in other prompts only.
-        monkeypatch.setattr("posttrain.models.readback.tokenizer_ids", lambda *args: [5, 6])
+        monkeypatch.setattr("posttrain.models.folders.readback.tokenizer_ids", lambda *args: [5, 6])
         pt.train(SFT(encoding=SILENT, **SMALL), folder / "base", folder / "chats.jsonl", out=tmp_path / "run")
 
 

@@ -53,7 +53,7 @@ def it_is(monkeypatch: pytest.MonkeyPatch) -> Clock:
                 return moment
 
         ours = types.SimpleNamespace(date=Date, datetime=Moment, time=datetime.time)
-        monkeypatch.setattr("posttrain.data.clock.datetime", ours)
+        monkeypatch.setattr("posttrain.data.templates.clock.datetime", ours)
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Moment)
 
     return turned

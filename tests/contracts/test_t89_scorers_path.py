@@ -22,14 +22,14 @@ from posttrain.cli.app import app
 from posttrain.data.trees import collate
 from posttrain.evaluate.perplexity import FixedAnswer, Scorer
 from posttrain.evaluate.scorer import open_scorer
-from posttrain.models.heads import ScoreModel, with_head
-from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
-from posttrain.models.reward_scoring import load_reward
-from posttrain.models.value import value_model
+from posttrain.models.reward.scoring import load_reward
+from posttrain.models.tree.heads import ScoreModel, with_head
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.value import value_model
 from posttrain.rewards.model import ModelReward
 from posttrain.rollout.engine import FinishReason
-from posttrain.training.online_stage import _teacher
+from posttrain.training.stages.sampling import _teacher
 from posttrain.types import Message, RowRef, Task
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -91,7 +91,7 @@ def test_a_teacher_of_another_architecture(family: str, monkeypatch: pytest.Monk
     student, model = Policy(tiny_model("llama", vocab=128)), tiny_family(family)
     student.prove(pairs())
     loaded = type("Loaded", (), {"model": model})
-    monkeypatch.setattr("posttrain.training.online_stage.load", lambda *args, **options: loaded)
+    monkeypatch.setattr("posttrain.training.stages.sampling.load", lambda *args, **options: loaded)
     progress: Any = type("Silent", (), {"say": lambda self, line: None})()
     found = _teacher("teacher", student, progress).logprobs(collate(pairs()))
     torch.testing.assert_close(found, plain(model, pairs()).detach(), atol=2e-5, rtol=0)

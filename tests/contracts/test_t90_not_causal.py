@@ -9,9 +9,9 @@ from benchmarks.families import pairs, plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
 from posttrain.errors import ModelError
-from posttrain.models.logprobs import Policy
-from posttrain.models.parity import leak, looks_ahead, tree_against_padded
-from posttrain.training import preflight
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.parity import leak, looks_ahead, tree_against_padded
+from posttrain.training.checks import preflight
 from posttrain.types import TokenTree
 from tests.fixtures import ARCHITECTURES, tiny_model
 

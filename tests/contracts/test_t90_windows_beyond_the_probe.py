@@ -16,10 +16,10 @@ import torch
 from benchmarks.families import plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
-from posttrain.models import attention
-from posttrain.models.logprobs import Policy, TreeModel
-from posttrain.models.paths import reach_of
-from posttrain.training import preflight
+from posttrain.models.tree import attention
+from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.paths import reach_of
+from posttrain.training.checks import preflight
 from posttrain.types import Batch, TokenTree
 from tests.fixtures import make_tree, tiny_model
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.data.trees import collate, count
-from posttrain.models.logprobs import Policy
-from posttrain.training.algorithms import algorithm
+from posttrain.models.tree.logprobs import Policy
+from posttrain.training.objectives import algorithm
 from tests.families import VOCAB, family_model, noisy_config
 from tests.fixtures import random_trees
 

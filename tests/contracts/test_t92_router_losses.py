@@ -16,11 +16,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from posttrain.data.trees import collate
-from posttrain.models.logprobs import Policy
 from posttrain.models.reference import LiveReference
-from posttrain.models.router import RouterLoss, balance, has_router, routing_rule, why_not
-from posttrain.models.rows import padded_rows
-from posttrain.training.algorithms import Algorithm, algorithm
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.router import RouterLoss, balance, has_router, routing_rule, why_not
+from posttrain.models.tree.rows import padded_rows
+from posttrain.training.objectives import Algorithm, algorithm
 from posttrain.training.step import accumulate, measure
 from posttrain.types import TokenTree
 from tests.families import VOCAB, family_model

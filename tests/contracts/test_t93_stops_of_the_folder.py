@@ -17,15 +17,15 @@ from posttrain.config.online import GRPO
 from posttrain.config.stages import SFT
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.diagnostics.progress import Progress
-from posttrain.models.combine import merge_adapters
-from posttrain.models.loading import load, resolve
-from posttrain.models.spoken import speech_of
+from posttrain.models.adapters.combine import merge_adapters
+from posttrain.models.folders.loading import load, resolve
+from posttrain.models.folders.spoken import speech_of
 from posttrain.rollout.engine import FinishReason
 from posttrain.rollout.native import NativeEngine
-from posttrain.rollout.sampling import SamplingDistribution
 from posttrain.rollout.vllm_served import ServedEngine
-from posttrain.training.stage_speech import stops_in_answers
+from posttrain.runs.progress import Progress
+from posttrain.sampling import SamplingDistribution
+from posttrain.training.stages.speech import stops_in_answers
 from posttrain.types import Comparison, Message, RowRef
 from tests.chat_templates import TURN_END
 from tests.fake_vllm import FakeServer

@@ -15,16 +15,16 @@ import torch
 
 from posttrain.config.online import Online
 from posttrain.data.encode import Encoder
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import StageFolder
-from posttrain.models.loading import load
-from posttrain.models.logprobs import Policy
+from posttrain.models.folders.loading import load
+from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.training.checks.of_rollouts import probe_trees
+from posttrain.training.checks.sampler import check_sampler
 from posttrain.training.loop import Loop
-from posttrain.training.online_preflight import probe_trees
-from posttrain.training.rollouts import Prompt
-from posttrain.training.sampler_check import check_sampler
-from posttrain.training.stage import prepare
+from posttrain.training.rl.rollouts import Prompt
+from posttrain.training.stages.run import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.online import early_letters, run, source_of
 

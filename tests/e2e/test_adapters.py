@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.config import load_recipe
-from posttrain.diagnostics.progress import Progress
-from posttrain.models.loading import load
+from posttrain.models.folders.loading import load
+from posttrain.runs.progress import Progress
 from posttrain.training.pipeline import check_recipe, run_recipe
 
 RECIPE = """

@@ -296,7 +296,7 @@ def test_what_may_not_be_written(place: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuses(path: Path, *arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("posttrain.diagnostics.run_store.write_json", refuses)
+    monkeypatch.setattr("posttrain.runs.folder.write_json", refuses)
     result = command("run", "mine.yaml")
     assert_refused(result, "run.json", "Permission denied", "may read and write")
     assert result.exit_code == 2
@@ -320,11 +320,11 @@ def test_a_place_that_may_not_be_written_is_refused_early(tmp_path: Path, monkey
 # ---------------------------------------------------------------- Ctrl-C, and names with blanks
 
 PHASES = {
-    "reading": "posttrain.training.inputs.read_data",
-    "encoding": "posttrain.training.inputs.encode",
-    "loading": "posttrain.training.prepared.load",
-    "proving": "posttrain.training.preflight.check_leak",
-    "saving": "posttrain.training.stage.begin_save",
+    "reading": "posttrain.training.stages.rows.read_data",
+    "encoding": "posttrain.training.stages.rows.encode",
+    "loading": "posttrain.training.stages.prepared.load",
+    "proving": "posttrain.training.checks.preflight.check_leak",
+    "saving": "posttrain.training.stages.run.begin_save",
     "asking": "posttrain.training.pipeline.evaluate_model",
 }
 
@@ -354,7 +354,9 @@ def test_ctrl_c_in_every_phase(place: Path, phase: str, monkeypatch: pytest.Monk
 
 
 def test_ctrl_c_in_a_check_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("posttrain.training.prepared.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "posttrain.training.stages.prepared.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert command("check", "mine.yaml").exit_code == 130
     assert not (place / "runs").exists()
 

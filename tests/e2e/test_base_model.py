@@ -11,11 +11,12 @@ import pytest
 from posttrain.config import load_recipe
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
-from posttrain.diagnostics.files import read_jsonl
-from posttrain.diagnostics.progress import Progress
 from posttrain.errors import ConfigError, TemplateError
-from posttrain.training import corrections, pipeline
+from posttrain.runs.files import read_jsonl
+from posttrain.runs.progress import Progress
+from posttrain.training import pipeline
 from posttrain.training.pipeline import check_recipe, run_recipe
+from posttrain.training.stages import correction
 from tests.fixtures import byte_tokenizer, tiny_model
 
 RECIPE = """
@@ -60,7 +61,7 @@ def test_a_base_model_is_asked_as_it_is_trained(tmp_path: Path, template: str, m
             asked.append(self.settings.template)
 
     monkeypatch.setattr("posttrain.evaluate.runner.Encoder", Noted)
-    monkeypatch.setattr(corrections, "Encoder", Noted)
+    monkeypatch.setattr(correction, "Encoder", Noted)
     recipe = load_recipe(base_recipe(tmp_path, template), [f"out='{tmp_path / 'runs'}'"])
     run_recipe(recipe, progress=Progress())
     assert asked == [template] * 4  # the start, the stage before any training, the trained model, the stage after it

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.training import online_stage
-from posttrain.training.algorithms import Algorithm
 from posttrain.training.loop import Loop
+from posttrain.training.objectives import Algorithm
+from posttrain.training.stages import sampling
 from tests.online import loop_of, run, save_start, tasks_of
 
 OPTIONS: dict[str, Any] = {
@@ -53,12 +53,12 @@ def test_the_same_run_with_its_own_judge_is_silent(start: Path, tmp_path: Path) 
 def test_a_trainer_of_another_temperature_than_the_engine(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = online_stage.objective_of
+    plain = sampling.objective_of
 
     def colder(*arguments: Any, **options: Any) -> Algorithm:
         return replace(plain(*arguments, **options), temperature=0.3)
 
-    monkeypatch.setattr(online_stage, "objective_of", colder)
+    monkeypatch.setattr(sampling, "objective_of", colder)
     loop = trained(start, tmp_path, steps=4)
     (alarm,) = [one for one in loop.folder.alarms() if one["name"] == "sampler_mismatch"]
     assert alarm["step"] == 3 and alarm["evidence"]["sampler_kl"] > 0.01

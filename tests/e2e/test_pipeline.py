@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.config import load_recipe
-from posttrain.diagnostics.progress import Progress
-from posttrain.diagnostics.run_store import RunFolder
 from posttrain.errors import DataError, ResumeError
+from posttrain.runs.folder import RunFolder
+from posttrain.runs.progress import Progress
 from posttrain.training.pipeline import check_recipe, run_recipe
 
 RECIPE = """
@@ -183,7 +183,9 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps({"prompt": f"Say {i}.", "completion": f"It is {i}."}) + "\n" for i in range(40)))
     text = RECIPE.replace("{path: package://demonstrations.jsonl, limit: 200}", str(rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.training.stage.begin_save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "posttrain.training.stages.run.begin_save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, text=text)
     assert json.loads((tmp_path / "runs" / "small" / "sft" / "stage.json").read_text())["status"] == "interrupted"
@@ -214,7 +216,7 @@ def test_rows_that_are_wrong_stop_the_run_before_a_model_is_loaded(
     def no_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded before the data was read")
 
-    monkeypatch.setattr("posttrain.training.prepared.load", no_model)
+    monkeypatch.setattr("posttrain.training.stages.prepared.load", no_model)
     with pytest.raises(DataError) as error:
         run(tmp_path, "evaluate.suites=[]", text=text)
     assert "row 4" in str(error.value) and "human" in str(error.value)

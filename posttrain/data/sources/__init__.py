@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders, the hub, memory. A source gives numbered rows and a fingerprint."""

@@ -1,0 +1,402 @@
+"""What a turn trains, and the proof that the template renders it.
+
+For every turn that trains: prompt + trained text is the beginning of what the template renders for the conversation up
+to that turn, or one of the splits in SPLITS. Two things are proven of the trained text itself: it shows the whole turn
+(content, thoughts, each call with its arguments), and together with the generation prompt it opens and closes a thought
+once or not at all. Whatever fails is refused with both texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.templates.call_text import lost_part
+from posttrain.data.templates.probe import PlainMessage, Stop, switches
+from posttrain.data.templates.thoughts import (
+    THINK,
+    Marks,
+    State,
+    Written,
+    marks_order,
+    state_of,
+    take_apart,
+    trailing_marks,
+)
+from posttrain.errors import TemplateError
+
+if TYPE_CHECKING:
+    from posttrain.data.templates.template import ChatTemplate
+
+SPLITS = {
+    "moved_thoughts": "thoughts of the content are given to the template as `reasoning_content`, since it renders them "
+    "from there alone",
+    "hidden_thoughts": "the template hides the thoughts of a finished turn: they train as written, after the "
+    "generation prompt and before the answer as the template shows it",
+    "prompt_thoughts": "the generation prompt ends with a closed thought that finished turns do not show: the answer "
+    "trains after it",
+    "prompt_text": "the generation prompt ends with a text that finished turns do not show: the answer trains after it",
+}
+"""The only ways in which prompt and trained text may differ from what the template renders. In each of them the prompt
+is what inference builds, and what trains is what the model has to write after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn and its true context: Turn("<|im_start|>user\\nHi...assistant\\n", "Hello.", Stop("<|im_end|>", 2))."""
+
+    context: str
+    completion: str
+    """What the model writes, without the stop token."""
+    stop: Stop | None
+    """None where the template ends the turn with nothing and the tokenizer has no eos."""
+    finding: str | None = None
+    """One of SPLITS, where context and completion are not rendered so word for word; or `foreign_thoughts`."""
+
+
+class ContextMismatch(TemplateError):
+    """A finished turn is not rendered as a continuation of the context that inference builds for it."""
+
+    def __init__(self, context: str, rendered: str):
+        self.context = context
+        self.rendered = rendered
+        at = first_difference(context, rendered)
+        super().__init__(
+            "the chat template renders a finished turn otherwise than the prompt that asks for it",
+            found=f"...{rendered[max(0, at - 30) : at + 30]!r} in the finished conversation",
+            expected=f"...{context[max(0, at - 30) : at + 30]!r}, as the generation prompt has it",
+            remedy="name a template file whose finished turns begin with its generation prompt, "
+            "for example `template: chatml`",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A turn's context, and the thought that it ends with: Asked("...<|assistant|><think>\\n", "o", "<think>\\n")."""
+
+    context: str
+    order: str
+    prefill: str
+    """The marks at the context's end."""
+
+    @property
+    def state(self) -> State:
+        return state_of(self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a message says: Said("2 and 2", "4.", written, calls)."""
+
+    thoughts: str
+    visible: str
+    written: Written | None
+    """The content taken apart, where the thoughts stand in it."""
+    calls: Sequence[Mapping[str, Any]]
+
+
+def prove_turn(
+    template: ChatTemplate, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any], context: str
+) -> Turn:
+    """The assistant's turn messages[index], as the template renders it or as a documented split of that.
+
+    Raises:
+        TemplateError: the template hides part of the turn, or no split explains what it renders.
+    """
+    message = messages[index]
+    asked = ask(template, messages[:index], context)
+    said = _said(template, message, asked.state)
+    if said.thoughts and asked.state == "closed":
+        raise _closed_already(template, messages[:index], tools, asked)
+    rendered = template.render(messages[: index + 1], tools)
+    for form, split in ((message, None), *_moved(template, message, said)):
+        text = rendered if split is None else template.render([*messages[:index], form], tools)
+        turn = _as_rendered(template, [*messages[:index], form], asked, said, text, split)
+        if turn is not None:
+            return turn
+    return _split(template, messages[: index + 1], tools, asked, said, rendered)
+
+
+def ask(template: ChatTemplate, before: Sequence[PlainMessage], context: str) -> Asked:
+    """How a context ends. Marks that a message ends with are the message's own, and open nothing."""
+    pairs = template.thoughts.marks
+    if context.endswith(template.layout.generation):
+        order = marks_order(template.layout.generation, pairs)
+        return Asked(context, order, trailing_marks(template.layout.generation, pairs) if order else "")
+    prefill = trailing_marks(context, pairs)
+    last = str(before[-1]["content"] or "").rstrip() if before else ""
+    if prefill and last.endswith(prefill.strip()):
+        return Asked(context, "", "")
+    return Asked(context, marks_order(prefill, pairs), prefill)
+
+
+# ---------------------------------------------------------------- as the template renders it
+
+
+def _said(template: ChatTemplate, message: PlainMessage, state: State) -> Said:
+    content = str(message["content"] or "")
+    form = template.thoughts
+    reasoning = str(message.get(form.key or "reasoning_content") or "")
+    written = take_apart(content, form.marks, opened=state == "open" or bool(form.takes_apart) or form.doubles)
+    visible = content if written is None else written.visible
+    thoughts = reasoning or ("" if written is None else written.thoughts.strip())
+    return Said(thoughts.strip(), visible, written, message.get("tool_calls") or ())
+
+
+def _moved(template: ChatTemplate, message: PlainMessage, said: Said) -> Iterator[tuple[PlainMessage, str]]:
+    """The same turn with its thoughts where the template may render them instead."""
+    key, written = template.thoughts.key, said.written
+    if written is not None and not message.get(key or "reasoning_content"):
+        content = said.visible or (template.null_content if said.calls else "")
+        if not said.thoughts:
+            yield {**message, "content": content}, "moved_thoughts"
+        elif key is not None:
+            yield {**message, "content": content, key: said.thoughts}, "moved_thoughts"
+
+
+def _as_rendered(
+    template: ChatTemplate,
+    messages: Sequence[PlainMessage],
+    asked: Asked,
+    said: Said,
+    rendered: str,
+    split: str | None,
+) -> Turn | None:
+    """The turn, if the rendered text continues the context, shows all of it and has its marks in order."""
+    if not rendered.startswith(asked.context):
+        return None
+    content = str(messages[-1]["content"] or "")
+    body, stop = template.cut_tail(rendered[len(asked.context) :], messages)
+    if _lost(content, said, body) is not None or not _in_order(template, asked, body, content):
+        return None
+    form = template.thoughts
+    if split is None and form.key and not form.writes_think and said.written is not None and content.strip() in body:
+        split = "foreign_thoughts" if said.written.marks == THINK else None
+    return Turn(asked.context, body, stop, split)
+
+
+def _lost(content: str, said: Said, body: str) -> str | None:
+    """What of a turn its text does not show: None, "the content", "the reasoning", or a call or its argument."""
+    whole = content.strip()
+    if whole and whole in body and (said.written is not None or not said.thoughts):
+        return lost_part(said.calls, body, content) if said.calls else None
+    at = 0
+    if said.thoughts:
+        at = body.find(said.thoughts)
+        if at < 0:
+            return "the reasoning"
+        at += len(said.thoughts)  # an answer that the thoughts have word for word may still be lost
+    visible = said.visible.strip()
+    if visible not in body[at:]:
+        return "the content"
+    return lost_part(said.calls, body, f"{said.thoughts}\n{visible}") if said.calls else None
+
+
+def _in_order(template: ChatTemplate, asked: Asked, completion: str, content: str) -> bool:
+    """Whether prompt and completion open and close one thought, or none.
+
+    A template that adds no mark to what the row has written leaves the row's own form as it is. One that writes a lone
+    closing mark before an answer without thoughts says with it that there are none.
+    """
+    pairs = template.thoughts.marks
+    order, own = marks_order(completion, pairs), marks_order(content, pairs)
+    if asked.state == "none":
+        return order in ("", "oc") or (order == "c" and not own) or len(order) <= len(own)
+    return order == ("c" if asked.state == "open" else "")
+
+
+# ---------------------------------------------------------------- documented splits
+
+
+def _split(
+    template: ChatTemplate,
+    messages: Sequence[PlainMessage],
+    tools: Sequence[Any],
+    asked: Asked,
+    said: Said,
+    rendered: str,
+) -> Turn:
+    """The turn where no form of it continues the context word for word.
+
+    Raises:
+        TemplateError: it is none of SPLITS.
+    """
+    content = str(messages[-1]["content"] or "")
+    if asked.state == "open" and said.written is not None and said.written.close != _marks_of(template, asked).close:
+        raise _other_marks(template, asked, said.written)
+    thinks = _thinks_apart(template, asked, said)
+    # Without its thoughts (or an empty one), which is all that a template with hidden thoughts shows of a turn.
+    bare = thinks or (said.written is not None and not said.thoughts)
+    history = _without_thoughts(template, messages, tools, said) if bare else rendered
+    base = _base(template, asked, history)
+    if base is None:
+        raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
+    body, stop = template.cut_tail(history[len(base) :], messages)
+    shown = take_apart(body, template.thoughts.marks, opened=True)
+    # The empty thought of a finished turn: the prompt has it, or the row's own thoughts take its place. Where neither
+    # is so, it is the model's to write.
+    if shown is not None and not shown.thoughts.strip() and (asked.state != "none" or thinks):
+        body = shown.visible
+    left = Said("", said.visible, None, said.calls) if bare else said
+    lost = _lost(said.visible if bare else content, left, body)
+    if lost is None and said.thoughts and said.written is None and asked.state == "none":
+        lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
+    if lost == "the reasoning" and said.thoughts in rendered:
+        raise ContextMismatch(asked.context, rendered)
+    if lost is not None:
+        raise _hidden(template, lost, rendered, asked, said)
+    completion, split = body, "prompt_thoughts" if asked.state == "closed" else "prompt_text"
+    if thinks:
+        completion, split = _as_written(template, asked, said, content) + body.lstrip(), "hidden_thoughts"
+    if not _in_order(template, asked, completion, content):
+        raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
+    return Turn(asked.context, completion, stop, split)
+
+
+def _thinks_apart(template: ChatTemplate, asked: Asked, said: Said) -> bool:
+    """Whether a turn's thoughts are to be written by the model and not by the template.
+
+    A template that passes contents on as they are shows their thoughts itself.
+    """
+    if asked.state == "open":
+        return bool(said.thoughts) or said.written is not None
+    hides = said.written is not None and said.written.marks in template.thoughts.takes_apart
+    return bool(said.thoughts) and hides
+
+
+def _without_thoughts(
+    template: ChatTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], said: Said
+) -> str:
+    key = template.thoughts.key or "reasoning_content"
+    bare = {name: value for name, value in messages[-1].items() if name != key}
+    content = said.visible or (template.null_content if said.calls else "")
+    return template.render([*messages[:-1], {**bare, "content": content}], tools)
+
+
+def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
+    """The context less what its generation prompt adds for the answer alone: what the finished turn begins with."""
+    context = asked.context
+    for prefill in dict.fromkeys((asked.prefill, template.layout.prefill, "")):
+        base = context.removesuffix(prefill)
+        if context.endswith(prefill) and history.startswith(base):
+            return base
+    return None
+
+
+def _as_written(template: ChatTemplate, asked: Asked, said: Said, content: str) -> str:
+    """The thoughts as inference sees them, up to the answer."""
+    written = said.written
+    if written is None:
+        return f"{said.thoughts}\n{_marks_of(template, asked).close}\n\n"
+    if asked.state == "open":
+        return written.after_open
+    return content[: len(content) - len(written.visible)].lstrip()
+
+
+def _marks_of(template: ChatTemplate, asked: Asked) -> Marks:
+    """The marks that the prompt has opened, or else the template's own."""
+    pairs = template.thoughts.marks
+    return next((pair for pair in pairs if pair.open in asked.prefill), pairs[0] if pairs else THINK)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _hidden(template: ChatTemplate, lost: str, rendered: str, asked: Asked, said: Said) -> TemplateError:
+    at = first_difference(asked.context, rendered)
+    if "call of" in lost:
+        return TemplateError(
+            f"the chat template hides a tool call of a turn that must train: {template.label} does not write {lost}",
+            found=f"...{rendered[max(0, at - 30) :][-160:]!r} for {[dict(call['function']) for call in said.calls]!r}",
+            expected="the function's name and every argument in the assistant's own turn",
+            remedy="name a template that writes tool calls (`template: chatml` does), or leave this turn untrained "
+            "(`train: false`)",
+        )
+    return TemplateError(
+        f"the chat template hides {lost} of an assistant's turn that must train",
+        found=repr(rendered[-60:]),
+        expected="the turn as it was written",
+        remedy="put the text where the template shows it (reasoning inside the content, as "
+        "<think>...</think>), or name another template",
+    )
+
+
+def _closed_already(
+    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], asked: Asked
+) -> TemplateError:
+    return TemplateError(
+        "the generation prompt closes the thought, and this turn has thoughts: they would train where the model is "
+        "asked to answer without any",
+        found=f"...{asked.context[-40:]!r} before the turn",
+        expected="a prompt that leaves the thought to the model, or a turn without thoughts",
+        remedy=_remedy(template, before, tools, ("open", "none"), "remove the thoughts from the rows"),
+    )
+
+
+def _other_marks(template: ChatTemplate, asked: Asked, written: Written) -> TemplateError:
+    own = _marks_of(template, asked)
+    return TemplateError(
+        f"the generation prompt opens {own.open}, and the thoughts of this turn end with {written.close}",
+        found=f"{written.marks.open} {written.close} in the content, {asked.prefill.strip()!r} at the prompt's end",
+        expected=f"thoughts that end with {own.close}",
+        remedy=f"write {own.open} and {own.close} around the thoughts, or name another template",
+    )
+
+
+def _marks_error(
+    template: ChatTemplate,
+    messages: Sequence[PlainMessage],
+    tools: Sequence[Any],
+    asked: Asked,
+    said: Said,
+    rendered: str,
+) -> TemplateError | None:
+    """What is wrong with the marks of a turn; None where they are not what is wrong."""
+    content = str(messages[-1]["content"] or "")
+    pairs = template.thoughts.marks
+    if asked.state == "open" and said.written is None and not said.thoughts:
+        marks = _marks_of(template, asked)
+        return TemplateError(
+            f"the generation prompt opens {marks.open}, and the answer never closes it",
+            found=repr(content[:60]),
+            expected=f"thoughts, {marks.close}, then the answer",
+            remedy=_remedy(
+                template,
+                messages[:-1],
+                tools,
+                ("closed", "none"),
+                "give the thoughts (`reasoning_content`, or inside the content)",
+            ),
+        )
+    order = marks_order(content, pairs)
+    if order not in ("", "oc", "c") or (order and messages[-1].get(template.thoughts.key or "reasoning_content")):
+        return TemplateError(
+            "this turn opens or closes a thought more than once",
+            found=f"{content[:120]!r}; the template renders ...{rendered[-120:]!r}",
+            expected="one thought at the beginning of the turn, then the answer without any of "
+            + ", ".join(f"{pair.open} {pair.close}" for pair in pairs),
+            remedy="join the thoughts into one at the beginning, write the marks otherwise where the answer only "
+            "names them, or remove the row",
+        )
+    return None
+
+
+def _remedy(
+    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], wanted: Sequence[str], also: str
+) -> str:
+    """What to do about a prompt in the wrong state; a value of the template is named only if it was tried."""
+
+    def end(values: Mapping[str, Any]) -> str:
+        text = template.render(before, tools, ask=True, values=values)
+        return trailing_marks(text, template.thoughts.marks)
+
+    tried = next(switches(template, end, wanted, template.thoughts.marks), None)
+    ways = [also, f"use `template_kwargs: {tried}`" if tried else None, "name another template"]
+    return ", or ".join(way for way in ways if way)
+
+
+def first_difference(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """Where two texts or lists part: first_difference("abc", "abd") -> 2; the shorter length where one ends first."""
+    pairs = zip(left, right, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))

@@ -1,0 +1,1 @@
+"""Model folders: finding, loading, saving, reading back and exporting them."""

@@ -1,0 +1,163 @@
+"""Reads a saved folder back in a fresh process, the way any other program would: plain `transformers`, plain `peft`.
+
+    python -m posttrain.models.folders.readback request.json
+
+The parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and
+the answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
+`logits.npy` in the request's folder. The parent compares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def main(request_path: str) -> None:
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    out = Path(request_path).parent
+    warnings.simplefilter("ignore")
+
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(request["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    prompts = [prompt_ids(tokenizer, one["messages"], one["tools"]) for one in request["prompts"]]
+    if "score_rows" in request:
+        model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
+        np.save(out / "logits.npy", row_scores(model, request["score_rows"], tokenizer.pad_token_id))
+        probe = tokenizer_ids(tokenizer, request["text"])
+        answer = {"greedy": [], "text": None, "probe_ids": probe, "prompt_ids": prompts}
+        (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+        return
+    model = load_plain(request["folder"], getattr(torch, request["dtype"]))
+    np.save(out / "logits.npy", probe_logits(model, request["row"]))
+    greedy, _ = greedy_ids(model, request["prompt"], request["stop_ids"], request["new_tokens"])
+    answer = {
+        "greedy": greedy,
+        "text": tokenizer.decode(greedy),
+        "probe_ids": tokenizer_ids(tokenizer, request["text"]),
+        "prompt_ids": prompts,
+    }
+    (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+def load_plain(folder: str, dtype: Any) -> Any:
+    """A whole model, or an adapter on the base that its own config names."""
+    from transformers import AutoModelForCausalLM
+
+    adapter = Path(folder) / "adapter_config.json"
+    if not adapter.is_file():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    from peft import PeftModel
+
+    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype)
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def named_base(adapter_config: Path) -> str:
+    """The base that an adapter names; the one kind that is posttrain's own is made known to `peft` on the way."""
+    config = json.loads(adapter_config.read_text(encoding="utf-8"))
+    if config["peft_type"] == "BOTTLENECK":
+        from posttrain.models.adapters.bottleneck import register
+
+        register()
+    return str(config["base_model_name_or_path"])
+
+
+def load_plain_reward(folder: str, dtype: Any, outputs: int) -> Any:
+    """A whole reward model, or an adapter and its head on the base that its own config names."""
+    from transformers import AutoModelForSequenceClassification
+
+    adapter = Path(folder) / "adapter_config.json"
+    if not adapter.is_file():
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    from peft import PeftModel
+
+    base = named_base(adapter)
+    plain = AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=outputs)
+    return PeftModel.from_pretrained(plain, folder).eval()
+
+
+def row_scores(model: Any, rows: list[list[int]], pad_id: int | None) -> Any:
+    """Scores of rows as `transformers` pools them, in one padded batch: numpy [rows, outputs], fp32.
+
+    Without a pad token, as everybody who uses the folder must: one row at a time.
+    """
+    import torch
+
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad_id
+    longest = max(len(row) for row in rows)
+    batches = [[row + [pad_id] * (longest - len(row)) for row in rows]] if pad_id is not None else [[r] for r in rows]
+    lengths = [[len(row) for row in rows]] if pad_id is not None else [[len(row)] for row in rows]
+    parts = []
+    for batch, sizes in zip(batches, lengths, strict=True):
+        ids = torch.tensor(batch, device=model.device)
+        mask = torch.arange(ids.shape[1], device=model.device)[None] < torch.tensor(sizes, device=model.device)[:, None]
+        with torch.no_grad():
+            parts.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits)
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def probe_logits(model: Any, row: list[int]) -> Any:
+    """Logits at every token of one row, virtual tokens before it included: numpy [P + len(row), V], fp32."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
+    return logits.float().cpu().numpy()
+
+
+def greedy_ids(model: Any, prompt: list[int], stop_ids: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
+    """What the model says next, each time its most likely token, and by how much that token led at each place.
+
+    Nothing of the folder's sampling takes part.
+    """
+    import torch
+
+    input_ids = torch.tensor([prompt], device=model.device)
+    out = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=stop_ids or None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    best = [scores[0].float().topk(2).values for scores in out.scores]
+    return out.sequences[0, len(prompt) :].tolist(), [float(pair[0] - pair[1]) for pair in best]
+
+
+def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a user's message through the chat template, or of the bare text where there is no template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text, add_special_tokens=False).input_ids
+    message = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int] | str:
+    """A prompt as anybody builds it who knows nothing of its training; the refusal's words where that fails."""
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template raises whatever it likes, and the parent says what of
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,64 @@
+"""How the model in a folder is spoken to: its record, or what its other files say where it has none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.speech import Speech, read_speech
+from posttrain.errors import ModelError
+from posttrain.models.folders.tokenizers import has_tokenizer
+
+if TYPE_CHECKING:
+    from posttrain.models.folders.loading import ModelSource
+
+
+def speech_of(source: ModelSource) -> Speech:
+    """The record of a model, from its files alone.
+
+    An adapter without a record of its own takes that of the model under it where it also takes its tokenizer. A
+    foreign model is spoken to by its tokenizer's template. What a folder lists as the ids that end an answer counts in
+    any case.
+
+    Raises:
+        ModelError: the record is torn, or the model under an adapter cannot be found.
+    """
+    folder, stops = source.folder, list(_listed(source.folder))
+    speech = read_speech(folder)
+    if source.layout == "adapter" and (speech is None or not stops):
+        from posttrain.models.folders.loading import base_of  # which reads this record for every model it loads
+
+        under = speech_of(base_of(source))
+        stops = stops or list(under.stop_ids)
+        if speech is None and not has_tokenizer(folder):
+            speech = under
+    if speech is None:
+        training = (source.manifest or {}).get("training") or {}  # folders of before the record say raw here
+        speech = Speech("raw" if training.get("template") == "raw" else "chat", recorded=False)
+    return replace(speech, stop_ids=tuple(sorted({*speech.stop_ids, *stops})))
+
+
+def _listed(folder: Path) -> Iterator[int]:
+    """The ids that end an answer by generation_config.json and config.json, one or a list in each."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            for part in (config, config.get("text_config") or {}):
+                yield from _ids(part.get("eos_token_id"))
+        except (ValueError, AttributeError) as error:
+            raise ModelError(
+                "the file cannot be read", where=path, found=error, remedy="copy or download the folder again"
+            ) from error
+
+
+def _ids(value: Any) -> Iterator[int]:
+    """_ids(7) and _ids([7]) -> 7; null, and what is no id, give none."""
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) is int and number >= 0:
+            yield number

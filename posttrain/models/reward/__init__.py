@@ -1,0 +1,1 @@
+"""Reward models: their folders, their scores and their export."""

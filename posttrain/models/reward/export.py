@@ -1,0 +1,125 @@
+"""Saving a reward model: an `AutoModelForSequenceClassification` folder, with the same scores in a fresh process.
+
+The fresh process pools rows as `transformers` does, in one padded batch, and knows nothing of masks: a pad token that
+ends a response, or a head that was left behind, shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.tree_key import make_tree
+from posttrain.data.trees import collate
+from posttrain.losses.reward_rule import RewardRule
+from posttrain.models.adapters.folding import merged_copy
+from posttrain.models.folders import readback
+from posttrain.models.folders.export import PendingSave, begin_save
+from posttrain.models.folders.export_files import (
+    PROBE_TEXT,
+    Expected,
+    ExportSettings,
+    asked_prompts,
+    eval_mode,
+    on_cpu,
+    stop_ids_of,
+    write_record,
+)
+from posttrain.models.folders.export_files import write_adapter as write_adapter_files
+from posttrain.models.folders.loading import LoadedModel, ModelSource
+from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.tokenizers import save_tokenizer
+from posttrain.models.reward.folders import write_reward_file
+from posttrain.models.tree.heads import ScoreModel
+from posttrain.types import RowRef
+
+TOLERANCE = 1e-5
+"""Allowed difference of a score in fp32, plus the same share of the largest score."""
+
+
+def begin_save_reward(
+    loaded: LoadedModel,
+    folder: str | Path,
+    settings: ExportSettings,
+    *,
+    rule: RewardRule,
+    encoding: EncoderSettings,
+    statistics: Mapping[str, float] | None = None,
+) -> PendingSave:
+    """`begin_save` for a reward model; `wait()` on the result gives the folder its name.
+
+    Raises:
+        ExportError: as `begin_save`.
+    """
+    write = partial(_write, rule=rule, encoding=encoding, statistics=statistics or {})
+    return begin_save(loaded.model, loaded.tokenizer, folder, settings, base=loaded.base, write=write)
+
+
+def _write(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    settings: ExportSettings,
+    adapter_base: ModelSource | None,
+    *,
+    rule: RewardRule,
+    encoding: EncoderSettings,
+    statistics: Mapping[str, float],
+) -> Expected:
+    with quiet(), eval_mode(model):
+        source = on_cpu(model)
+        rows = probe_rows(source, tokenizer)
+        scores = own_scores(source, rows)
+        rounding, saved = 0.0, source
+        if isinstance(source, PeftModel) and not settings.merge:
+            write_adapter_files(source, folder, adapter_base, settings.dtype)
+        else:
+            target = settings.dtype or source.dtype
+            if isinstance(source, PeftModel) or target != source.dtype:
+                saved = merged_copy(source, target)
+            if target not in (torch.float32, torch.float64):
+                rounded = own_scores(saved, rows)
+                rounding, scores = float(np.abs(rounded - scores).max()), rounded
+            saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
+    save_tokenizer(tokenizer, folder)
+    write_record(folder, tokenizer, stop_ids_of(settings, tokenizer), settings)
+    write_reward_file(folder, rule, encoding, statistics)
+    narrow = saved.dtype not in (torch.float32, torch.float64)
+    tolerance = (1e-2 if narrow else TOLERANCE) * (1 + float(np.abs(scores).max()))
+    request = {
+        **asked_prompts(settings),
+        "score_rows": rows,
+        "outputs": len(rule.heads),
+        "text": PROBE_TEXT,
+        "dtype": str(saved.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    probe_ids = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
+    return Expected(scores, [], [], probe_ids, tolerance, rounding, request)
+
+
+def probe_rows(model: Any, tokenizer: Any) -> list[list[int]]:
+    """Rows of different lengths, none of which ends with the pad token; the last goes through the whole vocabulary."""
+    asked = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
+    size = model.get_input_embeddings().weight.shape[0]
+    spread = np.linspace(0, size - 1, num=min(24, size), dtype=int).tolist()
+    rows = [asked, asked[: max(2, len(asked) // 2)], [*asked, *spread]]
+    if tokenizer.eos_token_id is not None:
+        rows.append([*asked, tokenizer.eos_token_id])
+    return [row if row[-1] != tokenizer.pad_token_id else [*row, (row[-1] + 1) % size] for row in rows]
+
+
+def own_scores(model: Any, rows: list[list[int]]) -> np.ndarray:
+    """Scores of rows at their last token, by our masks: [rows, outputs]."""
+    masks = [[False] * (len(row) - 1) + [True] for row in rows]
+    trees = [make_tree([], [(row, mask)], RowRef("probe", 1)) for row, mask in zip(rows, masks, strict=True)]
+    scorer = ScoreModel(model, "padded")
+    with torch.no_grad():
+        return np.concatenate([scorer(collate([tree])).scores_BH.float().numpy() for tree in trees])

@@ -1,0 +1,248 @@
+"""Rewards for responses: a loaded reward model, and ensembles of several.
+
+reward = load_reward("runs/mine/reward/model")
+reward.score("Who are you?", "I am Pia.")                    # 1.73
+for rated in reward.score_rows(read("pairs.jsonl")): ...     # Rating(row, rewards=(1.73, -0.41))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.reward_encode import Rated, RewardEncoder
+from posttrain.data.trees import collate, pack, to_device
+from posttrain.errors import ConfigError, DataError
+from posttrain.losses.reward import response_tokens
+from posttrain.losses.reward_rule import Combine, RewardRule, combine
+from posttrain.models.folders.catalogue import Say
+from posttrain.models.reward.folders import RewardFolder, load_reward_folder
+from posttrain.models.tree.heads import ScoreModel
+from posttrain.types import (
+    Comparison,
+    Demonstration,
+    Example,
+    Feedback,
+    Message,
+    RowRef,
+    Scores,
+    StepwiseFeedback,
+    TokenTree,
+)
+
+TOKENS_PER_MICROBATCH = 4096
+WINDOW = 256
+"""Rows that are packed together: enough to fill micro-batches well, few enough to hold in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Rating(RowRef("pairs.jsonl", 1), rewards=(1.73, -0.41)); one reward per response, in the row's order."""
+
+    row: RowRef
+    rewards: tuple[float, ...]
+    tokens: tuple[int, ...]
+    steps: tuple[tuple[float, ...], ...] | None = None
+    """Of a step-wise model: the score of each step of each response."""
+
+
+class RewardModel:
+    """A reward model that answers: RewardModel(load_reward_folder("runs/mine/reward/model")).
+
+    Prompts and responses go through the one encoder, with the folder's own template.
+
+    Args:
+        path: `tree` shares a prompt's tokens among its responses; `padded` is the plain way.
+    """
+
+    def __init__(self, folder: RewardFolder, *, path: str = "tree", tokens_per_microbatch: int = TOKENS_PER_MICROBATCH):
+        self.folder = folder
+        self.rule = folder.rule
+        self.model = ScoreModel.of(folder.loaded.model, folder.rule, path=path)
+        config = folder.loaded.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)  # absent in a few architectures
+        settings: EncoderSettings = replace(folder.encoding, max_length=positions, truncation="drop")
+        self.encoder = RewardEncoder(folder.loaded.tokenizer, settings, folder.rule)
+        self.tokens_per_microbatch = tokens_per_microbatch
+
+    @property
+    def name(self) -> str:
+        return self.folder.loaded.source.name
+
+    def score(
+        self,
+        prompt: str | Sequence[Message] | Sequence[Mapping[str, Any]],
+        response: str | Sequence[Message],
+        *,
+        head: str | None = None,
+        normalised: bool = False,
+    ) -> float:
+        """The reward of one response, a finished one: scored at the end of its turn.
+
+        Args:
+            prompt: a user's text, or the messages before the response.
+            head: an attribute, group, condition or ensemble member by name, in place of the mix.
+            normalised: with the scale and shift that were stored with the model.
+
+        Raises:
+            ConfigError: no such head, or no normalisation; a conditional model was not told by which condition.
+        """
+        answer = (Message("assistant", response),) if isinstance(response, str) else tuple(response)
+        rated = Rated(_messages(prompt), (answer,), RowRef("prompt", 1))
+        return self._rate([rated], head, normalised)[0].rewards[0]
+
+    def score_rows(
+        self,
+        examples: Iterable[Example],
+        *,
+        head: str | None = None,
+        normalised: bool = False,
+        progress: Callable[[int, int], None] = lambda rows, tokens: None,
+    ) -> Iterator[Rating]:
+        """The rewards of every row's responses, in the rows' order; nothing is held but a window of rows.
+
+        Args:
+            examples: comparisons (all responses), feedback (one, in steps or not), demonstrations
+                (the last answer).
+            progress: called with the rows and tokens of each window.
+
+        Raises:
+            DataError: a row has no response, or one that is too long.
+        """
+        rows = iter(examples)
+        while window := list(islice(rows, WINDOW)):
+            ratings = self._rate([rated_of(example) for example in window], head, normalised)
+            progress(len(window), sum(sum(rating.tokens) for rating in ratings))
+            yield from ratings
+
+    @torch.no_grad()
+    def _rate(self, rows: Sequence[Rated], head: str | None, normalised: bool) -> list[Rating]:
+        condition = self._condition(head)
+        trees = [self.encoder.rated(row, condition) for row in rows]
+        every = [tree for of_row in trees for tree in of_row]
+        found = score_trees(self.model, self.rule, every, self.tokens_per_microbatch, head=head, normalised=normalised)
+        ratings, place = [], 0
+        for row, of_row in zip(rows, trees, strict=True):
+            scored = found[place : place + len(of_row)]
+            place += len(of_row)
+            steps = tuple(step for one in scored for step in one.steps or ())
+            ratings.append(
+                Rating(
+                    row.row,
+                    tuple(reward for one in scored for reward in one.rewards),
+                    tuple(tokens for one in scored for tokens in one.tokens),
+                    steps or None,
+                )
+            )
+        return ratings
+
+    def _condition(self, head: str | None) -> str | None:
+        if head is not None:
+            self.rule.index(head)
+        if self.rule.conditions and head is None:
+            raise ConfigError(
+                "the reward model judges by a condition, and none was named",
+                where=self.name,
+                expected=f"one of {', '.join(self.rule.conditions)}",
+                remedy=f"name one: --head {self.rule.conditions[0]}, or head={self.rule.conditions[0]!r}",
+            )
+        return head
+
+
+@torch.no_grad()
+def score_trees(
+    model: ScoreModel,
+    rule: RewardRule,
+    trees: Sequence[TokenTree],
+    tokens_per_microbatch: int = TOKENS_PER_MICROBATCH,
+    *,
+    head: str | None = None,
+    normalised: bool = False,
+) -> list[Rating]:
+    """The rewards of encoded trees, in their order, with a reward per branch."""
+    copies = [replace(tree) for tree in trees]  # so that each has an identity of its own
+    index_of = {id(tree): index for index, tree in enumerate(copies)}
+    found: dict[int, Rating] = {}
+    for micro in pack(copies, tokens_per_microbatch):
+        batch = to_device(collate(micro), model.device)
+        scores = model(batch)
+        tokens_B = response_tokens(batch).to(scores.scores_BH)
+        rewards_B = rule.rewards(scores.scores_BH, tokens_B, head=head, normalised=normalised).tolist()
+        first = 0
+        for tree in micro:
+            last = first + len(tree.branches)
+            lengths = tuple(len(branch.ids) for branch in tree.branches)
+            steps = _steps(scores, range(first, last))
+            found[index_of[id(tree)]] = Rating(tree.row, tuple(rewards_B[first:last]), lengths, steps)
+            first = last
+    return [found[index] for index in range(len(trees))]
+
+
+def _steps(scores: Scores, branches: range) -> tuple[tuple[float, ...], ...] | None:
+    if scores.steps_SH is None or scores.branch_S is None:
+        return None
+    return tuple(tuple(scores.steps_SH[scores.branch_S == branch, 0].tolist()) for branch in branches)
+
+
+def load_reward(
+    name_or_path: str | Path,
+    *,
+    head: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    say: Say | None = None,
+) -> RewardModel:
+    """A reward model by folder or hub id: one of ours, or any decoder saved as `...ForSequenceClassification`.
+
+    Args:
+        head: which output of a foreign model with several is the reward.
+
+    Raises:
+        ModelError: nothing has this name, or it is no reward model.
+        ConfigError: a foreign model has several outputs and none was named.
+    """
+    return RewardModel(load_reward_folder(name_or_path, head=head, dtype=dtype, device=device, say=say))
+
+
+def combined(ratings: Sequence[Rating], how: Combine, std_weight: float = 1.0) -> Rating:
+    """One row's ratings by the members of an ensemble as one: combined([a, b], "worst")."""
+    rewards = torch.tensor([rating.rewards for rating in ratings], dtype=torch.float64).T
+    return replace(ratings[0], rewards=tuple(combine(rewards, how, std_weight).tolist()), steps=None)
+
+
+def rated_of(example: Example) -> Rated:
+    """What of a row is scored.
+
+    Raises:
+        DataError: the row has no response.
+    """
+    if isinstance(example, Comparison):
+        return Rated(example.prompt, example.responses, example.row, example.tools)
+    if isinstance(example, Feedback):
+        return Rated(example.prompt, (example.response,), example.row, example.tools)
+    if isinstance(example, StepwiseFeedback):
+        whole = Message("assistant", "\n".join(example.steps))
+        return Rated(example.prompt, ((whole,),), example.row, example.tools, example.steps)
+    if isinstance(example, Demonstration):
+        turns = example.messages
+        last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+        if last > 0:
+            return Rated(turns[:last], (turns[last : last + 1],), example.row, example.tools)
+    raise DataError(
+        "the row has no response to score",
+        where=example.row,
+        expected="a pair, a ranked list, a response with a label, or a conversation with an answer",
+        remedy="add the responses: `posttrain generate MODEL --prompts FILE --out FILE` writes some",
+    )
+
+
+def _messages(prompt: str | Sequence[Message] | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(turn if isinstance(turn, Message) else Message(**turn) for turn in prompt)

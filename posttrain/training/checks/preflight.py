@@ -1,0 +1,525 @@
+"""What is proven before step 1, on the run's own rows.
+
+    weights     every weight is a number
+    rows        three decoded rows, trained text marked     stop_token   trained text ends as inference expects
+    data        kept, dropped and truncated by reason       bos          one beginning token at most
+    tree        the fast path equals the slow one           leak         a branch moves no other
+    identity    policy = reference at step 0                memory       what a step needs against what there is
+    gradient    every tensor that trains gets a gradient
+    repeat      two calls on the same rows are equal
+
+A check never changes a weight, a random stream or the data. Each is one function that returns a `Check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from posttrain.data.dataset import EncodedDataset
+from posttrain.data.trees import collate, count, to_device
+from posttrain.errors import PreflightError
+from posttrain.models.adapters.kinds import adapter_layers
+from posttrain.models.folders.finite import non_finite_weights
+from posttrain.models.tree.every_token import frozen_weights
+from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.parity import LOGPROB_ERROR, leak
+from posttrain.models.tree.paths import Path, row_length
+from posttrain.models.tree.paths import probes as cut_probes
+from posttrain.models.tree.repeat import repeat
+from posttrain.models.tree.rope import static_positions
+from posttrain.training.checks.memory import MemoryPlan
+from posttrain.training.objectives import Algorithm
+from posttrain.training.slopes import slopes_of
+from posttrain.training.step import Reference, forward, router_term, start_loss
+from posttrain.types import Batch, Mean, TokenTree
+
+Status = Literal["pass", "warn", "fail"]
+PARITY = "tree = padded"
+
+SHOWN_ROWS = 3
+_PADDED_ADAPTER = "remove compute.logprobs: tree, or train an adapter of the weights, such as kind: lora"
+PROBED_TREES = 2
+"""Trees that parity, leak and gradient are proven on: enough for packing to matter, small enough for a laptop."""
+PROBED_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Values are compared on the longest tree of at most so many tokens too; a longer row is proven when it comes."""
+PROBE_LENGTH = 256
+"""Tokens to which the probes are cut."""
+MOST_DEAD = 8
+"""Layers without a gradient that are listed, and that the remedy's expression leaves out."""
+SEARCHED_TREES = 64
+"""The probes are the shortest of the first so many trees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Check("tree", "tree = padded", "pass", "log-probs differ by at most 2.5e-05 nats ...")"""
+
+    name: str
+    title: str
+    status: Status
+    detail: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """All checks of one stage, the decoded rows, and the memory plan."""
+
+    checks: tuple[Check, ...]
+    rows: tuple[dict[str, Any], ...]
+    """{"row": "pairs.jsonl, row 3", "kind": "chosen", "pieces": [{"text": ..., "trained": ...}]}"""
+    memory: MemoryPlan | None = None
+
+    @property
+    def failed(self) -> list[Check]:
+        """Of a model that is noisy, the check that says so alone: all that compare two calls fail with it."""
+        failed = [check for check in self.checks if check.status == "fail"]
+        return [check for check in failed if check.name == "repeat"] or failed
+
+    def after(self, first: Check) -> Preflight:
+        """The same behind a check that was made before them."""
+        return replace(self, checks=(first, *self.checks))
+
+    def with_check(self, check: Check) -> Preflight:
+        """The same with `check` in the place of the one of its name."""
+        return replace(self, checks=tuple(check if old.name == check.name else old for old in self.checks))
+
+    def record(self) -> dict[str, Any]:
+        """The content of preflight.json."""
+        memory = self.memory and {
+            "items": [asdict(item) for item in self.memory.items],
+            "total_bytes": self.memory.total_bytes,
+            "peak_bytes": self.memory.peak_bytes,
+            "available_bytes": self.memory.available_bytes,
+        }
+        return {"checks": [asdict(check) for check in self.checks], "rows": list(self.rows), "memory": memory}
+
+    def require(self) -> None:
+        """Raise PreflightError, naming every failed check and its remedy, if one failed."""
+        if not self.failed:
+            return
+        raise PreflightError(
+            "; ".join(f"{check.title}: {check.detail}" for check in self.failed),
+            remedy="; ".join(check.remedy for check in self.failed if check.remedy)
+            + "; or set preflight.on_failure: warn to train in spite of it",
+        )
+
+
+class Decoder(Protocol):
+    """What the checks need of the encoder."""
+
+    stop_ids: frozenset[int]
+
+    def decode_marked(self, tree: TokenTree, branch: int = 0) -> list[tuple[str, bool]]: ...
+
+
+# ---------------------------------------------------------------- data
+
+
+def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str, Any], ...]:
+    """The first rows as the model will see them, one entry per branch."""
+    shown = []
+    for tree in trees[:SHOWN_ROWS]:
+        kinds = ["demonstration"] if len(tree.branches) == 1 else ["chosen", "rejected"]
+        if tree.label is not None:
+            kinds = list(tree.roles)
+        if tree.step_labels is not None:
+            kinds = ["response in steps"]
+        kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
+        for index, kind in enumerate(kinds):
+            pieces = decoder.decode_marked(tree, index)
+            marked = [{"text": text, "trained": trained} for text, trained in pieces]
+            shown.append({"row": str(tree.row), "kind": kind, "pieces": marked})
+    return tuple(shown)
+
+
+def check_data(
+    kept: int, dropped: Mapping[str, int], truncated: Mapping[str, int], tokens: int, trained_tokens: int
+) -> Check:
+    """How many rows are left, and how much of them trains."""
+    lost, cut = sum(dropped.values()), sum(truncated.values())
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in [*dropped.items(), *truncated.items()])
+    share = trained_tokens / max(1, tokens)
+    evidence = {"kept": kept, "dropped": dict(dropped), "truncated": dict(truncated), "trained_share": share}
+    detail = f"{kept:,} rows kept, {lost:,} dropped, {cut:,} truncated; {share:.0%} of {tokens:,} tokens train"
+    if reasons:
+        detail += f" ({reasons})"
+    many = lost > 0.05 * (kept + lost)
+    remedy = "see dropped.jsonl for the rows; raise max_length or choose another encoding.truncation" if many else None
+    return Check("data", "data", "warn" if many else "pass", detail, evidence, remedy)
+
+
+def check_stop_token(trees: Sequence[TokenTree], stop_ids: frozenset[int], *, wanted: bool) -> Check:
+    """The share of responses whose last token is a stop token that trains."""
+    ends = Counter(
+        bool(branch.loss_mask[-1]) and int(branch.ids[-1]) in stop_ids for tree in trees for branch in tree.branches
+    )
+    share = ends[True] / max(1, ends.total())
+    evidence = {"share": share, "responses": ends.total(), "stop_ids": sorted(stop_ids)}
+    detail = f"{share:.0%} of responses end with a stop token that trains"
+    if not wanted:
+        return Check("stop_token", "stop token", "pass", f"{detail} (encoding.stop_token: ignore)", evidence)
+    if share == 0:
+        remedy = "check that the chat template ends assistant turns, or set encoding.stop_token: ignore on purpose"
+        return Check("stop_token", "stop token", "fail", detail, evidence, remedy)
+    if share < 0.9:
+        remedy = "cut responses carry no stop token; raise max_length, or max_new_tokens where they were sampled"
+        return Check("stop_token", "stop token", "warn", detail, evidence, remedy)
+    return Check("stop_token", "stop token", "pass", detail, evidence)
+
+
+def check_bos(trees: Sequence[TokenTree], bos_id: int | None) -> Check:
+    """At most one beginning-of-sequence token per row, and none inside responses."""
+    if bos_id is None:
+        return Check("bos", "one BOS", "pass", "the tokenizer has no beginning token")
+    # Two in a row at the start; elsewhere the id may be a turn's mark (SmolLM2's BOS is <|im_start|>).
+    doubled = [str(tree.row) for tree in trees if (tree.prompt_ids[:2] == bos_id).sum() == 2]
+    inside = [str(t.row) for t in trees if len(t.prompt_ids) and any(b.ids[0] == bos_id for b in t.branches)]
+    if doubled or inside:
+        where = "twice in the prompt" if doubled else "at the start of a response"
+        rows = doubled or inside
+        return Check(
+            "bos",
+            "one BOS",
+            "fail",
+            f"the beginning token stands {where} in {len(rows):,} of {len(trees):,} rows",
+            {"rows": rows[:10]},
+            "the chat template writes it already: leave it out of the text",
+        )
+    return Check("bos", "one BOS", "pass", f"no row has more than one (id {bos_id})")
+
+
+# ---------------------------------------------------------------- the model
+
+
+def check_weights(model: nn.Module) -> Check:
+    """Every weight is a number: a NaN in one of them is in every log-prob, and would be blamed on the attention."""
+    bad = non_finite_weights(model)
+    title = "weights are finite"
+    if not bad:
+        return Check("weights", title, "pass", f"{sum(1 for _ in model.parameters()):,} tensors hold numbers alone")
+    shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    remedy = "the model was saved like this, or its file is damaged: get it again, or start from the stage before it"
+    return Check("weights", title, "fail", f"{shown} hold NaN or infinity", {"tensors": bad[:20]}, remedy)
+
+
+def probes(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The shortest of the first trees, cut to `PROBE_LENGTH` tokens each: two rows of 2,048 tokens on the padded path
+    would need more memory before step 1 than any step after it."""
+    return [shortened(tree, PROBE_LENGTH) for tree in shortest(trees)]
+
+
+def shortest(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The shortest of the first trees, whole."""
+    return sorted(trees[:SEARCHED_TREES], key=lambda tree: tree.num_tokens)[:PROBED_TREES]
+
+
+def shortened(tree: TokenTree, most: int) -> TokenTree:
+    """A tree of at most `most` tokens: the end of the prompt, and of each branch the stretch up to its last trained
+    token. It is another row than the one in the file, with a key of its own, and serves to compare two ways of
+    computing the same thing."""
+    if tree.num_tokens <= most:
+        return tree
+    share = max(1, most // (len(tree.branches) + 1))
+    branches, labels = [], None
+    for branch in tree.branches:
+        trained = np.flatnonzero(branch.loss_mask)
+        end = int(trained[-1]) + 1 if len(trained) else len(branch.ids)
+        kept = slice(max(0, end - share), end)
+        if tree.step_labels is not None:  # stepwise feedback is one branch, with a label for each trained token
+            first = int(branch.loss_mask[: kept.start].sum())
+            labels = tree.step_labels[first : first + int(branch.loss_mask[kept].sum())]
+        columns = {name: values[kept] for name, values in branch.columns.items()}
+        branches.append(replace(branch, ids=branch.ids[kept], loss_mask=branch.loss_mask[kept], columns=columns))
+    prompt_ids = tree.prompt_ids[max(0, len(tree.prompt_ids) - share) :]
+    return replace(tree, prompt_ids=prompt_ids, branches=tuple(branches), key=f"{tree.key}:{most}", step_labels=labels)
+
+
+def lengths(trees: Sequence[TokenTree]) -> np.ndarray:
+    """Tokens of each tree; those of a data set on disk are read off its offsets, and no tree is made."""
+    if isinstance(trees, EncodedDataset):
+        return trees.num_tokens
+    return np.asarray([tree.num_tokens for tree in trees])
+
+
+def long_probe(trees: Sequence[TokenTree], most: int) -> TokenTree | None:
+    """The longest tree of at most `most` tokens; None if all are longer."""
+    tokens = lengths(trees)
+    tokens = np.where(tokens <= most, tokens, 0)
+    longest = int(tokens.argmax())
+    return trees[longest] if tokens[longest] else None
+
+
+def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
+    """Two calls on the same rows, gradients recorded and dropout off, are equal, and so are their gradients.
+
+    It comes before all comparisons: noise would show there as a leak between rows, or as a reference that is another
+    model. One short tree is enough, since noise is in every token: two of them cost a second more for each 100 million
+    parameters on a laptop.
+    """
+    found = repeat(policy, cut_probes(probes(trees)[:1])[0])
+    family = type(policy.transformer).__name__
+    evidence = {"value": found.value, "gradient": found.gradient, "source": found.source}
+    apart = f"{policy.compares} differ by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
+    if found.holds:
+        return Check("repeat", "two equal calls", "pass", f"on the same rows, {apart}", evidence)
+    where = f"it begins in {found.source}" if found.source else "it begins in the backward pass"
+    detail = f"{family} computes something else each time, with dropout off ({apart}); {where}"
+    remedy = "set the probability of that module's noise to 0 in the model's config.json, or start from another model"
+    return Check("repeat", "two equal calls", "fail", detail, evidence, remedy)
+
+
+def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["auto", "tree", "padded"]) -> Check:
+    """Prove the fastest path that is asked for and set `policy.path`; a model that it cannot serve runs on a slower one
+    and says so.
+
+    Raises:
+        ModelError: the policy is not causal: it would train on what it sees.
+        torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
+    """
+    wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    policy.path = wanted
+    proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
+    policy.prove(proven)
+    check = _path_check(policy, wanted, asked, longest=max(map(row_length, proven)))
+    return _long_rows(policy, trees, check)
+
+
+def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
+    """The shortest trees, one of middle size, and the longest of at most `most` tokens."""
+    short = probes(trees)
+    middle = int(np.argsort(lengths(trees), kind="stable")[len(trees) // 2])
+    others = [trees[middle], long_probe(trees, most)]
+    known = {tree.key for tree in short}
+    return [
+        *short,
+        *(tree for tree in others if tree is not None and tree.num_tokens <= most and tree.key not in known),
+    ]
+
+
+def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
+    """What the proof found, as a check: `warn` where the rows run slower than was asked for."""
+    reasons = policy.paths.reasons(policy)
+    verdict = policy.paths.verdicts.get(policy.path if policy.path in policy.paths.verdicts else wanted)
+    gap = None if verdict is None else verdict.gap
+    evidence: dict[str, Any] = {"path": policy.path, "rows": longest}
+    evidence |= {"logprob": gap.logprob, "gradient": gap.gradient} if gap is not None else {}
+    errors = [one.error for one in policy.paths.verdicts.values() if one.error]
+    evidence |= {"error": errors[0]} if errors else {}
+    if reasons:
+        failed: Status = "fail" if asked == "tree" else "warn"
+        remedy = "set compute.logprobs: padded to expect this"
+        if policy.path == "rows":
+            remedy = "a lower max_length may keep rows apart; else expect that it takes several times as long"
+        return Check("tree", PARITY, failed, "; ".join(reasons), evidence, remedy)
+    if policy.virtual_tokens:
+        detail = f"rows run padded: {policy.virtual_tokens} virtual tokens stand before each, so they share no prompt"
+        return Check("tree", PARITY, "fail" if asked == "tree" else "pass", detail, evidence, remedy=_PADDED_ADAPTER)
+    proof = f"{gap.line()}, on rows of up to {longest:,} tokens" if gap is not None else "there is nothing to compare"
+    detail = f"not asked: compute.logprobs is padded; {proof}" if asked == "padded" else proof
+    return Check("tree", PARITY, "pass", detail, evidence)
+
+
+def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> Check:
+    """Say so if some rows are longer than the model's rotary angles are fixed for: `Policy` runs these alone."""
+    limit = static_positions(policy.transformer.config.get_text_config())
+    if limit is None:
+        return check
+    largest = np.argsort(-lengths(trees), kind="stable")[:SEARCHED_TREES]
+    longest = max(
+        len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
+        for tree in (trees[int(index)] for index in largest)
+    )
+    if longest <= limit:
+        return check
+    detail = (
+        f"{check.detail}; micro-batches with a row of more than {limit:,} tokens (the longest has {longest:,}) run one "
+        "row at a time, because this model's rotary angles depend on a row's length from there on"
+    )
+    remedy = f"max_length: {limit} keeps every row on the fast path"
+    status: Status = "fail" if check.status == "fail" else "warn"
+    return replace(check, status=status, detail=detail, remedy=remedy)
+
+
+def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
+    """Changing one branch must move no other branch's log-probs and gradient."""
+    gap = leak(policy, cut_probes(probes(trees))[0])
+    evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
+    if gap.holds:
+        return Check("leak", "no leak between branches", "pass", f"after changing one: {gap.line()}", evidence)
+    remedy = "set compute.logprobs: padded; this model's attention does not keep rows apart"
+    return Check("leak", "no leak between branches", "fail", f"after changing one: {gap.line()}", evidence, remedy)
+
+
+class Itself:
+    """The policy as its own reference, which is what any reference is before step 1: no copy, and no cache to fill.
+
+    Proves the objective and the gradient before the reference's log-probs of all rows are computed.
+    """
+
+    kind = "itself"
+
+    def __init__(self, policy: TreeModel):
+        self._policy = policy
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        return self._policy(batch).logprobs_N
+
+
+@torch.no_grad()
+def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
+    """At step 0 the policy is its reference: margin 0, and the loss that the objective has there (ln 2 for DPO)."""
+    # Whole rows, which a cache of the reference knows; without gradients, so that they cost little.
+    whole = shortest(trees)
+    whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
+    batch = to_device(collate(whole), policy.device)
+    logprobs = forward(policy, algorithm, batch)
+    reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
+    total = count(whole)
+    out = start_loss(algorithm, logprobs, reference_N, batch, total)
+    loss = float(out.loss)
+    exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)
+    margin = out.metrics.get("reward_margin", Mean(0.0, 1)).value
+    apart = float((logprobs.logprobs_N - reference_N).abs().max())
+    evidence = {"loss": loss, "expected_loss": exact, "margin": margin, "largest_logprob_gap": apart}
+    detail = f"loss {loss:.6f} (expected {exact:.6f}), margin {margin:+.1e}, log-probs within {apart:.1e} nats"
+    allowed = LOGPROB_ERROR[policy.autocast or policy.dtype]  # other micro-batches round differently
+    holds = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
+    remedy = None if holds else "the reference is not the policy's start: run with --fresh to compute it again"
+    return Check("identity", "policy = reference at step 0", "pass" if holds else "fail", detail, evidence, remedy)
+
+
+def check_gradient(
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    *,
+    dead_layers: Literal["stop", "warn"] = "stop",
+) -> Check:
+    """Which tensors train, and which of them get no gradient from the first backward.
+
+    Of the part of the loss that teaches (`LossOutput.teaching`): a KL whose two sides are equal but for rounding, an
+    entropy or an auxiliary loss has a gradient too, and would hide that the method itself has none.
+
+    dead_layers: what a layer of the adapter is that gets none; see `preflight.dead_layers` of a stage.
+    """
+    batch = to_device(collate(probes(trees)), policy.device)
+    reference_N = reference.logprobs(batch) if reference is not None else None
+    logprobs = forward(policy, algorithm, batch)
+    named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
+    if not slopes:
+        return _no_slope(algorithm, sum(p.numel() for _, p in named), policy)
+    weights = [p for _, p in named]
+    balanced = _reached(router_term(algorithm, logprobs), weights)
+    said = [getattr(logprobs, name) for name in slopes]
+    gradients = torch.autograd.grad(said, weights, list(slopes.values()), allow_unused=True)
+    waiting = policy.waiting()
+    dead = [
+        name
+        for (name, _), g in zip(named, gradients, strict=True)
+        if (g is None or not g.any()) and name not in waiting
+    ]
+    alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
+    dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
+    size = sum(p.numel() for _, p in named)
+    everything = sum(p.numel() for p in policy.model.parameters())
+    detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
+    frozen, packed = frozen_weights(policy.model)
+    evidence = {"trainable": size, "total": everything, "dead": dead[:20], "frozen": [*packed, *frozen][:20]}
+    if packed:
+        detail += f"; {len(packed)} are quantised and cannot train, {packed[0]} among them"
+        remedy = "train an adapter (adapter: lora), or start from the folder with the weights before quantisation"
+        return Check("gradient", "gradients", "fail", detail, evidence, remedy)
+    if len(dead) == len(named):
+        detail += "; none gets a gradient"
+        return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
+    layers = _dead_layers(policy.model, set(dead), waiting)
+    if layers:
+        return _dead_adapter(policy.model, layers, detail, evidence, dead_layers)
+    if frozen:
+        detail += f"; {len(frozen)} are frozen, {frozen[0]} among them"
+        remedy = "no adapter trains in their place: set requires_grad on them if they should train"
+        return Check("gradient", "gradients", "warn", detail, evidence, remedy)
+    if dead:
+        remedy = "experts that saw no token are normal; else check the adapter's targets"
+        return Check(
+            "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
+        )
+    return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
+
+
+def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
+    """Which of `weights` get a gradient from a further loss; a router that sends a token to one expert has no other."""
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return []
+    gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
+    return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
+
+
+def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:
+    everything = sum(p.numel() for p in policy.model.parameters())
+    return Check(
+        "gradient",
+        "gradients",
+        "fail",
+        f"the loss of `{algorithm.name}` does not depend on the model at the start: its gradient is exactly 0, beside "
+        "whatever penalty it may have",
+        {"trainable": size, "total": everything, "dead": ["all"]},
+        "change what the loss is made of (`choices`, `objective`, `parameters`); `posttrain check` tries it again",
+    )
+
+
+def _dead_layers(model: nn.Module, dead: set[str], waiting: frozenset[str]) -> list[str]:
+    """Layers of the adapter none of whose parameters gets a gradient; experts are left out, since one that saw no token
+    of two short rows is alive."""
+    found = []
+    for layer, names in adapter_layers(model).items():
+        asked = [name for name in names if name not in waiting]
+        if asked and dead.issuperset(asked) and "expert" not in layer:
+            found.append(layer)
+    return found
+
+
+def _dead_adapter(
+    model: nn.Module,
+    layers: list[str],
+    detail: str,
+    evidence: dict[str, Any],
+    dead_layers: Literal["stop", "warn"],
+) -> Check:
+    """A layer that gets no gradient keeps its adapter at zero for the whole run: it is paid for, saved and merged, and
+    its place in the model is not trained, which no curve shows."""
+    shown = ", ".join(layers[:MOST_DEAD]) + (f" and {len(layers) - MOST_DEAD} more" if len(layers) > MOST_DEAD else "")
+    said = f"{detail}; {len(layers)} layers of the adapter get none: {shown}"
+    evidence = {**evidence, "dead_layers": layers}
+    if dead_layers == "warn":
+        return Check("gradient", "gradients", "warn", said, evidence, "their adapters stay at zero")
+    alive = sorted({name.rpartition(".")[2] for name in adapter_layers(model) if name not in layers})
+    without = "|".join(re.escape(layer) for layer in layers)
+    leave = f"leave them out (`adapter: {{targets: '(?!({without})$).*[.]({'|'.join(alive)})'}}`)"
+    remedy = (
+        f"{leave if len(layers) <= MOST_DEAD else 'name other `adapter.targets`'}, or train the others in spite of it "
+    )
+    remedy += "with `preflight: {dead_layers: warn}`"
+    return Check("gradient", "gradients", "fail", said, evidence, remedy)
+
+
+def check_memory(memory: MemoryPlan) -> Check:
+    """The plan against the memory that is free."""
+    evidence = {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes}
+    if memory.fits:
+        return Check("memory", "memory", "pass", memory.line(), evidence)
+    remedy = "lower compute.tokens_per_microbatch, set compute.activation_checkpointing: true, or train an adapter"
+    return Check("memory", "memory", "warn", memory.line(), evidence, remedy)

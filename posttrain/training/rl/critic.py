@@ -1,0 +1,128 @@
+"""PPO's value model beside the policy: its own optimizer, its own loss, the same trees.
+
+critic = Critic(value_model(policy), ...)
+critic.model(batch)           # V of the state before each token, for GAE
+critic.update(trees, 12)      # after the policy's update on the same trees; metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.config.settings import Optimizer as OptimizerSettings
+from posttrain.config.settings import Schedule
+from posttrain.data.trees import collate, count, pack, to_device
+from posttrain.diagnostics.metrics import merge
+from posttrain.losses.value import value_loss
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.value import ValueModel
+from posttrain.training.optimizer import Optimizer, non_finite
+from posttrain.types import Batch, Mean, Metric, TokenTree
+
+RATE_FACTOR = 5.0
+"""The value model's learning rate over the policy's: it starts from nothing and has a target to run after."""
+
+
+class Valuer(Protocol):
+    """What PPO asks of a value model, wherever its backbone is."""
+
+    @property
+    def model(self) -> Callable[[Batch], Tensor]:
+        """V of the state before each trained token, [N]."""
+        ...
+
+    @property
+    def part(self) -> tuple[nn.Module, Optimizer]:
+        """What a checkpoint keeps."""
+        ...
+
+    def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        """Called after the policy's update on the same trees; `index` counts updates from 0."""
+        ...
+
+
+class SharedCritic:
+    """A head on the policy's own backbone. The policy's loss has the value loss in it (`value_weight`), so its backward
+    pass has left the head's gradient, and only the head's step is taken here.
+
+    Args:
+        updates: of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        head: nn.Module,
+        settings: OptimizerSettings,
+        *,
+        learning_rate: float,
+        schedule: Schedule,
+        updates: int,
+    ):
+        self._policy, self._head = policy, head
+        self._optimizer = Optimizer(head, settings, learning_rate=learning_rate, schedule=schedule, steps=updates)
+
+    def model(self, batch: Batch) -> Tensor:
+        return self._policy.values(batch, self._head)
+
+    @property
+    def part(self) -> tuple[nn.Module, Optimizer]:
+        return self._head, self._optimizer
+
+    def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        update = self._optimizer.step(index, [str(tree.row) for tree in trees])
+        return {"value_grad_norm": Mean(update.grad_norm, 1)}
+
+
+class Critic:
+    """A value model with a backbone of its own, and what trains it; see the module's docstring.
+
+    Args:
+        updates: of the whole run, for the schedule.
+        clip: how far a value may move from what it was when the rollout was made; 0 is no clip.
+    """
+
+    def __init__(
+        self,
+        model: ValueModel,
+        settings: OptimizerSettings,
+        *,
+        learning_rate: float,
+        schedule: Schedule,
+        updates: int,
+        clip: float,
+        tokens_per_microbatch: int,
+    ):
+        self.model = model
+        self.clip = clip
+        self._tokens = tokens_per_microbatch
+        self._optimizer = Optimizer(
+            model.model, settings, learning_rate=learning_rate, schedule=schedule, steps=updates
+        )
+
+    @property
+    def part(self) -> tuple[nn.Module, Optimizer]:
+        """What a checkpoint keeps."""
+        return self.model.model, self._optimizer
+
+    def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        """One update on the trees' `values` and `returns`; `index` counts updates from 0.
+
+        Raises:
+            NonFiniteError: the value loss or its gradient is NaN or infinite; nothing of the value model has moved.
+        """
+        total = count(trees)
+        parts: list[dict[str, Metric]] = []
+        for micro in pack(trees, self._tokens):
+            batch = to_device(collate(micro), self.model.device)
+            out = value_loss(self.model(batch), batch, total, clip=self.clip)
+            if not torch.isfinite(out.loss):
+                raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
+            out.loss.backward()
+            parts.append(out.metrics)
+        update = self._optimizer.step(index, [str(tree.row) for tree in trees])
+        return {**merge(parts), "value_grad_norm": Mean(update.grad_norm, 1)}

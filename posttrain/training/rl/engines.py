@@ -1,0 +1,169 @@
+"""What samples for an online stage: the engine that its recipe names, holding the weights that train.
+
+engines.require(stage)                            # before anything is loaded: is it there at all?
+sampler = engines.start(stage, policy, prompt, 200)    # given the start's weights, and proven to have taken them
+sampler.holds(version)                            # before every rollout and examination; the gap that a probe shows
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings, VLLMServedSettings
+from posttrain.config.online import SamplingStage
+from posttrain.errors import ConfigError, EngineError, MissingExtraError
+from posttrain.models.tree.logprobs import Policy
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.vllm_colocated import ColocatedEngine
+from posttrain.rollout.vllm_served import ServedEngine
+from posttrain.rollout.weight_folder import WeightFolder
+from posttrain.rollout.weight_sync import WeightSync, sample_probe
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """An engine and what keeps it in step with the policy.
+
+    Sampler(NativeEngine(model)) samples from the trainer's own weights, so nothing is pushed.
+    """
+
+    engine: Engine
+    sync: WeightSync | None = None
+    """For an engine with weights of its own."""
+    rest: Callable[[], None] = _nothing
+    """Called when sampling is over for the moment: a colocated engine gives the GPU back."""
+    close: Callable[[], None] = _nothing
+    """Called when it is over for good."""
+
+    def holds(self, version: int) -> float | None:
+        """Give the engine the policy's weights as they are; what a fixed sequence shows of the difference, in nats
+        per token, or None where the weights are shared.
+
+        Raises:
+            WeightSyncError: the engine samples from other weights.
+            EngineError: it did not take them.
+        """
+        if self.sync is not None:
+            return self.sync(version)
+        self.engine.policy_version = version
+        return None
+
+
+def require(stage: SamplingStage) -> None:
+    """Refuse an engine that is not there.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        EngineError: the server does not answer, or not as a vLLM server does.
+        ConfigError: it serves nothing, not the model that was named, or sequences that are too short.
+    """
+    engine = stage.engine
+    if isinstance(engine, VLLMColocatedSettings) and importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError(
+            "the colocated engine is vLLM, which is not installed",
+            where=f"{stage.name}: engine",
+            remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or write `engine: native`",
+        )
+    if isinstance(engine, VLLMServedSettings):
+        served = _served(engine).served_model()
+        longest = served.longest
+        if longest is not None and stage.sampling.max_new_tokens >= longest:
+            raise ConfigError(
+                "the server's sequences are too short for the answers",
+                where=f"{stage.name}: sampling.max_new_tokens",
+                found=f"{stage.sampling.max_new_tokens:,} new tokens; {engine.url} serves {served.name} with "
+                f"{longest:,} tokens in all",
+                remedy="start the server with a larger --max-model-len, or lower sampling.max_new_tokens",
+            )
+
+
+def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: int) -> Sampler:
+    """The stage's engine with the policy's weights in it.
+
+    Args:
+        prompt: one of the stage's, with which the probe begins.
+        longest: tokens of the longest prompt.
+
+    Raises:
+        ConfigError: a prompt that the engine has no room for.
+        EngineError: it does not take the weights.
+        WeightSyncError: it took them and computes another model.
+    """
+    settings = stage.engine
+    if isinstance(settings, NativeEngineSettings):
+        _require_room(stage, settings, longest)
+        # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
+        return Sampler(
+            NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens, autocast=policy.autocast)
+        )
+    probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
+    if isinstance(settings, VLLMServedSettings):
+        served = _served(settings)
+        _require_served_room(stage, served, longest)
+        sampler = Sampler(served, WeightSync(served, policy, probe), close=served.close)
+        where = f"{settings.url} ({served.served_model().name})"
+    else:
+        folder = WeightFolder()
+        options = {"skip_tokenizer_init": True, **settings.options}  # ids in, ids out
+        written = folder.write(policy.model, 0)
+        colocated = ColocatedEngine(written, gpu_memory_utilization=settings.gpu_memory, **options)
+        folder.clear()
+        sampler = Sampler(colocated, WeightSync(colocated, policy, probe), colocated.sleep, colocated.close)
+        where = "vLLM in this process"
+    try:
+        sampler.holds(0)
+    except EngineError as error:  # before anything is trained
+        sampler.close()
+        raise EngineError(
+            "the engine does not take the weights of the model that trains: it may serve another one",
+            where=f"{stage.name}: engine, {where}",
+            found=error.found or error.problem,
+            remedy="serve the start of this stage (the same architecture and size), with VLLM_SERVER_DEV_MODE=1 so "
+            "that it takes weights",
+        ) from error
+    return sampler
+
+
+def _served(settings: VLLMServedSettings) -> ServedEngine:
+    return ServedEngine(
+        settings.url,
+        folder=None if settings.weights_folder is None else Path(settings.weights_folder),
+        served_name=settings.served_name,
+        requests=settings.requests,
+        patience=settings.patience,
+    )
+
+
+def _require_room(stage: SamplingStage, settings: NativeEngineSettings, longest: int) -> None:
+    longest += _most_new(stage)
+    if longest > settings.tokens:
+        raise ConfigError(
+            "the engine's memory does not hold one completion of the longest prompt",
+            where=f"{stage.name}: engine.tokens",
+            found=f"{settings.tokens:,} tokens; {longest:,} are needed",
+            remedy=f"write `engine: {{kind: native, tokens: {longest}}}` or more, or set max_length",
+        )
+
+
+def _require_served_room(stage: SamplingStage, engine: ServedEngine, longest: int) -> None:
+    served, longest = engine.served_model(), longest + _most_new(stage)
+    if served.longest is not None and longest > served.longest:
+        raise ConfigError(
+            "the server's sequences are too short for the longest prompt and its answer",
+            where=f"{stage.name}: engine.url",
+            found=f"{longest:,} tokens; {engine.server.url} serves {served.name} with {served.longest:,}",
+            remedy=f"start the server with --max-model-len {longest} or more, or set max_length to {served.longest}",
+        )
+
+
+def _most_new(stage: SamplingStage) -> int:
+    asked = stage.examine.sampling
+    return max(stage.sampling.max_new_tokens, asked.max_new_tokens if asked is not None else 0)

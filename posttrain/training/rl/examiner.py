@@ -1,0 +1,236 @@
+"""What the policy is worth on tasks that it does not train on, when to stop for it, and which weights were the best.
+
+examinations.jsonl has every answer; best/step-00000012.safetensors the weights of the best examination. It is named by
+its step, and stays while a checkpoint refers to it: a run that goes on from there may find another best on its way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from posttrain.config.online import SamplingStage
+from posttrain.rewards.rubric import Rubric
+from posttrain.rollout.engine import FinishReason
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.sampling import SamplingDistribution
+from posttrain.training.rl.rollouts import Group, Prompt
+from posttrain.types import Mean, Metric
+
+SOLVED = 1.0
+"""The score of a right answer, by the custom of verifiers."""
+
+Ask = Callable[[Sequence[Prompt], SamplingDistribution, int], list[Group]]
+"""(prompts, sampling, completions of each) -> completions, with texts and without scores."""
+
+
+class Examiner:
+    """Asks the held-out tasks and keeps the score.
+
+    Args:
+        ask: the policy as it is now.
+        seed: every examination draws from the same stream, so that scores differ by the policy alone.
+    """
+
+    def __init__(
+        self,
+        stage: SamplingStage,
+        prompts: Sequence[Prompt],
+        ask: Ask,
+        rubric: Rubric,
+        model: nn.Module,
+        folder: StageFolder,
+        progress: Progress,
+        *,
+        stop_ids: frozenset[int],
+        seed: int,
+    ):
+        self.stage = stage
+        self.prompts = prompts[: stage.examine.limit]
+        self._ask, self._rubric, self._model = ask, rubric, model
+        self._folder, self._progress = folder, progress
+        self._sampling = stage.distribution(stop_ids, seed, examine=True)
+        self.best: tuple[int, float] | None = None
+        """(step, score) of the best examination, the later of two equal ones."""
+        self._best_hash: str | None = None
+        self._last: int | None = None
+        self._since = 0
+        self._stopped: str | None = None
+
+    def due(self, step: int, steps: int) -> bool:
+        return bool(self.prompts) and (step % self.stage.examine.every_steps == 0 or step == steps)
+
+    def examine(self, step: int) -> Mapping[str, Metric]:
+        """Ask, score, write examinations.jsonl, and keep the weights if they are the best so far."""
+        title = f"{self._folder.name}: held-out tasks"
+        with self._progress.phase(title, total=len(self.prompts), unit="tasks") as phase:
+            with self._progress.doing("generate"):
+                groups = self._ask(self.prompts, self._sampling, self.stage.examine.completions_per_prompt)
+            with self._progress.doing("score"):
+                score_groups(self._rubric, groups)
+            phase.advance(len(groups))
+        for group in groups:
+            for one in group.responses:
+                self._folder.log("examinations.jsonl").append(
+                    {
+                        "step": step,
+                        "row": str(group.prompt.task.row),
+                        "prompt": group.prompt.task.prompt[-1].content or "",
+                        "answer": group.prompt.task.answer,
+                        "completion": one.text,
+                        "finish": str(one.completion.finish),
+                        "tokens": len(one.completion.ids),
+                        "score": one.reward,
+                        "parts": one.scored.parts,
+                    }
+                )
+        metrics = examined(groups)
+        self._judge(step, metrics["score"].value)
+        return metrics
+
+    def stop(self) -> str | None:
+        return self._stopped
+
+    def finish(self) -> None:
+        """Put the best weights back, where the stage asks for the best.
+
+        Where they are gone the stage ends with the last ones and says so: it has trained to its end, and an error here
+        would take all of it.
+        """
+        self._rubric.close()
+        self._folder.write_stage(examine_keep=self.stage.examine.keep, best=None, best_lost=None)
+        if self.best is None or self.stage.examine.keep != "best":
+            return
+        step, score = self.best
+        path = self._path(step)
+        if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
+            self._lost(step, score, path)
+            return
+        self._folder.write_stage(best={"step": step, "score": score})
+        if step == self._last:
+            return
+        trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, value in load_file(path).items():
+                trainable[name].copy_(value)
+        self._progress.say(f"{self._folder.name}: ends with the weights of step {step}, held-out score {score:.3f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": list(self.best) if self.best else None,
+            "best_hash": self._best_hash,
+            "last": self._last,
+            "since": self._since,
+            "stopped": self._stopped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = (int(state["best"][0]), float(state["best"][1])) if state["best"] else None
+        self._best_hash, self._last = state["best_hash"], state["last"]
+        self._since, self._stopped = state["since"], state["stopped"]
+
+    # ------------------------------------------------------------ small parts
+
+    def _path(self, step: int) -> Path:
+        return self._folder.path / "best" / f"step-{step:08d}.safetensors"
+
+    def _lost(self, step: int, score: float, path: Path) -> None:
+        """In stage.json, from where it is said again at the end of the run."""
+        last = f"step {self._last}" if self._last is not None else "the last step"
+        what = (
+            f"the weights of the best examination (step {step}, score {score:.3f}) are not in "
+            f"{path.parent.name}/{path.name} as they were saved, so the stage ends with those of {last}"
+        )
+        self._folder.write_stage(best_lost=what)
+        self._progress.say(f"{self._folder.name}: WARNING: {what}")
+
+    def _judge(self, step: int, score: float) -> None:
+        stop = self.stage.stop
+        self._last = step
+        if math.isnan(score):  # every reward abstained: neither better nor worse than any other
+            return
+        if self.best is None or score >= self.best[1]:
+            better = self.best is None or score > self.best[1]
+            self._since = 0 if better else self._since + 1
+            self.best = (step, score)
+            if self.stage.examine.keep == "best":
+                self._keep(step)
+        else:
+            self._since += 1
+        if stop.target_score is not None and score >= stop.target_score:
+            self._stopped = f"the held-out score is {score:.3f}, and {stop.target_score:g} was wanted"
+        elif stop.patience is not None and self._since >= stop.patience:
+            self._stopped = f"no better held-out score in {self._since} examinations; the best is {self.best[1]:.3f}"
+
+    def _keep(self, step: int) -> None:
+        """Under a temporary name, then renamed: a kill leaves the file whole or not at all."""
+        path = self._path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = path.with_suffix(".writing")
+        weights = {n: p.detach().cpu().contiguous() for n, p in self._model.named_parameters() if p.requires_grad}
+        save_file(weights, writing)
+        self._best_hash = _hash(writing)
+        os.replace(writing, path)
+        wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
+        for old in set(path.parent.glob("step-*.safetensors")) - wanted:
+            old.unlink()
+
+    def _of_checkpoints(self) -> list[int]:
+        """Steps whose weights a checkpoint refers to as its best."""
+        found = []
+        for file in self._folder.checkpoints.glob("step-*/state.json"):
+            state = json.loads(file.read_text(encoding="utf-8")).get("source", {}).get("examiner", {})
+            if state.get("best"):
+                found.append(int(state["best"][0]))
+        return found
+
+
+def score_groups(rubric: Rubric, groups: Sequence[Group]) -> None:
+    """Fill in what the rubric says of each response; one that was aborted is no answer, and nobody judges it."""
+    places = [
+        (number, group, one)
+        for number, group in enumerate(groups)
+        for one in group.responses
+        if one.completion.finish is not FinishReason.ABORTED
+    ]
+    items = [one.sampled(group.prompt.task, number) for number, group, one in places]
+    for (_, _, one), scored in zip(places, rubric.score(items), strict=True):
+        one.scored, one.reward = scored, scored.total
+
+
+def examined(groups: Sequence[Group]) -> dict[str, Metric]:
+    """Means over all answers; those that nobody judged are in none but `abstained_share`."""
+    responses = [one for group in groups for one in group.responses]
+    rewards = [one.reward for one in responses if one.reward is not None]
+    metrics: dict[str, Metric] = {
+        "score": Mean(sum(rewards), len(rewards)),
+        "score_error": Mean(_standard_error(groups), 1),
+        "solved_share": Mean(sum(reward >= SOLVED for reward in rewards), len(rewards)),
+        "length_generated": Mean(sum(len(one.completion.ids) for one in responses), len(responses)),
+        "truncated_share": Mean(sum(one.truncated for one in responses), len(responses)),
+        "abstained_share": Mean(len(responses) - len(rewards), len(responses)),
+    }
+    return metrics
+
+
+def _standard_error(groups: Sequence[Group]) -> float:
+    """Of the mean score over tasks; answers to one task are not independent, so their mean counts as one."""
+    judged = [[one.reward for one in group.responses if one.reward is not None] for group in groups]
+    tasks = [fmean(rewards) for rewards in judged if rewards]
+    return stdev(tasks) / math.sqrt(len(tasks)) if len(tasks) > 1 else 0.0
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,303 @@
+"""Rollouts as a source of batches: what the one loop trains on when its rows are the policy's own answers.
+
+    at(step):  prompts -> engine.generate -> texts -> rubric -> learner.trees -> one list of trees for each update
+
+What becomes of scored completions is the learner's business (`learners.py`): advantages, pairs, or imitation. Prompts
+are a function of the seed and the step, completions of the seed, the step and the weights: a resumed run asks and
+answers as the uninterrupted one. Everything sampled is in rollouts.jsonl.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from posttrain.advantages import soft_overlong
+from posttrain.config.online import SamplingStage
+from posttrain.data.encode import Encoder
+from posttrain.rewards.rubric import Rubric, Scored
+from posttrain.rollout.engine import Completion, Engine, FinishReason
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.sampling import SamplingDistribution
+from posttrain.training.order import stream, stream_seed
+from posttrain.training.rl.curriculum import Curriculum
+from posttrain.training.rl.engines import Sampler
+from posttrain.training.rl.examiner import Examiner, score_groups
+from posttrain.training.rl.learners import Learner
+from posttrain.training.rl.metrics import rollout_metrics
+from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
+from posttrain.training.rl.tasks import TaskOrder
+from posttrain.training.source import Parts
+from posttrain.types import Metric, TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that an online stage samples, scores and learns with."""
+
+    stage: SamplingStage
+    sampler: Sampler
+    encoder: Encoder
+    rubric: Rubric
+    learner: Learner
+    prompts: Sequence[Prompt]
+    order: TaskOrder
+    seed: int
+    folder: StageFolder
+    progress: Progress
+    examiner: Examiner
+    curriculum: Curriculum | None = None
+    """Says which tasks a step asks, in the place of `order`."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is known of the step under way."""
+
+    started: float
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            with self.progress.doing(name):
+                yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class OnlineSource:
+    """`posttrain.training.source.Source` over live rollouts."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self._step = _Step(time.perf_counter(), setup.progress)
+        self._stopped: str | None = None
+
+    # ------------------------------------------------------------ what the loop asks
+
+    @property
+    def steps(self) -> int:
+        return self.setup.order.steps
+
+    @property
+    def updates(self) -> int:
+        return self.setup.stage.updates_per_rollout
+
+    @property
+    def parts(self) -> Parts:
+        return self.setup.learner.parts
+
+    def arithmetic(self) -> str:
+        return self.setup.stage.arithmetic(self.setup.order.tasks, self.steps)
+
+    def epoch_after(self, step: int) -> float:
+        return self.setup.order.epoch_after(step)
+
+    def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
+        self._step = now = _Step(time.perf_counter(), self.setup.progress)
+        setup = self.setup
+        with now.phase("sync"):
+            if (gap := setup.sampler.holds(step)) is not None:
+                now.metrics["sync_gap"] = gap
+        rollout, kept = self._rollout(step, now)
+        setup.sampler.rest()
+        with now.phase("logprobs"):
+            trees = setup.learner.trees(rollout, kept)
+        with now.phase("write"):
+            for record in rollout.records():
+                setup.folder.log("rollouts.jsonl").append(record)
+        now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
+        now.metrics["groups_trained"] = len(trees)
+        if not trees:
+            why = why_nothing(rollout, kept, setup.learner.nothing)
+            setup.progress.say(f"{setup.folder.name}: step {step + 1}: no update: {why}")
+            setup.folder.write_stage(no_update=why)
+        return self._batches(trees, step)
+
+    def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
+        with self._step.phase("value"):
+            return self.setup.learner.after(trees, step)
+
+    def ended(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+        now, setup = self._step, self.setup
+        now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
+        said = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
+        said |= setup.learner.ended(values)
+        bound, kl = setup.stage.stop.kl_above, said.get("kl_sequence_reference", 0.0)
+        if bound is not None and kl > bound:
+            self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
+        if step == 1 and (note := setup.learner.explain(values)) is not None:
+            setup.progress.say(f"{setup.folder.name}: {note}")
+        return said
+
+    def measures(self, step: int) -> bool:
+        return self.setup.examiner.due(step, self.steps)
+
+    def held_out(self, step: int) -> Mapping[str, Metric]:
+        self.setup.sampler.holds(step)  # the step's update has not reached an engine with weights of its own
+        found = self.setup.examiner.examine(step)
+        self.setup.sampler.rest()
+        return found
+
+    def stop(self) -> str | None:
+        return self._stopped or self.setup.examiner.stop()
+
+    def finish(self) -> None:
+        self.setup.examiner.finish()
+        self.setup.sampler.close()
+        self.setup.rubric.close()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {
+            "stopped": self._stopped,
+            "learner": dict(self.setup.learner.state_dict()),
+            "examiner": self.setup.examiner.state_dict(),
+            "curriculum": None if self.setup.curriculum is None else self.setup.curriculum.state_dict(),
+            "sync_noise": sync.noise if (sync := self.setup.sampler.sync) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._stopped = state["stopped"]
+        self.setup.learner.load_state_dict(state["learner"])
+        self.setup.examiner.load_state_dict(state["examiner"])
+        if self.setup.curriculum is not None:
+            self.setup.curriculum.load_state_dict(state["curriculum"])
+        if (sync := self.setup.sampler.sync) is not None:
+            sync.noise = state["sync_noise"]
+
+    # ------------------------------------------------------------ sampling
+
+    def _rollout(self, step: int, now: _Step) -> tuple[Rollout, list[Group]]:
+        """Everything sampled for the step, and the groups that train."""
+        stage, order = self.setup.stage, self.setup.curriculum or self.setup.order
+        indices = order.at(step)
+        if self.setup.curriculum is not None:
+            now.metrics |= self.setup.curriculum.metrics(step, indices)
+        groups = self._groups(step, 0, indices, now)
+        if stage.tied_groups == "keep":
+            return Rollout(tuple(groups), step + 1, step), groups
+        kept = [group for group in groups if not group.tied]
+        rounds = stage.resample_rounds if stage.tied_groups == "resample" else 0
+        for number in range(1, rounds + 1):
+            missing = stage.prompts_per_step - len(kept)
+            if not missing:
+                break
+            more = order.more(step, number, missing, indices)
+            indices = [*indices, *more]
+            fresh = self._groups(step, number, more, now)
+            groups += fresh
+            kept += [group for group in fresh if not group.tied]
+        return Rollout(tuple(groups), step + 1, step), kept
+
+    def _groups(self, step: int, number: int, indices: Sequence[int], now: _Step) -> list[Group]:
+        setup, stage = self.setup, self.setup.stage
+        prompts = [setup.prompts[index] for index in indices]
+        sampling = stage.distribution(setup.encoder.stop_ids, stream_seed(setup.seed, "sampling", step, number))
+        with now.phase("generate"):
+            groups = sample(setup.sampler.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
+        with now.phase("score"):
+            score_groups(setup.rubric, groups)
+            if setup.curriculum is not None:
+                _observe(setup.curriculum, step, indices, groups)
+            _overlong(groups, stage)
+        decide(groups, drop_truncated=stage.truncated == "drop")
+        return groups
+
+    def _batches(self, trees: Sequence[Sequence[TokenTree]], step: int) -> list[list[TokenTree]]:
+        """Each pass over the rollout in an order of its own, cut into updates of whole groups."""
+        size = self.setup.stage.prompts_of_update
+        batches = []
+        for number in range(self.setup.stage.passes if trees else 0):
+            order = stream(self.setup.seed, "order", step, 0, number).permutation(len(trees)).tolist()
+            for first in range(0, len(order), size):
+                batches.append([tree for place in sorted(order[first : first + size]) for tree in trees[place]])
+        return batches
+
+
+# ---------------------------------------------------------------- sampling and shaping
+
+
+def sample(
+    engine: Engine,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    sampling: SamplingDistribution,
+    completions_per_prompt: int,
+) -> list[Group]:
+    """Completions of each prompt with their texts; nothing is scored yet."""
+    found = engine.generate([prompt.ids for prompt in prompts], sampling, completions_per_prompt=completions_per_prompt)
+    return [
+        Group(prompt, tuple(_unscored(encoder, completion) for completion in completions))
+        for prompt, completions in zip(prompts, found, strict=True)
+    ]
+
+
+def _unscored(encoder: Encoder, completion: Completion) -> Response:
+    return Response(completion, encoder.tokens.decode(list(completion.answer_ids)), Scored(None), None)
+
+
+def _observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: Sequence[Group]) -> None:
+    """Tell the curriculum what became of each task; a completion that nobody judged says nothing of it."""
+    for index, group in zip(indices, groups, strict=True):
+        totals = [one.scored.total for one in group.responses if one.scored.total is not None]
+        passed = sum(total >= curriculum.settings.pass_at for total in totals)
+        curriculum.observe(step, index, passed=passed, of=len(totals))
+
+
+def why_nothing(rollout: Rollout, kept: Sequence[Group], usual: str) -> str:
+    """Why a step has nothing to train on, by what became of its completions.
+
+    Args:
+        kept: the groups that were not left out for their rewards.
+        usual: the learner's own reason, where completions were there to learn from.
+    """
+    if not rollout.rewards:
+        return _nobody_judged(rollout)
+    answers = [one for one in rollout.responses if one.judged]
+    cut = sum(one.truncated and not one.trains for one in answers)
+    if not answers:
+        return "no completion has a token"
+    limit = "cut at `sampling.max_new_tokens`, which `truncated: drop` leaves out"
+    if cut == len(answers):
+        return f"each of the {cut:,} completions was {limit}"
+    tied = len(rollout.groups) - len(kept)
+    if cut and kept and not any(group.branches for group in kept):
+        left_out = (
+            f"{tied:,} of {len(rollout.groups):,} groups have no signal (the rewards of each are all equal), and "
+        )
+        return f"{left_out if tied else ''}every completion of the {'others' if tied else 'groups'} was {limit}"
+    return f"{usual}; {cut:,} of {len(answers):,} completions were {limit}" if cut else usual
+
+
+def _nobody_judged(rollout: Rollout) -> str:
+    """Why no completion of a step has a reward."""
+    if all(one.completion.finish is FinishReason.ABORTED for one in rollout.responses):
+        return "the engine aborted every completion of the step"
+    return "every reward abstained from all completions of the step"
+
+
+def _overlong(groups: Sequence[Group], stage: SamplingStage) -> None:
+    """DAPO's soft punishment of long responses, added to the reward and shown as a part of its own.
+
+    The rubric's total stays what it was: whether a group has a signal is asked of that.
+    """
+    share = stage.overlong_part
+    if share is None:
+        return
+    limit = stage.sampling.max_new_tokens
+    for one in (one for group in groups for one in group.responses):
+        if one.reward is not None:
+            length = torch.tensor([len(one.completion.ids)])
+            lost = float(soft_overlong(length, limit, max(1, round(share * limit))))
+            one.reward += lost
+            one.scored = Scored(one.scored.total, {**one.scored.parts, "overlong": lost})

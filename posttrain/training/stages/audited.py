@@ -1,0 +1,51 @@
+"""The cheap checks of the data audit, before a preference or reward stage encodes its rows."""
+
+from __future__ import annotations
+
+from posttrain.auditing import AuditReport, audit
+from posttrain.config import TrainingStage
+from posttrain.config.stages import PreferenceStage, Reward
+from posttrain.data.read import Examples
+from posttrain.data.write import write_jsonl
+from posttrain.errors import DataError
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.training.checks.preflight import Check
+
+
+def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, progress: Progress) -> tuple[Check, ...]:
+    """Audit a stage's rows, write findings.jsonl, and say what was found as a line of the preflight.
+
+    Raises:
+        DataError: a finding has the severity `error`, and `audit.on_error` is `stop`.
+    """
+    if not isinstance(stage, PreferenceStage | Reward) or stage.audit.on_error == "off":
+        return ()
+    report = audit(examples, cheap=True, progress=progress)
+    write_jsonl(folder.path / "findings.jsonl", (finding.record() for finding in report))
+    if report.errors and stage.audit.on_error == "stop":
+        raise _refusal(report, folder)
+    return (check_of(report),)
+
+
+def check_of(report: AuditReport) -> Check:
+    """A warning of the audit does not make the preflight warn: a bias may be what the rows are to teach."""
+    evidence = {"errors": len(report.errors), "warnings": len(report.of("warning")), "notes": len(report.of("note"))}
+    detail = report.summary()
+    told = [f"{finding.check}: {finding.message}" for finding in report if finding.severity != "note"]
+    if told:
+        detail += f" ({told[0]}" + (f"; and {len(told) - 1} more" if len(told) > 1 else "") + "; see findings.jsonl)"
+    remedy = "; ".join(finding.remedy for finding in report.errors) or None
+    return Check("audit", "data audit", "warn" if report.errors else "pass", detail, evidence, remedy)
+
+
+def _refusal(report: AuditReport, folder: StageFolder) -> DataError:
+    first = report.errors[0]
+    return DataError(
+        "the data audit found what makes training meaningless: " + "; ".join(f.message for f in report.errors),
+        where=", ".join(report.corpus.sources) or folder.name,
+        found=f"{first.check}, in {', '.join(str(row) for row in first.rows[:3])}" if first.rows else first.check,
+        remedy="; ".join(finding.remedy for finding in report.errors)
+        + f". All findings are in {folder.path / 'findings.jsonl'}; `posttrain audit` shows more, `--fix` writes a "
+        "cleaned copy, and `audit: {on_error: warn}` trains in spite of it",
+    )

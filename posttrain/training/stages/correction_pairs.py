@@ -1,0 +1,242 @@
+"""Pairs of a model's own mistakes: what it answers now is rejected, what it should answer is chosen.
+
+    pairs = correction_pairs(rows, encoder, engine, sampling, samples_per_prompt=2, out=Path("data.jsonl"))
+    pairs.counts          # CorrectionCounts(prompts=200, pairs=371, truncated=12, skipped={"duplicate": 29})
+
+The rejected side is on the policy's own distribution, which is where a preference loss has something to push down; a
+rejected answer that the model would never give teaches it nothing.
+
+Each line is an ordinary preference row, with how the rejected answer ended:
+
+    {"prompt": [...], "chosen": [...], "rejected": [...], "finish": "stop_token", "truncated": false,
+     "row": "who.jsonl, row 3"}
+
+Prompts of `keep` are there to hold the rest of the model in place: their chosen side is the model's own likeliest
+answer (greedy, with the same limit), so that the pair says "as you are" where the others say "not like that".
+
+`truncated` marks an answer that was cut by the length limit. Its turn says `"complete": false`, so that encoding does
+not end it with a stop token, which the model did not sample: training would push down the very token that it lacks.
+Such pairs are kept by default, since a model that rambles would otherwise have none, and counted. Raise
+`max_new_tokens`, or leave them out with `keep_truncated=False`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.write import JsonlWriter
+from posttrain.errors import EmptyDatasetError, RowError
+from posttrain.rollout.engine import Completion, Engine, FinishReason, OnFinish
+from posttrain.types import Demonstration, Example, Message, RowRef, Task
+
+if TYPE_CHECKING:
+    from posttrain.data.encode import Encoder
+    from posttrain.sampling import SamplingDistribution
+
+SKIPPED = {
+    "same_as_wanted": "the model's answer is the wanted one: nothing to correct",
+    "empty": "the model answered nothing",
+    "duplicate": "the model gave this answer to this prompt before",
+    "special_tokens": "the answer holds the name of a special token: encoded, it would end or begin a turn",
+    "truncated": "the answer was cut by the length limit, and `keep_truncated` is off",
+    "aborted": "sampling was stopped",
+}
+"""Why an answer made no pair."""
+
+
+@dataclass(slots=True)
+class CorrectionCounts:
+    """CorrectionCounts(prompts=200, answers=400, pairs=371, truncated=12, skipped={"duplicate": 29}).
+
+    `answers` is always `pairs` plus the sum of `skipped`.
+    """
+
+    prompts: int = 0
+    answers: int = 0
+    pairs: int = 0
+    truncated: int = 0
+    """Pairs whose rejected answer was cut by the length limit."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    prompts_without_pair: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
+        return (
+            f"{self.pairs:,} pairs from {self.prompts:,} prompts"
+            + (f", {self.truncated:,} with a cut rejected answer" if self.truncated else "")
+            + (f"; answers left out: {reasons}" if reasons else "")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A prompt and the answer that it should get."""
+
+    prompt: tuple[Message, ...]
+    answer: Message
+    row: RowRef
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+def correction_pairs(
+    rows: Iterable[Example],
+    encoder: Encoder,
+    engine: Engine,
+    sampling: SamplingDistribution,
+    *,
+    keep: Iterable[Example] = (),
+    samples_per_prompt: int = 1,
+    out: Path,
+    dropped: Path | None = None,
+    keep_truncated: bool = True,
+    on_finish: OnFinish | None = None,
+) -> CorrectionCounts:
+    """Sample the model's own answers, pair each with the row's, and write the pairs to `out`.
+
+    Args:
+        rows: demonstrations (the last answer is the wanted one) or tasks with an answer.
+        keep: rows whose prompts are asked and whose own answers, if they have any, do not count.
+        sampling: its stop ids are replaced by the encoder's.
+        dropped: a file for the answers that made no pair, as {"row", "reason", "message", "content"}.
+        on_finish: see `Engine.generate`.
+
+    Raises:
+        RowError: a row without a wanted answer.
+        EmptyDatasetError: no pair came out, because the model answers as wanted already, or answers nothing.
+    """
+    wanted = [*map(_wanted, rows), *_likeliest(keep, encoder, engine, sampling, on_finish)]
+    prompts = [encoder.prompt(one.prompt, one.tools) for one in wanted]
+    groups = engine.generate(
+        prompts,
+        replace(sampling, stop_ids=encoder.stop_ids),
+        completions_per_prompt=samples_per_prompt,
+        on_finish=on_finish,
+    )
+    counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * samples_per_prompt)
+    with JsonlWriter(out) as pairs, JsonlWriter(dropped) as left_out:
+        for one, group in zip(wanted, groups, strict=True):
+            before = counts.pairs
+            for text, completion, reason in _judged(one, group, encoder, keep_truncated):
+                if reason is None:
+                    pairs.write(_pair(one, text, completion))
+                    counts.pairs += 1
+                    counts.truncated += completion.finish is FinishReason.LENGTH
+                else:
+                    left_out.write({"row": str(one.row), "reason": reason, "message": SKIPPED[reason], "content": text})
+                    counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
+            counts.prompts_without_pair += counts.pairs == before
+        if not counts.pairs:
+            raise EmptyDatasetError(
+                "no pair came out: every answer of the model was left out",
+                where=wanted[0].row.source if wanted else None,
+                found=str(counts),
+                expected="at least one answer that differs from the wanted one",
+                remedy="if the model answers as wanted already, there is nothing to correct; else raise the"
+                " temperature or max_new_tokens of the sampling",
+            )
+    return counts
+
+
+def _judged(
+    one: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
+) -> Iterator[tuple[str, Completion, str | None]]:
+    """(text, completion, None or the reason for which it makes no pair)"""
+    seen: set[str] = set()
+    special = encoder.tokens.special_pattern(encoder.template.stop_texts)
+    for completion in group:
+        text = encoder.tokens.decode(completion.answer_ids)
+        reason = None
+        if completion.finish is FinishReason.ABORTED:
+            reason = "aborted"
+        elif not text.strip():
+            reason = "empty"
+        elif text.strip() == (one.answer.content or "").strip():
+            reason = "same_as_wanted"
+        elif special is not None and special.search(text):
+            reason = "special_tokens"
+        elif completion.finish is FinishReason.LENGTH and not keep_truncated:
+            reason = "truncated"
+        elif text in seen:
+            reason = "duplicate"
+        seen.add(text)
+        yield text, completion, reason
+
+
+def _pair(one: Wanted, text: str, completion: Completion) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "prompt": [_turn(message) for message in one.prompt],
+        "chosen": [_turn(one.answer)],
+        "rejected": [_turn(Message("assistant", text, complete=completion.finish is not FinishReason.LENGTH))],
+        "finish": str(completion.finish),
+        "truncated": completion.finish is FinishReason.LENGTH,
+        "row": str(one.row),
+    }
+    if one.tools:
+        row["tools"] = [dict(tool) for tool in one.tools]
+    return row
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message in the layout that `read` knows, without the fields that say nothing."""
+    optional = {
+        "tool_calls": list(message.tool_calls) or None,
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+        "reasoning_content": message.reasoning,
+        "complete": None if message.complete else False,
+    }
+    return {
+        "role": message.role,
+        "content": message.content,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def _likeliest(
+    rows: Iterable[Example],
+    encoder: Encoder,
+    engine: Engine,
+    sampling: SamplingDistribution,
+    on_finish: OnFinish | None,
+) -> list[Wanted]:
+    """The prompts of `rows`, each with the model's greedy answer as the wanted one."""
+    asked = [_asked(row) for row in rows]
+    if not asked:
+        return []
+    greedy = replace(sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=encoder.stop_ids)
+    special = encoder.tokens.special_pattern(encoder.template.stop_texts)
+    groups = engine.generate([encoder.prompt(prompt, tools) for prompt, tools, _ in asked], greedy, on_finish=on_finish)
+    return [
+        Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
+        for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)
+        if (text := encoder.tokens.decode(answer.answer_ids)).strip() and not (special and special.search(text))
+    ]
+
+
+def _asked(example: Example) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...], RowRef]:
+    if isinstance(example, Demonstration):
+        one = _wanted(example)
+        return one.prompt, one.tools, one.row
+    return example.prompt, example.tools, example.row
+
+
+def _wanted(example: Example) -> Wanted:
+    if isinstance(example, Task) and example.answer is not None:
+        return Wanted(example.prompt, Message("assistant", example.answer), example.row, example.tools)
+    if isinstance(example, Demonstration) and example.messages and example.messages[-1].role == "assistant":
+        return Wanted(example.messages[:-1], example.messages[-1], example.row, example.tools)
+    raise RowError(
+        "the row says no wanted answer",
+        reason="no_answer",
+        where=example.row,
+        found=type(example).__name__.lower(),
+        expected="a prompt with the answer that the model should give",
+        example='{"prompt": "Who are you?", "completion": "I am Pia."}',
+        remedy="add the wanted answer to the row",
+    )

@@ -1,0 +1,175 @@
+"""What a reward stage does its own way: its encoder, its start, its check at step 0, its export."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.config import Reward
+from posttrain.config.reward import Affine, BradleyTerry, Regression, StepLabels, Whiten
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.reward_encode import Needs, RewardEncoder
+from posttrain.data.trees import collate, count, to_device
+from posttrain.losses.reward import branches_per_tree, fit_normalisation
+from posttrain.losses.reward_rule import RewardRule
+from posttrain.models.folders.export import ExportSettings, PendingSave
+from posttrain.models.folders.fingerprint import backbone_fingerprint
+from posttrain.models.folders.loading import LoadedModel, load, resolve
+from posttrain.models.reward.export import begin_save_reward
+from posttrain.models.reward.folders import is_reward_folder, load_reward_folder, start_reward
+from posttrain.models.reward.scoring import score_trees
+from posttrain.models.tree.heads import ScoreModel
+from posttrain.runs.progress import Progress
+from posttrain.training.checks.preflight import Check, probes
+from posttrain.training.loop import Work
+from posttrain.training.objectives import Algorithm, reward_algorithm
+from posttrain.training.order import stream_seed
+
+START_ERROR = 1e-6
+"""Allowed distance of the first loss from its exact value, in nats."""
+
+
+def objective_of(stage: Reward) -> Algorithm:
+    return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
+
+
+def encoder_of(stage: Reward, tokenizer: Any, settings: EncoderSettings) -> RewardEncoder:
+    """The stage's encoder, which refuses rows without what the objective needs."""
+    needs: Needs = "order"
+    if isinstance(stage.objective, Regression):
+        needs = "scores"
+    elif isinstance(stage.objective, StepLabels):
+        needs = "steps"
+    elif isinstance(stage.objective, BradleyTerry) and stage.objective.margin_scale:
+        needs = "margins"
+    return RewardEncoder(tokenizer, settings, stage.rule, needs)
+
+
+def load_start(
+    stage: Reward,
+    start: str | Path | LoadedModel,
+    encoder: RewardEncoder,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+) -> LoadedModel:
+    """The start's backbone under a fresh head, or the reward model that the start is.
+
+    A model that was loaded in Python is copied: the policy that it is stays as it was.
+    """
+    if isinstance(start, LoadedModel):
+        loaded = start
+    elif is_reward_folder(resolve(start)):
+        loaded = load_reward_folder(start, head=stage.rule.heads[0], say=progress.say).loaded
+    else:
+        loaded = load(start, say=progress.say)
+    for notice in loaded.notices:
+        progress.say(notice)
+    loaded.model.to(device)
+    return start_reward(
+        loaded,
+        stage.rule,
+        init=stage.head.init,
+        adapter=stage.adapter,
+        stop_ids={*encoder.stop_ids, *encoder.end_ids},
+        seed=stream_seed(seed, "adapter"),
+        own=not isinstance(start, LoadedModel),
+    )
+
+
+@torch.no_grad()
+def check_start(model: ScoreModel, algorithm: Algorithm, work_rows: Any) -> Check:
+    """Where the loss begins: with a head at zero, all rewards are 0 and the loss is exactly what chance gives."""
+    trees = probes(work_rows)
+    batch = to_device(collate(trees), model.device)
+    scores = model(batch)
+    loss = float(algorithm.loss(scores, None, batch, count(trees)).loss)
+    # A product of steps is not 0 where their scores are.
+    own = scores.steps_SH if algorithm.unit == "steps" and scores.steps_SH is not None else scores.scores_BH
+    largest = float(own.abs().max())
+    title = "start of the reward model"
+    evidence = {"loss": loss, "largest_score": largest}
+    exact = _loss_at_zero(algorithm, batch)
+    if largest > 0 or exact is None:
+        return Check("identity", title, "pass", f"loss {loss:.6f}, scores up to {largest:.2g}", evidence)
+    evidence["expected_loss"] = exact
+    holds = abs(loss - exact) <= START_ERROR * max(1.0, exact)
+    remedy = None if holds else "this is a fault of the loss or the batch: please report it"
+    detail = f"all scores 0, loss {loss:.6f} (expected {exact:.6f})"
+    return Check("identity", title, "pass" if holds else "fail", detail, evidence, remedy)
+
+
+def _loss_at_zero(algorithm: Algorithm, batch: Any) -> float | None:
+    """The loss while every score is 0; None where it depends on the rows' annotations."""
+    if algorithm.unit == "steps":
+        return math.log(2)
+    return _loss_of_equal_rewards(algorithm.parameters, batch) if "label_smoothing" in algorithm.parameters else None
+
+
+def _loss_of_equal_rewards(parameters: Mapping[str, float], batch: Any) -> float:
+    """ln 2, or with margins the mean of -log sigma(-m), smoothed."""
+    scale, smoothing = parameters["margin_scale"], parameters["label_smoothing"]
+    sizes = branches_per_tree(batch)
+    margins = [0.0] * len(sizes) if batch.margin_P is None else batch.margin_P.tolist()
+
+    def loss(margin: float) -> float:
+        flipped = math.log1p(math.exp(-scale * margin))
+        return (1 - smoothing) * (flipped + scale * margin) + smoothing * flipped
+
+    return sum(map(loss, margins)) / len(margins)
+
+
+def begin_export(
+    stage: Reward, work: Work, loaded: LoadedModel, encoder: RewardEncoder, folder: Path, settings: ExportSettings
+) -> PendingSave:
+    """Normalise on the held-out rows if the stage says so, and save.
+
+    Raises:
+        ConfigError: whitening, and the held-out rewards are all the same.
+        ExportError: as for any save.
+    """
+    assert isinstance(work.policy, ScoreModel)
+    rewards = [
+        reward
+        for start in range(0, len(work.held_out), stage.rows_per_step)
+        for rating in score_trees(
+            work.policy,
+            stage.rule,
+            [work.held_out[i] for i in range(start, min(start + stage.rows_per_step, len(work.held_out)))],
+            work.tokens_per_microbatch,
+        )
+        for reward in rating.rewards
+    ]
+    info = {**settings.info, "backbone": backbone_fingerprint(loaded.model)}
+    return begin_save_reward(
+        loaded,
+        folder,
+        replace(settings, info=info),
+        rule=normalised_rule(stage, rewards),
+        encoding=encoder.given,
+        statistics=statistics_of(rewards),
+    )
+
+
+def normalised_rule(stage: Reward, rewards: list[float]) -> RewardRule:
+    """The stage's rule with the scale and shift that it asks for."""
+    normalise = stage.normalise
+    if isinstance(normalise, Whiten):
+        scale, shift = fit_normalisation(rewards)
+    elif isinstance(normalise, Affine):
+        scale, shift = normalise.scale, normalise.shift
+    else:
+        return stage.rule
+    return replace(stage.rule, scale=scale, shift=shift)
+
+
+def statistics_of(rewards: list[float]) -> dict[str, float]:
+    if not rewards:
+        return {}
+    values = torch.tensor(rewards, dtype=torch.float64)
+    return {"mean": float(values.mean()), "std": float(values.std(correction=0)), "responses": len(rewards)}

@@ -1,0 +1,223 @@
+"""What every engine promises, asked of all of them: native, served (a fake server), colocated (a fake module).
+
+The oracle is the plainest way to say it: full forwards of the same model, one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.data.trees import collate
+from posttrain.errors import ConfigError
+from posttrain.models.tree.logprobs import Policy
+from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.turns import completion_tree
+from posttrain.rollout.vllm_colocated import ColocatedEngine
+from posttrain.rollout.vllm_served import ServedEngine
+from posttrain.rollout.weight_sync import SyncedEngine
+from posttrain.sampling import SamplingDistribution
+from posttrain.types import RowRef
+from tests.fake_vllm import FakeServer, fake_module
+from tests.fixtures import tiny_model
+
+VOCABULARY = 97
+PLAIN = SamplingDistribution(temperature=0.7, max_new_tokens=10, stop_ids=frozenset({3, 5, 7}), seed=4)
+GREEDY = replace(PLAIN, temperature=0.0)
+OF_THE_FOLDER = {"do_sample": True, "repetition_penalty": 1.1, "temperature": 0.1, "top_k": 1, "eos_token_id": [11]}
+ENGINES = ("native", "served", "colocated")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Over a model folder whose generation_config.json would rule a careless engine."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(OF_THE_FOLDER))
+    if request.param == "native":
+        yield NativeEngine(model, max_rows=5)
+    elif request.param == "served":
+        with FakeServer(folder) as server:
+            yield ServedEngine(server.url, folder=folder / "weights", patience=2.0)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "vllm", fake_module())
+            yield ColocatedEngine(folder, folder=folder / "weights")
+
+
+def some_prompts(count: int = 5, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(VOCABULARY) for _ in range(1 + 5 * index)] for index in range(count)]
+
+
+def full_forward(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+    """Logits [T, V] at each answer token, from one forward over the whole sequence."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def ids_of(groups: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[completion.ids for completion in group] for group in groups]
+
+
+def test_greedy_ids_are_the_oracle_s(engine: SyncedEngine, model: Any) -> None:
+    prompts = some_prompts()
+    groups = engine.generate(prompts, GREEDY, completions_per_prompt=2)
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert group[0].ids == group[1].ids
+        logits = full_forward(model, prompt, group[0].ids)
+        assert logits.argmax(dim=-1).tolist() == list(group[0].ids)
+        taken = torch.log_softmax(logits, -1).gather(1, torch.tensor(group[0].ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(group[0].logprobs), taken, atol=1e-5, rtol=0)
+
+
+def test_log_probs_are_the_trainer_s(engine: SyncedEngine, model: Any) -> None:
+    prompts = some_prompts()
+    groups = engine.generate(prompts, PLAIN, completions_per_prompt=3)
+    trees = [completion_tree(p, g, RowRef("rollout", i)) for i, (p, g) in enumerate(zip(prompts, groups, strict=True))]
+    with torch.no_grad():
+        trainer_N = Policy(model)(collate(trees), temperature=0.7).logprobs_N
+    sampler_N = torch.tensor([value for group in groups for completion in group for value in completion.logprobs])
+    assert len(sampler_N) > 40
+    assert (trainer_N - sampler_N).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 3},
+        {"top_p": 0.4},
+        {"min_p": 0.2},
+        {"repetition_penalty": 1.5},
+        {"presence_penalty": 1.0},
+        {"frequency_penalty": 0.7},
+        {"temperature": 0.8, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.2, "frequency_penalty": 0.3},
+    ],
+    ids=str,
+)
+def test_every_field_is_honoured(engine: SyncedEngine, model: Any, fields: dict[str, Any]) -> None:
+    prompt = some_prompts()[2]
+    sampling = replace(PLAIN, stop_ids=frozenset(), max_new_tokens=12, **fields)
+    for completion in engine.generate([prompt], sampling, completions_per_prompt=3)[0]:
+        answers = [completion.ids[:step] for step in range(len(completion.ids))]
+        logits = full_forward(model, prompt, completion.ids)
+        expected = sampling.log_probs(logits, prompts=[prompt] * len(answers), answers=answers)
+        taken = expected.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), taken, atol=1e-4, rtol=0)
+
+
+def test_the_model_folder_s_defaults_rule_nothing(engine: SyncedEngine, model: Any) -> None:
+    """T29: nothing set, and temperature=1 set, are both the plain distribution; the folder's eos ends nothing."""
+    prompt = some_prompts()[2]
+    for asked in ({}, {"temperature": 1.0}):
+        sampling = SamplingDistribution(**asked, max_new_tokens=8)
+        completions = engine.generate([prompt], sampling, completions_per_prompt=8)[0]
+        assert len({completion.ids for completion in completions}) > 4
+        for completion in completions:
+            assert completion.finish is FinishReason.LENGTH
+            plain = torch.log_softmax(full_forward(model, prompt, completion.ids), dim=-1)
+            taken = plain.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(completion.logprobs), taken, atol=1e-4, rtol=0)
+
+
+def test_completions_end_for_the_reason_they_give(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    everything = replace(PLAIN, stop_ids=frozenset(range(VOCABULARY)))
+    for (completion,) in engine.generate(prompts, everything):
+        assert (completion.finish, len(completion.ids), completion.answer_ids) == (FinishReason.EMPTY, 1, ())
+    cut = engine.generate(prompts, replace(PLAIN, stop_ids=frozenset()))
+    for (completion,) in cut:
+        assert (completion.finish, len(completion.ids)) == (FinishReason.LENGTH, PLAIN.max_new_tokens)
+    ids = cut[0][0].ids
+    place = next(index for index in range(1, len(ids)) if ids[index] not in ids[:index])
+    stopped = engine.generate(prompts[:1], replace(PLAIN, stop_ids=frozenset({ids[place]})))[0][0]
+    assert (stopped.finish, stopped.ids) == (FinishReason.STOP_TOKEN, ids[: place + 1])
+    assert stopped.answer_ids == ids[:place]
+
+
+def test_groups_come_in_the_order_of_the_prompts(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    groups = engine.generate(prompts, PLAIN, completions_per_prompt=3)
+    assert [len(group) for group in groups] == [3] * len(prompts)
+    assert all(len(completion.ids) == len(completion.logprobs) for group in groups for completion in group)
+    backwards = engine.generate(prompts[::-1], PLAIN, completions_per_prompt=3)
+    assert ids_of(backwards[::-1]) == ids_of(groups)
+    assert engine.generate([], PLAIN) == []
+
+
+def test_the_seed_decides_whatever_else_is_sampled(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    together = ids_of(engine.generate(prompts, PLAIN, completions_per_prompt=3))
+    alone = [ids_of(engine.generate([prompt], PLAIN, completions_per_prompt=3))[0] for prompt in prompts]
+    assert alone == together
+    assert ids_of(engine.generate(prompts, PLAIN, completions_per_prompt=2)) == [group[:2] for group in together]
+    assert ids_of(engine.generate(prompts, replace(PLAIN, seed=5), completions_per_prompt=3)) != together
+
+
+def test_equal_prompts_in_one_call_are_drawn_apart(engine: SyncedEngine) -> None:
+    prompt = some_prompts()[2]
+    first, second = ids_of(engine.generate([prompt, prompt], PLAIN, completions_per_prompt=4))
+    assert first != second
+    assert len(set(first)) > 1
+
+
+def test_each_completion_is_announced_once(engine: SyncedEngine) -> None:
+    told: dict[tuple[int, int], Completion] = {}
+
+    def note(prompt: int, completion: int, result: Completion) -> None:
+        assert (prompt, completion) not in told
+        told[prompt, completion] = result
+
+    groups = engine.generate(some_prompts(), PLAIN, completions_per_prompt=2, on_finish=note)
+    assert told == {(i, k): one for i, group in enumerate(groups) for k, one in enumerate(group)}
+
+
+def test_what_cannot_be_sampled_is_refused(engine: SyncedEngine, model: Any) -> None:
+    with pytest.raises(ConfigError, match="no tokens"):
+        engine.generate([[1], []], PLAIN)
+    with pytest.raises(ConfigError, match="at least one"):
+        engine.generate([[1]], PLAIN, completions_per_prompt=0)
+
+
+def test_scores_are_those_of_full_forwards(engine: SyncedEngine, model: Any) -> None:
+    prompt, ids = some_prompts()[3], [9, 8, 7, 3, 60, 2]
+    logprobs = torch.log_softmax(full_forward(model, prompt, ids), dim=-1)
+    expected = logprobs.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(engine.score(prompt, ids)), expected, atol=1e-5, rtol=0)
+
+
+def test_new_weights_are_sampled_from_and_their_version_travels(engine: SyncedEngine, model: Any) -> None:
+    """The last test here: a prompt that was seen under the old weights must not be answered from a stale cache."""
+    prompts = some_prompts()
+    before = engine.generate(prompts, GREEDY)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.neg_()
+    try:
+        engine.update_weights(model, 7)
+        after = engine.generate(prompts, GREEDY)
+        assert ids_of(before) != ids_of(after)
+        assert {completion.policy_version for (completion,) in after} == {7}
+        for prompt, (completion,) in zip(prompts, after, strict=True):
+            assert full_forward(model, prompt, completion.ids).argmax(dim=-1).tolist() == list(completion.ids)
+    finally:
+        with torch.no_grad():
+            model.get_output_embeddings().weight.neg_()
+        engine.update_weights(model, 8)
+    assert ids_of(engine.generate(prompts, GREEDY)) == ids_of(before)

@@ -1,0 +1,43 @@
+"""docs/online.md says what the online table is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from posttrain.advantages import ADVANTAGES
+from posttrain.losses.kl import KL_TERMS
+from posttrain.losses.policy import ALIASES, ONLINE
+from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
+
+PAGE = (Path(__file__).parents[4] / "docs" / "online.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0].strip("`"): cells
+    for line in PAGE.splitlines()
+    if line.startswith("| `")
+    and (cells := [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    and len(cells) == 10
+}
+
+
+def test_every_algorithm_has_its_line_and_no_other() -> None:
+    assert ROWS.keys() == ONLINE.keys()
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_an_algorithm_is_documented_as_it_is(name: str) -> None:
+    row, cells = ONLINE[name], ROWS[name]
+    assert cells[1:5] == [f"`{part}`" for part in (row.advantage, row.ratio, row.surrogate, row.reduction)]
+    place = {"none": "", "loss": f"`{row.kl}` in the loss", "reward": f"`{row.kl}` in the reward"}
+    assert cells[5] == place[row.kl_place] and cells[6] == row.groups
+    own = {key: value for key, value in row.defaults.items() if key != "entropy_weight"}
+    assert cells[7] == ", ".join(f"{key} {value}" for key, value in own.items())
+    assert set(re.findall(r"arXiv:[\d.]+\d", row.source)) == set(re.findall(r"arXiv:[\d.]+\d", cells[8]))
+    assert cells[9]
+
+
+@pytest.mark.parametrize("part", [*ADVANTAGES, *RATIOS, *SURROGATES, *REDUCTIONS, *KL_TERMS, *CORRECTIONS, *ALIASES])
+def test_every_part_is_explained(part: str) -> None:
+    assert f"`{part}`" in PAGE.split("## The columns")[1] or (part in ALIASES and f"`{part}`" in PAGE)

@@ -1,0 +1,283 @@
+"""docs/recipes.md, written from the records themselves: `python -m tools.recipe_reference > docs/recipes.md`."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from posttrain.config import online, settings, suites
+from posttrain.config.adapters import ADAPTERS, LoRA
+from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
+from posttrain.config.curriculum import PassRateCurriculum
+from posttrain.config.engines import ENGINES
+from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
+from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
+from posttrain.config.schema import Recipe
+from posttrain.config.stages import (
+    PREFERENCES,
+    SFT,
+    ConditionalSFT,
+    Correction,
+    Mix,
+    MixTerm,
+    PreferenceStage,
+    ReferencedStage,
+    Reward,
+)
+from posttrain.losses.feedback import FEEDBACK, FeedbackRow
+from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
+
+HEAD = """# Recipes
+
+A recipe is a YAML file: a start model, what to ask the models, and a list of stages. This page is written from the
+records in `posttrain/config/`, so it is complete; `posttrain check recipe.yaml` tells what a recipe would do.
+
+```yaml
+schema: 1
+name: quickstart
+model: embedded
+evaluate:
+  suites:
+    - {name: identity, kind: match, prompts: heldout.jsonl, pattern: "\\\\bPia\\\\b"}
+stages:
+  - {method: sft, data: sft.jsonl, learning_rate: 2e-3, epochs: 2}
+  - {method: dpo, data: pairs.jsonl, beta: 0.1, adapter: {rank: 16}}
+```
+
+- **Overrides.** `posttrain run recipe.yaml dpo.beta=0.2 seed=3 sft.compute.precision=fp32`: a stage's name or a key of
+  the recipe, then the keys inside it. Values are YAML; items of a list are named by their `name`.
+- **Paths** in a recipe are relative to its file, paths in an override to where the command runs. `package://NAME` is
+  data that comes with posttrain. A missing file is refused, with the nearest name, before anything is loaded.
+- **Unknown keys** are refused, with the nearest one. An option exists only where it is used: `gamma` is a key of simpo
+  and of no other method.
+- **YAML** is read by the 1.2 rules: `1e-5` is a number, `no` is text unless a key wants true or false, and a key that
+  is written twice is refused.
+- **Python** has the same records: `pt.SFT(learning_rate=2e-5)`, `pt.DPO(beta=0.1)`, `pt.Preference("simpo", gamma=1)`.
+  `pt.train(stage, model, rows, out="runs/mine")` runs one. Stages of different names may share a folder and its report;
+  the same call goes on after an interruption, and `fresh=True` begins its stage anew.
+"""
+
+
+def recipe_reference() -> str:
+    """The page."""
+    own = [name for name in fields_of(SFT) if name not in fields_of(RowStage)]
+    parts = [
+        HEAD,
+        "## The recipe\n",
+        table(Recipe),
+        "## Stages that train\n",
+        "Keys of `sft` and of every preference method.\n",
+        table(RowStage, leave_out=("method",)),
+        rates(),
+        *groups(RowStage),
+        "## Supervised fine-tuning: `method: sft`\n",
+        f"The keys above, and `{'`, `'.join(own)}`.\n",
+        *group("encoding", settings.SFTEncoding),
+        "## Preferences: one method per row of the tables\n",
+        "The keys above, those of the row, `encoding` and `audit`; methods that compare the policy with its start have "
+        "`reference`, too. The last three take feedback, the others comparisons.\n",
+        preferences(),
+        "Parameters:\n",
+        parameters(),
+        *group("encoding", settings.PairEncoding),
+        *group("audit", settings.Audit),
+        *group("reference", settings.ReferenceSettings),
+        "## Several objectives at once: `method: mix`\n",
+        f"{Mix.__doc__} The keys above, and:\n",
+        table(Mix, leave_out=tuple(fields_of(ReferencedStage))),
+        *group("losses", MixTerm),
+        "## Feedback as imitation: `method: conditional_sft`\n",
+        f"{inspect.cleandoc(ConditionalSFT.__doc__ or '')} The keys above, and:\n",
+        table(ConditionalSFT, leave_out=tuple(fields_of(RowStage))),
+        "## Reward models: `method: reward`\n",
+        f"{inspect.cleandoc(Reward.__doc__ or '')}\n",
+        "[reward-models.md](reward-models.md) says more. The keys above, and:\n",
+        table(Reward, leave_out=tuple(fields_of(RowStage))),
+        *reward_groups(),
+        "## Reinforcement learning: one method per row of the online table\n",
+        "[rl.md](rl.md) says what a step is, [online.md](online.md) has the methods and their parameters, "
+        "[rewards.md](rewards.md) the rewards. The keys of every stage that trains but `rows_per_step`, those of the "
+        f"row, and:\n\n{samplers()}\n",
+        table(OnlineStage, leave_out=tuple(fields_of(TrainingStage))),
+        "Beside those, `ppo` has:\n",
+        table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
+        *group("sampling", online.RolloutSampling),
+        *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
+        *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
+        *group("choices", online.Choices),
+        *group("examine", online.HeldOutTasks),
+        *group("stop", online.Stop),
+        *group("encoding", online.PromptEncoding),
+        "## Pairs and demonstrations of its own: `method: online_dpo`, `method: rft`\n",
+        f"{inspect.cleandoc(OnlineDPO.__doc__ or '')} The keys of reinforcement learning but `choices` and "
+        "`kl_target`, and:\n",
+        table(OnlineDPO, leave_out=tuple(fields_of(SamplingStage))),
+        f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
+        table(RFT, leave_out=tuple(fields_of(SamplingStage))),
+        "## Distillation over the vocabulary: `method: gkd`\n",
+        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, "
+        "and:\n",
+        table(GKD, leave_out=tuple(name for name in fields_of(SamplingStage) if name != "completions_per_prompt")),
+        "## Own mistakes as data: `method: correction`\n",
+        f"{Correction.__doc__}\n",
+        table(Correction, leave_out=("method",)),
+        "## Evaluation\n",
+        *group("evaluate", suites.Evaluation),
+        "Keys of every suite, by `kind`:\n",
+        *[part for record in records_in(suites.Suite) for part in group(f"kind: {tag_of(record)}", record, ("kind",))],
+        *group("reward_model", suites.RewardModelOf),
+        *group("sampling", suites.Sampling),
+        "## Names from other tools\n",
+        names(),
+    ]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def samplers() -> str:
+    """The methods, in a line."""
+    return "Methods: " + ", ".join(f"`{name}`" for name in ONLINE_STAGES) + "."
+
+
+def group(title: str, record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[str]:
+    return [f"### `{title}`\n", f"{inspect.cleandoc(record.__doc__ or '')}\n", table(record, leave_out)]
+
+
+def groups(record: type[BaseModel]) -> Iterator[str]:
+    """A section for each group of keys in a record; `held_out` and `keep` are groups like `data`."""
+    for name, option in fields_of(record).items():
+        records = list(records_in(option.annotation)) if name not in ("held_out", "keep") else []
+        for inner in records:
+            chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
+            yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
+
+
+def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for name, option in fields_of(record).items():
+        if name not in leave_out:
+            lines.append(f"| `{name}` | {values(option)} | {default(option)} | {_cell(option.description)} |")
+    return "\n".join(lines) + "\n"
+
+
+def values(option: FieldInfo) -> str:
+    """What may be written, in words: "a whole number >= 1, or null"."""
+    limits = " and ".join(
+        f"{sign} {limit:.10g}"
+        for item in option.metadata
+        for sign, key in ((">=", "ge"), (">", "gt"), ("<=", "le"), ("<", "lt"))
+        if (limit := getattr(item, key, None)) is not None
+    )
+    words = list(dict.fromkeys(_kinds(option.annotation)))
+    null = "null" in words
+    text = " or ".join(word for word in words if word != "null")
+    return _cell(text + (f" {limits}" if limits else "") + (", or null" if null else ""))
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    """The kinds of value that an annotation admits."""
+    simple = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in simple:
+        yield simple[annotation]
+    elif origin is Annotated:
+        yield from _kinds(arguments[0])
+    elif origin is Literal:
+        yield from (f"`{argument}`" for argument in arguments)
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _kinds(argument)
+    elif origin is tuple:
+        yield (
+            "a list of groups"
+            if list(records_in(arguments[0]))
+            else f"a list of {next(_kinds(arguments[0])).removeprefix('a ')}s"
+        )
+    elif annotation is settings.Data:
+        yield "a path, a list of paths, or a group"
+    elif origin is dict:
+        yield "names and their values"
+    else:
+        yield "a group"
+
+
+def default(option: FieldInfo) -> str:
+    if option.is_required():
+        return "required"
+    if option.default_factory is not None:  # it depends on other keys, and the meaning says how
+        return ""
+    if isinstance(option.default, BaseModel):
+        changed = option.default.model_dump(exclude_unset=True)
+        return f"`{_plain(changed)}`" if changed else ""
+    if option.default in ((), ""):
+        return ""
+    return f"`{_plain(option.default)}`".replace("\n", "\\n")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_plain(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def reward_groups() -> list[str]:
+    """The groups of a reward stage that come in several kinds, and those that do not."""
+    parts = []
+    for key, kinds in (("objective", OBJECTIVE_KINDS), ("head", HEAD_KINDS), ("normalise", NORMALISE_KINDS)):
+        for kind, record in kinds.items():
+            if len(fields_of(record)) > 1:
+                parts += group(f"{key}, kind: {kind}", record, ("kind",))
+    return [*parts, *group("length", Length)]
+
+
+def preferences() -> str:
+    lines = ["| method | parameters | reference | source |", "|---|---|---|---|"]
+    rows: dict[str, PairwiseRow | FeedbackRow] = {**PAIRWISE, **FEEDBACK}
+    for name, row in rows.items():
+        given = ", ".join(f"`{key}: {value:g}`" for key, value in row.defaults.items())
+        needs = "yes" if issubclass(PREFERENCES[name], ReferencedStage) else "no"
+        lines.append(f"| `{name}` | {given} | {needs} | {_cell(row.source)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parameters() -> str:
+    known = {key: option for stage in PREFERENCES.values() for key, option in fields_of(stage).items()}
+    lines = ["| parameter | value | meaning |", "|---|---|---|"]
+    for key, option in known.items():
+        if key not in fields_of(PreferenceStage) and key not in fields_of(ReferencedStage):
+            lines.append(f"| `{key}` | {values(option)} | {_cell(option.description)} |")
+    return "\n".join(lines) + "\n"
+
+
+def rates() -> str:
+    """The default learning rates; they stand in one table of their own."""
+    lines = ["Default learning rates:\n", "| method | all weights | with LoRA | source |", "|---|---|---|---|"]
+    for name, (rate, source) in {**LEARNING_RATES, "every other preference method": PREFERENCE_RATE}.items():
+        label = f"`{name}`" if " " not in name else name
+        lines.append(f"| {label} | {rate:g} | {rate * LoRA.RATE[0]:g} | {source} |")
+    lines += ["", "With an adapter, the rate for all weights times:\n", "| kind | factor | source |", "|---|---|---|"]
+    lines += [f"| `{kind}` | {record.RATE[0]:g} | {record.RATE[1]} |" for kind, record in ADAPTERS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def names() -> str:
+    lines = ["| elsewhere | here |", "|---|---|"]
+    for name, words in [*OTHER_TOOLS.items(), *OTHER_TOOLS_ONLINE.items()]:
+        here, comma, remark = words.partition(",")
+        lines.append(f"| `{name}` | `{here}`{comma}{remark} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(recipe_reference(), end="")
