@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from posttrain.intervals import Score, average
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.sampled import ExaminationLine
 from posttrain.runs.sample_log import Sample, SampleLog
 from posttrain.runs.samples import EXAMINATIONS, ROLLOUTS, Choice, StepSamples, pick, spread
 from posttrain.runs.tolerant import Files
@@ -60,6 +63,11 @@ class Examined:
         """Several answers to one task are one observation."""
         return {key: sum(scores) / len(scores) for key, scores in self.scores.items()}
 
+    @property
+    def score(self) -> Score:
+        """The mean over tasks with its 95 % interval over tasks, as a suite would have it of the same answers."""
+        return average(list(self.by_task.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class SamePrompt:
@@ -89,6 +97,19 @@ class Sampled:
     held_out: list[SamePrompt]
     """Held-out tasks at the first, the best and the last examination."""
     held_out_columns: list[str]
+
+
+def held_out_scores(folder: StageFolder) -> dict[int, Score]:
+    """The score of each examination by step; of an examination that nobody judged, none.
+
+    Raises SourceError for a broken line of examinations.jsonl that is not the last.
+    """
+    examined: dict[int, Examined] = {}
+    for line in folder.lines(ExaminationLine):
+        if line.score is not None and line.step is not None:
+            examination = examined.setdefault(line.step, Examined(line.step))
+            examination.scores.setdefault((line.row, line.prompt), []).append(line.score)
+    return {step: examination.score for step, examination in sorted(examined.items())}
 
 
 def read_sampled(files: Files, folder: Path, best_step: int | None) -> Sampled | None:

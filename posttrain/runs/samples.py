@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from posttrain.runs.sample_log import Sample, SampleLog
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError, nearest
+from posttrain.runs.records.run import RunRecord
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.sample_log import Sample, SampleLog
+from posttrain.runs.tolerant import Files
 
-ROLLOUTS = "rollouts.jsonl"
-EXAMINATIONS = "examinations.jsonl"
+ROLLOUTS = RolloutLine.FILE
+EXAMINATIONS = ExaminationLine.FILE
 SPREAD = 4
 """Steps that are shown where none is named."""
 
@@ -170,11 +172,8 @@ def find_log(run: Path, stage: str | None, name: str) -> tuple[Path, tuple[str, 
 
 def _stage_folders(run: Path) -> list[Path]:
     """In the order in which they ran, as far as run.json says; then by name."""
-    try:
-        entries = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]
-        order = [str(entry["name"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError):
-        order = []
+    about = Files(run).document(run / RunRecord.FILE, RunRecord)
+    order = [entry.name for entry in about.stages] if about is not None else []
     folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name != "start"]
     place = {name: index for index, name in enumerate(order)}
     return sorted(folders, key=lambda folder: (place.get(folder.name, len(place)), folder.name))
