@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from posttrain.diagnostics.completion_checks import Duplicates, Malformed, Refusals, Truncated
-from posttrain.diagnostics.finding import Check, Finding, OnlineCheck
+from posttrain.diagnostics.detection import AlarmCheck, Detection, OnlineAlarmCheck
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
 from posttrain.diagnostics.online_checks import LengthHacking, NoRewards, NoRewardSignal, RewardHacking
 from posttrain.diagnostics.policy_checks import (
@@ -63,7 +63,7 @@ class LikelihoodDisplacement:
     sigmas_without_reference: float = 5.0
     """Log-probs of different texts scatter much more than changes of the same text."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if history.seen("logprob_chosen_change"):
             fall = self._fall_since_start(history)
         else:
@@ -104,14 +104,14 @@ class LikelihoodDisplacement:
         change = mean(values[-window:]) - mean(history.start(name, START))
         return change if abs(change) > self.sigmas_without_reference * noise(values, START, window) else None
 
-    def _finding(self, history: History, per_token: float) -> Finding:
+    def _finding(self, history: History, per_token: float) -> Detection:
         evidence = {"fall_per_token": per_token}
         for name in ("logprob_chosen_change", "reward_margin", "reward_accuracy"):
             if history.seen(name):
                 evidence[name] = mean(history.recent(name, self.window))
         sides = ", ".join(f"{name} {value:.3g}" for name, value in evidence.items() if name.startswith("reward"))
         watched = "logprob_chosen_change" if "logprob_chosen_change" in evidence else "logprob_per_token_chosen"
-        return Finding(
+        return Detection(
             severity="critical" if per_token >= self.critical_fall_per_token else "warning",
             message=f"the chosen responses lose probability ({per_token:.3g} nats per token since the start) while the "
             f"two sides part ({sides}): likelihood displacement",
@@ -143,7 +143,7 @@ class GradientSpike:
     least_steps: int = 10
     """Steps needed before one can be judged."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         before = history.recent("grad_norm", RECENT)
         if len(before) <= self.least_steps:
             return None
@@ -153,7 +153,7 @@ class GradientSpike:
         if norm <= self.factor * median or norm <= self.factor_of_start * at_start:
             return None
         times = f"{norm / median:.3g} times " if median > 0 else "far above "
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the gradient norm is {norm:.3g}, {times}its running median of {median:.3g}",
             evidence={"grad_norm": norm, "running_median": median, "median_at_start": at_start},
@@ -178,7 +178,7 @@ class LossDivergence:
     window: int = 8
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if history.seen("loss") < self.start + self.window:
             return None
         first, recent = history.start("loss", self.start), history.recent("loss", self.window)
@@ -187,7 +187,7 @@ class LossDivergence:
         needed = max(self.rise * abs(at_start), self.least_rise, self.sigmas * standard_error)
         if now - at_start <= needed:
             return None
-        return Finding(
+        return Detection(
             severity="critical",
             message=f"the loss rose from {at_start:.3g} to {now:.3g} (mean of {self.window} steps): training diverges",
             evidence={"loss_at_start": at_start, "loss": now, "steps": float(self.window)},
@@ -225,7 +225,7 @@ class DeadLearning:
     least_change: float = 1e-4
     """Nats per response. Twenty steps at a useful learning rate move it a hundred times as far; rounding, less."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if (now := self._at_once(history)) is not None:
             return now
         if self._all_zero(history, "learning_rate"):
@@ -244,7 +244,7 @@ class DeadLearning:
         message = f"the policy still equals its start after {history.seen('logprob_chosen_change')} steps"
         return self._finding(history, "logprob_chosen_change", message, {"largest_change": largest})
 
-    def _at_once(self, history: History) -> Finding | None:
+    def _at_once(self, history: History) -> Detection | None:
         """The newest step's gradient, or that of its policy term alone, where it is exactly 0 without a reason."""
         norm = history.newest("grad_norm")
         if norm is None:
@@ -262,7 +262,7 @@ class DeadLearning:
             what = f"the policy term's gradient is exactly 0 (the whole loss has one, of norm {norm_then:.3g})"
         else:
             return None
-        return Finding(
+        return Detection(
             severity="critical",
             message=f"{what}, although there is something to learn from: nothing of it is being learned",
             evidence={
@@ -283,8 +283,8 @@ class DeadLearning:
         accuracy = history.recent("reward_accuracy", self.window)
         return bool(accuracy) and min(accuracy) == 1.0
 
-    def _finding(self, history: History, metric: str, message: str, evidence: dict[str, Any]) -> Finding:
-        return Finding(
+    def _finding(self, history: History, metric: str, message: str, evidence: dict[str, Any]) -> Detection:
+        return Detection(
             severity="critical",
             message=f"{message}: nothing is being learned",
             evidence=evidence | {"steps": float(self.window)},
@@ -304,10 +304,10 @@ class NothingSupervised:
     name: ClassVar[str] = "nothing_supervised"
     metrics: ClassVar[tuple[str, ...]] = ("supervised_tokens",)
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if history.recent("supervised_tokens", 1) != [0.0]:
             return None
-        return Finding(
+        return Detection(
             severity="critical",
             message="this step had no token to train on; its loss of 0 is no success",
             evidence={"supervised_tokens": 0.0},
@@ -340,7 +340,7 @@ class LengthDrift:
     window: int = 20
     sigmas: float = 5.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         for name in self.metrics[:-1]:
             if history.seen(name) < START + self.window or (name == "length_generated" and _better(history)):
                 continue
@@ -352,14 +352,14 @@ class LengthDrift:
                 return self._finding(history, name, math.exp(at_start), math.exp(now))
         return None
 
-    def _finding(self, history: History, name: str, before: float, now: float) -> Finding:
+    def _finding(self, history: History, name: str, before: float, now: float) -> Detection:
         generated = name == "length_generated"
         remedy = (
             "read the samples; penalise length in the reward, normalise it, or lower the learning rate"
             if generated
             else "shuffle the rows: they come in order of length, so the last steps train on other data than the first"
         )
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{'generated' if generated else 'training'} responses went from {before:.0f} to {now:.0f} tokens "
             f"({name}, mean of {self.window} steps)",
@@ -389,7 +389,7 @@ class Overfitting:
     accuracy_fall: float = 0.1
     """Below the best held-out accuracy, absolute."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         loss, accuracy = history.points("held_out/loss"), history.points("held_out/reward_accuracy")
         train_start, train_now = history.start("loss", 5), history.recent("loss", 5)
         if len(loss) <= self.evaluations or len(train_now) < 5 or mean(train_now) >= mean(train_start):
@@ -409,8 +409,8 @@ class Overfitting:
 
     def _finding(
         self, metric: str, best: float, last: float, best_step: int, train_start: float, train_now: float
-    ) -> Finding:
-        return Finding(
+    ) -> Detection:
+        return Detection(
             severity="warning",
             message=f"the training loss falls while the held-out {metric.replace('_', ' ')} went from {best:.3g} at "
             f"step {best_step} to {last:.3g}: overfitting",
@@ -427,7 +427,7 @@ class Overfitting:
         )
 
 
-_ONLINE: tuple[OnlineCheck, ...] = (
+_ONLINE: tuple[OnlineAlarmCheck, ...] = (
     NoRewards(),
     NoRewardSignal(),
     SamplerMismatch(),
@@ -443,7 +443,7 @@ _ONLINE: tuple[OnlineCheck, ...] = (
     Malformed(),
     Refusals(),
 )
-_OTHERS: tuple[Check, ...] = (
+_OTHERS: tuple[AlarmCheck, ...] = (
     NothingSupervised(),
     LossDivergence(),
     DeadLearning(),
@@ -454,7 +454,7 @@ _OTHERS: tuple[Check, ...] = (
     GradientSpike(),
     LengthDrift(),
 )
-ONLINE_CHECKS: Mapping[str, OnlineCheck] = MappingProxyType({check.name: check for check in _ONLINE})
+ONLINE_CHECKS: Mapping[str, OnlineAlarmCheck] = MappingProxyType({check.name: check for check in _ONLINE})
 """Those of a stage that samples."""
-CHECKS: Mapping[str, Check] = MappingProxyType({check.name: check for check in (*_OTHERS, *_ONLINE)})
+CHECKS: Mapping[str, AlarmCheck] = MappingProxyType({check.name: check for check in (*_OTHERS, *_ONLINE)})
 """Every check with its default thresholds; several that ring at one step are said in this order."""

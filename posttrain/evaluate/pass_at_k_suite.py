@@ -12,6 +12,8 @@ from posttrain.evaluate.suites import PassAtKSuite, last_number_equals, question
 from posttrain.intervals import Score, mean
 from posttrain.rewards import Sampled, rubric_of
 from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.runs.folder import answers_path
+from posttrain.runs.records.evaluation import AnswerLine
 
 
 def judge_samples(
@@ -34,19 +36,19 @@ def judge_samples(
     right = [[reward is not None and reward >= suite.right_from for reward in group] for group in rewards]
     asked = [question(task) for task in suite.tasks]
     records = [
-        {
-            "prompt": one.text,
-            "completion": text,
-            "answer": one.answer,
-            "score": float(correct),
-            "reward": reward,
-            "tokens": len(completion.answer_ids),
-            "finish": str(completion.finish),
-        }
+        AnswerLine(
+            prompt=one.text,
+            completion=text,
+            answer=one.answer,
+            score=float(correct),
+            tokens=len(completion.answer_ids),
+            finish=str(completion.finish),
+            reward=reward,
+        )
         for one, *answers in zip(asked, groups, texts, right, rewards, strict=True)
         for completion, text, correct, reward in zip(*answers, strict=True)
     ]
-    write_jsonl(out / "evaluations" / f"{suite.name}.jsonl", records)
+    write_jsonl(answers_path(out, suite.name), (record.to_json() for record in records))
     counts = PassCounts(
         suite.name,
         suite.samples,

@@ -24,6 +24,7 @@ from posttrain.evaluate.suites import PerplexitySuite, Question
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.runs.files import read_jsonl
+from posttrain.runs.records.evaluation import BaselineAnswer, BaselineKey
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Feedback, Message, RowRef, TokenTree
 
@@ -118,8 +119,11 @@ def questions_key(suite: PerplexitySuite, encoder: Encoder) -> str:
 
 
 def keep_baseline(folder: Path, suite: str, key: str, answers: Sequence[FixedAnswer], nats: Sequence[float]) -> None:
-    lines = ({**asdict(answer), "nats": total} for answer, total in zip(answers, nats, strict=True))
-    write_jsonl(baseline_path(folder, suite), [{"key": key}, *lines])
+    lines = [
+        BaselineAnswer(answer.prompt_ids, answer.ids, answer.finish, total).to_json()
+        for answer, total in zip(answers, nats, strict=True)
+    ]
+    write_jsonl(baseline_path(folder, suite), [BaselineKey(key).to_json(), *lines])
 
 
 def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer], list[float]]:
@@ -137,15 +141,15 @@ def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer]
             remedy="evaluate the start model first, or run with --fresh, which does",
         )
     head, *lines = records
-    if head.get("key") != key:
+    if BaselineKey.from_json(head).key != key:
         raise ResumeError(
             f"the start model was asked other questions than the suite `{suite}` asks now",
             where=path,
             found="other prompts, sampling or tokenizer",
             remedy="undo the change, or run with --fresh, so that the start is evaluated again",
         )
-    answers = [FixedAnswer(tuple(line["prompt_ids"]), tuple(line["ids"]), line["finish"]) for line in lines]
-    return answers, [line["nats"] for line in lines]
+    kept = [BaselineAnswer.from_json(line) for line in lines]
+    return [FixedAnswer(one.prompt_ids, one.ids, one.finish) for one in kept], [one.nats for one in kept]
 
 
 # ---------------------------------------------------------------- trees

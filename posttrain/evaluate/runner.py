@@ -5,8 +5,8 @@
 Evaluation has random streams of its own, restores the global ones, the model's mode and its gradients' state:
 training goes on bit for bit as if nobody had asked. Writes
 
-    evaluation.json            {suite: {metric: {"value", "low", "high", "n"}}}
-    evaluations/<suite>.jsonl  {"prompt", "completion", "answer", "score", "tokens", "finish"}
+    evaluation.json            the figures of every suite
+    evaluations/<suite>.jsonl  every answer
     evaluations/<suite>.counts.json    of a suite of kind pass_at_k: how many answers to each prompt are right
     evaluations/identity.json  what each suite was measured on: a suite is not asked again while that is the same
     baseline/<suite>.jsonl     at the start only: the answers whose perplexity later models are measured by
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,13 +65,14 @@ from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, write_json
-from posttrain.runs.folder import StageFolder
+from posttrain.runs.folder import StageFolder, answers_path
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import AnswerLine, Evaluation, Figure, SuiteIdentities, figures_of
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task
 
-Evaluation = dict[str, dict[str, dict[str, float]]]
-"""{suite: {metric: {"value", "low", "high", "n"}}}"""
+SuiteFigures = dict[str, Mapping[str, Figure]]
+"""{suite: {metric: figure}}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def evaluate_model(
     tokenizer: Any = None,
     encoding: EncoderSettings | None = None,
     device: str = "auto",
-) -> Evaluation:
+) -> SuiteFigures:
     """Ask a model the suites of a recipe; what is there already, from the same model and questions, stays.
 
     Args:
@@ -136,8 +137,8 @@ def evaluate_model(
             asked = Asked.of(loaded.model, loaded.tokenizer, seed, encoding)
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
-    folder.write_evaluation(evaluation)
-    write_json(folder.path / "evaluations" / "identity.json", identities)
+    folder.write(Evaluation(evaluation))
+    write_json(_identities_path(folder.path), SuiteIdentities(identities).to_json())
     return evaluation
 
 
@@ -148,7 +149,7 @@ def evaluate_suites(
     *,
     baseline: Path | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> SuiteFigures:
     """Ask the suites in their order and write `evaluations/<suite>.jsonl` under `out`.
 
     Args:
@@ -156,7 +157,7 @@ def evaluate_suites(
     """
     progress = progress or Progress()
     baseline = out if baseline is None else baseline
-    evaluation: Evaluation = {}
+    evaluation: SuiteFigures = {}
     answers = _Answers(asked, progress)
     with undisturbed(asked.model):
         for suite in suites:
@@ -170,7 +171,7 @@ def evaluate_suites(
                 figures = judge_samples(suite, groups, texts, out) | general_figures(groups, texts)
             else:
                 figures = _score_fixed(asked, suite, out, baseline, progress)
-            evaluation[suite.name] = {metric: score.as_dict() for metric, score in figures.items()}
+            evaluation[suite.name] = figures_of(figures)
     return evaluation
 
 
@@ -218,18 +219,11 @@ def _ask(given: _Answers, suite: AnswerSuite | WinRateSuite, out: Path) -> dict[
         for one, answers in zip(suite.questions, texts, strict=True)
     ]
     records = [
-        {
-            "prompt": one.text,
-            "completion": text,
-            "answer": one.answer,
-            "score": score,
-            "tokens": len(completion.answer_ids),
-            "finish": str(completion.finish),
-        }
+        AnswerLine(one.text, text, one.answer, score, len(completion.answer_ids), str(completion.finish))
         for one, group, answers, points in zip(suite.questions, groups, texts, judged, strict=True)
         for completion, text, score in zip(group, answers, points, strict=True)
     ]
-    write_jsonl(_answers_path(out, suite.name), records)
+    write_jsonl(answers_path(out, suite.name), (record.to_json() for record in records))
     described = general_figures(groups, texts)
     if isinstance(suite, WinRateSuite):
         return described
@@ -271,17 +265,17 @@ def _score_fixed(
         lengths = [len(answer.ids) for answer in fixed]
         phase.advance(len(fixed), tokens=sum(lengths))
     records = [
-        {
-            "prompt": one.text,
-            "completion": asked.encoder.tokens.decode(answer.ids),
-            "answer": one.answer,
-            "score": total / len(answer.ids),
-            "tokens": len(answer.ids),
-            "finish": answer.finish,
-        }
+        AnswerLine(
+            prompt=one.text,
+            completion=asked.encoder.tokens.decode(answer.ids),
+            answer=one.answer,
+            score=total / len(answer.ids),
+            tokens=len(answer.ids),
+            finish=answer.finish,
+        )
         for one, answer, total in zip(suite.questions, fixed, nats, strict=True)
     ]
-    write_jsonl(_answers_path(out, suite.name), records)
+    write_jsonl(answers_path(out, suite.name), (record.to_json() for record in records))
     return {
         "perplexity": perplexity(nats, lengths),
         "perplexity_change": perplexity_change(nats, before, lengths),
@@ -298,8 +292,8 @@ def _fixed_answers(asked: Asked, suite: PerplexitySuite) -> list[FixedAnswer]:
 # ---------------------------------------------------------------- asked before
 
 
-def _answers_path(out: Path, suite: str) -> Path:
-    return out / "evaluations" / f"{suite}.jsonl"
+def _identities_path(out: Path) -> Path:
+    return out / "evaluations" / "identity.json"
 
 
 def _identities(
@@ -342,29 +336,28 @@ def _weights_of(folder: Path) -> str:
 
 
 def _judged_again(
-    suites: Sequence[SuiteSettings], known: Evaluation, out: Path, baseline: Path, device: str, progress: Progress
-) -> Evaluation:
+    suites: Sequence[SuiteSettings], known: SuiteFigures, out: Path, baseline: Path, device: str, progress: Progress
+) -> SuiteFigures:
     """The win rates of answers that were given before: their judge may have been trained, or trained anew, since."""
-    again: Evaluation = {}
+    again: SuiteFigures = {}
     for settings in suites:
         if settings.name in known and isinstance(suite := load_suite(settings), WinRateSuite):
             judged = judge_answers(suite, out, baseline, device=device, progress=progress)
             described = {name: score for name, score in known[suite.name].items() if name not in WIN_RATE_METRICS}
-            again[suite.name] = {name: score.as_dict() for name, score in judged.items()} | described
+            again[suite.name] = figures_of(judged) | described
     return again
 
 
-def _known(folder: StageFolder, identities: dict[str, str]) -> Evaluation:
+def _known(folder: StageFolder, identities: dict[str, str]) -> SuiteFigures:
     """The figures of suites that were asked before, and whose files are still there."""
-    path = folder.path / "evaluations" / "identity.json"
-    figures = folder.evaluation()
-    if figures is None or not path.exists():
+    path, evaluation = _identities_path(folder.path), folder.document(Evaluation)
+    if evaluation is None or not path.exists():
         return {}
-    before = read_json(path)
+    before, figures = SuiteIdentities.from_json(read_json(path)).suites, evaluation.suites
     return {
         name: figures[name]
         for name, identity in identities.items()
-        if before.get(name) == identity and name in figures and _answers_path(folder.path, name).exists()
+        if before.get(name) == identity and name in figures and answers_path(folder.path, name).exists()
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.intervals import quantile
 from posttrain.report.charts import Chart, Key, Note, Path, Rule, Tick, dots, joined, x_axis_ticks, y_axis_ticks
 from posttrain.report.numbers import HARD_SPACE, Axis, axis, count, interval, number, tick_labels, ticks
-from posttrain.runs.read import Score
+from posttrain.runs.records.evaluation import Figure
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ("5 % below", "25 % below", "median", "75 % below", "95 % below")
@@ -119,7 +119,7 @@ def layer_chart(
     )
 
 
-def score_chart(title: str, scores: Sequence[tuple[int, Score]], best: int | None, unit: str = "") -> Chart:
+def score_chart(title: str, scores: Sequence[tuple[int, Figure]], best: int | None, unit: str = "") -> Chart:
     """A score at some steps with its 95 % interval; the first one is ruled, and the best is marked."""
     bounds = [bound for _, score in scores for bound in (score.value, score.low, score.high) if bound is not None]
     across = steps_axis([step for step, _ in scores])
@@ -240,7 +240,7 @@ def _readout(across: Axis, up: Axis, unit: str, series: Sequence[Series]) -> dic
     }
 
 
-def _score_series(scores: Sequence[tuple[int, Score]]) -> list[Series]:
+def _score_series(scores: Sequence[tuple[int, Figure]]) -> list[Series]:
     highs = [(step, score.high) for step, score in scores if score.high is not None]
     lows = [(step, score.low) for step, score in scores if score.low is not None]
     found: list[Series] = [("score", "accent", [step for step, _ in scores], [score.value for _, score in scores])]

@@ -20,7 +20,7 @@ from posttrain.report.charts import (
 )
 from posttrain.report.numbers import Axis, axis, count, interval, number
 from posttrain.report.summaries import Bins, bins, box, downsample
-from posttrain.runs.read import Score
+from posttrain.runs.records.evaluation import Figure
 
 MOST_OUTLIERS = 40
 MOST_POINTS = 600
@@ -172,7 +172,7 @@ def cloud(
     )
 
 
-def reliability_chart(title: str, points: Sequence[tuple[float, Score]], caption: str = "") -> Chart:
+def reliability_chart(title: str, points: Sequence[tuple[float, Figure]], caption: str = "") -> Chart:
     """Confidence across, accuracy up, each with its 95 % interval; on the diagonal the two are the same.
 
     points: (mean confidence, accuracy) of verdicts of like confidence, from the least sure to the surest.
@@ -210,7 +210,7 @@ def _around_zero(values: Sequence[float]) -> Axis:
 
 def interval_chart(
     title: str,
-    scores: Sequence[tuple[str, Score]],
+    scores: Sequence[tuple[str, Figure]],
     unit: str,
     subtitle: str = "",
     limit: float | None = None,

@@ -25,7 +25,7 @@ from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.verdict import verdict
 from posttrain.runs.read import Run, read_run
-from posttrain.runs.tolerant import as_number, as_text
+from posttrain.runs.values import as_text
 
 REPORT = "report.html"
 REWARD_MODEL = "posttrain_reward.json"
@@ -126,24 +126,26 @@ def _yaml(text: str) -> Markup:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     environment = run.environment
-    facts = [("Date", moment(as_text(run.about.get("created"))))]
+    facts = [("Date", moment(run.about.created or ""))]
     if run.seconds is not None:
         facts.append(("Total time", duration(run.seconds)))
-    machine = [as_text(environment.get("cpu"))]
-    threads, memory = as_number(environment.get("threads")), as_number(environment.get("memory_gb"))
-    if threads:
-        machine.append(f"{threads:.0f} thread{'s' if threads > 1 else ''}")
-    if memory:
+    machine = [environment.cpu]
+    if threads := environment.threads:
+        machine.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    if memory := environment.memory_gb:
         machine.append(f"{memory:.1f} GB".replace(".0 GB", " GB"))
-    device = as_text(environment.get("device"))
-    if device != "cpu":
-        machine.append(device)
+    if environment.device != "cpu":
+        machine.append(environment.device)
     facts.append(("Machine", ", ".join(part for part in machine if part)))
-    facts.append(("System", as_text(environment.get("platform"))))
-    shown = {"cpu", "threads", "memory_gb", "device", "platform"}
-    versions = [f"posttrain {as_text(run.about['posttrain_version'])}"] if run.about.get("posttrain_version") else []
-    versions += [f"{name} {as_text(value)}" for name, value in environment.items() if name not in shown and value]
-    facts.append(("Versions", ", ".join(versions)))
+    facts.append(("System", environment.platform or ""))
+    versions = {
+        "posttrain": run.about.posttrain_version,
+        "python": environment.python,
+        "torch": environment.torch,
+        "transformers": environment.transformers,
+        **environment.more,
+    }
+    facts.append(("Versions", ", ".join(f"{name} {as_text(value)}" for name, value in versions.items() if value)))
     return [(title, value) for title, value in facts if value]
 
 

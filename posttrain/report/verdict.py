@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.report.evaluation import Change, Table, TableRow, Wanted
-from posttrain.report.finding import Finding
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
+from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
 from posttrain.runs.read import Curve, Run, Stage
-from posttrain.runs.tolerant import Files, as_list, as_mapping, as_number, as_text, numbers_of
+from posttrain.runs.records.preflight import CheckRecord
 
 MOST_MOVES = 8
 AGAIN = "Give the same `posttrain run` command again"
@@ -40,11 +39,11 @@ class Verdict:
     kind: str
     grade: str
     headline: str
-    ran: list[Finding]
+    ran: list[Statement]
     """What was trained, a line per stage."""
-    found: list[Finding]
+    found: list[Statement]
     """What moved and what went wrong."""
-    actions: list[Finding]
+    actions: list[Statement]
 
 
 def verdict(run: Run, table: Table) -> Verdict:
@@ -55,14 +54,14 @@ def verdict(run: Run, table: Table) -> Verdict:
     found.sort(key=lambda finding: KINDS.index(finding.kind))
     kind, grade = _grade(run, found, actions)
     if not actions and run.status == "done":
-        actions = [Finding("good", "Nothing asks for action.")]
+        actions = [Statement("good", "Nothing asks for action.")]
     elif not actions:
-        actions = [Finding("warn", f"{AGAIN}: finished stages are kept.")]
+        actions = [Statement("warn", f"{AGAIN}: finished stages are kept.")]
     said = f"{headline(run)} {_tally(run, table)}".strip()
     return Verdict(kind, grade, said, [_what_ran(stage) for stage in run.stages], found, actions)
 
 
-def _grade(run: Run, found: list[Finding], actions: list[Finding]) -> tuple[str, str]:
+def _grade(run: Run, found: list[Statement], actions: list[Statement]) -> tuple[str, str]:
     if run.status == "failed" or any(stage.status == "failed" for stage in run.stages):
         return "bad", "failed"
     if run.status == "interrupted":
@@ -125,27 +124,26 @@ def _enumeration(names: list[str]) -> str:
 def _at_step(stage: Stage) -> str:
     if stage.last_step is None:
         return " before its first step"
-    total = as_number(stage.about.get("steps"))
+    total = stage.about.steps
     return f" at step {count(stage.last_step)}" + (f" of {count(total)}" if total else "")
 
 
-def _what_ran(stage: Stage) -> Finding:
+def _what_ran(stage: Stage) -> Statement:
     if stage.status == "planned":
-        return Finding("plain", f"{_called(stage)} was not started.")
+        return Statement("plain", f"{_called(stage)} was not started.")
     parts = []
-    kept = as_number(stage.data.get("kept"))
-    if kept is not None:
-        parts.append(f"{count(kept)} rows")
+    data, parameters = stage.about.data, stage.about.parameters
+    if data is not None and data.kept is not None:
+        parts.append(f"{count(data.kept)} rows")
     if stage.last_step:
         parts.append(f"{count(stage.last_step)} step{'s' if stage.last_step > 1 else ''}")
-    parameters = as_mapping(stage.about.get("parameters"))
-    total, trainable = as_number(parameters.get("total")), as_number(parameters.get("trainable"))
-    if total and trainable is not None:
+    if parameters is not None and parameters.total and (trainable := parameters.trainable) is not None:
+        total = parameters.total
         share = "all" if trainable == total else f"{number(trainable / total, 'share')} of the"
         parts.append(f"{share} {short_count(total)} parameters trained")
     if stage.seconds is not None:
         parts.append(duration(stage.seconds))
-    return Finding("plain", f"{_called(stage)}: {', '.join(parts) or stage.status}.")
+    return Statement("plain", f"{_called(stage)}: {', '.join(parts) or stage.status}.")
 
 
 def _called(stage: Stage) -> str:
@@ -155,14 +153,14 @@ def _called(stage: Stage) -> str:
 # ---------------------------------------------------------------- what moved
 
 
-def _movements(table: Table) -> list[Finding]:
+def _movements(table: Table) -> list[Statement]:
     """What the suites are asked for, and what else became worse; at most eight, the worst first."""
     told = [row for row in table.rows if row.last is not None and row.telling]
     told.sort(key=lambda row: ORDER[row.last.change] if row.last else 9)
     return [_movement(row) for row in told[:MOST_MOVES]]
 
 
-def _movement(row: TableRow) -> Finding:
+def _movement(row: TableRow) -> Statement:
     last, first = row.last, row.cells[0]
     assert last is not None
     name = f"{row.suite}: {row.meaning.title}"
@@ -187,19 +185,17 @@ def _movement(row: TableRow) -> Finding:
     if row.meaning.wanted is Wanted.STILL and last.change is Change.WORSE:
         # How far a model may drift depends on what it was: a base model that learns to answer must leave where it was.
         kind, said = "warn", "beyond its limit"
-    return Finding(kind, f"{path}{': ' + said if said else ''}.", last.why)
+    return Statement(kind, f"{path}{': ' + said if said else ''}.", last.why)
 
 
-def _reach(run: Run) -> Iterator[Finding]:
+def _reach(run: Run) -> Iterator[Statement]:
     """What each stage did to pass@k, in the words of pass_at_k.json."""
-    changes = as_list(Files(run.folder).record(run.folder / "pass_at_k.json").get("changes"))
-    for one in map(as_mapping, changes):
-        if said := as_text(one.get("said")):
-            kind = "good" if one.get("verdict") == "widened" else "plain"
-            yield Finding(kind, f"{as_text(one.get('suite'))}: {said}")
+    for change in run.pass_at_k:
+        if change.said:
+            yield Statement("good" if change.verdict == "widened" else "plain", f"{change.suite}: {change.said}")
 
 
-def _training(stage: Stage) -> Iterator[Finding]:
+def _training(stage: Stage) -> Iterator[Statement]:
     """What the curves say: the loss, the held-out accuracy, overfitting, falling log-probs of the chosen answers."""
     if is_online(stage):  # its loss says nothing, and its pairs are its own
         yield from online_findings(stage)
@@ -212,19 +208,19 @@ def _training(stage: Stage) -> Iterator[Finding]:
         if ends:
             parts.append(f"{split}{title} {number(ends[0], unit)} → {number(ends[1], unit)}")
     if parts:
-        yield Finding("plain", f"{stage.name}: {', '.join(parts)}.")
+        yield Statement("plain", f"{stage.name}: {', '.join(parts)}.")
     turned = overfit(held_out.get("loss"))
     if turned:
         step, rise = turned
-        yield Finding(
+        yield Statement(
             "warn",
             f"{stage.name}: held-out loss was lowest at step {count(step)} and ended {number(rise, 'share')} higher.",
             "the last steps learned the training rows by heart",
         )
     chosen = held_out.get("logprob_chosen_change") or train.get("logprob_chosen_change")
     ends = head_and_tail(chosen.values) if chosen else None
-    if ends and ends[1] < -1.0 and not any(alarm.get("name") == "likelihood_displacement" for alarm in stage.alarms):
-        yield Finding(
+    if ends and ends[1] < -1.0 and not any(alarm.name == "likelihood_displacement" for alarm in stage.alarms):
+        yield Statement(
             "plain",
             f"{stage.name}: the chosen answers, too, became less likely ({number(ends[1])} nats per answer).",
             "the margin grew because the rejected ones fell further",
@@ -243,10 +239,10 @@ def overfit(curve: Curve | None) -> tuple[float, float] | None:
     return (step, last / lowest - 1) if lowest > 0 and last > lowest * (1 + OVERFIT) else None
 
 
-def _alarm_findings(stage: Stage) -> Iterator[Finding]:
+def _alarm_findings(stage: Stage) -> Iterator[Statement]:
     for group in group_alarms(stage):
         kind = "bad" if group.severity == "critical" else "warn"
-        yield Finding(kind, f"{stage.name}, alarm {alarm_name(group)} ({group.when}): {group.message}")
+        yield Statement(kind, f"{stage.name}, alarm {alarm_name(group)} ({group.when}): {group.message}")
 
 
 def alarm_name(group: AlarmGroup) -> str:
@@ -256,12 +252,12 @@ def alarm_name(group: AlarmGroup) -> str:
 # ---------------------------------------------------------------- what to do
 
 
-def _actions(run: Run, table: Table) -> list[Finding]:
-    actions: list[Finding] = []
+def _actions(run: Run, table: Table) -> list[Statement]:
+    actions: list[Statement] = []
     for stage in run.stages:
         actions += _stopped(stage)
         actions += [
-            Finding(
+            Statement(
                 "bad" if group.severity == "critical" else "warn", group.remedy, f"{stage.name}: {alarm_name(group)}"
             )
             for group in group_alarms(stage)
@@ -272,7 +268,7 @@ def _actions(run: Run, table: Table) -> list[Finding]:
         turned = overfit(stage.curves.get("held_out", {}).get("loss"))
         if turned:
             actions.append(
-                Finding("warn", f"Stop near step {count(turned[0])}, or train for fewer epochs.", stage.name)
+                Statement("warn", f"Stop near step {count(turned[0])}, or train for fewer epochs.", stage.name)
             )
     for row in table.rows:
         if row.last and row.last.change is Change.WORSE:
@@ -281,47 +277,47 @@ def _actions(run: Run, table: Table) -> list[Finding]:
                 if row.meaning.wanted is Wanted.STILL
                 else "Read its answers before and after, below, and see what became worse."
             )
-            actions.append(Finding("warn", text, f"{row.suite}: {row.meaning.title}"))
+            actions.append(Statement("warn", text, f"{row.suite}: {row.meaning.title}"))
     unique = {(action.text, action.detail): action for action in actions}
     return sorted(unique.values(), key=lambda action: KINDS.index(action.kind))
 
 
-def _stopped(stage: Stage) -> Iterator[Finding]:
-    if stage.error:
-        yield Finding("bad", stage.error, f"why {stage.name} stopped")
+def _stopped(stage: Stage) -> Iterator[Statement]:
+    if stage.about.error:
+        yield Statement("bad", stage.about.error, f"why {stage.name} stopped")
     if stage.status in ("failed", "interrupted", "running"):
         last = stage.checkpoints[-1] if stage.checkpoints else ""
         resumes = f"goes on from {last}" if last else "begins again, for it has no checkpoint yet"
         again = f"If it was killed, {AGAIN[:1].lower()}{AGAIN[1:]}" if stage.status == "running" else AGAIN
         kind = "plain" if stage.status == "running" else "warn"
-        yield Finding(kind, f"{again}: finished stages are kept, {stage.name} {resumes}.")
+        yield Statement(kind, f"{again}: finished stages are kept, {stage.name} {resumes}.")
 
 
-def _checks_to_mend(stage: Stage) -> Iterator[Finding]:
+def _checks_to_mend(stage: Stage) -> Iterator[Statement]:
     for check in _checks(stage):
-        remedy = sentence(as_text(check.get("remedy")))
-        if check.get("status") in ("warn", "fail") and remedy:
-            kind = "bad" if check["status"] == "fail" else "warn"
-            yield Finding(kind, remedy, f"{stage.name}, check: {as_text(check.get('title') or check.get('name'))}")
+        if check.status in ("warn", "fail") and check.remedy:
+            kind = "bad" if check.status == "fail" else "warn"
+            yield Statement(kind, sentence(check.remedy), f"{stage.name}, check: {check.title or check.name}")
 
 
-def _checks(stage: Stage) -> list[dict[str, Any]]:
-    return [as_mapping(check) for check in as_list(stage.preflight.get("checks"))]
+def _checks(stage: Stage) -> Sequence[CheckRecord]:
+    return stage.preflight.checks if stage.preflight is not None else ()
 
 
-def _lost_rows(stage: Stage) -> Iterator[Finding]:
-    read = as_number(stage.data.get("read"))
-    if not read:
+def _lost_rows(stage: Stage) -> Iterator[Statement]:
+    data = stage.about.data
+    if data is None or not data.read:
         return
-    said = any(check.get("name") == "data" and check.get("remedy") for check in _checks(stage))
-    for what, consequence in (
-        ("dropped", "were dropped; dropped.jsonl lists them"),
-        ("truncated", "were cut short; a larger max_length keeps them whole"),
+    said = any(check.name == "data" and check.remedy for check in _checks(stage))
+    for reasons, consequence in (
+        ({} if said else data.dropped, "were dropped; dropped.jsonl lists them"),
+        (data.truncated_by_reason, "were cut short; a larger max_length keeps them whole"),
     ):
-        reasons = numbers_of(stage.data.get(what))
         lost = sum(reasons.values())
-        if lost / read >= NOTABLE_LOSS and not (said and what == "dropped"):
+        if lost / data.read >= NOTABLE_LOSS:
             main = max(reasons, key=lambda reason: reasons[reason]).replace("_", " ")
-            yield Finding(
-                "warn", f"{number(lost / read, 'share')} of the rows {consequence}.", f"{stage.name}: mostly {main}"
+            yield Statement(
+                "warn",
+                f"{number(lost / data.read, 'share')} of the rows {consequence}.",
+                f"{stage.name}: mostly {main}",
             )

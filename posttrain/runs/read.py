@@ -281,11 +281,12 @@ def _read_curves(files: Files, path: Path) -> tuple[dict[str, dict[str, Curve]],
         if line.step is None or not line.values:
             continue
         rows = by_split.setdefault(line.split or "train", {})
-        repeated += line.step in rows
+        step = float(line.step)
+        repeated += step in rows
         # A value too large to draw is a gap of the picture; the file keeps it.
-        rows[line.step] = {name: as_number(value) for name, value in line.values.items()}
+        rows[step] = {name: as_number(value) for name, value in line.values.items()}
         if line.epoch and line.step:
-            epochs_per_step = line.epoch / line.step
+            epochs_per_step = line.epoch / step
     if repeated:
         files.note(path, f"{repeated} steps were written twice (the run was resumed); the later values are shown")
     return {split: _columns(rows) for split, rows in by_split.items()}, epochs_per_step

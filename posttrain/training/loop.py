@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import RowStage, TrainingStage
 from posttrain.diagnostics import metrics as metric_tools
-from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
+from posttrain.diagnostics.alarms import Alarms, make_checks, non_finite
 from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
 from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
 from posttrain.models.tree.logprobs import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
+from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.training import checkpoint, faults
 from posttrain.training.checks.memory import MemoryPlan, explained
 from posttrain.training.checks.preflight import Decoder
@@ -220,13 +221,15 @@ class Loop:
         values = {**metric_tools.values(measured.metrics), **extra}
         if split == "train":
             values |= self.source.ended(self.step, values)
-        self.folder.append_metrics(
-            step=self.step,
-            epoch=self.source.epoch_after(self.step),
-            seconds=self.seconds,
-            values=values,
-            counts=metric_tools.counts(measured.metrics),
-            split=split,
+        self.folder.append(
+            MetricsLine(
+                step=self.step,
+                epoch=self.source.epoch_after(self.step),
+                seconds=self.seconds,
+                split=split,
+                values=values,
+                counts=metric_tools.counts(measured.metrics),
+            )
         )
         return values
 
@@ -270,7 +273,7 @@ class Loop:
             columns = measured.per_tree
             for index, row in enumerate(measured.rows):
                 figures = {name: column[index] for name, column in columns.items()}
-                self.folder.append_pair({"when": when, "row": str(row), **figures})
+                self.folder.append(HeldOutRow(when, str(row), figures))
 
     def _write_samples(self) -> None:
         """What the policy gives a few rows now, as text with log-probs."""
@@ -280,17 +283,11 @@ class Loop:
         for tree in trees:
             values = branch_values(work.policy, work.reference, work.algorithm, tree)
             prompt, responses = _texts(tree, work.decoder)
-            self.folder.append_sample(
-                {
-                    "step": self.step,
-                    "row": str(tree.row),
-                    "prompt": prompt,
-                    "responses": [
-                        {"role": role, "text": text, **{name: column[place] for name, column in values.items()}}
-                        for place, (role, text) in enumerate(zip(tree.roles, responses, strict=True))
-                    ],
-                }
+            watched = tuple(
+                WatchedResponse(role, text, {name: column[place] for name, column in values.items()})
+                for place, (role, text) in enumerate(zip(tree.roles, responses, strict=True))
             )
+            self.folder.append(WatchedRow(self.step, str(tree.row), prompt, watched))
 
     # ------------------------------------------------------------ alarms and checkpoints
 
@@ -307,7 +304,7 @@ class Loop:
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
-            self.folder.append_alarm(alarm.record())
+            self.folder.append(alarm)
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
         on_critical = self.work.stage.alarms.on_critical == "stop"
         for alarm in alarms:
@@ -360,7 +357,7 @@ class Loop:
         not good by their age, since a weight may have been NaN for long before a loss was."""
         finite = checkpoint.latest_finite(self.folder.checkpoints)
         name = None if finite is None else str(finite.relative_to(self.folder.path))
-        self.folder.append_alarm(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name).record())
+        self.folder.append(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name))
         self.folder.sync()
 
     def _non_finite_state(self) -> list[str]:

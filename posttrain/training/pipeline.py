@@ -44,6 +44,10 @@ from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
+from posttrain.runs.records.evaluation import Evaluation
+from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
+from posttrain.runs.records.run import Summary
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.checks.memory import EVALUATION_REMEDY, explained
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.order import stream_seed
@@ -208,7 +212,7 @@ def _speech_of(stage: TrainingStage | None, start: str | Path, run: RunFolder) -
     spoken = speech_of(resolve(start))
     if stage is None:
         return _Speech(spoken.settings(), "auto")
-    return _Speech(stage_encoding(stage, spoken, str(run.run()["date"]))[0], stage.compute.device)
+    return _Speech(stage_encoding(stage, spoken, str(run.run().date))[0], stage.compute.device)
 
 
 def _train_stage(
@@ -223,7 +227,7 @@ def _train_stage(
     evaluate: bool,
 ) -> None:
     stage = _with_data(stage, run)
-    record = folder.stage() if folder.exists else {}
+    record = folder.stage() if folder.exists else StageRecord()
     with progress.doing(f"{folder.name}: hashing the data and the start model"):
         identity = _quick_identity(stage, start, recipe.seed)
     if _is_done(record, identity, folder, stage):
@@ -252,10 +256,10 @@ def _train_stage(
 def _correct(
     stage: Correction, model: str | Path, folder: StageFolder, recipe: Recipe, speech: _Speech, progress: Progress
 ) -> None:
-    record = folder.stage() if folder.exists else {}
+    record = folder.stage() if folder.exists else StageRecord()
     identity = _quick_identity(stage, model, recipe.seed, speech.encoding.template_identity)
     output = folder.path / "data.jsonl"
-    if record.get("status") == "done" and record.get("quick_identity") == identity and output.exists():
+    if record.status == "done" and record.quick_identity == identity and output.exists():
         progress.say(f"{folder.name}: done before, and nothing that it depends on has changed")
         return
     folder.write_config(stage_yaml(stage))
@@ -300,19 +304,19 @@ def _quick_identity(stage: StageSettings, start: str | Path, seed: int, *more: s
     return stage_fingerprint(stage, data=contents, start_model=folder_fingerprint(resolve(start).folder), seed=seed)
 
 
-def _is_done(record: Mapping[str, Any], identity: str, folder: StageFolder, stage: StageSettings) -> bool:
-    if isinstance(stage, SamplingStage) and record.get("examine_keep", stage.examine.keep) != stage.examine.keep:
+def _is_done(record: StageRecord, identity: str, folder: StageFolder, stage: StageSettings) -> bool:
+    if isinstance(stage, SamplingStage) and record.examine_keep not in (None, stage.examine.keep):
         return False  # it ended with other weights than are asked for now
-    return record.get("status") == "done" and record.get("quick_identity") == identity and (folder.model).is_dir()
+    return record.status == "done" and record.quick_identity == identity and (folder.model).is_dir()
 
 
-def _refuse_changed(record: Mapping[str, Any], identity: str, stage: TrainingStage, folder: StageFolder) -> None:
+def _refuse_changed(record: StageRecord, identity: str, stage: TrainingStage, folder: StageFolder) -> None:
     """A stage that began with other inputs is not continued with these."""
-    if record.get("status") == "done":
+    if record.status == "done":
         # It is finished, and its inputs changed: it is run again, from the start.
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         return
-    if record.get("quick_identity") in (None, identity) or not folder.checkpoints.exists():
+    if record.quick_identity in (None, identity) or not folder.checkpoints.exists():
         return
     before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
     changed = what_changed(before, stage)
@@ -329,7 +333,7 @@ def _forget(run: RunFolder) -> None:
     if not run.exists:
         return
     try:
-        names = [entry["name"] for entry in run.run().get("stages", [])]
+        names = [entry.name for entry in run.run().stages]
     except SourceError:  # a record that cannot be read is no reason not to begin anew
         names = [path.parent.name for path in run.path.glob("*/stage.json")]
     for name in [*names, "start"]:
@@ -382,7 +386,7 @@ def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
     if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
         return suite
     judge = run.stage(suite.reward_model.stage)
-    if not judge.exists or judge.stage().get("status") != "done" or not judge.model.is_dir():
+    if not judge.exists or judge.stage().status != "done" or not judge.model.is_dir():
         return suite
     return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
 
@@ -413,22 +417,22 @@ def _summarise(run: RunFolder, recipe: Recipe) -> None:
 
     And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
     """
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, float | None]] = {}
     for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation, reward = folder.evaluation(), folder.reward_evaluation() or folder.step_evaluation()
-        figures = {
-            f"{suite}.{metric}": entry["value"]
-            for suite, metrics in (evaluation or {}).items()
-            for metric, entry in metrics.items()
-        }
-        for head in ("untrained", "trained"):
-            scored = (reward or {}).get(head) or {}
-            figures |= {f"{head}.{metric}": entry["value"] for metric, entry in scored.items()}
-        examined = (folder.stage().get("held_out_score") if folder.exists else None) or {}
-        figures |= {f"{HELD_OUT}.{moment}": entry["value"] for moment, entry in examined.items()}
+        evaluation = folder.document(Evaluation)
+        reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
+        examined = folder.stage().held_out_score if folder.exists else None
+        figures: dict[str, float | None] = {}
+        for suite, metrics in evaluation.suites.items() if evaluation else ():
+            figures |= {f"{suite}.{metric}": figure.value for metric, figure in metrics.items()}
+        for head, scored in (("untrained", reward.untrained), ("trained", reward.trained)) if reward else ():
+            figures |= {f"{head}.{metric}": figure.value for metric, figure in (scored or {}).items()}
+        if examined is not None:
+            moments = {"start": examined.start, "best": examined.best, "last": examined.last, "kept": examined.kept}
+            figures |= {f"{HELD_OUT}.{moment}": score.value for moment, score in moments.items()}
         if figures:
             table[folder.name] = figures
-    run.write_summary(table)
+    run.write(Summary(table))
     suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
     if suites:
         folders = {folder.name: folder.path for folder in [run.start, *(run.stage(s.name) for s in recipe.stages)]}

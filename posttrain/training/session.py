@@ -27,6 +27,7 @@ from posttrain.report import write_report
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import Alarm
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.records import now
@@ -54,10 +55,10 @@ class Run:
 
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: {"step", "epoch", "seconds", "split", "values", "counts"}."""
-        return RunFolder(self.folder).stage(self.stage).metrics(split)
+        return [line.to_json() for line in RunFolder(self.folder).stage(self.stage).metrics(split)]
 
     def alarms(self) -> list[dict[str, Any]]:
-        return RunFolder(self.folder).stage(self.stage).alarms()
+        return [alarm.to_json() for alarm in RunFolder(self.folder).stage(self.stage).lines(Alarm)]
 
 
 def load(

@@ -25,6 +25,8 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.rewards import Rubric, Scorer, gold_check, unjudged
 from posttrain.rewards.rubric import GoldFailure
 from posttrain.rollout.engine import Engine
+from posttrain.runs.records.preflight import DecodedRow
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import check_router
 from posttrain.training.checks import preflight
 from posttrain.training.checks.memory import fitting_microbatch, plan, working_memory
@@ -61,7 +63,7 @@ def prove(
     objective: Algorithm,
     tasks: TaskSet,
     gold: Check,
-    resumed: dict[str, Any] | None,
+    resumed: StageRecord | None,
     program: int = 0,
 ) -> tuple[preflight.Preflight, int]:
     """All checks, on completions of the start, and the tokens of a micro-batch.
@@ -87,8 +89,8 @@ def prove(
     asked = stage.compute.tokens_per_microbatch
     if asked != "auto":
         budget = int(asked)
-    elif resumed and resumed.get("tokens_per_microbatch"):
-        budget = int(resumed["tokens_per_microbatch"])
+    elif resumed is not None and resumed.tokens_per_microbatch:
+        budget = resumed.tokens_per_microbatch
     else:
         answers = stage.completions_per_prompt * stage.sampling.max_new_tokens
         budget = fitting_microbatch(
@@ -124,12 +126,12 @@ def whole_groups(prompt: int, answers: int) -> int:
     return prompt + -(-answers // parts)
 
 
-def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[dict[str, Any], ...]:
+def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[DecodedRow, ...]:
     """The completions as text; none of them is better than another yet."""
-    shown: list[dict[str, Any]] = []
+    shown: list[DecodedRow] = []
     for entry in preflight.decoded_rows(rows, encoder):
-        number = sum(other["row"] == entry["row"] for other in shown) + 1
-        shown.append({**entry, "kind": f"completion {number}"})
+        number = sum(other.row == entry.row for other in shown) + 1
+        shown.append(replace(entry, kind=f"completion {number}"))
     return tuple(shown)
 
 
@@ -189,11 +191,16 @@ def _pair(tree: TokenTree) -> TokenTree:
 
 def _check_tasks(tasks: TaskSet) -> Check:
     counts = tasks.counts
-    lost = sum(counts["dropped"].values())
-    evidence = {key: counts[key] for key in ("read", "rows", "held_out_rows", "dropped")}
-    detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
-    detail = "; ".join([detail, *counts.get("notes", ())])
-    if lost > 0.05 * counts["read"]:
+    lost = sum(counts.dropped.values())
+    evidence = {
+        "read": counts.read,
+        "rows": counts.rows,
+        "held_out_rows": counts.held_out_rows,
+        "dropped": counts.dropped,
+    }
+    detail = f"{counts.rows:,} tasks to train on, {counts.held_out_rows:,} held out, {lost:,} dropped"
+    detail = "; ".join([detail, *counts.notes])
+    if lost > 0.05 * (counts.read or 0):
         return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
     keys = {key for prompt in tasks.train[:GOLD_TASKS] for key in prompt.task.metadata}
     if near := misspelt(keys, TASK_COLUMNS):

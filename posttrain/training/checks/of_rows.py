@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from posttrain.config import PreferenceStage, TrainingStage
 from posttrain.data.reward_encode import RewardEncoder
@@ -11,6 +10,7 @@ from posttrain.models.tree.heads import ScoreModel
 from posttrain.models.tree.logprobs import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import check_router
 from posttrain.training.checks import preflight
 from posttrain.training.checks.memory import MemoryPlan, Working, fitting_microbatch, plan, working_memory
@@ -30,7 +30,7 @@ def prove(
     objective: Algorithm,
     inputs: Inputs,
     folder: StageFolder,
-    resumed: dict[str, Any] | None,
+    resumed: StageRecord | None,
     progress: Progress,
     program: int = 0,
 ) -> tuple[preflight.Preflight, int]:
@@ -87,7 +87,7 @@ def prove_weights(stage: TrainingStage, policy: TreeModel, folder: StageFolder) 
 
 def stand(proven: preflight.Preflight, stage: TrainingStage, folder: StageFolder) -> None:
     """Write the checks down, and stop at one that failed if the stage says so."""
-    folder.write_preflight(proven.record())
+    folder.write(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
 
@@ -112,7 +112,11 @@ def _data_checks(stage: TrainingStage, inputs: Inputs) -> list[preflight.Check]:
     ends = inputs.encoder.end_ids if isinstance(inputs.encoder, RewardEncoder) else inputs.encoder.stop_ids
     return [
         preflight.check_data(
-            counts["kept"], counts["dropped"], counts["truncated"], counts["tokens"], counts["trained_tokens"]
+            counts.kept or 0,
+            counts.dropped,
+            counts.truncated_by_reason,
+            counts.tokens or 0,
+            counts.trained_tokens or 0,
         ),
         preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
         preflight.check_bos(first, inputs.encoder.tokens.bos_id),
@@ -131,13 +135,13 @@ def _budget(
     largest: TokenTree,
     working: Working,
     live: bool,
-    resumed: dict[str, Any] | None,
+    resumed: StageRecord | None,
 ) -> int:
     asked = stage.compute.tokens_per_microbatch
     if asked != "auto":
         return int(asked)
-    if resumed and resumed.get("tokens_per_microbatch"):
-        return int(resumed["tokens_per_microbatch"])
+    if resumed is not None and resumed.tokens_per_microbatch:
+        return resumed.tokens_per_microbatch
     return fitting_microbatch(
         policy,
         working.per_token,

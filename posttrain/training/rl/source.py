@@ -115,7 +115,7 @@ class OnlineSource:
             trees = setup.learner.trees(rollout, kept)
         with now.phase("write"):
             for record in rollout.records():
-                setup.folder.log("rollouts.jsonl").append(record)
+                setup.folder.append(record)
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
         now.metrics["groups_trained"] = len(trees)
         if not trees:

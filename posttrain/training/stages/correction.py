@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from posttrain.config import Correction, Data
 from posttrain.data.encode import Encoder
@@ -15,6 +14,8 @@ from posttrain.models.folders.loading import load
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.correction_pairs import correction_pairs
@@ -29,7 +30,7 @@ def make_corrections(
     progress: Progress,
     encoding: EncoderSettings | None = None,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> DataCounts:
     """Write data.jsonl into the stage's folder; returns what stage.json says under "data".
 
     Args:
@@ -55,16 +56,27 @@ def make_corrections(
             keep=keep or (),
             samples_per_prompt=stage.samples_per_prompt,
             out=folder.path / "data.jsonl",
-            dropped=folder.path / "dropped.jsonl",
+            dropped=folder.path / DroppedRow.FILE,
             on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
         )
     progress.say(f"{folder.name}: {counts}")
-    return {
-        **counts.as_dict(),
-        "read": rows.counts.read + (keep.counts.read if keep is not None else 0),
-        "kept": counts.pairs,
-        "dropped": counts.skipped,
-    }
+    return DataCounts(
+        read=rows.counts.read + (keep.counts.read if keep is not None else 0),
+        kept=counts.pairs,
+        dropped=counts.skipped,
+        truncated=counts.truncated,
+        findings={},
+        tokens=None,
+        trained_tokens=None,
+        stop_share=None,
+        rows=None,
+        held_out_rows=None,
+        answers=counts.answers,
+        prompts=counts.prompts,
+        pairs=counts.pairs,
+        skipped=counts.skipped,
+        prompts_without_pair=counts.prompts_without_pair,
+    )
 
 
 def rows_to_correct(stage: Correction, folder: StageFolder) -> tuple[Examples, Examples | None]:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.rollout.engine import Completion, Engine, FinishReason, OnFinish
+from posttrain.runs.records.logs import DroppedRow
 from posttrain.types import Demonstration, Example, Message, RowRef, Task
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def correction_pairs(
                     counts.pairs += 1
                     counts.truncated += completion.finish is FinishReason.LENGTH
                 else:
-                    left_out.write({"row": str(one.row), "reason": reason, "message": SKIPPED[reason], "content": text})
+                    left_out.write(DroppedRow(str(one.row), reason, SKIPPED[reason], text).to_json())
                     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
             counts.prompts_without_pair += counts.pairs == before
         if not counts.pairs:

@@ -82,8 +82,8 @@ def write_evaluation(
         step=steps,
         probabilities=not isinstance(stage.objective, Regression),
     )
-    for finding in record["findings"]:
-        progress.say(f"{folder.name}: {finding['message']}; {finding['remedy']}")
+    for finding in record.findings:
+        progress.say(f"{folder.name}: {finding.message}; {finding.remedy}")
     write_reward_evaluation(folder.path, record, scores, untrained=untrained)
 
 
@@ -172,11 +172,11 @@ def _write_steps(
         scores = _step_scores(work, rows)
         phase.advance(len(rows))
     record = evaluate_steps(scores, untrained=untrained)
-    found = record["trained"]
+    found = record.trained
     progress.say(
-        f"{folder.name}: {found['step_accuracy']['value']:.1%} of {record['steps']:,} held-out steps judged right, "
-        f"the first error found (or that there is none) in {found['first_error_accuracy']['value']:.1%} of "
-        f"{record['responses']:,} responses"
+        f"{folder.name}: {found['step_accuracy'].value:.1%} of {record.steps:,} held-out steps judged right, "
+        f"the first error found (or that there is none) in {found['first_error_accuracy'].value:.1%} of "
+        f"{record.responses:,} responses"
     )
     write_step_evaluation(folder.path, record, scores, untrained=untrained)
 

@@ -31,6 +31,8 @@ from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.preflight import Check, Status
 from posttrain.training.objectives import Algorithm
 from posttrain.training.order import stream_seed
@@ -57,7 +59,7 @@ class Inputs:
     rows: Sequence[TokenTree]
     held_out: Sequence[TokenTree]
     encoder: Encoder
-    counts: dict[str, Any]
+    counts: DataCounts
     """What stage.json says under "data"."""
     fingerprints: tuple[str, ...]
     findings: tuple[Check, ...] = ()
@@ -109,7 +111,7 @@ def load_inputs(
             f"{folder.name}: no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing "
             "is measured on rows that were not trained on; raise held_out, or name a file"
         )
-    counts = {**training.record, "rows": len(kept), "held_out_rows": len(out)}
+    counts = replace(training.record, rows=len(kept), held_out_rows=len(out))
     return Inputs(
         every[kept],
         every[out],
@@ -136,7 +138,7 @@ class _Encoded:
 
     split: str
     rows: EncodedDataset
-    record: dict[str, Any]
+    record: DataCounts
     rejected: Path
     """Rows that could not be read, under `bad_rows: skip`."""
     proof: Check
@@ -215,25 +217,27 @@ class _Reader:
         return Recast(examples, kind) if taken_apart(examples, kind) else examples
 
 
-def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
+def _record(examples: Examples, rows: EncodedDataset) -> DataCounts:
     counts = rows.counts
-    return {
-        "format": examples.format,
-        "read": examples.counts.read,
-        "kept": counts.kept,
-        "split": counts.split,
-        "unused_columns": sorted(examples.counts.unused_columns),
-        "unread_keys": dict(sorted(examples.counts.unread_keys.items())),
-        "notes": list(examples.counts.notes),
-        "dropped": {**examples.counts.skipped, **counts.dropped},
-        "truncated": dict(counts.truncated),
-        "findings": dict(counts.findings),
-        "characters": counts.characters,
-        "lost_characters": counts.lost_characters,
-        "tokens": counts.tokens,
-        "trained_tokens": counts.trained_tokens,
-        "stop_share": counts.stop_share,
-    }
+    return DataCounts(
+        read=examples.counts.read,
+        kept=counts.kept,
+        dropped={**examples.counts.skipped, **counts.dropped},
+        truncated=dict(counts.truncated),
+        findings=dict(counts.findings),
+        tokens=counts.tokens,
+        trained_tokens=counts.trained_tokens,
+        stop_share=counts.stop_share,
+        rows=None,
+        held_out_rows=None,
+        notes=tuple(examples.counts.notes),
+        format=examples.format,
+        split=counts.split,
+        unused_columns=tuple(sorted(examples.counts.unused_columns)),
+        unread_keys=dict(sorted(examples.counts.unread_keys.items())),
+        characters=counts.characters,
+        lost_characters=counts.lost_characters,
+    )
 
 
 def _unread_check(split: str, examples: Examples) -> tuple[Check, ...]:
@@ -377,13 +381,12 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
     """Held-out rows from a file of their own; those that are trained on as well are counted and found."""
     trained = set(training.rows.keys)
     shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
-    held_out = {**apart.record, "rows": len(apart.rows), "in_training_rows": len(shared)}
-    counts = {
-        **training.record,
-        "rows": len(training.rows),
-        "held_out_rows": len(apart.rows),
-        "held_out": held_out,
-    }
+    counts = replace(
+        training.record,
+        rows=len(training.rows),
+        held_out_rows=len(apart.rows),
+        held_out=replace(apart.record, rows=len(apart.rows), in_training_rows=len(shared)),
+    )
     check = _held_out_check(apart, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
@@ -401,11 +404,11 @@ def _with_file(training: _Encoded, apart: _Encoded, encoder: Encoder) -> Inputs:
 
 
 def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
-    total, left_out = len(apart.rows), sum(apart.record["dropped"].values())
+    total, left_out = len(apart.rows), sum(apart.record.dropped.values())
     detail = f"{total:,} rows" + (f", {left_out:,} dropped" if left_out else "")
     evidence: dict[str, Any] = {
         "rows": total,
-        "dropped": apart.record["dropped"],
+        "dropped": apart.record.dropped,
         "in_training_rows": len(shared),
     }
     if not shared:
@@ -423,22 +426,23 @@ def _held_out_check(apart: _Encoded, shared: Sequence[int]) -> Check:
 
 
 def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
-    """dropped.jsonl anew, so that a stage that goes on lists each row once: {"row", "reason", ..., "split"}."""
-    path = folder.path / "dropped.jsonl"
-    if not write_jsonl(path, (line for part in parts for line in _left_out(part))):
+    """dropped.jsonl anew, so that a stage that goes on lists each row once."""
+    path = folder.path / DroppedRow.FILE
+    if not write_jsonl(path, (row.to_json() for part in parts for row in _dropped(part))):
         path.unlink()
     for part in parts:
         if part.rejected.parent == folder.path:
             part.rejected.unlink(missing_ok=True)
 
 
-def _left_out(part: _Encoded) -> Iterator[dict[str, Any]]:
+def _dropped(part: _Encoded) -> Iterator[DroppedRow]:
+    """The rows that could not be read, then those that could not be encoded."""
     if part.rejected.exists():
         with part.rejected.open(encoding="utf-8") as lines:
             for line in lines:
-                yield {**json.loads(line), "split": part.split}
-    for record in part.rows.dropped():
-        yield {**record, "split": part.split}
+                yield replace(DroppedRow.from_json(json.loads(line)), split=part.split)
+    for content in part.rows.dropped():
+        yield replace(DroppedRow.from_json(content), split=part.split)
 
 
 # ---------------------------------------------------------------- the encoder's settings

@@ -32,6 +32,7 @@ from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import Parameters, StageRecord, StartModel
 from posttrain.training import checkpoint
 from posttrain.training.balance import balanced
 from posttrain.training.checks import preflight
@@ -71,7 +72,7 @@ def prepare(
     seed: int,
     progress: Progress,
     examples: Examples | Sequence[Task] | None = None,
-    resumed: dict[str, Any] | None = None,
+    resumed: StageRecord | None = None,
     proof_only: bool = False,
     rewards: Sequence[RewardFunction] = (),
 ) -> Prepared:
@@ -210,21 +211,21 @@ def run_stage(
         identity: what the stage depends on, as far as it is known without loading; kept in stage.json.
         evaluate: called with the trained model and its tokenizer.
     """
-    record = folder.stage() if folder.exists else {}
+    record = folder.stage() if folder.exists else StageRecord()
     if checkpoint.latest(folder.checkpoints) is None:
         folder.forget_logs()
-        record = {}
+        record = StageRecord()
     folder.write_config(stage_yaml(stage))
     folder.write_stage(
         name=folder.name,
         method=stage.method,
         status="running",
-        started=record.get("started") or now(),
+        started=record.started or now(),
         quick_identity=identity,
         environment=environment(),
         output=None,
         error=None,
-        warnings=[],
+        warnings=(),
     )
     with Heartbeat(folder.path, progress, stall_after=stage.log.stall_after):
         prepared = prepare(
@@ -257,13 +258,9 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "fingerprint": work.identity,
         "date": prepared.date,
         "environment": environment(work.policy.device),
-        "start_model": {
-            "name": source.name,
-            "path": str(source.folder),
-            "fingerprint": prepared.start_weights,
-        },
+        "start_model": StartModel(source.name, str(source.folder), prepared.start_weights),
         "data": prepared.inputs.counts,
-        "parameters": {key: gradient.evidence[key] for key in ("total", "trainable")},
+        "parameters": Parameters(gradient.evidence["total"], gradient.evidence["trainable"]),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
         "tokens_per_microbatch": work.tokens_per_microbatch,

@@ -34,6 +34,7 @@ from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.rollout.engine import Engine
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import balanced
 from posttrain.training.checks.memory import program_bytes
 from posttrain.training.checks.of_rollouts import check_gold, prove
@@ -71,7 +72,7 @@ def prepare_online(
     seed: int,
     progress: Progress,
     examples: Tasks | None,
-    resumed: dict[str, Any] | None,
+    resumed: StageRecord | None,
     proof_only: bool,
     rewards: Sequence[RewardFunction],
 ) -> Prepared:
@@ -97,7 +98,7 @@ def prepare_online(
         longest=_longest_prompt(stage, settled.positions),
         seed=seed,
     )
-    for note in tasks.counts["notes"]:
+    for note in tasks.counts.notes:
         progress.say(f"{folder.name}: {note}")
     counted.require_written()
     for finding, number in sorted(counted.findings.items()):
@@ -126,7 +127,7 @@ def prepare_online(
         proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed, program)
     proven = proven.after(finite)
     (sampler.close if proof_only else sampler.rest)()
-    folder.write_preflight(proven.record())
+    folder.write(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
     source, start_reference = None, None
