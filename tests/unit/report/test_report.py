@@ -50,8 +50,9 @@ from posttrain.report.summaries import (
 )
 from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
-from posttrain.runs.read import Curve, Run, Score, read_run
-from posttrain.runs.tolerant import as_number, as_text
+from posttrain.runs.read import Curve, Run, read_run
+from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.values import as_number, as_text
 from tests.fake_run import ALARMS, Plan, change_json, metric_line, write_fake_run, write_json, write_lines
 
 SMALL = Plan(steps=12, pairs=8, prompts=8)
@@ -220,7 +221,7 @@ def test_distributions_draw_medians_zeros_and_outliers():
     assert boxes.rows == 2 and subpaths(next(p.d for p in boxes.paths[::-1] if p.look == "outlier")) == 1
     cloud = scatter("Changes", [(1.0, -1.0), (-2.0, -3.0)] * 1000, "nats")
     assert subpaths(cloud.paths[0].d) <= 600 and "drawn" in cloud.caption
-    figures = interval_chart("identity", [("start", Score(0.1, 0.0, 0.2, 9)), ("dpo", Score(0.9))], "share")
+    figures = interval_chart("identity", [("start", Figure(0.1, 0.0, 0.2, 9)), ("dpo", Figure(0.9))], "share")
     assert [note.label for note in figures.notes] == ["10.0\u202f%", "90.0\u202f%"]
     assert [path.look for path in figures.paths] == ["interval", "figure", "figure"]
 
@@ -315,23 +316,23 @@ def test_scores_without_intervals_come_from_the_summary(tmp_path):
 
 def test_a_change_is_called_clear_only_where_chance_does_not_explain_it():
     up, down, open_ = Meaning("m", "share", Wanted.UP), Meaning("m", "", Wanted.DOWN), Meaning("m")
-    low, high, wide = Score(0.1, 0.05, 0.2), Score(0.9, 0.8, 0.95), Score(0.3, 0.1, 0.6)
+    low, high, wide = Figure(0.1, 0.05, 0.2), Figure(0.9, 0.8, 0.95), Figure(0.3, 0.1, 0.6)
     assert judge(low, high, up, None)[0] is Change.BETTER
     assert judge(high, low, up, None)[0] is Change.WORSE
     assert judge(high, low, down, None)[0] is Change.BETTER
     assert judge(low, high, open_, None)[0] is Change.MOVED
     assert judge(low, wide, up, None) == (Change.UNCLEAR, "+20.0 points; the intervals overlap")
     assert judge(low, wide, up, Difference(0.2, 0.1, 0.3, 40))[0] is Change.BETTER
-    assert judge(Score(0.1), Score(0.9), up, None)[1].endswith("no intervals known")
+    assert judge(Figure(0.1), Figure(0.9), up, None)[1].endswith("no intervals known")
     assert judge(low, low, up, None)[0] is Change.SAME
 
 
 def test_a_measure_that_should_stay_has_a_limit():
     still = meaning("perplexity_change")
     assert still.wanted is Wanted.STILL and still.limit == 0.05
-    assert judge(Score(0.0), Score(0.02, 0.01, 0.03), still, None)[0] is Change.SAME
-    assert judge(Score(0.0), Score(0.09, 0.07, 0.11), still, None)[0] is Change.WORSE
-    assert judge(Score(0.0), Score(0.06, 0.04, 0.08), still, None)[0] is Change.UNCLEAR
+    assert judge(Figure(0.0), Figure(0.02, 0.01, 0.03), still, None)[0] is Change.SAME
+    assert judge(Figure(0.0), Figure(0.09, 0.07, 0.11), still, None)[0] is Change.WORSE
+    assert judge(Figure(0.0), Figure(0.06, 0.04, 0.08), still, None)[0] is Change.UNCLEAR
 
 
 def test_metrics_have_names_and_strangers_keep_theirs():
