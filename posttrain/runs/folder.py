@@ -105,6 +105,9 @@ class StageFolder:
     def metrics(self, split: str | None = None) -> list[MetricsLine]:
         return [line for line in self.lines(MetricsLine) if split in (None, line.split)]
 
+    def alarms(self) -> list[Alarm]:
+        return self.lines(Alarm)
+
     def answers(self, suite: str) -> list[AnswerLine]:
         """What the stage's model answered in one evaluation suite."""
         return read_answers(self.path, suite)

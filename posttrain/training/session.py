@@ -27,7 +27,6 @@ from posttrain.report import write_report
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.logs import Alarm
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.records import now
@@ -58,7 +57,7 @@ class Run:
         return [line.to_json() for line in RunFolder(self.folder).stage(self.stage).metrics(split)]
 
     def alarms(self) -> list[dict[str, Any]]:
-        return [alarm.to_json() for alarm in RunFolder(self.folder).stage(self.stage).lines(Alarm)]
+        return [alarm.to_json() for alarm in RunFolder(self.folder).stage(self.stage).alarms()]
 
 
 def load(

@@ -27,7 +27,7 @@ def conclude(folder: StageFolder) -> list[str]:
     warnings = []
     if train and not updates:
         alarm = _no_update(train, about.no_update)
-        if all(raised.name != alarm.name for raised in folder.lines(Alarm)):
+        if all(raised.name != alarm.name for raised in folder.alarms()):
             folder.append(alarm)
         warnings.append(f"{alarm.message}. {alarm.remedy}")
     if about.best_lost:

@@ -30,6 +30,7 @@ from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.preflight import DecodedRow, Piece
 from posttrain.runs.records.run import StageEntry
 from posttrain.types import Message
 from tests.chat_templates import CHATML
@@ -190,9 +191,9 @@ def test_check_ends_with_1_if_a_check_fails(folder: Path, pipeline: Called) -> N
 
 
 def test_trained_text_is_marked_without_colour() -> None:
-    pieces = [{"text": "Q: [x]?\nA:", "trained": False}, {"text": " yes" + "y" * LONGEST_PIECE, "trained": True}]
+    pieces = (Piece("Q: [x]?\nA:", False), Piece(" yes" + "y" * LONGEST_PIECE, True))
     stream = io.StringIO()
-    proof: Any = Proof([], [{"row": "a.jsonl, row 1", "kind": "chosen", "pieces": pieces}])
+    proof: Any = Proof([], [DecodedRow("a.jsonl, row 1", "chosen", pieces)])
     show_preflight(Console(file=stream, width=80), "sft", proof)
     shown = stream.getvalue()
     assert "a.jsonl, row 1 (chosen)" in shown
