@@ -58,7 +58,7 @@ def test_the_engine_is_compared_under_its_own_distribution(
 def test_a_method_without_a_ratio_trains_on_cut_samples(start: Path, tmp_path: Path, method: str) -> None:
     loop = run(prepared(start, tmp_path, method, {"top_p": 0.9, "min_p": 0.02}, seed=3))
     (values,) = [record.values for record in loop.folder.metrics("train")]
-    assert check_of(loop)["status"] == "pass" and values["loss"] == values["loss"]
+    assert check_of(loop).status == "pass" and values["loss"] == values["loss"]
 
 
 @pytest.mark.parametrize("method", ["rft", "gkd"])
@@ -67,7 +67,7 @@ def test_temperature_0_is_the_models_own_answer(start: Path, tmp_path: Path, met
     given = {"teacher": str(teacher)} if method == "gkd" else {"least_reward": 0.0}
     loop = run(prepared(start, tmp_path / "run", method, {"temperature": 0.0}, completions_per_prompt=1, **given))
     (values,) = [record.values for record in loop.folder.metrics("train")]
-    assert check_of(loop)["status"] == "pass" and values["grad_norm"] > 0 and 0 < values["loss"] < 20
+    assert check_of(loop).status == "pass" and values["grad_norm"] > 0 and 0 < values["loss"] < 20
 
 
 def test_an_engine_that_draws_from_another_distribution_is_found(
