@@ -176,7 +176,7 @@ class SampleLog:
                 if not line.strip():
                     continue
                 if not line.endswith(b"\n") and json_object(line) is None:
-                    self.notes.append("the last line is torn (the run is writing it, or was killed) and was left out")
+                    self.notes.append("the last line is torn (the run is writing it, or was killed) and was dropped")
                     continue
                 step = _step_of(line)
                 if step is None:
@@ -207,7 +207,7 @@ class SampleLog:
         self._broken.add(begin)
         lines = len(self._broken)
         are, were = ("s are", "were") if lines > 1 else (" is", "was")
-        said = f"{lines} line{are} no readable JSON and {were} left out"
+        said = f"{lines} line{are} no readable JSON and {were} dropped"
         self.notes[:] = [note for note in self.notes if "no readable JSON" not in note] + [said]
 
 

@@ -41,14 +41,14 @@ class StepSpread:
     groups: dict[Key, list[float]] = field(default_factory=dict)
     """Rewards by prompt."""
 
-    def add(self, one: Sample) -> None:
-        if one.reward is not None:
-            self.rewards.append(one.reward)
-            self.groups.setdefault(one.group, []).append(one.reward)
-        if one.tokens is not None:
-            self.lengths.append(float(one.tokens))
-        if one.reward is not None and one.tokens is not None:
-            self.points.append((float(one.tokens), one.reward))
+    def add(self, sample: Sample) -> None:
+        if sample.reward is not None:
+            self.rewards.append(sample.reward)
+            self.groups.setdefault(sample.group, []).append(sample.reward)
+        if sample.tokens is not None:
+            self.lengths.append(float(sample.tokens))
+        if sample.reward is not None and sample.tokens is not None:
+            self.points.append((float(sample.tokens), sample.reward))
 
 
 @dataclass(slots=True)
@@ -153,28 +153,28 @@ def _note(files: Files, *logs: SampleLog) -> None:
 
 
 def _spread(log: SampleLog, step: int) -> StepSpread:
-    found = StepSpread(step)
-    for one in log.read([step]):
-        found.add(one)
-    return found
+    step_spread = StepSpread(step)
+    for sample in log.read([step]):
+        step_spread.add(sample)
+    return step_spread
 
 
 def _examined(log: SampleLog, step: int) -> Examined:
-    found = Examined(step)
-    for one in log.read([step]):
-        if one.reward is not None:
-            found.scores.setdefault(one.group, []).append(one.reward)
-    return found
+    examination = Examined(step)
+    for sample in log.read([step]):
+        if sample.reward is not None:
+            examination.scores.setdefault(sample.group, []).append(sample.reward)
+    return examination
 
 
 def _best(examined: list[Examined]) -> int | None:
     """The step of the best mean score, the later of two equal ones, as the stage itself judges."""
-    means = [(sum(flat) / len(flat), one.step) for one in examined if (flat := _flat(one))]
+    means = [(sum(flat) / len(flat), examination.step) for examination in examined if (flat := _flat(examination))]
     return max(means)[1] if means else None
 
 
-def _flat(one: Examined) -> list[float]:
-    return [score for scores in one.scores.values() for score in scores]
+def _flat(examination: Examined) -> list[float]:
+    return [score for scores in examination.scores.values() for score in scores]
 
 
 # ---------------------------------------------------------------- the same prompt at several steps
@@ -198,7 +198,7 @@ def _same_prompts(log: SampleLog, spreads: list[StepSpread]) -> tuple[list[str],
 
 def _latest(spreads: list[StepSpread]) -> dict[Key, tuple[int, float]]:
     """By prompt the last of these steps that asked it, and its mean reward there."""
-    return {key: (one.step, sum(rewards) / len(rewards)) for one in spreads for key, rewards in one.groups.items()}
+    return {key: (at_step.step, sum(rewards) / len(rewards)) for at_step in spreads for key, rewards in at_step.groups.items()}
 
 
 def _at_steps(log: SampleLog, key: Key, steps: list[int | None]) -> SamePrompt:
@@ -208,7 +208,7 @@ def _at_steps(log: SampleLog, key: Key, steps: list[int | None]) -> SamePrompt:
 
 
 def _ends(log: SampleLog, key: Key, step: int) -> list[Sample] | None:
-    found = pick(step, (one for one in log.read([step]) if one.group == key), Choice(best=1, worst=1, random=0))
+    found = pick(step, (sample for sample in log.read([step]) if sample.group == key), Choice(best=1, worst=1, random=0))
     kept = [shown.sample for shown in found.shown]
     # Two completions of one reward say no more than one of them.
     return (kept[:1] if len(kept) == 2 and kept[0].reward == kept[1].reward else kept) or None
@@ -221,7 +221,7 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     """Tasks that were gained, lost, never and always solved between the first and the last of these examinations."""
     if len(columns) < 2:
         return []
-    by_step = {one.step: one.by_task for one in examined}
+    by_step = {examination.step: examination.by_task for examination in examined}
     first, last = by_step[columns[0]], by_step[columns[-1]]
     top = max([*first.values(), *last.values()], default=0.0)
     kinds: dict[str, list[Key]] = {kind: [] for kind in MOST_HELD_OUT}
@@ -232,9 +232,9 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     firsts: dict[int, dict[Key, Sample]] = {}
     for step in columns:
         own = firsts.setdefault(step, {})
-        for one in log.read([step]):
-            if one.group in wanted:
-                own.setdefault(one.group, one)
+        for sample in log.read([step]):
+            if sample.group in wanted:
+                own.setdefault(sample.group, sample)
     found = []
     for key in wanted:
         cells = [[own[key]] if key in own else None for own in firsts.values()]

@@ -19,7 +19,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Problem("dpo/metrics.jsonl", "the last line is torn and was left out")"""
+    """Problem("dpo/metrics.jsonl", "the last line is torn and was dropped")"""
 
     where: str
     message: str
@@ -77,9 +77,9 @@ class Files:
             if limit is not None and len(records) >= limit:
                 break
         if broken == [last]:
-            self.note(path, "the last line is torn and was left out")
+            self.note(path, "the last line is torn and was dropped")
         elif broken:
-            self.note(path, f"{len(broken)} lines are no readable JSON and were left out (first: line {broken[0]})")
+            self.note(path, f"{len(broken)} lines are no readable JSON and were dropped (first: line {broken[0]})")
         return records
 
     def _numbered(self, path: Path) -> Iterator[tuple[int, str]]:

@@ -281,7 +281,7 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path):
     run = read_run(folder)
     assert run.stages[2].last_step == 12
     assert [(p.where, p.message) for p in run.problems] == [
-        ("dpo/metrics.jsonl", "the last line is torn and was left out")
+        ("dpo/metrics.jsonl", "the last line is torn and was dropped")
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_broken_line_in_the_middle_is_counted_once(tmp_path: Path) -> None:
     log = SampleLog(path)
     assert [one.reward for one in log.read()] == [0.0, 1.0]
     assert [one.reward for one in log.read([1])] == [0.0, 1.0]
-    assert log.notes == ["2 lines are no readable JSON and were left out"]
+    assert log.notes == ["2 lines are no readable JSON and were dropped"]
 
 
 def test_a_file_that_grows_while_it_is_read_shows_what_was_there(tmp_path: Path) -> None:
