@@ -74,6 +74,7 @@ class StageFolder:
 
     def write_stage(self, **changes: Any) -> StageRecord:
         """Change fields of stage.json, keep the others, and return the whole."""
+        # `replace` refuses a field that the record lacks: a key that no reader knows of cannot be written.
         stage = replace(self.stage() if self.exists else StageRecord(), schema=SCHEMA, **changes)
         self.write(stage)
         return stage
@@ -129,6 +130,8 @@ class StageFolder:
                 of_measuring = kind in self.MEASURING_LOGS or (kind is MetricsLine and line.split == "held_out")
                 return line.step is None or line.step < step + (measured or not of_measuring)
 
+            # The lines themselves are kept, not records of them: a rewrite must not lose what a newer version wrote
+            # beside the keys that are known here, nor round a number.
             keep_lines(self.path / kind.FILE, wanted)
         keep_lines(self.path / HeldOutRow.FILE, lambda content: HeldOutRow.from_json(content).when == "start")
 
@@ -181,6 +184,7 @@ class RunFolder:
 
     def stages(self) -> list[StageFolder]:
         """The stages that have begun, in the recipe's order; of a folder without run.json, none."""
+        # A stage that is listed and has no folder yet has not begun: nothing of it can be read.
         folders = [self.stage(entry.name) for entry in self.run().stages] if self.exists else []
         return [folder for folder in folders if folder.exists]
 

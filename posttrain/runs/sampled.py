@@ -106,6 +106,7 @@ def held_out_scores(folder: StageFolder) -> dict[int, Score]:
     """
     examined: dict[int, Examined] = {}
     for line in folder.lines(ExaminationLine):
+        # An answer that nobody judged is in no mean: counted as 0 it would make an abstaining reward look like failure.
         if line.score is not None and line.step is not None:
             examination = examined.setdefault(line.step, Examined(line.step))
             examination.scores.setdefault((line.row, line.prompt), []).append(line.score)
