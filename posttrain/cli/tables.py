@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
@@ -21,7 +21,7 @@ GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "re
 _PASS_AT_K = re.compile(r"pass_at_(\d+)")
 
 
-def final_table(evaluations: Mapping[str, Evaluation]) -> Table:
+def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
     """One row per figure, one column per stage, with 95 % intervals.
 
     Args:

@@ -22,7 +22,7 @@ from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS
 from posttrain.diagnostics.detection import AlarmCheck, Detection
 from posttrain.diagnostics.history import RECENT, History
 from posttrain.errors import CheckpointError, ConfigError, UnknownKeyError, nearest
-from posttrain.runs.records.logs import Alarm, Severity
+from posttrain.runs.records.logs import Alarm, AlarmSeverity
 
 
 def non_finite(
@@ -117,7 +117,7 @@ def _known(key: str, candidates: Mapping[str, Any], what: str, where: str) -> No
 class _Episode:
     """An alarm under way: how grave it has been, and for how many steps its condition has been absent."""
 
-    severity: Severity
+    severity: AlarmSeverity
     quiet_steps: int = 0
     stops: bool = False
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from posttrain.diagnostics.history import History
-from posttrain.runs.records.logs import Severity
+from posttrain.runs.records.logs import AlarmSeverity
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What a check has detected: Detection("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
 
-    severity: Severity
+    severity: AlarmSeverity
     message: str
     evidence: dict[str, Any]
     remedy: str

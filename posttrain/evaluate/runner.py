@@ -67,7 +67,7 @@ from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import StageFolder, answers_path
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.evaluation import AnswerLine, Evaluation, Figure, SuiteIdentities, figures_of
+from posttrain.runs.records.evaluation import AnswerLine, Figure, SuiteIdentities, SuiteScores, figures_of
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task
 
@@ -137,7 +137,7 @@ def evaluate_model(
             asked = Asked.of(loaded.model, loaded.tokenizer, seed, encoding)
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
-    folder.write(Evaluation(evaluation))
+    folder.write(SuiteScores(evaluation))
     write_json(_identities_path(folder.path), SuiteIdentities(identities).to_json())
     return evaluation
 
@@ -350,7 +350,7 @@ def _judged_again(
 
 def _known(folder: StageFolder, identities: dict[str, str]) -> SuiteFigures:
     """The figures of suites that were asked before, and whose files are still there."""
-    path, evaluation = _identities_path(folder.path), folder.document(Evaluation)
+    path, evaluation = _identities_path(folder.path), folder.document(SuiteScores)
     if evaluation is None or not path.exists():
         return {}
     before, figures = SuiteIdentities.from_json(read_json(path)).suites, evaluation.suites

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from posttrain.report.evaluation import aligned
 from posttrain.report.numbers import MINUS, count
 from posttrain.report.text import FINISHES, shorten
-from posttrain.runs.read import Run
+from posttrain.runs.read import RunContents
 from posttrain.runs.records.evaluation import AnswerLine
 
 SHOWN_PROMPTS = 30
@@ -39,7 +39,7 @@ class AnswerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSuite:
+class ShownAnswers:
     """The first prompts of one suite."""
 
     name: str
@@ -48,7 +48,7 @@ class AnswerSuite:
     total: int
 
 
-def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
+def answer_suites(run: RunContents, order: list[str]) -> list[ShownAnswers]:
     """Answers to the same prompts side by side, start first; the suites in the `order` of the final table."""
     measured = run.measured
     known = dict.fromkeys(suite for _, found in measured for suite in found.answers)
@@ -60,7 +60,7 @@ def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
     ]
 
 
-def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> AnswerSuite:
+def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> ShownAnswers:
     known = [(name, aligned(given)) for name, given in answers if given]
     keys = list(dict.fromkeys(key for _, given in known for key in given))
     rows = []
@@ -70,7 +70,7 @@ def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> An
         wanted = next((answer.answer for answer in found if answer and answer.answer), "")
         cells = [None if answer is None else _cell(answer, start) for answer in found]
         rows.append(AnswerRow(shorten(key[0]), shorten(wanted, 300), cells))
-    return AnswerSuite(suite, [name for name, _ in known], rows, len(keys))
+    return ShownAnswers(suite, [name for name, _ in known], rows, len(keys))
 
 
 def _cell(answer: AnswerLine, start: AnswerLine | None) -> AnswerCell:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import box_chart
 from posttrain.report.numbers import count, interval, number
-from posttrain.runs.read import Run
+from posttrain.runs.read import RunContents
 from posttrain.runs.records.reward import CrossAgreement, CrossCell
 
 STRONGEST = 0.5
@@ -44,7 +44,7 @@ class CrossView:
     agreement: list[str]
 
 
-def cross_view(run: Run) -> CrossView | None:
+def cross_view(run: RunContents) -> CrossView | None:
     """The section, or None where no policies were scored."""
     record = run.cross_scores
     if record is None or not record.policies or not record.reward_models or not record.cells:

@@ -14,11 +14,11 @@ from statistics import fmean
 
 from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
-from posttrain.runs.read import Evaluated, Run
+from posttrain.runs.read import Evaluated, RunContents
 from posttrain.runs.records.evaluation import AnswerLine, Figure
 
 
-class Wanted(Enum):
+class Direction(Enum):
     """Where a measurement should go."""
 
     UP = "higher is better"
@@ -27,7 +27,7 @@ class Wanted(Enum):
     OPEN = ""
 
 
-class Change(Enum):
+class Movement(Enum):
     """What became of it since the start. The value is the sign that the table shows."""
 
     BETTER = "better"
@@ -44,7 +44,7 @@ class Meaning:
 
     title: str
     unit: str = ""
-    wanted: Wanted = Wanted.OPEN
+    wanted: Direction = Direction.OPEN
     limit: float | None = None
     """For STILL: how far from zero it may go without anybody minding."""
     primary: bool = False
@@ -52,16 +52,16 @@ class Meaning:
 
 
 MEANINGS = (
-    (r"match", Meaning("share that matches", "share", Wanted.UP, primary=True)),
-    (r"unwanted_match", Meaning("share that matches", "share", Wanted.DOWN, primary=True)),
-    (r"accuracy", Meaning("accuracy", "share", Wanted.UP, primary=True)),
-    (r"pass_at_(\d+)", Meaning(r"pass@\1", "share", Wanted.UP, primary=True)),
-    (r"win_rate", Meaning("win rate", "share", Wanted.UP, primary=True)),
-    (r"reward", Meaning("mean reward", "", Wanted.UP)),
-    (r"perplexity_change", Meaning("perplexity change", "share", Wanted.STILL, 0.05, primary=True)),
+    (r"match", Meaning("share that matches", "share", Direction.UP, primary=True)),
+    (r"unwanted_match", Meaning("share that matches", "share", Direction.DOWN, primary=True)),
+    (r"accuracy", Meaning("accuracy", "share", Direction.UP, primary=True)),
+    (r"pass_at_(\d+)", Meaning(r"pass@\1", "share", Direction.UP, primary=True)),
+    (r"win_rate", Meaning("win rate", "share", Direction.UP, primary=True)),
+    (r"reward", Meaning("mean reward", "", Direction.UP)),
+    (r"perplexity_change", Meaning("perplexity change", "share", Direction.STILL, 0.05, primary=True)),
     (r"perplexity", Meaning("perplexity")),
-    (r"cut_share", Meaning("cut at the limit", "share", Wanted.DOWN)),
-    (r"empty_share", Meaning("empty answers", "share", Wanted.DOWN)),
+    (r"cut_share", Meaning("cut at the limit", "share", Direction.DOWN)),
+    (r"empty_share", Meaning("empty answers", "share", Direction.DOWN)),
     (r"distinct_(\d)", Meaning(r"distinct \1-grams", "share")),
     (r"length", Meaning("answer length, tokens")),
 )
@@ -84,7 +84,7 @@ class Cell:
     score: Figure
     value: str
     interval: str
-    change: Change
+    change: Movement
     why: str
     """In words: the difference, its interval, and what the judgement rests on."""
 
@@ -101,7 +101,7 @@ class TableRow:
     @property
     def telling(self) -> bool:
         """Worth a word: what the suite is asked for, and what else became clearly worse."""
-        return self.meaning.primary or (self.last is not None and self.last.change is Change.WORSE)
+        return self.meaning.primary or (self.last is not None and self.last.change is Movement.WORSE)
 
     @property
     def last(self) -> Cell | None:
@@ -117,7 +117,7 @@ class Table:
     rows: list[TableRow]
 
 
-def final_table(run: Run) -> Table:
+def final_table(run: RunContents) -> Table:
     """The figures of all evaluations, in the suites' order; what a suite is asked for first."""
     shown = [(name, found) for name, found in run.measured if found.scores]
     if not shown:
@@ -147,19 +147,19 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
         if score is None:
             cells.append(None)
             continue
-        change, why = Change.UNKNOWN, ""
+        change, why = Movement.UNKNOWN, ""
         if found is not start and before is not None:
             pairs = _paired(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
             change, why = judge(before, score, how, pairs)
-        elif how.wanted is Wanted.STILL and found is not start:
+        elif how.wanted is Direction.STILL and found is not start:
             change, why = judge(Figure(0.0, 0.0, 0.0), score, how, None)
         cells.append(Cell(score, number(score.value, how.unit), interval(score.low, score.high, how.unit), change, why))
     return TableRow(suite, metric, how, cells)
 
 
-def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None) -> tuple[Change, str]:
+def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None) -> tuple[Movement, str]:
     """Whether it moved, and whether that was wanted; with the reason in words."""
-    if how.wanted is Wanted.STILL and how.limit is not None:
+    if how.wanted is Direction.STILL and how.limit is not None:
         return _judge_still(after, how, how.limit)
     if paired is not None:
         clear, moved = paired.clear, paired.value
@@ -176,25 +176,25 @@ def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None
         )
         why = f"{difference(moved, how.unit)}; {reason}"
     if moved == 0:
-        return Change.SAME, ""
+        return Movement.SAME, ""
     if not clear:
-        return Change.UNCLEAR, why
-    if how.wanted in (Wanted.OPEN, Wanted.STILL):
-        return Change.MOVED, why
-    return (Change.BETTER if (moved > 0) == (how.wanted is Wanted.UP) else Change.WORSE), why
+        return Movement.UNCLEAR, why
+    if how.wanted in (Direction.OPEN, Direction.STILL):
+        return Movement.MOVED, why
+    return (Movement.BETTER if (moved > 0) == (how.wanted is Direction.UP) else Movement.WORSE), why
 
 
-def _judge_still(after: Figure, how: Meaning, limit: float) -> tuple[Change, str]:
+def _judge_still(after: Figure, how: Meaning, limit: float) -> tuple[Movement, str]:
     low, high = (
         (after.low if after.low is not None else after.value),
         (after.high if after.high is not None else after.value),
     )
     bound = number(limit, how.unit)
     if low > limit or high < -limit:
-        return Change.WORSE, f"beyond ±{bound}, the interval too"
+        return Movement.WORSE, f"beyond ±{bound}, the interval too"
     if abs(after.value) <= limit:
-        return Change.SAME, f"within ±{bound}"
-    return Change.UNCLEAR, f"beyond ±{bound}, but the interval reaches into it"
+        return Movement.SAME, f"within ±{bound}"
+    return Movement.UNCLEAR, f"beyond ±{bound}, but the interval reaches into it"
 
 
 def _apart(before: Figure, after: Figure) -> bool:

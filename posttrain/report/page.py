@@ -24,7 +24,7 @@ from posttrain.report.passk import passk_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.verdict import verdict
-from posttrain.runs.read import Run, read_run
+from posttrain.runs.read import RunContents, read_run
 from posttrain.runs.values import as_text
 
 REPORT = "report.html"
@@ -56,7 +56,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     return path
 
 
-def render(run: Run) -> str:
+def render(run: RunContents) -> str:
     """The whole page as text."""
     table = final_table(run)
     style = custom_properties() + _asset("report.css")
@@ -124,7 +124,7 @@ def _yaml(text: str) -> Markup:
 # ---------------------------------------------------------------- the parts that belong to the run as a whole
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunContents) -> list[tuple[str, str]]:
     environment = run.environment
     facts = [("Date", moment(run.about.created or ""))]
     if run.seconds is not None:
@@ -169,7 +169,7 @@ class Config:
     text: str
 
 
-def _configs(run: Run) -> list[Config]:
+def _configs(run: RunContents) -> list[Config]:
     """The recipe, then what each stage ran with, defaults included."""
     found = [Config("recipe.yaml", run.recipe)] if run.recipe else []
     return found + [Config(f"{stage.name}/config.yaml", stage.config) for stage in run.stages if stage.config]
@@ -181,7 +181,7 @@ class FileLine:
     size: str
 
 
-def _files(run: Run) -> tuple[list[FileLine], int]:
+def _files(run: RunContents) -> tuple[list[FileLine], int]:
     """The folder's files with their sizes, and how many more there are."""
     sizes: dict[str, int] = {}
     for path in sorted(run.folder.rglob("*")):
@@ -219,7 +219,7 @@ class ModelFolder:
     snippets: list[Snippet]
 
 
-def _models(run: Run) -> list[ModelFolder]:
+def _models(run: RunContents) -> list[ModelFolder]:
     """The exported models, the last stage's first."""
     found: list[ModelFolder] = []
     for stage in reversed(run.stages):

@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.report.charts import Chart, Key, Note, Path, Tick, dots, joined, spread_labels, y_axis_ticks
+from posttrain.report.charts import Chart, Key, Note, Shape, Tick, dots, joined, spread_labels, y_axis_ticks
 from posttrain.report.numbers import MISSING, Axis, axis, count, difference, interval, number
-from posttrain.runs.read import Run
+from posttrain.runs.read import RunContents
 from posttrain.runs.records.evaluation import Figure, PassAtKChange, PassAtKCounts, PassAtKPoint
 
 COLOURS = ("chosen", "second", "rejected", "warn")
 """Of the stages between the start, which is grey, and the last, which has the accent."""
 KINDS = {"widened": "good", "cannot tell": "warn"}
 
-Point = tuple[int, Figure]
-Curve = tuple[str, list[Point]]
+KPoint = tuple[int, Figure]
+PassAtKCurve = tuple[str, list[KPoint]]
 """A policy and its pass@k, by k."""
 
 
@@ -62,7 +62,7 @@ class PasskSuite:
     rows: list[PasskRow]
 
 
-def passk_view(run: Run) -> list[PasskSuite]:
+def passk_view(run: RunContents) -> list[PasskSuite]:
     """The section's suites, in the order of the final table; empty where no suite asked for pass@k."""
     changed = dict.fromkeys(change.suite for change in run.pass_at_k)
     counted = dict.fromkeys(suite for _, evaluated in run.measured for suite in evaluated.counts)
@@ -76,7 +76,7 @@ def passk_view(run: Run) -> list[PasskSuite]:
     return suites
 
 
-def _points(counts: PassAtKCounts) -> list[Point]:
+def _points(counts: PassAtKCounts) -> list[KPoint]:
     return [
         (point.k, Figure(point.value, point.low, point.high))
         for point in counts.curve
@@ -84,7 +84,7 @@ def _points(counts: PassAtKCounts) -> list[Point]:
     ]
 
 
-def _suite(name: str, counts: PassAtKCounts, curves: list[Curve], changes: list[PassAtKChange]) -> PasskSuite:
+def _suite(name: str, counts: PassAtKCounts, curves: list[PassAtKCurve], changes: list[PassAtKChange]) -> PasskSuite:
     policies = [policy for policy, _ in curves]
     places = {policy: index for index, policy in enumerate(policies)}
     last = next((change for change in changes if change.trained == policies[-1] and _adjacent(change, places)), None)
@@ -113,7 +113,7 @@ def _finding(change: PassAtKChange, places: dict[str, int]) -> PasskFinding:
     return PasskFinding(kind, change.said, wide=not _adjacent(change, places))
 
 
-def _rows(curves: list[Curve], moved: Sequence[PassAtKPoint]) -> list[PasskRow]:
+def _rows(curves: list[PassAtKCurve], moved: Sequence[PassAtKPoint]) -> list[PasskRow]:
     by_k = {point.k: point for point in moved}
     by_policy = [dict(points) for _, points in curves]
     rows = []
@@ -139,21 +139,21 @@ def _rows(curves: list[Curve], moved: Sequence[PassAtKPoint]) -> list[PasskRow]:
 # ---------------------------------------------------------------- the picture
 
 
-def _chart(name: str, curves: list[Curve]) -> Chart:
+def _chart(name: str, curves: list[PassAtKCurve]) -> Chart:
     """pass@k against k on a logarithmic axis, with the 95 % intervals as bands."""
     ks = sorted({k for _, points in curves for k, _ in points})
     low, high = math.log2(ks[0]), math.log2(ks[-1])
     across = Axis(low - 0.12, high + 0.12) if high > low else Axis(low - 1, high + 1)
     up = axis(0.0, 1.0, room=0.03)
-    paths: list[Path] = []
+    paths: list[Shape] = []
     notes: list[Note] = []
     keys: list[Key] = []
     for (policy, points), colour in zip(curves, _colours(len(curves)), strict=True):
         middle = [(across.place(math.log2(k)), up.place(score.value)) for k, score in points]
         paths += [
-            Path(_band(points, across, up), colour, "area"),
-            Path(joined(middle), colour, "main"),
-            Path(dots(middle), colour, "main dot"),
+            Shape(_band(points, across, up), colour, "area"),
+            Shape(joined(middle), colour, "main"),
+            Shape(dots(middle), colour, "main dot"),
         ]
         notes.append(Note(100 - 100 * middle[-1][1], number(points[-1][1].value, "share"), colour))
         keys.append(Key(policy, colour))
@@ -183,7 +183,7 @@ def _colours(policies: int) -> list[str]:
     return ["ink-3", *between, "accent"]
 
 
-def _band(points: Sequence[Point], across: Axis, up: Axis) -> str:
+def _band(points: Sequence[KPoint], across: Axis, up: Axis) -> str:
     known = [
         (across.place(math.log2(k)), up.place(score.low), up.place(score.high))
         for k, score in points

@@ -61,7 +61,7 @@ class ShownRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ShownMemory:
     """The preflight's estimate: its items, largest first, and one sentence."""
 
     bars: list[Bar]
@@ -91,7 +91,7 @@ class StageView:
     data_said: list[str]
     checks: list[ShownCheck]
     rows: list[ShownRow]
-    memory: Memory | None
+    memory: ShownMemory | None
     alarms: list[AlarmGroup]
     curves: list[Chart]
     more_curves: list[Chart]
@@ -247,7 +247,7 @@ def _shown_rows(stage: Stage) -> Iterator[ShownRow]:
         yield ShownRow(short_row(row.row), row.kind, [piece for piece in pieces if piece[0]])
 
 
-def _memory(stage: Stage) -> Memory | None:
+def _memory(stage: Stage) -> ShownMemory | None:
     record = stage.preflight.memory if stage.preflight is not None else None
     if record is None or not record.items:
         return None
@@ -260,10 +260,10 @@ def _memory(stage: Stage) -> Memory | None:
         for name, needed in _largest_first(items)
     ]
     if not available:
-        return Memory(bars, f"About {size(total)} in all; what the machine has is not known.", True)
+        return ShownMemory(bars, f"About {size(total)} in all; what the machine has is not known.", True)
     fits = total <= available
     said = f"About {size(total)} of the {size(available)} that were free ({number(total / available, 'share')})."
-    return Memory(bars, said if fits else f"{said} It does not fit.", fits)
+    return ShownMemory(bars, said if fits else f"{said} It does not fit.", fits)
 
 
 # ---------------------------------------------------------------- rows of text

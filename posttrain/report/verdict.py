@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from posttrain.report.evaluation import Change, Table, TableRow, Wanted
+from posttrain.report.evaluation import Direction, Movement, Table, TableRow
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
-from posttrain.runs.read import Curve, Run, Stage
+from posttrain.runs.read import Curve, RunContents, Stage
 from posttrain.runs.records.preflight import CheckRecord
 
 MOST_MOVES = 8
@@ -29,12 +29,19 @@ TOLD_CURVES = (
 )
 OVERFIT = 0.05
 """Held-out loss this much above its minimum at the end is called overfitting."""
-ORDER = {Change.WORSE: 0, Change.BETTER: 1, Change.MOVED: 2, Change.UNCLEAR: 3, Change.SAME: 4, Change.UNKNOWN: 5}
+ORDER = {
+    Movement.WORSE: 0,
+    Movement.BETTER: 1,
+    Movement.MOVED: 2,
+    Movement.UNCLEAR: 3,
+    Movement.SAME: 4,
+    Movement.UNKNOWN: 5,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Verdict("good", "Clean", "The run finished in 1 min 52 s: sft, then dpo.", [...], [...], [...])"""
+class RunVerdict:
+    """RunVerdict("good", "Clean", "The run finished in 1 min 52 s: sft, then dpo.", [...], [...], [...])"""
 
     kind: str
     grade: str
@@ -46,7 +53,7 @@ class Verdict:
     actions: list[Statement]
 
 
-def verdict(run: Run, table: Table) -> Verdict:
+def verdict(run: RunContents, table: Table) -> RunVerdict:
     """Judge the whole run."""
     found = [*_movements(table), *_reach(run), *(finding for stage in run.stages for finding in _training(stage))]
     found += [finding for stage in run.stages for finding in _alarm_findings(stage)]
@@ -58,10 +65,10 @@ def verdict(run: Run, table: Table) -> Verdict:
     elif not actions:
         actions = [Statement("warn", f"{AGAIN}: finished stages are kept.")]
     said = f"{headline(run)} {_tally(run, table)}".strip()
-    return Verdict(kind, grade, said, [_what_ran(stage) for stage in run.stages], found, actions)
+    return RunVerdict(kind, grade, said, [_what_ran(stage) for stage in run.stages], found, actions)
 
 
-def _grade(run: Run, found: list[Statement], actions: list[Statement]) -> tuple[str, str]:
+def _grade(run: RunContents, found: list[Statement], actions: list[Statement]) -> tuple[str, str]:
     if run.status == "failed" or any(stage.status == "failed" for stage in run.stages):
         return "bad", "failed"
     if run.status == "interrupted":
@@ -77,7 +84,7 @@ def _grade(run: Run, found: list[Statement], actions: list[Statement]) -> tuple[
     return "good", "clean"
 
 
-def headline(run: Run) -> str:
+def headline(run: RunContents) -> str:
     """How the run ended, in one sentence."""
     done = [stage.name for stage in run.stages if stage.status == "done"]
     if run.status == "done":
@@ -97,16 +104,16 @@ def headline(run: Run) -> str:
     return f"The run ended {where}, and did not say how.{before}"
 
 
-def _tally(run: Run, table: Table) -> str:
+def _tally(run: RunContents, table: Table) -> str:
     """What moved, counted: "2 of 4 measures are clearly better, none worse; 1 critical alarm"."""
     judged = [
         row.last.change
         for row in table.rows
-        if row.last and row.meaning.primary and row.meaning.wanted is not Wanted.OPEN
+        if row.last and row.meaning.primary and row.meaning.wanted is not Direction.OPEN
     ]
     parts = []
     if judged:
-        better, worse = judged.count(Change.BETTER), judged.count(Change.WORSE)
+        better, worse = judged.count(Movement.BETTER), judged.count(Movement.WORSE)
         parts.append(f"{better or 'None'} of {len(judged)} measures clearly better, {worse or 'none'} worse")
     groups = [group for stage in run.stages for group in group_alarms(stage)]
     critical = sum(group.severity == "critical" for group in groups)
@@ -165,30 +172,30 @@ def _movement(row: TableRow) -> Statement:
     assert last is not None
     name = f"{row.suite}: {row.meaning.title}"
     spread = f" (95 % interval {last.interval})" if last.interval else ""
-    if row.meaning.wanted is Wanted.STILL:
+    if row.meaning.wanted is Direction.STILL:
         path = f"{name} {last.value}{spread}"
     elif first is None:
         path = f"{name} {last.value}{spread}; the start was not measured"
     else:
         path = f"{name} {first.value} → {last.value}{spread}"
-    kinds = {Change.BETTER: "good", Change.WORSE: "bad", Change.MOVED: "plain", Change.UNCLEAR: "plain"}
+    kinds = {Movement.BETTER: "good", Movement.WORSE: "bad", Movement.MOVED: "plain", Movement.UNCLEAR: "plain"}
     words = {
-        Change.BETTER: "clearly better",
-        Change.WORSE: "clearly worse",
-        Change.MOVED: "clearly moved",
-        Change.UNCLEAR: "no clear change",
-        Change.SAME: "stayed" if row.meaning.wanted is Wanted.STILL else "unchanged",
-        Change.UNKNOWN: "",
+        Movement.BETTER: "clearly better",
+        Movement.WORSE: "clearly worse",
+        Movement.MOVED: "clearly moved",
+        Movement.UNCLEAR: "no clear change",
+        Movement.SAME: "stayed" if row.meaning.wanted is Direction.STILL else "unchanged",
+        Movement.UNKNOWN: "",
     }
-    kind = kinds.get(last.change, "good" if row.meaning.wanted is Wanted.STILL else "plain")
+    kind = kinds.get(last.change, "good" if row.meaning.wanted is Direction.STILL else "plain")
     said = words[last.change]
-    if row.meaning.wanted is Wanted.STILL and last.change is Change.WORSE:
+    if row.meaning.wanted is Direction.STILL and last.change is Movement.WORSE:
         # How far a model may drift depends on what it was: a base model that learns to answer must leave where it was.
         kind, said = "warn", "beyond its limit"
     return Statement(kind, f"{path}{': ' + said if said else ''}.", last.why)
 
 
-def _reach(run: Run) -> Iterator[Statement]:
+def _reach(run: RunContents) -> Iterator[Statement]:
     """What each stage did to pass@k, in the words of pass_at_k.json."""
     for change in run.pass_at_k:
         if change.said:
@@ -252,7 +259,7 @@ def alarm_name(group: AlarmGroup) -> str:
 # ---------------------------------------------------------------- what to do
 
 
-def _actions(run: Run, table: Table) -> list[Statement]:
+def _actions(run: RunContents, table: Table) -> list[Statement]:
     actions: list[Statement] = []
     for stage in run.stages:
         actions += _stopped(stage)
@@ -271,10 +278,10 @@ def _actions(run: Run, table: Table) -> list[Statement]:
                 Statement("warn", f"Stop near step {count(turned[0])}, or train for fewer epochs.", stage.name)
             )
     for row in table.rows:
-        if row.last and row.last.change is Change.WORSE:
+        if row.last and row.last.change is Movement.WORSE:
             text = (
                 "If the model should keep what it was: lower the learning rate, train fewer steps, or raise beta."
-                if row.meaning.wanted is Wanted.STILL
+                if row.meaning.wanted is Direction.STILL
                 else "Read its answers before and after, below, and see what became worse."
             )
             actions.append(Statement("warn", text, f"{row.suite}: {row.meaning.title}"))

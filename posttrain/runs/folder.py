@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
-from posttrain.runs.records.base import Document, LogLine
-from posttrain.runs.records.evaluation import AnswerLine, Evaluation, PassAtKChange, PassAtKChanges
+from posttrain.runs.records.base import WholeFile, LogLine
+from posttrain.runs.records.evaluation import AnswerLine, SuiteScores, PassAtKChange, PassAtKChanges
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
@@ -29,8 +29,8 @@ from posttrain.runs.records.stage import HeldOutScore, StageRecord
 RESERVED_NAMES = ("start", "evaluations")
 """Names that no stage may have; `start` holds what the first model scored before any training."""
 
-Line = TypeVar("Line", bound=LogLine)
-Whole = TypeVar("Whole", bound=Document)
+AnyLine = TypeVar("AnyLine", bound=LogLine)
+AnyFile = TypeVar("AnyFile", bound=WholeFile)
 
 
 # ---------------------------------------------------------------- the folders
@@ -82,10 +82,10 @@ class StageFolder:
     def write_config(self, text: str) -> None:
         write_text(self.path / "config.yaml", text)
 
-    def write(self, document: Document) -> None:
+    def write(self, document: WholeFile) -> None:
         write_json(self.path / document.FILE, document.to_json())
 
-    def document(self, kind: type[Whole]) -> Whole | None:
+    def document(self, kind: type[AnyFile]) -> AnyFile | None:
         """A whole file by its kind; None if it is not there. Raises SourceError if it is not JSON."""
         path = self.path / kind.FILE
         return kind.from_json(read_json(path)) if path.exists() else None
@@ -99,7 +99,7 @@ class StageFolder:
             self._logs[kind] = JsonlLog(self.path / kind.FILE, "machine" if kind in self.DURABLE_LOGS else "process")
         self._logs[kind].append(line.to_json())
 
-    def lines(self, kind: type[Line]) -> list[Line]:
+    def lines(self, kind: type[AnyLine]) -> list[AnyLine]:
         """All whole lines of a log; [] if there is none. Raises SourceError for a broken one that is not the last."""
         return [kind.from_json(content) for content in read_jsonl(self.path / kind.FILE)]
 
@@ -190,10 +190,10 @@ class RunFolder:
 
     # -- what the stages came to, as the command line shows it
 
-    def evaluations(self) -> dict[str, Evaluation]:
+    def evaluations(self) -> dict[str, SuiteScores]:
         """By stage, the start first; {} if nothing was asked."""
         folders = [self.start, *self.stages()] if self.exists else []
-        return {folder.name: found for folder in folders if (found := folder.document(Evaluation)) is not None}
+        return {folder.name: found for folder in folders if (found := folder.document(SuiteScores)) is not None}
 
     def reward_evaluations(self) -> dict[str, RewardEvaluation]:
         """Of the stages that trained a reward model and held pairs out."""
@@ -259,7 +259,7 @@ class RunFolder:
         self.write(run)
         return run
 
-    def write(self, document: Document) -> None:
+    def write(self, document: WholeFile) -> None:
         write_json(self.path / document.FILE, document.to_json())
 
     def write_recipe(self, text: str) -> None:

@@ -32,7 +32,7 @@ from posttrain.runs.records.preflight import HeartbeatRecord
 SCHEMA = 1
 BEAT_SECONDS = 5.0
 
-Status = Literal["running", "stalled", "ended", "failed"]
+PulseStatus = Literal["running", "stalled", "ended", "failed"]
 
 
 class Heartbeat:
@@ -103,7 +103,7 @@ class Heartbeat:
             f"stands at is in {self.stalls}; nothing was stopped (log.stall_after)"
         )
 
-    def _write(self, status: Status, standing: Standing) -> None:
+    def _write(self, status: PulseStatus, standing: Standing) -> None:
         """Whole or not at all, and without waiting for the disk: a pulse that is lost in a power cut tells the same."""
         record = HeartbeatRecord(
             schema=SCHEMA,

@@ -15,7 +15,7 @@ from posttrain.errors import SourceError
 from posttrain.runs.folder import RESERVED_NAMES
 from posttrain.runs.records.evaluation import (
     AnswerLine,
-    Evaluation,
+    SuiteScores,
     Figure,
     PassAtKChange,
     PassAtKChanges,
@@ -25,8 +25,8 @@ from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOu
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
-from posttrain.runs.records.stage import Environment, StageRecord
-from posttrain.runs.sampled import Sampled, read_sampled
+from posttrain.runs.records.stage import Machine, StageRecord
+from posttrain.runs.sampled import SampledStage, read_sampled
 from posttrain.runs.tolerant import Files, Problem
 from posttrain.runs.values import as_number
 
@@ -91,7 +91,7 @@ class Stage:
     reward: RewardEvaluation | None
     """Of a stage that trained a reward model."""
     reward_scores: list[PairRewards]
-    sampled: Sampled | None = None
+    sampled: SampledStage | None = None
     """What an online stage sampled."""
     steps: StepEvaluation | None = None
     """Of a stage that trained a process reward model."""
@@ -124,7 +124,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunContents:
     """A whole run folder."""
 
     folder: Path
@@ -150,10 +150,10 @@ class Run:
         return sum(known) if known else None
 
     @property
-    def environment(self) -> Environment:
+    def environment(self) -> Machine:
         """Where the last stage that says so ran."""
         known = [stage.about.environment for stage in self.stages if stage.about.environment is not None]
-        return known[-1] if known else Environment.from_json({})
+        return known[-1] if known else Machine.from_json({})
 
     @property
     def measured(self) -> list[tuple[str, Evaluated]]:
@@ -161,7 +161,7 @@ class Run:
         return [("start", self.start), *((stage.name, stage.evaluated) for stage in self.stages)]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunContents:
     """Read everything the report shows.
 
     Raises SourceError if `folder` is no run folder at all.
@@ -176,7 +176,7 @@ def read_run(folder: Path) -> Run:
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
-    return Run(
+    return RunContents(
         folder=folder,
         name=folder.resolve().name,
         about=about if about is not None else RunRecord.from_json({}),
@@ -311,7 +311,7 @@ def _read_pairs(files: Files, path: Path) -> dict[str, list[HeldOutRow]]:
 
 
 def _read_evaluated(files: Files, folder: Path) -> Evaluated:
-    figures = files.document(folder / "evaluation.json", Evaluation)
+    figures = files.document(folder / "evaluation.json", SuiteScores)
     evaluations = folder / "evaluations"
     answers, counts = {}, {}
     for path in sorted(evaluations.iterdir()) if evaluations.is_dir() else ():

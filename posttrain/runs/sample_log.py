@@ -26,8 +26,8 @@ STEP_FIRST = re.compile(rb'\s*\{\s*"step"\s*:\s*(\d+)\s*[,}]')
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """Trainer's over sampler's probability of the sampled tokens: Ratio(mean=1.0003, largest=1.02)."""
+class SampledRatio:
+    """Trainer's over sampler's probability of the sampled tokens: SampledRatio(mean=1.0003, largest=1.02)."""
 
     mean: float
     largest: float
@@ -63,7 +63,7 @@ class Sample:
     """Mean over its tokens."""
     logprob: float | None
     """The sampler's, mean over its tokens, in nats."""
-    ratio: Ratio | None
+    ratio: SampledRatio | None
     """Where the trainer computed the log-probs anew."""
 
     @classmethod
@@ -211,7 +211,7 @@ class SampleLog:
         self.notes[:] = [note for note in self.notes if "no readable JSON" not in note] + [said]
 
 
-def _ratio(sampler: Sequence[float | None], trainer: Sequence[float | None]) -> Ratio | None:
+def _ratio(sampler: Sequence[float | None], trainer: Sequence[float | None]) -> SampledRatio | None:
     if len(sampler) != len(trainer):
         return None
     pairs = zip(trainer, sampler, strict=True)
@@ -219,7 +219,7 @@ def _ratio(sampler: Sequence[float | None], trainer: Sequence[float | None]) -> 
     if not gaps:
         return None
     ratios = [math.exp(min(gap, 80.0)) for gap in gaps]
-    return Ratio(math.fsum(ratios) / len(ratios), math.exp(min(max(gaps, key=abs), 80.0)))
+    return SampledRatio(math.fsum(ratios) / len(ratios), math.exp(min(max(gaps, key=abs), 80.0)))
 
 
 def _step_of(line: bytes) -> int | None:

@@ -25,7 +25,7 @@ SHOWN_STEPS = 3
 """Early, middle and late."""
 SAME_PROMPTS = 4
 
-Key = tuple[str, str]
+TaskKey = tuple[str, str]
 """(row, prompt)"""
 
 
@@ -38,7 +38,7 @@ class StepSpread:
     """(tokens, reward) of those that have both."""
     rewards: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
-    groups: dict[Key, list[float]] = field(default_factory=dict)
+    groups: dict[TaskKey, list[float]] = field(default_factory=dict)
     """Rewards by prompt."""
 
     def add(self, sample: Sample) -> None:
@@ -56,10 +56,10 @@ class Examined:
     """One examination: the answers' scores by held-out task."""
 
     step: int
-    scores: dict[Key, list[float]] = field(default_factory=dict)
+    scores: dict[TaskKey, list[float]] = field(default_factory=dict)
 
     @property
-    def by_task(self) -> dict[Key, float]:
+    def by_task(self) -> dict[TaskKey, float]:
         """Several answers to one task are one observation."""
         return {key: sum(scores) / len(scores) for key, scores in self.scores.items()}
 
@@ -81,7 +81,7 @@ class SamePrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledStage:
     """The files of one stage."""
 
     steps: int
@@ -113,7 +113,7 @@ def held_out_scores(folder: StageFolder) -> dict[int, Score]:
     return {step: examination.score for step, examination in sorted(examined.items())}
 
 
-def read_sampled(files: Files, folder: Path, best_step: int | None) -> Sampled | None:
+def read_sampled(files: Files, folder: Path, best_step: int | None) -> SampledStage | None:
     """None for a stage that sampled nothing. What cannot be read becomes a problem of `files`.
 
     Args:
@@ -134,7 +134,7 @@ def read_sampled(files: Files, folder: Path, best_step: int | None) -> Sampled |
     columns = sorted({examined[0].step, examined[-1].step, best}) if examined and best is not None else []
     held_out = _held_out(examinations, examined, columns)
     _note(files, rollouts, examinations)
-    return Sampled(
+    return SampledStage(
         steps=len(rollouts.steps),
         completions=sum(rollouts.steps.values()),
         spreads=spreads,
@@ -197,18 +197,18 @@ def _same_prompts(log: SampleLog, spreads: list[StepSpread]) -> tuple[list[str],
     return (["early", "middle", "late"], found) if found else ([], [])
 
 
-def _latest(spreads: list[StepSpread]) -> dict[Key, tuple[int, float]]:
+def _latest(spreads: list[StepSpread]) -> dict[TaskKey, tuple[int, float]]:
     """By prompt the last of these steps that asked it, and its mean reward there."""
     return {key: (at_step.step, sum(rewards) / len(rewards)) for at_step in spreads for key, rewards in at_step.groups.items()}
 
 
-def _at_steps(log: SampleLog, key: Key, steps: list[int | None]) -> SamePrompt:
+def _at_steps(log: SampleLog, key: TaskKey, steps: list[int | None]) -> SamePrompt:
     cells = [None if step is None else _ends(log, key, step) for step in steps]
     some = next(cell[0] for cell in cells if cell)
     return SamePrompt(some.prompt, some.answer, some.row, cells)
 
 
-def _ends(log: SampleLog, key: Key, step: int) -> list[Sample] | None:
+def _ends(log: SampleLog, key: TaskKey, step: int) -> list[Sample] | None:
     found = pick(step, (sample for sample in log.read([step]) if sample.group == key), Choice(best=1, worst=1, random=0))
     kept = [shown.sample for shown in found.shown]
     # Two completions of one reward say no more than one of them.
@@ -225,12 +225,12 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     by_step = {examination.step: examination.by_task for examination in examined}
     first, last = by_step[columns[0]], by_step[columns[-1]]
     top = max([*first.values(), *last.values()], default=0.0)
-    kinds: dict[str, list[Key]] = {kind: [] for kind in MOST_HELD_OUT}
+    kinds: dict[str, list[TaskKey]] = {kind: [] for kind in MOST_HELD_OUT}
     for key in first:
         if key in last:
             kinds[_moved(first[key], last[key], top)].append(key)
     wanted = [key for kind, keys in kinds.items() for key in keys[: MOST_HELD_OUT[kind]]]
-    firsts: dict[int, dict[Key, Sample]] = {}
+    firsts: dict[int, dict[TaskKey, Sample]] = {}
     for step in columns:
         own = firsts.setdefault(step, {})
         for sample in log.read([step]):

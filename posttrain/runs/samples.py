@@ -46,8 +46,8 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """Shown("best", Sample(...))"""
+class ShownSample:
+    """ShownSample("best", Sample(...))"""
 
     label: str
     """best, worst or random."""
@@ -64,7 +64,7 @@ class StepSamples:
     reward: float | None = None
     """Mean over the judged ones, of the part if one was named."""
     truncated: int = 0
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[ShownSample] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +287,7 @@ def pick(step: int, found: Iterable[Sample], choice: Choice) -> StepSamples:
     ):
         free = [sample for sample in top.kept() if not any(sample is other for other in taken)][:wanted]
         taken += free
-        said.shown += [Shown(label, sample) for sample in free]
+        said.shown += [ShownSample(label, sample) for sample in free]
     return said
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from posttrain.runs.records.base import Record
 
-Kind = TypeVar("Kind", bound=Record)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Files:
             self.note(path, f"cannot be read: {error.strerror}")
             return None
 
-    def document(self, path: Path, kind: type[Kind]) -> Kind | None:
+    def document(self, path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
         """The file's record; None if the file is missing (no problem), broken (a problem) or empty of keys."""
         text = self.text(path)
         if text is None:
@@ -63,9 +63,9 @@ class Files:
             return None
         return kind.from_json(content) if content else None
 
-    def lines(self, path: Path, kind: type[Kind], limit: int | None = None) -> list[Kind]:
+    def lines(self, path: Path, kind: type[AnyRecord], limit: int | None = None) -> list[AnyRecord]:
         """The records of a JSON-lines file, at most `limit`; broken lines are counted, the torn last one named."""
-        records: list[Kind] = []
+        records: list[AnyRecord] = []
         broken: list[int] = []
         last = 0
         for last, line in self._numbered(path):

@@ -44,7 +44,7 @@ from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
-from posttrain.runs.records.evaluation import Evaluation
+from posttrain.runs.records.evaluation import SuiteScores
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import Summary
 from posttrain.runs.records.stage import StageRecord
@@ -419,7 +419,7 @@ def _summarise(run: RunFolder, recipe: Recipe) -> None:
     """
     table: dict[str, dict[str, float | None]] = {}
     for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation = folder.document(Evaluation)
+        evaluation = folder.document(SuiteScores)
         reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
         examined = folder.stage().held_out_score if folder.exists else None
         figures: dict[str, float | None] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from posttrain.runs.records.stage import Environment
+from posttrain.runs.records.stage import Machine
 
 
 def now() -> str:
@@ -18,14 +18,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment(device: torch.device | None = None) -> Environment:
+def environment(device: torch.device | None = None) -> Machine:
     """What a figure of this run was measured on.
 
     Args:
         device: that the stage computes on; the machine's own choice if not given.
     """
     cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    return Environment(
+    return Machine(
         python=platform.python_version(),
         torch=str(torch.__version__),
         transformers=metadata.version("transformers"),

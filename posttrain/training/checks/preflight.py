@@ -35,7 +35,14 @@ from posttrain.models.tree.paths import Path, row_length
 from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
-from posttrain.runs.records.preflight import CheckRecord, DecodedRow, MemoryNeed, MemoryRecord, Piece, PreflightRecord
+from posttrain.runs.records.preflight import (
+    CheckRecord,
+    DecodedPiece,
+    DecodedRow,
+    MemoryNeed,
+    MemoryRecord,
+    PreflightRecord,
+)
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
 from posttrain.training.slopes import slopes_of
@@ -136,7 +143,7 @@ def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[DecodedR
         kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
         for index, kind in enumerate(kinds):
             pieces = decoder.decode_marked(tree, index)
-            marked = tuple(Piece(text, trained) for text, trained in pieces)
+            marked = tuple(DecodedPiece(text, trained) for text, trained in pieces)
             shown.append(DecodedRow(str(tree.row), kind, marked))
     return tuple(shown)
 

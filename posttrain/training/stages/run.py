@@ -32,7 +32,7 @@ from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.stage import Parameters, StageRecord, StartModel
+from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartModel
 from posttrain.training import checkpoint
 from posttrain.training.balance import balanced
 from posttrain.training.checks import preflight
@@ -260,7 +260,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
         "environment": environment(work.policy.device),
         "start_model": StartModel(source.name, str(source.folder), prepared.start_weights),
         "data": prepared.inputs.counts,
-        "parameters": Parameters(gradient.evidence["total"], gradient.evidence["trainable"]),
+        "parameters": ParameterCounts(gradient.evidence["total"], gradient.evidence["trainable"]),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
         "tokens_per_microbatch": work.tokens_per_microbatch,

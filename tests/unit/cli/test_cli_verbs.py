@@ -29,8 +29,8 @@ from posttrain.cli.tables import figure, final_table, side_by_side
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
 from posttrain.runs.folder import RunFolder
-from posttrain.runs.records.evaluation import Evaluation, Figure
-from posttrain.runs.records.preflight import DecodedRow, Piece
+from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.preflight import DecodedPiece, DecodedRow
 from posttrain.runs.records.run import StageEntry
 from posttrain.types import Message
 from tests.chat_templates import CHATML
@@ -79,10 +79,10 @@ def test_the_final_table_has_a_column_per_stage(tmp_path: Path) -> None:
     assert run.evaluations() == {}
     run.write_run(stages=(StageEntry("sft", "sft", "done", 1.0),))
     length = Figure(7.0, 6.0, 8.0, 4)
-    run.start.write(Evaluation({"who": {"match": Figure(0.0), "length": length}}))
+    run.start.write(SuiteScores({"who": {"match": Figure(0.0), "length": length}}))
     run.stage("sft").write_stage(name="sft")
     after = {"who": {"match": Figure(0.5), "length": length}, "x": {"perplexity": Figure(2.0)}}
-    run.stage("sft").write(Evaluation(after))
+    run.stage("sft").write(SuiteScores(after))
     lines = [line.split() for line in screen(final_table(run.evaluations())).splitlines()]
     assert lines == [
         ["before", "after", "sft"],
@@ -191,7 +191,7 @@ def test_check_ends_with_1_if_a_check_fails(folder: Path, pipeline: Called) -> N
 
 
 def test_trained_text_is_marked_without_colour() -> None:
-    pieces = (Piece("Q: [x]?\nA:", False), Piece(" yes" + "y" * LONGEST_PIECE, True))
+    pieces = (DecodedPiece("Q: [x]?\nA:", False), DecodedPiece(" yes" + "y" * LONGEST_PIECE, True))
     stream = io.StringIO()
     proof: Any = Proof([], [DecodedRow("a.jsonl, row 1", "chosen", pieces)])
     show_preflight(Console(file=stream, width=80), "sft", proof)

@@ -24,7 +24,7 @@ from posttrain.evaluate.suites import PerplexitySuite as Drift
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
-from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
@@ -161,7 +161,7 @@ def test_a_suite_is_not_asked_again_while_nothing_changed(tmp_path: Path, monkey
     suites, folder = recipe_suites(tmp_path), StageFolder(tmp_path / "start")
     scored = model()
     first = evaluate_model(scored, suites, folder, baseline=folder.path, tokenizer=TOKENIZER)
-    assert folder.document(Evaluation).suites == first
+    assert folder.document(SuiteScores).suites == first
     asked: list[int] = []
     generate = NativeEngine.generate
 

@@ -21,7 +21,7 @@ from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
-from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -218,7 +218,7 @@ def test_the_final_table_says_pass_at_k_with_intervals() -> None:
         return {f"pass_at_{k}": Figure(v, v - 0.1, v + 0.1, 9) for k, v in ((1, one), (8, eight))} | share
 
     table = final_table(
-        {"start": Evaluation({"sums": figures(0.1, 0.3)}), "grpo": Evaluation({"sums": figures(0.45, 0.875)})}
+        {"start": SuiteScores({"sums": figures(0.1, 0.3)}), "grpo": SuiteScores({"sums": figures(0.45, 0.875)})}
     )
     labels, before, after = ([*column.cells] for column in table.columns)
     assert labels == ["sums pass@1", "sums pass@8"]

@@ -18,7 +18,7 @@ from posttrain.evaluate.win_rate import judge_answers, outcome
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import StageFolder
-from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
 
@@ -176,7 +176,7 @@ def test_answers_that_come_before_their_judge_are_judged_and_not_sampled_again(
     wins = [outcome(own, len(own), other, len(other)) for own, other in zip(*texts, strict=True)]
     assert late["win_rate"].value == pytest.approx(sum(wins) / 3)
     assert {name: late[name] for name in early} == early, "what describes the answers stays"
-    assert sft.document(Evaluation).suites["judged"] == late
+    assert sft.document(SuiteScores).suites["judged"] == late
 
     assert evaluate(second, sft, tmp_path / "long") == late
     assert "win_rate" not in evaluate(second, sft, None), "a judge that is gone says nothing any more"

@@ -11,7 +11,7 @@ import pytest
 from posttrain.report import write_report
 from posttrain.report.cross import cross_view
 from posttrain.report.distributions import cloud, interval_chart, reliability_chart
-from posttrain.report.evaluation import Change, final_table, meaning
+from posttrain.report.evaluation import Movement, final_table, meaning
 from posttrain.report.page import render
 from posttrain.report.panels import group_alarms
 from posttrain.report.reward import reward_view
@@ -183,4 +183,4 @@ def test_a_pattern_that_is_not_wanted_is_better_when_rare(tmp_path: Path) -> Non
         record[suite]["unwanted_match"] = record[suite].pop("match")
         write_json(path, record)
     row = next(row for row in final_table(read_run(run)).rows if row.metric == "unwanted_match")
-    assert row.last is not None and row.last.change is Change.WORSE
+    assert row.last is not None and row.last.change is Movement.WORSE

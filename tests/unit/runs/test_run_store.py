@@ -16,7 +16,7 @@ from posttrain.errors import ResumeError, SourceError
 from posttrain.runs import files
 from posttrain.runs.files import JsonlLog, plain, read_json, read_jsonl, write_json, write_text
 from posttrain.runs.folder import RunFolder, StageFolder
-from posttrain.runs.records.evaluation import Evaluation, Figure
+from posttrain.runs.records.evaluation import SuiteScores, Figure
 from posttrain.runs.records.logs import Alarm, DroppedRow, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.run import SCHEMA, StageEntry, Summary
@@ -139,7 +139,7 @@ def test_a_stage_is_written_and_read(tmp_path: Path) -> None:
     )
     for line in lines:
         folder.append(line)
-    evaluation = Evaluation({"identity": {"match": Figure(0.5, 0.25, 0.75, 12)}})
+    evaluation = SuiteScores({"identity": {"match": Figure(0.5, 0.25, 0.75, 12)}})
     folder.write(evaluation)
     folder.close()
 
@@ -150,7 +150,7 @@ def test_a_stage_is_written_and_read(tmp_path: Path) -> None:
     assert [line.values for line in again.metrics()] == [{"loss": None}, {"loss": 0.5}]
     for line in lines:
         assert again.lines(type(line)) == [line]
-    assert again.document(Evaluation) == evaluation
+    assert again.document(SuiteScores) == evaluation
     assert again.document(PreflightRecord) is None
     assert again.answers("identity") == []
 
