@@ -63,7 +63,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert hits == [float(any(c.isascii() and c.islower() for c in record["completion"])) for record in records]
     assert found["names"]["cut_share"].value == sum(record["finish"] == "length" for record in records) / 3
     assert found["names"]["length"].value == pytest.approx(sum(record["tokens"] for record in records) / 3)
-    json.dumps(found, allow_nan=False)
+    json.dumps(SuiteScores(found).to_json(), allow_nan=False)
 
 
 def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_given_answers_are_scored_as_training_encodes_them(tmp_path: Path) -> No
     line = read_jsonl(tmp_path / "baseline" / "given.jsonl")[1]
     assert line["prompt_ids"] == asked.encoder.prompt(QUESTIONS[0].prompt)
     assert asked.encoder.tokens.decode(line["ids"]) == "a<|im_end|>"
-    assert found["perplexity"]["n"] == 3
+    assert found["perplexity"].n == 3
 
 
 def test_a_start_that_is_missing_or_was_asked_otherwise_is_refused(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_several_answers_per_prompt(tmp_path: Path) -> None:
     found = evaluate_suites(Asked.of(model(), TOKENIZER), [suite], tmp_path)["several"]
     records = read_jsonl(tmp_path / "evaluations" / "several.jsonl")
     assert len(records) == 15
-    assert found["match"]["n"] == 3
+    assert found["match"].n == 3
     assert found["match"].value == pytest.approx(sum(record["score"] for record in records) / 15)
 
 

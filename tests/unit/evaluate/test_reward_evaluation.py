@@ -294,7 +294,7 @@ def test_a_planted_fault_is_found(plant, name: str, severity: str) -> None:
     assert name in found and (found[name].severity, found[name].step) == (severity, 7)
     assert set(found) <= {name, "reward_overconfident"}, "a swapped model is sure as well"
     assert found[name].message and found[name].remedy
-    json.dumps(record, allow_nan=False)
+    json.dumps(record.to_json(), allow_nan=False)
 
 
 def test_guessing_is_called_chance_and_not_collapse() -> None:
