@@ -52,6 +52,7 @@ from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
 from posttrain.runs.read import Curve, RunContents, read_run
 from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.records.logs import Alarm
 from posttrain.runs.values import as_number, as_text
 from tests.fake_run import ALARMS, Plan, change_json, metric_line, write_fake_run, write_json, write_lines
 
@@ -439,8 +440,9 @@ def test_every_measurement_has_a_picture_and_unknown_ones_too(tmp_path):
 
 def test_alarms_are_grouped_and_marked_on_the_curves(tmp_path):
     stage = stage_of(tmp_path, Plan(steps=120, pairs=8, prompts=8))
-    repeated = [{**ALARMS[0], "step": step} for step in (80, 77, 90)]
-    groups = group_alarms(replace(stage, alarms=[*repeated, ALARMS[1]]))
+    spike, displaced = map(Alarm.from_json, ALARMS)
+    repeated = [replace(spike, step=step) for step in (80, 77, 90)]
+    groups = group_alarms(replace(stage, alarms=[*repeated, displaced]))
     assert [(g.badge, g.name, g.when) for g in groups] == [
         ("1", "likelihood_displacement", "step 101"),
         ("2", "gradient_spike", "3 times, steps 77 to 90"),
@@ -448,7 +450,7 @@ def test_alarms_are_grouped_and_marked_on_the_curves(tmp_path):
     marks = curve_charts(stage, groups)[0][0].marks
     assert [(mark.label, mark.severity) for mark in marks] == [("2", "warning"), ("1", "critical")]
     assert marks[0].at == pytest.approx(100 * 77 / 120)
-    close = group_alarms(replace(stage, alarms=[{**ALARMS[0], "step": 100}, ALARMS[1]]))
+    close = group_alarms(replace(stage, alarms=[replace(spike, step=100), displaced]))
     assert [(mark.label, mark.severity) for mark in curve_charts(stage, close)[0][0].marks] == [("2, 1", "critical")]
 
 
