@@ -118,10 +118,10 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path)
     train = folder.metrics("train")
     assert [record.step for record in train] == list(range(1, 9))
-    assert train[0]["values"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert train[0].values["loss"] == pytest.approx(math.log(2), abs=1e-6)
     expected = {"grad_norm", "learning_rate", "tokens_per_second", "supervised_share", "reward_margin"}
-    assert expected <= set(train[0]["values"])
-    assert train[0]["counts"]["loss"] == 4 and train[3]["counts"]["loss"] == 2
+    assert expected <= set(train[0].values)
+    assert train[0].counts["loss"] == 4 and train[3].counts["loss"] == 2
     assert [record.step for record in folder.metrics("held_out")] == [0, 4, 8]
     assert {record.when for record in folder.lines(HeldOutRow)} == {"start", "end"}
     assert len(folder.lines(HeldOutRow)) == 10

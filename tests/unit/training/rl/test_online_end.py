@@ -129,7 +129,7 @@ def test_a_stage_without_an_update_is_not_just_saved(
     assert sum(f"no update: {step_line}" in line for line in said) == 2
     assert any(line.startswith("WARNING: grpo: not one update was made in 2 steps") and why in line for line in said)
     assert said.index("saved") < next(i for i, line in enumerate(said) if line.startswith("WARNING"))
-    alarms = [alarm for alarm in run.alarms() if alarm.name == "no_update"]
+    alarms = [alarm for alarm in run.alarms() if alarm["name"] == "no_update"]
     assert len(alarms) == 1 and alarms[0]["severity"] == "critical"
     record = RunFolder(tmp_path / "run")
     assert record.stage("grpo").stage().updates == 0
