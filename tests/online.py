@@ -12,7 +12,8 @@ from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.loop import Loop
 from posttrain.training.rl.source import OnlineSource
-from posttrain.training.stages.run import prepare
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.prepare import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -67,9 +68,8 @@ def loop_of(
 ) -> Loop:
     stage = Online(method, **{**SMALL, **options})
     stage_folder, said = StageFolder(folder), progress or Progress()
-    prepared = prepare(
-        stage, start, stage_folder, seed=seed, progress=said, examples=list(tasks or tasks_of()), rewards=rewards
-    )
+    examples = list(tasks or tasks_of())
+    prepared = prepare(StageContext(stage, start, stage_folder, seed, said, examples=examples, rewards=rewards))
     return Loop(prepared.work, stage_folder, said)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.schema import data_of
 from posttrain.config.stages import StageSettings
 
 VERSION = 1
@@ -34,9 +35,8 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
         start_model: the fingerprint of the weights that it starts from.
     """
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-    for key in ("data", "held_out", "keep"):
-        if isinstance(settings.get(key), Mapping):
-            settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
+    for key in data_of(stage):
+        settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()

@@ -109,6 +109,14 @@ class OnlineStage(SamplingStage):
         return self.row.advantage != "teacher"
 
     @property
+    def needs_reference(self) -> bool:
+        return self.row.needs_reference
+
+    @property
+    def ratio_from_sampler(self) -> bool:
+        return not self.row.needs_sampler
+
+    @property
     def measures_kl(self) -> bool:
         return True
 
@@ -270,6 +278,10 @@ class OnlineDPO(SamplingStage):
     """Of the objective: `{beta: 0.1}`."""
     least_margin: Float = Field(default=0.0, ge=0)
     """Pairs whose rewards differ by less are left out."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return PAIRWISE[self.objective].needs_reference
 
     @model_validator(mode="after")
     def _has_pairs(self) -> Self:

@@ -98,6 +98,16 @@ class SamplingStage(TrainingStage):
         return True
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the policy's start is kept beside it: for a KL, or for an objective that compares the two."""
+        return False
+
+    @property
+    def ratio_from_sampler(self) -> bool:
+        """Whether importance ratios begin at the engine's own log-probs, with no weight for what rounds differently."""
+        return False
+
+    @property
     def measures_kl(self) -> bool:
         """Whether there is a KL to the start to follow; a stage of the online table says itself where there is none."""
         return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import Field, create_model, model_validator
 
 from posttrain.config.adapters import Continue
-from posttrain.config.base import RowStage, StageSettings
+from posttrain.config.base import Output, RowStage, StageSettings
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
@@ -100,11 +100,6 @@ class PreferenceStage(RowStage):
         """The objective's own numbers, for training.algorithms.algorithm(stage.method, stage.parameters)."""
         values = self.model_dump()
         return {name: float(values[name]) for name in self.row.defaults}
-
-    @property
-    def reference_kind(self) -> str | None:
-        """None where the objective needs no reference."""
-        return None
 
 
 class ReferencedStage(PreferenceStage):
@@ -195,6 +190,10 @@ class Mix(ReferencedStage):
     def reference_kind(self) -> str | None:
         return self.reference.kind if any(term.pairwise.needs_reference for term in self.losses) else None
 
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(term.loss for term in self.losses)
+
 
 class Reward(RowStage):
     """A reward model: the start's backbone under a head that gives each response a number.
@@ -202,7 +201,7 @@ class Reward(RowStage):
     It starts from the last policy before it; the stages after it start from that policy too.
     """
 
-    MAKES_POLICY: ClassVar[bool] = False
+    OUTPUTS: ClassVar[Output] = "reward"
 
     method: Literal["reward"] = "reward"
     """A reward model."""
@@ -223,6 +222,10 @@ class Reward(RowStage):
     category: str | None = Field(default=None, min_length=1)
     """Column of the rows that says what kind they are: held-out accuracy is given for each. If absent, `category`,
     `source`, `subset`, `task` or `domain`, where the rows have one, or else the files."""
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return (self.objective.kind,)
 
     @property
     def rule(self) -> RewardRule:
@@ -270,6 +273,8 @@ class Reward(RowStage):
 class Correction(StageSettings):
     """Make pairs of the model's own mistakes: its answer is rejected, the row's answer is chosen. Trains nothing."""
 
+    OUTPUTS: ClassVar[Output] = "data"
+
     method: Literal["correction"] = "correction"
     """Sample the model's own answers and pair each with the wanted one."""
     sampling: Sampling = Sampling(temperature=0.7)
@@ -289,10 +294,6 @@ class Correction(StageSettings):
                 remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
             )
         return self
-
-
-WRITES_DATA = (Correction,)
-"""Kinds of stage whose output a later stage can read with `data: {stage: NAME}`."""
 
 
 # ---------------------------------------------------------------- one record per row of the table
@@ -324,6 +325,8 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
 }
+"""Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
+`posttrain.training.stages.table.KINDS`."""
 
 if TYPE_CHECKING:  # the table is only known when it runs
     Stage = StageSettings

@@ -30,7 +30,7 @@ from posttrain.models.tree.logprobs import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.training import checkpoint, faults
-from posttrain.training.checks.memory import MemoryPlan, explained
+from posttrain.training.checks.memory import MemoryPlan, explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
 from posttrain.training.loop_parts import deferred_interrupt, in_slices, of_updates, together
 from posttrain.training.objectives import Algorithm
@@ -117,7 +117,7 @@ class Loop:
             TrainingError: a critical alarm, where the stage says that it stops.
         """
         torch.manual_seed(stream_seed(self.work.seed, "dropout") % 2**63)
-        with explained(self.work.memory):
+        with explain_out_of_memory(self.work.memory):
             return self._train()
 
     def _train(self) -> int:

@@ -20,7 +20,7 @@ from posttrain.training.checks.memory import (
     _fullest,
     _peak,
     activation_bytes_per_token,
-    explained,
+    explain_out_of_memory,
     logits_item,
     plan,
     program_bytes,
@@ -82,7 +82,7 @@ def test_running_out_says_where_it_went_and_what_to_do(error: Exception) -> None
     planned = plan(
         Policy(tiny_model()), tokens_per_microbatch=512, activation_bytes_per_token=1e6, live_reference=False
     )
-    with pytest.raises(MemoryLimitError) as refused, explained(planned):
+    with pytest.raises(MemoryLimitError) as refused, explain_out_of_memory(planned):
         raise error
     text = str(refused.value)
     assert "activations" in text and "512 tokens x 1.00 MB" in text
@@ -241,5 +241,5 @@ def test_a_cut_row_ends_with_its_last_trained_token() -> None:
 
 
 def test_other_errors_pass_untouched() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), explained(None):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(None):
         raise RuntimeError("shapes do not match")

@@ -24,7 +24,8 @@ from posttrain.training.checks.of_rollouts import probe_trees
 from posttrain.training.checks.sampler import check_sampler
 from posttrain.training.loop import Loop
 from posttrain.training.rl.rollouts import Prompt
-from posttrain.training.stages.run import prepare
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.prepare import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.online import early_letters, run, source_of
 
@@ -47,7 +48,7 @@ def tasks() -> list[Task]:
 def stage_of(folder: Path, method: str = "grpo", **options: Any) -> Loop:
     stage, folder_ = Online(method, **{**SMALL, **options}), StageFolder(folder)
     rewards = () if method == "distil_reverse_kl" else (early_letters,)
-    prepared = prepare(stage, "embedded", folder_, seed=0, progress=Progress(), examples=tasks(), rewards=rewards)
+    prepared = prepare(StageContext(stage, "embedded", folder_, 0, Progress(), examples=tasks(), rewards=rewards))
     return Loop(prepared.work, folder_, Progress())
 
 

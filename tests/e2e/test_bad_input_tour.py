@@ -320,12 +320,12 @@ def test_a_place_that_may_not_be_written_is_refused_early(tmp_path: Path, monkey
 # ---------------------------------------------------------------- Ctrl-C, and names with blanks
 
 PHASES = {
-    "reading": "posttrain.training.stages.rows.read_data",
-    "encoding": "posttrain.training.stages.rows.encode",
-    "loading": "posttrain.training.stages.prepared.load",
+    "reading": "posttrain.training.stages.reading.read_data",
+    "encoding": "posttrain.training.stages.reading.encode",
+    "loading": "posttrain.training.stages.policy.load",
     "proving": "posttrain.training.checks.preflight.check_leak",
-    "saving": "posttrain.training.stages.run.begin_save",
-    "asking": "posttrain.training.pipeline.evaluate_model",
+    "saving": "posttrain.training.stages.policy.begin_save",
+    "asking": "posttrain.training.evaluation.evaluate_model",
 }
 
 
@@ -355,7 +355,7 @@ def test_ctrl_c_in_every_phase(place: Path, phase: str, monkeypatch: pytest.Monk
 
 def test_ctrl_c_in_a_check_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "posttrain.training.stages.prepared.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        "posttrain.training.stages.policy.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert command("check", "mine.yaml").exit_code == 130
     assert not (place / "runs").exists()

@@ -367,7 +367,9 @@ def fitting_microbatch(
 
 
 @contextmanager
-def explained(memory: MemoryPlan | None, what: str = "the step", remedy: str = STEP_REMEDY) -> Iterator[None]:
+def explain_out_of_memory(
+    memory: MemoryPlan | None, what: str = "the step", remedy: str = STEP_REMEDY
+) -> Iterator[None]:
     """Turn an out-of-memory error of torch into one that says where the memory went and what to change.
 
     Args:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posttrain.config.online import OnlineStage, SamplingStage
+from posttrain.config.online import SamplingStage
 from posttrain.data.trees import collate, to_device
 from posttrain.models.tree.logprobs import Path, Policy
 from posttrain.rollout.weight_sync import LARGEST_NOISE
@@ -112,14 +112,14 @@ def same_arithmetic(policy: Policy, proven: Preflight) -> bool:
 def _ratio_matters(stage: SamplingStage, shared: bool) -> bool:
     """Whether a gap of the size of noise spoils the loss: it begins at the engine's log-probs and weighs none out. An
     engine of its own in half precision is noisy, and of the right policy; its gap is watched in every step."""
-    return isinstance(stage, OnlineStage) and shared and not stage.row.needs_sampler
+    return shared and stage.ratio_from_sampler
 
 
 def _remedy(stage: SamplingStage, policy: Policy, *, near: bool, shared: bool) -> str:
     remedies = []
     if policy.autocast is not None and shared:
         remedies.append("write `compute: {precision: fp32}`")
-    if near and isinstance(stage, OnlineStage) and not stage.row.needs_sampler:
+    if near and stage.ratio_from_sampler:
         remedies.append("write `choices: {correction: truncated}`, which weighs the difference of the two out")
     if not shared:
         remedies.append("serve the model in the precision that trains")

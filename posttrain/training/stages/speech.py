@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,29 @@ def stage_encoding(stage: TrainingStage, start: Speech, run: str) -> tuple[Encod
         lossy=encoding.lossy,
     )
     return settings, tuple(_contradictions(start, encoding.template, settings)) if start.recorded else ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How a model is asked: AnswerSettings(EncoderSettings(template="raw"), device="auto").
+
+    A model is spoken to as the stage that trained it does; the start, as the first stage that will train it does.
+    """
+
+    encoding: EncoderSettings
+    device: str
+
+
+def answer_settings(stage: TrainingStage | None, start: str | Path, run: str) -> AnswerSettings:
+    """How a stage speaks to its model, given what it starts from; without a stage, as the start was trained.
+
+    Args:
+        run: the day on which the run began.
+    """
+    spoken = speech_of(resolve(start))
+    if stage is None:
+        return AnswerSettings(spoken.settings(), "auto")
+    return AnswerSettings(stage_encoding(stage, spoken, run)[0], stage.compute.device)
 
 
 def _contradictions(start: Speech, named: str, settings: EncoderSettings) -> Iterator[str]:

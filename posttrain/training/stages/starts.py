@@ -1,6 +1,6 @@
-"""What a stage starts from, by what its files say: settled before a row is read and before a weight is loaded.
+"""What a stage starts from, by what its files say: resolved before a row is read and before a weight is loaded.
 
-start = settle(stage, "runs/mine/sft/model", device)      # refuses what would fail at the end
+start = resolve_start(stage, "runs/mine/sft/model", device)      # refuses what would fail at the end
 start.tokenizer, start.positions, start.notes
 """
 
@@ -44,7 +44,7 @@ class Start:
     """How the start is spoken to, by its record or its files."""
 
 
-def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
+def resolve_start(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
     """Decide what will be exported, and refuse what cannot work.
 
     Raises:
@@ -52,12 +52,12 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
         MissingExtraError: QLoRA without bitsandbytes.
     """
     if isinstance(start, LoadedModel):
-        return _settle_loaded(stage, start)
+        return _of_loaded(stage, start)
     source = resolve(start)
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
-    if facts is not None and not stage.MAKES_POLICY and not facts.merges:
+    if facts is not None and stage.OUTPUTS == "reward" and not facts.merges:
         raise _unmergeable_start(stage, facts.kind)
-    if facts is not None and stage.adapter is None and stage.MAKES_POLICY:
+    if facts is not None and stage.adapter is None and stage.OUTPUTS == "policy":
         raise ConfigError(
             "the start is an adapter, and the stage does not say what becomes of it",
             where=f"{stage.name}: adapter",
@@ -79,11 +79,11 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
     return Start(tokenizer, left, merge, tuple(_notes(stage, kind, merge)), speech_of(source))
 
 
-def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
+def _of_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
     model = start.model
     kind = adapter_kind(model)
-    if not stage.MAKES_POLICY:
-        return _settle_reward(stage, start, kind)
+    if stage.OUTPUTS == "reward":
+        return _of_loaded_under_a_head(stage, start, kind)
     if isinstance(stage.adapter, Continue) and kind is None:
         raise ConfigError(
             "there is no adapter to go on with",
@@ -101,7 +101,7 @@ def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
     return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)), start.speech)
 
 
-def _settle_reward(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
+def _of_loaded_under_a_head(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
     """A reward model of a loaded policy: of a copy, into whose weights the policy's adapter is folded."""
     if not merges(start.model):
         raise _unmergeable_start(stage, str(kind))

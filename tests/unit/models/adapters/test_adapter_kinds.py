@@ -32,7 +32,8 @@ from posttrain.models.reference import reference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
 from posttrain.sampling import SamplingDistribution
-from posttrain.training.checks.preflight import check_gradient, choose_path
+from posttrain.training.checks.gradient import check_gradient
+from posttrain.training.checks.preflight import choose_path
 from tests.adapters import EVERY, VIRTUAL, WEIGHTS, disturb, logits, save_alone
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 from tests.training import run_loop, work_of

@@ -16,7 +16,7 @@ from posttrain.losses.reward_rule import Pooling, RewardRule
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.tree.heads import ScoreModel, is_reward_model, with_head
 from posttrain.models.tree.parity import leak, tree_against_padded
-from posttrain.training.checks.preflight import check_gradient
+from posttrain.training.checks.gradient import check_gradient
 from posttrain.training.objectives import reward_algorithm
 from posttrain.training.stages.reward import check_start
 from posttrain.training.step import accumulate, measure

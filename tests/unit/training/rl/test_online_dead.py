@@ -19,7 +19,7 @@ from posttrain.losses.surrogates import SURROGATES, Surrogate, TokenLoss
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
-from posttrain.training.checks import preflight
+from posttrain.training.checks.gradient import check_gradient
 from posttrain.training.loop import Loop
 from posttrain.training.source import RowSource
 from posttrain.types import TokenTree
@@ -112,7 +112,7 @@ def test_a_zero_loss_is_explained_only_where_something_is_learned() -> None:
 
 
 def check_of(work: Any, rows: Sequence[TokenTree] | None = None) -> preflight.Check:
-    return preflight.check_gradient(work.policy, work.reference, work.algorithm, rows or work.rows)
+    return check_gradient(work.policy, work.reference, work.algorithm, rows or work.rows)
 
 
 @pytest.mark.parametrize("method", PAIRWISE)

@@ -81,7 +81,7 @@ def same(whole: Loop, resumed: Loop, folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("scored", [3 + 12 + 5, 3 + 12 + 12 + 1], ids=["in a rollout", "in an examination"])
 def test_a_reward_that_raises_loses_no_whole_step(start: Path, tmp_path: Path, scored: int, monkeypatch: Any) -> None:
     # The reward's source is part of what a run is: the one that fails has to be the one that does not.
-    monkeypatch.setattr("posttrain.training.stages.sampling._content_of", lambda function: function.__name__)
+    monkeypatch.setattr("posttrain.training.stages.sampling_inputs._content_of", lambda function: function.__name__)
     folders = tmp_path / "whole", tmp_path / "halves"
     whole = run(loop_of(start, folders[0], rewards=[noisy], **MOVING))
     said = Said()
