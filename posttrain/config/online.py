@@ -251,6 +251,10 @@ class PPOStage(OnlineStage):
     weights are shared, and it costs one more adapter. `freeze`: the same, and only the head trains. `shared`: the
     policy's own, which the value loss trains too, with `value_weight`."""
 
+    @property
+    def shares_value_backbone(self) -> bool:
+        return self.value_backbone == "shared"
+
     @model_validator(mode="after")
     def _value_weight_has_an_effect(self) -> Self:
         if self.value_backbone != "shared" and "value_weight" in self.model_fields_set:

@@ -108,6 +108,11 @@ class SamplingStage(TrainingStage):
         return False
 
     @property
+    def shares_value_backbone(self) -> bool:
+        """Whether a value head stands on the policy's own backbone, which its loss then trains too."""
+        return False
+
+    @property
     def measures_kl(self) -> bool:
         """Whether there is a KL to the start to follow; a stage of the online table says itself where there is none."""
         return False

@@ -42,7 +42,7 @@ def test_the_logits_of_two_rows() -> None:
 def test_the_padded_path_pays_for_logits_and_the_tree_does_not() -> None:
     model = tiny_model("llama", vocab=50_000)
     settings = {"tokens_per_microbatch": 512, "activation_bytes_per_token": 1000.0, "live_reference": False}
-    padded = plan(Policy(model, "padded"), **settings, rows=2, row_tokens=256)  # type: ignore[arg-type]
+    padded = plan(Policy(model, "padded"), **settings, padded=(2, 256))  # type: ignore[arg-type]
     assert padded.largest.name == "logits" and padded.largest.bytes == 2 * 256 * 50_000 * 4
     assert "largest: logits 0.10 GB (2 rows x 256 tokens x 50,000 ids x 4 bytes)" in padded.line()
     tree = plan(Policy(model, "tree"), **settings)  # type: ignore[arg-type]

@@ -133,8 +133,7 @@ def plan(
     tokens_per_microbatch: int,
     activation_bytes_per_token: float,
     live_reference: bool,
-    rows: int = 1,
-    row_tokens: int | None = None,
+    padded: tuple[int, int] | None = None,
     largest: TokenTree | None = None,
     working: Working | None = None,
     program: int = 0,
@@ -142,7 +141,7 @@ def plan(
     """The memory of one training step on top of nothing; `available` counts what is occupied already.
 
     Args:
-        rows: rows that the padded path pads together, of `row_tokens` tokens; the tree path keeps no logits.
+        padded: (rows, tokens of each) that the padded path computes together; the tree path keeps no logits.
         largest: the largest tree, for the attention masks, which grow with the square of its tokens.
         working: measured; in the place of `activation_bytes_per_token` and of what the logits are counted as.
         program: bytes of the process before a model was loaded (`resident`): interpreter, libraries, rows.
@@ -179,7 +178,7 @@ def plan(
     if working is not None or policy.compares != "log-probs":
         return MemoryPlan(tuple(items), available, reached(policy.device) if program else 0)
     if policy.path == "padded":
-        items.append(logits_item(rows, row_tokens or tokens_per_microbatch, vocabulary, element))
+        items.append(logits_item(*(padded or (1, tokens_per_microbatch)), vocabulary, element))
     else:
         items.append(Item("logits buffer", max(BUFFER_ELEMENTS, 16 * vocabulary) * element, "one chunk, reused"))
     return MemoryPlan(tuple(items), available)

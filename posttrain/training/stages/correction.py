@@ -15,7 +15,7 @@ from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.rollout.native import NativeEngine
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.correction_pairs import correction_pairs
+from posttrain.training.stages.correction_pairs import Answering, correction_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 
 
@@ -53,14 +53,16 @@ def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) ->
     with ctx.progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
         counts = correction_pairs(
             rows,
-            Encoder(loaded.tokenizer, answers.encoding if answers else loaded.speech.settings()),
-            NativeEngine(loaded.model),
-            sampling,
+            Answering(
+                Encoder(loaded.tokenizer, answers.encoding if answers else loaded.speech.settings()),
+                NativeEngine(loaded.model),
+                sampling,
+                stage.samples_per_prompt,
+                on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
+            ),
             keep=keep or (),
-            samples_per_prompt=stage.samples_per_prompt,
             out=folder.path / OUTPUT_NAMES["data"],
             dropped=folder.path / "dropped.jsonl",
-            on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
         )
     ctx.say(str(counts))
     return {

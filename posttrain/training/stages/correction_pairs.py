@@ -1,6 +1,7 @@
 """Pairs of a model's own mistakes: what it answers now is rejected, what it should answer is chosen.
 
-    pairs = correction_pairs(rows, encoder, engine, sampling, samples_per_prompt=2, out=Path("data.jsonl"))
+    answering = Answering(encoder, engine, sampling, samples_per_prompt=2)
+    pairs = correction_pairs(rows, answering, out=Path("data.jsonl"))
     pairs.counts          # CorrectionCounts(prompts=200, pairs=371, truncated=12, skipped={"duplicate": 29})
 
 The rejected side is on the policy's own distribution, which is where a preference loss has something to push down; a
@@ -84,41 +85,57 @@ class Wanted:
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How the model's own answers are drawn: Answering(encoder, engine, SamplingDistribution(temperature=0.7))."""
+
+    encoder: Encoder
+    engine: Engine
+    sampling: SamplingDistribution
+    """Its stop ids are replaced by the encoder's."""
+    samples_per_prompt: int = 1
+    on_finish: OnFinish | None = None
+    """See `Engine.generate`."""
+
+    def draw(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[Completion]]:
+        """The answers to each prompt."""
+        sampling = replace(self.sampling, stop_ids=self.encoder.stop_ids)
+        return self.engine.generate(
+            prompts, sampling, completions_per_prompt=self.samples_per_prompt, on_finish=self.on_finish
+        )
+
+    def likeliest(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[Completion]]:
+        """The greedy answer to each prompt, with the same limit."""
+        greedy = replace(
+            self.sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=self.encoder.stop_ids
+        )
+        return self.engine.generate(prompts, greedy, on_finish=self.on_finish)
+
+
 def correction_pairs(
     rows: Iterable[Example],
-    encoder: Encoder,
-    engine: Engine,
-    sampling: SamplingDistribution,
+    answering: Answering,
     *,
     keep: Iterable[Example] = (),
-    samples_per_prompt: int = 1,
     out: Path,
     dropped: Path | None = None,
     keep_truncated: bool = True,
-    on_finish: OnFinish | None = None,
 ) -> CorrectionCounts:
     """Sample the model's own answers, pair each with the row's, and write the pairs to `out`.
 
     Args:
         rows: demonstrations (the last answer is the wanted one) or tasks with an answer.
         keep: rows whose prompts are asked and whose own answers, if they have any, do not count.
-        sampling: its stop ids are replaced by the encoder's.
         dropped: a file for the answers that made no pair, as {"row", "reason", "message", "content"}.
-        on_finish: see `Engine.generate`.
 
     Raises:
         RowError: a row without a wanted answer.
         EmptyDatasetError: no pair came out, because the model answers as wanted already, or answers nothing.
     """
-    wanted = [*map(_wanted, rows), *_likeliest(keep, encoder, engine, sampling, on_finish)]
-    prompts = [encoder.prompt(one.prompt, one.tools) for one in wanted]
-    groups = engine.generate(
-        prompts,
-        replace(sampling, stop_ids=encoder.stop_ids),
-        completions_per_prompt=samples_per_prompt,
-        on_finish=on_finish,
-    )
-    counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * samples_per_prompt)
+    encoder = answering.encoder
+    wanted = [*map(_wanted, rows), *_likeliest(keep, answering)]
+    groups = answering.draw([encoder.prompt(one.prompt, one.tools) for one in wanted])
+    counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * answering.samples_per_prompt)
     with JsonlWriter(out) as pairs, JsonlWriter(dropped) as left_out:
         for one, group in zip(wanted, groups, strict=True):
             before = counts.pairs
@@ -198,20 +215,14 @@ def _turn(message: Message) -> dict[str, Any]:
     }
 
 
-def _likeliest(
-    rows: Iterable[Example],
-    encoder: Encoder,
-    engine: Engine,
-    sampling: SamplingDistribution,
-    on_finish: OnFinish | None,
-) -> list[Wanted]:
+def _likeliest(rows: Iterable[Example], answering: Answering) -> list[Wanted]:
     """The prompts of `rows`, each with the model's greedy answer as the wanted one."""
     asked = [_asked(row) for row in rows]
     if not asked:
         return []
-    greedy = replace(sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=encoder.stop_ids)
+    encoder = answering.encoder
     special = encoder.tokens.special_pattern(encoder.template.stop_texts)
-    groups = engine.generate([encoder.prompt(prompt, tools) for prompt, tools, _ in asked], greedy, on_finish=on_finish)
+    groups = answering.likeliest([encoder.prompt(prompt, tools) for prompt, tools, _ in asked])
     return [
         Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
         for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)

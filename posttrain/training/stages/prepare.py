@@ -21,7 +21,7 @@ from posttrain.training.stages.starts import resolve_start
 from posttrain.training.stages.table import training_kind
 
 
-def prepare(ctx: StageContext[Any]) -> Prepared[Any]:
+def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
     """Everything before step 1.
 
     Raises:
@@ -30,7 +30,6 @@ def prepare(ctx: StageContext[Any]) -> Prepared[Any]:
         PreflightError: a check failed and `preflight.on_failure` is `stop`; preflight.json is written all the same.
     """
     stage, folder = ctx.stage, ctx.folder
-    assert isinstance(stage, TrainingStage)
     kind, device = training_kind(stage), device_of(stage.compute.device)
     start = resolve_start(stage, ctx.start, device)
     ctx.say(*start.notes)

@@ -73,14 +73,12 @@ def write_evaluation(
         scores = _scores(work, rows, categories)
         phase.advance(len(rows))
         probes = _probe(work, encoder, rows)
-    stage = work.stage
-    assert isinstance(stage, Reward)
     record = evaluate_reward(
         scores,
         untrained=untrained,
         probes=probes,
         step=steps,
-        probabilities=not isinstance(stage.objective, Regression),
+        probabilities=not isinstance(_stage(work).objective, Regression),
     )
     for finding in record["findings"]:
         progress.say(f"{folder.name}: {finding['message']}; {finding['remedy']}")
@@ -131,8 +129,7 @@ def _scores(work: Work, rows: Sequence[TokenTree], categories: Mapping[RowRef, s
 
 def _rate(work: Work, trees: Sequence[TokenTree]) -> list[Rating]:
     """Rewards as training compares them: of a head with an output for each file of rows, by the row's own output."""
-    assert isinstance(work.stage, Reward)
-    policy, rule = _policy(work), work.stage.rule
+    policy, rule = _policy(work), _stage(work).rule
     own_output = len(rule.heads) > 1 and not rule.is_ensemble
     heads = [rule.heads[rule.file_of(tree.row)] if own_output else None for tree in trees]
     found: dict[int, Rating] = {}
@@ -151,6 +148,11 @@ def _rate(work: Work, trees: Sequence[TokenTree]) -> list[Rating]:
 def _policy(work: Work) -> ScoreModel:
     assert isinstance(work.policy, ScoreModel)
     return work.policy
+
+
+def _stage(work: Work) -> Reward:
+    assert isinstance(work.stage, Reward)  # the only kind that has a model with a head
+    return work.stage
 
 
 # ---------------------------------------------------------------- steps
@@ -195,8 +197,7 @@ def _probe(work: Work, encoder: Encoder, rows: Sequence[TokenTree]) -> Mapping[s
         refusal=tuple(encoder.tokens.ids(REFUSAL)),
         between=(),
     )
-    assert isinstance(work.stage, Reward)
-    ends_only = work.stage.rule.pooling == "steps"
+    ends_only = _stage(work).rule.pooling == "steps"
     longest = encoder.settings.max_length
     found = {}
     for name, texts in probes.items():

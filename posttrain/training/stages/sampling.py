@@ -85,8 +85,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
         sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
     weight = _kl_weight(stage)
     against = _against(stage, policy, ctx.progress)
-    shared = isinstance(stage, PPOStage) and stage.value_backbone == "shared"
-    head = value_head(policy) if shared else None
+    head = value_head(policy) if stage.shares_value_backbone else None
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
     return RolloutLearning(objective, sampler, weight, against, head)
 
@@ -152,45 +151,52 @@ class _Given:
     teacher: SampledReference | None
 
 
-def _policy_gradient(ctx: Sampling, subject: Sampled, given: _Given) -> Learner:
-    stage, policy = ctx.stage, subject.policy
-    assert isinstance(stage, OnlineStage) and isinstance(policy, Policy)
+def _policy_gradient(
+    ctx: StageContext[OnlineStage], subject: Sampled, given: _Given, critic: Valuer | None = None
+) -> Learner:
+    policy = subject.policy
+    assert isinstance(policy, Policy)
     return PolicyGradient(
-        stage,
+        ctx.stage,
         policy,
         subject.learning.weight,
         given.proven.tokens_per_microbatch,
         given.start,
-        _critic(ctx, subject, given) if isinstance(stage, PPOStage) else None,
+        critic,
         given.teacher,
         engine_is_trainer=same_arithmetic(policy, given.proven.preflight),
     )
 
 
-def _pairs(ctx: StageContext[Any], subject: Sampled, given: _Given) -> Learner:
+def _actor_critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Learner:
+    return _policy_gradient(ctx, subject, given, _critic(ctx, subject, given))
+
+
+def _pairs(ctx: StageContext[OnlineDPO], subject: Sampled, given: _Given) -> Learner:
     return Pairs(ctx.stage.least_margin, annotated=PAIRWISE[ctx.stage.objective].needs_margins)
 
 
-def _imitation(ctx: StageContext[Any], subject: Sampled, given: _Given) -> Learner:
+def _imitation(ctx: StageContext[RFT], subject: Sampled, given: _Given) -> Learner:
     return Imitation(ctx.stage.least_reward, ctx.stage.most_per_prompt)
 
 
-def _distillation(ctx: StageContext[Any], subject: Sampled, given: _Given) -> Learner:
+def _distillation(ctx: StageContext[GKD], subject: Sampled, given: _Given) -> Learner:
     return Distillation(given.proven.tokens_per_microbatch)
 
 
-LEARNERS: Mapping[type, Callable[[Sampling, Sampled, _Given], Learner]] = {
+LEARNERS: Mapping[type[SamplingStage], Callable[[StageContext[Any], Sampled, _Given], Learner]] = {
     OnlineStage: _policy_gradient,
+    PPOStage: _actor_critic,
     OnlineDPO: _pairs,
     RFT: _imitation,
     GKD: _distillation,
 }
-"""What becomes of scored completions, by the type of the settings."""
+"""What becomes of scored completions, by the type of the settings; the nearest row counts."""
 
 
-def _critic(ctx: Sampling, subject: Sampled, given: _Given) -> Valuer:
+def _critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Valuer:
     stage, policy, head = ctx.stage, subject.policy, subject.learning.value_head
-    assert isinstance(stage, PPOStage) and isinstance(policy, Policy)
+    assert isinstance(policy, Policy)
     rate = stage.value_learning_rate or RATE_FACTOR * stage.learning_rate
     updates = subject.inputs.order.steps * stage.updates_per_rollout
     if head is not None:

@@ -20,6 +20,7 @@ from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
 from posttrain.training.checks.gradient import check_gradient
+from posttrain.training.checks.preflight import Check
 from posttrain.training.loop import Loop
 from posttrain.training.source import RowSource
 from posttrain.types import TokenTree
@@ -111,7 +112,7 @@ def test_a_zero_loss_is_explained_only_where_something_is_learned() -> None:
 # ---------------------------------------------------------------- offline
 
 
-def check_of(work: Any, rows: Sequence[TokenTree] | None = None) -> preflight.Check:
+def check_of(work: Any, rows: Sequence[TokenTree] | None = None) -> Check:
     return check_gradient(work.policy, work.reference, work.algorithm, rows or work.rows)
 
 
