@@ -110,12 +110,12 @@ def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:
 def _dead_layers(model: nn.Module, dead: set[str], waiting: frozenset[str]) -> list[str]:
     """Layers of the adapter none of whose parameters gets a gradient; experts are left out, since one that saw no token
     of two short rows is alive."""
-    found = []
+    layers = []
     for layer, names in adapter_layers(model).items():
         asked = [name for name in names if name not in waiting]
         if asked and dead.issuperset(asked) and "expert" not in layer:
-            found.append(layer)
-    return found
+            layers.append(layer)
+    return layers
 
 
 def _dead_adapter(

@@ -196,11 +196,11 @@ def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) ->
     if policy.path == "tree":
         layout = TreeLayout(collate([tree]))
         windows = attention_windows(policy.transformer.config.get_text_config())
-        one = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
+        mask = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
     else:
         longest = len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        one = len(tree.branches) * longest**2  # bool, a byte for each pair
-    return Item("attention masks", copies * one, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
+        mask = len(tree.branches) * longest**2  # bool, a byte for each pair
+    return Item("attention masks", copies * mask, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
 
 
 def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
@@ -223,11 +223,11 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
 
 def working_memory(policy: TreeModel, trees: Sequence[TokenTree]) -> Working:
     """Measured on the given trees, which should be short: forward, loss and backward of once and of twice as many."""
-    one = list(trees) * _copies(policy, trees)
+    batch = list(trees) * _copies(policy, trees)
     # A path that is not proven yet would be proven by the first call, and the proof measured in the place of a step.
-    policy.path_of(to_device(collate([*one, *one]), policy.device))
-    (small, of_small), (large, of_large) = (_peak(policy, batch) for batch in (one, [*one, *one]))
-    tokens = sum(tree.num_tokens for tree in one)
+    policy.path_of(to_device(collate([*batch, *batch]), policy.device))
+    (small, of_small), (large, of_large) = (_peak(policy, trees_of) for trees_of in (batch, [*batch, *batch]))
+    tokens = sum(tree.num_tokens for tree in batch)
     per_token = max(large - small, 0) / tokens
     # A block of the same size in both batches does not grow, unless it is the double of another: a hidden layer of
     # twice the width makes blocks as large from half the tokens.

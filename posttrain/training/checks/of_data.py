@@ -24,13 +24,13 @@ def unread_columns_check(split: str, examples: Examples) -> tuple[Check, ...]:
     """The columns that nothing reads: a `system` that is misspelt is lost there, and so is a label under SFT."""
     if not examples.counts.unused_columns:
         return ()
-    found = unread(examples.counts.unused_columns, examples.format, examples.options.columns)
+    columns = unread(examples.counts.unused_columns, examples.format, examples.options.columns)
     title = "columns" if split == "train" else "columns of the held-out rows"
-    evidence = {"format": examples.format, "unused": list(found.columns)}
-    detail = f"read as '{examples.format}'; {found}"
-    if not found.doubts:
+    evidence = {"format": examples.format, "unused": list(columns.columns)}
+    detail = f"read as '{examples.format}'; {columns}"
+    if not columns.doubts:
         return (Check("columns", title, "pass", detail, evidence),)
-    return (Check("columns", title, "warn", detail, evidence, "; ".join(found.doubts)),)
+    return (Check("columns", title, "warn", detail, evidence, "; ".join(columns.doubts)),)
 
 
 def files_check(split: str, examples: Examples) -> tuple[Check, ...]:
@@ -80,7 +80,7 @@ def encoding_check(split: str, rows: EncodedDataset) -> Check:
         "rows": counts.read,
         "refused": refused,
         "findings": dict(counts.findings),
-        "examples": {name: found[:NAMED_ROWS] for name, found in rows.found.items()},
+        "examples": {name: rows_of[:NAMED_ROWS] for name, rows_of in rows.found.items()},
         "characters": counts.characters,
         "lost_characters": counts.lost_characters,
     }

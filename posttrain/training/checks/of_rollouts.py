@@ -119,15 +119,15 @@ def probe_trees(stage: SamplingStage, engine: Engine, encoder: Encoder, prompts:
         asked, completions = asked[:1], 2
     groups = sample(engine, encoder, asked, short, completions)
     for group in groups:
-        for number, one in enumerate(group.responses):
-            one.reward = float(number == 0)
+        for number, response in enumerate(group.responses):
+            response.reward = float(number == 0)
     decide(groups, drop_truncated=False)
     for group in groups:
-        for one in group.branches:
-            own = one.columns["sampler_logprobs"]
-            one.columns |= {"old_logprobs": own, "reference_logprobs": own}
-            one.columns |= {"values": np.zeros_like(own), "returns": np.full_like(own, one.reward)}
-            one.columns["advantages"] = np.full_like(own, 1.0 if one.reward else -0.5)
+        for response in group.branches:
+            own = response.columns["sampler_logprobs"]
+            response.columns |= {"old_logprobs": own, "reference_logprobs": own}
+            response.columns |= {"values": np.zeros_like(own), "returns": np.full_like(own, response.reward)}
+            response.columns["advantages"] = np.full_like(own, 1.0 if response.reward else -0.5)
     return [tree for group in groups for tree in group.trees()]
 
 
@@ -139,7 +139,7 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
     """
     batch = to_device(collate(rows), policy.device)
     own_N = policy(batch, temperature=stage.trainer_temperature).logprobs_N.float().cpu().numpy()
-    first, found = 0, []
+    first, probes = 0, []
     for tree in rows:
         branches = []
         for branch in tree.branches:
@@ -147,8 +147,8 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
             first += len(branch.ids)
             others = {"old_logprobs": old, "reference_logprobs": old - PROBED_KL, "teacher_logprobs": old + PROBED_KL}
             branches.append(replace(branch, columns={**branch.columns, **others}))
-        found.append(replace(tree, branches=tuple(branches)))
-    return found
+        probes.append(replace(tree, branches=tuple(branches)))
+    return probes
 
 
 def _pair(tree: TokenTree) -> TokenTree:

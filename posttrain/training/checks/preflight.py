@@ -256,13 +256,13 @@ def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     model. One short tree is enough, since noise is in every token: two of them cost a second more for each 100 million
     parameters on a laptop.
     """
-    found = repeat(policy, cut_probes(probes(trees)[:1])[0])
+    noise = repeat(policy, cut_probes(probes(trees)[:1])[0])
     family = type(policy.transformer).__name__
-    evidence = {"value": found.value, "gradient": found.gradient, "source": found.source}
-    apart = f"{policy.compares} differ by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
-    if found.holds:
+    evidence = {"value": noise.value, "gradient": noise.gradient, "source": noise.source}
+    apart = f"{policy.compares} differ by {noise.value:.1e}, gradients by {noise.gradient:.1e} of their norm"
+    if noise.holds:
         return Check("repeat", "two equal calls", "pass", f"on the same rows, {apart}", evidence)
-    where = f"it begins in {found.source}" if found.source else "it begins in the backward pass"
+    where = f"it begins in {noise.source}" if noise.source else "it begins in the backward pass"
     detail = f"{family} computes something else each time, with dropout off ({apart}); {where}"
     remedy = "set the probability of that module's noise to 0 in the model's config.json, or start from another model"
     return Check("repeat", "two equal calls", "fail", detail, evidence, remedy)
@@ -384,9 +384,9 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     evidence = {"loss": loss, "expected_loss": exact, "margin": margin, "largest_logprob_gap": apart}
     detail = f"loss {loss:.6f} (expected {exact:.6f}), margin {margin:+.1e}, log-probs within {apart:.1e} nats"
     allowed = LOGPROB_ERROR[policy.autocast or policy.dtype]  # other micro-batches round differently
-    holds = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
-    remedy = None if holds else "the reference is not the policy's start: run with --fresh to compute it again"
-    return Check("identity", "policy = reference at step 0", "pass" if holds else "fail", detail, evidence, remedy)
+    equal = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
+    remedy = None if equal else "the reference is not the policy's start: run with --fresh to compute it again"
+    return Check("identity", "policy = reference at step 0", "pass" if equal else "fail", detail, evidence, remedy)
 
 
 def check_memory(memory: MemoryPlan) -> Check:

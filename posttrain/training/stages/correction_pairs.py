@@ -134,18 +134,18 @@ def correction_pairs(
     """
     encoder = answering.encoder
     wanted = [*map(_wanted, rows), *_likeliest(keep, answering)]
-    groups = answering.draw([encoder.prompt(one.prompt, one.tools) for one in wanted])
+    groups = answering.draw([encoder.prompt(row.prompt, row.tools) for row in wanted])
     counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * answering.samples_per_prompt)
-    with JsonlWriter(out) as pairs, JsonlWriter(dropped) as left_out:
-        for one, group in zip(wanted, groups, strict=True):
+    with JsonlWriter(out) as pairs, JsonlWriter(dropped) as skips:
+        for row, group in zip(wanted, groups, strict=True):
             before = counts.pairs
-            for text, completion, reason in _judged(one, group, encoder, keep_truncated):
+            for text, completion, reason in _judged(row, group, encoder, keep_truncated):
                 if reason is None:
-                    pairs.write(_pair(one, text, completion))
+                    pairs.write(_pair(row, text, completion))
                     counts.pairs += 1
                     counts.truncated += completion.finish is FinishReason.LENGTH
                 else:
-                    left_out.write({"row": str(one.row), "reason": reason, "message": SKIPPED[reason], "content": text})
+                    skips.write({"row": str(row.row), "reason": reason, "message": SKIPPED[reason], "content": text})
                     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
             counts.prompts_without_pair += counts.pairs == before
         if not counts.pairs:
@@ -161,7 +161,7 @@ def correction_pairs(
 
 
 def _judged(
-    one: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
+    row: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
 ) -> Iterator[tuple[str, Completion, str | None]]:
     """(text, completion, None or the reason for which it makes no pair)"""
     seen: set[str] = set()
@@ -173,7 +173,7 @@ def _judged(
             reason = "aborted"
         elif not text.strip():
             reason = "empty"
-        elif text.strip() == (one.answer.content or "").strip():
+        elif text.strip() == (row.answer.content or "").strip():
             reason = "same_as_wanted"
         elif special is not None and special.search(text):
             reason = "special_tokens"
@@ -185,18 +185,18 @@ def _judged(
         yield text, completion, reason
 
 
-def _pair(one: Wanted, text: str, completion: Completion) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "prompt": [_turn(message) for message in one.prompt],
-        "chosen": [_turn(one.answer)],
+def _pair(row: Wanted, text: str, completion: Completion) -> dict[str, Any]:
+    pair: dict[str, Any] = {
+        "prompt": [_turn(message) for message in row.prompt],
+        "chosen": [_turn(row.answer)],
         "rejected": [_turn(Message("assistant", text, complete=completion.finish is not FinishReason.LENGTH))],
         "finish": str(completion.finish),
         "truncated": completion.finish is FinishReason.LENGTH,
-        "row": str(one.row),
+        "row": str(row.row),
     }
-    if one.tools:
-        row["tools"] = [dict(tool) for tool in one.tools]
-    return row
+    if row.tools:
+        pair["tools"] = [dict(tool) for tool in row.tools]
+    return pair
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -232,8 +232,8 @@ def _likeliest(rows: Iterable[Example], answering: Answering) -> list[Wanted]:
 
 def _asked(example: Example) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...], RowRef]:
     if isinstance(example, Demonstration):
-        one = _wanted(example)
-        return one.prompt, one.tools, one.row
+        wanted = _wanted(example)
+        return wanted.prompt, wanted.tools, wanted.row
     return example.prompt, example.tools, example.row
 
 

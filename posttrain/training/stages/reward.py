@@ -50,15 +50,15 @@ START_ERROR = 1e-6
 def reward_inputs(ctx: StageContext[Reward], start: Start) -> RowInputs:
     stage = ctx.stage
     with ctx.doing("reading the rows"):
-        found = read_rows(
+        inputs = read_rows(
             ctx,
             start,
             objective_of(stage),
             partial(encoder_of, stage),
             lambda examples: categories_of(examples, stage.category),
         )
-    require_steps(ctx, found)
-    return found
+    require_steps(ctx, inputs)
+    return inputs
 
 
 def reward_policy(ctx: StageContext[Reward], inputs: RowInputs, device: torch.device) -> tuple[LoadedModel, TreeModel]:
@@ -185,10 +185,10 @@ def check_start(model: TreeModel, algorithm: Algorithm, rows: Sequence[TokenTree
     if largest > 0 or exact is None:
         return Check("identity", title, "pass", f"loss {loss:.6f}, scores up to {largest:.2g}", evidence)
     evidence["expected_loss"] = exact
-    holds = abs(loss - exact) <= START_ERROR * max(1.0, exact)
-    remedy = None if holds else "this is a fault of the loss or the batch: please report it"
+    passes = abs(loss - exact) <= START_ERROR * max(1.0, exact)
+    remedy = None if passes else "this is a fault of the loss or the batch: please report it"
     detail = f"all scores 0, loss {loss:.6f} (expected {exact:.6f})"
-    return Check("identity", title, "pass" if holds else "fail", detail, evidence, remedy)
+    return Check("identity", title, "pass" if passes else "fail", detail, evidence, remedy)
 
 
 def _loss_at_zero(algorithm: Algorithm, batch: Any) -> float | None:

@@ -41,9 +41,9 @@ from posttrain.types import TokenTree
 
 def row_inputs(ctx: StageContext[RowStage], start: Start) -> RowInputs:
     with ctx.doing("reading the rows"):
-        found = read_rows(ctx, start, _objective(ctx.stage))
-    require_steps(ctx, found)
-    return found
+        inputs = read_rows(ctx, start, _objective(ctx.stage))
+    require_steps(ctx, inputs)
+    return inputs
 
 
 def require_steps(ctx: StageContext[Any], inputs: RowInputs) -> RowOrder:

@@ -134,7 +134,7 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
         ConfigError: there is none; a function that cannot be called as a reward.
     """
     named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
-    passed = [_passed(one) for one in functions]
+    passed = [_passed(function) for function in functions]
     if not named and not passed and not stage.needs_rewards:
         if keys := stage.waits_for_rewards:
             raise ConfigError(
@@ -153,16 +153,16 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
     return Rubric([*named, *passed])
 
 
-def _passed(one: Any) -> Scorer:
+def _passed(function: Any) -> Scorer:
     """A function that a program passed; held against the signature now, not when the first completion is scored."""
-    if not isinstance(one, Scorer) and not callable(one):
+    if not isinstance(function, Scorer) and not callable(function):
         raise ConfigError(
             "a reward that was passed is no function",
-            found=f"{type(one).__name__}: {one!r}"[:80],
+            found=f"{type(function).__name__}: {function!r}"[:80],
             expected="functions (prompt, completion, task) -> float or None",
             remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
         )
-    scorer = one if isinstance(one, Scorer) else Scorer(_name_of(one), one)
+    scorer = function if isinstance(function, Scorer) else Scorer(_name_of(function), function)
     Asking.of(scorer.function, scorer.name)
     return scorer
 

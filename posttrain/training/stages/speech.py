@@ -130,7 +130,7 @@ def run_date(folder: StageFolder) -> str:
 
 def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt, ...]:
     """The prompts of the first rows that have one, as templates read them, with the encoder's ids."""
-    found = []
+    prompts = []
     for row in islice(rows, 4 * PROVEN_PROMPTS):
         messages = _asked(row)
         try:
@@ -138,10 +138,10 @@ def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt,
         except EncodingError:  # counted, or refused by name, where rows are encoded
             continue
         plain = [encoder.template.plain(message) for message in messages]
-        found.append(SpokenPrompt(_copied(plain), _copied(row.tools), tuple(ids)))
-        if len(found) == PROVEN_PROMPTS:
+        prompts.append(SpokenPrompt(_copied(plain), _copied(row.tools), tuple(ids)))
+        if len(prompts) == PROVEN_PROMPTS:
             break
-    return tuple(found)
+    return tuple(prompts)
 
 
 def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check, ...]:
@@ -150,15 +150,15 @@ def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check
     further = np.array(sorted(encoder.stop_ids - own), dtype=np.int32)
     if not len(further):
         return ()
-    looked, found, seen = 0, [], set[int]()
+    looked, beyond, seen = 0, [], set[int]()
     for tree in islice(rows, LOOKED_AT):
         for branch in tree.branches:
             looked += 1
             goes_on = branch.loss_mask[:-1] & branch.loss_mask[1:] & np.isin(branch.ids[:-1], further)
             if goes_on.any():
-                found.append(str(tree.row))
+                beyond.append(str(tree.row))
                 seen.update(branch.ids[:-1][goes_on].tolist())
-    if not found:
+    if not beyond:
         return ()
     named = ", ".join(f"{encoder.tokens.decode([number])!r} ({number})" for number in sorted(seen))
     return (
@@ -166,9 +166,9 @@ def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check
             "stops",
             "ends inside answers",
             "warn",
-            f"{len(found):,} of {looked:,} answers go on after {named}, which the start's folder lists as an end: a "
-            f"rollout stops there; first in {found[0]}",
-            {"answers": looked, "found": len(found), "ids": sorted(seen)},
+            f"{len(beyond):,} of {looked:,} answers go on after {named}, which the start's folder lists as an end: a "
+            f"rollout stops there; first in {beyond[0]}",
+            {"answers": looked, "found": len(beyond), "ids": sorted(seen)},
             "if it is no end of an answer, take it out of `eos_token_id` in the start's generation_config.json (and "
             "config.json); else look at these rows",
         ),
