@@ -411,7 +411,7 @@ PPO: Callable[..., OnlineStage] = ONLINE_STAGES["ppo"]
 
 
 def Online(method: str, **options: Any) -> SamplingStage:
-    """A stage by its row of the online table, or `online_dpo` or `rft`: Online("rloo", kl_beta=0.01).
+    """A stage by its row of the online table, or `online_dpo`, `rft` or `gkd`: Online("rloo", kl_beta=0.01).
 
     Raises:
         UnknownKeyError: no row of that name, or an option that it does not have.

@@ -40,6 +40,7 @@ def judge_earlier(
     suites = [suite for suite in recipe.evaluate.suites if isinstance(suite, WinRateSuite)]
     if all(suite.reward_model.stage != judge for suite in suites):
         return
+    # Only the win rates are new: answers and other suites stay, see `evaluate_stage`.
     for folder, model, answers in asked:
         evaluate_stage(folder, recipe, model, answers, progress)
     summarise(run, recipe)
@@ -63,6 +64,7 @@ def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
     if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
         return suite
     judge = run.stage(suite.reward_model.stage)
+    # Until then the suite says itself that its judge is yet to be trained.
     if not judge.exists or judge.stage().get("status") != "done" or not judge.model.is_dir():
         return suite
     return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
@@ -85,6 +87,7 @@ def evaluate_stage(
             model,
             [_with_judge(suite, RunFolder(recipe.folder)) for suite in recipe.evaluate.suites],
             folder,
+            # Every stage is asked the same questions with the same draws as the start, or a difference says nothing.
             baseline=recipe.folder / "start",
             seed=stream_seed(recipe.seed, "evaluation"),
             progress=progress,

@@ -105,6 +105,7 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     """
     progress = progress or Progress()
     results: dict[str, Preflight] = {}
+    # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
     for suite in recipe.evaluate.suites:
         load_suite(suite)
@@ -274,5 +275,6 @@ def _forget(run: RunFolder) -> None:
         names = [path.parent.name for path in run.path.glob("*/stage.json")]
     for name in [*names, "start"]:
         shutil.rmtree(run.stage(name).path, ignore_errors=True)
+    # By name, never the folder: a run folder may hold a user's own files.
     for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)

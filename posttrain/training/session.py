@@ -103,6 +103,7 @@ def train(
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
     _require_stage(stage, rewards)
+    # A policy is trained in place, with whatever adapter it came with.
     taken = isinstance(model, LoadedModel) and stage.OUTPUTS == "policy"  # a reward model is made of a copy
     if taken and stage.adapter is not None and not isinstance(stage.adapter, Continue):
         raise ConfigError(

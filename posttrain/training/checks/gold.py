@@ -20,6 +20,7 @@ GOLD_TASKS = 200
 def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Check:
     """Every verifier accepts the rows' own answers: no model can be right where it does not."""
     tried = prompts if every else prompts[:GOLD_TASKS]
+    # Rewards that know the right answer; a length or format reward has none to be tried on.
     verifiers = [scorer for scorer in rubric.scorers if (scorer.inner or scorer).gold is not None]
     title = "verifiers accept the rows' own answers"
     if not verifiers:
@@ -38,6 +39,7 @@ def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Che
     judged = len(tried) - len(silent)
     if not judged:
         return _no_row_judged(silent, verifiers, evidence)
+    # Another reward may still judge a row that no verifier can, so it is no warning then.
     only = len(verifiers) == len(rubric.scorers)
     without = f"; {len(silent):,} rows have no answer that could be checked, such as {silent[0].row}" if silent else ""
     if not failures:

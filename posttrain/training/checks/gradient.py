@@ -44,6 +44,7 @@ def check_gradient(
     reference_N = reference.logprobs(batch) if reference is not None else None
     logprobs = forward(policy, algorithm, batch)
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    # d loss / d log-prob first, on copies: there a loss that is constant shows as exactly 0, whatever the model rounds.
     slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
     if not slopes:
         return _no_slope(algorithm, sum(p.numel() for _, p in named), policy)
@@ -51,6 +52,7 @@ def check_gradient(
     balanced = _reached(router_term(algorithm, logprobs), weights)
     said = [getattr(logprobs, name) for name in slopes]
     gradients = torch.autograd.grad(said, weights, list(slopes.values()), allow_unused=True)
+    # Parts behind a factor that starts at zero (lora_A, a backbone under a fresh head) move from the second step on.
     waiting = policy.waiting()
     dead = [
         name
@@ -64,6 +66,7 @@ def check_gradient(
     detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
     frozen, packed = frozen_weights(policy.model)
     evidence = {"trainable": size, "total": everything, "dead": dead[:20], "frozen": [*packed, *frozen][:20]}
+    # Quantised tensors hold integers: they have no gradient, whatever the loss is.
     if packed:
         detail += f"; {len(packed)} are quantised and cannot train, {packed[0]} among them"
         remedy = "train an adapter (adapter: lora), or start from the folder with the weights before quantisation"

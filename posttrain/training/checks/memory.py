@@ -165,6 +165,7 @@ def plan(
     ]
     if program:
         items.insert(0, Item("program", program, "interpreter and libraries"))
+    # What is occupied already is in the plan as items, so it counts as available too: else it would count twice.
     available = available_bytes(policy.device) + weights + program
     if live_reference:
         items.append(Item("reference", weights))
@@ -177,6 +178,7 @@ def plan(
         items.append(mask_item(policy, largest, tokens_per_microbatch))
     if working is not None or policy.compares != "log-probs":
         return MemoryPlan(tuple(items), available, reached(policy.device) if program else 0)
+    # Nothing was measured: the logits are counted by their shape.
     if policy.path == "padded":
         items.append(logits_item(*(padded or (1, tokens_per_microbatch)), vocabulary, element))
     else:
@@ -210,6 +212,7 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # Autograd keeps parameters too; they are there anyway. Views of one storage count once.
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -228,6 +231,7 @@ def working_memory(policy: TreeModel, trees: Sequence[TokenTree]) -> Working:
     policy.path_of(to_device(collate([*batch, *batch]), policy.device))
     (small, of_small), (large, of_large) = (_peak(policy, trees_of) for trees_of in (batch, [*batch, *batch]))
     tokens = sum(tree.num_tokens for tree in batch)
+    # The difference of both: what does not grow with the tokens falls out of it.
     per_token = max(large - small, 0) / tokens
     # A block of the same size in both batches does not grow, unless it is the double of another: a hidden layer of
     # twice the width makes blocks as large from half the tokens.

@@ -51,6 +51,7 @@ def unread_keys_check(split: str, examples: Examples) -> tuple[Check, ...]:
         return ()
     said = unread_keys(counts)
     title = "keys inside rows" if split == "train" else "keys inside the held-out rows"
+    # Most unread keys are ids and dates; a near miss of a key that is read is a mistake.
     doubts = [sentence for sentence in said if "did you mean" in sentence or "a yes in a turn" in sentence]
     status: Status = "warn" if doubts else "pass"
     evidence = {"unread": dict(sorted(counts.items()))}
@@ -66,6 +67,7 @@ def encoding_check(split: str, rows: EncodedDataset) -> Check:
     counts = rows.counts
     title = "rows as rendered" if split == "train" else "held-out rows as rendered"
     split_rows = sum(number for name, number in counts.findings.items() if name in SPLITS)
+    # A refused row is in no other count here: it never became a tree.
     refused = counts.dropped.get("template", 0) + counts.dropped.get("prompt_mismatch", 0)
     detail = f"prompt and trained text of {counts.read - refused:,} rows proven against the template's rendering"
     if split_rows:

@@ -66,6 +66,7 @@ def prove(ctx: StageContext[SamplingStage], subject: Subject[SamplingInputs, Rol
         check_sampler(stage, policy, rows, shared=sampler.sync is None),
     ]
     itself = preflight.PolicyAsReference(policy) if objective.needs_reference else None
+    # What the learner will make of scored completions, without learning: pairs, or columns of old log-probs.
     taught = [_pair(tree) for tree in rows] if objective.unit == "pairs" else own_columns(stage, policy, rows)
     checks.append(gradient.check_gradient(policy, itself, objective, taught, dead_layers=stage.preflight.dead_layers))
     if (router := check_router(objective, policy)) is not None:
@@ -114,9 +115,11 @@ def probe_trees(stage: SamplingStage, engine: Engine, encoder: Encoder, prompts:
     sampling = stage.distribution(encoder.stop_ids, seed=0)
     short = replace(sampling, max_new_tokens=min(PROBED_NEW_TOKENS, sampling.max_new_tokens))
     asked = sorted(prompts[:SEARCHED_PROMPTS], key=lambda prompt: len(prompt.ids))[:PROBED_PROMPTS]
+    # The shortest prompts: each check computes every one several times.
     completions = PROBED_COMPLETIONS
     if sum(len(prompt.ids) for prompt in asked) * completions > PROBED_TOKENS:  # the padded path computes each apart
         asked, completions = asked[:1], 2
+    # Rewards by place, since nothing judges here: a group of equal ones would have no gradient to look at.
     groups = sample(engine, encoder, asked, short, completions)
     for group in groups:
         for number, response in enumerate(group.responses):

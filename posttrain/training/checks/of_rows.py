@@ -36,6 +36,7 @@ def prove(
         checks += _model_checks(ctx.stage, subject, check_start)
 
         stage, policy, rows = ctx.stage, subject.policy, subject.inputs.rows
+        # After the path is chosen: a padded step takes other memory than a tree's.
         working = working_memory(policy, [preflight.shortened(preflight.probes(rows)[0], MEASURED_TOKENS)])
         budget, memory = plan_step(
             stage,

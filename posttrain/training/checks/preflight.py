@@ -150,6 +150,7 @@ def check_data(
 
 def check_stop_token(trees: Sequence[TokenTree], stop_ids: frozenset[int], *, wanted: bool) -> Check:
     """The share of responses whose last token is a stop token that trains."""
+    # The last trained token is what inference waits for: a policy that never learns to stop runs to the limit.
     ends = Counter(
         bool(branch.loss_mask[-1]) and int(branch.ids[-1]) in stop_ids for tree in trees for branch in tree.branches
     )
@@ -219,6 +220,7 @@ def shortened(tree: TokenTree, most: int) -> TokenTree:
     computing the same thing."""
     if tree.num_tokens <= most:
         return tree
+    # An equal part for the prompt and for each branch: a prompt alone, or an answer alone, would prove nothing.
     share = max(1, most // (len(tree.branches) + 1))
     branches, labels = [], None
     for branch in tree.branches:
@@ -277,6 +279,7 @@ def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["a
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
     wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    # The proof sets `policy.path` to a slower one where the wanted one does not hold.
     policy.path = wanted
     proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
     policy.prove(proven)
@@ -342,6 +345,7 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
 
 def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     """Changing one branch must move no other branch's log-probs and gradient."""
+    # A leak makes a chosen answer's log-prob depend on the rejected one beside it: the pair's margin would be fiction.
     gap = leak(policy, cut_probes(probes(trees))[0])
     evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
     if gap.holds:
@@ -376,6 +380,7 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     logprobs = forward(policy, algorithm, batch)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(whole)
+    # The exact value is the same loss of the policy against itself, so it holds for objectives without a closed form.
     out = start_loss(algorithm, logprobs, reference_N, batch, total)
     loss = float(out.loss)
     exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)

@@ -72,6 +72,7 @@ def check_sampler(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree
     batch = to_device(collate(rows), policy.device)
     ours_N = _logprobs(policy, rows, batch, sampling)
     gap = LogprobGap.of(ours_N, batch.columns_N["sampler_logprobs"])
+    # Rounding alone explains a gap below this floor, so measuring the noise would be wasted.
     floor = SAMPLER_GAP if shared else APART_GAP
     noise = LogprobGap(0.0, 0.0)
     if not gap.largest <= floor:  # rounding that is worth a look; NaN too

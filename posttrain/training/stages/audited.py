@@ -19,6 +19,7 @@ def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, pr
     Raises:
         DataError: a finding has the severity `error`, and `audit.on_error` is `stop`.
     """
+    # The audit asks what makes pairs worth learning from; demonstrations and feedback have no such settings.
     if not isinstance(stage, PreferenceStage | Reward) or stage.audit.on_error == "off":
         return ()
     report = audit(examples, cheap=True, progress=progress)

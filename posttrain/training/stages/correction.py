@@ -48,6 +48,7 @@ def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) ->
     assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
     loaded = load(ctx.start, device=device_of(answers.device if answers else "auto"), say=ctx.progress.say)
     sampling = SamplingDistribution(**stage.sampling.model_dump(), seed=stream_seed(ctx.seed, "sampling"))
+    # Each prompt of `keep` is asked twice: once greedily, for the side to stay at, and once as the others.
     kept = keep.counts.kept if keep is not None else 0
     total = (rows.counts.kept + kept) * stage.samples_per_prompt + kept
     with ctx.progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:

@@ -134,6 +134,7 @@ def correction_pairs(
     """
     encoder = answering.encoder
     wanted = [*map(_wanted, rows), *_likeliest(keep, answering)]
+    # All prompts at once: the engine fills its batch from them, whatever row they came from.
     groups = answering.draw([encoder.prompt(row.prompt, row.tools) for row in wanted])
     counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * answering.samples_per_prompt)
     with JsonlWriter(out) as pairs, JsonlWriter(dropped) as skips:
@@ -179,6 +180,7 @@ def _judged(
             reason = "special_tokens"
         elif completion.finish is FinishReason.LENGTH and not keep_truncated:
             reason = "truncated"
+        # A pair twice would weigh twice in the loss, for an accident of sampling.
         elif text in seen:
             reason = "duplicate"
         seen.add(text)

@@ -241,6 +241,7 @@ def row_of_type(table: Mapping[type, V], record: object) -> V:
     Raises:
         KeyError: no row for any of them.
     """
+    # The order in which Python itself would look for a method: nearest type first.
     for above in type(record).__mro__:
         if above in table:
             return table[above]

@@ -23,6 +23,7 @@ def load_policy(
     if isinstance(start, LoadedModel):
         start.model.to(device)
         return start
+    # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
     loaded = load(start, adapter=stage.adapter, device=device, seed=stream_seed(seed, "adapter"), say=progress.say)
     for notice in loaded.notices:
         progress.say(notice)

@@ -35,6 +35,7 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
     ctx.say(*start.notes)
     inputs = kind.inputs(ctx, start)
 
+    # Asked before the model is there; afterwards it would count the model's own bytes as the program's.
     program = program_bytes(device, ctx.start.model if isinstance(ctx.start, LoadedModel) else None)
     with ctx.doing("loading the model"):
         loaded, policy = kind.policy(ctx, inputs, device)

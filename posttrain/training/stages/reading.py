@@ -104,6 +104,7 @@ def read_rows(
         return _with_file(objective, training, apart, encoder)
     _write_dropped(ctx.folder, [training])
     every = training.rows
+    # By content, not by place: the same row trains or is held out whatever stands before it in the file.
     kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.seed, "split"))
     if stage.held_out and not out:
         ctx.say(
@@ -175,6 +176,7 @@ class _Reader:
         ctx.say(*examples.counts.notes)
         if split == "train":
             findings += audit_rows(stage, examples, ctx.folder, ctx.progress)
+        # The audit reads texts and comes first: what it stops at would cost the encoding.
         rows = self._encode(split, examples)
         ctx.say(*(note for note in (taken_apart(examples, self.objective.kind), *rows.notes) if note))
         for name in stage.objective_names:
@@ -198,6 +200,7 @@ class _Reader:
             return read_data(data, self.objective.kind, rejected), rejected
         require_kind(examples, self.objective.kind)
         if examples.options.bad_rows == "skip" and examples.options.rejected_path is None:
+            # A program's rows name no file for what cannot be read; the stage's folder is where one would look.
             return Examples(examples.sources, replace(examples.options, rejected_path=rejected)), rejected
         return examples, examples.options.rejected_path or rejected
 
@@ -302,6 +305,7 @@ def _require_margins(rows: EncodedDataset, method: str) -> None:
 
 def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encoder: Encoder) -> RowInputs:
     """Held-out rows from a file of their own; those that are trained on as well are counted, and a check names them."""
+    # Keys are hashes of ids and masks: rows that read alike are found under other names and in other files.
     trained = set(training.rows.keys)
     shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
     held_out = {**apart.record, "rows": len(apart.rows), "in_training_rows": len(shared)}

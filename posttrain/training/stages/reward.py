@@ -100,6 +100,7 @@ def finish_reward(
         progress=ctx.progress,
         categories=prepared.inputs.categories,
     )
+    # A policy that was given in Python stays what it was: the head stands on a copy, so its speech is not set here.
     settings = export_settings(ctx, prepared, steps)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return Finished(begin_export(ctx.stage, work, prepared.loaded, encoder, ctx.folder.model, settings))
@@ -181,6 +182,7 @@ def check_start(model: TreeModel, algorithm: Algorithm, rows: Sequence[TokenTree
     largest = float(own.abs().max())
     title = "start of the reward model"
     evidence = {"loss": loss, "largest_score": largest}
+    # Only a fresh head is at zero; a reward model that goes on training begins elsewhere.
     exact = _loss_at_zero(algorithm, batch)
     if largest > 0 or exact is None:
         return Check("identity", title, "pass", f"loss {loss:.6f}, scores up to {largest:.2g}", evidence)

@@ -58,6 +58,7 @@ def _begin_records(ctx: StageContext[Any], identity: str | None) -> Record:
     """stage.json and config.yaml of a stage that begins or goes on; gives what stage.json said before."""
     folder = ctx.folder
     record = folder.stage() if folder.exists else {}
+    # Nothing to go on from: lines of the attempt before would stand in this one's curves.
     if checkpoint.latest(folder.checkpoints) is None:
         folder.forget_logs()
         record = {}
@@ -81,11 +82,13 @@ def _train_stage(
 ) -> Outcome:
     """Prepare, train, ask the suites while the export is read back, save."""
     folder = ctx.folder
+    # The pulse covers what may hang for hours: an engine, a reward, a step.
     with Heartbeat(folder.path, ctx.progress, stall_after=ctx.stage.log.stall_after):
         prepared = prepare(ctx)
         say_checks(prepared.preflight, folder.name, ctx.progress)
         folder.write_stage(**_facts(prepared))
         outcome = train(ctx, kind, prepared)
+    # The save is read back in another process meanwhile, which costs a suite's time nothing.
     pending = outcome.finished.pending
     try:
         if evaluate is not None:
@@ -93,11 +96,13 @@ def _train_stage(
         with ctx.doing("reading the saved model back"):
             saved = pending.wait()
     except BaseException:
+        # A folder that was not proven gets no name: the next stage would start from it.
         pending.discard()
         raise
     ctx.progress.say(str(saved))
     for warning in outcome.finished.warnings:
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
+    # Only now: readers take `output` as the promise that the model is there and was read back.
     folder.write_stage(output=OUTPUT_NAMES[kind.outputs], steps=outcome.steps)
     return outcome
 
@@ -117,6 +122,7 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
 def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
     """What stage.json says once the stage has passed its preflight."""
     work, source = prepared.work, prepared.loaded.source
+    # The one check that has counted them, and the record must not contradict preflight.json.
     gradient = next(check for check in prepared.preflight.checks if check.name == "gradient")
     return {
         "fingerprint": work.identity,

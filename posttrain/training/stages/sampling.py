@@ -93,6 +93,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
 def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
     with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
         proven = of_rollouts.prove(ctx, subject)
+    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     sampler = subject.learning.sampler
     (sampler.close if ctx.proof_only else sampler.rest)()
     return proven
@@ -118,6 +119,7 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
 
 
 def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured: None, steps: int) -> Finished:
+    # The export first: reading it back takes longer than the conclusion, and runs beside it.
     pending = export_policy(ctx, prepared, steps)
     return Finished(pending, conclude(ctx.folder))
 
@@ -214,6 +216,7 @@ def _critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Val
 
 def _setup(ctx: Sampling, subject: Sampled, learner: Learner) -> Setup:
     stage, inputs, sampler = ctx.stage, subject.inputs, subject.learning.sampler
+    # A stricter judge than the reward tells learning from hacking it.
     own = [resolve(spec, folder=stage.modules) for spec in stage.examine.rewards]
     examiner = Examiner(
         stage,

@@ -81,11 +81,13 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
         seed=ctx.seed,
     )
     ctx.say(*tasks.counts["notes"])
+    # Of all prompts together: one row with a strange letter is no reason to stop.
     counted.require_written()
     ctx.say(*(f"{number:,} prompts: {FINDINGS[finding]}" for finding, number in sorted(counted.findings.items())))
     order = TaskOrder.plan(
         len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=ctx.seed
     )
+    # A server that does not answer is found here, before the model is loaded.
     engines.require(stage)
     return SamplingInputs(
         tasks,

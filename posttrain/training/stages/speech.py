@@ -47,6 +47,7 @@ def stage_encoding(stage: TrainingStage, start: Speech, run: str) -> tuple[Encod
     encoding: PromptEncoding = stage.encoding  # type: ignore[attr-defined]
     spoken = start.settings()
     template = spoken.template if encoding.template == "auto" else encoding.template
+    # Values belong to a template: those of another one would set what its text never asks.
     same = template in (spoken.template, start.template)
     date = run if encoding.date == TODAY else encoding.date
     settings = EncoderSettings(
@@ -179,6 +180,7 @@ def _asked(row: Example) -> Sequence[Message]:
     """The messages before a row's (last) answer."""
     if not isinstance(row, Demonstration):
         return row.prompt
+    # The prompt is what a user would send: everything up to the answer that trains last.
     last = max((index for index, turn in enumerate(row.messages) if turn.role == "assistant"), default=None)
     return row.messages[:last]
 

@@ -65,10 +65,12 @@ def resolve_start(stage: TrainingStage, start: str | Path | LoadedModel, device:
             remedy=f"{CONTINUE}, `adapter: {{kind: lora}}` to fold it in and train a new one, or start from a whole "
             "model (`posttrain merge` makes one) to train all weights",
         )
+    # Before the rows: QLoRA without its package or card would be refused after minutes of encoding.
     require_fitting(source, stage.adapter, device)
     merge = _merge(stage, facts)
     if not merge and (stage.adapter is not None or facts is not None):
         _require_base(stage, source, facts)
+    # Virtual tokens take positions from every row, so the longest row is known only with the adapter.
     tokenizer, positions = _of_files(source)
     kind, taken = None, 0
     if stage.adapter is not None:
@@ -105,6 +107,7 @@ def _of_loaded_under_a_head(stage: TrainingStage, start: LoadedModel, kind: str 
     """A reward model of a loaded policy: of a copy, into whose weights the policy's adapter is folded."""
     if not merges(start.model):
         raise _unmergeable_start(stage, str(kind))
+    # The copy's weights are folded, so an adapter exported alone would name a base that has none of them.
     merge = not stage.exports_adapter
     if not merge and (kind is not None or start.base.layout != "model"):
         raise _no_base(stage, start.base)
