@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -272,7 +272,7 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
     elif (elsewhere := _elsewhere(key, spot.record)) is not None:
         remedy = f"write {elsewhere}"
     elif (near := nearest(key, own)) is not None:
-        remedy = f"did you mean `{near}`?"
+        remedy = did_you_mean(near)
     else:
         expected, remedy = f"one of {', '.join(own)}", "remove it"
     return UnknownKeyError(
@@ -308,14 +308,7 @@ def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: P
             expected=f"one of {', '.join(choices)}",
             remedy=f"add `{key}:`",
         )
-    near = nearest(str(context["tag"]), choices)
-    return UnknownKeyError(
-        f"the {key} `{context['tag']}` is not known",
-        where=places.of(path),
-        found=f"{key}: {context['tag']}",
-        expected=f"one of {', '.join(choices)}",
-        remedy=f"did you mean `{near}`?" if near else "choose one of those",
-    )
+    return unknown(key, context["tag"], choices, where=places.of(path), found=f"{key}: {context['tag']}")
 
 
 def _family(record: type[BaseModel]) -> dict[str, type[BaseModel]]:

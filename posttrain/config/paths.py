@@ -57,7 +57,7 @@ def find_recipe(name: str) -> Path:
         where=name,
         found="a folder" if path.is_dir() else None,
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
-        remedy=f"did you mean `{_beside(name, near) if near in there else near}`?" if near else "check the path",
+        remedy=errors.did_you_mean(_beside(name, near) if near in there else near, "check the path"),
     )
 
 
@@ -143,9 +143,8 @@ class _Files:
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
             return found
         expected, remedy = found
-        near = errors.nearest(text, TEMPLATES) if path[-1] == "template" else None
-        if near is not None:
-            remedy = f"did you mean `{near}`?"
+        if path[-1] == "template":
+            remedy = errors.did_you_mean(errors.nearest(text, TEMPLATES), remedy)
         problem = f"`{name}` names a file that is not there"
         self.mistakes.append(
             errors.ConfigError(problem, where=self._places.of(path), found=text, expected=expected, remedy=remedy)
@@ -185,9 +184,8 @@ def _nearest_file(text: str, path: Path) -> tuple[str, str]:
         return f"a file in {path.parent}", f"there is no folder {path.parent} either; check the path"
     known = list(_entries(path.parent))
     near = errors.nearest_file(path.name, known)
-    if near is not None:
-        return f"a file in {path.parent}", f"did you mean `{_beside(text, near)}`?"
-    return f"a file in {path.parent}", f"it holds {', '.join(known[:8])}" if known else "it is empty; check the path"
+    remedy = f"it has {', '.join(known[:8])}" if known else "it is empty; check the path"
+    return f"a file in {path.parent}", errors.did_you_mean(near and _beside(text, near), remedy)
 
 
 def _entries(folder: Path, *endings: str) -> Iterator[str]:

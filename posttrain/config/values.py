@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag,
 from pydantic_core import PydanticCustomError
 
 from posttrain.config.explain import explain
-from posttrain.errors import nearest
+from posttrain.errors import unknown
 
 
 class Settings(BaseModel):
@@ -51,9 +51,8 @@ def choose(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return name
-    near = nearest(name, names)
-    remedy = f"did you mean `{near}`?" if near else "choose one of those"
-    raise refuse(f"the {what} `{name}` is not known", expected=f"one of {', '.join(names)}", remedy=remedy)
+    refusal = unknown(what, name, names)
+    raise refuse(refusal.problem, expected=refusal.expected, remedy=refusal.remedy)
 
 
 def _number(value: Any) -> Any:

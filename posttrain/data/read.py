@@ -216,7 +216,7 @@ class Examples:
             where=", ".join(source.name for source in self.sources[:3]),
             found=str(counts),
             expected="at least one good row",
-            remedy=(f"see {str(path)!r} for each row and its reason" if path else "see the first bad row in full")
+            remedy=(f"see `{path}` for each row and its reason" if path else "see the first bad row in full")
             + ("" if path else " with `bad_rows: stop`, or give a `rejected_path`"),
         )
 

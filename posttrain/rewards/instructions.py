@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from posttrain.errors import RewardError, nearest
+from posttrain.errors import RewardError, unknown
 from posttrain.rewards.language import published_language, share
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
@@ -81,13 +81,8 @@ def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, vari
     """Whether an answer meets one constraint; an empty answer meets none, as in IFEval."""
     checker = (OWN if variant == "own" else {}).get(name) or CONSTRAINTS.get(name)
     if checker is None:
-        near = nearest(name, CONSTRAINTS)
-        raise RewardError(
-            f"there is no constraint {name!r}",
-            where=task.row,
-            expected=f"one of {', '.join(CONSTRAINTS)}",
-            remedy=f"did you mean {near!r}?" if near else "docs/rewards.md lists them",
-        )
+        otherwise = "docs/rewards.md lists them"
+        raise unknown("constraint", name, CONSTRAINTS, error=RewardError, where=task.row, otherwise=otherwise)
     known = list(inspect.signature(checker).parameters)[1:]
     try:
         inspect.signature(checker).bind(answer, **arguments)

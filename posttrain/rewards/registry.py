@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from posttrain.errors import ConfigError, nearest
+from posttrain.errors import ConfigError, unknown
 from posttrain.rewards import gym, language, refusal, shape, text
 from posttrain.rewards.code import Code
 from posttrain.rewards.endpoint import Endpoint
@@ -154,12 +154,14 @@ def _require_parameters(function: RewardFunction, address: str, parameters: Mapp
     known = [one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)][3:]
     for key in parameters:
         if key not in known:
-            near = nearest(key, known)
-            raise ConfigError(
-                f"the reward function `{address}` has no parameter `{key}`",
+            raise unknown(
+                "parameter",
+                key,
+                known,
+                problem=f"the reward function `{address}` has no parameter `{key}`",
                 found=f"{address.rpartition(':')[2]}{inspect.signature(function)}",
                 expected=f"of {', '.join(known)}" if known else "no `parameters`: it has none beside the three",
-                remedy=f"did you mean `{near}`?" if near else f"remove `{key}`, or add it to the function",
+                otherwise=f"remove `{key}`, or add it to the function",
             )
 
 
@@ -198,12 +200,15 @@ def _no_such_function(address: str, name: str, module: Any) -> ConfigError:
         for key, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
     ]
-    near = nearest(name, made_here)
-    return ConfigError(
-        f"the reward function `{address}` is not there: the module has no `{name}`",
+    return unknown(
+        "function",
+        name,
+        made_here,
+        problem=f"the reward function `{address}` is not there: the module has no `{name}`",
         found=f"its functions are {', '.join(made_here)}" if made_here else "it has no function of its own",
         expected="module:name of a function",
-        remedy=f"did you mean `{address.partition(':')[0]}:{near}`?" if near else "name one of its functions",
+        spelling=f"{address.partition(':')[0]}:{{}}",
+        otherwise="name one of its functions",
     )
 
 

@@ -225,7 +225,7 @@ def _fits(value: Any, schema: Mapping[str, Any], task: Task) -> bool:
 
 def missing(package: str, kind: str) -> MissingExtraError:
     return MissingExtraError(
-        f"the reward `{kind}` needs the package {package}", remedy="install it: pip install 'posttrain[rl]'"
+        f"the reward `{kind}` needs the package {package}", remedy="install it: `pip install 'posttrain[rl]'`"
     )
 
 

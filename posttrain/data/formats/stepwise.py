@@ -129,7 +129,7 @@ def _listed(row: Row, column: str) -> Sequence[Any]:
         f"'{column}' is {named_type(value)}, not a list",
         found=shown(value),
         expected="a list with an entry for each step",
-        remedy=f"write '{column}' as a list",
+        remedy=f"write `{column}` as a list",
     )
 
 
