@@ -15,7 +15,7 @@ from posttrain.types import Message, RowRef
 if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.speech import Speech
-    from posttrain.evaluate.suites import Question
+    from posttrain.evaluate.questions import Question
     from posttrain.models.folders.loading import ModelSource
 
 BATCH = 64
@@ -123,7 +123,7 @@ def read_prompts(path: str | Path) -> list[Question]:
         EmptyDatasetError: it holds no prompt.
     """
     from posttrain.data import read
-    from posttrain.evaluate.suites import Question, questions
+    from posttrain.evaluate.questions import Question, questions
 
     if not str(path).endswith(".txt"):
         return questions(read(path))

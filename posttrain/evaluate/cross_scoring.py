@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluate.agreement import agreement
-from posttrain.evaluate.scorer import RewardScorer
-from posttrain.evaluate.win_rate import outcome
+from posttrain.evaluate.reward_scorers import RewardScorer
+from posttrain.evaluate.suites.win_rate import outcome
 from posttrain.intervals import average, unbounded
 from posttrain.runs.files import read_jsonl, write_json
 from posttrain.types import Message

@@ -17,10 +17,11 @@ from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ResumeError
-from posttrain.evaluate.perplexity import FixedAnswer, Scorer
-from posttrain.evaluate.runner import Asked, evaluate_model, evaluate_suites
-from posttrain.evaluate.suites import AnswerSuite, Question, matches
-from posttrain.evaluate.suites import PerplexitySuite as Drift
+from posttrain.evaluate.asking import Asked
+from posttrain.evaluate.runner import evaluate_model, evaluate_suites
+from posttrain.evaluate.suites import AnswerSuite, Question
+from posttrain.evaluate.suites.match import matches
+from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer, Perplexity
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
@@ -33,7 +34,7 @@ SHORT = SamplingDistribution(temperature=0.0, max_new_tokens=6)
 QUESTIONS = [Question(chat(text), "a", RowRef("q.jsonl", i + 1)) for i, text in enumerate(["Hi", "Who?", "1 + 1?"])]
 SUITES = [
     AnswerSuite("names", QUESTIONS, "match", matches("[a-z]"), SHORT),
-    Drift("drift", QUESTIONS, SHORT),
+    Perplexity("drift", QUESTIONS, SHORT),
 ]
 
 
@@ -86,7 +87,7 @@ def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Pat
 
 def test_given_answers_are_scored_as_training_encodes_them(tmp_path: Path) -> None:
     asked = Asked.of(model(), TOKENIZER)
-    found = evaluate_suites(asked, [Drift("given", QUESTIONS, SHORT, answers="given")], tmp_path)["given"]
+    found = evaluate_suites(asked, [Perplexity("given", QUESTIONS, SHORT, answers="given")], tmp_path)["given"]
     line = read_jsonl(tmp_path / "baseline" / "given.jsonl")[1]
     assert line["prompt_ids"] == asked.encoder.prompt(QUESTIONS[0].prompt)
     assert asked.encoder.tokens.decode(line["ids"]) == "a<|im_end|>"
@@ -98,7 +99,7 @@ def test_a_start_that_is_missing_or_was_asked_otherwise_is_refused(tmp_path: Pat
     with pytest.raises(ResumeError, match="answers are missing"):
         evaluate_suites(asked, SUITES[1:], tmp_path / "sft", baseline=tmp_path / "start")
     evaluate_suites(asked, SUITES[1:], tmp_path / "start")
-    changed = [Drift("drift", QUESTIONS[:2], SHORT)]
+    changed = [Perplexity("drift", QUESTIONS[:2], SHORT)]
     with pytest.raises(ResumeError, match="asked other questions"):
         evaluate_suites(asked, changed, tmp_path / "sft", baseline=tmp_path / "start")
 
@@ -237,7 +238,7 @@ def test_scores_are_those_of_full_forwards_in_the_answers_order(arch: str) -> No
         FixedAnswer(tuple(rng.choices(range(97), k=rng.randrange(1, 20))), tuple(rng.choices(range(97), k=n)), "length")
         for n in (9, 1, 30, 4, 2, 17)
     ]
-    found = Scorer(scored).nats(answers)
+    found = FixedAnswerScorer(scored).nats(answers)
     expected = [nats_of(scored, list(answer.prompt_ids), list(answer.ids)) for answer in answers]
     assert found == pytest.approx(expected, abs=1e-3)
 
@@ -262,4 +263,4 @@ def test_a_model_that_trees_cannot_serve_is_scored_in_rows() -> None:
             parameter.normal_(0, 0.3)
     answers = [FixedAnswer((1, 2, 3), (4, 5, 6), "length"), FixedAnswer((7,), (8, 9), "length")]
     expected = [nats_of(scored, list(answer.prompt_ids), list(answer.ids)) for answer in answers]
-    assert Scorer(scored).nats(answers) == pytest.approx(expected, abs=1e-4)
+    assert FixedAnswerScorer(scored).nats(answers) == pytest.approx(expected, abs=1e-4)

@@ -14,9 +14,10 @@ from posttrain.cli.tables import final_table
 from posttrain.config.suites import PassAtKSuite as Settings
 from posttrain.config.suites import Sampling
 from posttrain.errors import ConfigError, DataError, RowError
-from posttrain.evaluate.pass_at_k_suite import judge_samples
-from posttrain.evaluate.runner import Asked, evaluate_model, evaluate_suites
-from posttrain.evaluate.suites import PassAtKSuite, load_suite
+from posttrain.evaluate.asking import Asked
+from posttrain.evaluate.runner import evaluate_model, evaluate_suites
+from posttrain.evaluate.suites import load_suite
+from posttrain.evaluate.suites.pass_at_k import PassAtK, judge_samples
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
@@ -39,9 +40,9 @@ def settings(path: Path | str, **changes: Any) -> Settings:
     return Settings(**{"kind": "pass_at_k", "name": "sums", "prompts": str(path), "samples": 4, **changes})
 
 
-def loaded(path: Path | str, **changes: Any) -> PassAtKSuite:
+def loaded(path: Path | str, **changes: Any) -> PassAtK:
     suite = load_suite(settings(path, **changes))
-    assert isinstance(suite, PassAtKSuite)
+    assert isinstance(suite, PassAtK)
     return suite
 
 
@@ -49,7 +50,7 @@ def done(finish: FinishReason = FinishReason.STOP_TOKEN) -> Completion:
     return Completion((5, 2), (-1.0, -0.5), finish, 0)
 
 
-def judged(suite: PassAtKSuite, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:
+def judged(suite: PassAtK, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:
     groups = [[done() for _ in answers] for answers in texts]
     return judge_samples(suite, groups, texts, out)
 
