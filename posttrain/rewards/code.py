@@ -19,12 +19,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RewardError
+from posttrain.rewards.building import options
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
 from posttrain.rewards.text import after_thoughts
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import CodeReward
+
 
 _BLOCK = re.compile(r"```[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 
@@ -196,3 +203,10 @@ def _beginning(prompt: Sequence[Message], task: Task) -> str:
     except SyntaxError:
         return ""
     return text
+
+
+def build(settings: CodeReward, folder: Path | None) -> Scorer:
+    limits = Limits(seconds=settings.seconds, memory_mb=settings.memory_mb)
+    made = Code(limits, **options(settings, "seconds", "memory_mb"))
+    needs = "tests, in `tests`, `test_list` or `cases`"
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close, needs=needs)

@@ -26,12 +26,19 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.errors import RewardError, unknown
+from posttrain.rewards.building import plain
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.language import published_language, share
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import InstructionsReward
+
 
 Checker = Callable[..., bool]
 Variant = Literal["strict", "own"]
@@ -405,3 +412,15 @@ OWN: dict[str, Checker] = {
     "change_case:english_lowercase": _own_lowercase,
 }
 """What the variant `own` decides in another way."""
+
+
+def build(settings: InstructionsReward, folder: Path | None) -> Scorer:
+    """It verifies the rows that have constraints; of others it says nothing, whatever their answer is."""
+    made = plain(instructions)(settings, folder)
+    columns = ("instructions", "instruction_id_list")
+
+    def gold(task: Task) -> str | None:
+        return task.answer if any(task.metadata.get(column) for column in columns) else None
+
+    needs = "constraints, in `instructions` or `instruction_id_list`"
+    return Scorer(made.name, made.function, made.weight, gold, needs=needs)

@@ -21,12 +21,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.rewards.answers import boxed, gold_answer, is_cut, stated, wanted
+from posttrain.rewards.building import options
 from posttrain.rewards.equality import may_ask, verdict
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import MathReward
+
 
 START_SECONDS = 60.0
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -153,3 +159,8 @@ class _Comparer:
 
 
 __all__ = ["Math", "boxed", "gold_answer", "stated", "wanted"]
+
+
+def build(settings: MathReward, folder: Path | None) -> Scorer:
+    made = Math(**options(settings))
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close)

@@ -29,6 +29,7 @@ from posttrain.config import (
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.online import SamplingStage
+from posttrain.config.sampled import SamplingStage
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ResumeError, SourceError
@@ -41,6 +42,7 @@ from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.models.folders.spoken import speech_of
 from posttrain.report import write_report
+from posttrain.rewards import require_rewards
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
@@ -75,6 +77,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     """
     progress = progress or Progress()
     _check_devices(recipe)
+    _check_rewards(recipe)
     run = RunFolder(recipe.folder)
     with run.locked():
         if fresh:
@@ -115,6 +118,7 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     progress = progress or Progress()
     results: dict[str, Preflight] = {}
     _check_devices(recipe)
+    _check_rewards(recipe)
     for suite in recipe.evaluate.suites:
         load_suite(suite)
     with _scratch(recipe.folder) as scratch:
@@ -164,6 +168,14 @@ def _check_devices(recipe: Recipe) -> None:
             except ConfigError as error:
                 error.where = f"{stage.name}.compute.device"
                 raise
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage."""
+    for stage in recipe.stages:
+        if isinstance(stage, SamplingStage):
+            require_rewards(stage.rewards, folder=stage.modules, where=f"{stage.name}.rewards")
+            require_rewards(stage.examine.rewards, folder=stage.modules, where=f"{stage.name}.examine.rewards")
 
 
 # ---------------------------------------------------------------- the stages

@@ -27,7 +27,7 @@ from posttrain.models.reward.scoring import load_reward
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_model
-from posttrain.rewards.model import ModelReward
+from posttrain.rewards.model import RatingModel
 from posttrain.rollout.engine import FinishReason
 from posttrain.training.stages.sampling import _teacher
 from posttrain.types import Message, RowRef, Task
@@ -79,7 +79,7 @@ def test_load_reward_judge_and_reward_function(judge: Path, caplog: pytest.LogCa
     assert said.startswith("BloomForSequenceClassification runs padded: its layers have an attention of their own")
     prompt = (Message("user", PROMPT),)
     assert open_scorer(judge, device="cpu").score([prompt] * 2, ANSWERS) == pytest.approx(expected, abs=1e-5)
-    reward = ModelReward(str(judge))
+    reward = RatingModel(str(judge))
     task = Task(prompt, None, RowRef("tasks", 1))
     found = reward([prompt] * 2, ANSWERS, [task] * 2, groups=[0, 0], finishes=[FinishReason.STOP_TOKEN] * 2)
     assert found == pytest.approx(expected, abs=1e-5)

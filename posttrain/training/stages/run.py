@@ -28,7 +28,7 @@ from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.reference import reference
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.models.tree.logprobs import Policy, TreeModel
-from posttrain.rewards.scorer import RewardFunction
+from posttrain.rewards.functions import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.progress import Progress

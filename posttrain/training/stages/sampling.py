@@ -30,7 +30,7 @@ from posttrain.models.tree.divergence import Against, Distributions
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.scorer import Asking, RewardFunction
+from posttrain.rewards.functions import Asking, RewardFunction
 from posttrain.rollout.engine import Engine
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
