@@ -18,7 +18,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
-from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
+from posttrain.config.suites import AnySuite, PassAtKSuite, WinRateSuite
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
@@ -108,7 +108,7 @@ class _Files:
             changes["teacher"] = self.model(teacher, (*here, "teacher"))
         return stage.model_copy(update=changes)
 
-    def of_suite(self, suite: Suite, here: KeyPath) -> Suite:
+    def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
         if isinstance(suite, PassAtKSuite):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))

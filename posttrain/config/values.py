@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, ValidationError
 from pydantic_core import PydanticCustomError
@@ -55,6 +56,17 @@ def choose(what: str, name: str, known: Iterable[str]) -> str:
     raise refuse(refusal.problem, expected=refusal.expected, remedy=refusal.remedy)
 
 
+Item = TypeVar("Item")
+
+
+def require_unique(what: str, items: tuple[Item, ...], names: Sequence[str]) -> tuple[Item, ...]:
+    """The items, if no two of them have the same name: it is the name of their column in logs and tables."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise refuse(f"two {what} are named `{name}`", path=(place, "name"), remedy="give one of them another name")
+    return items
+
+
 def _number(value: Any) -> Any:
     """`epochs: true` would otherwise train for 1 epoch."""
     if isinstance(value, bool):
@@ -82,6 +94,19 @@ def _auto_or_flag(value: Any) -> Any:
     raise refuse("this is neither `auto` nor true or false", remedy="write auto, true or false")
 
 
+def _compiles(pattern: Any) -> Any:
+    try:
+        if isinstance(pattern, str):
+            re.compile(pattern)
+    except re.error as error:
+        raise refuse(
+            "this is not a regular expression",
+            found=f"{pattern}  ({error})",
+            remedy="put a backslash before ( ) [ ] . * + ? that are meant as they stand",
+        ) from None
+    return pattern
+
+
 def _name_or_names(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
         return value
@@ -93,6 +118,8 @@ Int = Annotated[int, BeforeValidator(_number)]
 AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 AutoWeight = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_weight)]
 AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
+Pattern = Annotated[str, BeforeValidator(_compiles)]
+"""A regular expression, checked when the recipe is read."""
 
 NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
 

@@ -45,10 +45,10 @@ def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
     Raises:
         ConfigError, UnknownKeyError: a kind, a key or a value that there is not, a module that cannot be imported.
     """
-    from posttrain.config.rewards import Rewards
+    from posttrain.config.rewards import RewardList
 
     entries: Any = [spec]
-    settings = Rewards(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
+    settings = RewardList(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
     build = REWARDS[settings.kind]
     scorer = build(settings, Path(folder) if folder is not None else None)
     Asking.of(scorer.function, scorer.name)

@@ -29,7 +29,6 @@ from posttrain.config import (
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.online import SamplingStage
-from posttrain.config.sampled import SamplingStage
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ResumeError, SourceError

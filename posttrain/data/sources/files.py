@@ -22,10 +22,11 @@ from typing import Any
 
 from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
-from posttrain.data.sources.columnar import arrow_rows, parquet_rows
+from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
 from posttrain.data.sources.json_rows import json_rows
 from posttrain.data.sources.memory import data_items, memory_source
+from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import Numbered, Source
 from posttrain.data.sources.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
@@ -62,13 +63,11 @@ class FileSource:
 
     def _rows(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
-            head = file.peek(8)[:8]
+            head = file.peek(HEAD)[:HEAD]
         if not head:
             raise _empty(self.name, "the file is empty (0 bytes)")
-        if head[:4] == b"PAR1":
-            yield from parquet_rows(self.path, self.name)
-        elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-            yield from arrow_rows(self.path, self.name)
+        if (reader := reader_of(head)) is not None:
+            yield from reader.rows(self.path, self.name)
         else:
             yield from unpadded(self._json(), self._json)
 
