@@ -23,8 +23,8 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer("Pia.", tokens=3, finish="stop_token")"""
+class SpokenAnswer:
+    """SpokenAnswer("Pia.", tokens=3, finish="stop_token")"""
 
     text: str
     tokens: int
@@ -59,12 +59,12 @@ class Speaker:
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
 
-    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[Answer]]:
+    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[SpokenAnswer]]:
         """`samples` answers to each prompt, in the order of the prompts."""
         for start in range(0, len(prompts), BATCH):
             ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
             for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
-                yield [Answer(self._text(one.answer_ids), len(one.ids), str(one.finish)) for one in group]
+                yield [SpokenAnswer(self._text(one.answer_ids), len(one.ids), str(one.finish)) for one in group]
 
     def stream(self, conversation: Sequence[Message], seed: int) -> Iterator[str]:
         """One answer as it is sampled, piece by piece."""

@@ -21,7 +21,7 @@ from posttrain.config.base import RowStage, StageSettings
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
-from posttrain.config.reward import (
+from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
     Length,

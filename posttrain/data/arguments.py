@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
+from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
 from posttrain.data.refusals import named_type, quoted
 from posttrain.data.row_reader import BadRows
 from posttrain.errors import ConfigError, nearest, unknown
 
 
-def named_format(name: Any, kind: Kind | None) -> Format | None:
+def named_format(name: Any, kind: ExampleKind | None) -> Format | None:
     """The format of that name; None for "auto"."""
     if name == "auto":
         return None
@@ -104,9 +104,9 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
-def checked_kind(kind: Any) -> Kind | None:
+def checked_kind(kind: Any) -> ExampleKind | None:
     if kind is None or any(kind is known for known in KIND_NAMES):
-        return cast("Kind | None", kind)
+        return cast("ExampleKind | None", kind)
     classes = {entry.__name__: entry for entry in KIND_NAMES}
     near = nearest(str(kind).title(), classes) or "Demonstration"
     raise ConfigError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
+from posttrain.data.formats import COLUMNS, KIND_NAMES, ExampleKind, Format, detect
 from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_named_keys, lacks_settled_keys, no_object
 from posttrain.data.formats.detect import has_keys, unused_columns
 from posttrain.data.noted import Noted
@@ -32,7 +32,7 @@ class ReadOptions:
     format: Format | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
-    kind: Kind | None = None
+    kind: ExampleKind | None = None
     bad_rows: BadRows = "stop"
     rejected_path: Path | None = None
     limit: int | None = None

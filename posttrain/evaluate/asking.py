@@ -31,14 +31,14 @@ from posttrain.types import Task
 
 Figures = dict[str, Score]
 """{metric: Score} of one suite."""
-Groups = list[list[Completion]]
+CompletionGroups = list[list[Completion]]
 """Completions by prompt."""
 Texts = list[list[str]]
 """Their texts, the stop token left off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluatedModel:
     """A model and all that is needed to ask it."""
 
     model: nn.Module
@@ -47,7 +47,9 @@ class Asked:
     seed: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, seed: int = 0, encoding: EncoderSettings | None = None) -> Asked:
+    def of(
+        cls, model: nn.Module, tokenizer: Any, seed: int = 0, encoding: EncoderSettings | None = None
+    ) -> EvaluatedModel:
         """A causal LM in memory with the native engine.
 
         Args:
@@ -57,16 +59,16 @@ class Asked:
         return cls(model, Encoder(tokenizer, encoding), NativeEngine(model), seed)
 
 
-class Answers:
+class SampledAnswers:
     """What the model answers. Suites that ask the same prompts in the same way share one answer."""
 
-    def __init__(self, asked: Asked, progress: Progress):
+    def __init__(self, asked: EvaluatedModel, progress: Progress):
         self._asked, self._progress = asked, progress
-        self._given: dict[Hashable, tuple[Groups, Texts]] = {}
+        self._given: dict[Hashable, tuple[CompletionGroups, Texts]] = {}
 
     def to(
         self, name: str, prompts: Sequence[Question | Task], sampling: SamplingDistribution, per_prompt: int
-    ) -> tuple[Groups, Texts]:
+    ) -> tuple[CompletionGroups, Texts]:
         """`per_prompt` answers to each prompt, and their texts; a prompt is computed once for all of its answers."""
         encoder = self._asked.encoder
         ids = [tuple(encoder.prompt(prompt.prompt, prompt.tools)) for prompt in prompts]
@@ -90,8 +92,8 @@ class Answers:
 class Asking:
     """What a suite needs to ask a model and to write what it said."""
 
-    asked: Asked
-    answers: Answers
+    asked: EvaluatedModel
+    answers: SampledAnswers
     out: Path
     """The folder of the stage that is evaluated."""
     baseline: Path

@@ -35,7 +35,7 @@ class Question:
         return "\n".join(f"{message.role}: {message.content or ''}" for message in self.prompt)
 
 
-Judge = Callable[[str, Question], float]
+AnswerJudge = Callable[[str, Question], float]
 """(the answer's text, the question) -> 0 to 1."""
 
 
@@ -89,7 +89,7 @@ def question(example: Example) -> Question:
             return Question(messages[:last], messages[last].content, example.row, example.tools)
 
 
-def require_gold(asked: Iterable[Question], judge: Judge, answer: str = "an `answer`") -> None:
+def require_gold(asked: Iterable[Question], judge: AnswerJudge, answer: str = "an `answer`") -> None:
     """Every row's own answer must satisfy the judge, or no model could ever be right on that row.
 
     Args:

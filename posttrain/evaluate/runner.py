@@ -27,7 +27,15 @@ from torch import nn
 from posttrain.config.suites import SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
-from posttrain.evaluate.asking import Answers, Asked, Asking, Suite, answers_path, baseline_path, undisturbed
+from posttrain.evaluate.asking import (
+    Asking,
+    EvaluatedModel,
+    SampledAnswers,
+    Suite,
+    answers_path,
+    baseline_path,
+    undisturbed,
+)
 from posttrain.evaluate.suites import SUITES, load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
@@ -39,7 +47,7 @@ from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 
-Record = dict[str, dict[str, dict[str, float]]]
+EvaluationRecord = dict[str, dict[str, dict[str, float]]]
 """evaluation.json: {suite: {metric: {"value", "low", "high", "n"}}}."""
 
 
@@ -54,7 +62,7 @@ def evaluate_model(
     tokenizer: Any = None,
     encoding: EncoderSettings | None = None,
     device: str = "auto",
-) -> Record:
+) -> EvaluationRecord:
     """Ask a model the suites of a recipe; what is there already, from the same model and questions, stays.
 
     Args:
@@ -79,10 +87,10 @@ def evaluate_model(
     if missing:
         loaded_suites = [load_suite(settings) for settings in missing]
         if isinstance(model, nn.Module):
-            asked = Asked.of(model, tokenizer, seed, encoding)
+            asked = EvaluatedModel.of(model, tokenizer, seed, encoding)
         else:
             loaded = load(model, device=device_of(device), say=progress.say)
-            asked = Asked.of(loaded.model, loaded.tokenizer, seed, encoding)
+            asked = EvaluatedModel.of(loaded.model, loaded.tokenizer, seed, encoding)
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
     folder.write_evaluation(evaluation)
@@ -92,21 +100,21 @@ def evaluate_model(
 
 
 def evaluate_suites(
-    asked: Asked,
+    asked: EvaluatedModel,
     suites: Sequence[Suite],
     out: Path,
     *,
     baseline: Path | None = None,
     progress: Progress | None = None,
-) -> Record:
+) -> EvaluationRecord:
     """Ask the suites in their order and write `evaluations/<suite>.jsonl` under `out`.
 
     Args:
         baseline: where the start's answers are kept. None or `out`: this is the start, and they are kept here.
     """
     progress = progress or Progress()
-    asking = Asking(asked, Answers(asked, progress), out, out if baseline is None else baseline, progress)
-    evaluation: Record = {}
+    asking = Asking(asked, SampledAnswers(asked, progress), out, out if baseline is None else baseline, progress)
+    evaluation: EvaluationRecord = {}
     with undisturbed(asked.model):
         for suite in suites:
             figures = suite.ask(asking)
@@ -167,10 +175,10 @@ def _weights_of(folder: Path) -> str:
 
 
 def _judged_again(
-    suites: Sequence[SuiteSettings], known: Record, out: Path, baseline: Path, device: str, progress: Progress
-) -> Record:
+    suites: Sequence[SuiteSettings], known: EvaluationRecord, out: Path, baseline: Path, device: str, progress: Progress
+) -> EvaluationRecord:
     """The figures of suites that judge what was answered before, as their judges see it now."""
-    again: Record = {}
+    again: EvaluationRecord = {}
     for settings in suites:
         rejudge = SUITES[type(settings)].rejudge
         if settings.name in known and rejudge is not None:
@@ -179,7 +187,7 @@ def _judged_again(
     return again
 
 
-def _known(folder: StageFolder, identities: dict[str, str]) -> Record:
+def _known(folder: StageFolder, identities: dict[str, str]) -> EvaluationRecord:
     """The figures of suites that were asked before, and whose files are still there."""
     path = folder.path / "evaluations" / "identity.json"
     figures = folder.evaluation()

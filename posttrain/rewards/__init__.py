@@ -11,18 +11,18 @@ model.py judge.py endpoint.py       other models' opinions
 sandbox/                            where code runs
 """
 
-from posttrain.rewards.functions import BatchReward, Reward, Sampled, Scorer
+from posttrain.rewards.functions import BatchReward, Sampled, Scorer, SingleReward
 from posttrain.rewards.registry import require_rewards, resolve, rubric_of
 from posttrain.rewards.rubric import GoldFailure, Rubric, Scored, gold_check, unjudged
 
 __all__ = [
     "BatchReward",
     "GoldFailure",
-    "Reward",
     "Rubric",
     "Sampled",
     "Scored",
     "Scorer",
+    "SingleReward",
     "gold_check",
     "require_rewards",
     "resolve",

@@ -37,7 +37,7 @@ _BLOCK = re.compile(r"```[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:``
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ProgramCheck:
     """One thing that a program is asked: tests to pass, or an input and what should be printed."""
 
     tests: str = ""
@@ -110,7 +110,7 @@ class Code:
                 return 0.0
         return passed / len(wanted)
 
-    def _passes(self, program: str, check: Check, prompt: Sequence[Message], task: Task) -> bool:
+    def _passes(self, program: str, check: ProgramCheck, prompt: Sequence[Message], task: Task) -> bool:
         if check.printed is None:
             entry = task.metadata.get("entry_point")
             setup = str(task.metadata.get("setup") or task.metadata.get("test_setup_code") or _beginning(prompt, task))
@@ -126,7 +126,7 @@ def same_output(printed: str, wanted: str) -> bool:
     return left == right
 
 
-def checks(task: Task) -> list[Check]:
+def checks(task: Task) -> list[ProgramCheck]:
     """What the row asks of a program; empty where it asks nothing.
 
     Raises:
@@ -136,14 +136,14 @@ def checks(task: Task) -> list[Check]:
     # a table's empty cell is None in every row that has another form of tests
     cases = _first(metadata, "cases", "input_output")
     if cases is not None:
-        return [Check(given=given, printed=printed) for given, printed in _cases(cases, task)]
+        return [ProgramCheck(given=given, printed=printed) for given, printed in _cases(cases, task)]
     tests = _first(metadata, "tests", "test", "test_list")
     if not tests:
         return []
     if isinstance(tests, str):
-        return [Check(tests)]
+        return [ProgramCheck(tests)]
     if isinstance(tests, Sequence) and all(isinstance(test, str) for test in tests):
-        return [Check(test) for test in tests]
+        return [ProgramCheck(test) for test in tests]
     raise _bad_tests(task, tests)
 
 

@@ -22,12 +22,12 @@ from posttrain.rewards.reading import plain, read
 from posttrain.rewards.regions import Region, same_region
 from posttrain.rewards.values import equal, proportional, rational, sign_of
 
-Outcome = Literal["text", "read", "beyond"]
+Basis = Literal["text", "read", "beyond"]
 """How a verdict came about: equal as texts, read and compared, or beyond what is read and compared here."""
 PLACES = 6
 
 
-def verdict(one: str, other: str) -> tuple[bool, Outcome]:
+def verdict(one: str, other: str) -> tuple[bool, Basis]:
     """Whether two answers are the same; "beyond" is False, and may be asked of a computer algebra system."""
     if one == other or (plain(one) == plain(other) and plain(one)):
         return True, "text"

@@ -38,7 +38,7 @@ START_SECONDS = 60.0
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LOG = logging.getLogger(__name__)
 
-Outcome = Literal["text", "read", "unread", "asked", "timeout", "crash", "none"]
+JudgedBy = Literal["text", "read", "unread", "asked", "timeout", "crash", "none"]
 """How a verdict came about: the texts are equal; both were read and compared; one is no form that is known, so that it
 is wrong; math-verify compared them; it took too long; its process died twice; the response answers nothing."""
 
@@ -55,7 +55,7 @@ class Math:
 
     def __init__(self, *, require_boxed: bool = False, seconds: int = 3):
         self.require_boxed, self.seconds = require_boxed, seconds
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes: Counter[JudgedBy] = Counter()
         self._comparer: _Comparer | None = None
         self._lock = threading.Lock()
 
@@ -76,7 +76,7 @@ class Math:
             return stated(_TEXT.sub(r"\1", inside), want=wanted(gold)) or inside
         return inside
 
-    def _judged(self, answer: str, gold: str) -> tuple[bool, Outcome]:
+    def _judged(self, answer: str, gold: str) -> tuple[bool, JudgedBy]:
         if not answer:
             return False, "none"
         same, how = verdict(answer, gold)
@@ -94,7 +94,7 @@ class Math:
             self._comparer.close()
             self._comparer = None
 
-    def _compare(self, gold: str, answer: str) -> tuple[bool, Outcome]:
+    def _compare(self, gold: str, answer: str) -> tuple[bool, JudgedBy]:
         """What math-verify says. A process that died is started again once: its death says nothing about the answer."""
         with self._lock:
             for _ in range(2):

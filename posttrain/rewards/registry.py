@@ -26,7 +26,7 @@ from posttrain.rewards import (
     text,
 )
 from posttrain.rewards.building import Build, of_row, options, plain
-from posttrain.rewards.functions import Asking, Scorer
+from posttrain.rewards.functions import CallForm, Scorer
 from posttrain.rewards.rubric import Rubric
 
 if TYPE_CHECKING:  # the recipe's records load torch, for the table of objectives among them
@@ -51,7 +51,7 @@ def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
     settings = RewardList(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
     build = REWARDS[settings.kind]
     scorer = build(settings, Path(folder) if folder is not None else None)
-    Asking.of(scorer.function, scorer.name)
+    CallForm.of(scorer.function, scorer.name)
     return scorer
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain.evaluate.asking import Asking, Figures, general_figures, write_answers
-from posttrain.evaluate.questions import Judge, Question
+from posttrain.evaluate.questions import AnswerJudge, Question
 from posttrain.intervals import mean
 from posttrain.sampling import SamplingDistribution
 
@@ -26,7 +26,7 @@ class AnswerSuite:
     questions: Sequence[Question]
     metric: str
     """Name of the mean of the judge's scores: "match" or "accuracy"."""
-    judge: Judge
+    judge: AnswerJudge
     sampling: SamplingDistribution = GREEDY
     """Stop ids and seed are the evaluation's own."""
     samples_per_prompt: int = 1

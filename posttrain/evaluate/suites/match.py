@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from posttrain.config.suites import MatchSuite
-from posttrain.evaluate.questions import Judge, Question, questions
+from posttrain.evaluate.questions import AnswerJudge, Question, questions
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example
@@ -17,7 +17,7 @@ def load(settings: MatchSuite, examples: list[Example], sampling: SamplingDistri
     return AnswerSuite(settings.name, questions(examples), metric, judge, sampling, settings.samples_per_prompt)
 
 
-def matches(pattern: str, *, ignore_case: bool = False) -> Judge:
+def matches(pattern: str, *, ignore_case: bool = False) -> AnswerJudge:
     """1 where the regular expression occurs anywhere in the answer."""
     compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
 

@@ -32,12 +32,11 @@ from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
-from posttrain.runs.files import read_jsonl
+from posttrain.runs.files import Record, read_jsonl
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example
 
-Record = dict[str, Any]
 METRICS = ("win_rate", "reward")
 """What the judge says; the other figures describe the answers, whoever judges."""
 

@@ -30,7 +30,7 @@ from posttrain.models.tree.divergence import Against, Distributions
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.functions import Asking, RewardFunction
+from posttrain.rewards.functions import CallForm, RewardFunction
 from posttrain.rollout.engine import Engine
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
@@ -276,7 +276,7 @@ def _passed(one: Any) -> Scorer:
             remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
         )
     scorer = one if isinstance(one, Scorer) else Scorer(_name_of(one), one)
-    Asking.of(scorer.function, scorer.name)
+    CallForm.of(scorer.function, scorer.name)
     return scorer
 
 
