@@ -51,7 +51,7 @@ class ReachVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReachPoint:
-    """One k: ReachPoint(8, base=Score(...), trained=Score(...), difference=Difference(0.04, -0.02, 0.1, 40), p=0.21)."""
+    """One k: ReachPoint(8, Score(0.31, ...), Score(0.35, ...), Difference(0.04, -0.02, 0.10, 40), p=0.21)."""
 
     k: int
     base: Score
