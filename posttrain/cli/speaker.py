@@ -64,7 +64,10 @@ class Speaker:
         for start in range(0, len(prompts), BATCH):
             ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
             for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
-                yield [SpokenAnswer(self._text(one.answer_ids), len(one.ids), str(one.finish)) for one in group]
+                yield [
+                    SpokenAnswer(self._text(completion.answer_ids), len(completion.ids), str(completion.finish))
+                    for completion in group
+                ]
 
     def stream(self, conversation: Sequence[Message], seed: int) -> Iterator[str]:
         """One answer as it is sampled, piece by piece."""

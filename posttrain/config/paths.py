@@ -13,7 +13,7 @@ from pathlib import Path
 
 import posttrain.errors as errors
 from posttrain.config.engines import VLLMServedSettings
-from posttrain.config.explain import KeyPath, Places, spell, together
+from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
@@ -78,7 +78,7 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
     )
     model = files.model(recipe.model, ("model",))
     if files.mistakes:
-        raise together(files.mistakes, places.source)
+        raise merge_errors(files.mistakes, places.source)
     evaluate = recipe.evaluate.model_copy(update={"suites": suites})
     return recipe.model_copy(update={"stages": stages, "evaluate": evaluate, "model": model}), files.assumed
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
+from posttrain.config.values import Float, Int, Pattern, Settings, as_text, choose, refuse, require_unique
 
 
 class RewardSettings(Settings):
@@ -200,13 +200,7 @@ class LanguageReward(RewardSettings):
     @field_validator("language")
     @classmethod
     def _known(cls, language: str | None) -> str | None:
-        if language is not None and language not in LANGUAGES:
-            raise refuse(
-                f"the language `{language}` is not known",
-                expected=f"one of {', '.join(sorted(LANGUAGES))}",
-                remedy="choose one of those",
-            )
-        return language
+        return None if language is None else choose("language", language, sorted(LANGUAGES))
 
 
 class RefusalReward(RewardSettings):

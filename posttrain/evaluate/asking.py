@@ -159,8 +159,10 @@ def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequ
     distinct_1, distinct_2: see `distinct`.
     """
     return {
-        "length": unbounded([fmean(len(one.answer_ids) for one in group) for group in groups]),
-        "cut_share": mean([[float(one.finish is FinishReason.LENGTH) for one in group] for group in groups]),
+        "length": unbounded([fmean(len(completion.answer_ids) for completion in group) for group in groups]),
+        "cut_share": mean(
+            [[float(completion.finish is FinishReason.LENGTH) for completion in group] for group in groups]
+        ),
         "empty_share": mean([[float(not text.strip()) for text in answers] for answers in texts]),
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),

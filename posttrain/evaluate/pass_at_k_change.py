@@ -98,14 +98,14 @@ class ReachChange:
     def sentence(self, base: str, trained: str) -> str:
         """The verdict in words: sentence("sft", "grpo")."""
         first, last = self.points[0], self.points[-1]
-        said = {
+        verdict = {
             ReachVerdict.WIDENED: f"{trained} widened what {base} can do",
             ReachVerdict.SHARPENED: f"{trained} only sharpened what {base} could do already",
             ReachVerdict.NEITHER: f"{trained} neither widened nor sharpened what {base} can do",
             ReachVerdict.CANNOT_TELL: f"whether {trained} widened what {base} can do cannot be told from these prompts",
         }[self.verdict]
         parts = [f"pass@1 {_moved(first)}"] + ([f"pass@{last.k} {_moved(last)}"] if last.k > 1 else [])
-        return f"{said}: {', '.join(parts)}; {self.prompts} prompts.{self._remark(base, last)}"
+        return f"{verdict}: {', '.join(parts)}; {self.prompts} prompts.{self._remark(base, last)}"
 
     def _remark(self, base: str, last: ReachPoint) -> str:
         if self.verdict is ReachVerdict.CANNOT_TELL and last.may_have_risen and self.unsolved >= LEAST_UNSOLVED:
@@ -153,7 +153,7 @@ def change(base: PassCounts, trained: PassCounts) -> ReachChange:
     """
     _refuse_unpaired(base, trained)
     ks = powers_to(base.samples)
-    before_PK, after_PK = (estimates(one.samples, one.correct, ks) for one in (base, trained))
+    before_PK, after_PK = (estimates(counts.samples, counts.correct, ks) for counts in (base, trained))
     points = []
     for place, k in enumerate(ks):
         before_P, after_P = before_PK[:, place], after_PK[:, place]

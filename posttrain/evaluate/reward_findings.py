@@ -45,14 +45,14 @@ def _collapse(record: RewardFigures, step: int) -> Iterator[Alarm]:
     std, ties = record["trained"]["std"]["value"], record["trained"]["ties"]["value"]
     if std >= LEAST_SPREAD and ties <= MOST_TIES:
         return
-    said = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
+    message = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
     if std >= LEAST_SPREAD:
-        said = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
+        message = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
     yield Alarm(
         name="reward_collapse",
         severity="critical",
         step=step,
-        message=f"{said}: the model tells nothing apart",
+        message=f"{message}: the model tells nothing apart",
         evidence={"std": std, "ties": ties, "mean": record["trained"]["mean"]["value"]},
         remedy="check that the head and the backbone train, that the pooled token is the answer's last, and that the "
         "two sides of the rows differ; raise the learning rate",

@@ -160,7 +160,7 @@ def _cases(cases: Any, task: Task) -> list[tuple[str, str]]:
             raise _bad_tests(task, cases) from None
     try:
         if isinstance(cases, Mapping):
-            return [(str(one), str(two)) for one, two in zip(cases["inputs"], cases["outputs"], strict=True)]
+            return [(str(given), str(two)) for given, two in zip(cases["inputs"], cases["outputs"], strict=True)]
         return [(str(case["input"]), str(case["output"])) for case in cases]
     except (KeyError, TypeError, ValueError):
         raise _bad_tests(task, cases) from None

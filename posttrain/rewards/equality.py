@@ -183,12 +183,12 @@ def _same_in_any_order(left: Several, right: Several) -> bool:
     named = [sum(isinstance(item, Named) for item in several.items) for several in (left, right)]
     if min(named) == 0 and max(named) > 0:
         return False  # x = 2, y = 3 is not "2, 3", of which nobody knows which is x
-    rest = list(right.items)
+    unmatched = list(right.items)
     for item in left.items:
-        place = next((place for place, other in enumerate(rest) if _same(item, other)), None)
+        place = next((place for place, other in enumerate(unmatched) if _same(item, other)), None)
         if place is None:
             return False
-        del rest[place]
+        del unmatched[place]
     return True
 
 

@@ -30,9 +30,13 @@ def build(settings: FunctionReward, folder: Path | None) -> Scorer:
 def _require_parameters(function: RewardFunction, address: str, parameters: Mapping[str, Any]) -> None:
     """Every key under `parameters` is a parameter of the function, which would otherwise raise at its first call."""
     taken = inspect.signature(function).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in taken):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return
-    known = [one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)][3:]
+    known = [
+        parameter.name
+        for parameter in taken
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ][3:]
     for key in parameters:
         if key not in known:
             raise unknown(

@@ -81,7 +81,10 @@ def constraints(task: Task) -> list[tuple[str, dict[str, Any]]]:
             remedy="give each constraint its own group of arguments, {} if it takes none",
         )
     # `datasets` fills the arguments that a constraint does not have with null
-    return [(n, {k: v for k, v in (one or {}).items() if v is not None}) for n, one in zip(names, given, strict=True)]
+    return [
+        (n, {k: v for k, v in (arguments or {}).items() if v is not None})
+        for n, arguments in zip(names, given, strict=True)
+    ]
 
 
 def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, variant: Variant = "strict") -> bool:

@@ -178,9 +178,9 @@ def ring(members: Sequence[int], opponents: int | None) -> list[tuple[int, int]]
     pairs: dict[tuple[int, int], None] = {}
     for step in range(1, steps + 1):
         for place in range(count):
-            one, other = members[place], members[(place + step) % count]
-            if one != other and (other, one) not in pairs:
-                pairs[one, other] = None
+            first, other = members[place], members[(place + step) % count]
+            if first != other and (other, first) not in pairs:
+                pairs[first, other] = None
     return list(pairs)
 
 

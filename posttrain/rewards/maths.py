@@ -100,11 +100,11 @@ class Math:
             for _ in range(2):
                 if self._comparer is None:
                     self._comparer = _Comparer()
-                told = self._comparer.ask(gold, answer, self.seconds)
-                if isinstance(told, bool):
-                    return told, "asked"
+                reply = self._comparer.ask(gold, answer, self.seconds)
+                if isinstance(reply, bool):
+                    return reply, "asked"
                 self.close()
-                if told == "timeout":
+                if reply == "timeout":
                     return False, "timeout"
             _LOG.warning(
                 "math: the process that compares died twice over %r and %r, which counts as wrong", gold, answer
@@ -134,15 +134,15 @@ class _Comparer:
         return self._exchange(gold, answer, seconds, 4 * seconds + 2.0)
 
     def _exchange(self, gold: str, answer: str, seconds: int, wait: float) -> bool | Literal["timeout", "crash"]:
-        given, told = self._process.stdin, self._process.stdout
-        assert given is not None and told is not None
+        given, replies = self._process.stdin, self._process.stdout
+        assert given is not None and replies is not None
         deadline = time.monotonic() + wait
         try:
             given.write(json.dumps([gold, answer, seconds]) + "\n")
             given.flush()
-            if not select.select([told], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not select.select([replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return "timeout"
-            line = told.readline()
+            line = replies.readline()
         except OSError:
             return "crash"
         return bool(json.loads(line)) if line else "crash"

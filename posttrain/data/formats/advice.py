@@ -250,7 +250,7 @@ def _remedy(row: Row, entry: Format, kind: ExampleKind | None, ref: RowRef, sear
     if others is not None:
         return others
     blank = ", ".join(f"{key.split('|')[0]}: YOUR_COLUMN" for key in missing)
-    names = ", ".join(one.name for one in FORMATS.values() if kind is None or one.kind is kind)
+    names = ", ".join(other.name for other in FORMATS.values() if kind is None or other.kind is kind)
     better = [name for key in missing for name in key.split("|") if name in UNGUESSED]
     say = f"; `{better[0]}` must say which response is better in the way of the example" if better else ""
     return (

@@ -227,8 +227,8 @@ def _dialogue(value: Any, column: str) -> Messages:
             remedy="write it so, or give the prompt in a column of its own: prompt, chosen, rejected",
         )
     turns = [
-        Message("user" if speaker == "Human" else "assistant", said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message("user" if speaker == "Human" else "assistant", words.strip())
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
     ]
     for number, message in enumerate(turns, 1):
         if not message.content:

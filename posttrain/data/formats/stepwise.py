@@ -44,7 +44,7 @@ def stepwise(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
     return StepwiseFeedback(
         prompt_of(row, rules),
         tuple(texts),
-        _judged([_label(one) for one in labels]),
+        _judged([_label(label) for label in labels]),
         ref,
         tools_of(row.get("tools"), rules.noted),
     )

@@ -101,23 +101,23 @@ def judge_samples(
     asked = [question(task) for task in suite.tasks]
     records = [
         {
-            "prompt": one.text,
+            "prompt": task_question.text,
             "completion": text,
-            "answer": one.answer,
+            "answer": task_question.answer,
             "score": float(correct),
             "reward": reward,
             "tokens": len(completion.answer_ids),
             "finish": str(completion.finish),
         }
-        for one, *answers in zip(asked, groups, texts, right, rewards, strict=True)
+        for task_question, *answers in zip(asked, groups, texts, right, rewards, strict=True)
         for completion, text, correct, reward in zip(*answers, strict=True)
     ]
     write_jsonl(answers_path(out, suite.name), records)
     counts = PassCounts(
         suite.name,
         suite.samples,
-        tuple(str(one.row) for one in asked),
-        tuple(one.text for one in asked),
+        tuple(str(task_question.row) for task_question in asked),
+        tuple(task_question.text for task_question in asked),
         tuple(sum(group) for group in right),
     )
     write_counts(out, counts)
