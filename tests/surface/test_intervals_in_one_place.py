@@ -27,5 +27,5 @@ def test_no_other_module_makes_an_interval_of_its_own() -> None:
             if isinstance(node, ast.ImportFrom) and node.module == "posttrain.intervals":
                 names = {alias.name for alias in node.names}
                 assert not names & {"Z", "RESAMPLES"}, (
-                    f"{path}:{node.lineno} computes with the constants of an interval"
+                    f"{path}:{node.lineno} has constants of an interval"
                 )
