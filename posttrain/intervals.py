@@ -145,8 +145,8 @@ def paired_difference(before: Sequence[float] | np.ndarray, after: Sequence[floa
 
     before, after: scores of the same prompts in the same order, at least one.
     """
-    found = unbounded(_floats(after) - _floats(before))
-    return Difference(found.value, found.low, found.high, found.n)
+    change = unbounded(_floats(after) - _floats(before))
+    return Difference(change.value, change.low, change.high, change.n)
 
 
 def quantile(ordered: Sequence[float], place: float) -> float:

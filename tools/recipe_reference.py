@@ -17,7 +17,7 @@ from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
-from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
+from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
     PREFERENCES,
@@ -130,7 +130,11 @@ def recipe_reference() -> str:
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
-        *[part for record in records_in(suites.Suite) for part in group(f"kind: {tag_of(record)}", record, ("kind",))],
+        *[
+            part
+            for record in records_in(suites.AnySuite)
+            for part in group(f"kind: {tag_of(record)}", record, ("kind",))
+        ],
         *group("reward_model", suites.RewardModelOf),
         *group("sampling", suites.Sampling),
         "## Names from other tools\n",

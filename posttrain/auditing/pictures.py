@@ -143,7 +143,7 @@ def response_map(subject: Subject) -> dict[str, Any]:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise MissingExtraError(
-            "the map of the responses needs scikit-learn", remedy="pip install 'posttrain[audit]'"
+            "the map of the responses needs scikit-learn", remedy="`pip install 'posttrain[audit]'`"
         ) from error
     corpus = subject.corpus
     sides = corpus.sides.sample(MAP_PAIRS, subject.seed)

@@ -28,7 +28,7 @@ from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
 from posttrain.data.write import write_jsonl
-from posttrain.errors import ConfigError, EmptyDatasetError, nearest
+from posttrain.errors import ConfigError, EmptyDatasetError, unknown
 from posttrain.runs.progress import Progress
 from posttrain.types import Comparison, Example, RowRef
 
@@ -137,12 +137,7 @@ def _chosen(names: Sequence[str] | None, cheap: bool) -> list[Check]:
     if names is not None:
         for name in names:
             if name not in CHECKS:
-                near = nearest(name, CHECKS)
-                raise ConfigError(
-                    f"there is no check {name!r}",
-                    expected=f"one of {', '.join(CHECKS)}",
-                    remedy=f"did you mean {near!r}?" if near else "choose one of those",
-                )
+                raise unknown("check", name, CHECKS)
     return [check for check in CHECKS.values() if (names is None or check.name in names) and (check.cheap or not cheap)]
 
 

@@ -17,14 +17,14 @@ from posttrain.config.adapters import (
     QLoRA,
 )
 from posttrain.config.settings import (
-    Alarms,
+    AlarmSettings,
     Checkpoints,
     Compute,
     Data,
     Export,
     Log,
-    Optimizer,
-    Preflight,
+    OptimizerSettings,
+    PreflightSettings,
     Schedule,
 )
 from posttrain.config.values import AutoWeight, Float, Int, Settings, either, refuse
@@ -113,15 +113,15 @@ class TrainingStage(StageSettings):
     the model's own, from its config, as in TRL 1.16; for reward models none, as there."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSettings = OptimizerSettings()
     """How gradients become updates."""
     compute: Compute = Compute()
     """How a step is computed."""
     checkpoint: Checkpoints = Checkpoints()
     """What a killed run goes on from."""
-    preflight: Preflight = Preflight()
+    preflight: PreflightSettings = PreflightSettings()
     """What is proven before step 1."""
-    alarms: Alarms = Alarms()
+    alarms: AlarmSettings = AlarmSettings()
     """What watches every step."""
     export: Export = Export()
     """The model folder that the stage writes."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import HeldOut, TrainingStage
 from posttrain.config.curriculum import CurriculumSettings
 from posttrain.config.engines import EngineSettings, NativeEngineSettings
-from posttrain.config.rewards import Reward
+from posttrain.config.rewards import AnyReward
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
@@ -36,7 +36,7 @@ class HeldOutTasks(Settings):
     """Answers per task."""
     sampling: RolloutSampling | None = None
     """How they are drawn; null: as in training."""
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[AnyReward, ...] = ()
     """What judges them; none: the stage's own rewards. A stricter judge than the reward tells learning from hacking."""
     keep: Literal["best", "last"] = "best"
     """Which weights the stage ends with: those of the best examination, or the last ones."""
@@ -61,7 +61,7 @@ class SamplingStage(TrainingStage):
     """Highest learning rate. Of the method's paper for all weights; ten times as high with LoRA."""
     held_out: HeldOut = 0.05
     """Tasks to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[AnyReward, ...] = ()
     """What a completion is rewarded for: the weighted sum of these (docs/rewards.md). In Python they can be passed
     apart, as plain functions."""
     modules: str | None = None

@@ -21,7 +21,7 @@ from posttrain.config.base import Output, RowStage, StageSettings
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
-from posttrain.config.reward import (
+from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
     Length,
@@ -36,7 +36,7 @@ from posttrain.config.reward import (
 from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, choose, refuse
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow, resolve_parameters
 from posttrain.losses.preference import CHOSEN_NLL
@@ -346,10 +346,5 @@ def Preference(method: str, **options: Any) -> PreferenceStage:
         ConfigError: a value that it does not admit.
     """
     if method not in PREFERENCES:
-        near = nearest(method, PREFERENCES)
-        raise UnknownKeyError(
-            f"the method `{method}` is not known",
-            expected=f"one of {', '.join(PREFERENCES)}",
-            remedy=f"did you mean `{near}`?" if near else "choose one of those",
-        )
+        raise unknown("method", method, PREFERENCES)
     return PREFERENCES[method](**options)

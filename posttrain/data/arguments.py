@@ -10,23 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
+from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
 from posttrain.data.refusals import named_type, quoted
 from posttrain.data.row_reader import BadRows
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, nearest, unknown
 
 
-def named_format(name: Any, kind: Kind | None) -> Format | None:
+def named_format(name: Any, kind: ExampleKind | None) -> Format | None:
     """The format of that name; None for "auto"."""
     if name == "auto":
         return None
     if name not in FORMATS:
-        guess = nearest(str(name), FORMATS)
-        raise UnknownKeyError(
-            f"there is no format {name!r}",
+        raise unknown(
+            "format",
+            name,
+            FORMATS,
             found=repr(name),
             expected=f"'auto' or one of {quoted(FORMATS)}",
-            remedy=f"did you mean {guess!r}?" if guess else "leave `format` out to have it detected",
+            otherwise="leave `format` out to have it detected",
         )
     entry = FORMATS[name]
     if kind is not None and entry.kind is not kind:
@@ -44,16 +45,16 @@ def checked_columns(columns: Any) -> dict[str, str]:
     checked = names("columns", columns, "{'prompt': 'my_question'}")
     for ours, theirs in checked.items():
         if ours not in COLUMNS:
-            guess = nearest(ours, COLUMNS)
             swapped = theirs in COLUMNS
-            raise UnknownKeyError(
-                f"`columns` maps {ours!r}, which no format reads",
+            raise unknown(
+                "column",
+                ours,
+                () if swapped else COLUMNS,
+                problem=f"`columns` maps `{ours}`, which no format reads",
                 found=f"{{{ours}: {theirs}}}",
                 expected=f"our column -> the file's column; ours are {quoted(sorted(COLUMNS))}",
-                remedy=f"turn it round: `columns: {{{theirs}: {ours}}}`"
+                otherwise=f"turn it round: `columns: {{{theirs}: {ours}}}`"
                 if swapped
-                else f"did you mean {guess!r}?"
-                if guess
                 else "name a column of the format first, then the file's",
             )
     return checked
@@ -103,9 +104,9 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
-def checked_kind(kind: Any) -> Kind | None:
+def checked_kind(kind: Any) -> ExampleKind | None:
     if kind is None or any(kind is known for known in KIND_NAMES):
-        return cast("Kind | None", kind)
+        return cast("ExampleKind | None", kind)
     classes = {entry.__name__: entry for entry in KIND_NAMES}
     near = nearest(str(kind).title(), classes) or "Demonstration"
     raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from posttrain.data.templates.clock import date_of
 from posttrain.data.templates.header import check_values
 from posttrain.data.truncate import TRUNCATIONS, Truncation
-from posttrain.errors import ConfigError, nearest
+from posttrain.errors import ConfigError, unknown
 
 TrainOn = Literal["assistant_only", "last_assistant", "completion_only", "all"]
 TRAIN_ON: tuple[str, ...] = get_args(TrainOn)
@@ -93,10 +93,13 @@ class EncoderSettings:
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value in allowed:
         return
-    guess = nearest(str(value), allowed)
-    raise ConfigError(
-        f"`{key}` has no value {value!r}",
+    raise unknown(
+        key,
+        value,
+        allowed,
+        error=ConfigError,
+        problem=f"`{key}` has no value `{value}`",
         found=value,
         expected=", ".join(allowed),
-        remedy=f"did you mean {guess!r}?" if guess else f"choose one of them; {allowed[0]!r} is usual",
+        otherwise=f"choose one of them; `{allowed[0]}` is usual",
     )

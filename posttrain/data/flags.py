@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.noted import Noted, says_something
-from posttrain.data.refusals import named_type, quoted, refuse, shown
+from posttrain.data.refusals import named_type, refuse, shown
 
 FLAGS: Mapping[str, bool] = {
     "train": True,  # ours; also Axolotl
@@ -113,5 +113,5 @@ def _spans(key: str, value: Any, place: str, where: str = "parts of the turn") -
         found=shown(value),
         expected="one flag for the whole turn: `train: true` or `train: false`",
         remedy=f"remove `{key}`, or cut the turn's row before the part that must not train; known flags are "
-        f"{quoted(FLAGS)}",
+        f"{', '.join(f'`{flag}`' for flag in FLAGS)}",
     )

@@ -73,7 +73,7 @@ def refuse_media(row: Mapping[str, Any]) -> None:
             found=f"{key!r}: {shown(value)}",
             expected="text only",
             remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
-            f"texts stand without it, remove the column {key!r} from the file",
+            f"texts stand without it, remove the column `{key}` from the file",
         )
 
     found = next((mark for text in _texts(row) if (mark := _ANYWHERE.search(text))), None) if keys else None

@@ -172,7 +172,9 @@ def _odd_turn(turn: Any, dialect: Dialect, column: str, number: int) -> tuple[st
             f"{place} has no {quoted(missing)}",
             found=f"a turn with the keys {quoted(turn)}",
             expected=f"a turn with the keys {quoted(keys)}",
-            remedy=f"rename {guess!r} to {missing[0]!r}" if guess else f"write {quoted(missing)} in every turn",
+            remedy=f"rename `{guess}` to `{missing[0]}`"
+            if guess
+            else f"write {', '.join(f'`{key}`' for key in missing)} in every turn",
         )
     role = dialect.roles.get(name) if isinstance(name, str) else None
     if role is None:
@@ -188,7 +190,7 @@ def _refuse_odd_keys(turn: Mapping[str, Any], dialect: Dialect, place: str) -> N
                 f"{place} has the key {key!r}, which looks like {meant!r}",
                 found=f"a turn with the keys {quoted(turn)}",
                 expected=f"{quoted(sorted({dialect.role_key, dialect.content_key, *TURN_KEYS}))}",
-                remedy=f"rename it to {meant!r}, or to something that is not close to a known key",
+                remedy=f"rename it to `{meant}`, or to something that is not close to a known key",
             )
         if holds_media(turn[key]):
             raise refuse(
@@ -253,7 +255,7 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             found=shown(given),
             expected='a list such as [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}], '
             "or the JSON text of one",
-            remedy=f"write '{column}' as a list of turns",
+            remedy=f"write `{column}` as a list of turns",
         )
     if not value:
         raise refuse(

@@ -27,7 +27,7 @@ from posttrain.data.arguments import (
     names,
 )
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import KIND_NAMES, Format, Kind
+from posttrain.data.formats import KIND_NAMES, ExampleKind, Format
 from posttrain.data.roles import Rules
 from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
@@ -48,7 +48,7 @@ def read(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
-    kind: Kind | None = None,
+    kind: ExampleKind | None = None,
     bad_rows: BadRows = "stop",
     rejected_path: str | Path | None = None,
     limit: int | None = None,
@@ -163,7 +163,7 @@ class Examples:
         return self._first_format().name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ExampleKind:
         """Demonstration, Comparison, Feedback, StepwiseFeedback or Task; one for all rows."""
         return self._first_format().kind
 
@@ -216,7 +216,7 @@ class Examples:
             where=", ".join(source.name for source in self.sources[:3]),
             found=str(counts),
             expected="at least one good row",
-            remedy=(f"see {str(path)!r} for each row and its reason" if path else "see the first bad row in full")
+            remedy=(f"see `{path}` for each row and its reason" if path else "see the first bad row in full")
             + ("" if path else " with `bad_rows: stop`, or give a `rejected_path`"),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.data.noted import Noted
 from posttrain.data.refusals import quoted, refuse
-from posttrain.errors import ConfigError, RowError, nearest
+from posttrain.errors import ConfigError, RowError, did_you_mean, nearest
 from posttrain.types import Role
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -101,7 +101,7 @@ def unknown_role(name: Any, dialect: Dialect, place: str) -> RowError:
     same = {other: role for other, role in dialect.roles.items() if role == meaning}
     fix = ", ".join(f"{other}: {role}" for other, role in {**same, str(name): meaning}.items())
     if usual in known:
-        hint = f" (did you mean {usual!r}?)"
+        hint = f" ({did_you_mean(usual)})"
     else:
         hint = f" (the {meaning} is called {quoted(same)} here)" if usual and same else ""
     return refuse(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from posttrain.data.padding import whole
 from posttrain.data.read import Examples
 from posttrain.data.row_fields import ABSENT, field_of
-from posttrain.errors import DataError, nearest
+from posttrain.errors import DataError, unknown
 from posttrain.types import RowRef
 
 CATEGORY_COLUMNS = ("category", "source", "subset", "task", "domain")
@@ -47,11 +47,14 @@ def categories_of(examples: Examples, column: str | None) -> dict[RowRef, str]:
 
 
 def _no_such(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
-    guess = nearest(column, columns)
-    return DataError(
-        f"no row has the column {column!r}, by which categories are told",
+    return unknown(
+        "column",
+        column,
+        columns,
+        error=DataError,
+        problem=f"no row has the column `{column}`, which names the categories",
         where=", ".join(files[:3]),
         found=f"other columns: {', '.join(sorted(columns)) or 'none'}",
         expected="a column with the row's category",
-        remedy=f"did you mean {guess!r}?" if guess else "name a column of the rows, or leave the option out",
+        otherwise="name a column of the rows, or leave the option out",
     )

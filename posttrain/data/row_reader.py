@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
+from posttrain.data.formats import COLUMNS, KIND_NAMES, ExampleKind, Format, detect
 from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_named_keys, lacks_settled_keys, no_object
 from posttrain.data.formats.detect import has_keys, unused_columns
 from posttrain.data.noted import Noted
@@ -17,7 +17,7 @@ from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
 from posttrain.data.sources.source import Broken
 from posttrain.data.unread import not_in_prompt
-from posttrain.errors import RowError, nearest
+from posttrain.errors import RowError, unknown
 from posttrain.types import Example, RowRef, Task
 
 BadRows = Literal["stop", "skip"]
@@ -32,7 +32,7 @@ class ReadOptions:
     format: Format | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
-    kind: Kind | None = None
+    kind: ExampleKind | None = None
     bad_rows: BadRows = "stop"
     rejected_path: Path | None = None
     limit: int | None = None
@@ -126,14 +126,17 @@ class RowReader:
         columns = self.options.columns
         absent = [theirs for theirs in columns.values() if field_of(row, theirs) is ABSENT]
         if absent:
-            guess = nearest(absent[0], list(paths_in(row)))
-            raise RowError(
-                f"the row has no column {quoted(absent)}, which `columns` maps",
+            raise unknown(
+                "column",
+                absent[0],
+                paths_in(row),
+                error=RowError,
+                problem=f"the row has no column {', '.join(f'`{name}`' for name in absent)}, which `columns` maps",
                 reason="wrong_shape",
                 where=ref,
                 found=f"the keys {quoted(row)}",
                 expected=f"the columns {quoted(columns.values())} (a dot leads into an object: `meta.answer`)",
-                remedy=f"did you mean {guess!r}?" if guess else "correct `columns`, or the row",
+                otherwise="correct `columns`, or the row",
             )
         return mapped_row(row, columns, COLUMNS)
 

@@ -13,7 +13,7 @@ from posttrain.data.flags import FLAGS
 from posttrain.data.formats import FORMATS, Format
 from posttrain.data.messages import TURN_KEYS
 from posttrain.data.noted import KNOWN
-from posttrain.errors import nearest
+from posttrain.errors import did_you_mean, nearest
 from posttrain.types import Demonstration, Task
 
 LABELS = ("label", "kto_tag")
@@ -87,7 +87,7 @@ def unread_keys(counts: Mapping[str, int]) -> tuple[str, ...]:
         place, _, key = where.partition(".")
         known = PLACES.get(place, ())
         near = INSIDE.get(key) if INSIDE.get(key) in known else misspelt([key], known).get(key)
-        said.append(f"`{key}` in {count:,} {place}s is not read" + (f": did you mean `{near}`?" if near else ""))
+        said.append(f"`{key}` in {count:,} {place}s is not read" + (f": {did_you_mean(near)}" if near else ""))
     return tuple(said)
 
 
@@ -143,4 +143,4 @@ def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
             "train, or put the flag into the turns"
         )
     near = misspelt([name], entry.optional).get(name)
-    return f"`{name}` is not read: did you mean `{near}`?" if near is not None else None
+    return f"`{name}` is not read: {did_you_mean(near)}" if near is not None else None

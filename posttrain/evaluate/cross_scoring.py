@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluate.agreement import agreement
-from posttrain.evaluate.scorer import RewardScorer
-from posttrain.evaluate.win_rate import outcome
+from posttrain.evaluate.reward_scorers import RewardScorer
+from posttrain.evaluate.suites.win_rate import outcome
 from posttrain.intervals import average, unbounded
 from posttrain.runs.files import read_jsonl, write_json
 from posttrain.types import Message
 
 CROSS_SCORES = "cross_scores.json"
-Answers = Mapping[str, Sequence[str]]
+AnswersByModel = Mapping[str, Sequence[str]]
 """{policy: its answers, one per prompt}; the first policy is the one that the others are compared with."""
-Rewards = Mapping[str, Mapping[str, Sequence[float]]]
+RewardsByJudge = Mapping[str, Mapping[str, Sequence[float]]]
 """{reward model: {policy: rewards, one per prompt}}"""
 
 
 def score_answers(
-    prompts: Sequence[Sequence[Message]], answers: Answers, scorers: Mapping[str, RewardScorer]
+    prompts: Sequence[Sequence[Message]], answers: AnswersByModel, scorers: Mapping[str, RewardScorer]
 ) -> dict[str, dict[str, list[float]]]:
     """Every reward model's rewards of every policy's answers."""
     return {
@@ -41,7 +41,7 @@ def score_answers(
     }
 
 
-def cross_scores(answers: Answers, rewards: Rewards) -> dict[str, Any]:
+def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> dict[str, Any]:
     """The matrix, ready for JSON.
 
     Each cell has the rewards, their mean, the win rate against the first policy (ties half, intervals over prompts),
@@ -72,7 +72,7 @@ def cross_scores(answers: Answers, rewards: Rewards) -> dict[str, Any]:
 
 
 def _cell(
-    answers: Answers,
+    answers: AnswersByModel,
     by_policy: Mapping[str, Sequence[float]],
     policy: str,
     first: str,

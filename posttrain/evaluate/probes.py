@@ -22,14 +22,14 @@ from posttrain.intervals import unbounded
 
 REFUSAL = "I'm sorry, but I can't help with that."
 TIMES_REPEATED = 3
-Answer = TypeVar("Answer", str, tuple[int, ...])
+AnswerT = TypeVar("AnswerT", str, tuple[int, ...])
 EXPECTED_BELOW = ("empty", "repeated", "off_topic")
 """Probes that should lose to the chosen answer."""
 
 
 def probe_answers(
-    prompts: Sequence[Hashable], chosen: Sequence[Answer], *, empty: Answer, refusal: Answer, between: Answer
-) -> dict[str, list[Answer]]:
+    prompts: Sequence[Hashable], chosen: Sequence[AnswerT], *, empty: AnswerT, refusal: AnswerT, between: AnswerT
+) -> dict[str, list[AnswerT]]:
     """Each probe's answer to each prompt; off_topic is left out where a prompt has no other one beside it.
 
     Answers are all texts, or all tuples of ids without their stop token:
@@ -72,7 +72,7 @@ def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale:
     return found
 
 
-def _other_answers(prompts: Sequence[Hashable], chosen: Sequence[Answer]) -> list[Answer] | None:
+def _other_answers(prompts: Sequence[Hashable], chosen: Sequence[AnswerT]) -> list[AnswerT] | None:
     """For each prompt the chosen answer of the next one that differs, in its prompt and in its answer."""
     total = len(prompts)
     found = []

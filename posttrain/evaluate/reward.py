@@ -231,7 +231,7 @@ def calibration(scores: PairScores) -> dict[str, Any]:
         "ece": expected_calibration_error(margins, bins),
         "by_chance": {"mean": chance, "high": chance_high},
         "gap": confidence_gap(margins).as_dict(),
-        "bins": [asdict(one) | {"accuracy": one.accuracy.as_dict()} for one in reliability(margins, bins)],
+        "bins": [asdict(group) | {"accuracy": group.accuracy.as_dict()} for group in reliability(margins, bins)],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.diagnostics.alarms import Alarm
 
-Record = Mapping[str, Any]
+RewardFigures = Mapping[str, Any]
 
 LEAST_SPREAD = 1e-3
 """A standard deviation of all rewards below this is one constant and its rounding; healthy heads have 0.3 to 5."""
@@ -31,7 +31,7 @@ MORE_THAN_DATA = 0.05
 """The model has to prefer length in so much larger a share of the pairs than the people who chose."""
 
 
-def find(record: Record, step: int = 0) -> list[Alarm]:
+def find(record: RewardFigures, step: int = 0) -> list[Alarm]:
     """The findings of one `evaluate_reward` record, the gravest first."""
     collapsed = list(_collapse(record, step))
     if collapsed:
@@ -41,25 +41,25 @@ def find(record: Record, step: int = 0) -> list[Alarm]:
     return sorted(found, key=lambda alarm: alarm.severity != "critical")
 
 
-def _collapse(record: Record, step: int) -> Iterator[Alarm]:
+def _collapse(record: RewardFigures, step: int) -> Iterator[Alarm]:
     std, ties = record["trained"]["std"]["value"], record["trained"]["ties"]["value"]
     if std >= LEAST_SPREAD and ties <= MOST_TIES:
         return
-    said = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
+    message = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
     if std >= LEAST_SPREAD:
-        said = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
+        message = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
     yield Alarm(
         name="reward_collapse",
         severity="critical",
         step=step,
-        message=f"{said}: the model tells nothing apart",
+        message=f"{message}: the model tells nothing apart",
         evidence={"std": std, "ties": ties, "mean": record["trained"]["mean"]["value"]},
         remedy="check that the head and the backbone train, that the pooled token is the answer's last, and that the "
         "two sides of the rows differ; raise the learning rate",
     )
 
 
-def _no_better_than_chance(record: Record, step: int) -> Iterator[Alarm]:
+def _no_better_than_chance(record: RewardFigures, step: int) -> Iterator[Alarm]:
     accuracy = record["trained"]["accuracy"]
     if accuracy["low"] > 0.5:
         return
@@ -77,7 +77,7 @@ def _no_better_than_chance(record: Record, step: int) -> Iterator[Alarm]:
     )
 
 
-def _overconfident(record: Record, step: int) -> Iterator[Alarm]:
+def _overconfident(record: RewardFigures, step: int) -> Iterator[Alarm]:
     if record["calibration"] is None or record["calibration"]["gap"]["low"] <= OVERCONFIDENT:
         return
     gap, accuracy = record["calibration"]["gap"], record["trained"]["accuracy"]["value"]
@@ -93,7 +93,7 @@ def _overconfident(record: Record, step: int) -> Iterator[Alarm]:
     )
 
 
-def _length(record: Record, step: int) -> Iterator[Alarm]:
+def _length(record: RewardFigures, step: int) -> Iterator[Alarm]:
     figure = record["length"]["margin_correlation"]
     chosen, preferred = record["length"]["longer_chosen"], record["length"]["longer_preferred"]
     more = preferred["value"] - chosen["value"]
@@ -117,7 +117,7 @@ def _length(record: Record, step: int) -> Iterator[Alarm]:
     )
 
 
-def _probes(record: Record, step: int) -> Iterator[Alarm]:
+def _probes(record: RewardFigures, step: int) -> Iterator[Alarm]:
     for name, figures in record["probes"].items():
         below = figures["below_chosen"]
         if not figures["judged"] or below["high"] >= PROBE_BELOW:

@@ -59,8 +59,8 @@ class StepScores:
         assert len(scores) == len(labels) == len(rows), "one entry per response"
         if not rows:
             raise EmptyDatasetError("there are no steps to score", remedy="give the stage held-out rows: `held_out`")
-        for own, said, row in zip(scores, labels, rows, strict=True):
-            assert len(own) == len(said) >= 1, "a label for each score"
+        for own, labels_of_row, row in zip(scores, labels, rows, strict=True):
+            assert len(own) == len(labels_of_row) >= 1, "a label for each score"
             if not np.isfinite(own).all():
                 raise DataError(
                     "the score of a step is not finite",
@@ -71,7 +71,7 @@ class StepScores:
         response_S = np.repeat(np.arange(len(rows)), [len(own) for own in scores])
         return cls(
             np.concatenate([np.asarray(own, float) for own in scores]),
-            np.concatenate([np.asarray(said, float) for said in labels]),
+            np.concatenate([np.asarray(labels_of_row, float) for labels_of_row in labels]),
             response_S,
             tuple(str(row) for row in rows),
         )
@@ -138,14 +138,14 @@ def figures(scores: StepScores) -> dict[str, Score]:
     harmonic mean of these two (Zheng et al. 2024, ProcessBench, arXiv:2412.06559). right_steps: share of steps that are
     labelled right, the accuracy of a model that calls every step right. mean, std: of the scores.
     """
-    ones = np.ones(len(scores.score_S))
+    ones_S = np.ones(len(scores.score_S))
     right, found = _judged(scores), _found(scores)
     faulty = scores.per_response((~scores.right_S).astype(float)) > 0
     known = {
-        "step_accuracy": _ratio(scores, right, ones),
+        "step_accuracy": _ratio(scores, right, ones_S),
         "first_error_accuracy": average(found),
-        "right_steps": _ratio(scores, scores.right_S.astype(float), ones),
-        "mean": _ratio(scores, scores.score_S, ones),
+        "right_steps": _ratio(scores, scores.right_S.astype(float), ones_S),
+        "mean": _ratio(scores, scores.score_S, ones_S),
         "std": Score(float(scores.score_S.std()), float("nan"), float("nan"), len(scores.rows)),
     }
     for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):

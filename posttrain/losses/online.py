@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from posttrain.errors import UnknownKeyError, nearest
+from posttrain.errors import unknown
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online_fit import require_fit
 from posttrain.losses.parameters import Parameter, resolve
@@ -318,7 +318,7 @@ def online_row(name: str) -> tuple[str, OnlineRow]:
     """(the row's own name, the row): online_row("reinforce++")[0] == "reinforce_pp". Raises UnknownKeyError."""
     name = ALIASES.get(name, name)
     if name not in ONLINE:
-        raise _unknown("method", name, tuple(ONLINE))
+        raise unknown("method", name, ONLINE, found=name)
     return name, ONLINE[name]
 
 
@@ -350,22 +350,12 @@ def variant(row: OnlineRow, **choices: str) -> OnlineRow:
     """
     for name, value in choices.items():
         if name not in CHOICES:
-            raise _unknown("choice", name, tuple(CHOICES))
+            raise unknown("choice", name, CHOICES, found=name)
         if value not in CHOICES[name]:
-            raise _unknown(name, value, CHOICES[name])
+            raise unknown(name, value, CHOICES[name], found=value)
     if "kl" in choices and "kl_place" not in choices:
         kept = row.kl_place if row.kl_place != "none" else "loss"
         choices["kl_place"] = "none" if choices["kl"] == "none" else kept
     changed = replace(row, **choices)  # type: ignore[arg-type]
     defaults = {name: row.defaults.get(name, value) for name, value in component_defaults(changed).items()}
     return replace(changed, defaults=defaults)
-
-
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> UnknownKeyError:
-    guess = nearest(name, known)
-    return UnknownKeyError(
-        f"there is no {what} {name!r}",
-        found=name,
-        expected=f"one of: {', '.join(known)}",
-        remedy=f"did you mean {guess}?" if guess else "choose one of these",
-    )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.report.evaluation import Change, Table, TableRow, Wanted
+from posttrain.diagnostics.suite_metrics import Wanted
+from posttrain.report.evaluation import Change, Table, TableRow
 from posttrain.report.finding import Finding
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online

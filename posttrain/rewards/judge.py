@@ -12,12 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from posttrain.rewards.building import beside, options
 from posttrain.rewards.endpoint import Endpoint
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import JudgeReward
+
 
 Against = Literal["group", "answer", "nobody"]
 
@@ -171,9 +178,9 @@ def ring(members: Sequence[int], opponents: int | None) -> list[tuple[int, int]]
     pairs: dict[tuple[int, int], None] = {}
     for step in range(1, steps + 1):
         for place in range(count):
-            one, other = members[place], members[(place + step) % count]
-            if one != other and (other, one) not in pairs:
-                pairs[one, other] = None
+            first, other = members[place], members[(place + step) % count]
+            if first != other and (other, first) not in pairs:
+                pairs[first, other] = None
     return list(pairs)
 
 
@@ -181,3 +188,17 @@ def _shown(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0].content or ""
     return "\n\n".join(f"{message.role}: {message.content or ''}" for message in prompt)
+
+
+def build(settings: JudgeReward, folder: Path | None) -> Scorer:
+    endpoint = Endpoint(
+        settings.url,
+        settings.model,
+        key_env=settings.key_env,
+        cache=None if settings.cache is None else Path(beside(settings.cache, folder)),
+        retries=settings.retries,
+        timeout=settings.timeout,
+        per_minute=settings.per_minute,
+    )
+    of_endpoint = ("url", "model", "key_env", "cache", "retries", "timeout", "per_minute")
+    return Scorer(settings.label, Judge(endpoint, **options(settings, *of_endpoint)), settings.weight)

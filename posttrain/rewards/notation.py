@@ -21,7 +21,7 @@ MOST_TOKENS = 400
 MOST_DIGITS = 2_000
 """Of one literal number. Python refuses to convert 4,300 digits, and needs quadratic time below that."""
 
-Kind = Literal["number", "letter", "word", "text", "command", "sign"]
+TokenKind = Literal["number", "letter", "word", "text", "command", "sign"]
 
 
 class UnreadableError(ValueError):
@@ -32,7 +32,7 @@ class UnreadableError(ValueError):
 class Token:
     """Token("number", "3.50", blank=True, value=Fraction(7, 2)): 3.50 after a blank."""
 
-    kind: Kind
+    kind: TokenKind
     text: str
     blank: bool = False
     """White space stands before it: "3 1/2" is a mixed number, "31/2" is not."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from posttrain.errors import ConfigError, RewardError
-from posttrain.rewards.scorer import Sampled, Scorer
+from posttrain.rewards.functions import Sampled, Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
 
@@ -55,11 +55,11 @@ class Rubric:
             RewardError: a reward failed; names it and the row.
         """
         columns = {scorer.name: scorer.score(items) for scorer in self.scorers}
-        return [self._together({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
+        return [self._weighted_sum({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
 
-    def _together(self, parts: dict[str, float | None]) -> Scored:
-        heard = [(scorer.weight, part) for scorer in self.scorers if (part := parts[scorer.name]) is not None]
-        return Scored(sum(weight * part for weight, part in heard) if heard else None, parts)
+    def _weighted_sum(self, parts: dict[str, float | None]) -> Scored:
+        judged = [(scorer.weight, part) for scorer in self.scorers if (part := parts[scorer.name]) is not None]
+        return Scored(sum(weight * part for weight, part in judged) if judged else None, parts)
 
     def close(self) -> None:
         for scorer in self.scorers:

@@ -23,8 +23,8 @@ Prompt = Sequence[Message]
 
 def after_thoughts(completion: str) -> str:
     """What follows the response's thoughts; nothing, if it never stops thinking."""
-    _, closed, rest = completion.rpartition("</think>")
-    return rest if closed else "" if "<think>" in completion else completion
+    _, closed, after = completion.rpartition("</think>")
+    return after if closed else "" if "<think>" in completion else completion
 
 
 def answer_of(completion: str, tag: str | None = None) -> str:
@@ -225,7 +225,7 @@ def _fits(value: Any, schema: Mapping[str, Any], task: Task) -> bool:
 
 def missing(package: str, kind: str) -> MissingExtraError:
     return MissingExtraError(
-        f"the reward `{kind}` needs the package {package}", remedy="install it: pip install 'posttrain[rl]'"
+        f"the reward `{kind}` needs the package {package}", remedy="install it: `pip install 'posttrain[rl]'`"
     )
 
 
@@ -243,12 +243,12 @@ def think_tags(
             on after them.
     """
     opens, closes = completion.count("<think>"), completion.count("</think>")
-    thoughts, _, rest = completion.partition("</think>")
+    thoughts, _, after = completion.partition("</think>")
     held = [
         opens == (0 if opened else 1),
         closes == 1,
         bool(thoughts.strip()) if opened else completion.lstrip().startswith("<think>"),
-        bool(rest.strip()) and closes == 1,
+        bool(after.strip()) and closes == 1,
     ]
     return sum(held) / len(held) if partial else float(all(held))
 

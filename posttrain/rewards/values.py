@@ -307,18 +307,18 @@ def is_zero(term: Term, *, natural: bool = True, signs: int = 1) -> bool:
         UnreadableError: it holds what is not computed here, or too large numbers; also where it has no value.
     """
     names = term.names()
-    rounds, settled = (ROUNDS if names else 1), 0
+    rounds, agreed = (ROUNDS if names else 1), 0
     for round_ in range(rounds):
         env = points(names, round_)
         try:
             if not _vanishes(lambda made, env=env: made.of(term, env), natural, signs):  # type: ignore[misc]
                 return False
-            settled += 1
+            agreed += 1
         except ZeroDivisionError:  # a pole: another number will do
             continue
         except (TooLargeError, OverflowError):
             raise UnreadableError("too large") from None
-    if not settled:
+    if not agreed:
         raise UnreadableError("it has no value")
     return True
 

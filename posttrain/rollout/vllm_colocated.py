@@ -64,7 +64,7 @@ class ColocatedEngine:
         except ImportError as error:
             raise MissingExtraError(
                 "the colocated engine is vLLM, which is not installed",
-                remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or use the native engine",
+                remedy="`pip install 'posttrain[vllm]'` on a machine with a GPU, or use the native engine",
             ) from error
         self.policy_version = policy_version
         self._parameters = vllm.SamplingParams

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.diagnostics.suite_metrics import Meaning, read_meaning
 from posttrain.errors import SourceError
 from posttrain.runs.sampled import Sampled, read_sampled
 from posttrain.runs.tolerant import Files, Problem, as_list, as_mapping, as_number, as_text, numbers_of
@@ -73,6 +74,8 @@ class Evaluated:
 
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     answers: dict[str, list[Completion]] = field(default_factory=dict)
+    meanings: dict[str, dict[str, Meaning]] = field(default_factory=dict)
+    """{suite: {metric: Meaning}} of the figures that a suite's kind explains itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +342,18 @@ def _read_evaluated(files: Files, folder: Path) -> Evaluated:
         rows = [_completion(line) for line in files.lines(path, MOST_COMPLETIONS)]
         if rows:
             answers[path.stem] = rows
-    return Evaluated(scores, answers)
+    return Evaluated(scores, answers, _read_meanings(files, evaluations / "metrics.json"))
+
+
+def _read_meanings(files: Files, path: Path) -> dict[str, dict[str, Meaning]]:
+    read = {
+        suite: {metric: read_meaning(as_mapping(record)) for metric, record in as_mapping(metrics).items()}
+        for suite, metrics in files.record(path).items()
+    }
+    return {
+        suite: {metric: meaning for metric, meaning in metrics.items() if meaning is not None}
+        for suite, metrics in read.items()
+    }
 
 
 def _score(value: object) -> Score | None:
@@ -376,7 +390,7 @@ def _with_summary(evaluated: Evaluated, summary: object) -> Evaluated:
         if suite == HELD_OUT or suite in HEADS:
             continue  # of a stage that samples, of a reward model: its own section shows it
         scores.setdefault(suite if metric else "summary", {})[metric or name] = Score(value)
-    return Evaluated(scores, evaluated.answers)
+    return Evaluated(scores, evaluated.answers, evaluated.meanings)
 
 
 def _stage_with_summary(stage: Stage, summary: object) -> Stage:

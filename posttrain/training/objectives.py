@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners, resolve_feedback
 from posttrain.losses.online import ONLINE
 from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
@@ -111,7 +111,7 @@ def algorithm(name: str, parameters: Mapping[str, float] | None = None) -> Algor
         coupling = _settled(feedback.coupling, settled)
         return Algorithm(name, Feedback, "responses", True, settled, loss, coupling)
     if name not in PAIRWISE:
-        raise _unknown(name, ALGORITHMS)
+        raise unknown("method", name, ALGORITHMS, found=name)
     row = PAIRWISE[name]
     settled = resolve_parameters(row, given, where=name)
     return Algorithm(
@@ -204,7 +204,7 @@ def _settled(coupling: Coupling | None, parameters: Parameters) -> Coupling | No
 
 def _term(name: str, weight: float, parameters: Mapping[str, float]) -> Term:
     if name != "sft" and name not in PAIRWISE:
-        raise _unknown(name, ("sft", *PAIRWISE))
+        raise unknown("method", name, ("sft", *PAIRWISE), found=name)
     if name in ALONE:
         raise ConfigError(
             f"`{name}` keeps a running mean of its own steps and is no term of a mix",
@@ -258,13 +258,3 @@ def _mixed(
 ) -> LossOutput:
     each = None if told is None else [_under(f"{place}/", told) for place in range(len(terms))]
     return mixed_loss(terms, policy, reference_N, batch, denominator, each)
-
-
-def _unknown(name: str, known: Sequence[str]) -> UnknownKeyError:
-    guess = nearest(name, known)
-    return UnknownKeyError(
-        f"there is no method {name!r}",
-        found=name,
-        expected=f"one of: {', '.join(known)}",
-        remedy=f"did you mean {guess}?" if guess else "choose one of these",
-    )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.config.adapters import AdapterSettings
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.errors import ConfigError, NonFiniteError
 from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation

@@ -19,12 +19,14 @@ import yaml
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of, stage_fingerprint, what_changed
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
+from posttrain.config.online import SamplingStage
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.report import write_report
+from posttrain.rewards import require_rewards
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.preflight import Preflight
@@ -65,6 +67,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     """
     progress = progress or Progress()
     _check_devices(recipe)
+    _check_rewards(recipe)
     run = RunFolder(recipe.folder)
     with run.locked():
         if fresh:
@@ -107,6 +110,7 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     results: dict[str, Preflight] = {}
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
+    _check_rewards(recipe)
     for suite in recipe.evaluate.suites:
         load_suite(suite)
     with _scratch(recipe.folder) as scratch:
@@ -162,6 +166,14 @@ def _check_devices(recipe: Recipe) -> None:
             except ConfigError as error:
                 error.where = f"{stage.name}.compute.device"
                 raise
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage."""
+    for stage in recipe.stages:
+        if isinstance(stage, SamplingStage):
+            require_rewards(stage.rewards, folder=stage.modules, where=f"{stage.name}.rewards")
+            require_rewards(stage.examine.rewards, folder=stage.modules, where=f"{stage.name}.examine.rewards")
 
 
 # ---------------------------------------------------------------- the stages

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.config.settings import Optimizer as Settings
+from posttrain.config.settings import OptimizerSettings as Settings
 from posttrain.config.settings import Schedule
 from posttrain.errors import ConfigError
 from posttrain.training.optimizer import Optimizer

@@ -153,7 +153,7 @@ def test_unknown_keys_inside_rows_are_named_with_their_counts() -> None:
 def test_a_flag_in_other_letters_is_no_other_key(key: str) -> None:
     with pytest.raises(RowError, match=f"has the key '{key}', which looks like") as caught:
         pt.read([{"messages": [U, {**A, key: False}, U, GOOD]}])
-    assert f"rename it to '{key.lower().replace('-', '_')}'" in str(caught.value)
+    assert f"rename it to `{key.lower().replace('-', '_')}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", [{"train": False}, {"loss": 0}, {"mask": True}, {"weight": "0"}])

@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.data.dialogues import dialogue_format
 from posttrain.data.formats.columns import Row
 from posttrain.data.formats.detect import ALIASES, detect, filled, likely_column, nearest_format
-from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, Format, Kind, either
+from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format, either
 from posttrain.data.refusals import named_type, quoted, shown
 from posttrain.data.row_fields import field_of, mapped_row, paths_in
 from posttrain.errors import RowError
@@ -48,7 +48,7 @@ class Reading:
         return found + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
 
 
-def reading_of(row: Row, kinds: Sequence[Kind]) -> Reading | None:
+def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
     """The map of columns under which the row reads and the fewest of its columns are lost; None where none was found.
 
     reading_of({"instruction": "Who?", "context": "Ann came.", "response": "Ann."}, [Demonstration])
@@ -173,7 +173,7 @@ def no_object(row: object, ref: RowRef = TRY_REF) -> RowError:
     )
 
 
-def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
+def fits_nothing(row: Row, kind: ExampleKind | None = None, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
     """The error for a row that no format fits: the keys found, the nearest format, what it lacks, and how to map it.
 
     Args:
@@ -227,7 +227,7 @@ def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
     )
 
 
-def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> str:
+def better_remedy(row: Row, error: RowError, kind: ExampleKind | None, ref: RowRef) -> str:
     """What to do with a row that a format has refused, where its whole says more than the value that was wrong."""
     if error.reason == "unanswered_turn" and kind in (None, Demonstration, Task):
         found = reading_of(row, [Task])
@@ -236,7 +236,7 @@ def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> 
     return _columns_remedy(row, kind, ref) or error.remedy
 
 
-def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: bool) -> str:
+def _remedy(row: Row, entry: Format, kind: ExampleKind | None, ref: RowRef, search: bool) -> str:
     keys = filled(row)
     if search and (wrapped := wrapped_remedy(row, ref.source)) is not None:
         return wrapped
@@ -250,7 +250,7 @@ def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: boo
     if others is not None:
         return others
     blank = ", ".join(f"{key.split('|')[0]}: YOUR_COLUMN" for key in missing)
-    names = ", ".join(one.name for one in FORMATS.values() if kind is None or one.kind is kind)
+    names = ", ".join(other.name for other in FORMATS.values() if kind is None or other.kind is kind)
     better = [name for key in missing for name in key.split("|") if name in UNGUESSED]
     say = f"; `{better[0]}` must say which response is better in the way of the example" if better else ""
     return (
@@ -261,7 +261,7 @@ def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: boo
 # ---------------------------------------------------------------- rows of another shape
 
 
-def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
+def _other_shapes(row: Row, kind: ExampleKind | None, ref: RowRef) -> Iterator[str]:
     """Remedies for rows that are no rows: bare text, a wrapper around the rows, columns in place of rows."""
     columns = _columns_remedy(row, kind, ref)
     if columns is not None:
@@ -273,7 +273,7 @@ def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
         yield text_remedy(row[column], f"json.loads(line)['{column}']", ref.source)
 
 
-def _columns_remedy(row: Row, kind: Kind | None, ref: RowRef) -> str | None:
+def _columns_remedy(row: Row, kind: ExampleKind | None, ref: RowRef) -> str | None:
     """For {"prompt": ["a", "b"], "completion": ["c", "d"]}: the columns of a table, where its first line reads.
 
     pandas writes {"prompt": {"0": "a", "1": "b"}, ...} unless it is told otherwise.

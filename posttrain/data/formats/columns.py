@@ -113,7 +113,7 @@ def response_turns(value: Any, column: str, rules: Rules) -> Messages:
         f"'{column}' is {named_type(value)}, not a response",
         found=shown(value),
         expected='a string, or a list of turns such as [{"role": "assistant", "content": "4"}]',
-        remedy=f"write '{column}' as a string or a list of turns",
+        remedy=f"write `{column}` as a string or a list of turns",
     )
 
 
@@ -125,7 +125,7 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
             f"'{column}' begins with a turn of the {response[0].role}",
             found=f"the role {response[0].role!r} in turn 1 of '{column}'",
             expected="a response, which begins with the assistant",
-            remedy=f"leave in '{column}' only what follows the prompt",
+            remedy=f"leave in `{column}` only what follows the prompt",
         )
     if response[-1].role != "assistant":
         raise refuse(
@@ -168,7 +168,7 @@ def number_of(value: Any, column: str) -> float:
         f"'{column}' is {shown(value)}",
         found="a number that is not finite" if isinstance(value, float) else named_type(value),
         expected="a finite number",
-        remedy=f"write '{column}' as a number, or remove the row",
+        remedy=f"write `{column}` as a number, or remove the row",
     )
 
 

@@ -117,7 +117,7 @@ def _margin(row: Row) -> float | None:
             "'margin' says that the rejected response is the better one",
             found=f"{margin:g}",
             expected="how much better the chosen response is, 0 or more",
-            remedy="swap the two sides if the labels are wrong, or remove 'margin' if it measures something else",
+            remedy="swap the two sides if the labels are wrong, or remove `margin` if it measures something else",
         )
     return margin
 
@@ -193,7 +193,7 @@ def _check_given(given: Any, prompt: Messages, column: str, rules: Rules) -> Non
             f"the conversations in 'chosen' and 'rejected' do not begin with the row's '{column}'",
             found=f"'{column}': {shown(turns[-1].content, 60)}; the conversations: {shown(prompt[-1].content, 60)}",
             expected="one and the same prompt in all three columns",
-            remedy=f"correct the row, or leave out '{column}': it is read off the two conversations",
+            remedy=f"correct the row, or leave out `{column}`: it is read off the two conversations",
         )
 
 
@@ -207,7 +207,7 @@ def _prompts_differ(chosen: Messages, rejected: Messages, at: int) -> RowError:
         found=f"chosen: {turn(chosen)}; rejected: {turn(rejected)}",
         expected="the same turns in both up to the assistant's answer, where they part, and no turn of the user after",
         remedy="correct or remove the row; where whole exchanges are compared, give the shared turns in a column "
-        "'prompt' and in 'chosen' and 'rejected' only what follows",
+        "`prompt` and in `chosen` and `rejected` only what follows",
     )
 
 
@@ -227,8 +227,8 @@ def _dialogue(value: Any, column: str) -> Messages:
             remedy="write it so, or give the prompt in a column of its own: prompt, chosen, rejected",
         )
     turns = [
-        Message("user" if speaker == "Human" else "assistant", said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message("user" if speaker == "Human" else "assistant", words.strip())
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
     ]
     for number, message in enumerate(turns, 1):
         if not message.content:
@@ -302,7 +302,7 @@ def _numbers(value: Any, column: str, count: int) -> tuple[float, ...]:
             f"'{column}' does not give one number for each of the {count} responses",
             found=size,
             expected=f"a list of {count} numbers, in the order of the responses",
-            remedy=f"correct '{column}' or remove the row",
+            remedy=f"correct `{column}` or remove the row",
         )
     return tuple([number_of(item, f"{column}[{index}]") for index, item in enumerate(value)])
 
@@ -315,7 +315,7 @@ def _votes(value: Any, count: int) -> tuple[int, ...]:
             "'votes' holds something that is no count",
             found=shown(value),
             expected="whole numbers, zero or more",
-            remedy="correct 'votes' or remove the row",
+            remedy="correct `votes` or remove the row",
         )
     return tuple(int(vote) for vote in votes)
 

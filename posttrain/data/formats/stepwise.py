@@ -44,7 +44,7 @@ def stepwise(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
     return StepwiseFeedback(
         prompt_of(row, rules),
         tuple(texts),
-        _judged([_label(one) for one in labels]),
+        _judged([_label(label) for label in labels]),
         ref,
         tools_of(row.get("tools"), rules.noted),
     )
@@ -129,7 +129,7 @@ def _listed(row: Row, column: str) -> Sequence[Any]:
         f"'{column}' is {named_type(value)}, not a list",
         found=shown(value),
         expected="a list with an entry for each step",
-        remedy=f"write '{column}' as a list",
+        remedy=f"write `{column}` as a list",
     )
 
 

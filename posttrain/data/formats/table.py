@@ -21,9 +21,9 @@ from posttrain.data.texts import stored
 from posttrain.errors import RowError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, StepwiseFeedback, Task
 
-Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
+ExampleKind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 
-KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[ExampleKind, str] = {
     Demonstration: "demonstrations",
     Comparison: "comparisons",
     Feedback: "feedback",
@@ -50,7 +50,7 @@ class Format:
     """
 
     name: str
-    kind: Kind
+    kind: ExampleKind
     keys: tuple[str, ...]
     """Columns that a row must have; "a|b" is one of the two."""
     optional: tuple[str, ...]

@@ -22,14 +22,15 @@ from typing import Any
 
 from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
-from posttrain.data.sources.columnar import arrow_rows, parquet_rows
+from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
 from posttrain.data.sources.json_rows import json_rows
 from posttrain.data.sources.memory import data_items, memory_source
+from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import Numbered, Source
 from posttrain.data.sources.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
-from posttrain.errors import SourceError, nearest_file
+from posttrain.errors import SourceError, did_you_mean, nearest_file
 
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
 _MAGIC = re.compile(r"[*?\[]")
@@ -62,13 +63,11 @@ class FileSource:
 
     def _rows(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
-            head = file.peek(8)[:8]
+            head = file.peek(HEAD)[:HEAD]
         if not head:
             raise _empty(self.name, "the file is empty (0 bytes)")
-        if head[:4] == b"PAR1":
-            yield from parquet_rows(self.path, self.name)
-        elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-            yield from arrow_rows(self.path, self.name)
+        if (reader := reader_of(head)) is not None:
+            yield from reader.rows(self.path, self.name)
         else:
             yield from unpadded(self._json(), self._json)
 
@@ -282,7 +281,7 @@ def _folder_sources(folder: Path, split: str) -> Opened:
             where=str(folder),
             found=quoted(sorted(path.name for path in folder.iterdir())[:8]),
             expected=f"files that end in one of {quoted(SUFFIXES)}, or a saved `datasets` folder",
-            remedy=f"name the saved data set inside it, '{saved[0]}'" if saved else "check the path",
+            remedy=f"name the saved data set inside it, `{saved[0]}`" if saved else "check the path",
         )
     opened = _chosen(files, split, folder, whole_folder=True)
     _refuse_several_folders(opened, folder)
@@ -314,8 +313,8 @@ def _refuse_several_folders(opened: Opened, folder: Path) -> None:
         where=str(folder),
         found=quoted(below, 8),
         expected="data files in the folder itself, or in one folder inside it",
-        remedy=f"name one of them, for example {below[0]!r}; "
-        f"to read them all, name a pattern, '{folder}/**/*{endings[0]}'",
+        remedy=f"name one of them, for example `{below[0]}`; "
+        f"to read them all, name a pattern, `{folder}/**/*{endings[0]}`",
     )
 
 
@@ -326,13 +325,13 @@ def _not_found(text: str, path: Path) -> SourceError:
     parent = path.parent
     beside = sorted(item.name for item in parent.iterdir()) if parent.is_dir() else []
     if near := nearest_file(path.name, beside):
-        remedy = f"did you mean {str(parent / near)!r}?"
+        remedy = did_you_mean(str(parent / near))
     elif not parent.is_dir():
-        remedy = f"the folder {str(parent)!r} does not exist either (seen from {str(Path.cwd())!r}): check the path"
+        remedy = f"the folder `{parent}` does not exist either (seen from `{Path.cwd()}`): check the path"
     else:
         data = [name for name in beside if name.endswith(SUFFIXES)]
-        remedy = f"check the path (seen from {str(Path.cwd())!r})"
-        remedy += f"; data files there: {quoted(data[:6])}" if data else ""
+        remedy = f"check the path (seen from `{Path.cwd()}`)"
+        remedy += f"; data files there: {', '.join(f'`{name}`' for name in data[:6])}" if data else ""
     return SourceError(
         "there is no such file or folder",
         where=text,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.tokens import Tokens
-from posttrain.errors import ConfigError, TemplateError, nearest
+from posttrain.errors import ConfigError, TemplateError, unknown
 
 CHATML = """\
 {%- macro tools_text() -%}
@@ -96,12 +96,14 @@ def template_source(tokens: Tokens, name: str) -> Any:
         return with_values(BUILTIN["chatml"], END=end or "<|im_end|>")
     path = Path(name).expanduser()
     if not path.is_file():
-        guess = nearest(name, ["chat", *BUILTIN])
-        raise ConfigError(
-            f"there is no chat template named {name!r}",
+        raise unknown(
+            "chat template",
+            name,
+            ("chat", *BUILTIN),
+            error=ConfigError,
             found=name,
             expected="`chat` (the tokenizer's own), `chatml`, `raw`, or the path of a Jinja file",
-            remedy=f"did you mean {guess!r}?" if guess else "give the path of an existing file",
+            otherwise="give the path of an existing file",
         )
     return path.read_text(encoding="utf-8")
 

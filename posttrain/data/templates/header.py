@@ -31,7 +31,7 @@ from posttrain.data.templates.clock import (
     unsteady,
     values_read,
 )
-from posttrain.errors import ConfigError, TemplateError, nearest
+from posttrain.errors import ConfigError, TemplateError, did_you_mean, nearest
 
 _HEADER = re.compile(r"\A\s*\{#- posttrain-speech (?P<record>.*?) #\}.*?\{#- posttrain-speech-end #\}\n?", re.DOTALL)
 _SET_BY_THE_CALL = frozenset(
@@ -225,7 +225,7 @@ def _notes_on_values(own: Mapping[str, Any], given: Mapping[str, Any], texts: Se
             near = nearest(name, sorted(known))
             notes.append(
                 f"the chat template reads no value `{name}`, so it changes nothing"
-                + (f"; did you mean `{near}`?" if near else "")
+                + (f"; {did_you_mean(near)}" if near else "")
             )
     return notes
 

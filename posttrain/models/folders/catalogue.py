@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from posttrain.errors import ModelError, UnknownKeyError, nearest
+from posttrain.errors import ModelError, unknown
 from posttrain.models.folders.hub import Say, download
 from posttrain.models.folders.manifest import (
     publish,
@@ -125,11 +125,13 @@ def folder_of(name: str) -> Path:
     """
     entry = CATALOGUE.get(name)
     if entry is None:
-        near = nearest(name, CATALOGUE)
-        raise UnknownKeyError(
-            f"the catalogue has no model {name!r}",
+        raise unknown(
+            "model",
+            name,
+            CATALOGUE,
+            problem=f"the catalogue has no model `{name}`",
             expected=", ".join(CATALOGUE),
-            remedy=f"did you mean {near!r}?" if near else "see `posttrain models list`",
+            otherwise="see `posttrain models list`",
         )
     if entry.packaged:
         return Path(str(files("posttrain"))) / entry.packaged

@@ -19,7 +19,7 @@ from transformers import (
 
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.data.speech import Speech
-from posttrain.errors import ConfigError, ModelError, nearest
+from posttrain.errors import ConfigError, ModelError, did_you_mean, nearest
 from posttrain.models.adapters.folders import adapter_facts, load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
@@ -208,7 +208,7 @@ def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
     raise ModelError(
         f"no model is called {name!r}",
         expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=f"did you mean {near!r}?" if near else _where_to_look(path),
+        remedy=did_you_mean(near, _where_to_look(path)),
     )
 
 
@@ -216,7 +216,7 @@ def _where_to_look(path: Path) -> str:
     siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
     near = nearest(path.name, siblings)
     if near:
-        return f"did you mean {path.parent / near}?"
+        return did_you_mean(str(path.parent / near))
     if f".{path.name}.previous" in siblings:
         return f"a save was interrupted here; rename {path.parent / f'.{path.name}.previous'} to {path.name}"
     return "check the path, or see `posttrain models list`"

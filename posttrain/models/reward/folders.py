@@ -274,7 +274,7 @@ def _foreign_rule(loaded: LoadedModel, head: str | None) -> RewardRule:
             "the model has several outputs, and nothing says which one is the reward",
             where=loaded.source.folder,
             found=", ".join(names),
-            remedy=f"name one: --head {names[-1]}, or load_reward(folder, head={names[-1]!r})",
+            remedy=f"name one: `--head {names[-1]}`, or `load_reward(folder, head={names[-1]!r})`",
         )
     rule = RewardRule(heads=names, weights=tuple(float(name == head) for name in names), whole_row=True)
     rule.index(head)

@@ -150,7 +150,7 @@ class RewardModel:
                 "the reward model judges by a condition, and none was named",
                 where=self.name,
                 expected=f"one of {', '.join(self.rule.conditions)}",
-                remedy=f"name one: --head {self.rule.conditions[0]}, or head={self.rule.conditions[0]!r}",
+                remedy=f"name one: `--head {self.rule.conditions[0]}`, or `head={self.rule.conditions[0]!r}`",
             )
         return head
 

@@ -19,6 +19,7 @@ from posttrain.data.encode import Encoder
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, to_device
 from posttrain.data.unread import misspelt
+from posttrain.errors import did_you_mean
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
 from posttrain.training.balance import check_router
@@ -176,9 +177,7 @@ def _check_tasks(tasks: TaskSet) -> Check:
         return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
     keys = {key for prompt in tasks.train[:GOLD_TASKS] for key in prompt.task.metadata}
     if near := misspelt(keys, TASK_COLUMNS):
-        remedy = "; ".join(
-            f"`{name}` is kept as metadata only: did you mean `{meant}`?" for name, meant in near.items()
-        )
+        remedy = "; ".join(f"`{name}` is kept as metadata only: {did_you_mean(meant)}" for name, meant in near.items())
         return Check("data", "tasks", "warn", detail, {**evidence, "misspelt": near}, remedy)
     if not tasks.held_out:
         remedy = "raise held_out, or name a file: without it, a policy that games the reward looks like one that learns"

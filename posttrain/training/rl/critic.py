@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.data.trees import collate, count, pack, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.value import value_loss

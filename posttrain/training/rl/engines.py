@@ -70,7 +70,7 @@ def require(stage: SamplingStage) -> None:
         raise MissingExtraError(
             "the colocated engine is vLLM, which is not installed",
             where=f"{stage.name}: engine",
-            remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or write `engine: native`",
+            remedy="`pip install 'posttrain[vllm]'` on a machine with a GPU, or write `engine: native`",
         )
     if isinstance(engine, VLLMServedSettings):
         served = _served(engine).served_model()

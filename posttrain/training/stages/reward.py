@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from posttrain.config import Reward
-from posttrain.config.reward import Affine, BradleyTerry, Regression, StepLabels, Whiten
+from posttrain.config.reward_model import Affine, BradleyTerry, Regression, StepLabels, Whiten
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Needs, RewardEncoder
 from posttrain.data.row_columns import categories_of

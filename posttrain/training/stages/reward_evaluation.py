@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from posttrain.config import Reward
-from posttrain.config.reward import Regression
+from posttrain.config.reward_model import Regression
 from posttrain.data.encode import Encoder
 from posttrain.data.tree_key import make_tree
 from posttrain.evaluate.probes import REFUSAL, probe_answers

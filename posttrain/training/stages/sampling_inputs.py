@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.tree.divergence import Against
 from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.scorer import Asking, RewardFunction
+from posttrain.rewards.functions import CallForm, RewardFunction
 from posttrain.training.checks.gold import check_gold
 from posttrain.training.checks.preflight import Check
 from posttrain.training.rl import engines
@@ -165,7 +165,7 @@ def _passed(function: Any) -> Scorer:
             remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
         )
     scorer = function if isinstance(function, Scorer) else Scorer(_name_of(function), function)
-    Asking.of(scorer.function, scorer.name)
+    CallForm.of(scorer.function, scorer.name)
     return scorer
 
 

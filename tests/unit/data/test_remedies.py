@@ -167,7 +167,7 @@ def test_roles_that_are_proposed_read() -> None:
 def test_a_nested_column_that_is_misspelt_is_named() -> None:
     row = {"prompt": "2 + 2?", "reward_model": json.dumps({"ground_truth": "4"})}
     error = refused([row], RowError, columns={"answer": "reward_model.ground_trouth"})
-    guess = error.remedy.split("'")[1]
+    guess = error.remedy.split("`")[1]
     (task,) = pt.read([row], columns={"answer": guess})
     assert isinstance(task, Task) and task.answer == "4" and "reward_model" in task.metadata
 

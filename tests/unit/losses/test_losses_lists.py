@@ -137,7 +137,7 @@ def test_what_a_mix_needs_is_what_its_terms_need() -> None:
 def test_wrong_mixes_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one"):
         mix([])
-    with pytest.raises(UnknownKeyError, match="did you mean simpo"):
+    with pytest.raises(UnknownKeyError, match="did you mean `simpo`"):
         mix([("simp", 1.0, {})])
     with pytest.raises(UnknownKeyError, match="gamma"):
         mix([("dpo", 1.0, {"gamma": 1.0})])

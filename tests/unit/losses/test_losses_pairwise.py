@@ -454,7 +454,7 @@ def test_an_unknown_parameter_names_the_rows_that_have_it() -> None:
     assert "simpo" in str(caught.value)
     with pytest.raises(UnknownKeyError) as caught:
         run("cdpo", policy_N, reference_N, batch, label_smothing=0.1)
-    assert "did you mean label_smoothing?" in str(caught.value)
+    assert "did you mean `label_smoothing`?" in str(caught.value)
 
 
 def test_every_parameter_is_described_and_used() -> None:

@@ -280,7 +280,7 @@ def test_parameters_are_checked_and_belong_to_rows() -> None:
 def test_names() -> None:
     assert online_row("reinforce++") == ("reinforce_pp", ONLINE["reinforce_pp"])
     assert set(ALIASES.values()) <= set(ONLINE)
-    with pytest.raises(UnknownKeyError, match="did you mean grpo"):
+    with pytest.raises(UnknownKeyError, match="did you mean `grpo`"):
         online_row("gprpo")
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.diagnostics.suite_metrics import Meaning, Wanted, meaning
 from posttrain.errors import SourceError
 from posttrain.intervals import Difference, paired_difference, quantile
 from posttrain.report import write_report
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Line, LineStyle, Note, line_chart, spread_labels
 from posttrain.report.distributions import box_chart, common_bins, histogram, interval_chart, scatter
-from posttrain.report.evaluation import Change, Meaning, Wanted, final_table, judge, meaning
+from posttrain.report.evaluation import Change, final_table, judge
 from posttrain.report.numbers import (
     Axis,
     axis,

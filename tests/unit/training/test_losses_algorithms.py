@@ -43,7 +43,7 @@ def test_defaults_are_shown_with_the_rest() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UnknownKeyError) as caught:
         algorithm("simpoo")
-    assert "did you mean simpo?" in str(caught.value)
+    assert "did you mean `simpo`?" in str(caught.value)
     with pytest.raises(UnknownKeyError, match="ppo-max"):
         algorithm("ppo-max")
 

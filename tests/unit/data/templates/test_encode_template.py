@@ -93,9 +93,9 @@ def test_no_template_names_the_ways_out() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no chat template named 'chatlm'") as caught:
+    with pytest.raises(ConfigError, match="the chat template `chatlm` is not known") as caught:
         template_of(None, name="chatlm")
-    assert "'chatml'" in caught.value.remedy
+    assert "`chatml`" in caught.value.remedy
 
 
 def test_a_template_file(tmp_path: Path) -> None:

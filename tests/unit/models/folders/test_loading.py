@@ -136,7 +136,7 @@ def test_a_model_of_the_hub_is_taken_from_the_local_cache(
 
 def test_a_mistyped_catalogue_name_is_answered_with_the_nearest() -> None:
     text = message(lambda: load("smolm2-135m-instruct"))
-    assert "did you mean 'smollm2-135m-instruct'?" in text and "embedded" in text
+    assert "did you mean `smollm2-135m-instruct`?" in text and "embedded" in text
 
 
 def test_a_mistyped_path_is_answered_with_its_neighbour(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.cli.scores import Tally, scored_rows
+from posttrain.cli.reward_rows import Tally, scored_rows
 from posttrain.config import Reward
 from posttrain.data import read
 from posttrain.data.encoder_settings import EncoderSettings

@@ -1,4 +1,4 @@
-"""Win rate by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
+"""`win_rate`, by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
 
     win_rate = mean over prompts of (1 if the answer's reward is higher, 1/2 if equal, 0 if lower)
 
@@ -17,26 +17,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from posttrain.config.suites import WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluate.scorer import RewardScorer, open_scorer
-from posttrain.evaluate.suites import WinRateSuite
+from posttrain.evaluate.asking import Asking, Figures, answers_path, general_figures, write_answers
+from posttrain.evaluate.questions import Question, questions
+from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
+from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
-from posttrain.runs.files import read_jsonl
+from posttrain.runs.files import Record, read_jsonl
 from posttrain.runs.progress import Progress
+from posttrain.sampling import SamplingDistribution
+from posttrain.types import Example
 
-Record = dict[str, Any]
-WIN_RATE_METRICS = ("win_rate", "reward")
+METRICS = ("win_rate", "reward")
+"""What the judge says; the other figures describe the answers, whoever judges."""
 
 
-def answers_path(folder: Path, suite: str) -> Path:
-    return folder / "evaluations" / f"{suite}.jsonl"
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Questions whose answers a reward model compares with the start's own."""
+
+    name: str
+    questions: Sequence[Question]
+    reward_model: str | None
+    """Folder or name of the judge; None while it has yet to be trained."""
+    sampling: SamplingDistribution = GREEDY
+    samples_per_prompt: int = 1
+
+    def ask(self, asking: Asking) -> Figures:
+        groups, texts = asking.answers.to(self.name, self.questions, self.sampling, self.samples_per_prompt)
+        # The judge scores all answers of a suite in one pass, and may not be trained yet.
+        unjudged = [[None] * len(answers) for answers in texts]
+        write_answers(asking.out, self.name, self.questions, groups, texts, unjudged)
+        judged = judge_answers(self, asking.out, asking.baseline, progress=asking.progress)
+        return judged | general_figures(groups, texts)
+
+
+def load(settings: WinRateSuite, examples: list[Example], sampling: SamplingDistribution) -> WinRate:
+    judge = settings.reward_model.path
+    return WinRate(settings.name, questions(examples), judge, sampling, settings.samples_per_prompt)
+
+
+def rejudge(
+    suite: WinRate, known: Mapping[str, Any], out: Path, baseline: Path, device: str, progress: Progress
+) -> dict[str, Any]:
+    """The figures of answers that were given before: their judge may have been trained, or trained anew, since."""
+    judged = judge_answers(suite, out, baseline, device=device, progress=progress)
+    described = {metric: figure for metric, figure in known.items() if metric not in METRICS}
+    return {metric: score.as_dict() for metric, score in judged.items()} | described
 
 
 def outcome(text: str, reward: float, other_text: str, other_reward: float) -> float:
@@ -47,8 +83,8 @@ def outcome(text: str, reward: float, other_text: str, other_reward: float) -> f
 
 
 def judge_answers(
-    suite: WinRateSuite, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
-) -> dict[str, Score]:
+    suite: WinRate, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
+) -> Figures:
     """Judge the answers that are kept under `out` against the start's under `baseline`, and write their rewards there.
 
     What this judge has scored before is not scored again. Without a judge there is nothing to say, but that the start
@@ -86,7 +122,7 @@ def judge_answers(
 class _Judge:
     """The reward model, loaded when something is to be scored that it has not scored before."""
 
-    def __init__(self, suite: WinRateSuite, model: str, device: str, progress: Progress):
+    def __init__(self, suite: WinRate, model: str, device: str, progress: Progress):
         self.suite, self.model, self.device, self.progress = suite, model, device, progress
         self.key = folder_fingerprint(resolve(model).folder)
         self._scorer: RewardScorer | None = None
@@ -98,7 +134,7 @@ class _Judge:
         if all(record.get("judge") == self.key for record in records):
             return records
         self._scorer = self._scorer or open_scorer(self.model, device=self.device)
-        prompts = [one.prompt for one in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
+        prompts = [question.prompt for question in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
         with self.progress.phase(f"{self.suite.name}: rewards", total=len(records), unit="answers") as phase:
             rewards = self._scorer.score(prompts, [record["completion"] for record in records])
             phase.advance(len(records), tokens=sum(record["tokens"] for record in records))
@@ -128,9 +164,9 @@ def _mean_reward(group: Sequence[Mapping[str, Any]]) -> float:
     return fmean(record["reward"] for record in group)
 
 
-def _kept(path: Path, suite: WinRateSuite) -> list[Record]:
+def _kept(path: Path, suite: WinRate) -> list[Record]:
     records = read_jsonl(path)
-    wanted = [one.text for one in suite.questions for _ in range(suite.samples_per_prompt)]
+    wanted = [question.text for question in suite.questions for _ in range(suite.samples_per_prompt)]
     if [record.get("prompt") for record in records] != wanted:
         raise ResumeError(
             "there are no answers to these prompts to compare with" if not records else "the answers are to others",
@@ -142,6 +178,6 @@ def _kept(path: Path, suite: WinRateSuite) -> list[Record]:
     return records
 
 
-def _by_prompt(records: Sequence[Record], suite: WinRateSuite) -> list[list[Record]]:
+def _by_prompt(records: Sequence[Record], suite: WinRate) -> list[list[Record]]:
     step = suite.samples_per_prompt
     return [list(records[first : first + step]) for first in range(0, len(records), step)]

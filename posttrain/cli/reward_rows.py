@@ -93,10 +93,10 @@ class Tally:
     def __str__(self) -> str:
         mean = self.sum / max(1, self.rewards)
         spread = max(0.0, self.squares / max(1, self.rewards) - mean * mean) ** 0.5
-        said = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
+        line = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
         if self.steps:
-            said += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
-            said += f", the first error found (or that there is none) in {self.found / self.responses:.1%}"
-        return said + (
+            line += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
+            line += f", the first error found (or that there is none) in {self.found / self.responses:.1%}"
+        return line + (
             f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
         )
