@@ -22,13 +22,15 @@ from peft import PeftModel
 
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
-from posttrain.models.adapters.folders import adapter_facts, check_base, load_adapter
-from posttrain.models.folders.catalogue import Say
+from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_facts
+from posttrain.models.adapters.folders import check_base, load_adapter
 from posttrain.models.folders.export import ExportReport, ExportSettings, save_model
 from posttrain.models.folders.fingerprint import base_fingerprint
-from posttrain.models.folders.loading import ModelSource, base_of, load, resolve
+from posttrain.models.folders.hub import Say
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import refuse_foreign
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 
@@ -182,7 +184,7 @@ def _check_part(part: ModelSource, combined: bool) -> None:
         )
     if not combined:
         return
-    config = json.loads((part.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((part.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     odd = [key for key in ("use_dora", "use_rslora", "lora_bias", "modules_to_save") if config.get(key)]
     if facts.kind != "lora" or odd:
         # `peft` would combine the factors of these and leave the rest of what they compute aside, without a word.

@@ -26,13 +26,14 @@ from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.adapters.bottleneck import register
-from posttrain.models.adapters.folders import adapter_facts
+from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.adapters.folding import cpu_copy, merged_copy
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.folders.catalogue import Say
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, load, resolve
+from posttrain.models.folders.hub import Say
+from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
