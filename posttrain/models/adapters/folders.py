@@ -40,18 +40,23 @@ def load_adapter(model: Any, base: ModelSource, source: ModelSource) -> PeftMode
             # `peft` loads virtual tokens for use only; they are set to train below.
             wrapped = PeftModel.from_pretrained(model, source.folder, is_trainable=not facts.virtual_tokens)
     except Exception as error:
-        raise ModelError(
-            "the adapter does not fit its base model",
-            where=source.folder,
-            found=f"{type(error).__name__}: {error}",
-            remedy=f"check that {base.folder} is the model it was trained on",
-        ) from error
+        raise misfit(source, base, error) from error
     if saved is not None:
         _check_keys(wrapped, saved, path)
     if facts.virtual_tokens and facts.continues:
         wrapped.active_peft_config.inference_mode = False
         wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight.requires_grad_(True)
     return wrapped
+
+
+def misfit(adapter: ModelSource, base: ModelSource, error: Exception) -> ModelError:
+    """What `peft` said when it put an adapter on a base, as the error that names both."""
+    return ModelError(
+        "the adapter does not fit its base model",
+        where=adapter.folder,
+        found=f"{type(error).__name__}: {error}",
+        remedy=f"check that {base.folder} is the model it was trained on",
+    )
 
 
 def check_base(fingerprint: str, dtype: str, base: ModelSource, source: ModelSource) -> None:
@@ -61,6 +66,7 @@ def check_base(fingerprint: str, dtype: str, base: ModelSource, source: ModelSou
         ModelError: they are others.
     """
     saved = (source.manifest or {}).get("base") or {}
+    # A hash of bf16 weights says nothing about the same model in fp32: only like dtypes are compared.
     if saved.get("dtype") == dtype and saved["fingerprint"] != fingerprint:
         raise ModelError(
             "the adapter was trained on other base weights",
@@ -75,6 +81,7 @@ def _check_keys(model: PeftModel, saved: set[str], path: Path) -> None:
     """`peft` passes over weights that are missing or unexpected; both make another adapter than the one saved."""
     with quiet():
         wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    # Other trainers save the embeddings too, in case they were resized: extra keys, and the same adapter.
     embeddings = {key for key in saved - wanted if "embed" in key or "lm_head" in key}
     missing, unexpected = wanted - saved, saved - wanted
     if missing or unexpected - embeddings:

@@ -19,7 +19,7 @@ from posttrain.data.speech import Speech, write_speech
 from posttrain.data.templates.header import split
 from posttrain.errors import ExportError
 from posttrain.models.adapters.facts import ADAPTER_CONFIG
-from posttrain.models.adapters.folding import cpu_copy, merged_copy, state_ties
+from posttrain.models.adapters.folding import cpu_copy, merged_copy, record_tying
 from posttrain.models.adapters.quantised import is_quantised
 from posttrain.models.folders import readback
 from posttrain.models.folders.quiet import quiet
@@ -198,7 +198,7 @@ def _whole(model: Any, dtype: torch.dtype | None, row: list[int], logits: np.nda
     """The plain model to save, the logits it must read back with, and what rounding in its dtype changed."""
     target = dtype or model.dtype
     if target == model.dtype and not isinstance(model, PeftModel):
-        state_ties(model)
+        record_tying(model)
         return model, logits, 0.0
     saved = merged_copy(model, target)
     if target == model.dtype and target in (torch.float32, torch.float64):

@@ -18,7 +18,7 @@ from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.adapters.quantised import quantisation, require_quantising
+from posttrain.models.adapters.quantised import quantisation, require_quantisation
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
 from posttrain.models.folders.hub import Say
@@ -122,7 +122,7 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
     """
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
     if isinstance(adapter, QLoRA):
-        require_quantising(device)
+        require_quantisation(device)
         if source.layout != "model":
             raise ConfigError(
                 "only the weights of a whole model can be quantised",
