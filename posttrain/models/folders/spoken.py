@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.data.speech import Speech, read_speech
 from posttrain.errors import ModelError
+from posttrain.models.folders.source import ModelSource, base_of
 from posttrain.models.folders.tokenizers import has_tokenizer
-
-if TYPE_CHECKING:
-    from posttrain.models.folders.loading import ModelSource
+from posttrain.models.folders.weight_files import GET_AGAIN
 
 
 def speech_of(source: ModelSource) -> Speech:
@@ -29,8 +28,6 @@ def speech_of(source: ModelSource) -> Speech:
     folder, stops = source.folder, list(_listed(source.folder))
     speech = read_speech(folder)
     if source.layout == "adapter" and (speech is None or not stops):
-        from posttrain.models.folders.loading import base_of  # which reads this record for every model it loads
-
         under = speech_of(base_of(source))
         stops = stops or list(under.stop_ids)
         if speech is None and not has_tokenizer(folder):
@@ -52,9 +49,7 @@ def _listed(folder: Path) -> Iterator[int]:
             for part in (config, config.get("text_config") or {}):
                 yield from _ids(part.get("eos_token_id"))
         except (ValueError, AttributeError) as error:
-            raise ModelError(
-                "the file cannot be read", where=path, found=error, remedy="copy or download the folder again"
-            ) from error
+            raise ModelError("the file cannot be read", where=path, found=error, remedy=GET_AGAIN) from error
 
 
 def _ids(value: Any) -> Iterator[int]:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain.errors import ModelError
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.weight_files import GET_AGAIN
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 OF_THE_LOADER = ("is_local", "local_files_only", "gguf_file", "_commit_hash")
@@ -40,7 +41,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "the tokenizer cannot be read",
             where=folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="copy or download the folder again",
+            remedy=GET_AGAIN,
         ) from error
 
 

@@ -33,8 +33,9 @@ from posttrain.models.folders.export_files import (
     write_record,
 )
 from posttrain.models.folders.export_files import write_adapter as write_adapter_files
-from posttrain.models.folders.loading import LoadedModel, ModelSource
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import save_tokenizer
 from posttrain.models.reward.folders import write_reward_file
 from posttrain.models.tree.heads import ScoreModel

@@ -26,13 +26,15 @@ from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.adapters.bottleneck import register
-from posttrain.models.adapters.folders import adapter_facts
+from posttrain.models.adapters.facts import adapter_facts
+from posttrain.models.adapters.folders import misfit
 from posttrain.models.adapters.folding import cpu_copy, merged_copy
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.folders.catalogue import Say
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, load, resolve
+from posttrain.models.folders.hub import Say
+from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
@@ -243,12 +245,7 @@ def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say
             trainable = not adapter_facts(source.folder).virtual_tokens
             model = PeftModel.from_pretrained(base, source.folder, is_trainable=trainable)
     except Exception as error:
-        raise ModelError(
-            "the adapter does not fit its base model",
-            where=source.folder,
-            found=f"{type(error).__name__}: {error}",
-            remedy=f"check that {under.folder} is the model it was trained on",
-        ) from error
+        raise misfit(source, under, error) from error
     fingerprint = weights_fingerprint(model)
     return LoadedModel(model.eval(), tokenizer, source, fingerprint, loaded.base, speech=speech_of(source))
 

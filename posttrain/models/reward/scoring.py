@@ -21,7 +21,7 @@ from posttrain.data.trees import collate, pack, to_device
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Combine, RewardRule, combine
-from posttrain.models.folders.catalogue import Say
+from posttrain.models.folders.hub import Say
 from posttrain.models.reward.folders import RewardFolder, load_reward_folder
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.types import (

@@ -19,7 +19,7 @@ from posttrain.config.adapters import Bottleneck, Continue
 from posttrain.config.stages import TrainingStage
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
-from posttrain.models.adapters.folders import AdapterFacts, adapter_facts
+from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve

@@ -21,7 +21,7 @@ from posttrain.models.adapters.kinds import LoRA, add_adapter
 from posttrain.models.folders import readback
 from posttrain.models.folders.export import ExportReport, ExportSettings, begin_save, save_model
 from posttrain.models.folders.fingerprint import weights_fingerprint
-from posttrain.models.folders.loading import ModelSource, load, resolve
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import (
     MANIFEST,
     publish,
@@ -30,6 +30,7 @@ from posttrain.models.folders.manifest import (
     verify_manifest,
     write_manifest,
 )
+from posttrain.models.folders.source import ModelSource, resolve
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.read_back import read_in_process

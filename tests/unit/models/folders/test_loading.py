@@ -16,8 +16,9 @@ from posttrain.config.adapters import Continue
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.kinds import LoRA, add_adapter, is_fresh
 from posttrain.models.folders.fingerprint import base_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import load, resolve
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import MANIFEST, write_manifest
+from posttrain.models.folders.source import resolve
 from posttrain.models.tree.logprobs import Policy
 from posttrain.training.objectives import algorithm
 from posttrain.training.step import accumulate

@@ -16,8 +16,9 @@ from posttrain.data.reward_encode import RewardEncoder
 from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings
-from posttrain.models.folders.loading import LoadedModel, ModelSource
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.manifest import write_manifest
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.reward.export import _write
 from posttrain.models.reward.folders import load_reward_folder, pad_id, start_reward
 from posttrain.models.reward.scoring import RewardModel, combined, load_reward
