@@ -38,7 +38,7 @@ ARRAYS: dict[str, str] = {
     "rows": "<i8",  # and its number there
 }
 
-_PREVIEW = 2000
+_PREVIEW_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRow
     Raises:
         EncodingError: a row cannot be encoded faithfully and `bad_rows` is "stop".
     """
-    building = _Building()
+    building = _BlockBuilder()
     for example in examples:
         try:
             encoded = encoder.example(example)
@@ -146,7 +146,7 @@ def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRow
     return building.block()
 
 
-class _Building:
+class _BlockBuilder:
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
@@ -195,7 +195,7 @@ class _Building:
 
     def _drop(self, example: Example, reason: str, message: str) -> None:
         self._dropped.append(
-            {"row": str(example.row), "reason": reason, "message": message, "content": _preview(example)}
+            {"row": str(example.row), "reason": reason, "message": message, "content": _row_preview(example)}
         )
 
     def block(self) -> Block:
@@ -220,7 +220,7 @@ class _Building:
         return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._found))
 
 
-def _preview(example: Example) -> str:
+def _row_preview(example: Example) -> str:
     """The row's words, for the person who looks at what was dropped."""
     turns: list[Message] = list(example.messages if isinstance(example, Demonstration) else example.prompt)
     if isinstance(example, Feedback):
@@ -229,4 +229,4 @@ def _preview(example: Example) -> str:
         turns += [Message("assistant", step) for step in example.steps]
     elif isinstance(example, Comparison):
         turns += [turn for response in example.responses for turn in response]
-    return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)[:_PREVIEW]
+    return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)[:_PREVIEW_CHARACTERS]

@@ -25,7 +25,7 @@ import numpy as np
 from posttrain.data.blocks import ARRAYS, Block, EncodeCounts
 from posttrain.types import Branch, RowRef, TokenTree
 
-SCHEMA = 3
+STORE_SCHEMA = 3
 _META, _DROPPED = "store.json", "dropped.jsonl"
 _SHOWN_FINDINGS = 20
 _CHECK_BYTES = 1 << 22
@@ -86,7 +86,7 @@ class StoreWriter:
         for file in self._opened:
             file.close()
         meta = {
-            "schema": SCHEMA,
+            "schema": STORE_SCHEMA,
             **about,
             "sources": list(self._sources),
             "counts": self.counts.as_dict(),
@@ -258,8 +258,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TornStoreError(f"{_META} cannot be read ({error})") from error
-    if meta.get("schema") != SCHEMA:
-        raise TornStoreError(f"{_META} is of schema {meta.get('schema')}, this is {SCHEMA}")
+    if meta.get("schema") != STORE_SCHEMA:
+        raise TornStoreError(f"{_META} is of schema {meta.get('schema')}, this is {STORE_SCHEMA}")
     return meta
 
 

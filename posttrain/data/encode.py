@@ -24,27 +24,27 @@ from typing import Any
 
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, require_written
-from posttrain.data.templates.clock import steady
-from posttrain.data.templates.drafts import Drafter, Found
-from posttrain.data.templates.stops import stop_ids_of
-from posttrain.data.templates.template import SPLITS, ChatTemplate, PlainMessage, first_difference
+from posttrain.data.templates.clock import deterministic_rendering
+from posttrain.data.templates.drafts import Drafter, RowFindings
+from posttrain.data.templates.stops import resolve_stop_ids
+from posttrain.data.templates.template import DOCUMENTED_SPLITS, ChatTemplate, PlainMessage, first_difference
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
-from posttrain.data.truncate import DROPPED, Draft, fit
+from posttrain.data.truncate import DROP_REASONS, Draft, fit_length
 from posttrain.errors import ConfigError, EncodingError, RowError, TemplateError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
 
 ENCODER_VERSION = 2
 """Part of every cache key; grows whenever the same messages would give other ids or masks."""
 
-_SHOWN = 3
+_SHOWN_PROMPTS = 3
 """Prompts that an error names."""
 
 FINDINGS = {
     "special_tokens_in_text": "a text holds the name of a special token, which becomes that token, as at inference",
     "split_turns": "the template rewrites earlier turns, so that each trained turn is a tree of its own",
     "altered_text": "the template shows a turn's text in other words than the row",
-    **SPLITS,
+    **DOCUMENTED_SPLITS,
     "foreign_thoughts": "a content has <think> thoughts, which the template writes as plain text although it has marks "
     "of its own for thoughts: give them as `reasoning_content`",
     "hidden_calls": "a tool call of an earlier turn is not whole in the context that the template renders",
@@ -108,7 +108,7 @@ class Encoder:
         )
         # What was found, and not asked for anew: a copy in another process may be made on another day.
         self.settings = replace(self.settings, template_kwargs=self.template.kwargs, date=self.template.date)
-        self.stop_ids, notes = stop_ids_of(self.template, self.settings.stop_ids)
+        self.stop_ids, notes = resolve_stop_ids(self.template, self.settings.stop_ids)
         self.template.notes += notes
         self._drafter = Drafter(self.tokens, self.template, self.settings, self.stop_ids)
         self.version = self._version()
@@ -119,7 +119,7 @@ class Encoder:
 
     def checked_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> EncodedPrompt:
         """`prompt`, with what there is to say of it; raises the same."""
-        found = Found(self._drafter.special_findings(messages))
+        found = RowFindings(self._drafter.special_findings(messages))
         ids = self._drafter.prompt(messages, tools, found)
         return EncodedPrompt(ids, tuple(found.names), found.round_trip)
 
@@ -163,7 +163,7 @@ class Encoder:
         """One tree; several where the template rewrites history.
 
         Raises:
-            RowError: nothing is left of the row; its `reason` is one of `truncate.DROPPED`.
+            RowError: nothing is left of the row; its `reason` is one of `truncate.DROP_REASONS`.
             EncodingError: the row cannot be encoded faithfully.
         """
         return list(self._kept(row))
@@ -211,7 +211,7 @@ class Encoder:
         if not encoded.trees:
             dropped = encoded.dropped[0]
             raise RowError(
-                f"{DROPPED[dropped.reason]} ({dropped.message})",
+                f"{DROP_REASONS[dropped.reason]} ({dropped.message})",
                 reason=dropped.reason,
                 where=row.row,
                 expected="a row that fits and has something to train on",
@@ -221,11 +221,11 @@ class Encoder:
 
     def _example(self, row: Example) -> EncodedExample:
         if isinstance(row, Demonstration):
-            found = Found(self._drafter.special_findings(row.messages))
+            found = RowFindings(self._drafter.special_findings(row.messages))
             drafts = self._drafter.demonstration(row, found)
             return self._finish(drafts, row, row.messages, found)
         if isinstance(row, Task):
-            found = Found(self._drafter.special_findings(row.prompt))
+            found = RowFindings(self._drafter.special_findings(row.prompt))
             ids = self._drafter.prompt(row.prompt, row.tools, found)
             return self._finish([Draft(ids, ())], row, row.prompt, found)
         if isinstance(row, Comparison):
@@ -241,7 +241,9 @@ class Encoder:
                 expected="demonstrations, comparisons, feedback or tasks",
                 remedy="train on them with `method: reward`, `head: steps` and `objective: step_labels`",
             )
-        found = Found(self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)]))
+        found = RowFindings(
+            self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
+        )
         draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, found)
         return self._finish([draft], row, row.prompt, found, annotations)
 
@@ -250,7 +252,7 @@ class Encoder:
         drafts: Sequence[Draft],
         row: Example,
         messages: Sequence[Message],
-        found: Found,
+        found: RowFindings,
         annotations: Mapping[str, Any] = MappingProxyType({}),
     ) -> EncodedExample:
         """Truncates, counts and freezes."""
@@ -259,7 +261,7 @@ class Encoder:
         for draft in drafts:
             too_long = settings.max_length is not None and draft.longest > settings.max_length
             heads = self._heads(draft, messages, row.tools) if too_long else ((),)
-            fitted = fit(
+            fitted = fit_length(
                 draft, settings.max_length, settings.truncation, heads=heads, shortest_prompt=self._shortest_prompt
             )
             if fitted.draft is None:
@@ -316,7 +318,7 @@ class Encoder:
             self.tokenizer.special_tokens_map,
             self.tokens.added,
             self.template.source,
-            steady(lambda: self.template.prompt([{"role": "user", "content": "x"}])),
+            deterministic_rendering(lambda: self.template.prompt([{"role": "user", "content": "x"}])),
             settings,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
@@ -342,7 +344,7 @@ class CountedPrompts:
         self.read += 1
         self.findings.update(encoded.findings)
         self.round_trip += encoded.round_trip
-        if encoded.round_trip.lost and len(self._examples) < _SHOWN:
+        if encoded.round_trip.lost and len(self._examples) < _SHOWN_PROMPTS:
             self._examples.append(f"prompt {self.read:,}, {str(messages[-1].content)[:40]!r}")
         return encoded.ids
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.noted import Noted, says_something
+from posttrain.data.noted import KeyNotes, is_filled
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 
 FLAGS: Mapping[str, bool] = {
@@ -31,7 +31,7 @@ SPANS = ("train_detail", "training_detail")
 _YES, _NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 
-def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: Noted | None = None) -> bool | None:
+def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: KeyNotes | None = None) -> bool | None:
     """What the turn says of itself: True trains it, False does not, None leaves it to the rule of the run.
 
     A no counts in every turn. A yes makes a turn of another role train only under our own name, `train: true`: the
@@ -41,11 +41,11 @@ def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: Noted | No
         RowError: a value between yes and no, or two flags that contradict each other.
     """
     for key in SPANS:
-        if says_something(turn.get(key)):
-            raise _spans(key, turn[key], place)
+        if is_filled(turn.get(key)):
+            raise _partial_turn(key, turn[key], place)
     said: dict[str, bool] = {}
     for key in turn:
-        if key in FLAGS and (answer := _answer(turn[key], key, place)) is not None:
+        if key in FLAGS and (answer := _parse_flag(turn[key], key, place)) is not None:
             said[key] = answer is FLAGS[key]
     if not said:
         return None
@@ -75,11 +75,11 @@ def refuse_part_flag(part: Mapping[str, Any], place: str) -> None:
         RowError: one of the flags in the part says no, or says neither yes nor no.
     """
     for key in part:
-        if key in FLAGS and (answer := _answer(part[key], key, place)) is not None and answer is not FLAGS[key]:
-            raise _spans(key, part[key], place, where="a part of a turn")
+        if key in FLAGS and (answer := _parse_flag(part[key], key, place)) is not None and answer is not FLAGS[key]:
+            raise _partial_turn(key, part[key], place, where="a part of a turn")
 
 
-def _answer(value: Any, key: str, place: str) -> bool | None:
+def _parse_flag(value: Any, key: str, place: str) -> bool | None:
     """True for yes, False for no, None where nothing is said."""
     if isinstance(value, bool) or value is None:
         return value
@@ -106,7 +106,7 @@ def _answer(value: Any, key: str, place: str) -> bool | None:
     )
 
 
-def _spans(key: str, value: Any, place: str, where: str = "parts of the turn") -> Exception:
+def _partial_turn(key: str, value: Any, place: str, where: str = "parts of the turn") -> Exception:
     return refuse(
         "bad_flag",
         f"`{key}` in {place} marks {where}, but a turn trains in full or not at all",

@@ -35,12 +35,12 @@ _PLACEHOLDER = re.compile(
 _ANYWHERE = re.compile(r"<(?:image|audio|video)>")
 
 
-def holds_media(value: Any) -> bool:
+def has_media(value: Any) -> bool:
     """Whether a media column has something in it; nulls, empty texts and empty lists are a column that is not used."""
     if isinstance(value, Mapping):
-        return any(map(holds_media, value.values()))
+        return any(map(has_media, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(holds_media, value))
+        return any(map(has_media, value))
     return value not in (None, "", b"") and value == value
 
 
@@ -65,7 +65,7 @@ def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises RowError for a row with an image, audio or video column in use."""
     keys, named = _media_keys(tuple(row))
     for key, value in row.items():
-        if not (_is_feature(value) or (key in named and is_media(value)) or (key in keys and holds_media(value))):
+        if not (_is_feature(value) or (key in named and is_media(value)) or (key in keys and has_media(value))):
             continue
         raise refuse(
             "content_not_text",
@@ -76,7 +76,7 @@ def refuse_media(row: Mapping[str, Any]) -> None:
             f"texts stand without it, remove the column {key!r} from the file",
         )
 
-    found = next((mark for text in _texts(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
+    found = next((mark for text in _strings_in(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
     if found is not None:
         raise refuse(
             "content_not_text",
@@ -87,15 +87,15 @@ def refuse_media(row: Mapping[str, Any]) -> None:
         )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _texts(item)
+            yield from _strings_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from _strings_in(item)
 
 
 @functools.lru_cache(maxsize=1024)

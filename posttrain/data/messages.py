@@ -21,8 +21,8 @@ from typing import Any, cast
 
 from posttrain.data.dialogues import refuse_dialogue, turns_in
 from posttrain.data.flags import FLAGS, SPANS, train_flag
-from posttrain.data.media import MEDIA, holds_media, refuse_placeholder
-from posttrain.data.noted import Noted, says_something
+from posttrain.data.media import MEDIA, has_media, refuse_placeholder
+from posttrain.data.noted import KeyNotes, is_filled
 from posttrain.data.order import place_of
 from posttrain.data.parts import SPLIT_PARTS, split_parts
 from posttrain.data.refusals import named_type, quoted, refuse, shown
@@ -41,7 +41,7 @@ TURN_KEYS = frozenset({*_SPELT_KEYS, *FLAGS, *SPANS})
 """Keys that a turn may have beside who speaks and what."""
 
 
-def _turn(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
+def _message(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
     try:
         name, content = turn[dialect.role_key], turn[dialect.content_key]
         role = dialect.roles[name]
@@ -50,23 +50,23 @@ def _turn(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -
     plain = len(turn) == 2
     if plain and type(content) is str and role != FUNCTION_CALL:
         if role in ("user", "assistant") and (not content or content.isspace()):
-            raise _empty(role, column, number)
+            raise _empty_turn(role, column, number)
         if not content.isascii() or "\0" in content:
             clean(content, place_of(column, number))
         if "<" in content:
             refuse_placeholder(content, place_of(column, number))
         return Message(cast(Role, role), content)
-    return _full_turn(turn, content, role, column, number, dialect, rules.noted)
+    return _full_message(turn, content, role, column, number, dialect, rules.noted)
 
 
-def _full_turn(
+def _full_message(
     turn: Mapping[str, Any],
     content: Any,
     role: str,
     column: str,
     number: int,
     dialect: Dialect,
-    noted: Noted | None,
+    noted: KeyNotes | None,
 ) -> Message:
     """A turn with more than a role and a string: tools, reasoning, flags, parts, null content."""
     place = place_of(column, number)
@@ -80,9 +80,9 @@ def _full_turn(
         if parsed is None or isinstance(parsed, str):
             raise bad_call(f"{place} is a function call, but not JSON", content)
         calls, content, role = calls_of(parsed, place, noted), None, "assistant"
-    elif says_something(turn.get("tool_calls")):
+    elif is_filled(turn.get("tool_calls")):
         calls = calls_of(turn["tool_calls"], place, noted)
-    if not calls and says_something(turn.get("function_call")):
+    if not calls and is_filled(turn.get("function_call")):
         calls = calls_of(turn["function_call"], place, noted)
     if isinstance(content, list | tuple) and any(part_kind(part) in SPLIT_PARTS for part in content):
         thoughts, content, called = split_parts(content, role, place, noted)
@@ -92,7 +92,7 @@ def _full_turn(
     if content is not None or not calls:
         content = "" if content == [] else text_of(content, f"the text of {place}", noted)
         if role in ("user", "assistant") and not calls and (not content or content.isspace()):
-            raise _empty(role, column, number)
+            raise _empty_turn(role, column, number)
         refuse_placeholder(content, place)
     return Message(
         role=cast(Role, role),
@@ -111,7 +111,7 @@ def _optional_text(turn: Mapping[str, Any], key: str, place: str) -> str | None:
     return None if value is None else text_of(value, f"`{key}` in {place}")
 
 
-def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: Noted | None) -> str | None:
+def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: KeyNotes | None) -> str | None:
     """The thoughts of a turn; where two keys hold different ones, the first is read and the other noted."""
     said = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
     found = list(said.values()) or (["".join(thoughts)] if thoughts else [])
@@ -135,7 +135,7 @@ def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
     )
 
 
-def _empty(role: str, column: str, number: int) -> RowError:
+def _empty_turn(role: str, column: str, number: int) -> RowError:
     reason = "empty_response" if role == "assistant" else "empty_turn"
     allowed = "text or a tool call" if role == "assistant" else "text"
     return refuse(
@@ -163,7 +163,7 @@ def _odd_turn(turn: Any, dialect: Dialect, column: str, number: int) -> tuple[st
             remedy=f'write each turn as {{"{keys[0]}": ..., "{keys[1]}": ...}}',
         )
     name = turn.get(dialect.role_key)
-    calls = says_something(turn.get("tool_calls")) or says_something(turn.get("function_call"))
+    calls = is_filled(turn.get("tool_calls")) or is_filled(turn.get("function_call"))
     missing = [key for key in keys if key not in turn and not (key == dialect.content_key and calls)]
     if missing:
         guess = nearest(missing[0], [key for key in turn if key not in keys])
@@ -190,7 +190,7 @@ def _refuse_odd_keys(turn: Mapping[str, Any], dialect: Dialect, place: str) -> N
                 expected=f"{quoted(sorted({dialect.role_key, dialect.content_key, *TURN_KEYS}))}",
                 remedy=f"rename it to {meant!r}, or to something that is not close to a known key",
             )
-        if holds_media(turn[key]):
+        if has_media(turn[key]):
             raise refuse(
                 "content_not_text",
                 f"{place} carries {key!r}",
@@ -267,4 +267,4 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
         value = [turn if isinstance(found := stored(turn), str) or found is None else found for turn in value]
     first = value[0]
     dialect = rules.dialect(first) if isinstance(first, Mapping) else rules.openai
-    return tuple([_turn(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])
+    return tuple([_message(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])

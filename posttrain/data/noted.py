@@ -1,6 +1,6 @@
 """Keys inside a row that nothing reads, noted while the row is read, so that none is dropped without a count.
 
-noted = Noted()
+noted = KeyNotes()
 noted.key("turn", "timestamp")
 noted.take()        # {"turn.timestamp": 1}, and empty again
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-KNOWN: Mapping[str, frozenset[str]] = {
+KNOWN_KEYS: Mapping[str, frozenset[str]] = {
     "tool call": frozenset({"id", "type", "function", "index", "name", "arguments"}),
     "tool": frozenset({"type", "function", "name", "description", "parameters", "strict", "return", "returns"}),
     "part": frozenset({"type", "text", "value", "reasoning", "thinking"}),
@@ -18,7 +18,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
 """Place inside a row -> the keys that are read there; what a turn may say is in `messages.py`."""
 
 
-class Noted:
+class KeyNotes:
     """What one row holds beside that which is read; `take` empties it for the next row."""
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class Noted:
 
     def others(self, place: str, value: Mapping[str, Any], known: Iterable[str] = ()) -> None:
         """Notes the keys of an object that are not known in its place; an empty value loses nothing."""
-        known = known or KNOWN[place]
+        known = known or KNOWN_KEYS[place]
         for key, item in value.items():
-            if key not in known and says_something(item):
+            if key not in known and is_filled(item):
                 self.key(place, key)
 
     def take(self) -> dict[str, int]:
@@ -42,6 +42,6 @@ class Noted:
         return taken
 
 
-def says_something(value: Any) -> bool:
+def is_filled(value: Any) -> bool:
     """Whether leaving this value out loses anything; a null, an empty text and an empty list do not."""
     return value is not None and not (isinstance(value, str | list | tuple | Mapping) and not value)

@@ -23,7 +23,7 @@ def check_order(messages: Sequence[Message], column: str) -> None:
             if number > 1:
                 raise _late_system(column, number)
         elif role == before:
-            raise _repeated(role, column, number)
+            raise _repeated_role(role, column, number)
         elif role == "assistant" and before in (None, "system"):
             raise _starts_with_assistant(column, number)
         before = role
@@ -96,7 +96,7 @@ def _late_system(column: str, number: int) -> RowError:
     )
 
 
-def _repeated(role: str, column: str, number: int) -> RowError:
+def _repeated_role(role: str, column: str, number: int) -> RowError:
     return refuse(
         "repeated_role",
         f"turns {number - 1} and {number} of '{column}' are both of the {role}",

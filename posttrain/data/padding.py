@@ -26,7 +26,7 @@ from typing import Any
 
 from posttrain.data.sources.source import Numbered
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 def without_nulls(value: Any) -> Any:
@@ -56,7 +56,7 @@ _EXACT = 2**53
 """Up to here a float holds every whole number exactly."""
 
 
-def inside(value: Any) -> Any:
+def without_padding(value: Any) -> Any:
     """What a column holds, without what a table makes of it: null entries, and whole numbers as floats."""
     return whole(without_nulls(value)) if isinstance(value, dict | list) else value
 
@@ -69,7 +69,7 @@ def unpadded(rows: Iterable[Numbered], again: Callable[[], Iterable[Numbered]]) 
             if padded is None:
                 padded = is_padded(value for _, value, _ in again())
             if padded:
-                row = {column: inside(value) for column, value in row.items()}
+                row = {column: without_padding(value) for column, value in row.items()}
         yield number, row, note
 
 
@@ -87,24 +87,24 @@ def _has_null_inside(items: Iterable[Any]) -> bool:
 
 def is_padded(rows: Iterable[Any]) -> bool:
     """Whether the rows look as if they had been through Arrow; reads no further than the first sign against it."""
-    seen = _Objects()
+    seen = _ObjectKeys()
     return all(seen.add(row, ()) for row in rows if isinstance(row, dict)) and seen.has_made_up
 
 
-class _Objects:
+class _ObjectKeys:
     """The keys of the objects in each place, as long as those are the same everywhere."""
 
     def __init__(self) -> None:
-        self._keys: dict[Path, frozenset[str]] = {}
-        self._null: set[Path] = set()
-        self._filled: set[Path] = set()
+        self._keys: dict[KeyPath, frozenset[str]] = {}
+        self._null: set[KeyPath] = set()
+        self._filled: set[KeyPath] = set()
 
     @property
     def has_made_up(self) -> bool:
         """Whether a key inside a value is null in one object and has a value in another."""
         return any(len(place) > 1 and place in self._filled for place in self._null)
 
-    def add(self, value: Any, place: Path) -> bool:
+    def add(self, value: Any, place: KeyPath) -> bool:
         """False at the first object whose keys differ from those of another in its place."""
         if isinstance(value, dict):
             keys = self._keys.setdefault(place, frozenset(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import refuse, shown
 from posttrain.data.texts import CALL_PARTS, THOUGHT_PARTS, calls_of, part_kind, part_text
 
@@ -17,7 +17,7 @@ SPLIT_PARTS = frozenset({*THOUGHT_PARTS, *CALL_PARTS})
 
 
 def split_parts(
-    parts: Sequence[Any], role: str, place: str, noted: Noted | None
+    parts: Sequence[Any], role: str, place: str, noted: KeyNotes | None
 ) -> tuple[list[str], list[Any] | None, tuple[Mapping[str, Any], ...]]:
     """(thoughts, the parts that are left, tool calls): what `Message` holds apart.
 

@@ -32,7 +32,7 @@ from posttrain.data.roles import Rules
 from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.sources.hub import HubSource
-from posttrain.data.sources.source import Broken, Source
+from posttrain.data.sources.source import Broken, DataSource
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import DataError, EmptyDatasetError, RowError
 from posttrain.types import Example, RowRef
@@ -104,7 +104,7 @@ class Examples:
     `counts` are those of the last whole iteration. `len` costs one iteration if there was none.
     """
 
-    def __init__(self, sources: tuple[Source, ...], options: ReadOptions):
+    def __init__(self, sources: tuple[DataSource, ...], options: ReadOptions):
         self.sources = sources
         self.options = options
         self._counts: RowCounts | None = None

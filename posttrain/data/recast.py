@@ -24,10 +24,10 @@ def read_as(data: Any, kind: Any, **options: Any) -> Examples:
     Raises what `read` raises for `kind`.
     """
     data = data_items(data)  # a generator gives its rows once, and they may be looked at twice
-    return read(data, kind=_kind_of(data, kind, options), **options)
+    return read(data, kind=_resolve_kind(data, kind, options), **options)
 
 
-def _kind_of(data: Any, kind: Any, options: dict[str, Any]) -> Any:
+def _resolve_kind(data: Any, kind: Any, options: dict[str, Any]) -> Any:
     """What the first good row is: feedback, or else a comparison."""
     if kind is not Feedback:
         return kind
@@ -129,7 +129,7 @@ def _with_line(message: Message, line: str) -> Message:
     return replace(message, content=f"{message.content}\n\n{line}" if message.content else line)
 
 
-def taken_apart(examples: Examples, kind: Any) -> str | None:
+def recast_note(examples: Examples, kind: Any) -> str | None:
     """What a user should be told about rows that are not what the method takes; None for those that are."""
     if kind is Feedback and examples.kind is Comparison:
         return (

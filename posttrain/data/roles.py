@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import quoted, refuse
 from posttrain.errors import ConfigError, RowError, nearest
 from posttrain.types import Role
@@ -56,7 +56,7 @@ class Rules:
     allow_ties: bool = False
     keep_dialogues: bool = False
     """Whether a text that is a whole dialogue is read as it stands instead of refused."""
-    noted: Noted | None = field(default=None, compare=False, repr=False)
+    noted: KeyNotes | None = field(default=None, compare=False, repr=False)
     """Where keys inside a row that nothing reads are noted, during one pass over the rows."""
 
     @classmethod

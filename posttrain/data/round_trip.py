@@ -74,7 +74,7 @@ class RoundTrips:
 
     def _lost(self, text: str, decoded: str) -> int:
         if self._decodes:
-            return (Counter(_folded(text)) - Counter(_folded(decoded))).total()
+            return (Counter(_normalised(text)) - Counter(_normalised(decoded))).total()
         if not self._tokens.tokenizer.is_fast:
             return 0
         # A decoder that gives no text back says nothing about what was lost; the places of the pieces do.
@@ -83,13 +83,13 @@ class RoundTrips:
         for number, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             if number != self._unknown_id:
                 covered.update(range(start, end))
-        return sum(1 for at, letter in enumerate(text) if at not in covered and _folded(letter))
+        return sum(1 for at, letter in enumerate(text) if at not in covered and _normalised(letter))
 
     @cached_property
     def _decodes(self) -> bool:
         """Whether the tokenizer's decoder gives a plain text back at all."""
         ids = [number for number in self._tokens.whole(_PROBE) if number != self._unknown_id]
-        return not (Counter(_folded(self._tokens.decode(ids))) - Counter(_folded(_PROBE)))
+        return not (Counter(_normalised(self._tokens.decode(ids))) - Counter(_normalised(_PROBE)))
 
 
 def _blanks_moved(text: str, decoded: str) -> bool:
@@ -97,7 +97,7 @@ def _blanks_moved(text: str, decoded: str) -> bool:
     return text.replace(" ", "") == decoded.replace(" ", "") and text.count("  ") <= decoded.count("  ")
 
 
-def _folded(text: str) -> str:
+def _normalised(text: str) -> str:
     """Case, accents, compatibility forms, white space and control characters taken out of a text."""
     if text.isascii():
         return "".join(text.lower().split())

@@ -42,11 +42,11 @@ def categories_of(examples: Examples, column: str | None) -> dict[RowRef, str]:
         return {}
     found = column_of(examples, wanted)
     if not found:
-        raise _no_such(wanted, examples.counts.unused_columns, [source.name for source in examples.sources])
+        raise _no_such_column(wanted, examples.counts.unused_columns, [source.name for source in examples.sources])
     return found
 
 
-def _no_such(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
+def _no_such_column(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
     guess = nearest(column, columns)
     return DataError(
         f"no row has the column {column!r}, by which categories are told",

@@ -23,22 +23,22 @@ def field_of(row: Mapping[str, Any], path: str) -> Any:
     """
     if path in row:
         return row[path]
-    return _inside(row, path)
+    return _value_at(row, path)
 
 
-def _inside(value: Any, path: str) -> Any:
+def _value_at(value: Any, path: str) -> Any:
     value = stored(value)
     if isinstance(value, Mapping):
         if path in value:
             return value[path]
         for at in (place for place, mark in enumerate(path) if mark == "."):
             if path[:at] in value:
-                return _inside(value[path[:at]], path[at + 1 :])
+                return _value_at(value[path[:at]], path[at + 1 :])
         return ABSENT
     if isinstance(value, list):
         first, _, rest = path.partition(".")
         if first.isdecimal() and int(first) < len(value):
-            return _inside(value[int(first)], rest) if rest else value[int(first)]
+            return _value_at(value[int(first)], rest) if rest else value[int(first)]
     return ABSENT
 
 
@@ -55,17 +55,17 @@ def paths_in(row: Mapping[str, Any]) -> Iterator[str]:
     for column, value in row.items():
         if value is not None:
             yield column
-            yield from _paths(value, column, _DEPTH)
+            yield from _paths_below(value, column, _DEPTH)
 
 
-def _paths(value: Any, before: str, depth: int) -> Iterator[str]:
+def _paths_below(value: Any, before: str, depth: int) -> Iterator[str]:
     value = stored(value)
     if isinstance(value, Mapping) and depth:
         for key, item in value.items():
             if item is not None and "." not in key:
                 path = f"{before}.{key}"
                 yield path
-                yield from _paths(item, path, depth - 1)
+                yield from _paths_below(item, path, depth - 1)
     elif isinstance(value, list) and "." in before and value and isinstance(value[0], str):
         yield f"{before}.0"
 

@@ -11,7 +11,7 @@ from posttrain.data.counts import RowCounts
 from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
 from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_named_keys, lacks_settled_keys, no_object
 from posttrain.data.formats.detect import has_keys, unused_columns
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
@@ -49,7 +49,7 @@ class RowReader:
         self.settled: Format | None = None
         self.settled_by: RowRef | None = None
         self._refused = 0
-        self._noted = Noted()
+        self._noted = KeyNotes()
         self._rules = replace(options.rules, noted=self._noted)
 
     def example(self, value: Any, ref: RowRef) -> Example:

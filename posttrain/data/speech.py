@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from posttrain.data.encode import Encoder
 
 SPEECH_FILE = "posttrain_speech.json"
-SCHEMA = 1
+SPEECH_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 def write_speech(folder: Path, speech: Speech) -> None:
     """Writes the record that `read_speech` reads, beside the model."""
     record = {key: value for key, value in asdict(speech).items() if key != "recorded"}
-    content = json.dumps({"schema": SCHEMA, **record}, indent=2, ensure_ascii=False)
+    content = json.dumps({"schema": SPEECH_SCHEMA, **record}, indent=2, ensure_ascii=False)
     (folder / SPEECH_FILE).write_text(content + "\n", encoding="utf-8")
 
 
@@ -100,7 +100,7 @@ def read_speech(folder: Path) -> Speech | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record.pop("schema")
-        if schema == SCHEMA:
+        if schema == SPEECH_SCHEMA:
             known = {one.name for one in fields(Speech)} - {"recorded"}
             if odd := set(record) - known:
                 raise ValueError(f"unknown keys {', '.join(sorted(odd))}")
@@ -114,6 +114,6 @@ def read_speech(folder: Path) -> Speech | None:
         "the record of how the model is spoken to has another layout",
         where=path,
         found=f"schema {schema}",
-        expected=f"schema {SCHEMA}",
+        expected=f"schema {SPEECH_SCHEMA}",
         remedy="use the version of posttrain that wrote it",
     )

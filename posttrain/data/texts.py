@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.flags import refuse_part_flag
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.errors import RowError
 
@@ -38,7 +38,7 @@ def clean(text: str, place: str) -> str:
     return text
 
 
-def text_of(value: Any, place: str, noted: Noted | None = None) -> str:
+def text_of(value: Any, place: str, noted: KeyNotes | None = None) -> str:
     """A string, or a list of text parts joined: [{"type": "text", "text": "a"}, ...] -> "a..."."""
     if type(value) is str:
         return clean(value, place)
@@ -51,7 +51,7 @@ def text_of(value: Any, place: str, noted: Noted | None = None) -> str:
             remedy="remove the row, or write the text; only an assistant's turn with tool_calls may have null content",
         )
     if isinstance(value, list | tuple) and value:
-        return "".join([_part(part, f"part {number} of {place}", noted) for number, part in enumerate(value, 1)])
+        return "".join([_text_part(part, f"part {number} of {place}", noted) for number, part in enumerate(value, 1)])
     raise refuse(
         "content_not_text",
         f"{place} is {named_type(value)}, not text",
@@ -79,7 +79,7 @@ def part_kind(part: Any) -> str | None:
     return "text" if any(isinstance(part.get(key), str) for key in ("text", "value")) else None
 
 
-def _part(part: Any, place: str, noted: Noted | None) -> str:
+def _text_part(part: Any, place: str, noted: KeyNotes | None) -> str:
     kind = part_kind(part)
     if kind in TEXT_PARTS:
         return part_text(part, place, noted)
@@ -96,7 +96,7 @@ def _part(part: Any, place: str, noted: Noted | None) -> str:
     )
 
 
-def part_text(part: Mapping[str, Any], place: str, noted: Noted | None) -> str:
+def part_text(part: Mapping[str, Any], place: str, noted: KeyNotes | None) -> str:
     """The text of a part, under whichever of its usual keys it stands."""
     if len(part) > 1:
         refuse_part_flag(part, place)
@@ -159,7 +159,7 @@ def _python_value(text: str, otherwise: Any) -> Any:
 # ---------------------------------------------------------------- tools
 
 
-def tools_of(value: Any, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+def tools_of(value: Any, noted: KeyNotes | None = None) -> tuple[Mapping[str, Any], ...]:
     """The `tools` column, a list or the text of one, in the OpenAI layout; bare functions are wrapped."""
     tools = stored(value)
     if tools is None:
@@ -169,7 +169,7 @@ def tools_of(value: Any, noted: Noted | None = None) -> tuple[Mapping[str, Any],
     return tuple([_tool(stored(tool), number, noted) for number, tool in enumerate(tools, 1)])
 
 
-def _tool(tool: Any, number: int, noted: Noted | None) -> Mapping[str, Any]:
+def _tool(tool: Any, number: int, noted: KeyNotes | None) -> Mapping[str, Any]:
     function = stored(tool.get("function", tool)) if isinstance(tool, Mapping) else tool
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _bad_tools(f"tool {number} has no name", tool)
@@ -196,16 +196,18 @@ def _bad_tools(problem: str, value: Any) -> RowError:
     )
 
 
-def calls_of(value: Any, place: str, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+def calls_of(value: Any, place: str, noted: KeyNotes | None = None) -> tuple[Mapping[str, Any], ...]:
     """Tool calls, one or a list or the text of either, in the OpenAI layout with `arguments` as a mapping."""
     calls = stored(value)
     if calls is None:
         return ()
     calls = calls if isinstance(calls, list | tuple) else (calls,)
-    return tuple([_call(stored(call), f"tool call {number} of {place}", noted) for number, call in enumerate(calls, 1)])
+    return tuple(
+        [_tool_call(stored(call), f"tool call {number} of {place}", noted) for number, call in enumerate(calls, 1)]
+    )
 
 
-def _call(call: Any, place: str, noted: Noted | None) -> Mapping[str, Any]:
+def _tool_call(call: Any, place: str, noted: KeyNotes | None) -> Mapping[str, Any]:
     function = stored(call.get("function", call)) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 Truncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget"]
 TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
 
-DROPPED = {
+DROP_REASONS = {
     "too_long": "longer than max_length",
     "prompt_too_long": "the prompt alone leaves no room for a response",
     "response_too_long": "the response leaves no room for the end of its prompt",
@@ -31,7 +31,7 @@ DROPPED = {
 }
 """Why a tree is left out: the labels under which it is counted, with their meaning."""
 
-TRUNCATED = {
+TRUNCATION_REASONS = {
     "prompt_cut": "the beginning of the prompt was cut",
     "response_cut": "the end of a response was cut, and with it the stop token",
 }
@@ -74,7 +74,7 @@ class Fitted:
     truncated: str | None = None
 
 
-def fit(
+def fit_length(
     draft: Draft,
     max_length: int | None,
     policy: Truncation,
@@ -90,7 +90,7 @@ def fit(
     if not all(any(side.mask) for side in draft.sides):
         return Fitted(None, dropped="nothing_to_train")
     draft = Draft(draft.prompt, tuple(side.cut(len(side.ids)) for side in draft.sides))
-    if _identical(draft):
+    if _all_sides_equal(draft):
         return Fitted(None, dropped="identical_responses")
     if max_length is None or draft.longest <= max_length:
         return Fitted(draft)
@@ -118,12 +118,12 @@ def _cut_sides(draft: Draft, max_length: int) -> Fitted:
     cut = Draft(draft.prompt, tuple(side.cut(room) for side in draft.sides))
     if not all(side.ids for side in cut.sides):
         return Fitted(None, dropped="nothing_left_to_train")
-    if _identical(cut):
+    if _all_sides_equal(cut):
         return Fitted(None, dropped="identical_after_cut")
     return Fitted(cut, truncated="response_cut")
 
 
-def _identical(draft: Draft) -> bool:
+def _all_sides_equal(draft: Draft) -> bool:
     """Equal sides say nothing about which is better: their loss is constant and would only dilute the metrics."""
     first, *others = draft.sides or (Side([], []),)
     return bool(others) and all(side.ids == first.ids for side in others)

@@ -19,7 +19,7 @@ from posttrain.data.sources.source import Numbered
 from posttrain.errors import SourceError
 from posttrain.types import RowRef
 
-_BATCH_ROWS = 1024
+BATCH_ROWS = 1024
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Numbered]:
@@ -29,7 +29,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[Numbered]:
 
     try:
         with pq.ParquetFile(path) as file:
-            yield from batches_rows(file.iter_batches(batch_size=_BATCH_ROWS), name)
+            yield from batches_rows(file.iter_batches(batch_size=BATCH_ROWS), name)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(name, "Parquet", error) from error
 
@@ -97,8 +97,8 @@ def batches_rows(batches: Iterator[Any], name: str) -> Iterator[Numbered]:
     row = 0
     for batch in batches:
         cleaners = column_cleaners(batch.schema)
-        for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for value in _python_rows(batch.slice(start, _BATCH_ROWS), row, name):
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            for value in _python_rows(batch.slice(start, BATCH_ROWS), row, name):
                 row += 1
                 for column, cleaner in cleaners.items():
                     value[column] = cleaner(value[column])
@@ -119,7 +119,7 @@ def cleaner_of(kind: Any) -> Cleaner | None:
     import pyarrow as pa
 
     if pa.types.is_decimal(kind):
-        return _number
+        return _from_decimal
     if pa.types.is_floating(kind):
         return whole
     if pa.types.is_map(kind):
@@ -167,7 +167,7 @@ def _is_decimal(kind: Any) -> bool:
     return bool(pa.types.is_decimal(kind))
 
 
-def _number(value: Any) -> Any:
+def _from_decimal(value: Any) -> Any:
     if value is None:
         return None
     return int(value) if value == value.to_integral_value() else float(value)

@@ -27,8 +27,8 @@ _FRAGMENTS = (
     | {"."}
 )
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
-_CHUNK = 1 << 20
-_HEAD = 1 << 16
+_CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 _TURNS_ON_A_LINE = re.compile(rb'\[\s*\{\s*"(?:role|from|content|value)"[^\n]*\]\s*\n\s*\[')
 """A list of turns on each line, which is no array of rows; the reader of lines says what to do with it."""
 
@@ -51,7 +51,7 @@ class _Decoder(json.JSONDecoder):
         return found
 
 
-def _repeated(key: str, content: str, ref: RowRef) -> Broken:
+def _repeated_key(key: str, content: str, ref: RowRef) -> Broken:
     return Broken(
         RowError(
             f"an object of the row names the key {quoted([key])} twice",
@@ -92,7 +92,11 @@ def line_rows(stream: BinaryIO, name: str) -> Iterator[Numbered]:
             yield row, _bad_line(line.decode(), error, at_end, RowRef(name, row)), note
         else:
             key = decoder.repeated
-            yield row, value if key is None else _repeated(key, line.decode().rstrip("\r\n"), RowRef(name, row)), note
+            yield (
+                row,
+                value if key is None else _repeated_key(key, line.decode().rstrip("\r\n"), RowRef(name, row)),
+                note,
+            )
 
 
 def _bad_encoding(line: bytes, error: UnicodeDecodeError, start: int, ref: RowRef) -> Broken:
@@ -117,7 +121,9 @@ def encoding_error(data: bytes, error: UnicodeDecodeError, start: int, ref: RowR
 def _bad_line(line: str, error: Exception, at_end: bool, ref: RowRef) -> Broken:
     line = line.rstrip("\r\n")
     if at_end and isinstance(error, json.JSONDecodeError) and _cut_off(error, line):
-        return Broken(_truncated(ref, f"the last line ends with {shown(line[-60:])}", lines=True), "truncated", line)
+        return Broken(
+            _truncated_file(ref, f"the last line ends with {shown(line[-60:])}", lines=True), "truncated", line
+        )
     problem = "the line is not valid JSON"
     found = shown(line)
     if isinstance(error, json.JSONDecodeError):
@@ -167,7 +173,7 @@ def _line_remedy(line: str, source: str) -> str:
     return "write the row again with a JSON library; `bad_rows: skip` leaves such rows out and counts them"
 
 
-def _truncated(
+def _truncated_file(
     ref: RowRef, found: str, *, lines: bool, problem: str = "the file ends in the middle of this row"
 ) -> SourceError:
     cut = f", or delete its last line (`sed -i '$ d' {shlex.quote(ref.source)}`)" if lines else ""
@@ -183,7 +189,7 @@ def _truncated(
 # ---------------------------------------------------------------- one array
 
 
-def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK) -> Iterator[Numbered]:
+def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Numbered]:
     """Elements of one JSON array, in order, holding no more of the file than a chunk and the element in hand.
 
     Raises SourceError, with the row and byte where it happens, for an array that is cut off or broken: after a
@@ -284,7 +290,7 @@ class _Window:
                 if self.ended or self._is_complete(end):
                     content, self.at = self.text[self.at : end], end
                     key = self.json.repeated
-                    return value if key is None else _repeated(key, content, RowRef(self.name, row))
+                    return value if key is None else _repeated_key(key, content, RowRef(self.name, row))
             self.fill()
 
     def _is_complete(self, end: int) -> bool:
@@ -314,7 +320,7 @@ class _Window:
             data, error, start = self.failure
             return encoding_error(data, error, start, RowRef(self.name, row))
         tail = shown(self.text[-60:]) if self.text else "nothing more"
-        return _truncated(
+        return _truncated_file(
             RowRef(self.name, row), f"the file ends with {tail} at byte {self.offset:,}", lines=False, problem=problem
         )
 
@@ -337,7 +343,7 @@ def _is_fragment(text: str, at: int) -> bool:
 
 def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
-    head = stream.peek(_HEAD)[:_HEAD]  # `peek` gives all that is buffered
+    head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):

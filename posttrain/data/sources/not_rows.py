@@ -25,7 +25,7 @@ _PICKLE = (
     "`python -c \"import pandas; pandas.read_pickle('{0}').to_parquet('rows.parquet')\"`, "
     "or pass the DataFrame to `read`"
 )
-_FOREIGN = (
+_OTHER_FILES = (
     (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
     (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data itself", "fetch the data: `git lfs pull`"),
@@ -49,9 +49,9 @@ _LONGEST_NAME = 64
 def refuse_other_content(head: bytes, name: str) -> None:
     """Raises SourceError if the first bytes of a file are not those of JSON."""
     start = head.lstrip()
-    for mark, what, remedy in _FOREIGN:
+    for mark, what, remedy in _OTHER_FILES:
         if start.startswith(mark):
-            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _quoted(name, remedy)), name)
+            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _shell_quoted(name, remedy)), name)
     if b"\0" in head[:4] and start[:1] in (b"{", b"[", b"\0"):
         what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
         convert = f"`iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > fixed.jsonl`"
@@ -63,7 +63,7 @@ def refuse_other_content(head: bytes, name: str) -> None:
     _refuse_text(start.removeprefix(codecs.BOM_UTF8).lstrip(), head, name)
 
 
-def _quoted(name: str, remedy: str) -> str:
+def _shell_quoted(name: str, remedy: str) -> str:
     """A file's name as a shell takes it; inside Python's quotes it stands as it is."""
     return name if "'{0}'" in remedy else shlex.quote(name)
 
@@ -74,7 +74,7 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
         return
     text = start[:_TEXT_BYTES].decode(errors="replace")
     lines = [line for line in text.splitlines()[:_TABLE_LINES] if line.strip()]
-    if not lines or any(line.lstrip()[:1] in ("{", "[") or _is_json(line) for line in lines[:5]):
+    if not lines or any(line.lstrip()[:1] in ("{", "[") or _parses_as_json(line) for line in lines[:5]):
         return
     delimiter = table_delimiter(lines, whole=len(start) < _TEXT_BYTES, name=name)
     if delimiter is not None:
@@ -92,7 +92,7 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
         raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
 
 
-def _is_json(line: str) -> bool:
+def _parses_as_json(line: str) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -143,7 +143,7 @@ def refuse_one_object(text: bytes, name: str) -> None:
     try:
         value, _ = json.JSONDecoder().raw_decode(words)
     except ValueError:
-        value = _beginning(words)
+        value = _first_wrapped_row(words)
     wrapped = wrapped_remedy(value, name)
     raise SourceError(
         "the file holds an object that spans several lines",
@@ -156,12 +156,12 @@ def refuse_one_object(text: bytes, name: str) -> None:
     )
 
 
-_LIST = re.compile(r'"([^"\\]+)"\s*:\s*\[\s*(?=\{)')
+_LIST_OF_OBJECTS = re.compile(r'"([^"\\]+)"\s*:\s*\[\s*(?=\{)')
 
 
-def _beginning(words: str) -> dict[str, Any]:
+def _first_wrapped_row(words: str) -> dict[str, Any]:
     """The first element of the first list of a cut object, under its key: {"data": [{...}]}."""
-    for found in _LIST.finditer(words):
+    for found in _LIST_OF_OBJECTS.finditer(words):
         before = words[: found.start()]
         if before.count("{") - before.count("}") != 1 or before.count("[") != before.count("]"):
             continue

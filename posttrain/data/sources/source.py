@@ -22,7 +22,7 @@ Numbered = tuple[int, Any, str]
 """(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Rows under one name."""
 
     @property

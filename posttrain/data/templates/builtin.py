@@ -59,7 +59,7 @@ BUILTIN: dict[str, str] = {"chatml": CHATML, "raw": RAW}
 
 def with_values(template: str, **values: str) -> str:
     """The template with its capital names set to texts, so that it stands alone as a file."""
-    assignments = "".join(f"{{%- set {name} = {quoted(value)} -%}}\n" for name, value in values.items())
+    assignments = "".join(f"{{%- set {name} = {jinja_string(value)} -%}}\n" for name, value in values.items())
     return assignments + template
 
 
@@ -106,7 +106,7 @@ def template_source(tokens: Tokens, name: str) -> Any:
     return path.read_text(encoding="utf-8")
 
 
-def quoted(text: str) -> str:
-    """A text as a string of Jinja: quoted("it's") -> "'it\\\\'s'"."""
+def jinja_string(text: str) -> str:
+    """A text as a string of Jinja: jinja_string("it's") -> "'it\\\\'s'"."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"

@@ -30,7 +30,7 @@ CLOCK = "strftime_now"
 LIVE = "live_date"
 """A value for the exported template: true asks the clock again, as the template did before it was frozen."""
 TODAY = "today"
-_LETTERS = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_CODE_LETTERS = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 _FLAGS = "-_0^#"
 _MACRO = """\
 {{%- if not {live} %}}
@@ -86,7 +86,7 @@ def reads_clock(source: str) -> bool:
     return CLOCK in values_read(source)
 
 
-def unsteady(source: str) -> list[str]:
+def random_parts(source: str) -> list[str]:
     """What in a template gives another text at each rendering: ["the filter `random`"]; [] for nearly all."""
     tree = _parsed(source)
     if tree is None:
@@ -96,7 +96,7 @@ def unsteady(source: str) -> list[str]:
     return found + (["the function `lipsum`"] if "lipsum" in values_read(source) else [])
 
 
-def steady(render: Callable[[], str]) -> str:
+def deterministic_rendering(render: Callable[[], str]) -> str:
     """The text of a rendering that is the same three times over.
 
     Raises:
@@ -121,11 +121,11 @@ def frozen_clock(source: str, day: str) -> str:
     locale under which this was called, since another machine's locale is ambient state too.
     """
     moment = datetime.datetime.combine(date_of(day), datetime.time())
-    codes = {code: text for code in _codes_of(source) if (text := _written(moment, code)) is not None}
+    codes = {code: text for code in _codes_of(source) if (text := _formatted(moment, code)) is not None}
     return _MACRO.format(live=LIVE, clock=CLOCK, codes=jinja_literal(codes), flags=_FLAGS)
 
 
-def _written(moment: datetime.datetime, code: str) -> str | None:
+def _formatted(moment: datetime.datetime, code: str) -> str | None:
     """What a code stands for; None where the platform does not know it."""
     try:
         text = moment.strftime(f"%{code}")
@@ -137,7 +137,7 @@ def _written(moment: datetime.datetime, code: str) -> str | None:
 def _codes_of(source: str) -> list[str]:
     """The codes of all formats where each is written out in the template, else every code there is."""
     tree = _parsed(source)
-    every = [flag + letter for flag in ("", *_FLAGS) for letter in _LETTERS]
+    every = [flag + letter for flag in ("", *_FLAGS) for letter in _CODE_LETTERS]
     if tree is None:
         return every
     named = sum(one.name == CLOCK for one in tree.find_all(nodes.Name))

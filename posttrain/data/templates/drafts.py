@@ -25,7 +25,7 @@ class SpecialTokenError(EncodingError):
     """A text holds a special token's name, and the settings refuse such rows."""
 
 
-class Found:
+class RowFindings:
     """What is worth knowing about one row, gathered while it is encoded."""
 
     def __init__(self, findings: Sequence[str] = ()) -> None:
@@ -36,7 +36,7 @@ class Found:
         self.names += [name for name in names if name not in self.names]
 
 
-class _Path:
+class _Sequence:
     """One sequence under construction: its text, ids, which of them train, and which of those end an answer."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Drafter:
 
     # ------------------------------------------------------------ drafts
 
-    def demonstration(self, row: Demonstration, found: Found) -> list[Draft]:
+    def demonstration(self, row: Demonstration, found: RowFindings) -> list[Draft]:
         messages = [self.template.plain(message) for message in row.messages]
         if self.settings.train_on == "all":
             return [self._everything(row, messages, found)]
@@ -86,7 +86,7 @@ class Drafter:
         if not trained:
             ids = self.tokens.ids(self.template.render(messages, row.tools))
             return [Draft([], (Side(ids, [False] * len(ids)),))]
-        paths, context = self._paths(messages, trained, row.tools, found, cut=_cut(row.messages))
+        paths, context = self._paths(messages, trained, row.tools, found, cut=_cut_turns(row.messages))
         found.add(self.check_shown(row.messages[: trained[-1]], row.tools, context))
         if len(paths) > 1:
             found.add(["split_turns"])
@@ -94,7 +94,7 @@ class Drafter:
             self._compare(found, path.text, path.ids)
         return [path.draft(path.first_trained) for path in paths]
 
-    def _everything(self, row: Demonstration, messages: list[PlainMessage], found: Found) -> Draft:
+    def _everything(self, row: Demonstration, messages: list[PlainMessage], found: RowFindings) -> Draft:
         """Every token but the first, which nothing predicts."""
         if any(message.train is False for message in row.messages):
             raise EncodingError(
@@ -102,7 +102,7 @@ class Drafter:
                 expected="no such mark under `train_on: all`",
                 remedy="use `train_on: assistant_only`, which honours the mark",
             )
-        path = _Path()
+        path = _Sequence()
         if messages and messages[-1]["role"] == "assistant":
             turn = self._turn(messages, len(messages) - 1, row.tools, whole=row.messages[-1].complete)
             self._extend(path, self.tokens.ids(turn.context), turn)
@@ -117,7 +117,7 @@ class Drafter:
         stops = tuple(at for at, number in enumerate(path.ids) if number in self.stop_ids and at)
         return Draft([], (Side(path.ids, mask[: len(path.ids)], stops),))
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any], found: Found | None = None) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any], found: RowFindings | None = None) -> list[int]:
         """The ids of a conversation with its generation prompt; what there is to say of it goes to `found`."""
         text = self._prompt_text(messages, tools)
         ids = self.tokens.ids(text)
@@ -127,7 +127,7 @@ class Drafter:
             self._compare(found, text, ids)
         return ids
 
-    def _compare(self, found: Found, text: str, ids: list[int]) -> None:
+    def _compare(self, found: RowFindings, text: str, ids: list[int]) -> None:
         """Text through ids and back; see `posttrain.data.round_trip`."""
         trip = self._round_trips.of(text, ids)
         found.round_trip += trip
@@ -141,7 +141,7 @@ class Drafter:
         prompt: Sequence[Message],
         responses: Sequence[Sequence[Message]],
         tools: Sequence[Any],
-        found: Found,
+        found: RowFindings,
     ) -> Draft:
         """All responses behind one prompt, whose ids each of them must share token by token."""
         text = self._prompt_text(prompt, tools)
@@ -158,7 +158,7 @@ class Drafter:
         prompt: Sequence[Message],
         response: Sequence[Message],
         tools: Sequence[Any],
-        found: Found,
+        found: RowFindings,
     ) -> Side:
         turns = [*prompt, *response]
         messages = [self.template.plain(message) for message in turns]
@@ -166,7 +166,9 @@ class Drafter:
         if not trained:
             return Side([], [])
         try:
-            paths, context = self._paths(messages, trained, tools, found, known={len(prompt): text}, cut=_cut(turns))
+            paths, context = self._paths(
+                messages, trained, tools, found, known={len(prompt): text}, cut=_cut_turns(turns)
+            )
         except ContextMismatch as error:
             raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
         if len(response) > 1:
@@ -220,16 +222,16 @@ class Drafter:
         messages: list[PlainMessage],
         trained: list[int],
         tools: Sequence[Any],
-        found: Found,
+        found: RowFindings,
         known: Mapping[int, str] | None = None,
         cut: Collection[int] = (),
-    ) -> tuple[list[_Path], str]:
+    ) -> tuple[list[_Sequence], str]:
         """The trained turns in their true contexts: one path as long as each context continues the one before.
 
         known: contexts by turn that are already rendered.
         cut: turns that were cut before their end. Also returns the last turn's context.
         """
-        paths: list[_Path] = []
+        paths: list[_Sequence] = []
         shown = ""
         for index in trained:
             if messages[index]["role"] == "assistant":
@@ -240,7 +242,7 @@ class Drafter:
             found.add([turn.finding] if turn.finding else [])
             context = self.tokens.ids(shown)
             if not paths or context[: len(paths[-1].ids)] != paths[-1].ids:
-                paths.append(_Path())
+                paths.append(_Sequence())
             self._extend(paths[-1], context, turn)
         return paths, shown
 
@@ -256,7 +258,7 @@ class Drafter:
         read = self.template.turn if whole else self.template.cut_turn
         return read(messages, index, tools, context=context)
 
-    def _extend(self, path: _Path, context: list[int], turn: Turn) -> None:
+    def _extend(self, path: _Sequence, context: list[int], turn: Turn) -> None:
         path.add(context[len(path.ids) :], trains=False)
         text, stop = turn.completion, turn.stop
         ids = self.tokens.continuation(turn.context, context, text + stop.text if stop else text)
@@ -348,6 +350,6 @@ class Drafter:
         )
 
 
-def _cut(messages: Sequence[Message]) -> frozenset[int]:
+def _cut_turns(messages: Sequence[Message]) -> frozenset[int]:
     """The turns that were cut before their end."""
     return frozenset(index for index, message in enumerate(messages) if not message.complete)

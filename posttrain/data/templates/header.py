@@ -26,9 +26,9 @@ from posttrain.data.templates.clock import (
     LIVE,
     frozen_clock,
     jinja_literal,
+    random_parts,
     reads_clock,
     today,
-    unsteady,
     values_read,
 )
 from posttrain.errors import ConfigError, TemplateError, nearest
@@ -46,13 +46,13 @@ _WORDS_OF_JINJA = frozenset(
     ["true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is", "if", "else", "loop", "self"]
 )
 
-Source = str | Mapping[str, str]
+TemplateSource = str | Mapping[str, str]
 """A template, or several by name ("default", "tool_use")."""
 
 
 @dataclass(frozen=True, slots=True)
-class SpokenTemplate:
-    """A template with its header: SpokenTemplate("{#- posttrain-speech ...", {"enable_thinking": False}, None, ())."""
+class HeadedTemplate:
+    """A template with its header: HeadedTemplate("{#- posttrain-speech ...", {"enable_thinking": False}, None, ())."""
 
     source: Any
     """What is rendered and exported: a text, or a mapping of them."""
@@ -63,9 +63,9 @@ class SpokenTemplate:
     notes: tuple[str, ...] = ()
 
 
-def spoken_template(
-    source: Source, values: Mapping[str, Any], date: str | None, always_set: Collection[str] = ()
-) -> SpokenTemplate:
+def with_header(
+    source: TemplateSource, values: Mapping[str, Any], date: str | None, always_set: Collection[str] = ()
+) -> HeadedTemplate:
     """A template as it is spoken from now on: what its header says, under what is given here.
 
     Args:
@@ -77,42 +77,42 @@ def spoken_template(
         TemplateError: the template gives another text at each rendering.
     """
     if not isinstance(source, (str, Mapping)):  # a tokenizer of another make, which renders in its own way
-        return SpokenTemplate(source, _plain(values), date)
-    headers, bare = split(source)
+        return HeadedTemplate(source, _plain_values(values), date)
+    headers, bare = split_header(source)
     texts = list(bare.values()) if isinstance(bare, Mapping) else [bare]
     for text in texts:
-        _refuse_unsteady(text)
+        _refuse_random(text)
     own, own_date = headers
-    merged = {**own, **_plain(values)}
+    merged = {**own, **_plain_values(values)}
     asks = any(map(reads_clock, texts))
     day = (date or own_date or today()) if asks else None
-    notes = [*_notes_on_values(own, _plain(values), texts), *_notes_on_date(day, own_date)]
+    notes = [*_notes_on_values(own, _plain_values(values), texts), *_notes_on_date(day, own_date)]
 
     def spoken(text: str) -> str:
         return _header(text, merged, day, always_set) + text
 
     result = {name: spoken(text) for name, text in bare.items()} if isinstance(bare, Mapping) else spoken(bare)
-    return SpokenTemplate(result, merged, day, tuple(notes))
+    return HeadedTemplate(result, merged, day, tuple(notes))
 
 
-def split(source: Source) -> tuple[tuple[dict[str, Any], str | None], Source]:
+def split_header(source: TemplateSource) -> tuple[tuple[dict[str, Any], str | None], TemplateSource]:
     """((values, date), template without its header); of several templates, the values of all and the first date."""
     if isinstance(source, str):
-        return _split(source)
-    parts = {name: _split(text) for name, text in source.items()}
+        return _split_text(source)
+    parts = {name: _split_text(text) for name, text in source.items()}
     values = {name: value for (own, _), _ in parts.values() for name, value in own.items()}
     dates = [date for (_, date), _ in parts.values() if date is not None]
     return (values, dates[0] if dates else None), {name: text for name, (_, text) in parts.items()}
 
 
-def chosen(source: Source, tools: Sequence[Any]) -> str | None:
+def template_for(source: TemplateSource, tools: Sequence[Any]) -> str | None:
     """The one of several templates that `transformers` takes; None leaves the choice, and its error, to it."""
     if isinstance(source, str):
         return source
     return source["tool_use"] if tools and "tool_use" in source else source.get("default")
 
 
-def _split(text: str) -> tuple[tuple[dict[str, Any], str | None], str]:
+def _split_text(text: str) -> tuple[tuple[dict[str, Any], str | None], str]:
     values: dict[str, Any] = {}
     date: str | None = None
     while (match := _HEADER.match(text)) is not None:
@@ -169,7 +169,7 @@ def check_values(values: Mapping[str, Any]) -> None:
             )
         if name in _SET_BY_THE_CALL or name in (CLOCK, LIVE):
             raise _bad_value(name, "this is set by whoever renders a template", name, "a value that the template reads")
-        if not _is_json(value):
+        if not _is_json_value(value):
             found = f"{value!r}, of type {type(value).__name__}"
             raise _bad_value(name, "the value cannot be saved with the model", found, "text, numbers, true, lists")
 
@@ -185,24 +185,24 @@ def _bad_value(name: Any, problem: str, found: str, expected: str) -> ConfigErro
     )
 
 
-def _is_json(value: Any) -> bool:
+def _is_json_value(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+        return all(isinstance(key, str) and _is_json_value(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
+        return all(map(_is_json_value, value))
     return value is None or type(value) in (str, int, bool)
 
 
-def _plain(value: Any) -> Any:
+def _plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _plain_values(item) for key, item in value.items()}
+    return [_plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse_unsteady(text: str) -> None:
-    if found := unsteady(text):
+def _refuse_random(text: str) -> None:
+    if found := random_parts(text):
         raise TemplateError(
             "the chat template gives another text at each rendering, so that no model could be asked as it was trained",
             found=", ".join(found),

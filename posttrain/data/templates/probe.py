@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from posttrain.data.templates.call_text import ArgumentForm, call_in_form, lost_part
 from posttrain.data.templates.thoughts import (
     THINK,
-    Marks,
+    ThoughtMarks,
     marks_in,
     marks_order,
     opened_at_end,
-    state_of,
+    thought_state,
     trailing_marks,
 )
 from posttrain.data.tokens import Tokens
@@ -38,7 +38,7 @@ USER, ANSWER, TOOL, THOUGHT = (
 RESULT = "posttrainproberesult"
 _KEY, _VALUE = "posttrainprobekey", "posttrainprobevalue"
 QUESTION: PlainMessage = {"role": "user", "content": USER}
-SCHEMA: dict[str, Any] = {
+PROBE_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": TOOL,
@@ -65,15 +65,21 @@ class Renderer(Protocol):
     @property
     def label(self) -> str: ...
 
-    def render(self, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, ask: bool = False) -> str: ...
+    def render(
+        self, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, add_generation_prompt: bool = False
+    ) -> str: ...
 
 
 def rendered_or_none(
-    template: Renderer, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, ask: bool = False
+    template: Renderer,
+    messages: Sequence[PlainMessage],
+    tools: Sequence[Any] = (),
+    *,
+    add_generation_prompt: bool = False,
 ) -> str | None:
     """`template.render`, or None where it refuses the conversation."""
     try:
-        return template.render(messages, tools, ask=ask)
+        return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
     except TemplateError:
         return None  # the template refuses such conversations; a row that needs them is refused aloud
 
@@ -82,8 +88,8 @@ def rendered_or_none(
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where turns begin and end: Layout("<|im_start|>assistant\\n", prefill="", between="<|im_end|>\\n...user\\n",
+class TemplateLayout:
+    """Where turns begin and end: TemplateLayout("<|im_start|>assistant\\n", prefill="", between="<|im_end|>\\n...user\\n",
     headers=..., closes="<|im_end|>", header_is_prompt=True)."""
 
     generation: str
@@ -104,8 +110,8 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """The token that ends an assistant's turn: Stop("<|im_end|>", 2)."""
+class StopToken:
+    """The token that ends an assistant's turn: StopToken("<|im_end|>", 2)."""
 
     text: str
     id: int
@@ -113,17 +119,17 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What a template writes after a turn's last text: Tail("<|im_end|>\\n", kept="", stop=Stop("<|im_end|>", 2))."""
+    """What a template writes after a turn's last text: Tail("<|im_end|>\\n", kept="", stop=StopToken("<|im_end|>", 2))."""
 
     text: str
     kept: str
     """The part before the stop token, which the model writes too."""
-    stop: Stop | None
+    stop: StopToken | None
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a turn is made of, as far as its end may depend on it: Kind(content=True, calls=False, ...)."""
+class TurnKind:
+    """What a turn is made of, as far as its end may depend on it: TurnKind(content=True, calls=False, ...)."""
 
     content: bool
     calls: bool
@@ -132,10 +138,10 @@ class Kind:
     """The turn follows a tool's result."""
 
 
-def kind_of(messages: Sequence[PlainMessage], index: int, *, thoughts: bool) -> Kind:
+def turn_kind(messages: Sequence[PlainMessage], index: int, *, thoughts: bool) -> TurnKind:
     """Of the turn messages[index]; thoughts: whether the template renders any for it."""
     message = messages[index]
-    return Kind(
+    return TurnKind(
         content=bool((message["content"] or "").strip()),
         calls=bool(message.get("tool_calls")),
         thoughts=thoughts,
@@ -153,12 +159,14 @@ class Ends:
         plain: the end of an answer that is text alone.
     """
 
-    def __init__(self, template: Renderer, plain: Tail, layout: Layout, calls: CallForm, thoughts_key: str | None):
+    def __init__(
+        self, template: Renderer, plain: Tail, layout: TemplateLayout, calls: CallForm, thoughts_key: str | None
+    ):
         self._template, self._layout, self._calls, self._key = template, layout, calls, thoughts_key
         self.plain = plain
-        self._of: dict[Kind, Tail | None] = {}
+        self._of: dict[TurnKind, Tail | None] = {}
 
-    def of(self, kind: Kind) -> Tail | None:
+    def of(self, kind: TurnKind) -> Tail | None:
         """None where the template refuses such a turn, or writes it in a way that a probe cannot read."""
         if kind not in self._of:
             self._of[kind] = self._probe(kind)
@@ -168,19 +176,21 @@ class Ends:
     def all(self) -> tuple[Tail, ...]:
         """The ends of every kind of turn, that of a plain answer first."""
         switched = product((False, True), (False, True), (False, True), (True, False))
-        kinds = [Kind(content, calls, thoughts, after) for calls, thoughts, after, content in switched]
+        kinds = [TurnKind(content, calls, thoughts, after) for calls, thoughts, after, content in switched]
         found = [tail for kind in kinds if (kind.content or kind.calls) and (tail := self.of(kind)) is not None]
         return tuple(dict.fromkeys([self.plain, *found]))
 
-    def _probe(self, kind: Kind) -> Tail | None:
+    def _probe(self, kind: TurnKind) -> Tail | None:
         if kind.calls and not self._calls.written:
             return None
         context = [QUESTION]
         if kind.after_tool:
             context += self._calls.exchange()
         turn = self._turn(kind)
-        rendered = rendered_or_none(self._template, [*context, turn], [SCHEMA] if kind.calls or kind.after_tool else ())
-        before = rendered_or_none(self._template, context, [SCHEMA] if kind.calls or kind.after_tool else ())
+        rendered = rendered_or_none(
+            self._template, [*context, turn], [PROBE_TOOL] if kind.calls or kind.after_tool else ()
+        )
+        before = rendered_or_none(self._template, context, [PROBE_TOOL] if kind.calls or kind.after_tool else ())
         if rendered is None or before is None:
             return None
         if kind.content and (not kind.calls or rendered.rfind(ANSWER) > rendered.rfind(_VALUE)):
@@ -188,7 +198,7 @@ class Ends:
             return self._after_text(text) if found else None
         return self._after_call(rendered, context, turn)
 
-    def _turn(self, kind: Kind, calls: int = 1) -> PlainMessage:
+    def _turn(self, kind: TurnKind, calls: int = 1) -> PlainMessage:
         turn: PlainMessage = {"role": "assistant", "content": ANSWER if kind.content else self._calls.null_content}
         if kind.calls:
             turn["tool_calls"] = [call_in_form(probe_call(number + 1), self._calls.form) for number in range(calls)]
@@ -217,7 +227,7 @@ class Ends:
                 continue
             if self._closes_call(added, context, turn):
                 break
-            return Tail(rendered[rendered.rindex(added) :], "", Stop(added, tokens.added[added]))
+            return Tail(rendered[rendered.rindex(added) :], "", StopToken(added, tokens.added[added]))
         following = self._result_header(rendered, context, turn)
         if following is not None:
             return following
@@ -226,7 +236,7 @@ class Ends:
 
     def _closes_call(self, token: str, context: list[PlainMessage], turn: PlainMessage) -> bool:
         """Whether a token is part of each call: with two calls it stands there once more."""
-        tools = [SCHEMA]
+        tools = [PROBE_TOOL]
         one = rendered_or_none(self._template, [*context, turn], tools)
         both = {**turn, "tool_calls": [call_in_form(probe_call(number), self._calls.form) for number in (1, 2)]}
         two = rendered_or_none(self._template, [*context, both], tools)
@@ -238,7 +248,7 @@ class Ends:
     def _result_header(self, rendered: str, context: list[PlainMessage], turn: PlainMessage) -> Tail | None:
         """The token that begins a tool's result, where it begins no other turn and nothing else ends the call."""
         result = self._calls.result()
-        longer = rendered_or_none(self._template, [*context, turn, result], [SCHEMA])
+        longer = rendered_or_none(self._template, [*context, turn, result], [PROBE_TOOL])
         if longer is None or not longer.startswith(rendered):
             return None
         header = longer[len(rendered) :].partition(RESULT)[0]
@@ -248,7 +258,7 @@ class Ends:
         return Tail("", *found)
 
 
-def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[str, Stop] | None:
+def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[str, StopToken] | None:
     """What the model writes after its answer, and the first added token there, or the one token that the tail is.
 
     closes: the token that ends turns of the user. Where it follows that first one directly, as in Cohere's
@@ -260,11 +270,11 @@ def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[st
         at, text = added
         kept, rest = tail[:at], tail[at + len(text) :]
         if closes is not None and text != closes and rest.startswith(closes):
-            return kept + text, Stop(closes, tokens.added[closes])
-        return kept, Stop(text, tokens.added[text])
+            return kept + text, StopToken(closes, tokens.added[closes])
+        return kept, StopToken(text, tokens.added[text])
     bare = tail.strip()
     number = tokens.single_id(bare) if bare else None
-    return (tail[: tail.index(bare)], Stop(bare, number)) if number is not None else None
+    return (tail[: tail.index(bare)], StopToken(bare, number)) if number is not None else None
 
 
 # ---------------------------------------------------------------- tool calls
@@ -305,7 +315,10 @@ def probe_calls(template: Renderer, prefill: str) -> CallForm:
 def _shows_tools(template: Renderer) -> bool:
     """Asked with and without a system turn, since some templates put the schemas there."""
     system: PlainMessage = {"role": "system", "content": ANSWER}
-    texts = [rendered_or_none(template, before, [SCHEMA], ask=True) for before in ([QUESTION], [system, QUESTION])]
+    texts = [
+        rendered_or_none(template, before, [PROBE_TOOL], add_generation_prompt=True)
+        for before in ([QUESTION], [system, QUESTION])
+    ]
     return all(text is None for text in texts) or any(text is not None and TOOL in text for text in texts)
 
 
@@ -334,8 +347,8 @@ def _calling(template: Renderer, form: ArgumentForm, null_content: str | None, p
     """The text of a turn that calls a tool; None where the template refuses it, or prints the absent content."""
     calling: PlainMessage = {"role": "assistant", "content": null_content}
     calling["tool_calls"] = [call_in_form(probe_call(), form)]
-    context = rendered_or_none(template, [QUESTION], [SCHEMA], ask=True)
-    rendered = rendered_or_none(template, [QUESTION, calling], [SCHEMA])
+    context = rendered_or_none(template, [QUESTION], [PROBE_TOOL], add_generation_prompt=True)
+    rendered = rendered_or_none(template, [QUESTION, calling], [PROBE_TOOL])
     if context is None or rendered is None:
         return None
     extra = rendered[len(context.removesuffix(prefill)) :]
@@ -344,7 +357,9 @@ def _calling(template: Renderer, form: ArgumentForm, null_content: str | None, p
 
 
 def _in_history(template: Renderer, form: CallForm) -> bool:
-    rendered = rendered_or_none(template, [QUESTION, *form.exchange(), QUESTION], [SCHEMA], ask=True)
+    rendered = rendered_or_none(
+        template, [QUESTION, *form.exchange(), QUESTION], [PROBE_TOOL], add_generation_prompt=True
+    )
     return rendered is None or _VALUE in rendered
 
 
@@ -353,13 +368,13 @@ def _in_history(template: Renderer, form: CallForm) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ThoughtForm:
-    """How a template deals with thoughts: ThoughtForm("reasoning_content", (Marks("<think>", "</think>"),), True)."""
+    """How a template deals with thoughts: ThoughtForm("reasoning_content", (ThoughtMarks("<think>", "</think>"),), True)."""
 
     key: str | None
     """Which key of a message it renders thoughts from; None where from none."""
-    marks: tuple[Marks, ...]
+    marks: tuple[ThoughtMarks, ...]
     """The marks that the template writes or reads, its own first; <think> is always among them, since rows have it."""
-    takes_apart: tuple[Marks, ...] = ()
+    takes_apart: tuple[ThoughtMarks, ...] = ()
     """Marks in a content that the template moves, rewrites or leaves out."""
     writes_think: bool = True
     """Whether the thoughts that it renders stand in <think>, as those in a row's content do."""
@@ -368,7 +383,7 @@ class ThoughtForm:
     template writes the marks itself and leaves the content's (Kimi-K2)."""
 
 
-def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallForm) -> ThoughtForm:
+def probe_thoughts(template: Renderer, source: str, layout: TemplateLayout, calls: CallForm) -> ThoughtForm:
     """Which key, which marks.
 
     Args:
@@ -378,14 +393,14 @@ def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallF
     answer: PlainMessage = {"role": "assistant", "content": ANSWER}
     calling = calls.exchange()[0]  # some templates keep the thoughts of a calling turn alone
     for turn, candidate in product((answer, calling) if calls.written else (answer,), REASONING_KEYS):
-        tools = [SCHEMA] if turn is calling else []
+        tools = [PROBE_TOOL] if turn is calling else []
         text = rendered_or_none(template, [QUESTION, {**turn, candidate: THOUGHT}], tools)
         if text is not None and THOUGHT in text:
             key, own = candidate, _around_thought(text, source)
             writes_think = THINK.open in text.partition(THOUGHT)[0].rpartition(USER)[2]
             break
     guesses = marks_in(source)
-    taken = tuple(marks for marks in guesses if _takes_apart(template, marks))
+    taken = tuple(marks for marks in guesses if _rewrites(template, marks))
     # Marks that begin other turns too are no thought's: <|header_start|>user<|header_end|>.
     written = [
         marks
@@ -393,13 +408,13 @@ def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallF
         if trailing_marks(layout.generation, [marks]) and not marks_order(layout.between, [marks])
     ]
     if layout.header_is_prompt:  # an opening mark is a header then, as Cohere's <|START_RESPONSE|> is
-        written = [marks for marks in written if state_of(marks_order(layout.generation, [marks])) == "closed"]
+        written = [marks for marks in written if thought_state(marks_order(layout.generation, [marks])) == "closed"]
     found = [marks for marks in (own, opened_at_end(layout.prefill), *taken, *written) if marks is not None]
     doubles = key is not None and _doubles(template, key, own or THINK)
     return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think, doubles)
 
 
-def _doubles(template: Renderer, key: str, marks: Marks) -> bool:
+def _doubles(template: Renderer, key: str, marks: ThoughtMarks) -> bool:
     """Asked of the last turn and of an earlier one, where templates leave thoughts out."""
     answer: PlainMessage = {"role": "assistant", "content": ANSWER}
     inside, apart = {**answer, "content": _spaced(marks, marks.open)}, {**answer, key: THOUGHT}
@@ -413,7 +428,7 @@ def _doubles(template: Renderer, key: str, marks: Marks) -> bool:
     )
 
 
-def _around_thought(text: str, source: str) -> Marks | None:
+def _around_thought(text: str, source: str) -> ThoughtMarks | None:
     """The marks around a known thought, if they are one of the pairs that the template names."""
     before, _, after = text.partition(THOUGHT)
     for marks in marks_in(source):
@@ -424,11 +439,11 @@ def _around_thought(text: str, source: str) -> Marks | None:
     # <|channel>thought ... <channel|>: a pair that no rule of spelling gives away is taken as it stands.
     at = last.rfind("<")
     if closing.startswith("<") and closing.endswith(">") and closing.count("<") == 1 and at >= 0:
-        return Marks(last[at:], closing)
+        return ThoughtMarks(last[at:], closing)
     return None
 
 
-def _takes_apart(template: Renderer, marks: Marks) -> bool:
+def _rewrites(template: Renderer, marks: ThoughtMarks) -> bool:
     """Whether a template reads the marks in a content: it leaves the thought out, moves it, or opens it again.
 
     White space is no evidence, since a template may fold line breaks in every content.
@@ -446,11 +461,11 @@ def _takes_apart(template: Renderer, marks: Marks) -> bool:
     return text is not None and whole in "".join(text.split())
 
 
-def _spaced(marks: Marks, opening: str) -> str:
+def _spaced(marks: ThoughtMarks, opening: str) -> str:
     return f"{opening}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}".lstrip("\n")
 
 
-def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[Marks]) -> Iterator[str]:
+def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[ThoughtMarks]) -> Iterator[str]:
     """Values of the template that give a generation prompt of a wanted state; each one was tried.
 
     prompt: a function of values for the template that renders the prompt in question with them.
@@ -463,5 +478,5 @@ def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[
             text = prompt({name: value})
         except TemplateError:
             continue  # the template refuses the value: no remedy
-        if state_of(marks_order(text, pairs)) in wanted:
+        if thought_state(marks_order(text, pairs)) in wanted:
             yield f"{{{name}: {str(value).lower()}}}"

@@ -1,7 +1,7 @@
 """What a turn trains, and the proof that the template renders it.
 
 For every turn that trains: prompt + trained text is the beginning of what the template renders for the conversation up
-to that turn, or one of the splits in SPLITS. Two things are proven of the trained text itself: it shows the whole turn
+to that turn, or one of the splits in DOCUMENTED_SPLITS. Two things are proven of the trained text itself: it shows the whole turn
 (content, thoughts, each call with its arguments), and together with the generation prompt it opens and closes a thought
 once or not at all. Whatever fails is refused with both texts.
 """
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.templates.call_text import lost_part
-from posttrain.data.templates.probe import PlainMessage, Stop, switches
+from posttrain.data.templates.probe import PlainMessage, StopToken, switches
 from posttrain.data.templates.thoughts import (
     THINK,
-    Marks,
-    State,
-    Written,
+    SplitContent,
+    ThoughtMarks,
+    ThoughtState,
     marks_order,
-    state_of,
-    take_apart,
+    split_thoughts,
+    thought_state,
     trailing_marks,
 )
 from posttrain.errors import TemplateError
@@ -29,7 +29,7 @@ from posttrain.errors import TemplateError
 if TYPE_CHECKING:
     from posttrain.data.templates.template import ChatTemplate
 
-SPLITS = {
+DOCUMENTED_SPLITS = {
     "moved_thoughts": "thoughts of the content are given to the template as `reasoning_content`, since it renders them "
     "from there alone",
     "hidden_thoughts": "the template hides the thoughts of a finished turn: they train as written, after the "
@@ -44,15 +44,15 @@ is what inference builds, and what trains is what the model has to write after i
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn and its true context: Turn("<|im_start|>user\\nHi...assistant\\n", "Hello.", Stop("<|im_end|>", 2))."""
+    """One turn and its true context: Turn("<|im_start|>user\\nHi...assistant\\n", "Hello.", StopToken("<|im_end|>", 2))."""
 
     context: str
     completion: str
     """What the model writes, without the stop token."""
-    stop: Stop | None
+    stop: StopToken | None
     """None where the template ends the turn with nothing and the tokenizer has no eos."""
     finding: str | None = None
-    """One of SPLITS, where context and completion are not rendered so word for word; or `foreign_thoughts`."""
+    """One of DOCUMENTED_SPLITS, where context and completion are not rendered so word for word; or `foreign_thoughts`."""
 
 
 class ContextMismatch(TemplateError):
@@ -72,8 +72,8 @@ class ContextMismatch(TemplateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A turn's context, and the thought that it ends with: Asked("...<|assistant|><think>\\n", "o", "<think>\\n")."""
+class PromptEnd:
+    """A turn's context, and the thought that it ends with: PromptEnd("...<|assistant|><think>\\n", "o", "<think>\\n")."""
 
     context: str
     order: str
@@ -81,17 +81,17 @@ class Asked:
     """The marks at the context's end."""
 
     @property
-    def state(self) -> State:
-        return state_of(self.order)
+    def state(self) -> ThoughtState:
+        return thought_state(self.order)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a message says: Said("2 and 2", "4.", written, calls)."""
+class TurnParts:
+    """What a message says: TurnParts("2 and 2", "4.", written, calls)."""
 
     thoughts: str
     visible: str
-    written: Written | None
+    written: SplitContent | None
     """The content taken apart, where the thoughts stand in it."""
     calls: Sequence[Mapping[str, Any]]
 
@@ -105,46 +105,48 @@ def prove_turn(
         TemplateError: the template hides part of the turn, or no split explains what it renders.
     """
     message = messages[index]
-    asked = ask(template, messages[:index], context)
-    said = _said(template, message, asked.state)
+    asked = read_prompt_end(template, messages[:index], context)
+    said = _turn_parts(template, message, asked.state)
     if said.thoughts and asked.state == "closed":
         raise _closed_already(template, messages[:index], tools, asked)
     rendered = template.render(messages[: index + 1], tools)
-    for form, split in ((message, None), *_moved(template, message, said)):
+    for form, split in ((message, None), *_with_moved_thoughts(template, message, said)):
         text = rendered if split is None else template.render([*messages[:index], form], tools)
         turn = _as_rendered(template, [*messages[:index], form], asked, said, text, split)
         if turn is not None:
             return turn
-    return _split(template, messages[: index + 1], tools, asked, said, rendered)
+    return _documented_split(template, messages[: index + 1], tools, asked, said, rendered)
 
 
-def ask(template: ChatTemplate, before: Sequence[PlainMessage], context: str) -> Asked:
+def read_prompt_end(template: ChatTemplate, before: Sequence[PlainMessage], context: str) -> PromptEnd:
     """How a context ends. Marks that a message ends with are the message's own, and open nothing."""
     pairs = template.thoughts.marks
     if context.endswith(template.layout.generation):
         order = marks_order(template.layout.generation, pairs)
-        return Asked(context, order, trailing_marks(template.layout.generation, pairs) if order else "")
+        return PromptEnd(context, order, trailing_marks(template.layout.generation, pairs) if order else "")
     prefill = trailing_marks(context, pairs)
     last = str(before[-1]["content"] or "").rstrip() if before else ""
     if prefill and last.endswith(prefill.strip()):
-        return Asked(context, "", "")
-    return Asked(context, marks_order(prefill, pairs), prefill)
+        return PromptEnd(context, "", "")
+    return PromptEnd(context, marks_order(prefill, pairs), prefill)
 
 
 # ---------------------------------------------------------------- as the template renders it
 
 
-def _said(template: ChatTemplate, message: PlainMessage, state: State) -> Said:
+def _turn_parts(template: ChatTemplate, message: PlainMessage, state: ThoughtState) -> TurnParts:
     content = str(message["content"] or "")
     form = template.thoughts
     reasoning = str(message.get(form.key or "reasoning_content") or "")
-    written = take_apart(content, form.marks, opened=state == "open" or bool(form.takes_apart) or form.doubles)
+    written = split_thoughts(content, form.marks, opened=state == "open" or bool(form.takes_apart) or form.doubles)
     visible = content if written is None else written.visible
     thoughts = reasoning or ("" if written is None else written.thoughts.strip())
-    return Said(thoughts.strip(), visible, written, message.get("tool_calls") or ())
+    return TurnParts(thoughts.strip(), visible, written, message.get("tool_calls") or ())
 
 
-def _moved(template: ChatTemplate, message: PlainMessage, said: Said) -> Iterator[tuple[PlainMessage, str]]:
+def _with_moved_thoughts(
+    template: ChatTemplate, message: PlainMessage, said: TurnParts
+) -> Iterator[tuple[PlainMessage, str]]:
     """The same turn with its thoughts where the template may render them instead."""
     key, written = template.thoughts.key, said.written
     if written is not None and not message.get(key or "reasoning_content"):
@@ -158,8 +160,8 @@ def _moved(template: ChatTemplate, message: PlainMessage, said: Said) -> Iterato
 def _as_rendered(
     template: ChatTemplate,
     messages: Sequence[PlainMessage],
-    asked: Asked,
-    said: Said,
+    asked: PromptEnd,
+    said: TurnParts,
     rendered: str,
     split: str | None,
 ) -> Turn | None:
@@ -176,7 +178,7 @@ def _as_rendered(
     return Turn(asked.context, body, stop, split)
 
 
-def _lost(content: str, said: Said, body: str) -> str | None:
+def _lost(content: str, said: TurnParts, body: str) -> str | None:
     """What of a turn its text does not show: None, "the content", "the reasoning", or a call or its argument."""
     whole = content.strip()
     if whole and whole in body and (said.written is not None or not said.thoughts):
@@ -193,7 +195,7 @@ def _lost(content: str, said: Said, body: str) -> str | None:
     return lost_part(said.calls, body, f"{said.thoughts}\n{visible}") if said.calls else None
 
 
-def _in_order(template: ChatTemplate, asked: Asked, completion: str, content: str) -> bool:
+def _in_order(template: ChatTemplate, asked: PromptEnd, completion: str, content: str) -> bool:
     """Whether prompt and completion open and close one thought, or none.
 
     A template that adds no mark to what the row has written leaves the row's own form as it is. One that writes a lone
@@ -209,18 +211,18 @@ def _in_order(template: ChatTemplate, asked: Asked, completion: str, content: st
 # ---------------------------------------------------------------- documented splits
 
 
-def _split(
+def _documented_split(
     template: ChatTemplate,
     messages: Sequence[PlainMessage],
     tools: Sequence[Any],
-    asked: Asked,
-    said: Said,
+    asked: PromptEnd,
+    said: TurnParts,
     rendered: str,
 ) -> Turn:
     """The turn where no form of it continues the context word for word.
 
     Raises:
-        TemplateError: it is none of SPLITS.
+        TemplateError: it is none of DOCUMENTED_SPLITS.
     """
     content = str(messages[-1]["content"] or "")
     if asked.state == "open" and said.written is not None and said.written.close != _marks_of(template, asked).close:
@@ -233,19 +235,19 @@ def _split(
     if base is None:
         raise _marks_error(template, messages, tools, asked, said, rendered) or ContextMismatch(asked.context, rendered)
     body, stop = template.cut_tail(history[len(base) :], messages)
-    shown = take_apart(body, template.thoughts.marks, opened=True)
+    shown = split_thoughts(body, template.thoughts.marks, opened=True)
     # The empty thought of a finished turn: the prompt has it, or the row's own thoughts take its place. Where neither
     # is so, it is the model's to write.
     if shown is not None and not shown.thoughts.strip() and (asked.state != "none" or thinks):
         body = shown.visible
-    left = Said("", said.visible, None, said.calls) if bare else said
+    left = TurnParts("", said.visible, None, said.calls) if bare else said
     lost = _lost(said.visible if bare else content, left, body)
     if lost is None and said.thoughts and said.written is None and asked.state == "none":
         lost = "the reasoning"  # in which form the model should write it, neither the row nor the template says
     if lost == "the reasoning" and said.thoughts in rendered:
         raise ContextMismatch(asked.context, rendered)
     if lost is not None:
-        raise _hidden(template, lost, rendered, asked, said)
+        raise _hidden_error(template, lost, rendered, asked, said)
     completion, split = body, "prompt_thoughts" if asked.state == "closed" else "prompt_text"
     if thinks:
         completion, split = _as_written(template, asked, said, content) + body.lstrip(), "hidden_thoughts"
@@ -254,7 +256,7 @@ def _split(
     return Turn(asked.context, completion, stop, split)
 
 
-def _thinks_apart(template: ChatTemplate, asked: Asked, said: Said) -> bool:
+def _thinks_apart(template: ChatTemplate, asked: PromptEnd, said: TurnParts) -> bool:
     """Whether a turn's thoughts are to be written by the model and not by the template.
 
     A template that passes contents on as they are shows their thoughts itself.
@@ -266,7 +268,7 @@ def _thinks_apart(template: ChatTemplate, asked: Asked, said: Said) -> bool:
 
 
 def _without_thoughts(
-    template: ChatTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], said: Said
+    template: ChatTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], said: TurnParts
 ) -> str:
     key = template.thoughts.key or "reasoning_content"
     bare = {name: value for name, value in messages[-1].items() if name != key}
@@ -274,7 +276,7 @@ def _without_thoughts(
     return template.render([*messages[:-1], {**bare, "content": content}], tools)
 
 
-def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
+def _base(template: ChatTemplate, asked: PromptEnd, history: str) -> str | None:
     """The context less what its generation prompt adds for the answer alone: what the finished turn begins with."""
     context = asked.context
     for prefill in dict.fromkeys((asked.prefill, template.layout.prefill, "")):
@@ -284,7 +286,7 @@ def _base(template: ChatTemplate, asked: Asked, history: str) -> str | None:
     return None
 
 
-def _as_written(template: ChatTemplate, asked: Asked, said: Said, content: str) -> str:
+def _as_written(template: ChatTemplate, asked: PromptEnd, said: TurnParts, content: str) -> str:
     """The thoughts as inference sees them, up to the answer."""
     written = said.written
     if written is None:
@@ -294,7 +296,7 @@ def _as_written(template: ChatTemplate, asked: Asked, said: Said, content: str) 
     return content[: len(content) - len(written.visible)].lstrip()
 
 
-def _marks_of(template: ChatTemplate, asked: Asked) -> Marks:
+def _marks_of(template: ChatTemplate, asked: PromptEnd) -> ThoughtMarks:
     """The marks that the prompt has opened, or else the template's own."""
     pairs = template.thoughts.marks
     return next((pair for pair in pairs if pair.open in asked.prefill), pairs[0] if pairs else THINK)
@@ -303,7 +305,7 @@ def _marks_of(template: ChatTemplate, asked: Asked) -> Marks:
 # ---------------------------------------------------------------- errors
 
 
-def _hidden(template: ChatTemplate, lost: str, rendered: str, asked: Asked, said: Said) -> TemplateError:
+def _hidden_error(template: ChatTemplate, lost: str, rendered: str, asked: PromptEnd, said: TurnParts) -> TemplateError:
     at = first_difference(asked.context, rendered)
     if "call of" in lost:
         return TemplateError(
@@ -323,18 +325,18 @@ def _hidden(template: ChatTemplate, lost: str, rendered: str, asked: Asked, said
 
 
 def _closed_already(
-    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], asked: Asked
+    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], asked: PromptEnd
 ) -> TemplateError:
     return TemplateError(
         "the generation prompt closes the thought, and this turn has thoughts: they would train where the model is "
         "asked to answer without any",
         found=f"...{asked.context[-40:]!r} before the turn",
         expected="a prompt that leaves the thought to the model, or a turn without thoughts",
-        remedy=_remedy(template, before, tools, ("open", "none"), "remove the thoughts from the rows"),
+        remedy=_thought_remedy(template, before, tools, ("open", "none"), "remove the thoughts from the rows"),
     )
 
 
-def _other_marks(template: ChatTemplate, asked: Asked, written: Written) -> TemplateError:
+def _other_marks(template: ChatTemplate, asked: PromptEnd, written: SplitContent) -> TemplateError:
     own = _marks_of(template, asked)
     return TemplateError(
         f"the generation prompt opens {own.open}, and the thoughts of this turn end with {written.close}",
@@ -348,8 +350,8 @@ def _marks_error(
     template: ChatTemplate,
     messages: Sequence[PlainMessage],
     tools: Sequence[Any],
-    asked: Asked,
-    said: Said,
+    asked: PromptEnd,
+    said: TurnParts,
     rendered: str,
 ) -> TemplateError | None:
     """What is wrong with the marks of a turn; None where they are not what is wrong."""
@@ -361,7 +363,7 @@ def _marks_error(
             f"the generation prompt opens {marks.open}, and the answer never closes it",
             found=repr(content[:60]),
             expected=f"thoughts, {marks.close}, then the answer",
-            remedy=_remedy(
+            remedy=_thought_remedy(
                 template,
                 messages[:-1],
                 tools,
@@ -382,13 +384,13 @@ def _marks_error(
     return None
 
 
-def _remedy(
+def _thought_remedy(
     template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], wanted: Sequence[str], also: str
 ) -> str:
     """What to do about a prompt in the wrong state; a value of the template is named only if it was tried."""
 
     def end(values: Mapping[str, Any]) -> str:
-        text = template.render(before, tools, ask=True, values=values)
+        text = template.render(before, tools, add_generation_prompt=True, values=values)
         return trailing_marks(text, template.thoughts.marks)
 
     tried = next(switches(template, end, wanted, template.thoughts.marks), None)

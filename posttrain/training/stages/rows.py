@@ -14,14 +14,14 @@ from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import FINDINGS, Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
-from posttrain.data.recast import Condition, Recast, read_as, require_kind, taken_apart
+from posttrain.data.recast import Condition, Recast, read_as, recast_note, require_kind
 from posttrain.data.round_trip import require_written
 from posttrain.data.row_columns import categories_of
-from posttrain.data.sources.splits import MIXED
+from posttrain.data.sources.splits import MIXED_SPLITS
 from posttrain.data.split import row_contents, split_by_content
 from posttrain.data.store import encode
-from posttrain.data.templates.template import SPLITS
-from posttrain.data.unread import unread, unread_keys
+from posttrain.data.templates.template import DOCUMENTED_SPLITS
+from posttrain.data.unread import unread_columns, unread_keys
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError
 from posttrain.losses.pairwise import PAIRWISE
@@ -190,7 +190,7 @@ class _Reader:
             lossy=self.encoder.settings.lossy,
             examples=rows.found.get("lost_text", ()),
         )
-        for note in (taken_apart(examples, self.objective.kind), *rows.notes):
+        for note in (recast_note(examples, self.objective.kind), *rows.notes):
             if note:
                 self.progress.say(f"{self.folder.name}: {note}")
         for name in _objectives(self.stage):
@@ -212,7 +212,7 @@ class _Reader:
         stage, kind = self.stage, self.objective.kind
         if isinstance(stage, ConditionalSFT):
             return Recast(examples, kind, Condition(stage.good, stage.bad, stage.place))
-        return Recast(examples, kind) if taken_apart(examples, kind) else examples
+        return Recast(examples, kind) if recast_note(examples, kind) else examples
 
 
 def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _unread_check(split: str, examples: Examples) -> tuple[Check, ...]:
     """The columns that nothing reads: a `system` that is misspelt is lost there, and so is a label under SFT."""
     if not examples.counts.unused_columns:
         return ()
-    found = unread(examples.counts.unused_columns, examples.format, examples.options.columns)
+    found = unread_columns(examples.counts.unused_columns, examples.format, examples.options.columns)
     title = "columns" if split == "train" else "columns of the held-out rows"
     evidence = {"format": examples.format, "unused": list(found.columns)}
     detail = f"read as '{examples.format}'; {found}"
@@ -255,7 +255,7 @@ def _files_check(split: str, examples: Examples) -> tuple[Check, ...]:
     if not notes:
         return ()
     title = "files" if split == "train" else "files of the held-out rows"
-    mixed = any(note.startswith(MIXED) for note in notes)
+    mixed = any(note.startswith(MIXED_SPLITS) for note in notes)
     remedy = "leave out the files that something is measured on, or name the split" if mixed else None
     return (Check("files", title, "warn" if mixed else "pass", "; ".join(notes), {"notes": list(notes)}, remedy),)
 
@@ -281,7 +281,7 @@ def _encoding_check(split: str, rows: EncodedDataset) -> Check:
     """
     counts = rows.counts
     title = "rows as rendered" if split == "train" else "held-out rows as rendered"
-    split_rows = sum(number for name, number in counts.findings.items() if name in SPLITS)
+    split_rows = sum(number for name, number in counts.findings.items() if name in DOCUMENTED_SPLITS)
     refused = counts.dropped.get("template", 0) + counts.dropped.get("prompt_mismatch", 0)
     detail = f"prompt and trained text of {counts.read - refused:,} rows proven against the template's rendering"
     if split_rows:
