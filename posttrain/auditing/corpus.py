@@ -60,6 +60,7 @@ class Corpus:
     """
 
     def __init__(self, examples: Iterable[Example], *, seed: int = 0):
+        # `array` holds a number in its own bytes; a list of Python integers would need five times the memory.
         self.seed = seed
         self.kind: ExampleKind | None = None
         self.prompts, self.responses = TextStore(), TextStore()

@@ -95,6 +95,7 @@ def fix(report: Findings, out: Path) -> Fixed:
     reasons, too_many = _reasons(report)
     _balance_lengths(report, reasons)
     refs = corpus.refs(range(len(corpus)))
+    # By the row's place in its file, since the file is read once more, and its refused rows are in no corpus.
     by_ref = {ref: reasons.get(number) for number, ref in enumerate(refs)}
     mending = _mending(report)
     numbers = {ref: number for number, ref in enumerate(refs)}
@@ -194,6 +195,7 @@ def unbalanced(subject: Subject, dropped_before: np.ndarray) -> list[int]:
     size = np.abs(difference)
     edges = np.quantile(size[size > 0], np.linspace(0, 1, LENGTH_BINS + 1)[1:-1]) if (size > 0).any() else np.empty(0)
     fifth = np.searchsorted(edges, size)
+    # One generator for all bins, drawn in their order: the same seed drops the same rows on every machine.
     generator = np.random.default_rng(subject.seed)
     dropped: list[int] = []
     for number in range(LENGTH_BINS):

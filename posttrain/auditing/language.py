@@ -94,6 +94,7 @@ def languages(subject: Subject) -> list[AuditFinding]:
     findings = []
     sides = compare_sides(corpus.sides, other_S)
     imitated = float(other_S[corpus.chosen_S].mean()) if len(answers) else 0.0
+    # Between the sides first: a translation task answers in another language on both, and nothing is wrong with it.
     uneven = subject.has_enough_pairs and sides.is_one_sided
     if uneven or imitated >= MIXED_LANGUAGES:
         rows = corpus.rows_of(other_S)
@@ -111,8 +112,9 @@ def languages(subject: Subject) -> list[AuditFinding]:
 
 
 def detect_language(text: str) -> str:
-    """The language of a text by its script, or, in Latin letters, by its commonest words; "" where that is not sure."""
+    """The language of a text by its script, or, in Latin letters, by its commonest words; "" if neither is sure."""
     head = text[:_READ_CHARACTERS]
+    # Other scripts name a language or a family well enough; only Latin letters are shared by many.
     script = SCRIPT_NAMES[script_of(head)]
     if script != "Latin":
         return script if script != "none" else ""

@@ -22,7 +22,7 @@ from posttrain.auditing.subject import NOTABLE_SHARE, PERVASIVE_SHARE, Subject, 
 
 HABIT_SHARE = 0.05
 """Answers may restate their question now and then: from here on it is a habit."""
-MOST_ROWS = 0.5
+ERROR_SHARE = 0.5
 
 # ---------------------------------------------------------------- the prompt once more
 
@@ -112,7 +112,7 @@ def null_words(subject: Subject) -> list[AuditFinding]:
     ):
         if rows:
             share = len(rows) / len(corpus)
-            worst: AuditSeverity = "error" if where == "answer" and share >= MOST_ROWS else "warning"
+            worst: AuditSeverity = "error" if where == "answer" and share >= ERROR_SHARE else "warning"
             message = f"{what} is the word of a program for nothing (nan, None, null) in {rows_text(len(rows))}"
             remedy = (
                 "leave the field out where the source had nothing: a table library wrote the word (pandas: "
@@ -209,7 +209,7 @@ def stored_turns(subject: Subject) -> list[AuditFinding]:
         findings.append(
             AuditFinding(
                 "stored_turns",
-                "error" if share >= MOST_ROWS else "warning",
+                "error" if share >= ERROR_SHARE else "warning",
                 f"a text is a list of turns, stored as JSON, in {rows_text(len(turns))} ({percent(share)})",
                 share,
                 corpus.refs(turns),
@@ -224,7 +224,7 @@ def stored_turns(subject: Subject) -> list[AuditFinding]:
         findings.append(
             AuditFinding(
                 "stored_turns",
-                "warning" if share >= MOST_ROWS else "note",
+                "warning" if share >= ERROR_SHARE else "note",
                 f"a prompt is a transcript that names both speakers in {rows_text(len(spoken))} ({percent(share)})",
                 share,
                 corpus.refs(spoken),
@@ -251,7 +251,7 @@ _ABOUT_MARKUP = re.compile(
 
 
 def has_entities(text: str) -> bool:
-    """Whether prose holds HTML entities: outside of code, and in a text that is not markup nor speaks of it."""
+    """Whether prose holds HTML entities: outside of code, and in a text that neither is markup nor speaks of it."""
     if "&" not in text or ENTITY.search(text) is None:
         return False
     # A lesson about HTML, or code, has entities on purpose: mending those would change what is taught.

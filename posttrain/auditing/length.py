@@ -39,6 +39,7 @@ def length_bias(subject: Subject) -> list[AuditFinding]:
         severity = "note"
     else:
         return []
+    # The message leads with what is worse: the direction where it is biased, else what a fit makes of the lengths.
     share = longer / max(1, decided)
     if low > NOTED or high < 1 - NOTED:
         kind, share_of_kind = ("longer", share) if share > 0.5 else ("shorter", 1 - share)

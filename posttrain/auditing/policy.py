@@ -216,6 +216,7 @@ def wrong_ranking(subject: Subject) -> list[AuditFinding]:
     measured = subject.measured
     if measured is None or len(measured) < FEWEST_PAIRS:
         return []
+    # Sums of log-probs, as DPO's implicit reward has them.
     wrong = measured.logprob_C < measured.logprob_R
     per_token = measured.logprob_C / measured.tokens_C < measured.logprob_R / measured.tokens_R
     low, high = wilson(float(wrong.sum()), len(measured))

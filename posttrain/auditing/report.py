@@ -56,7 +56,7 @@ class Findings:
         lines = [self.summary()]
         for finding in self.findings:
             lines += ["", f"{finding.severity:<8} {finding.check}: {finding.message}"]
-            if finding.rows:
+            if finding.rows:  # some findings are about all rows together, and name none
                 shown = ", ".join(str(ref) for ref in finding.rows[:3])
                 more = len(finding.rows) - 3
                 lines.append(f"         rows:   {shown}" + (f" and {more:,} more" if more > 0 else ""))

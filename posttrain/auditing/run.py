@@ -113,6 +113,7 @@ def audit(
     subject = Subject(corpus, against=sets, refused=refused, seed=seed)
     if held_out is not None:
         subject.held_out = Corpus(held_out, seed=seed)
+    # Columns that no format reads cost another pass over the files, so only checks that ask for them pay it.
     if any(check.needs == "annotators" for check in selected):
         subject.annotator_R = _annotators(examples, columns, corpus)
     if isinstance(examples, Examples) and len(corpus) and any(check.needs == "categories" for check in selected):
@@ -207,7 +208,7 @@ def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
         return {}
     with path.open("rb") as file:
         for _, row, _ in json_rows(file, path.name):
-            assert not isinstance(row, Broken)
+            assert not isinstance(row, Broken)  # written by `JsonlWriter` a moment ago
             source, _, number = str(row["row"]).rpartition(", row ")
             rows_of_reason[row["reason"]].append(RowRef(source, int(number)))
     return {reason: tuple(rows) for reason, rows in rows_of_reason.items()}
@@ -221,7 +222,7 @@ def _all_refused(examples: Examples) -> dict[str, tuple[RowRef, ...]]:
 
 
 def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
-    """Who judged each row, from a column of the file that training does not read; None where there is none."""
+    """The judge of each row, from a column of the file that training does not read; None without such a column."""
     # Of the unused columns alone: a column that the format reads means something else there.
     columns = [name for name in ANNOTATOR_COLUMNS if name in unused]
     if not columns or not isinstance(examples, Examples):

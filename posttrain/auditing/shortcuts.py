@@ -214,7 +214,7 @@ def lowercase_tokens(text: str) -> list[str]:
 
 
 def presence(chosen: Iterable[Iterable[str]], rejected: Iterable[Iterable[str]], fewest: int) -> Differences:
-    """+1 for what only the chosen side has, -1 for what only the rejected side has; rare features are left out."""
+    """+1 for what only the chosen side has, -1 for what only the rejected side has; rare features are dropped."""
     # What both sides have cannot tell them apart, and would only shorten every row of the regression.
     alone = [(set(a) - set(b), set(b) - set(a)) for a, b in zip(chosen, rejected, strict=True)]
     support = Counter(name for pair in alone for side in pair for name in side)

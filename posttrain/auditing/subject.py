@@ -42,9 +42,9 @@ class Subject:
     refused: Mapping[str, tuple[RowRef, ...]] = field(default_factory=dict)
     """Reason -> the rows that reading refused."""
     annotator_R: Sequence[str] | None = None
-    """Who judged each row, where the file says so."""
+    """The judge of each row, by a column of the file."""
     category_R: Sequence[str] | None = None
-    """What kind each row is, where the file says so; "" for a row that does not."""
+    """The category of each row, by a column of the file; "" for a row without one."""
     measured: PairMeasurements | None = None
     """Log-probs and hidden similarities under a model; only with `audit(model=...)`."""
     seed: int = 0

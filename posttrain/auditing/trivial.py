@@ -87,6 +87,7 @@ def empty_sides(subject: Subject) -> list[AuditFinding]:
     suspects = np.flatnonzero(corpus.responses.word_counts == 0).tolist()
     empty = [index for index in suspects if not corpus.responses[index].strip()]
     only_signs = [index for index in suspects if len(_NO_LETTERS.sub("", corpus.responses[index])) == 0]
+    # "?" or "..." may be an answer, so it is counted apart from no text at all.
     only_signs = sorted(set(only_signs) - set(empty))
     findings = []
     for responses, what in ((empty, "no text"), (only_signs, "nothing but punctuation")):

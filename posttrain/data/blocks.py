@@ -1,4 +1,4 @@
-"""Encoded rows in flat arrays: what a worker hands back, and what the store appends.
+"""Encoded rows in flat arrays: what a worker (`workers.py`) hands back, and what the store (`dataset.py`) appends.
 
 A block holds the trees of some consecutive rows without any Python object per tree, so that it crosses a process
 boundary and reaches the disk as plain bytes. Blocks of the same rows are equal bytes, whoever made them.
@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from posttrain.data.encode import EncodedExample, Encoder
+from posttrain.data.refusals import BadRows
 from posttrain.data.round_trip import RoundTrip
 from posttrain.data.templates.drafts import SpecialTokenError
 from posttrain.errors import EncodingError, PromptMismatchError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
-
-BadRows = Literal["stop", "skip"]
 
 ARRAYS: dict[str, str] = {
     "ids": "<i4",  # every token of every tree: prompt, then branches
@@ -55,9 +54,9 @@ class EncodeCounts:
     split: int = 0
     """Trees beyond the first of their row, where the template rewrites history."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """By reason; see `truncate.DROPPED`."""
+    """By reason; see `truncate.DROP_REASONS`."""
     truncated: Mapping[str, int] = field(default_factory=dict)
-    """Trees kept but cut, by reason; see `truncate.TRUNCATED`."""
+    """Trees kept but cut, by reason; see `truncate.TRUNCATION_REASONS`."""
     findings: Mapping[str, int] = field(default_factory=dict)
     """Rows with something worth knowing; see `encode.FINDINGS`."""
     tokens: int = 0
@@ -122,9 +121,9 @@ class Block:
     """The names that `sources` counts, in the order of their first row here."""
     counts: EncodeCounts
     dropped: tuple[dict[str, str], ...]
-    """{"row", "reason", "message", "content"} for every tree left out."""
-    found: tuple[tuple[str, str], ...]
-    """(finding, row) pairs."""
+    """{"row", "reason", "message", "content"} for every tree that was dropped."""
+    findings: tuple[tuple[str, str], ...]
+    """(finding, row) pairs; the names are those of `encode.FINDINGS`."""
 
 
 def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRows) -> Block:
@@ -153,7 +152,7 @@ class _BlockBuilder:
         self._columns: dict[str, list[Any]] = {name: [] for name in ARRAYS}
         self._files: dict[str, int] = {}
         self._dropped: list[dict[str, str]] = []
-        self._found: list[tuple[str, str]] = []
+        self._findings: list[tuple[str, str]] = []
         self._truncated: Counter[str] = Counter()
         self._read = self._split = self._stops = 0
         self._round_trip = RoundTrip()
@@ -172,7 +171,7 @@ class _BlockBuilder:
         self._split += max(0, len(encoded.trees) + len(encoded.dropped) - 1)
         self._truncated.update(encoded.truncated)
         self._round_trip += encoded.round_trip
-        self._found += [(finding, str(example.row)) for finding in encoded.findings]
+        self._findings += [(finding, str(example.row)) for finding in encoded.findings]
         for dropped in encoded.dropped:
             self._drop(example, dropped.reason, dropped.message)
         columns = self._columns
@@ -210,14 +209,14 @@ class _BlockBuilder:
             split=self._split,
             dropped=dict(Counter(dropped["reason"] for dropped in self._dropped)),
             truncated=dict(self._truncated),
-            findings=dict(Counter(finding for finding, _ in self._found)),
+            findings=dict(Counter(finding for finding, _ in self._findings)),
             tokens=len(arrays["ids"]),
             trained_tokens=int(arrays["trained"].sum()),
             stop_tokens=self._stops,
             characters=self._round_trip.characters,
             lost_characters=self._round_trip.lost,
         )
-        return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._found))
+        return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._findings))
 
 
 def _row_preview(example: Example) -> str:

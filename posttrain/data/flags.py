@@ -1,4 +1,4 @@
-"""Flags in a turn that say whether it trains, under the names that the tools give them.
+"""Flags in a turn that say whether it trains, under the names that the tools give them; read by `messages.py`.
 
 train_flag({"role": "assistant", "content": "4", "loss": False}, "assistant", "turn 2 of 'messages'")    # False
 """
@@ -43,26 +43,27 @@ def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: KeyNotes |
     for key in SPANS:
         if is_filled(turn.get(key)):
             raise _partial_turn(key, turn[key], place)
-    said: dict[str, bool] = {}
+    trains_by_key: dict[str, bool] = {}
     for key in turn:
         if key in FLAGS and (answer := _parse_flag(turn[key], key, place)) is not None:
-            said[key] = answer is FLAGS[key]
-    if not said:
+            trains_by_key[key] = answer is FLAGS[key]
+    if not trains_by_key:
         return None
-    if len(set(said.values())) > 1:
+    if len(set(trains_by_key.values())) > 1:
         raise refuse(
             "bad_flag",
             f"the flags of {place} contradict one another",
             found=", ".join(
-                f"`{key}`: {shown(turn[key])} ({'trains' if yes else 'does not train'})" for key, yes in said.items()
+                f"`{key}`: {shown(turn[key])} ({'trains' if yes else 'does not train'})"
+                for key, yes in trains_by_key.items()
             ),
             expected="one flag, or several that say the same",
             remedy="leave one of them: `train: true` or `train: false` is enough",
         )
-    trains = next(iter(said.values()))
-    if trains and role != "assistant" and "train" not in said:
+    trains = next(iter(trains_by_key.values()))
+    if trains and role != "assistant" and "train" not in trains_by_key:
         if noted is not None:
-            for key in said:
+            for key in trains_by_key:
                 noted.key("turn", f"{key} (a yes in a turn of the {role})")
         return None
     return trains
@@ -80,7 +81,7 @@ def refuse_part_flag(part: Mapping[str, Any], place: str) -> None:
 
 
 def _parse_flag(value: Any, key: str, place: str) -> bool | None:
-    """True for yes, False for no, None where nothing is said."""
+    """True for yes, False for no, None for an empty value."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, str):
@@ -94,13 +95,13 @@ def _parse_flag(value: Any, key: str, place: str) -> bool | None:
             return bool(value)
         if math.isnan(value):
             return None
-    number = isinstance(value, int | float)
+    is_number = isinstance(value, int | float)
     raise refuse(
         "bad_flag",
         f"`{key}` in {place} is {shown(value)}",
         found=named_type(value),
         expected="true or false, 0 or 1: whether this turn trains"
-        + ("; a turn trains in full or not at all, there is no weight between" if number else ""),
+        + ("; a turn trains in full or not at all, there is no weight between" if is_number else ""),
         remedy="write true or false, or leave the key out to follow the rule of the run; if it measures something "
         "else, give it another name",
     )

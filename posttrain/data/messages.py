@@ -1,7 +1,7 @@
 """Turns of a conversation, as files write them, to `Message`.
 
 Two dialects of the same thing are known: `role`/`content` (OpenAI, most chat files) and `from`/`value` (ShareGPT).
-What a turn may say is settled here, once for all formats:
+What a turn may say is decided here, once for all formats:
 
 - Text is a string, or a list of text parts, which are joined. Anything else is refused by name, also an `<image>`.
 - Turns, calls and tools may be stored as text; a key that nothing reads is counted.
@@ -10,7 +10,7 @@ What a turn may say is settled here, once for all formats:
 - Only known role names are read. A map given by the user for a role replaces that role's default names, so that
   a file that says `human` by mistake in place of `user` is refused, not guessed.
 
-Which turn may follow which is settled in `order.py`.
+Which turn may follow which is decided in `order.py`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ TURN_KEYS = frozenset({*_SPELT_KEYS, *FLAGS, *SPANS})
 
 
 def _message(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
+    # Nearly all turns are a role and a string: they take this short way, and whatever is odd about the others is found
+    # in the long one. Reading is as fast as the short way is.
     try:
         name, content = turn[dialect.role_key], turn[dialect.content_key]
         role = dialect.roles[name]
     except (KeyError, TypeError):
         name, content, role = _odd_turn(turn, dialect, column, number)
-    plain = len(turn) == 2
-    if plain and type(content) is str and role != FUNCTION_CALL:
+    is_plain = len(turn) == 2
+    if is_plain and type(content) is str and role != FUNCTION_CALL:
         if role in ("user", "assistant") and (not content or content.isspace()):
             raise _empty_turn(role, column, number)
         if not content.isascii() or "\0" in content:
@@ -73,6 +75,7 @@ def _full_message(
     _refuse_odd_keys(turn, dialect, place)
     if noted is not None and len(turn) > 2:
         noted.others("turn", turn, {dialect.role_key, dialect.content_key, *TURN_KEYS})
+    # Calls come in four layouts: ShareGPT's turn of their own, `tool_calls`, the older `function_call`, and parts.
     calls: tuple[Mapping[str, Any], ...] = ()
     thoughts: list[str] = []
     if role == FUNCTION_CALL:
@@ -82,11 +85,12 @@ def _full_message(
         calls, content, role = calls_of(parsed, place, noted), None, "assistant"
     elif is_filled(turn.get("tool_calls")):
         calls = calls_of(turn["tool_calls"], place, noted)
+    # The older key counts where the newer one says nothing: rows that have both repeat the call.
     if not calls and is_filled(turn.get("function_call")):
         calls = calls_of(turn["function_call"], place, noted)
     if isinstance(content, list | tuple) and any(part_kind(part) in SPLIT_PARTS for part in content):
-        thoughts, content, called = split_parts(content, role, place, noted)
-        calls += called
+        thoughts, content, more_calls = split_parts(content, role, place, noted)
+        calls += more_calls
     if calls and role != "assistant":
         raise bad_call(f"{place} is a {role}'s, but only the assistant calls tools", turn)
     if content is not None or not calls:
@@ -113,13 +117,13 @@ def _optional_text(turn: Mapping[str, Any], key: str, place: str) -> str | None:
 
 def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: KeyNotes | None) -> str | None:
     """The thoughts of a turn; where two keys hold different ones, the first is read and the other noted."""
-    said = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
-    found = list(said.values()) or (["".join(thoughts)] if thoughts else [])
+    text_of_key = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
+    texts = list(text_of_key.values()) or (["".join(thoughts)] if thoughts else [])
     if noted is not None:
-        for key, text in said.items():
-            if text != found[0]:
+        for key, text in text_of_key.items():
+            if text != texts[0]:
                 noted.key("turn", key)
-    return found[0] if found else None
+    return texts[0] if texts else None
 
 
 def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
@@ -205,16 +209,16 @@ def _odd_keys(keys: tuple[str, ...], role_key: str, content_key: str) -> tuple[t
     """Keys that look like a known one that is absent (with the one meant) or carry no text (with None)."""
     known = {role_key, content_key, *TURN_KEYS}
     meant_keys = {role_key, content_key, *_SPELT_KEYS} - set(keys)
-    odd: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
+    odd_keys: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
     for key in keys:
         if key in known or key in MEDIA:
             continue
         # Capitals and hyphens apart, the key is one that is read: `LOSS: false` would train what it is to spare.
-        plain = _spelt(key)
-        meant = plain if plain in known and plain not in keys else nearest(key, meant_keys)
+        spelling = _spelt(key)
+        meant = spelling if spelling in known and spelling not in keys else nearest(key, meant_keys)
         if meant is not None and _one_slip(key, meant):
-            odd.append((key, meant))
-    return tuple(odd)
+            odd_keys.append((key, meant))
+    return tuple(odd_keys)
 
 
 def _one_slip(word: str, meant: str) -> bool:
@@ -242,8 +246,8 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
     """A list of turns, or the text of one, to messages, each right in itself; their order is for `check_order`."""
     given = value
     if isinstance(value, str):
-        found = stored(value)
-        value = found if isinstance(found, list) or found is None else turns_in(value, rules) or given
+        parsed = stored(value)
+        value = parsed if isinstance(parsed, list) or parsed is None else turns_in(value, rules) or given
         if isinstance(value, str):
             refuse_dialogue(value, f"'{column}'", rules)
     if not isinstance(value, list | tuple):
@@ -263,8 +267,9 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             expected="at least one turn",
             remedy="remove the row; `bad_rows: skip` leaves such rows out and counts them",
         )
+    # A table of strings: each turn may be stored as text of its own.
     if isinstance(value[0], str):
-        value = [turn if isinstance(found := stored(turn), str) or found is None else found for turn in value]
-    first = value[0]
+        value = [turn if isinstance(parsed := stored(turn), str) or parsed is None else parsed for turn in value]
+    first = value[0]  # one dialect a conversation
     dialect = rules.dialect(first) if isinstance(first, Mapping) else rules.openai
     return tuple([_message(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])

@@ -1,5 +1,7 @@
 """Keys inside a row that nothing reads, noted while the row is read, so that none is dropped without a count.
 
+The formats pass a `KeyNotes` down to whatever reads turns, parts, tools and calls; `RowReader` adds up what it took.
+
 noted = KeyNotes()
 noted.key("turn", "timestamp")
 noted.take()        # {"turn.timestamp": 1}, and empty again
@@ -19,7 +21,7 @@ KNOWN_KEYS: Mapping[str, frozenset[str]] = {
 
 
 class KeyNotes:
-    """What one row holds beside that which is read; `take` empties it for the next row."""
+    """The keys of one row that nothing reads; `take` empties it for the next row."""
 
     def __init__(self) -> None:
         self._keys: dict[str, int] = {}
@@ -29,14 +31,15 @@ class KeyNotes:
         self._keys[name] = self._keys.get(name, 0) + 1
 
     def others(self, place: str, value: Mapping[str, Any], known: Iterable[str] = ()) -> None:
-        """Notes the keys of an object that are not known in its place; an empty value loses nothing."""
+        """Notes the keys of an object that are not known in its place; leaving out an empty value loses nothing."""
         known = known or KNOWN_KEYS[place]
+        # Empty values are passed over: exports write every key of their schema into every object.
         for key, item in value.items():
             if key not in known and is_filled(item):
                 self.key(place, key)
 
     def take(self) -> dict[str, int]:
-        taken = self._keys
+        taken = self._keys  # nearly always empty, and then it is used again: this runs for every row
         if taken:
             self._keys = {}
         return taken

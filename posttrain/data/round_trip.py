@@ -1,4 +1,4 @@
-"""Text through ids and back: what a tokenizer cannot write.
+"""Text through ids and back: what a tokenizer cannot write. Part of encoding each row, summed up for the data set.
 
 A tokenizer without bytes to fall back on drops a character that it does not know, or writes <unk> for it: "the answer
 is 42." trains as "the answer is ". Every row's prompts and answers are decoded again and compared.
@@ -35,7 +35,7 @@ class RoundTrip:
     """What became of a text: RoundTrip(characters=18, lost=3, altered=False)."""
 
     characters: int = 0
-    """Of the text, white space and control characters left out."""
+    """Characters of the text; white space and control characters are not counted."""
     lost: int = 0
     altered: bool = False
     """Nothing is lost, but the text is another: its case, its accents, its line breaks."""
@@ -124,14 +124,14 @@ def require_written(
     raise LossyTokenizerError(
         f"the tokenizer cannot write the text of {lost_rows:,} of {rows:,} rows: they would train with holes in them, "
         "or with <unk> where text stands",
-        found=f"{lost:,} of {characters:,} characters ({_share(lost, characters)}) are lost when the ids are decoded; "
-        f"first in {', '.join(examples[:3]) or 'the rows read'}",
+        found=f"{lost:,} of {characters:,} characters ({_lost_share(lost, characters)}) are lost when the ids are "
+        f"decoded; first in {', '.join(examples[:3]) or 'the rows read'}",
         expected=f"at most {LOST_ROWS:.0%} of rows with characters that the tokenizer does not know",
         remedy="take a model whose tokenizer knows this text (byte-level or with byte fallback), remove the characters "
         "from the rows, or permit it with `encoding: {lossy: allow}`, which counts such rows",
     )
 
 
-def _share(part: int, whole: int) -> str:
+def _lost_share(part: int, whole: int) -> str:
     share = part / whole if whole else 0.0
     return f"{share:.1%}" if share >= 0.001 else f"{share:.2g}"

@@ -11,9 +11,10 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from posttrain.data.blocks import BadRows, Block, EncodeCounts, encode_block
+from posttrain.data.blocks import Block, EncodeCounts, encode_block
 from posttrain.data.dataset import EncodedDataset, StoreWriter, TornStoreError
 from posttrain.data.encode import Encoder
+from posttrain.data.refusals import BadRows
 from posttrain.data.truncate import DROP_REASONS
 from posttrain.data.workers import WorkerPool, WorkerStartError, cores
 from posttrain.errors import EmptyDatasetError

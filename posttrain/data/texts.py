@@ -1,4 +1,7 @@
-"""Text and tool descriptions as rows write them, checked and in one layout."""
+"""Text, tool calls and tool descriptions as rows write them, checked and in one layout.
+
+The lowest step of reading: `messages.py` and the formats call it for every text and every call of a row.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ _PART_KEYS = ("text", "value", "reasoning", "thinking")
 
 
 def part_kind(part: Any) -> str | None:
-    """The type of a part of a content; None for what is no part."""
+    """The type of a part of a content, or None if it is no such part."""
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type")
@@ -122,21 +125,23 @@ def stored(value: Any) -> Any:
 
     stored('[{"role": "user"}]') -> [{"role": "user"}]        stored("null") -> None        stored("add(2)") -> "add(2)"
     """
+    # Tables without nested columns store JSON as text, and some pipelines do it twice.
     for _ in range(_STORED_DEPTH):
         if not isinstance(value, str):
             return value
         text = value.strip()
         if not text:
             return None
+        # "4" and "true" are JSON too, and as an answer they are meant as texts: only what nests is parsed.
         if text[0] not in _STORED_BEGINS and text != "null":
             return value
         try:
-            found = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError):
             return _python_value(text, value)
-        if found == value:
+        if parsed == value:
             return value
-        value = found
+        value = parsed
     return value
 
 
@@ -177,7 +182,7 @@ def _tool(tool: Any, number: int, noted: KeyNotes | None) -> Mapping[str, Any]:
         noted.others("tool", tool)
         if function is not tool:
             noted.others("tool", function)
-    schema = function.get("parameters")
+    schema = function.get("parameters")  # Arrow cannot hold schemas of different shapes, so files store them as text
     if isinstance(schema, str) and isinstance(stored(schema), Mapping):
         function = {**function, "parameters": stored(schema)}
     if "function" not in tool:
@@ -215,6 +220,7 @@ def _tool_call(call: Any, place: str, noted: KeyNotes | None) -> Mapping[str, An
     if "arguments" not in function and set(function) - {"name", "id", "type", "index"}:
         raise bad_call(f"{place} ({name!r}) has no 'arguments'", call)
     arguments = stored(function.get("arguments"))
+    # No arguments are written as null, "" or "[]"; to a template all of them are an empty object.
     if arguments is None or (isinstance(function.get("arguments"), str) and arguments == []):
         arguments = {}
     if not isinstance(arguments, Mapping):
@@ -223,6 +229,7 @@ def _tool_call(call: Any, place: str, noted: KeyNotes | None) -> Mapping[str, An
         noted.others("tool call", call)
         if function is not call:
             noted.others("tool call", function)
+    # Built anew: what else a row puts into a call would reach the template's text.
     wrapped: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     if call.get("id") is not None:
         wrapped["id"] = call["id"]

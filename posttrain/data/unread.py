@@ -1,5 +1,7 @@
 """Columns that nothing reads: a misspelt `system` is lost there without a word, and so is a label under SFT.
 
+Worded here, after reading, from the counts of `RowCounts`; the stages and `posttrain audit` print it.
+
 unread_columns({"systm", "id"}, "prompt_completion", {})    # columns ("id", "systm"), and a doubt about the second
 """
 
@@ -32,7 +34,7 @@ class UnreadColumns:
 
     columns: tuple[str, ...]
     doubts: tuple[str, ...]
-    """What somebody should look at, a sentence each; an `id` that is not read needs no word."""
+    """What somebody should look at, a sentence each; an unread `id` needs none."""
 
     def __str__(self) -> str:
         return f"columns that nothing reads: {', '.join(self.columns)}" if self.columns else "every column is read"
@@ -51,14 +53,15 @@ def unread_columns(columns: Collection[str], format_name: str, mapped: Mapping[s
 
 def misspelt(names: Collection[str], known: Collection[str]) -> dict[str, str]:
     """{name: what it may have been meant to be} of those that are nearly a known one; `prompt_id` is no `prompt`."""
-    found = {}
+    meant = {}
     for name in sorted(names):
         lowered = name.lower()
         near = COLUMN_SYNONYMS.get(lowered) or nearest(lowered, known, cutoff=SIMILAR)
+        # `prompt_id` is near to `prompt`, and is about it: a name that holds the known one as a word is no slip.
         part_of_it = near in lowered.split("_") and lowered not in COLUMN_SYNONYMS
         if near is not None and near in known and name not in known and not part_of_it:
-            found[name] = near
-    return found
+            meant[name] = near
+    return meant
 
 
 CONTEXT_COLUMNS = ("context", "passage", "paragraph", "document", "background", "input", "inputs")
@@ -69,33 +72,31 @@ def not_in_prompt(task: Task) -> Iterator[str]:
     """What to say of a task's columns that belong to the question, and that the prompt does not hold."""
     for name in CONTEXT_COLUMNS:
         text = task.metadata.get(name)
-        if isinstance(text, str) and text.strip() and not _shown_in(text, task):
+        in_prompt = isinstance(text, str) and any(text.strip() in (turn.content or "") for turn in task.prompt)
+        if isinstance(text, str) and text.strip() and not in_prompt:
             yield (
                 f"`{name}` is kept as metadata and stands in no prompt, so the model answers without it: join it to "
                 "the prompt where it is needed"
             )
 
 
-def _shown_in(text: str, task: Task) -> bool:
-    return any(text.strip() in (message.content or "") for message in task.prompt)
-
-
 def unread_keys(counts: Mapping[str, int]) -> tuple[str, ...]:
     """Keys inside rows that nothing reads, a sentence each, with what they may have been meant to be."""
-    said = []
+    sentences = []
     for where, count in sorted(counts.items()):
         place, _, key = where.partition(".")
+        # A known synonym of another tool first; likeness of spelling would find nothing near `input_schema`.
         known = KEYS_BY_PLACE.get(place, ())
         near = KEY_SYNONYMS.get(key) if KEY_SYNONYMS.get(key) in known else misspelt([key], known).get(key)
-        said.append(f"`{key}` in {count:,} {place}s is not read" + (f": did you mean `{near}`?" if near else ""))
-    return tuple(said)
+        sentences.append(f"`{key}` in {count:,} {place}s is not read" + (f": did you mean `{near}`?" if near else ""))
+    return tuple(sentences)
 
 
 def reading_notes(counts: RowCounts, format_name: str) -> tuple[str, ...]:
-    """All that a user should know of what was read and what was not, a sentence each."""
-    found = unread_columns(counts.unused_columns, format_name, {})
-    columns = (str(found),) if found.columns else ()
-    return (*counts.notes, *columns, *found.doubts, *unread_keys(counts.unread_keys))
+    """All that a user should know of what was read and what was not, a sentence each: notes, columns, doubts, keys."""
+    unread = unread_columns(counts.unused_columns, format_name, {})
+    columns = (str(unread),) if unread.columns else ()
+    return (*counts.notes, *columns, *unread.doubts, *unread_keys(counts.unread_keys))
 
 
 KEY_SYNONYMS = {
@@ -129,6 +130,7 @@ def _join_advice(name: str, entry: Format, mapped: Mapping[str, str]) -> str:
 
 
 def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
+    # By how much they change what is trained: a label that is ignored turns bad answers into examples to follow.
     if entry.kind is Demonstration and name in LABEL_COLUMNS:
         return (
             f"`{name}` is not read: bad responses are imitated like good ones; for rows that are judged use "
@@ -147,5 +149,6 @@ def _doubt(name: str, entry: Format, mapped: Mapping[str, str]) -> str | None:
             f"`{name}` of a row is not read: every row trains with the same weight; leave out the rows that must not "
             "train, or put the flag into the turns"
         )
+    # Against optional columns alone: without a required one the row would not have this format.
     near = misspelt([name], entry.optional).get(name)
     return f"`{name}` is not read: did you mean `{near}`?" if near is not None else None

@@ -1,6 +1,6 @@
 """Where rows come from: files, globs, folders, `datasets` folders and hub ids, each a `DataSource` of numbered rows.
 
-What a file holds is told from its content, not its name. Sources are opened when they are iterated and can be
+What a file holds is read from its content, not its name. Sources are opened when they are iterated and can be
 iterated again; nothing is held in memory but the row in hand and a buffer.
 """
 
@@ -62,7 +62,7 @@ class FileSource:
 
     def _rows(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
-            head = file.peek(8)[:8]
+            head = file.peek(8)[:8]  # magic numbers: `rows.json` may be Parquet, and `rows` gzip
         if not head:
             raise _empty_source(self.name, "the file is empty (0 bytes)")
         if head[:4] == b"PAR1":
@@ -70,6 +70,7 @@ class FileSource:
         elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
             yield from arrow_rows(self.path, self.name)
         else:
+            # JSON may have been through Arrow; Parquet and Arrow know their own padding by their types.
             yield from unpadded(self._json(), self._json)
 
     def _json(self) -> Iterator[Numbered]:
@@ -124,6 +125,7 @@ class SavedDataset:
             names = [entry["filename"] for entry in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged_dataset(self.name, f"state.json: {error}") from error
+        # The Arrow files then hold more rows, in another order, than the data set that was saved.
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise _damaged_dataset(self.name, "rows that are selected by an index file, as very old versions saved")
         missing = [name for name in names if not (self.folder / name).exists()]
@@ -132,6 +134,7 @@ class SavedDataset:
         return tuple(self.folder / name for name in names)
 
     def rows(self) -> Iterator[Numbered]:
+        # Numbered through all shards, as the data set itself counts its rows.
         before = row = 0
         for path in self.files():
             for row, value, note in arrow_rows(path, str(path)):
@@ -145,6 +148,7 @@ class SavedDataset:
 
 def combined_fingerprint(sources: Sequence[DataSource]) -> str:
     """One hash of several sources in their order; that of one source is the source's own."""
+    # So that one file has the same fingerprint whether it is named alone or found in a folder.
     if len(sources) == 1:
         return sources[0].fingerprint()
     digest = hashlib.sha256()
@@ -176,36 +180,32 @@ def resolve_sources(data: Any, split: str = "train") -> ResolvedSources:
     Raises SourceError for what is not there, ConfigError for an empty list and for what is neither path nor rows.
     """
     items = data_items(data)
-    found: list[DataSource] = []
+    sources: list[DataSource] = []
     notes: list[str] = []
     for item in items:
-        opened = _resolve_item(item, split)
-        found += opened.sources
-        notes += opened.notes
+        resolved = _resolve_item(item, split)
+        sources += resolved.sources
+        notes += resolved.notes
     # Within one item the rules of splits have chosen; only what the user names beside it can be of another split.
-    places = [place for source in found if (place := _path_of(source)) is not None]
+    places = [place for source in sources if (place := _path_of(source)) is not None]
     if len(items) > 1 and (mixed := mixed_note(places)) is not None:
         notes.append(mixed)
-    names = [source.name for source in found]
+    names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
+        copy = Path(twice[0]).with_name(f"again-{Path(twice[0]).name}")
         raise SourceError(
             f"{quoted(twice)} is named more than once",
             found=quoted(str(item) for item in items),
             expected="each file once: its rows would count double",
             remedy="name it once; where its rows are to count double, copy the file "
-            f"(`cp {shlex.quote(twice[0])} {shlex.quote(_second_name(twice[0]))}`) and name both",
+            f"(`cp {shlex.quote(twice[0])} {shlex.quote(str(copy))}`) and name both",
         )
-    return ResolvedSources(tuple(found), tuple(notes))
-
-
-def _second_name(name: str) -> str:
-    path = Path(name)
-    return str(path.with_name(f"again-{path.name}"))
+    return ResolvedSources(tuple(sources), tuple(notes))
 
 
 def _path_of(source: DataSource) -> Path | None:
-    """Where a source lies; None for rows in memory, and on the hub, whose split is the one that was asked for."""
+    """The path of a source; None for rows in memory and on the hub, where the split was chosen by name."""
     if isinstance(source, FileSource):
         return source.path
     return source.folder if isinstance(source, SavedDataset) else None
@@ -218,6 +218,7 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     text = str(item)
     if text.startswith(PACKAGE_SCHEME):
         return ResolvedSources((FileSource(shipped_file(text)),))
+    # What exists wins over what could be a pattern or a hub id: a folder may be called `a[1]`, or `owner/name`.
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder_sources(path, split)
@@ -227,6 +228,7 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
         return ResolvedSources((FileSource(path),))
     if _MAGIC.search(text):
         return _glob_sources(text, split)
+    # A misspelt path looks like a hub id: only without a file's ending, and not inside a folder that exists.
     hub = HUB_ID.fullmatch(text) if isinstance(item, str) else None
     if hub and not text.endswith(SUFFIXES) and (text.startswith("hub:") or not path.parent.exists()):
         return ResolvedSources((HubSource(hub["id"], hub["config"], hub["revision"], split),))
@@ -245,8 +247,8 @@ def _glob_sources(pattern: str, split: str) -> ResolvedSources:
             expected="at least one file",
             remedy=f"check the pattern with `ls {pattern}`; `**` reaches into subfolders",
         )
-    fixed = Path(*[part for part in itertools.takewhile(lambda part: not _MAGIC.search(part), Path(whole).parts)])
-    return _files_of_split(files, split, fixed, whole_folder=False)
+    base = Path(*[part for part in itertools.takewhile(lambda part: not _MAGIC.search(part), Path(whole).parts)])
+    return _files_of_split(files, split, base, whole_folder=False)
 
 
 def _files_of_split(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> ResolvedSources:
@@ -266,16 +268,18 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
         return ResolvedSources((SavedDataset(folder),))
     files = _data_files(folder.iterdir())
     if files:
-        opened = _files_of_split(files, split, folder, whole_folder=True)
+        resolved = _files_of_split(files, split, folder, whole_folder=True)
+        # The files beside us were meant; those in folders below are named in a note, since they may be forgotten.
         below = _data_files(path for path in folder.glob("*/*") if not _is_hidden(path.relative_to(folder)))
         if not below:
-            return opened
+            return resolved
         names = [str(path.relative_to(folder)) for path in below]
         note = f"the files of {folder} itself are read; not read, in folders below it: {quoted(names, 6)}"
-        return ResolvedSources(opened.sources, (*opened.notes, note))
-    inside = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder))]
-    saved = sorted({path.parent for path in inside if path.name in ("dataset_dict.json", "state.json")})
-    files = _data_files(inside)
+        return ResolvedSources(resolved.sources, (*resolved.notes, note))
+    # Nothing in the folder itself: a clone of a hub repository has its files one level down, in `data/`.
+    files_below = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder))]
+    saved = sorted({path.parent for path in files_below if path.name in ("dataset_dict.json", "state.json")})
+    files = _data_files(files_below)
     if saved or not files:
         raise SourceError(
             "the folder holds no data files",
@@ -284,12 +288,13 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
             expected=f"files that end in one of {quoted(SUFFIXES)}, or a saved `datasets` folder",
             remedy=f"name the saved data set inside it, '{saved[0]}'" if saved else "check the path",
         )
-    opened = _files_of_split(files, split, folder, whole_folder=True)
-    _refuse_several_folders(opened, folder)
-    return opened
+    resolved = _files_of_split(files, split, folder, whole_folder=True)
+    _refuse_several_folders(resolved, folder)
+    return resolved
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
+    # Sorted, since the order in which a file system lists a folder differs between machines, and rows follow it.
     named = [path for path in sorted(paths) if path.name.endswith(SUFFIXES) and path.name not in _NOT_DATA]
     return [path for path in named if path.name[0] not in "._" and path.is_file()]
 
@@ -298,17 +303,17 @@ def _is_hidden(relative: PurePath) -> bool:
     return any(part.startswith((".", "__")) for part in relative.parts)
 
 
-def _refuse_several_folders(opened: ResolvedSources, folder: Path) -> None:
+def _refuse_several_folders(resolved: ResolvedSources, folder: Path) -> None:
     """One folder below the named one is a clone's `data`; several may be several data sets (configurations)."""
     places: dict[PurePath, Path] = {}
-    for source in opened.sources:
+    for source in resolved.sources:
         parent = Path(source.name).parent
         parts = [part for part in parent.relative_to(folder).parts if split_of(PurePath(part, "x")) is None]
         places.setdefault(PurePath(*parts), parent)
     if len(places) < 2:
         return
     below = [str(folder / place) for place in places]
-    endings = sorted({Path(source.name).suffix for source in opened.sources})
+    endings = sorted({Path(source.name).suffix for source in resolved.sources})
     raise SourceError(
         "the data files of the folder lie in several folders, which may be different data sets",
         where=str(folder),

@@ -19,13 +19,12 @@ from typing import Any
 
 from posttrain.data.padding import unpadded, whole
 from posttrain.data.refusals import named_type, quoted, shown
-from posttrain.data.sources.columnar import batches_rows
+from posttrain.data.sources.columnar import BATCH_ROWS, batches_rows
 from posttrain.data.sources.source import DataSource, Numbered
 from posttrain.data.sources.splits import Split, choose_split, split_of
 from posttrain.data.write import json_line
 from posttrain.errors import ConfigError
 
-_BATCH_ROWS = 1024
 _MISSING = ("NAType", "NaTType")
 """What pandas puts where a value is missing, beside NaN and None."""
 
@@ -43,19 +42,20 @@ class MemorySource:
         if kind == "table":
             return batches_rows(iter([self.data]), self.name)
         if kind == "dataset" and hasattr(self.data, "with_format") and hasattr(self.data, "num_rows"):
-            return batches_rows(self.data.with_format("arrow").iter(batch_size=_BATCH_ROWS), self.name)
+            return batches_rows(self.data.with_format("arrow").iter(batch_size=BATCH_ROWS), self.name)
         return unpadded(self._plain(), self._plain)
 
     def _plain(self) -> Iterator[Numbered]:
         is_frame = _table_kind(self.data) == "frame"
         for number, row in enumerate(_records(self.data) if is_frame else self.data, 1):
-            found = json_value(row)
+            record = json_value(row)
             # A frame holds whole numbers as floats beside a missing one, also inside the objects of a cell.
             if is_frame:
-                found = {key: whole(item) if isinstance(item, dict | list) else item for key, item in found.items()}
-            yield number, found, ""
+                record = {key: whole(item) if isinstance(item, dict | list) else item for key, item in record.items()}
+            yield number, record, ""
 
     def fingerprint(self) -> str:
+        # By what the rows say, not by the object: the same rows built anew find their encoded store again.
         digest = hashlib.sha256()
         for _, row, _ in self.rows():
             digest.update(json_line(row if isinstance(row, dict) else {"": row}).encode("utf-8", "surrogatepass"))
@@ -73,9 +73,8 @@ def memory_source(item: Any, split: str) -> DataSource:
         name = f"rows in memory ({type(item).__name__})"
     if _table_kind(item) == "splits":
         groups = {part: split_of(Path(part, "x")) for part in item}
-        (part,) = choose_split(
-            [Split(one, known.group if known else None) for one, known in groups.items()], split, name
-        )
+        splits = [Split(part, known.group if known else None) for part, known in groups.items()]
+        (part,) = choose_split(splits, split, name)
         return MemorySource(f"{name}, {part}", item[part])
     return MemorySource(name, item)
 
@@ -94,16 +93,15 @@ def data_items(data: Any) -> list[str | Path | MemorySource]:
         return [Path(os.fspath(data))]
     if _table_kind(data) is not None:
         return [MemorySource(f"rows in memory ({type(data).__name__})", data)]
-    no_rows = isinstance(data, Mapping | bytes) or _package_of(data) in (
-        "pandas",
-        "numpy",
-    )  # a Series, an array of numbers
+    # A Series or an array of numbers can be iterated, and its items are no rows.
+    no_rows = isinstance(data, Mapping | bytes) or _package_of(data) in ("pandas", "numpy")
     if data is None or no_rows or not isinstance(data, Iterable):
         raise _no_data(data)
     items = list(data)
     if not items:
         raise ConfigError("no data is named", remedy="give a path, a glob, a folder, a hub id, rows or a list of these")
-    if any(_is_row(item) for item in items):
+    # One mapping among them, and the list is rows: a wrong item in it is then a bad row, with its number.
+    if any(isinstance(item, Mapping) and _table_kind(item) is None for item in items):
         return [MemorySource(f"rows in memory ({type(data).__name__})", items)]
     return [_item(item, number, len(items)) for number, item in enumerate(items, 1)]
 
@@ -119,12 +117,9 @@ def _item(item: Any, number: int, count: int) -> str | Path | MemorySource:
     raise _no_data(item, f"item {number} of the data")
 
 
-def _is_row(item: Any) -> bool:
-    return isinstance(item, Mapping) and _table_kind(item) is None
-
-
 def _table_kind(data: Any) -> str | None:
-    """What package's rows these are, told without importing it; None for what is no table."""
+    """The kind of table of another package, without importing it; None for what is no table."""
+    # By the module of its class: importing pandas to ask would take a second, and it may not be installed.
     package, name = _package_of(data), type(data).__name__
     if package == "datasets":
         return "splits" if isinstance(data, Mapping) else "dataset"
@@ -146,16 +141,17 @@ def _records(frame: Any) -> Iterator[dict[str, Any]]:
         yield from frame.to_dicts()
         return
     columns = [str(column) for column in frame.columns]
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
         raise ConfigError(
-            f"the DataFrame has several columns named {quoted(twice)}",
+            f"the DataFrame has several columns named {quoted(repeated)}",
             found=quoted(columns),
             expected="each column once",
             remedy="rename or drop one of them: `frame.loc[:, ~frame.columns.duplicated()]` keeps the first",
         )
-    for start in range(0, len(frame), _BATCH_ROWS):
-        part = frame.iloc[start : start + _BATCH_ROWS]
+    # Column by column in slices: `iterrows` would turn whole numbers beside floats into floats, and is far slower.
+    for start in range(0, len(frame), BATCH_ROWS):
+        part = frame.iloc[start : start + BATCH_ROWS]
         for values in zip(*[part.iloc[:, place].tolist() for place in range(len(columns))], strict=True):
             yield dict(zip(columns, values, strict=True))
 
@@ -171,6 +167,7 @@ def json_value(value: Any) -> Any:
         return [json_value(item) for item in value]
     if kind.__name__ in _MISSING:
         return None
+    # JSON has no decimals: a whole one is an integer there, another a float.
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if hasattr(value, "tolist"):  # numpy's arrays and scalars

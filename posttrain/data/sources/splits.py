@@ -1,4 +1,4 @@
-"""Which split a file belongs to, told by its name or its folder's, by the rules that the hub documents.
+"""Which split a file belongs to, by its name or its folder's and the rules that the hub documents.
 
 split_of(PurePath("data/train-00000-of-00002.parquet"))   # Split("train", "train")
 split_of(PurePath("gsm8k_test.jsonl"))                     # Split("test", "test")
@@ -60,7 +60,7 @@ class Split:
     name: str
     """As `split:` names it; a keyword alone is written as the hub writes it: dev.jsonl is of "validation"."""
     group: str | None
-    """One of KEYWORDS; None for the shards of a name that is no keyword, as of a language."""
+    """One of KEYWORDS; None for shards whose name is no keyword, such as a language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,19 @@ class Selection:
 
 
 def split_of(path: PurePath) -> Split | None:
-    """The split that a path (relative to the folder that was named) says it is of; None where it says nothing."""
-    stem = _stem(path.name.lower())
+    """The split that a path (relative to the folder that was named) names, or None if it names none."""
+    name = path.name.lower()
+    # The longest suffix: "train.jsonl.gz" is of "train", not of "train.jsonl".
+    stem = name.removesuffix(next((end for end in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(end)), ""))
     shard = _SHARD.match(stem)
     if shard is not None and (of_shard := _split_named(shard[1])) is not None:
         return of_shard
-    said = [found for part in (*path.parts[:-1], stem) if (found := _split_named(part.lower())) is not None]
-    if said:
+    splits = [split for part in (*path.parts[:-1], stem) if (split := _split_named(part.lower())) is not None]
+    if splits:
         # training/test.jsonl is no training file, whatever the folder: furthest from training wins.
-        group = furthest_from_training(split.group for split in said)
-        return next(split for split in reversed(said) if split.group == group)
+        group = furthest_from_training(split.group for split in splits)
+        return next(split for split in reversed(splits) if split.group == group)
     return Split(shard[1], None) if shard is not None else None
-
-
-def _stem(name: str) -> str:
-    ending = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
-    return name.removesuffix(ending)
 
 
 def _split_named(name: str) -> Split | None:
@@ -106,8 +103,8 @@ def _split_named(name: str) -> Split | None:
 
 def furthest_from_training(groups: Iterable[str | None]) -> str:
     """Where names say several things, rows that may be measured on must not train."""
-    said = set(groups)
-    return next(group for group in ("test", "validation", "train") if group in said)
+    named = set(groups)
+    return next(group for group in ("test", "validation", "train") if group in named)
 
 
 # ---------------------------------------------------------------- choosing
@@ -121,13 +118,16 @@ def choose_split(splits: Iterable[Split], wanted: str, where: str) -> frozenset[
     Raises:
         SourceError: there is none, or there are several kinds of it, which are never mixed without a word.
     """
-    found = {split.name: split for split in splits}
-    names = sorted(found, key=lambda name: (found[name].group != "train", name))
-    for name in (wanted, _canonical(wanted)):
-        if name in found:
+    split_by_name = {split.name: split for split in splits}
+    names = sorted(split_by_name, key=lambda name: (split_by_name[name].group != "train", name))
+    # By its own name first, then as files of it are named here: dev_sft -> validation_sft.
+    named = _split_named(wanted.lower())
+    for name in (wanted, named.name if named is not None else wanted):
+        if name in split_by_name:
             return frozenset({name})
     group = _GROUP_OF.get(wanted.lower())
-    kinds = [name for name in names if group is not None and found[name].group == group]
+    kinds = [name for name in names if group is not None and split_by_name[name].group == group]
+    # train_sft alone is what `train` means; beside train_gen it is a guess, and guesses are refused.
     if len(kinds) == 1:
         return frozenset(kinds)
     several = f", several of which are of {wanted!r}" if kinds else ""
@@ -141,17 +141,11 @@ def choose_split(splits: Iterable[Split], wanted: str, where: str) -> frozenset[
     )
 
 
-def _canonical(name: str) -> str:
-    """dev_sft -> validation_sft: a split by the name that files of it get here."""
-    named = _split_named(name.lower())
-    return named.name if named is not None else name
-
-
 def select_files(files: Sequence[Path], wanted: str, base: Path, *, whole_folder: bool) -> Selection:
     """The files of one split where their names say so, else all of them.
 
     Args:
-        base: what the files are shown and told apart relative to, a folder or the fixed part of a pattern.
+        base: a folder, or the fixed part of a pattern; names are read and shown relative to it.
         whole_folder: nobody said which of them to read, so that files without a split among others are refused; a
             pattern names them.
 
@@ -163,20 +157,21 @@ def select_files(files: Sequence[Path], wanted: str, base: Path, *, whole_folder
     groups = {split.group for split in named}
     if groups <= {None}:
         return _unnamed_groups(of_file, named, wanted, str(base))
-    bare = [path for path, split in of_file.items() if split is None]
-    if bare and whole_folder:
+    without_split = [path for path, split in of_file.items() if split is None]
+    if without_split and whole_folder:
         raise _some_without(of_file, wanted, base)
     keyword = _GROUP_OF.get(wanted.lower())
-    if not whole_folder and not bare and len(groups) == 1 and (keyword in groups or keyword == "train"):
+    if not whole_folder and not without_split and len(groups) == 1 and (keyword in groups or keyword == "train"):
         # A pattern that matches files of one split alone was written for them, whatever the split.
-        of_one = len({split.name for split in named}) == 1 and keyword in groups
-        return Selection(tuple(files), () if of_one else (_selection_note(of_file, files, base),))
-    if bare and keyword == "train" and "train" not in groups:
-        taken: set[str | None] = {None}
+        is_one_split = len({split.name for split in named}) == 1 and keyword in groups
+        return Selection(tuple(files), () if is_one_split else (_selection_note(of_file, files, base),))
+    # Files without a word for a split beside a test file: they are what trains.
+    if without_split and keyword == "train" and "train" not in groups:
+        chosen_names: set[str | None] = {None}
     else:
-        taken = {*choose_split(named, wanted, str(base)), *([None] if bare else [])}
-    chosen = tuple(path for path, split in of_file.items() if (split.name if split else None) in taken)
-    if len(chosen) == len(files) and len(taken) == 1:
+        chosen_names = {*choose_split(named, wanted, str(base)), *([None] if without_split else [])}
+    chosen = tuple(path for path, split in of_file.items() if (split.name if split else None) in chosen_names)
+    if len(chosen) == len(files) and len(chosen_names) == 1:
         return Selection(chosen)
     return Selection(chosen, (_selection_note(of_file, chosen, base),))
 
@@ -193,6 +188,7 @@ def mixed_note(files: Sequence[Path]) -> str | None:
     """What to say where files of different splits, named side by side by the user, are read together."""
     if len(files) < 2:
         return None
+    # Relative to what they share, so that a word in the path above ("/data/test_runs/...") names no split.
     parents = [path.absolute().parent for path in files]
     base = parents[0]
     while any(base not in (parent, *parent.parents) for parent in parents):
@@ -205,9 +201,9 @@ def mixed_note(files: Sequence[Path]) -> str | None:
 
 
 def _selection_note(of_file: Mapping[Path, Split | None], chosen: Sequence[Path], base: Path) -> str:
-    left = [path for path in of_file if path not in set(chosen)]
-    said = f"read {_files_by_split(chosen, of_file, base)}"
-    return f"{said}; not read: {_files_by_split(left, of_file, base)}" if left else said
+    not_read = [path for path in of_file if path not in set(chosen)]
+    note = f"read {_files_by_split(chosen, of_file, base)}"
+    return f"{note}; not read: {_files_by_split(not_read, of_file, base)}" if not_read else note
 
 
 def _files_by_split(files: Sequence[Path], of_file: Mapping[Path, Split | None], base: Path) -> str:

@@ -1,4 +1,4 @@
-"""Whether a rendered text writes a tool call: its name, every key and every value of its arguments.
+"""Whether a rendered text writes a tool call: its name, every key and every value of its arguments. Used by the proofs.
 
 Templates write the same call as JSON, as XML parameters, as Python or in a notation of their own, so values are looked
 for one by one and in every form that a template gives them: `true` and `True`, "\\u00fc" and "ü", escaped or not.
@@ -49,7 +49,7 @@ def call_in_form(call: Mapping[str, Any], form: ArgumentForm) -> dict[str, Any]:
 
 
 def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -> str | None:
-    """What of some calls a text does not write: None, or words such as "the argument 'city' of the call of 'weather'".
+    """The first part of some calls that a text lacks, as "the argument 'city' of the call of 'weather'"; or None.
 
     Args:
         text: the text that the turn trains.
@@ -88,7 +88,7 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
 
 
 def _word(value: Any) -> str:
-    """A leaf as other leaves can stand inside it; "" where templates write it in several ways (`true`, `True`)."""
+    """A leaf as text that other leaves may be a part of; "" if templates write it in several ways (`true`, `True`)."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 

@@ -24,10 +24,10 @@ def resolve_stop_ids(template: ChatTemplate, listed: Iterable[int]) -> tuple[fro
     there. An id that the tokenizer does not know can never be sampled as text.
     """
     tokens = template.tokens
-    own = {stop.id for stop in template.stops} | ({tokens.eos_id} if tokens.eos_id is not None else set())
-    further = sorted(set(listed) - own)
+    template_ids = {stop.id for stop in template.stops} | ({tokens.eos_id} if tokens.eos_id is not None else set())
+    further = sorted(set(listed) - template_ids)
     if not further:
-        return frozenset(own), []
+        return frozenset(template_ids), []
     # Not the last id of an answer: it ends one, whatever the template does after it.
     inside = {number for text in _answers(template) for number in tokens.ids(text)[:-1]}
     notes = [
@@ -37,7 +37,7 @@ def resolve_stop_ids(template: ChatTemplate, listed: Iterable[int]) -> tuple[fro
         if number in inside
     ]
     usable = {number for number in further if number not in inside and _is_known_id(template, number)}
-    return frozenset(own | usable), notes
+    return frozenset(template_ids | usable), notes
 
 
 def _is_known_id(template: ChatTemplate, number: int) -> bool:

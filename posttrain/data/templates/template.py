@@ -1,5 +1,7 @@
 """The chat template as the encoder sees it: contexts, completions and the token that ends a turn.
 
+`drafts.py` asks it for one turn after another; `probe.py` finds its layout, `proof.py` proves every turn.
+
 A template is a program and says nowhere which of its text the model must write. It is found out by rendering:
 
     context    = render(messages before the turn, add_generation_prompt=True)   # what inference builds
@@ -32,7 +34,6 @@ from posttrain.data.templates.probe import (
     TemplateLayout,
     first_stop,
     probe_calls,
-    probe_thoughts,
     rendered_or_none,
     turn_kind,
 )
@@ -44,12 +45,21 @@ from posttrain.data.templates.proof import (
     prove_turn,
     read_prompt_end,
 )
+from posttrain.data.templates.thought_probe import probe_thoughts
 from posttrain.data.templates.thoughts import split_thoughts
 from posttrain.data.tokens import Tokens
 from posttrain.errors import TemplateError
 from posttrain.types import Message
 
-__all__ = ["DOCUMENTED_SPLITS", "ChatTemplate", "ContextMismatch", "PlainMessage", "StopToken", "Turn", "first_difference"]
+__all__ = [
+    "DOCUMENTED_SPLITS",
+    "ChatTemplate",
+    "ContextMismatch",
+    "PlainMessage",
+    "StopToken",
+    "Turn",
+    "first_difference",
+]
 
 
 class ChatTemplate:
@@ -73,6 +83,7 @@ class ChatTemplate:
         self.kwargs, self.date, self.notes = dict(spoken.values), spoken.date, list(spoken.notes)
         self.source: Any = spoken.source
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
+        # The order matters: each probe needs what those before it have found.
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
             self._eos = StopToken(tokens.eos_text, tokens.eos_id)
@@ -106,7 +117,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The template's text; `read_prompt_end` adds the generation prompt, `values` stand before those of the settings.
+        """The template's text; `values` take precedence over those of the settings.
 
         Raises:
             TemplateError: the template refuses the messages, by its own check or by a fault.
@@ -129,15 +140,15 @@ class ChatTemplate:
         return self.render(self._history(messages), tools, add_generation_prompt=True)
 
     def _history(self, messages: Sequence[PlainMessage]) -> Sequence[PlainMessage]:
-        """Earlier turns as a template takes them that would show a thought of the content beside one of its own.
+        """Earlier turns for a template that would show a thought of the content beside one of its own.
 
         The turn that trains is moved by its proof, which says so; the same turn must not stand otherwise in the
         context of a later one.
         """
         key = self.thoughts.key if self.thoughts.doubles else None
-        return messages if key is None else [self._thoughts_apart(message, key) for message in messages]
+        return messages if key is None else [self._with_thoughts_moved(message, key) for message in messages]
 
-    def _thoughts_apart(self, message: PlainMessage, key: str) -> PlainMessage:
+    def _with_thoughts_moved(self, message: PlainMessage, key: str) -> PlainMessage:
         if message["role"] != "assistant" or message.get(key):
             return message
         written = split_thoughts(str(message["content"] or ""), self.thoughts.marks, opened=True)
@@ -181,20 +192,21 @@ class ChatTemplate:
         if context is None:
             context = self.prompt(messages[:index], tools)
         written = str(message["content"] or "")
-        asked = read_prompt_end(self, messages[:index], context)
-        apart = split_thoughts(written, self.thoughts.marks, opened=asked.state == "open")
-        if asked.state == "closed" and apart is not None and apart.thoughts.strip():
+        prompt_end = read_prompt_end(self, messages[:index], context)
+        split = split_thoughts(written, self.thoughts.marks, opened=prompt_end.state == "open")
+        if prompt_end.state == "closed" and split is not None and split.thoughts.strip():
             raise TemplateError(
                 "the generation prompt closes the thought, and this cut turn has thoughts",
                 found=f"...{context[-40:]!r} before {written[:40]!r}",
                 expected="a prompt that leaves the thought to the model, or a turn without thoughts",
                 remedy="remove the thoughts from the rows, or name another template",
             )
-        if asked.state == "open":
+        # The prompt has written the opening mark; a row that has it, too, would train a second one.
+        if prompt_end.state == "open":
             opening = next((pair.open for pair in self.thoughts.marks if written.lstrip().startswith(pair.open)), None)
             if opening is not None:
                 written = written.lstrip().removeprefix(opening).removeprefix("\n")
-        lead = "" if written[:1].isspace() else self._lead
+        lead = "" if written[:1].isspace() else self._lead  # white space that the template puts before each answer
         return Turn(context, lead + written, None)
 
     def other_turn(self, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any] = ()) -> Turn:
@@ -205,9 +217,9 @@ class ChatTemplate:
         """
         messages = [*self._history(messages[:index]), *messages[index:]]
         marked = dict(messages[index], content=ANSWER)
-        header, found, tail_text = self.render([*messages[:index], marked], tools).partition(ANSWER)
+        header, has_text, tail_text = self.render([*messages[:index], marked], tools).partition(ANSWER)
         rendered = self.render(messages[: index + 1], tools)
-        if not found or not rendered.startswith(header) or not rendered.endswith(tail_text):
+        if not has_text or not rendered.startswith(header) or not rendered.endswith(tail_text):
             raise TemplateError(
                 f"the text of this {messages[index]['role']} turn cannot be found in the rendered conversation",
                 found=rendered[-60:],
@@ -265,6 +277,7 @@ class ChatTemplate:
         own = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
         if own is not None and text.endswith(own.text):
             return text[: len(text) - len(own.text)] + own.kept, own.stop
+        # The probe of this kind saw another end; any end that the template has anywhere is still an end.
         for tail in self.ends.all:
             if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
@@ -283,36 +296,38 @@ class ChatTemplate:
     def _probe(self) -> tuple[TemplateLayout, Tail]:
         """Finds the generation prompt and what follows an answer; completes a template that has no such prompt."""
         answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
-        asked, finished = self.render([QUESTION], add_generation_prompt=True), self.render(answered)
-        lead, found, tail = finished.rpartition(ANSWER)
-        if not found or USER not in asked:
+        prompted, finished = self.render([QUESTION], add_generation_prompt=True), self.render(answered)
+        lead, has_answer, tail = finished.rpartition(ANSWER)
+        if not has_answer or USER not in prompted:
             raise self._broken("shows neither question nor answer as they are", finished)
-        header = lead[len(asked) :] if lead.startswith(asked) else ""
-        told = self.render([QUESTION])
-        if header.strip() and asked == told:
-            asked = self._complete(header)
+        header = lead[len(prompted) :] if lead.startswith(prompted) else ""
+        unprompted = self.render([QUESTION])
+        # Asking adds nothing, and answers begin with a header: without it the model would have to write it first.
+        if header.strip() and prompted == unprompted:
+            prompted = self._complete(header)
         self._lead = header if header.isspace() else ""
-        closing = self.tokens.first_added(asked.rpartition(USER)[2])
+        closing = self.tokens.first_added(prompted.rpartition(USER)[2])
         closes = closing[1] if closing is not None else None
         between = self._between_turns(answered)
-        user_header = asked.partition(USER)[0]
+        user_header = prompted.partition(USER)[0]
         stop = first_stop(self.tokens, tail, closes)
         if stop is None and between:
+            # Nothing after the last answer; the mark may come with the next turn only.
             stop = first_stop(self.tokens, between)
             # The next turn's header is no terminator: it would teach the model to begin the user's turn.
             stop = None if stop is None or stop[1].text in user_header else stop
-        generation = asked[self.tokens.not_inside(asked, first_difference(asked, told)) :]
+        generation = prompted[self.tokens.not_inside(prompted, first_difference(prompted, unprompted)) :]
         layout = TemplateLayout(
             generation=generation,
             # Where the two part otherwise, the first row is refused, by its name.
-            prefill=asked[len(lead) :] if asked.startswith(lead) else "",
+            prefill=prompted[len(lead) :] if prompted.startswith(lead) else "",
             between=between,
             headers=self._headers(
                 [generation, between, lead.rpartition(USER)[2]],
                 [stop[1].text if stop is not None else "", closes if closes and closes not in generation else ""],
             ),
             closes=closes,
-            header_is_prompt=asked.rstrip() == lead.rstrip(),
+            header_is_prompt=prompted.rstrip() == lead.rstrip(),
         )
         if stop is None:
             return layout, self._ended_by_eos(tail, finished)
