@@ -1,4 +1,4 @@
-"""The arguments of `read`, held against what they may be before a file is opened.
+"""The arguments of `read`, checked before a file is opened.
 
 A call from Python has no reader of recipes before it: what comes in may be of any type, and each wrong one is an error
 that says what was meant, not a TypeError from the middle of the reading.
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
-from posttrain.data.refusals import named_type, quoted
-from posttrain.data.row_reader import BadRows
+from posttrain.data.refusals import BadRows, named_type, quoted
 from posttrain.errors import ConfigError, nearest, unknown
 
 
@@ -44,6 +43,7 @@ def named_format(name: Any, kind: ExampleKind | None) -> Format | None:
 def checked_columns(columns: Any) -> dict[str, str]:
     checked = names("columns", columns, "{'prompt': 'my_question'}")
     for ours, theirs in checked.items():
+        # The commonest slip is to write the map the other way round, and the error says so.
         if ours not in COLUMNS:
             swapped = theirs in COLUMNS
             raise unknown(
@@ -70,6 +70,7 @@ def checked_bad_rows(bad_rows: Any, rejected_path: str | Path | None) -> BadRows
             expected="'stop' or 'skip'",
             remedy=f"write `bad_rows: {nearest(str(bad_rows), ('stop', 'skip')) or 'stop'}`",
         )
+    # Allowed, the path would stay empty, and a reader of the recipe would take that for "no bad rows".
     if rejected_path is not None:
         raise ConfigError(
             "`rejected_path` is given, but a bad row stops the reading, so none is ever written there",
@@ -94,6 +95,7 @@ def checked_dialogues(value: Any) -> bool:
 def checked_limit(limit: Any) -> int | None:
     if limit is None:
         return None
+    # True is an int in Python, and `limit=True` would keep one row.
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ConfigError(
             f"`limit` is {limit!r}",
@@ -136,6 +138,7 @@ def names(argument: str, value: Any, example: str) -> dict[str, str]:
         return {}
     if not isinstance(value, Mapping):
         raise _wrong_type(argument, value, "a map from a name to a name", f"{argument}={example}")
+    # YAML reads `columns: {1: prompt}` and `{prompt: yes}` as a number and a flag; neither names a column.
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
             raise ConfigError(

@@ -1,4 +1,7 @@
-"""A column of the files that no format reads, by row: who judged it, or what kind of row it is."""
+"""A column of the files that no format reads, by row: who judged it, or what kind of row it is.
+
+For figures by category in the audit and in reward evaluation; the examples themselves do not carry such columns.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ CATEGORY_COLUMNS = ("category", "source", "subset", "task", "domain")
 
 def column_of(examples: Examples, column: str) -> dict[RowRef, str]:
     """{RowRef("pairs.jsonl", 1): "maths", ...} of the rows that have a value; reads the files once."""
-    found: dict[RowRef, str] = {}
+    value_of_row: dict[RowRef, str] = {}
     for source in examples.sources:
         for number, row, _ in source.rows():
             value = field_of(row, column) if isinstance(row, dict) else None
             if value is not None and value is not ABSENT and value == value:  # NaN is a missing value
-                found[RowRef(source.name, number)] = str(whole(value))
-    return found
+                value_of_row[RowRef(source.name, number)] = str(whole(value))
+    return value_of_row
 
 
 def first_unused(examples: Examples, names: Sequence[str]) -> str | None:
@@ -40,13 +43,13 @@ def categories_of(examples: Examples, column: str | None) -> dict[RowRef, str]:
     wanted = column or first_unused(examples, CATEGORY_COLUMNS)
     if wanted is None or (column is None and examples.is_remote):  # a second download for a guess is too much
         return {}
-    found = column_of(examples, wanted)
-    if not found:
-        raise _no_such(wanted, examples.counts.unused_columns, [source.name for source in examples.sources])
-    return found
+    category_of_row = column_of(examples, wanted)
+    if not category_of_row:
+        raise _no_such_column(wanted, examples.counts.unused_columns, [source.name for source in examples.sources])
+    return category_of_row
 
 
-def _no_such(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
+def _no_such_column(column: str, columns: Collection[str], files: Sequence[str]) -> DataError:
     return unknown(
         "column",
         column,

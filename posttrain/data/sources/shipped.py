@@ -18,6 +18,7 @@ def shipped_file(text: str) -> Path:
     """
     name = text.removeprefix(PACKAGE_SCHEME)
     path = PACKAGE_DATA / name
+    # Only names that are listed, so that `package://../..` leads nowhere.
     known = [str(entry.relative_to(PACKAGE_DATA)) for entry in sorted(PACKAGE_DATA.rglob("*")) if entry.is_file()]
     if name in known:
         return path

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from posttrain.data.speech import Speech, write_speech
-from posttrain.data.templates.header import split
+from posttrain.data.templates.header import split_header
 from posttrain.errors import ExportError
 from posttrain.models.adapters.facts import ADAPTER_CONFIG
 from posttrain.models.adapters.folding import cpu_copy, merged_copy, record_tying
@@ -149,7 +149,7 @@ def write_record(folder: Path, tokenizer: Any, stop_ids: Sequence[int], settings
     """posttrain_speech.json: what the stage says, or what the tokenizer says where no stage does."""
     speech = settings.speech or Speech("chat", tokenizer.chat_template, recorded=False)
     if settings.speech is None and tokenizer.chat_template:
-        (values, date), _ = split(tokenizer.chat_template)
+        (values, date), _ = split_header(tokenizer.chat_template)
         speech = replace(speech, template_kwargs=values, date=date)
     sampling = {key: value for key, value in asdict(settings.sampling).items() if key in PROPOSED}
     texts = tuple(tokenizer.decode([number]) for number in stop_ids)

@@ -11,9 +11,9 @@ from posttrain.data.blocks import EncodeCounts
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import FINDINGS
 from posttrain.data.read import Examples
-from posttrain.data.sources.splits import MIXED
-from posttrain.data.templates.template import SPLITS
-from posttrain.data.unread import unread, unread_keys
+from posttrain.data.sources.splits import MIXED_SPLITS
+from posttrain.data.templates.template import DOCUMENTED_SPLITS
+from posttrain.data.unread import unread_columns, unread_keys
 from posttrain.training.checks.preflight import Check, Status
 
 NAMED_ROWS = 5
@@ -24,7 +24,7 @@ def unread_columns_check(split: str, examples: Examples) -> tuple[Check, ...]:
     """The columns that nothing reads: a `system` that is misspelt is lost there, and so is a label under SFT."""
     if not examples.counts.unused_columns:
         return ()
-    columns = unread(examples.counts.unused_columns, examples.format, examples.options.columns)
+    columns = unread_columns(examples.counts.unused_columns, examples.format, examples.options.columns)
     title = "columns" if split == "train" else "columns of the held-out rows"
     evidence = {"format": examples.format, "unused": list(columns.columns)}
     detail = f"read as '{examples.format}'; {columns}"
@@ -39,7 +39,7 @@ def files_check(split: str, examples: Examples) -> tuple[Check, ...]:
     if not notes:
         return ()
     title = "files" if split == "train" else "files of the held-out rows"
-    mixed = any(note.startswith(MIXED) for note in notes)
+    mixed = any(note.startswith(MIXED_SPLITS) for note in notes)
     remedy = "leave out the files that something is measured on, or name the split" if mixed else None
     return (Check("files", title, "warn" if mixed else "pass", "; ".join(notes), {"notes": list(notes)}, remedy),)
 
@@ -66,7 +66,7 @@ def encoding_check(split: str, rows: EncodedDataset) -> Check:
     """
     counts = rows.counts
     title = "rows as rendered" if split == "train" else "held-out rows as rendered"
-    split_rows = sum(number for name, number in counts.findings.items() if name in SPLITS)
+    split_rows = sum(number for name, number in counts.findings.items() if name in DOCUMENTED_SPLITS)
     # A refused row is in no other count here: it never became a tree.
     refused = counts.dropped.get("template", 0) + counts.dropped.get("prompt_mismatch", 0)
     detail = f"prompt and trained text of {counts.read - refused:,} rows proven against the template's rendering"

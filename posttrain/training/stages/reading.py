@@ -18,7 +18,7 @@ from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples
-from posttrain.data.recast import Condition, Recast, read_as, require_kind, taken_apart
+from posttrain.data.recast import Condition, Recast, read_as, recast_note, require_kind
 from posttrain.data.round_trip import require_written
 from posttrain.data.split import row_contents, split_by_content
 from posttrain.data.store import encode
@@ -178,7 +178,7 @@ class _Reader:
             findings += audit_rows(stage, examples, ctx.folder, ctx.progress)
         # The audit reads texts and comes first: what it stops at would cost the encoding.
         rows = self._encode(split, examples)
-        ctx.say(*(note for note in (taken_apart(examples, self.objective.kind), *rows.notes) if note))
+        ctx.say(*(note for note in (recast_note(examples, self.objective.kind), *rows.notes) if note))
         for name in stage.objective_names:
             if name in PAIRWISE and PAIRWISE[name].needs_margins:
                 _require_margins(rows, name)
@@ -233,7 +233,7 @@ class _Reader:
         stage, kind = self.ctx.stage, self.objective.kind
         if isinstance(stage, ConditionalSFT):
             return Recast(examples, kind, Condition(stage.good, stage.bad, stage.place))
-        return Recast(examples, kind) if taken_apart(examples, kind) else examples
+        return Recast(examples, kind) if recast_note(examples, kind) else examples
 
 
 def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
