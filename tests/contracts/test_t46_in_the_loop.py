@@ -1,4 +1,7 @@
-"""T46 in a real loop: the larger beta, the smaller the KL to the start at the end, wherever the KL stands."""
+"""T46 in a real loop: the larger beta, the smaller the KL to the start at the end, wherever the KL stands.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T62: LoRA on a model with tied embeddings and three added tokens; merged, saved, and reloaded in a new process."""
+"""T62: LoRA on a model with tied embeddings and three added tokens; merged, saved, and reloaded in a new process.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
