@@ -6,6 +6,7 @@ the hub or a key in the environment would let a test pass, or fail, for a reason
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -52,6 +53,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test cuts the power: waiting for the disk after every line of a run folder would take as long as training does.
+os.fsync = lambda descriptor: None
+
 # Derandomised: the same examples on every machine, so that a failure is the code's and not the day's.
 settings.register_profile(
     "posttrain", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -60,7 +64,11 @@ settings.load_profile("posttrain")
 
 
 def pytest_collection_finish() -> None:
-    """Saves are read back by forked processes; what imports no model has no use for one."""
+    """Saves are read back by forked processes; what imports no model has no use for one.
+
+    What the imports and the collection left stays: looking through it for garbage again and again takes seconds.
+    """
+    gc.freeze()
     if "posttrain.models.folders.export" in sys.modules:
         from posttrain.models.folders import export
         from tests.read_back import forked
