@@ -54,6 +54,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+WHOLE: dict[str, Any] = {"compute": {"tokens_per_microbatch": 512}}
+"""Each update in one micro-batch, for tests that ask nothing of how it is split."""
+
+
 def loop_of(
     start: Path,
     folder: Path,
