@@ -34,9 +34,9 @@ def early_letters(prompt: Any, completion: str, task: Task) -> float:
 
 
 def save_start(folder: Path, **options: Any) -> Path:
-    """A tiny chat model on disk."""
+    """A tiny chat model on disk, of one layer: what a loop does with a policy does not depend on its depth."""
     tokenizer = byte_tokenizer(CHATML, specials=("<|im_start|>", "<|im_end|>"))
-    tiny_model(vocab=len(tokenizer), **options).save_pretrained(folder)
+    tiny_model(vocab=len(tokenizer), **{"num_hidden_layers": 1, **options}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -53,6 +53,10 @@ SMALL: dict[str, Any] = {
     "compute": {"tokens_per_microbatch": 64},
     "schedule": {"kind": "constant", "warmup_ratio": 0.0},
 }
+
+
+WHOLE: dict[str, Any] = {"compute": {"tokens_per_microbatch": 512}}
+"""Each update in one micro-batch, for tests that ask nothing of how it is split."""
 
 
 def loop_of(

@@ -1,4 +1,7 @@
-"""T23: the token mean of unequal micro-batches is a mean over tokens, not a mean of means."""
+"""T23: the token mean of unequal micro-batches is a mean over tokens, not a mean of means.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T27: sampled at T = 0.6 and not updated, trainer and sampler give every token the same probability."""
+"""T27: sampled at T = 0.6 and not updated, trainer and sampler give every token the same probability.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T33, the loss's side: with truncated rows dropped, loss and denominator are those of the finished row alone."""
+"""T33, the loss's side: with truncated rows dropped, loss and denominator are those of the finished row alone.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

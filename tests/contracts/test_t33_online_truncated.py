@@ -1,5 +1,8 @@
 """T30, T33 in the loop: ids train as they were sampled; a cut completion gets no EOS, and with `truncated: drop` the
-loss is that of the finished ones alone."""
+loss is that of the finished ones alone.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T36: one update per rollout, so every ratio is 1, whatever the micro-batch and whatever pads its rows."""
+"""T36: one update per rollout, so every ratio is 1, whatever the micro-batch and whatever pads its rows.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

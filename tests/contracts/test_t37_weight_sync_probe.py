@@ -1,4 +1,7 @@
-"""T37: engine and trainer agree on a fixed sequence after every update, and a sync that does nothing stops the run."""
+"""T37: engine and trainer agree on a fixed sequence after every update, and a sync that does nothing stops the run.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T39: NaN, then 1e9, at every place that does not train changes nothing: losses, gradients, advantages, values."""
+"""T39: NaN, then 1e9, at every place that does not train changes nothing: losses, gradients, advantages, values.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T45 in the online loss: the gradient of each kind of penalty, in expectation over a vocabulary."""
+"""T45 in the online loss: the gradient of each kind of penalty, in expectation over a vocabulary.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T46: a bandit with one good arm ends nearer to its reference under a larger beta, wherever the KL stands."""
+"""T46: a bandit with one good arm ends nearer to its reference under a larger beta, wherever the KL stands.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

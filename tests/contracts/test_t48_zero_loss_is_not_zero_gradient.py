@@ -1,4 +1,7 @@
-"""T48: rewards [1, 0], equal lengths, no KL, ratio 1: the loss is 0, the gradient is not, and the log says why."""
+"""T48: rewards [1, 0], equal lengths, no KL, ratio 1: the loss is 0, the gradient is not, and the log says why.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T50, the reference's side: at step 0 every reference equals the policy, so DPO's loss is ln 2 and its margin 0."""
+"""T50, the reference's side: at step 0 every reference equals the policy, so DPO's loss is ln 2 and its margin 0.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T51: five updates later, the reference gives the very same bits, also where an adapter goes on training."""
+"""T51: five updates later, the reference gives the very same bits, also where an adapter goes on training.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """T57: a mismatched completion is never the row's own, one row has none, and the KL is the step's mean (trl#1911).
 
 Batch KLs [2, 8, 4, 6] are 5 (align-anything PR#216), however the step is cut into micro-batches.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""T60: small updates survive bf16 arithmetic, because the weights themselves stay fp32 (ml-by-hand PR#85)."""
+"""T60: small updates survive bf16 arithmetic, because the weights themselves stay fp32 (ml-by-hand PR#85).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

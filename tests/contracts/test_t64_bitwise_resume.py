@@ -1,4 +1,7 @@
-"""T64: a run that stops and goes on equals one that does not, bit for bit (accelerate PR#4071)."""
+"""T64: a run that stops and goes on equals one that does not, bit for bit (accelerate PR#4071).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T64 for GRPO and PPO: a run that is killed and goes on equals one that is not: losses, rollouts and weights."""
+"""T64 for GRPO and PPO: a run that is killed and goes on equals one that is not: losses, rollouts and weights.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

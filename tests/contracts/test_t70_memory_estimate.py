@@ -1,4 +1,7 @@
-"""T70: the plan names its largest item, and running out of memory says where it went and what to do (trl#3678)."""
+"""T70: the plan names its largest item, and running out of memory says where it went and what to do (trl#3678).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T77: prompt and trained ids are what the template renders for the conversation, or a documented split of it."""
+"""T77: prompt and trained ids are what the template renders for the conversation, or a documented split of it.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

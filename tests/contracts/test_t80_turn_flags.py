@@ -2,6 +2,8 @@
 
 ms-swift#9263 (`loss`), LLaMA-Factory PR#10471 (`loss_weight`), verl PR#5472 (`loss_mask`), Axolotl (`training`), OpenAI
 (`weight`), torchtune (`masked`). An unknown key inside a turn is named with its count.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

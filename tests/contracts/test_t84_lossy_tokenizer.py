@@ -1,4 +1,7 @@
-"""T84: text that a tokenizer cannot write."""
+"""T84: text that a tokenizer cannot write.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Bloom adds ALiBi to its attention scores, which the token tree does not know: scored there without a proof, every
 response got the same reward, or a wrong one, and nobody was told.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

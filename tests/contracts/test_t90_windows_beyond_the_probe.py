@@ -2,6 +2,8 @@
 
 Qwen2-MoE and PhiMoE do not pass their window to the attention function. Rows below the window prove nothing about it,
 and longer ones were wrong by more than a nat.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 TRL adds `router_aux_loss_coef * outputs.aux_loss` of `transformers` on padded rows. One step here, however it is split
 into micro-batches and whichever path it runs on, is that of one whole micro-batch there.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

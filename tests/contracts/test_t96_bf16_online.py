@@ -2,6 +2,8 @@
 says how large the noise is that it was judged by.
 
 The embedded model, whose bf16 is up to 0.1 nats a token away from its fp32; bf16 on a CPU is slow and exact.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

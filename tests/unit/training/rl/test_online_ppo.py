@@ -16,10 +16,10 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head
 from posttrain.training.loop import Loop
 from tests.fixtures import random_trees, tiny_model
-from tests.online import lines, loop_of, run, save_start, source_of
+from tests.online import WHOLE, lines, loop_of, run, save_start, source_of
 
 LORA = {"kind": "lora", "rank": 4}
-MANY: dict[str, Any] = {"updates_per_rollout": 2, "completions_per_prompt": 2, "held_out": 0}
+MANY: dict[str, Any] = {**WHOLE, "updates_per_rollout": 2, "completions_per_prompt": 2, "held_out": 0}
 
 
 @pytest.fixture(scope="module")
