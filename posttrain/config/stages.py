@@ -97,7 +97,7 @@ class PreferenceStage(RowStage):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The objective's own numbers, for `training.objectives.algorithm(stage.method, stage.parameters)`."""
+        """The objective's own numbers, for training.algorithms.algorithm(stage.method, stage.parameters)."""
         values = self.model_dump()
         return {name: float(values[name]) for name in self.row.defaults}
 
@@ -156,12 +156,11 @@ class MixTerm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         choose("method", self.loss, ("sft", *PAIRWISE))
-        coupling = self.pairwise.coupling
-        if coupling is not None and coupling.memory is not None:
+        if self.loss == "beta_dpo":
             raise refuse(
-                f"{self.loss} keeps a running mean of its own steps and is no term of a mix",
+                "beta_dpo keeps a running mean of its own steps and is no term of a mix",
                 path=("loss",),
-                remedy=f"use `method: {self.loss}` by itself, or `dpo` in the mix",
+                remedy="use `method: beta_dpo` by itself, or `dpo` in the mix",
             )
         try:
             resolve_parameters(self.pairwise, self.parameters, where=self.loss)

@@ -9,14 +9,15 @@ from typing import ClassVar, Literal
 import pytest
 
 import posttrain.training
-from posttrain.config import DPO, GRPO, SFT, STAGES, Correction, Reward, StageSettings, TrainingStage
+from posttrain.config import DPO, GRPO, SFT, STAGES, Correction, Reward, StageSettings, TrainingStage, data_of
 from posttrain.config import base as config_base
 from posttrain.config import online as config_online
 from posttrain.config import stages as config_stages
 from posttrain.config.base import Output, RowStage
 from posttrain.config.online import PPO, OnlineDPO, OnlineStage, SamplingStage
-from posttrain.runs.folder import StageFolder
+from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.training.pipeline import _with_data
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind, row_of_type
 from posttrain.training.stages.reward import REWARD
@@ -25,7 +26,7 @@ from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.sampling import LEARNERS, SAMPLING
 from posttrain.training.stages.table import KINDS, kind_of_stage
 
-MOST_QUESTIONS = 15
+MOST_QUESTIONS = 20
 
 
 def test_the_table_by_hand() -> None:
@@ -77,6 +78,18 @@ def test_a_stage_that_trains_nothing_has_the_records_of_one_that_does(
         not (folder.path / "dropped.jsonl").exists()
         and "method: correction" in (folder.path / "config.yaml").read_text()
     )
+
+
+def test_rows_of_an_earlier_stage_are_found_for_every_key_of_every_kind(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    stage = _with_data(Correction(data={"stage": "a"}, keep={"stage": "b"}), run)
+    assert {key: data.path for key, data in data_of(stage).items()} == {
+        "data": (str(tmp_path / "a" / "data.jsonl"),),
+        "keep": (str(tmp_path / "b" / "data.jsonl"),),
+    }
+    held_out = _with_data(SFT(data="rows.jsonl", held_out={"stage": "a"}), run)
+    assert data_of(held_out)["held_out"].path == (str(tmp_path / "a" / "data.jsonl"),)
+    assert data_of(held_out)["data"].path == ("rows.jsonl",)
 
 
 # ---------------------------------------------------------------- who asks
