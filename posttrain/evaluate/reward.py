@@ -88,6 +88,7 @@ class PairScores:
             kinds,
         )
         lengths = {len(found.chosen_P), len(found.rejected_P), len(found.tokens_chosen_P), len(found.tokens_rejected_P)}
+        # A shorter array would be paired with the wrong rows, and every figure below would still look plausible.
         assert lengths == {len(names)} == {len(kinds)}, "one value of each kind per pair"
         if not names:
             raise EmptyDatasetError("there are no pairs to score", remedy="give the stage held-out pairs: `held_out`")
@@ -138,6 +139,7 @@ def evaluate_reward(
         probabilities: whether sigmoid(margin) is meant as a probability, as Bradley-Terry and Plackett-Luce mean it. A
             model that was fitted to scores is not asked for its calibration.
     """
+    # Probes are told in units of this model's own spread: reward models differ in scale by orders of magnitude.
     spread = float(scores.rewards_P2.std())
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -219,6 +221,7 @@ def gain(scores: PairScores, untrained: PairScores) -> Score:
             found=f"{len(scores.rows)} and {len(untrained.rows)} pairs",
             remedy="score both on the same held-out pairs, in the same order",
         )
+    # Paired: what is merely easy or hard about a pair is the same for both heads, and would widen the interval.
     return paired_difference(correct(untrained.margins_P), correct(scores.margins_P))
 
 
@@ -245,6 +248,7 @@ def by_length(scores: PairScores) -> list[dict[str, Any]]:
     """
     difference = scores.tokens_chosen_P - scores.tokens_rejected_P
     sizes = np.abs(difference[difference != 0])
+    # The data's own median: fixed bounds would put all pairs of a set of short answers into one bucket.
     middle = float(np.median(sizes)) if len(sizes) else 0.0
     cut = f"{middle:g}"
     buckets = [
@@ -278,7 +282,9 @@ def length_figures(scores: PairScores) -> dict[str, Any]:
     """
     difference = scores.tokens_chosen_P - scores.tokens_rejected_P
     margins = scores.margins_P
+    # Ranked once, over all pairs: ranked anew in each resample it would cost 2,000 sorts.
     x, y = ranks(margins), ranks(difference)
+    # +1 where the model prefers the longer answer, -1 the shorter, 0 for a tie of either; `accuracy` counts 0 half.
     preferred = np.sign(margins) * np.sign(difference)
     return {
         "correlation": spearman(scores.rewards_P2, scores.tokens_P2).as_dict(),

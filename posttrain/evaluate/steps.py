@@ -86,6 +86,7 @@ class StepScores:
 
     def first(self, wrong_S: np.ndarray) -> np.ndarray:
         """Place in S of each response's first wrong step, [R]; S where it has none."""
+        # S stands for "none": two responses without a wrong step then compare as equal, which is what is wanted.
         found = np.full(len(self.rows), len(wrong_S))
         np.minimum.at(found, self.response_S[wrong_S], np.flatnonzero(wrong_S))
         return found
@@ -151,6 +152,7 @@ def figures(scores: StepScores) -> dict[str, Score]:
     for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):
         if members.any():
             known[name] = average(found[members])
+    # The F1 of two accuracies needs both: without correct responses it would be 0 whatever the model does.
     if faulty.any() and not faulty.all():
         known["first_error_f1"] = bootstrap(len(found), lambda index: _f1(found[index], faulty[index]))
     return known
@@ -172,6 +174,7 @@ def gains(scores: StepScores, untrained: StepScores) -> dict[str, Score]:
 
 def _judged(scores: StepScores) -> np.ndarray:
     """1 for a step on whose side the score is, 1/2 for a score of 0, [S]."""
+    # (sign + 1) / 2 maps right, zero and wrong to 1, 1/2 and 0 without a branch per step.
     return (np.sign(np.where(scores.right_S, scores.score_S, -scores.score_S)) + 1) / 2
 
 
@@ -182,6 +185,7 @@ def _found(scores: StepScores) -> np.ndarray:
 
 def _ratio(scores: StepScores, values_S: np.ndarray, counts_S: np.ndarray) -> Score:
     """A mean over steps whose interval is over responses."""
+    # Steps of one response stand or fall with each other, so whole responses are resampled (a cluster bootstrap).
     sums_R, counts_R = scores.per_response(values_S), scores.per_response(counts_S)
     return bootstrap(len(scores.rows), lambda index: sums_R[index].sum(axis=-1) / counts_R[index].sum(axis=-1))
 

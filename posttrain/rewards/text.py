@@ -23,6 +23,7 @@ Prompt = Sequence[Message]
 
 def after_thoughts(completion: str) -> str:
     """What follows the response's thoughts; nothing, if it never stops thinking."""
+    # The last closing tag: a thought may quote `</think>`, and what follows a quoted one is no answer.
     _, closed, after = completion.rpartition("</think>")
     return after if closed else "" if "<think>" in completion else completion
 
@@ -98,6 +99,7 @@ a policy may repeat a letter eight thousand times. Of a stretch that is too much
 
 def _alike(one: str, other: str) -> float:
     """Twice the matching characters by all characters; the same for (a, b) and (b, a), which difflib's own is not."""
+    # difflib starts from one side and its ratio depends on which, so the sides are put in a fixed order.
     left, right = sorted((one, other), key=lambda text: (len(text), text))
     total = len(left) + len(right)
     return 2 * _matching(left, right) / total if total else 1.0
@@ -141,6 +143,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(text: str) -> list[str]:
+    # SQuAD's normalisation; F1 against published figures needs exactly these steps.
     return [word for word in text.casefold().translate(_PUNCTUATION).split() if word not in ("a", "an", "the")]
 
 
@@ -195,6 +198,7 @@ def json_schema(
     answer = answer_of(completion)
     fenced = _FENCED.findall(answer)
     try:
+        # NaN and Infinity are Python's extension; another parser would refuse the answer that earned the reward.
         value = json.loads(fenced[0] if len(fenced) == 1 else answer, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return 0.0

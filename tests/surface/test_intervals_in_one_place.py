@@ -26,6 +26,4 @@ def test_no_other_module_makes_an_interval_of_its_own() -> None:
                 assert round(node.value, 2) != 1.96, f"{path}:{node.lineno}"
             if isinstance(node, ast.ImportFrom) and node.module == "posttrain.intervals":
                 names = {alias.name for alias in node.names}
-                assert not names & {"Z", "RESAMPLES"}, (
-                    f"{path}:{node.lineno} has constants of an interval"
-                )
+                assert not names & {"Z", "RESAMPLES"}, f"{path}:{node.lineno} has constants of an interval"

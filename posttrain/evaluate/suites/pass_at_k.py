@@ -54,6 +54,7 @@ def load(settings: PassAtKSuite, examples: list[Example], sampling: SamplingDist
         require_gold([question(task) for task in tasks], last_number_equals, NEEDS)
     else:
         with rubric_of(settings.rewards, folder=modules) as rubric:
+            # A row that no answer could satisfy lowers pass@k for every model, and hides how far a policy reaches.
             failures = gold_check(tasks, rubric.scorers)
         if failures:
             raise RowError(
@@ -96,6 +97,7 @@ def judge_samples(
     Raises:
         RewardError: a reward failed.
     """
+    # Judged by the training's own rewards, so that pass@k and the reward curve measure the same thing.
     rewards = _rewards(suite, groups, texts)
     right = [[reward is not None and reward >= suite.right_from for reward in group] for group in rewards]
     asked = [question(task) for task in suite.tasks]
@@ -141,6 +143,7 @@ def _rewards(
     found: list[list[Any]] = [[None] * len(group) for group in groups]
     for number, (task, group, answers) in enumerate(zip(suite.tasks, groups, texts, strict=True)):
         for place, (completion, text) in enumerate(zip(group, answers, strict=True)):
+            # An aborted answer was cut by the engine, not by the model; it counts as not right and is never judged.
             if completion.finish is not FinishReason.ABORTED:
                 items.append(Sampled(task.prompt, text, task, completion.finish, len(completion.ids), number))
                 places.append((number, place))
