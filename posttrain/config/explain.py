@@ -202,10 +202,10 @@ def _locate(model: type[BaseModel], data: object, location: Sequence[str | int])
             records, record = chosen, chosen[0]
             continue
         if isinstance(step, str):
-            found = fields_of(records[0]).get(step) if records else None
-            if found is None and step in ("number", "record"):  # the tags of values.either
+            named = fields_of(records[0]).get(step) if records else None
+            if named is None and step in ("number", "record"):  # the tags of values.either
                 continue
-            option = found
+            option = named
             record = records[0] if records else record
             records = list(records_in(option.annotation)) if option is not None else []
         path.append(step)

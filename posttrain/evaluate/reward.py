@@ -79,7 +79,7 @@ class PairScores:
         """
         names = tuple(str(row) for row in rows)
         kinds = tuple(categories) if categories is not None else (None,) * len(names)
-        found = cls(
+        pairs = cls(
             np.asarray(chosen, dtype=float),
             np.asarray(rejected, dtype=float),
             np.asarray(tokens_chosen, dtype=float),
@@ -87,20 +87,20 @@ class PairScores:
             names,
             kinds,
         )
-        lengths = {len(found.chosen_P), len(found.rejected_P), len(found.tokens_chosen_P), len(found.tokens_rejected_P)}
+        lengths = {len(pairs.chosen_P), len(pairs.rejected_P), len(pairs.tokens_chosen_P), len(pairs.tokens_rejected_P)}
         # A shorter array would be paired with the wrong rows, and every figure below would still look plausible.
         assert lengths == {len(names)} == {len(kinds)}, "one value of each kind per pair"
         if not names:
             raise EmptyDatasetError("there are no pairs to score", remedy="give the stage held-out pairs: `held_out`")
-        odd = np.flatnonzero(~(np.isfinite(found.chosen_P) & np.isfinite(found.rejected_P)))
+        odd = np.flatnonzero(~(np.isfinite(pairs.chosen_P) & np.isfinite(pairs.rejected_P)))
         if len(odd):
             raise DataError(
                 "a reward is not finite",
                 where=names[odd[0]],
-                found=f"chosen {found.chosen_P[odd[0]]}, rejected {found.rejected_P[odd[0]]}; {len(odd)} such pairs",
+                found=f"chosen {pairs.chosen_P[odd[0]]}, rejected {pairs.rejected_P[odd[0]]}; {len(odd)} such pairs",
                 remedy="train with a lower learning rate or in fp32; the model that gave these scores is unusable",
             )
-        return found
+        return pairs
 
     @property
     def margins_P(self) -> np.ndarray:
@@ -298,5 +298,5 @@ def _arrays(probes: Mapping[str, Sequence[float]] | None) -> dict[str, np.ndarra
     return {name: np.asarray(values, dtype=float) for name, values in (probes or {}).items()}
 
 
-def _as_dicts(found: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_dict() for name, score in found.items()}
+def _as_dicts(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    return {name: score.as_dict() for name, score in scores.items()}

@@ -36,9 +36,9 @@ def find(record: RewardFigures, step: int = 0) -> list[Alarm]:
     collapsed = list(_collapse(record, step))
     if collapsed:
         return collapsed  # nothing else that is said of a constant means anything
-    found = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
-    found += [*_length(record, step), *_probes(record, step)]
-    return sorted(found, key=lambda alarm: alarm.severity != "critical")
+    alarms = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
+    alarms += [*_length(record, step), *_probes(record, step)]
+    return sorted(alarms, key=lambda alarm: alarm.severity != "critical")
 
 
 def _collapse(record: RewardFigures, step: int) -> Iterator[Alarm]:

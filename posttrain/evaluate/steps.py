@@ -87,9 +87,9 @@ class StepScores:
     def first(self, wrong_S: np.ndarray) -> np.ndarray:
         """Place in S of each response's first wrong step, [R]; S where it has none."""
         # S stands for "none": two responses without a wrong step then compare as equal, which is what is wanted.
-        found = np.full(len(self.rows), len(wrong_S))
-        np.minimum.at(found, self.response_S[wrong_S], np.flatnonzero(wrong_S))
-        return found
+        place_R = np.full(len(self.rows), len(wrong_S))
+        np.minimum.at(place_R, self.response_S[wrong_S], np.flatnonzero(wrong_S))
+        return place_R
 
 
 def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> dict[str, Any]:
@@ -140,21 +140,21 @@ def figures(scores: StepScores) -> dict[str, Score]:
     labelled right, the accuracy of a model that calls every step right. mean, std: of the scores.
     """
     ones_S = np.ones(len(scores.score_S))
-    right, found = _judged(scores), _found(scores)
+    right, first_right = _judged(scores), _found(scores)
     faulty = scores.per_response((~scores.right_S).astype(float)) > 0
     known = {
         "step_accuracy": _ratio(scores, right, ones_S),
-        "first_error_accuracy": average(found),
+        "first_error_accuracy": average(first_right),
         "right_steps": _ratio(scores, scores.right_S.astype(float), ones_S),
         "mean": _ratio(scores, scores.score_S, ones_S),
         "std": Score(float(scores.score_S.std()), float("nan"), float("nan"), len(scores.rows)),
     }
     for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):
         if members.any():
-            known[name] = average(found[members])
+            known[name] = average(first_right[members])
     # The F1 of two accuracies needs both: without correct responses it would be 0 whatever the model does.
     if faulty.any() and not faulty.all():
-        known["first_error_f1"] = bootstrap(len(found), lambda index: _f1(found[index], faulty[index]))
+        known["first_error_f1"] = bootstrap(len(first_right), lambda index: _f1(first_right[index], faulty[index]))
     return known
 
 
@@ -190,15 +190,15 @@ def _ratio(scores: StepScores, values_S: np.ndarray, counts_S: np.ndarray) -> Sc
     return bootstrap(len(scores.rows), lambda index: sums_R[index].sum(axis=-1) / counts_R[index].sum(axis=-1))
 
 
-def _f1(found: np.ndarray, faulty: np.ndarray) -> np.ndarray:
+def _f1(right: np.ndarray, faulty: np.ndarray) -> np.ndarray:
     """Harmonic mean of the accuracies with and without a wrong step; 0 where a resample lacks one of them."""
     accuracies = []
     for members in (faulty, ~faulty):
         counts = members.sum(axis=-1)
-        accuracies.append(np.where(members, found, 0).sum(axis=-1) / np.maximum(counts, 1))
+        accuracies.append(np.where(members, right, 0).sum(axis=-1) / np.maximum(counts, 1))
     both = accuracies[0] + accuracies[1]
     return np.asarray(2 * accuracies[0] * accuracies[1] / np.where(both == 0, 1, both))
 
 
-def _as_dicts(found: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_dict() for name, score in found.items()}
+def _as_dicts(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    return {name: score.as_dict() for name, score in scores.items()}

@@ -153,14 +153,14 @@ class Judge:
             return 0.5
         reference = _REFERENCE.format(answer=match.reference) if match.reference else ""
         text = _PAIR_INPUT.format(prompt=match.prompt, reference=reference, first=match.first, second=match.second)
-        found = _VERDICT.findall(self._ask(_PAIR, text))
+        verdicts = _VERDICT.findall(self._ask(_PAIR, text))
         # The last verdict: reasons quote the form ("[[A]] would mean ...") before the judge decides.
-        return _POINTS[found[-1]] if found else None
+        return _POINTS[verdicts[-1]] if verdicts else None
 
     def _mark(self, prompt: str, answer: str, reference: str) -> float | None:
         shown = _REFERENCE.format(answer=reference) if reference else ""
-        found = _NUMBER.findall(self._ask(_MARK, _MARK_INPUT.format(prompt=prompt, reference=shown, answer=answer)))
-        return (min(10.0, max(1.0, float(found[-1]))) - 1) / 9 if found else None
+        marks = _NUMBER.findall(self._ask(_MARK, _MARK_INPUT.format(prompt=prompt, reference=shown, answer=answer)))
+        return (min(10.0, max(1.0, float(marks[-1]))) - 1) / 9 if marks else None
 
     def _ask(self, task: str, text: str) -> str:
         messages = [

@@ -72,15 +72,15 @@ def union(parts: Sequence[Region]) -> Region:
 
 def intersection(left: Region, right: Region) -> Region:
     """The numbers in both. Raises UnreadableError for sets of different unknowns."""
-    found = []
+    pieces = []
     for piece in left.pieces:
         for other in right.pieces:
             low, low_in = max((piece, other), key=functools.cmp_to_key(_by_low)).low, True
             low_in = all(part.low_in for part in (piece, other) if _same_end(part.low, low))
             high = min((piece, other), key=functools.cmp_to_key(_by_high)).high
             high_in = all(part.high_in for part in (piece, other) if _same_end(part.high, high))
-            found.append(Piece(low, low_in and low is not None, high, high_in and high is not None))
-    return region(found, _common_name([left, right]))
+            pieces.append(Piece(low, low_in and low is not None, high, high_in and high is not None))
+    return region(pieces, _common_name([left, right]))
 
 
 def without(points: Sequence[Term], name: str = "") -> Region:

@@ -125,7 +125,7 @@ def unjudged(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[Task]:
             Sampled(task.prompt, ANY_ANSWER, task, FinishReason.STOP_TOKEN, 1, group)
             for group, task in enumerate(without)
         ]
-        silent = [item.task for item, found in zip(items, _tried(asked, items), strict=True) if found == (None, "")]
+        silent = [item.task for item, outcome in zip(items, _tried(asked, items), strict=True) if outcome == (None, "")]
         left = silent
     return left
 
@@ -154,4 +154,4 @@ def _tried(scorer: Scorer, items: Sequence[Sampled]) -> list[tuple[float | None,
     except RewardError as error:
         if len(items) == 1:
             return [(None, error.problem)]
-        return [found for item in items for found in _tried(scorer, [item])]
+        return [outcome for item in items for outcome in _tried(scorer, [item])]

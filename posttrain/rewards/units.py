@@ -142,12 +142,12 @@ def unit_of(words: Sequence[str]) -> tuple[Unit | None, int]:
 
 def _joined(own: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Words that no table knows, one name for all that multiply: red apples."""
-    found = []
+    factors = []
     for sign in (1, -1):
         names = [name for name, power in own if power == sign]
         if names:
-            found.append((" ".join(names), sign))
-    return found + [(name, power) for name, power in own if abs(power) != 1]
+            factors.append((" ".join(names), sign))
+    return factors + [(name, power) for name, power in own if abs(power) != 1]
 
 
 def _power_behind(words: Sequence[str], place: int) -> int:

@@ -88,8 +88,8 @@ def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
     entries = [entry for entry in FORMATS.values() if kind is None or entry.kind is kind]
 
     def closeness(entry: Format) -> float:
-        found = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
-        return 2 * found - len(entry.keys) + len(lowered.intersection(entry.optional))
+        present = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
+        return 2 * present - len(entry.keys) + len(lowered.intersection(entry.optional))
 
     lacking = [entry for entry in entries if entry.missing(keys)]
     return max(lacking or entries, key=lambda entry: round(closeness(entry), 3))

@@ -123,7 +123,7 @@ def judge_samples(
         tuple(sum(group) for group in right),
     )
     write_counts(out, counts)
-    figures = {f"pass_at_{k}": found for k, found in curve(counts, suite.ks)}
+    figures = {f"pass_at_{k}": score for k, score in curve(counts, suite.ks)}
     if any(reward is None for group in rewards for reward in group):
         figures["abstained_share"] = mean([[float(reward is None) for reward in group] for group in rewards])
     return figures
@@ -140,7 +140,7 @@ def _rewards(
         ]
     items: list[Sampled] = []
     places: list[tuple[int, int]] = []
-    found: list[list[Any]] = [[None] * len(group) for group in groups]
+    rewards: list[list[Any]] = [[None] * len(group) for group in groups]
     for number, (task, group, answers) in enumerate(zip(suite.tasks, groups, texts, strict=True)):
         for place, (completion, text) in enumerate(zip(group, answers, strict=True)):
             # An aborted answer was cut by the engine, not by the model; it counts as not right and is never judged.
@@ -149,5 +149,5 @@ def _rewards(
                 places.append((number, place))
     with rubric_of(suite.rewards, folder=suite.modules) as rubric:
         for (number, place), scored in zip(places, rubric.score(items), strict=True):
-            found[number][place] = scored.total
-    return found
+            rewards[number][place] = scored.total
+    return rewards
