@@ -61,6 +61,7 @@ def what_changed(before: Mapping[str, Any], after: StageSettings) -> list[str]:
 
 def _differences(before: Any, after: Any, path: str) -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
+        # Nested, so that the message names `optimizer.clip_norm` and not the whole group.
         changes = []
         for key in before.keys() | after.keys():
             inner = f"{path}.{key}" if path else key

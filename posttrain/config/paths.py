@@ -143,6 +143,7 @@ class _Files:
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
             return located
         expected, remedy = located
+        # A template may be a name or a file; a near name is the likelier slip.
         if path[-1] == "template":
             remedy = errors.did_you_mean(errors.nearest(text, TEMPLATES), remedy)
         problem = f"`{name}` names a file that is not there"

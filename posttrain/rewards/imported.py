@@ -99,6 +99,7 @@ def _no_such_function(address: str, name: str, module: Any) -> ConfigError:
 
 def _from_file(path: Path) -> Any:
     """A module by its file, under a name of its own, so that two recipes may each have a rewards.py."""
+    # By the whole path: two recipes in one process may each have a rewards.py.
     name = f"posttrain_reward_{path.stem}_{abs(hash(path.resolve())):x}"
     if name in sys.modules:
         return sys.modules[name]

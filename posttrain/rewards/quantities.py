@@ -41,10 +41,12 @@ def quantity(given: list[Token]) -> Form:
         sign, given = given[1], [given[0], *given[2:]]
     body, behind = _parted(given)
     words = [*_unit_words(behind), *([sign.text] if sign is not None else [])]  # $5 million: million, then dollars
+    # A sentence that begins with a number is no quantity; read as one, "5 of the boys left" would equal "5 boys".
     if len(words) > 5 or any(word.lower() in _PROSE for word in words):
         raise UnreadableError("a sentence")
     unit, scale = unit_of(words)
     term = term_of(body)
+    # 90° and 90 degrees are written as an operator and as a word, and have to meet in one form.
     if term.op == "degree" and unit is None:
         term, unit = term.parts[0], unit_of(["degree"])[0]
     if scale != 1:

@@ -56,6 +56,7 @@ def region(pieces: Iterable[Piece], name: str = "") -> Region:
     if len(kept) > MOST_PIECES:
         raise UnreadableError("too many intervals")
     kept.sort(key=functools.cmp_to_key(_by_low))
+    # Merged to a normal form, so that two regions are equal exactly if their pieces are.
     merged: list[Piece] = []
     for piece in kept:
         if merged and _touch(merged[-1], piece):
@@ -138,6 +139,7 @@ def _touch(left: Piece, right: Piece) -> bool:
     if left.high is None or right.low is None:
         return True
     order = sign_of(difference(left.high, right.low))
+    # [0, 1) and [1, 2] leave nothing between them; (0, 1) and (1, 2) leave out 1.
     return order > 0 or (order == 0 and (left.high_in or right.low_in))
 
 

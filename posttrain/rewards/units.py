@@ -117,6 +117,7 @@ def unit_of(words: Sequence[str]) -> tuple[Unit | None, int]:
     for place, word in enumerate(words):
         low = word.lower()
         if low in ("/", "per"):
+            # For all that follows: m / s / s is m s^-2, as it is written in answers.
             sign = -1
         elif low in ("*", "of", "^", "a", "an", "the") and (low != "a" or len(words) > 1):
             continue

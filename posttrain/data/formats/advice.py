@@ -57,6 +57,7 @@ def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
     best: Reading | None = None
     paths = list(paths_in(row))
     for entry in FORMATS.values():
+        # Nearly every row reads as bare prompts, so that reading would hide every better one.
         if entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
             continue
         reading = _reading(row, entry, paths)
@@ -81,6 +82,7 @@ def answer_path(columns: Row) -> str | None:
 def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
     keys = filled(row)
     missing = entry.missing(keys)
+    # Which response is better cannot be guessed from names; a wrong guess would turn every pair around.
     if any(set(key.split("|")) <= UNGUESSED for key in missing):
         return None
     held = {name for key in entry.keys for name in key.split("|") if name in keys}
@@ -91,6 +93,7 @@ def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
             continue
         more = _optional(row, entry, columns, [path for path in paths if path not in held])
         # Some rows read only with an optional column: two answers as texts are a pair only beside their prompt.
+        # What is proposed was read: a remedy that fails in its turn costs more trust than none.
         for tried in ({**columns, **more}, columns):
             if _reads(row, entry, tried):
                 return Reading(entry, tried, _left(row, entry, tried))

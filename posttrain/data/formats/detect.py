@@ -43,6 +43,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 def detect(row: Row, kind: ExampleKind | None = None) -> Format | None:
     """The first format of the table that the row fits; of this kind, where one is given. Null counts as absent."""
+    # Keys alone pick the candidates, and files have few sets of keys, so the search is cached by them.
     keys = tuple([key for key, value in row.items() if value is not None])
     for candidate in _candidates(keys):
         if (kind is None or candidate.kind is kind) and candidate.fits(row):

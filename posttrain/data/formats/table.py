@@ -67,6 +67,7 @@ class Format:
     def parse(self, row: Row, ref: RowRef, rules: Rules = DEFAULT_RULES) -> Example:
         """The row as an example. Raises RowError, with everything in it that is needed to mend the row."""
         try:
+            # Before the format sees the row: a text that describes an image reads as any other text.
             refuse_media(row)
             return self.build(row, ref, rules)
         except RowError as error:
