@@ -34,6 +34,7 @@ from posttrain.evaluate.calibration import (
     expected_calibration_error,
     reliability,
 )
+from posttrain.evaluate.figures import as_dicts
 from posttrain.evaluate.probes import probe_figures
 from posttrain.evaluate.reward_findings import find
 from posttrain.intervals import Score, average, bootstrap, paired_difference
@@ -144,8 +145,8 @@ def evaluate_reward(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "pairs": len(scores.rows),
-        "trained": _as_dicts(figures(scores)),
-        "untrained": None if untrained is None else _as_dicts(figures(untrained)),
+        "trained": as_dicts(figures(scores)),
+        "untrained": None if untrained is None else as_dicts(figures(untrained)),
         "gain": None if untrained is None else gain(scores, untrained).as_dict(),
         "by_length": by_length(scores),
         "by_category": by_category(scores),
@@ -296,7 +297,3 @@ def length_figures(scores: PairScores) -> dict[str, Any]:
 
 def _arrays(probes: Mapping[str, Sequence[float]] | None) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, dtype=float) for name, values in (probes or {}).items()}
-
-
-def _as_dicts(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_dict() for name, score in scores.items()}

@@ -24,6 +24,7 @@ import numpy as np
 
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, EmptyDatasetError
+from posttrain.evaluate.figures import as_dicts
 from posttrain.intervals import Score, average, bootstrap, paired_difference
 from posttrain.runs.files import write_json
 
@@ -105,9 +106,9 @@ def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -
         "schema": SCHEMA,
         "responses": len(scores.rows),
         "steps": len(scores.score_S),
-        "trained": _as_dicts(figures(scores)),
-        "untrained": None if untrained is None else _as_dicts(figures(untrained)),
-        "gain": None if untrained is None else _as_dicts(gains(scores, untrained)),
+        "trained": as_dicts(figures(scores)),
+        "untrained": None if untrained is None else as_dicts(figures(untrained)),
+        "gain": None if untrained is None else as_dicts(gains(scores, untrained)),
     }
 
 
@@ -198,7 +199,3 @@ def _f1(right: np.ndarray, faulty: np.ndarray) -> np.ndarray:
         accuracies.append(np.where(members, right, 0).sum(axis=-1) / np.maximum(counts, 1))
     both = accuracies[0] + accuracies[1]
     return np.asarray(2 * accuracies[0] * accuracies[1] / np.where(both == 0, 1, both))
-
-
-def _as_dicts(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_dict() for name, score in scores.items()}
