@@ -252,6 +252,7 @@ def unknown(
     """
     names = list(known)
     near = nearest(str(name), names)
+    # "one of " with nothing behind it says less than nothing.
     if names:
         details.setdefault("expected", f"one of {', '.join(names)}")
     return error(

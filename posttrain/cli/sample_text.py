@@ -41,7 +41,7 @@ def parse_steps(text: str | None) -> list[int] | None:
     """
     if text is None:
         return None
-    found: list[int] = []
+    steps: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", piece)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -54,19 +54,19 @@ def parse_steps(text: str | None) -> list[int] | None:
                 example="1,10,20-22",
                 remedy="write steps between commas",
             )
-        found += range(first, last + 1)
-    return found
+        steps += range(first, last + 1)
+    return steps
 
 
 # ---------------------------------------------------------------- for people
 
 
-def text_lines(found: Samples, part: str | None = None) -> Iterator[str]:
-    steps = list(found.known)
-    total = sum(found.known.values())
-    shown = numbers_said([item.step for item in found.steps])
-    yield f"{found.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
-    for step in found.steps:
+def text_lines(samples: Samples, part: str | None = None) -> Iterator[str]:
+    steps = list(samples.known)
+    total = sum(samples.known.values())
+    shown = numbers_said([item.step for item in samples.steps])
+    yield f"{samples.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
+    for step in samples.steps:
         yield ""
         yield typer.style(_heading(step, part), bold=True)
         for item in step.shown:
@@ -167,12 +167,12 @@ def _escaped(character: str) -> str:
 # ---------------------------------------------------------------- for programs
 
 
-def json_lines(found: Samples) -> Iterator[str]:
+def json_lines(samples: Samples) -> Iterator[str]:
     """{"stage", "label", "step", "row", "prompt", "answer", "completion", "reward", "parts", "truncated", ...}"""
-    for step in found.steps:
+    for step in samples.steps:
         for item in step.shown:
             record = {
-                "stage": found.stage,
+                "stage": samples.stage,
                 "label": item.label,
                 **asdict(item.sample),
                 "truncated": item.sample.truncated,

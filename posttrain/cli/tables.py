@@ -36,6 +36,7 @@ def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str,
         if metric not in GENERAL
     )
     for suite, metric in rows:
+        # Missing where a stage was not evaluated; its cell stays empty and the others keep their columns.
         entries = (found.get(suite, {}).get(metric) for found in evaluations.values())
         table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
     return table

@@ -141,6 +141,7 @@ class TrainingStage(StageSettings):
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> Self:
+        # The first only: these rule each other out, and the next one often goes when the first is mended.
         for wrong, path, problem, remedy in _misfits(self):
             if wrong:
                 raise refuse(problem, path=path, remedy=remedy)

@@ -127,6 +127,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: object, places
     """One error for all mistakes of a recipe; an UnknownKeyError if every mistake is an unknown key."""
     known = Places(places) if isinstance(places, str) else places
     details = [detail for detail in error.errors(include_url=False) if not _is_echo(detail, error)]
+    # All mistakes at once: a recipe is long to queue for, and short to mend.
     return merge_errors([_explain_detail(detail, model, data, known) for detail in details], known.source)
 
 
@@ -201,10 +202,10 @@ def _locate(model: type[BaseModel], data: object, location: Sequence[str | int])
             records, record = chosen, chosen[0]
             continue
         if isinstance(step, str):
-            found = fields_of(records[0]).get(step) if records else None
-            if found is None and step in ("number", "record"):  # the tags of values.either
+            named = fields_of(records[0]).get(step) if records else None
+            if named is None and step in ("number", "record"):  # the tags of values.either
                 continue
-            option = found
+            option = named
             record = records[0] if records else record
             records = list(records_in(option.annotation)) if option is not None else []
         path.append(step)
@@ -269,6 +270,7 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
             f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
         )
         remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
+    # Before the nearest name: another tool's word for a key is often near to a key that means something else.
     elif (elsewhere := _elsewhere(key, spot.record)) is not None:
         remedy = f"write {elsewhere}"
     elif (near := nearest(key, own)) is not None:

@@ -61,13 +61,14 @@ def what_changed(before: Mapping[str, Any], after: StageSettings) -> list[str]:
 
 def _differences(before: Any, after: Any, path: str) -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
-        found = []
+        # Nested, so that the message names `optimizer.clip_norm` and not the whole group.
+        changes = []
         for key in before.keys() | after.keys():
             inner = f"{path}.{key}" if path else key
             ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
             ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
             ignored = ignored or (path == "examine" and key == KEPT)
             if not ignored:
-                found += _differences(before.get(key), after.get(key), inner)
-        return found
+                changes += _differences(before.get(key), after.get(key), inner)
+        return changes
     return [] if before == after else [path]

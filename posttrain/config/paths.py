@@ -136,13 +136,14 @@ class _Files:
         Args:
             local: it is no id of a hub data set, however much it looks like one.
         """
-        found = _locate(text, self._base(path), local=local)
+        located = _locate(text, self._base(path), local=local)
         name = spell(self._raw, path)
-        if isinstance(found, str):
-            if found == text and not Path(found).is_absolute() and not text.startswith(("hub:", GENERATED)):
+        if isinstance(located, str):
+            if located == text and not Path(located).is_absolute() and not text.startswith(("hub:", GENERATED)):
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
-            return found
-        expected, remedy = found
+            return located
+        expected, remedy = located
+        # A template may be a name or a file; a near name is the likelier slip.
         if path[-1] == "template":
             remedy = errors.did_you_mean(errors.nearest(text, TEMPLATES), remedy)
         problem = f"`{name}` names a file that is not there"

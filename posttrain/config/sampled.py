@@ -151,6 +151,7 @@ class SamplingStage(TrainingStage):
     @property
     def passes(self) -> int:
         """How often each prompt of a step is trained on."""
+        # Rounded up: the last update of a pass may be a smaller one, and is an update all the same.
         return self.updates_per_rollout // -(-self.prompts_per_step // self.prompts_of_update)
 
     def distribution(self, stop_ids: frozenset[int], seed: int, *, examine: bool = False) -> SamplingDistribution:
@@ -172,6 +173,7 @@ class SamplingStage(TrainingStage):
 
     @model_validator(mode="after")
     def _updates_fit(self) -> Self:
+        # Otherwise some completions would train more often, and the loss would weigh prompts by their place.
         parts = -(-self.prompts_per_step // self.prompts_of_update)
         if self.updates_per_rollout % parts:
             raise refuse(

@@ -80,6 +80,7 @@ class Recipe(Settings):
                     path=("stages", index, "name"),
                     remedy=f"give this one another name: `name: {stage.name}-{index + 1}`",
                 )
+            # `seed.x=1` on the command line would otherwise have two readings.
             if stage.name in type(self).model_fields or stage.name == "schema":
                 raise refuse(
                     f"a stage cannot be named `{stage.name}`: the recipe has a key of that name",
@@ -90,6 +91,7 @@ class Recipe(Settings):
                 raise refuse(
                     f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
                 )
+            # Here and not in the stage: from Python, `pt.train` is given functions that no recipe could hold.
             if isinstance(stage, SamplingStage) and not stage.rewards and stage.needs_rewards:
                 raise refuse(
                     f"nothing says what a good completion of `{stage.name}` is",
@@ -104,6 +106,7 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
+            # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
         for index, suite in enumerate(self.evaluate.suites):

@@ -55,6 +55,7 @@ class SampledSuite(SuiteSettings):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
+        # It would cost as much as sampling does, and say one answer again and again.
         if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
             raise refuse(
                 "temperature 0 draws the same answer each time",

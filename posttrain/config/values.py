@@ -52,6 +52,7 @@ def choose(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return name
+    # Inside a validator pydantic collects the mistakes of a whole recipe, so the error is taken apart for it.
     refusal = unknown(what, name, names)
     raise refuse(refusal.problem, expected=refusal.expected, remedy=refusal.remedy)
 

@@ -71,6 +71,7 @@ class SampledAnswers:
     ) -> tuple[CompletionGroups, Texts]:
         """`per_prompt` answers to each prompt, and their texts; a prompt is computed once for all of its answers."""
         encoder = self._asked.encoder
+        # Ids and not texts are the key: two templates may write the same words differently, and the model sees ids.
         ids = [tuple(encoder.prompt(prompt.prompt, prompt.tools)) for prompt in prompts]
         # Stops and seed are the evaluation's own: a suite that set them would answer differently from its neighbours.
         drawn = replace(sampling, stop_ids=encoder.stop_ids, seed=self._asked.seed)
@@ -175,6 +176,7 @@ def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequ
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Afterwards the global random streams and the mode of every module are what they were before."""
+    # Evaluation in the middle of training must leave no trace: a resumed run, which skips it, has to be bitwise equal.
     modes = [(module, module.training) for module in model.modules()]
     python, arrays, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = [torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count())]

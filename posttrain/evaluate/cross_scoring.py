@@ -52,9 +52,11 @@ def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> dict[str, 
     first = policies[0]
     cells: dict[str, dict[str, Any]] = {}
     for judge, by_policy in rewards.items():
+        # Over all policies' answers: standardised within one policy, every policy would have the mean 0.
         everything = np.array([by_policy[policy] for policy in policies], dtype=float)
         centre, spread = float(everything.mean()), float(everything.std())
         cells[judge] = {
+            # A constant judge has no spread; dividing by 1 shows zeros instead of NaN.
             policy: _cell(answers, by_policy, policy, first, centre, spread if spread > 0 else 1.0)
             for policy in policies
         }
@@ -114,6 +116,7 @@ def cross_scores_of_run(folders: Mapping[str, Path], suites: Mapping[str, str]) 
     for suite, judge in suites.items():
         judged = {name: _judged(folder, suite) for name, folder in folders.items()}
         texts = {name: [record["completion"] for record in records] for name, records in judged.items() if records}
+        # Suites with other prompts cannot be columns of one matrix: their rows would be different answers.
         if len(texts) > 1 and (not answers or answers == texts):
             answers = texts
             rewards[judge] = {name: [float(record["reward"]) for record in judged[name]] for name in texts}

@@ -105,7 +105,7 @@ def counts_path(folder: Path, suite: str) -> Path:
 
 def write_counts(folder: Path, counts: PassCounts) -> None:
     """evaluations/<suite>.counts.json: the counts and the curve, for the report."""
-    points = [{"k": k, **found.as_dict()} for k, found in curve(counts)]
+    points = [{"k": k, **score.as_dict()} for k, score in curve(counts)]
     write_json(counts_path(folder, counts.suite), {**asdict(counts), "curve": points})
 
 

@@ -242,10 +242,10 @@ def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[d
             pairs.append((names[0], names[-1]))
         for base, trained in pairs:
             try:
-                found = change(asked[base], asked[trained])
+                moved = change(asked[base], asked[trained])
             except DataError:
                 continue  # asked before the suite was changed; the run asks it again when it comes to that stage
-            records.append({"base": base, "trained": trained, **found.as_dict(), "said": found.sentence(base, trained)})
+            records.append({"base": base, "trained": trained, **moved.as_dict(), "said": moved.sentence(base, trained)})
     return records
 
 

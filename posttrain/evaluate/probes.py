@@ -59,27 +59,27 @@ def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale:
     standard deviations of the rewards (`scale`); 0 where the rewards do not vary. A probe may have been put to the
     first prompts only.
     """
-    found = {}
+    by_probe = {}
     for name, probe_P in probes.items():
         margins = chosen_P[: len(probe_P)] - probe_P
         gaps = margins / scale if scale > 0 else np.zeros_like(margins)
-        found[name] = {
+        by_probe[name] = {
             "below_chosen": accuracy(margins).as_dict(),
             "mean": unbounded(probe_P).as_dict(),
             "gap": unbounded(gaps).as_dict(),
             "judged": name in EXPECTED_BELOW,
         }
-    return found
+    return by_probe
 
 
 def _other_answers(prompts: Sequence[Hashable], chosen: Sequence[AnswerT]) -> list[AnswerT] | None:
     """For each prompt the chosen answer of the next one that differs, in its prompt and in its answer."""
     total = len(prompts)
-    found = []
+    mismatched = []
     for index in range(total):
         others = ((index + step) % total for step in range(1, total))
         other = next((j for j in others if prompts[j] != prompts[index] and chosen[j] != chosen[index]), None)
         if other is None:
             return None
-        found.append(chosen[other])
-    return found
+        mismatched.append(chosen[other])
+    return mismatched

@@ -36,9 +36,9 @@ def find(record: RewardFigures, step: int = 0) -> list[Alarm]:
     collapsed = list(_collapse(record, step))
     if collapsed:
         return collapsed  # nothing else that is said of a constant means anything
-    found = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
-    found += [*_length(record, step), *_probes(record, step)]
-    return sorted(found, key=lambda alarm: alarm.severity != "critical")
+    alarms = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
+    alarms += [*_length(record, step), *_probes(record, step)]
+    return sorted(alarms, key=lambda alarm: alarm.severity != "critical")
 
 
 def _collapse(record: RewardFigures, step: int) -> Iterator[Alarm]:
@@ -60,9 +60,11 @@ def _collapse(record: RewardFigures, step: int) -> Iterator[Alarm]:
 
 
 def _no_better_than_chance(record: RewardFigures, step: int) -> Iterator[Alarm]:
+    # The interval decides, not the figure: 55 % of 40 pairs is what a coin gives one time in three.
     accuracy = record["trained"]["accuracy"]
     if accuracy["low"] > 0.5:
         return
+    # Clearly below is a worse fault than at chance: the model has learnt, and the labels are the wrong way round.
     below = accuracy["high"] < 0.5
     yield Alarm(
         name="reward_at_chance",
@@ -78,6 +80,7 @@ def _no_better_than_chance(record: RewardFigures, step: int) -> Iterator[Alarm]:
 
 
 def _overconfident(record: RewardFigures, step: int) -> Iterator[Alarm]:
+    # None of a model that was fitted to scores, whose margins are no log-odds.
     if record["calibration"] is None or record["calibration"]["gap"]["low"] <= OVERCONFIDENT:
         return
     gap, accuracy = record["calibration"]["gap"], record["trained"]["accuracy"]["value"]
@@ -96,6 +99,7 @@ def _overconfident(record: RewardFigures, step: int) -> Iterator[Alarm]:
 def _length(record: RewardFigures, step: int) -> Iterator[Alarm]:
     figure = record["length"]["margin_correlation"]
     chosen, preferred = record["length"]["longer_chosen"], record["length"]["longer_preferred"]
+    # A correlation alone is no fault: where people prefer longer answers, a right model follows the length too.
     more = preferred["value"] - chosen["value"]
     longer = figure["low"] > LENGTH_CORRELATION and more > MORE_THAN_DATA
     shorter = figure["high"] < -LENGTH_CORRELATION and more < -MORE_THAN_DATA
@@ -120,6 +124,7 @@ def _length(record: RewardFigures, step: int) -> Iterator[Alarm]:
 def _probes(record: RewardFigures, step: int) -> Iterator[Alarm]:
     for name, figures in record["probes"].items():
         below = figures["below_chosen"]
+        # A refusal can be the right answer, so some probes are shown and never judged.
         if not figures["judged"] or below["high"] >= PROBE_BELOW:
             continue
         yield Alarm(

@@ -80,8 +80,10 @@ def evaluate_model(
     progress = progress or Progress()
     if encoding is None:
         encoding = EncoderSettings() if isinstance(model, nn.Module) else speech_of(resolve(model)).settings()
+    # Before anything is loaded: if every suite was asked before, no weights are read at all.
     identities = _identities(model, suites, seed, folder, baseline, encoding)
     known = _known(folder, identities)
+    # A judge may be trained after the models that it judges, so what is known is judged again and not asked again.
     known |= _judged_again(suites, known, folder.path, baseline, device, progress)
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
@@ -145,12 +147,14 @@ def _identities(
     encoding: EncoderSettings,
 ) -> dict[str, str]:
     """For each suite a hash of all that its figures depend on: weights, questions, settings, the start's answers."""
+    # The weights and not the folder's name: a stage that was trained anew under the same name is asked again.
     weights = weights_fingerprint(model) if isinstance(model, nn.Module) else _weights_of(resolve(model).folder)
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
         questions = _content_of(suite.prompts)
         kept = baseline_path(baseline, suite.name)
+        # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
         asking = suite.model_dump(exclude=set(SUITES[type(suite)].beside))
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]

@@ -24,6 +24,7 @@ import numpy as np
 
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, EmptyDatasetError
+from posttrain.evaluate.figures import as_dicts
 from posttrain.intervals import Score, average, bootstrap, paired_difference
 from posttrain.runs.files import write_json
 
@@ -86,9 +87,10 @@ class StepScores:
 
     def first(self, wrong_S: np.ndarray) -> np.ndarray:
         """Place in S of each response's first wrong step, [R]; S where it has none."""
-        found = np.full(len(self.rows), len(wrong_S))
-        np.minimum.at(found, self.response_S[wrong_S], np.flatnonzero(wrong_S))
-        return found
+        # S stands for "none": two responses without a wrong step then compare as equal, which is what is wanted.
+        place_R = np.full(len(self.rows), len(wrong_S))
+        np.minimum.at(place_R, self.response_S[wrong_S], np.flatnonzero(wrong_S))
+        return place_R
 
 
 def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> dict[str, Any]:
@@ -104,9 +106,9 @@ def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -
         "schema": SCHEMA,
         "responses": len(scores.rows),
         "steps": len(scores.score_S),
-        "trained": _as_dicts(figures(scores)),
-        "untrained": None if untrained is None else _as_dicts(figures(untrained)),
-        "gain": None if untrained is None else _as_dicts(gains(scores, untrained)),
+        "trained": as_dicts(figures(scores)),
+        "untrained": None if untrained is None else as_dicts(figures(untrained)),
+        "gain": None if untrained is None else as_dicts(gains(scores, untrained)),
     }
 
 
@@ -139,20 +141,21 @@ def figures(scores: StepScores) -> dict[str, Score]:
     labelled right, the accuracy of a model that calls every step right. mean, std: of the scores.
     """
     ones_S = np.ones(len(scores.score_S))
-    right, found = _judged(scores), _found(scores)
+    right, first_right = _judged(scores), _found(scores)
     faulty = scores.per_response((~scores.right_S).astype(float)) > 0
     known = {
         "step_accuracy": _ratio(scores, right, ones_S),
-        "first_error_accuracy": average(found),
+        "first_error_accuracy": average(first_right),
         "right_steps": _ratio(scores, scores.right_S.astype(float), ones_S),
         "mean": _ratio(scores, scores.score_S, ones_S),
         "std": Score(float(scores.score_S.std()), float("nan"), float("nan"), len(scores.rows)),
     }
     for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):
         if members.any():
-            known[name] = average(found[members])
+            known[name] = average(first_right[members])
+    # The F1 of two accuracies needs both: without correct responses it would be 0 whatever the model does.
     if faulty.any() and not faulty.all():
-        known["first_error_f1"] = bootstrap(len(found), lambda index: _f1(found[index], faulty[index]))
+        known["first_error_f1"] = bootstrap(len(first_right), lambda index: _f1(first_right[index], faulty[index]))
     return known
 
 
@@ -172,6 +175,7 @@ def gains(scores: StepScores, untrained: StepScores) -> dict[str, Score]:
 
 def _judged(scores: StepScores) -> np.ndarray:
     """1 for a step on whose side the score is, 1/2 for a score of 0, [S]."""
+    # (sign + 1) / 2 maps right, zero and wrong to 1, 1/2 and 0 without a branch per step.
     return (np.sign(np.where(scores.right_S, scores.score_S, -scores.score_S)) + 1) / 2
 
 
@@ -182,19 +186,16 @@ def _found(scores: StepScores) -> np.ndarray:
 
 def _ratio(scores: StepScores, values_S: np.ndarray, counts_S: np.ndarray) -> Score:
     """A mean over steps whose interval is over responses."""
+    # Steps of one response stand or fall with each other, so whole responses are resampled (a cluster bootstrap).
     sums_R, counts_R = scores.per_response(values_S), scores.per_response(counts_S)
     return bootstrap(len(scores.rows), lambda index: sums_R[index].sum(axis=-1) / counts_R[index].sum(axis=-1))
 
 
-def _f1(found: np.ndarray, faulty: np.ndarray) -> np.ndarray:
+def _f1(right: np.ndarray, faulty: np.ndarray) -> np.ndarray:
     """Harmonic mean of the accuracies with and without a wrong step; 0 where a resample lacks one of them."""
     accuracies = []
     for members in (faulty, ~faulty):
         counts = members.sum(axis=-1)
-        accuracies.append(np.where(members, found, 0).sum(axis=-1) / np.maximum(counts, 1))
+        accuracies.append(np.where(members, right, 0).sum(axis=-1) / np.maximum(counts, 1))
     both = accuracies[0] + accuracies[1]
     return np.asarray(2 * accuracies[0] * accuracies[1] / np.where(both == 0, 1, both))
-
-
-def _as_dicts(found: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_dict() for name, score in found.items()}

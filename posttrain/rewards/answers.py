@@ -90,11 +90,11 @@ def boxed(text: str) -> str | None:
     Of boxes in one another the outer one counts. Several that only "and", "or" or a comma parts are several answers:
     \boxed{5} or \boxed{6} says both.
     """
-    found = _boxes(text)
-    if not found:
+    boxes = _boxes(text)
+    if not boxes:
         return None
-    contents = [found[-1]]
-    for box in reversed(found[-MOST_BOXES:-1]):
+    contents = [boxes[-1]]
+    for box in reversed(boxes[-MOST_BOXES:-1]):
         between = text[box[1] + 1 : contents[0][2]]
         if len(between) > 40 or not between.strip(" $\n") or _JOINED.fullmatch(between) is None:
             break
@@ -120,7 +120,7 @@ def last_box_is_open(text: str) -> bool:
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
     """(start and end of the content, start of the command) of each outermost closed box, in one pass."""
-    found: list[tuple[int, int, int]] = []
+    boxes: list[tuple[int, int, int]] = []
     stack: list[tuple[bool, int, int]] = []
     for match in _BRACES.finditer(text):
         if match.lastgroup in ("box", "open"):
@@ -128,10 +128,10 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
         elif match.lastgroup == "close" and stack:
             is_box, start, begin = stack.pop()
             if is_box:
-                while found and found[-1][0] > start:
-                    found.pop()  # it stood in this one
-                found.append((start, match.start(), begin))
-    return found
+                while boxes and boxes[-1][0] > start:
+                    boxes.pop()  # it stood in this one
+                boxes.append((start, match.start(), begin))
+    return boxes
 
 
 # ---------------------------------------------------------------- sentences
@@ -184,9 +184,9 @@ def stated(text: str, *, want: Want) -> str:
     if "####" in text:
         return text.rsplit("####", 1)[1].strip().split("\n")[0]
     for cue in reversed(list(_CUE.finditer(text))[-5:]):
-        found = _picked(_clause(text, cue.end()), want, announced=True)
-        if found:
-            return found
+        answer = _picked(_clause(text, cue.end()), want, announced=True)
+        if answer:
+            return answer
     sentences = [part for part in _sentences(text) if part.strip(" *_.$")]
     if want == "other":
         return _picked(sentences[-1], want, announced=False) if sentences else ""
@@ -194,18 +194,18 @@ def stated(text: str, *, want: Want) -> str:
         hedge = _HEDGE.match(sentence)
         if hedge is not None and place and want == "number" and _NUMBER.search(sentence):
             sentence = rf"{sentences[place - 1]} \text{{ or }} {sentence[hedge.end() :]}"
-        found = _picked(sentence, want, announced=False)
-        if found:
-            return found
+        answer = _picked(sentence, want, announced=False)
+        if answer:
+            return answer
     return ""
 
 
 def _sentences(text: str) -> list[str]:
-    found, start = [], 0
+    sentences, start = [], 0
     for match in _SENTENCE_END.finditer(text):
-        found.append(text[start : match.start()])
+        sentences.append(text[start : match.start()])
         start = match.end()
-    return [*found, text[start:]]
+    return [*sentences, text[start:]]
 
 
 def _clause(text: str, start: int) -> str:
@@ -326,11 +326,11 @@ def _choice(clause: str, announced: bool) -> str:
     form = read(clause)
     if isinstance(form, Labelled):
         return form.label if isinstance(form.form, Words | Unread) else clause
-    found = [match for match in (_LABEL.match(clause), _TOLD_LABEL.match(clause) if announced else None) if match]
-    if not found and not announced:
-        found = [match for pattern in _LABELS_INSIDE if (match := pattern.search(clause))]
-    if not found:
+    labels = [match for match in (_LABEL.match(clause), _TOLD_LABEL.match(clause) if announced else None) if match]
+    if not labels and not announced:
+        labels = [match for pattern in _LABELS_INSIDE if (match := pattern.search(clause))]
+    if not labels:
         return clause if announced and len(clause) < 80 and _is_said(form) else ""
-    label = next(group for group in found[0].groups() if group)
+    label = next(group for group in labels[0].groups() if group)
     joined = any(label in match.groups() for match in _JOINED_LABELS.finditer(clause))
     return clause if joined else label

@@ -178,7 +178,7 @@ def _bad_tests(task: Task, tests: Any) -> RewardError:
 
 def program_of(answer: str, prompt: Sequence[Message], task: Task) -> str:
     """The program in an answer: its last block of Python, or all of it; after the prompt's beginning if it has one."""
-    blocks = [found["code"] for found in _BLOCK.finditer(answer) if found["language"].lower() in ("", "py", "python")]
+    blocks = [block["code"] for block in _BLOCK.finditer(answer) if block["language"].lower() in ("", "py", "python")]
     code = str(blocks[-1]) if blocks else answer if "```" not in answer else ""
     beginning = _beginning(prompt, task)
     entry = task.metadata.get("entry_point")
@@ -196,7 +196,7 @@ def _beginning(prompt: Sequence[Message], task: Task) -> str:
     text = prompt[-1].content or "" if prompt else ""
     if not entry or f"def {entry}(" not in text:
         return ""
-    blocks = [found["code"] for found in _BLOCK.finditer(text) if f"def {entry}(" in found["code"]]
+    blocks = [block["code"] for block in _BLOCK.finditer(text) if f"def {entry}(" in block["code"]]
     text = str(blocks[-1]) if blocks else text
     try:
         ast.parse(text)

@@ -158,10 +158,10 @@ class Scorer:
             )
             for item in items
         ]
-        found = [self._guarded(call, item) for call, item in zip(calls, items, strict=True)]
-        if not any(inspect.isawaitable(value) for value in found):
-            return found
-        return run_async(self._gathered(found, items))
+        values = [self._guarded(call, item) for call, item in zip(calls, items, strict=True)]
+        if not any(inspect.isawaitable(value) for value in values):
+            return values
+        return run_async(self._gathered(values, items))
 
     def _many(self, asking: CallForm, items: Sequence[Sampled]) -> list[Any]:
         first, last = items[0], items[-1]
@@ -174,20 +174,20 @@ class Scorer:
                 values = run_async(_awaited(values))
             # the keys of a mapping, and a set in whatever order, are no scores of these responses
             ordered = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
-            found = list(values) if ordered else None  # a generator runs here
+            listed = list(values) if ordered else None  # a generator runs here
         except RewardError:
             raise
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
-        if found is None or len(found) != len(items):
+        if listed is None or len(listed) != len(items):
             raise RewardError(
                 f"the reward `{self.name}` did not give one value per response",
                 where=where,
-                found=f"{len(found)} values" if found is not None else f"a {type(values).__name__}",
+                found=f"{len(listed)} values" if listed is not None else f"a {type(values).__name__}",
                 expected=f"a list of {len(items)} numbers or None",
                 remedy="return one entry for each completion, in their order",
             )
-        return found
+        return listed
 
     def _guarded(self, call: Callable[[], Any], item: Sampled) -> Any:
         try:
@@ -197,7 +197,7 @@ class Scorer:
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, str(item.task.row)) from error
 
-    async def _gathered(self, found: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
+    async def _gathered(self, values: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
         async def one(value: Any, item: Sampled) -> Any:
             try:
                 return await value if inspect.isawaitable(value) else value
@@ -206,7 +206,7 @@ class Scorer:
             except Exception as error:  # the same boundary
                 raise self._raised(error, str(item.task.row)) from error
 
-        return list(await asyncio.gather(*(one(value, item) for value, item in zip(found, items, strict=True))))
+        return list(await asyncio.gather(*(one(value, item) for value, item in zip(values, items, strict=True))))
 
     def _raised(self, error: Exception, where: str) -> RewardError:
         return RewardError(

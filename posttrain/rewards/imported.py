@@ -56,9 +56,9 @@ def _imported(address: str, folder: Path | None) -> RewardFunction:
     beside = None if folder is None else folder.joinpath(*module_name.split(".")).with_suffix(".py")
     try:
         if beside is not None and beside.is_file():
-            found: Any = _from_file(beside)
+            target: Any = _from_file(beside)
         else:
-            found = importlib.import_module(module_name)
+            target = importlib.import_module(module_name)
     except (ImportError, SyntaxError) as error:
         looked = f"{beside} and what is installed" if beside is not None else "what is installed"
         raise ConfigError(
@@ -67,16 +67,16 @@ def _imported(address: str, folder: Path | None) -> RewardFunction:
             expected=f"a module with this function, in {looked}",
             remedy="write `function: module:name`, with module.py beside the recipe or installed",
         ) from None
-    module = found
+    module = target
     for name in path.split("."):
-        if name not in vars(found):
+        if name not in vars(target):
             raise _no_such_function(address, path, module)
-        found = vars(found)[name]
-    if not callable(found):
+        target = vars(target)[name]
+    if not callable(target):
         raise ConfigError(
-            f"`{address}` is no function", found=type(found).__name__, remedy="name a function of the module"
+            f"`{address}` is no function", found=type(target).__name__, remedy="name a function of the module"
         )
-    return found
+    return target
 
 
 def _no_such_function(address: str, name: str, module: Any) -> ConfigError:
@@ -99,6 +99,7 @@ def _no_such_function(address: str, name: str, module: Any) -> ConfigError:
 
 def _from_file(path: Path) -> Any:
     """A module by its file, under a name of its own, so that two recipes may each have a rewards.py."""
+    # By the whole path: two recipes in one process may each have a rewards.py.
     name = f"posttrain_reward_{path.stem}_{abs(hash(path.resolve())):x}"
     if name in sys.modules:
         return sys.modules[name]

@@ -139,8 +139,8 @@ def _letter_frequency(answer: str, letter: str, let_frequency: int, let_relation
 
 def _language(answer: str, language: str) -> bool:
     """As langdetect says; a text without a letter, of which it says nothing, is in every language."""
-    found = published_language(answer, language)
-    return found is None or found == language
+    detected = published_language(answer, language)
+    return detected is None or detected == language
 
 
 def _number_words(answer: str, num_words: int, relation: str) -> bool:
@@ -253,12 +253,12 @@ def _title(answer: str) -> bool:
 
 
 def _titles(answer: str) -> list[str]:
-    found = []
+    titles = []
     for line in answer.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if start >= 0 and start + 2 < end:
-            found.append(line[start : end + 2])
-    return found
+            titles.append(line[start : end + 2])
+    return titles
 
 
 _FENCES = ("```json", "```Json", "```JSON", "```")
@@ -320,8 +320,8 @@ def _own_forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
 
 
 def _own_language(answer: str, language: str) -> bool:
-    found = share(answer, language)
-    return found is not None and found > 0.5
+    detected = share(answer, language)
+    return detected is not None and detected > 0.5
 
 
 def _own_number_words(answer: str, num_words: int, relation: str) -> bool:

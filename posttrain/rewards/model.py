@@ -78,12 +78,12 @@ class RatingModel:
                 rows.append(Feedback(prompts[first], responses[0], True, tasks[first].row, tasks[first].tools))
             else:
                 rows.append(Comparison(prompts[first], responses, 0, tasks[first].row, tools=tasks[first].tools))
-        found: list[float | None] = [None] * len(prompts)
+        rewards: list[float | None] = [None] * len(prompts)
         ratings = self.model.score_rows(rows, head=self.head, normalised=self.normalised)
         for indices, rating in zip(members.values(), ratings, strict=True):
             for index, reward in zip(indices, rating.rewards, strict=True):
-                found[index] = self.scale * reward + self.shift
-        return found
+                rewards[index] = self.scale * reward + self.shift
+        return rewards
 
 
 def _answer(text: str, finish: FinishReason) -> Message:

@@ -134,18 +134,18 @@ def tokens(text: str) -> list[Token]:
     """
     if len(text) > LONGEST:
         raise UnreadableError("too long")
-    found: list[Token] = []
+    read: list[Token] = []
     blank = False
     for match in _TOKEN.finditer(spelled(text)):
         if match.lastgroup == "blank":
             blank = True
             continue
         made = list(_tokens_of(match, blank))
-        found += made
+        read += made
         blank = not made and blank
-    if len(found) > MOST_TOKENS:
+    if len(read) > MOST_TOKENS:
         raise UnreadableError("too many signs")
-    return found
+    return read
 
 
 def spelled(text: str) -> str:
@@ -237,14 +237,14 @@ _CLOSED_BY = {")", "]", "}", "\\}", "\\rangle", "\\end", "\\rfloor", "\\rceil"}
 
 def depths(given: Sequence[Token]) -> list[int]:
     """How many brackets are open before each token."""
-    found, depth = [], 0
+    levels, depth = [], 0
     for token in given:
         if token.kind != "text" and token.text in _CLOSED_BY:
             depth -= 1
-        found.append(depth)
+        levels.append(depth)
         if token.kind != "text" and token.text in _OPENING:
             depth += 1
-    return found
+    return levels
 
 
 def closing(given: Sequence[Token], start: int) -> int:

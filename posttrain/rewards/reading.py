@@ -92,8 +92,8 @@ def _stripped(text: str) -> str:
 
 
 def _length(pattern: re.Pattern[str], text: str) -> int:
-    found = pattern.match(text)
-    return 0 if found is None else found.end()
+    match = pattern.match(text)
+    return 0 if match is None else match.end()
 
 
 def _wordy(text: str) -> Form:
@@ -124,9 +124,9 @@ def _form(given: Sequence[Token], depth: int) -> Form:
         raise UnreadableError("nothing, or too deep")
     given = _unwrapped(list(given))
     for reading in (_phrase, _labelled, _alternatives, _conjunction, _listed, _related, _combined, _enclosed, _ratio):
-        found = reading(given, depth)
-        if found is not None:
-            return found
+        form = reading(given, depth)
+        if form is not None:
+            return form
     return quantity(given)
 
 
@@ -330,8 +330,8 @@ def _combined(given: list[Token], depth: int) -> Form | None:
         forms = [_form(part, depth + 1) for part in parts]
         if sign == "\\setminus" and isinstance(forms[1], Several) and forms[0] == Region((ALL,)) and len(forms) == 2:
             return without([only_term(item) for item in forms[1].items])
-        found = [open_region(form) for form in forms]
-        regions = [region for region in found if region is not None]
+        by_form = [open_region(form) for form in forms]
+        regions = [region for region in by_form if region is not None]
         if len(regions) < len(forms) or sign == "\\setminus":
             raise UnreadableError("sets that are not read")
         if sign == "\\cup":

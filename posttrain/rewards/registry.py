@@ -51,6 +51,7 @@ def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
     settings = RewardList(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
     build = REWARDS[settings.kind]
     scorer = build(settings, Path(folder) if folder is not None else None)
+    # Asked now and not at the first response: a wrong signature would otherwise end the run after its first rollout.
     CallForm.of(scorer.function, scorer.name)
     return scorer
 

@@ -43,9 +43,9 @@ class Reading:
     @property
     def words(self) -> str:
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in self.columns.items())
-        found = f"`format: {self.entry.name}, columns: {{{pairs}}}`"
+        options = f"`format: {self.entry.name}, columns: {{{pairs}}}`"
         lost = "metadata then, in no prompt" if self.entry.kind is Task else "not read then"
-        return found + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
+        return options + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
 
 
 def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
@@ -57,11 +57,12 @@ def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
     best: Reading | None = None
     paths = list(paths_in(row))
     for entry in FORMATS.values():
+        # Nearly every row reads as bare prompts, so that reading would hide every better one.
         if entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
             continue
-        found = _reading(row, entry, paths)
-        if found is not None and (best is None or _order(found) < _order(best)):
-            best = found
+        reading = _reading(row, entry, paths)
+        if reading is not None and (best is None or _order(reading) < _order(best)):
+            best = reading
     return best
 
 
@@ -81,6 +82,7 @@ def answer_path(columns: Row) -> str | None:
 def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
     keys = filled(row)
     missing = entry.missing(keys)
+    # Which response is better cannot be guessed from names; a wrong guess would turn every pair around.
     if any(set(key.split("|")) <= UNGUESSED for key in missing):
         return None
     held = {name for key in entry.keys for name in key.split("|") if name in keys}
@@ -91,6 +93,7 @@ def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
             continue
         more = _optional(row, entry, columns, [path for path in paths if path not in held])
         # Some rows read only with an optional column: two answers as texts are a pair only beside their prompt.
+        # What is proposed was read: a remedy that fails in its turn costs more trust than none.
         for tried in ({**columns, **more}, columns):
             if _reads(row, entry, tried):
                 return Reading(entry, tried, _left(row, entry, tried))
@@ -113,21 +116,21 @@ def _optional(row: Row, entry: Format, columns: Mapping[str, str], paths: Sequen
 
 def _candidates(key: str, paths: Sequence[str]) -> list[tuple[str, str]]:
     """(our column, a path of the row that may hold it), the likeliest first."""
-    found: list[tuple[str, str]] = []
+    candidates: list[tuple[str, str]] = []
     for name in key.split("|"):
         if name in UNGUESSED:
             continue
         for alias in (name, *ALIASES.get(name, ())):
             # `text` alone is bare text; only inside `answers` is it an answer. `messages` must hold turns to read.
-            found += [
+            candidates += [
                 (name, path)
                 for path in paths
                 if _last(path) == alias and (alias != "text" or name == "messages" or path.startswith("answer"))
             ]
         near = [path for path in paths if "." not in path and likely_column(name, [path]) == path]
         if len(near) == 1:  # of conversation_a and conversation_b, neither is meant
-            found.append((name, near[0]))
-    return list(dict.fromkeys(found))[:_CHOICES]
+            candidates.append((name, near[0]))
+    return list(dict.fromkeys(candidates))[:_CHOICES]
 
 
 def _last(path: str) -> str:
@@ -214,8 +217,8 @@ def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF, *, search: 
 
 def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
     """The error for a row that lacks keys of the format that an earlier row, `settled_by`, has."""
-    found = _reading(row, entry, filled(row))
-    slip = ", ".join(f"{theirs!r} to {ours!r}" for ours, theirs in (found.columns if found else {}).items())
+    reading = _reading(row, entry, filled(row))
+    slip = ", ".join(f"{theirs!r} to {ours!r}" for ours, theirs in (reading.columns if reading else {}).items())
     return RowError(
         f"the row has no {_missing_keys(row, entry)}, unlike {settled_by}",
         reason="wrong_shape",
@@ -230,9 +233,10 @@ def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
 def better_remedy(row: Row, error: RowError, kind: ExampleKind | None, ref: RowRef) -> str:
     """What to do with a row that a format has refused, where its whole says more than the value that was wrong."""
     if error.reason == "unanswered_turn" and kind in (None, Demonstration, Task):
-        found = reading_of(row, [Task])
-        if found is not None:
-            return f"add the answer or remove the last turn; rows that are prompts to be answered read as {found.words}"
+        reading = reading_of(row, [Task])
+        if reading is not None:
+            mend = "add the answer or remove the last turn"
+            return f"{mend}; rows that are prompts to be answered read as {reading.words}"
     return _columns_remedy(row, kind, ref) or error.remedy
 
 
@@ -240,9 +244,9 @@ def _remedy(row: Row, entry: Format, kind: ExampleKind | None, ref: RowRef, sear
     keys = filled(row)
     if search and (wrapped := wrapped_remedy(row, ref.source)) is not None:
         return wrapped
-    found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
-    if found is not None and found.columns:
-        return f"map the columns, {found.words}"
+    reading = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
+    if reading is not None and reading.columns:
+        return f"map the columns, {reading.words}"
     missing = entry.missing(keys)
     if not missing:
         return f"if the rows are meant to be read so, name the format: `format: {entry.name}`"

@@ -147,6 +147,7 @@ def with_system(messages: Messages, row: Row) -> Messages:
         return messages
     text = text_of(system, "'system'")
     if messages[0].role == "system":
+        # Exporters write the system prompt both ways at once; only two different ones are a contradiction.
         if messages[0].content == text:
             return messages
         raise refuse(
@@ -161,6 +162,7 @@ def with_system(messages: Messages, row: Row) -> Messages:
 
 def number_of(value: Any, column: str) -> float:
     """A finite number; a text, a truth value, NaN and infinity are refused."""
+    # A score of NaN would pass every comparison as "not worse", and a bool is a verdict, not a score.
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise refuse(

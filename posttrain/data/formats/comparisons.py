@@ -95,6 +95,7 @@ def pair(
     """Two responses to one prompt, the better one first, with the row's margin, scores and votes."""
     chosen = continuation(prompt, chosen, columns[0])
     rejected = continuation(prompt, rejected, columns[1])
+    # Compared without their training flags: two equal answers with other flags still teach nothing.
     if _words(chosen) == _words(rejected):
         raise _identical(*columns, chosen)
     return Comparison(
@@ -154,14 +155,17 @@ def _split(
         check_order(side, name)
     if _words(chosen) == _words(rejected):
         raise _identical("chosen", "rejected", chosen)
+    # Not strict: one side may go on longer, and what they share ends where the shorter one does.
     pairs = zip(_words(chosen), _words(rejected), strict=False)
     common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     differ_at = common
+    # An empty side is no response, and a tool's result belongs to the call before it: the prompt gives turns back.
     while common and (len(chosen) == common or len(rejected) == common or chosen[common].role == "tool"):
         common -= 1
     while common and rejected[common].role == "tool":
         common -= 1
     prompt, ends = chosen[:common], (chosen[common:], rejected[common:])
+    # A user turn after the sides part would train the policy on answers to two different questions.
     if not prompt or any(message.role in ("system", "user") for end in ends for message in end):
         raise _prompts_differ(chosen, rejected, differ_at)
     check_prompt(prompt, "the common beginning of chosen and rejected")
@@ -257,6 +261,7 @@ def ranked(row: Row, ref: RowRef, rules: Rules) -> Comparison:
         if scores is not None:
             _check_scores_fall(ranking, scores)
     else:
+        # A ranking outweighs scores, scores outweigh votes: the more direct statement of the annotator first.
         values, column = (scores, "scores") if scores is not None else (votes or (), "votes")
         ranking = tuple(sorted(range(count), key=lambda index: -values[index]))
         _check_ties(values, ranking, column, rules)
@@ -288,6 +293,7 @@ def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ..
         continuation(prompt, response_turns(item, name, rules), name) for item, name in zip(value, names, strict=True)
     ]
     for number, response in enumerate(responses):
+        # Refused and not merged: which of the two places in the ranking would be meant cannot be told.
         if response in responses[:number]:
             raise _identical(names[responses.index(response)], names[number], response)
     return tuple(responses)
@@ -360,6 +366,7 @@ def _check_ties(values: Sequence[float], ranking: Sequence[int], column: str, ru
     ordered = [values[index] for index in ranking]
     if len(set(ordered)) == len(ordered) or (rules.allow_ties and ordered[0] > ordered[1]):
         return
+    # A tie below the best leaves the winner known, so the user may keep such rows; a tie at the top does not.
     best = ordered[0] == ordered[1]
     what = "the best responses are level" if best else "two responses are level"
     raise _tie(f"{what}: '{column}' is {list(values)}", can_keep=not best)

@@ -43,6 +43,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 def detect(row: Row, kind: ExampleKind | None = None) -> Format | None:
     """The first format of the table that the row fits; of this kind, where one is given. Null counts as absent."""
+    # Keys alone pick the candidates, and files have few sets of keys, so the search is cached by them.
     keys = tuple([key for key, value in row.items() if value is not None])
     for candidate in _candidates(keys):
         if (kind is None or candidate.kind is kind) and candidate.fits(row):
@@ -88,8 +89,8 @@ def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
     entries = [entry for entry in FORMATS.values() if kind is None or entry.kind is kind]
 
     def closeness(entry: Format) -> float:
-        found = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
-        return 2 * found - len(entry.keys) + len(lowered.intersection(entry.optional))
+        present = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
+        return 2 * present - len(entry.keys) + len(lowered.intersection(entry.optional))
 
     lacking = [entry for entry in entries if entry.missing(keys)]
     return max(lacking or entries, key=lambda entry: round(closeness(entry), 3))

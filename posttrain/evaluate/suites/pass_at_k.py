@@ -54,6 +54,7 @@ def load(settings: PassAtKSuite, examples: list[Example], sampling: SamplingDist
         require_gold([question(task) for task in tasks], last_number_equals, NEEDS)
     else:
         with rubric_of(settings.rewards, folder=modules) as rubric:
+            # A row that no answer could satisfy lowers pass@k for every model, and hides how far a policy reaches.
             failures = gold_check(tasks, rubric.scorers)
         if failures:
             raise RowError(
@@ -96,6 +97,7 @@ def judge_samples(
     Raises:
         RewardError: a reward failed.
     """
+    # Judged by the training's own rewards, so that pass@k and the reward curve measure the same thing.
     rewards = _rewards(suite, groups, texts)
     right = [[reward is not None and reward >= suite.right_from for reward in group] for group in rewards]
     asked = [question(task) for task in suite.tasks]
@@ -121,7 +123,7 @@ def judge_samples(
         tuple(sum(group) for group in right),
     )
     write_counts(out, counts)
-    figures = {f"pass_at_{k}": found for k, found in curve(counts, suite.ks)}
+    figures = {f"pass_at_{k}": score for k, score in curve(counts, suite.ks)}
     if any(reward is None for group in rewards for reward in group):
         figures["abstained_share"] = mean([[float(reward is None) for reward in group] for group in rewards])
     return figures
@@ -138,13 +140,14 @@ def _rewards(
         ]
     items: list[Sampled] = []
     places: list[tuple[int, int]] = []
-    found: list[list[Any]] = [[None] * len(group) for group in groups]
+    rewards: list[list[Any]] = [[None] * len(group) for group in groups]
     for number, (task, group, answers) in enumerate(zip(suite.tasks, groups, texts, strict=True)):
         for place, (completion, text) in enumerate(zip(group, answers, strict=True)):
+            # An aborted answer was cut by the engine, not by the model; it counts as not right and is never judged.
             if completion.finish is not FinishReason.ABORTED:
                 items.append(Sampled(task.prompt, text, task, completion.finish, len(completion.ids), number))
                 places.append((number, place))
     with rubric_of(suite.rewards, folder=suite.modules) as rubric:
         for (number, place), scored in zip(places, rubric.score(items), strict=True):
-            found[number][place] = scored.total
-    return found
+            rewards[number][place] = scored.total
+    return rewards

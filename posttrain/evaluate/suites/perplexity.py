@@ -54,12 +54,14 @@ class Perplexity:
 
     def ask(self, asking: Asking) -> Figures:
         encoder = asking.asked.encoder
+        # The key goes into the kept file: answers to other prompts would make every later change meaningless.
         key = questions_key(self, encoder)
         scorer = FixedAnswerScorer(asking.asked.model)
         total = len(self.questions)
         with asking.progress.phase(f"{self.name}: perplexity", total=total, unit="answers") as phase:
             if asking.is_start:
                 fixed = self._fixed(asking)
+                # Scored, not taken from the engine, which rounds otherwise: the start must change by 0.
                 before = nats = scorer.nats(fixed)
                 keep_baseline(asking.baseline, self.name, key, fixed, nats)
             else:
@@ -146,6 +148,7 @@ class FixedAnswerScorer:
         nats = [0.0] * len(trees)
         with torch.no_grad():
             if trees:
+                # The tree path is fast and this is where its figures are used, so it is proven on these very answers.
                 self._policy.prove(trees, gradient=False)
             for micro in pack(trees, self._budget()):
                 batch = collate(micro)
@@ -158,6 +161,7 @@ class FixedAnswerScorer:
     def _budget(self) -> int:
         if self._policy.path == "tree":
             return TOKENS_PER_MICROBATCH
+        # The padded path holds logits of the whole vocabulary at every token; a budget in tokens does not bound them.
         return max(1, min(TOKENS_PER_MICROBATCH, LARGEST_LOGITS // self._vocabulary))
 
 

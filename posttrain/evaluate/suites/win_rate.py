@@ -98,11 +98,13 @@ def judge_answers(
         ModelError: the judge cannot be loaded.
     """
     is_start = out.resolve() == baseline.resolve()
+    # The judge is a later stage of this recipe; `rejudge` comes back when it is trained.
     if suite.reward_model is None:
         return {"win_rate": Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
     judge = _Judge(suite, suite.reward_model, device, progress or Progress())
     start = judge.rewarded(baseline)
     others = _by_prompt(start, suite)
+    # Against itself every answer ties; scoring it would only show rounding.
     judged = [record | {"score": 0.5} for record in start]
     if not is_start:
         judged = [
@@ -124,6 +126,7 @@ class _Judge:
 
     def __init__(self, suite: WinRate, model: str, device: str, progress: Progress):
         self.suite, self.model, self.device, self.progress = suite, model, device, progress
+        # By content: a judge that was trained anew under the same path judges anew.
         self.key = folder_fingerprint(resolve(model).folder)
         self._scorer: RewardScorer | None = None
 
@@ -166,6 +169,7 @@ def _mean_reward(group: Sequence[Mapping[str, Any]]) -> float:
 
 def _kept(path: Path, suite: WinRate) -> list[Record]:
     records = read_jsonl(path)
+    # In the order of the questions, for answers are paired by place: a shuffled file would compare different prompts.
     wanted = [question.text for question in suite.questions for _ in range(suite.samples_per_prompt)]
     if [record.get("prompt") for record in records] != wanted:
         raise ResumeError(
