@@ -88,12 +88,7 @@ def load(
         MissingExtraError: QLoRA without bitsandbytes.
     """
     if not (adapter is None or isinstance(adapter, AdapterSettings)):
-        raise ConfigError(
-            "`adapter` is no adapter's settings",
-            found=f"{type(adapter).__name__}: {adapter!r}"[:80],
-            expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
-            remedy="write `adapter=pt.LoRA(rank=16)`",
-        )
+        raise _no_settings(adapter)
     source = resolve(name_or_path, say=say)
     require_fitting(source, adapter, torch.device(device))
 
@@ -121,6 +116,15 @@ def load(
         notices = [f"{source.name}: {source.origin}", *notices]
     speech = speech_of(source)
     return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech)
+
+
+def _no_settings(adapter: object) -> ConfigError:
+    return ConfigError(
+        "`adapter` is no adapter's settings",
+        found=f"{type(adapter).__name__}: {adapter!r}"[:80],
+        expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
+        remedy="write `adapter=pt.LoRA(rank=16)`",
+    )
 
 
 def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device: torch.device) -> None:
