@@ -121,7 +121,7 @@ def _fresh_lora_like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
         )
     config = copy.deepcopy(settings)
     config.task_type, config.inference_mode = "SEQ_CLS", False
-    # The policy's targets may name its output projection, which a reward model has not; `peft` refuses unknown names.
+    # The policy's targets may name its output projection, which a reward model has not.
     if isinstance(config.target_modules, set):
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
         config.target_modules = {name for name in config.target_modules if name.rsplit(".", 1)[-1] in names}
@@ -131,7 +131,7 @@ def _fresh_lora_like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
 
 
 def _check_outputs(model: Any, rule: RewardRule, source: ModelSource) -> None:
-    # Names count only where there are several: every model with one output calls it by `transformers`' own LABEL_0.
+    # Names count only where there are several: `transformers` calls a single output LABEL_0.
     names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
     if len(names) != len(rule.heads) or (len(names) > 1 and names != rule.heads):
         raise ModelError(
@@ -332,7 +332,7 @@ def _rule_of(record: Mapping[str, Any], source: ModelSource) -> RewardRule:
         return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
     try:
-        # JSON has lists only, and the frozen rule is hashed.
+        # JSON has lists only, and the rule must equal the one that was trained: caches are keyed by it.
         return RewardRule(**{key: tuples(value) for key, value in record["rule"].items()})
     except TypeError as error:
         raise ModelError(

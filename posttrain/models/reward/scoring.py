@@ -218,7 +218,7 @@ def load_reward(
 
 def ensemble_rating(ratings: Sequence[Rating], how: Combine, std_weight: float = 1.0) -> Rating:
     """One row's ratings by the members of an ensemble as one: ensemble_rating([a, b], "worst")."""
-    # In fp64: rewards of members that nearly agree differ in digits that fp32 has not, and their spread is subtracted.
+    # In fp64: the spread of members that nearly agree is a difference of nearly equal numbers.
     rewards = torch.tensor([rating.rewards for rating in ratings], dtype=torch.float64).T
     return replace(ratings[0], rewards=tuple(combine(rewards, how, std_weight).tolist()), steps=None)
 
