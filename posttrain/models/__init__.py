@@ -1,5 +1,8 @@
 """Models: loading, adapters, log-probs, the reference, and saving.
 
+folders/ and adapters/ bring a model in and out, tree/ computes log-probs over token trees, reward/ scores with a head;
+training, rollouts and evaluation meet a model only through these.
+
 Names are imported when they are first used, so that listing the catalogue loads no torch.
 """
 

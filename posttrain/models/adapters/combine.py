@@ -43,7 +43,7 @@ ANY_RANK = (EXACT, "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magni
 METHODS = (*ANY_RANK[:2], *SAME_RANK, *ANY_RANK[2:])
 PRUNING = tuple(name for name in METHODS if name.startswith(("ties", "dare", "magnitude")))
 COMBINED = "combined"
-FACTORS_ALONE = ("use_dora", "use_rslora", "lora_bias", "modules_to_save")
+NOT_COMBINED = ("use_dora", "use_rslora", "lora_bias", "modules_to_save")
 """Settings of LoRA that `peft`'s mixing passes over: it combines the factors and drops the rest without a word."""
 
 
@@ -189,7 +189,7 @@ def _check_part(part: ModelSource, combined: bool) -> None:
     if not combined:
         return
     config = json.loads((part.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    passed_over = [key for key in FACTORS_ALONE if config.get(key)]
+    passed_over = [key for key in NOT_COMBINED if config.get(key)]
     if facts.kind != "lora" or passed_over:
         raise ConfigError(
             "only plain LoRA adapters can be weighted or combined",

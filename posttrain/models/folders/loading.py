@@ -1,4 +1,10 @@
-"""A name, a folder or a hub id becomes a model and its tokenizer, checked before anything is computed with them."""
+"""A name, a folder or a hub id becomes a model and its tokenizer, checked before anything is computed with them.
+
+    source (what lies there) -> require_fitting (can this adapter begin here) -> weights -> adapter -> `LoadedModel`
+
+Every causal LM of every verb comes through `load`: what the checks below refuse would otherwise show as a bad metric
+hours later. Reward models take the same way in `reward.folders`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
-from posttrain.models.adapters.facts import adapter_facts
+from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
@@ -82,14 +88,10 @@ def load(
         MissingExtraError: QLoRA without bitsandbytes.
     """
     if not (adapter is None or isinstance(adapter, AdapterSettings)):
-        raise ConfigError(
-            "`adapter` is no adapter's settings",
-            found=f"{type(adapter).__name__}: {adapter!r}"[:80],
-            expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
-            remedy="write `adapter=pt.LoRA(rank=16)`",
-        )
+        raise _no_settings(adapter)
     source = resolve(name_or_path, say=say)
     require_fitting(source, adapter, torch.device(device))
+
     base = source if source.layout != "adapter" else base_of(source, say)
     quantised = adapter if isinstance(adapter, QLoRA) else None
     model, tokenizer, notices = _load_whole(base, dtype, quantised, device)
@@ -97,19 +99,32 @@ def load(
         if has_tokenizer(source.folder):
             tokenizer = load_tokenizer(source.folder)
         model = load_adapter(model, base, source)
+
+    # Folded in, not stacked: a reference is the model with its adapter off, and `peft` switches off all at once.
     fresh = None if isinstance(adapter, Continue) else adapter
     if fresh is not None:
         if source.layout == "adapter":
             model, base = merge_in_place(model), source
             notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
         model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed)
+
     check_vocabulary(model, tokenizer, source.folder)
     count_every_token(model)  # here too: a loop of the user's own may train what was loaded without a policy
+    # bitsandbytes placed the quantised weights while they were read, and 8-bit ones cannot be moved.
     model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
     speech = speech_of(source)
     return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech)
+
+
+def _no_settings(adapter: object) -> ConfigError:
+    return ConfigError(
+        "`adapter` is no adapter's settings",
+        found=f"{type(adapter).__name__}: {adapter!r}"[:80],
+        expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
+        remedy="write `adapter=pt.LoRA(rank=16)`",
+    )
 
 
 def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device: torch.device) -> None:
@@ -122,6 +137,7 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
     """
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
     if isinstance(adapter, QLoRA):
+        # An adapter's folder is refused too: folding it into 4 bits would round most of what it learnt away.
         require_quantisation(device)
         if source.layout != "model":
             raise ConfigError(
@@ -131,7 +147,7 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
                 remedy="write `kind: lora`, or start from a folder with a whole model (`posttrain merge` makes one)",
             )
     if isinstance(adapter, Continue):
-        _require_continuing(source, facts.continues if facts else None, facts.kind if facts else "")
+        _require_continuing(source, facts)
     elif adapter is not None and facts is not None and not facts.merges:
         raise ConfigError(
             f"an adapter of kind {facts.kind} cannot be folded into the weights, so no other can be put over it",
@@ -140,22 +156,22 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
         )
 
 
-def _require_continuing(source: ModelSource, continues: bool | None, kind: str) -> None:
-    if continues:
-        return
-    if continues is None:
+def _require_continuing(source: ModelSource, facts: AdapterFacts | None) -> None:
+    if facts is None:
         raise ConfigError(
             "there is no adapter to go on with",
             where="adapter.kind",
             found=f"{source.folder} holds a whole model",
             remedy="start from an adapter's folder, or choose a kind to begin with: `adapter: {kind: lora}`",
         )
-    raise ConfigError(
-        "the network that made these virtual tokens was not saved with them, so training cannot go on",
-        where=source.folder,
-        found=f"kind: {kind}",
-        remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on with",
-    )
+    if not facts.continues:
+        raise ConfigError(
+            "the network that made these virtual tokens was not saved with them, so training cannot go on",
+            where=source.folder,
+            found=f"kind: {facts.kind}",
+            remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on "
+            "with",
+        )
 
 
 # ---------------------------------------------------------------- whole models
@@ -164,18 +180,21 @@ def _require_continuing(source: ModelSource, continues: bool | None, kind: str) 
 def _load_whole(
     source: ModelSource, dtype: torch.dtype, quantised: QLoRA | None, device: str | torch.device
 ) -> tuple[Any, Any, list[str]]:
-    where: dict[str, Any] = {}
+    """The model of a whole folder or GGUF file, its tokenizer, and notices."""
+    placement: dict[str, Any] = {}
     if quantised is not None:
-        where = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
+        placement = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
     if source.layout == "gguf":
         path = source.folder / str(source.gguf_file)
         read = read_gguf(path, dtype)
         return _without_folder_defaults(read.model), read.tokenizer, [f"{path.name}: dequantised from {read.tensors}"]
+
     tokenizer = load_tokenizer(source.folder)
     try:
         with quiet():
+            # No `trust_remote_code`, here or anywhere: a folder's own code never runs.
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **where
+                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placement
             )
     except Exception as error:
         raise ModelError(
@@ -199,6 +218,7 @@ def _without_folder_defaults(model: PreTrainedModel) -> PreTrainedModel:
 
 def _check_keys(model: nn.Module, missing: Iterable[str], unexpected: Iterable[str], folder: Path) -> list[str]:
     """Weights that were made up, or that belong to a layer and were dropped, are errors; other extras are notices."""
+    # `transformers` only remarks on both, and `quiet` silences the remark.
     if missing:
         raise ModelError(
             "the folder lacks weights of this architecture, which would start at random",
@@ -206,6 +226,8 @@ def _check_keys(model: nn.Module, missing: Iterable[str], unexpected: Iterable[s
             found=abbreviated(missing),
             remedy="get the complete model; config.json may be of another one",
         )
+    # The bias of a layer that config.json says has none: dropped, and every logit is a little off. A head that this
+    # class has not (`score`, `value_head`) changes nothing.
     dropped = [key for key in unexpected if _belongs_to_a_layer(model, key)]
     if dropped:
         raise ModelError(

@@ -108,6 +108,8 @@ def _inspect(name: str, kind: Literal["catalogue", "folder", "hub"], path: Path)
         if path.suffix == ".gguf":
             return ModelSource(name, kind, path.parent, "gguf", path.name)
         raise ModelError("a model is a folder or a .gguf file", where=path, remedy="give the folder it lies in")
+
+    # Hashed at every start: a model that was altered since it was saved trains without a sign.
     manifest = verify_manifest(path)
     origin = manifest.get("origin") if manifest else None
 

@@ -1,4 +1,8 @@
-"""How the model in a folder is spoken to: its record, or what its other files say where it has none."""
+"""How the model in a folder is spoken to: its record, or what its other files say where it has none.
+
+Every verb that asks a model anything starts here (`loading.load`, evaluation, serving), so that all of them build the
+prompts that its training had.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +29,24 @@ def speech_of(source: ModelSource) -> Speech:
     Raises:
         ModelError: the record is torn, or the model under an adapter cannot be found.
     """
-    folder, stops = source.folder, list(_listed(source.folder))
+    folder, stops = source.folder, list(_end_ids(source.folder))
     speech = read_speech(folder)
     if source.layout == "adapter" and (speech is None or not stops):
-        under = speech_of(base_of(source))
-        stops = stops or list(under.stop_ids)
+        base = speech_of(base_of(source))
+        stops = stops or list(base.stop_ids)
+        # With a tokenizer of its own it has a template of its own, and the base's record describes another one.
         if speech is None and not has_tokenizer(folder):
-            speech = under
+            speech = base
     if speech is None:
         training = (source.manifest or {}).get("training") or {}  # folders of before the record say raw here
         speech = Speech("raw" if training.get("template") == "raw" else "chat", recorded=False)
     return replace(speech, stop_ids=tuple(sorted({*speech.stop_ids, *stops})))
 
 
-def _listed(folder: Path) -> Iterator[int]:
+def _end_ids(folder: Path) -> Iterator[int]:
     """The ids that end an answer by generation_config.json and config.json, one or a list in each."""
+    # Both, for they disagree in published models (a base's eos in one, the turn's end in the other), and an answer that
+    # runs past its end fills the rest of its length with the next speaker's turn.
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if not path.is_file():

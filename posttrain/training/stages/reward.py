@@ -165,7 +165,7 @@ def load_start(
         adapter=stage.adapter,
         stop_ids={*encoder.stop_ids, *encoder.end_ids},
         seed=stream_seed(seed, "adapter"),
-        own=not isinstance(start, LoadedModel),
+        in_place=not isinstance(start, LoadedModel),
     )
 
 
