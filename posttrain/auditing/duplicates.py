@@ -75,6 +75,7 @@ def split_overlap(subject: Subject) -> list[AuditFinding]:
     links = similar_pairs(row_signatures(corpus), NEAR_DUPLICATE, row_signatures(held_out))
     near = np.setdiff1d(np.unique(links[:, 0]), np.flatnonzero(shared))
     measured = np.isin(held_out.prompt_key_R, corpus.prompt_key_R)
+
     findings = []
     for rows, share_of_held, what in (
         (np.flatnonzero(shared), float(measured.mean()), "have a prompt that is held out too"),

@@ -167,6 +167,7 @@ def stale_negatives(subject: Subject) -> list[AuditFinding]:
     low, _ = wilson(float(stale.sum()), len(measured))
     if low < 0.2:
         return []
+
     share = float(stale.mean())
     evidence = {
         "median_surprise_chosen": float(np.median(measured.surprise_C)),
@@ -249,6 +250,7 @@ def displacement(subject: Subject) -> list[AuditFinding]:
     share = float(alike.mean())
     if share < 0.05:
         return []
+
     top = np.argsort(-measured.alike_P)[:3]
     evidence = {
         "measure": "CHES, length-normalised (Razin et al. 2024, arXiv:2410.08847)",

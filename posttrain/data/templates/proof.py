@@ -392,6 +392,7 @@ def _mismatch_error(
                 "give the thoughts (`reasoning_content`, or inside the content)",
             ),
         )
+
     order = marks_order(content, pairs)
     if order not in ("", "oc", "c") or (order and messages[-1].get(template.thoughts.key or "reasoning_content")):
         return TemplateError(
