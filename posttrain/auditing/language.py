@@ -86,8 +86,8 @@ def languages(subject: Subject) -> list[AuditFinding]:
     # Only where both languages are known: a text that is too short to tell must not count as another language.
     other_S = np.array(
         [
-            bool(answer and asked and answer != asked)
-            for answer, asked in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
+            bool(answer and prompt and answer != prompt)
+            for answer, prompt in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
         ],
         dtype=bool,
     )

@@ -276,15 +276,15 @@ class ChatTemplate:
         """
         last = messages[-1]
         thoughts = bool(self.thoughts.key and last.get(self.thoughts.key))
-        own = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
-        if own is not None and text.endswith(own.text):
-            return text[: len(text) - len(own.text)] + own.kept, own.stop
+        own_end = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
+        if own_end is not None and text.endswith(own_end.text):
+            return text[: len(text) - len(own_end.text)] + own_end.kept, own_end.stop
         # The probe of this kind saw another end; any end that the template has anywhere is still an end.
         for tail in self.ends.all:
             if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
         plain = self.ends.plain
-        if own is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
+        if own_end is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
             return text.removesuffix(plain.text), plain.stop
         raise TemplateError(
             "the chat template ends this turn otherwise than it ends others",
