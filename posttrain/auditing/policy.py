@@ -36,7 +36,7 @@ ALIKE_STATES = 0.95
 TOKENS_AT_ONCE = 4096
 """Tokens of one forward; small, since the entropy needs the whole vocabulary's log-probs of each."""
 _WINDOW = 256
-"""Trees that are packed together; within a window rows of like length share a batch."""
+"""Trees that are packed together: enough to fill batches well, few enough that progress moves."""
 
 
 @dataclass(frozen=True, slots=True)
