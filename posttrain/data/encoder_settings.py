@@ -76,7 +76,7 @@ class EncoderSettings:
         check_values(self.template_kwargs)
         if self.date is not None:
             date_of(self.date)
-        # Lists from YAML and numpy ints from a folder would not hash, and would not be equal to what was saved.
+        # A tuple of Python's ints whatever was given: settings are compared, and saved as JSON.
         object.__setattr__(self, "stop_ids", tuple(int(number) for number in self.stop_ids))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
