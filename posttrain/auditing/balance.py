@@ -23,12 +23,14 @@ def label_balance(subject: Subject) -> list[AuditFinding]:
         message = f"no response is called {missing}"
         remedy = "check the labels: with one label, a preference objective has nothing to tell apart"
         return [AuditFinding("label_balance", "warning", message, 1.0, (), {"good": good, "bad": bad}, remedy)]
+
     ratio = good / bad
     # The wider of the two published ranges decides whether to speak; what is recommended lies in the narrower one.
     if RATIO[0] <= ratio <= LATER_RATIO:
         return []
     desirable, undesirable = recommended_weights(good, bad)
     severity: AuditSeverity = "warning" if ratio > 4 * RATIO[1] or ratio < 0.25 else "note"
+
     evidence = {
         "good": good,
         "bad": bad,

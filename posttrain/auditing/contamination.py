@@ -146,6 +146,7 @@ def _items_found(subject: Subject, against: EvaluationSet) -> list[AuditFinding]
             ways[way] += 1
     if not hits:
         return []
+
     items = sorted({item for found_items in hits.values() for item in found_items})
     share = len(items) / against.items
     examples = []
@@ -153,6 +154,7 @@ def _items_found(subject: Subject, against: EvaluationSet) -> list[AuditFinding]
         field = against.item_of_field.index(min(found_items))
         shown = {"row": str(corpus.ref(row)), "prompt": excerpt(corpus.prompts[row])}
         examples.append({**shown, "item": excerpt(against.fields[field])})
+
     found_in = f"stand{'s' if len(items) == 1 else ''} in {rows_text(len(hits))}"
     message = f"{len(items):,} of the {against.items:,} items of {against.name} ({percent(share)}) {found_in}"
     evidence = {
@@ -183,11 +185,13 @@ class _ItemIndex:
         # boilerplate.
         item = np.array(against.item_of_field, dtype=np.uint64)[field] if len(field) else field.astype(np.uint64)
         shared = np.unique(np.stack([gram, item], axis=1), axis=0)[:, 0] if len(gram) else gram
+
         names, uses = np.unique(shared, return_counts=True)
         kept = np.isin(gram, names[uses <= max(5, BOILERPLATE * against.items)])
         self._gram, self._field = gram[kept], field[kept]
         self._grams_of = np.bincount(self._field, minlength=len(against.fields))
         self._counts = counts
+
         # Fields too short for an n-gram are compared as a whole; see the rule at the top.
         middling = (counts >= FEWEST_WORDS_ANYWHERE) & (counts < NGRAM)
         self._sequences = dict(
@@ -198,6 +202,7 @@ class _ItemIndex:
             for number, text in enumerate(against.fields)
             if counts[number] < FEWEST_WORDS_ANYWHERE and len(text.split()) >= 2
         }
+
         # MinHash over a handful of words says "equal" by chance; such fields get the signature that matches nothing.
         signatures = words.signatures()
         signatures[counts < NGRAM] = np.uint32(0xFFFFFFFF)

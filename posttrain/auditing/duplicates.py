@@ -75,6 +75,7 @@ def split_overlap(subject: Subject) -> list[AuditFinding]:
     links = similar_pairs(row_signatures(corpus), NEAR_DUPLICATE, row_signatures(held_out))
     near = np.setdiff1d(np.unique(links[:, 0]), np.flatnonzero(shared))
     measured = np.isin(held_out.prompt_key_R, corpus.prompt_key_R)
+
     findings = []
     for rows, share_of_held, what in (
         (np.flatnonzero(shared), float(measured.mean()), "have a prompt that is held out too"),
@@ -111,8 +112,8 @@ def row_keys(corpus: Corpus, *, ordered: bool) -> np.ndarray:
 
     Responses are summed after mixing them with their place in the order, so that a file's own order does not matter.
     """
-    # splitmix64's mixing (Steele et al. 2014): without it, sums of raw hashes would collide for swapped responses, and
-    # the same two answers with the opposite verdict would pass for a duplicate.
+    # splitmix64's mixing (Steele et al. 2014): without it, sums could collide for swapped responses, and the same
+    # two answers with the opposite verdict would pass for a duplicate.
     place = corpus.place_S.astype(np.uint64) if ordered else np.zeros(len(corpus.place_S), dtype=np.uint64)
     mixed = (corpus.key_S ^ (place * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)

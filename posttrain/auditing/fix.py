@@ -113,12 +113,13 @@ def fix(report: Findings, out: Path) -> Fixed:
             if check:
                 dropped[check] += 1
                 log_writer.write({"row": str(ref), "action": "dropped", "check": check, "reason": reason})
-            else:
-                kept += 1
-                clean_writer.write(mended_row)
-                for name in mended_checks:
-                    mended[name] += 1
-                    log_writer.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
+                continue
+            kept += 1
+            clean_writer.write(mended_row)
+            for name in mended_checks:
+                mended[name] += 1
+                log_writer.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
+
         for check in too_many:
             log_writer.write(
                 {"row": None, "action": "left", "check": check, "reason": "more than half of the rows have it"}

@@ -64,6 +64,7 @@ def encoding(subject: Subject) -> list[AuditFinding]:
         rows = corpus.rows_of(mark_S)
         if not len(rows):
             continue
+
         share = len(rows) / len(corpus)
         severity: AuditSeverity = "warning" if share >= BROKEN_TEXTS else "note"
         message = f"{what} in the responses of {rows_text(len(rows))} ({percent(share)})"
@@ -85,13 +86,15 @@ def languages(subject: Subject) -> list[AuditFinding]:
     # Only where both languages are known: a text that is too short to tell must not count as another language.
     other_S = np.array(
         [
-            bool(answer and asked and answer != asked)
-            for answer, asked in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
+            bool(answer and prompt and answer != prompt)
+            for answer, prompt in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
         ],
         dtype=bool,
     )
+
     evidence: dict[str, Any] = {"languages": dict(counted.most_common(8))}
     findings = []
+
     sides = compare_sides(corpus.sides, other_S)
     imitated = float(other_S[corpus.chosen_S].mean()) if len(answers) else 0.0
     # Between the sides first: a translation task answers in another language on both, and nothing is wrong with it.

@@ -63,6 +63,7 @@ def repeated_prompt(subject: Subject) -> list[AuditFinding]:
     for index, response in enumerate(corpus.responses):
         turn = corpus.last_turn(row_S[index])
         mark_S[index] = repeated_length(turn, response) > 0 and _ASKS_FOR_REPETITION.search(turn) is None
+
     rows = corpus.rows_of(mark_S)
     share = len(rows) / max(1, len(corpus))
     imitated = float(mark_S[corpus.chosen_S].mean()) if corpus.chosen_S.any() else 0.0
@@ -70,6 +71,7 @@ def repeated_prompt(subject: Subject) -> list[AuditFinding]:
     uneven = subject.has_enough_pairs and sides.is_one_sided
     if not uneven and max(imitated, share) < NOTABLE_SHARE:
         return []
+
     severity: AuditSeverity = "warning" if uneven or share >= HABIT_SHARE else "note"
     if imitated >= PERVASIVE_SHARE:
         severity = "error"
@@ -101,10 +103,12 @@ def null_words(subject: Subject) -> list[AuditFinding]:
         {row: word for row, word in null_lines if word},
         lambda row: corpus.prompts[row].count("\n") <= 1,
     )
+
     answers: dict[int, str] = dict.fromkeys(corpus.null_answers, "nan")
     for index, text in enumerate(corpus.responses):
         if text.strip() in NULL_WORDS:
             answers[int(corpus.row_S[index])] = text.strip()
+
     findings = []
     for rows, what, where in (
         (prompts, "a prompt or its input", "input"),
@@ -218,6 +222,7 @@ def stored_turns(subject: Subject) -> list[AuditFinding]:
                 "not reach the template; `json.loads` of the column does it",
             )
         )
+
     spoken = [row for row, text in enumerate(corpus.prompts) if is_dialogue(text)]
     share = len(spoken) / max(1, len(corpus))
     if spoken and share >= HABIT_SHARE:

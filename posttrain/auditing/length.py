@@ -29,6 +29,7 @@ def length_bias(subject: Subject) -> list[AuditFinding]:
     chosen, rejected = lengths[sides.chosen_P], lengths[sides.rejected_P]
     longer, shorter = int((chosen > rejected).sum()), int((chosen < rejected).sum())
     decided = longer + shorter
+
     # Ends of the interval and not the share itself decide below: a small file would be called biased by chance.
     low, high = wilson(longer, decided)
     fitted = length_fit(subject)
@@ -39,6 +40,7 @@ def length_bias(subject: Subject) -> list[AuditFinding]:
         severity = "note"
     else:
         return []
+
     # The message leads with what is worse: the direction where it is biased, else what a fit makes of the lengths.
     share = longer / max(1, decided)
     if low > NOTED or high < 1 - NOTED:
@@ -48,6 +50,7 @@ def length_bias(subject: Subject) -> list[AuditFinding]:
         )
     else:
         message = f"lengths alone tell the chosen side in {percent(fitted.accuracy)} of held-out pairs"
+
     evidence = {
         "longer_chosen_share": share,
         "interval": [low, high],
@@ -75,6 +78,7 @@ def category_length(subject: Subject) -> list[AuditFinding]:
     # Pairs of equal length are for neither side, and not counted.
     lead_P = np.sign(lengths[sides.chosen_P] - lengths[sides.rejected_P])
     kind_P = np.array([subject.category_R[row] for row in sides.row_P])
+
     findings = []
     for kind in sorted(set(kind_P.tolist()) - {""}):
         rows = np.flatnonzero((kind_P == kind) & (lead_P != 0))

@@ -23,7 +23,7 @@ MENDED: Mapping[str, str] = {
 _INPUTS = frozenset(("input", "context", "system", "instruction_input", "additional_context"))
 """Columns beside a prompt that may be empty."""
 DEEPEST_VALUE = 12
-"""Levels of a row that are looked at; turns with tool calls have about six."""
+"""Levels of a row that are looked at; turns with tool calls have about seven."""
 
 
 def mend(row: Mapping[str, Any], checks: Collection[str], *, turn: str) -> dict[str, Any]:

@@ -154,6 +154,7 @@ def response_map(subject: Subject) -> dict[str, Any]:
         raise MissingExtraError(
             "the map of the responses needs scikit-learn", remedy="`pip install 'posttrain[audit]'`"
         ) from error
+
     corpus = subject.corpus
     sides = corpus.sides.sample(MAP_PAIRS, subject.seed)
     if len(sides):
@@ -161,6 +162,7 @@ def response_map(subject: Subject) -> dict[str, Any]:
     else:
         every = Sides(*(np.arange(len(corpus.responses)),) * 3)
         responses = every.sample(2 * MAP_PAIRS, subject.seed).chosen_P.tolist()
+
     texts = [corpus.responses[index] for index in responses]
     weights = TfidfVectorizer(max_features=20_000, token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit_transform(texts)
     components = min(DIMENSIONS, weights.shape[1] - 1, len(texts) - 1)
@@ -169,6 +171,7 @@ def response_map(subject: Subject) -> dict[str, Any]:
     reduced = TruncatedSVD(components, random_state=subject.seed).fit_transform(weights)
     # Without some noise, texts that are the same divide by zero.
     reduced += np.random.default_rng(subject.seed).normal(0, 1e-4, reduced.shape)
+
     perplexity = min(30.0, max(2.0, len(texts) / 8))
     plane = TSNE(2, perplexity=perplexity, init="pca", random_state=subject.seed, max_iter=500).fit_transform(reduced)
     plane -= (plane.max(axis=0) + plane.min(axis=0)) / 2

@@ -36,7 +36,7 @@ ALIKE_STATES = 0.95
 TOKENS_AT_ONCE = 4096
 """Tokens of one forward; small, since the entropy needs the whole vocabulary's log-probs of each."""
 _WINDOW = 256
-"""Trees that are packed together; within a window rows of like length share a batch."""
+"""Trees that are packed together: enough to fill batches well, few enough that progress moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,7 @@ def stale_negatives(subject: Subject) -> list[AuditFinding]:
     low, _ = wilson(float(stale.sum()), len(measured))
     if low < 0.2:
         return []
+
     share = float(stale.mean())
     evidence = {
         "median_surprise_chosen": float(np.median(measured.surprise_C)),
@@ -249,6 +250,7 @@ def displacement(subject: Subject) -> list[AuditFinding]:
     share = float(alike.mean())
     if share < 0.05:
         return []
+
     top = np.argsort(-measured.alike_P)[:3]
     evidence = {
         "measure": "CHES, length-normalised (Razin et al. 2024, arXiv:2410.08847)",

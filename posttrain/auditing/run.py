@@ -103,6 +103,7 @@ def audit(
             expected="what `read` returned, or a list of examples",
             remedy=f"write `pt.audit(pt.read({str(examples)!r}, bad_rows='skip'))`",
         )
+
     progress = progress or Progress()
     started = time.monotonic()
     selected = _selected_checks(checks, cheap)
@@ -110,6 +111,7 @@ def audit(
     refused: dict[str, tuple[RowRef, ...]] = {}
     with progress.phase("audit: reading", unit="rows") as phase:
         corpus, columns = _read_corpus(examples, refused, phase.track, seed)
+
     subject = Subject(corpus, against=sets, refused=refused, seed=seed)
     if held_out is not None:
         subject.held_out = Corpus(held_out, seed=seed)
@@ -123,6 +125,7 @@ def audit(
         )
     if model is not None and corpus.kind is Comparison:
         subject.measured = _measure(corpus, examples, model, progress)
+
     findings, ran = _run_checks(selected, subject, progress)
     return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
 

@@ -49,7 +49,7 @@ def first_tokens(subject: Subject) -> list[AuditFinding]:
         "first_tokens",
         "first",
         lambda text: lowercase_tokens(text[:_END_CHARACTERS]),
-        lambda found, n: found[:n],
+        lambda words, n: words[:n],
     )
 
 
@@ -60,7 +60,7 @@ def last_tokens(subject: Subject) -> list[AuditFinding]:
         "last_tokens",
         "last",
         lambda text: lowercase_tokens(text[-_END_CHARACTERS:]),
-        lambda found, n: found[-n:],
+        lambda words, n: words[-n:],
     )
 
 
@@ -78,7 +78,7 @@ def _end_tokens(
     both = [[read(texts[int(index)]) for index in side] for side in (sides.chosen_P, sides.rejected_P)]
     accuracies, best = {}, None
     for count in HEAD_COUNTS:
-        features = [[_prefixes(cut(found, count), name) for found in side] for side in both]
+        features = [[_prefixes(cut(words, count), name) for words in side] for side in both]
         differences = presence(features[0], features[1], fewest=2)
         predicted = cross_validate(differences, subject.corpus.prompt_key_R[sides.row_P])
         accuracies[str(count)] = [predicted.accuracy, predicted.low, predicted.high]

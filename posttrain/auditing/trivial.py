@@ -54,12 +54,14 @@ def trivial_pairs(subject: Subject) -> list[AuditFinding]:
     counts = corpus.responses.word_counts
     equal_words = np.setdiff1d(_rows_with_equal(row_S, corpus.responses.sequence_hashes), same_text)
     same_words = _same_but_for_punctuation(subject, equal_words)
+
     signatures = corpus.responses.signatures
     near = estimated_overlap(signatures[sides.chosen_P], signatures[sides.rejected_P]) >= NEAR_IDENTICAL
     # MinHash of short texts is coarse, and in them the one differing word is likely the point.
     near &= np.minimum(counts[sides.chosen_P], counts[sides.rejected_P]) >= FEWEST_SIDE_WORDS
     # Each pair under one of the three, the strongest.
     near_rows = np.setdiff1d(sides.row_P[near], np.union1d(same_text, equal_words))
+
     findings = [
         _trivial(subject, same_text, "the two sides are identical", "identical"),
         _trivial(subject, same_words, "the two sides differ only in white space, case or punctuation", "same_words"),

@@ -138,7 +138,7 @@ def names(argument: str, value: Any, example: str) -> dict[str, str]:
         return {}
     if not isinstance(value, Mapping):
         raise _wrong_type(argument, value, "a map from a name to a name", f"{argument}={example}")
-    # YAML reads `columns: {1: prompt}` and `{prompt: yes}` as a number and a flag; neither names a column.
+    # YAML and JSON also give numbers, flags and lists here, and none of them names a column.
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
             raise ConfigError(

@@ -106,8 +106,8 @@ def human_turns(text: str) -> list[dict[str, str]] | None:
     if not parts or not _HUMAN_OR_ASSISTANT.match(text.lstrip()):
         return None
     turns = [
-        {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": "user" if speaker == "Human" else "assistant", "content": text_of_turn.strip()}
+        for speaker, text_of_turn in zip(parts[::2], parts[1::2], strict=True)
     ]
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 

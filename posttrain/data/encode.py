@@ -229,6 +229,7 @@ class Encoder:
             findings = RowFindings(self._drafter.special_findings(row.prompt))
             ids = self._drafter.prompt(row.prompt, row.tools, findings)
             return self._finish([Draft(ids, ())], row, row.prompt, findings)
+
         if isinstance(row, Comparison):
             # Best first: losses read the order of the branches, and the row's own order says nothing.
             order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))

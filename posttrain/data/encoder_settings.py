@@ -72,13 +72,15 @@ class EncoderSettings:
         _one_of("stop_token", self.stop_token, ("train", "ignore"))
         _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
         _one_of("lossy", self.lossy, ("refuse", "allow"))
+
         check_values(self.template_kwargs)
         if self.date is not None:
             date_of(self.date)
-        # Lists from YAML and numpy ints from a folder would not hash, and would not be equal to what was saved.
+        # A tuple of Python's ints whatever was given: settings are compared, and saved as JSON.
         object.__setattr__(self, "stop_ids", tuple(int(number) for number in self.stop_ids))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
+
         # One token has no other before it that could predict it.
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(

@@ -47,6 +47,7 @@ def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: KeyNotes |
     for key in turn:
         if key in FLAGS and (answer := _parse_flag(turn[key], key, place)) is not None:
             trains_by_key[key] = answer is FLAGS[key]
+
     if not trains_by_key:
         return None
     if len(set(trains_by_key.values())) > 1:
@@ -60,6 +61,7 @@ def train_flag(turn: Mapping[str, Any], role: str, place: str, noted: KeyNotes |
             expected="one flag, or several that say the same",
             remedy="leave one of them: `train: true` or `train: false` is enough",
         )
+
     trains = next(iter(trains_by_key.values()))
     if trains and role != "assistant" and "train" not in trains_by_key:
         if noted is not None:

@@ -75,6 +75,7 @@ def _full_message(
     _refuse_odd_keys(turn, dialect, place)
     if noted is not None and len(turn) > 2:
         noted.others("turn", turn, {dialect.role_key, dialect.content_key, *TURN_KEYS})
+
     # Calls come in four layouts: ShareGPT's turn of their own, `tool_calls`, the older `function_call`, and parts.
     calls: tuple[Mapping[str, Any], ...] = ()
     thoughts: list[str] = []
@@ -91,6 +92,7 @@ def _full_message(
     if isinstance(content, list | tuple) and any(part_kind(part) in SPLIT_PARTS for part in content):
         thoughts, content, more_calls = split_parts(content, role, place, noted)
         calls += more_calls
+
     if calls and role != "assistant":
         raise bad_call(f"{place} is a {role}'s, but only the assistant calls tools", turn)
     if content is not None or not calls:
@@ -98,6 +100,7 @@ def _full_message(
         if role in ("user", "assistant") and not calls and (not content or content.isspace()):
             raise _empty_turn(role, column, number)
         refuse_placeholder(content, place)
+
     return Message(
         role=cast(Role, role),
         content=content,
@@ -261,6 +264,7 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             "or the JSON text of one",
             remedy=f"write `{column}` as a list of turns",
         )
+
     if not value:
         raise refuse(
             "empty_conversation",
@@ -269,6 +273,7 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             expected="at least one turn",
             remedy="remove the row; `bad_rows: skip` leaves such rows out and counts them",
         )
+
     # A table of strings: each turn may be stored as text of its own.
     if isinstance(value[0], str):
         value = [turn if isinstance(parsed := stored(turn), str) or parsed is None else parsed for turn in value]

@@ -39,10 +39,10 @@ class KeyNotes:
                 self.key(place, key)
 
     def take(self) -> dict[str, int]:
-        taken = self._keys  # nearly always empty, and then it is used again: this runs for every row
-        if taken:
+        keys = self._keys  # nearly always empty, and then it is used again: this runs for every row
+        if keys:
             self._keys = {}
-        return taken
+        return keys
 
 
 def is_filled(value: Any) -> bool:

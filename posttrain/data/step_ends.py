@@ -45,9 +45,11 @@ def step_ends(decode: Decode, ids: Sequence[int], steps: Sequence[str], mark: st
                 expected=repr(step[:80]),
                 remedy="the tokenizer or the template changes the text: write the step as they do, or remove the row",
             )
+
         at = start + len(step)
         if text.startswith(mark, at):
             at += len(mark)
+
         # The first token whose text reaches the step's end; the last step ends with the stop token after it.
         end = len(ids) - 1 if number == len(steps) else bisect_left(lengths, at, hi=len(ids)) - 1
         if ends and end <= ends[-1]:

@@ -52,6 +52,7 @@ class WorkerPool:
             parcel = pickle.dumps((encoder, bad_rows))
         except (pickle.PicklingError, TypeError, AttributeError) as error:  # what pickle raises for a foreign object
             raise WorkerStartError(str(error)) from error
+
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -67,6 +68,7 @@ class WorkerPool:
             )
             for _ in range(count)
         ]
+
         try:
             for process in self._processes:
                 _write_parcel(_pipe(process.stdin), parcel)

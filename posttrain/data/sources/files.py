@@ -265,6 +265,7 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
         return ResolvedSources((SavedDataset(folder / name),))
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
         return ResolvedSources((SavedDataset(folder),))
+
     files = _data_files(folder.iterdir())
     if files:
         resolved = _files_of_split(files, split, folder, whole_folder=True)
@@ -275,6 +276,7 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
         names = [str(path.relative_to(folder)) for path in below]
         note = f"the files of {folder} itself are read; not read, in folders below it: {quoted(names, 6)}"
         return ResolvedSources(resolved.sources, (*resolved.notes, note))
+
     # Nothing in the folder itself: a clone of a hub repository has its files one level down, in `data/`.
     files_below = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder))]
     saved = sorted({path.parent for path in files_below if path.name in ("dataset_dict.json", "state.json")})
@@ -287,6 +289,7 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
             expected=f"files that end in one of {quoted(SUFFIXES)}, or a saved `datasets` folder",
             remedy=f"name the saved data set inside it, `{saved[0]}`" if saved else "check the path",
         )
+
     resolved = _files_of_split(files, split, folder, whole_folder=True)
     _refuse_several_folders(resolved, folder)
     return resolved

@@ -125,6 +125,7 @@ def _bad_line(line: str, error: Exception, at_end: bool, ref: RowRef) -> Broken:
         return Broken(
             _truncated_file(ref, f"the last line ends with {shown(line[-60:])}", lines=True), "truncated", line
         )
+
     problem = "the line is not valid JSON"
     excerpt = shown(line)
     if isinstance(error, json.JSONDecodeError):
@@ -134,6 +135,7 @@ def _bad_line(line: str, error: Exception, at_end: bool, ref: RowRef) -> Broken:
         problem = "the line is nested too deeply to be a row"
     else:
         problem += f": {error}"
+
     return Broken(
         RowError(
             problem,

@@ -195,6 +195,7 @@ def _no_data(data: Any, what: str = "the data") -> ConfigError:
             "pass the rows themselves, as `read` takes them, for example "
             "[{'prompt': '2 + 2?', 'completion': '4'}]; only a stage that samples takes a list of `Task`"
         )
+
     found = "None" if data is None else f"{named_type(data)}: {shown(data)}"
     return ConfigError(
         f"{what} is neither a path nor rows",

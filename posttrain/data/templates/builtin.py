@@ -81,6 +81,7 @@ def template_source(tokens: Tokens, name: str) -> Any:
                 "(built in), or `template: path/to/file.jinja`",
             )
         return chat_template
+
     if name == "raw":
         if tokens.eos_text is None:
             raise TemplateError(
@@ -92,10 +93,12 @@ def template_source(tokens: Tokens, name: str) -> Any:
         # Only where the tokenizer itself would write it: a base model that never saw BOS must not train behind one.
         bos = tokens.tokenizer.bos_token if tokens.bos_id in tokens.added_by_default() else None
         return with_values(BUILTIN["raw"], BOS=bos or "", EOS=tokens.eos_text)
+
     if name == "chatml":
         # A mark that is several tokens could be written by halves, and no sampler stops at it.
         end = "<|im_end|>" if tokens.single_id("<|im_end|>") is not None else tokens.eos_text
         return with_values(BUILTIN["chatml"], END=end or "<|im_end|>")
+
     path = Path(name).expanduser()
     if not path.is_file():
         raise unknown(

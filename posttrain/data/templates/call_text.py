@@ -60,10 +60,10 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
     leaves = [(call["function"]["name"], *leaf) for call in calls for leaf in _argument_leaves(_arguments(call))]
     words = [*names, *(_word(value) for _, _, value in leaves)]
 
-    def shown(form: str, own: str) -> bool:
+    def shown(form: str, own_word: str) -> bool:
         # A word that stands inside others, as the value of {"city": "city"} inside its key, must stand there once
         # more than they do: else what is found is the key, and the value is lost.
-        wanted = sum(form in word for word in words) + (form not in own)
+        wanted = sum(form in word for word in words) + (form not in own_word)
         return text.count(form) - beside.count(form) >= wanted
 
     for name in names:

@@ -174,6 +174,7 @@ class Drafter:
             )
         except ContextMismatch as error:
             raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
+
         if len(response) > 1:
             findings.add(self.check_shown(turns[: trained[-1]], tools, context))
         if len(paths) > 1:
@@ -184,6 +185,7 @@ class Drafter:
                 expected="one",
                 remedy="train on the last turn only (`train: false` on the others), or name another template",
             )
+
         # Equal texts may still have other ids where the tokenizer merges across the end of the prompt.
         path = paths[0]
         if path.ids[: len(shared)] != shared:

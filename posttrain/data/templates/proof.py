@@ -144,8 +144,8 @@ def read_prompt_end(template: ChatTemplate, before: Sequence[PlainMessage], cont
 
 
 def _turn_parts(template: ChatTemplate, message: PlainMessage, state: ThoughtState) -> TurnParts:
-    # Thoughts in a content count only where the template or the prompt treats them as thoughts; to other templates
-    # <think> is plain text, and is trained as that.
+    # A content with the closing mark alone has thoughts only where the prompt or the template opens them; elsewhere the
+    # mark is plain text, and trains as that.
     content = str(message["content"] or "")
     form = template.thoughts
     reasoning = str(message.get(form.key or "reasoning_content") or "")
@@ -392,6 +392,7 @@ def _mismatch_error(
                 "give the thoughts (`reasoning_content`, or inside the content)",
             ),
         )
+
     order = marks_order(content, pairs)
     if order not in ("", "oc", "c") or (order and messages[-1].get(template.thoughts.key or "reasoning_content")):
         return TemplateError(

@@ -189,6 +189,7 @@ class ChatTemplate:
                 expected="the text as the model wrote it, thoughts included",
                 remedy="put all that was written into the content, or remove `complete: false`",
             )
+
         if context is None:
             context = self.prompt(messages[:index], tools)
         written = str(message["content"] or "")
@@ -201,6 +202,7 @@ class ChatTemplate:
                 expected="a prompt that leaves the thought to the model, or a turn without thoughts",
                 remedy="remove the thoughts from the rows, or name another template",
             )
+
         # The prompt has written the opening mark; a row that has it, too, would train a second one.
         if prompt_end.state == "open":
             opening = next((pair.open for pair in self.thoughts.marks if written.lstrip().startswith(pair.open)), None)
@@ -274,15 +276,15 @@ class ChatTemplate:
         """
         last = messages[-1]
         thoughts = bool(self.thoughts.key and last.get(self.thoughts.key))
-        own = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
-        if own is not None and text.endswith(own.text):
-            return text[: len(text) - len(own.text)] + own.kept, own.stop
+        own_end = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
+        if own_end is not None and text.endswith(own_end.text):
+            return text[: len(text) - len(own_end.text)] + own_end.kept, own_end.stop
         # The probe of this kind saw another end; any end that the template has anywhere is still an end.
         for tail in self.ends.all:
             if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
         plain = self.ends.plain
-        if own is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
+        if own_end is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
             return text.removesuffix(plain.text), plain.stop
         raise TemplateError(
             "the chat template ends this turn otherwise than it ends others",
@@ -300,12 +302,14 @@ class ChatTemplate:
         lead, has_answer, tail = finished.rpartition(ANSWER)
         if not has_answer or USER not in prompted:
             raise self._broken("shows neither question nor answer as they are", finished)
+
         header = lead[len(prompted) :] if lead.startswith(prompted) else ""
         unprompted = self.render([QUESTION])
         # Asking adds nothing, and answers begin with a header: without it the model would have to write it first.
         if header.strip() and prompted == unprompted:
             prompted = self._complete(header)
         self._lead = header if header.isspace() else ""
+
         closing = self.tokens.first_added(prompted.rpartition(USER)[2])
         closes = closing[1] if closing is not None else None
         between = self._between_turns(answered)
@@ -316,6 +320,7 @@ class ChatTemplate:
             stop = first_stop(self.tokens, between)
             # The next turn's header is no terminator: it would teach the model to begin the user's turn.
             stop = None if stop is None or stop[1].text in user_header else stop
+
         generation = prompted[self.tokens.not_inside(prompted, first_difference(prompted, unprompted)) :]
         layout = TemplateLayout(
             generation=generation,
@@ -329,6 +334,7 @@ class ChatTemplate:
             closes=closes,
             header_is_prompt=prompted.rstrip() == lead.rstrip(),
         )
+
         if stop is None:
             return layout, self._ended_by_eos(tail, finished)
         kept, end = stop
