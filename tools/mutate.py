@@ -2,7 +2,7 @@
 
     python -m tools.mutate                                    # the plan below: 100 mutants, seeded
     python -m tools.mutate --area advantages --sample 0       # every mutant of one area
-    python -m tools.mutate --area losses --sample 20 --seed 3 --jobs 2
+    python -m tools.mutate --area losses --sample 20 --seed 3
 
 Each mutant (`tools/mutants.py`) runs the tests of its area in a process of its own, which is forked after torch is
 loaded; the first failing test ends it. A mutant is *killed* by a failing test or by time, it *lives* if all pass.

@@ -28,7 +28,7 @@ NEVER = {"kind": "regex", "pattern": "no such text"}
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 def trained(start: Path, folder: Path, **more: Any) -> Loop:

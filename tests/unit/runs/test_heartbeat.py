@@ -127,8 +127,9 @@ def test_a_reward_that_hangs_is_seen(tmp_path: Path) -> None:
     assert outcome is not None and outcome.steps == 1
     (found,) = seen
     assert found["status"] == "stalled" and found["activity"] == "score" and found["activity_seconds"] >= 1.0
-    (said,) = [line for line in stream.getvalue().splitlines() if "stalled" in line]
-    assert "grpo: stalled: no progress for 0:0" in said and "`score`" in said and "stalls.txt" in said
+    # Of this reward: on a machine that is busy enough, whatever else takes a second is rightly said as well.
+    (said,) = [line for line in stream.getvalue().splitlines() if "stalled" in line and "`score`" in line]
+    assert "grpo: stalled: no progress for 0:0" in said and "stalls.txt" in said
     stack = (tmp_path / "grpo" / "stalls.txt").read_text()
     assert "judge_that_hangs" in stack and "the one that trains" in stack
     assert pulse(tmp_path / "grpo")["status"] == "ended"

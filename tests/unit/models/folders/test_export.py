@@ -74,12 +74,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Expo
     sampling = SamplingDistribution(temperature=0.7, top_p=0.9)
     settings = ExportSettings(stop_ids=(2, 1), sampling=sampling, info={"method": "dpo", "steps": 12})
     with in_own_interpreter():
-        pending = {
-            "merged": begin_save(model, loaded.tokenizer, folder / "merged", settings, base=loaded.base),
-            "adapter": begin_save(
-                model, loaded.tokenizer, folder / "adapter", ExportSettings(merge=False), base=loaded.base
-            ),
-        }
+        pending = {"merged": begin_save(model, loaded.tokenizer, folder / "merged", settings, base=loaded.base)}
+    alone = ExportSettings(merge=False)
+    pending["adapter"] = begin_save(model, loaded.tokenizer, folder / "adapter", alone, base=loaded.base)
     assert not (folder / "merged").exists()  # no name before it is proven
     return {name: (model, handle.wait()) for name, handle in pending.items()}
 

@@ -126,7 +126,7 @@ def test_a_share_counts_for_the_rest() -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])
@@ -208,7 +208,12 @@ def test_gkd_is_the_same_however_a_step_is_cut() -> None:
 
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_gkd_brings_the_policy_to_its_teacher(start: Path, tmp_path: Path, adapter: Any) -> None:
-    options = {"teacher": str(save_start(tmp_path / "teacher", seed=7)), "rewards": (), "held_out": 0, "steps": 12}
+    options = {
+        "teacher": str(save_start(tmp_path / "teacher", seed=7, num_hidden_layers=2)),
+        "rewards": (),
+        "held_out": 0,
+        "steps": 12,
+    }
     loop = loop_of(start, tmp_path / "run", "gkd", adapter=adapter, **options)
     before = [p.clone() for p in loop.work.algorithm.against.other._policy.parameters()]  # type: ignore[union-attr]
     run(loop)
@@ -220,7 +225,7 @@ def test_gkd_brings_the_policy_to_its_teacher(start: Path, tmp_path: Path, adapt
 
 def test_gkd_resumes_bit_for_bit(start: Path, tmp_path: Path) -> None:
     options = {
-        "teacher": str(save_start(tmp_path / "teacher", seed=7)),
+        "teacher": str(save_start(tmp_path / "teacher", seed=7, num_hidden_layers=2)),
         "rewards": (),
         "checkpoint": {"every_steps": 1},
     }

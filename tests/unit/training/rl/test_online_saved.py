@@ -20,9 +20,10 @@ from posttrain.training.loop import Loop
 from posttrain.training.pipeline import _is_done
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.types import Task
-from tests.online import early_letters, lines, loop_of, run, save_start, source_of, untimed
+from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of, untimed
 
 MOVING: dict[str, Any] = {
+    **WHOLE,
     "steps": 4,
     "kl_target": 0.01,
     "curriculum": {"kind": "pass_rate", "pass_at": 0.3},
@@ -143,7 +144,12 @@ def scored(loop: Loop, scores: dict[int, float]) -> None:
     examiner._judge = lambda step, score: judge(step, scores[step])  # type: ignore[method-assign]
 
 
-OPTIONS: dict[str, Any] = {"steps": 4, "examine": {"every_steps": 1}, "checkpoint": {"every_steps": 2, "keep": 1}}
+OPTIONS: dict[str, Any] = {
+    **WHOLE,
+    "steps": 4,
+    "examine": {"every_steps": 1},
+    "checkpoint": {"every_steps": 2, "keep": 1},
+}
 
 
 class Killed(BaseException):
