@@ -13,22 +13,11 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.losses.kl import KL_TERMS
-from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics, slope_of
+from posttrain.losses.online import OnlineRow
+from posttrain.losses.policy_metrics import Seen, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
 from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
-
-__all__ = [
-    "ALIASES",
-    "ONLINE",
-    "OnlineRow",
-    "explain_zero_loss",
-    "online_row",
-    "policy_loss",
-    "resolve_online",
-    "variant",
-]
 
 
 def policy_loss(
@@ -43,6 +32,7 @@ def policy_loss(
     """The row's loss of one micro-batch, to be added up over the step's.
 
     Args:
+        parameters: all of the row's, as `row.resolve` gives them; they are not checked again here.
         policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
             a weight.
         batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
@@ -55,10 +45,8 @@ def policy_loss(
         loss, metrics (`docs/online.md`), and per branch `logprob`, `advantage`, `ratio` and `length`.
 
     Raises:
-        ConfigError: a parameter is out of range; a column, or the entropy, is missing.
-        UnknownKeyError: a parameter that the row does not have.
+        ConfigError: a column, the entropy or the divergence is missing.
     """
-    parameters = resolve_online(row, parameters)
     seen = _seen(row, parameters, policy, batch, on_policy)
     ratio_N = RATIOS[row.ratio].of(seen.log_ratio_N, batch)
     tokens = SURROGATES[row.surrogate].of(ratio_N, seen.advantage_N, seen.logprob_N, parameters)

@@ -37,7 +37,7 @@ from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.source import RowSource, Source
-from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
+from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_two_rows, slices
 from posttrain.types import TokenTree
 
 SAMPLED_ROWS = 3
@@ -472,7 +472,7 @@ def _rows(work: Work) -> RowSource:
     stage = work.stage
     assert isinstance(stage, RowStage)  # every other stage brings its source
     order = RowOrder.plan(len(work.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=work.seed)
-    require_company(work.algorithm, order, len(work.held_out))
+    require_two_rows(work.algorithm, order, len(work.held_out))
     return RowSource(work.rows, order, "pairs" if work.algorithm.unit == "pairs" else "rows")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
-from posttrain.losses.policy import ONLINE, OnlineRow, variant
+from posttrain.losses.online import ONLINE, OnlineRow, variant
 from posttrain.types import LossOutput, TokenTree
 from tests.online_batches import of_step, random_groups, run
 

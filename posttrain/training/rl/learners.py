@@ -18,8 +18,8 @@ from torch import Tensor
 from posttrain import advantages as credit
 from posttrain.config.online import OnlineStage
 from posttrain.data.tree_key import make_tree
-from posttrain.losses.kl import KL_TERMS, AdaptiveKL
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.kl import KL_TERMS, KLWeight
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.training.rl.critic import Valuer
 from posttrain.training.rl.rollouts import Group, Response, Rollout, fill
@@ -81,24 +81,6 @@ class _Plain:
 
 
 # ---------------------------------------------------------------- policy gradients
-
-
-class KLWeight:
-    """The KL penalty's weight, which an adaptive one moves; the loss and the rewards read it from here."""
-
-    def __init__(self, beta: float, adaptive: AdaptiveKL | None = None):
-        self.beta = beta
-        self._adaptive = adaptive
-
-    def update(self, measured: float) -> None:
-        if self._adaptive is not None:
-            self._adaptive = self._adaptive.updated(measured)
-            self.beta = self._adaptive.beta
-
-    def load(self, beta: float) -> None:
-        self.beta = beta
-        if self._adaptive is not None:
-            self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)
 
 
 class PolicyGradient(_Plain):

@@ -27,15 +27,11 @@ from posttrain.models.tree.heads import ScoreModel
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.preflight import Check, probes
 from posttrain.training.loop import Work
-from posttrain.training.objectives import Algorithm, reward_algorithm
+from posttrain.training.objectives import Algorithm
 from posttrain.training.order import stream_seed
 
 START_ERROR = 1e-6
 """Allowed distance of the first loss from its exact value, in nats."""
-
-
-def objective_of(stage: Reward) -> Algorithm:
-    return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
 
 
 def encoder_of(stage: Reward, tokenizer: Any, settings: EncoderSettings) -> RewardEncoder:

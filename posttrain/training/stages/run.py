@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import Mix, PreferenceStage, Reward, TrainingStage, stage_fingerprint, stage_yaml
+from posttrain.config import PreferenceStage, Reward, TrainingStage, stage_fingerprint, stage_yaml
 from posttrain.config.adapters import AdaLoRA
 from posttrain.config.base import RowStage
 from posttrain.config.online import SamplingStage
@@ -38,7 +38,7 @@ from posttrain.training.checks import preflight
 from posttrain.training.checks.memory import explained, program_bytes
 from posttrain.training.checks.of_rows import fixed, prove, prove_weights, show, stand
 from posttrain.training.loop import Loop, Work
-from posttrain.training.objectives import Algorithm, algorithm, mix
+from posttrain.training.objectives import objective_of
 from posttrain.training.order import RowOrder
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.records import environment, now
@@ -49,7 +49,7 @@ from posttrain.training.stages.sampling import prepare_online
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.training.stages.speech import run_date
 from posttrain.training.stages.starts import settle
-from posttrain.training.step import companions_of_run, require_company
+from posttrain.training.step import mismatched_of_run, require_two_rows
 from posttrain.types import Task, TokenTree
 
 
@@ -94,7 +94,7 @@ def prepare(
             return prepare_online(stage, start, folder, seed, progress, examples, resumed, proof_only, rewards)
     assert isinstance(stage, RowStage)
     assert examples is None or isinstance(examples, Examples)  # a list of tasks is for stages that sample
-    objective = _objective(stage)
+    objective = objective_of(stage)
     device = device_of(stage.compute.device)
     settled = settle(stage, start, device)
     for note in settled.notes:
@@ -102,7 +102,7 @@ def prepare(
     with progress.doing(f"{folder.name}: reading the rows"):
         inputs = load_inputs(stage, objective, settled, folder, seed, progress, examples)
     order = RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
-    require_company(objective, order, len(inputs.held_out))
+    require_two_rows(objective, order, len(inputs.held_out))
     _check_adapter(stage, start, order.steps)
     program = program_bytes(device, start.model if isinstance(start, LoadedModel) else None)
     with progress.doing(f"{folder.name}: loading the model"):
@@ -138,7 +138,7 @@ def prepare(
     elif objective.needs_reference:
         # Only now: the log-probs of all rows are the dear part, and the checks above are what may stop the stage.
         with explained(proven.memory, "the reference's log-probs"):
-            others = companions_of_run(objective, order, inputs.rows, inputs.held_out, seed)
+            others = mismatched_of_run(objective, order, inputs.rows, inputs.held_out, seed)
             start_reference = _reference(stage, policy, inputs, others, folder, budget, progress)
             identical = preflight.check_identity(policy, start_reference, objective, inputs.rows)
         proven = proven.with_check(identical)
@@ -324,11 +324,3 @@ class _Joined(Sequence[TokenTree]):
                 return part[index]
             index -= len(part)
         raise IndexError(index)
-
-
-def _objective(stage: TrainingStage) -> Algorithm:
-    if isinstance(stage, Reward):
-        return reward.objective_of(stage)
-    if isinstance(stage, Mix):
-        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
-    return algorithm(stage.method, stage.parameters if isinstance(stage, PreferenceStage) else None)

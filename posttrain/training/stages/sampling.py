@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from posttrain.config import stage_fingerprint
 from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
 from posttrain.errors import ConfigError
-from posttrain.losses.distillation import distillation_loss
-from posttrain.losses.kl import AdaptiveKL
+from posttrain.losses.kl import KLWeight
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.policy import policy_loss
-from posttrain.losses.value import value_loss
 from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, load
@@ -40,7 +36,7 @@ from posttrain.training.checks.of_rollouts import check_gold, prove
 from posttrain.training.checks.of_rows import prove_weights
 from posttrain.training.checks.sampler import same_arithmetic
 from posttrain.training.loop import Work
-from posttrain.training.objectives import Algorithm, algorithm
+from posttrain.training.objectives import Algorithm, kl_weight, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.rl import engines
 from posttrain.training.rl.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
@@ -49,7 +45,6 @@ from posttrain.training.rl.examiner import Examiner
 from posttrain.training.rl.learners import (
     Distillation,
     Imitation,
-    KLWeight,
     Learner,
     Pairs,
     PolicyGradient,
@@ -61,7 +56,7 @@ from posttrain.training.stages.prepared import Prepared, autocast_of, load_polic
 from posttrain.training.stages.rows import Inputs
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.stages.starts import settle
-from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
+from posttrain.types import Batch
 
 
 def prepare_online(
@@ -117,7 +112,7 @@ def prepare_online(
     own = [_content_of(function) for function in rewards]
     identity = stage_fingerprint(stage, data=[*tasks.fingerprints, *own], start_model=start_weights, seed=seed)
     sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
-    weight = _kl_weight(stage)
+    weight = kl_weight(stage)
     against = _against(stage, policy, progress)
     shared = isinstance(stage, PPOStage) and stage.value_backbone == "shared"
     head = value_head(policy) if shared else None
@@ -173,71 +168,6 @@ def prepare_online(
     inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints, prompts=prompts)
     kind = None if start_reference is None else start_reference.kind
     return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge, run_date(folder))
-
-
-def objective_of(
-    stage: SamplingStage, weight: KLWeight, against: Against | None = None, head: nn.Linear | None = None
-) -> Algorithm:
-    """The loss: a row of the online table, of the pairwise table for pairs, or imitation.
-
-    The weight of a KL is read anew at each call, since an adaptive one moves.
-    """
-    if isinstance(stage, OnlineDPO):
-        return algorithm(stage.objective, stage.parameters)
-    if isinstance(stage, RFT):
-        return algorithm("sft")
-    if isinstance(stage, GKD):
-        return Algorithm(
-            "gkd",
-            Task,
-            "completions",
-            False,
-            {"beta": stage.beta},
-            partial(_distil, stage),
-            temperature=stage.trainer_temperature,
-            against=against,
-        )
-    assert isinstance(stage, OnlineStage)
-    parameters = stage.parameters
-    return Algorithm(
-        stage.method,
-        Task,
-        "completions",
-        False,
-        parameters,
-        partial(_loss, stage, weight),
-        temperature=stage.sampling.temperature,
-        needs_entropy=bool(parameters.get("entropy_weight")),
-        against=against,
-        value_head=head,
-    )
-
-
-def _distil(
-    stage: GKD, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
-) -> LossOutput:
-    assert policy.divergence_N is not None
-    return distillation_loss(policy.divergence_N, batch, denominator, reduction=stage.reduction, policy=policy)
-
-
-def _loss(
-    stage: OnlineStage,
-    weight: KLWeight,
-    policy: TokenLogprobs,
-    reference_N: Tensor | None,
-    batch: Batch,
-    denominator: Count,
-) -> LossOutput:
-    row, parameters = stage.row, stage.parameters
-    if row.kl_place == "loss":
-        parameters["kl_beta"] = weight.beta
-    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=stage.on_policy)
-    if policy.values_N is None:
-        return out
-    own = value_loss(
-        policy.values_N, batch, denominator, clip=parameters["value_clip"], weight=parameters["value_weight"]
-    )
-    return replace(out, loss=out.loss + own.loss, metrics={**out.metrics, **own.metrics})
 
 
 def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -> Rubric:
@@ -395,13 +325,6 @@ def _critic(
         clip=stage.parameters["value_clip"],
         tokens_per_microbatch=budget,
     )
-
-
-def _kl_weight(stage: SamplingStage) -> KLWeight:
-    if not isinstance(stage, OnlineStage):
-        return KLWeight(0.0)
-    beta = stage.parameters.get("kl_beta", 0.0)
-    return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)
 
 
 def _longest_prompt(stage: SamplingStage, positions: int | None) -> int | None:

@@ -67,7 +67,7 @@ def test_of_completions(name: str) -> None:
     row = ONLINE[name]
     batch, leaf = collate([group([dict.fromkeys(COLUMNS, ())] * 2)]), _leaf()
     policy = TokenLogprobs(leaf, entropy_N=leaf * 1, divergence_N=leaf * 1)
-    _holds(policy_loss(row, {}, policy, batch, batch.count), leaf, counted=False)
+    _holds(policy_loss(row, row.resolve({}), policy, batch, batch.count), leaf, counted=False)
 
 
 def test_of_distillation_values_and_steps() -> None:

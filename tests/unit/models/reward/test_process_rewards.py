@@ -32,7 +32,8 @@ from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.loop import Work
-from posttrain.training.stages.reward import check_start, encoder_of, objective_of
+from posttrain.training.objectives import objective_of
+from posttrain.training.stages.reward import check_start, encoder_of
 from posttrain.training.stages.reward_evaluation import untrained_scores, write_evaluation
 from posttrain.training.step import accumulate
 from posttrain.types import Batch, Message, RowRef, Scores, StepwiseFeedback, TokenTree

@@ -16,13 +16,14 @@ from torch import Tensor
 from posttrain.config.online import GRPO, Online
 from posttrain.data.trees import collate, count
 from posttrain.errors import ConfigError, ModelError, UnknownKeyError
-from posttrain.losses.policy import ONLINE, policy_loss, variant
+from posttrain.losses.kl import KLWeight
+from posttrain.losses.online import ONLINE, variant
+from posttrain.losses.policy import policy_loss
 from posttrain.models.tree import projection
 from posttrain.models.tree.divergence import Against, Distributions, divergence, spaced_tokens
 from posttrain.models.tree.logprobs import Policy
 from posttrain.report.online_panels import GROUPS
-from posttrain.training.rl.learners import KLWeight
-from posttrain.training.stages.sampling import objective_of
+from posttrain.training.objectives import objective_of
 from posttrain.training.step import accumulate, forward
 from posttrain.types import Batch, TokenTree
 from tests.chat_templates import CHATML
@@ -67,7 +68,7 @@ def test_exact_kl_is_the_oracles_value_and_gradient(path: str) -> None:
     policy, reference, batch = doubles(0), doubles(1), collate(trees())
     out = policy_loss(
         EXACT,
-        {"kl_beta": 0.3},
+        EXACT.resolve({"kl_beta": 0.3}),
         policy(batch, against=Against(reference, 1.0), path=path, temperature=0.7),
         batch,
         batch.count,
@@ -151,7 +152,7 @@ def test_exact_kl_has_its_own_parameter_and_place() -> None:
         GRPO(data="a.jsonl", choices={"kl": "exact", "parameters": {"kl_every": 0.5}})
     with pytest.raises(ConfigError, match="divergence from the reference was not computed"):
         batch = collate(trees())
-        policy_loss(EXACT, {}, Policy(tiny_model())(batch), batch, batch.count, on_policy=True)
+        policy_loss(EXACT, EXACT.resolve({}), Policy(tiny_model())(batch), batch, batch.count, on_policy=True)
 
 
 # ---------------------------------------------------------------- distillation

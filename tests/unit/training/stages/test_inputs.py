@@ -16,8 +16,7 @@ from posttrain.data.trees import collate
 from posttrain.errors import DataError, EmptyDatasetError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.objectives import Algorithm, algorithm, mix
-from posttrain.training.stages.reward import objective_of as reward_objective
+from posttrain.training.objectives import objective_of
 from posttrain.training.stages.rows import Inputs, load_inputs
 from tests.chat_templates import CHATML
 from tests.family_templates import KIMI_K2
@@ -52,14 +51,6 @@ def loaded(stage: TrainingStage, start: Path, folder: Path, heard: Heard | None 
     examples = options.get("examples")
     objective = objective_of(stage)
     return load_inputs(stage, objective, start, StageFolder(folder / "stage"), 0, heard or Heard(), examples)
-
-
-def objective_of(stage: TrainingStage) -> Algorithm:
-    if isinstance(stage, Mix):
-        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
-    if isinstance(stage, Reward):
-        return reward_objective(stage)
-    return algorithm(stage.method, None if isinstance(stage, SFT) else stage.parameters)  # type: ignore[attr-defined]
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:
