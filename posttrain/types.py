@@ -17,11 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -284,7 +284,69 @@ class Batch:
         return Count(int(self.target_index_N.shape[0]), self.num_branches, self.num_trees)
 
 
-# ---------------------------------------------------------------- what comes back from the model
+# ---------------------------------------------------------------- what is asked of a model, and what comes back
+
+
+class HasDistributions(Protocol):
+    """A policy, or a reference that is a model: its next-token distributions at trained tokens [S] of a batch."""
+
+    def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Any: ...
+
+
+@dataclass(slots=True)
+class Against:
+    """Another model, whose whole distributions a policy's are compared with at the tokens that it trains on.
+
+    Against(reference, mixture=1.0, every=4): KL(policy || reference) at a quarter of the tokens
+    """
+
+    other: HasDistributions
+    """Read at each call: a stage puts its reference here once there is one."""
+    mixture: float
+    """0 is KL(other || policy), 1 is KL(policy || other); between them the generalised JSD."""
+    every: int = 1
+    """It is measured at one of so many tokens of each response."""
+
+    def spread(self, values_S: Tensor, index_S: Tensor, tokens: int) -> Tensor:
+        """[N]: each value `every` times as large at its token, 0 elsewhere."""
+        return values_S.new_zeros(tokens).index_put((index_S.to(values_S.device),), self.every * values_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What is asked of a model's forward pass, by a method or by whoever else calls it.
+
+    Wants(temperature=0.7, entropy=True): log-probs under softmax(logits / 0.7), and each distribution's entropy
+
+    Nothing calls a model's layers but its `forward`, with one of these: a pass that began below it would run on weights
+    that sharding has not gathered, in another precision, and without activation checkpointing.
+    """
+
+    temperature: float = 1.0
+    """Of the distribution whose log-probs are taken: that which sampled the tokens."""
+    logprobs: bool = True
+    """Without them nothing is projected to the vocabulary, and `logprobs_N` is empty."""
+    entropy: bool = False
+    """Give `entropy_N`, with its gradient."""
+    collision: bool = False
+    """Give `log_collision_N`; on the tree path it is a second projection."""
+    against: Against | None = None
+    """Give `divergence_N` from this model; on the tree path of the same hidden states, on the others by a second
+    forward pass."""
+    value_head: nn.Module | None = None
+    """[N, D] -> [N, 1]; give `values_N`, of the states that predict the tokens."""
+    routing: bool = False
+    """Give `routing`, if this is a mixture of experts whose family balances its router by a loss."""
+    distributions_at: Tensor | None = None
+    """[S], which of the N trained tokens; give `distributions` there. Off the tree path their logits are held."""
+    hidden: bool = False
+    """Give `hidden_ND`; log-probs are then made of these states by the head alone, on every path."""
+    probe: Literal["compared", "row_outputs"] | None = None
+    """Of the proofs before step 1: the call answers with this alone (`posttrain.models.tree.model`)."""
+
+
+PLAIN = Wants()
+"""Log-probs alone, at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +377,8 @@ class Routing:
 class TokenLogprobs:
     """log p(token) of each trained token, and the entropy of its distribution if asked for.
 
-    TokenLogprobs(logprobs_N=[-0.11, -2.30, ...], entropy_N=None); nats, fp32 or the model's wider type.
+    TokenLogprobs(logprobs_N=[-0.11, -2.30, ...], entropy_N=None); nats, fp32 or the model's wider type. What was not
+    asked for (`Wants`) is None.
     """
 
     logprobs_N: Tensor
@@ -329,6 +392,10 @@ class TokenLogprobs:
     """What the state before each token is worth, by a head on the policy's own backbone, with its gradient."""
     routing: Routing | None = None
     """Where the tokens went in a mixture of experts, if asked for."""
+    hidden_ND: Tensor | None = None
+    """The backbone's last hidden states where each token is predicted."""
+    distributions: Any = None
+    """A `posttrain.models.tree.divergence.Distributions` at some of the tokens."""
 
 
 @dataclass(frozen=True, slots=True)

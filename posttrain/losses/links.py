@@ -221,7 +221,7 @@ def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
             "this objective weighs pairs by the policy's own distribution and was not given it",
             where="pairwise_loss",
             found="log_collision_N=None",
-            remedy="call the policy with collision=True",
+            remedy="ask the policy for it: policy(batch, Wants(collision=True))",
         )
     aligned_N = (responses.logprob_N - responses.log_collision_N.to(responses.logprob_N)).detach()
     weight_B = mean_or_zero(branch_sums(aligned_N, responses.batch), responses.tokens_B).exp()

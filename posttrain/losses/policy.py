@@ -117,14 +117,14 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
             "the entropy has a weight, and was not computed",
             where="policy_loss",
             found=f"entropy_weight {parameters['entropy_weight']:g}",
-            remedy="call the policy with entropy=True",
+            remedy="ask the policy for it: policy(batch, Wants(entropy=True))",
         )
     if row.exact_kl and policy.divergence_N is None:
         raise ConfigError(
             "the loss has an exact KL, and the divergence from the reference was not computed",
             where="policy_loss",
             found="a policy's log-probs without divergence_N",
-            remedy="call the policy with against=Against(reference, mixture=1.0)",
+            remedy="ask the policy for it: policy(batch, Wants(against=Against(reference, mixture=1.0)))",
         )
     carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
     old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")

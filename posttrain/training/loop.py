@@ -26,7 +26,7 @@ from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
 from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
 from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.training import checkpoint, faults

@@ -41,8 +41,9 @@ from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.losses.value import value_loss
-from posttrain.models.tree.divergence import Against
 from posttrain.types import (
+    PLAIN,
+    Against,
     Batch,
     Comparison,
     Count,
@@ -53,6 +54,7 @@ from posttrain.types import (
     StepwiseFeedback,
     Task,
     TokenLogprobs,
+    Wants,
 )
 
 if TYPE_CHECKING:  # the table of methods loads no model library, and no recipe
@@ -87,18 +89,10 @@ class Algorithm:
     """What its trees have to know of their step; the parameters are bound, so call `observe(responses, {})`."""
     memory: Memory | None = None
     """What it keeps from step to step: the one part of an algorithm that training changes."""
-    needs_collision: bool = False
-    """The policy has to give `log_collision_N`."""
-    temperature: float = 1.0
-    """Of the distribution whose log-probs it takes: that which sampled the tokens."""
-    needs_entropy: bool = False
-    """The policy has to give `entropy_N`, with its gradient."""
-    against: Against | None = None
-    """The policy has to give `divergence_N` from this model."""
-    value_head: nn.Module | None = None
-    """The policy has to give `values_N` by this head on its backbone."""
+    wants: Wants = PLAIN
+    """What the policy has to give."""
     router: RouterLoss | None = None
-    """The load-balancing loss of a mixture of experts, added to the method's own; the policy has to give `routing`."""
+    """The load-balancing loss of a mixture of experts, added to the method's own; `wants.routing` then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +134,7 @@ def _pairwise(name: str, parameters: Parameters) -> Algorithm:
         partial(pairwise_loss, row, resolved),
         _bound(row.coupling, resolved),
         None if row.coupling is None or row.coupling.memory is None else row.coupling.memory(resolved),
-        row.needs_collision,
+        Wants(collision=row.needs_collision),
     )
 
 
@@ -229,7 +223,7 @@ def mix(terms: Sequence[tuple[str, float, Mapping[str, float]]]) -> Algorithm:
         parameters,
         loss,
         coupling_of_terms(built),
-        needs_collision=any(term.row.needs_collision for term in built),
+        wants=Wants(collision=any(term.row.needs_collision for term in built)),
     )
 
 
@@ -279,10 +273,12 @@ def _policy_gradient(stage: OnlineStage, beside: Beside) -> Algorithm:
         False,
         resolved,
         loss,
-        temperature=stage.sampling.temperature,
-        needs_entropy=bool(resolved.get("entropy_weight")),
-        against=beside.against,
-        value_head=beside.value_head,
+        wants=Wants(
+            temperature=stage.sampling.temperature,
+            entropy=bool(resolved.get("entropy_weight")),
+            against=beside.against,
+            value_head=beside.value_head,
+        ),
     )
 
 
@@ -301,8 +297,7 @@ def _distillation(stage: GKD, beside: Beside) -> Algorithm:
         False,
         {"beta": stage.beta},
         loss,
-        temperature=stage.trainer_temperature,
-        against=beside.against,
+        wants=Wants(temperature=stage.trainer_temperature, against=beside.against),
     )
 
 

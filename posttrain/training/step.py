@@ -25,7 +25,7 @@ from posttrain.data.trees import collate, count, packed, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, StepStatistics
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.router import router_metrics, summed
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
@@ -144,17 +144,6 @@ def measure(
     return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, lambda loss, batch: None, tick)
 
 
-def forward(policy: TreeModel, algorithm: Algorithm, batch: Batch) -> TokenLogprobs:
-    """What the algorithm asks of the policy."""
-    asked: dict[str, Any] = {"collision": True} if algorithm.needs_collision else {}
-    asked |= {"entropy": True} if algorithm.needs_entropy else {}
-    asked |= {"against": algorithm.against} if algorithm.against is not None else {}
-    asked |= {"value_head": algorithm.value_head} if algorithm.value_head is not None else {}
-    asked |= {"temperature": algorithm.temperature} if algorithm.temperature != 1 else {}
-    asked |= {"router": True} if algorithm.router is not None else {}
-    return policy(batch, **asked)
-
-
 def router_term(algorithm: Algorithm, given: TokenLogprobs | Scores, step: Routing | None = None) -> Tensor | float:
     """What a micro-batch adds to the load-balancing loss of the step; 0 where the algorithm has none.
 
@@ -219,7 +208,7 @@ def _statistics(
         return None
     parts: list[dict[str, Tensor]] = []
     for _, batch, reference_N in _micro_batches(policy, reference, measured, members):
-        parts.append(coupling.observe(Responses.of(forward(policy, algorithm, batch), reference_N, batch), {}))
+        parts.append(coupling.observe(Responses.of(policy(batch, algorithm.wants), reference_N, batch), {}))
     back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
     observed = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
     if memory is None:
@@ -254,7 +243,7 @@ def _run(
     routings: list[Routing] = []
     tokens = 0
     for micro, batch, reference_N in _micro_batches(policy, reference, trees, packed(trees, tokens_per_microbatch)):
-        logprobs = forward(policy, algorithm, batch)
+        logprobs = policy(batch, algorithm.wants)
         if statistics is None:
             out = algorithm.loss(logprobs, reference_N, batch, denominator)
         else:
@@ -372,5 +361,5 @@ def branch_values(
     """What the algorithm says of each of a tree's responses: {"logprob": [-12.0, -15.0]} in nats for a policy."""
     batch = to_device(collate([tree]), policy.device)
     reference_N = None if reference is None else reference.logprobs(batch)
-    out = start_loss(algorithm, forward(policy, algorithm, batch), reference_N, batch, batch.count)
+    out = start_loss(algorithm, policy(batch, algorithm.wants), reference_N, batch, batch.count)
     return {name: values_B.tolist() for name, values_B in out.per_branch.items()}

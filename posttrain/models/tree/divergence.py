@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Distributions:
 
     Distributions(states_SD=hidden, head=Head(lm_head), temperature=1.0); on the padded path, where the model's forward
     gives logits and nothing else, `states_SD` are those logits and `head` is None.
+
+    The head runs after the forward pass that gave the states. A sharded model has to keep it whole until then, as the
+    root of FSDP2 does between a forward and its backward pass.
     """
 
     states_SD: Tensor
@@ -61,14 +64,6 @@ class Distributions:
             yield
 
 
-class HasDistributions(Protocol):
-    """A policy, or a reference that is a model."""
-
-    def distributions(
-        self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0
-    ) -> Distributions: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ExactKL:
     """KL over the whole vocabulary at a sample of tokens, in nats.
@@ -85,25 +80,6 @@ class ExactKL:
 
     def metrics(self) -> dict[str, Metric]:
         return {"kl_exact_reverse": Mean(self.reverse_S.sum(), int(self.index_S.shape[0]))}
-
-
-@dataclass(slots=True)
-class Against:
-    """Another model that a policy is held against at the tokens that it trains on.
-
-    Against(reference, mixture=1.0, every=4): KL(policy || reference) at a quarter of the tokens
-    """
-
-    other: HasDistributions
-    """Read at each call: a stage puts its reference here once there is one."""
-    mixture: float
-    """0 is KL(other || policy), 1 is KL(policy || other); between them the generalised JSD."""
-    every: int = 1
-    """It is measured at one of so many tokens of each response."""
-
-    def spread(self, values_S: Tensor, index_S: Tensor, tokens: int) -> Tensor:
-        """[N]: each value `every` times as large at its token, 0 elsewhere."""
-        return values_S.new_zeros(tokens).index_put((index_S.to(values_S.device),), self.every * values_S)
 
 
 def spaced_tokens(batch: Batch, every: int) -> Tensor:

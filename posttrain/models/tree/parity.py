@@ -23,7 +23,8 @@ from posttrain.models.tree.exact import exact
 from posttrain.types import Batch, Branch, RowRef, TokenTree
 
 if TYPE_CHECKING:
-    from posttrain.models.tree.logprobs import Path, TreeModel
+    from posttrain.models.tree.model import TreeModel
+    from posttrain.models.tree.paths import Route
 
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Allowed gap of the gradient, relative to its norm. Rounding in SmolLM2-135M (30 layers, fp32) measures 6e-5; a token
@@ -67,7 +68,7 @@ def tree_against_padded(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
     return between(policy, trees, "tree", "padded")
 
 
-def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Path, slow: Path, *, gradient: bool = True) -> Gap:
+def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Route, slow: Route, *, gradient: bool = True) -> Gap:
     """One path against another; without `gradient`, values alone, and nothing is kept for a backward pass.
 
     Raises whatever the model raises on either path.
@@ -80,7 +81,7 @@ def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Path, slow: Pat
 def against(
     policy: TreeModel,
     trees: Sequence[TokenTree],
-    path: Path,
+    path: Route,
     oracle: Tensor,
     slope: list[Tensor] | None,
     dtype: torch.dtype,
@@ -220,7 +221,7 @@ def _with_other_first_branch(policy: TreeModel, tree: TokenTree) -> TokenTree:
 def values_and_gradient(
     policy: TreeModel,
     trees: Sequence[TokenTree],
-    path: Path,
+    path: Route,
     *,
     skip_first_branch: bool = False,
     gradient: bool = True,

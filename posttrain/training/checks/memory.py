@@ -26,7 +26,7 @@ from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.devices import available_bytes, out_of_memory
 from posttrain.models.tree.attention import TreeLayout, attention_windows
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows
 from posttrain.types import TokenTree
 

@@ -35,7 +35,7 @@ from posttrain.training.rl.engines import Sampler
 from posttrain.training.rl.rollouts import Prompt, decide
 from posttrain.training.rl.source import sample
 from posttrain.training.rl.tasks import TaskSet
-from posttrain.types import Task, TokenTree
+from posttrain.types import Task, TokenTree, Wants
 
 PROBED_PROMPTS = 2
 PROBED_COMPLETIONS = 3
@@ -162,7 +162,7 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
     With the engine's in their place, a ratio or a KL that has no gradient would have one of the size of rounding.
     """
     batch = to_device(collate(rows), policy.device)
-    own_N = policy(batch, temperature=stage.trainer_temperature).logprobs_N.float().cpu().numpy()
+    own_N = policy(batch, Wants(temperature=stage.trainer_temperature)).logprobs_N.float().cpu().numpy()
     first, found = 0, []
     for tree in rows:
         branches = []

@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.config import PreferenceStage, TrainingStage
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.balance import check_router

@@ -29,16 +29,16 @@ from posttrain.errors import PreflightError
 from posttrain.models.adapters.kinds import adapter_layers
 from posttrain.models.folders.finite import non_finite_weights
 from posttrain.models.tree.every_token import frozen_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.parity import LOGPROB_ERROR, leak
-from posttrain.models.tree.paths import Path, row_length
+from posttrain.models.tree.paths import Route, row_length
 from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
 from posttrain.training.slopes import slopes_of
-from posttrain.training.step import Reference, forward, router_term, start_loss
+from posttrain.training.step import Reference, router_term, start_loss
 from posttrain.types import Batch, Mean, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
@@ -286,7 +286,7 @@ def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["a
         ModelError: the policy is not causal: it would train on what it sees.
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
-    wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    wanted: Route = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
     policy.path = wanted
     proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
     policy.prove(proven)
@@ -306,7 +306,7 @@ def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
     ]
 
 
-def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
+def _path_check(policy: TreeModel, wanted: Route, asked: str, *, longest: int) -> Check:
     """What the proof found, as a check: `warn` where the rows run slower than was asked for."""
     reasons = policy.paths.reasons(policy)
     verdict = policy.paths.verdicts.get(policy.path if policy.path in policy.paths.verdicts else wanted)
@@ -383,7 +383,7 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     whole = shortest(trees)
     whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
     batch = to_device(collate(whole), policy.device)
-    logprobs = forward(policy, algorithm, batch)
+    logprobs = policy(batch, algorithm.wants)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(whole)
     out = start_loss(algorithm, logprobs, reference_N, batch, total)
@@ -416,7 +416,7 @@ def check_gradient(
     """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
-    logprobs = forward(policy, algorithm, batch)
+    logprobs = policy(batch, algorithm.wants)
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
     slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
     if not slopes:

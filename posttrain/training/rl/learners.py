@@ -24,7 +24,7 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.training.rl.critic import Valuer
 from posttrain.training.rl.rollouts import Group, Response, Rollout, fill
 from posttrain.training.source import Parts
-from posttrain.types import Batch, Metric, TokenTree
+from posttrain.types import Batch, Metric, TokenTree, Wants
 
 
 class SampledReference(Protocol):
@@ -156,7 +156,8 @@ class PolicyGradient(_Plain):
             fill(rollout, name, call, self.tokens, policy.device, everything=everything)
 
         if self.recomputes_old:
-            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, everything=measured)
+            wants = Wants(temperature=temperature)
+            give("old_logprobs", lambda batch: policy(batch, wants).logprobs_N, everything=measured)
         if reference is not None:
             give(
                 "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True

@@ -27,7 +27,8 @@ from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.reference import reference
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.heartbeat import Heartbeat

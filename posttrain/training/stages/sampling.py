@@ -22,7 +22,7 @@ from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.reference import reference
-from posttrain.models.tree.divergence import Against, Distributions
+from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, Scorer, resolve
@@ -56,7 +56,7 @@ from posttrain.training.stages.prepared import Prepared, autocast_of, load_polic
 from posttrain.training.stages.rows import Inputs
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.stages.starts import settle
-from posttrain.types import Batch
+from posttrain.types import Against, Batch, Wants
 
 
 def prepare_online(
@@ -302,7 +302,7 @@ class Teacher:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        return self._policy(batch, temperature=temperature).logprobs_N
+        return self._policy(batch, Wants(temperature=temperature)).logprobs_N
 
     @torch.no_grad()
     def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:

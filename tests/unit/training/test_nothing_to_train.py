@@ -56,7 +56,7 @@ def _leaf() -> torch.Tensor:
 def test_of_rows(name: str) -> None:
     objective = mix([("dpo", 0.5, {}), ("sft", 0.5, {})]) if name == "mix" else algorithm(name)
     batch, leaf = _empty(objective.kind), _leaf()
-    policy = with_collisions(leaf, batch) if objective.needs_collision else TokenLogprobs(leaf)
+    policy = with_collisions(leaf, batch) if objective.wants.collision else TokenLogprobs(leaf)
     reference_N = leaf.detach() if objective.needs_reference else None
     out = start_loss(objective, policy, reference_N, batch, batch.count)
     _holds(out, leaf, counted=objective.unit != "tokens")

@@ -19,7 +19,7 @@ from posttrain.models.folders.quiet import quiet
 from posttrain.models.reward.export import own_scores
 from posttrain.models.reward.folders import start_reward
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.training.stages.run import _objective
+from posttrain.training.objectives import objective_of
 from tests.adapters import EVERY, save_alone
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import run_loop, work_of
@@ -43,7 +43,7 @@ def trained(kind: str, base: Path, folder: Path) -> Any:
     stage = Reward(adapter=adapter, learning_rate=1e-2, rows_per_step=4, steps=5, log={"samples_every": None})
     work = work_of("dpo", tokens_per_microbatch=400)
     policy = ScoreModel(started.model)
-    objective = _objective(stage)
+    objective = objective_of(stage)
     run_loop(
         replace(work, stage=stage, algorithm=objective, policy=policy, reference=None, adapter=EVERY[kind]), folder
     )

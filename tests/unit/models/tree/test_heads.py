@@ -53,7 +53,7 @@ def test_a_leak_shows_under_a_head_of_zeros(monkeypatch: pytest.MonkeyPatch) -> 
 
     model = ScoreModel(with_head(tiny_model("llama")))
     monkeypatch.setattr(attention, "_ancestors", lambda nodes, index: tuple(range(index)))
-    monkeypatch.setattr("posttrain.models.tree.logprobs.probe_backend", lambda device, dtype: "segments")
+    monkeypatch.setattr("posttrain.models.tree.model.probe_backend", lambda device, dtype: "segments")
     trees = random_trees(3, branches=2)
     assert not leak(model, trees).holds
     assert not tree_against_padded(model, trees).holds
