@@ -15,7 +15,7 @@ Shape suffixes used everywhere:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -147,8 +147,19 @@ Example = Demonstration | Comparison | Feedback | StepwiseFeedback | Task
 
 
 @dataclass(frozen=True, slots=True)
+class MediaRef:
+    """An image or another medium that stands in a prompt: MediaRef("image", at=4, digest="9f2c...")."""
+
+    kind: str
+    at: int
+    """Index among the prompt's ids."""
+    digest: str
+    """Of its content: two rows that differ in the image alone are two contents."""
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
-    """One continuation of a prompt: Branch(ids=[52, 2], loss_mask=[True, True])."""
+    """One continuation of a prompt, or of another branch: Branch(ids=[52, 2], loss_mask=[True, True], parent=None)."""
 
     ids: np.ndarray
     """int32, at least one token."""
@@ -157,11 +168,13 @@ class Branch:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Numbers that each token carries, same length, by name: {"advantages": [0.7, 0.7]}; float32 or wider. What stands
     at a token that does not train is never read, so it may be NaN. No part of the tree's key."""
+    parent: int | None = None
+    """The branch of this tree that it continues, one before it; None: it continues the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """A prompt's ids and the k >= 0 branches that continue it.
+    """A prompt's ids and the k >= 0 branches that continue it, or each other: a tree of any depth.
 
     A preference pair with a shared prompt of three tokens, the chosen response first:
 
@@ -169,6 +182,13 @@ class TokenTree:
               key="9f2c...", row=RowRef("pairs.jsonl", 1))
 
     A demonstration is one branch, a pair two, a GRPO group G, a ranked list K. The prompt never trains.
+
+    The turns of an agent, or the steps of a search, continue each other: Branch([52, 2], [T, T]),
+    Branch([9, 55], [F, T], parent=0), Branch([9, 56], [F, T], parent=0). A branch has a sequence of its own, which is
+    its own tokens after all that its path holds before them. So each token trains once, however many branches go on
+    from it; a loss counts every branch as a response (`Count.branches`), and sums over a branch are over its own
+    tokens. The log-prob of a whole path is the sum over its branches. Losses that compare responses with each other
+    take trees whose branches all continue the prompt.
     """
 
     prompt_ids: np.ndarray
@@ -184,10 +204,29 @@ class TokenTree:
     """What the annotators gave each branch, in branch order."""
     step_labels: tuple[float, ...] | None = None
     """Stepwise feedback: for each trained token, which ends a step, how right that step is, from 0 to 1."""
+    media: tuple[MediaRef, ...] = ()
+    """What stands in the prompt beside text. It is part of the key, and no batch takes it yet."""
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether a branch continues another."""
+        return any(branch.parent is not None for branch in self.branches)
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Tokens of each branch with all that its path holds before it, the prompt first."""
+        lengths: list[int] = []
+        for branch in self.branches:
+            before = len(self.prompt_ids) if branch.parent is None else lengths[branch.parent]
+            lengths.append(before + len(branch.ids))
+        return tuple(lengths)
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What each branch is: ("target",), ("good",), ("bad",), ("chosen", "rejected") or ("rank 1", "rank 2"...)."""
+        """What each branch is: ("target",), ("good",), ("bad",), ("chosen", "rejected"), ("rank 1", "rank 2"...), or
+        ("branch 1", "branch 2"...) where they continue each other."""
+        if self.is_nested:
+            return tuple(f"branch {i + 1}" for i in range(len(self.branches)))
         if self.label is not None:
             return ("good",) if self.label else ("bad",)
         if len(self.branches) == 2:
@@ -217,6 +256,11 @@ class Count:
     def __add__(self, other: Count) -> Count:
         return Count(self.tokens + other.tokens, self.branches + other.branches, self.trees + other.trees)
 
+    @classmethod
+    def summed(cls, parts: Iterable[Count]) -> Count:
+        """Of several parts, such as the ranks of a step: Count.summed([Count(3, 2, 1), Count(4, 2, 1)])."""
+        return sum(parts, cls(0, 0, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -239,10 +283,10 @@ class Batch:
     Batch(input_ids_T=[1, 70, 71, 52, 2, 53, 54, 2], positions_T=[0, 1, 2, 3, 4, 3, 4, 5],
           nodes=(Node(0, 3, -1), Node(3, 5, 0), Node(5, 8, 0)),
           target_index_N=[3, 4, 5, 6, 7], predictor_index_N=[2, 3, 2, 5, 6], branch_N=[0, 0, 1, 1, 1],
-          tree_B=[0, 0], keys=("9f2c...",), rows=(RowRef("pairs.jsonl", 1),), margin_P=None)
+          tree_B=[0, 0], branch_nodes=(1, 2), keys=("9f2c...",), rows=(RowRef("pairs.jsonl", 1),), margin_P=None)
 
     Branches are numbered in tree order, so a batch of pairs has its chosen sides at 0, 2, 4, ...
-    and its rejected sides at 1, 3, 5, ...
+    and its rejected sides at 1, 3, 5, ... A branch's node stands after that of the branch that it continues.
     """
 
     input_ids_T: Tensor
@@ -251,9 +295,11 @@ class Batch:
     target_index_N: Tensor
     """Index in T of each trained token."""
     predictor_index_N: Tensor
-    """Index in T of the token whose output predicts it: the one before, or the prompt's last."""
+    """Index in T of the token whose output predicts it: the one before on its path."""
     branch_N: Tensor
     tree_B: Tensor
+    branch_nodes: tuple[int, ...]
+    """The node of each branch; the others are prompts."""
     keys: tuple[str, ...]
     rows: tuple[RowRef, ...]
     margin_P: Tensor | None = None
@@ -270,6 +316,12 @@ class Batch:
     @property
     def target_ids_N(self) -> Tensor:
         return self.input_ids_T[self.target_index_N]
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether a branch continues another."""
+        branches = set(self.branch_nodes)
+        return any(self.nodes[node].parent in branches for node in self.branch_nodes)
 
     @property
     def num_branches(self) -> int:

@@ -120,8 +120,18 @@ class Pairs:
 
         Two responses of a list that the annotators scored alike are not a pair: nobody said which is better. A tree
         of one response, which has a score alone, has none.
+
+        Raises:
+            ConfigError: branches that continue each other: which of them are answers to the same question?
         """
         device, branches = like.device, batch.num_branches
+        if batch.is_nested:
+            raise ConfigError(
+                "responses are compared with each other, and some branches continue others",
+                where=batch.rows[0],
+                expected="trees whose branches all continue the prompt",
+                remedy="put what the compared responses share into the prompt",
+            )
         if branches == 2 * batch.num_trees and bool((batch.tree_B[0::2] == batch.tree_B[1::2]).all()):
             index_B = torch.arange(branches, device=device)
             ones = like.new_ones(batch.num_trees)

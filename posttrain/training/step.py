@@ -1,6 +1,6 @@
 """One step: trees in, gradients and metrics out.
 
-    denominator = count(trees)                     # global, before any forward
+    denominator = step_count(trees)                # global, before any forward
     for micro in pack(trees, budget):
         out = loss(policy(micro), reference, micro, denominator)
         out.loss.backward()                        # micro-batches add up to the step's gradient
@@ -144,6 +144,15 @@ def measure(
     return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, lambda loss, batch: None, tick)
 
 
+def step_count(trees: Sequence[TokenTree]) -> Count:
+    """What the step trains on, over all ranks, before any forward: every loss of it divides by this.
+
+    The one place where counts of ranks are added up. A rank that divided by its own count would weigh its rows by how
+    few it happens to have.
+    """
+    return Count.summed([count(trees)])  # one process is one rank
+
+
 def router_term(algorithm: Algorithm, given: TokenLogprobs | Scores, step: Routing | None = None) -> Tensor | float:
     """What a micro-batch adds to the load-balancing loss of the step; 0 where the algorithm has none.
 
@@ -236,7 +245,7 @@ def _run(
     tick: Tick,
     routing: Routing | None = None,
 ) -> Measured:
-    denominator = count(trees)
+    denominator = step_count(trees)
     metrics: list[dict[str, Metric]] = []
     per_tree: dict[str, list[float]] = {}
     rows: list[RowRef] = []

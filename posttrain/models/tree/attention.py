@@ -403,7 +403,8 @@ def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
     from posttrain.data.trees import collate, to_device
     from posttrain.models.tree.probe import probe_tree
 
-    batch = to_device(collate([probe_tree()]), device)
+    deep = probe_tree(lengths=(4, 3, 6), seed=1, parents=(None, 0, 0))
+    batch = to_device(collate([probe_tree(), deep]), device)
     total = batch.input_ids_T.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(0)
     q, k, v = (torch.randn(1, heads, total, 64, generator=generator).to(device, dtype) for heads in (4, 2, 2))

@@ -143,8 +143,7 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
     """
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     generator = np.random.default_rng(0)
-    longest = max(tree.branches, key=lambda branch: len(branch.ids))
-    ids = np.concatenate([tree.prompt_ids, longest.ids])[:tokens]
+    ids = _longest_row(tree)[:tokens]
     if len(ids) < 8:  # too short to have a middle
         ids = np.concatenate([ids, generator.integers(0, vocabulary, 8 - len(ids))])
     with exact(policy) as wide:
@@ -160,6 +159,16 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
             if moved > allowed * size:
                 return moved / size, place
     return None
+
+
+def _longest_row(tree: TokenTree) -> np.ndarray:
+    lengths = tree.row_lengths
+    index: int | None = max(range(len(lengths)), key=lambda index: lengths[index])
+    parts: list[np.ndarray] = []
+    while index is not None:
+        parts.insert(0, tree.branches[index].ids)
+        index = tree.branches[index].parent
+    return np.concatenate([tree.prompt_ids, *parts])
 
 
 def _row(ids: np.ndarray) -> Batch:
@@ -231,7 +240,8 @@ def values_and_gradient(
     with torch.set_grad_enabled(gradient):
         values, branches = policy.compared(batch, path)
     if skip_first_branch:
-        values = values[(branches > 0).to(values.device)]
+        changed = torch.tensor(_from_first_branch(batch), device=branches.device)
+        values = values[~torch.isin(branches, changed).to(values.device)]
     if not gradient:
         return values, None
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -239,6 +249,15 @@ def values_and_gradient(
         return values.detach(), []
     gradients = torch.autograd.grad(values.sum(), parameters, allow_unused=True, materialize_grads=True)
     return values.detach(), list(gradients)
+
+
+def _from_first_branch(batch: Batch) -> list[int]:
+    """The first branch, and those that go on from it: they see its tokens."""
+    nodes = {batch.branch_nodes[0]}
+    for index, node in enumerate(batch.nodes):  # children come after their parents
+        if node.parent in nodes:
+            nodes.add(index)
+    return [branch for branch, node in enumerate(batch.branch_nodes) if node in nodes]
 
 
 def largest(difference: Tensor) -> float:

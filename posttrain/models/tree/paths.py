@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -339,31 +339,38 @@ def probes(trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[TokenTree]
 
 
 def row_length(tree: TokenTree) -> int:
-    """Tokens of the longest row: the prompt and the longest of its branches."""
-    return len(tree.prompt_ids) + max((len(branch.ids) for branch in tree.branches), default=0)
+    """Tokens of the longest row: the prompt and the longest path of branches after it."""
+    return max(tree.row_lengths, default=len(tree.prompt_ids))
 
 
 def _cut(tree: TokenTree) -> TokenTree:
-    return _bare(
-        tree, tree.prompt_ids[:SHORT_PROMPT], [branch.ids[:SHORT_BRANCH] for branch in tree.branches[:BRANCHES]]
-    )
+    """The first branches, cut short, and so the branches that they continue."""
+    return _bare(tree, range(len(tree.branches))[:BRANCHES], prompt=SHORT_PROMPT, branch=SHORT_BRANCH)
 
 
 def _two(tree: TokenTree) -> TokenTree:
-    """The longest branch and one other, so that the prompt is shared."""
-    longest = max(range(len(tree.branches)), key=lambda index: len(tree.branches[index].ids))
-    kept = sorted({longest, 0 if longest else min(1, len(tree.branches) - 1)})
-    return _bare(tree, tree.prompt_ids, [tree.branches[index].ids for index in kept])
+    """The longest row and one other, so that what they continue is shared."""
+    lengths = tree.row_lengths
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    kept = {longest, 0 if longest else min(1, len(tree.branches) - 1)}
+    for index in range(longest, -1, -1):  # a path goes to earlier branches only
+        parent = tree.branches[index].parent
+        if index in kept and parent is not None:
+            kept.add(parent)
+    return _bare(tree, sorted(kept))
 
 
-def _bare(tree: TokenTree, prompt: np.ndarray, branches: Iterable[np.ndarray]) -> TokenTree:
-    """Without annotations, and with every token trained that something predicts."""
+def _bare(tree: TokenTree, kept: Sequence[int], *, prompt: int | None = None, branch: int | None = None) -> TokenTree:
+    """Some branches, without annotations, and with every token trained that something predicts; at most `prompt` tokens
+    of the prompt and `branch` of each branch."""
+    prompt_ids = tree.prompt_ids[:prompt]
     made = []
-    for ids in branches:
+    for index in kept:
+        ids, parent = tree.branches[index].ids[:branch], tree.branches[index].parent
         mask = np.ones(len(ids), dtype=bool)
-        mask[0] = bool(len(prompt))
-        made.append(Branch(ids, mask))
-    return TokenTree(prompt, tuple(made), tree.key, tree.row)
+        mask[0] = bool(len(prompt_ids)) or parent is not None
+        made.append(Branch(ids, mask, parent=None if parent is None else kept.index(parent)))
+    return TokenTree(prompt_ids, tuple(made), tree.key, tree.row)
 
 
 def _chosen(lengths: Sequence[int], batch: Batch) -> list[int]:

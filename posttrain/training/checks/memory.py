@@ -199,8 +199,7 @@ def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) ->
         windows = attention_windows(policy.transformer.config.get_text_config())
         one = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
     else:
-        longest = len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        one = len(tree.branches) * longest**2  # bool, a byte for each pair
+        one = len(tree.branches) * max(tree.row_lengths) ** 2  # bool, a byte for each pair
     return Item("attention masks", copies * one, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
 
 

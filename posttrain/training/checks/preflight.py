@@ -335,10 +335,7 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
     if limit is None:
         return check
     largest = np.argsort(-lengths(trees), kind="stable")[:SEARCHED_TREES]
-    longest = max(
-        len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        for tree in (trees[int(index)] for index in largest)
-    )
+    longest = max(row_length(trees[int(index)]) for index in largest)
     if longest <= limit:
         return check
     detail = (
