@@ -22,8 +22,9 @@ from benchmarks.loss_cases import CASES, Case, Sides, sides
 from benchmarks.record import run_module
 from posttrain.data.trees import collate
 from posttrain.losses.feedback import FEEDBACK
+from posttrain.outputs import LossOutput, TokenLogprobs
 from posttrain.training.objectives import algorithm
-from posttrain.types import Batch, Branch, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Branch, RowRef, TokenTree
 
 ALLOWED = {"dpo_alpha": 1e-5, "orpo": 1e-5, "exo_pair": 1e-6}
 """Relative differences where TRL computes in fp32; `DOUBLE` elsewhere."""

@@ -12,7 +12,8 @@ from posttrain.data.trees import collate
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.preference import pairwise_loss
 from posttrain.losses.responses import StepStatistics
-from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch, Branch, Count, RowRef, TokenTree
 
 Pair = tuple[Sequence[float], Sequence[float]]
 """Log-probs of the chosen response's tokens, and of the rejected one's."""

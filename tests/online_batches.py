@@ -12,7 +12,8 @@ from torch import Tensor
 from posttrain.data.trees import collate
 from posttrain.losses.online import ONLINE, OnlineRow
 from posttrain.losses.policy import policy_loss
-from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch, Branch, Count, RowRef, TokenTree
 
 Columns = Mapping[str, Sequence[float]]
 """What the trained tokens of one response carry."""

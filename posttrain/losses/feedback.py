@@ -37,7 +37,8 @@ from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.preference import kl_metrics
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.responses import Coupling, Parameters, Responses, StepStatistics, no_reference
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 # ---------------------------------------------------------------- links
 

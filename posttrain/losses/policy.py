@@ -17,7 +17,8 @@ from posttrain.losses.online import OnlineRow
 from posttrain.losses.policy_metrics import Seen, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 
 def policy_loss(

@@ -14,7 +14,8 @@ from posttrain.losses.links import Rewards
 from posttrain.losses.pairwise import PairwiseRow
 from posttrain.losses.reduce import over_denominator, token_metrics
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses, StepStatistics
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 CHOSEN_NLL = PairwiseRow(
     scores.LOGPROB_SUM,

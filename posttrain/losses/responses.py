@@ -16,7 +16,8 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reduce import branch_sums, branch_tokens
-from posttrain.types import Batch, RowRef, TokenLogprobs
+from posttrain.outputs import TokenLogprobs
+from posttrain.types import Batch, RowRef
 
 if TYPE_CHECKING:  # the losses need torch alone
     import numpy as np

@@ -31,7 +31,8 @@ from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.responses import Pairs, refuse_ties
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.outputs import Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.types import Batch, Count
 
 # ---------------------------------------------------------------- rewards to losses
 

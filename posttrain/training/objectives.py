@@ -41,6 +41,7 @@ from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.losses.value import value_loss
+from posttrain.outputs import LossOutput, Scores, TokenLogprobs
 from posttrain.types import (
     PLAIN,
     Against,
@@ -49,11 +50,8 @@ from posttrain.types import (
     Count,
     Demonstration,
     Feedback,
-    LossOutput,
-    Scores,
     StepwiseFeedback,
     Task,
-    TokenLogprobs,
     Wants,
 )
 

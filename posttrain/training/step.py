@@ -27,10 +27,11 @@ from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, StepStatistics
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.router import router_metrics, summed
+from posttrain.outputs import LossOutput, Metric, Routing, Scores, TokenLogprobs
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import RowOrder, stream
-from posttrain.types import Batch, Count, LossOutput, Metric, Routing, RowRef, Scores, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Count, RowRef, TokenTree
 
 
 class Reference(Protocol):

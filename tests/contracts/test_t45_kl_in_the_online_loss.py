@@ -10,7 +10,7 @@ from posttrain.data.trees import collate
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ONLINE, OnlineRow, variant
 from posttrain.losses.policy import policy_loss
-from posttrain.types import TokenLogprobs
+from posttrain.outputs import TokenLogprobs
 from tests.online_batches import group
 
 LOGITS = [0.3, -0.7, 1.1]

@@ -11,7 +11,7 @@ from posttrain.data.trees import collate
 from posttrain.losses.kl import exact_reverse_kl
 from posttrain.losses.online import ONLINE, OnlineRow, variant
 from posttrain.losses.policy import policy_loss
-from posttrain.types import TokenLogprobs
+from posttrain.outputs import TokenLogprobs
 from tests.online_batches import group
 
 ARMS, PULLS, STEPS = 4, 32, 120

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.types import Batch, LossOutput
+from posttrain.outputs import LossOutput
+from posttrain.types import Batch
 from tests.loss_batches import batch_of, gradient, random_pairs, run
 
 

@@ -13,8 +13,9 @@ from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import Responses
+from posttrain.outputs import LossOutput
 from posttrain.training.objectives import ALGORITHMS, Algorithm, algorithm
-from posttrain.types import Comparison, Count, Feedback, LossOutput, TokenTree
+from posttrain.types import Comparison, Count, Feedback, TokenTree
 from tests.loss_batches import tree, with_collisions
 
 POLICIES = [name for name in ALGORITHMS if name != "reward"]

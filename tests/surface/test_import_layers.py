@@ -1,6 +1,6 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
+types outputs errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
     <- rollout rewards auditing environments <- evaluate curation inference serve <- training <- cli
 
 `report` and `board` read run folders only, and nothing imports them but what writes a page at its end.
@@ -20,6 +20,7 @@ PACKAGE = ROOT / "posttrain"
 
 LAYERS = {
     "types": 0,
+    "outputs": 0,
     "errors": 0,
     "sampling": 0,
     "intervals": 0,
@@ -48,8 +49,8 @@ LAYERS = {
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 
 FOLDER_READERS = {
-    "report": {"types", "errors", "intervals", "diagnostics", "runs"},
-    "board": {"types", "errors", "intervals", "diagnostics", "runs", "report"},
+    "report": {"types", "outputs", "errors", "intervals", "diagnostics", "runs"},
+    "board": {"types", "outputs", "errors", "intervals", "diagnostics", "runs", "report"},
 }
 """Parts that read run folders and files only."""
 
@@ -191,7 +192,7 @@ def test_losses_need_nothing_but_torch() -> None:
 
 def test_diagnostics_and_the_nouns_need_the_standard_library_only() -> None:
     known = modules()
-    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "errors")]:
+    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "outputs", "errors")]:
         assert loaded_with(module, known) == {}, module
 
 

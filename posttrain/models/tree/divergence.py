@@ -20,7 +20,8 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.kl import exact_forward_kl, exact_reverse_kl, generalised_jsd
 from posttrain.models.tree import projection
 from posttrain.models.tree.projection import Head, apply_head
-from posttrain.types import Batch, Mean, Metric
+from posttrain.outputs import Mean, Metric
+from posttrain.types import Batch
 
 BUFFERS = 8
 """Tensors of a chunk's size that live at once: two distributions, their mixture, and what their products need."""

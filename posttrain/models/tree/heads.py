@@ -33,7 +33,8 @@ from posttrain.models.tree.paths import Route
 from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
 from posttrain.models.tree.rows import single_rows
-from posttrain.types import PLAIN, Batch, Scores, Wants
+from posttrain.outputs import Scores
+from posttrain.types import PLAIN, Batch, Wants
 
 HEAD = "score"
 """What `transformers` calls the head of its decoder classifiers."""

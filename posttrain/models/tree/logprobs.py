@@ -20,7 +20,8 @@ from posttrain.models.tree.projection import collision_of, gather_logprobs, log_
 from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
 from posttrain.models.tree.rows import padded_rows, row_lengths, single_rows
-from posttrain.types import PLAIN, Against, Batch, HasDistributions, TokenLogprobs, Wants
+from posttrain.outputs import TokenLogprobs
+from posttrain.types import PLAIN, Against, Batch, HasDistributions, Wants
 
 LARGEST_LOGITS = 1 << 26
 """Elements of the logits that a comparison makes; longer rows are compared by their hidden states under one head."""

@@ -40,7 +40,8 @@ from posttrain.models.tree.rope import forget_lengths, static_positions
 from posttrain.models.tree.router import Routers, rows_of_tokens, tokens_that_count
 from posttrain.models.tree.rows import PaddedRows, padded_rows, single_rows
 from posttrain.models.tree.virtual import backbone_inputs
-from posttrain.types import PLAIN, Batch, Routing, TokenTree, Wants
+from posttrain.outputs import Routing
+from posttrain.types import PLAIN, Batch, TokenTree, Wants
 
 ROUTING = Wants(logprobs=False, routing=True)
 """Where tokens go, by a pass of the backbone alone."""

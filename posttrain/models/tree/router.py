@@ -33,7 +33,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from posttrain.types import Batch, Maximum, Mean, Metric, Routing
+from posttrain.outputs import Maximum, Mean, Metric, Routing
+from posttrain.types import Batch
 
 BALANCED_BY_BIAS = ("e_score_correction_bias", "expert_bias", "correction_bias")
 """What families call a bias that is added to the router's scores for the choice of experts alone."""

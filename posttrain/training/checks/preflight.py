@@ -35,11 +35,12 @@ from posttrain.models.tree.paths import Route, row_length
 from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
+from posttrain.outputs import Mean
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
 from posttrain.training.slopes import slopes_of
 from posttrain.training.step import Reference, router_term, start_loss
-from posttrain.types import Batch, Mean, TokenTree
+from posttrain.types import Batch, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
 PARITY = "tree = padded"

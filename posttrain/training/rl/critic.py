@@ -20,9 +20,10 @@ from posttrain.diagnostics.metrics import merge
 from posttrain.losses.value import value_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import ValueModel
+from posttrain.outputs import Mean, Metric
 from posttrain.training.optimizer import Optimizer, non_finite
 from posttrain.training.step import step_count
-from posttrain.types import Batch, Mean, Metric, TokenTree
+from posttrain.types import Batch, TokenTree
 
 RATE_FACTOR = 5.0
 """The value model's learning rate over the policy's: it starts from nothing and has a target to run after."""

@@ -21,10 +21,11 @@ from posttrain.data.tree_key import make_tree
 from posttrain.losses.kl import KL_TERMS, KLWeight
 from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
+from posttrain.outputs import Metric
 from posttrain.training.rl.critic import Valuer
 from posttrain.training.rl.rollouts import Group, Response, Rollout, fill
 from posttrain.training.source import Parts
-from posttrain.types import Batch, Metric, TokenTree, Wants
+from posttrain.types import Batch, TokenTree, Wants
 
 
 class SampledReference(Protocol):

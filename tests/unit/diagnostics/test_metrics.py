@@ -20,7 +20,7 @@ from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.models.tree.router import router_metrics
-from posttrain.types import Maximum, Mean, Metric, Routing, Scores, TokenLogprobs, Total
+from posttrain.outputs import Maximum, Mean, Metric, Routing, Scores, TokenLogprobs, Total
 from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 

@@ -21,7 +21,8 @@ from posttrain.diagnostics.metrics import METRICS
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.feedback import FEEDBACK, FEEDBACK_PARAMETERS, OBJECTIVES, feedback_loss
 from posttrain.losses.responses import StepStatistics
-from posttrain.types import Batch, LossOutput, TokenLogprobs
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch
 from tests.loss_batches import batch_of, feedback, gradient
 
 POLICY, LABELS = [(-1.0, -2.0), (-2.0, -1.0, -3.0)], [True, False]

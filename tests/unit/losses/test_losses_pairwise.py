@@ -21,7 +21,7 @@ from posttrain.losses import links
 from posttrain.losses.links import chosen_shortfall
 from posttrain.losses.pairwise import PAIRWISE, PARAMETERS
 from posttrain.losses.preference import pairwise_loss
-from posttrain.types import Mean, TokenLogprobs
+from posttrain.outputs import Mean, TokenLogprobs
 from tests.loss_batches import batch_of, gradient, pairs, random_pairs, run
 
 POLICY = [((-1.0, -2.0), (-2.0, -1.0, -3.0))]

@@ -14,7 +14,8 @@ from posttrain.data.trees import collate, count
 from posttrain.errors import ConfigError, DataError, UnknownKeyError
 from posttrain.losses.reward import OBJECTIVES, fit_normalisation, reward_loss
 from posttrain.losses.reward_rule import RewardRule, aggregate_steps, combine
-from posttrain.types import Batch, Deviation, LossOutput, RowRef, Scores, TokenTree
+from posttrain.outputs import Deviation, LossOutput, Scores
+from posttrain.types import Batch, RowRef, TokenTree
 from tests.fixtures import make_tree
 
 LN2 = math.log(2)

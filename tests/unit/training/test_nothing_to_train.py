@@ -19,9 +19,10 @@ from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.value import value_loss
 from posttrain.models.reference import LiveReference
 from posttrain.models.tree.logprobs import Policy
+from posttrain.outputs import LossOutput, Scores, TokenLogprobs
 from posttrain.training.objectives import ALGORITHMS, algorithm, mix, reward_algorithm
 from posttrain.training.step import accumulate, start_loss
-from posttrain.types import Batch, Comparison, Feedback, LossOutput, Scores, TokenLogprobs
+from posttrain.types import Batch, Comparison, Feedback
 from tests.fixtures import tiny_model
 from tests.loss_batches import batch_of, tree, with_collisions
 from tests.online_batches import group

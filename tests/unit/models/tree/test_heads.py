@@ -16,11 +16,12 @@ from posttrain.losses.reward_rule import Pooling, RewardRule
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.tree.heads import ScoreModel, is_reward_model, with_head
 from posttrain.models.tree.parity import leak, tree_against_padded
+from posttrain.outputs import LossOutput
 from posttrain.training.checks.preflight import check_gradient
 from posttrain.training.objectives import reward_algorithm
 from posttrain.training.stages.reward import check_start
 from posttrain.training.step import accumulate, measure
-from posttrain.types import LossOutput, TokenTree
+from posttrain.types import TokenTree
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "steps")
