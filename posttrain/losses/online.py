@@ -17,7 +17,7 @@ Notation: y_i a response, A the advantage, ρ the ratio, r the log-ratio to the 
 
 Deviations from the papers
  1. Means over a group are means over the responses of the *step*: where all groups are equally large, the same thing.
-    A response that was left out counts nowhere, nor does one without any token; both keep their reward in their
+    A response that was dropped counts nowhere, nor does one without any token; both keep their reward in their
     group's baseline. A stop token alone is an answer of one token, which trains.
  2. Log-ratios are cut at +-20 before e^x, where every clip has long acted.
  3. GRPO's k3 is the published penalty, though its gradient is that of the other KL (`kl.py`); `kl: reverse` and

@@ -185,7 +185,7 @@ def refuse_ties(batch: Batch, objective: str, all_pairs: str) -> None:
     """For objectives that need one order of a list: refuse lists in which two responses have the same score.
 
     Args:
-        all_pairs: the objective that takes such lists, and leaves the tied pairs out.
+        all_pairs: the objective that takes such lists, and drops the tied pairs.
 
     Raises:
         DataError: it names the row and its scores.
@@ -211,7 +211,7 @@ def ties_error(objective: str, all_pairs: str, row: RowRef, scores: Sequence[flo
         where=row,
         found="scores, best first: " + ", ".join(f"{score:g}" for score in scores),
         expected="scores that all differ within a list",
-        remedy=f"use `{all_pairs}`, which takes all pairs of a list and leaves out the tied ones, or remove such rows "
+        remedy=f"use `{all_pairs}`, which takes all pairs of a list and drops the tied ones, or remove such rows "
         "(without `allow_ties` they are refused when they are read)",
     )
 

@@ -1,4 +1,4 @@
-"""Whether a stage adds the load-balancing loss of a mixture of experts, how much of it, and what the user is told.
+"""Whether a stage adds the load-balancing loss of a mixture of experts, how much of it, and the check that says so.
 
 algorithm = balanced(algorithm, policy, stage)
 check = check_router(algorithm, policy)          # None for a model without experts

@@ -94,10 +94,10 @@ class Algorithm:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What an online objective reads beside its stage, each None or at rest for a method that has none.
+class OnlineInputs:
+    """What an online objective reads besides its stage; a method without a KL, another model or a head has none.
 
-    Beside(kl=KLWeight(0.04), against=None, value_head=None)
+    OnlineInputs(kl=KLWeight(0.04), against=None, value_head=None)
     """
 
     kl: KLWeight = field(default_factory=lambda: KLWeight(0.0))
@@ -250,13 +250,13 @@ def kl_weight(stage: Any) -> KLWeight:
     return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)
 
 
-def _policy_gradient(stage: OnlineStage, beside: Beside) -> Algorithm:
+def _policy_gradient(stage: OnlineStage, inputs: OnlineInputs) -> Algorithm:
     """A row of the online table; with a head on the policy's backbone, and the value loss beside it."""
     # Both are made anew from the table at each reading: once here, not once per micro-batch.
     row, resolved, on_policy = stage.row, stage.parameters, stage.on_policy
 
     def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
-        parameters = {**resolved, "kl_beta": beside.kl.beta} if row.kl_place == "loss" else resolved
+        parameters = {**resolved, "kl_beta": inputs.kl.beta} if row.kl_place == "loss" else resolved
         out = policy_loss(row, parameters, policy, batch, denominator, on_policy=on_policy)
         if policy.values_N is None:
             return out
@@ -274,13 +274,13 @@ def _policy_gradient(stage: OnlineStage, beside: Beside) -> Algorithm:
         wants=Wants(
             temperature=stage.sampling.temperature,
             entropy=bool(resolved.get("entropy_weight")),
-            against=beside.against,
-            value_head=beside.value_head,
+            against=inputs.against,
+            value_head=inputs.value_head,
         ),
     )
 
 
-def _distillation(stage: GKD, beside: Beside) -> Algorithm:
+def _distillation(stage: GKD, inputs: OnlineInputs) -> Algorithm:
     """The divergence from a teacher's distributions at the policy's own tokens."""
     reduction = stage.reduction
 
@@ -295,31 +295,31 @@ def _distillation(stage: GKD, beside: Beside) -> Algorithm:
         False,
         {"beta": stage.beta},
         loss,
-        wants=Wants(temperature=stage.trainer_temperature, against=beside.against),
+        wants=Wants(temperature=stage.trainer_temperature, against=inputs.against),
     )
 
 
-def _sampled_pairs(stage: OnlineDPO, beside: Beside) -> Algorithm:
+def _sampled_pairs(stage: OnlineDPO, inputs: OnlineInputs) -> Algorithm:
     return algorithm(stage.objective, stage.parameters)
 
 
-def _best_of_samples(stage: RFT, beside: Beside) -> Algorithm:
+def _best_of_samples(stage: RFT, inputs: OnlineInputs) -> Algorithm:
     return algorithm("sft")
 
 
-def _imitation(stage: SFT | ConditionalSFT, beside: Beside) -> Algorithm:
+def _imitation(stage: SFT | ConditionalSFT, inputs: OnlineInputs) -> Algorithm:
     return algorithm(stage.method)
 
 
-def _preference(stage: PreferenceStage, beside: Beside) -> Algorithm:
+def _preference(stage: PreferenceStage, inputs: OnlineInputs) -> Algorithm:
     return algorithm(stage.method, stage.parameters)
 
 
-def _mixture(stage: Mix, beside: Beside) -> Algorithm:
+def _mixture(stage: Mix, inputs: OnlineInputs) -> Algorithm:
     return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
 
 
-def _reward_model(stage: Reward, beside: Beside) -> Algorithm:
+def _reward_model(stage: Reward, inputs: OnlineInputs) -> Algorithm:
     return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
 
 
@@ -334,8 +334,8 @@ class Method:
     """What one row of its data says, whatever its parameters."""
     home: str
     """The module of `posttrain.losses` where its row or its loss stands, formula and paper included."""
-    of_stage: Callable[[Any, Beside], Algorithm]
-    """(a stage of this method, what it reads beside it) -> its objective"""
+    of_stage: Callable[[Any, OnlineInputs], Algorithm]
+    """(a stage of this method, what it reads besides) -> its objective"""
     by_name: Callable[[str, Parameters], Algorithm] | None = None
     """(name, parameters over the defaults) -> its objective; None where it takes a stage to know it."""
 
@@ -379,12 +379,12 @@ def objective_of(
     """The objective of any stage that trains.
 
     Args:
-        weight, against, head: see `Beside`; of stages that sample.
+        weight, against, head: see `OnlineInputs`; of stages that sample.
 
     Raises:
         UnknownKeyError, ConfigError: as `algorithm`.
     """
-    return METHODS[stage.method].of_stage(stage, Beside(weight or KLWeight(0.0), against, head))
+    return METHODS[stage.method].of_stage(stage, OnlineInputs(weight or KLWeight(0.0), against, head))
 
 
 def kind_of(method: str) -> Kind:

@@ -158,7 +158,7 @@ class TreeLayout:
     def blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Which blocks of keys a block of queries sees something of, and which it sees whole: bool [blocks, blocks].
 
-        A block that lies across two nodes is never called whole; the mask function settles it pair by pair.
+        A block that lies across two nodes is never called whole; the mask function decides it pair by pair.
         """
         count = -(-sum(self.sizes) // BLOCK)
         some, whole = np.zeros((2, count, count), dtype=bool)

@@ -84,7 +84,7 @@ class ExactKL:
 
 
 def spaced_tokens(batch: Batch, every: int) -> Tensor:
-    """One of `every` trained tokens of each branch; where the first one is, the branch's content settles.
+    """One of `every` trained tokens of each branch; where the first one is, the branch's content decides.
 
     Each token is as likely as any other, and the choice is the same however a step is cut into micro-batches.
     """

@@ -110,7 +110,7 @@ class Paths:
         known = self.known(longest, gradient=torch.is_grad_enabled() and model.trains())
         if known is not None:
             return known
-        return self._settled(model, trees_of(batch, _chosen(row_lengths(batch), batch)), longest, say=True)
+        return self._decide(model, trees_of(batch, _chosen(row_lengths(batch), batch)), longest, say=True)
 
     def known(self, longest: int, *, gradient: bool = False) -> Route | None:
         """The path of rows of up to `longest` tokens, if no proof is missing."""
@@ -131,9 +131,9 @@ class Paths:
             ModelError: as `of`.
         """
         longest = max(map(row_length, trees))
-        return self._settled(model, trees, longest, say=False, gradient=gradient)
+        return self._decide(model, trees, longest, say=False, gradient=gradient)
 
-    def _settled(
+    def _decide(
         self,
         model: TreeModel,
         trees: Sequence[TokenTree],
@@ -217,7 +217,7 @@ def examined(
             second = _compared(model, [*short, *spread], path, torch.cat([oracle, longer]), None, dtype)
             if not isinstance(second, Gap):
                 return second
-            gap = worse(first, second)
+            gap = larger_gap(first, second)
     if wide and (own := model.autocast or model.dtype) in HALF:
         rough = _in_its_own_precision(model, short, path, own)
         if not rough.holds:
@@ -258,7 +258,7 @@ def _in_its_own_precision(model: TreeModel, trees: Sequence[TokenTree], path: Ro
     return against(model, trees, path, oracle, None, dtype)
 
 
-def worse(one: Gap, other: Gap) -> Gap:
+def larger_gap(one: Gap, other: Gap) -> Gap:
     """The larger of both differences, over the tokens of both."""
     larger = one if one.logprob >= other.logprob else other
     return replace(larger, gradient=max(one.gradient, other.gradient), tokens=max(one.tokens, other.tokens))

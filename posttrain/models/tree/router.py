@@ -249,7 +249,7 @@ def tokens_that_count(attention_mask: Tensor, virtual: int = 0) -> Tensor:
 
 
 def summed(parts: Sequence[Routing]) -> Routing | None:
-    """The routing of several passes together; None of none."""
+    """The sum of several passes' routing; None of none."""
     total = None
     for part in parts:
         total = part if total is None else total + part
