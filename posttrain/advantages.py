@@ -89,7 +89,7 @@ class Rollout:
     """log teacher - log policy of each token; `teacher` needs it."""
     charged_BL: Tensor | None = None
     """bool: a group rule takes the KL of this token from its response's reward, also where it does not train, as in a
-    response that was cut and is left out; None: where `mask_BL` is True."""
+    response that was cut and is dropped; None: where `mask_BL` is True."""
 
 
 @dataclass(frozen=True, slots=True)

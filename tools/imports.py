@@ -16,6 +16,7 @@ PACKAGE = ROOT / "posttrain"
 
 LAYERS = {
     "types": 0,
+    "outputs": 0,
     "errors": 0,
     "sampling": 0,
     "intervals": 0,
@@ -44,8 +45,8 @@ LAYERS = {
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 
 FOLDER_READERS = {
-    "report": {"types", "errors", "intervals", "diagnostics", "runs"},
-    "board": {"types", "errors", "intervals", "diagnostics", "runs", "report"},
+    "report": {"types", "outputs", "errors", "intervals", "diagnostics", "runs"},
+    "board": {"types", "outputs", "errors", "intervals", "diagnostics", "runs", "report"},
 }
 """Parts that read run folders and files only, and what they may import for that."""
 

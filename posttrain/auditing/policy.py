@@ -23,9 +23,9 @@ from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.intervals import wilson
-from posttrain.models.tree.logprobs import Path, Policy
-from posttrain.models.tree.projection import read_head, target_logprobs
-from posttrain.types import Batch, Example, TokenTree
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.paths import Route
+from posttrain.types import Batch, Example, TokenTree, Wants
 
 STALE = 1.0
 """Nats per token by which a response is less likely than the policy's own samples would be in its place."""
@@ -75,13 +75,8 @@ class HiddenPolicy(Policy):
         hidden states CHES sums up.
         """
         batch = to_device(batch, self.device)
-        chosen = self.path_of(batch)
-        with self._running_on(chosen):
-            hidden_ND = self._predictor_states(batch, chosen)
-            head = read_head(self.causal_lm)
-            logprobs_N, entropy_N = target_logprobs(hidden_ND, head, batch.target_ids_N, entropy=True)
-        assert entropy_N is not None
-        # Summed in fp32: a response's mean over thousands of bf16 states would lose the difference that CHES looks for.
+        out = self(batch, Wants(entropy=True, hidden=True))
+        logprobs_N, entropy_N, hidden_ND = out.logprobs_N, out.entropy_N, out.hidden_ND
         sums_BD = torch.zeros(batch.num_branches, hidden_ND.shape[1], device=hidden_ND.device)
         sums_BD.index_add_(0, batch.branch_N, hidden_ND.float())
         counts_B = torch.bincount(batch.branch_N, minlength=batch.num_branches).clamp(min=1)
@@ -94,7 +89,7 @@ def measure_pairs(
     model: Any,
     encoder: Encoder,
     *,
-    path: Path | None = None,
+    path: Route | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PairMeasurements:
     """Log-probs and hidden similarities of every pair; of a ranked list the best and the worst response.

@@ -26,8 +26,8 @@ from posttrain.config.sampled import (
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
-from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
+from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, variant
+from posttrain.losses.pairwise import PAIRWISE
 
 __all__ = [
     "GKD",
@@ -97,7 +97,7 @@ class OnlineStage(SamplingStage):
         """The row's numbers, for `policy_loss`."""
         row = self.row
         own = {name: float(vars(self)[name]) for name in ONLINE[self.method].defaults if name in row.defaults}
-        return resolve_online(row, {**own, **self.choices.parameters}, where=self.method)
+        return row.resolve({**own, **self.choices.parameters}, where=self.method)
 
     @property
     def credit_parameters(self) -> dict[str, float]:
@@ -291,7 +291,7 @@ class OnlineDPO(SamplingStage):
     def _has_pairs(self) -> Self:
         choose("objective", self.objective, PAIRWISE)
         try:
-            resolve_parameters(PAIRWISE[self.objective], self.parameters, where=self.objective)
+            PAIRWISE[self.objective].resolve(self.parameters, where=self.objective)
         except ConfigError as error:
             raise refuse(error.problem, path=("parameters",), remedy=error.remedy or "correct it") from None
         if self.completions_per_prompt < 2:

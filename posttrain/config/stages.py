@@ -38,7 +38,7 @@ from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
-from posttrain.losses.pairwise import PAIRWISE, PairwiseRow, resolve_parameters
+from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 from posttrain.losses.preference import CHOSEN_NLL
 from posttrain.losses.reward_rule import RewardRule
 
@@ -97,7 +97,7 @@ class PreferenceStage(RowStage):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The objective's own numbers, for training.algorithms.algorithm(stage.method, stage.parameters)."""
+        """The objective's own numbers, for training.objectives.algorithm(stage.method, stage.parameters)."""
         values = self.model_dump()
         return {name: float(values[name]) for name in self.row.defaults}
 
@@ -156,14 +156,14 @@ class MixTerm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         choose("method", self.loss, ("sft", *PAIRWISE))
-        if self.loss == "beta_dpo":
+        if self.pairwise.remembers:
             raise refuse(
-                "beta_dpo keeps a running mean of its own steps and is no term of a mix",
+                f"{self.loss} keeps a running mean of its own steps and is no term of a mix",
                 path=("loss",),
-                remedy="use `method: beta_dpo` by itself, or `dpo` in the mix",
+                remedy=f"use `method: {self.loss}` by itself, or `dpo` in the mix",
             )
         try:
-            resolve_parameters(self.pairwise, self.parameters, where=self.loss)
+            self.pairwise.resolve(self.parameters, where=self.loss)
         except ConfigError as error:
             remedy = error.remedy or "correct the parameter"
             raise refuse(f"{self.loss}: {error.problem}", path=("parameters",), remedy=remedy) from None

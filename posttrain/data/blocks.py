@@ -17,6 +17,7 @@ from posttrain.data.encode import EncodedExample, Encoder
 from posttrain.data.refusals import BadRows
 from posttrain.data.round_trip import RoundTrip
 from posttrain.data.templates.drafts import SpecialTokenError
+from posttrain.data.tree_key import require_storable
 from posttrain.errors import EncodingError, PromptMismatchError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
 
@@ -176,6 +177,7 @@ class _BlockBuilder:
             self._drop(example, dropped.reason, dropped.message)
         columns = self._columns
         for tree, stops in zip(encoded.trees, encoded.stop_tokens, strict=True):
+            require_storable(tree)
             self._ids += [tree.prompt_ids, *(branch.ids for branch in tree.branches)]
             self._masks += [np.zeros(len(tree.prompt_ids), bool), *(branch.loss_mask for branch in tree.branches)]
             columns["segments"] += [len(tree.prompt_ids), *(len(branch.ids) for branch in tree.branches)]

@@ -50,20 +50,20 @@ def encode(
     if isinstance(examples, Iterator):
         examples = list(examples)
     parent = Path(store)
-    told = progress or (lambda rows: None)
+    report = progress or (lambda rows: None)
     notes = list(encoder.notes)
     if any(parent.glob("encoded-*")):
         key, rows = _key_of(examples, encoder, bad_rows)
         found = _open(parent / f"encoded-{key}", notes)
         if found is not None:
-            told(rows)
+            report(rows)
             return found
     keyed = _KeyedRows(examples, encoder, bad_rows)
     writer = StoreWriter(parent)
     try:
         for block in _blocks(keyed, encoder, workers, bad_rows, notes):
             writer.append(block)
-            told(block.counts.read)
+            report(block.counts.read)
         if not writer.counts.kept:
             raise _nothing_left(writer.counts, encoder)
         folder = writer.finish(parent / f"encoded-{keyed.key}", {"encoder": encoder.version})

@@ -17,7 +17,7 @@ Notation: y_i a response, A the advantage, ρ the ratio, r the log-ratio to the 
 
 Deviations from the papers
  1. Means over a group are means over the responses of the *step*: where all groups are equally large, the same thing.
-    A response that was left out counts nowhere, nor does one without any token; both keep their reward in their
+    A response that was dropped counts nowhere, nor does one without any token; both keep their reward in their
     group's baseline. A stop token alone is an answer of one token, which trains.
  2. Log-ratios are cut at +-20 before e^x, where every clip has long acted.
  3. GRPO's k3 is the published penalty, though its gradient is that of the other KL (`kl.py`); `kl: reverse` and
@@ -117,6 +117,17 @@ class OnlineRow:
         """Whether advantages are whitened over the tokens of a step without any baseline of their prompt's: a step then
         needs two completions, or what the only one was worth is taken away as the mean."""
         return self.advantage in ("gae", "batch_whiten")
+
+    def resolve(self, given: Parameters, *, where: str = "online objective") -> dict[str, float]:
+        """The row's defaults with `given` over them, all checked: what `policy_loss` takes.
+
+        ONLINE["dr_grpo"].resolve({"constant_length": 40.0}) == {"constant_length": 40.0, "entropy_weight": 0.0}
+
+        Raises:
+            UnknownKeyError: a parameter that the row does not have; says which rows do, and the nearest name.
+            ConfigError: a value out of range.
+        """
+        return resolve(given, self.defaults, PARAMETERS, where=where, owners=owners())
 
 
 _CLIP = {"clip_low": 0.2, "clip_high": 0.2}
@@ -302,11 +313,6 @@ def component_defaults(row: OnlineRow) -> dict[str, float]:
     if row.shaping == "soft_overlong":
         found["overlong_share"] = 0.2
     return found
-
-
-def resolve_online(row: OnlineRow, given: Parameters, *, where: str = "online objective") -> dict[str, float]:
-    """The row's defaults with `given` over them, all checked; see `posttrain.losses.parameters.resolve`."""
-    return resolve(given, row.defaults, PARAMETERS, where=where, owners=owners())
 
 
 def owners() -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from posttrain.data.trees import collate, to_device
 from posttrain.errors import NonFiniteError
 from posttrain.models.folders.finite import is_finite, non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.objectives import Algorithm
 from posttrain.training.step import Reference, replay
 from posttrain.types import Batch, TokenTree

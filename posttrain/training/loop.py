@@ -26,7 +26,7 @@ from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks, non_finite
 from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
 from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.training import checkpoint, faults
@@ -37,7 +37,7 @@ from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.source import RowSource, Source
-from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
+from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_two_rows, slices
 from posttrain.types import TokenTree
 
 SAMPLED_ROWS = 3
@@ -472,7 +472,7 @@ def _rows(work: Work) -> RowSource:
     stage = work.stage
     assert isinstance(stage, RowStage)  # every other stage brings its source
     order = RowOrder.plan(len(work.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=work.seed)
-    require_company(work.algorithm, order, len(work.held_out))
+    require_two_rows(work.algorithm, order, len(work.held_out))
     return RowSource(work.rows, order, "pairs" if work.algorithm.unit == "pairs" else "rows")
 
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from posttrain.diagnostics import metrics as metric_tools
+from posttrain.outputs import Mean, Metric, Total
 from posttrain.runs.progress import Phase
 from posttrain.training.optimizer import Update
 from posttrain.training.step import Measured
-from posttrain.types import Mean, Metric, TokenTree, Total
+from posttrain.types import TokenTree
 
 
 def together(parts: Sequence[Measured]) -> Measured:

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from posttrain.outputs import Metric
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.order import RowOrder
-from posttrain.types import Metric, TokenTree
+from posttrain.types import TokenTree
 
 Parts = Mapping[str, tuple[nn.Module, Optimizer]]
 """What trains beside the policy, by name, each with its own optimizer: {"value": (value model, optimizer)}."""

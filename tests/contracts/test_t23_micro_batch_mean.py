@@ -10,7 +10,8 @@ import torch
 
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Count, TokenLogprobs
+from posttrain.outputs import TokenLogprobs
+from posttrain.types import Count
 from tests.loss_batches import batch_of
 
 

@@ -10,7 +10,7 @@ import torch
 
 from posttrain.data.tree_key import keep_branches
 from posttrain.data.trees import collate, count
-from posttrain.losses.policy import ONLINE
+from posttrain.losses.online import ONLINE
 from tests.online_batches import group, run
 
 FINISHED = {

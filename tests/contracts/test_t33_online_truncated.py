@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from posttrain.data.trees import collate, count
-from posttrain.losses.policy import ONLINE, policy_loss
+from posttrain.losses.online import ONLINE
+from posttrain.losses.policy import policy_loss
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.training.loop import Loop
 from posttrain.training.rl.engines import Sampler
@@ -68,7 +69,9 @@ def trees_of(loop: Loop) -> Any:
 
 def loss_of(loop: Loop, trees: Any) -> torch.Tensor:
     batch = collate(trees)
-    return policy_loss(ONLINE["dapo"], {}, loop.work.policy(batch), batch, count(trees), on_policy=True).loss
+    return policy_loss(
+        ONLINE["dapo"], ONLINE["dapo"].resolve({}), loop.work.policy(batch), batch, count(trees), on_policy=True
+    ).loss
 
 
 OPTIONS: dict[str, Any] = {"rewards": [right_if_short], "choices": {"groups": "keep", "shaping": "none"}}

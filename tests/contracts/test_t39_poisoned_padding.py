@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posttrain.advantages import ADVANTAGES, Rollout, advantages, gae, token_rewards, whitened
 from posttrain.data.trees import collate
-from posttrain.losses.policy import ONLINE
+from posttrain.losses.online import ONLINE
 from posttrain.losses.value import value_loss
 from tests.online_batches import group, run
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from posttrain.advantages import Rollout, advantages
 from posttrain.data.trees import collate
 from posttrain.losses.kl import exact_reverse_kl
-from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss, variant
-from posttrain.types import TokenLogprobs
+from posttrain.losses.online import ONLINE, OnlineRow, variant
+from posttrain.losses.policy import policy_loss
+from posttrain.outputs import TokenLogprobs
 from tests.online_batches import group
 
 ARMS, PULLS, STEPS = 4, 32, 120
@@ -50,7 +51,7 @@ def _loss(
     columns = zip(found.tolist(), old_B.tolist(), reference_B.tolist(), strict=True)
     names = ("advantages", "old_logprobs", "reference_logprobs")
     batch = collate([group([{name: [value] for name, value in zip(names, each, strict=True)} for each in columns])])
-    return policy_loss(row, {"kl_beta": beta}, TokenLogprobs(logprob_B), batch, batch.count).loss
+    return policy_loss(row, row.resolve({"kl_beta": beta}), TokenLogprobs(logprob_B), batch, batch.count).loss
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -11,7 +11,7 @@ import torch
 from posttrain.advantages import group_advantages
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import METRICS, values
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
 from tests.fixtures import tiny_model
 from tests.online_batches import group, run, spread

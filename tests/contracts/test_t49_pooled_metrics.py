@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from posttrain.diagnostics.metrics import merge
-from posttrain.types import Mean
+from posttrain.outputs import Mean
 
 
 def test_t49() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from posttrain.losses.pairwise import PAIRWISE
+from posttrain.outputs import TokenLogprobs
 from posttrain.training.objectives import algorithm
 from posttrain.training.step import start_loss
-from posttrain.types import TokenLogprobs
 from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 

@@ -51,7 +51,7 @@ def test_t57_one_row_is_an_error() -> None:
 def test_t57_the_kl_is_the_mean() -> None:
     coupling = FEEDBACK["kto"].coupling
     assert coupling is not None
-    assert coupling.settle({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
+    assert coupling.reduce({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
 
 
 @settings(max_examples=150, deadline=None)

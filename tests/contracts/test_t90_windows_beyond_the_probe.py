@@ -19,7 +19,8 @@ from benchmarks.families import plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
 from posttrain.models.tree import attention
-from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.paths import reach_of
 from posttrain.training.checks import preflight
 from posttrain.types import Batch, TokenTree

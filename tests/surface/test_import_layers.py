@@ -1,6 +1,6 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
+types outputs errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
     <- rollout rewards auditing environments <- evaluate curation inference serve <- training <- cli
 
 `report` and `board` read run folders only, and nothing imports them but what writes a page at its end.
@@ -122,7 +122,7 @@ def test_losses_need_nothing_but_torch() -> None:
 
 def test_diagnostics_and_the_nouns_need_the_standard_library_only() -> None:
     known = modules()
-    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "errors")]:
+    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "outputs", "errors")]:
         assert loaded_with(module, known) == {}, module
 
 

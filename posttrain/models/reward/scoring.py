@@ -27,17 +27,8 @@ from posttrain.losses.reward_rule import Combine, RewardRule, combine
 from posttrain.models.folders.hub import Say
 from posttrain.models.reward.folders import RewardFolder, load_reward_folder
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.types import (
-    Comparison,
-    Demonstration,
-    Example,
-    Feedback,
-    Message,
-    RowRef,
-    Scores,
-    StepwiseFeedback,
-    TokenTree,
-)
+from posttrain.outputs import Scores
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, TokenTree
 
 TOKENS_PER_MICROBATCH = 4096
 WINDOW = 256

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from posttrain.data.trees import collate, count, to_device
 from posttrain.models.adapters.kinds import adapter_layers
 from posttrain.models.tree.every_token import frozen_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.checks.preflight import Check, probes
 from posttrain.training.objectives import Algorithm
 from posttrain.training.slopes import slopes_of
-from posttrain.training.step import Reference, forward, router_term
+from posttrain.training.step import Reference, router_term
 from posttrain.types import TokenTree
 
 MOST_DEAD = 8
@@ -42,7 +42,7 @@ def check_gradient(
     """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
-    logprobs = forward(policy, algorithm, batch)
+    logprobs = policy(batch, algorithm.wants)
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
     # d loss / d log-prob first, on copies: there a loss that is constant shows as exactly 0, whatever the model rounds.
     slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))

@@ -26,7 +26,7 @@ from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.devices import available_bytes, out_of_memory
 from posttrain.models.tree.attention import TreeLayout, attention_windows
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows
 from posttrain.types import TokenTree
 
@@ -200,8 +200,7 @@ def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) ->
         windows = attention_windows(policy.transformer.config.get_text_config())
         mask = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
     else:
-        longest = len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        mask = len(tree.branches) * longest**2  # bool, a byte for each pair
+        mask = len(tree.branches) * max(tree.row_lengths) ** 2  # bool, a byte for each pair
     return Item("attention masks", copies * mask, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.config.base import RowStage
 from posttrain.data.reward_encode import RewardEncoder
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.balance import check_router
 from posttrain.training.checks import gradient, preflight
 from posttrain.training.checks.memory import working_memory

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.config import TrainingStage
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.memory import MemoryPlan, Working, fitting_microbatch, plan

@@ -26,16 +26,17 @@ from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
 from posttrain.models.folders.finite import non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.parity import LOGPROB_ERROR, leak
-from posttrain.models.tree.paths import Path, row_length
+from posttrain.models.tree.paths import Route, row_length
 from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
+from posttrain.outputs import Mean
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
-from posttrain.training.step import Reference, forward, start_loss
-from posttrain.types import Batch, Mean, TokenTree
+from posttrain.training.step import Reference, start_loss
+from posttrain.types import Batch, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
 PARITY = "tree = padded"
@@ -278,7 +279,7 @@ def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["a
         ModelError: the policy is not causal: it would train on what it sees.
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
-    wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    wanted: Route = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
     # The proof sets `policy.path` to a slower one where the wanted one does not hold.
     policy.path = wanted
     proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
@@ -299,7 +300,7 @@ def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
     ]
 
 
-def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
+def _path_check(policy: TreeModel, wanted: Route, asked: str, *, longest: int) -> Check:
     """What the proof found, as a check: `warn` where the rows run slower than was asked for."""
     reasons = policy.paths.reasons(policy)
     verdict = policy.paths.verdicts.get(policy.path if policy.path in policy.paths.verdicts else wanted)
@@ -328,10 +329,7 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
     if limit is None:
         return check
     largest = np.argsort(-lengths(trees), kind="stable")[:SEARCHED_TREES]
-    longest = max(
-        len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        for tree in (trees[int(index)] for index in largest)
-    )
+    longest = max(row_length(trees[int(index)]) for index in largest)
     if longest <= limit:
         return check
     detail = (
@@ -377,7 +375,7 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     whole = shortest(trees)
     whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
     batch = to_device(collate(whole), policy.device)
-    logprobs = forward(policy, algorithm, batch)
+    logprobs = policy(batch, algorithm.wants)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(whole)
     # The exact value is the same loss of the policy against itself, so it holds for objectives without a closed form.

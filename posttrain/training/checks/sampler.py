@@ -21,11 +21,12 @@ from torch import Tensor
 
 from posttrain.config.online import SamplingStage
 from posttrain.data.trees import collate, to_device
-from posttrain.models.tree.logprobs import Path, Policy
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.paths import Route
 from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.checks.preflight import Check, Preflight, Status
-from posttrain.types import Batch, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 
 TITLE = "sampler = trainer at step 0"
 SAMPLER_GAP = 1e-4
@@ -135,12 +136,12 @@ def _noise(
 ) -> LogprobGap:
     """How far the trainer's own log-probs move by rounding alone: the larger of its two comparisons with itself."""
     own = policy.path_of(batch)
-    other: Path | None = {"tree": "padded", "padded": "rows"}.get(own)  # type: ignore[assignment]
+    other: Route | None = {"tree": "padded", "padded": "rows"}.get(own)  # type: ignore[assignment]
     gaps = []
     if other is not None:
         gaps.append(LogprobGap.of(_logprobs(policy, rows, batch, sampling, other), ours_N))
     if policy.autocast is not None:
-        slow: Path = "padded" if own == "tree" else own
+        slow: Route = "padded" if own == "tree" else own
         narrow_N = _logprobs(policy, rows, batch, sampling, slow)
         with _in_fp32(policy):
             gaps.append(LogprobGap.of(_logprobs(policy, rows, batch, sampling, slow), narrow_N))
@@ -162,11 +163,11 @@ def _logprobs(
     rows: Sequence[TokenTree],
     batch: Batch,
     sampling: SamplingDistribution,
-    path: Path | None = None,
+    path: Route | None = None,
 ) -> Tensor:
     """The trainer's log-prob of each sampled token [N] under the distribution that the engine draws from."""
     if sampling.is_plain:
-        return policy(batch, temperature=sampling.temperature, path=path).logprobs_N
+        return policy(batch, Wants(temperature=sampling.temperature), path=path).logprobs_N
     places = [
         (tree.prompt_ids.tolist(), branch.ids[:place].tolist())
         for tree in rows

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.config.settings import OptimizerSettings, Schedule
-from posttrain.data.trees import collate, count, pack, to_device
+from posttrain.data.trees import collate, pack, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.value import value_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import ValueModel
+from posttrain.outputs import Mean, Metric
 from posttrain.training.optimizer import Optimizer, non_finite
-from posttrain.types import Batch, Mean, Metric, TokenTree
+from posttrain.training.step import step_count
+from posttrain.types import Batch, TokenTree
 
 RATE_FACTOR = 5.0
 """The value model's learning rate over the policy's: it starts from nothing and has a target to run after."""
@@ -114,7 +116,7 @@ class Critic:
         Raises:
             NonFiniteError: the value loss or its gradient is NaN or infinite; nothing of the value model has moved.
         """
-        total = count(trees)
+        total = step_count(trees)
         parts: list[dict[str, Metric]] = []
         for micro in pack(trees, self._tokens):
             batch = to_device(collate(micro), self.model.device)

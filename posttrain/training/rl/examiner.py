@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from posttrain.config.online import SamplingStage
+from posttrain.outputs import Mean, Metric
 from posttrain.rewards.rubric import Rubric
 from posttrain.rollout.engine import FinishReason
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.rl.rollouts import Group, Prompt
-from posttrain.types import Mean, Metric
 
 SOLVED = 1.0
 """The score of a right answer, by the custom of verifiers."""

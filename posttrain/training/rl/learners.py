@@ -18,13 +18,14 @@ from torch import Tensor
 from posttrain import advantages as credit
 from posttrain.config.online import OnlineStage
 from posttrain.data.tree_key import make_tree
-from posttrain.losses.kl import KL_TERMS, AdaptiveKL
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.kl import KL_TERMS, KLWeight
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
+from posttrain.outputs import Metric
 from posttrain.training.rl.critic import Valuer
 from posttrain.training.rl.rollouts import Group, Response, Rollout, fill
 from posttrain.training.source import Parts
-from posttrain.types import Batch, Metric, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 
 
 class SampledReference(Protocol):
@@ -81,24 +82,6 @@ class _Plain:
 
 
 # ---------------------------------------------------------------- policy gradients
-
-
-class KLWeight:
-    """The KL penalty's weight, which an adaptive one moves; the loss and the rewards read it from here."""
-
-    def __init__(self, beta: float, adaptive: AdaptiveKL | None = None):
-        self.beta = beta
-        self._adaptive = adaptive
-
-    def update(self, measured: float) -> None:
-        if self._adaptive is not None:
-            self._adaptive = self._adaptive.updated(measured)
-            self.beta = self._adaptive.beta
-
-    def load(self, beta: float) -> None:
-        self.beta = beta
-        if self._adaptive is not None:
-            self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)
 
 
 class PolicyGradient(_Plain):
@@ -174,7 +157,8 @@ class PolicyGradient(_Plain):
             fill(rollout, name, call, self.tokens, policy.device, everything=everything)
 
         if self.recomputes_old:
-            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, everything=measured)
+            wants = Wants(temperature=temperature)
+            give("old_logprobs", lambda batch: policy(batch, wants).logprobs_N, everything=measured)
         if reference is not None:
             give(
                 "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True

@@ -20,6 +20,7 @@ import torch
 from posttrain.advantages import soft_overlong
 from posttrain.config.online import SamplingStage
 from posttrain.data.encode import Encoder
+from posttrain.outputs import Metric
 from posttrain.rewards.rubric import Rubric, Scored
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.runs.folder import StageFolder
@@ -34,7 +35,7 @@ from posttrain.training.rl.metrics import rollout_metrics
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.training.rl.tasks import TaskOrder
 from posttrain.training.source import Parts
-from posttrain.types import Metric, TokenTree
+from posttrain.types import TokenTree
 
 
 @dataclass(frozen=True, slots=True)

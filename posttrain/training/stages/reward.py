@@ -28,12 +28,12 @@ from posttrain.models.reward.export import begin_save_reward
 from posttrain.models.reward.folders import is_reward_folder, load_reward_folder, start_reward
 from posttrain.models.reward.scoring import score_trees
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.progress import Progress
 from posttrain.training.checks import of_rows
 from posttrain.training.checks.preflight import Check, probes
 from posttrain.training.loop import Work
-from posttrain.training.objectives import Algorithm, reward_algorithm
+from posttrain.training.objectives import Algorithm, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.stages import reward_evaluation
 from posttrain.training.stages.kind import Finished, Learning, Prepared, Proven, StageContext, Subject, TrainingKind
@@ -119,10 +119,6 @@ REWARD: TrainingKind[Reward, RowInputs, Learning] = TrainingKind(
 
 
 # ---------------------------------------------------------------- the objective, the encoder, the start
-
-
-def objective_of(stage: Reward) -> Algorithm:
-    return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
 
 
 def encoder_of(stage: Reward, tokenizer: Any, settings: EncoderSettings) -> RewardEncoder:

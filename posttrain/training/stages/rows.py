@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-from posttrain.config import Mix, PreferenceStage
 from posttrain.config.adapters import AdaLoRA
 from posttrain.config.base import RowStage
 from posttrain.models.adapters.kinds import adapter_dropout
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.reference import reference
-from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.balance import balanced
 from posttrain.training.checks import of_rows, preflight
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.plan import enforce
-from posttrain.training.objectives import Algorithm, algorithm, mix
+from posttrain.training.objectives import objective_of
 from posttrain.training.order import RowOrder
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.source import RowSource
@@ -35,13 +35,13 @@ from posttrain.training.stages.kind import (
 from posttrain.training.stages.policy import autocast_of, export_policy, load_policy
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.starts import Start
-from posttrain.training.step import companions_of_run, require_company
+from posttrain.training.step import mismatched_of_run, require_two_rows
 from posttrain.types import TokenTree
 
 
 def row_inputs(ctx: StageContext[RowStage], start: Start) -> RowInputs:
     with ctx.doing("reading the rows"):
-        inputs = read_rows(ctx, start, _objective(ctx.stage))
+        inputs = read_rows(ctx, start, objective_of(ctx.stage))
     require_steps(ctx, inputs)
     return inputs
 
@@ -51,7 +51,7 @@ def require_steps(ctx: StageContext[Any], inputs: RowInputs) -> RowOrder:
     before a model is loaded."""
     stage = ctx.stage
     order = row_order(ctx, inputs)
-    require_company(inputs.objective, order, len(inputs.held_out))
+    require_two_rows(inputs.objective, order, len(inputs.held_out))
     given = ctx.start.adapter if isinstance(ctx.start, LoadedModel) and stage.OUTPUTS == "policy" else stage.adapter
     if isinstance(given, AdaLoRA):
         rank_schedule(given, order.steps)
@@ -134,7 +134,7 @@ def _reference(ctx: StageContext[Any], subject: Subject[RowInputs, Learning], bu
     stage, policy, inputs = ctx.stage, subject.policy, subject.inputs
     assert isinstance(policy, Policy)
     order = row_order(ctx, inputs)
-    others = companions_of_run(subject.learning.algorithm, order, inputs.rows, inputs.held_out, ctx.seed)
+    others = mismatched_of_run(subject.learning.algorithm, order, inputs.rows, inputs.held_out, ctx.seed)
     with ctx.progress.phase(f"{ctx.folder.name}: reference log-probs", unit="tokens") as phase:
 
         def show(done: int, of: int) -> None:
@@ -167,9 +167,3 @@ class _Joined(Sequence[TokenTree]):
                 return part[index]
             index -= len(part)
         raise IndexError(index)
-
-
-def _objective(stage: RowStage) -> Algorithm:
-    if isinstance(stage, Mix):
-        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
-    return algorithm(stage.method, stage.parameters if isinstance(stage, PreferenceStage) else None)

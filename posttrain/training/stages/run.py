@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.config import stage_yaml
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.files import Record
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.training import checkpoint

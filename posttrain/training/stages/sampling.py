@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
-from posttrain.losses.distillation import distillation_loss
-from posttrain.losses.kl import AdaptiveKL
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.policy import policy_loss
-from posttrain.losses.value import value_loss
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.reference import reference
-from posttrain.models.tree.divergence import Against, Distributions
-from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.divergence import Distributions
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, resolve
 from posttrain.runs.progress import Progress
 from posttrain.training.balance import balanced
 from posttrain.training.checks import of_rollouts
 from posttrain.training.checks.sampler import same_arithmetic
-from posttrain.training.objectives import Algorithm, algorithm
+from posttrain.training.objectives import kl_weight, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.rl import engines
 from posttrain.training.rl.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
@@ -35,7 +32,6 @@ from posttrain.training.rl.examiner import Examiner
 from posttrain.training.rl.learners import (
     Distillation,
     Imitation,
-    KLWeight,
     Learner,
     Pairs,
     PolicyGradient,
@@ -56,7 +52,7 @@ from posttrain.training.stages.policy import autocast_of, export_policy, load_po
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.training.stages.sampling_inputs import RolloutLearning, SamplingInputs, read_tasks
 from posttrain.training.stages.starts import Start
-from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
+from posttrain.types import Against, Batch, Wants
 
 Sampling = StageContext[SamplingStage]
 Sampled = Subject[SamplingInputs, RolloutLearning]
@@ -83,7 +79,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
     assert isinstance(policy, Policy)
     with ctx.doing("loading the engine"):
         sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
-    weight = _kl_weight(stage)
+    weight = kl_weight(stage)
     against = _against(stage, policy, ctx.progress)
     head = value_head(policy) if stage.shares_value_backbone else None
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
@@ -259,71 +255,6 @@ def _teacher_of_row(ctx: Sampling, policy: Policy) -> SampledReference | None:
 # ---------------------------------------------------------------- the loss
 
 
-def objective_of(
-    stage: SamplingStage, weight: KLWeight, against: Against | None = None, head: nn.Linear | None = None
-) -> Algorithm:
-    """The loss: a row of the online table, of the pairwise table for pairs, or imitation.
-
-    The weight of a KL is read anew at each call, since an adaptive one moves.
-    """
-    if isinstance(stage, OnlineDPO):
-        return algorithm(stage.objective, stage.parameters)
-    if isinstance(stage, RFT):
-        return algorithm("sft")
-    if isinstance(stage, GKD):
-        return Algorithm(
-            "gkd",
-            Task,
-            "completions",
-            False,
-            {"beta": stage.beta},
-            partial(_distil, stage),
-            temperature=stage.trainer_temperature,
-            against=against,
-        )
-    assert isinstance(stage, OnlineStage)
-    parameters = stage.parameters
-    return Algorithm(
-        stage.method,
-        Task,
-        "completions",
-        False,
-        parameters,
-        partial(_loss, stage, weight),
-        temperature=stage.sampling.temperature,
-        needs_entropy=bool(parameters.get("entropy_weight")),
-        against=against,
-        value_head=head,
-    )
-
-
-def _distil(
-    stage: GKD, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
-) -> LossOutput:
-    assert policy.divergence_N is not None
-    return distillation_loss(policy.divergence_N, batch, denominator, reduction=stage.reduction, policy=policy)
-
-
-def _loss(
-    stage: OnlineStage,
-    weight: KLWeight,
-    policy: TokenLogprobs,
-    reference_N: Tensor | None,
-    batch: Batch,
-    denominator: Count,
-) -> LossOutput:
-    row, parameters = stage.row, stage.parameters
-    if row.kl_place == "loss":
-        parameters["kl_beta"] = weight.beta
-    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=stage.on_policy)
-    if policy.values_N is None:
-        return out
-    own = value_loss(
-        policy.values_N, batch, denominator, clip=parameters["value_clip"], weight=parameters["value_weight"]
-    )
-    return replace(out, loss=out.loss + own.loss, metrics={**out.metrics, **own.metrics})
-
-
 def _against(stage: SamplingStage, policy: Policy, progress: Progress) -> Against | None:
     """What the policy's whole distributions are held against. A reference is the policy itself until there is one."""
     if isinstance(stage, GKD):
@@ -351,15 +282,8 @@ class Teacher:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        return self._policy(batch, temperature=temperature).logprobs_N
+        return self._policy(batch, Wants(temperature=temperature)).logprobs_N
 
     @torch.no_grad()
     def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
         return self._policy.distributions(batch, index_S, temperature=temperature)
-
-
-def _kl_weight(stage: SamplingStage) -> KLWeight:
-    if not isinstance(stage, OnlineStage):
-        return KLWeight(0.0)
-    beta = stage.parameters.get("kl_beta", 0.0)
-    return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)

@@ -14,7 +14,6 @@ from posttrain.config.online import SamplingStage
 from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
 from posttrain.errors import ConfigError
 from posttrain.models.folders.export_files import SpokenPrompt
-from posttrain.models.tree.divergence import Against
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.functions import CallForm, RewardFunction
 from posttrain.training.checks.gold import check_gold
@@ -26,6 +25,7 @@ from posttrain.training.rl.tasks import TaskOrder, TaskSet, load_tasks
 from posttrain.training.stages.kind import Learning, StageContext
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.stages.starts import Start
+from posttrain.types import Against
 
 
 @dataclass(frozen=True, slots=True)

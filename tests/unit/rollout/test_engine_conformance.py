@@ -26,7 +26,7 @@ from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_sync import SyncedEngine
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import RowRef
+from posttrain.types import RowRef, Wants
 from tests.fake_vllm import FakeServer, fake_module
 from tests.fixtures import tiny_model
 
@@ -91,7 +91,7 @@ def test_log_probs_are_the_trainer_s(engine: SyncedEngine, model: Any) -> None:
     groups = engine.generate(prompts, PLAIN, completions_per_prompt=3)
     trees = [completion_tree(p, g, RowRef("rollout", i)) for i, (p, g) in enumerate(zip(prompts, groups, strict=True))]
     with torch.no_grad():
-        trainer_N = Policy(model)(collate(trees), temperature=0.7).logprobs_N
+        trainer_N = Policy(model)(collate(trees), Wants(temperature=0.7)).logprobs_N
     sampler_N = torch.tensor([value for group in groups for completion in group for value in completion.logprobs])
     assert len(sampler_N) > 40
     assert (trainer_N - sampler_N).abs().max() < 1e-5

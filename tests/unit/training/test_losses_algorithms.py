@@ -8,8 +8,9 @@ import torch
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
+from posttrain.outputs import TokenLogprobs
 from posttrain.training.objectives import ALGORITHMS, algorithm
-from posttrain.types import Comparison, Demonstration, TokenLogprobs
+from posttrain.types import Comparison, Demonstration
 from tests.loss_batches import batch_of, random_pairs, run
 
 

@@ -19,7 +19,7 @@ from posttrain.models.folders.quiet import quiet
 from posttrain.models.reward.export import scores_in_memory
 from posttrain.models.reward.folders import start_reward
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.training.stages.reward import objective_of
+from posttrain.training.objectives import objective_of
 from tests.adapters import EVERY, save_alone
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import run_loop, work_of

@@ -19,14 +19,16 @@ from posttrain.config.online import Online, OnlineStage
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import values
 from posttrain.errors import ConfigError
+from posttrain.losses.kl import KLWeight
 from posttrain.losses.online import ONLINE
 from posttrain.losses.policy import policy_loss
+from posttrain.outputs import TokenLogprobs
 from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason
-from posttrain.training.rl.learners import Imitation, KLWeight, Pairs, PolicyGradient
+from posttrain.training.rl.learners import Imitation, Pairs, PolicyGradient
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.training.rl.source import _overlong, why_nothing
-from posttrain.types import Batch, Message, RowRef, Task, TokenLogprobs
+from posttrain.types import Batch, Message, RowRef, Task
 
 LIMIT = 6
 KL_OF = {"none": "none", "loss": "k3", "reward": "k1"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from posttrain.config.online import Online, OnlineStage
 from posttrain.errors import PreflightError, TrainingError
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.losses.surrogates import SURROGATES, Surrogate, TokenLoss
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress

@@ -15,6 +15,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head
 from posttrain.training.loop import Loop
+from posttrain.types import Wants
 from tests.fixtures import random_trees, tiny_model
 from tests.online import WHOLE, lines, loop_of, run, save_start, source_of
 
@@ -95,7 +96,7 @@ def test_a_heads_values_are_of_the_policys_states(path: str) -> None:
     torch.manual_seed(0)
     torch.nn.init.normal_(head.weight)
     expected = policy.values(batch, head)
-    found = policy(batch, value_head=head, path=path)
+    found = policy(batch, Wants(value_head=head), path=path)
     assert found.values_N is not None and found.values_N.requires_grad
     torch.testing.assert_close(found.values_N, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.logprobs_N, policy(batch).logprobs_N, atol=1e-5, rtol=1e-5)

@@ -19,7 +19,7 @@ from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.loop import Work
-from posttrain.training.stages.reward import objective_of
+from posttrain.training.objectives import objective_of
 from posttrain.training.stages.reward_evaluation import untrained_scores, write_evaluation
 from posttrain.types import RowRef, TokenTree
 from tests.fixtures import byte_tokenizer, tiny_model
