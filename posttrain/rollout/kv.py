@@ -104,13 +104,13 @@ class _SlotLayer(CacheLayerMixin):
         self.keys[target, :, columns] = self.keys[source, :, columns]
         self.values[target, :, columns] = self.values[source, :, columns]
 
-    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
-        """A block of another size with the last `length` columns of the first `rows` slots at its beginning."""
-        columns = slice(self.span.cursor - length, self.span.cursor)
+    def rebuild(self, slots: int, width: int, rows: int, length: int, cursor: int) -> None:
+        """A block of another size, in which the last `length` columns of the first `rows` slots end at `cursor`."""
+        old, new = slice(self.span.cursor - length, self.span.cursor), slice(cursor - length, cursor)
         old_keys, old_values = self.keys, self.values
         self.keys, self.values = self._block(old_keys, slots, width), self._block(old_values, slots, width)
-        self.keys[:rows, :, :length] = old_keys[:rows, :, columns]
-        self.values[:rows, :, :length] = old_values[:rows, :, columns]
+        self.keys[:rows, :, new] = old_keys[:rows, :, old]
+        self.values[:rows, :, new] = old_values[:rows, :, old]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.span.past + query_length, 0
@@ -157,14 +157,15 @@ class SlotCache(Cache):
         self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
         for layer in self.slot_layers:
             if layer.is_initialized:
-                layer.rebuild(slots, width, 0, 0)
+                layer.rebuild(slots, width, 0, 0, 0)
 
-    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
-        """Move the first `rows` slots, whose longest row has `length` tokens, to a cache of another size."""
+    def rebuild(self, slots: int, width: int, rows: int, length: int, cursor: int) -> None:
+        """Move the first `rows` slots, whose longest row has `length` tokens, to a cache of another size; they end at
+        its `cursor`, which stands further right where rows that are longer are to enter."""
         for layer in self.slot_layers:
             if layer.is_initialized:
-                layer.rebuild(slots, width, rows, length)
-        self.span.slots, self.span.width, self.span.cursor = slots, width, length
+                layer.rebuild(slots, width, rows, length, cursor)
+        self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
 
     def prefilling(self, prompts: Sequence[PromptSlots]) -> None:
         """The next forward pass is over right-padded prompts, row i of which goes to prompts[i]."""

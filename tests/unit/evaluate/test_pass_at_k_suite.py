@@ -46,7 +46,7 @@ def loaded(path: Path | str, **changes: Any) -> PassAtKSuite:
 
 
 def done(finish: FinishReason = FinishReason.STOP_TOKEN) -> Completion:
-    return Completion((5, 2), (-1.0, -0.5), finish, 0)
+    return Completion((5, 2), (-1.0, -0.5), finish)
 
 
 def judged(suite: PassAtKSuite, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:
