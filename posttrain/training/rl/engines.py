@@ -2,7 +2,7 @@
 
 engines.require(stage)                            # before anything is loaded: is it there at all?
 sampler = engines.start(stage, policy, prompt, 200)    # given the start's weights, and proven to have taken them
-sampler.holds(version)                            # before every rollout and examination; the gap that a probe shows
+sampler.sync_weights(version)                     # before every rollout and examination; the gap that a probe shows
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Sampler:
     engine: Engine
     sync: WeightSync | None = None
     """For an engine with weights of its own."""
-    rest: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
     """Called when sampling is over for the moment: a colocated engine gives the GPU back."""
     close: Callable[[], None] = _nothing
     """Called when it is over for good."""
 
-    def holds(self, version: int) -> float | None:
+    def sync_weights(self, version: int) -> float | None:
         """Give the engine the policy's weights as they are; what a fixed sequence shows of the difference, in nats
         per token, or None where the weights are shared.
 
@@ -119,7 +119,7 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         sampler = Sampler(colocated, WeightSync(colocated, policy, probe), colocated.sleep, colocated.close)
         where = "vLLM in this process"
     try:
-        sampler.holds(0)
+        sampler.sync_weights(0)
     except EngineError as error:  # before anything is trained
         sampler.close()
         raise EngineError(

@@ -1,4 +1,4 @@
-"""What becomes of scored completions: three ways to learn from a rollout, for the one source.
+"""What becomes of scored completions: four ways to learn from a rollout, for the one source.
 
 PolicyGradient   columns on every token: advantages, log-probs to start from; the online table, PPO's value model
 Distillation     every completion, for a teacher's distributions                  GKD
@@ -48,26 +48,32 @@ class Learner(Protocol):
         """For each group that teaches something, its trees."""
         ...
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]: ...
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        """See `posttrain.training.source.Hooks`."""
+        ...
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]: ...
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        """What is logged of the learner itself, from the means of a step's metrics."""
+        ...
 
-    def explain(self, values: Mapping[str, float]) -> str | None: ...
+    def explain(self, values: Mapping[str, float]) -> str | None:
+        """What a user may wonder about in the first step's figures."""
+        ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class _Plain:
+class _Stateless:
     """A learner without anything that moves beside the policy."""
 
     parts: Parts = MappingProxyType({})
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
         return {}
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
         return {}
 
     def explain(self, values: Mapping[str, float]) -> str | None:
@@ -101,7 +107,7 @@ class KLWeight:
             self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)
 
 
-class PolicyGradient(_Plain):
+class PolicyGradient(_Stateless):
     """A row of the online table.
 
     Args:
@@ -141,10 +147,10 @@ class PolicyGradient(_Plain):
         self._assign(rollout)
         return [trees for group in kept if (trees := group.trees(self.tokens))]
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
         return {} if self.critic is None else self.critic.update(trees, index)
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
         if self.reference is None or self.stage.kl_place == "none":
             return {}
         used = self.kl.beta
@@ -224,7 +230,7 @@ class PolicyGradient(_Plain):
 # ---------------------------------------------------------------- pairs and demonstrations
 
 
-class Pairs(_Plain):
+class Pairs(_Stateless):
     """The best and the worst completion of each group, as DPO takes them (Guo et al. 2024, arXiv:2402.04792).
 
     Args:
@@ -252,7 +258,7 @@ class Pairs(_Plain):
         return [ranked[-1], ranked[0]]
 
 
-class Imitation(_Plain):
+class Imitation(_Stateless):
     """Completions of at least a reward, each different one once (Yuan et al. 2023, arXiv:2308.01825; Gulcehre et al.
     2023, arXiv:2308.08998).
 
@@ -269,12 +275,12 @@ class Imitation(_Plain):
         return [[_tree(group, good)] for group in kept if (good := self._good(group))]
 
     def _good(self, group: Group) -> list[Response]:
-        good = [one for one in group.branches if _reward(one) >= self.least_reward]
-        different = list({one.completion.ids: one for one in good}.values())
-        return sorted(different, key=lambda one: -_reward(one))[: self.most]
+        good = [response for response in group.branches if _reward(response) >= self.least_reward]
+        different = list({response.completion.ids: response for response in good}.values())
+        return sorted(different, key=lambda response: -_reward(response))[: self.most]
 
 
-class Distillation(_Plain):
+class Distillation(_Stateless):
     """Every completion as it is: what it is worth, the teacher's distributions say.
 
     Args:
@@ -291,10 +297,10 @@ class Distillation(_Plain):
 
 
 def _tree(group: Group, responses: Sequence[Response], margin: float | None = None) -> TokenTree:
-    branches = [(one.completion.ids, [True] * len(one.completion.ids)) for one in responses]
+    branches = [(response.completion.ids, response.completion.trains) for response in responses]
     return make_tree(group.prompt.ids, branches, group.prompt.task.row, margin=margin)
 
 
-def _reward(one: Response) -> float:
-    assert one.reward is not None  # a response that nobody judged is no branch
-    return one.reward
+def _reward(response: Response) -> float:
+    assert response.reward is not None  # a response that nobody judged is no branch
+    return response.reward

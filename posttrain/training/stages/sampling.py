@@ -57,6 +57,7 @@ from posttrain.training.rl.learners import (
 )
 from posttrain.training.rl.source import OnlineSource, Setup, sample
 from posttrain.training.rl.tasks import TaskOrder, Tasks, TaskSet, load_tasks
+from posttrain.training.source import Hooks
 from posttrain.training.stages.prepared import Prepared, autocast_of, load_policy
 from posttrain.training.stages.rows import Inputs
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
@@ -125,7 +126,7 @@ def prepare_online(
     with progress.phase(f"{folder.name}: preflight", unit="checks"):
         proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed, program)
     proven = proven.after(finite)
-    (sampler.close if proof_only else sampler.rest)()
+    (sampler.close if proof_only else sampler.release)()
     folder.write_preflight(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
@@ -168,6 +169,8 @@ def prepare_online(
         identity=identity,
         adapter=loaded.adapter,
         source=source,
+        hooks=source.hooks if source is not None else Hooks(),
+        units=source.units if source is not None else None,
     )
     prompts = prompts_of((prompt.task for prompt in tasks.train), encoder)
     inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints, prompts=prompts)
