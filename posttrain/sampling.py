@@ -171,8 +171,8 @@ class SamplingDistribution:
         return kept_RV
 
 
-def _require(holds: bool, field: str, found: object, expected: str) -> None:
-    if not holds:
+def _require(in_range: bool, field: str, found: object, expected: str) -> None:
+    if not in_range:
         raise ConfigError(
             f"`{field}` is out of range", found=found, expected=expected, remedy=f"correct `{field}` of the sampling"
         )

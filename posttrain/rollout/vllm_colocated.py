@@ -118,7 +118,7 @@ class ColocatedEngine:
             where = f"{WHERE}, prompt {index}"
             if list(output.prompt_token_ids) != list(prompts[index]):
                 raise nonsense("the completion of another prompt", where, output.prompt_token_ids, prompts[index])
-            answers = [_sampled(one) for one in sorted(output.outputs, key=lambda one: one.index)]
+            answers = [_sampled(own) for own in sorted(output.outputs, key=lambda own: own.index)]
             groups.append(completions_of(answers, sampling, completions_per_prompt, versions, where))
         for index, group in enumerate(groups if on_finish else ()):
             for k, completion in enumerate(group):

@@ -189,6 +189,7 @@ def sampled_of(choice: dict[str, Any], prompt: Sequence[int], where: str) -> Sam
     return Sampled(ids, logprobs, choice.get("finish_reason"))
 
 
-def short(found: object) -> str:
-    text = repr(found)
+def short(value: object) -> str:
+    """As an error shows it."""
+    text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

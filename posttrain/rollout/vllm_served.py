@@ -134,7 +134,7 @@ class ServedEngine:
             seeds.append(request_seed(sampling.seed, prompt, seen[prompt]))
             seen[prompt] += 1
 
-        def one(index: int) -> list[Completion]:
+        def completions(index: int) -> list[Completion]:
             if self._aborted.is_set():
                 return [Completion((), (), FinishReason.ABORTED, versions)] * completions_per_prompt
             fields = sampling_fields(sampling, completions_per_prompt, seeds[index])
@@ -144,7 +144,7 @@ class ServedEngine:
 
         groups = []
         with ThreadPoolExecutor(max(1, min(self._requests, len(prompts)))) as pool:
-            pending = [pool.submit(one, index) for index in range(len(prompts))]
+            pending = [pool.submit(completions, index) for index in range(len(prompts))]
             try:
                 for index, future in enumerate(pending):
                     groups.append(future.result())

@@ -72,8 +72,8 @@ def save(
     save_file(weights, writing / FILES[0])
     moments = {
         f"{prefix}{name}|{key}": value.detach().cpu().contiguous()
-        for prefix, (_, own) in parts.items()
-        for name, values in own.state_dict().items()
+        for prefix, (_, optimizer) in parts.items()
+        for name, values in optimizer.state_dict().items()
         for key, value in values.items()
     }
     save_file(moments, writing / FILES[1])
@@ -91,7 +91,7 @@ def save(
     _sync(folder)
     read(target)
     shutil.rmtree(aside, ignore_errors=True)
-    for old in _found(folder)[:-keep]:
+    for old in _whole_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -104,8 +104,8 @@ def latest(folder: Path) -> Checkpoint | None:
             same rows again without anybody knowing.
     """
     _put_back(folder)
-    found = _found(folder)
-    return read(found[-1]) if found else None
+    paths = _whole_checkpoints(folder)
+    return read(paths[-1]) if paths else None
 
 
 def read(path: Path) -> Checkpoint:
@@ -121,12 +121,12 @@ def read(path: Path) -> Checkpoint:
     for name in FILES:
         if not (path / name).exists():
             raise CheckpointError(f"the checkpoint lacks {name}", where=path, remedy=remedy)
-        found = _identity(path / name)
-        if found != manifest.get(name):
+        identity = _identity(path / name)
+        if identity != manifest.get(name):
             raise CheckpointError(
                 f"{name} is not what was saved",
                 where=path,
-                found=found,
+                found=identity,
                 expected=manifest.get(name),
                 remedy=remedy,
             )
@@ -136,17 +136,18 @@ def read(path: Path) -> Checkpoint:
 
 def non_finite(path: Path) -> list[str]:
     """Names of the weights and moments of a checkpoint on disk that hold a NaN or an infinity."""
-    found: list[str] = []
+    bad: list[str] = []
     for name in FILES[:2]:
         with safe_open(path / name, framework="pt") as file:
-            found += [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118
-    return found
+            bad += [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118
+    return bad
 
 
 def latest_finite(folder: Path) -> Path | None:
     """The newest checkpoint whose every weight and moment is a number; None if there is none."""
     return next(
-        (path for path in reversed(_found(folder)) if (path / MANIFEST).exists() and not non_finite(path)), None
+        (path for path in reversed(_whole_checkpoints(folder)) if (path / MANIFEST).exists() and not non_finite(path)),
+        None,
     )
 
 
@@ -161,7 +162,11 @@ def restore(
     """
     if bad := non_finite(checkpoint.path):
         finite = latest_finite(checkpoint.path.parent)
-        newer = [path.name for path in _found(checkpoint.path.parent) if finite is None or path.name > finite.name]
+        newer = [
+            path.name
+            for path in _whole_checkpoints(checkpoint.path.parent)
+            if finite is None or path.name > finite.name
+        ]
         raise CheckpointError(
             f"{len(bad)} tensors of the checkpoint are not finite; the first is {bad[0]}",
             where=checkpoint.path,
@@ -185,10 +190,10 @@ def restore(
     moments: dict[str, dict[str, dict[str, Tensor]]] = {prefix: {} for prefix in parts}
     for key, value in load_file(checkpoint.path / FILES[1]).items():
         name, moment = key.rsplit("|", 1)
-        prefix = next((one for one in parts if one and name.startswith(one)), "")
+        prefix = next((part for part in parts if part and name.startswith(part)), "")
         moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = value
-    for prefix, (_, own) in parts.items():
-        own.load_state_dict(moments[prefix])
+    for prefix, (_, optimizer) in parts.items():
+        optimizer.load_state_dict(moments[prefix])
     _restore_random_state(checkpoint.state["random_state"])
 
 
@@ -212,7 +217,7 @@ def _put_back(folder: Path) -> None:
             os.replace(aside, target)
 
 
-def _found(folder: Path) -> list[Path]:
+def _whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.exists() else []
 
 

@@ -295,8 +295,8 @@ class Loop:
         blind = self.alarms.not_watched()
         self.folder.write_stage(alarms_not_watched=blind)
         if blind:
-            said = "; ".join(f"{name} ({why})" for name, why in blind.items())
-            self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {said}")
+            reasons = "; ".join(f"{name} ({why})" for name, why in blind.items())
+            self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {reasons}")
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:

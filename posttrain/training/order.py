@@ -54,7 +54,7 @@ class RowOrder:
 
     @classmethod
     def plan(cls, rows: int, rows_per_step: int, *, epochs: float | None, steps: int | None, seed: int) -> RowOrder:
-        """Settle the number of steps from `epochs` (a fraction is allowed) or `steps`.
+        """The order whose number of steps comes from `epochs` (a fraction is allowed) or `steps`.
 
         Raises:
             ConfigError: fewer than one step.

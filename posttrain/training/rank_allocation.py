@@ -81,8 +81,8 @@ class RankAllocation:
         device = self._model.device
         allocator = self._tuner.rankallocator
         for key in SCORES:
-            found = {name: parts[key].to(device) for name, parts in state.items() if key in parts}
-            setattr(allocator, key, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
+            scores = {name: parts[key].to(device) for name, parts in state.items() if key in parts}
+            setattr(allocator, key, {name.removeprefix(prefix): tensor for name, tensor in scores.items()})
         pattern = {
             name.removeprefix(prefix): parts[KEPT].bool().tolist() for name, parts in state.items() if KEPT in parts
         }

@@ -165,5 +165,5 @@ def _require_served_room(stage: SamplingStage, engine: ServedEngine, longest: in
 
 
 def _most_new(stage: SamplingStage) -> int:
-    asked = stage.examine.sampling
-    return max(stage.sampling.max_new_tokens, asked.max_new_tokens if asked is not None else 0)
+    examined = stage.examine.sampling
+    return max(stage.sampling.max_new_tokens, examined.max_new_tokens if examined is not None else 0)

@@ -104,7 +104,7 @@ def tasks_fingerprint(data: Data) -> str:
 def add_prompts(
     store: PromptStore, tasks: Iterable[Task], encoder: Encoder | CountedPrompts, longest: int | None
 ) -> dict[str, int]:
-    """Encode tasks into a store; how many were read ("read"), and left out by reason.
+    """Encode tasks into a store; how many were read ("read"), and dropped by reason.
 
     Args:
         longest: tokens of the longest prompt that leaves room for an answer; None: no limit.
@@ -210,7 +210,7 @@ class TaskOrder:
     def plan(
         cls, tasks: int, prompts_per_step: int, *, epochs: float | None, steps: int | None, seed: int
     ) -> TaskOrder:
-        """Settle the number of steps. Raises ConfigError where there would be none."""
+        """The order for so many epochs or steps. Raises ConfigError where there would be none."""
         rows = RowOrder.plan(tasks, prompts_per_step, epochs=epochs, steps=steps, seed=seed)
         return cls(tasks, prompts_per_step, rows.steps, seed)
 

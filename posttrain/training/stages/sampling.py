@@ -306,8 +306,7 @@ def _examiner(
         policy.model,
         folder,
         progress,
-        stop_ids=encoder.stop_ids,
-        seed=stream_seed(seed, "evaluation"),
+        stage.distribution(encoder.stop_ids, stream_seed(seed, "evaluation"), examine=True),
     )
 
 
