@@ -112,6 +112,7 @@ class SamplingDistribution:
         scores_RV = self._scores(logits_RV, prompts, answers)
         top_R = scores_RV.amax(dim=-1, keepdim=True)
         weights_RV = (scores_RV - top_R).exp_()
+        # Before the weights are divided by the noise, in place.
         normaliser_R = weights_RV.sum(dim=-1).log_()
         if self.is_greedy:
             ids_R = scores_RV.argmax(dim=-1)
@@ -140,6 +141,7 @@ class SamplingDistribution:
             raise ValueError("penalties depend on the tokens so far: give prompts and answers")
         logits_RV = logits_RV.clone()
         for logits_V, prompt, answer in zip(logits_RV, prompts, answers, strict=True):
+            # Presence and frequency look at the answer alone, repetition at the prompt too, as vLLM does.
             counts = Counter(answer)
             if self.repetition_penalty != 1:
                 seen = torch.tensor(sorted(counts.keys() | set(prompt)), device=logits_V.device)
@@ -164,6 +166,7 @@ class SamplingDistribution:
             probs_RV = torch.softmax(order_RV.values, dim=-1)
             before_RV = probs_RV.cumsum(dim=-1) - probs_RV
             within_RV = before_RV < self.top_p
+            # The likeliest stays where it alone is above the share.
             within_RV[:, 0] = True
             kept_RV &= torch.zeros_like(kept_RV).scatter(1, order_RV.indices, within_RV)
         if self.min_p > 0:

@@ -239,6 +239,7 @@ class CachedDecoder:
             slots = min(self._max_rows, self._cache_tokens // width)
             if slots >= len(self.rows):
                 break
+            # The shortest is computed again at the least cost.
             shortest = min(self.rows, key=lambda row: row.cached)
             self.retire([shortest])
             waiting.appendleft(shortest)
@@ -249,6 +250,7 @@ class CachedDecoder:
 
     def _width(self, longest: int, remaining: int, rows: int) -> int:
         """Columns for `rows` rows: all that they can need, if the budget has them, else some to go on with."""
+        # A cache as wide as the longest answer could be would hold few rows, most of which end early.
         share = self._cache_tokens // rows
         if longest + remaining <= share:
             return longest + remaining
@@ -263,6 +265,7 @@ class CachedDecoder:
         for slot in reversed(range(len(self.rows))):
             if id(self.rows[slot]) not in gone:
                 continue
+            # The last row moves into the gap: the live rows stay the first slots, which a step then reads as one view.
             last = self.rows.pop()
             if slot < len(self.rows):
                 self.rows[slot] = last
@@ -295,6 +298,7 @@ class RecomputingDecoder:
         padded = [ids + [0] * (longest - len(ids)) for ids in sequences]
         device = self.lm.device
         last_R = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
+        # No mask: padding stands behind every row, where causal attention does not look.
         logits_RV = self.lm.logits_at(last_R, input_ids=torch.tensor(padded, device=device), use_cache=False)
         self.stats.steps += 1
         self.stats.decoded += len(self.rows)

@@ -86,6 +86,7 @@ class _SlotLayer(CacheLayerMixin):
         now = slice(span.cursor, span.cursor + 1)
         self.keys[: span.rows, :, now] = key_states
         self.values[: span.rows, :, now] = value_states
+        # From the oldest live row on: columns before it belong to rows that have ended.
         visible = slice(span.oldest, span.cursor + 1)
         return self.keys[: span.rows, :, visible], self.values[: span.rows, :, visible]
 
@@ -173,6 +174,7 @@ class SlotCache(Cache):
 
     def stepping(self, rows: int, length: int) -> None:
         """The next forward pass adds one token to each of the first `rows` slots; the longest has `length` tokens."""
+        # A prefill leaves its places here, and a step would be taken for another one.
         self.span.prompts = None
         self.span.rows = rows
         self.span.oldest = self.span.cursor - length

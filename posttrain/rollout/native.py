@@ -92,6 +92,7 @@ class NativeEngine:
         odd = _layers_without_keys(config)
         virtual = virtual_tokens(model)
         if virtual:
+            # Virtual tokens take positions that a row then does not have.
             self._positions = None if self._positions is None else self._positions - virtual
             self._switch_off(f"its adapter puts {virtual} virtual tokens before every row")
         if odd:
@@ -331,6 +332,7 @@ class NativeEngine:
         sampled = [(prompt, c) for prompt, group in zip(prompts, completions, strict=True) for c in group if c.ids]
         if self._proven or self.path != "cached" or not sampled:
             return False
+        # Before the comparison: it calls nothing that would prove again, and a second call is not to repeat it.
         self._proven = True
         sampled.sort(key=lambda pair: len(pair[0]) + len(pair[1].ids))
         gap = max(self._largest_gap(*pair, sampling) for pair in (sampled[0], sampled[-1]))
@@ -342,6 +344,7 @@ class NativeEngine:
 
     def _largest_gap(self, prompt: tuple[int, ...], completion: Completion, sampling: SamplingDistribution) -> float:
         """Over the last tokens of the completion, which lean on the cache the most."""
+        # Errors of positions and windows grow along the sequence, so its end shows them; all of it could be too long.
         first = max(0, len(completion.ids) - PROVEN_TOKENS)
         ids = torch.tensor([[*prompt, *completion.ids[:-1]]], device=self._lm.device)
         logits_TV = self._lm.last_columns(len(completion.ids) - first, input_ids=ids, use_cache=False)
@@ -369,6 +372,7 @@ class NativeEngine:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and afterwards in the mode that it was in."""
+    # Module by module: a frozen part may be in eval mode within a model that trains.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -75,6 +75,7 @@ def _without_stop(encoder: Encoder, completion: Completion, after: str) -> str:
     with `<|observation|>`), and one of them further on belongs to a later turn: to cut there would lose the turns
     between.
     """
+    # A completion that was cut has not said its end, so the template's is kept.
     if completion.finish not in (FinishReason.STOP_TOKEN, FinishReason.EMPTY):
         return after
     for _ in encoder.template.end_texts:  # Cohere writes two

@@ -81,7 +81,9 @@ class ColocatedEngine:
             model=str(model),
             gpu_memory_utilization=gpu_memory_utilization,
             enable_sleep_mode=True,
+            # "auto", the default, lets the model folder change the distribution.
             generation_config="vllm",
+            # vLLM's default are log-probs before temperature and truncation: every importance ratio would be wrong.
             logprobs_mode="processed_logprobs",
             **options,
         )
@@ -116,6 +118,7 @@ class ColocatedEngine:
         groups = []
         for index, output in enumerate(outputs):
             where = f"{WHERE}, prompt {index}"
+            # An answer to another prompt would be scored and trained as this one's.
             if list(output.prompt_token_ids) != list(prompts[index]):
                 raise nonsense("the completion of another prompt", where, output.prompt_token_ids, prompts[index])
             answers = [_sampled(own) for own in sorted(output.outputs, key=lambda own: own.index)]

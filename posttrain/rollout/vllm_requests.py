@@ -99,6 +99,7 @@ def sampling_fields(sampling: SamplingDistribution, completions: int, seed: int)
 def request_seed(seed: int, prompt: Sequence[int], occurrence: int) -> int:
     """A prompt's own seed; vLLM adds the completion's number to it. Equal prompts in one call are told apart."""
     content = f"{seed} {occurrence} {list(map(int, prompt))}"
+    # Two bits less than 64: vLLM takes a signed number and adds the completion's.
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little") >> 2
 
 
@@ -132,10 +133,12 @@ def _completion(answer: Sampled, sampling: SamplingDistribution, versions: Versi
     bad = [value for value in answer.logprobs if not _is_logprob(value)]
     if bad:
         raise nonsense("a log-prob that no sampled token has", where, bad[0], "a number of at most 0")
+    # A server that goes on behind a stop token would train the policy to do so.
     if any(number in sampling.stop_ids for number in ids[:-1]):
         raise nonsense("tokens after a stop token", where, ids, f"an end at the first of {sorted(sampling.stop_ids)}")
     if len(ids) > sampling.max_new_tokens:
         raise nonsense("more tokens than were asked for", where, len(ids), sampling.max_new_tokens)
+    # Rounding may put a certain token just above 0.
     logprobs = tuple(min(float(value), 0.0) for value in answer.logprobs)
     return Completion(ids, logprobs, _finish(ids, answer.finish, sampling, where), versions)
 

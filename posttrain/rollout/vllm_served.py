@@ -93,6 +93,7 @@ class ServedEngine:
         self._proven = False
         self._unusable: str | None = None
         """Why nothing may be sampled: a failed update, or sleep."""
+        # Versions begin at 0 in every run: the label says whose they are.
         self._run = secrets.token_hex(4)
         self._label: str | None = None
         """What the server's memory says of the weights that were pushed last."""
@@ -143,6 +144,7 @@ class ServedEngine:
             return completions_of(answers, sampling, completions_per_prompt, versions, where)
 
         groups = []
+        # The server batches what is in flight, so there is a thread for each prompt and none of them computes.
         with ThreadPoolExecutor(max(1, min(self._requests, len(prompts)))) as pool:
             pending = [pool.submit(completions, index) for index in range(len(prompts))]
             try:
@@ -269,6 +271,7 @@ class ServedEngine:
             self._push(model, version)
 
     def _push(self, model: nn.Module, version: int) -> None:
+        # Set first and cleared last: whatever fails between, the engine samples nothing of half a model.
         self._unusable = f"it did not take the weights of policy version {version}"
         path = self._folder.write(model, version)
         post = self.server.post
@@ -279,6 +282,7 @@ class ServedEngine:
         post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
         if self._asleep:
             post("/wake_up?tags=kv_cache")
+        # Prompts that were seen before would be answered from keys and values of the old weights.
         post("/reset_prefix_cache")
         post("/resume")
         self._write_label(f"{self._run}-{version}")

@@ -155,8 +155,10 @@ class VLLMServer:
                 return self._sent(path, body, call)
             except urllib.error.HTTPError as error:
                 trouble = f"HTTP {error.code}: {_words(error)}"
+                # Busy is a matter of time. Everything else would be answered the same again.
                 if error.code not in BUSY:
                     raise self._refusal(path, error.code, trouble) from None
+            # Not tried again: it may still be running, and a second one doubles the load that made it slow.
             except TimeoutError:
                 raise self._silence(path, f"no answer within {self._timeout:.0f} s") from None
             except NEVER_SENT as error:

@@ -42,6 +42,7 @@ class WeightFolder:
             merged_copy(model).save_pretrained(partial)
         if folder.exists():
             shutil.rmtree(folder)
+        # The engine reads a name that appears whole.
         partial.rename(folder)
         if self._latest is not None and self._latest != folder:
             shutil.rmtree(self._latest, ignore_errors=True)

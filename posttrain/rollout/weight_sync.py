@@ -129,6 +129,7 @@ class WeightSync:
     def band(self) -> float:
         """Nats per token; a wider gap stops the run."""
         noise = self._smallest if self.noise is None else self.noise
+        # Never beyond what already equal weights may differ by: a noisy start would otherwise excuse a stale engine.
         return min(self._widening * noise, max(self._largest, noise))
 
     def __call__(self, version: int) -> float:
@@ -179,6 +180,8 @@ class WeightSync:
         moved = [_gap(now, then)[0] for now, then in zip((trainer, engine), self._before or (), strict=False)]
         trainer_moved, engine_moved = moved or (0.0, 0.0)
         version = self.engine.policy_version
+        # `not <=`, so that NaN is a gap. An engine whose scores stand still while the trainer's move is wrong within
+        # any band: the update may be smaller than the noise.
         if not gap <= self.band or (engine_moved == 0 and trainer_moved > (self.noise or self._smallest)):
             raise WeightSyncError(
                 "the engine samples from other weights than the trainer's",

@@ -69,6 +69,7 @@ def save(
     writing.mkdir(parents=True)
     parts = _parts(model, optimizer, others)
     weights = {name: p.detach().cpu().contiguous() for name, p in _trainable(parts).items()}
+    # Frozen weights are the start model's, whose fingerprint is part of the run's identity.
     save_file(weights, writing / FILES[0])
     moments = {
         f"{prefix}{name}|{key}": value.detach().cpu().contiguous()
@@ -79,6 +80,7 @@ def save(
     save_file(moments, writing / FILES[1])
     record = {"random_state": random_state(), **state, "step": step, "threads": torch.get_num_threads()}
     (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    # Last of all: a folder without it was torn by a kill, whatever else is in it.
     manifest = {name: _identity(writing / name) for name in FILES}
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in writing.iterdir():
@@ -89,6 +91,7 @@ def save(
         os.replace(target, aside)
     os.replace(writing, target)
     _sync(folder)
+    # Read back from the disk, before the older ones go: a full disk or a bad block would show at the resume only.
     read(target)
     shutil.rmtree(aside, ignore_errors=True)
     for old in _whole_checkpoints(folder)[:-keep]:
@@ -160,6 +163,7 @@ def restore(
         CheckpointError: a weight or a moment in it is NaN or infinite: every step from there would be, too.
         ResumeError: the checkpoint's parameters are not the ones that train now.
     """
+    # One NaN in a moment spreads to every weight at the next update.
     if bad := non_finite(checkpoint.path):
         finite = latest_finite(checkpoint.path.parent)
         newer = [
@@ -177,6 +181,7 @@ def restore(
     parts = _parts(model, optimizer, others)
     weights = load_file(checkpoint.path / FILES[0])
     trainable = _trainable(parts)
+    # By name on both sides: a parameter that is silently left out would keep its start value.
     if set(weights) != set(trainable):
         differing = sorted(set(weights) ^ set(trainable))
         raise ResumeError(

@@ -85,6 +85,7 @@ class Probe:
         # An input of -inf is what masks are made of, and a module that makes NaN of it is the one to name.
         if bad and self.output is None and not any(_kind(x) in ("NaN", "inf") for x in _tensors([args, kwargs])):
             self.output = Place(name, place.kind, bad)
+        # On the tensor, not the module: a module's backward hook copies its outputs, and in-place code then fails.
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._backward, place))
@@ -129,6 +130,7 @@ def explained(
     """
     for parameter in policy.model.parameters():
         parameter.grad = None
+    # No second pass is needed: every module would be one to name.
     if weights := non_finite_weights(policy.model):
         shown = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
         fault = Fault(f"the weights themselves are not finite: {shown}", tuple(weights))
@@ -163,6 +165,7 @@ def _second_pass(
         bad = not torch.isfinite(loss)
         if not bad:
             loss.backward()
+        # The first is enough; the micro-batches behind it would be NaN for its sake.
         if bad or probe.parameters or probe.gradient:
             faulty.append((probe, loss.detach(), batch))
             raise _Stop

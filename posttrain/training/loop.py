@@ -114,6 +114,7 @@ class Loop:
             Interrupted: after Ctrl-C, when a checkpoint has been written.
             TrainingError: a critical alarm, where the stage says that it stops.
         """
+        # Dropout alone draws from the global stream; a resumed run gets its state back from the checkpoint.
         torch.manual_seed(stream_seed(self.work.seed, "dropout") % 2**63)
         with explained(self.work.memory):
             return self._train()
@@ -127,8 +128,10 @@ class Loop:
         if not state.is_ended:
             if (why := self.hooks.why_stop()) is not None:
                 self.progress.say(f"{self.folder.name}: ended after step {self.step}: {why}")
+            # Before the last measurement: where the best weights are put back, those are measured and exported.
             self.hooks.finish()
             self._measure("end")
+            # Marked before it is saved: a run that is killed during the export resumes to the export alone.
             state.is_ended = True
             self.saver.save()
         return self.step
@@ -164,6 +167,7 @@ class Loop:
         except NonFiniteError as error:
             self.saver.write_non_finite(self.step + 1, error)
             raise
+        # Sampling included: tokens a second of a whole step is what a user waits for.
         elapsed = time.perf_counter() - started
         self.saver.step_taken(elapsed)
         measured = parts[0] if len(parts) == 1 else _merged(parts)
@@ -184,7 +188,9 @@ class Loop:
                 )
                 update = self.optimizer.step(index, [str(tree.row) for tree in trees])
             except NonFiniteError as error:
+                # The step is computed once more with hooks; nothing has moved, so it fails at the same place.
                 raise faults.explained(error, *given, step=index, seed=work.seed) from None
+            # From here to the end of the step the weights are between two steps, and no checkpoint may be made of them.
             self.saver.weights_moved()
             more = self.hooks.after_update(trees, index)
             return replace(measured, metrics={**measured.metrics, **more}), update
@@ -203,6 +209,7 @@ class Loop:
             if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
                 with self.progress.doing("samples"):
                     self._write_samples()
+            # Only now: a checkpoint before would not be measured again, one after this would be measured twice.
             self.saver.measured()
             if _due(stage.checkpoint.every_steps, self.step) and not last:
                 self.saver.save()
@@ -212,6 +219,7 @@ class Loop:
     def _write_metrics(self, measured: Measured, split: Any = "train", **extra: float) -> dict[str, float]:
         values = {**metric_tools.values(measured.metrics), **extra}
         if split == "train":
+            # The source adds its own, such as rewards, before the line is written and the alarms see it.
             values |= self.hooks.end_of_step(self.step, values)
         self.folder.append_metrics(
             step=self.step,
@@ -302,6 +310,7 @@ class Loop:
         for alarm in alarms:
             self.folder.append_alarm(alarm.record())
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
+        # All are written before any stops the run: the one that stops is rarely the one that explains.
         on_critical = self.work.stage.alarms.on_critical == "stop"
         for alarm in alarms:
             if alarm.stops or (on_critical and alarm.severity == "critical"):

@@ -85,6 +85,7 @@ class RowOrder:
     def at(self, step: int) -> list[int]:
         """Row indices of step `step`, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)
+        # Drawn for the epoch, not from the one before: step 10,000 costs no more than step 1 after a resume.
         order = _permutation(self.seed, epoch, self.rows)
         return order[within * self.rows_per_step : (within + 1) * self.rows_per_step].tolist()
 

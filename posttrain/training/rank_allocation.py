@@ -56,6 +56,7 @@ class RankAllocation:
             return
         with torch.enable_grad():
             penalty = torch.stack([_not_orthogonal(name, p) for name, p in factors]).mean() * self._weight
+        # Not through `backward`: the penalty is no part of the loss that is reported and compared.
         gradients = torch.autograd.grad(penalty, [p for _, p in factors])
         for (_, parameter), gradient in zip(factors, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

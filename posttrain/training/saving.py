@@ -112,6 +112,7 @@ class Saver:
 
     def _write(self) -> None:
         self._refuse_non_finite_state()
+        # The logs first: a checkpoint that is ahead of its logs would leave a gap in them for ever.
         self.folder.sync()
         state = {
             "identity": self.work.identity,
@@ -144,8 +145,10 @@ class Saver:
 
     def _save_whole_step(self, error: Exception) -> None:
         """The error itself is raised in any case, also where this cannot be saved."""
+        # Gradients of half a step take as much memory as the weights, and the copy below needs it.
         self.optimizer.adamw.zero_grad(set_to_none=True)
         step = self.state.step
+        # A part of a step is no step: going on from it would train the rest of its rows twice or never.
         if not step or self._within_step or self.latest == f"checkpoints/step-{step:08d}":
             return
         if broken := self._non_finite_state():
@@ -218,6 +221,7 @@ class Saver:
                 remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
             )
         checkpoint.restore(kept, self.work.policy.model, self.optimizer, self.parts)
+        # An older checkpoint has no such key; a source of rows needs none.
         self.source.load_state_dict(kept.state.get("source", {}))
         if self.work.algorithm.memory is not None:
             self.work.algorithm.memory.load_state_dict(kept.state["objective"])

@@ -115,11 +115,13 @@ class Critic:
         Raises:
             NonFiniteError: the value loss or its gradient is NaN or infinite; nothing of the value model has moved.
         """
+        # Over the whole update, or micro-batches of different sizes would weigh their tokens differently.
         total = count(trees)
         parts: list[dict[str, Metric]] = []
         for micro in pack(trees, self._tokens):
             batch = to_device(collate(micro), self.model.device)
             out = value_loss(self.model(batch), batch, total, clip=self.clip)
+            # Before its backward pass: a NaN in the gradients would otherwise look like one of the optimizer.
             if not torch.isfinite(out.loss):
                 raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
             out.loss.backward()

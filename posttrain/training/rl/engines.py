@@ -53,6 +53,7 @@ class Sampler:
         """
         if self.sync is not None:
             return self.sync(version)
+        # The weights are shared, but completions say their version, and the engine's caches of older ones must go.
         self.engine.policy_version = version
         return None
 
@@ -104,6 +105,7 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         return Sampler(
             NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens, autocast=policy.autocast)
         )
+    # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
         served = _served(settings)
@@ -112,7 +114,9 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         where = f"{settings.url} ({served.served_model().name})"
     else:
         folder = WeightFolder()
+        # A tokenizer of vLLM could only differ from the one that training uses.
         options = {"skip_tokenizer_init": True, **settings.options}  # ids in, ids out
+        # vLLM reads an architecture from a folder; with the start's weights in it, the first sync changes none.
         written = folder.write(policy.model, 0)
         colocated = ColocatedEngine(written, gpu_memory_utilization=settings.gpu_memory, **options)
         folder.clear()
@@ -121,6 +125,7 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
     try:
         sampler.sync_weights(0)
     except EngineError as error:  # before anything is trained
+        # The folder in memory is the size of the model: an error must not leave it behind.
         sampler.close()
         raise EngineError(
             "the engine does not take the weights of the model that trains: it may serve another one",

@@ -72,6 +72,7 @@ class Examiner:
 
     def examine(self, step: int) -> Mapping[str, Metric]:
         """Ask, score, write examinations.jsonl, and keep the weights if they are the best so far."""
+        # The same seed each time: two examinations of one policy give one score, so a change is the policy's.
         title = f"{self._folder.name}: held-out tasks"
         with self._progress.phase(title, total=len(self.prompts), unit="tasks") as phase:
             with self._progress.doing("generate"):
@@ -107,12 +108,14 @@ class Examiner:
         Where they are gone the stage ends with the last ones and says so: it has trained to its end, and an error here
         would take all of it.
         """
+        # Rewards of the examination may have processes of their own (a sandbox), which would outlive the run.
         self._rubric.close()
         self._folder.write_stage(examine_keep=self.stage.examine.keep, best=None, best_lost=None)
         if self.best is None or self.stage.examine.keep != "best":
             return
         step, score = self.best
         path = self._path(step)
+        # By content: a file of that name may be of another attempt that went on from the same checkpoint.
         if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
             self._lost(step, score, path)
             return
@@ -159,7 +162,9 @@ class Examiner:
         self._last = step
         if math.isnan(score):  # every reward abstained: neither better nor worse than any other
             return
+        # The later of two equal ones: it has trained longer, and other tasks than these may show it.
         if self.best is None or score >= self.best[1]:
+            # Patience counts examinations without a better score; an equal one is none.
             better = self.best is None or score > self.best[1]
             self._since = 0 if better else self._since + 1
             self.best = (step, score)
@@ -181,6 +186,7 @@ class Examiner:
         save_file(weights, writing)
         self._best_hash = _hash(writing)
         os.replace(writing, path)
+        # A run that resumes from an older checkpoint must find the best weights that this checkpoint names.
         wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
         for old in set(path.parent.glob("step-*.safetensors")) - wanted:
             old.unlink()

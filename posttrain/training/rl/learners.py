@@ -139,6 +139,7 @@ class PolicyGradient(_Stateless):
         """Whether the trainer computes the log-probs of the policy that sampled: to start ratios from, and for what is
         compared with another model's, of which it computes the log-probs too. The engine's rounding would be charged as
         a KL, or learned from, where it is not the trainer's."""
+        # NaN until a rollout was measured, which an adaptive weight ignores.
         self._kl_sampled = float("nan")
         self.parts = {"value": critic.part} if critic is not None else {}
 
@@ -153,6 +154,8 @@ class PolicyGradient(_Stateless):
     def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
         if self.reference is None or self.stage.kl_place == "none":
             return {}
+        # The weight that this step was trained with, and only then the next one: logged the other way round, a KL that
+        # rises would seem to answer a weight that it caused.
         used = self.kl.beta
         self.kl.update(self._kl_sampled)
         return {"kl_coefficient": used, "kl_sequence_reference": self._kl_sampled}
@@ -203,6 +206,7 @@ class PolicyGradient(_Stateless):
         kl_BL = ratio_BL = None
         if self.reference is not None and self.stage.kl_place == "reward":
             own_BL = rollout.column(self._own)
+            # No gradient flows through a reward, so this is the estimator's value alone, of the policy that sampled.
             kl_BL = KL_TERMS[self.stage.row.kl].of(
                 own_BL, rollout.column("reference_logprobs"), torch.ones_like(own_BL)
             )
@@ -222,6 +226,7 @@ class PolicyGradient(_Stateless):
             kl_beta=self.kl.beta,
             **self.stage.credit_parameters,
         )
+        # Only where a response trains: what is assigned to the others entered means and baselines, and no loss.
         rollout.put("advantages", assigned.values_BL)
         if assigned.returns_BL is not None:
             rollout.put("returns", assigned.returns_BL)
@@ -276,6 +281,7 @@ class Imitation(_Stateless):
 
     def _good(self, group: Group) -> list[Response]:
         good = [response for response in group.branches if _reward(response) >= self.least_reward]
+        # Twice the same answer would count twice, so that imitation would narrow the policy by its own repetition.
         different = list({response.completion.ids: response for response in good}.values())
         return sorted(different, key=lambda response: -_reward(response))[: self.most]
 

@@ -82,6 +82,7 @@ class Response:
 
     def give(self, name: str, values: np.ndarray) -> None:
         """Its column `name`, from one value for each id that the policy sampled."""
+        # NaN, not 0: a figure that reads a hole by mistake is then NaN, and no plausible number.
         column = np.full(len(self.completion.ids), np.nan, dtype=values.dtype)
         column[self.mask] = values
         self.columns[name] = column
@@ -113,6 +114,7 @@ class Group:
         As the rewards were given: that one of two right answers is too long tells nothing of the task.
         """
         rewards = [response.scored.total for response in self.responses if response.scored.total is not None]
+        # Relative to their size: a sum of rewards of 0.1 is not the same double in every order of its parts.
         return len(rewards) < 2 or max(rewards) - min(rewards) <= TIE * max(map(abs, rewards))
 
     def parts(self, most_tokens: int | None = None, *, everything: bool = False) -> list[list[Response]]:
@@ -129,6 +131,7 @@ class Group:
             size = len(response.completion.ids)
             if not parts or (most_tokens is not None and size > room):
                 parts.append([])
+                # The prompt stands in every part again, so it takes its room in each.
                 room = (most_tokens or 0) - len(self.prompt.ids)
             parts[-1].append(response)
             room -= size
@@ -145,6 +148,7 @@ class Group:
             replace(branch, columns=dict(response.columns))
             for branch, response in zip(tree.branches, responses, strict=True)
         ]
+        # The key is of ids and masks alone, so columns may be added after it was made.
         return replace(tree, branches=tuple(columned))
 
 
@@ -260,9 +264,11 @@ def fill(
         everything: give it to all that was sampled, whether it trains or not.
     """
     parts = [part for group in rollout.groups for part in group.parts(tokens, everything=everything)]
+    # The parts of a group and its trees are the same lists in the same order; values go back by that.
     trees = [tree for group in rollout.groups for tree in group.trees(tokens, everything=everything)]
     for members in packed(trees, tokens):
         values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
+        # float64 survives where the policy computes in it, as invariance tests do.
         values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
         start = 0
         for response in (response for index in members for response in parts[index]):
@@ -280,6 +286,7 @@ def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
     for group in groups:
         for response in group.responses:
             cut = drop_truncated and response.truncated
+            # An aborted completion is a random prefix: its reward is of no answer that the policy gives.
             aborted = response.completion.finish is FinishReason.ABORTED
             response.trains = response.judged and not cut and not aborted
             if response.whole:

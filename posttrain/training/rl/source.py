@@ -120,10 +120,12 @@ class OnlineSource:
             if (gap := setup.sampler.sync_weights(step)) is not None:
                 now.metrics["sync_gap"] = gap
         rollout, kept = self._rollout(step, now)
+        # A colocated engine sleeps from here on: the forward passes below need the memory that it held.
         setup.sampler.release()
         with now.phase("logprobs"):
             trees = setup.learner.trees(rollout, kept)
         with now.phase("write"):
+            # Also what does not train: a person who looks why nothing is learned needs the dropped groups most.
             for record in rollout.records():
                 setup.folder.log("rollouts.jsonl").append(record)
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
@@ -150,7 +152,7 @@ class OnlineSource:
         if self.setup.curriculum is not None:
             self.setup.curriculum.load_state_dict(state["curriculum"])
         if (sync := self.setup.sampler.sync) is not None:
-            # Measured anew it would be the noise of weights that have moved: the band would widen with each resume.
+            # Measured anew, a gap of weights that did not arrive would pass for the noise of equal ones.
             sync.noise = state["sync_noise"]
 
     # ------------------------------------------------------------ hooks
@@ -161,10 +163,12 @@ class OnlineSource:
 
     def _end_of_step(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
         now, setup = self._step, self.setup
+        # What is left of the step is the loop's own: forward, backward and optimizer of the policy.
         now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
         metrics = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
         metrics |= setup.learner.end_of_step(values)
         bound, kl = setup.stage.stop.kl_above, metrics.get("kl_sequence_reference", 0.0)
+        # Noted here and asked by the loop after the step, so that the step is written before the run ends.
         if bound is not None and kl > bound:
             self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
         if step == 1 and (note := setup.learner.explain(values)) is not None:
@@ -185,11 +189,13 @@ class OnlineSource:
         if self.setup.curriculum is not None:
             now.metrics |= self.setup.curriculum.metrics(step, indices)
         groups = self._groups(step, 0, indices, now)
+        # Equal rewards give every completion an advantage of 0: such a group trains by a KL in the loss alone.
         if stage.tied_groups == "keep":
             return Rollout(tuple(groups), step + 1, step), groups
         kept = [group for group in groups if not group.tied]
         rounds = stage.resample_rounds if stage.tied_groups == "resample" else 0
         for number in range(1, rounds + 1):
+            # As many as are missing and no more: the learning rate was set for a step of so many prompts.
             missing = stage.prompts_per_step - len(kept)
             if not missing:
                 break
@@ -203,11 +209,13 @@ class OnlineSource:
     def _groups(self, step: int, number: int, indices: Sequence[int], now: _Step) -> list[Group]:
         setup, stage = self.setup, self.setup.stage
         prompts = [setup.prompts[index] for index in indices]
+        # A seed for each step and round: with one for all, a task that is asked again would be answered the same.
         sampling = stage.distribution(setup.encoder.stop_ids, stream_seed(setup.seed, "sampling", step, number))
         with now.phase("generate"):
             groups = sample(setup.sampler.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
         with now.phase("score"):
             score_groups(setup.rubric, groups)
+            # Before the overlong penalty: whether a task was solved is no matter of length.
             if setup.curriculum is not None:
                 _observe(setup.curriculum, step, indices, groups)
             _overlong(groups, stage)
@@ -221,6 +229,7 @@ class OnlineSource:
         for number in range(self.setup.stage.passes if trees else 0):
             order = stream(self.setup.seed, "order", step, 0, number).permutation(len(trees)).tolist()
             for first in range(0, len(order), size):
+                # Sorted within an update: a sum rounds by its order, which is then that of the rollout.
                 batches.append([tree for place in sorted(order[first : first + size]) for tree in trees[place]])
         return batches
 
