@@ -147,6 +147,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def in_flight(self) -> int:
+        """Requests of `generate_one` that have not ended."""
+        ...
+
     async def generate_one(self, request: Request) -> Completion:
         """One completion, sampled beside whatever else is asked for at the time; its ids are those of `generate`.
 

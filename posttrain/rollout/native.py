@@ -143,7 +143,7 @@ class NativeEngine:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were asked for one by one and have not ended."""
+        """See `Engine.in_flight`."""
         return len(self._requests)
 
     def stream(self, prompt: Sequence[int], sampling: SamplingDistribution) -> Iterator[int]:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from posttrain.rollout.decode import Decoder
 from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.rollout.rows import Row, sample_tokens
 
-if TYPE_CHECKING:
-    from posttrain.rollout.native import NativeEngine
+
+class RowEngine(Protocol):
+    """What is asked of the engine: `posttrain.rollout.native.NativeEngine`."""
+
+    policy_version: int
+
+    def row_of(self, request: Request) -> Row:
+        """A request as a row that nothing has been sampled for."""
+        ...
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Within it, the model computes as it samples."""
+        ...
 
 
 class NativeStepSampler:
     """See `posttrain.rollout.requests.StepSampler`.
 
     Args:
-        engine: whose model, memory and version of the weights it uses.
         make_decoder: an empty one; its memory is held while requests are in flight, beside that of a `generate`.
     """
 
-    def __init__(self, engine: NativeEngine, make_decoder: Callable[[], Decoder]):
+    def __init__(self, engine: RowEngine, make_decoder: Callable[[], Decoder]):
         self._engine, self._make_decoder = engine, make_decoder
         self._decoder: Decoder | None = None
         self._version = 0

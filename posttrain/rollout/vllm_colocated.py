@@ -143,7 +143,7 @@ class ColocatedEngine:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were asked for one by one and have not ended."""
+        """See `Engine.in_flight`."""
         return len(self._requests)
 
     def abort(self, request: Request | None = None) -> None:

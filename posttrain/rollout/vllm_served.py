@@ -184,7 +184,7 @@ class ServedEngine:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were asked for one by one and have not ended."""
+        """See `Engine.in_flight`."""
         return len(self._calls)
 
     def _answer(self, request: Request, call: Call) -> Completion:

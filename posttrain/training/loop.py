@@ -14,58 +14,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from posttrain.config.adapters import AdapterSettings
-from posttrain.config.base import RowStage, TrainingStage
+from posttrain.config.base import RowStage
 from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks
 from posttrain.errors import NonFiniteError, TrainingError
-from posttrain.models.tree.logprobs import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.training import faults
-from posttrain.training.checks.memory import MemoryPlan, explained
+from posttrain.training.checks.memory import explained
 from posttrain.training.checks.preflight import Decoder
 from posttrain.training.interrupts import deferred_interrupt
-from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.saving import Saver
-from posttrain.training.source import Hooks, RowSource, Source, Units
-from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
+from posttrain.training.source import RowSource, Source, Units
+from posttrain.training.step import Measured, accumulate, branch_values, measure, require_company, slices
+from posttrain.training.work import Work
 from posttrain.types import Mean, Metric, TokenTree, Total
 
 SAMPLED_ROWS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """All that a stage trains with, once it has passed its preflight."""
-
-    stage: TrainingStage
-    algorithm: Algorithm
-    policy: TreeModel
-    reference: Reference | None
-    rows: Sequence[TokenTree]
-    held_out: Sequence[TokenTree]
-    decoder: Decoder
-    tokens_per_microbatch: int
-    memory: MemoryPlan | None
-    seed: int
-    identity: str
-    """Hash of the recipe's stage, the data and the start model: a checkpoint of another identity is refused."""
-    adapter: AdapterSettings | None = None
-    """The record of the fresh adapter that trains."""
-    source: Source | None = None
-    """Where a step's trees come from; None: `rows`."""
-    hooks: Hooks = field(default_factory=Hooks)
-    """What the source does beside giving batches."""
-    units: Units | None = None
-    """The source's steps as its user counts them; None: as `rows` are counted."""
 
 
 class Interrupted(TrainingError):

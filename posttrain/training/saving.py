@@ -15,7 +15,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,9 +28,7 @@ from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts, Source
-
-if TYPE_CHECKING:
-    from posttrain.training.loop import Work
+from posttrain.training.work import Work
 
 
 @dataclass(slots=True)
