@@ -114,6 +114,7 @@ class SamplingDistribution:
         weights_RV = (scores_RV - top_R).exp_()
         # Before the weights are divided by the noise, in place.
         normaliser_R = weights_RV.sum(dim=-1).log_()
+        # Without noise: ties go to the smaller id.
         if self.is_greedy:
             ids_R = scores_RV.argmax(dim=-1)
         else:
@@ -131,6 +132,7 @@ class SamplingDistribution:
         if self.temperature not in (0, 1):
             scores_RV = scores_RV / self.temperature
         if self.is_truncated and not self.is_greedy:
+            # Greedy draws the likeliest, which no truncation removes.
             scores_RV = scores_RV.masked_fill(~self._kept(scores_RV), float("-inf"))
         return scores_RV
 
@@ -162,6 +164,7 @@ class SamplingDistribution:
             smallest_R = scores_RV.topk(self.top_k, dim=-1).values[:, -1:]
             kept_RV = scores_RV >= smallest_R
         if self.top_p < 1:
+            # After top-k: the share is of what top-k left, as in `transformers` and vLLM.
             order_RV = scores_RV.masked_fill(~kept_RV, float("-inf")).sort(dim=-1, descending=True)
             probs_RV = torch.softmax(order_RV.values, dim=-1)
             before_RV = probs_RV.cumsum(dim=-1) - probs_RV

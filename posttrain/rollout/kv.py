@@ -92,6 +92,7 @@ class _SlotLayer(CacheLayerMixin):
 
     def store(self, where: PromptSlots, sequence: KeyValue) -> None:
         """Copy a sequence's first `where.length` tokens so that they end at the cursor."""
+        # Right-aligned: all rows end at the cursor, so one column is the next token of each.
         columns = slice(self.span.cursor - where.length, self.span.cursor)
         self.keys[where.first : where.last, :, columns] = sequence[0][:, : where.length]
         self.values[where.first : where.last, :, columns] = sequence[1][:, : where.length]
@@ -156,6 +157,7 @@ class SlotCache(Cache):
     def reset_to(self, slots: int, width: int, cursor: int) -> None:
         """An empty cache of `slots` x `width` cells whose rows will end at `cursor`."""
         self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
+        # Layers take their memory when the first keys come, with the dtype that the model gives them.
         for layer in self.slot_layers:
             if layer.is_initialized:
                 layer.rebuild(slots, width, 0, 0, 0)

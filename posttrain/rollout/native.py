@@ -126,6 +126,7 @@ class NativeEngine:
         with self.sampling():
             completions = self._run(ids, sampling, completions_per_prompt, on_finish)
             if self._cache_differs(ids, completions, sampling):
+                # The same draws again, now of the right distribution.
                 completions = self._run(ids, sampling, completions_per_prompt, on_finish)
         return completions
 
@@ -197,6 +198,7 @@ class NativeEngine:
         """End a request, or without one the running `generate` and all requests; from a signal handler or another
         thread too. The unfinished come back as ABORTED."""
         self._aborted = self._aborted or request is None
+        # Both only leave a mark, which the next step reads.
         self._requests.abort(request)
 
     @contextmanager
@@ -278,6 +280,7 @@ class NativeEngine:
     def _limit(self, index: int, prompt: tuple[int, ...], sampling: SamplingDistribution) -> int:
         """Most new tokens of this prompt: as asked, and no further than the model's last position."""
         where = f"prompt {index}"
+        # Nothing would predict the first token: the model would be asked for a distribution that training never saw.
         if not prompt:
             raise ConfigError(
                 "the prompt has no tokens", where=where, remedy="begin it with the BOS token or a template"

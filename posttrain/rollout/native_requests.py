@@ -49,6 +49,7 @@ class NativeStepSampler:
         engine, waiting = self._engine, self._waiting
         decoder = self._current_decoder()
         with engine.sampling():
+            # A batch lays its cache out for all its rows; here more may have come since.
             decoder.enlarge(waiting)
             decoder.admit(waiting)
             logits_RV = decoder.next_logits(waiting)
@@ -68,6 +69,7 @@ class NativeStepSampler:
 
     def _forget(self, request: Request) -> Row:
         row = self._rows.pop(request)
+        # It may wait: for its first step, or for the cells that it had to give back.
         if row in self._waiting:
             self._waiting.remove(row)
         elif self._decoder is not None:
@@ -84,6 +86,7 @@ class NativeStepSampler:
         """
         version = self._engine.policy_version
         if self._decoder is None or version != self._version:
+            # At the head of the queue and in their order: they came before whoever waits.
             self._waiting.extendleft(reversed(self._decoder.rows if self._decoder is not None else []))
             self._decoder, self._version = self._make_decoder(), version
         return self._decoder

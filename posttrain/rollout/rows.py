@@ -84,6 +84,7 @@ def sample_tokens(rows: Sequence[Row], logits_RV: Tensor, version: int) -> list[
             )
             broken.append((row, error))
             continue
+        # At the first token, not when it was asked for: a row that waited was sampled by nobody meanwhile.
         if row.oldest_version is None:
             row.oldest_version = version
         row.answer.append(number)
@@ -96,9 +97,11 @@ def _draw(rows: Sequence[Row], logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     members: dict[SamplingDistribution, list[int]] = {}
     for index, row in enumerate(rows):
         members.setdefault(row.sampling, []).append(index)
+    # The common case, without a copy of the logits: they are [rows, vocabulary].
     if len(members) == 1:
         return _drawn(rows[0].sampling, rows, logits_RV)
     ids_R = torch.empty(len(rows), dtype=torch.long, device=logits_RV.device)
+    # Wide enough for either: a distribution over float64 logits gives float64.
     logprobs_R = torch.empty(len(rows), dtype=torch.float64, device=logits_RV.device)
     for sampling, indices in members.items():
         ids, logprobs = _drawn(sampling, [rows[index] for index in indices], logits_RV[indices])

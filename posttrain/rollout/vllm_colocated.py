@@ -138,6 +138,7 @@ class ColocatedEngine:
         refuse_unlike(request.sampling)
         refuse_empty([request.prompt], 1)
         self._refuse_unusable()
+        # No weights are taken while it is in flight, so the version after it is the version that sampled it.
         completion = await self._requests.complete(request)
         return replace(completion, versions=Versions(self.policy_version, self.policy_version))
 
@@ -272,6 +273,7 @@ class _StepSampler:
         ended: list[tuple[Request, Completion | Exception]] = []
         for output in self._engine.step():
             request = self._requests.get(output.request_id)
+            # Of a request that was aborted in this step, or of somebody else's.
             if request is None:
                 continue
             self._latest[request] = output.outputs[0]

@@ -152,9 +152,11 @@ class ServedEngine:
                     groups.append(future.result())
                     for k, completion in enumerate(groups[-1] if on_finish else ()):
                         on_finish(index, k, completion)  # type: ignore[misc]
+            # One prompt's error ends the batch: the requests that have not begun would be sampled for nobody.
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        # Again: a server that was restarted meanwhile answered with the weights that it was started with.
         self._same_weights(lost)
         return groups
 
@@ -180,6 +182,7 @@ class ServedEngine:
             return Completion((), (), FinishReason.ABORTED, Versions(self.policy_version, self.policy_version))
         finally:
             del self._calls[request]
+            # Whatever ended the wait: of a request that has its answer nothing is left to give up.
             call.abandon()
 
     @property
@@ -243,6 +246,7 @@ class ServedEngine:
         self._prepare()
         row = [*map(int, prompt), *map(int, ids)]
         plain = SamplingDistribution(temperature=0, max_new_tokens=1)
+        # One token has to be sampled for vLLM to score a prompt; it is thrown away.
         answer = self._ask(row, {**sampling_fields(plain, 1, 0), "prompt_logprobs": 1})
         where = f"{self.server.url}{COMPLETIONS}"
         reported = choices_of(answer, where)[0].get("prompt_logprobs")
@@ -393,6 +397,7 @@ class ServedEngine:
         order = [choice.get("index") for choice in choices]
         if sorted(order, key=str) != sorted(range(len(choices)), key=str):
             raise nonsense("completions that are not numbered", where, order, list(range(len(choices))))
+        # By their number: vLLM may list them as they ended, and seeds go by it.
         choices.sort(key=lambda choice: int(choice["index"]))
         return [sampled_of(choice, prompt, where) for choice in choices]
 

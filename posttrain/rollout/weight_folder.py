@@ -62,5 +62,6 @@ class WeightFolder:
             elif parent is not None:
                 parent.mkdir(parents=True, exist_ok=True)
             self._root = Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=parent))
+            # /dev/shm outlives the process: a run that dies must not leave a model in memory.
             weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
         return self._root

@@ -155,6 +155,7 @@ class WeightSync:
                 remedy="serve the same model in the same precision as it trains; for vLLM start the server with "
                 "`--logprobs-mode processed_logprobs` and no quantisation",
             )
+        # At least the rounding of fp32: two equal computations give a gap of 0, and a band of 0 would ring at once.
         self.noise = max(self._smallest, gap)
         self._before = trainer, engine
         return SyncReport(version, gap, largest, self.band, 0.0, 0.0)
@@ -202,6 +203,7 @@ class WeightSync:
 def _gap(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """(mean, largest) absolute difference; infinite where a value is not a number."""
     gaps = [abs(a - b) for a, b in zip(first, second, strict=True)]
+    # A mean with NaN compares false with every bound, and would pass.
     if any(math.isnan(gap) for gap in gaps):
         return math.inf, math.inf
     return sum(gaps) / len(gaps), max(gaps)

@@ -86,6 +86,7 @@ def save(
     for path in writing.iterdir():
         _sync(path)
     aside = folder / f"{ASIDE}{target.name}"
+    # A run that goes on from an older checkpoint comes to a step that has one already.
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(target, aside)

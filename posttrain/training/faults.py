@@ -136,6 +136,7 @@ def explained(
         fault = Fault(f"the weights themselves are not finite: {shown}", tuple(weights))
     else:
         try:
+            # The run ends here, but its random state is saved with the last whole step.
             with torch.random.fork_rng(devices=_devices(policy)), torch.enable_grad():
                 fault = _second_pass(policy, reference, algorithm, trees, tokens_per_microbatch, step, seed)
         except RuntimeError as failure:  # no memory for the hooks, say: what is known already is raised all the same
@@ -169,6 +170,7 @@ def _second_pass(
         if bad or probe.parameters or probe.gradient:
             faulty.append((probe, loss.detach(), batch))
             raise _Stop
+        # Of this micro-batch only: the next has its own last finite module.
         probe.before = None
 
     try:

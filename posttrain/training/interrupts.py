@@ -21,6 +21,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         return
 
     def ask(number: int, frame: Any) -> None:
+        # The step may be a long one, or hang.
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
@@ -28,5 +29,6 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGINT, ask)
     try:
         yield asked.is_set
+    # Whoever runs several stages, or a notebook, has a handler of its own.
     finally:
         signal.signal(signal.SIGINT, before)

@@ -44,6 +44,7 @@ class RankAllocation:
         self._tuner: Any = model.base_model
         self._adapter: str = model.active_adapter
         config = model.active_peft_config
+        # `peft` reads its schedule from the config, which is saved with the adapter.
         config.tinit, config.tfinal = schedule(settings, steps)
         config.total_step = steps
         config.deltaT = settings.every_steps

@@ -137,6 +137,7 @@ class Saver:
             "source": dict(self.source.state_dict()),
             "random_state": checkpoint.random_state(),
         }
+        # Copied: an objective changes its memory in place, while the step runs that may fail.
         if self.work.algorithm.memory is not None:
             moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
         return moving
@@ -190,6 +191,7 @@ class Saver:
         bad = self._non_finite_state()
         if not bad:
             return
+        # What a user needs next is a checkpoint to go on from, so the error names it.
         finite = checkpoint.latest_finite(self.folder.checkpoints)
         error = NonFiniteError(
             f"after step {self.state.step}, {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} "
@@ -234,6 +236,7 @@ class Saver:
         if not self.state.is_ended:
             # Lines of steps that were taken after the checkpoint: the run writes them again.
             self.folder.truncate_after(kept.step, measured=self.state.is_measured)
+        # A sum over threads is cut into as many parts as there are threads.
         threads, before = torch.get_num_threads(), kept.state.get("threads")
         if before is not None and before != threads:
             self.progress.say(

@@ -28,6 +28,7 @@ def slopes_of(
     for nats in (0.0, *SLOPE_SHIFTS):
         figures = _copied(logprobs, nats, batch)
         out = start_loss(algorithm, replace(logprobs, **figures), reference_N, batch, total)
+        # A loss may have parts that are measured and do not teach.
         taught = out.loss if out.teaching is None else out.teaching
         if not taught.requires_grad:
             continue
@@ -50,6 +51,7 @@ def _copied(logprobs: Any, nats: float, batch: Batch) -> dict[str, Tensor]:
     figures = {name: value.detach().clone() for name, value in differentiable.items()}
     if nats and "logprobs_N" in figures:
         branch_N, tree_B = batch.branch_N.to(figures["logprobs_N"].device), batch.tree_B.tolist()
+        # Apart, so that a margin moves: shifted by the same amount, the branches of a pair would keep theirs.
         sign_B = figures["logprobs_N"].new_tensor(
             [1.0 if tree_B.index(tree) == i else -1.0 for i, tree in enumerate(tree_B)]
         )

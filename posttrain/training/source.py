@@ -69,6 +69,7 @@ class RowSource:
         return self.order.steps
 
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
+        # One by one: rows may lie memory-mapped on disk, and are read when they are asked for.
         return [[self.rows[index] for index in self.order.at(step)]]
 
     def state_dict(self) -> Mapping[str, Any]:

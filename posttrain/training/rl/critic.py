@@ -74,6 +74,7 @@ class SharedCritic:
         return self._head, self._optimizer
 
     def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        # Its gradient came with the policy's backward pass; a loss of its own here would train the backbone twice.
         update = self._optimizer.step(index, [str(tree.row) for tree in trees])
         return {"value_grad_norm": Mean(update.grad_norm, 1)}
 

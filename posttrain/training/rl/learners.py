@@ -182,6 +182,7 @@ class PolicyGradient(_Stateless):
         def give(name: str, call: Callable[[Batch], Tensor], *, everything: bool = False) -> None:
             fill(rollout, name, call, self.tokens, policy.device, everything=everything)
 
+        # All of the rollout where a KL is measured, also what does not train: a mean over a selection is biased.
         if self.recomputes_old:
             give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, everything=measured)
         if reference is not None:
@@ -211,6 +212,7 @@ class PolicyGradient(_Stateless):
                 own_BL, rollout.column("reference_logprobs"), torch.ones_like(own_BL)
             )
         if self.teacher is not None:
+            # Both by the trainer's arithmetic where the engine's differs, or rounding is learned from the teacher.
             ratio_BL = rollout.column("teacher_logprobs") - rollout.column(self._own)
         assigned = credit.advantages(
             self.stage.row.advantage,

@@ -126,6 +126,7 @@ class Group:
         """
         parts: list[list[Response]] = []
         room = 0
+        # Whole answers, and not only those that train: figures of the policy are means over what it says.
         taken = [response for response in self.responses if response.whole] if everything else self.branches
         for response in taken:
             size = len(response.completion.ids)
@@ -212,6 +213,7 @@ class Rollout:
         """[B, L] in fp32, 0 where a response has no sampled token, or does not train and has no such column."""
         values_BL = torch.zeros(self.judged().shape)
         for place, response in enumerate(self.responses):
+            # A column of all that was sampled is there for those that do not train, too.
             if response.trains or name in response.columns:
                 values_L = np.where(response.mask, response.columns[name], 0)
                 values_BL[place, : len(values_L)] = torch.from_numpy(values_L)
