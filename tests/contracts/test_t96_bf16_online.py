@@ -82,7 +82,7 @@ def test_what_is_charged_or_learned_is_0_where_the_two_models_are_one(tmp_path: 
     loop = stage_of(tmp_path, method, **teacher)
     try:
         batches = source_of(loop).at(0)
-        ended = source_of(loop).setup.learner.ended({})
+        ended = source_of(loop).setup.learner.end_of_step({})
     finally:
         loop.folder.close()
     other = "teacher_logprobs" if teacher else "reference_logprobs"

@@ -75,6 +75,7 @@ class SharedCritic:
         return self._head, self._optimizer
 
     def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        # Its gradient came with the policy's backward pass; a loss of its own here would train the backbone twice.
         update = self._optimizer.step(index, [str(tree.row) for tree in trees])
         return {"value_grad_norm": Mean(update.grad_norm, 1)}
 
@@ -116,11 +117,13 @@ class Critic:
         Raises:
             NonFiniteError: the value loss or its gradient is NaN or infinite; nothing of the value model has moved.
         """
+        # Over the whole update, or micro-batches of different sizes would weigh their tokens differently.
         total = step_count(trees)
         parts: list[dict[str, Metric]] = []
         for micro in pack(trees, self._tokens):
             batch = to_device(collate(micro), self.model.device)
             out = value_loss(self.model(batch), batch, total, clip=self.clip)
+            # Before its backward pass: a NaN in the gradients would otherwise look like one of the optimizer.
             if not torch.isfinite(out.loss):
                 raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
             out.loss.backward()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,12 +31,12 @@ from posttrain.rewards.functions import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.preflight import Check, Preflight
-from posttrain.training.loop import Work
 from posttrain.training.objectives import Algorithm
-from posttrain.training.source import Source
+from posttrain.training.source import Hooks, Source, Units
 from posttrain.training.stages.speech import AnswerSettings
 from posttrain.training.stages.starts import Start
 from posttrain.training.step import Reference
+from posttrain.training.work import Work
 from posttrain.types import Task, TokenTree
 
 S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
@@ -145,6 +145,10 @@ class Sourced:
     """None where nothing will be trained."""
     preflight: Preflight
     """With what making the source has proven beyond the checks."""
+    units: Units | None = None
+    """The source's steps as its user counts them; None where there is no source."""
+    hooks: Hooks = field(default_factory=Hooks)
+    """What the source does beside giving batches."""
     rows: Sequence[TokenTree] = ()
     """Of which the loop shows samples; none where the source writes down what it samples."""
     held_out: Sequence[TokenTree] = ()

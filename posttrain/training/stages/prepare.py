@@ -14,11 +14,11 @@ from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.training.checks.memory import explain_out_of_memory, program_bytes
 from posttrain.training.checks.plan import enforce, fixed_memory, prove_weights
-from posttrain.training.loop import Work
 from posttrain.training.stages.kind import Prepared, StageContext, Subject
 from posttrain.training.stages.speech import run_date
 from posttrain.training.stages.starts import resolve_start
 from posttrain.training.stages.table import training_kind
+from posttrain.training.work import Work
 
 
 def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
@@ -65,6 +65,8 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
         identity=identity,
         adapter=loaded.adapter,
         source=sourced.source,
+        hooks=sourced.hooks,
+        units=sourced.units,
     )
     return Prepared(
         work,

@@ -32,7 +32,6 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.runs.progress import Progress
 from posttrain.training.checks import of_rows
 from posttrain.training.checks.preflight import Check, probes
-from posttrain.training.loop import Work
 from posttrain.training.objectives import Algorithm, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.stages import reward_evaluation
@@ -41,6 +40,7 @@ from posttrain.training.stages.policy import autocast_of, export_settings
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.rows import keeps_dropout, require_steps, row_objective, row_source
 from posttrain.training.stages.starts import Start
+from posttrain.training.work import Work
 from posttrain.types import TokenTree
 
 START_ERROR = 1e-6

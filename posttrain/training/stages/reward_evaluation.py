@@ -25,8 +25,8 @@ from posttrain.models.reward.scoring import Rating, score_trees
 from posttrain.models.tree.heads import HEAD, ScoreModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Work
 from posttrain.training.order import stream_seed
+from posttrain.training.work import Work
 from posttrain.types import RowRef, TokenTree
 
 MOST_PROBED = 200

@@ -21,7 +21,7 @@ from posttrain.training.checks.plan import enforce
 from posttrain.training.objectives import objective_of
 from posttrain.training.order import RowOrder
 from posttrain.training.rank_allocation import schedule as rank_schedule
-from posttrain.training.source import RowSource
+from posttrain.training.source import RowSource, Units
 from posttrain.training.stages.kind import (
     Finished,
     Learning,
@@ -101,11 +101,13 @@ def row_source(ctx: StageContext[RowStage], subject: Subject[RowInputs, Learning
         checks = checks.with_check(identical)
         enforce(checks, ctx.stage, ctx.folder)
     noun = "pairs" if objective.unit == "pairs" else "rows"
+    order = row_order(ctx, rows)
     return Sourced(
-        RowSource(rows.rows, row_order(ctx, rows), noun),
+        RowSource(rows.rows, order),
         checks,
-        rows.rows,
-        rows.held_out,
+        Units(order.arithmetic(noun), order.epoch_after),
+        rows=rows.rows,
+        held_out=rows.held_out,
         reference=start,
         reference_kind=None if start is None else start.kind,
     )

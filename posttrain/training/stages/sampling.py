@@ -91,7 +91,7 @@ def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
         proven = of_rollouts.prove(ctx, subject)
     # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     sampler = subject.learning.sampler
-    (sampler.close if ctx.proof_only else sampler.rest)()
+    (sampler.close if ctx.proof_only else sampler.release)()
     return proven
 
 
@@ -109,6 +109,8 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
     return Sourced(
         source,
         proven.preflight,
+        source.units,
+        source.hooks,
         reference=start if learning.algorithm.needs_reference else None,
         reference_kind=None if start is None else start.kind,
     )
@@ -222,8 +224,7 @@ def _setup(ctx: Sampling, subject: Sampled, learner: Learner) -> Setup:
         subject.policy.model,
         ctx.folder,
         ctx.progress,
-        stop_ids=inputs.encoder.stop_ids,
-        seed=stream_seed(ctx.seed, "evaluation"),
+        stage.distribution(inputs.encoder.stop_ids, stream_seed(ctx.seed, "evaluation"), examine=True),
     )
     curriculum = None
     if stage.curriculum is not None:

@@ -47,7 +47,7 @@ def loaded(path: Path | str, **changes: Any) -> PassAtK:
 
 
 def done(finish: FinishReason = FinishReason.STOP_TOKEN) -> Completion:
-    return Completion((5, 2), (-1.0, -0.5), finish, 0)
+    return Completion((5, 2), (-1.0, -0.5), finish)
 
 
 def judged(suite: PassAtK, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:

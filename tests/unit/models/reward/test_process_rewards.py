@@ -32,11 +32,11 @@ from posttrain.outputs import Scores
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Work
 from posttrain.training.objectives import objective_of
 from posttrain.training.stages.reward import check_start, encoder_of
 from posttrain.training.stages.reward_evaluation import untrained_scores, write_evaluation
 from posttrain.training.step import accumulate
+from posttrain.training.work import Work
 from posttrain.types import Batch, Message, RowRef, StepwiseFeedback, TokenTree
 from tests.fixtures import bpe_tokenizer, byte_tokenizer, tiny_model
 from tests.training import run_loop

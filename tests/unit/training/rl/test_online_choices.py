@@ -96,7 +96,7 @@ def one_step(stage: OnlineStage) -> dict[str, float]:
     logprobs_N = torch.full((batch.count.tokens,), -1.0, requires_grad=True)
     out = policy_loss(stage.row, stage.parameters, TokenLogprobs(logprobs_N), batch, batch.count, on_policy=True)
     out.loss.backward()
-    return {**values(out.metrics), **learner.ended({})}
+    return {**values(out.metrics), **learner.end_of_step({})}
 
 
 @pytest.mark.parametrize("method", ONLINE)

@@ -105,7 +105,7 @@ def test_a_heads_values_are_of_the_policys_states(path: str) -> None:
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_a_shared_backbone_learns_values(start: Path, tmp_path: Path, adapter: Any) -> None:
     loop = loop_of(start, tmp_path, "ppo", adapter=adapter, value_backbone="shared", steps=6, **MANY)
-    head, _ = loop.source.parts["value"]
+    head, _ = loop.hooks.parts["value"]
     assert [tuple(p.shape) for p in head.parameters()] == [(1, 32)]  # no second backbone, no second adapter
     found = steps(loop)
     assert found[-1]["value_loss"] < found[0]["value_loss"]
@@ -143,7 +143,7 @@ def test_a_shared_backbone_resumes_bit_for_bit(start: Path, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         run(half)
     resumed = run(loop_of(start, tmp_path / "half", "ppo", **options))
-    both = [(loop.work.policy, loop.source.parts["value"][0]) for loop in (whole, resumed)]
+    both = [(loop.work.policy, loop.hooks.parts["value"][0]) for loop in (whole, resumed)]
     for expected, found in zip(*both, strict=True):
         pairs = zip(expected.parameters(), found.parameters(), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -248,7 +248,7 @@ def test_broken_weights_take_no_checkpoints_place(start: Path, tmp_path: Path) -
         if loop.step == 1:
             with torch.no_grad():
                 next(p for p in loop.work.policy.model.parameters() if p.requires_grad).fill_(float("nan"))
-            loop._last_checkpoint = None
+            loop.saver.latest = None
         return generate(*arguments, **options)
 
     engine.generate = broken  # type: ignore[method-assign]
