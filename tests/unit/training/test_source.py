@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.outputs import Mean, Metric
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.loop import Loop
 from posttrain.training.source import Hooks, RowSource, Source, Units
 from posttrain.training.work import Work
-from posttrain.types import Mean, Metric, TokenTree
+from posttrain.types import TokenTree
 from tests.fixtures import random_trees
 from tests.training import VOCAB, weights_of, work_of
 
