@@ -218,7 +218,9 @@ def presence(chosen: Iterable[Iterable[str]], rejected: Iterable[Iterable[str]],
     # What both sides have cannot tell them apart, and would only shorten every row of the regression.
     alone = [(set(a) - set(b), set(b) - set(a)) for a, b in zip(chosen, rejected, strict=True)]
     support = Counter(name for pair in alone for side in pair for name in side)
-    common = [name for name, count in support.most_common(MOST_FEATURES) if count >= fewest]
+    # Names decide between equal counts: sets are walked in another order in each process, and so would the findings be.
+    ranked = sorted(support.items(), key=lambda feature: (-feature[1], feature[0]))
+    common = [name for name, count in ranked[:MOST_FEATURES] if count >= fewest]
     number = {name: index for index, name in enumerate(common)}
     starts, columns, values = [0], [], []
     for only_chosen, only_rejected in alone:

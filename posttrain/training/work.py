@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.base import TrainingStage
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.checks.preflight import Decoder
 from posttrain.training.objectives import Algorithm
