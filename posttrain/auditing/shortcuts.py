@@ -8,6 +8,7 @@ whose winners are better in substance, a glance is right little more often than 
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -219,8 +220,8 @@ def presence(chosen: Iterable[Iterable[str]], rejected: Iterable[Iterable[str]],
     alone = [(set(a) - set(b), set(b) - set(a)) for a, b in zip(chosen, rejected, strict=True)]
     support = Counter(name for pair in alone for side in pair for name in side)
     # Names decide between equal counts: sets are walked in another order in each process, and so would the findings be.
-    ranked = sorted(support.items(), key=lambda feature: (-feature[1], feature[0]))
-    common = [name for name, count in ranked[:MOST_FEATURES] if count >= fewest]
+    ranked = heapq.nsmallest(MOST_FEATURES, support.items(), key=lambda feature: (-feature[1], feature[0]))
+    common = [name for name, count in ranked if count >= fewest]
     number = {name: index for index, name in enumerate(common)}
     starts, columns, values = [0], [], []
     for only_chosen, only_rejected in alone:

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from posttrain.auditing.shortcuts import presence
 from posttrain.auditing.statistics import (
     Differences,
     cross_validate,
@@ -192,3 +193,10 @@ def test_a_text_store_gives_back_what_it_was_given() -> None:
     assert list(store) == texts and len(store) == 5
     assert store.word_counts.tolist() == [1, 0, 2, 1, 2]
     assert store.signatures.shape == (5, 64)
+
+
+def test_features_of_equal_counts_come_in_the_order_of_their_names() -> None:
+    """Sets are walked in another order in each process: findings that hung on it named other phrases each time."""
+    names = [f"{letter}{letter}" for letter in "qwertzuiopasdfghjklyxcvbnm"]
+    differences = presence([names] * 4, [["other"]] * 4, fewest=1)
+    assert differences.names == tuple(sorted([*names, "other"]))
