@@ -31,7 +31,7 @@ from posttrain.training.checks.memory import (
     working_memory,
 )
 from posttrain.training.checks.preflight import PROBE_LENGTH, probes, shortened
-from posttrain.training.stages import sampling
+from posttrain.training.stages import prepare
 from tests.fixtures import make_tree, random_trees, tiny_model
 from tests.online import loop_of, save_start
 
@@ -168,7 +168,7 @@ def test_what_the_checks_took_is_planned_too() -> None:
 
 def test_an_online_plan_counts_the_program_before_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked after the checks, the process had 75 MB more that the steps use again, and the plan was 18 % too high."""
-    monkeypatch.setattr(sampling, "program_bytes", lambda device, loaded: 123_000)
+    monkeypatch.setattr(prepare, "program_bytes", lambda device, loaded: 123_000)
     loop = loop_of(save_start(tmp_path / "start"), tmp_path / "stage", steps=1, held_out=0)
     loop.folder.close()
     assert loop.work.memory is not None
