@@ -56,13 +56,14 @@ PLACES = {
     "losses": Place(14, 38, "pure functions, literal tables"),
     "diagnostics": Place(42, 66, "metrics, checks, alarms"),
     "runs": Place(70, 100, "the run folder: records, files, progress"),
-    "types": Place(0, 18, "the nouns"),
-    "errors": Place(20, 38, "one tree, with remedies"),
-    "sampling": Place(42, 60, "one distribution"),
-    "intervals": Place(62, 80, "how sure a figure is"),
-    "embedded": Place(84, 100, "the model inside"),
+    "types": Place(0, 15, "the nouns"),
+    "outputs": Place(17, 34, "what comes back"),
+    "errors": Place(36, 51, "one exception tree"),
+    "sampling": Place(53, 68, "one distribution"),
+    "intervals": Place(70, 83, "confidence"),
+    "embedded": Place(85, 100, "the model inside"),
 }
-"""Every part that is drawn. Neighbours of one layer leave room for the arrows that pass between them."""
+"""Every part that is drawn, where the package has it. Neighbours of one layer leave room for the arrows that pass between them."""
 
 NOT_DRAWN = {"__main__"}
 

