@@ -66,9 +66,11 @@ def test_a_model_without_a_cache_answers_requests_too() -> None:
     assert [answer.ids for answer in answers] == expected
 
 
-def test_requests_share_their_steps() -> None:
-    """Eight rows of thirty tokens are thirty steps, not 240, and a row that comes at the tenth ends at the fortieth."""
-    engine, prompts = NativeEngine(tiny_model()), some_prompts(9)
+@pytest.mark.parametrize("late", [1, 60])
+def test_requests_share_their_steps(late: int) -> None:
+    """Eight rows of thirty tokens are thirty steps, not 240, and a row that comes at the tenth ends at the fortieth,
+    also one whose prompt is longer than all that is live."""
+    engine, prompts = NativeEngine(tiny_model()), [*some_prompts(8), [5] * late]
 
     async def ask() -> None:
         tasks = [asyncio.create_task(engine.generate_one(Request(prompt, LONG))) for prompt in prompts[:8]]
