@@ -182,7 +182,8 @@ def measure(case: Case, folder: Path, steps: int) -> Measured:
     from posttrain.runs.folder import StageFolder
     from posttrain.runs.progress import Progress
     from posttrain.training.loop import Loop
-    from posttrain.training.stages.run import prepare
+    from posttrain.training.stages.kind import StageContext
+    from posttrain.training.stages.prepare import prepare
 
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(case)), encoding="utf-8")
     start = folder / "start" if case.model != "embedded" else "embedded"
@@ -191,14 +192,14 @@ def measure(case: Case, folder: Path, steps: int) -> Measured:
     with Watch() as watch:
         watch.stretch("checks")
         stage, examples = stage_of(case, steps), read(folder / "rows.jsonl")
-        prepared = prepare(stage, start, store, seed=0, progress=Progress(), examples=examples)
+        prepared = prepare(StageContext(stage, start, store, 0, Progress(), examples=examples))
         plan = prepared.preflight.memory
         assert plan is not None
         loop = Loop(prepared.work, store, Progress())
         watch.stretch("steps")
         for step in range(steps):
             for trees in loop.source.at(step):
-                loop._take_update(trees, step, _Silent())  # type: ignore[arg-type]
+                loop._update(trees, step, _Silent())  # type: ignore[arg-type]
         peaks = dict(watch.peaks)
     store.close()
     items = {item.name: item.bytes for item in plan.items}

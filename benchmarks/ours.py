@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from benchmarks.record import Record, peak_rss, step_arguments
 from benchmarks.settings import ADAM_BETAS, LEARNING_RATE
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.models.reference import LiveReference
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.checks.memory import activation_bytes_per_token, fitting_microbatch
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import Optimizer

@@ -15,7 +15,7 @@ import posttrain as pt
 from benchmarks.grpo_settings import KL_BETA, arguments, near_sixty
 from benchmarks.record import Record, peak_rss, read_rows
 from benchmarks.settings import ADAM_BETAS, LEARNING_RATE, SEED
-from posttrain.config.settings import Optimizer
+from posttrain.config.settings import OptimizerSettings
 from posttrain.types import Message, RowRef, Task
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         steps=given.steps + 1,  # the memory of the last one is not seen
         kl_beta=KL_BETA,
         learning_rate=LEARNING_RATE,
-        optimizer=Optimizer(betas=ADAM_BETAS),
+        optimizer=OptimizerSettings(betas=ADAM_BETAS),
         held_out=0,
         sampling={"temperature": 1.0, "max_new_tokens": given.new_tokens},
     )

@@ -30,8 +30,8 @@ from benchmarks import text
 from posttrain.data.encode import Encoder
 from posttrain.models import load
 from posttrain.models.folders.quiet import quiet
-from posttrain.rollout.decode import Row
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.rows import Row
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message
 

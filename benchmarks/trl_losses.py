@@ -22,8 +22,9 @@ from benchmarks.loss_cases import CASES, Case, Sides, sides
 from benchmarks.record import run_module
 from posttrain.data.trees import collate
 from posttrain.losses.feedback import FEEDBACK
+from posttrain.outputs import LossOutput, TokenLogprobs
 from posttrain.training.objectives import algorithm
-from posttrain.types import Batch, Branch, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Branch, RowRef, TokenTree
 
 ALLOWED = {"dpo_alpha": 1e-5, "orpo": 1e-5, "exo_pair": 1e-6}
 """Relative differences where TRL computes in fp32; `DOUBLE` elsewhere."""
@@ -68,21 +69,21 @@ def ours(case: Case, given: Sides) -> tuple[LossOutput, list[Tensor]]:
     batch = collate(trees)
     policy = TokenLogprobs(torch.cat([rows[i] for i in order]), log_collision_N=_flat(given.collision, order))
     method = algorithm(case.name, dict(case.ours))
-    told = told_to(case, batch, given)
+    statistics = statistics_of(case, batch, given)
     reference_N = _flat(given.reference, order) if method.needs_reference else None
-    if told is None:
+    if statistics is None:
         return method.loss(policy, reference_N, batch, batch.count), rows
-    return method.loss(policy, reference_N, batch, batch.count, told=told), rows
+    return method.loss(policy, reference_N, batch, batch.count, statistics=statistics), rows
 
 
-def told_to(case: Case, batch: Batch, given: Sides) -> Mapping[str, Tensor] | None:
+def statistics_of(case: Case, batch: Batch, given: Sides) -> Mapping[str, Tensor] | None:
     """What TRL's side has in place of our step: no reward shift, and the KL of the same mismatched completions."""
     if case.name in ("bco_pair", "mpo"):
         return {"shift": torch.zeros(batch.num_trees, dtype=torch.float64)}
     if case.name == "kto":
         coupling = FEEDBACK["kto"].coupling
         assert coupling is not None
-        return coupling.settle({"log_ratio": torch.tensor(given.mismatched, dtype=torch.float64)})
+        return coupling.reduce({"log_ratio": torch.tensor(given.mismatched, dtype=torch.float64)})
     return None
 
 

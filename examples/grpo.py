@@ -19,7 +19,8 @@ import torch
 import posttrain as pt
 from posttrain.advantages import group_advantages
 from posttrain.data.trees import collate, count, pack
-from posttrain.losses.policy import ONLINE, policy_loss
+from posttrain.losses.online import ONLINE
+from posttrain.losses.policy import policy_loss
 from posttrain.rollout.engine import Completion
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.turns import completion_tree
@@ -80,7 +81,7 @@ def train(given: argparse.Namespace, policy: pt.Policy, encoder: pt.Encoder, tas
             for task, prompt, group, values_B in zip(asked, prompts, groups, each_B, strict=True)
         ]
         total = count(trees)  # the global denominator, known before the first forward
-        parameters = {"constant_length": float(given.max_new_tokens)}
+        parameters = GRPO.resolve({"constant_length": float(given.max_new_tokens)})  # checks names and ranges
         for micro in pack(trees, given.tokens_per_microbatch):
             batch = collate(micro)
             out = policy_loss(GRPO, parameters, policy(batch), batch, total, on_policy=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Data,
         LoRA,
         Mix,
+        Online,
         Preference,
         PrefixTuning,
         PromptTuning,

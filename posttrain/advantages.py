@@ -41,7 +41,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 
 TIE = 1e-6
 """Rewards that differ by less than this share of the largest are equal: a few roundings of fp32."""
@@ -89,7 +89,7 @@ class Rollout:
     """log teacher - log policy of each token; `teacher` needs it."""
     charged_BL: Tensor | None = None
     """bool: a group rule takes the KL of this token from its response's reward, also where it does not train, as in a
-    response that was cut and is left out; None: where `mask_BL` is True."""
+    response that was cut and is dropped; None: where `mask_BL` is True."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +314,7 @@ def group_advantages(
         ValueError: an infinite reward.
     """
     if kind not in GROUP_RULES:
-        raise _unknown(kind, tuple(GROUP_RULES))
+        raise unknown("advantage", kind, GROUP_RULES, found=kind)
     groups = _groups(rewards_B, group_B, tokens_B)
     require_groups(kind, group_B)
     tied_G = groups.tied_G
@@ -371,7 +371,7 @@ def advantages(
         spread_BL = groups.values_B.to(_wide(rollout.rewards_B))[:, None].expand(mask_BL.shape)
         return Advantages(torch.where(mask_BL, spread_BL, 0.0), None, groups)
     if kind not in TOKEN_RULES:
-        raise _unknown(kind, ADVANTAGES)
+        raise unknown("advantage", kind, ADVANTAGES, found=kind)
     raw = _groups(rewards_B, rollout.group_B, None)
     groups = _described(raw.centred_B.masked_fill(~raw.counted_B, 0.0), raw, raw.tied_G, rewards_B)
     if kind == "teacher":
@@ -432,13 +432,3 @@ def _needed(values_BL: Tensor | None, kind: str, what: str) -> Tensor:
     if values_BL is None:
         raise ConfigError(f"`{kind}` needs {what}", where="advantages", remedy="give the rollout its numbers")
     return values_BL
-
-
-def _unknown(kind: str, known: Sequence[str]) -> UnknownKeyError:
-    guess = nearest(kind, known)
-    return UnknownKeyError(
-        f"there is no advantage {kind!r}",
-        found=kind,
-        expected=f"one of: {', '.join(known)}",
-        remedy=f"did you mean {guess}?" if guess else "choose one of these",
-    )

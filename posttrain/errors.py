@@ -24,6 +24,10 @@
     `-- MissingExtraError  an optional package is needed
 
 An error says what is wrong, where, what was found, what was expected, and what to do about it.
+
+One voice of quoting in `problem` and `remedy`: `backticks` around what the user types or reads in a file (a key, a
+name, a path, a command), nothing around a figure. Python's quotes show a value where blanks or its type matter, so they
+stand in `found` and `expected`. A name that is not known is refused by `unknown`, whatever it names.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from __future__ import annotations
 import difflib
 import pickle
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, overload
 
 
 class PosttrainError(Exception):
@@ -182,8 +187,8 @@ def _rows_by_file(rows: Iterable[str]) -> str:
         files.setdefault(file if mark else row, []).extend([number] if mark else [])
     shown = []
     for file, numbers in files.items():
-        rest = f", row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
-        shown.append(f"{file}{rest}")
+        places = f", row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}" if numbers else ""
+        shown.append(f"{file}{places}")
     return "; ".join(shown)
 
 
@@ -207,6 +212,62 @@ class MissingExtraError(PosttrainError, ImportError):
     """An optional package is needed."""
 
 
+# ---------------------------------------------------------------- names that are not known
+
+Refusal = TypeVar("Refusal", bound=PosttrainError)
+
+
+@overload
+def unknown(what: str, name: object, known: Iterable[str], *, error: type[Refusal], **fields: Any) -> Refusal: ...
+@overload
+def unknown(what: str, name: object, known: Iterable[str], **fields: Any) -> UnknownKeyError: ...
+def unknown(
+    what: str,
+    name: object,
+    known: Iterable[str],
+    *,
+    error: type[PosttrainError] = UnknownKeyError,
+    where: object = None,
+    problem: str | None = None,
+    spelling: str = "{}",
+    otherwise: str = "choose one of those",
+    **details: Any,
+) -> PosttrainError:
+    """The error for a name that a table does not hold, with the nearest name as its remedy.
+
+    str(unknown("method", "gpro", ["grpo", "ppo"])):
+
+        the method `gpro` is not known
+          expected: one of grpo, ppo
+          remedy:   did you mean `grpo`?
+
+    Args:
+        what: what is named, in one word: "method", "suite".
+        known: the names that there are; every one is listed, in this order, unless `expected` is given.
+        error: the class to make, UnknownKeyError if not given.
+        problem: a sentence of its own where "the ... is not known" would say too little.
+        spelling: how the nearest name is to be written where that is more than the name: "package://{}".
+        otherwise: the remedy where no known name is like it.
+        details: the other fields of the class: found, expected, example, reason.
+    """
+    names = list(known)
+    near = nearest(str(name), names)
+    # "one of " with nothing behind it says less than nothing.
+    if names:
+        details.setdefault("expected", f"one of {', '.join(names)}")
+    return error(
+        problem or f"the {what} `{name}` is not known",
+        where=where,
+        remedy=did_you_mean(spelling.replace("{}", near) if near else None, otherwise),
+        **details,
+    )
+
+
+def did_you_mean(near: str | None, otherwise: str = "") -> str:
+    """did_you_mean("grpo") -> "did you mean `grpo`?"; `otherwise` where nothing is near."""
+    return f"did you mean `{near}`?" if near else otherwise
+
+
 def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
@@ -220,5 +281,5 @@ def nearest_file(name: str, there: Iterable[str]) -> str | None:
     among those that are equally near, the one that ends as `name` does is meant.
     """
     names = list(there)
-    stem = nearest(name.split(".")[0], [one.split(".")[0] for one in names])
-    return nearest(name, [one for one in names if one.split(".")[0] == stem], cutoff=0.0) if stem else None
+    stem = nearest(name.split(".")[0], [file.split(".")[0] for file in names])
+    return nearest(name, [file for file in names if file.split(".")[0] == stem], cutoff=0.0) if stem else None

@@ -112,7 +112,9 @@ class SamplingDistribution:
         scores_RV = self._scores(logits_RV, prompts, answers)
         top_R = scores_RV.amax(dim=-1, keepdim=True)
         weights_RV = (scores_RV - top_R).exp_()
+        # Before the weights are divided by the noise, in place.
         normaliser_R = weights_RV.sum(dim=-1).log_()
+        # Without noise: ties go to the smaller id.
         if self.is_greedy:
             ids_R = scores_RV.argmax(dim=-1)
         else:
@@ -130,6 +132,7 @@ class SamplingDistribution:
         if self.temperature not in (0, 1):
             scores_RV = scores_RV / self.temperature
         if self.is_truncated and not self.is_greedy:
+            # Greedy draws the likeliest, which no truncation removes.
             scores_RV = scores_RV.masked_fill(~self._kept(scores_RV), float("-inf"))
         return scores_RV
 
@@ -140,6 +143,7 @@ class SamplingDistribution:
             raise ValueError("penalties depend on the tokens so far: give prompts and answers")
         logits_RV = logits_RV.clone()
         for logits_V, prompt, answer in zip(logits_RV, prompts, answers, strict=True):
+            # Presence and frequency look at the answer alone, repetition at the prompt too, as vLLM does.
             counts = Counter(answer)
             if self.repetition_penalty != 1:
                 seen = torch.tensor(sorted(counts.keys() | set(prompt)), device=logits_V.device)
@@ -160,10 +164,12 @@ class SamplingDistribution:
             smallest_R = scores_RV.topk(self.top_k, dim=-1).values[:, -1:]
             kept_RV = scores_RV >= smallest_R
         if self.top_p < 1:
+            # After top-k: the share is of what top-k left, as in `transformers` and vLLM.
             order_RV = scores_RV.masked_fill(~kept_RV, float("-inf")).sort(dim=-1, descending=True)
             probs_RV = torch.softmax(order_RV.values, dim=-1)
             before_RV = probs_RV.cumsum(dim=-1) - probs_RV
             within_RV = before_RV < self.top_p
+            # The likeliest stays where it alone is above the share.
             within_RV[:, 0] = True
             kept_RV &= torch.zeros_like(kept_RV).scatter(1, order_RV.indices, within_RV)
         if self.min_p > 0:
@@ -171,8 +177,8 @@ class SamplingDistribution:
         return kept_RV
 
 
-def _require(holds: bool, field: str, found: object, expected: str) -> None:
-    if not holds:
+def _require(in_range: bool, field: str, found: object, expected: str) -> None:
+    if not in_range:
         raise ConfigError(
             f"`{field}` is out of range", found=found, expected=expected, remedy=f"correct `{field}` of the sampling"
         )

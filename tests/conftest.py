@@ -6,11 +6,15 @@ the hub or a key in the environment would let a test pass, or fail, for a reason
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -50,6 +54,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test cuts the power: waiting for the disk after every line of a run folder would take as long as training does.
+os.fsync = lambda descriptor: None
+
 # Derandomised: the same examples on every machine, so that a failure is the code's and not the day's.
 settings.register_profile(
     "posttrain", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -57,25 +64,52 @@ settings.register_profile(
 settings.load_profile("posttrain")
 
 
+def pytest_collection_finish() -> None:
+    """Saves are read back by forked processes; what imports no model has no use for one.
+
+    What the imports and the collection left stays: looking through it for garbage again and again takes seconds.
+    """
+    gc.freeze()
+    if "posttrain.models.folders.export" in sys.modules:
+        from posttrain.models.folders import export
+        from tests.read_back import forked
+
+        export._start = forked  # type: ignore[assignment]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbours stay in one worker, so that it alone makes what a module shares; the one that is done takes over."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
 def pytest_unconfigure() -> None:
     if _OWNER:
         shutil.rmtree(HOMES, ignore_errors=True)
 
 
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new home for every test, so that none finds what another left; its subprocesses inherit it."""
-    for name, place in homeless(tmp_path_factory.mktemp("home")).items():
+    # Counted here: `mktemp` reads the whole folder for its next number, which thousands of tests would make long.
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(_NUMBERS))
+    for name, place in homeless(home).items():
         monkeypatch.setenv(name, place)
 
 
 @pytest.fixture(autouse=True)
 def _seeded(request: pytest.FixtureRequest) -> Iterator[None]:
     """Seeds torch where a test module uses it; modules that never import torch do not pay for it."""
-    import sys
-
     if "torch" in sys.modules:
         import torch
 
-        torch.manual_seed(0)
+        # Of the CPU alone: `torch.manual_seed` notes the caller's stack for every device that is never used.
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)
     yield

@@ -11,10 +11,11 @@ a request leaves out comes from the model folder's generation_config.json, as in
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,6 +73,11 @@ class FakeEngine:
         return self.model(input_ids=torch.tensor([list(ids)])).logits[0].float()
 
     def sample(self, prompt: Sequence[int], given: Mapping[str, Any]) -> list[Output]:
+        asked, longest = self.accepted(prompt, given)
+        return [list(self.steps(prompt, asked, index, longest))[-1] for index in range(asked["n"])]
+
+    def accepted(self, prompt: Sequence[int], given: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """What is asked for with the folder's defaults, and the model's positions."""
         if self.asleep:
             raise RuntimeError("the engine is asleep")
         asked = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
@@ -82,26 +88,29 @@ class FakeEngine:
         longest = self.model.config.max_position_embeddings
         if len(prompt) >= longest:
             raise ValueError(f"This model's maximum context length is {longest} tokens.")
-        return [self._one(prompt, asked, index, longest) for index in range(asked["n"])]
+        return asked, longest
 
-    def _one(self, prompt: Sequence[int], asked: Mapping[str, Any], index: int, longest: int) -> Output:
+    def steps(self, prompt: Sequence[int], asked: Mapping[str, Any], index: int, longest: int) -> Iterator[Output]:
+        """A completion as it grows: one token more each time; the last has its `finish`."""
         output = Output(index)
         generator = torch.Generator().manual_seed((asked["seed"] or 0) + index)
         for _ in range(asked["max_tokens"]):
             if self.abort.is_set():
                 output.finish = "abort"
-                return output
+                break
             logits = self._next(prompt, output.ids)
             chosen, logprob = self._draw(logits, prompt, output.ids, asked, generator)
             output.ids.append(chosen)
             output.logprobs.append(max(logprob, -9999.0))
             if chosen in asked["stop_token_ids"]:
                 output.finish = "stop"
-                return output
+                break
             if len(prompt) + len(output.ids) >= longest:
                 break
-        output.finish = "length"
-        return output
+            if len(output.ids) < asked["max_tokens"]:
+                yield output
+        output.finish = output.finish or "length"
+        yield output
 
     def _next(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
         if answer:
@@ -184,6 +193,8 @@ class FakeServer:
         self.dies_after: int | None = None
         """Requests of /v1/completions that are still answered; the next kills the server."""
         self.on_completion: Callable[[], None] | None = None
+        self.hung_up = 0
+        """Requests of /v1/completions whose client had closed the connection before its answer was there."""
         self._lock = threading.Lock()
         fake = self
 
@@ -247,6 +258,9 @@ class FakeServer:
             code, answer = 500, {"error": {"message": str(error)}}
         if url.path == "/v1/completions" and self.mangle is not None and code == 200:
             answer = self.mangle(answer)
+        if url.path == "/v1/completions" and select.select([handler.connection], [], [], 0)[0]:
+            with self._lock:
+                self.hung_up += handler.connection.recv(1, socket.MSG_PEEK) == b""
         self._reply(handler, code, answer)
 
     def _hangs_up(self, path: str) -> bool:
@@ -337,6 +351,51 @@ class FakeServer:
 # ---------------------------------------------------------------- as a module
 
 
+def as_output(output: Output) -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        index=output.index,
+        token_ids=tuple(output.ids),
+        logprobs=[
+            {number: types.SimpleNamespace(logprob=value)}
+            for number, value in zip(output.ids, output.logprobs, strict=True)
+        ],
+        finish_reason=output.finish,
+    )
+
+
+class LLMEngine:
+    """`vllm.LLMEngine`: requests that are stepped together, each of which may join and leave at any step."""
+
+    def __init__(self, engine: FakeEngine):
+        self.engine = engine
+        self.running: dict[str, tuple[list[int], Iterator[Output]]] = {}
+
+    def add_request(self, request_id: str, prompt: dict[str, Any], params: Any) -> None:
+        ids = prompt["prompt_token_ids"]
+        asked, longest = self.engine.accepted(ids, vars(params))
+        self.running[request_id] = (ids, self.engine.steps(ids, asked, 0, longest))
+
+    def abort_request(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self.running.pop(request_id, None)
+
+    def step(self) -> list[Any]:
+        outputs = []
+        for request_id, (ids, steps) in list(self.running.items()):
+            output = next(steps)
+            if output.finish is not None:
+                del self.running[request_id]
+            outputs.append(
+                types.SimpleNamespace(
+                    request_id=request_id,
+                    prompt_token_ids=ids,
+                    outputs=[as_output(output)],
+                    finished=output.finish is not None,
+                )
+            )
+        return outputs
+
+
 def fake_module() -> types.ModuleType:
     """A module `vllm` with `LLM` and `SamplingParams`, for `sys.modules`."""
 
@@ -347,22 +406,13 @@ def fake_module() -> types.ModuleType:
                 Path(model), logprobs_mode=options["logprobs_mode"], generation_config=options["generation_config"]
             )
 
+            self.llm_engine = LLMEngine(self.engine)
+
         def generate(self, prompts: list[dict[str, Any]], parameters: list[Any], use_tqdm: bool) -> list[Any]:
             return [self._one(row["prompt_token_ids"], vars(p)) for row, p in zip(prompts, parameters, strict=True)]
 
         def _one(self, prompt: list[int], asked: dict[str, Any]) -> Any:
-            outputs = [
-                types.SimpleNamespace(
-                    index=output.index,
-                    token_ids=tuple(output.ids),
-                    logprobs=[
-                        {number: types.SimpleNamespace(logprob=value)}
-                        for number, value in zip(output.ids, output.logprobs, strict=True)
-                    ],
-                    finish_reason=output.finish,
-                )
-                for output in self.engine.sample(prompt, asked)
-            ]
+            outputs = [as_output(output) for output in self.engine.sample(prompt, asked)]
             told = None
             if asked.get("prompt_logprobs") is not None:
                 values = self.engine.prompt_logprobs(prompt)

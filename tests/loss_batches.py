@@ -11,8 +11,9 @@ from torch import Tensor
 from posttrain.data.trees import collate
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.preference import pairwise_loss
-from posttrain.losses.responses import Told
-from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.losses.responses import StepStatistics
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch, Branch, Count, RowRef, TokenTree
 
 Pair = tuple[Sequence[float], Sequence[float]]
 """Log-probs of the chosen response's tokens, and of the rejected one's."""
@@ -66,12 +67,15 @@ def run(
     reference_N: Tensor | None,
     batch: Batch,
     denominator: Count | None = None,
-    told: Told | None = None,
+    statistics: StepStatistics | None = None,
     **parameters: float,
 ) -> LossOutput:
     """A row of the table on given log-probs; the batch is the whole step unless a denominator says otherwise."""
     policy = with_collisions(policy_N, batch)
-    return pairwise_loss(PAIRWISE[name], parameters, policy, reference_N, batch, denominator or batch.count, told)
+    row = PAIRWISE[name]
+    return pairwise_loss(
+        row, row.resolve(parameters), policy, reference_N, batch, denominator or batch.count, statistics
+    )
 
 
 def with_collisions(policy_N: Tensor, batch: Batch) -> TokenLogprobs:

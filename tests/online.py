@@ -14,7 +14,8 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.logs import MetricsLine
 from posttrain.training.loop import Loop
 from posttrain.training.rl.source import OnlineSource
-from posttrain.training.stages.run import prepare
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.prepare import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -35,9 +36,9 @@ def early_letters(prompt: Any, completion: str, task: Task) -> float:
 
 
 def save_start(folder: Path, **options: Any) -> Path:
-    """A tiny chat model on disk."""
+    """A tiny chat model on disk, of one layer: what a loop does with a policy does not depend on its depth."""
     tokenizer = byte_tokenizer(CHATML, specials=("<|im_start|>", "<|im_end|>"))
-    tiny_model(vocab=len(tokenizer), **options).save_pretrained(folder)
+    tiny_model(vocab=len(tokenizer), **{"num_hidden_layers": 1, **options}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -56,6 +57,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+WHOLE: dict[str, Any] = {"compute": {"tokens_per_microbatch": 512}}
+"""Each update in one micro-batch, for tests that ask nothing of how it is split."""
+
+
 def loop_of(
     start: Path,
     folder: Path,
@@ -69,9 +74,8 @@ def loop_of(
 ) -> Loop:
     stage = Online(method, **{**SMALL, **options})
     stage_folder, said = StageFolder(folder), progress or Progress()
-    prepared = prepare(
-        stage, start, stage_folder, seed=seed, progress=said, examples=list(tasks or tasks_of()), rewards=rewards
-    )
+    examples = list(tasks or tasks_of())
+    prepared = prepare(StageContext(stage, start, stage_folder, seed, said, examples=examples, rewards=rewards))
     return Loop(prepared.work, stage_folder, said)
 
 

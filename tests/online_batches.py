@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from posttrain.data.trees import collate
-from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss
-from posttrain.types import Batch, Branch, Count, LossOutput, RowRef, TokenLogprobs, TokenTree
+from posttrain.losses.online import ONLINE, OnlineRow
+from posttrain.losses.policy import policy_loss
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch, Branch, Count, RowRef, TokenTree
 
 Columns = Mapping[str, Sequence[float]]
 """What the trained tokens of one response carry."""
@@ -91,7 +93,7 @@ def run(
     """A row's loss of a batch, which is the whole step unless a denominator says otherwise."""
     row = ONLINE[row] if isinstance(row, str) else row
     policy = TokenLogprobs(logprob_N, entropy_N)
-    return policy_loss(row, parameters, policy, batch, denominator or batch.count, on_policy=on_policy)
+    return policy_loss(row, row.resolve(parameters), policy, batch, denominator or batch.count, on_policy=on_policy)
 
 
 def of_step(row: str | OnlineRow, trees: Sequence[TokenTree], logprobs: Sequence[Tensor]) -> tuple[LossOutput, Tensor]:

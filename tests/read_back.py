@@ -1,16 +1,43 @@
-"""Reading a save back within the test's own process: seconds faster than a fresh one."""
+"""Reading a save back without the seconds that a fresh interpreter takes to import torch and transformers.
+
+The suite reads back in processes that are forked from a server which has imported them (`tests/forked.py`); a test that
+plants faults reads within its own process. `tests/unit/models/folders/test_export.py`, the contract on merging and
+whatever calls the command line in a process of its own read back as users do.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from transformers.utils import logging
 
 from posttrain.models.folders import export, readback
+from tests.forked import Forked
+
+OWN_INTERPRETER = export._start
+"""How users' saves are read back."""
+
+
+def forked(scratch: Path) -> Forked:
+    """The same by a process that is forked, for `export._start`."""
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return Forked(Path(readback.__file__), scratch / "request.json", scratch / "errors.txt", variables)
+
+
+@contextmanager
+def in_own_interpreter() -> Iterator[None]:
+    """Saves that begin inside are read back as users' are."""
+    before, export._start = export._start, OWN_INTERPRETER
+    try:
+        yield
+    finally:
+        export._start = before
 
 
 class Finished:

@@ -14,8 +14,9 @@ from posttrain.models.reference import LiveReference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Loop, Work
+from posttrain.training.loop import Loop
 from posttrain.training.objectives import Algorithm, algorithm
+from posttrain.training.work import Work
 from posttrain.types import Comparison, Feedback, TokenTree
 from tests.fixtures import random_trees, tiny_model
 

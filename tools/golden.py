@@ -76,6 +76,9 @@ CLOCK = re.compile(
 )
 """Keys of what a clock, a machine or the place of a folder decides."""
 
+FOLDERS = re.compile(r"(?<![\w.:])/(?:[^\s\"'/]+/)+")
+"""An absolute path up to the file's name: rows are named after files, and two checkouts lie in two folders."""
+
 LINES = ("metrics", "samples", "rollouts", "examinations", "alarms", "pairs", "dropped", "reward_scores")
 RECORDS = ("evaluation", "reward_evaluation", "summary", "cross_scores", "pass_at_k", "stage")
 
@@ -117,7 +120,7 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, str]]:
         for index, inner in enumerate(value):
             yield from _leaves(f"{place}:{index}", inner)
     else:
-        yield place, json.dumps(value)
+        yield place, FOLDERS.sub("", json.dumps(value))
 
 
 def compare(old: Path, new: Path) -> int:

@@ -57,13 +57,16 @@ DROPPED = ("detach", "abs", "double", "float", "square", "neg", "exp", "log", "c
 
 def mutants_of(source: str) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines; none that is the source itself or no Python."""
-    tree, at = ast.parse(source), _Places(source)
-    found = dict.fromkeys(edit for node in _code(tree) for edit in _edits(node, at))
-    mutants = []
-    for start, end, text, change, line in found:
-        changed = source[:start] + text + source[end:]
-        if changed != source and _compiles(changed):
-            mutants.append(Mutant(line, change, changed))
+    at, mutants = _Places(source), []
+    for statement in ast.parse(source).body:
+        # Whether a mutant compiles is asked of the statement that it changes: whole files would take minutes.
+        lines = [statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))]
+        first, last = at.starts[min(lines) - 1], at.starts[statement.end_lineno or statement.lineno]
+        edits = dict.fromkeys(edit for node in _code(ast.Module([statement], [])) for edit in _edits(node, at))
+        for start, end, text, change, line in edits:
+            changed = source[first:start] + text + source[end:last]
+            if changed != source[first:last] and _compiles(changed):
+                mutants.append(Mutant(line, change, source[:first] + changed + source[last:]))
     return sorted(mutants, key=lambda mutant: mutant.line)
 
 

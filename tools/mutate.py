@@ -2,7 +2,7 @@
 
     python -m tools.mutate                                    # the plan below: 100 mutants, seeded
     python -m tools.mutate --area advantages --sample 0       # every mutant of one area
-    python -m tools.mutate --area losses --sample 20 --seed 3 --jobs 2
+    python -m tools.mutate --area losses --sample 20 --seed 3
 
 Each mutant (`tools/mutants.py`) runs the tests of its area in a process of its own, which is forked after torch is
 loaded; the first failing test ends it. A mutant is *killed* by a failing test or by time, it *lives* if all pass.
@@ -63,7 +63,8 @@ PLAN: dict[str, Area] = {
             for name in ("pairwise", "links", "feedback", "sft", "policy", "surrogates", "kl", "reward", "value")
         ),
         (
-            "tests/unit/test_losses_*.py",
+            "tests/unit/losses/test_losses_*.py",
+            "tests/unit/training/test_losses_algorithms.py",
             "tests/unit/models/tree/test_divergence.py",
             "tests/invariance/test_loss_*.py",
             *_contracts("45", "55"),
@@ -72,7 +73,7 @@ PLAN: dict[str, Area] = {
     "masks": Area(
         ("posttrain/data/templates/drafts.py", "posttrain/data/trees.py"),
         (
-            "tests/unit/test_encode_[prt]*.py",
+            "tests/unit/data/test_encode_[prt]*.py",
             "tests/unit/training/stages/test_tree_columns.py",
             *_contracts("0[1-9]", "19", "53", "21"),
         ),
@@ -101,7 +102,7 @@ PLAN: dict[str, Area] = {
     "refusals": Area(
         ("posttrain/config/online.py", "posttrain/config/stages.py", "posttrain/rollout/native.py"),
         (
-            "tests/unit/test_config*.py",
+            "tests/unit/config/test_config*.py",
             "tests/unit/config/test_online_config.py",
             "tests/unit/rollout/test_native_engine.py",
         ),

@@ -17,7 +17,7 @@ from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
-from posttrain.config.reward import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
+from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
     PREFERENCES,
@@ -65,8 +65,8 @@ stages:
 
 
 def recipe_reference() -> str:
-    """The page."""
-    own = [name for name in fields_of(SFT) if name not in fields_of(RowStage)]
+    """The page, from the records of `posttrain.config`; a test holds docs/recipes.md equal to it."""
+    sft_keys = [name for name in fields_of(SFT) if name not in fields_of(RowStage)]
     parts = [
         HEAD,
         "## The recipe\n",
@@ -77,7 +77,7 @@ def recipe_reference() -> str:
         rates(),
         *groups(RowStage),
         "## Supervised fine-tuning: `method: sft`\n",
-        f"The keys above, and `{'`, `'.join(own)}`.\n",
+        f"The keys above, and `{'`, `'.join(sft_keys)}`.\n",
         *group("encoding", settings.SFTEncoding),
         "## Preferences: one method per row of the tables\n",
         "The keys above, those of the row, `encoding` and `audit`; methods that compare the policy with its start have "
@@ -130,7 +130,11 @@ def recipe_reference() -> str:
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
-        *[part for record in records_in(suites.Suite) for part in group(f"kind: {tag_of(record)}", record, ("kind",))],
+        *[
+            part
+            for record in records_in(suites.AnySuite)
+            for part in group(f"kind: {tag_of(record)}", record, ("kind",))
+        ],
         *group("reward_model", suites.RewardModelOf),
         *group("sampling", suites.Sampling),
         "## Names from other tools\n",
@@ -150,6 +154,7 @@ def group(title: str, record: type[BaseModel], leave_out: tuple[str, ...] = ()) 
 
 def groups(record: type[BaseModel]) -> Iterator[str]:
     """A section for each group of keys in a record; `held_out` and `keep` are groups like `data`."""
+    # A key of one kind is titled by its name, a key of several by name and kind.
     for name, option in fields_of(record).items():
         records = list(records_in(option.annotation)) if name not in ("held_out", "keep") else []
         for inner in records:
@@ -173,6 +178,7 @@ def values(option: FieldInfo) -> str:
         for sign, key in ((">=", "ge"), (">", "gt"), ("<=", "le"), ("<", "lt"))
         if (limit := getattr(item, key, None)) is not None
     )
+    # "null" last, whatever its place in the annotation: "a number >= 0, or null".
     words = list(dict.fromkeys(_kinds(option.annotation)))
     null = "null" in words
     text = " or ".join(word for word in words if word != "null")
@@ -248,6 +254,7 @@ def preferences() -> str:
 
 
 def parameters() -> str:
+    # A parameter means the same in every method that has it: one line each.
     known = {key: option for stage in PREFERENCES.values() for key, option in fields_of(stage).items()}
     lines = ["| parameter | value | meaning |", "|---|---|---|"]
     for key, option in known.items():

@@ -1,4 +1,8 @@
-"""Judgements that contradict one another: pairs with two winners, circles, and judges who disagree."""
+"""Judgements that contradict one another: pairs with two winners, circles, and judges who disagree.
+
+Checks of `checks.py`. All start from the same table, `_wins`: for each pair of responses to a prompt, the rows in which
+either won. `fix.py` resolves contradictions by the majority of that table.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.auditing.finding import Finding, Severity, excerpt, percent, rows_text
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent, rows_text
 from posttrain.auditing.statistics import krippendorff_alpha
 from posttrain.auditing.subject import Subject
 from posttrain.intervals import wilson
@@ -22,7 +26,7 @@ preference judgements lie near 0.4; below 0.2 the labels are mostly chance."""
 FEWEST_UNITS = 30
 
 
-def contradictions(subject: Subject) -> list[Finding]:
+def contradictions(subject: Subject) -> list[AuditFinding]:
     """The same two responses to the same prompt, once with the one and once with the other as winner."""
     wins = _wins(subject)
     cancelled = 0
@@ -30,6 +34,7 @@ def contradictions(subject: Subject) -> list[Finding]:
     examples: list[dict[str, str]] = []
     for votes in wins.values():
         if votes[0] and votes[1]:
+            # Each vote of the minority takes one of the majority with it: their gradients point in opposite directions.
             cancelled += 2 * min(len(votes[0]), len(votes[1]))
             rows += [*votes[0], *votes[1]]
             if len(examples) < 3:
@@ -38,37 +43,38 @@ def contradictions(subject: Subject) -> list[Finding]:
         return []
     corpus = subject.corpus
     share = len(set(rows)) / len(corpus)
-    gone = cancelled / max(1, sum(len(a) + len(b) for a, b in wins.values()))
-    severity: Severity = "error" if gone >= CANCELLED else "warning" if share >= 0.01 else "note"
+    cancelled_share = cancelled / max(1, sum(len(a) + len(b) for a, b in wins.values()))
+    severity: AuditSeverity = "error" if cancelled_share >= CANCELLED else "warning" if share >= 0.01 else "note"
     message = f"{rows_text(len(set(rows)))} ({percent(share)}) judge a pair that another row judges the other way round"
     remedy = (
         "keep the majority's verdict where there are several judges, else drop both; `--fix` keeps the "
         "majority's and drops what is level"
     )
-    evidence = {"cancelled_share": gone, "examples": examples}
-    return [Finding("contradictions", severity, message, share, corpus.refs(rows), evidence, remedy)]
+    evidence = {"cancelled_share": cancelled_share, "examples": examples}
+    return [AuditFinding("contradictions", severity, message, share, corpus.refs(rows), evidence, remedy)]
 
 
 Votes = tuple[list[int], list[int]]
 
 
 def _wins(subject: Subject) -> dict[tuple[int, int, int], Votes]:
-    """(prompt, smaller response, larger response) -> (rows in which the smaller one won, rows in which the larger did)
+    """(prompt, smaller response, larger response) -> (rows in which the smaller won, rows in which the larger won).
 
-    Of a ranked list neighbours are enough: what they imply follows.
+    Responses are hashes of their text. Of a ranked list only neighbours are compared: the order of the others follows.
     """
-    found: dict[tuple[int, int, int], Votes] = defaultdict(lambda: ([], []))
+    rows_by_winner: dict[tuple[int, int, int], Votes] = defaultdict(lambda: ([], []))
     for row, prompt, ordered in _orders(subject):
         for better, worse in pairwise(ordered):
             low, high = min(better, worse), max(better, worse)
-            if low != high:
-                found[prompt, low, high][0 if better == low else 1].append(row)
-    return found
+            if low != high:  # a pair of equal texts has no winner; `trivial_pairs` reports it
+                rows_by_winner[prompt, low, high][0 if better == low else 1].append(row)
+    return rows_by_winner
 
 
 def _orders(subject: Subject) -> Iterator[tuple[int, int, list[int]]]:
-    """(row, prompt's key, keys of its responses from best to worst)"""
+    """(row, prompt's key, keys of its responses from best to worst)."""
     corpus = subject.corpus
+    # Sorted by row, then by place: afterwards the slice of a row lists its responses from best to worst.
     order = np.lexsort((corpus.place_S, corpus.row_S))
     keys = corpus.key_S[order].tolist()
     firsts = corpus.first_R.tolist()
@@ -91,19 +97,19 @@ def level_or_outvoted(subject: Subject) -> dict[int, str]:
 
 def _contradiction(subject: Subject, votes: Votes) -> dict[str, str]:
     corpus = subject.corpus
-    one, other = votes[0][0], votes[1][0]
+    row, opposite = votes[0][0], votes[1][0]
     return {
-        "row": str(corpus.ref(one)),
-        "against": str(corpus.ref(other)),
-        "prompt": excerpt(corpus.prompts[one]),
-        "chosen": excerpt(corpus.responses[int(corpus.sides.chosen_P[one])]),
+        "row": str(corpus.ref(row)),
+        "against": str(corpus.ref(opposite)),
+        "prompt": excerpt(corpus.prompts[row]),
+        "chosen": excerpt(corpus.responses[int(corpus.sides.chosen_P[row])]),
     }
 
 
 # ---------------------------------------------------------------- circles
 
 
-def cycles(subject: Subject) -> list[Finding]:
+def cycles(subject: Subject) -> list[AuditFinding]:
     """A is better than B, B than C, and C than A, among the responses to one prompt."""
     edges: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     rows_of_edge: dict[tuple[int, int, int], list[int]] = defaultdict(list)
@@ -114,13 +120,11 @@ def cycles(subject: Subject) -> list[Finding]:
     rows: set[int] = set()
     circles = 0
     for prompt, graph in edges.items():
-        if len(graph) < 3:  # three winners make the smallest circle
-            continue
-        for part in _circles(graph):
+        # Three winners make the smallest circle, and most prompts have fewer: the search for parts is quadratic.
+        for part in _circles(graph) if len(graph) >= 3 else ():
             circles += 1
-            for better in part:
-                for worse in graph[better] & part:
-                    rows.update(rows_of_edge[prompt, better, worse])
+            for edge in ((prompt, better, worse) for better in part for worse in graph[better] & part):
+                rows.update(rows_of_edge[edge])
     if not rows:
         return []
     share = len(rows) / len(subject.corpus)
@@ -128,16 +132,16 @@ def cycles(subject: Subject) -> list[Finding]:
     remedy = (
         "rank such responses together (one list a prompt), or drop the rows of the circle: no reward can satisfy all"
     )
-    severity: Severity = "warning" if share >= 0.01 else "note"
-    return [Finding("cycles", severity, message, share, subject.corpus.refs(rows), {"circles": circles}, remedy)]
+    severity: AuditSeverity = "warning" if share >= 0.01 else "note"
+    return [AuditFinding("cycles", severity, message, share, subject.corpus.refs(rows), {"circles": circles}, remedy)]
 
 
 def _circles(graph: dict[int, set[int]]) -> Iterator[set[int]]:
     """Strongly connected parts of three and more responses; two make a contradiction, which has its own check."""
-    reach = {node: _reached(graph, node) for node in graph}
+    reach = {node: _reachable(graph, node) for node in graph}
     seen: set[int] = set()
     for node in graph:
-        if node in seen or node not in reach[node]:
+        if node in seen or node not in reach[node]:  # a response that never leads back to itself is in no circle
             continue
         part = {other for other in reach[node] if node in reach.get(other, ())}
         seen |= part
@@ -145,7 +149,7 @@ def _circles(graph: dict[int, set[int]]) -> Iterator[set[int]]:
             yield part
 
 
-def _reached(graph: dict[int, set[int]], start: int) -> set[int]:
+def _reachable(graph: dict[int, set[int]], start: int) -> set[int]:
     reached: set[int] = set()
     waiting = list(graph[start])
     while waiting:
@@ -159,18 +163,18 @@ def _reached(graph: dict[int, set[int]], start: int) -> set[int]:
 # ---------------------------------------------------------------- judges
 
 
-def disagreement(subject: Subject) -> list[Finding]:
+def disagreement(subject: Subject) -> list[AuditFinding]:
     """Krippendorff's alpha over votes, and over pairs that several rows judge."""
     counts, rows = _vote_counts(subject)
     if len(counts) < FEWEST_UNITS:
         return []
     alpha = krippendorff_alpha(counts)
-    if not alpha < ACCEPTABLE:
+    if not alpha < ACCEPTABLE:  # written so that NaN, where alpha is undefined, is no finding either
         return []
     split = counts.min(axis=1) > 0
     corpus = subject.corpus
     share = float(split.mean())
-    severity: Severity = "warning" if alpha < POOR else "note"
+    severity: AuditSeverity = "warning" if alpha < POOR else "note"
     message = f"the judges disagree: Krippendorff's alpha is {alpha:.2f} over {len(counts):,} comparisons"
     remedy = (
         "drop or weight down comparisons without a clear majority, use label smoothing (cdpo, or robust with the share "
@@ -178,7 +182,7 @@ def disagreement(subject: Subject) -> list[Finding]:
     )
     contested = [row for row, is_split in zip(rows, split, strict=True) if is_split]
     evidence = {"alpha": alpha, "units": len(counts), "contested_share": share}
-    return [Finding("disagreement", severity, message, share, corpus.refs(contested), evidence, remedy)]
+    return [AuditFinding("disagreement", severity, message, share, corpus.refs(contested), evidence, remedy)]
 
 
 def _vote_counts(subject: Subject) -> tuple[np.ndarray, list[int]]:
@@ -197,6 +201,7 @@ def _vote_counts(subject: Subject) -> tuple[np.ndarray, list[int]]:
         low, high = sorted(two, key=lambda index: int(corpus.key_S[index]))
         counts.append((int(corpus.vote_S[low]), int(corpus.vote_S[high])))
         rows.append(int(sides.row_P[pair]))
+    # Without votes in the rows, several rows that judge the same pair are the votes.
     if not counts:
         for first, second in _wins(subject).values():
             if len(first) + len(second) >= 2:
@@ -205,37 +210,37 @@ def _vote_counts(subject: Subject) -> tuple[np.ndarray, list[int]]:
     return np.array(counts, dtype=np.int64).reshape(-1, 2), rows
 
 
-def annotators(subject: Subject) -> list[Finding]:
+def annotators(subject: Subject) -> list[AuditFinding]:
     """Judges who agree with the others far less than the others agree among themselves."""
     if subject.annotator_R is None:
         return []
     agreed: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     rows_of: dict[str, list[int]] = defaultdict(list)
     for votes in _wins(subject).values():
-        total = len(votes[0]) + len(votes[1])
-        for side in (0, 1):
-            for row in votes[side]:
-                judge = subject.annotator_R[row]
-                rows_of[judge].append(row)
-                mine, theirs = len(votes[side]) - 1, len(votes[1 - side])
-                if total >= 2 and mine != theirs:
-                    agreed[judge][0] += mine > theirs
-                    agreed[judge][1] += 1
-    right, judged = (sum(entry[place] for entry in agreed.values()) for place in (0, 1))
+        for row, side in [*((row, 0) for row in votes[0]), *((row, 1) for row in votes[1])]:
+            judge = subject.annotator_R[row]
+            rows_of[judge].append(row)
+            # The judge's own vote is not counted, and where the others are level there is no majority to agree with.
+            agree, oppose = len(votes[side]) - 1, len(votes[1 - side])
+            if agree != oppose:
+                agreed[judge][0] += agree > oppose
+                agreed[judge][1] += 1
+    all_agreements, all_judgements = (sum(entry[place] for entry in agreed.values()) for place in (0, 1))
     findings = []
     for judge, (agreeing, count) in sorted(agreed.items()):
-        others = (right - agreeing) / max(1.0, judged - count)
+        others = (all_agreements - agreeing) / max(1.0, all_judgements - count)
+        # The interval's upper end, since a judge with few shared pairs would often be far off by chance.
         interval = wilson(agreeing, count)
         if count >= FEWEST_UNITS / 3 and interval[1] < others - 0.1:
-            findings.append(_judge(subject, judge, rows_of[judge], agreeing / count, interval, others))
+            findings.append(_annotator_finding(subject, judge, rows_of[judge], agreeing / count, interval, others))
     return findings
 
 
-def _judge(
+def _annotator_finding(
     subject: Subject, judge: str, rows: list[int], share: float, interval: tuple[float, float], others: float
-) -> Finding:
+) -> AuditFinding:
     evidence: dict[str, Any] = {"annotator": judge, "agreement": share, "interval": list(interval), "others": others}
-    return Finding(
+    return AuditFinding(
         "annotators",
         "warning",
         f"annotator {judge!r} agrees with the majority of the others in {percent(share)} of shared pairs; "

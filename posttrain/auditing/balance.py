@@ -1,8 +1,11 @@
-"""Unpaired feedback: how many good and bad responses there are, and the weights that make up for it."""
+"""Unpaired feedback: how many good and bad responses there are, and the weights that make up for it.
+
+A check of `checks.py`; the weights that it recommends are keys of the KTO stage.
+"""
 
 from __future__ import annotations
 
-from posttrain.auditing.finding import Finding, Severity, percent
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, percent
 from posttrain.auditing.subject import Subject
 
 RATIO = (1.0, 4 / 3)
@@ -11,7 +14,7 @@ and the documentation of TRL's KTOTrainer. Eq. 9 of the published paper allows u
 LATER_RATIO = 3 / 2
 
 
-def label_balance(subject: Subject) -> list[Finding]:
+def label_balance(subject: Subject) -> list[AuditFinding]:
     """The ratio of good to bad responses against what KTO recommends, and weights that bring it there."""
     good = int(subject.corpus.good_R.sum())
     bad = len(subject.corpus) - good
@@ -19,12 +22,15 @@ def label_balance(subject: Subject) -> list[Finding]:
         missing = "bad" if good else "good"
         message = f"no response is called {missing}"
         remedy = "check the labels: with one label, a preference objective has nothing to tell apart"
-        return [Finding("label_balance", "warning", message, 1.0, (), {"good": good, "bad": bad}, remedy)]
+        return [AuditFinding("label_balance", "warning", message, 1.0, (), {"good": good, "bad": bad}, remedy)]
+
     ratio = good / bad
+    # The wider of the two published ranges decides whether to speak; what is recommended lies in the narrower one.
     if RATIO[0] <= ratio <= LATER_RATIO:
         return []
     desirable, undesirable = recommended_weights(good, bad)
-    severity: Severity = "warning" if ratio > 4 * RATIO[1] or ratio < 0.25 else "note"
+    severity: AuditSeverity = "warning" if ratio > 4 * RATIO[1] or ratio < 0.25 else "note"
+
     evidence = {
         "good": good,
         "bad": bad,
@@ -39,7 +45,7 @@ def label_balance(subject: Subject) -> list[Finding]:
         f"train with desirable_weight {desirable:.3g} and undesirable_weight {undesirable:.3g}, which put the weighted "
         f"ratio at {desirable * good / (undesirable * bad):.2f}, inside [1, 4/3]"
     )
-    return [Finding("label_balance", severity, message, good / (good + bad), (), evidence, remedy)]
+    return [AuditFinding("label_balance", severity, message, good / (good + bad), (), evidence, remedy)]
 
 
 def recommended_weights(good: int, bad: int) -> tuple[float, float]:
@@ -49,6 +55,7 @@ def recommended_weights(good: int, bad: int) -> tuple[float, float]:
     recommended_weights(100, 400) -> (4.0, 1.0); recommended_weights(400, 100) -> (1.0, 3.0)
     """
     ratio = good / bad
+    # The rarer label is weighted up and the other left at 1: shrinking weights would shrink the gradient as a whole.
     if ratio < RATIO[0]:
         return RATIO[0] / ratio, 1.0
     if ratio > RATIO[1]:

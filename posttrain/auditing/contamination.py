@@ -1,4 +1,4 @@
-"""Rows that hold the questions or answers of an evaluation set.
+"""Rows that hold the questions or answers of an evaluation set; a check of `checks.py`.
 
 A field of an evaluation item (its question, its answer) is found in a row
 
@@ -21,21 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.auditing.corpus import plain, text_key
-from posttrain.auditing.finding import Finding, excerpt, percent, rows_text
+from posttrain.auditing.corpus import normalised, text_key
+from posttrain.auditing.finding import AuditFinding, excerpt, percent, rows_text
 from posttrain.auditing.subject import Subject
 from posttrain.auditing.texts import TextStore
-from posttrain.auditing.words import PERMUTATIONS, similar, words_of
+from posttrain.auditing.words import PERMUTATIONS, similar_pairs, words_of
 from posttrain.data.sources.files import open_sources
 from posttrain.data.sources.json_rows import Broken
 from posttrain.errors import MissingExtraError, SourceError
 
 NGRAM = 8
-COVERED = 0.7
-NEAR = 0.7
-COMMON = 0.02
+COVERED_NGRAMS = 0.7
+NEAR_OVERLAP = 0.7
+BOILERPLATE = 0.02
 """An 8-word sequence of more than this share of a set's items (and of more than 5) is boilerplate."""
-SHORT = 4
+FEWEST_WORDS_ANYWHERE = 4
 QUESTIONS = ("prompt", "question", "input", "instruction", "problem", "query", "text", "messages", "conversations")
 """Columns of an evaluation file that are compared, with the answers below; all texts, where it has none of these."""
 ANSWERS = ("answer", "canonical_solution", "solution", "completion", "output", "reference", "chosen", "response")
@@ -80,15 +80,15 @@ def evaluation_set(name: str) -> EvaluationSet:
         return EvaluationSet.of(name, _items(data / f"{name}.jsonl"))
     if name.lower().replace("_", "-") in ("human-eval", "humaneval"):
         return _human_eval()
-    found = EvaluationSet.of(name, _items(name))
-    if not found.fields:
+    items = EvaluationSet.of(name, _items(name))
+    if not items.fields:
         raise SourceError(
             "the evaluation set holds no texts",
             where=name,
             expected=f"rows with texts, in one of the columns {', '.join(QUESTIONS)}, or in any",
             remedy=f"name another file, or one of the bundled sets: {', '.join(BUNDLED)}",
         )
-    return found
+    return items
 
 
 def _human_eval() -> EvaluationSet:
@@ -106,14 +106,12 @@ def _items(data: str | Path) -> Iterator[list[str]]:
         for _, row, _ in source.rows():
             if isinstance(row, Broken):
                 raise row.error
-            yield _texts_of(row)
-
-
-def _texts_of(row: Any) -> list[str]:
-    if isinstance(row, dict):
-        named = [row[key] for key in (*QUESTIONS, *ANSWERS) if row.get(key)]
-        return [text for value in named or row.values() for text in _strings(value)]
-    return list(_strings(row))
+            # Without a named column every text of the row counts: better a false hit to look at than a leak unseen.
+            if isinstance(row, dict):
+                named = [row[key] for key in (*QUESTIONS, *ANSWERS) if row.get(key)]
+                yield [text for value in named or row.values() for text in _strings(value)]
+            else:
+                yield list(_strings(row))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -132,14 +130,14 @@ def _strings(value: Any) -> Iterator[str]:
 # ---------------------------------------------------------------- the check
 
 
-def contamination(subject: Subject) -> list[Finding]:
+def contamination(subject: Subject) -> list[AuditFinding]:
     """One finding for each evaluation set that the data holds parts of."""
-    return [finding for against in subject.against for finding in _against(subject, against)]
+    return [finding for against in subject.against for finding in _items_found(subject, against)]
 
 
-def _against(subject: Subject, against: EvaluationSet) -> list[Finding]:
+def _items_found(subject: Subject, against: EvaluationSet) -> list[AuditFinding]:
     corpus = subject.corpus
-    index = _Index(against)
+    index = _ItemIndex(against)
     hits: dict[int, set[int]] = defaultdict(set)
     ways: dict[str, int] = defaultdict(int)
     for texts, row_of in ((corpus.prompts, np.arange(len(corpus))), (corpus.responses, corpus.row_S)):
@@ -148,13 +146,15 @@ def _against(subject: Subject, against: EvaluationSet) -> list[Finding]:
             ways[way] += 1
     if not hits:
         return []
-    items = sorted({item for found in hits.values() for item in found})
+
+    items = sorted({item for found_items in hits.values() for item in found_items})
     share = len(items) / against.items
     examples = []
-    for row, found in list(sorted(hits.items()))[:3]:
-        field = against.item_of_field.index(min(found))
+    for row, found_items in list(sorted(hits.items()))[:3]:
+        field = against.item_of_field.index(min(found_items))
         shown = {"row": str(corpus.ref(row)), "prompt": excerpt(corpus.prompts[row])}
         examples.append({**shown, "item": excerpt(against.fields[field])})
+
     found_in = f"stand{'s' if len(items) == 1 else ''} in {rows_text(len(hits))}"
     message = f"{len(items):,} of the {against.items:,} items of {against.name} ({percent(share)}) {found_in}"
     evidence = {
@@ -167,10 +167,10 @@ def _against(subject: Subject, against: EvaluationSet) -> list[Finding]:
     }
     remedy = "drop the rows (`--fix`), or say beside every figure of this set that it was trained on"
     row_share = len(hits) / len(corpus)
-    return [Finding("contamination", "error", message, row_share, corpus.refs(hits), evidence, remedy)]
+    return [AuditFinding("contamination", "error", message, row_share, corpus.refs(hits), evidence, remedy)]
 
 
-class _Index:
+class _ItemIndex:
     """An evaluation set, ready to be looked for in many texts."""
 
     def __init__(self, against: EvaluationSet):
@@ -178,25 +178,32 @@ class _Index:
         words = words_of(against.fields)
         counts = words.counts
         grams = words.ngrams(NGRAM, whole=True)
-        whole = grams != 0
-        pairs = np.unique(np.stack([grams[whole], words.text_W[whole].astype(np.uint64)], axis=1), axis=0)
+        is_whole = grams != 0
+        pairs = np.unique(np.stack([grams[is_whole], words.text_W[is_whole].astype(np.uint64)], axis=1), axis=0)
         gram, field = pairs[:, 0], pairs[:, 1].astype(np.int64)
+        # Counted by item and not by field: question and answer of one item may share a sequence without it being
+        # boilerplate.
         item = np.array(against.item_of_field, dtype=np.uint64)[field] if len(field) else field.astype(np.uint64)
         shared = np.unique(np.stack([gram, item], axis=1), axis=0)[:, 0] if len(gram) else gram
+
         names, uses = np.unique(shared, return_counts=True)
-        kept = np.isin(gram, names[uses <= max(5, COMMON * against.items)])
+        kept = np.isin(gram, names[uses <= max(5, BOILERPLATE * against.items)])
         self._gram, self._field = gram[kept], field[kept]
         self._grams_of = np.bincount(self._field, minlength=len(against.fields))
         self._counts = counts
-        middling = (counts >= SHORT) & (counts < NGRAM)
+
+        # Fields too short for an n-gram are compared as a whole; see the rule at the top.
+        middling = (counts >= FEWEST_WORDS_ANYWHERE) & (counts < NGRAM)
         self._sequences = dict(
             zip(words.sequence_hash()[middling].tolist(), np.flatnonzero(middling).tolist(), strict=True)
         )
         self._letters = {
             text_key(" ".join(text.split()).lower()): number
             for number, text in enumerate(against.fields)
-            if counts[number] < SHORT and len(text.split()) >= 2
+            if counts[number] < FEWEST_WORDS_ANYWHERE and len(text.split()) >= 2
         }
+
+        # MinHash over a handful of words says "equal" by chance; such fields get the signature that matches nothing.
         signatures = words.signatures()
         signatures[counts < NGRAM] = np.uint32(0xFFFFFFFF)
         self._signatures = signatures
@@ -210,16 +217,16 @@ class _Index:
             known = np.fromiter(self._sequences, dtype=np.uint64)
             for text in np.flatnonzero(np.isin(texts.sequence_hashes, known)).tolist():
                 field = self._sequences[int(texts.sequence_hashes[text])]
-                if plain(texts[text]) == plain(self._fields[field]):  # 1 + 7 - 3 has the words of 1 + 7 + 3
+                if normalised(texts[text]) == normalised(self._fields[field]):  # 1 + 7 - 3 has the words of 1 + 7 + 3
                     yield "word for word", text, field
         if self._letters and is_prompt:
-            for text in np.flatnonzero(texts.word_counts < SHORT).tolist():
+            for text in np.flatnonzero(texts.word_counts < FEWEST_WORDS_ANYWHERE).tolist():
                 key = text_key(" ".join(texts[text].split()).lower())
                 if key in self._letters:
                     yield "to the letter", text, self._letters[key]
         if (self._signatures != 0xFFFFFFFF).any():
             assert self._signatures.shape[1] == PERMUTATIONS
-            for text, field in similar(texts.signatures, NEAR, self._signatures).tolist():
+            for text, field in similar_pairs(texts.signatures, NEAR_OVERLAP, self._signatures).tolist():
                 yield "near-duplicate", text, field
 
     def _covered(self, gram_W: np.ndarray, text_W: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -227,16 +234,19 @@ class _Index:
         if not len(self._gram):
             return
         place = np.searchsorted(self._gram, gram_W)
-        hit = self._gram[np.minimum(place, len(self._gram) - 1)] == gram_W
-        hit &= gram_W != 0
-        if not hit.any():
+        is_known = self._gram[np.minimum(place, len(self._gram) - 1)] == gram_W
+        is_known &= gram_W != 0
+        if not is_known.any():
             return
-        found = np.unique(np.stack([gram_W[hit], text_W[hit].astype(np.uint64)], axis=1), axis=0)
-        left = np.searchsorted(self._gram, found[:, 0], side="left")
-        right = np.searchsorted(self._gram, found[:, 0], side="right")
-        texts = np.repeat(found[:, 1].astype(np.int64), right - left)
-        inside = np.arange(len(texts)) - np.repeat(np.cumsum(right - left) - (right - left), right - left)
-        fields = self._field[np.repeat(left, right - left) + inside]
+        matches = np.unique(np.stack([gram_W[is_known], text_W[is_known].astype(np.uint64)], axis=1), axis=0)
+        # One n-gram may stand in several fields: the index lists it once for each, in a run from first_use to last_use.
+        first_use = np.searchsorted(self._gram, matches[:, 0], side="left")
+        last_use = np.searchsorted(self._gram, matches[:, 0], side="right")
+        texts = np.repeat(matches[:, 1].astype(np.int64), last_use - first_use)
+        inside = np.arange(len(texts)) - np.repeat(
+            np.cumsum(last_use - first_use) - (last_use - first_use), last_use - first_use
+        )
+        fields = self._field[np.repeat(first_use, last_use - first_use) + inside]
         pairs, counts = np.unique(np.stack([texts, fields], axis=1), axis=0, return_counts=True)
-        enough = counts >= COVERED * self._grams_of[pairs[:, 1]]
+        enough = counts >= COVERED_NGRAMS * self._grams_of[pairs[:, 1]]
         yield from (tuple(pair) for pair in pairs[enough].tolist())

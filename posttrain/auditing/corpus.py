@@ -1,4 +1,8 @@
-"""Examples flattened for the checks: texts on disk, and one small array for each thing that is asked of every row."""
+"""Examples flattened for the checks: texts on disk, and one small array for each thing that is asked of every row.
+
+The first step of an audit: `run.py` reads the examples once into a `Corpus`, and every check reads that. Only a few
+numbers a row are held in memory, so that a data set larger than memory can be audited.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,16 @@ from hashlib import blake2b
 
 import numpy as np
 
-from posttrain.auditing.marks import Marks, marks_of
+from posttrain.auditing.marks import SURE_NULL_WORDS, Marks, marks_of
 from posttrain.auditing.texts import TextStore
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
-Kind = type[Example]
+ExampleKind = type[Example]
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Two responses to hold against each other, one entry a pair.
+    """Two responses to compare, one entry a pair.
 
     Sides(chosen_P=[0, 2], rejected_P=[1, 3], row_P=[0, 1]): numbers of responses, and of the row that the pair stands
     in. A ranked list gives its best and its worst response: one independent observation a row. Feedback gives good
@@ -56,8 +60,9 @@ class Corpus:
     """
 
     def __init__(self, examples: Iterable[Example], *, seed: int = 0):
+        # `array` holds a number in its own bytes; a list of Python integers would need five times the memory.
         self.seed = seed
-        self.kind: Kind | None = None
+        self.kind: ExampleKind | None = None
         self.prompts, self.responses = TextStore(), TextStore()
         self._sources: dict[str, int] = {}
         self._source_R, self._number_R = array("i"), array("q")
@@ -67,28 +72,25 @@ class Corpus:
         self._score_S, self._vote_S = array("d"), array("i")
         self._turn_R = array("q")
         self.null_answers: list[int] = []
-        """Tasks whose answer is the word of a table library for nothing."""
+        """Tasks whose answer is one of SURE_NULL_WORDS; a task has no response that the checks of texts would see."""
         for example in examples:
             self._add(example)
 
     def _add(self, example: Example) -> None:
         self.kind = self.kind or type(example)
-        prompt, responses, places = _parts(example)
+        prompt, responses, places = _prompt_and_responses(example)
         row = example.row
         self._source_R.append(self._sources.setdefault(row.source, len(self._sources)))
         self._number_R.append(row.row)
         self._prompt_key_R.append(text_key(prompt))
         self.prompts.add(prompt)
         self._turn_R.append(_last_turn_length(example))
-        if (
-            isinstance(example, Task)
-            and example.answer is not None
-            and example.answer.strip() in ("nan", "NaN", "<NA>")
-        ):
+        if isinstance(example, Task) and (example.answer or "").strip() in SURE_NULL_WORDS:
             self.null_answers.append(len(self._number_R) - 1)
         scores = votes = None
         if isinstance(example, Comparison):
             scores, votes = example.scores, example.votes
+        # Hashes of the exact texts: equal prompts and responses are found by them without reading the disk again.
         for index, response in enumerate(responses):
             self.responses.add(response)
             self._key_S.append(text_key(response))
@@ -171,6 +173,7 @@ class Corpus:
             assert len(best) == len(last) == len(first)
             return Sides(best, last, np.arange(len(self)))
         if self.kind is Feedback:
+            # Each response in one pair at most, so that the pairs stay independent and an interval over them is honest.
             generator = np.random.default_rng(self.seed)
             good, bad = (np.flatnonzero(self.good_R == label) for label in (True, False))
             pairs = min(len(good), len(bad))
@@ -197,7 +200,7 @@ class Corpus:
 # ---------------------------------------------------------------- messages to texts
 
 
-def _parts(example: Example) -> tuple[str, list[str], list[int]]:
+def _prompt_and_responses(example: Example) -> tuple[str, list[str], list[int]]:
     """(prompt, responses, place of each response in the order from best to worst)"""
     if isinstance(example, Comparison):
         order = example.ranking
@@ -206,21 +209,22 @@ def _parts(example: Example) -> tuple[str, list[str], list[int]]:
         places = [0] * len(order)
         for place, index in enumerate(order):
             places[index] = place
-        return said(example.prompt), [said(response) for response in example.responses], places
+        return turns_text(example.prompt), [turns_text(response) for response in example.responses], places
     if isinstance(example, Feedback):
-        return said(example.prompt), [said(example.response)], [0]
+        return turns_text(example.prompt), [turns_text(example.response)], [0]
     if isinstance(example, StepwiseFeedback):
-        return said(example.prompt), ["\n".join(example.steps)], [0]
+        return turns_text(example.prompt), ["\n".join(example.steps)], [0]
     if isinstance(example, Demonstration):
+        # The last user turn ends the prompt; all that follows, tool calls and their results included, is the response.
         cut = len(example.messages)
         while cut and example.messages[cut - 1].role != "user":
             cut -= 1
-        return said(example.messages[:cut]), [said(example.messages[cut:])], [0]
-    return said(example.prompt), [], []
+        return turns_text(example.messages[:cut]), [turns_text(example.messages[cut:])], [0]
+    return turns_text(example.prompt), [], []
 
 
 def _last_turn_length(example: Example) -> int:
-    """Characters of the prompt's last turn if the user says it; 0 if nobody or someone else does."""
+    """Characters of the prompt's last turn if it is the user's; else 0."""
     messages = example.messages if isinstance(example, Demonstration) else example.prompt
     cut = len(messages)
     while isinstance(example, Demonstration) and cut and messages[cut - 1].role != "user":
@@ -229,8 +233,9 @@ def _last_turn_length(example: Example) -> int:
     return len(last.content or "") if last is not None and last.role == "user" else 0
 
 
-def said(messages: tuple[Message, ...]) -> str:
+def turns_text(messages: tuple[Message, ...]) -> str:
     """The text of some turns; of one plain turn exactly its own, blanks included."""
+    # The exact text, since white space at its ends is something that a check looks at.
     if len(messages) == 1 and not messages[0].tool_calls and messages[0].reasoning is None:
         return messages[0].content or ""
     parts = []
@@ -243,12 +248,12 @@ def said(messages: tuple[Message, ...]) -> str:
     return "\n\n".join(parts)
 
 
-_PUNCTUATION = re.compile(r"[\s.,!?;:'\"\u2018\u2019\u201c\u201d\u2026\u3002\uff0c\uff01\uff1f*_#`()]+")
+_PROSE_PUNCTUATION = re.compile(r"[\s.,!?;:'\"\u2018\u2019\u201c\u201d\u2026\u3002\uff0c\uff01\uff1f*_#`()]+")
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """A text without case, white space and the punctuation of prose; the signs of sums and code stay: 5 - 3, x < 0."""
-    return _PUNCTUATION.sub("", text.lower())
+    return _PROSE_PUNCTUATION.sub("", text.lower())
 
 
 def text_key(text: str) -> int:

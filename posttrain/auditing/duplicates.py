@@ -1,34 +1,39 @@
-"""Rows that say what other rows say: exactly, nearly, and across splits."""
+"""Rows that say what other rows say: exactly, nearly, and across splits.
+
+Checks of `checks.py`, on the hashes and MinHash signatures of `texts.py`. Training on copies weights them; measuring on
+copies of trained rows measures memory.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from posttrain.auditing.corpus import Corpus
-from posttrain.auditing.finding import Finding, Severity, excerpt, percent, rows_text
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent, rows_text
 from posttrain.auditing.subject import Subject
-from posttrain.auditing.words import groups, similar
+from posttrain.auditing.words import groups, similar_pairs
 
-NEAR = 0.8
+NEAR_DUPLICATE = 0.8
 """Estimated overlap of two rows' 3-word sequences from which on they are near-duplicates."""
-FEWEST_WORDS = 12
+FEWEST_ROW_WORDS = 12
 """Shorter rows are compared exactly only: two sums with other numbers are not the same row."""
-FEW = 0.01
+WARNING_SHARE = 0.01
 
 
-def duplicates(subject: Subject) -> list[Finding]:
+def duplicates(subject: Subject) -> list[AuditFinding]:
     """Rows that repeat an earlier row: prompt, responses and their order, to the letter."""
     rows = repeated(row_keys(subject.corpus, ordered=True))
     remedy = "drop them (`--fix` keeps the first of each): a row that stands twice counts twice"
-    return _repeats(subject, "duplicates", rows, "repeat an earlier row exactly", FEW, remedy)
+    return _repeats(subject, "duplicates", rows, "repeat an earlier row exactly", WARNING_SHARE, remedy)
 
 
-def near_duplicates(subject: Subject) -> list[Finding]:
+def near_duplicates(subject: Subject) -> list[AuditFinding]:
     """Rows that repeat an earlier row but for some words (MinHash, Broder 1997)."""
     corpus = subject.corpus
-    same = groups(similar(row_signatures(corpus), NEAR), len(corpus))
+    same = groups(similar_pairs(row_signatures(corpus), NEAR_DUPLICATE), len(corpus))
     rows = np.flatnonzero(same != np.arange(len(corpus)))
     exact = repeated(row_keys(corpus, ordered=False))
+    # Exact copies have their own check; a row is named once, under the stronger of the two.
     rows = np.setdiff1d(rows, exact)
     remedy = (
         "keep one of each group: their held-out copies make the measured accuracy too good; `--fix` keeps the first"
@@ -47,35 +52,36 @@ def _repeats(
     few: float,
     remedy: str,
     partners: list[tuple[int, int]] | None = None,
-) -> list[Finding]:
+) -> list[AuditFinding]:
     if not len(rows):
         return []
     corpus = subject.corpus
     share = len(rows) / len(corpus)
-    severity: Severity = "warning" if share >= few else "note"
+    severity: AuditSeverity = "warning" if share >= few else "note"
     examples = [
         {"row": str(corpus.ref(row)), "repeats": str(corpus.ref(first)), "prompt": excerpt(corpus.prompts[row])}
         for row, first in partners or []
     ]
     message = f"{rows_text(len(rows))} ({percent(share)}) {what}"
-    return [Finding(check, severity, message, share, corpus.refs(rows), {"examples": examples}, remedy)]
+    return [AuditFinding(check, severity, message, share, corpus.refs(rows), {"examples": examples}, remedy)]
 
 
-def split_overlap(subject: Subject) -> list[Finding]:
+def split_overlap(subject: Subject) -> list[AuditFinding]:
     """Prompts and rows that are trained on and measured on."""
     if subject.held_out is None:
         return []
-    corpus, held = subject.corpus, subject.held_out
-    shared = np.isin(corpus.prompt_key_R, held.prompt_key_R)
-    links = similar(row_signatures(corpus), NEAR, row_signatures(held))
+    corpus, held_out = subject.corpus, subject.held_out
+    shared = np.isin(corpus.prompt_key_R, held_out.prompt_key_R)
+    links = similar_pairs(row_signatures(corpus), NEAR_DUPLICATE, row_signatures(held_out))
     near = np.setdiff1d(np.unique(links[:, 0]), np.flatnonzero(shared))
-    measured = np.isin(held.prompt_key_R, corpus.prompt_key_R)
-    found = []
+    measured = np.isin(held_out.prompt_key_R, corpus.prompt_key_R)
+
+    findings = []
     for rows, share_of_held, what in (
         (np.flatnonzero(shared), float(measured.mean()), "have a prompt that is held out too"),
         (
             near,
-            len(np.unique(links[np.isin(links[:, 0], near), 1])) / max(1, len(held)),
+            len(np.unique(links[np.isin(links[:, 0], near), 1])) / max(1, len(held_out)),
             "are near-duplicates of held-out rows",
         ),
     ):
@@ -84,8 +90,8 @@ def split_overlap(subject: Subject) -> list[Finding]:
             examples = [
                 {"row": str(corpus.ref(row)), "prompt": excerpt(corpus.prompts[row])} for row in rows[:3].tolist()
             ]
-            found.append(
-                Finding(
+            findings.append(
+                AuditFinding(
                     "split_overlap",
                     "warning",
                     f"{rows_text(len(rows))} ({percent(share)}) {what} ({percent(share_of_held)} of the held-out rows)",
@@ -95,7 +101,7 @@ def split_overlap(subject: Subject) -> list[Finding]:
                     "drop them from training: what is measured on held-out rows is memory otherwise",
                 )
             )
-    return found
+    return findings
 
 
 # ---------------------------------------------------------------- keys and signatures of rows
@@ -106,10 +112,13 @@ def row_keys(corpus: Corpus, *, ordered: bool) -> np.ndarray:
 
     Responses are summed after mixing them with their place in the order, so that a file's own order does not matter.
     """
+    # splitmix64's mixing (Steele et al. 2014): without it, sums could collide for swapped responses, and the same
+    # two answers with the opposite verdict would pass for a duplicate.
     place = corpus.place_S.astype(np.uint64) if ordered else np.zeros(len(corpus.place_S), dtype=np.uint64)
     mixed = (corpus.key_S ^ (place * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0x94D049BB133111EB)
+    # A row's sum is the difference of two running sums; uint64 wraps around, and the difference wraps back.
     running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
     sums = running[corpus.first_R[1:]] - running[corpus.first_R[:-1]]
     good = corpus.good_R.astype(np.uint64) if ordered else np.uint64(1)
@@ -119,9 +128,9 @@ def row_keys(corpus: Corpus, *, ordered: bool) -> np.ndarray:
 def repeated(keys: np.ndarray) -> np.ndarray:
     """Indices of keys that an earlier entry has, too: repeated([7, 5, 7]) -> [2]."""
     _, first = np.unique(keys, return_index=True)
-    again = np.ones(len(keys), dtype=bool)
-    again[first] = False
-    return np.flatnonzero(again)
+    repeats = np.ones(len(keys), dtype=bool)
+    repeats[first] = False
+    return np.flatnonzero(repeats)
 
 
 def row_signatures(corpus: Corpus) -> np.ndarray:
@@ -134,5 +143,6 @@ def row_signatures(corpus: Corpus) -> np.ndarray:
         least = np.minimum.reduceat(corpus.responses.signatures, starts, axis=0)
         signatures[filled] = np.minimum(signatures[filled], least)
         words[filled] += np.add.reduceat(corpus.responses.word_counts.astype(np.int64), starts)
-    signatures[words < FEWEST_WORDS] = 0xFFFFFFFF
+    # All ones is the signature of no n-grams, which `similar_pairs` never matches.
+    signatures[words < FEWEST_ROW_WORDS] = 0xFFFFFFFF
     return signatures

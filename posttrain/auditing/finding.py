@@ -1,4 +1,4 @@
-"""What an audit finds, and how it is written down."""
+"""What an audit finds, and how it is written down: the record that every check returns, a line of findings.jsonl."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, Literal
 
 from posttrain.types import RowRef
 
-Severity = Literal["error", "warning", "note"]
+AuditSeverity = Literal["error", "warning", "note"]
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+SEVERITIES: tuple[AuditSeverity, ...] = ("error", "warning", "note")
 """Worst first. `error`: training on these rows is meaningless. `warning`: the model will learn something that nobody
 meant. `note`: worth knowing."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Finding:
+class AuditFinding:
     """One thing that is wrong with the data, with its rows and what to do about it.
 
-    Finding("length_bias", "warning", "the longer side is chosen in 71.0 % of 9,812 pairs", share=0.71,
+    AuditFinding("length_bias", "warning", "the longer side is chosen in 71.0 % of 9,812 pairs", share=0.71,
             evidence={"interval": [0.701, 0.719], "cv_accuracy": 0.72}, remedy="posttrain audit ... --fix ...")
     """
 
     check: str
     """Name of the check in the table of checks."""
-    severity: Severity
+    severity: AuditSeverity
     message: str
     share: float
     """The share that the message is about: of the rows unless it says otherwise. Between 0 and 1."""
@@ -37,12 +37,13 @@ class Finding:
 
     def __repr__(self) -> str:
         return (
-            f"Finding({self.check!r}, {self.severity!r}, {self.message!r}, share={self.share:.4g}, "
+            f"AuditFinding({self.check!r}, {self.severity!r}, {self.message!r}, share={self.share:.4g}, "
             f"{len(self.rows):,} rows, evidence={dict(self.evidence)!r}, remedy={self.remedy!r})"
         )
 
     def record(self) -> dict[str, Any]:
         """One line of findings.jsonl; rows by file: {"pairs.jsonl": [3, 17]}."""
+        # The file's name once and not for each row: a check may name every row of a large file.
         rows: dict[str, list[int]] = {}
         for ref in self.rows:
             rows.setdefault(ref.source, []).append(ref.row)
@@ -58,7 +59,7 @@ class Finding:
         }
 
 
-def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+def worst_first(findings: Sequence[AuditFinding]) -> list[AuditFinding]:
     """Errors, warnings, notes; within each in the order of the checks."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -76,5 +77,6 @@ def percent(share: float) -> str:
 
 def excerpt(text: str, limit: int = 160) -> str:
     """The beginning of a text on one line."""
+    # Cut before splitting: a text may be a megabyte, and white space seldom makes three quarters of it.
     line = " ".join(text[: 4 * limit].split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

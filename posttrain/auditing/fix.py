@@ -1,4 +1,4 @@
-"""A cleaned copy of a data set, and a log of what was done to which row.
+"""A cleaned copy of a data set, and a log of what was done to which row: `audit(...).fix(out)`, `audit --fix`.
 
 Rows are dropped or kept as the file has them, with all their columns; three faults are mended in the row instead, since
 that loses nothing: a response that repeats its prompt, HTML entities, inputs that are the word "nan". What is dropped:
@@ -10,14 +10,14 @@ that loses nothing: a response that repeats its prompt, HTML entities, inputs th
 - where the longer side wins too often, pairs of the majority's kind, drawn at random (seeded) within fifths of the
   difference in length, until both directions are level in each.
 
-A fault that more than half of the rows have is left alone and named: dropping would leave another data set. Mending
-does not: it is done in all of them.
+A fault that more than half of the rows have is named and not dropped: what remained would be another data set. Mending
+keeps the rows, so it is done in all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from posttrain.auditing.agreement import level_or_outvoted
-from posttrain.auditing.finding import Finding
 from posttrain.auditing.mend import MENDED, mend
 from posttrain.auditing.report import Findings
 from posttrain.auditing.subject import Subject
@@ -34,7 +33,7 @@ from posttrain.data.write import JsonlWriter
 from posttrain.errors import ConfigError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
 
-DROPPED: Mapping[str, str] = {
+DROPPING_CHECKS: Mapping[str, str] = {
     "trivial_pairs": "the two sides say the same",
     "empty_sides": "a response has no text",
     "special_tokens": "a response holds the name of a special token",
@@ -53,32 +52,33 @@ DROPPED: Mapping[str, str] = {
 }
 """Check -> the reason in the log; rows of other checks are kept."""
 KEPT_KINDS = {"near_identical", "nothing but punctuation", "transcript"}
-"""Findings of these checks whose rows stay: a single word may be what the pair is about."""
-MOST = 0.5
-FIFTHS = 5
+"""Kinds of findings of those checks whose rows are kept: a single word may be what the pair is about."""
+MOST_DROPPED = 0.5
+"""A check that would drop more than this share of the rows drops none."""
+LENGTH_BINS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Fixed(Path("clean.jsonl"), Path("clean.log.jsonl"), kept=911, dropped={"duplicates": 89}, left=())"""
+    """Fixed(Path("clean.jsonl"), Path("clean.log.jsonl"), kept=911, dropped={"duplicates": 89}, too_many=())"""
 
     path: Path
     log: Path
     kept: int
     dropped: dict[str, int]
     """Check -> rows."""
-    left: tuple[str, ...]
-    """Checks whose rows were left alone, since they are more than half of all."""
+    too_many: tuple[str, ...]
+    """Checks whose rows were kept, since they are more than half of all."""
     mended: Mapping[str, int] = field(default_factory=dict)
     """Check -> rows that were changed and kept."""
 
     def __str__(self) -> str:
-        told = ", ".join(f"{count:,} by {check}" for check, count in self.dropped.items()) or "none"
-        text = f"{self.path}: {self.kept:,} rows kept; dropped: {told}; each is in {self.log}"
+        dropped = ", ".join(f"{count:,} by {check}" for check, count in self.dropped.items()) or "none"
+        text = f"{self.path}: {self.kept:,} rows kept; dropped: {dropped}; each is in {self.log}"
         if self.mended:
             text += "; mended: " + ", ".join(f"{count:,} by {check}" for check, count in self.mended.items())
-        if self.left:
-            text += f"; too many rows to drop for {', '.join(self.left)}: mend these at their source"
+        if self.too_many:
+            text += f"; too many rows to drop for {', '.join(self.too_many)}: mend these at their source"
         return text
 
 
@@ -92,74 +92,86 @@ def fix(report: Findings, out: Path) -> Fixed:
     corpus = subject.corpus
     if any(Path(source).resolve() == out.resolve() for source in corpus.sources):
         raise ConfigError("the cleaned copy would overwrite its source", found=str(out), remedy="choose another name")
-    reasons, left = _reasons(report)
+    reasons, too_many = _reasons(report)
     _balance_lengths(report, reasons)
     refs = corpus.refs(range(len(corpus)))
+    # By the row's place in its file, since the file is read once more, and its refused rows are in no corpus.
     by_ref = {ref: reasons.get(number) for number, ref in enumerate(refs)}
     mending = _mending(report)
     numbers = {ref: number for number, ref in enumerate(refs)}
     log = out.with_name(out.stem + ".log.jsonl")
-    counted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     kept = 0
-    with JsonlWriter(out) as clean, JsonlWriter(log) as noted:
-        for ref, row in _rows(report.examples):
+    with JsonlWriter(out) as clean_writer, JsonlWriter(log) as log_writer:
+        for ref, row in _source_rows(report.examples):
             check, reason = by_ref.get(ref, ("refused_rows", "the row cannot be used")) or ("", "")
-            # One check at a time: a row stays only if the fault that would drop it is mended, and not some other one.
-            whole, done = row, list[str]()
-            for name in (name for name in MENDED if name in mending.get(ref, ()) and check in ("", *MENDED)):
-                changed = mend(whole, {name}, turn=corpus.last_turn(numbers[ref]))
-                if changed != whole:
-                    whole, done = changed, [*done, name]
-            check = "" if check in done else check
+            # A row that another check drops is not mended: the log would name two things that were done to it.
+            wanted: Collection[str] = mending.get(ref, ()) if check in ("", *MENDED) else ()
+            mended_row, mended_checks = _mended(row, wanted, corpus.last_turn(numbers[ref]) if wanted else "")
+            check = "" if check in mended_checks else check
             if check:
-                counted[check] += 1
-                noted.write({"row": str(ref), "action": "dropped", "check": check, "reason": reason})
-            else:
-                kept += 1
-                clean.write(whole)
-                for name in done:
-                    mended[name] += 1
-                    noted.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
-        for check in left:
-            noted.write({"row": None, "action": "left", "check": check, "reason": "more than half of the rows have it"})
-    return Fixed(out, log, kept, dict(counted.most_common()), tuple(left), dict(mended.most_common()))
+                dropped[check] += 1
+                log_writer.write({"row": str(ref), "action": "dropped", "check": check, "reason": reason})
+                continue
+            kept += 1
+            clean_writer.write(mended_row)
+            for name in mended_checks:
+                mended[name] += 1
+                log_writer.write({"row": str(ref), "action": "mended", "check": name, "reason": MENDED[name]})
+
+        for check in too_many:
+            log_writer.write(
+                {"row": None, "action": "left", "check": check, "reason": "more than half of the rows have it"}
+            )
+    return Fixed(out, log, kept, dict(dropped.most_common()), tuple(too_many), dict(mended.most_common()))
+
+
+def _mended(row: Mapping[str, Any], checks: Collection[str], turn: str) -> tuple[Mapping[str, Any], list[str]]:
+    """(the mended row, the checks whose fault was in it).
+
+    One check at a time: a row is kept only if the fault that would drop it is mended, and not some other one.
+    """
+    mended_checks: list[str] = []
+    for name in MENDED:
+        changed = mend(row, {name}, turn=turn) if name in checks else row
+        if changed != row:
+            row, mended_checks = changed, [*mended_checks, name]
+    return row, mended_checks
 
 
 def _reasons(report: Findings) -> tuple[dict[int, tuple[str, str]], list[str]]:
-    """(row -> check and reason for dropping it, checks that would drop too many)"""
+    """(row -> check and reason for dropping it, checks that would drop too many)."""
     corpus = report.corpus
     number = {ref: row for row, ref in enumerate(corpus.refs(range(len(corpus))))}
     reasons: dict[int, tuple[str, str]] = {}
-    left: list[str] = []
+    too_many: list[str] = []
     for finding in report.findings:
-        if not _drops(finding):
+        kinds = {str(finding.evidence.get("kind", "")), str(finding.evidence.get("what", ""))}
+        if finding.check not in DROPPING_CHECKS or kinds & KEPT_KINDS:
             continue
-        spared = ("duplicates", "near_duplicates", *MENDED)
-        if len(finding.rows) > MOST * len(corpus) and finding.check not in spared:
-            left.append(finding.check)
+        # Copies are dropped however many: one of each is kept. So are rows that mending did not help.
+        unlimited = ("duplicates", "near_duplicates", *MENDED)
+        if len(finding.rows) > MOST_DROPPED * len(corpus) and finding.check not in unlimited:
+            too_many.append(finding.check)
             continue
         for ref in finding.rows:
-            reasons.setdefault(number[ref], (finding.check, DROPPED[finding.check]))
+            # `setdefault`: findings come worst first, and the log names the worst fault of a row.
+            reasons.setdefault(number[ref], (finding.check, DROPPING_CHECKS[finding.check]))
     if any(finding.check == "contradictions" for finding in report.findings):
         for row, reason in level_or_outvoted(report.subject).items():
             reasons.setdefault(row, ("contradictions", reason))
-    return reasons, left
+    return reasons, too_many
 
 
 def _mending(report: Findings) -> dict[RowRef, set[str]]:
     """Row -> the checks whose fault is mended in it."""
-    found: dict[RowRef, set[str]] = {}
+    checks_of_row: dict[RowRef, set[str]] = {}
     for finding in report.findings:
         if finding.check in MENDED:
             for ref in finding.rows:
-                found.setdefault(ref, set()).add(finding.check)
-    return found
-
-
-def _drops(finding: Finding) -> bool:
-    said = {str(finding.evidence.get("kind", "")), str(finding.evidence.get("what", ""))}
-    return finding.check in DROPPED and not said & KEPT_KINDS
+                checks_of_row.setdefault(ref, set()).add(finding.check)
+    return checks_of_row
 
 
 def _balance_lengths(report: Findings, reasons: dict[int, tuple[str, str]]) -> None:
@@ -173,20 +185,23 @@ def _balance_lengths(report: Findings, reasons: dict[int, tuple[str, str]]) -> N
         reasons[row] = ("length_bias", "drawn at random among the pairs of this kind, to balance the lengths")
 
 
-def unbalanced(subject: Subject, gone: np.ndarray) -> list[int]:
+def unbalanced(subject: Subject, dropped_before: np.ndarray) -> list[int]:
     """Rows to drop for balanced lengths, given that the rows `gone` are dropped already; the same for the same seed."""
     sides = subject.corpus.sides
-    left = np.flatnonzero(~np.isin(sides.row_P, gone))
+    remaining = np.flatnonzero(~np.isin(sides.row_P, dropped_before))
     words = subject.corpus.responses.word_counts.astype(float)
-    difference = np.log1p(words[sides.chosen_P[left]]) - np.log1p(words[sides.rejected_P[left]])
+    difference = np.log1p(words[sides.chosen_P[remaining]]) - np.log1p(words[sides.rejected_P[remaining]])
+    # Within bins of the difference in length: balancing over all pairs at once could leave long answers the winners
+    # among pairs that differ much, and short ones among pairs that differ little.
     size = np.abs(difference)
-    edges = np.quantile(size[size > 0], np.linspace(0, 1, FIFTHS + 1)[1:-1]) if (size > 0).any() else np.empty(0)
+    edges = np.quantile(size[size > 0], np.linspace(0, 1, LENGTH_BINS + 1)[1:-1]) if (size > 0).any() else np.empty(0)
     fifth = np.searchsorted(edges, size)
+    # One generator for all bins, drawn in their order: the same seed drops the same rows on every machine.
     generator = np.random.default_rng(subject.seed)
     dropped: list[int] = []
-    for number in range(FIFTHS):
-        longer = left[(fifth == number) & (difference > 0)]
-        shorter = left[(fifth == number) & (difference < 0)]
+    for number in range(LENGTH_BINS):
+        longer = remaining[(fifth == number) & (difference > 0)]
+        shorter = remaining[(fifth == number) & (difference < 0)]
         more, fewer = (longer, shorter) if len(longer) > len(shorter) else (shorter, longer)
         drawn = generator.choice(more, len(more) - len(fewer), replace=False)
         dropped += sides.row_P[drawn].tolist()
@@ -196,7 +211,7 @@ def unbalanced(subject: Subject, gone: np.ndarray) -> list[int]:
 # ---------------------------------------------------------------- rows as they are written
 
 
-def _rows(examples: Iterable[Example]) -> Iterator[tuple[RowRef, Mapping[str, Any]]]:
+def _source_rows(examples: Iterable[Example]) -> Iterator[tuple[RowRef, Mapping[str, Any]]]:
     """Every row with its place: as the file has it, or, for examples from Python, in the plain format of their kind."""
     if isinstance(examples, Examples):
         for source in examples.sources:

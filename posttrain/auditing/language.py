@@ -1,4 +1,8 @@
-"""Languages, scripts and broken characters."""
+"""Languages, scripts and broken characters.
+
+Checks of `checks.py`. The language is a guess by script and stop words: no model and no download, but sure only of
+texts with several common words, and silent about the others.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.auditing.finding import Finding, Severity, excerpt, percent, rows_text
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent, rows_text
 from posttrain.auditing.marks import SCRIPT_NAMES, script_of
 from posttrain.auditing.subject import Subject, compare_sides
 
@@ -28,18 +32,18 @@ _LANGUAGES: dict[str, list[str]] = {word: [] for words in STOP_WORDS.values() fo
 for _name, _words in STOP_WORDS.items():
     for _word in _words.split():
         _LANGUAGES[_word].append(_name)
-_WORD = re.compile(r"[^\W\d_]+")
-_REACH = 600
-_SURE = 4
+_LETTER_RUN = re.compile(r"[^\W\d_]+")
+_READ_CHARACTERS = 600
+_FEWEST_STOP_WORDS = 4
 """Stop words that a text must have, and twice those of the next language, before a language is called by name."""
-MIXED = 0.02
-BROKEN = 0.01
+MIXED_LANGUAGES = 0.02
+BROKEN_TEXTS = 0.01
 
 
-def encoding(subject: Subject) -> list[Finding]:
+def encoding(subject: Subject) -> list[AuditFinding]:
     """Characters that show that the text was read in the wrong encoding, lost, or meant for machines."""
     corpus = subject.corpus
-    found = []
+    findings = []
     for mark_S, what, remedy in (
         (
             corpus.marks.mojibake,
@@ -60,63 +64,72 @@ def encoding(subject: Subject) -> list[Finding]:
         rows = corpus.rows_of(mark_S)
         if not len(rows):
             continue
+
         share = len(rows) / len(corpus)
-        severity: Severity = "warning" if share >= BROKEN else "note"
+        severity: AuditSeverity = "warning" if share >= BROKEN_TEXTS else "note"
         message = f"{what} in the responses of {rows_text(len(rows))} ({percent(share)})"
         examples = [
             {"row": str(corpus.ref(int(corpus.row_S[index]))), "text": excerpt(corpus.responses[index])}
             for index in np.flatnonzero(mark_S)[:3].tolist()
         ]
         evidence = {**compare_sides(corpus.sides, mark_S).evidence(), "examples": examples}
-        found.append(Finding("encoding", severity, message, share, corpus.refs(rows), evidence, remedy))
-    return found
+        findings.append(AuditFinding("encoding", severity, message, share, corpus.refs(rows), evidence, remedy))
+    return findings
 
 
-def languages(subject: Subject) -> list[Finding]:
+def languages(subject: Subject) -> list[AuditFinding]:
     """Answers in another language than their prompt, and a language that one side has far more often."""
     corpus = subject.corpus
-    prompts = [language(text) for text in corpus.prompts]
-    answers = [language(text) for text in corpus.responses]
+    prompts = [detect_language(text) for text in corpus.prompts]
+    answers = [detect_language(text) for text in corpus.responses]
     counted = Counter(name for name in answers if name)
+    # Only where both languages are known: a text that is too short to tell must not count as another language.
     other_S = np.array(
         [
-            bool(answer and asked and answer != asked)
-            for answer, asked in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
+            bool(answer and prompt and answer != prompt)
+            for answer, prompt in zip(answers, (prompts[row] for row in corpus.row_S.tolist()), strict=True)
         ],
         dtype=bool,
     )
+
     evidence: dict[str, Any] = {"languages": dict(counted.most_common(8))}
-    found = []
+    findings = []
+
     sides = compare_sides(corpus.sides, other_S)
     imitated = float(other_S[corpus.chosen_S].mean()) if len(answers) else 0.0
+    # Between the sides first: a translation task answers in another language on both, and nothing is wrong with it.
     uneven = subject.has_enough_pairs and sides.is_one_sided
-    if uneven or imitated >= MIXED:
+    if uneven or imitated >= MIXED_LANGUAGES:
         rows = corpus.rows_of(other_S)
         share = len(rows) / len(corpus)
-        severity: Severity = "warning" if uneven and abs(sides.chosen - sides.rejected) >= 0.05 else "note"
+        severity: AuditSeverity = "warning" if uneven and abs(sides.chosen - sides.rejected) >= 0.05 else "note"
         message = f"{rows_text(len(rows))} ({percent(share)}) are answered in another language than they are asked in"
         if uneven:
             message += f": {percent(sides.chosen)} of chosen and {percent(sides.rejected)} of rejected sides"
-        evidence |= sides.evidence() | {"examples": _examples(subject, other_S, prompts, answers)}
+        evidence |= sides.evidence() | {"examples": _language_examples(subject, other_S, prompts, answers)}
         remedy = (
             "check that translation is asked for; else the language of the answer tells the winner, or gets mixed up"
         )
-        found.append(Finding("languages", severity, message, share, corpus.refs(rows), evidence, remedy))
-    return found
+        findings.append(AuditFinding("languages", severity, message, share, corpus.refs(rows), evidence, remedy))
+    return findings
 
 
-def language(text: str) -> str:
-    """The language of a text by its script, or, in Latin letters, by its commonest words; "" where that is not sure."""
-    head = text[:_REACH]
+def detect_language(text: str) -> str:
+    """The language of a text by its script, or, in Latin letters, by its commonest words; "" if neither is sure."""
+    head = text[:_READ_CHARACTERS]
+    # Other scripts name a language or a family well enough; only Latin letters are shared by many.
     script = SCRIPT_NAMES[script_of(head)]
     if script != "Latin":
         return script if script != "none" else ""
-    counts = Counter(name for word in _WORD.findall(head.lower()) for name in _LANGUAGES.get(word, ()))
+    # A word of several languages ("de", "en") counts for each of them; the lead over the next one settles it.
+    counts = Counter(name for word in _LETTER_RUN.findall(head.lower()) for name in _LANGUAGES.get(word, ()))
     (name, most), (_, next_most) = [*counts.most_common(2), ("", 0), ("", 0)][:2]
-    return name if most >= _SURE and most >= 2 * next_most else ""
+    return name if most >= _FEWEST_STOP_WORDS and most >= 2 * next_most else ""
 
 
-def _examples(subject: Subject, mark_S: np.ndarray, prompts: list[str], answers: list[str]) -> list[dict[str, str]]:
+def _language_examples(
+    subject: Subject, mark_S: np.ndarray, prompts: list[str], answers: list[str]
+) -> list[dict[str, str]]:
     corpus = subject.corpus
     shown = []
     for index in np.flatnonzero(mark_S)[:3].tolist():

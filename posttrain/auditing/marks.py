@@ -1,4 +1,8 @@
-"""What the pattern checks look for in a response, found in one pass over the texts."""
+"""What the pattern checks look for in a response, found in one pass over the texts.
+
+`corpus.py` counts these marks once; `artefacts.py` and `language.py` turn them into findings. Most texts have none of
+the marks, so each pattern stands behind a test by `in`, which is much cheaper.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,18 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-SPECIAL = re.compile(
+SPECIAL_PATTERN = re.compile(
     r"<\|[\w .:-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[(?:PAD|CLS|SEP)\]"
     r"|<\uff5c[^>\n]{1,40}\uff5c>|<\|(?:im_start|im_end)\b"
 )
 """Names of special tokens of the common chat templates (ChatML, Llama 2 and 3, Gemma, Mistral, Phi, DeepSeek)."""
-ROLE = re.compile(
+ROLE_PATTERN = re.compile(
     r"(?:^|\n)[ \t#*]{0,6}(?:Human|User|Assistant|System|Instruction|Response|AI|Bot)[ \t]?:|"
     r"(?:^|\n)### ?(?:Human|User|Assistant|System|Instruction|Response|Input)\b",
     re.IGNORECASE,
 )
 """A speaker's name at the beginning of a line, as templates without special tokens write it."""
-CUT = re.compile(
+CUT_PATTERN = re.compile(
     r"(?:\[\s*(?:truncated|cut off|continued|to be continued)\s*\]|\[\.\.\.\]|<truncated>)\s*$", re.IGNORECASE
 )
 _CANNOT = r"(?:can(?:'|\u2019)?t|cannot|can not)"
@@ -27,7 +31,7 @@ _WILL_NOT = r"(?:won(?:'|\u2019)?t|will not)"
 _DO_NOT = r"(?:don(?:'|\u2019)?t|do not)"
 _AM = r"(?:i(?:'|\u2019)?m|i am)"
 _DEED = r"(?:help|assist|fulfil+|comply|provide|answer|do that|engage|support|create|write|generate|discuss|continue)\b"
-REFUSAL = re.compile(
+REFUSAL_PATTERN = re.compile(
     rf"\b{_AM} (?:very |so |really |truly )?(?:sorry|afraid|unable)\b.{{0,60}}"
     rf"\b(?:{_CANNOT}|unable|not able|{_WILL_NOT}|{_DO_NOT}|not comfortable)\b"
     rf"|\b(?:i (?:{_CANNOT}|{_WILL_NOT})|{_AM} (?:not able to|unable to)) (?:\w+ )?{_DEED}"
@@ -44,17 +48,24 @@ REFUSAL_REACH = 240
 _MAY_REFUSE = re.compile(
     rf"sorry|unable|not able|{_CANNOT}|{_WILL_NOT}|as an? a|\u65e0\u6cd5|\u4e0d\u80fd", re.IGNORECASE
 )
-MOJIBAKE = re.compile(
+MOJIBAKE_PATTERN = re.compile(
     "\u00c3[\u0080-\u00bf\u0192\u201a\u00a9\u0178\u0153\u017e]|\u00e2\u20ac[\u0098-\u009f\u2122\u0153\u201c\u201d\u00a6\u00a2\u02dc]|\u00e2\u0080[\u0080-\u00bf]"
     "|\u00c2[\u00a0-\u00bf]|\u00ef\u00bf\u00bd|\u00ef\u00bb\u00bf|\u00f0\u0178|(?:\u00d0[\u0080-\u00bf\u00b0-\u00bf]){2}"
 )
 """UTF-8 that was read as Latin-1 or Windows-1252: an accent, a typographic quote, an emoji in two or three signs."""
-STRAY = re.compile("[\u0001-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff]")
+STRAY_PATTERN = re.compile("[\u0001-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff]")
 """Control characters and invisible ones without meaning in running text; joiners of scripts and emoji are not here."""
-_CLOSING = set(".!?\"')]}*`>:;|~\u2026\u3002\uff01\uff1f\u201d\u2019\u300d\uff09\u2014-_/\\$%=+#&^")
+_SENTENCE_ENDS = set(".!?\"')]}*`>:;|~\u2026\u3002\uff01\uff1f\u201d\u2019\u300d\uff09\u2014-_/\\$%=+#&^")
 _LIST_LINE = re.compile(r"\s*(?:[-*\u2022+]|\d+[.)])\s|\s*\|")
 _LONG = 240
 """Characters from which on the lack of an end says something: short answers often have none."""
+
+NULL_WORDS = frozenset(
+    ("nan", "NaN", "NAN", "None", "null", "NULL", "Null", "undefined", "<NA>", "NaT", "<null>", "#N/A")
+)
+"""How programs write a value that is missing."""
+SURE_NULL_WORDS = frozenset(("nan", "NaN", "NAN", "<NA>", "NaT", "<null>", "#N/A"))
+"""Those that no person answers with; "None" and "null" may be the answer."""
 
 SCRIPTS = {
     "Cyrillic": "\u0400-\u052f",
@@ -103,31 +114,32 @@ class Marks:
 
 
 def marks_of(texts: Iterable[str]) -> Marks:
+    # A list per mark and one array at the end: an array that grows text by text would be copied each time.
     columns: list[list[int]] = [[] for _ in fields(Marks)]
     for text in texts:
-        for column, value in zip(columns, _marks(text), strict=True):
+        for column, value in zip(columns, _marks_in(text), strict=True):
             column.append(value)
-    *flags, scripts = columns
+    *flags, scripts = columns  # the script is a number, and the last field
     names = [field.name for field in fields(Marks)]
-    found = {name: np.array(flag, dtype=bool) for name, flag in zip(names, flags, strict=False)}
-    return Marks(**found, script=np.array(scripts, dtype=np.int8))
+    arrays = {name: np.array(flag, dtype=bool) for name, flag in zip(names, flags, strict=False)}
+    return Marks(**arrays, script=np.array(scripts, dtype=np.int8))
 
 
-def _marks(text: str) -> tuple[int, ...]:
-    plain = text.isascii()
-    head = text[:REFUSAL_REACH]
+def _marks_in(text: str) -> tuple[int, ...]:
+    is_ascii = text.isascii()
+    beginning = text[:REFUSAL_REACH]
     return (
-        ("<" in text or "[" in text) and SPECIAL.search(text) is not None,
-        _may_name_a_role(text) and ROLE.search(text) is not None,
+        ("<" in text or "[" in text) and SPECIAL_PATTERN.search(text) is not None,
+        _may_name_a_role(text) and ROLE_PATTERN.search(text) is not None,
         text[:1].isspace(),
         text[-1:].isspace(),
         "think>" in text and _think_is_unbalanced(text),
         text.count("```") % 2 == 1,
-        is_cut(text),
-        _MAY_REFUSE.search(head) is not None and REFUSAL.search(head) is not None,
-        not plain and MOJIBAKE.search(text) is not None,
-        not plain and "\ufffd" in text,
-        not text.isprintable() and STRAY.search(text) is not None,
+        ends_mid_sentence(text),
+        _MAY_REFUSE.search(beginning) is not None and REFUSAL_PATTERN.search(beginning) is not None,
+        not is_ascii and MOJIBAKE_PATTERN.search(text) is not None,
+        not is_ascii and "\ufffd" in text,
+        not text.isprintable() and STRAY_PATTERN.search(text) is not None,
         script_of(text),
     )
 
@@ -159,12 +171,13 @@ def _think_is_unbalanced(text: str) -> bool:
     return any(text.count(f"<{tag}>") != text.count(f"</{tag}>") for tag in ("think", "thinking", "reasoning"))
 
 
-def is_cut(text: str) -> bool:
+def ends_mid_sentence(text: str) -> bool:
     """Whether a text stops in the middle: it says so, or it is long and its last line of prose ends in a word."""
     end = text.rstrip()
+    # A closing bracket ends code, tables and tags as well: there only the words of a cut count.
     if end.endswith("]") or end.endswith(">"):
-        return CUT.search(end) is not None
-    if len(end) < _LONG or end[-1] in _CLOSING or not (end[-1].isalnum() or end[-1] in ",("):
+        return CUT_PATTERN.search(end) is not None
+    if len(end) < _LONG or end[-1] in _SENTENCE_ENDS or not (end[-1].isalnum() or end[-1] in ",("):
         return False
     line = end[end.rfind("\n") + 1 :]
     # A list's item, a heading, a signature or a line of verse needs no full stop; a sentence of some length does.
@@ -176,6 +189,7 @@ def script_of(text: str) -> int:
     if text.isascii():
         return 1 if _LATIN.search(text) else 0
     counts = {name: len(pattern.findall(text)) for name, pattern in _SCRIPT_PATTERNS.items()}
+    # Japanese is written in kana and Chinese characters; a Chinese text with a Japanese name has very few kana.
     if counts["Japanese"] > 0.1 * counts["Chinese"] and counts["Japanese"]:
         counts["Japanese"] += counts.pop("Chinese")
     name, most = max(counts.items(), key=lambda entry: entry[1])

@@ -1,6 +1,8 @@
 """What a model thinks of the pairs: log-probs of both sides, and how alike their hidden states are.
 
-measured = measure(corpus, pairs, loaded.model, Encoder(loaded.tokenizer))
+The only part of the audit that needs torch; `run.py` loads it when a model is given, `checks.py` when its checks run.
+
+measured = measure_pairs(corpus, pairs, loaded.model, Encoder(loaded.tokenizer))
 """
 
 from __future__ import annotations
@@ -15,31 +17,33 @@ import torch
 from torch import Tensor
 
 from posttrain.auditing.corpus import Corpus
-from posttrain.auditing.finding import Finding, Severity, excerpt, percent
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent
 from posttrain.auditing.subject import FEWEST_PAIRS, Subject
 from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.intervals import wilson
-from posttrain.models.tree.logprobs import Path, Policy
-from posttrain.models.tree.projection import read_head, target_logprobs
-from posttrain.types import Batch, Example, TokenTree
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.paths import Route
+from posttrain.types import Batch, Example, TokenTree, Wants
 
 STALE = 1.0
 """Nats per token by which a response is less likely than the policy's own samples would be in its place."""
 SEPARATED = 1.0
 """Nats per token by which the chosen side is likelier already."""
-ALIKE = 0.95
+ALIKE_STATES = 0.95
 """CHES relative to the chosen side's own norm, plus one: 1 where the two sides' hidden states are the same."""
 TOKENS_AT_ONCE = 4096
+"""Tokens of one forward; small, since the entropy needs the whole vocabulary's log-probs of each."""
 _WINDOW = 256
+"""Trees that are packed together: enough to fill batches well, few enough that progress moves."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PairMeasurements:
     """One entry a pair, in the order of `row_P`; sums over the trained tokens, in nats.
 
-    Measured(row_P=[0, 1], logprob_C=[-12.1, ...], logprob_R=..., tokens_C=[9, ...], tokens_R=...,
+    PairMeasurements(row_P=[0, 1], logprob_C=[-12.1, ...], logprob_R=..., tokens_C=[9, ...], tokens_R=...,
              surprise_C=[0.1, ...], surprise_R=[2.3, ...], ches_P=[-31.0, ...], alike_P=[0.62, ...])
     """
 
@@ -71,27 +75,23 @@ class HiddenPolicy(Policy):
         hidden states CHES sums up.
         """
         batch = to_device(batch, self.device)
-        chosen = self.path_of(batch)
-        with self._running_on(chosen):
-            hidden_ND = self._predictor_states(batch, chosen)
-            head = read_head(self.causal_lm)
-            logprobs_N, entropy_N = target_logprobs(hidden_ND, head, batch.target_ids_N, entropy=True)
-        assert entropy_N is not None
+        out = self(batch, Wants(entropy=True, hidden=True))
+        logprobs_N, entropy_N, hidden_ND = out.logprobs_N, out.entropy_N, out.hidden_ND
         sums_BD = torch.zeros(batch.num_branches, hidden_ND.shape[1], device=hidden_ND.device)
         sums_BD.index_add_(0, batch.branch_N, hidden_ND.float())
         counts_B = torch.bincount(batch.branch_N, minlength=batch.num_branches).clamp(min=1)
         return logprobs_N.float(), entropy_N.float(), sums_BD / counts_B[:, None]
 
 
-def measure(
+def measure_pairs(
     corpus: Corpus,
     examples: Iterable[Example],
     model: Any,
     encoder: Encoder,
     *,
-    path: Path | None = None,
+    path: Route | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Measured:
+) -> PairMeasurements:
     """Log-probs and hidden similarities of every pair; of a ranked list the best and the worst response.
 
     Args:
@@ -102,50 +102,49 @@ def measure(
         EncodingError, EmptyDatasetError: the rows cannot be encoded for this model.
     """
     policy = HiddenPolicy(model)
-    numbers = {ref: row for row, ref in enumerate(corpus.refs(range(len(corpus))))}
-    collected: list[tuple[int, list[float]]] = []
+    row_of_ref = {ref: row for row, ref in enumerate(corpus.refs(range(len(corpus))))}
+    values_of_row: list[tuple[int, list[float]]] = []
     with tempfile.TemporaryDirectory() as folder:
+        # Rows that cannot be encoded are left to the encoder's own counts: a check on the others is still worth having.
         trees = encode(examples, encoder, store=folder, workers=1, bad_rows="skip")
         if path is not None:
             policy.path = path
         for start in range(0, len(trees), _WINDOW):
-            window = [_pair_of(trees[i]) for i in range(start, min(start + _WINDOW, len(trees)))]
+            # Branches are in the order of the ranking: the first is the best response, the last the worst.
+            ranked = [trees[i] for i in range(start, min(start + _WINDOW, len(trees)))]
+            window = [TokenTree(t.prompt_ids, (t.branches[0], t.branches[-1]), t.key, t.row) for t in ranked]
             for group in pack(window, TOKENS_AT_ONCE):
-                values = _group(policy, collate(group))
-                collected += [(numbers[tree.row], row) for tree, row in zip(group, values, strict=True)]
+                values = _measure_batch(policy, collate(group))
+                values_of_row += [(row_of_ref[tree.row], row) for tree, row in zip(group, values, strict=True)]
             if progress is not None:
                 progress(len(window))
-    collected.sort()
-    columns = np.array([values for _, values in collected], dtype=np.float64).T
-    return Measured(np.array([row for row, _ in collected], dtype=np.int64), *columns)
+    values_of_row.sort()  # packing has changed the order; columns are in the order of rows
+    columns = np.array([values for _, values in values_of_row], dtype=np.float64).T
+    return PairMeasurements(np.array([row for row, _ in values_of_row], dtype=np.int64), *columns)
 
 
-def _pair_of(tree: TokenTree) -> TokenTree:
-    """A tree of the first branch and the last: the best response and the worst."""
-    return TokenTree(tree.prompt_ids, (tree.branches[0], tree.branches[-1]), tree.key, tree.row)
-
-
-def _group(policy: HiddenPolicy, batch: Batch) -> np.ndarray:
-    """The columns of `Measured` after `row_P`, [P, 8]."""
+def _measure_batch(policy: HiddenPolicy, batch: Batch) -> np.ndarray:
+    """The columns of `PairMeasurements` after `row_P`, [P, 8]."""
     logprobs_N, entropy_N, hidden_BD = policy.measured(batch)
     branch_N = batch.branch_N.to(logprobs_N.device)
-    branches = batch.num_branches
-    sums = torch.zeros(branches, device=logprobs_N.device).index_add_(0, branch_N, logprobs_N)
-    surprise = torch.zeros_like(sums).index_add_(0, branch_N, -logprobs_N - entropy_N)
-    tokens = torch.bincount(branch_N, minlength=branches).clamp(min=1)
-    surprise = surprise / tokens
-    chosen, rejected = hidden_BD[0::2], hidden_BD[1::2]
-    norm = (chosen * chosen).sum(dim=1)
-    ches = (chosen * rejected).sum(dim=1) - norm
+    num_branches = batch.num_branches
+    logprob_B = torch.zeros(num_branches, device=logprobs_N.device).index_add_(0, branch_N, logprobs_N)
+    surprise_B = torch.zeros_like(logprob_B).index_add_(0, branch_N, -logprobs_N - entropy_N)
+    tokens_B = torch.bincount(branch_N, minlength=num_branches).clamp(min=1)
+    surprise_B = surprise_B / tokens_B
+    # CHES of definition 2: <chosen, rejected> - |chosen|^2, here of mean states, which makes it length-normalised.
+    chosen_PD, rejected_PD = hidden_BD[0::2], hidden_BD[1::2]
+    norm_P = (chosen_PD * chosen_PD).sum(dim=1)
+    ches_P = (chosen_PD * rejected_PD).sum(dim=1) - norm_P
     columns = [
-        sums[0::2],
-        sums[1::2],
-        tokens[0::2],
-        tokens[1::2],
-        surprise[0::2],
-        surprise[1::2],
-        ches,
-        1 + ches / norm,
+        logprob_B[0::2],
+        logprob_B[1::2],
+        tokens_B[0::2],
+        tokens_B[1::2],
+        surprise_B[0::2],
+        surprise_B[1::2],
+        ches_P,
+        1 + ches_P / norm_P,
     ]
     return torch.stack([column.float() for column in columns], dim=1).cpu().numpy()
 
@@ -153,21 +152,23 @@ def _group(policy: HiddenPolicy, batch: Batch) -> np.ndarray:
 # ---------------------------------------------------------------- checks
 
 
-def stale_negatives(subject: Subject) -> list[Finding]:
+def stale_negatives(subject: Subject) -> list[AuditFinding]:
     """Rejected sides that the policy would never say: pushing them down further teaches nothing."""
     measured = subject.measured
     if measured is None:
         return []
     stale = (measured.surprise_R >= STALE) & (measured.surprise_R > measured.surprise_C)
+    # The interval's lower end, in all checks below: a share of a few dozen pairs is uncertain by ten points.
     low, _ = wilson(float(stale.sum()), len(measured))
     if low < 0.2:
         return []
+
     share = float(stale.mean())
     evidence = {
         "median_surprise_chosen": float(np.median(measured.surprise_C)),
         "median_surprise_rejected": float(np.median(measured.surprise_R)),
         "threshold_nats_per_token": STALE,
-        "examples": _examples(subject, measured.row_P[np.argsort(-measured.surprise_R)[:3]], "rejected"),
+        "examples": _pair_examples(subject, measured.row_P[np.argsort(-measured.surprise_R)[:3]], "rejected"),
     }
     message = (
         f"the rejected side is {STALE:g} nat a token or more less likely than the policy's own samples in "
@@ -178,10 +179,12 @@ def stale_negatives(subject: Subject) -> list[Finding]:
         "does not say needs no unlearning (Tajwar et al. 2024, arXiv:2404.14367)"
     )
     rows = subject.corpus.refs(measured.row_P[stale])
-    return [Finding("stale_negatives", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)]
+    return [
+        AuditFinding("stale_negatives", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)
+    ]
 
 
-def separated_pairs(subject: Subject) -> list[Finding]:
+def separated_pairs(subject: Subject) -> list[AuditFinding]:
     """Pairs that the policy tells apart already."""
     measured = subject.measured
     if measured is None:
@@ -199,14 +202,17 @@ def separated_pairs(subject: Subject) -> list[Finding]:
         "drop the widest of them, or collect harder pairs: these give a reference-free objective next to no gradient"
     )
     rows = subject.corpus.refs(measured.row_P[apart])
-    return [Finding("separated_pairs", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)]
+    return [
+        AuditFinding("separated_pairs", "warning" if low >= 0.5 else "note", message, share, rows, evidence, remedy)
+    ]
 
 
-def wrong_ranking(subject: Subject) -> list[Finding]:
+def wrong_ranking(subject: Subject) -> list[AuditFinding]:
     """Pairs whose rejected side the reference finds likelier; DPO seldom turns them round."""
     measured = subject.measured
     if measured is None or len(measured) < FEWEST_PAIRS:
         return []
+    # Sums of log-probs, as DPO's implicit reward has them.
     wrong = measured.logprob_C < measured.logprob_R
     per_token = measured.logprob_C / measured.tokens_C < measured.logprob_R / measured.tokens_R
     low, high = wilson(float(wrong.sum()), len(measured))
@@ -214,7 +220,7 @@ def wrong_ranking(subject: Subject) -> list[Finding]:
     if low < 0.5 or low_per_token < 0.5:  # a longer side is less likely by its length alone: both must say it
         return []
     share = float(wrong.mean())
-    severity: Severity = "warning" if min(low, low_per_token) >= 0.65 else "note"
+    severity: AuditSeverity = "warning" if min(low, low_per_token) >= 0.65 else "note"
     evidence = {
         "ranking_accuracy": 1 - share,
         "interval": [1 - high, 1 - low],
@@ -227,25 +233,26 @@ def wrong_ranking(subject: Subject) -> list[Finding]:
         "2024, arXiv:2405.19534)"
     )
     rows = subject.corpus.refs(measured.row_P[wrong & per_token])
-    return [Finding("wrong_ranking", severity, message, share, rows, evidence, remedy)]
+    return [AuditFinding("wrong_ranking", severity, message, share, rows, evidence, remedy)]
 
 
-def displacement(subject: Subject) -> list[Finding]:
+def displacement(subject: Subject) -> list[AuditFinding]:
     """Pairs whose two sides have nearly the same hidden states: training on them drags the chosen side down, too."""
     measured = subject.measured
     if measured is None:
         return []
-    alike = measured.alike_P >= ALIKE
+    alike = measured.alike_P >= ALIKE_STATES
     share = float(alike.mean())
     if share < 0.05:
         return []
+
     top = np.argsort(-measured.alike_P)[:3]
     evidence = {
         "measure": "CHES, length-normalised (Razin et al. 2024, arXiv:2410.08847)",
         "median_ches": float(np.median(measured.ches_P)),
         "median_alike": float(np.median(measured.alike_P)),
-        "threshold_alike": ALIKE,
-        "examples": _examples(subject, measured.row_P[top], "both"),
+        "threshold_alike": ALIKE_STATES,
+        "examples": _pair_examples(subject, measured.row_P[top], "both"),
     }
     message = (
         f"the two sides have nearly the same hidden states in {percent(share)} of the pairs: expect the chosen side to "
@@ -256,10 +263,12 @@ def displacement(subject: Subject) -> list[Finding]:
         "and watch the alarm for likelihood displacement"
     )
     rows = subject.corpus.refs(measured.row_P[alike])
-    return [Finding("displacement", "warning" if share >= 0.25 else "note", message, share, rows, evidence, remedy)]
+    return [
+        AuditFinding("displacement", "warning" if share >= 0.25 else "note", message, share, rows, evidence, remedy)
+    ]
 
 
-def _examples(subject: Subject, rows: np.ndarray, side: str) -> list[dict[str, str]]:
+def _pair_examples(subject: Subject, rows: np.ndarray, side: str) -> list[dict[str, str]]:
     corpus, sides = subject.corpus, subject.corpus.sides
     shown = []
     for row in rows.tolist():

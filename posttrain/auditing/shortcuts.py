@@ -1,27 +1,30 @@
 """How well a glance tells the winner: first words, last words, formatting, single words and pairs of words.
 
+Checks of `checks.py`, on the regression of `statistics.py`.
+
 Each is a logistic regression on the difference of the two sides, in 5-fold cross-validation over prompts. On data
 whose winners are better in substance, a glance is right little more often than a coin.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from posttrain.auditing.corpus import Sides
-from posttrain.auditing.finding import Finding, Severity, percent
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, percent
 from posttrain.auditing.statistics import Differences, Predicted, cross_validate
 from posttrain.auditing.subject import Subject
 
 TOKENS = re.compile(r"\w+(?:['\u2019]\w+)?|[^\w\s]")
 HEAD_COUNTS = (1, 3, 5)
-_REACH = 160
+_END_CHARACTERS = 160
 """Characters at an end that are looked at for five tokens."""
 SHOWN_PHRASES = 8
 END_PAIRS = 5_000
@@ -40,23 +43,35 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 substance (a name, a refusal), so their limits are higher."""
 
 
-def first_tokens(subject: Subject) -> list[Finding]:
+def first_tokens(subject: Subject) -> list[AuditFinding]:
     """The first 1, 3 and 5 tokens."""
-    return _ends(subject, "first_tokens", "first", lambda text: tokens(text[:_REACH]), lambda found, n: found[:n])
+    return _end_tokens(
+        subject,
+        "first_tokens",
+        "first",
+        lambda text: lowercase_tokens(text[:_END_CHARACTERS]),
+        lambda words, n: words[:n],
+    )
 
 
-def last_tokens(subject: Subject) -> list[Finding]:
+def last_tokens(subject: Subject) -> list[AuditFinding]:
     """The last 1, 3 and 5 tokens."""
-    return _ends(subject, "last_tokens", "last", lambda text: tokens(text[-_REACH:]), lambda found, n: found[-n:])
+    return _end_tokens(
+        subject,
+        "last_tokens",
+        "last",
+        lambda text: lowercase_tokens(text[-_END_CHARACTERS:]),
+        lambda words, n: words[-n:],
+    )
 
 
-def _ends(
+def _end_tokens(
     subject: Subject,
     check: str,
     name: str,
     read: Callable[[str], list[str]],
     cut: Callable[[list[str], int], list[str]],
-) -> list[Finding]:
+) -> list[AuditFinding]:
     if not subject.has_enough_pairs:
         return []
     sides = subject.sample.sample(END_PAIRS, subject.seed)
@@ -64,28 +79,29 @@ def _ends(
     both = [[read(texts[int(index)]) for index in side] for side in (sides.chosen_P, sides.rejected_P)]
     accuracies, best = {}, None
     for count in HEAD_COUNTS:
-        features = [[_prefixes(cut(found, count), name) for found in side] for side in both]
+        features = [[_prefixes(cut(words, count), name) for words in side] for side in both]
         differences = presence(features[0], features[1], fewest=2)
         predicted = cross_validate(differences, subject.corpus.prompt_key_R[sides.row_P])
         accuracies[str(count)] = [predicted.accuracy, predicted.low, predicted.high]
+        # A longer beginning must be better by a point: else the shortest phrase is what a reader should look at.
         if best is None or predicted.low > best[1].low + 0.01:
             best = (count, predicted, phrases(differences, predicted.weights_F, features))
     assert best is not None
-    count, predicted, carried = best
+    count, predicted, best_phrases = best
     what = f"the {name} {f'{count} tokens' if count > 1 else 'token'} alone"
-    evidence = {"accuracy_by_tokens": accuracies, "phrases": carried, "pairs": len(sides)}
+    evidence = {"accuracy_by_tokens": accuracies, "phrases": best_phrases, "pairs": len(sides)}
     remedy = (
         "rewrite or drop the answers with these phrases, or balance them over both sides; a model that learns the "
         "phrase instead of the difference looks well on held-out pairs of the same data"
     )
-    return _finding(check, what, predicted, evidence, remedy)
+    return _shortcut_finding(check, what, predicted, evidence, remedy)
 
 
-def _prefixes(found: list[str], name: str) -> list[str]:
+def _prefixes(words: list[str], name: str) -> list[str]:
     """["sure", ",", "i"] -> "sure", "sure ,", "sure , i": a phrase counts as a whole."""
     if name == "first":
-        return [" ".join(found[:length]) for length in range(1, len(found) + 1)]
-    return [" ".join(found[-length:]) for length in range(1, len(found) + 1)]
+        return [" ".join(words[:length]) for length in range(1, len(words) + 1)]
+    return [" ".join(words[-length:]) for length in range(1, len(words) + 1)]
 
 
 # ---------------------------------------------------------------- formatting
@@ -109,14 +125,7 @@ FORMATTING: Mapping[str, tuple[str, re.Pattern[str]]] = {
 FORMATTED_PAIRS = 10_000
 
 
-def _format_counts(text: str) -> list[int]:
-    return [
-        len(pattern.findall(text)) if not signs or any(sign in text for sign in signs) else 0
-        for signs, pattern in FORMATTING.values()
-    ]
-
-
-def formatting(subject: Subject) -> list[Finding]:
+def formatting(subject: Subject) -> list[AuditFinding]:
     """Lists, bold, headings, code, tables, links, emoji: how often and whether at all."""
     if not subject.has_enough_pairs:
         return []
@@ -124,10 +133,17 @@ def formatting(subject: Subject) -> list[Finding]:
     texts = subject.corpus.responses
 
     def counts(responses: np.ndarray) -> np.ndarray:
-        found = [_format_counts(texts[int(index)]) for index in responses]
-        return np.array(found, dtype=float).reshape(len(responses), len(FORMATTING))
+        rows = np.zeros((len(responses), len(FORMATTING)))
+        for row, index in enumerate(responses.tolist()):
+            text = texts[index]
+            for column, (signs, pattern) in enumerate(FORMATTING.values()):
+                if not signs or any(sign in text for sign in signs):
+                    rows[row, column] = len(pattern.findall(text))
+        return rows
 
     chosen, rejected = counts(sides.chosen_P), counts(sides.rejected_P)
+    # Both whether and how often: one bold word says something else than twenty. Logarithms, so that one long table does
+    # not outweigh a hundred answers.
     values = np.concatenate([(chosen > 0) * 1.0 - (rejected > 0), np.log1p(chosen) - np.log1p(rejected)], axis=1)
     names = [*(f"has {name}" for name in FORMATTING), *(f"count of {name}" for name in FORMATTING)]
     predicted = cross_validate(Differences.dense(values, names), subject.corpus.prompt_key_R[sides.row_P])
@@ -148,13 +164,13 @@ def formatting(subject: Subject) -> list[Finding]:
         "from both before training"
     )
     widest = f" (most apart: {gaps[0]})" if gaps else ""
-    return _finding("formatting", f"formatting alone{widest}", predicted, evidence, remedy)
+    return _shortcut_finding("formatting", f"formatting alone{widest}", predicted, evidence, remedy)
 
 
 # ---------------------------------------------------------------- words
 
 
-def bag_of_words(subject: Subject) -> list[Finding]:
+def bag_of_words(subject: Subject) -> list[AuditFinding]:
     """Single words and pairs of neighbouring words that one side has and the other has not."""
     if not subject.has_enough_pairs:
         return []
@@ -172,7 +188,7 @@ def bag_of_words(subject: Subject) -> list[Finding]:
         "look at the phrases: where they are manner and not substance, rewrite or drop the answers that carry them, or "
         "collect pairs in which both sides have them"
     )
-    return _finding("bag_of_words", "single words and word pairs alone", predicted, evidence, remedy)
+    return _shortcut_finding("bag_of_words", "single words and word pairs alone", predicted, evidence, remedy)
 
 
 def word_features(subject: Subject, sides: Sides) -> tuple[list[set[str]], list[set[str]]]:
@@ -186,23 +202,26 @@ def word_features(subject: Subject, sides: Sides) -> tuple[list[set[str]], list[
 
 
 def words_and_pairs(text: str) -> set[str]:
-    found = [token for token in tokens(text) if token[0].isalnum()]
-    return {*found, *(f"{a} {b}" for a, b in pairwise(found))}
+    words = [token for token in lowercase_tokens(text) if token[0].isalnum()]
+    return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
 
 
 # ---------------------------------------------------------------- shared
 
 
-def tokens(text: str) -> list[str]:
-    """Words and single signs, in lower case: tokens("Sure, I can!") -> ["sure", ",", "i", "can", "!"]."""
+def lowercase_tokens(text: str) -> list[str]:
+    """Words and single signs, in lower case: lowercase_tokens("Sure, I can!") -> ["sure", ",", "i", "can", "!"]."""
     return TOKENS.findall(text.lower())
 
 
 def presence(chosen: Iterable[Iterable[str]], rejected: Iterable[Iterable[str]], fewest: int) -> Differences:
-    """+1 for what only the chosen side has, -1 for what only the rejected side has; rare features are left out."""
+    """+1 for what only the chosen side has, -1 for what only the rejected side has; rare features are dropped."""
+    # What both sides have cannot tell them apart, and would only shorten every row of the regression.
     alone = [(set(a) - set(b), set(b) - set(a)) for a, b in zip(chosen, rejected, strict=True)]
     support = Counter(name for pair in alone for side in pair for name in side)
-    common = [name for name, count in support.most_common(MOST_FEATURES) if count >= fewest]
+    # Names decide between equal counts: sets are walked in another order in each process, and so would the findings be.
+    ranked = heapq.nsmallest(MOST_FEATURES, support.items(), key=lambda feature: (-feature[1], feature[0]))
+    common = [name for name, count in ranked if count >= fewest]
     number = {name: index for index, name in enumerate(common)}
     starts, columns, values = [0], [], []
     for only_chosen, only_rejected in alone:
@@ -223,34 +242,33 @@ def phrases(
     if not len(weights_F):
         return []
     support = np.bincount(differences.columns, minlength=len(weights_F))
+    # Weight times the root of the support: a large weight on two pairs decides nothing.
     order = np.argsort(-np.abs(weights_F) * np.sqrt(support), kind="stable")[: 4 * SHOWN_PHRASES]
     wanted = {differences.names[index] for index in order}
-    chosen, rejected = (Counter(_kept(side, wanted)) for side in features)
-    found: list[dict[str, Any]] = []
+    chosen, rejected = (Counter(name for names in side for name in wanted.intersection(names)) for side in features)
+    shown: list[dict[str, Any]] = []
     for index in order:
         name = differences.names[index]
         # "can help" inside "can help with" says the same again.
-        if any(name in entry["phrase"] or entry["phrase"] in name for entry in found):
+        if any(name in entry["phrase"] or entry["phrase"] in name for entry in shown):
             continue
         side = "chosen" if weights_F[index] > 0 else "rejected"
-        found.append({"phrase": name, "predicts": side, "chosen": chosen[name], "rejected": rejected[name]})
-        if len(found) == SHOWN_PHRASES:
+        shown.append({"phrase": name, "predicts": side, "chosen": chosen[name], "rejected": rejected[name]})
+        if len(shown) == SHOWN_PHRASES:
             break
-    return found
+    return shown
 
 
-def _kept(side: Iterable[Iterable[str]], wanted: set[str]) -> Iterator[str]:
-    for names in side:
-        yield from wanted.intersection(names)
-
-
-def _finding(check: str, what: str, predicted: Predicted, evidence: dict[str, Any], remedy: str) -> list[Finding]:
-    noted, warned = LIMITS[check]
-    if predicted.low <= noted:
+def _shortcut_finding(
+    check: str, what: str, predicted: Predicted, evidence: dict[str, Any], remedy: str
+) -> list[AuditFinding]:
+    note_above, warn_above = LIMITS[check]
+    # The interval's lower end: by its middle, every small data set would have a shortcut or two.
+    if predicted.low <= note_above:
         return []
-    severity: Severity = "warning" if predicted.low > warned else "note"
-    carried = [entry["phrase"] for entry in evidence.get("phrases", ())][:2]
+    severity: AuditSeverity = "warning" if predicted.low > warn_above else "note"
+    phrases_shown = [entry["phrase"] for entry in evidence.get("phrases", ())][:2]
     message = f"{what} can tell the chosen side in {percent(predicted.accuracy)} of held-out pairs"
-    if carried:
-        message += f" ({', '.join(repr(phrase) for phrase in carried)})"
-    return [Finding(check, severity, message, predicted.accuracy, (), evidence, remedy)]
+    if phrases_shown:
+        message += f" ({', '.join(repr(phrase) for phrase in phrases_shown)})"
+    return [AuditFinding(check, severity, message, predicted.accuracy, (), evidence, remedy)]

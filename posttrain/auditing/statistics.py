@@ -1,4 +1,7 @@
-"""Agreement, tests by signs, log-odds and a small logistic regression; numpy only: every run can afford them."""
+"""Agreement, tests by signs, log-odds and a small logistic regression, for the checks of this package.
+
+In numpy alone, since the cheap checks run before every preference stage and must not need scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ def krippendorff_alpha(counts_UC: np.ndarray) -> float:
     counts = counts_UC[judged_U >= 2].astype(float)
     judged = judged_U[judged_U >= 2].astype(float)
     total = judged.sum()
+    # "Expected" is the chance that two values drawn without replacement differ, hence total - 1 and not total.
     if total < 2:
         return float("nan")
     observed = ((judged**2 - (counts**2).sum(axis=1)) / (judged - 1)).sum() / total
@@ -47,16 +51,17 @@ def log_odds(
     words of both sides together: rare words need evidence. Source: Monroe, Colaresi and Quinn 2008, equations 16, 22.
     """
     total_first, total_second = sum(first.values()), sum(second.values())
-    everything = total_first + total_second
-    found = []
+    total = total_first + total_second
+    z_of_word = []
     for word in first.keys() | second.keys():
-        here, there = first.get(word, 0), second.get(word, 0)
-        prior = prior_strength * (here + there) / everything
-        mine, theirs = here + prior, there + prior
-        delta = math.log(mine / (total_first + prior_strength - mine))
-        delta -= math.log(theirs / (total_second + prior_strength - theirs))
-        found.append((word, delta / math.sqrt(1 / mine + 1 / theirs)))
-    return sorted(found, key=lambda entry: (-abs(entry[1]), entry[0]))
+        first_count, second_count = first.get(word, 0), second.get(word, 0)
+        prior = prior_strength * (first_count + second_count) / total
+        first_smoothed, second_smoothed = first_count + prior, second_count + prior
+        # Equation 16: the difference of the two log-odds, each with its share of the prior's pseudo-counts.
+        delta = math.log(first_smoothed / (total_first + prior_strength - first_smoothed))
+        delta -= math.log(second_smoothed / (total_second + prior_strength - second_smoothed))
+        z_of_word.append((word, delta / math.sqrt(1 / first_smoothed + 1 / second_smoothed)))
+    return sorted(z_of_word, key=lambda entry: (-abs(entry[1]), entry[0]))
 
 
 # ---------------------------------------------------------------- which side wins, from features
@@ -92,8 +97,8 @@ class Differences:
     def take(self, rows: np.ndarray) -> Differences:
         lengths = np.diff(self.starts)[rows]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        inside = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + np.repeat(self.starts[rows], lengths)
-        return Differences(starts, self.columns[inside], self.values[inside], self.names)
+        entries = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + np.repeat(self.starts[rows], lengths)
+        return Differences(starts, self.columns[entries], self.values[entries], self.names)
 
     def unit_length(self) -> Differences:
         """Rows scaled to length 1, so that one step size is right for every data set and a long answer counts once."""
@@ -125,7 +130,7 @@ PENALTY = 0.1
 """Strength of the L2 penalty, shared out over the rows; rows have length 1."""
 
 
-def fit(differences: Differences) -> np.ndarray:
+def fit_weights(differences: Differences) -> np.ndarray:
     """Weights of the logistic regression of "the chosen side won" on the differences, without intercept, [F].
 
     A pair and its mirror image must be judged alike, hence no intercept and no labels. Nesterov's accelerated gradient
@@ -133,9 +138,11 @@ def fit(differences: Differences) -> np.ndarray:
     regularisation.
     """
     pairs = max(1, differences.num_pairs)
+    # The step 4 is the reciprocal of that 1/4; a fixed count of steps makes the result the same on every machine.
     weights = ahead = np.zeros(len(differences.names))
     for step in range(STEPS):
         margin = differences.scores(ahead)
+        # Clipped, since exp overflows beyond 709 and nothing changes beyond 30.
         slope = -1 / (1 + np.exp(np.clip(margin, -30, 30)))
         gradient = differences.gradient(slope) / pairs + PENALTY / pairs * ahead
         moved = ahead - 4.0 * gradient
@@ -168,12 +175,13 @@ def cross_validate(differences: Differences, groups_P: np.ndarray, folds: int = 
     fold_P = (groups_P.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(folds)
     right = 0.0
     for fold in range(folds):
-        inside = fold_P == fold
-        if not inside.any() or inside.all():
+        held_out = fold_P == fold
+        if not held_out.any() or held_out.all():  # few prompts: a fold may be empty, or hold all of them
             continue
-        weights = fit(scaled.take(np.flatnonzero(~inside)))
-        scores = scaled.take(np.flatnonzero(inside)).scores(weights)
+        weights = fit_weights(scaled.take(np.flatnonzero(~held_out)))
+        scores = scaled.take(np.flatnonzero(held_out)).scores(weights)
+        # Scores of zero are ties (no known feature), and floats seldom are exactly zero.
         right += float((scores > 1e-12).sum() + 0.5 * (np.abs(scores) <= 1e-12).sum())
     total = scaled.num_pairs
     low, high = wilson(right, total)
-    return Predicted(right / max(1, total), low, high, total, fit(scaled))
+    return Predicted(right / max(1, total), low, high, total, fit_weights(scaled))

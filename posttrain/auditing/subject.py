@@ -1,4 +1,7 @@
-"""What a check gets to look at, and what several checks ask of it."""
+"""What a check gets to look at, and what several checks ask of it.
+
+`run.py` builds one `Subject` per audit; each check of `checks.py` is a function from it to findings.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,22 @@ from posttrain.types import RowRef
 
 if TYPE_CHECKING:
     from posttrain.auditing.contamination import EvaluationSet
-    from posttrain.auditing.policy import Measured
+    from posttrain.auditing.policy import PairMeasurements
 
 FEWEST_PAIRS = 50
 """Below this many pairs no share has an interval that says anything."""
+NOTABLE_SHARE = 0.01
+"""Below this share of the rows a mark or leftover is a note."""
+PERVASIVE_SHARE = 0.9
+"""A mark in this share of what is to be imitated is an error: the model learns to write it, whatever else the data
+says."""
 LARGEST_SAMPLE = 20_000
 """Pairs that predictors are fitted to: their accuracy is then known to 0.7 points, and more rows only cost time."""
 
 
 @dataclass
 class Subject:
-    """A data set, and what it is held against."""
+    """A data set, and what it is compared with."""
 
     corpus: Corpus
     held_out: Corpus | None = None
@@ -34,11 +42,11 @@ class Subject:
     refused: Mapping[str, tuple[RowRef, ...]] = field(default_factory=dict)
     """Reason -> the rows that reading refused."""
     annotator_R: Sequence[str] | None = None
-    """Who judged each row, where the file says so."""
+    """The judge of each row, by a column of the file."""
     category_R: Sequence[str] | None = None
-    """What kind each row is, where the file says so; "" for a row that does not."""
-    measured: Measured | None = None
-    """Log-probs and hidden similarities under a model."""
+    """The category of each row, by a column of the file; "" for a row without one."""
+    measured: PairMeasurements | None = None
+    """Log-probs and hidden similarities under a model; only with `audit(model=...)`."""
     seed: int = 0
 
     @cached_property
@@ -76,8 +84,10 @@ class OneSided:
 
 def compare_sides(sides: Sides, mark_S: np.ndarray) -> OneSided:
     """A mark of single responses, over both sides of all pairs."""
-    if not len(sides):
+    if not len(sides):  # demonstrations and tasks: no side is favoured
         return OneSided(0.0, 0.0, 0.0)
+    # The pairs are matched, so only those in which one side alone has the mark say anything (McNemar 1947). A test on
+    # the two shares would count a long file in which both sides always have it as evidence.
     chosen, rejected = mark_S[sides.chosen_P], mark_S[sides.rejected_P]
     z = sign_test(int((chosen & ~rejected).sum()), int((rejected & ~chosen).sum()))
     return OneSided(float(chosen.mean()), float(rejected.mean()), z)

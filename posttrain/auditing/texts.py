@@ -1,4 +1,7 @@
-"""Many texts on disk, by number: a data set larger than memory can be audited."""
+"""Many texts on disk, by number: a data set larger than memory can be audited.
+
+`corpus.py` has one store for prompts and one for responses; of their words (`words.py`) only small arrays are kept.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from functools import cached_property
 
 import numpy as np
 
-from posttrain.auditing.words import PERMUTATIONS, Words, words_of_bytes
+from posttrain.auditing.words import PERMUTATIONS, HashedWords, words_of_bytes
 
 _BLOCK_BYTES = 300_000
 """Texts are hashed in blocks of this size, whose arrays fit the processor's cache: 5 times as fast as 2 MB."""
-_BUFFER = 1 << 20
+_WRITE_BUFFER = 1 << 20
 
 
 class TextStore:
@@ -28,13 +31,14 @@ class TextStore:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115  it lives as long as the store
+        self._file = tempfile.TemporaryFile(buffering=_WRITE_BUFFER)  # noqa: SIM115  it lives as long as the store
         weakref.finalize(self, self._file.close)
-        self._ends = array("q", [0])
+        self._ends = array("q", [0])  # where each text ends; 8 bytes a text are all that memory holds of it
         self._map: mmap.mmap | None = None
         self._mapped_bytes = 0
 
     def add(self, text: str) -> int:
+        # "surrogatepass": a text with half a surrogate pair is a finding, and must come back as it was.
         data = text.encode("utf-8", "surrogatepass")
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
@@ -54,7 +58,7 @@ class TextStore:
                 part = data[self._ends[index] - base : self._ends[index + 1] - base]
                 yield part.decode("utf-8", "surrogatepass")
 
-    def words(self) -> Iterator[tuple[int, Words]]:
+    def words(self) -> Iterator[tuple[int, HashedWords]]:
         """The words of all texts, in blocks: (number of the block's first text, its words)."""
         ends = np.array(self._ends)
         for first, last in self._blocks():
@@ -98,7 +102,7 @@ class TextStore:
     def _read(self, start: int, end: int) -> bytes:
         """From a map of the file, which costs nothing to jump about in; made anew after texts were added."""
         if end > self._mapped_bytes:
-            self._file.flush()
+            self._file.flush()  # else the map would end before the last texts
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self._mapped_bytes = len(self._map)
         return self._map[start:end] if self._map is not None else b""

@@ -1,4 +1,4 @@
-"""Pairs that teach nothing, and rows that could not be read."""
+"""Pairs that teach nothing, and rows that could not be read; checks of `checks.py`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import re
 
 import numpy as np
 
-from posttrain.auditing.corpus import plain
-from posttrain.auditing.finding import Finding, Severity, excerpt, percent, rows_text
+from posttrain.auditing.corpus import normalised
+from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent, rows_text
 from posttrain.auditing.subject import Subject
-from posttrain.auditing.words import agreement
+from posttrain.auditing.words import estimated_overlap
 
-NEARLY_ALL = 0.5
+MEANINGLESS = 0.5
 """A fault in half of the rows is an error: what training sees is mostly the fault."""
 TRAINS_NOTHING = ("identical_responses", "empty_response", "prompts_differ")
 """Reasons to refuse a row that are a fault of the data, not of how it is read."""
 NEAR_IDENTICAL = 0.9
 """Overlap of the two sides' 3-word sequences from which on they are called near-identical."""
-FEWEST_WORDS = 20
+FEWEST_SIDE_WORDS = 20
 """Of shorter sides that share nearly all words, the one that differs is likely the point."""
-_NOT_SAID = re.compile(r"[\W_]+")
+_NO_LETTERS = re.compile(r"[\W_]+")
 
 
-def refused_rows(subject: Subject) -> list[Finding]:
+def refused_rows(subject: Subject) -> list[AuditFinding]:
     """Rows that reading refuses, by reason: the ones that are wrong in themselves."""
+    # Shares are of all rows of the file: the corpus holds only those that were read.
     total = len(subject.corpus) + sum(len(rows) for rows in subject.refused.values())
-    found = []
+    findings = []
     for reason, rows in subject.refused.items():
         share = len(rows) / max(1, total)
-        meaningless = share == 1 or (reason in TRAINS_NOTHING and share >= NEARLY_ALL)
-        found.append(
-            Finding(
+        meaningless = share == 1 or (reason in TRAINS_NOTHING and share >= MEANINGLESS)
+        findings.append(
+            AuditFinding(
                 "refused_rows",
                 "error" if meaningless else "warning",
                 f"{rows_text(len(rows))} cannot be used: {reason.replace('_', ' ')}",
@@ -40,31 +41,35 @@ def refused_rows(subject: Subject) -> list[Finding]:
                 "correct the rows, or leave them out with `bad_rows: skip`; `--fix` drops them",
             )
         )
-    return found
+    return findings
 
 
-def trivial_pairs(subject: Subject) -> list[Finding]:
+def trivial_pairs(subject: Subject) -> list[AuditFinding]:
     """Two sides that say the same: identical, or apart by white space, case and punctuation, or by a word or two."""
     corpus, sides = subject.corpus, subject.corpus.sides
-    if not subject.is_paired:
+    if not subject.is_paired:  # feedback: the two sides of a drawn pair answer different prompts
         return []
     row_S, key_S = corpus.row_S, corpus.key_S
     same_text = _rows_with_equal(row_S, key_S)
     counts = corpus.responses.word_counts
-    alike = np.setdiff1d(_rows_with_equal(row_S, corpus.responses.sequence_hashes), same_text)
-    same_words = _same_but_for_punctuation(subject, alike)
+    equal_words = np.setdiff1d(_rows_with_equal(row_S, corpus.responses.sequence_hashes), same_text)
+    same_words = _same_but_for_punctuation(subject, equal_words)
+
     signatures = corpus.responses.signatures
-    near = agreement(signatures[sides.chosen_P], signatures[sides.rejected_P]) >= NEAR_IDENTICAL
-    near &= np.minimum(counts[sides.chosen_P], counts[sides.rejected_P]) >= FEWEST_WORDS
-    near_rows = np.setdiff1d(sides.row_P[near], np.union1d(same_text, alike))
-    found = [
+    near = estimated_overlap(signatures[sides.chosen_P], signatures[sides.rejected_P]) >= NEAR_IDENTICAL
+    # MinHash of short texts is coarse, and in them the one differing word is likely the point.
+    near &= np.minimum(counts[sides.chosen_P], counts[sides.rejected_P]) >= FEWEST_SIDE_WORDS
+    # Each pair under one of the three, the strongest.
+    near_rows = np.setdiff1d(sides.row_P[near], np.union1d(same_text, equal_words))
+
+    findings = [
         _trivial(subject, same_text, "the two sides are identical", "identical"),
         _trivial(subject, same_words, "the two sides differ only in white space, case or punctuation", "same_words"),
     ]
     if len(near_rows):
         share = len(near_rows) / len(corpus)
-        found.append(
-            Finding(
+        findings.append(
+            AuditFinding(
                 "trivial_pairs",
                 "warning" if share >= 0.05 else "note",
                 f"the two sides share 9 of 10 three-word sequences in {len(near_rows):,} pairs ({percent(share)})",
@@ -75,24 +80,25 @@ def trivial_pairs(subject: Subject) -> list[Finding]:
                 "both sides down where they are alike (Pal et al. 2024, arXiv:2402.13228): dpop or dpo_nll hold them",
             )
         )
-    return [finding for finding in found if finding is not None]
+    return [finding for finding in findings if finding is not None]
 
 
-def empty_sides(subject: Subject) -> list[Finding]:
+def empty_sides(subject: Subject) -> list[AuditFinding]:
     """Responses without a word: nothing, white space, or punctuation alone."""
     corpus = subject.corpus
     suspects = np.flatnonzero(corpus.responses.word_counts == 0).tolist()
     empty = [index for index in suspects if not corpus.responses[index].strip()]
-    signs = [index for index in suspects if len(_NOT_SAID.sub("", corpus.responses[index])) == 0]
-    signs = sorted(set(signs) - set(empty))
-    found = []
-    for responses, what in ((empty, "no text"), (signs, "nothing but punctuation")):
+    only_signs = [index for index in suspects if len(_NO_LETTERS.sub("", corpus.responses[index])) == 0]
+    # "?" or "..." may be an answer, so it is counted apart from no text at all.
+    only_signs = sorted(set(only_signs) - set(empty))
+    findings = []
+    for responses, what in ((empty, "no text"), (only_signs, "nothing but punctuation")):
         rows = corpus.rows_of(np.array(responses, dtype=np.int64))
         if len(rows):
             share = len(rows) / len(corpus)
-            severity: Severity = "error" if share >= NEARLY_ALL else "warning" if what == "no text" else "note"
-            found.append(
-                Finding(
+            severity: AuditSeverity = "error" if share >= MEANINGLESS else "warning" if what == "no text" else "note"
+            findings.append(
+                AuditFinding(
                     "empty_sides",
                     severity,
                     f"a response has {what} in {rows_text(len(rows))} ({percent(share)})",
@@ -102,7 +108,7 @@ def empty_sides(subject: Subject) -> list[Finding]:
                     "drop the rows, or write the answers",
                 )
             )
-    return found
+    return findings
 
 
 def _rows_with_equal(row_S: np.ndarray, value_S: np.ndarray) -> np.ndarray:
@@ -118,21 +124,21 @@ def _same_but_for_punctuation(subject: Subject, rows: np.ndarray) -> np.ndarray:
     The words alone cannot tell: "5 + 3" and "5 - 3" have the same.
     """
     corpus = subject.corpus
-    found = []
+    same_rows = []
     for row in rows.tolist():
-        texts = [plain(corpus.responses[index]) for index in range(*corpus.first_R[row : row + 2].tolist())]
+        texts = [normalised(corpus.responses[index]) for index in range(*corpus.first_R[row : row + 2].tolist())]
         if len(set(texts)) < len(texts):
-            found.append(row)
-    return np.array(found, dtype=np.int64)
+            same_rows.append(row)
+    return np.array(same_rows, dtype=np.int64)
 
 
-def _trivial(subject: Subject, rows: np.ndarray, what: str, kind: str) -> Finding | None:
+def _trivial(subject: Subject, rows: np.ndarray, what: str, kind: str) -> AuditFinding | None:
     if not len(rows):
         return None
     share = len(rows) / len(subject.corpus)
-    return Finding(
+    return AuditFinding(
         "trivial_pairs",
-        "error" if share >= NEARLY_ALL else "warning",
+        "error" if share >= MEANINGLESS else "warning",
         f"{what} in {rows_text(len(rows))} ({percent(share)})",
         share,
         subject.corpus.refs(rows),

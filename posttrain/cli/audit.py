@@ -46,7 +46,7 @@ def audit(
     from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.data.read import read
-    from posttrain.data.unread import said_of
+    from posttrain.data.unread import reading_notes
 
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(Console(stderr=True)) as progress:
@@ -68,7 +68,7 @@ def audit(
     else:
         show_findings(Console(), report)
     if len(report.corpus) and not rows.is_remote:
-        for sentence in said_of(rows.counts, rows.format):
+        for sentence in reading_notes(rows.counts, rows.format):
             typer.echo(sentence, err=json)
     for line in (fixed, page):
         if line is not None:

@@ -50,10 +50,10 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
 def show(error: PosttrainError) -> None:
     """The error on stderr: the problem in red, the rest as it is."""
-    first, _, rest = str(error).partition("\n")
+    first, _, details = str(error).partition("\n")
     Console(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
-    if rest:
-        _say(rest)
+    if details:
+        _say(details)
 
 
 def again(arguments: list[str]) -> str:

@@ -43,7 +43,7 @@ def compare(
     if temperature == 0:
         note_unused("at temperature 0 the likeliest token is taken", seed=seed != 0)
     asked = read_prompts(prompts)[:limit]
-    conversations = [one.prompt for one in asked]
+    conversations = [conversation.prompt for conversation in asked]
     columns: list[list[str]] = []
     with progress_on(Console(stderr=True)) as progress:
         for name in (a, b):  # before the first one answers for a long time
@@ -62,7 +62,7 @@ def compare(
             with progress.phase(f"{name} answers", total=len(asked), unit="prompts") as phase:
                 columns.append([answers[0].text for answers in phase.track(speaker.answers(conversations))])
             del speaker  # two models at a time need not fit
-    texts = [one.text for one in asked]
+    texts = [answer.text for answer in asked]
     Console().print(side_by_side(texts, [("A", a), ("B", b)], columns))
     if out is not None:
         rows = zip(texts, *columns, strict=True)

@@ -22,12 +22,12 @@ def show_findings(console: Console, report: AuditReport) -> None:
     for name in ("severity", "check", "finding"):
         table.add_column(name, overflow="fold")
     for finding in report:
-        told = Text(finding.message)
+        line = Text(finding.message)
         if finding.rows:
             shown = ", ".join(str(row) for row in finding.rows[:SHOWN_ROWS])
             more = f" and {len(finding.rows) - SHOWN_ROWS:,} more" if len(finding.rows) > SHOWN_ROWS else ""
-            told.append(f"\n{shown}{more}", style="dim")
-        told.append(f"\n{finding.remedy}", style="green")
-        table.add_row(Text(finding.severity, style=LOOK[finding.severity]), finding.check, told)
+            line.append(f"\n{shown}{more}", style="dim")
+        line.append(f"\n{finding.remedy}", style="green")
+        table.add_row(Text(finding.severity, style=LOOK[finding.severity]), finding.check, line)
     if len(report):
         console.print(table)

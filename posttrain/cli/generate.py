@@ -55,7 +55,7 @@ def generate(
             "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"
         )
     require_policy(resolve(model, say=lambda line: typer.echo(line, err=True)))
-    asked = [one.prompt for one in read_prompts(prompts)] if prompts is not None else None
+    asked = [prompt.prompt for prompt in read_prompts(prompts)] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
     speaker = Speaker(
         model,

@@ -41,7 +41,7 @@ def parse_steps(text: str | None) -> list[int] | None:
     """
     if text is None:
         return None
-    found: list[int] = []
+    steps: list[int] = []
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", piece)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -54,24 +54,24 @@ def parse_steps(text: str | None) -> list[int] | None:
                 example="1,10,20-22",
                 remedy="write steps between commas",
             )
-        found += range(first, last + 1)
-    return found
+        steps += range(first, last + 1)
+    return steps
 
 
 # ---------------------------------------------------------------- for people
 
 
-def text_lines(found: Samples, part: str | None = None) -> Iterator[str]:
-    steps = list(found.known)
-    total = sum(found.known.values())
-    shown = numbers_said([one.step for one in found.steps])
-    yield f"{found.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
-    for step in found.steps:
+def text_lines(samples: Samples, part: str | None = None) -> Iterator[str]:
+    steps = list(samples.known)
+    total = sum(samples.known.values())
+    shown = numbers_said([item.step for item in samples.steps])
+    yield f"{samples.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
+    for step in samples.steps:
         yield ""
         yield typer.style(_heading(step, part), bold=True)
-        for one in step.shown:
+        for item in step.shown:
             yield ""
-            yield from _sample(one)
+            yield from _sample(item)
 
 
 def _heading(step: StepSamples, part: str | None) -> str:
@@ -88,56 +88,57 @@ def _heading(step: StepSamples, part: str | None) -> str:
 
 
 def _sample(shown: ShownSample) -> Iterator[str]:
-    one = shown.sample
-    yield f"  {typer.style(shown.label, fg=COLOURS.get(shown.label), bold=True)}  {_reward(one)}"
-    yield from _field("task", _task(one))
-    yield from _block("prompt", one.prompt)
-    if one.answer:
-        yield from _block("gold", one.answer)
-    yield from _block("says", one.completion)
-    yield from _field("finish", _finish(one))
-    yield from _field("tokens", _figures(one))
+    sample = shown.sample
+    yield f"  {typer.style(shown.label, fg=COLOURS.get(shown.label), bold=True)}  {_reward(sample)}"
+    yield from _field("task", _task(sample))
+    yield from _block("prompt", sample.prompt)
+    if sample.answer:
+        yield from _block("gold", sample.answer)
+    yield from _block("says", sample.completion)
+    yield from _field("finish", _finish(sample))
+    yield from _field("tokens", _figures(sample))
 
 
-def _reward(one: Sample) -> str:
-    whole = "not judged" if one.reward is None else f"reward {one.reward:.4g}"
+def _reward(sample: Sample) -> str:
+    whole = "not judged" if sample.reward is None else f"reward {sample.reward:.4g}"
     parts = ", ".join(
-        f"{visible(name)} {'abstained' if value is None else format(value, '.4g')}" for name, value in one.parts.items()
+        f"{visible(name)} {'abstained' if value is None else format(value, '.4g')}"
+        for name, value in sample.parts.items()
     )
     return f"{whole} ({parts})" if parts else whole
 
 
-def _task(one: Sample) -> str:
-    said = [short_row(one.row)]
-    if one.number is not None:
-        said.append(f"completion {one.number + 1} of its group")
-    if one.version is not None:
-        said.append(f"by the weights after step {one.version}")
-    if one.trained is False:
-        said.append("did not train")
-    return visible(", ".join(part for part in said if part))
+def _task(sample: Sample) -> str:
+    parts = [short_row(sample.row)]
+    if sample.number is not None:
+        parts.append(f"completion {sample.number + 1} of its group")
+    if sample.version is not None:
+        parts.append(f"by the weights after step {sample.version}")
+    if sample.trained is False:
+        parts.append("did not train")
+    return visible(", ".join(part for part in parts if part))
 
 
-def _finish(one: Sample) -> str:
-    said = FINISHES.get(one.finish, visible(one.finish))
-    return f"{said}, {one.tokens:,} tokens" if one.tokens is not None else said
+def _finish(sample: Sample) -> str:
+    words = FINISHES.get(sample.finish, visible(sample.finish))
+    return f"{words}, {sample.tokens:,} tokens" if sample.tokens is not None else words
 
 
-def _figures(one: Sample) -> str:
+def _figures(sample: Sample) -> str:
     """What is known of its tokens, on average."""
-    said = []
-    if one.advantage is not None:
-        said.append(f"mean advantage {one.advantage:+.4g}")
-    if one.logprob is not None:
-        said.append(f"mean log-prob {one.logprob:.4g}")
-    if one.ratio is not None:
-        said.append(f"trainer/sampler {one.ratio.mean:.4f} (furthest {one.ratio.largest:.4f})")
-    return ", ".join(said)
+    figures = []
+    if sample.advantage is not None:
+        figures.append(f"mean advantage {sample.advantage:+.4g}")
+    if sample.logprob is not None:
+        figures.append(f"mean log-prob {sample.logprob:.4g}")
+    if sample.ratio is not None:
+        figures.append(f"trainer/sampler {sample.ratio.mean:.4f} (furthest {sample.ratio.largest:.4f})")
+    return ", ".join(figures)
 
 
-def _field(title: str, said: str) -> Iterator[str]:
-    if said:
-        yield f"    {title:<8}{said}"
+def _field(title: str, value: str) -> Iterator[str]:
+    if value:
+        yield f"    {title:<8}{value}"
 
 
 def _block(title: str, text: str) -> Iterator[str]:
@@ -166,10 +167,15 @@ def _escaped(character: str) -> str:
 # ---------------------------------------------------------------- for programs
 
 
-def json_lines(found: Samples) -> Iterator[str]:
+def json_lines(samples: Samples) -> Iterator[str]:
     """{"stage", "label", "step", "row", "prompt", "answer", "completion", "reward", "parts", "truncated", ...}"""
-    for step in found.steps:
-        for one in step.shown:
-            record = {"stage": found.stage, "label": one.label, **asdict(one.sample), "truncated": one.sample.truncated}
+    for step in samples.steps:
+        for item in step.shown:
+            record = {
+                "stage": samples.stage,
+                "label": item.label,
+                **asdict(item.sample),
+                "truncated": item.sample.truncated,
+            }
             # ASCII only: control characters and lone surrogates of a completion arrive as escapes, whatever the pipe.
             yield json.dumps(record, allow_nan=False)

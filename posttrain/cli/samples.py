@@ -40,7 +40,7 @@ def samples(
         raise ConfigError("both --step and --steps are given", remedy="write one of them")
     asked = (best, worst, random)
     counts = [1, 1, 1] if asked == (None, None, None) else [count or 0 for count in asked]
-    found = pick(
+    picked = pick(
         run,
         stage=stage,
         steps=[step] if step is not None else parse_steps(steps),
@@ -52,9 +52,9 @@ def samples(
         held_out=held_out,
         seed=seed,
     )
-    for line in json_lines(found) if json else text_lines(found, part):
+    for line in json_lines(picked) if json else text_lines(picked, part):
         typer.echo(line)
-    for note in found.notes:
-        typer.echo(f"{found.path.name}: {note}", err=True)
-    if found.others:
-        typer.echo(f"other stages that sampled: {', '.join(found.others)} (--stage NAME)", err=True)
+    for note in picked.notes:
+        typer.echo(f"{picked.path.name}: {note}", err=True)
+    if picked.others:
+        typer.echo(f"other stages that sampled: {', '.join(picked.others)} (--stage NAME)", err=True)

@@ -47,7 +47,7 @@ def score(
         note_unused(f"`--combine {combine}` knows no standard deviation", std_weight=std_weight != 1)
     examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
 
-    from posttrain.cli.scores import Tally, open_models, scored_rows
+    from posttrain.cli.reward_rows import Tally, open_models, scored_rows
 
     with progress_on(Console(stderr=True)) as progress:
         opened = open_models(models, head, progress)

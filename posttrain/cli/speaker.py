@@ -15,7 +15,7 @@ from posttrain.types import Message, RowRef
 if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
     from posttrain.data.speech import Speech
-    from posttrain.evaluate.suites import Question
+    from posttrain.evaluate.questions import Question
     from posttrain.models.folders.loading import ModelSource
 
 BATCH = 64
@@ -23,8 +23,8 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer("Pia.", tokens=3, finish="stop_token")"""
+class SpokenAnswer:
+    """SpokenAnswer("Pia.", tokens=3, finish="stop_token")"""
 
     text: str
     tokens: int
@@ -59,12 +59,15 @@ class Speaker:
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
 
-    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[Answer]]:
+    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[SpokenAnswer]]:
         """`samples` answers to each prompt, in the order of the prompts."""
         for start in range(0, len(prompts), BATCH):
             ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
             for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
-                yield [Answer(self._text(one.answer_ids), len(one.ids), str(one.finish)) for one in group]
+                yield [
+                    SpokenAnswer(self._text(completion.answer_ids), len(completion.ids), str(completion.finish))
+                    for completion in group
+                ]
 
     def stream(self, conversation: Sequence[Message], seed: int) -> Iterator[str]:
         """One answer as it is sampled, piece by piece."""
@@ -123,7 +126,7 @@ def read_prompts(path: str | Path) -> list[Question]:
         EmptyDatasetError: it holds no prompt.
     """
     from posttrain.data import read
-    from posttrain.evaluate.suites import Question, questions
+    from posttrain.evaluate.questions import Question, questions
 
     if not str(path).endswith(".txt"):
         return questions(read(path))

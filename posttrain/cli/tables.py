@@ -39,6 +39,7 @@ def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
         if metric not in GENERAL
     )
     for suite, metric in rows:
+        # Missing where a stage was not evaluated; its cell stays empty and the others keep their columns.
         entries = (evaluation.suites.get(suite, {}).get(metric) for evaluation in evaluations.values())
         table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
     return table

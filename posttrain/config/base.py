@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,14 +17,14 @@ from posttrain.config.adapters import (
     QLoRA,
 )
 from posttrain.config.settings import (
-    Alarms,
+    AlarmSettings,
     Checkpoints,
     Compute,
     Data,
     Export,
     Log,
-    Optimizer,
-    Preflight,
+    OptimizerSettings,
+    PreflightSettings,
     Schedule,
 )
 from posttrain.config.values import AutoWeight, Float, Int, Settings, either, refuse
@@ -60,10 +60,16 @@ else:
     HeldOut = either(Annotated[Float, Field(ge=0, lt=1)], Data)
 
 
+Output = Literal["policy", "reward", "data"]
+
+
 class StageSettings(Settings):
     """What every stage has."""
 
     IS_FAMILY: ClassVar[bool] = True
+    OUTPUTS: ClassVar[Output]
+    """What the stage makes: a policy, from which the stages after it start; a reward model, which leaves the policy as
+    it is; or data, rows that a later stage reads with `data: {stage: NAME}`."""
 
     method: str
     """What the stage does."""
@@ -86,8 +92,7 @@ class StageSettings(Settings):
 class TrainingStage(StageSettings):
     """What every stage that trains has, whether its rows come from a file or are sampled while it trains."""
 
-    MAKES_POLICY: ClassVar[bool] = True
-    """Whether the next stage starts from the model that this one makes."""
+    OUTPUTS: ClassVar[Output] = "policy"
 
     held_out: HeldOut = 0.05
     """Rows to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
@@ -108,15 +113,15 @@ class TrainingStage(StageSettings):
     the model's own, from its config, as in TRL 1.16; for reward models none, as there."""
     schedule: Schedule = Schedule()
     """The learning rate over the steps."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSettings = OptimizerSettings()
     """How gradients become updates."""
     compute: Compute = Compute()
     """How a step is computed."""
     checkpoint: Checkpoints = Checkpoints()
     """What a killed run goes on from."""
-    preflight: Preflight = Preflight()
+    preflight: PreflightSettings = PreflightSettings()
     """What is proven before step 1."""
-    alarms: Alarms = Alarms()
+    alarms: AlarmSettings = AlarmSettings()
     """What watches every step."""
     export: Export = Export()
     """The model folder that the stage writes."""
@@ -136,6 +141,7 @@ class TrainingStage(StageSettings):
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> Self:
+        # The first only: these rule each other out, and the next one often goes when the first is mended.
         for wrong, path, problem, remedy in _misfits(self):
             if wrong:
                 raise refuse(problem, path=path, remedy=remedy)
@@ -171,13 +177,13 @@ def _misfits(stage: TrainingStage) -> list[tuple[bool, tuple[str, ...], str, str
             "remove `compute.activation_checkpointing`, or choose another adapter",
         ),
         (
-            not stage.MAKES_POLICY and isinstance(adapter, QLoRA),
+            stage.OUTPUTS == "reward" and isinstance(adapter, QLoRA),
             ("adapter", "kind"),
             "the backbone of a reward model is not quantised",
             "choose `kind: lora`",
         ),
         (
-            not stage.MAKES_POLICY and isinstance(adapter, (PromptTuning, PTuning, Continue)),
+            stage.OUTPUTS == "reward" and isinstance(adapter, (PromptTuning, PTuning, Continue)),
             ("adapter", "kind"),
             "there is no adapter of a reward model to go on with"
             if isinstance(adapter, Continue)
@@ -211,3 +217,13 @@ class RowStage(TrainingStage):
     rows_per_step: Int = Field(default=32, ge=1)
     """Rows (pairs, for preferences) of one update, on all devices together: 32 as in LIMA and Zephyr. Micro-batches
     are filled by themselves."""
+
+    @property
+    def reference_kind(self) -> str | None:
+        """How the log-probs of the policy's start are had; None where the objective needs no reference."""
+        return None
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        """The rows of the tables of losses that the stage's loss is made of."""
+        return (self.method,)

@@ -39,7 +39,7 @@ def check_adapters(stages: Sequence[StageSettings]) -> None:
             if fault is not None:
                 path, problem, remedy = fault
                 raise _refusal(problem, ("stages", index, *path), before, remedy)
-        if stage.MAKES_POLICY:
+        if stage.OUTPUTS == "policy":
             before = _after(stage, before)
 
 
@@ -49,7 +49,7 @@ def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | N
     for stage in stages:
         if stage.name == name:
             return adapter
-        if isinstance(stage, TrainingStage) and stage.MAKES_POLICY and not isinstance(stage.adapter, Continue):
+        if isinstance(stage, TrainingStage) and stage.OUTPUTS == "policy" and not isinstance(stage.adapter, Continue):
             adapter = stage.adapter
     return None
 
@@ -61,7 +61,7 @@ def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> Trai
     for other in stages:
         if other.name == stage.name:
             break
-        if isinstance(other, TrainingStage) and other.MAKES_POLICY:
+        if isinstance(other, TrainingStage) and other.OUTPUTS == "policy":
             before = _over(before, other.encoding)  # type: ignore[attr-defined]
     own = stage.encoding  # type: ignore[attr-defined]
     return stage if before is None else stage.model_copy(update={"encoding": _over(before, own)})
@@ -101,9 +101,9 @@ def _over_adapter(
     """(where, what is wrong, what to do), if something is."""
     going_on = "write `adapter: {kind: continue}` to go on training it"
     merged = f"remove `export.merge` in `{earlier}`" if adapter.MERGES else f"choose `kind: lora` in `{earlier}`"
-    if stage.adapter is None and not stage.MAKES_POLICY and adapter.MERGES:
+    if stage.adapter is None and stage.OUTPUTS == "reward" and adapter.MERGES:
         return None  # a reward model is made of the policy with its adapter folded in
-    if stage.adapter is None and stage.MAKES_POLICY:
+    if stage.adapter is None and stage.OUTPUTS == "policy":
         problem = (
             f"the stage starts from the adapter that `{earlier}` exports alone, and does not say what becomes of it"
         )

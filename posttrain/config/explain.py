@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -127,10 +127,11 @@ def explain(error: ValidationError, model: type[BaseModel], data: object, places
     """One error for all mistakes of a recipe; an UnknownKeyError if every mistake is an unknown key."""
     known = Places(places) if isinstance(places, str) else places
     details = [detail for detail in error.errors(include_url=False) if not _is_echo(detail, error)]
-    return together([_explain_one(detail, model, data, known) for detail in details], known.source)
+    # All mistakes at once: a recipe is long to queue for, and short to mend.
+    return merge_errors([_explain_detail(detail, model, data, known) for detail in details], known.source)
 
 
-def together(mistakes: Sequence[ConfigError], source: str) -> ConfigError:
+def merge_errors(mistakes: Sequence[ConfigError], source: str) -> ConfigError:
     """Several mistakes as one error, so that one run shows all of them."""
     if len(mistakes) == 1:
         return mistakes[0]
@@ -196,15 +197,15 @@ def _locate(model: type[BaseModel], data: object, location: Sequence[str | int])
     records, node, path = [model], data, list[str | int]()
     record, option = model, None
     for step in location:
-        chosen = [one for one in records if tag_of(one) == step] if len(records) > 1 else []
+        chosen = [candidate for candidate in records if tag_of(candidate) == step] if len(records) > 1 else []
         if chosen:
             records, record = chosen, chosen[0]
             continue
         if isinstance(step, str):
-            found = fields_of(records[0]).get(step) if records else None
-            if found is None and step in ("number", "record"):  # the tags of values.either
+            named = fields_of(records[0]).get(step) if records else None
+            if named is None and step in ("number", "record"):  # the tags of values.either
                 continue
-            option = found
+            option = named
             record = records[0] if records else record
             records = list(records_in(option.annotation)) if option is not None else []
         path.append(step)
@@ -220,7 +221,7 @@ def _child(node: object, step: str | int) -> object:
     return None
 
 
-def _explain_one(detail: ErrorDetails, model: type[BaseModel], data: object, places: Places) -> ConfigError:
+def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, places: Places) -> ConfigError:
     spot = _locate(model, data, detail["loc"])
     context = detail.get("ctx", {})
     kind = detail["type"]
@@ -269,10 +270,11 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
             f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
         )
         remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
+    # Before the nearest name: another tool's word for a key is often near to a key that means something else.
     elif (elsewhere := _elsewhere(key, spot.record)) is not None:
         remedy = f"write {elsewhere}"
     elif (near := nearest(key, own)) is not None:
-        remedy = f"did you mean `{near}`?"
+        remedy = did_you_mean(near)
     else:
         expected, remedy = f"one of {', '.join(own)}", "remove it"
     return UnknownKeyError(
@@ -308,20 +310,13 @@ def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: P
             expected=f"one of {', '.join(choices)}",
             remedy=f"add `{key}:`",
         )
-    near = nearest(str(context["tag"]), choices)
-    return UnknownKeyError(
-        f"the {key} `{context['tag']}` is not known",
-        where=places.of(path),
-        found=f"{key}: {context['tag']}",
-        expected=f"one of {', '.join(choices)}",
-        remedy=f"did you mean `{near}`?" if near else "choose one of those",
-    )
+    return unknown(key, context["tag"], choices, where=places.of(path), found=f"{key}: {context['tag']}")
 
 
 def _family(record: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The records among which `method` or `kind` chooses this one, by what it says."""
     base = next((one for one in record.__mro__ if one.__dict__.get("IS_FAMILY")), None)
-    return {tag: one for one in _leaves(base) if (tag := tag_of(one)) and one is not record} if base else {}
+    return {tag: member for member in _leaves(base) if (tag := tag_of(member)) and member is not record} if base else {}
 
 
 def _leaves(record: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.schema import data_of
 from posttrain.config.stages import StageSettings
 
 VERSION = 1
@@ -34,9 +35,8 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
         start_model: the fingerprint of the weights that it starts from.
     """
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-    for key in ("data", "held_out", "keep"):
-        if isinstance(settings.get(key), Mapping):
-            settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
+    for key in data_of(stage):
+        settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
@@ -61,13 +61,14 @@ def what_changed(before: Mapping[str, Any], after: StageSettings) -> list[str]:
 
 def _differences(before: Any, after: Any, path: str) -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
-        found = []
+        # Nested, so that the message names `optimizer.clip_norm` and not the whole group.
+        changes = []
         for key in before.keys() | after.keys():
             inner = f"{path}.{key}" if path else key
             ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
             ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
             ignored = ignored or (path == "examine" and key == KEPT)
             if not ignored:
-                found += _differences(before.get(key), after.get(key), inner)
-        return found
+                changes += _differences(before.get(key), after.get(key), inner)
+        return changes
     return [] if before == after else [path]

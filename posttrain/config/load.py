@@ -73,11 +73,11 @@ def parse_recipe(
 def _group(value: Any, source: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return dict(value)
-    found = "nothing" if value is None else "a list" if isinstance(value, list) else repr(value)
+    written = "nothing" if value is None else "a list" if isinstance(value, list) else repr(value)
     raise ConfigError(
         "the recipe is empty" if value is None else "a recipe is a group of keys",
         where=source,
-        found=found,
+        found=written,
         expected="keys such as model and stages",
         example=EXAMPLE,
         remedy="write the keys at the left margin; docs/recipes.md shows them all",

@@ -26,8 +26,8 @@ from posttrain.config.sampled import (
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
-from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
+from posttrain.losses.online import ONLINE, PARAMETERS, OnlineRow, online_row, variant
+from posttrain.losses.pairwise import PAIRWISE
 
 __all__ = [
     "GKD",
@@ -97,7 +97,7 @@ class OnlineStage(SamplingStage):
         """The row's numbers, for `policy_loss`."""
         row = self.row
         own = {name: float(vars(self)[name]) for name in ONLINE[self.method].defaults if name in row.defaults}
-        return resolve_online(row, {**own, **self.choices.parameters}, where=self.method)
+        return row.resolve({**own, **self.choices.parameters}, where=self.method)
 
     @property
     def credit_parameters(self) -> dict[str, float]:
@@ -107,6 +107,14 @@ class OnlineStage(SamplingStage):
     @property
     def needs_rewards(self) -> bool:
         return self.row.advantage != "teacher"
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.row.needs_reference
+
+    @property
+    def ratio_from_sampler(self) -> bool:
+        return not self.row.needs_sampler
 
     @property
     def measures_kl(self) -> bool:
@@ -243,6 +251,10 @@ class PPOStage(OnlineStage):
     weights are shared, and it costs one more adapter. `freeze`: the same, and only the head trains. `shared`: the
     policy's own, which the value loss trains too, with `value_weight`."""
 
+    @property
+    def shares_value_backbone(self) -> bool:
+        return self.value_backbone == "shared"
+
     @model_validator(mode="after")
     def _value_weight_has_an_effect(self) -> Self:
         if self.value_backbone != "shared" and "value_weight" in self.model_fields_set:
@@ -271,11 +283,15 @@ class OnlineDPO(SamplingStage):
     least_margin: Float = Field(default=0.0, ge=0)
     """Pairs whose rewards differ by less are left out."""
 
+    @property
+    def needs_reference(self) -> bool:
+        return PAIRWISE[self.objective].needs_reference
+
     @model_validator(mode="after")
     def _has_pairs(self) -> Self:
         choose("objective", self.objective, PAIRWISE)
         try:
-            resolve_parameters(PAIRWISE[self.objective], self.parameters, where=self.objective)
+            PAIRWISE[self.objective].resolve(self.parameters, where=self.objective)
         except ConfigError as error:
             raise refuse(error.problem, path=("parameters",), remedy=error.remedy or "correct it") from None
         if self.completions_per_prompt < 2:
@@ -395,7 +411,7 @@ PPO: Callable[..., OnlineStage] = ONLINE_STAGES["ppo"]
 
 
 def Online(method: str, **options: Any) -> SamplingStage:
-    """A stage by its row of the online table, or `online_dpo` or `rft`: Online("rloo", kl_beta=0.01).
+    """A stage by its row of the online table, or `online_dpo`, `rft` or `gkd`: Online("rloo", kl_beta=0.01).
 
     Raises:
         UnknownKeyError: no row of that name, or an option that it does not have.

@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.config.explain import KeyPath
 from posttrain.config.schema import Recipe
 from posttrain.config.yaml_text import parse_value
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 
 SHORT_FORMS = ("data", "held_out", "keep")
 """Groups that a path may stand for; an override of one of their keys writes the path out first."""
@@ -62,13 +62,13 @@ def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
     if word in names:
         return ("stages", names.index(word))
     known = [name for name in names if name is not None] + keys
-    near = nearest(word, known)
-    raise UnknownKeyError(
-        f"`{word}` is neither a stage nor a key of the recipe",
+    raise unknown(
+        "stage or key",
+        word,
+        known,
+        problem=f"`{word}` is neither a stage nor a key of the recipe",
         where=f"override {assignment}",
         found=word,
-        expected=f"one of {', '.join(known)}",
-        remedy=f"did you mean `{near}`?" if near else "choose one of those",
     )
 
 
@@ -101,11 +101,12 @@ def _index(items: list[Any], word: str, assignment: str) -> int:
     if word.isdigit() and int(word) < len(items):
         return int(word)
     known = [name for name in names if name is not None]
-    near = nearest(word, known)
-    raise UnknownKeyError(
-        f"no item is named `{word}`",
+    raise unknown(
+        "item",
+        word,
+        known,
+        problem=f"no item is named `{word}`",
         where=f"override {assignment}",
         found=word,
         expected=f"one of {', '.join(known)}" if known else "the number of an item, from 0",
-        remedy=f"did you mean `{near}`?" if near else "choose one of those",
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import posttrain.errors as errors
 from posttrain.config.engines import VLLMServedSettings
-from posttrain.config.explain import KeyPath, Places, spell, together
+from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
-from posttrain.config.suites import PassAtKSuite, Suite, WinRateSuite
+from posttrain.config.suites import AnySuite, PassAtKSuite, WinRateSuite
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
@@ -57,7 +57,7 @@ def find_recipe(name: str) -> Path:
         where=name,
         found="a folder" if path.is_dir() else None,
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
-        remedy=f"did you mean `{_beside(name, near) if near in there else near}`?" if near else "check the path",
+        remedy=errors.did_you_mean(_beside(name, near) if near in there else near, "check the path"),
     )
 
 
@@ -78,7 +78,7 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
     )
     model = files.model(recipe.model, ("model",))
     if files.mistakes:
-        raise together(files.mistakes, places.source)
+        raise merge_errors(files.mistakes, places.source)
     evaluate = recipe.evaluate.model_copy(update={"suites": suites})
     return recipe.model_copy(update={"stages": stages, "evaluate": evaluate, "model": model}), files.assumed
 
@@ -108,7 +108,7 @@ class _Files:
             changes["teacher"] = self.model(teacher, (*here, "teacher"))
         return stage.model_copy(update=changes)
 
-    def of_suite(self, suite: Suite, here: KeyPath) -> Suite:
+    def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
         if isinstance(suite, PassAtKSuite):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
@@ -136,16 +136,16 @@ class _Files:
         Args:
             local: it is no id of a hub data set, however much it looks like one.
         """
-        found = _locate(text, self._base(path), local=local)
+        located = _locate(text, self._base(path), local=local)
         name = spell(self._raw, path)
-        if isinstance(found, str):
-            if found == text and not Path(found).is_absolute() and not text.startswith(("hub:", GENERATED)):
+        if isinstance(located, str):
+            if located == text and not Path(located).is_absolute() and not text.startswith(("hub:", GENERATED)):
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
-            return found
-        expected, remedy = found
-        near = errors.nearest(text, TEMPLATES) if path[-1] == "template" else None
-        if near is not None:
-            remedy = f"did you mean `{near}`?"
+            return located
+        expected, remedy = located
+        # A template may be a name or a file; a near name is the likelier slip.
+        if path[-1] == "template":
+            remedy = errors.did_you_mean(errors.nearest(text, TEMPLATES), remedy)
         problem = f"`{name}` names a file that is not there"
         self.mistakes.append(
             errors.ConfigError(problem, where=self._places.of(path), found=text, expected=expected, remedy=remedy)
@@ -185,9 +185,8 @@ def _nearest_file(text: str, path: Path) -> tuple[str, str]:
         return f"a file in {path.parent}", f"there is no folder {path.parent} either; check the path"
     known = list(_entries(path.parent))
     near = errors.nearest_file(path.name, known)
-    if near is not None:
-        return f"a file in {path.parent}", f"did you mean `{_beside(text, near)}`?"
-    return f"a file in {path.parent}", f"it holds {', '.join(known[:8])}" if known else "it is empty; check the path"
+    remedy = f"it has {', '.join(known[:8])}" if known else "it is empty; check the path"
+    return f"a file in {path.parent}", errors.did_you_mean(near and _beside(text, near), remedy)
 
 
 def _entries(folder: Path, *endings: str) -> Iterator[str]:

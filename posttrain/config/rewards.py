@@ -8,12 +8,11 @@ rewards:
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.values import Float, Int, Settings, as_text, refuse
+from posttrain.config.values import Float, Int, Pattern, Settings, as_text, choose, refuse, require_unique
 
 
 class RewardSettings(Settings):
@@ -71,25 +70,12 @@ class FuzzyReward(Tagged):
     """Less than this is 0."""
 
 
-def _pattern(pattern: Any) -> Any:
-    try:
-        if isinstance(pattern, str):
-            re.compile(pattern)
-    except re.error as error:
-        raise refuse(
-            "this is not a regular expression",
-            found=f"{pattern}  ({error})",
-            remedy="put a backslash before ( ) [ ] . * + ? that are meant as they stand",
-        ) from None
-    return pattern
-
-
 class RegexReward(RewardSettings):
     """1 where a pattern occurs in the response, its thoughts included."""
 
     kind: Literal["regex"]
     """`regex`: does the text occur?"""
-    pattern: Annotated[str | None, BeforeValidator(_pattern)] = None
+    pattern: Pattern | None = None
     """Regular expression; None takes each row's own `pattern`."""
     ignore_case: bool = False
     """Whether A and a are the same."""
@@ -170,7 +156,7 @@ class CosineReward(RewardSettings):
 
     kind: Literal["cosine"]
     """`cosine`: is it right, and short?"""
-    of: Reward
+    of: AnyReward
     """The verifier, in full: `of: {kind: math}`."""
     max_length: Int = Field(ge=1)
     """Tokens at which the reward has reached its value for long responses."""
@@ -214,13 +200,7 @@ class LanguageReward(RewardSettings):
     @field_validator("language")
     @classmethod
     def _known(cls, language: str | None) -> str | None:
-        if language is not None and language not in LANGUAGES:
-            raise refuse(
-                f"the language `{language}` is not known",
-                expected=f"one of {', '.join(sorted(LANGUAGES))}",
-                remedy="choose one of those",
-            )
-        return language
+        return None if language is None else choose("language", language, sorted(LANGUAGES))
 
 
 class RefusalReward(RewardSettings):
@@ -342,7 +322,7 @@ class FunctionReward(RewardSettings):
         return self.name or self.function.rpartition(":")[2].replace(".", "_")
 
 
-Reward = Annotated[
+AnyReward = Annotated[
     MathReward
     | ExactReward
     | FuzzyReward
@@ -367,24 +347,13 @@ Reward = Annotated[
 CosineReward.model_rebuild()
 
 
-class Rewards(Settings):
+class RewardList(Settings):
     """What a response is rewarded for: the weighted sum of these."""
 
-    rewards: tuple[Reward, ...] = Field(min_length=1)
+    rewards: tuple[AnyReward, ...] = Field(min_length=1)
     """The rewards, in the order of the logs."""
 
     @field_validator("rewards")
     @classmethod
-    def _own_names(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
-        return own_names(rewards)
-
-
-def own_names(rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
-    """The rewards, if no two of them have the same name in the logs."""
-    names = [reward.label for reward in rewards]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise refuse(
-                f"two rewards are named `{name}`", path=(index, "name"), remedy="give one of them another name"
-            )
-    return rewards
+    def _unique_labels(cls, rewards: tuple[AnyReward, ...]) -> tuple[AnyReward, ...]:
+        return require_unique("rewards", rewards, [reward.label for reward in rewards])

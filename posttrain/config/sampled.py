@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import HeldOut, TrainingStage
 from posttrain.config.curriculum import CurriculumSettings
 from posttrain.config.engines import EngineSettings, NativeEngineSettings
-from posttrain.config.rewards import Reward
+from posttrain.config.rewards import AnyReward
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
@@ -36,7 +36,7 @@ class HeldOutTasks(Settings):
     """Answers per task."""
     sampling: RolloutSampling | None = None
     """How they are drawn; null: as in training."""
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[AnyReward, ...] = ()
     """What judges them; none: the stage's own rewards. A stricter judge than the reward tells learning from hacking."""
     keep: Literal["best", "last"] = "best"
     """Which weights the stage ends with: those of the best examination, or the last ones."""
@@ -61,7 +61,7 @@ class SamplingStage(TrainingStage):
     """Highest learning rate. Of the method's paper for all weights; ten times as high with LoRA."""
     held_out: HeldOut = 0.05
     """Tasks to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[AnyReward, ...] = ()
     """What a completion is rewarded for: the weighted sum of these (docs/rewards.md). In Python they can be passed
     apart, as plain functions."""
     modules: str | None = None
@@ -96,6 +96,21 @@ class SamplingStage(TrainingStage):
     @property
     def needs_rewards(self) -> bool:
         return True
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy's start is kept beside it: for a KL, or for an objective that compares the two."""
+        return False
+
+    @property
+    def ratio_from_sampler(self) -> bool:
+        """Whether importance ratios begin at the engine's own log-probs, with no weight for what rounds differently."""
+        return False
+
+    @property
+    def shares_value_backbone(self) -> bool:
+        """Whether a value head stands on the policy's own backbone, which its loss then trains too."""
+        return False
 
     @property
     def measures_kl(self) -> bool:
@@ -136,6 +151,7 @@ class SamplingStage(TrainingStage):
     @property
     def passes(self) -> int:
         """How often each prompt of a step is trained on."""
+        # Rounded up: the last update of a pass may be a smaller one, and is an update all the same.
         return self.updates_per_rollout // -(-self.prompts_per_step // self.prompts_of_update)
 
     def distribution(self, stop_ids: frozenset[int], seed: int, *, examine: bool = False) -> SamplingDistribution:
@@ -157,6 +173,7 @@ class SamplingStage(TrainingStage):
 
     @model_validator(mode="after")
     def _updates_fit(self) -> Self:
+        # Otherwise some completions would train more often, and the loss would weigh prompts by their place.
         parts = -(-self.prompts_per_step // self.prompts_of_update)
         if self.updates_per_rollout % parts:
             raise refuse(

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from posttrain.config.chain import check_adapters
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
-from posttrain.config.stages import WRITES_DATA, Correction, Stage, StageSettings, TrainingStage
+from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
@@ -80,6 +80,7 @@ class Recipe(Settings):
                     path=("stages", index, "name"),
                     remedy=f"give this one another name: `name: {stage.name}-{index + 1}`",
                 )
+            # `seed.x=1` on the command line would otherwise have two readings.
             if stage.name in type(self).model_fields or stage.name == "schema":
                 raise refuse(
                     f"a stage cannot be named `{stage.name}`: the recipe has a key of that name",
@@ -90,6 +91,7 @@ class Recipe(Settings):
                 raise refuse(
                     f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
                 )
+            # Here and not in the stage: from Python, `pt.train` is given functions that no recipe could hold.
             if isinstance(stage, SamplingStage) and not stage.rewards and stage.needs_rewards:
                 raise refuse(
                     f"nothing says what a good completion of `{stage.name}` is",
@@ -104,6 +106,7 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
+            # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
         for index, suite in enumerate(self.evaluate.suites):
@@ -113,30 +116,26 @@ class Recipe(Settings):
 
 
 def data_of(stage: StageSettings) -> dict[str, Data]:
-    """The stage's data by key: {"data": ..., "held_out": ..., "keep": ...}, as far as it has them."""
-    sources = {
-        "data": stage.data,
-        "held_out": stage.held_out if isinstance(stage, TrainingStage) else None,
-        "keep": stage.keep if isinstance(stage, Correction) else None,
-    }
-    return {key: source for key, source in sources.items() if isinstance(source, Data)}
+    """The stage's data by key, in the order of its fields: {"data": ..., "held_out": ..., "keep": ...}."""
+    return {key: value for key, value in stage if isinstance(value, Data)}
 
 
 def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
-    if data.stage is None or isinstance(before.get(data.stage), WRITES_DATA):
+    known = [name for name, stage in before.items() if stage.OUTPUTS == "data"]
+    if data.stage is None or data.stage in known:
         return
-    known = [name for name, stage in before.items() if isinstance(stage, WRITES_DATA)]
+    writers = " or ".join(f"`method: {method}`" for method, stage in STAGES.items() if stage.OUTPUTS == "data")
     raise refuse(
         f"no earlier stage named `{data.stage}` writes data",
         path=(*path, "stage"),
         found=data.stage,
-        expected=f"one of {', '.join(known)}" if known else "a stage before this one, with `method: correction`",
+        expected=f"one of {', '.join(known)}" if known else f"a stage before this one, with {writers}",
         remedy="name the stage, or write `path: FILE`",
     )
 
 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
-    judges = [stage.name for stage in stages.values() if stage.method == "reward"]
+    judges = [stage.name for stage in stages.values() if stage.OUTPUTS == "reward"]
     if name in judges:
         return
     raise refuse(

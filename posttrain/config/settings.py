@@ -135,7 +135,7 @@ class Schedule(Settings):
     """The last step's rate as a share of `learning_rate`."""
 
 
-class Optimizer(Settings):
+class OptimizerSettings(Settings):
     """AdamW, Loshchilov and Hutter 2019."""
 
     kind: Literal["adamw"] = "adamw"
@@ -182,7 +182,7 @@ class Checkpoints(Settings):
     """How many are kept; the one before the last still stands if the machine dies while writing."""
 
 
-class Preflight(Settings):
+class PreflightSettings(Settings):
     """What is proven before step 1."""
 
     on_failure: Literal["stop", "warn"] = "stop"
@@ -199,7 +199,7 @@ class Audit(Settings):
     """Whether a finding of severity `error` stops the stage, before a model is loaded. `off`: no check runs."""
 
 
-class Alarms(Settings):
+class AlarmSettings(Settings):
     """What watches every step."""
 
     on_critical: Literal["stop", "warn"] = "warn"

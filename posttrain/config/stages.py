@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import Field, create_model, model_validator
 
 from posttrain.config.adapters import Continue
-from posttrain.config.base import RowStage, StageSettings
+from posttrain.config.base import Output, RowStage, StageSettings
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
-from posttrain.config.reward import (
+from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
     Length,
@@ -36,9 +36,9 @@ from posttrain.config.reward import (
 from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, choose, refuse
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
-from posttrain.losses.pairwise import PAIRWISE, PairwiseRow, resolve_parameters
+from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 from posttrain.losses.preference import CHOSEN_NLL
 from posttrain.losses.reward_rule import RewardRule
 
@@ -97,14 +97,9 @@ class PreferenceStage(RowStage):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The objective's own numbers, for training.algorithms.algorithm(stage.method, stage.parameters)."""
+        """The objective's own numbers, for training.objectives.algorithm(stage.method, stage.parameters)."""
         values = self.model_dump()
         return {name: float(values[name]) for name in self.row.defaults}
-
-    @property
-    def reference_kind(self) -> str | None:
-        """None where the objective needs no reference."""
-        return None
 
 
 class ReferencedStage(PreferenceStage):
@@ -161,14 +156,14 @@ class MixTerm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         choose("method", self.loss, ("sft", *PAIRWISE))
-        if self.loss == "beta_dpo":
+        if self.pairwise.remembers:
             raise refuse(
-                "beta_dpo keeps a running mean of its own steps and is no term of a mix",
+                f"{self.loss} keeps a running mean of its own steps and is no term of a mix",
                 path=("loss",),
-                remedy="use `method: beta_dpo` by itself, or `dpo` in the mix",
+                remedy=f"use `method: {self.loss}` by itself, or `dpo` in the mix",
             )
         try:
-            resolve_parameters(self.pairwise, self.parameters, where=self.loss)
+            self.pairwise.resolve(self.parameters, where=self.loss)
         except ConfigError as error:
             remedy = error.remedy or "correct the parameter"
             raise refuse(f"{self.loss}: {error.problem}", path=("parameters",), remedy=remedy) from None
@@ -195,6 +190,10 @@ class Mix(ReferencedStage):
     def reference_kind(self) -> str | None:
         return self.reference.kind if any(term.pairwise.needs_reference for term in self.losses) else None
 
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(term.loss for term in self.losses)
+
 
 class Reward(RowStage):
     """A reward model: the start's backbone under a head that gives each response a number.
@@ -202,7 +201,7 @@ class Reward(RowStage):
     It starts from the last policy before it; the stages after it start from that policy too.
     """
 
-    MAKES_POLICY: ClassVar[bool] = False
+    OUTPUTS: ClassVar[Output] = "reward"
 
     method: Literal["reward"] = "reward"
     """A reward model."""
@@ -223,6 +222,10 @@ class Reward(RowStage):
     category: str | None = Field(default=None, min_length=1)
     """Column of the rows that says what kind they are: held-out accuracy is given for each. If absent, `category`,
     `source`, `subset`, `task` or `domain`, where the rows have one, or else the files."""
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return (self.objective.kind,)
 
     @property
     def rule(self) -> RewardRule:
@@ -270,6 +273,8 @@ class Reward(RowStage):
 class Correction(StageSettings):
     """Make pairs of the model's own mistakes: its answer is rejected, the row's answer is chosen. Trains nothing."""
 
+    OUTPUTS: ClassVar[Output] = "data"
+
     method: Literal["correction"] = "correction"
     """Sample the model's own answers and pair each with the wanted one."""
     sampling: Sampling = Sampling(temperature=0.7)
@@ -289,10 +294,6 @@ class Correction(StageSettings):
                 remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
             )
         return self
-
-
-WRITES_DATA = (Correction,)
-"""Kinds of stage whose output a later stage can read with `data: {stage: NAME}`."""
 
 
 # ---------------------------------------------------------------- one record per row of the table
@@ -324,6 +325,8 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
 }
+"""Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
+`posttrain.training.stages.table.KINDS`."""
 
 if TYPE_CHECKING:  # the table is only known when it runs
     Stage = StageSettings
@@ -342,10 +345,5 @@ def Preference(method: str, **options: Any) -> PreferenceStage:
         ConfigError: a value that it does not admit.
     """
     if method not in PREFERENCES:
-        near = nearest(method, PREFERENCES)
-        raise UnknownKeyError(
-            f"the method `{method}` is not known",
-            expected=f"one of {', '.join(PREFERENCES)}",
-            remedy=f"did you mean `{near}`?" if near else "choose one of those",
-        )
+        raise unknown("method", method, PREFERENCES)
     return PREFERENCES[method](**options)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.rewards import Reward, own_names
-from posttrain.config.values import Float, Int, Settings, as_text, refuse
+from posttrain.config.rewards import AnyReward
+from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
 
 
 class Sampling(Settings):
@@ -56,6 +55,7 @@ class SampledSuite(SuiteSettings):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
+        # It would cost as much as sampling does, and say one answer again and again.
         if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
             raise refuse(
                 "temperature 0 draws the same answer each time",
@@ -71,25 +71,12 @@ class MatchSuite(SampledSuite):
 
     kind: Literal["match"]
     """`match`: does the text occur?"""
-    pattern: str
+    pattern: Pattern
     """Regular expression, searched anywhere in the answer: `\\bPia\\b`."""
     ignore_case: bool = False
     """Whether A and a are the same."""
     wanted: bool = True
     """false: the fewer answers hold the pattern, the better; the metric is then called `unwanted_match`."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise refuse(
-                "this is not a regular expression",
-                found=f"{pattern}  ({error})",
-                remedy="put a backslash before ( ) [ ] . * + ? that are meant as they stand",
-            ) from None
-        return pattern
 
 
 class ExactSuite(SampledSuite):
@@ -161,7 +148,7 @@ class PassAtKSuite(SuiteSettings):
     """Answers sampled of each prompt."""
     k: tuple[Int, ...] = Field(default_factory=lambda suite: (1, suite.get("samples", 1)), min_length=1)
     """The k of the tables, none above `samples`; the curve has 1, 2, 4, ... up to `samples` whatever stands here."""
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[AnyReward, ...] = ()
     """What makes an answer right (docs/rewards.md). None: its last number is the row's answer."""
     right_from: Float = 1.0
     """The sum of the rewards from which on an answer is right."""
@@ -182,8 +169,8 @@ class PassAtKSuite(SuiteSettings):
 
     @field_validator("rewards")
     @classmethod
-    def _own_names(cls, rewards: tuple[Any, ...]) -> tuple[Any, ...]:
-        return own_names(rewards)
+    def _unique_labels(cls, rewards: tuple[AnyReward, ...]) -> tuple[AnyReward, ...]:
+        return require_unique("rewards", rewards, [reward.label for reward in rewards])
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
@@ -209,9 +196,17 @@ class PassAtKSuite(SuiteSettings):
         return self
 
 
-Suite = Annotated[
-    MatchSuite | ExactSuite | NumberSuite | PerplexitySuite | WinRateSuite | PassAtKSuite, Field(discriminator="kind")
+AnySuite = Annotated[
+    MatchSuite
+    # one kind a line; what is done with each is posttrain.evaluate.suites.SUITES
+    | ExactSuite
+    | NumberSuite
+    | PerplexitySuite
+    | WinRateSuite
+    | PassAtKSuite,
+    Field(discriminator="kind"),
 ]
+"""Every kind of suite that a recipe may have."""
 
 
 class Evaluation(Settings):
@@ -219,16 +214,10 @@ class Evaluation(Settings):
 
     every_stage: bool = True
     """Evaluate after every stage that trains; false: only the start and the end."""
-    suites: tuple[Suite, ...] = ()
+    suites: tuple[AnySuite, ...] = ()
     """The suites, in the order of the final table."""
 
     @field_validator("suites")
     @classmethod
-    def _own_names(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
-        names = [suite.name for suite in suites]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise refuse(
-                    f"two suites are named `{name}`", path=(index, "name"), remedy="give one of them another name"
-                )
-        return suites
+    def _unique_names(cls, suites: tuple[AnySuite, ...]) -> tuple[AnySuite, ...]:
+        return require_unique("suites", suites, [suite.name for suite in suites])

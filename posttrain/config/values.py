@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from posttrain.config.explain import explain
-from posttrain.errors import nearest
+from posttrain.errors import unknown
 
 
 class Settings(BaseModel):
@@ -51,9 +52,20 @@ def choose(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return name
-    near = nearest(name, names)
-    remedy = f"did you mean `{near}`?" if near else "choose one of those"
-    raise refuse(f"the {what} `{name}` is not known", expected=f"one of {', '.join(names)}", remedy=remedy)
+    # Inside a validator pydantic collects the mistakes of a whole recipe, so the error is taken apart for it.
+    refusal = unknown(what, name, names)
+    raise refuse(refusal.problem, expected=refusal.expected, remedy=refusal.remedy)
+
+
+Item = TypeVar("Item")
+
+
+def require_unique(what: str, items: tuple[Item, ...], names: Sequence[str]) -> tuple[Item, ...]:
+    """The items, if no two of them have the same name: it is the name of their column in logs and tables."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise refuse(f"two {what} are named `{name}`", path=(place, "name"), remedy="give one of them another name")
+    return items
 
 
 def _number(value: Any) -> Any:
@@ -83,6 +95,19 @@ def _auto_or_flag(value: Any) -> Any:
     raise refuse("this is neither `auto` nor true or false", remedy="write auto, true or false")
 
 
+def _compiles(pattern: Any) -> Any:
+    try:
+        if isinstance(pattern, str):
+            re.compile(pattern)
+    except re.error as error:
+        raise refuse(
+            "this is not a regular expression",
+            found=f"{pattern}  ({error})",
+            remedy="put a backslash before ( ) [ ] . * + ? that are meant as they stand",
+        ) from None
+    return pattern
+
+
 def _name_or_names(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
         return value
@@ -94,6 +119,8 @@ Int = Annotated[int, BeforeValidator(_number)]
 AutoInt = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 AutoWeight = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_weight)]
 AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_flag)]
+Pattern = Annotated[str, BeforeValidator(_compiles)]
+"""A regular expression, checked when the recipe is read."""
 
 NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
 

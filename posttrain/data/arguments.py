@@ -1,4 +1,4 @@
-"""The arguments of `read`, held against what they may be before a file is opened.
+"""The arguments of `read`, checked before a file is opened.
 
 A call from Python has no reader of recipes before it: what comes in may be of any type, and each wrong one is an error
 that says what was meant, not a TypeError from the middle of the reading.
@@ -10,23 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, Format, Kind
-from posttrain.data.refusals import named_type, quoted
-from posttrain.data.row_reader import BadRows
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
+from posttrain.data.refusals import BadRows, named_type, quoted
+from posttrain.errors import ConfigError, nearest, unknown
 
 
-def named_format(name: Any, kind: Kind | None) -> Format | None:
+def named_format(name: Any, kind: ExampleKind | None) -> Format | None:
     """The format of that name; None for "auto"."""
     if name == "auto":
         return None
     if name not in FORMATS:
-        guess = nearest(str(name), FORMATS)
-        raise UnknownKeyError(
-            f"there is no format {name!r}",
+        raise unknown(
+            "format",
+            name,
+            FORMATS,
             found=repr(name),
             expected=f"'auto' or one of {quoted(FORMATS)}",
-            remedy=f"did you mean {guess!r}?" if guess else "leave `format` out to have it detected",
+            otherwise="leave `format` out to have it detected",
         )
     entry = FORMATS[name]
     if kind is not None and entry.kind is not kind:
@@ -43,17 +43,18 @@ def named_format(name: Any, kind: Kind | None) -> Format | None:
 def checked_columns(columns: Any) -> dict[str, str]:
     checked = names("columns", columns, "{'prompt': 'my_question'}")
     for ours, theirs in checked.items():
+        # The commonest slip is to write the map the other way round, and the error says so.
         if ours not in COLUMNS:
-            guess = nearest(ours, COLUMNS)
             swapped = theirs in COLUMNS
-            raise UnknownKeyError(
-                f"`columns` maps {ours!r}, which no format reads",
+            raise unknown(
+                "column",
+                ours,
+                () if swapped else COLUMNS,
+                problem=f"`columns` maps `{ours}`, which no format reads",
                 found=f"{{{ours}: {theirs}}}",
                 expected=f"our column -> the file's column; ours are {quoted(sorted(COLUMNS))}",
-                remedy=f"turn it round: `columns: {{{theirs}: {ours}}}`"
+                otherwise=f"turn it round: `columns: {{{theirs}: {ours}}}`"
                 if swapped
-                else f"did you mean {guess!r}?"
-                if guess
                 else "name a column of the format first, then the file's",
             )
     return checked
@@ -69,6 +70,7 @@ def checked_bad_rows(bad_rows: Any, rejected_path: str | Path | None) -> BadRows
             expected="'stop' or 'skip'",
             remedy=f"write `bad_rows: {nearest(str(bad_rows), ('stop', 'skip')) or 'stop'}`",
         )
+    # Allowed, the path would stay empty, and a reader of the recipe would take that for "no bad rows".
     if rejected_path is not None:
         raise ConfigError(
             "`rejected_path` is given, but a bad row stops the reading, so none is ever written there",
@@ -93,6 +95,7 @@ def checked_dialogues(value: Any) -> bool:
 def checked_limit(limit: Any) -> int | None:
     if limit is None:
         return None
+    # True is an int in Python, and `limit=True` would keep one row.
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ConfigError(
             f"`limit` is {limit!r}",
@@ -103,9 +106,9 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
-def checked_kind(kind: Any) -> Kind | None:
+def checked_kind(kind: Any) -> ExampleKind | None:
     if kind is None or any(kind is known for known in KIND_NAMES):
-        return cast("Kind | None", kind)
+        return cast("ExampleKind | None", kind)
     classes = {entry.__name__: entry for entry in KIND_NAMES}
     near = nearest(str(kind).title(), classes) or "Demonstration"
     raise ConfigError(
@@ -135,6 +138,7 @@ def names(argument: str, value: Any, example: str) -> dict[str, str]:
         return {}
     if not isinstance(value, Mapping):
         raise _wrong_type(argument, value, "a map from a name to a name", f"{argument}={example}")
+    # YAML and JSON also give numbers, flags and lists here, and none of them names a column.
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Encoded rows in flat arrays: what a worker hands back, and what the store appends.
+"""Encoded rows in flat arrays: what a worker (`workers.py`) hands back, and what the store (`dataset.py`) appends.
 
 A block holds the trees of some consecutive rows without any Python object per tree, so that it crosses a process
 boundary and reaches the disk as plain bytes. Blocks of the same rows are equal bytes, whoever made them.
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from posttrain.data.encode import EncodedExample, Encoder
+from posttrain.data.refusals import BadRows
 from posttrain.data.round_trip import RoundTrip
 from posttrain.data.templates.drafts import SpecialTokenError
+from posttrain.data.tree_key import require_storable
 from posttrain.errors import EncodingError, PromptMismatchError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback
-
-BadRows = Literal["stop", "skip"]
 
 ARRAYS: dict[str, str] = {
     "ids": "<i4",  # every token of every tree: prompt, then branches
@@ -38,7 +38,7 @@ ARRAYS: dict[str, str] = {
     "rows": "<i8",  # and its number there
 }
 
-_PREVIEW = 2000
+_PREVIEW_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class EncodeCounts:
     split: int = 0
     """Trees beyond the first of their row, where the template rewrites history."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """By reason; see `truncate.DROPPED`."""
+    """By reason; see `truncate.DROP_REASONS`."""
     truncated: Mapping[str, int] = field(default_factory=dict)
-    """Trees kept but cut, by reason; see `truncate.TRUNCATED`."""
+    """Trees kept but cut, by reason; see `truncate.TRUNCATION_REASONS`."""
     findings: Mapping[str, int] = field(default_factory=dict)
     """Rows with something worth knowing; see `encode.FINDINGS`."""
     tokens: int = 0
@@ -122,9 +122,9 @@ class Block:
     """The names that `sources` counts, in the order of their first row here."""
     counts: EncodeCounts
     dropped: tuple[dict[str, str], ...]
-    """{"row", "reason", "message", "content"} for every tree left out."""
-    found: tuple[tuple[str, str], ...]
-    """(finding, row) pairs."""
+    """{"row", "reason", "message", "content"} for every tree that was dropped."""
+    findings: tuple[tuple[str, str], ...]
+    """(finding, row) pairs; the names are those of `encode.FINDINGS`."""
 
 
 def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRows) -> Block:
@@ -133,7 +133,7 @@ def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRow
     Raises:
         EncodingError: a row cannot be encoded faithfully and `bad_rows` is "stop".
     """
-    building = _Building()
+    building = _BlockBuilder()
     for example in examples:
         try:
             encoded = encoder.example(example)
@@ -146,14 +146,14 @@ def encode_block(encoder: Encoder, examples: Sequence[Example], bad_rows: BadRow
     return building.block()
 
 
-class _Building:
+class _BlockBuilder:
     def __init__(self) -> None:
         self._ids: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in ARRAYS}
         self._files: dict[str, int] = {}
         self._dropped: list[dict[str, str]] = []
-        self._found: list[tuple[str, str]] = []
+        self._findings: list[tuple[str, str]] = []
         self._truncated: Counter[str] = Counter()
         self._read = self._split = self._stops = 0
         self._round_trip = RoundTrip()
@@ -172,11 +172,12 @@ class _Building:
         self._split += max(0, len(encoded.trees) + len(encoded.dropped) - 1)
         self._truncated.update(encoded.truncated)
         self._round_trip += encoded.round_trip
-        self._found += [(finding, str(example.row)) for finding in encoded.findings]
+        self._findings += [(finding, str(example.row)) for finding in encoded.findings]
         for dropped in encoded.dropped:
             self._drop(example, dropped.reason, dropped.message)
         columns = self._columns
         for tree, stops in zip(encoded.trees, encoded.stop_tokens, strict=True):
+            require_storable(tree)
             self._ids += [tree.prompt_ids, *(branch.ids for branch in tree.branches)]
             self._masks += [np.zeros(len(tree.prompt_ids), bool), *(branch.loss_mask for branch in tree.branches)]
             columns["segments"] += [len(tree.prompt_ids), *(len(branch.ids) for branch in tree.branches)]
@@ -195,7 +196,7 @@ class _Building:
 
     def _drop(self, example: Example, reason: str, message: str) -> None:
         self._dropped.append(
-            {"row": str(example.row), "reason": reason, "message": message, "content": _preview(example)}
+            {"row": str(example.row), "reason": reason, "message": message, "content": _row_preview(example)}
         )
 
     def block(self) -> Block:
@@ -210,17 +211,17 @@ class _Building:
             split=self._split,
             dropped=dict(Counter(dropped["reason"] for dropped in self._dropped)),
             truncated=dict(self._truncated),
-            findings=dict(Counter(finding for finding, _ in self._found)),
+            findings=dict(Counter(finding for finding, _ in self._findings)),
             tokens=len(arrays["ids"]),
             trained_tokens=int(arrays["trained"].sum()),
             stop_tokens=self._stops,
             characters=self._round_trip.characters,
             lost_characters=self._round_trip.lost,
         )
-        return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._found))
+        return Block(arrays, tuple(self._files), counts, tuple(self._dropped), tuple(self._findings))
 
 
-def _preview(example: Example) -> str:
+def _row_preview(example: Example) -> str:
     """The row's words, for the person who looks at what was dropped."""
     turns: list[Message] = list(example.messages if isinstance(example, Demonstration) else example.prompt)
     if isinstance(example, Feedback):
@@ -229,4 +230,4 @@ def _preview(example: Example) -> str:
         turns += [Message("assistant", step) for step in example.steps]
     elif isinstance(example, Comparison):
         turns += [turn for response in example.responses for turn in response]
-    return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)[:_PREVIEW]
+    return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)[:_PREVIEW_CHARACTERS]

@@ -1,4 +1,4 @@
-"""What became of the rows that were read."""
+"""What became of the rows that were read: `Examples.counts`, from which reports and warnings are worded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RowCounts:
     """What a user should know of it, a sentence each: which files were read, which column no prompt shows."""
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
+        if text not in self.notes:  # most notes are about the file, and every row would repeat them
             self.notes.append(text)
 
     def __str__(self) -> str:

@@ -1,5 +1,8 @@
 """Encoded rows on disk: flat memory-mapped arrays, named after what they were made from.
 
+`store.encode` writes one (`StoreWriter`, from the blocks of `blocks.py`) and opens it (`EncodedDataset`); training
+reads its trees from there.
+
 A store's folder is named by a hash of the rows, the template, the tokenizer, the settings and the encoder's version,
 so that a change of any of them makes another store and an unchanged one is used again. It is written under another name
 and renamed when it is whole; every file's size and checksum are checked when it is opened. Nothing of it is held in
@@ -25,14 +28,14 @@ import numpy as np
 from posttrain.data.blocks import ARRAYS, Block, EncodeCounts
 from posttrain.types import Branch, RowRef, TokenTree
 
-SCHEMA = 3
+STORE_SCHEMA = 3
 _META, _DROPPED = "store.json", "dropped.jsonl"
 _SHOWN_FINDINGS = 20
 _CHECK_BYTES = 1 << 22
 
 
 class TornStoreError(Exception):
-    """A store on disk is not whole; the caller makes it again."""
+    """A store on disk is incomplete or altered; the caller makes it again."""
 
 
 class StoreWriter:
@@ -54,12 +57,15 @@ class StoreWriter:
         self._checks = dict.fromkeys([*ARRAYS], 0)
         self._tokens = self._segments = self._steps = 0
         self._sources: dict[str, int] = {}
-        self._found: dict[str, list[str]] = {}
+        self._finding_rows: dict[str, list[str]] = {}
         self.counts = EncodeCounts()
-        for name in ("segments", "trees", "steps"):  # where each item begins, and at the end where the last one ends
+        # Offsets as in CSR: where each item begins, and at the end where the last one ends.
+        for name in ("segments", "trees", "steps"):
             self._write(name, np.zeros(1, ARRAYS[name]))
 
     def append(self, block: Block) -> None:
+        # A block counts from its own beginning, so that workers need not know what comes before; here its lengths
+        # become places in the whole store, and its file numbers those of all files.
         arrays = dict(block.arrays)
         arrays["segments"] = self._tokens + np.cumsum(arrays["segments"])
         arrays["trees"] = self._segments + np.cumsum(arrays["trees"])
@@ -73,8 +79,8 @@ class StoreWriter:
         self._steps += len(arrays["step_labels"])
         for record in block.dropped:
             self._dropped.write(json.dumps(record, ensure_ascii=False) + "\n")
-        for finding, row in block.found:
-            rows = self._found.setdefault(finding, [])
+        for finding, row in block.findings:
+            rows = self._finding_rows.setdefault(finding, [])
             if len(rows) < _SHOWN_FINDINGS:
                 rows.append(row)
         self.counts += block.counts
@@ -86,14 +92,15 @@ class StoreWriter:
         for file in self._opened:
             file.close()
         meta = {
-            "schema": SCHEMA,
+            "schema": STORE_SCHEMA,
             **about,
             "sources": list(self._sources),
             "counts": self.counts.as_dict(),
-            "found": self._found,
+            "found": self._finding_rows,
             "files": {name: {"bytes": self._written[name], "crc32": self._checks[name]} for name in ARRAYS},
         }
         (self._folder / _META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+        # The name says what is inside: it appears last, and only over a whole store.
         if folder.exists():
             shutil.rmtree(folder)
         self._folder.rename(folder)
@@ -132,12 +139,15 @@ class EncodedDataset(Sequence[TokenTree]):
         self._meta = meta
         self._arrays = {name: _mapped(self.folder / f"{name}.bin", dtype) for name, dtype in ARRAYS.items()}
         self._indices: np.ndarray | None = None
-        self.counts: EncodeCounts = _counts(meta["counts"])
+        # The two shares are in the file for whoever reads it; here they are properties.
+        counts = {key: value for key, value in meta["counts"].items() if key not in ("stop_share", "supervised_share")}
+        self.counts = EncodeCounts(**counts)
         self.notes: tuple[str, ...] = ()
-        """What a user should be told: a store used again, a torn one made anew, a template's peculiarity."""
+        """Sentences for the user: a store used again, a torn one made anew, a template's peculiarity."""
         self.reused = False
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The folder's name and not its content: another process on this machine maps the same pages.
         return _reopen, (self.folder, self._indices, self.notes, self.reused)
 
     def __len__(self) -> int:
@@ -185,6 +195,7 @@ class EncodedDataset(Sequence[TokenTree]):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the trees' content in their order: the same for the same trees on every machine and path."""
+        # By the content keys and not by the file's bytes: a row that moved to another file is the same row.
         digest = sha256()
         keys = self._arrays["keys"].reshape(-1, 16)
         for start in range(0, len(self), 1 << 16):
@@ -193,11 +204,11 @@ class EncodedDataset(Sequence[TokenTree]):
 
     @property
     def found(self) -> dict[str, list[str]]:
-        """The first rows of each finding: {"special_tokens_in_text": ["chat.jsonl, row 3"]}."""
+        """The first rows of each finding of `encode.FINDINGS`: {"special_tokens_in_text": ["chat.jsonl, row 3"]}."""
         return dict(self._meta["found"])
 
     def dropped(self) -> Iterator[dict[str, str]]:
-        """{"row", "reason", "message", "content"} of every tree left out, in the rows' order."""
+        """{"row", "reason", "message", "content"} of every tree that was dropped, in the rows' order."""
         with (self.folder / _DROPPED).open(encoding="utf-8") as lines:
             for line in lines:
                 yield json.loads(line)
@@ -213,7 +224,7 @@ class EncodedDataset(Sequence[TokenTree]):
         ids, mask = np.asarray(arrays["ids"]), np.asarray(arrays["mask"])
         branches = tuple(Branch(ids[start:end], mask[start:end]) for start, end in pairwise(bounds[1:]))
         margin, label = float(arrays["margins"][place]), int(arrays["labels"][place])
-        scores = tuple(arrays["scores"][first + 1 : last].tolist())
+        scores = tuple(arrays["scores"][first + 1 : last].tolist())  # one a segment; the first segment is the prompt
         start, end = int(arrays["steps"][place]), int(arrays["steps"][place + 1])
         return TokenTree(
             prompt_ids=ids[bounds[0] : bounds[1]],
@@ -228,6 +239,7 @@ class EncodedDataset(Sequence[TokenTree]):
 
     def _view(self, indices: np.ndarray) -> EncodedDataset:
         """The chosen trees; what was dropped or cut belongs to the whole and is not repeated."""
+        # Without __init__, which would check every file again: a view is made for each split and each subset.
         view = EncodedDataset.__new__(EncodedDataset)
         view.folder, view._meta, view._arrays = self.folder, self._meta, self._arrays
         view._indices = self._places[indices]
@@ -258,8 +270,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TornStoreError(f"{_META} cannot be read ({error})") from error
-    if meta.get("schema") != SCHEMA:
-        raise TornStoreError(f"{_META} is of schema {meta.get('schema')}, this is {SCHEMA}")
+    if meta.get("schema") != STORE_SCHEMA:
+        raise TornStoreError(f"{_META} is of schema {meta.get('schema')}, this is {STORE_SCHEMA}")
     return meta
 
 
@@ -275,8 +287,3 @@ def _check_files(folder: Path, meta: dict[str, Any]) -> None:
                 check = zlib.crc32(data, check)
         if check != expected["crc32"]:
             raise TornStoreError(f"{path.name} was altered")
-
-
-def _counts(record: dict[str, Any]) -> EncodeCounts:
-    shares = ("stop_share", "supervised_share")
-    return EncodeCounts(**{key: value for key, value in record.items() if key not in shares})

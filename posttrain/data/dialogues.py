@@ -5,9 +5,10 @@ turns_in("\\n\\nHuman: Hi\\n\\nAssistant:", rules)                          # as
 turns_in('{"a": 1}', rules)                                            # None: an answer may well be JSON
 refuse_dialogue("### Human: Hi### Assistant: Hello.", "'prompt'")      # RowError
 
-One rule for every column of text. Turns are turns, whatever they are stored as. A dialogue in the published form of
-hh-rlhf is read. One with the marks of a chat template or a prompt format is refused, since which template is meant
-cannot be told, and since a model that trains on it as one text learns to write the user's turns.
+Every column of text is read by this one rule (`formats/columns.py`, `messages.py`). Turns are turns, whatever they are
+stored as. A dialogue in the published form of hh-rlhf is read. One with the marks of a chat template or a prompt format
+is refused: nothing says which template is meant, and a model that trains on it as one text learns to write the user's
+turns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from posttrain.data.texts import stored
 _TURNS = re.compile(r"""\s*"?\[\s*\{\s*\\?['"](?:role|from|content|value)\\?['"]\s*:""")
 """The beginning of a list of turns in JSON, in JSON of JSON, or in Python's notation."""
 _HUMAN = re.compile(r"\s*Human:")
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_HUMAN_OR_ASSISTANT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _HEAD, _HEAD_END = r"<\|start_header_id\|>", r"<\|end_header_id\|>\s*\S"
 _FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.DOTALL))
@@ -46,13 +47,14 @@ ends at the assistant's mark is a prompt for a base model; it is a dialogue wher
 
 
 def turns_in(text: str, rules: Rules) -> list[Any] | None:
-    """The turns that a text holds, or None for a text that is no dialogue.
+    """The turns of a text that is a dialogue, or None for any other text.
 
     Raises:
         RowError: it begins as a list of turns, and cannot be read.
     """
-    start = text.lstrip()[:1]
+    start = text.lstrip()[:1]  # rules most texts out, and costs next to nothing
     if start == "H" and not rules.keep_dialogues and _HUMAN.match(text) and "\n\nAssistant:" in text:
+        # Read, and noted: a text that only quotes a dialogue in this form would be split as well.
         if rules.noted is not None:
             rules.noted.key("text", "Human:/Assistant: (a dialogue, read as turns)")
         return human_turns(text)
@@ -90,6 +92,7 @@ def _is_turn(value: Any, rules: Rules) -> bool:
         return False
     dialect = rules.dialect(value)
     name = value.get(dialect.role_key)
+    # Both halves, and a role that somebody uses: an answer in JSON may have a key called "role" or "content".
     says = dialect.content_key in value or "tool_calls" in value or "function_call" in value
     return says and isinstance(name, str) and (name in dialect.roles or name in USUAL_ROLES)
 
@@ -99,18 +102,19 @@ def human_turns(text: str) -> list[dict[str, str]] | None:
 
     A last `Assistant:` without words is where a prompt ends, and no turn.
     """
-    _, *parts = _SPEAKER.split(text.lstrip())
-    if not parts or not _SPEAKER.match(text.lstrip()):
+    _, *parts = _HUMAN_OR_ASSISTANT.split(text.lstrip())
+    if not parts or not _HUMAN_OR_ASSISTANT.match(text.lstrip()):
         return None
     turns = [
-        {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": "user" if speaker == "Human" else "assistant", "content": text_of_turn.strip()}
+        for speaker, text_of_turn in zip(parts[::2], parts[1::2], strict=True)
     ]
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def dialogue_format(text: str) -> str | None:
-    """The name of the prompt format in which a text is a whole dialogue; None for any other text."""
+    """The prompt format of a text that is a whole dialogue, by name; None for any other text."""
+    # The first characters of all patterns above: they begin at the text's beginning.
     if text.lstrip()[:1] not in ("<", "#", "[", "U"):
         return None
     return next((name for name, pattern in _FORMATS if pattern.match(text)), None)

@@ -9,7 +9,7 @@ everywhere. What it guarantees:
 2. A token trains because of where it stands in the rendered conversation, never because of its id. A pad token
    that is also the eos token, or an eos inside a prompt, changes nothing.
 3. Every trained answer ends with exactly one stop token, found by rendering; the stop tokens are `stop_ids`.
-4. Nothing is left out or cut without a reason and a count.
+4. Nothing is dropped or cut without a reason and a count.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Any
 
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, require_written
-from posttrain.data.templates.clock import steady
-from posttrain.data.templates.drafts import Drafter, Found
-from posttrain.data.templates.stops import stop_ids_of
-from posttrain.data.templates.template import SPLITS, ChatTemplate, PlainMessage, first_difference
+from posttrain.data.templates.clock import deterministic_rendering
+from posttrain.data.templates.drafts import Drafter, RowFindings
+from posttrain.data.templates.stops import resolve_stop_ids
+from posttrain.data.templates.template import DOCUMENTED_SPLITS, ChatTemplate, PlainMessage, first_difference
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
-from posttrain.data.truncate import DROPPED, Draft, fit
+from posttrain.data.truncate import DROP_REASONS, Draft, fit_length
 from posttrain.errors import ConfigError, EncodingError, RowError, TemplateError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
 
 ENCODER_VERSION = 2
 """Part of every cache key; grows whenever the same messages would give other ids or masks."""
 
-_SHOWN = 3
+_SHOWN_PROMPTS = 3
 """Prompts that an error names."""
 
 FINDINGS = {
     "special_tokens_in_text": "a text holds the name of a special token, which becomes that token, as at inference",
     "split_turns": "the template rewrites earlier turns, so that each trained turn is a tree of its own",
     "altered_text": "the template shows a turn's text in other words than the row",
-    **SPLITS,
+    **DOCUMENTED_SPLITS,
     "foreign_thoughts": "a content has <think> thoughts, which the template writes as plain text although it has marks "
     "of its own for thoughts: give them as `reasoning_content`",
     "hidden_calls": "a tool call of an earlier turn is not whole in the context that the template renders",
@@ -58,7 +58,7 @@ FINDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A tree that is left out: Dropped("too_long", "1,310 tokens, max_length is 1,024")."""
+    """A tree that is dropped: Dropped("too_long", "1,310 tokens, max_length is 1,024")."""
 
     reason: str
     message: str
@@ -106,22 +106,22 @@ class Encoder:
         self.template = ChatTemplate(
             self.tokens, self.settings.template, self.settings.template_kwargs, self.settings.date
         )
-        # What was found, and not asked for anew: a copy in another process may be made on another day.
+        # Values and day as they were resolved: a copy in a worker process may be made after midnight.
         self.settings = replace(self.settings, template_kwargs=self.template.kwargs, date=self.template.date)
-        self.stop_ids, notes = stop_ids_of(self.template, self.settings.stop_ids)
+        self.stop_ids, notes = resolve_stop_ids(self.template, self.settings.stop_ids)
         self.template.notes += notes
         self._drafter = Drafter(self.tokens, self.template, self.settings, self.stop_ids)
         self.version = self._version()
-        self._shortest_prompt = self._generation_prompt_length() + 1
+        self._shortest_prompt = self._generation_prompt_length() + 1  # and a token of the question at least
 
     def __reduce__(self) -> tuple[type[Encoder], tuple[Any, EncoderSettings]]:
         return Encoder, (self.tokenizer, self.settings)
 
     def checked_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> EncodedPrompt:
         """`prompt`, with what there is to say of it; raises the same."""
-        found = Found(self._drafter.special_findings(messages))
-        ids = self._drafter.prompt(messages, tools, found)
-        return EncodedPrompt(ids, tuple(found.names), found.round_trip)
+        findings = RowFindings(self._drafter.special_findings(messages))
+        ids = self._drafter.prompt(messages, tools, findings)
+        return EncodedPrompt(ids, tuple(findings.names), findings.round_trip)
 
     @property
     def bos_id(self) -> int | None:
@@ -148,10 +148,10 @@ class Encoder:
             EncodingError: a text holds a special token's name and the settings refuse that.
             ConfigError: the messages are no `Message`s.
         """
-        if wrong := [message for message in messages if not isinstance(message, Message)]:
+        if others := [message for message in messages if not isinstance(message, Message)]:
             raise ConfigError(
                 "a conversation is a list of `Message`s",
-                found=f"{type(wrong[0]).__name__}: {wrong[0]!r}"[:120],
+                found=f"{type(others[0]).__name__}: {others[0]!r}"[:120],
                 expected="Messages of posttrain.types",
                 example='encoder.prompt([Message("user", "2 + 2?")])',
                 remedy="`from posttrain.types import Message`, then write each turn as Message(role, content)",
@@ -163,18 +163,18 @@ class Encoder:
         """One tree; several where the template rewrites history.
 
         Raises:
-            RowError: nothing is left of the row; its `reason` is one of `truncate.DROPPED`.
+            RowError: nothing is left of the row; its `reason` is one of `truncate.DROP_REASONS`.
             EncodingError: the row cannot be encoded faithfully.
         """
-        return list(self._kept(row))
+        return list(self._require_trees(row))
 
     def comparison(self, row: Comparison) -> TokenTree:
         """One tree whose branches are the responses, best first; raises as `demonstration` does."""
-        return self._kept(row)[0]
+        return self._require_trees(row)[0]
 
     def feedback(self, row: Feedback) -> TokenTree:
         """One tree with one branch, whose label says whether the response is good."""
-        return self._kept(row)[0]
+        return self._require_trees(row)[0]
 
     def example(self, row: Example) -> EncodedExample:
         """Any row, with what was dropped, cut or found on the way.
@@ -184,7 +184,7 @@ class Encoder:
         """
         try:
             return self._example(row)
-        except EncodingError as error:
+        except EncodingError as error:  # templates and tokenizers know no rows
             if error.where is None:
                 error.where = row.row
             raise
@@ -206,12 +206,12 @@ class Encoder:
 
     # ------------------------------------------------------------ rows
 
-    def _kept(self, row: Example) -> tuple[TokenTree, ...]:
+    def _require_trees(self, row: Example) -> tuple[TokenTree, ...]:
         encoded = self.example(row)
         if not encoded.trees:
             dropped = encoded.dropped[0]
             raise RowError(
-                f"{DROPPED[dropped.reason]} ({dropped.message})",
+                f"{DROP_REASONS[dropped.reason]} ({dropped.message})",
                 reason=dropped.reason,
                 where=row.row,
                 expected="a row that fits and has something to train on",
@@ -221,14 +221,17 @@ class Encoder:
 
     def _example(self, row: Example) -> EncodedExample:
         if isinstance(row, Demonstration):
-            found = Found(self._drafter.special_findings(row.messages))
-            drafts = self._drafter.demonstration(row, found)
-            return self._finish(drafts, row, row.messages, found)
+            findings = RowFindings(self._drafter.special_findings(row.messages))
+            drafts = self._drafter.demonstration(row, findings)
+            return self._finish(drafts, row, row.messages, findings)
         if isinstance(row, Task):
-            found = Found(self._drafter.special_findings(row.prompt))
-            ids = self._drafter.prompt(row.prompt, row.tools, found)
-            return self._finish([Draft(ids, ())], row, row.prompt, found)
+            # A task has no branches yet: its responses are sampled.
+            findings = RowFindings(self._drafter.special_findings(row.prompt))
+            ids = self._drafter.prompt(row.prompt, row.tools, findings)
+            return self._finish([Draft(ids, ())], row, row.prompt, findings)
+
         if isinstance(row, Comparison):
+            # Best first: losses read the order of the branches, and the row's own order says nothing.
             order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
             responses = [row.responses[index] for index in order]
             scores = None if row.scores is None else [row.scores[index] for index in order]
@@ -241,25 +244,28 @@ class Encoder:
                 expected="demonstrations, comparisons, feedback or tasks",
                 remedy="train on them with `method: reward`, `head: steps` and `objective: step_labels`",
             )
-        found = Found(self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)]))
-        draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, found)
-        return self._finish([draft], row, row.prompt, found, annotations)
+        findings = RowFindings(
+            self._drafter.special_findings([*row.prompt, *(turn for side in responses for turn in side)])
+        )
+        draft = self._drafter.shared_prompt(row.prompt, responses, row.tools, findings)
+        return self._finish([draft], row, row.prompt, findings, annotations)
 
     def _finish(
         self,
         drafts: Sequence[Draft],
         row: Example,
         messages: Sequence[Message],
-        found: Found,
+        findings: RowFindings,
         annotations: Mapping[str, Any] = MappingProxyType({}),
     ) -> EncodedExample:
         """Truncates, counts and freezes."""
         trees, dropped, truncated, stops = [], [], [], []
         settings = self.settings
         for draft in drafts:
+            # Beginnings to keep cost a rendering, so they are made for the few rows that are cut.
             too_long = settings.max_length is not None and draft.longest > settings.max_length
             heads = self._heads(draft, messages, row.tools) if too_long else ((),)
-            fitted = fit(
+            fitted = fit_length(
                 draft, settings.max_length, settings.truncation, heads=heads, shortest_prompt=self._shortest_prompt
             )
             if fitted.draft is None:
@@ -272,8 +278,9 @@ class Encoder:
             stops.append(sum(len(side.stops) for side in fitted.draft.sides))
             branches = [(side.ids, side.mask) for side in fitted.draft.sides]
             trees.append(make_tree(fitted.draft.prompt, branches, row.row, **annotations))
-        findings = tuple(found.names)
-        return EncodedExample(tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), findings, found.round_trip)
+        return EncodedExample(
+            tuple(trees), tuple(stops), tuple(dropped), tuple(truncated), tuple(findings.names), findings.round_trip
+        )
 
     # ------------------------------------------------------------ small parts
 
@@ -294,8 +301,8 @@ class Encoder:
     def _generation_prompt_length(self) -> int:
         """How many ids a prompt ends with that belong to no message."""
         question: list[PlainMessage] = [{"role": "user", "content": "x"}]
-        asked, told = self.template.prompt(question), self.template.render(question)
-        return len(self.tokens.ids(asked[first_difference(asked, told) :]))
+        with_prompt, without_prompt = self.template.prompt(question), self.template.render(question)
+        return len(self.tokens.ids(with_prompt[first_difference(with_prompt, without_prompt) :]))
 
     def _version(self) -> str:
         """A hash of everything that ids and masks depend on; the template's text stands for its name or path, and has
@@ -309,6 +316,7 @@ class Encoder:
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)  # absent in tokenizers written in Python
         vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        # The template's text stands for its name or path, and has the day in it.
         settings = {name: value for name, value in asdict(self.settings).items() if name not in ("template", "date")}
         parts = [
             ENCODER_VERSION,
@@ -316,14 +324,14 @@ class Encoder:
             self.tokenizer.special_tokens_map,
             self.tokens.added,
             self.template.source,
-            steady(lambda: self.template.prompt([{"role": "user", "content": "x"}])),
+            deterministic_rendering(lambda: self.template.prompt([{"role": "user", "content": "x"}])),
             settings,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 class CountedPrompts:
-    """An encoder of prompts that counts what its tokenizer cannot write.
+    """An encoder of prompts that counts what its tokenizer cannot write, for stages that sample.
 
     prompts = CountedPrompts(encoder)
     prompts.prompt(task.prompt, task.tools)     # as `Encoder.prompt`
@@ -342,7 +350,7 @@ class CountedPrompts:
         self.read += 1
         self.findings.update(encoded.findings)
         self.round_trip += encoded.round_trip
-        if encoded.round_trip.lost and len(self._examples) < _SHOWN:
+        if encoded.round_trip.lost and len(self._examples) < _SHOWN_PROMPTS:
             self._examples.append(f"prompt {self.read:,}, {str(messages[-1].content)[:40]!r}")
         return encoded.ids
 

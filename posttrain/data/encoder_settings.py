@@ -1,4 +1,7 @@
-"""How rows become token trees: the options of the encoder, checked when they are made."""
+"""How rows become token trees: the options of the encoder, checked when they are made.
+
+The `encoding` group of a recipe becomes one of these; it is part of the key of every store of encoded rows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, Literal, get_args
 from posttrain.data.templates.clock import date_of
 from posttrain.data.templates.header import check_values
 from posttrain.data.truncate import TRUNCATIONS, Truncation
-from posttrain.errors import ConfigError, nearest
+from posttrain.errors import ConfigError, unknown
 
 TrainOn = Literal["assistant_only", "last_assistant", "completion_only", "all"]
 TRAIN_ON: tuple[str, ...] = get_args(TrainOn)
@@ -57,6 +60,7 @@ class EncoderSettings:
     def template_identity(self) -> str:
         """What prompts and the ends of answers depend on: the template, a file by its content, its values, the day, and
         the stop ids."""
+        # A file counts by its content: the same name may hold another template tomorrow.
         path = Path(self.template)
         name = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else self.template
         parts = [name, dict(self.template_kwargs), self.date, sorted(self.stop_ids)]
@@ -68,12 +72,16 @@ class EncoderSettings:
         _one_of("stop_token", self.stop_token, ("train", "ignore"))
         _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
         _one_of("lossy", self.lossy, ("refuse", "allow"))
+
         check_values(self.template_kwargs)
         if self.date is not None:
             date_of(self.date)
+        # A tuple of Python's ints whatever was given: settings are compared, and saved as JSON.
         object.__setattr__(self, "stop_ids", tuple(int(number) for number in self.stop_ids))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
+
+        # One token has no other before it that could predict it.
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(
                 f"max_length is {self.max_length}, and a token trains only after another",
@@ -81,6 +89,7 @@ class EncoderSettings:
                 expected="at least 2",
                 remedy="raise max_length, or leave it out for no limit",
             )
+        # Refused rather than ignored: whoever wrote `train_roles` believes that it changes something.
         if self.train_on == "all" and self.train_roles:
             raise ConfigError(
                 "`train_on: all` trains every token, so `train_roles` has no effect",
@@ -93,10 +102,13 @@ class EncoderSettings:
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value in allowed:
         return
-    guess = nearest(str(value), allowed)
-    raise ConfigError(
-        f"`{key}` has no value {value!r}",
+    raise unknown(
+        key,
+        value,
+        allowed,
+        error=ConfigError,
+        problem=f"`{key}` has no value `{value}`",
         found=value,
         expected=", ".join(allowed),
-        remedy=f"did you mean {guess!r}?" if guess else f"choose one of them; {allowed[0]!r} is usual",
+        otherwise=f"choose one of them; `{allowed[0]}` is usual",
     )

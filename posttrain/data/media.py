@@ -1,5 +1,7 @@
 """Images, audio and video in rows: refused by name, since only text is trained on.
 
+A row whose picture is silently dropped trains an answer to a question that nobody can see.
+
 refuse_media({"messages": ..., "images": ["1.jpg"]})      # RowError
 refuse_placeholder("<image>What is this?", "turn 1")       # RowError
 """
@@ -35,13 +37,13 @@ _PLACEHOLDER = re.compile(
 _ANYWHERE = re.compile(r"<(?:image|audio|video)>")
 
 
-def holds_media(value: Any) -> bool:
+def has_media(value: Any) -> bool:
     """Whether a media column has something in it; nulls, empty texts and empty lists are a column that is not used."""
     if isinstance(value, Mapping):
-        return any(map(holds_media, value.values()))
+        return any(map(has_media, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(holds_media, value))
-    return value not in (None, "", b"") and value == value
+        return any(map(has_media, value))
+    return value not in (None, "", b"") and value == value  # NaN, an empty cell of pandas, is not equal to itself
 
 
 def is_media(value: Any) -> bool:
@@ -63,9 +65,10 @@ def _is_feature(value: Any) -> bool:
 
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises RowError for a row with an image, audio or video column in use."""
+    # A column called `image` is media whatever it holds; one called `image_path` only if it holds a file's name.
     keys, named = _media_keys(tuple(row))
     for key, value in row.items():
-        if not (_is_feature(value) or (key in named and is_media(value)) or (key in keys and holds_media(value))):
+        if not (_is_feature(value) or (key in named and is_media(value)) or (key in keys and has_media(value))):
             continue
         raise refuse(
             "content_not_text",
@@ -73,31 +76,32 @@ def refuse_media(row: Mapping[str, Any]) -> None:
             found=f"{key!r}: {shown(value)}",
             expected="text only",
             remedy="only text is trained on here: leave such rows out (`bad_rows: skip` counts them); where the "
-            f"texts stand without it, remove the column {key!r} from the file",
+            f"texts stand without it, remove the column `{key}` from the file",
         )
 
-    found = next((mark for text in _texts(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
-    if found is not None:
+    placeholder = next((mark for text in _strings_in(row) if (mark := _ANYWHERE.search(text))), None) if keys else None
+    if placeholder is not None:
         raise refuse(
             "content_not_text",
-            f"a text of the row has {found[0]!r}, and {keys[0]!r} is empty",
-            found=shown(found.string),
+            f"a text of the row has {placeholder[0]!r}, and {keys[0]!r} is empty",
+            found=shown(placeholder.string),
             expected="text only",
             remedy="only text is trained on here: remove the mark where the text stands without it, or the row",
         )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _texts(item)
+            yield from _strings_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from _strings_in(item)
 
 
+# Cached, since a file has few sets of columns and this runs for every row.
 @functools.lru_cache(maxsize=1024)
 def _media_keys(columns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns that hold media whenever they hold anything, and those whose value decides."""
@@ -107,11 +111,11 @@ def _media_keys(columns: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, .
 
 def refuse_placeholder(text: str | None, place: str) -> None:
     """Raises RowError for a text with the mark of an image, which would train as that word."""
-    found = _PLACEHOLDER.search(text) if text and "<" in text else None
-    if found is None or not text:
+    match = _PLACEHOLDER.search(text) if text and "<" in text else None
+    if match is None or not text:
         return
-    mark = found[0].strip()
-    if f"</{mark[1:]}" in text:  # an element of XML or HTML
+    mark = match[0].strip()
+    if f"</{mark[1:]}" in text:  # an element of XML or HTML, with its closing tag
         return
     raise refuse(
         "content_not_text",

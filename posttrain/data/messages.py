@@ -1,7 +1,7 @@
 """Turns of a conversation, as files write them, to `Message`.
 
 Two dialects of the same thing are known: `role`/`content` (OpenAI, most chat files) and `from`/`value` (ShareGPT).
-What a turn may say is settled here, once for all formats:
+What a turn may say is decided here, once for all formats:
 
 - Text is a string, or a list of text parts, which are joined. Anything else is refused by name, also an `<image>`.
 - Turns, calls and tools may be stored as text; a key that nothing reads is counted.
@@ -10,7 +10,7 @@ What a turn may say is settled here, once for all formats:
 - Only known role names are read. A map given by the user for a role replaces that role's default names, so that
   a file that says `human` by mistake in place of `user` is refused, not guessed.
 
-Which turn may follow which is settled in `order.py`.
+Which turn may follow which is decided in `order.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, cast
 
 from posttrain.data.dialogues import refuse_dialogue, turns_in
 from posttrain.data.flags import FLAGS, SPANS, train_flag
-from posttrain.data.media import MEDIA, holds_media, refuse_placeholder
-from posttrain.data.noted import Noted, says_something
+from posttrain.data.media import MEDIA, has_media, refuse_placeholder
+from posttrain.data.noted import KeyNotes, is_filled
 from posttrain.data.order import place_of
 from posttrain.data.parts import SPLIT_PARTS, split_parts
 from posttrain.data.refusals import named_type, quoted, refuse, shown
@@ -41,38 +41,42 @@ TURN_KEYS = frozenset({*_SPELT_KEYS, *FLAGS, *SPANS})
 """Keys that a turn may have beside who speaks and what."""
 
 
-def _turn(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
+def _message(turn: Any, dialect: Dialect, column: str, number: int, rules: Rules) -> Message:
+    # Nearly all turns are a role and a string: they take this short way, and whatever is odd about the others is found
+    # in the long one. Reading is as fast as the short way is.
     try:
         name, content = turn[dialect.role_key], turn[dialect.content_key]
         role = dialect.roles[name]
     except (KeyError, TypeError):
         name, content, role = _odd_turn(turn, dialect, column, number)
-    plain = len(turn) == 2
-    if plain and type(content) is str and role != FUNCTION_CALL:
+    is_plain = len(turn) == 2
+    if is_plain and type(content) is str and role != FUNCTION_CALL:
         if role in ("user", "assistant") and (not content or content.isspace()):
-            raise _empty(role, column, number)
+            raise _empty_turn(role, column, number)
         if not content.isascii() or "\0" in content:
             clean(content, place_of(column, number))
         if "<" in content:
             refuse_placeholder(content, place_of(column, number))
         return Message(cast(Role, role), content)
-    return _full_turn(turn, content, role, column, number, dialect, rules.noted)
+    return _full_message(turn, content, role, column, number, dialect, rules.noted)
 
 
-def _full_turn(
+def _full_message(
     turn: Mapping[str, Any],
     content: Any,
     role: str,
     column: str,
     number: int,
     dialect: Dialect,
-    noted: Noted | None,
+    noted: KeyNotes | None,
 ) -> Message:
     """A turn with more than a role and a string: tools, reasoning, flags, parts, null content."""
     place = place_of(column, number)
     _refuse_odd_keys(turn, dialect, place)
     if noted is not None and len(turn) > 2:
         noted.others("turn", turn, {dialect.role_key, dialect.content_key, *TURN_KEYS})
+
+    # Calls come in four layouts: ShareGPT's turn of their own, `tool_calls`, the older `function_call`, and parts.
     calls: tuple[Mapping[str, Any], ...] = ()
     thoughts: list[str] = []
     if role == FUNCTION_CALL:
@@ -80,20 +84,23 @@ def _full_turn(
         if parsed is None or isinstance(parsed, str):
             raise bad_call(f"{place} is a function call, but not JSON", content)
         calls, content, role = calls_of(parsed, place, noted), None, "assistant"
-    elif says_something(turn.get("tool_calls")):
+    elif is_filled(turn.get("tool_calls")):
         calls = calls_of(turn["tool_calls"], place, noted)
-    if not calls and says_something(turn.get("function_call")):
+    # The older key counts where the newer one says nothing: rows that have both repeat the call.
+    if not calls and is_filled(turn.get("function_call")):
         calls = calls_of(turn["function_call"], place, noted)
     if isinstance(content, list | tuple) and any(part_kind(part) in SPLIT_PARTS for part in content):
-        thoughts, content, called = split_parts(content, role, place, noted)
-        calls += called
+        thoughts, content, more_calls = split_parts(content, role, place, noted)
+        calls += more_calls
+
     if calls and role != "assistant":
         raise bad_call(f"{place} is a {role}'s, but only the assistant calls tools", turn)
     if content is not None or not calls:
         content = "" if content == [] else text_of(content, f"the text of {place}", noted)
         if role in ("user", "assistant") and not calls and (not content or content.isspace()):
-            raise _empty(role, column, number)
+            raise _empty_turn(role, column, number)
         refuse_placeholder(content, place)
+
     return Message(
         role=cast(Role, role),
         content=content,
@@ -111,15 +118,15 @@ def _optional_text(turn: Mapping[str, Any], key: str, place: str) -> str | None:
     return None if value is None else text_of(value, f"`{key}` in {place}")
 
 
-def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: Noted | None) -> str | None:
+def _reasoning(turn: Mapping[str, Any], thoughts: Sequence[str], place: str, noted: KeyNotes | None) -> str | None:
     """The thoughts of a turn; where two keys hold different ones, the first is read and the other noted."""
-    said = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
-    found = list(said.values()) or (["".join(thoughts)] if thoughts else [])
+    text_of_key = {key: text for key in _REASONING_KEYS if (text := _optional_text(turn, key, place))}
+    texts = list(text_of_key.values()) or (["".join(thoughts)] if thoughts else [])
     if noted is not None:
-        for key, text in said.items():
-            if text != found[0]:
+        for key, text in text_of_key.items():
+            if text != texts[0]:
                 noted.key("turn", key)
-    return found[0] if found else None
+    return texts[0] if texts else None
 
 
 def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
@@ -135,7 +142,7 @@ def _complete_flag(turn: Mapping[str, Any], role: str, place: str) -> bool:
     )
 
 
-def _empty(role: str, column: str, number: int) -> RowError:
+def _empty_turn(role: str, column: str, number: int) -> RowError:
     reason = "empty_response" if role == "assistant" else "empty_turn"
     allowed = "text or a tool call" if role == "assistant" else "text"
     return refuse(
@@ -163,7 +170,7 @@ def _odd_turn(turn: Any, dialect: Dialect, column: str, number: int) -> tuple[st
             remedy=f'write each turn as {{"{keys[0]}": ..., "{keys[1]}": ...}}',
         )
     name = turn.get(dialect.role_key)
-    calls = says_something(turn.get("tool_calls")) or says_something(turn.get("function_call"))
+    calls = is_filled(turn.get("tool_calls")) or is_filled(turn.get("function_call"))
     missing = [key for key in keys if key not in turn and not (key == dialect.content_key and calls)]
     if missing:
         guess = nearest(missing[0], [key for key in turn if key not in keys])
@@ -172,7 +179,9 @@ def _odd_turn(turn: Any, dialect: Dialect, column: str, number: int) -> tuple[st
             f"{place} has no {quoted(missing)}",
             found=f"a turn with the keys {quoted(turn)}",
             expected=f"a turn with the keys {quoted(keys)}",
-            remedy=f"rename {guess!r} to {missing[0]!r}" if guess else f"write {quoted(missing)} in every turn",
+            remedy=f"rename `{guess}` to `{missing[0]}`"
+            if guess
+            else f"write {', '.join(f'`{key}`' for key in missing)} in every turn",
         )
     role = dialect.roles.get(name) if isinstance(name, str) else None
     if role is None:
@@ -188,9 +197,9 @@ def _refuse_odd_keys(turn: Mapping[str, Any], dialect: Dialect, place: str) -> N
                 f"{place} has the key {key!r}, which looks like {meant!r}",
                 found=f"a turn with the keys {quoted(turn)}",
                 expected=f"{quoted(sorted({dialect.role_key, dialect.content_key, *TURN_KEYS}))}",
-                remedy=f"rename it to {meant!r}, or to something that is not close to a known key",
+                remedy=f"rename it to `{meant}`, or to something that is not close to a known key",
             )
-        if holds_media(turn[key]):
+        if has_media(turn[key]):
             raise refuse(
                 "content_not_text",
                 f"{place} carries {key!r}",
@@ -205,16 +214,16 @@ def _odd_keys(keys: tuple[str, ...], role_key: str, content_key: str) -> tuple[t
     """Keys that look like a known one that is absent (with the one meant) or carry no text (with None)."""
     known = {role_key, content_key, *TURN_KEYS}
     meant_keys = {role_key, content_key, *_SPELT_KEYS} - set(keys)
-    odd: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
+    odd_keys: list[tuple[str, str | None]] = [(key, None) for key in keys if key in MEDIA]
     for key in keys:
         if key in known or key in MEDIA:
             continue
         # Capitals and hyphens apart, the key is one that is read: `LOSS: false` would train what it is to spare.
-        plain = _spelt(key)
-        meant = plain if plain in known and plain not in keys else nearest(key, meant_keys)
+        spelling = _spelt(key)
+        meant = spelling if spelling in known and spelling not in keys else nearest(key, meant_keys)
         if meant is not None and _one_slip(key, meant):
-            odd.append((key, meant))
-    return tuple(odd)
+            odd_keys.append((key, meant))
+    return tuple(odd_keys)
 
 
 def _one_slip(word: str, meant: str) -> bool:
@@ -242,8 +251,8 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
     """A list of turns, or the text of one, to messages, each right in itself; their order is for `check_order`."""
     given = value
     if isinstance(value, str):
-        found = stored(value)
-        value = found if isinstance(found, list) or found is None else turns_in(value, rules) or given
+        parsed = stored(value)
+        value = parsed if isinstance(parsed, list) or parsed is None else turns_in(value, rules) or given
         if isinstance(value, str):
             refuse_dialogue(value, f"'{column}'", rules)
     if not isinstance(value, list | tuple):
@@ -253,8 +262,9 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             found=shown(given),
             expected='a list such as [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}], '
             "or the JSON text of one",
-            remedy=f"write '{column}' as a list of turns",
+            remedy=f"write `{column}` as a list of turns",
         )
+
     if not value:
         raise refuse(
             "empty_conversation",
@@ -263,8 +273,10 @@ def turns_of(value: Any, column: str, rules: Rules) -> tuple[Message, ...]:
             expected="at least one turn",
             remedy="remove the row; `bad_rows: skip` leaves such rows out and counts them",
         )
+
+    # A table of strings: each turn may be stored as text of its own.
     if isinstance(value[0], str):
-        value = [turn if isinstance(found := stored(turn), str) or found is None else found for turn in value]
-    first = value[0]
+        value = [turn if isinstance(parsed := stored(turn), str) or parsed is None else parsed for turn in value]
+    first = value[0]  # one dialect a conversation
     dialect = rules.dialect(first) if isinstance(first, Mapping) else rules.openai
-    return tuple([_turn(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])
+    return tuple([_message(turn, dialect, column, number, rules) for number, turn in enumerate(value, 1)])

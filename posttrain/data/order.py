@@ -1,4 +1,7 @@
-"""Which turn may follow which."""
+"""Which turn may follow which: the last check on a conversation, after each of its turns was read by `messages.py`.
+
+The rules are those that chat templates assume. A template given anything else renders something, seldom what was meant.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,25 @@ from posttrain.types import Message
 
 def check_order(messages: Sequence[Message], column: str) -> None:
     """Refuses a conversation whose turns cannot follow one another; `column` names it in the error."""
-    before: str | None = None
+    previous: str | None = None
     for number, message in enumerate(messages, 1):
         role = message.role
         if role == "tool":
-            if before != "tool" and not (number > 1 and messages[number - 2].tool_calls):
+            # Results follow the call or one another: several calls of one turn have several results.
+            if previous != "tool" and not (number > 1 and messages[number - 2].tool_calls):
                 raise _orphan(column, number, "no tool call comes before it")
             if message.tool_call_id is not None:
                 _check_call_id(messages, number, column)
         elif role == "system":
+            # Most templates write the system prompt at the top, and refuse, move or drop it elsewhere.
             if number > 1:
                 raise _late_system(column, number)
-        elif role == before:
-            raise _repeated(role, column, number)
-        elif role == "assistant" and before in (None, "system"):
+        # Templates write two headers in a row for such turns, which no model has seen; some refuse them.
+        elif role == previous:
+            raise _repeated_role(role, column, number)
+        elif role == "assistant" and previous in (None, "system"):
             raise _starts_with_assistant(column, number)
-        before = role
+        previous = role
 
 
 def check_end(messages: Sequence[Message], column: str) -> None:
@@ -69,9 +75,9 @@ def check_prompt(messages: Sequence[Message], column: str) -> None:
 def _check_call_id(messages: Sequence[Message], number: int, column: str) -> None:
     caller = next(message for message in reversed(messages[: number - 1]) if message.role != "tool")
     ids = [call["id"] for call in caller.tool_calls if "id" in call]
-    wanted = messages[number - 1].tool_call_id
-    if ids and wanted not in ids:
-        raise _orphan(column, number, f"its tool_call_id {wanted!r} is none of the calls' ids {quoted(ids)}")
+    call_id = messages[number - 1].tool_call_id
+    if ids and call_id not in ids:  # where the calls have no ids, results belong to them in their order
+        raise _orphan(column, number, f"its tool_call_id {call_id!r} is none of the calls' ids {quoted(ids)}")
 
 
 def _orphan(column: str, number: int, why: str) -> RowError:
@@ -96,7 +102,7 @@ def _late_system(column: str, number: int) -> RowError:
     )
 
 
-def _repeated(role: str, column: str, number: int) -> RowError:
+def _repeated_role(role: str, column: str, number: int) -> RowError:
     return refuse(
         "repeated_role",
         f"turns {number - 1} and {number} of '{column}' are both of the {role}",

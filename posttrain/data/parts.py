@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import refuse, shown
 from posttrain.data.texts import CALL_PARTS, THOUGHT_PARTS, calls_of, part_kind, part_text
 
@@ -17,14 +17,15 @@ SPLIT_PARTS = frozenset({*THOUGHT_PARTS, *CALL_PARTS})
 
 
 def split_parts(
-    parts: Sequence[Any], role: str, place: str, noted: Noted | None
+    parts: Sequence[Any], role: str, place: str, noted: KeyNotes | None
 ) -> tuple[list[str], list[Any] | None, tuple[Mapping[str, Any], ...]]:
-    """(thoughts, the parts that are left, tool calls): what `Message` holds apart.
+    """(thoughts, the text parts, tool calls): what `Message` has as separate fields.
 
     Raises:
         RowError: they stand in an order that a turn cannot keep: thoughts first, then text, then calls.
     """
     order = [0 if kind in THOUGHT_PARTS else 2 if kind in CALL_PARTS else 1 for kind in map(part_kind, parts)]
+    # A `Message` has one text: text between two calls would move before them, and train in an order that nobody wrote.
     if order != sorted(order) or (0 in order and role != "assistant"):
         raise refuse(
             "content_not_text",
@@ -41,5 +42,5 @@ def split_parts(
         elif kind == 2:
             value = next((part[key] for key in ("value", "tool_call", "text") if part.get(key) is not None), None)
             calls += calls_of(value, f"part {number} of {place}", noted)
-    rest = [part for part, kind in zip(parts, order, strict=True) if kind == 1]
-    return thoughts, rest or None, calls
+    text_parts = [part for part, kind in zip(parts, order, strict=True) if kind == 1]
+    return thoughts, text_parts or None, calls

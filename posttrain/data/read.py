@@ -1,4 +1,4 @@
-"""`read`: files to a stream of examples, with every row accounted for.
+"""`read`: files to a stream of examples, with every row accounted for. The first step of the flow: rows -> Examples.
 
     pairs = read("pairs.jsonl")            # Examples; a bad row is a named error
     pairs.kind, pairs.format, len(pairs)   # Comparison, "preference", 1000
@@ -27,12 +27,13 @@ from posttrain.data.arguments import (
     names,
 )
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import KIND_NAMES, Format, Kind
+from posttrain.data.formats import KIND_NAMES, ExampleKind, Format
+from posttrain.data.refusals import BadRows
 from posttrain.data.roles import Rules
-from posttrain.data.row_reader import BadRows, ReadOptions, RowReader
+from posttrain.data.row_reader import ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.sources.hub import HubSource
-from posttrain.data.sources.source import Broken, Source
+from posttrain.data.sources.source import Broken, DataSource
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import DataError, EmptyDatasetError, RowError
 from posttrain.types import Example, RowRef
@@ -48,7 +49,7 @@ def read(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
-    kind: Kind | None = None,
+    kind: ExampleKind | None = None,
     bad_rows: BadRows = "stop",
     rejected_path: str | Path | None = None,
     limit: int | None = None,
@@ -65,7 +66,7 @@ def read(
     format: a name in FORMATS, or "auto": the first of the table that a row fits
     columns: our column -> the file's, as {"prompt": "my_q"}; a dot leads into an object: {"answer": "meta.answer"}
     roles: the file's role -> ours, as {"bot": "assistant"}; replaces the default names of that role
-    kind: only rows of this kind (Demonstration, Comparison, Feedback, StepwiseFeedback, Task) will do; settles what a
+    kind: accept only rows of this kind (Demonstration, Comparison, Feedback, StepwiseFeedback, Task); decides what a
         row that could be two things is (a file with both `messages` and `chosen`)
     bad_rows: "stop" raises at the first bad row; "skip" counts it and goes on
     rejected_path: with "skip", a JSONL file of the skipped rows with their reasons, written whole or not at all
@@ -91,8 +92,9 @@ def read(
         rejected_path=Path(rejected_path) if rejected_path is not None else None,
         limit=checked_limit(limit),
     )
-    opened = resolve_sources(data, checked_text("split", split, "train"))
-    examples = Examples(opened.sources, replace(options, notes=opened.notes))
+    # Everything about the arguments is checked above, before a file is opened: a misspelt option must not cost a scan.
+    resolved = resolve_sources(data, checked_text("split", split, "train"))
+    examples = Examples(resolved.sources, replace(options, notes=resolved.notes))
     if scan and not examples.is_remote:
         examples.scan()
     return examples
@@ -104,11 +106,11 @@ class Examples:
     `counts` are those of the last whole iteration. `len` costs one iteration if there was none.
     """
 
-    def __init__(self, sources: tuple[Source, ...], options: ReadOptions):
+    def __init__(self, sources: tuple[DataSource, ...], options: ReadOptions):
         self.sources = sources
         self.options = options
         self._counts: RowCounts | None = None
-        self._settled: Format | None = None
+        self._format: Format | None = None
 
     def __iter__(self) -> Iterator[Example]:
         counts = RowCounts(notes=list(self.options.notes))
@@ -120,26 +122,25 @@ class Examples:
                 try:
                     example = reader.example(value, ref)
                 except DataError as error:
-                    if note:
-                        error.where = f"{ref} ({note})"
-                    if self.options.bad_rows == "stop":
-                        raise
+                    self._require_skip(error, ref, note)
                     rejected.write(_rejected(error, value, ref, counts))
                     continue
                 counts.kept += 1
                 yield example
                 if counts.kept == self.options.limit:
                     break
-        self._counts, self._settled = counts, reader.settled
+        # Only here, after a whole pass: a caller that stops early must not leave the counts of half a file behind.
+        self._counts, self._format = counts, reader.format
         if not counts.kept:
             raise self._nothing_left(counts)
 
     def __len__(self) -> int:
+        # Costs a pass over the rows if there was none: how many are good is not known before each was read.
         return self.counts.kept
 
     def __repr__(self) -> str:
         names = ", ".join(source.name for source in self.sources[:3]) + (", ..." if len(self.sources) > 3 else "")
-        if self._settled is None or self._counts is None:
+        if self._format is None or self._counts is None:
             return f"Examples({names}; not read yet)"
         return f"Examples({names}: {KIND_NAMES[self.kind]}, format '{self.format}', {self._counts})"
 
@@ -159,11 +160,11 @@ class Examples:
 
     @property
     def format(self) -> str:
-        """Name of the format, settled by the first good row."""
+        """Name of the format of the first good row."""
         return self._first_format().name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ExampleKind:
         """Demonstration, Comparison, Feedback, StepwiseFeedback or Task; one for all rows."""
         return self._first_format().kind
 
@@ -178,35 +179,42 @@ class Examples:
 
     def head(self, count: int) -> list[Example]:
         """The first examples; reads no further than that."""
-        found: list[Example] = []
+        examples: list[Example] = []
         for example in self:
-            found.append(example)
-            if len(found) == count:
+            examples.append(example)
+            if len(examples) == count:
                 break
-        return found
+        return examples
 
     def _first_format(self) -> Format:
-        if self._settled is None:
+        # Its own pass up to the first good row, so that asking for the format of a large file costs one row.
+        if self._format is None:
             reader = RowReader(self.options, RowCounts())
             for ref, value, _ in self._numbered():
                 try:
                     reader.example(value, ref)
-                except DataError:
-                    if self.options.bad_rows == "stop":
-                        raise
+                except DataError as error:
+                    self._require_skip(error, ref)
                 else:
                     break
-            if reader.settled is None:
+            if reader.format is None:
                 raise self._nothing_left(self.counts)
-            self._settled = reader.settled
-        return self._settled
+            self._format = reader.format
+        return self._format
+
+    def _require_skip(self, error: DataError, ref: RowRef, note: str = "") -> None:
+        """Raises the error of a bad row, unless such rows are skipped; `note` is the line, if not the row's number."""
+        if note:
+            error.where = f"{ref} ({note})"
+        if self.options.bad_rows == "stop":
+            raise error
 
     def _numbered(self) -> Iterator[tuple[RowRef, Any, str]]:
         for source in self.sources:
             name, row = source.name, 0
             for row, value, note in source.rows():
                 yield RowRef(name, row), value, note
-            if not row:
+            if not row:  # an error and not zero rows: among other files it is likely a failed download
                 raise no_rows(name)
 
     def _nothing_left(self, counts: RowCounts) -> EmptyDatasetError:
@@ -216,12 +224,13 @@ class Examples:
             where=", ".join(source.name for source in self.sources[:3]),
             found=str(counts),
             expected="at least one good row",
-            remedy=(f"see {str(path)!r} for each row and its reason" if path else "see the first bad row in full")
+            remedy=(f"see `{path}` for each row and its reason" if path else "see the first bad row in full")
             + ("" if path else " with `bad_rows: stop`, or give a `rejected_path`"),
         )
 
 
 def _rejected(error: DataError, value: Any, ref: RowRef, counts: RowCounts) -> dict[str, Any]:
+    # A source refuses what is no JSON, and its SourceError carries no reason: the Broken row does.
     reason = value.reason if isinstance(value, Broken) else error.reason if isinstance(error, RowError) else "other"
     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
     content = value.content if isinstance(value, Broken) else value

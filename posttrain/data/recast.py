@@ -1,6 +1,6 @@
 """Rows of one kind for a method that takes another: comparisons as feedback, and feedback behind a line that says so.
 
-rows = read_as("pairs.jsonl", Feedback)              # comparisons will do: they are taken apart later
+rows = read_as("pairs.jsonl", Feedback)              # comparisons are accepted: each becomes two rows of feedback later
 Recast(rows, Feedback)                               # each comparison as one good and one bad answer
 Recast(rows, Feedback, Condition("Give a good answer.", "Give a bad answer.", "system"))
 """
@@ -19,22 +19,23 @@ from posttrain.types import Comparison, Example, Feedback, Message
 
 
 def read_as(data: Any, kind: Any, **options: Any) -> Examples:
-    """`posttrain.data.read.read` for rows of `kind`; for feedback, a file of comparisons will do too.
+    """`posttrain.data.read.read` for rows of `kind`; for feedback, a file of comparisons is accepted too.
 
     Raises what `read` raises for `kind`.
     """
     data = data_items(data)  # a generator gives its rows once, and they may be looked at twice
-    return read(data, kind=_kind_of(data, kind, options), **options)
+    return read(data, kind=_resolve_kind(data, kind, options), **options)
 
 
-def _kind_of(data: Any, kind: Any, options: dict[str, Any]) -> Any:
+def _resolve_kind(data: Any, kind: Any, options: dict[str, Any]) -> Any:
     """What the first good row is: feedback, or else a comparison."""
     if kind is not Feedback:
         return kind
-    quiet = {**options, "scan": False, "limit": None, "rejected_path": None}
+    probe_options = {**options, "scan": False, "limit": None, "rejected_path": None}
+    # Feedback first: a file that has labels is what its owner calls it, though its rows may also read as pairs.
     for candidate in (Feedback, Comparison):
         try:
-            return read(data, kind=candidate, **quiet).kind
+            return read(data, kind=candidate, **probe_options).kind
         except (DataError, ValueError):
             continue  # not of this kind; the error of the kind that was asked for is the one to show
     return kind
@@ -48,6 +49,8 @@ def require_kind(examples: Examples, kind: Any) -> None:
     """
     if examples.kind is kind or (kind is Feedback and examples.kind is Comparison):
         return
+    # Reading one row for the kind that is needed raises the error that names the columns, which says more than the one
+    # below; that one remains for rows that can be read both ways.
     for _ in Examples(examples.sources, replace(examples.options, kind=kind, format=None, limit=1, rejected_path=None)):
         break
     raise RowError(
@@ -91,7 +94,7 @@ class Recast:
 
 
 def as_feedback(row: Comparison) -> tuple[Feedback, Feedback]:
-    """The best response as a good one and the worst as a bad one; those between say neither."""
+    """The best response as a good one and the worst as a bad one; those between are neither, and are dropped."""
     order = row.ranking or (row.winner, *(i for i in range(len(row.responses)) if i != row.winner))
     best, worst = row.responses[order[0]], row.responses[order[-1]]
     return (
@@ -112,8 +115,8 @@ def conditioned(row: Feedback, condition: Condition) -> Feedback:
         if not prompt or prompt[0].role != "system":
             return replace(row, prompt=(Message("system", line), *prompt))
         return replace(row, prompt=(_with_line(prompt[0], line), *prompt[1:]))
-    places = [place for place, message in enumerate(prompt) if message.role == "user"]
-    if not places:
+    user_turns = [index for index, message in enumerate(prompt) if message.role == "user"]
+    if not user_turns:
         raise RowError(
             "the line that says how good the answer is belongs into a user turn, and this prompt has none",
             reason="wrong_shape",
@@ -121,7 +124,7 @@ def conditioned(row: Feedback, condition: Condition) -> Feedback:
             expected="a prompt with a user turn",
             remedy="write `place: system`, or correct the row",
         )
-    prompt[places[-1]] = _with_line(prompt[places[-1]], line)
+    prompt[user_turns[-1]] = _with_line(prompt[user_turns[-1]], line)
     return replace(row, prompt=tuple(prompt))
 
 
@@ -129,8 +132,8 @@ def _with_line(message: Message, line: str) -> Message:
     return replace(message, content=f"{message.content}\n\n{line}" if message.content else line)
 
 
-def taken_apart(examples: Examples, kind: Any) -> str | None:
-    """What a user should be told about rows that are not what the method takes; None for those that are."""
+def recast_note(examples: Examples, kind: Any) -> str | None:
+    """A sentence for the user where comparisons are read for a method that takes feedback; else None."""
     if kind is Feedback and examples.kind is Comparison:
         return (
             f"{examples.counts.kept:,} comparisons are taken apart into feedback: the best response of each is good, "

@@ -1,4 +1,4 @@
-"""Why a row can be refused, and the one function that says so.
+"""Why a row can be refused, and the one function that says so; used by every module that reads a part of a row.
 
 The label of a refusal is what a skipped row is counted under, in `RowCounts.skipped`, in the file of rejected
 rows and in the report, so the labels are a closed table.
@@ -7,8 +7,12 @@ rows and in the report, so the labels are a closed table.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from posttrain.errors import RowError
+
+BadRows = Literal["stop", "skip"]
+"""What becomes of a bad row: it stops the reading, or is counted under its reason and skipped."""
 
 REASONS = {
     "bad_json": "the line is not valid JSON",
@@ -48,7 +52,7 @@ REASONS = {
 
 def refuse(reason: str, problem: str, *, found: str, expected: str, remedy: str) -> RowError:
     """A RowError that does not know its row yet: `Format.parse` fills in where, the keys and the example."""
-    assert reason in REASONS, reason
+    assert reason in REASONS, reason  # a reason that no table has would be missing in reports and docs/data.md
     return RowError(problem, reason=reason, found=found, expected=expected, remedy=remedy)
 
 
@@ -64,12 +68,13 @@ def shown(value: object, limit: int = 80) -> str:
     text = repr(value)
     if len(text) <= limit:
         return text
-    half = (limit - 5) // 2
+    half = (limit - 5) // 2  # both ends: what is wrong with a text is often at its end
     return f"{text[:half]} ... {text[-half:]}"
 
 
 def named_type(value: object) -> str:
     """The type of a value in the words of JSON: named_type([]) -> "a list"."""
+    # By exact type: True is an int in Python, and to a reader of JSON it is no number.
     names = {
         type(None): "null",
         bool: "a true/false value",

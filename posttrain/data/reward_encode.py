@@ -1,5 +1,7 @@
 """The encoder of reward models: the one encoder, with conditions in the prompt and steps in the mask.
 
+Training of reward models, their evaluation and their scoring of rollouts all encode here.
+
 Ids are those of training, rollout and evaluation. Three things are a reward model's own:
 
 - a response goes on to where the template ends a conversation (ChatML writes a line break after the stop token), since
@@ -64,10 +66,10 @@ class RewardEncoder(Encoder):
         self.needs: Needs = needs
         self.given = self.settings
         """The settings as they were asked for; a response leaves room for the tail."""
-        self.tail: list[int] = self._tail()
+        self.tail: list[int] = self._probe_tail()
         if self.settings.max_length is not None and self.tail:
             self.settings = replace(self.settings, max_length=max(2, self.settings.max_length - len(self.tail)))
-        own = repr(
+        rule_text = repr(
             (
                 self.rule.files,
                 self.rule.conditions,
@@ -77,7 +79,7 @@ class RewardEncoder(Encoder):
                 needs,
             )
         )
-        self.version = hashlib.sha256(f"{self.version} {own}".encode()).hexdigest()
+        self.version = hashlib.sha256(f"{self.version} {rule_text}".encode()).hexdigest()
         self._pieces: dict[int, str] = {}
 
     def __reduce__(self) -> tuple[type[Encoder], tuple[Any, ...]]:
@@ -85,7 +87,7 @@ class RewardEncoder(Encoder):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """What the last token of a whole response can be."""
+        """The tokens that a complete response can end with."""
         return frozenset(self.tail[-1:]) or self.stop_ids
 
     def example(self, row: Example) -> EncodedExample:
@@ -97,14 +99,14 @@ class RewardEncoder(Encoder):
             EncodingError: it cannot be encoded faithfully.
         """
         if isinstance(row, StepwiseFeedback):
-            return self._labelled(row)
+            return self._stepwise(row)
         if isinstance(row, Comparison):
             self._check_annotations(row)
         condition = self.rule.names[self.rule.file_of(row.row)] if self.rule.files else None
         if isinstance(row, Comparison):
-            row = replace(row, prompt=self.opened(row.prompt, condition))
+            row = replace(row, prompt=self.with_system(row.prompt, condition))
         encoded = super().example(row)
-        return replace(encoded, trees=tuple(self._marked(self._ended(tree)) for tree in encoded.trees))
+        return replace(encoded, trees=tuple(self._with_step_mask(self._with_tail(tree)) for tree in encoded.trees))
 
     def rated(self, rated: Rated, condition: str | None = None) -> list[TokenTree]:
         """What is scored of a row: one tree with a branch per response, or a tree per response (`whole_row`).
@@ -112,38 +114,41 @@ class RewardEncoder(Encoder):
         Raises:
             RowError: a response is too long; EncodingError: the row cannot be encoded faithfully.
         """
-        rated = replace(rated, prompt=self.opened(rated.prompt, condition))
+        rated = replace(rated, prompt=self.with_system(rated.prompt, condition))
         if rated.steps:
             rated = replace(rated, responses=((self._answer_of(rated.steps),),))
         if self.rule.whole_row:
-            return [self._whole(rated, response) for response in rated.responses]
+            return [self._whole_row(rated, response) for response in rated.responses]
+        # As a comparison, whose responses share one prompt: which of them is called better does not matter to a score.
         order = tuple(range(len(rated.responses)))
         row = Comparison(rated.prompt, rated.responses, 0, rated.row, ranking=order, tools=rated.tools)
         encoded = super().example(row)
         if not encoded.trees:
-            lost = encoded.dropped[0]
+            dropped = encoded.dropped[0]
             raise RowError(
-                f"the row cannot be scored: {lost.message}",
-                reason=lost.reason,
+                f"the row cannot be scored: {dropped.message}",
+                reason=dropped.reason,
                 where=rated.row,
                 expected="a prompt and a response that fit the model together",
                 remedy="shorten it, or leave the row out",
             )
         if rated.steps and self.rule.pooling == "steps":
-            return [self._at_steps(self._ended(tree), rated.steps, (1.0,) * len(rated.steps)) for tree in encoded.trees]
-        return [self._marked(self._ended(tree)) for tree in encoded.trees]
+            return [
+                self._at_steps(self._with_tail(tree), rated.steps, (1.0,) * len(rated.steps)) for tree in encoded.trees
+            ]
+        return [self._with_step_mask(self._with_tail(tree)) for tree in encoded.trees]
 
-    def opened(self, prompt: tuple[Message, ...], condition: str | None) -> tuple[Message, ...]:
-        """The prompt with a system message, its own or the rule's, and in it the condition, after what stands there."""
+    def with_system(self, prompt: tuple[Message, ...], condition: str | None) -> tuple[Message, ...]:
+        """The prompt with its own system message or the rule's, to which the condition is appended."""
         has_system = bool(prompt) and prompt[0].role == "system"
         texts = [str(prompt[0].content) if has_system else self.rule.system]
         if self.rule.conditions and condition is not None:
             texts.append(self.rule.condition_text.replace("{name}", condition))
         system = "\n\n".join(text for text in texts if text)
-        rest = prompt[1:] if has_system else prompt
-        return (Message("system", system), *rest) if system else prompt
+        turns = prompt[1:] if has_system else prompt
+        return (Message("system", system), *turns) if system else prompt
 
-    def _whole(self, rated: Rated, response: tuple[Message, ...]) -> TokenTree:
+    def _whole_row(self, rated: Rated, response: tuple[Message, ...]) -> TokenTree:
         """The rendered conversation as one row, scored at its last token."""
         messages = [self.template.plain(message) for message in (*rated.prompt, *response)]
         text = self.template.render(messages, rated.tools)
@@ -157,50 +162,59 @@ class RewardEncoder(Encoder):
                 where=rated.row,
                 remedy="shorten it, or leave the row out",
             )
-        asked = np.asarray(self.prompt(rated.prompt, rated.tools), np.int32)
-        shared = len(asked) if len(asked) < len(ids) and np.array_equal(ids[: len(asked)], asked) else 0
+        prompt_ids = np.asarray(self.prompt(rated.prompt, rated.tools), np.int32)
+        # Shared only if the whole conversation begins with the prompt's ids; else one branch holds everything. Either
+        # way the model reads the same ids.
+        begins = len(prompt_ids) < len(ids) and np.array_equal(ids[: len(prompt_ids)], prompt_ids)
+        shared = len(prompt_ids) if begins else 0
         mask = np.zeros(len(ids) - shared, np.bool_)
         mask[-1] = True
         return TokenTree(ids[:shared], (Branch(ids[shared:], mask),), "", rated.row)
 
     # ------------------------------------------------------------ ends
 
-    def _tail(self) -> list[int]:
+    def _probe_tail(self) -> list[int]:
         """What the template writes after the stop token of the last turn."""
         prompt, answer = (Message("user", "x"),), (Message("assistant", "y"),)
         encoded = super().example(Comparison(prompt, (answer,), 0, RowRef("probe", 1)))
-        if not encoded.trees:
+        if not encoded.trees:  # `max_length` is too small for the probe; rows will say so
             return []
         ids = [*encoded.trees[0].prompt_ids.tolist(), *encoded.trees[0].branches[0].ids.tolist()]
         whole = self.tokens.ids(self.template.render([self.template.plain(m) for m in (*prompt, *answer)]))
         return whole[len(ids) :] if whole[: len(ids)] == ids else []
 
-    def _ended(self, tree: TokenTree) -> TokenTree:
+    def _with_tail(self, tree: TokenTree) -> TokenTree:
         """The tree with the tail after each response that ends with a stop token; one that was cut has no end."""
         if not self.tail:
             return tree
 
-        def ended(branch: Branch) -> Branch:
+        def extended(branch: Branch) -> Branch:
+            # A response that was cut before its end must not look finished: its score is taken where it stops.
             if int(branch.ids[-1]) not in self.stop_ids or not branch.loss_mask[-1]:
                 return branch
             ids = np.concatenate([branch.ids, np.asarray(self.tail, np.int32)])
             return Branch(ids, np.concatenate([branch.loss_mask, np.ones(len(self.tail), np.bool_)]))
 
-        return replace(tree, branches=tuple(ended(branch) for branch in tree.branches))
+        return replace(tree, branches=tuple(extended(branch) for branch in tree.branches))
 
     # ------------------------------------------------------------ steps
 
-    def _labelled(self, row: StepwiseFeedback) -> EncodedExample:
+    def _stepwise(self, row: StepwiseFeedback) -> EncodedExample:
         """Stepwise feedback: the ends of the steps that have a label train."""
         assert self.rule.pooling == "steps", "the recipe asks for `head: steps`"
-        plain = Comparison(
-            self.opened(row.prompt, None), ((self._answer_of(row.steps),),), 0, row.row, ranking=(0,), tools=row.tools
+        comparison = Comparison(
+            self.with_system(row.prompt, None),
+            ((self._answer_of(row.steps),),),
+            0,
+            row.row,
+            ranking=(0,),
+            tools=row.tools,
         )
-        encoded = super().example(plain)
+        encoded = super().example(comparison)
         cut = bool(encoded.truncated)
-        trees = [self._at_steps(self._ended(tree), row.steps, row.labels, cut=cut) for tree in encoded.trees]
-        held = any(self.rule.step_mark in step for step in row.steps)
-        findings = (*encoded.findings, "mark_in_step") if held else encoded.findings
+        trees = [self._at_steps(self._with_tail(tree), row.steps, row.labels, cut=cut) for tree in encoded.trees]
+        mark_in_step = any(self.rule.step_mark in step for step in row.steps)
+        findings = (*encoded.findings, "mark_in_step") if mark_in_step else encoded.findings
         return replace(encoded, trees=tuple(trees), findings=findings)
 
     def _answer_of(self, steps: Sequence[str]) -> Message:
@@ -213,8 +227,8 @@ class RewardEncoder(Encoder):
         (branch,) = tree.branches
         places = np.flatnonzero(branch.loss_mask)
         ends = step_ends(self.tokens.decode, branch.ids[places].tolist(), steps, self.rule.step_mark, cut=cut)
-        known = [(places[end], label) for end, label in zip(ends, labels, strict=False) if label is not None]
-        if not known:
+        labelled = [(places[end], label) for end, label in zip(ends, labels, strict=False) if label is not None]
+        if not labelled:
             raise RowError(
                 "no step with a label is left of the row",
                 reason="nothing_to_train",
@@ -223,11 +237,13 @@ class RewardEncoder(Encoder):
                 remedy="raise max_length, or remove the row",
             )
         mask = np.zeros_like(branch.loss_mask)
-        mask[[place for place, _ in known]] = True
-        said = [label for _, label in known]
-        return make_tree(tree.prompt_ids.tolist(), [(branch.ids.tolist(), mask.tolist())], tree.row, step_labels=said)
+        mask[[place for place, _ in labelled]] = True
+        step_labels = [label for _, label in labelled]
+        return make_tree(
+            tree.prompt_ids.tolist(), [(branch.ids.tolist(), mask.tolist())], tree.row, step_labels=step_labels
+        )
 
-    def _marked(self, tree: TokenTree) -> TokenTree:
+    def _with_step_mask(self, tree: TokenTree) -> TokenTree:
         if self.rule.pooling != "steps":
             return tree
         return replace(tree, branches=tuple(self._step_ends(branch) for branch in tree.branches))
@@ -239,6 +255,7 @@ class RewardEncoder(Encoder):
         pieces = [self._piece(int(branch.ids[place])) for place in places]
         text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
         mask = np.zeros_like(branch.loss_mask)
+        # Found in the text and not among the ids: a tokenizer may write the mark together with what stands before it.
         mark, at = self.rule.step_mark, -1
         while (at := text.find(mark, at + 1)) >= 0:
             mask[places[int(np.searchsorted(ends, at + len(mark) - 1, side="right"))]] = True
@@ -264,7 +281,7 @@ class RewardEncoder(Encoder):
 
 
 def _without_repeats(mask: np.ndarray, places: np.ndarray, pieces: Sequence[str]) -> np.ndarray:
-    """An empty step is none: of two ends with nothing but white space between them, the later one stays."""
+    """Drops the ends of empty steps: of two ends with only white space between them, the later one is kept."""
     ends = [index for index, place in enumerate(places) if mask[place]]
     start = 0
     for index, following in zip(ends, [*ends[1:], None], strict=True):

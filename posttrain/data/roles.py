@@ -1,4 +1,7 @@
-"""How files name the speakers, and what the user settled about reading rows."""
+"""How files name the speakers, and what the user decided about reading rows.
+
+`read` makes one `Rules`; the formats and `messages.py` read every row by it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import quoted, refuse
-from posttrain.errors import ConfigError, RowError, nearest
+from posttrain.errors import ConfigError, RowError, did_you_mean, nearest
 from posttrain.types import Role
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -27,8 +30,9 @@ class Dialect:
 
     def with_roles(self, roles: Mapping[str, str]) -> Dialect:
         """The same dialect with these role names; they replace the default names of the roles they map to."""
-        taken = set(roles.values())
-        kept = {name: role for name, role in self.roles.items() if role not in taken}
+        # Replaced, not added to: where a file says `bot`, a stray `gpt` is an error to see and not a synonym.
+        replaced = set(roles.values())
+        kept = {name: role for name, role in self.roles.items() if role not in replaced}
         return replace(self, roles={**kept, **roles})
 
 
@@ -49,14 +53,14 @@ SHAREGPT = Dialect(
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the user settled about reading rows: Rules.of(roles={"bot": "assistant"})."""
+    """What the user decided about reading rows: Rules.of(roles={"bot": "assistant"})."""
 
     openai: Dialect = OPENAI
     sharegpt: Dialect = SHAREGPT
     allow_ties: bool = False
     keep_dialogues: bool = False
     """Whether a text that is a whole dialogue is read as it stands instead of refused."""
-    noted: Noted | None = field(default=None, compare=False, repr=False)
+    noted: KeyNotes | None = field(default=None, compare=False, repr=False)
     """Where keys inside a row that nothing reads are noted, during one pass over the rows."""
 
     @classmethod
@@ -78,6 +82,7 @@ class Rules:
         return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties, keep_dialogues)
 
     def dialect(self, turn: Mapping[str, Any]) -> Dialect:
+        # By the keys of the turn alone: a file may have both dialects, and a user may have mapped roles for either.
         return self.sharegpt if "from" in turn and "role" not in turn else self.openai
 
 
@@ -95,15 +100,16 @@ USUAL_ROLES = {
 
 
 def unknown_role(name: Any, dialect: Dialect, place: str) -> RowError:
+    # The remedy keeps the names that map to the same role: a map of the user's replaces the default ones.
     known = sorted(dialect.roles)
     usual = nearest(str(name).lower(), [*USUAL_ROLES, *known]) if name is not None else None
     meaning = "user" if usual is None else dialect.roles.get(usual) or USUAL_ROLES[usual]
-    same = {other: role for other, role in dialect.roles.items() if role == meaning}
-    fix = ", ".join(f"{other}: {role}" for other, role in {**same, str(name): meaning}.items())
+    same_role = {other: role for other, role in dialect.roles.items() if role == meaning}
+    fix = ", ".join(f"{other}: {role}" for other, role in {**same_role, str(name): meaning}.items())
     if usual in known:
-        hint = f" (did you mean {usual!r}?)"
+        hint = f" ({did_you_mean(usual)})"
     else:
-        hint = f" (the {meaning} is called {quoted(same)} here)" if usual and same else ""
+        hint = f" (the {meaning} is called {quoted(same_role)} here)" if usual and same_role else ""
     return refuse(
         "unknown_role",
         f"{place} has the role {name!r}, which is not known{hint}",

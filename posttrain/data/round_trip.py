@@ -1,4 +1,4 @@
-"""Text through ids and back: what a tokenizer cannot write.
+"""Text through ids and back: what a tokenizer cannot write. Part of encoding each row, summed up for the data set.
 
 A tokenizer without bytes to fall back on drops a character that it does not know, or writes <unk> for it: "the answer
 is 42." trains as "the answer is ". Every row's prompts and answers are decoded again and compared.
@@ -35,7 +35,7 @@ class RoundTrip:
     """What became of a text: RoundTrip(characters=18, lost=3, altered=False)."""
 
     characters: int = 0
-    """Of the text, white space and control characters left out."""
+    """Characters of the text; white space and control characters are not counted."""
     lost: int = 0
     altered: bool = False
     """Nothing is lost, but the text is another: its case, its accents, its line breaks."""
@@ -74,7 +74,7 @@ class RoundTrips:
 
     def _lost(self, text: str, decoded: str) -> int:
         if self._decodes:
-            return (Counter(_folded(text)) - Counter(_folded(decoded))).total()
+            return (Counter(_normalised(text)) - Counter(_normalised(decoded))).total()
         if not self._tokens.tokenizer.is_fast:
             return 0
         # A decoder that gives no text back says nothing about what was lost; the places of the pieces do.
@@ -83,13 +83,13 @@ class RoundTrips:
         for number, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             if number != self._unknown_id:
                 covered.update(range(start, end))
-        return sum(1 for at, letter in enumerate(text) if at not in covered and _folded(letter))
+        return sum(1 for at, letter in enumerate(text) if at not in covered and _normalised(letter))
 
     @cached_property
     def _decodes(self) -> bool:
         """Whether the tokenizer's decoder gives a plain text back at all."""
         ids = [number for number in self._tokens.whole(_PROBE) if number != self._unknown_id]
-        return not (Counter(_folded(self._tokens.decode(ids))) - Counter(_folded(_PROBE)))
+        return not (Counter(_normalised(self._tokens.decode(ids))) - Counter(_normalised(_PROBE)))
 
 
 def _blanks_moved(text: str, decoded: str) -> bool:
@@ -97,7 +97,7 @@ def _blanks_moved(text: str, decoded: str) -> bool:
     return text.replace(" ", "") == decoded.replace(" ", "") and text.count("  ") <= decoded.count("  ")
 
 
-def _folded(text: str) -> str:
+def _normalised(text: str) -> str:
     """Case, accents, compatibility forms, white space and control characters taken out of a text."""
     if text.isascii():
         return "".join(text.lower().split())
@@ -124,14 +124,14 @@ def require_written(
     raise LossyTokenizerError(
         f"the tokenizer cannot write the text of {lost_rows:,} of {rows:,} rows: they would train with holes in them, "
         "or with <unk> where text stands",
-        found=f"{lost:,} of {characters:,} characters ({_share(lost, characters)}) are lost when the ids are decoded; "
-        f"first in {', '.join(examples[:3]) or 'the rows read'}",
+        found=f"{lost:,} of {characters:,} characters ({_lost_share(lost, characters)}) are lost when the ids are "
+        f"decoded; first in {', '.join(examples[:3]) or 'the rows read'}",
         expected=f"at most {LOST_ROWS:.0%} of rows with characters that the tokenizer does not know",
         remedy="take a model whose tokenizer knows this text (byte-level or with byte fallback), remove the characters "
         "from the rows, or permit it with `encoding: {lossy: allow}`, which counts such rows",
     )
 
 
-def _share(part: int, whole: int) -> str:
+def _lost_share(part: int, whole: int) -> str:
     share = part / whole if whole else 0.0
     return f"{share:.1%}" if share >= 0.001 else f"{share:.2g}"

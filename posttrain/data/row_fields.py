@@ -1,4 +1,4 @@
-"""Columns of a row by name or by a path into what a column holds.
+"""Columns of a row by name or by a path into what a column holds: how `columns:` of a recipe is looked up.
 
 field_of({"reward_model": {"ground_truth": "4"}}, "reward_model.ground_truth")    # "4"
 field_of({"answers": {"text": ["4", "four"]}}, "answers.text.0")                  # "4"
@@ -14,6 +14,7 @@ from posttrain.data.texts import stored
 ABSENT: Any = object()
 """What `field_of` returns for a column that is not there; a null is there."""
 _DEPTH = 3
+"""Levels below a column that are proposed in errors; deeper paths work, and are too many to list."""
 
 
 def field_of(row: Mapping[str, Any], path: str) -> Any:
@@ -23,22 +24,23 @@ def field_of(row: Mapping[str, Any], path: str) -> Any:
     """
     if path in row:
         return row[path]
-    return _inside(row, path)
+    return _value_at(row, path)
 
 
-def _inside(value: Any, path: str) -> Any:
+def _value_at(value: Any, path: str) -> Any:
     value = stored(value)
     if isinstance(value, Mapping):
         if path in value:
             return value[path]
-        for at in (place for place, mark in enumerate(path) if mark == "."):
-            if path[:at] in value:
-                return _inside(value[path[:at]], path[at + 1 :])
+        # A key may hold a dot itself ("gpt-4.1"), so the path is tried at each of its dots, the first one first.
+        for dot in (place for place, mark in enumerate(path) if mark == "."):
+            if path[:dot] in value:
+                return _value_at(value[path[:dot]], path[dot + 1 :])
         return ABSENT
     if isinstance(value, list):
-        first, _, rest = path.partition(".")
+        first, _, remaining = path.partition(".")
         if first.isdecimal() and int(first) < len(value):
-            return _inside(value[int(first)], rest) if rest else value[int(first)]
+            return _value_at(value[int(first)], remaining) if remaining else value[int(first)]
     return ABSENT
 
 
@@ -55,17 +57,17 @@ def paths_in(row: Mapping[str, Any]) -> Iterator[str]:
     for column, value in row.items():
         if value is not None:
             yield column
-            yield from _paths(value, column, _DEPTH)
+            yield from _paths_below(value, column, _DEPTH)
 
 
-def _paths(value: Any, before: str, depth: int) -> Iterator[str]:
+def _paths_below(value: Any, before: str, depth: int) -> Iterator[str]:
     value = stored(value)
     if isinstance(value, Mapping) and depth:
         for key, item in value.items():
             if item is not None and "." not in key:
                 path = f"{before}.{key}"
                 yield path
-                yield from _paths(item, path, depth - 1)
+                yield from _paths_below(item, path, depth - 1)
     elif isinstance(value, list) and "." in before and value and isinstance(value[0], str):
         yield f"{before}.0"
 
@@ -76,7 +78,7 @@ def mapped_row(row: Mapping[str, Any], columns: Mapping[str, str], known: Collec
     A column that a path only looks into stays, as it holds more than that, unless its name is one of `known`, which
     would be read as a column of a format.
     """
-    tops = {top_of(row, theirs) for theirs in columns.values() if theirs not in row}
-    gone = {*columns.values(), *(top for top in tops if top in known)}
-    rest = {key: value for key, value in row.items() if key not in gone}
-    return rest | {ours: field_of(row, theirs) for ours, theirs in columns.items()}
+    entered = {top_of(row, theirs) for theirs in columns.values() if theirs not in row}
+    replaced = {*columns.values(), *(top for top in entered if top in known)}
+    others = {key: value for key, value in row.items() if key not in replaced}
+    return others | {ours: field_of(row, theirs) for ours, theirs in columns.items()}

@@ -1,26 +1,28 @@
-"""One pass over rows: the format of each, and the kind that the first good row settles for all."""
+"""One pass over rows: the format of each, and the kind that the first good row decides for all.
+
+Between the sources, which give objects, and the formats, which parse one: `read.Examples` makes a reader for each pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from posttrain.data.counts import RowCounts
-from posttrain.data.formats import COLUMNS, KIND_NAMES, Format, Kind, detect
+from posttrain.data.formats import COLUMNS, KIND_NAMES, ExampleKind, Format, detect
 from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_named_keys, lacks_settled_keys, no_object
 from posttrain.data.formats.detect import has_keys, unused_columns
-from posttrain.data.noted import Noted
-from posttrain.data.refusals import quoted
+from posttrain.data.noted import KeyNotes
+from posttrain.data.refusals import BadRows, quoted
 from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
 from posttrain.data.sources.source import Broken
 from posttrain.data.unread import not_in_prompt
-from posttrain.errors import RowError, nearest
+from posttrain.errors import RowError, unknown
 from posttrain.types import Example, RowRef, Task
 
-BadRows = Literal["stop", "skip"]
 _ADVISED_ROWS = 20
 """Rows for whose error a way to read them is searched; of many that are skipped, nobody reads more."""
 
@@ -32,24 +34,26 @@ class ReadOptions:
     format: Format | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
-    kind: Kind | None = None
+    kind: ExampleKind | None = None
     bad_rows: BadRows = "stop"
     rejected_path: Path | None = None
     limit: int | None = None
     notes: tuple[str, ...] = ()
-    """What should be said of the choice of files."""
+    """What a user should know of the choice of files."""
 
 
 class RowReader:
-    """One pass over the rows: the format of each, and the kind that the first good row settled for all."""
+    """One pass over the rows. The first good row decides the kind of all: a file that mixes kinds has two meanings, and
+    a loss for the one would train on the other.
+    """
 
     def __init__(self, options: ReadOptions, counts: RowCounts):
         self.options = options
         self.counts = counts
-        self.settled: Format | None = None
-        self.settled_by: RowRef | None = None
+        self.format: Format | None = None
+        self.format_row: RowRef | None = None
         self._refused = 0
-        self._noted = Noted()
+        self._noted = KeyNotes()
         self._rules = replace(options.rules, noted=self._noted)
 
     def example(self, value: Any, ref: RowRef) -> Example:
@@ -58,9 +62,11 @@ class RowReader:
         if type(value) is not dict:
             raise at_row(no_object(value, ref), ref)
         row = self._mapped(value, ref) if self.options.columns else value
+        # NaN is what pandas, and JSON that Python wrote from it, have where a value is missing; the formats know null.
+        # A list and not a generator, since this runs for every row.
         if any([item.__class__ is float and item != item for item in row.values()]):
-            row = {key: None if _is_nan(item) else item for key, item in row.items()}
-        self._noted.take()  # what a row that was refused has left behind
+            row = {key: None if type(item) is float and item != item else item for key, item in row.items()}
+        self._noted.take()  # notes of a refused row before this one
         entry = self._format_of(row, ref)
         try:
             example = entry.parse(row, ref, self._rules)
@@ -68,8 +74,8 @@ class RowReader:
             if self._searches():
                 error.remedy = better_remedy(value, error, self.options.kind, ref)
             raise
-        if self.settled is None:
-            self.settled, self.settled_by = entry, ref
+        if self.format is None:
+            self.format, self.format_row = entry, ref
         self._count(row, value, entry, example)
         return example
 
@@ -88,6 +94,8 @@ class RowReader:
                 self.counts.note(note)
 
     def _format_of(self, row: dict[str, Any], ref: RowRef) -> Format:
+        # A format that the user named is the rule; without one, each row may have another format of the same kind, as
+        # files that were joined do.
         named = self.options.format
         if named is not None:
             if not has_keys(row, named):
@@ -95,30 +103,32 @@ class RowReader:
             return named
         kind = self.options.kind
         entry = detect(row, kind)
-        if self.settled is None:
+        if self.format is None:
             if entry is None:
                 raise at_row(fits_nothing(row, kind, ref, search=self._searches()), ref)
             return entry
-        if entry is not None and entry.kind is self.settled.kind:
+        if entry is not None and entry.kind is self.format.kind:
             return entry
-        lost = self.settled.missing(row)
-        if entry is None or (lost and len(lost) < len(self.settled.keys)):
-            raise at_row(lacks_settled_keys(row, self.settled, self.settled_by), ref)
+        # Rather the missing column of the format so far than "another kind": a row that lost its `rejected` still has
+        # `prompt` and `chosen`, and looks like something else.
+        missing = self.format.missing(row)
+        if entry is None or (missing and len(missing) < len(self.format.keys)):
+            raise at_row(lacks_settled_keys(row, self.format, self.format_row), ref)
         raise self._mixed(row, entry, ref)
 
     def _mixed(self, row: Mapping[str, Any], entry: Format, ref: RowRef) -> RowError:
-        assert self.settled is not None
-        both = has_keys(row, self.settled)
-        first, here = KIND_NAMES[self.settled.kind], KIND_NAMES[entry.kind]
+        assert self.format is not None
+        fits_both = has_keys(row, self.format)
+        first, here = KIND_NAMES[self.format.kind], KIND_NAMES[entry.kind]
         return RowError(
-            f"this row is of another kind than {self.settled_by}: {here}, not {first}",
+            f"this row is of another kind than {self.format_row}: {here}, not {first}",
             reason="mixed_kinds",
             where=ref,
-            found=f"the format '{entry.name}' here, '{self.settled.name}' there (the row's keys: {quoted(row)})",
-            expected=f"{self.settled.signature} (format '{self.settled.name}'), as in {self.settled_by}",
-            example=self.settled.example_line,
+            found=f"the format '{entry.name}' here, '{self.format.name}' there (the row's keys: {quoted(row)})",
+            expected=f"{self.format.signature} (format '{self.format.name}'), as in {self.format_row}",
+            example=self.format.example_line,
             remedy="split the rows into one file per kind"
-            + (f", or, to read all as {first}, write `format: {self.settled.name}`" if both else "")
+            + (f", or, to read all as {first}, write `format: {self.format.name}`" if fits_both else "")
             + "; `bad_rows: skip` keeps the first kind and counts the rest",
         )
 
@@ -126,21 +136,19 @@ class RowReader:
         columns = self.options.columns
         absent = [theirs for theirs in columns.values() if field_of(row, theirs) is ABSENT]
         if absent:
-            guess = nearest(absent[0], list(paths_in(row)))
-            raise RowError(
-                f"the row has no column {quoted(absent)}, which `columns` maps",
+            raise unknown(
+                "column",
+                absent[0],
+                paths_in(row),
+                error=RowError,
+                problem=f"the row has no column {', '.join(f'`{name}`' for name in absent)}, which `columns` maps",
                 reason="wrong_shape",
                 where=ref,
                 found=f"the keys {quoted(row)}",
                 expected=f"the columns {quoted(columns.values())} (a dot leads into an object: `meta.answer`)",
-                remedy=f"did you mean {guess!r}?" if guess else "correct `columns`, or the row",
+                otherwise="correct `columns`, or the row",
             )
         return mapped_row(row, columns, COLUMNS)
-
-
-def _is_nan(value: Any) -> bool:
-    """What pandas, and JSON that Python wrote from it, have where a value is missing."""
-    return type(value) is float and value != value
 
 
 def at_row(error: RowError, ref: RowRef) -> RowError:

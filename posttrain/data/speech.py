@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from posttrain.data.encode import Encoder
 
 SPEECH_FILE = "posttrain_speech.json"
-SCHEMA = 1
+SPEECH_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Speech:
     chat_template.jinja is the same, but under `raw`: the tokenizer may have a template that nobody trained it with."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
-    """The day in its prompts; None where the template writes none."""
+    """The day in its prompts; None if the template writes none."""
     stop_ids: tuple[int, ...] = ()
     """All ids that end an answer: the template's, the tokenizer's eos, those that the start's folder listed."""
     stop_texts: tuple[str, ...] = ()
@@ -47,14 +47,14 @@ class Speech:
 
     @classmethod
     def of(cls, encoder: Encoder) -> Speech:
-        """As this encoder speaks."""
+        """The record of this encoder: what prompts and stops its rows had."""
         settings, ids = encoder.settings, tuple(sorted(encoder.stop_ids))
         name = settings.template if settings.template in ("chat", "chatml", "raw") else "file"
         texts = tuple(encoder.tokens.decode([number]) for number in ids)
         return cls(name, encoder.chat_template, dict(settings.template_kwargs), settings.date, ids, texts)
 
     def settings(self) -> EncoderSettings:
-        """What an encoder over the folder's own tokenizer is told."""
+        """The settings of an encoder over the folder's own tokenizer."""
         template = "raw" if self.template == "raw" else "chat"  # whatever it was called, it is the folder's own now
         return EncoderSettings(
             template=template,
@@ -65,26 +65,24 @@ class Speech:
 
     def differences(self, other: Speech) -> list[str]:
         """How another model is spoken to otherwise, a phrase each: ["template chat and raw"]; [] if alike."""
-        mine, theirs = self.settings(), other.settings()
-        found = [] if mine.template == theirs.template else [f"template {mine.template} and {theirs.template}"]
+        own, others = self.settings().template, other.settings().template
+        differences = [] if own == others else [f"template {own} and {others}"]
         for name in sorted({*self.template_kwargs, *other.template_kwargs}):
-            pair = [_shown(one.template_kwargs, name) for one in (self, other)]
-            found += [f"{name} {pair[0]} and {pair[1]}"] if pair[0] != pair[1] else []
-        found += [f"date {self.date} and {other.date}"] if self.date != other.date else []
+            values = [speech.template_kwargs for speech in (self, other)]
+            pair = [json.dumps(given[name]) if name in given else "unset" for given in values]
+            differences += [f"{name} {pair[0]} and {pair[1]}"] if pair[0] != pair[1] else []
+        differences += [f"date {self.date} and {other.date}"] if self.date != other.date else []
+        # Only where nothing above differs: values and day are part of the text, and would be named twice.
         both = self.source is not None and other.source is not None
-        if both and not found and self.source != other.source:
-            found.append("two texts of the template")
-        return found
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return json.dumps(values[name]) if name in values else "unset"
+        if both and not differences and self.source != other.source:
+            differences.append("two texts of the template")
+        return differences
 
 
 def write_speech(folder: Path, speech: Speech) -> None:
     """Writes the record that `read_speech` reads, beside the model."""
     record = {key: value for key, value in asdict(speech).items() if key != "recorded"}
-    content = json.dumps({"schema": SCHEMA, **record}, indent=2, ensure_ascii=False)
+    content = json.dumps({"schema": SPEECH_SCHEMA, **record}, indent=2, ensure_ascii=False)
     (folder / SPEECH_FILE).write_text(content + "\n", encoding="utf-8")
 
 
@@ -100,8 +98,9 @@ def read_speech(folder: Path) -> Speech | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record.pop("schema")
-        if schema == SCHEMA:
-            known = {one.name for one in fields(Speech)} - {"recorded"}
+        if schema == SPEECH_SCHEMA:
+            # Refused, not dropped: an unknown key may be a part of the prompt that this version does not write.
+            known = {entry.name for entry in fields(Speech)} - {"recorded"}
             if odd := set(record) - known:
                 raise ValueError(f"unknown keys {', '.join(sorted(odd))}")
             lists = {name: tuple(record.get(name, ())) for name in ("stop_ids", "stop_texts")}
@@ -114,6 +113,6 @@ def read_speech(folder: Path) -> Speech | None:
         "the record of how the model is spoken to has another layout",
         where=path,
         found=f"schema {schema}",
-        expected=f"schema {SCHEMA}",
+        expected=f"schema {SPEECH_SCHEMA}",
         remedy="use the version of posttrain that wrote it",
     )

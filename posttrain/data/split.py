@@ -1,4 +1,4 @@
-"""Rows to train on and rows to measure on, told apart by content."""
+"""Rows to train on and rows to measure on, separated by content; for stages whose recipe names no held-out file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from posttrain.types import TokenTree
 
 def row_contents(trees: Iterable[TokenTree]) -> list[str]:
     """For each tree the content of its whole row, so that the turns of one conversation stay on one side."""
-    of_row: dict[object, list[str]] = {}
+    keys_of_row: dict[object, list[str]] = {}
     rows = []
     for tree in trees:
-        of_row.setdefault(tree.row, []).append(tree.key)
+        keys_of_row.setdefault(tree.row, []).append(tree.key)
         rows.append(tree.row)
-    return [" ".join(of_row[row]) for row in rows]
+    return [" ".join(keys_of_row[row]) for row in rows]
 
 
 def split_by_content(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -26,34 +26,36 @@ def split_by_content(keys: Sequence[str], share: float, seed: int) -> tuple[list
     A row's side depends on its content and the seed alone, so equal rows are on one side, and reordering or extending
     the file moves few rows.
     """
+    # Equal rows go together: a copy on the other side would make the held-out loss a measure of memory.
     groups: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
-    wanted = int(len(keys) * share)
-    held: set[int] = set()
+    limit = int(len(keys) * share)
+    held_out: set[int] = set()
     for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
-        if len(held) + len(groups[key]) > wanted:
+        if len(held_out) + len(groups[key]) > limit:  # a large group is skipped, and a smaller one further on may fit
             continue
-        held.update(groups[key])
-    return [index for index in range(len(keys)) if index not in held], sorted(held)
+        held_out.update(groups[key])
+    return [index for index in range(len(keys)) if index not in held_out], sorted(held_out)
 
 
 def split_by_digest(digests: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`split_by_content` for contents that are hashes, [rows, 32] bytes: the same sides for their hex digests.
 
-    It holds arrays where that holds a dict of strings: a tenth of the memory.
+    Its groups are arrays and not a dict of strings, which takes a tenth of the memory.
     """
-    rows, wanted = len(digests), int(len(digests) * share)
-    held = np.zeros(rows, dtype=bool)
-    if wanted:
+    rows, limit = len(digests), int(len(digests) * share)
+    held_out = np.zeros(rows, dtype=bool)
+    if limit:
         _, first, group, sizes = np.unique(digests, axis=0, return_index=True, return_inverse=True, return_counts=True)
         keys = np.empty((len(first), 4), dtype=">u8")
         for number, row in enumerate(first.tolist()):
             salted = hashlib.sha256(f"{seed} {digests[row].tobytes().hex()}".encode()).digest()
+            # Big-endian words in a lexical sort compare as the bytes of the digest do in `split_by_content`.
             keys[number] = np.frombuffer(salted, dtype=">u8")
-        out, taken = np.zeros(len(first), dtype=bool), 0
+        is_held_out, count = np.zeros(len(first), dtype=bool), 0
         for number in np.lexsort(keys.T[::-1]).tolist():
-            if taken + sizes[number] <= wanted:
-                out[number], taken = True, taken + int(sizes[number])
-        held = out[group.reshape(-1)]
-    return np.flatnonzero(~held), np.flatnonzero(held)
+            if count + sizes[number] <= limit:
+                is_held_out[number], count = True, count + int(sizes[number])
+        held_out = is_held_out[group.reshape(-1)]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,4 +1,4 @@
-"""Where the steps of a response end, in tokens.
+"""Where the steps of a response end, in tokens: the encoder of process rewards (`reward_encode.py`) trains there.
 
 A labelled step is found by its own text and not by the mark between steps: a step may hold the mark itself, and a mark
 that the template writes elsewhere is no step.
@@ -34,6 +34,8 @@ def step_ends(decode: Decode, ids: Sequence[int], steps: Sequence[str], mark: st
     at = 0
     for number, step in enumerate(steps, 1):
         start = text.find(step, at)
+        # Only white space may stand between two steps: else the search has run over a part that was changed, and has
+        # found the step's words further down.
         if start < 0 or (number > 1 and text[at:start].strip()):
             if cut:
                 break
@@ -43,9 +45,12 @@ def step_ends(decode: Decode, ids: Sequence[int], steps: Sequence[str], mark: st
                 expected=repr(step[:80]),
                 remedy="the tokenizer or the template changes the text: write the step as they do, or remove the row",
             )
+
         at = start + len(step)
         if text.startswith(mark, at):
             at += len(mark)
+
+        # The first token whose text reaches the step's end; the last step ends with the stop token after it.
         end = len(ids) - 1 if number == len(steps) else bisect_left(lengths, at, hi=len(ids)) - 1
         if ends and end <= ends[-1]:
             raise EncodingError(
@@ -68,4 +73,5 @@ class _PrefixLengths(Sequence[int]):
         return len(self._ids) + 1
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        # A prefix may cut a character of several bytes, which decodes to U+FFFD until its last byte is there.
         return len(self._decode(self._ids[:index]).rstrip("\ufffd"))

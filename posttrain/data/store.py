@@ -11,10 +11,11 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from posttrain.data.blocks import BadRows, Block, EncodeCounts, encode_block
+from posttrain.data.blocks import Block, EncodeCounts, encode_block
 from posttrain.data.dataset import EncodedDataset, StoreWriter, TornStoreError
 from posttrain.data.encode import Encoder
-from posttrain.data.truncate import DROPPED
+from posttrain.data.refusals import BadRows
+from posttrain.data.truncate import DROP_REASONS
 from posttrain.data.workers import WorkerPool, WorkerStartError, cores
 from posttrain.errors import EmptyDatasetError
 from posttrain.types import Example
@@ -49,20 +50,20 @@ def encode(
     if isinstance(examples, Iterator):
         examples = list(examples)
     parent = Path(store)
-    told = progress or (lambda rows: None)
+    report = progress or (lambda rows: None)
     notes = list(encoder.notes)
     if any(parent.glob("encoded-*")):
         key, rows = _key_of(examples, encoder, bad_rows)
         found = _open(parent / f"encoded-{key}", notes)
         if found is not None:
-            told(rows)
+            report(rows)
             return found
     keyed = _KeyedRows(examples, encoder, bad_rows)
     writer = StoreWriter(parent)
     try:
         for block in _blocks(keyed, encoder, workers, bad_rows, notes):
             writer.append(block)
-            told(block.counts.read)
+            report(block.counts.read)
         if not writer.counts.kept:
             raise _nothing_left(writer.counts, encoder)
         folder = writer.finish(parent / f"encoded-{keyed.key}", {"encoder": encoder.version})
@@ -156,7 +157,7 @@ def _nothing_left(counts: EncodeCounts, encoder: Encoder) -> EmptyDatasetError:
             expected="at least one row",
             remedy="check the path and the `split` and `limit` of the data",
         )
-    reasons = [f"{number:,} {reason} ({DROPPED[reason]})" for reason, number in sorted(counts.dropped.items())]
+    reasons = [f"{number:,} {reason} ({DROP_REASONS[reason]})" for reason, number in sorted(counts.dropped.items())]
     too_long = sum(counts.dropped.get(name, 0) for name in ("too_long", "prompt_too_long", "response_too_long"))
     remedy = "look at a few rows with `posttrain check`; a row needs an assistant's turn that trains"
     if too_long:

@@ -1,4 +1,7 @@
-"""Text and tool descriptions as rows write them, checked and in one layout."""
+"""Text, tool calls and tool descriptions as rows write them, checked and in one layout.
+
+The lowest step of reading: `messages.py` and the formats call it for every text and every call of a row.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.flags import refuse_part_flag
-from posttrain.data.noted import Noted
+from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.errors import RowError
 
@@ -38,7 +41,7 @@ def clean(text: str, place: str) -> str:
     return text
 
 
-def text_of(value: Any, place: str, noted: Noted | None = None) -> str:
+def text_of(value: Any, place: str, noted: KeyNotes | None = None) -> str:
     """A string, or a list of text parts joined: [{"type": "text", "text": "a"}, ...] -> "a..."."""
     if type(value) is str:
         return clean(value, place)
@@ -51,7 +54,7 @@ def text_of(value: Any, place: str, noted: Noted | None = None) -> str:
             remedy="remove the row, or write the text; only an assistant's turn with tool_calls may have null content",
         )
     if isinstance(value, list | tuple) and value:
-        return "".join([_part(part, f"part {number} of {place}", noted) for number, part in enumerate(value, 1)])
+        return "".join([_text_part(part, f"part {number} of {place}", noted) for number, part in enumerate(value, 1)])
     raise refuse(
         "content_not_text",
         f"{place} is {named_type(value)}, not text",
@@ -70,7 +73,7 @@ _PART_KEYS = ("text", "value", "reasoning", "thinking")
 
 
 def part_kind(part: Any) -> str | None:
-    """The type of a part of a content; None for what is no part."""
+    """The type of a part of a content, or None if it is no such part."""
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type")
@@ -79,7 +82,7 @@ def part_kind(part: Any) -> str | None:
     return "text" if any(isinstance(part.get(key), str) for key in ("text", "value")) else None
 
 
-def _part(part: Any, place: str, noted: Noted | None) -> str:
+def _text_part(part: Any, place: str, noted: KeyNotes | None) -> str:
     kind = part_kind(part)
     if kind in TEXT_PARTS:
         return part_text(part, place, noted)
@@ -96,7 +99,7 @@ def _part(part: Any, place: str, noted: Noted | None) -> str:
     )
 
 
-def part_text(part: Mapping[str, Any], place: str, noted: Noted | None) -> str:
+def part_text(part: Mapping[str, Any], place: str, noted: KeyNotes | None) -> str:
     """The text of a part, under whichever of its usual keys it stands."""
     if len(part) > 1:
         refuse_part_flag(part, place)
@@ -122,21 +125,23 @@ def stored(value: Any) -> Any:
 
     stored('[{"role": "user"}]') -> [{"role": "user"}]        stored("null") -> None        stored("add(2)") -> "add(2)"
     """
+    # Tables without nested columns store JSON as text, and some pipelines do it twice.
     for _ in range(_STORED_DEPTH):
         if not isinstance(value, str):
             return value
         text = value.strip()
         if not text:
             return None
+        # "4" and "true" are JSON too, and as an answer they are meant as texts: only what nests is parsed.
         if text[0] not in _STORED_BEGINS and text != "null":
             return value
         try:
-            found = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError):
             return _python_value(text, value)
-        if found == value:
+        if parsed == value:
             return value
-        value = found
+        value = parsed
     return value
 
 
@@ -159,7 +164,7 @@ def _python_value(text: str, otherwise: Any) -> Any:
 # ---------------------------------------------------------------- tools
 
 
-def tools_of(value: Any, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+def tools_of(value: Any, noted: KeyNotes | None = None) -> tuple[Mapping[str, Any], ...]:
     """The `tools` column, a list or the text of one, in the OpenAI layout; bare functions are wrapped."""
     tools = stored(value)
     if tools is None:
@@ -169,7 +174,7 @@ def tools_of(value: Any, noted: Noted | None = None) -> tuple[Mapping[str, Any],
     return tuple([_tool(stored(tool), number, noted) for number, tool in enumerate(tools, 1)])
 
 
-def _tool(tool: Any, number: int, noted: Noted | None) -> Mapping[str, Any]:
+def _tool(tool: Any, number: int, noted: KeyNotes | None) -> Mapping[str, Any]:
     function = stored(tool.get("function", tool)) if isinstance(tool, Mapping) else tool
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _bad_tools(f"tool {number} has no name", tool)
@@ -177,7 +182,7 @@ def _tool(tool: Any, number: int, noted: Noted | None) -> Mapping[str, Any]:
         noted.others("tool", tool)
         if function is not tool:
             noted.others("tool", function)
-    schema = function.get("parameters")
+    schema = function.get("parameters")  # Arrow cannot hold schemas of different shapes, so files store them as text
     if isinstance(schema, str) and isinstance(stored(schema), Mapping):
         function = {**function, "parameters": stored(schema)}
     if "function" not in tool:
@@ -196,16 +201,18 @@ def _bad_tools(problem: str, value: Any) -> RowError:
     )
 
 
-def calls_of(value: Any, place: str, noted: Noted | None = None) -> tuple[Mapping[str, Any], ...]:
+def calls_of(value: Any, place: str, noted: KeyNotes | None = None) -> tuple[Mapping[str, Any], ...]:
     """Tool calls, one or a list or the text of either, in the OpenAI layout with `arguments` as a mapping."""
     calls = stored(value)
     if calls is None:
         return ()
     calls = calls if isinstance(calls, list | tuple) else (calls,)
-    return tuple([_call(stored(call), f"tool call {number} of {place}", noted) for number, call in enumerate(calls, 1)])
+    return tuple(
+        [_tool_call(stored(call), f"tool call {number} of {place}", noted) for number, call in enumerate(calls, 1)]
+    )
 
 
-def _call(call: Any, place: str, noted: Noted | None) -> Mapping[str, Any]:
+def _tool_call(call: Any, place: str, noted: KeyNotes | None) -> Mapping[str, Any]:
     function = stored(call.get("function", call)) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
@@ -213,6 +220,7 @@ def _call(call: Any, place: str, noted: Noted | None) -> Mapping[str, Any]:
     if "arguments" not in function and set(function) - {"name", "id", "type", "index"}:
         raise bad_call(f"{place} ({name!r}) has no 'arguments'", call)
     arguments = stored(function.get("arguments"))
+    # No arguments are written as null, "" or "[]"; to a template all of them are an empty object.
     if arguments is None or (isinstance(function.get("arguments"), str) and arguments == []):
         arguments = {}
     if not isinstance(arguments, Mapping):
@@ -221,6 +229,7 @@ def _call(call: Any, place: str, noted: Noted | None) -> Mapping[str, Any]:
         noted.others("tool call", call)
         if function is not call:
             noted.others("tool call", function)
+    # Built anew: what else a row puts into a call would reach the template's text.
     wrapped: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     if call.get("id") is not None:
         wrapped["id"] = call["id"]

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from posttrain.errors import ConfigError, EncodingError
 
 _CACHED_IDS = 1_000_000
+"""Ids of the pieces that are kept: about 36 MB of Python integers."""
 _CHECKED_TEXTS = 64
+"""Texts that are also tokenised whole, to prove that cutting changes nothing on this run's own texts."""
 _PROBES = ("", "a b", " x", "\nz\n", "Ünïcode 12", "\n\n", "'s")
 
 
@@ -60,13 +62,13 @@ class Tokens:
         """The ids of a text; special tokens written in it are single ids, and none is added."""
         if self._cuts is None:
             return self.whole(text)
-        ids = self._joined(text, self._cuts)
+        ids = self._ids_by_pieces(text, self._cuts)
         if self._unchecked:
             self._unchecked -= 1
-            whole = self.whole(text)
-            if ids != whole:
-                self._cuts = None
-            return whole
+            expected = self.whole(text)
+            if ids != expected:
+                self._cuts = None  # for good: a cut that was wrong once may be wrong anywhere
+            return expected
         return ids
 
     def whole(self, text: str) -> list[int]:
@@ -84,10 +86,12 @@ class Tokens:
         length = len(context_ids)
         if joint[:length] == list(context_ids):
             return joint[length:]
-        meant = self.decode(joint)
-        for apart in self._apart(text):
-            if self.decode([*context_ids, *apart]) == meant:
-                return apart
+        # The tokenizer merges across the boundary. What a sampler would have produced is the text tokenised apart, and
+        # it is right if context and text decode to what was meant.
+        joint_text = self.decode(joint)
+        for separate in self._without_context(text):
+            if self.decode([*context_ids, *separate]) == joint_text:
+                return separate
         raise EncodingError(
             "the tokenizer cannot write this text after its context without changing the context",
             found=f"context ending in {context[-40:]!r}, text beginning with {text[:40]!r}",
@@ -95,7 +99,7 @@ class Tokens:
             remedy="end the generation prompt of the chat template with a special token or a newline",
         )
 
-    def _apart(self, text: str) -> Iterable[list[int]]:
+    def _without_context(self, text: str) -> Iterable[list[int]]:
         """The text's ids without its context: as a text of its own, and after a special token.
 
         SentencePiece tokenizers put a space before a text of its own, but not (all of them) after a special token.
@@ -112,8 +116,8 @@ class Tokens:
     def added_by_default(self) -> list[int]:
         """The ids that the tokenizer puts before a plain text by itself: [bos] for Llama's, [] for most."""
         with_added = [int(number) for number in self.tokenizer("x")["input_ids"]]
-        plain = self.whole("x")
-        start = next((i for i in range(len(with_added)) if with_added[i : i + len(plain)] == plain), 0)
+        without_added = self.whole("x")
+        start = next((i for i in range(len(with_added)) if with_added[i : i + len(without_added)] == without_added), 0)
         return with_added[:start]
 
     def single_id(self, text: str) -> int | None:
@@ -130,17 +134,17 @@ class Tokens:
 
     def added_at_end(self, text: str) -> list[str]:
         """The added tokens that a text ends with, the last one first; white space between them is passed over."""
-        found: list[str] = []
+        tokens: list[str] = []
         bare = text.rstrip()
         while True:
             token = max((token for token in self.added if token and bare.endswith(token)), key=len, default=None)
             if token is None:
-                return found
-            found.append(token)
+                return tokens
+            tokens.append(token)
             bare = bare.removesuffix(token).rstrip()
 
     def not_inside(self, text: str, at: int) -> int:
-        """`at`, or the beginning of the added token across it: texts that part inside a token part before it."""
+        """`at`, or the beginning of the added token around it: where two texts differ, they differ in whole tokens."""
         for match in self._added_pattern.finditer(text) if self._added_pattern else ():
             if match.start() < at < match.end():
                 return match.start()
@@ -160,18 +164,19 @@ class Tokens:
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [[int(number) for number in ids] for ids in encoded]
 
-    def _joined(self, text: str, cuts: re.Pattern[str]) -> list[int]:
+    def _ids_by_pieces(self, text: str, cuts: re.Pattern[str]) -> list[int]:
         pieces = _split_before(text, cuts)
         missing = [piece for piece in dict.fromkeys(pieces) if piece not in self._pieces]
         if missing:
-            self._learn(missing, keep=pieces)
+            self._tokenise_pieces(missing, keep=pieces)
         known = self._pieces
         ids: list[int] = []
         for piece in pieces:
             ids += known[piece]
         return ids
 
-    def _learn(self, missing: list[str], keep: list[str]) -> None:
+    def _tokenise_pieces(self, missing: list[str], keep: list[str]) -> None:
+        # Old pieces are dropped all at once: the system prompt and common turns are back after one row.
         if self._cached_ids > _CACHED_IDS:
             self._pieces = {piece: self._pieces[piece] for piece in keep if piece in self._pieces}
             self._cached_ids = sum(map(len, self._pieces.values()))
@@ -184,21 +189,20 @@ class Tokens:
         return list(getattr(self.tokenizer, "added_tokens_decoder", {}).values())
 
     def _provable_cuts(self) -> re.Pattern[str] | None:
-        """A pattern of the tokens before which a text may be cut; None where no cut is proven harmless."""
+        """A pattern of the tokens before which a text may be cut, or None if no cut is proven harmless."""
         self._added_pattern = pattern_of(self.added)
         table = self._added_table()
         # A token that is matched after normalisation, or that swallows the blanks before it, is left inside its piece.
         cuts = pattern_of(
             [token.content for token in table if not (token.normalized or token.lstrip or token.single_word)]
         )
+        # A tokenizer that makes ids of an empty text would add them to every piece.
         if cuts is None or self.whole(""):
             return None
         tokens = [token for token in self.added if cuts.fullmatch(token)][:8]
-        for token in tokens:
-            for before in _PROBES:
-                for after in _PROBES:
-                    if self.whole(before + token + after) != self.whole(before) + self.whole(token + after):
-                        return None
+        for before, token, after in product(_PROBES, tokens, _PROBES):
+            if self.whole(before + token + after) != self.whole(before) + self.whole(token + after):
+                return None
         return cuts
 
 

@@ -1,7 +1,7 @@
 """Token trees to flat batches: count, pack to a token budget, lay end to end.
 
-A batch has no padding and holds each prompt once, however many responses continue it. Nothing here knows
-a model or a loss.
+A batch has no padding and holds each prompt, and each branch, once, however many responses continue it. Nothing here
+knows a model or a loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def count(trees: Iterable[TokenTree]) -> Count:
 def pack(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[TokenTree]]:
     """Fill micro-batches to a token budget: first-fit decreasing, the same result for the same trees.
 
-    A tree is never cut, since its branches share the prompt's activations: one that is larger than the budget
+    A tree is never cut, since its branches share the activations before them: one that is larger than the budget
     gets a micro-batch of its own. Within a micro-batch, and between them by first member, the given order is kept.
 
     Raises:
@@ -60,57 +60,24 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
 
     Raises:
         ValueError: no trees; a tree without branches (a bare prompt has nothing to train); a branch without tokens, or
-            whose first token would train with nothing before it; a column that not every branch has, or not for every
-            token.
+            whose first token would train with nothing before it, or that continues one that does not stand before it;
+            a column that not every branch has, or not for every token; a tree with media, which a batch of ids drops.
     """
     if not trees:
         raise ValueError("a batch needs at least one tree")
-    ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    nodes: list[Node] = []
-    targets: list[np.ndarray] = []
-    predictors: list[np.ndarray] = []
-    branch_of: list[np.ndarray] = []
-    tree_of_branch: list[int] = []
-    cursor = 0
-    for tree_index, tree in enumerate(trees):
-        if not tree.branches:
-            raise ValueError(f"{tree.row}: a tree without branches has nothing to train")
-        prompt_length = len(tree.prompt_ids)
-        root = -1
-        if prompt_length:
-            root = len(nodes)
-            nodes.append(Node(cursor, cursor + prompt_length, -1))
-            ids.append(np.asarray(tree.prompt_ids))
-            positions.append(np.arange(prompt_length))
-            cursor += prompt_length
-        last_of_prompt = cursor - 1
-        for branch in tree.branches:
-            length = len(branch.ids)
-            if length == 0:
-                raise ValueError(f"{tree.row}: a branch has no tokens")
-            if not prompt_length and branch.loss_mask[0]:
-                raise ValueError(
-                    f"{tree.row}: the first token of a sequence has nothing to predict it and cannot train"
-                )
-            nodes.append(Node(cursor, cursor + length, root))
-            ids.append(np.asarray(branch.ids))
-            positions.append(np.arange(prompt_length, prompt_length + length))
-            trained = np.flatnonzero(branch.loss_mask)
-            targets.append(cursor + trained)
-            predictors.append(np.where(trained == 0, last_of_prompt, cursor + trained - 1))
-            branch_of.append(np.full(len(trained), len(tree_of_branch)))
-            tree_of_branch.append(tree_index)
-            cursor += length
+    laid = _Laid()
+    for index, tree in enumerate(trees):
+        laid.add(tree, index)
     margins = [tree.margin for tree in trees]
     return Batch(
-        input_ids_T=_long(ids),
-        positions_T=_long(positions),
-        nodes=tuple(nodes),
-        target_index_N=_long(targets),
-        predictor_index_N=_long(predictors),
-        branch_N=_long(branch_of),
-        tree_B=torch.tensor(tree_of_branch, dtype=torch.long),
+        input_ids_T=_long(laid.ids),
+        positions_T=_long(laid.positions),
+        nodes=tuple(laid.nodes),
+        target_index_N=_long(laid.targets),
+        predictor_index_N=_long(laid.predictors),
+        branch_N=_long(laid.branch_of),
+        tree_B=torch.tensor(laid.tree_of_branch, dtype=torch.long),
+        branch_nodes=tuple(laid.branch_nodes),
         keys=tuple(tree.key for tree in trees),
         rows=tuple(tree.row for tree in trees),
         margin_P=_margins(margins),
@@ -119,6 +86,63 @@ def collate(trees: Sequence[TokenTree]) -> Batch:
         step_labels_N=_step_labels(trees),
         columns_N=_columns(trees),
     )
+
+
+class _Laid:
+    """The flat sequence while trees are laid into it, one after the other."""
+
+    def __init__(self) -> None:
+        self.ids: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.nodes: list[Node] = []
+        self.targets: list[np.ndarray] = []
+        self.predictors: list[np.ndarray] = []
+        self.branch_of: list[np.ndarray] = []
+        self.tree_of_branch: list[int] = []
+        self.branch_nodes: list[int] = []
+        self._end = 0
+
+    def add(self, tree: TokenTree, index: int) -> None:
+        _require_whole(tree)
+        root = self._node(np.asarray(tree.prompt_ids), 0, -1) if len(tree.prompt_ids) else -1
+        own: list[int] = []
+        depth = tree.row_lengths
+        for branch, end in zip(tree.branches, depth, strict=True):
+            parent = root if branch.parent is None else own[branch.parent]
+            # A branch's first token is predicted by the last one of its path, which may lie anywhere before it.
+            before = self.nodes[parent].end - 1 if parent >= 0 else -1
+            node = self._node(np.asarray(branch.ids), end - len(branch.ids), parent)
+            start = self.nodes[node].start
+            own.append(node)
+            trained = np.flatnonzero(branch.loss_mask)
+            self.targets.append(start + trained)
+            self.predictors.append(np.where(trained == 0, before, start + trained - 1))
+            self.branch_of.append(np.full(len(trained), len(self.tree_of_branch)))
+            self.tree_of_branch.append(index)
+        self.branch_nodes += own
+
+    def _node(self, ids: np.ndarray, position: int, parent: int) -> int:
+        """Lay a run of tokens; their positions go on from `position`."""
+        self.nodes.append(Node(self._end, self._end + len(ids), parent))
+        self.ids.append(ids)
+        self.positions.append(np.arange(position, position + len(ids)))
+        self._end += len(ids)
+        return len(self.nodes) - 1
+
+
+def _require_whole(tree: TokenTree) -> None:
+    """Refuse what a batch cannot hold, or what has nothing to train. Raises ValueError."""
+    if not tree.branches:
+        raise ValueError(f"{tree.row}: a tree without branches has nothing to train")
+    if tree.media:
+        raise ValueError(f"{tree.row}: the prompt has {len(tree.media)} media, and a batch of ids would drop them")
+    for index, branch in enumerate(tree.branches):
+        if len(branch.ids) == 0:
+            raise ValueError(f"{tree.row}: a branch has no tokens")
+        if branch.parent is not None and not 0 <= branch.parent < index:
+            raise ValueError(f"{tree.row}: branch {index} continues branch {branch.parent}, which is not before it")
+        if branch.parent is None and not len(tree.prompt_ids) and branch.loss_mask[0]:
+            raise ValueError(f"{tree.row}: the first token of a sequence has nothing to predict it and cannot train")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -133,6 +157,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         predictor_index_N=batch.predictor_index_N.to(device, non_blocking=True),
         branch_N=batch.branch_N.to(device, non_blocking=True),
         tree_B=batch.tree_B.to(device, non_blocking=True),
+        branch_nodes=batch.branch_nodes,
         keys=batch.keys,
         rows=batch.rows,
         margin_P=_moved(batch.margin_P, device),

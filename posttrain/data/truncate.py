@@ -1,6 +1,8 @@
 """What happens to a row that is longer than `max_length`: a policy with a name and a count, never silence.
 
-    drop               the row is left out
+Between drafts (`templates/drafts.py`) and trees: `Encoder` fits every draft before it freezes it.
+
+    drop               the row is dropped, and counted
     keep_prompt_end    the beginning of the prompt is cut; BOS and a leading system turn stay where there is room
     cut_response       the responses are cut; a cut response has lost its stop token and gets no other
     per_side_budget    the same, under the name it has for pairs: each side may use what the prompt leaves free
@@ -17,7 +19,7 @@ from typing import Literal, get_args
 Truncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget"]
 TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
 
-DROPPED = {
+DROP_REASONS = {
     "too_long": "longer than max_length",
     "prompt_too_long": "the prompt alone leaves no room for a response",
     "response_too_long": "the response leaves no room for the end of its prompt",
@@ -29,9 +31,9 @@ DROPPED = {
     "prompt_mismatch": "the sides of the row do not share their prompt's ids",
     "special_tokens": "a text holds the name of a special token",
 }
-"""Why a tree is left out: the labels under which it is counted, with their meaning."""
+"""Why a tree is dropped: the labels under which it is counted, with their meaning."""
 
-TRUNCATED = {
+TRUNCATION_REASONS = {
     "prompt_cut": "the beginning of the prompt was cut",
     "response_cut": "the end of a response was cut, and with it the stop token",
 }
@@ -74,7 +76,7 @@ class Fitted:
     truncated: str | None = None
 
 
-def fit(
+def fit_length(
     draft: Draft,
     max_length: int | None,
     policy: Truncation,
@@ -87,10 +89,11 @@ def fit(
     heads: beginnings of the prompt that `keep_prompt_end` would like to keep, the best first.
     shortest_prompt: how many tokens at the prompt's end must stay, so that the answer still has a question.
     """
+    # Before any cut, so that a row without a trained token is counted as that and not as one that was cut too short.
     if not all(any(side.mask) for side in draft.sides):
         return Fitted(None, dropped="nothing_to_train")
     draft = Draft(draft.prompt, tuple(side.cut(len(side.ids)) for side in draft.sides))
-    if _identical(draft):
+    if _all_sides_equal(draft):
         return Fitted(None, dropped="identical_responses")
     if max_length is None or draft.longest <= max_length:
         return Fitted(draft)
@@ -107,6 +110,7 @@ def _keep_prompt_end(draft: Draft, max_length: int, heads: Sequence[Sequence[int
         return Fitted(None, dropped="response_too_long")
     # A head may take half of the room at most: the end of the prompt is what the answer answers.
     head = next((head for head in heads if len(head) <= min(room // 2, room - shortest_prompt)), ())
+    # The end of the prompt stays, and with it the question; what is lost is the beginning of the conversation.
     prompt = [*head, *draft.prompt[len(draft.prompt) - (room - len(head)) :]]
     return Fitted(Draft(prompt, draft.sides), truncated="prompt_cut")
 
@@ -116,14 +120,15 @@ def _cut_sides(draft: Draft, max_length: int) -> Fitted:
     if room < 1:
         return Fitted(None, dropped="prompt_too_long")
     cut = Draft(draft.prompt, tuple(side.cut(room) for side in draft.sides))
+    # A pair of which one side is empty would train the other alone, with a margin to nothing.
     if not all(side.ids for side in cut.sides):
         return Fitted(None, dropped="nothing_left_to_train")
-    if _identical(cut):
+    if _all_sides_equal(cut):
         return Fitted(None, dropped="identical_after_cut")
     return Fitted(cut, truncated="response_cut")
 
 
-def _identical(draft: Draft) -> bool:
+def _all_sides_equal(draft: Draft) -> bool:
     """Equal sides say nothing about which is better: their loss is constant and would only dilute the metrics."""
     first, *others = draft.sides or (Side([], []),)
     return bool(others) and all(side.ids == first.ids for side in others)

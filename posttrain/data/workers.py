@@ -1,4 +1,4 @@
-"""Encoding on several cores: the same blocks in the same order as on one.
+"""Encoding on several cores: the same blocks in the same order as on one. `store.encode` starts a pool for many rows.
 
 Workers are plain `python -m posttrain.data.workers` processes that read pickled chunks and write pickled blocks. A
 fork would copy the threads' locks of a process that already computes, and a spawned pool would run the user's script
@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
-from posttrain.data.blocks import BadRows, Block, encode_block
+from posttrain.data.blocks import Block, encode_block
 from posttrain.data.encode import Encoder
+from posttrain.data.refusals import BadRows
 from posttrain.errors import EncodingError, PosttrainError
 from posttrain.types import Example
 
@@ -51,6 +52,7 @@ class WorkerPool:
             parcel = pickle.dumps((encoder, bad_rows))
         except (pickle.PicklingError, TypeError, AttributeError) as error:  # what pickle raises for a foreign object
             raise WorkerStartError(str(error)) from error
+
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -66,9 +68,10 @@ class WorkerPool:
             )
             for _ in range(count)
         ]
+
         try:
             for process in self._processes:
-                _send(_pipe(process.stdin), parcel)
+                _write_parcel(_pipe(process.stdin), parcel)
             for process in self._processes:
                 self._await_start(process)
         except BaseException:
@@ -103,20 +106,20 @@ class WorkerPool:
             yield self._receive(busy.popleft())
 
     def _await_start(self, process: subprocess.Popen[bytes]) -> None:
-        answer = _take(_pipe(process.stdout))
+        answer = _read_parcel(_pipe(process.stdout))
         outcome, value = pickle.loads(answer) if answer is not None else ("error", f"exit code {process.wait()}")
         if outcome != "ready":
             raise WorkerStartError(value)
 
     def _give(self, process: subprocess.Popen[bytes], chunk: Sequence[Example], busy: deque[Any]) -> None:
         try:
-            _send(_pipe(process.stdin), pickle.dumps(list(chunk)))
+            _write_parcel(_pipe(process.stdin), pickle.dumps(list(chunk)))
         except BrokenPipeError as error:
             raise _ended(process) from error
         busy.append(process)
 
     def _receive(self, process: subprocess.Popen[bytes]) -> Block:
-        answer = _take(_pipe(process.stdout))
+        answer = _read_parcel(_pipe(process.stdout))
         if answer is None:
             raise _ended(process)
         outcome, value = pickle.loads(answer)
@@ -143,13 +146,13 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _send(pipe: IO[bytes], parcel: bytes) -> None:
+def _write_parcel(pipe: IO[bytes], parcel: bytes) -> None:
     pipe.write(_LENGTH.pack(len(parcel)))
     pipe.write(parcel)
     pipe.flush()
 
 
-def _take(pipe: IO[bytes]) -> bytes | None:
+def _read_parcel(pipe: IO[bytes]) -> bytes | None:
     header = pipe.read(_LENGTH.size)
     if len(header) < _LENGTH.size:
         return None
@@ -164,22 +167,22 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the blocks
     chunks = sys.stdin.buffer
-    parcel = _take(chunks)
+    parcel = _read_parcel(chunks)
     if parcel is None:
         return
     try:
         encoder, bad_rows = pickle.loads(parcel)
     except Exception as error:  # whatever a foreign tokenizer's code does here, the parent has another way
-        _send(answers, pickle.dumps(("error", repr(error))))
+        _write_parcel(answers, pickle.dumps(("error", repr(error))))
         return
-    _send(answers, pickle.dumps(("ready", None)))
-    while (parcel := _take(chunks)) is not None:
+    _write_parcel(answers, pickle.dumps(("ready", None)))
+    while (parcel := _read_parcel(chunks)) is not None:
         try:
             answer: Any = ("block", encode_block(encoder, pickle.loads(parcel), bad_rows))
         except PosttrainError as error:
             answer = ("error", (type(error), error.problem, error.__dict__))
         try:
-            _send(answers, pickle.dumps(answer))
+            _write_parcel(answers, pickle.dumps(answer))
         except BrokenPipeError:
             return
 

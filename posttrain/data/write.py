@@ -1,4 +1,4 @@
-"""JSONL files that are there whole or not at all."""
+"""JSONL files that are there whole or not at all: rejected rows, cleaned copies, pairs made by a stage."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ class JsonlWriter:
         if self._file is None or self.path is None:
             return
         if kind is None:
+            # On disk before it has its name: after a power cut the name would stand for an empty file.
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(self.path)
-        else:
+        else:  # the block failed: half a file must not be taken for the whole
             self._file.close()
             with contextlib.suppress(FileNotFoundError):
                 self._temporary.unlink()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS
 from posttrain.diagnostics.detection import AlarmCheck, Detection
 from posttrain.diagnostics.history import RECENT, History
-from posttrain.errors import CheckpointError, ConfigError, UnknownKeyError, nearest
+from posttrain.errors import CheckpointError, ConfigError, unknown
 from posttrain.runs.records.logs import Alarm, AlarmSeverity
 
 
@@ -100,14 +100,8 @@ def _with_thresholds(check: AlarmCheck, change: Mapping[str, float]) -> AlarmChe
 def _known(key: str, candidates: Mapping[str, Any], what: str, where: str) -> None:
     if key in candidates:
         return
-    guess = nearest(key, candidates)
-    raise UnknownKeyError(
-        f"there is no {what} {key!r}",
-        where=where,
-        found=key,
-        expected=f"one of: {', '.join(candidates)}" if candidates else "no thresholds",
-        remedy=f"did you mean {guess}?" if guess else f"remove {key}",
-    )
+    details = {} if candidates else {"expected": "no thresholds"}
+    raise unknown(what, key, candidates, where=where, found=key, otherwise=f"remove `{key}`", **details)
 
 
 # ---------------------------------------------------------------- state

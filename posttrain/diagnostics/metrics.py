@@ -14,7 +14,7 @@ from types import MappingProxyType
 from posttrain.diagnostics.metric_info import Better, MetricInfo
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
 from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
-from posttrain.types import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
+from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
 
 __all__ = ["METRICS", "Better", "MetricInfo", "counts", "merge", "perplexity", "values"]
 

@@ -63,6 +63,13 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "Mean -log p of the sampled tokens, which estimates the policy's entropy. Near 0, it says one thing only.",
         ),
+        "staleness": MetricInfo(
+            "Staleness",
+            "steps",
+            "down",
+            "Mean steps between the oldest weights that sampled a completion and those that train on it; 0 where "
+            "sampling and training take turns.",
+        ),
         "kl_coefficient": MetricInfo("KL coefficient", "", "none", "Weight of the KL in this step."),
         "sync_gap": MetricInfo(
             "Sync gap", "nats/token", "down", "How far engine and trainer score the probe apart after the sync."

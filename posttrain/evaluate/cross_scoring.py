@@ -17,22 +17,22 @@ from pathlib import Path
 import numpy as np
 
 from posttrain.evaluate.agreement import agreement
-from posttrain.evaluate.scorer import RewardScorer
-from posttrain.evaluate.win_rate import outcome
+from posttrain.evaluate.reward_scorers import RewardScorer
+from posttrain.evaluate.suites.win_rate import outcome
 from posttrain.intervals import average, unbounded
 from posttrain.runs.folder import RunFolder, read_answers
 from posttrain.runs.records.evaluation import AnswerLine, Figure
 from posttrain.runs.records.reward import CrossAgreement, CrossCell, CrossScores
 from posttrain.types import Message
 
-Answers = Mapping[str, Sequence[str]]
+AnswersByModel = Mapping[str, Sequence[str]]
 """{policy: its answers, one per prompt}; the first policy is the one that the others are compared with."""
-Rewards = Mapping[str, Mapping[str, Sequence[float]]]
+RewardsByJudge = Mapping[str, Mapping[str, Sequence[float]]]
 """{reward model: {policy: rewards, one per prompt}}"""
 
 
 def score_answers(
-    prompts: Sequence[Sequence[Message]], answers: Answers, scorers: Mapping[str, RewardScorer]
+    prompts: Sequence[Sequence[Message]], answers: AnswersByModel, scorers: Mapping[str, RewardScorer]
 ) -> dict[str, dict[str, list[float]]]:
     """Every reward model's rewards of every policy's answers."""
     return {
@@ -41,7 +41,7 @@ def score_answers(
     }
 
 
-def cross_scores(answers: Answers, rewards: Rewards) -> CrossScores:
+def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> CrossScores:
     """The matrix.
 
     Each cell has the rewards, their mean, the win rate against the first policy (ties half, intervals over prompts),
@@ -52,9 +52,11 @@ def cross_scores(answers: Answers, rewards: Rewards) -> CrossScores:
     first = policies[0]
     cells: dict[str, dict[str, CrossCell]] = {}
     for judge, by_policy in rewards.items():
+        # Over all policies' answers: standardised within one policy, every policy would have the mean 0.
         everything = np.array([by_policy[policy] for policy in policies], dtype=float)
         centre, spread = float(everything.mean()), float(everything.std())
         cells[judge] = {
+            # A constant judge has no spread; dividing by 1 shows zeros instead of NaN.
             policy: _cell(answers, by_policy, policy, first, centre, spread if spread > 0 else 1.0)
             for policy in policies
         }
@@ -66,7 +68,7 @@ def cross_scores(answers: Answers, rewards: Rewards) -> CrossScores:
 
 
 def _cell(
-    answers: Answers,
+    answers: AnswersByModel,
     by_policy: Mapping[str, Sequence[float]],
     policy: str,
     first: str,
@@ -108,6 +110,7 @@ def cross_scores_of_run(folders: Mapping[str, Path], suites: Mapping[str, str]) 
     for suite, judge in suites.items():
         judged = {name: _judged(folder, suite) for name, folder in folders.items()}
         texts = {name: [answer.completion for answer in answers] for name, answers in judged.items() if answers}
+        # Suites with other prompts cannot be columns of one matrix: their rows would be different answers.
         if len(texts) > 1 and (not answers or answers == texts):
             answers = texts
             rewards[judge] = {name: [answer.reward or 0.0 for answer in judged[name]] for name in texts}

@@ -23,7 +23,7 @@ import numpy as np
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.intervals import Score, average
 from posttrain.runs.files import read_json, write_json
-from posttrain.runs.records.evaluation import PassAtK, PassAtKCounts
+from posttrain.runs.records.evaluation import PassAtKCounts, PassAtKEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def counts_path(folder: Path, suite: str) -> Path:
 
 def write_counts(folder: Path, counts: PassCounts) -> None:
     """evaluations/<suite>.counts.json: the counts and the curve, for the report."""
-    points = tuple(PassAtK.of(k, score) for k, score in curve(counts))
+    points = tuple(PassAtKEstimate.of(k, score) for k, score in curve(counts))
     record = PassAtKCounts(counts.suite, counts.samples, counts.rows, counts.prompts, counts.correct, points)
     write_json(counts_path(folder, counts.suite), record.to_json())
 

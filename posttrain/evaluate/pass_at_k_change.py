@@ -4,7 +4,7 @@ Both policies answer the same prompts n times. pass@1 is how often an answer is 
 many prompts are within reach of K attempts. Training that lifts pass@1 and leaves pass@K where it was has made likely
 what the start found now and then (Yue et al. 2025, arXiv:2504.13837).
 
-    change(before, after).verdict     # Verdict.SHARPENED
+    change(before, after).verdict     # ReachVerdict.SHARPENED
 
 A difference counts where chance does not explain it: the paired bootstrap's interval over prompts leaves out 0, and so
 does an exact test by signs. The second is there because the bootstrap takes four prompts of forty that all rose for
@@ -35,7 +35,7 @@ LEAST_UNSOLVED = 6
 five of five have the same sign one time in sixteen."""
 
 
-class Verdict(StrEnum):
+class ReachVerdict(StrEnum):
     """What became of the policy's reach."""
 
     WIDENED = "widened"
@@ -49,8 +49,8 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One k: Point(8, base=Score(...), trained=Score(...), difference=Difference(0.04, -0.02, 0.10, 40), p=0.21)."""
+class ReachPoint:
+    """One k: ReachPoint(8, Score(0.31, ...), Score(0.35, ...), Difference(0.04, -0.02, 0.10, 40), p=0.21)."""
 
     k: int
     base: Score
@@ -80,15 +80,15 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ReachChange:
     """Two policies on one suite."""
 
     suite: str
     samples: int
-    points: tuple[Point, ...]
+    points: tuple[ReachPoint, ...]
     unsolved: float
     """Prompts that the base does not solve in K attempts."""
-    verdict: Verdict
+    verdict: ReachVerdict
 
     @property
     def prompts(self) -> int:
@@ -97,29 +97,29 @@ class Change:
     def sentence(self, base: str, trained: str) -> str:
         """The verdict in words: sentence("sft", "grpo")."""
         first, last = self.points[0], self.points[-1]
-        said = {
-            Verdict.WIDENED: f"{trained} widened what {base} can do",
-            Verdict.SHARPENED: f"{trained} only sharpened what {base} could do already",
-            Verdict.NEITHER: f"{trained} neither widened nor sharpened what {base} can do",
-            Verdict.CANNOT_TELL: f"whether {trained} widened what {base} can do cannot be told from these prompts",
+        verdict = {
+            ReachVerdict.WIDENED: f"{trained} widened what {base} can do",
+            ReachVerdict.SHARPENED: f"{trained} only sharpened what {base} could do already",
+            ReachVerdict.NEITHER: f"{trained} neither widened nor sharpened what {base} can do",
+            ReachVerdict.CANNOT_TELL: f"whether {trained} widened what {base} can do cannot be told from these prompts",
         }[self.verdict]
         parts = [f"pass@1 {_moved(first)}"] + ([f"pass@{last.k} {_moved(last)}"] if last.k > 1 else [])
-        return f"{said}: {', '.join(parts)}; {self.prompts} prompts.{self._remark(base, last)}"
+        return f"{verdict}: {', '.join(parts)}; {self.prompts} prompts.{self._remark(base, last)}"
 
-    def _remark(self, base: str, last: Point) -> str:
-        if self.verdict is Verdict.CANNOT_TELL and last.may_have_risen and self.unsolved >= LEAST_UNSOLVED:
+    def _remark(self, base: str, last: ReachPoint) -> str:
+        if self.verdict is ReachVerdict.CANNOT_TELL and last.may_have_risen and self.unsolved >= LEAST_UNSOLVED:
             return (
                 f" The gain at {last.k} attempts leaves out 0, but so few prompts changed that chance makes as large a "
                 f"difference {_percent(last.p)} times in 100; ask more prompts."
             )
-        if self.verdict is Verdict.CANNOT_TELL:
+        if self.verdict is ReachVerdict.CANNOT_TELL:
             return (
                 f" In {last.k} attempts {base} solves {_percent(last.base.value)} % of them, so there is no room "
                 "above it; ask harder prompts."
             )
-        if self.verdict is Verdict.SHARPENED and last.fell:
+        if self.verdict is ReachVerdict.SHARPENED and last.fell:
             return " It narrowed: prompts that were within reach no longer are."
-        if self.verdict is Verdict.SHARPENED and last.difference.high > 0:
+        if self.verdict is ReachVerdict.SHARPENED and last.difference.high > 0:
             return f" A gain of up to {_percent(last.difference.high)} points would not show on so few prompts."
         return ""
 
@@ -149,7 +149,7 @@ class Change:
         )
 
 
-def change(base: PassCounts, trained: PassCounts) -> Change:
+def change(base: PassCounts, trained: PassCounts) -> ReachChange:
     """What became of the base's reach.
 
     Raises:
@@ -157,24 +157,24 @@ def change(base: PassCounts, trained: PassCounts) -> Change:
     """
     _refuse_unpaired(base, trained)
     ks = powers_to(base.samples)
-    before_PK, after_PK = (estimates(one.samples, one.correct, ks) for one in (base, trained))
+    before_PK, after_PK = (estimates(counts.samples, counts.correct, ks) for counts in (base, trained))
     points = []
     for place, k in enumerate(ks):
         before_P, after_P = before_PK[:, place], after_PK[:, place]
         moved = paired_difference(before_P, after_P)
-        points.append(Point(k, average(before_P), average(after_P), moved, sign_flip(after_P - before_P)))
+        points.append(ReachPoint(k, average(before_P), average(after_P), moved, sign_flip(after_P - before_P)))
     unsolved = float((1 - before_PK[:, -1]).sum())
-    return Change(base.suite, base.samples, tuple(points), unsolved, _verdict(points[0], points[-1], unsolved))
+    return ReachChange(base.suite, base.samples, tuple(points), unsolved, _verdict(points[0], points[-1], unsolved))
 
 
-def _verdict(first: Point, last: Point, unsolved: float) -> Verdict:
+def _verdict(first: ReachPoint, last: ReachPoint, unsolved: float) -> ReachVerdict:
     if last.k == 1:  # one answer to each prompt says nothing of what further ones could reach
-        return Verdict.CANNOT_TELL if first.rose else Verdict.NEITHER
+        return ReachVerdict.CANNOT_TELL if first.rose else ReachVerdict.NEITHER
     if last.rose:
-        return Verdict.WIDENED
+        return ReachVerdict.WIDENED
     if last.may_have_risen or (unsolved < LEAST_UNSOLVED and not last.fell):
-        return Verdict.CANNOT_TELL
-    return Verdict.SHARPENED if first.rose else Verdict.NEITHER
+        return ReachVerdict.CANNOT_TELL
+    return ReachVerdict.SHARPENED if first.rose else ReachVerdict.NEITHER
 
 
 def sign_flip(moved_P: np.ndarray) -> float:
@@ -207,7 +207,7 @@ def _refuse_unpaired(base: PassCounts, trained: PassCounts) -> None:
     )
 
 
-def _moved(point: Point) -> str:
+def _moved(point: ReachPoint) -> str:
     """rose from 30 to 61 % (+31 points [+25, +37])"""
     still = "may have risen" if point.may_have_risen else "stayed within noise"
     word = "rose" if point.rose else "fell" if point.fell else still
@@ -246,10 +246,10 @@ def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[P
             pairs.append((names[0], names[-1]))
         for base, trained in pairs:
             try:
-                found = change(asked[base], asked[trained])
+                moved = change(asked[base], asked[trained])
             except DataError:
                 continue  # asked before the suite was changed; the run asks it again when it comes to that stage
-            records.append(found.record(base, trained))
+            records.append(moved.record(base, trained))
     return records
 
 

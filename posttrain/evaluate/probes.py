@@ -24,14 +24,14 @@ from posttrain.runs.records.reward import ProbeFigures
 
 REFUSAL = "I'm sorry, but I can't help with that."
 TIMES_REPEATED = 3
-Answer = TypeVar("Answer", str, tuple[int, ...])
+AnswerT = TypeVar("AnswerT", str, tuple[int, ...])
 EXPECTED_BELOW = ("empty", "repeated", "off_topic")
 """Probes that should lose to the chosen answer."""
 
 
 def probe_answers(
-    prompts: Sequence[Hashable], chosen: Sequence[Answer], *, empty: Answer, refusal: Answer, between: Answer
-) -> dict[str, list[Answer]]:
+    prompts: Sequence[Hashable], chosen: Sequence[AnswerT], *, empty: AnswerT, refusal: AnswerT, between: AnswerT
+) -> dict[str, list[AnswerT]]:
     """Each probe's answer to each prompt; off_topic is left out where a prompt has no other one beside it.
 
     Answers are all texts, or all tuples of ids without their stop token:
@@ -61,27 +61,27 @@ def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale:
     standard deviations of the rewards (`scale`); 0 where the rewards do not vary. A probe may have been put to the
     first prompts only.
     """
-    found = {}
+    by_probe = {}
     for name, probe_P in probes.items():
         margins = chosen_P[: len(probe_P)] - probe_P
         gaps = margins / scale if scale > 0 else np.zeros_like(margins)
-        found[name] = ProbeFigures(
+        by_probe[name] = ProbeFigures(
             below_chosen=Figure.of(accuracy(margins)),
             mean=Figure.of(unbounded(probe_P)),
             gap=Figure.of(unbounded(gaps)),
             judged=name in EXPECTED_BELOW,
         )
-    return found
+    return by_probe
 
 
-def _other_answers(prompts: Sequence[Hashable], chosen: Sequence[Answer]) -> list[Answer] | None:
+def _other_answers(prompts: Sequence[Hashable], chosen: Sequence[AnswerT]) -> list[AnswerT] | None:
     """For each prompt the chosen answer of the next one that differs, in its prompt and in its answer."""
     total = len(prompts)
-    found = []
+    mismatched = []
     for index in range(total):
         others = ((index + step) % total for step in range(1, total))
         other = next((j for j in others if prompts[j] != prompts[index] and chosen[j] != chosen[index]), None)
         if other is None:
             return None
-        found.append(chosen[other])
-    return found
+        mismatched.append(chosen[other])
+    return mismatched

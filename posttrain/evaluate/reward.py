@@ -86,7 +86,7 @@ class PairScores:
         """
         names = tuple(str(row) for row in rows)
         kinds = tuple(categories) if categories is not None else (None,) * len(names)
-        found = cls(
+        pairs = cls(
             np.asarray(chosen, dtype=float),
             np.asarray(rejected, dtype=float),
             np.asarray(tokens_chosen, dtype=float),
@@ -94,19 +94,20 @@ class PairScores:
             names,
             kinds,
         )
-        lengths = {len(found.chosen_P), len(found.rejected_P), len(found.tokens_chosen_P), len(found.tokens_rejected_P)}
+        lengths = {len(pairs.chosen_P), len(pairs.rejected_P), len(pairs.tokens_chosen_P), len(pairs.tokens_rejected_P)}
+        # A shorter array would be paired with the wrong rows, and every figure below would still look plausible.
         assert lengths == {len(names)} == {len(kinds)}, "one value of each kind per pair"
         if not names:
             raise EmptyDatasetError("there are no pairs to score", remedy="give the stage held-out pairs: `held_out`")
-        odd = np.flatnonzero(~(np.isfinite(found.chosen_P) & np.isfinite(found.rejected_P)))
+        odd = np.flatnonzero(~(np.isfinite(pairs.chosen_P) & np.isfinite(pairs.rejected_P)))
         if len(odd):
             raise DataError(
                 "a reward is not finite",
                 where=names[odd[0]],
-                found=f"chosen {found.chosen_P[odd[0]]}, rejected {found.rejected_P[odd[0]]}; {len(odd)} such pairs",
+                found=f"chosen {pairs.chosen_P[odd[0]]}, rejected {pairs.rejected_P[odd[0]]}; {len(odd)} such pairs",
                 remedy="train with a lower learning rate or in fp32; the model that gave these scores is unusable",
             )
-        return found
+        return pairs
 
     @property
     def margins_P(self) -> np.ndarray:
@@ -145,6 +146,7 @@ def evaluate_reward(
         probabilities: whether sigmoid(margin) is meant as a probability, as Bradley-Terry and Plackett-Luce mean it. A
             model that was fitted to scores is not asked for its calibration.
     """
+    # Probes are told in units of this model's own spread: reward models differ in scale by orders of magnitude.
     spread = float(scores.rewards_P2.std())
     record = RewardEvaluation(
         schema=SCHEMA,
@@ -224,6 +226,7 @@ def gain(scores: PairScores, untrained: PairScores) -> Score:
             found=f"{len(scores.rows)} and {len(untrained.rows)} pairs",
             remedy="score both on the same held-out pairs, in the same order",
         )
+    # Paired: what is merely easy or hard about a pair is the same for both heads, and would widen the interval.
     return paired_difference(correct(untrained.margins_P), correct(scores.margins_P))
 
 
@@ -237,8 +240,8 @@ def calibration(scores: PairScores) -> Calibration:
         by_chance=ChanceError(chance, chance_high),
         gap=Figure.of(confidence_gap(margins)),
         bins=tuple(
-            CalibrationBin(bin.low, bin.high, bin.n, bin.confidence, Figure.of(bin.accuracy))
-            for bin in reliability(margins, bins)
+            CalibrationBin(group.low, group.high, group.n, group.confidence, Figure.of(group.accuracy))
+            for group in reliability(margins, bins)
         ),
     )
 
@@ -253,6 +256,7 @@ def by_length(scores: PairScores) -> tuple[BucketAccuracy, ...]:
     """
     difference = scores.tokens_chosen_P - scores.tokens_rejected_P
     sizes = np.abs(difference[difference != 0])
+    # The data's own median: fixed bounds would put all pairs of a set of short answers into one bucket.
     middle = float(np.median(sizes)) if len(sizes) else 0.0
     cut = f"{middle:g}"
     buckets = [
@@ -286,7 +290,9 @@ def length_figures(scores: PairScores) -> LengthFigures:
     """
     difference = scores.tokens_chosen_P - scores.tokens_rejected_P
     margins = scores.margins_P
+    # Ranked once, over all pairs: ranked anew in each resample it would cost 2,000 sorts.
     x, y = ranks(margins), ranks(difference)
+    # +1 where the model prefers the longer answer, -1 the shorter, 0 for a tie of either; `accuracy` counts 0 half.
     preferred = np.sign(margins) * np.sign(difference)
     return LengthFigures(
         correlation=Figure.of(spearman(scores.rewards_P2, scores.tokens_P2)),

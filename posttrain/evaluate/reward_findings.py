@@ -35,23 +35,23 @@ def find(record: RewardEvaluation, step: int = 0) -> list[Alarm]:
     collapsed = list(_collapse(record, step))
     if collapsed:
         return collapsed  # nothing else that is said of a constant means anything
-    found = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
-    found += [*_length(record, step), *_probes(record, step)]
-    return sorted(found, key=lambda alarm: alarm.severity != "critical")
+    alarms = [*_no_better_than_chance(record, step), *_overconfident(record, step)]
+    alarms += [*_length(record, step), *_probes(record, step)]
+    return sorted(alarms, key=lambda alarm: alarm.severity != "critical")
 
 
 def _collapse(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
     std, ties = record.trained["std"].value, record.trained["ties"].value
     if std >= LEAST_SPREAD and ties <= MOST_TIES:
         return
-    said = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
+    message = f"the rewards of all held-out answers are nearly one number (standard deviation {std:.2g})"
     if std >= LEAST_SPREAD:
-        said = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
+        message = f"both answers have the same reward in {ties:.0%} of the held-out pairs"
     yield Alarm(
         name="reward_collapse",
         severity="critical",
         step=step,
-        message=f"{said}: the model tells nothing apart",
+        message=f"{message}: the model tells nothing apart",
         evidence={"std": std, "ties": ties, "mean": record.trained["mean"].value},
         remedy="check that the head and the backbone train, that the pooled token is the answer's last, and that the "
         "two sides of the rows differ; raise the learning rate",
@@ -59,10 +59,12 @@ def _collapse(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
 
 
 def _no_better_than_chance(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
+    # The interval decides, not the figure: 55 % of 40 pairs is what a coin gives one time in three.
     accuracy = record.trained["accuracy"]
     low, high = _interval(accuracy)
     if low > 0.5:
         return
+    # Clearly below is a worse fault than at chance: the model has learnt, and the labels are the wrong way round.
     below = high < 0.5
     yield Alarm(
         name="reward_at_chance",
@@ -78,6 +80,7 @@ def _no_better_than_chance(record: RewardEvaluation, step: int) -> Iterator[Alar
 
 
 def _overconfident(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
+    # None of a model that was fitted to scores, whose margins are no log-odds.
     calibration = record.calibration
     gap = calibration.gap if calibration is not None else None
     if calibration is None or gap is None or _interval(gap)[0] <= OVERCONFIDENT:
@@ -100,6 +103,7 @@ def _length(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
         return
     figure, chosen, preferred = length.margin_correlation, length.longer_chosen.value, length.longer_preferred.value
     low, high = _interval(figure)
+    # A correlation alone is no fault: where people prefer longer answers, a right model follows the length too.
     longer = low > LENGTH_CORRELATION and preferred - chosen > MORE_THAN_DATA
     shorter = high < -LENGTH_CORRELATION and preferred - chosen < -MORE_THAN_DATA
     if not longer and not shorter:
@@ -123,6 +127,7 @@ def _length(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
 def _probes(record: RewardEvaluation, step: int) -> Iterator[Alarm]:
     for name, figures in record.probes.items():
         below, gap = figures.below_chosen, figures.gap
+        # A refusal can be the right answer, so some probes are shown and never judged.
         if not figures.judged or below is None or gap is None or _interval(below)[1] >= PROBE_BELOW:
             continue
         yield Alarm(

@@ -58,8 +58,8 @@ class StepScores:
         assert len(scores) == len(labels) == len(rows), "one entry per response"
         if not rows:
             raise EmptyDatasetError("there are no steps to score", remedy="give the stage held-out rows: `held_out`")
-        for own, said, row in zip(scores, labels, rows, strict=True):
-            assert len(own) == len(said) >= 1, "a label for each score"
+        for own, labels_of_row, row in zip(scores, labels, rows, strict=True):
+            assert len(own) == len(labels_of_row) >= 1, "a label for each score"
             if not np.isfinite(own).all():
                 raise DataError(
                     "the score of a step is not finite",
@@ -70,7 +70,7 @@ class StepScores:
         response_S = np.repeat(np.arange(len(rows)), [len(own) for own in scores])
         return cls(
             np.concatenate([np.asarray(own, float) for own in scores]),
-            np.concatenate([np.asarray(said, float) for said in labels]),
+            np.concatenate([np.asarray(labels_of_row, float) for labels_of_row in labels]),
             response_S,
             tuple(str(row) for row in rows),
         )
@@ -85,9 +85,10 @@ class StepScores:
 
     def first(self, wrong_S: np.ndarray) -> np.ndarray:
         """Place in S of each response's first wrong step, [R]; S where it has none."""
-        found = np.full(len(self.rows), len(wrong_S))
-        np.minimum.at(found, self.response_S[wrong_S], np.flatnonzero(wrong_S))
-        return found
+        # S stands for "none": two responses without a wrong step then compare as equal, which is what is wanted.
+        place_R = np.full(len(self.rows), len(wrong_S))
+        np.minimum.at(place_R, self.response_S[wrong_S], np.flatnonzero(wrong_S))
+        return place_R
 
 
 def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> StepEvaluation:
@@ -135,21 +136,22 @@ def figures(scores: StepScores) -> dict[str, Score]:
     harmonic mean of these two (Zheng et al. 2024, ProcessBench, arXiv:2412.06559). right_steps: share of steps that are
     labelled right, the accuracy of a model that calls every step right. mean, std: of the scores.
     """
-    ones = np.ones(len(scores.score_S))
-    right, found = _judged(scores), _found(scores)
+    ones_S = np.ones(len(scores.score_S))
+    right, first_right = _judged(scores), _found(scores)
     faulty = scores.per_response((~scores.right_S).astype(float)) > 0
     known = {
-        "step_accuracy": _ratio(scores, right, ones),
-        "first_error_accuracy": average(found),
-        "right_steps": _ratio(scores, scores.right_S.astype(float), ones),
-        "mean": _ratio(scores, scores.score_S, ones),
+        "step_accuracy": _ratio(scores, right, ones_S),
+        "first_error_accuracy": average(first_right),
+        "right_steps": _ratio(scores, scores.right_S.astype(float), ones_S),
+        "mean": _ratio(scores, scores.score_S, ones_S),
         "std": Score(float(scores.score_S.std()), float("nan"), float("nan"), len(scores.rows)),
     }
     for name, members in (("error_found", faulty), ("no_error_found", ~faulty)):
         if members.any():
-            known[name] = average(found[members])
+            known[name] = average(first_right[members])
+    # The F1 of two accuracies needs both: without correct responses it would be 0 whatever the model does.
     if faulty.any() and not faulty.all():
-        known["first_error_f1"] = bootstrap(len(found), lambda index: _f1(found[index], faulty[index]))
+        known["first_error_f1"] = bootstrap(len(first_right), lambda index: _f1(first_right[index], faulty[index]))
     return known
 
 
@@ -169,6 +171,7 @@ def gains(scores: StepScores, untrained: StepScores) -> dict[str, Score]:
 
 def _judged(scores: StepScores) -> np.ndarray:
     """1 for a step on whose side the score is, 1/2 for a score of 0, [S]."""
+    # (sign + 1) / 2 maps right, zero and wrong to 1, 1/2 and 0 without a branch per step.
     return (np.sign(np.where(scores.right_S, scores.score_S, -scores.score_S)) + 1) / 2
 
 
@@ -179,15 +182,16 @@ def _found(scores: StepScores) -> np.ndarray:
 
 def _ratio(scores: StepScores, values_S: np.ndarray, counts_S: np.ndarray) -> Score:
     """A mean over steps whose interval is over responses."""
+    # Steps of one response stand or fall with each other, so whole responses are resampled (a cluster bootstrap).
     sums_R, counts_R = scores.per_response(values_S), scores.per_response(counts_S)
     return bootstrap(len(scores.rows), lambda index: sums_R[index].sum(axis=-1) / counts_R[index].sum(axis=-1))
 
 
-def _f1(found: np.ndarray, faulty: np.ndarray) -> np.ndarray:
+def _f1(right: np.ndarray, faulty: np.ndarray) -> np.ndarray:
     """Harmonic mean of the accuracies with and without a wrong step; 0 where a resample lacks one of them."""
     accuracies = []
     for members in (faulty, ~faulty):
         counts = members.sum(axis=-1)
-        accuracies.append(np.where(members, found, 0).sum(axis=-1) / np.maximum(counts, 1))
+        accuracies.append(np.where(members, right, 0).sum(axis=-1) / np.maximum(counts, 1))
     both = accuracies[0] + accuracies[1]
     return np.asarray(2 * accuracies[0] * accuracies[1] / np.where(both == 0, 1, both))

@@ -3,13 +3,19 @@
 A loss knows no model, config, device group or file. It divides by the step's *global* count, so the gradients of
 micro-batches and ranks add up to the gradient of the whole step, however the step is cut.
 
+A loss trusts its row: parameters are checked once, before the first step, by the row's own `resolve`:
+
+    row = PAIRWISE["dpo"]
+    parameters = row.resolve({"beta": 0.2})        # an error that names the parameter, its range and the nearest name
+    out = pairwise_loss(row, parameters, policy, reference_N, batch, denominator)
+
     sft.py         imitation
     pairwise.py    the offline preference family, one literal row per objective
     scores.py      what a response is worth: the table's first column
     links.py       how the rewards of a pair become a loss: the others
     preference.py  the loss of a batch of pairs or ranked lists, by one row or a mix of several
     feedback.py    single responses that are good or bad: the second table
-    responses.py   what all of them see of a batch, and what a step says to each of its trees
+    responses.py   what all of them see of a batch, and the statistics of a step that some need
     online.py      the online family, one literal row per algorithm: the third table
     surrogates.py  its columns: ratio, surrogate, reduction, correction
     policy.py      the loss of a batch of responses, by one of its rows; policy_metrics.py is what it reports
@@ -21,8 +27,9 @@ micro-batches and ranks add up to the gradient of the whole step, however the st
 
 from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
-from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow, resolve_parameters
-from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss
+from posttrain.losses.online import ONLINE, OnlineRow
+from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
+from posttrain.losses.policy import policy_loss
 from posttrain.losses.preference import Term, mixed_loss, pairwise_loss
 from posttrain.losses.sft import sft_loss
 from posttrain.losses.value import value_loss
@@ -42,7 +49,6 @@ __all__ = [
     "mixed_loss",
     "pairwise_loss",
     "policy_loss",
-    "resolve_parameters",
     "sft_loss",
     "value_loss",
 ]

@@ -1,4 +1,4 @@
-"""beta-DPO: a beta of its own for every step, and pairs left out whose margin is far from the usual one.
+"""beta-DPO: a beta of its own for every step, and pairs dropped whose margin is far from the usual one.
 
     M_i   = log π/π_ref (y_w) - log π/π_ref (y_l)              the pair's gap, nats, without gradient
     M_0   = momentum * M_0 + (1 - momentum) * mean(M)          so the usual gap, and likewise its standard deviation
@@ -13,7 +13,7 @@ Deviations
     are 0 in either case, but for what dropout or a resumed policy makes of them.
  2. Mean and deviation are those of the *step*, whatever its split into micro-batches; where all gaps are equal, every
     pair is as likely to be kept (the code divides by 0).
- 3. Held-out rows are measured with the current M_0, which they leave as it is, and none is left out.
+ 3. Held-out rows are measured with the current M_0, which they leave as it is, and none is dropped.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ LEAST_BETA = 1e-3
 
 def rescaled_logistic(rewards: Rewards, parameters: Parameters) -> Tensor:
     """-log sigmoid(lead * beta' / beta), beta' the step's."""
-    return -F.logsigmoid(rewards.lead_Q * rewards.responses.told["beta_scale"].to(rewards.lead_Q))
+    return -F.logsigmoid(rewards.lead_Q * rewards.responses.statistics["beta_scale"].to(rewards.lead_Q))
 
 
 def kept_weight(responses: Responses, pairs: Pairs) -> Tensor:
-    """0 for a pair that is left out, pairs / kept pairs for the others: the step's mean is that of the kept ones."""
-    return responses.told["weight"].to(responses.logprob_B)
+    """0 for a pair that is dropped, pairs / kept pairs for the others: the step's mean is that of the kept ones."""
+    return responses.statistics["weight"].to(responses.logprob_B)
 
 
 class DynamicBeta:
     """What beta-DPO remembers from step to step: the usual gap and its deviation.
 
     memory = DynamicBeta({"beta": 0.1, "gain": 0.6, "keep": 0.8, "momentum": 0.9})
-    memory.told({"gap": tensor([...])}, draw)   # {"beta_scale": [P], "weight": [P]}
+    memory.statistics({"gap": tensor([...])}, draw)   # {"beta_scale": [P], "weight": [P]}
     """
 
     def __init__(self, parameters: Parameters):
         self._parameters = dict(parameters)
         self._usual: tuple[float, float] | None = None
 
-    def told(self, observed: Mapping[str, Tensor], draw: np.random.Generator | None) -> dict[str, Tensor]:
-        """What a step says to each of its pairs, [P].
+    def statistics(self, observed: Mapping[str, Tensor], draw: np.random.Generator | None) -> dict[str, Tensor]:
+        """The step's beta and each pair's weight, [P].
 
         Args:
             observed: {"gap": [P]}, nats.
             draw: the step's random stream; None where rows are only measured: nothing is remembered then, and no pair
-                is left out.
+                is dropped.
         """
         gap_P = observed["gap"].double()
         own = (float(gap_P.mean()), float(gap_P.std(correction=1)) if len(gap_P) > 1 else 0.0)
@@ -113,7 +113,7 @@ def _gaps(responses: Responses, parameters: Parameters) -> dict[str, Tensor]:
 
 
 def _unremembered(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A step without a past: its mean gap is the usual one, so beta is what it is, and no pair is left out."""
+    """A step without a past: its mean gap is the usual one, so beta is what it is, and no pair is dropped."""
     ones_P = torch.ones_like(observed["gap"])
     return {"beta_scale": ones_P, "weight": ones_P}
 

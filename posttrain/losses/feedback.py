@@ -36,8 +36,9 @@ from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.preference import kl_metrics
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
-from posttrain.losses.responses import Coupling, Parameters, Responses, Told, no_reference
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.losses.responses import Coupling, Parameters, Responses, StepStatistics, no_reference
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 # ---------------------------------------------------------------- links
 
@@ -95,6 +96,17 @@ class FeedbackRow:
     def needs_margins(self) -> bool:
         return False
 
+    def resolve(self, given: Parameters, *, where: str = "feedback objective") -> dict[str, float]:
+        """The row's defaults with `given` over them, all checked: what `feedback_loss` takes.
+
+        FEEDBACK["kto"].resolve({"beta": 0.2})["desirable_weight"] == 1.0
+
+        Raises:
+            UnknownKeyError: a parameter that the row does not have; says which rows do, and the nearest name.
+            ConfigError: a value out of range.
+        """
+        return resolve(given, self.defaults, OBJECTIVE_PARAMETERS, where=where, owners=objective_owners())
+
 
 FEEDBACK: Mapping[str, FeedbackRow] = MappingProxyType(
     {
@@ -132,11 +144,6 @@ OBJECTIVES: Mapping[str, PairwiseRow | FeedbackRow] = MappingProxyType({**PAIRWI
 OBJECTIVE_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({**PARAMETERS, **FEEDBACK_PARAMETERS})
 
 
-def resolve_feedback(row: FeedbackRow, given: Parameters, *, where: str = "feedback objective") -> dict[str, float]:
-    """The row's defaults with `given` over them, all checked; see `posttrain.losses.parameters.resolve`."""
-    return resolve(given, row.defaults, OBJECTIVE_PARAMETERS, where=where, owners=objective_owners())
-
-
 def objective_owners() -> dict[str, list[str]]:
     """Which methods have a parameter: objective_owners()["desirable_weight"][0] == "kto"."""
     return {key: [name for name, row in OBJECTIVES.items() if key in row.defaults] for key in OBJECTIVE_PARAMETERS}
@@ -152,26 +159,25 @@ def feedback_loss(
     reference_N: Tensor | None,
     batch: Batch,
     denominator: Count,
-    told: Told | None = None,
+    statistics: StepStatistics | None = None,
 ) -> LossOutput:
     """Mean over the *step's* responses of the row's loss.
 
     Args:
+        parameters: all of the row's, as `row.resolve` gives them; they are not checked again here.
         batch: trees of one branch, each with its label.
         denominator: count of the whole step, over all micro-batches and ranks; `trees` is used.
-        told: {"point": [P]}, the reference point in nats; None where the batch is the whole step and the row measures
-            the batch's own responses. `kto` measures mismatched completions, so it has to be told.
+        statistics: {"point": [P]}, the reference point in nats; None where the batch is the whole step and the row
+            measures the batch's own responses. `kto` measures mismatched completions, so it needs them.
 
     Returns:
         loss, metrics (for feedback, `chosen` in a metric's name means good and `rejected` bad), and per tree `rewards`,
         `logprob` (sum, nats), `tokens` and `good` (1 or 0).
 
     Raises:
-        ConfigError: a parameter is out of range; the reference, the labels or the reference point are missing.
-        UnknownKeyError: a parameter that the row does not have.
+        ConfigError: the reference, the labels or the reference point are missing.
     """
     assert batch.num_branches == batch.num_trees, "feedback has one response per tree"
-    parameters = resolve_feedback(row, parameters)
     if reference_N is None:
         raise no_reference()
     if batch.label_P is None:
@@ -182,11 +188,11 @@ def feedback_loss(
             remedy="give rows of feedback (prompt, completion, label), or comparisons",
         )
     responses = Responses.of(policy, reference_N, batch)
-    if row.coupling is not None and told is None:
-        told = row.coupling.of_batch(responses, parameters)
+    if row.coupling is not None and statistics is None:
+        statistics = row.coupling.of_batch(responses, parameters)
     beta, good_P = parameters["beta"], batch.label_P.to(policy.logprobs_N.device)
     reward_P = beta * responses.against_reference()
-    point_P = beta * told["point"].to(reward_P) if told else torch.zeros_like(reward_P)
+    point_P = beta * statistics["point"].to(reward_P) if statistics else torch.zeros_like(reward_P)
     ahead_P = torch.where(good_P, reward_P - point_P, point_P - reward_P)
     weights = reward_P.new_tensor([parameters["undesirable_weight"], parameters["desirable_weight"]])
     loss_P = weights[good_P.long()] * row.link(ahead_P)

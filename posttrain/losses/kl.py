@@ -161,3 +161,24 @@ class AdaptiveKL:
             return self
         error = min(max(measured / self.target - 1, -0.2), 0.2)
         return replace(self, beta=self.beta * (1 + self.gain * error))
+
+
+class KLWeight:
+    """The weight of a KL penalty as it is now; an adaptive one moves it. The loss and the rewards read it from here.
+
+    KLWeight(0.04); KLWeight(0.1, AdaptiveKL(beta=0.1, target=6.0))
+    """
+
+    def __init__(self, beta: float, adaptive: AdaptiveKL | None = None):
+        self.beta = beta
+        self._adaptive = adaptive
+
+    def update(self, measured: float) -> None:
+        if self._adaptive is not None:
+            self._adaptive = self._adaptive.updated(measured)
+            self.beta = self._adaptive.beta
+
+    def load(self, beta: float) -> None:
+        self.beta = beta
+        if self._adaptive is not None:
+            self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)

@@ -94,7 +94,7 @@ def noise_contrastive(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 def shifted_classifier(rewards: Rewards, parameters: Parameters) -> Tensor:
     """-log sigmoid(r_w - delta) - log sigmoid(-(r_l - delta)), delta the mean reward of the step."""
-    shift_Q = rewards.responses.told["shift"]
+    shift_Q = rewards.responses.statistics["shift"]
     return -F.logsigmoid(rewards.chosen_Q - shift_Q) - F.logsigmoid(shift_Q - rewards.rejected_Q)
 
 
@@ -124,12 +124,12 @@ def anchored_down(rewards: Rewards, parameters: Parameters) -> Tensor:
 def rank_matched(rewards: Rewards, parameters: Parameters) -> Tensor:
     """-log sigmoid(r_w(i) - r_l(i)), the i-th smallest chosen reward of the step against the i-th smallest rejected.
 
-    A pair meets two partners, one for each side, whose rewards it is told as constants. It takes half of both losses
+    A pair meets two partners, one for each side, whose rewards are constants to it. It takes half of both losses
     as its value, so that the step's sum counts each match once, and the whole gradient with respect to its own sides.
     """
-    told = rewards.responses.told
-    as_chosen_Q = -F.logsigmoid(rewards.chosen_Q - told["rejected_partner"])
-    as_rejected_Q = -F.logsigmoid(told["chosen_partner"] - rewards.rejected_Q)
+    statistics = rewards.responses.statistics
+    as_chosen_Q = -F.logsigmoid(rewards.chosen_Q - statistics["rejected_partner"])
+    as_rejected_Q = -F.logsigmoid(statistics["chosen_partner"] - rewards.rejected_Q)
     both_Q = as_chosen_Q + as_rejected_Q
     return both_Q - both_Q.detach() / 2
 
@@ -189,7 +189,7 @@ def rank_matched_margin(responses: Responses, pairs: Pairs, parameters: Paramete
 
     With u = log π(y_w)/π(y_l) of the policy and v that of the reference, beta (u - v) - this = beta (u - v_matched).
     """
-    return parameters["beta"] * responses.told["reference_offset"]
+    return parameters["beta"] * responses.statistics["reference_offset"]
 
 
 # ---------------------------------------------------------------- extra terms on the chosen response
@@ -221,7 +221,7 @@ def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
             "this objective weighs pairs by the policy's own distribution and was not given it",
             where="pairwise_loss",
             found="log_collision_N=None",
-            remedy="call the policy with collision=True",
+            remedy="ask the policy for it: policy(batch, Wants(collision=True))",
         )
     aligned_N = (responses.logprob_N - responses.log_collision_N.to(responses.logprob_N)).detach()
     weight_B = mean_or_zero(branch_sums(aligned_N, responses.batch), responses.tokens_B).exp()
@@ -229,7 +229,7 @@ def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
     return (chosen_Q * rejected_Q).clamp(max=1)
 
 
-# ---------------------------------------------------------------- what a pair is told of its step
+# ---------------------------------------------------------------- statistics of the step
 
 
 def _pair_rewards(responses: Responses, parameters: Parameters, what: str) -> tuple[Tensor, Tensor]:

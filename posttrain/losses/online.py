@@ -17,7 +17,7 @@ Notation: y_i a response, A the advantage, ρ the ratio, r the log-ratio to the 
 
 Deviations from the papers
  1. Means over a group are means over the responses of the *step*: where all groups are equally large, the same thing.
-    A response that was left out counts nowhere, nor does one without any token; both keep their reward in their
+    A response that was dropped counts nowhere, nor does one without any token; both keep their reward in their
     group's baseline. A stop token alone is an answer of one token, which trains.
  2. Log-ratios are cut at +-20 before e^x, where every clip has long acted.
  3. GRPO's k3 is the published penalty, though its gradient is that of the other KL (`kl.py`); `kl: reverse` and
@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from posttrain.errors import UnknownKeyError, nearest
+from posttrain.errors import unknown
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online_fit import require_fit
 from posttrain.losses.parameters import Parameter, resolve
@@ -117,6 +117,17 @@ class OnlineRow:
         """Whether advantages are whitened over the tokens of a step without any baseline of their prompt's: a step then
         needs two completions, or what the only one was worth is taken away as the mean."""
         return self.advantage in ("gae", "batch_whiten")
+
+    def resolve(self, given: Parameters, *, where: str = "online objective") -> dict[str, float]:
+        """The row's defaults with `given` over them, all checked: what `policy_loss` takes.
+
+        ONLINE["dr_grpo"].resolve({"constant_length": 40.0}) == {"constant_length": 40.0, "entropy_weight": 0.0}
+
+        Raises:
+            UnknownKeyError: a parameter that the row does not have; says which rows do, and the nearest name.
+            ConfigError: a value out of range.
+        """
+        return resolve(given, self.defaults, PARAMETERS, where=where, owners=owners())
 
 
 _CLIP = {"clip_low": 0.2, "clip_high": 0.2}
@@ -304,11 +315,6 @@ def component_defaults(row: OnlineRow) -> dict[str, float]:
     return found
 
 
-def resolve_online(row: OnlineRow, given: Parameters, *, where: str = "online objective") -> dict[str, float]:
-    """The row's defaults with `given` over them, all checked; see `posttrain.losses.parameters.resolve`."""
-    return resolve(given, row.defaults, PARAMETERS, where=where, owners=owners())
-
-
 def owners() -> dict[str, list[str]]:
     """Which rows have a parameter: owners()["lam"] == ["ppo"]."""
     return {key: [name for name, row in ONLINE.items() if key in row.defaults] for key in PARAMETERS}
@@ -318,7 +324,7 @@ def online_row(name: str) -> tuple[str, OnlineRow]:
     """(the row's own name, the row): online_row("reinforce++")[0] == "reinforce_pp". Raises UnknownKeyError."""
     name = ALIASES.get(name, name)
     if name not in ONLINE:
-        raise _unknown("method", name, tuple(ONLINE))
+        raise unknown("method", name, ONLINE, found=name)
     return name, ONLINE[name]
 
 
@@ -350,22 +356,12 @@ def variant(row: OnlineRow, **choices: str) -> OnlineRow:
     """
     for name, value in choices.items():
         if name not in CHOICES:
-            raise _unknown("choice", name, tuple(CHOICES))
+            raise unknown("choice", name, CHOICES, found=name)
         if value not in CHOICES[name]:
-            raise _unknown(name, value, CHOICES[name])
+            raise unknown(name, value, CHOICES[name], found=value)
     if "kl" in choices and "kl_place" not in choices:
         kept = row.kl_place if row.kl_place != "none" else "loss"
         choices["kl_place"] = "none" if choices["kl"] == "none" else kept
     changed = replace(row, **choices)  # type: ignore[arg-type]
     defaults = {name: row.defaults.get(name, value) for name, value in component_defaults(changed).items()}
     return replace(changed, defaults=defaults)
-
-
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> UnknownKeyError:
-    guess = nearest(name, known)
-    return UnknownKeyError(
-        f"there is no {what} {name!r}",
-        found=name,
-        expected=f"one of: {', '.join(known)}",
-        remedy=f"did you mean {guess}?" if guess else "choose one of these",
-    )

@@ -81,9 +81,27 @@ class PairwiseRow:
         """Whether the policy has to give `log_collision_N` too."""
         return self.weight is links.on_policy_weight
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps something from step to step, so that it is no term of a mix: one memory, one method."""
+        return self.coupling is not None and self.coupling.memory is not None
+
+    def resolve(self, given: Parameters, *, where: str = "pairwise objective") -> dict[str, float]:
+        """The row's defaults with `given` over them, all checked: what `pairwise_loss` takes.
+
+        PAIRWISE["cdpo"].resolve({"beta": 0.2}) == {"beta": 0.2, "label_smoothing": 0.1}
+
+        Raises:
+            UnknownKeyError: a parameter that the row does not have; says which rows do, and the nearest name.
+            ConfigError: a value out of range.
+        """
+        return resolve(given, self.defaults, PARAMETERS, where=where, owners=owners())
+
 
 PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
     {
+        # loss = -log σ(β (Σ_t log π/π_ref (y_w) - Σ_t log π/π_ref (y_l))): the score is the sum, the link is -log σ.
+        # examples/dpo.py writes it out in one flat loop, without this table.
         "dpo": PairwiseRow(
             scores.LOG_RATIO_SUM,
             links.logistic,
@@ -336,11 +354,6 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         ),
     }
 )
-
-
-def resolve_parameters(row: PairwiseRow, given: Parameters, *, where: str = "pairwise objective") -> dict[str, float]:
-    """The row's defaults with `given` over them, all checked; see `posttrain.losses.parameters.resolve`."""
-    return resolve(given, row.defaults, PARAMETERS, where=where, owners=owners())
 
 
 def owners() -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, UnknownKeyError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,15 @@ def resolve(
 
 
 def _unknown(key: str, defaults: Mapping[str, float], where: str, owners: list[str]) -> UnknownKeyError:
-    guess = nearest(key, defaults)
-    remedy = f"did you mean {guess}?" if guess else f"remove {key}"
-    if owners:
-        remedy = f"remove {key}, or use an objective that has it: {', '.join(owners)}"
-    return UnknownKeyError(
-        f"{key} is not a parameter of this objective",
+    remove = f"remove `{key}`"
+    return unknown(
+        "parameter",
+        key,
+        # A key that another objective has is no misspelling, however much it looks like one of this objective's.
+        () if owners else defaults,
+        problem=f"`{key}` is not a parameter of this objective",
         where=where,
         found=key,
-        expected=f"one of: {', '.join(defaults)}" if defaults else "no parameters",
-        remedy=remedy,
+        expected=f"one of {', '.join(defaults)}" if defaults else "no parameters",
+        otherwise=f"{remove}, or use an objective that has it: {', '.join(owners)}" if owners else remove,
     )

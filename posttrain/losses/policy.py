@@ -13,22 +13,12 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.losses.kl import KL_TERMS
-from posttrain.losses.online import ALIASES, ONLINE, OnlineRow, online_row, resolve_online, variant
-from posttrain.losses.policy_metrics import Seen, explain_zero_loss, per_branch, policy_metrics, slope_of
+from posttrain.losses.online import OnlineRow
+from posttrain.losses.policy_metrics import Seen, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
-
-__all__ = [
-    "ALIASES",
-    "ONLINE",
-    "OnlineRow",
-    "explain_zero_loss",
-    "online_row",
-    "policy_loss",
-    "resolve_online",
-    "variant",
-]
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 
 def policy_loss(
@@ -43,6 +33,7 @@ def policy_loss(
     """The row's loss of one micro-batch, to be added up over the step's.
 
     Args:
+        parameters: all of the row's, as `row.resolve` gives them; they are not checked again here.
         policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
             a weight.
         batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
@@ -55,10 +46,8 @@ def policy_loss(
         loss, metrics (`docs/online.md`), and per branch `logprob`, `advantage`, `ratio` and `length`.
 
     Raises:
-        ConfigError: a parameter is out of range; a column, or the entropy, is missing.
-        UnknownKeyError: a parameter that the row does not have.
+        ConfigError: a column, the entropy or the divergence is missing.
     """
-    parameters = resolve_online(row, parameters)
     seen = _seen(row, parameters, policy, batch, on_policy)
     ratio_N = RATIOS[row.ratio].of(seen.log_ratio_N, batch)
     tokens = SURROGATES[row.surrogate].of(ratio_N, seen.advantage_N, seen.logprob_N, parameters)
@@ -129,14 +118,14 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
             "the entropy has a weight, and was not computed",
             where="policy_loss",
             found=f"entropy_weight {parameters['entropy_weight']:g}",
-            remedy="call the policy with entropy=True",
+            remedy="ask the policy for it: policy(batch, Wants(entropy=True))",
         )
     if row.exact_kl and policy.divergence_N is None:
         raise ConfigError(
             "the loss has an exact KL, and the divergence from the reference was not computed",
             where="policy_loss",
             found="a policy's log-probs without divergence_N",
-            remedy="call the policy with against=Against(reference, mixture=1.0)",
+            remedy="ask the policy for it: policy(batch, Wants(against=Against(reference, mixture=1.0)))",
         )
     carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
     old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")

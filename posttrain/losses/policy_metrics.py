@@ -19,7 +19,8 @@ from torch import Tensor
 from posttrain.losses.kl import k1, k2, k3
 from posttrain.losses.reduce import branch_sums, branch_tokens, mean_or_zero
 from posttrain.losses.surrogates import TokenLoss, bounded
-from posttrain.types import Batch, Deviation, EffectiveSize, Maximum, Mean, Metric
+from posttrain.outputs import Deviation, EffectiveSize, Maximum, Mean, Metric
+from posttrain.types import Batch
 
 USUAL_CAP = 2.0
 """Beyond which ratio of sampler and trainer tokens are counted where no correction has a cap of its own."""

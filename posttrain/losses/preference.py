@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from posttrain.losses import links, scores
 from posttrain.losses.kl import k1, k2, k3
 from posttrain.losses.links import Rewards
-from posttrain.losses.pairwise import PairwiseRow, resolve_parameters
+from posttrain.losses.pairwise import PairwiseRow
 from posttrain.losses.reduce import over_denominator, token_metrics
-from posttrain.losses.responses import Pairs, Parameters, Responses, Told
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses, StepStatistics
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 CHOSEN_NLL = PairwiseRow(
     scores.LOGPROB_SUM,
@@ -43,17 +44,17 @@ def pairwise_loss(
     reference_N: Tensor | None,
     batch: Batch,
     denominator: Count,
-    told: Told | None = None,
+    statistics: StepStatistics | None = None,
 ) -> LossOutput:
     """Mean over the *step's* rows of the objective's loss.
 
     Args:
-        parameters: any of the row's parameters; the others take the row's defaults.
+        parameters: all of the row's, as `row.resolve` gives them; they are not checked again here.
         policy: log-probs of the batch's N trained tokens.
         reference_N: the reference's log-probs of the same tokens; None only where the row needs no reference.
         batch: trees of two branches, the chosen one first, or ranked lists of more, best first.
         denominator: count of the whole step, over all micro-batches and ranks; `trees` is used.
-        told: what a row with a `coupling` says to each tree of the batch; None where the batch is the whole step.
+        statistics: of the step, for a row with a `coupling`; None where the batch is the whole step.
 
     Returns:
         loss, metrics (`posttrain.diagnostics.metrics.METRICS` says what each means), and per tree `rewards_chosen`,
@@ -61,11 +62,10 @@ def pairwise_loss(
         of a ranked list, its best and its worst response.
 
     Raises:
-        ConfigError: a parameter is out of range; the reference or the annotated margins are missing.
-        UnknownKeyError: a parameter that the row does not have.
+        ConfigError: the reference or the annotated margins are missing.
     """
-    term = Term(row, resolve_parameters(row, parameters))
-    return mixed_loss([term], policy, reference_N, batch, denominator, None if told is None else [told])
+    of_terms = None if statistics is None else [statistics]
+    return mixed_loss([Term(row, parameters)], policy, reference_N, batch, denominator, of_terms)
 
 
 def mixed_loss(
@@ -74,12 +74,12 @@ def mixed_loss(
     reference_N: Tensor | None,
     batch: Batch,
     denominator: Count,
-    told: Sequence[Told] | None = None,
+    statistics: Sequence[StepStatistics] | None = None,
 ) -> LossOutput:
     """The weighted sum of several objectives on the same responses, each with its own parameters.
 
-    The rewards in the metrics are those of the first term. Arguments and errors as in `pairwise_loss`; `told` has one
-    entry for each term.
+    The rewards in the metrics are those of the first term. Arguments and errors as in `pairwise_loss`; `statistics`
+    has one entry for each term.
     """
     assert int(torch.bincount(batch.tree_B).min()) >= 2, "every tree of a comparison has at least two branches"
     plain = Responses.of(policy, reference_N, batch)
@@ -90,7 +90,7 @@ def mixed_loss(
         if coupling is None:
             responses = plain
         else:
-            own = coupling.of_batch(plain, term.parameters) if told is None else told[index]
+            own = coupling.of_batch(plain, term.parameters) if statistics is None else statistics[index]
             responses = Responses.of(policy, reference_N, batch, own)
         parts.append(_part(term, responses, pairs))
     loss_P = torch.stack([term.weight * part.loss_P for term, part in zip(terms, parts, strict=True)]).sum(0)
@@ -109,6 +109,45 @@ def mixed_loss(
         per_branch={"logprob": plain.logprob_B.detach()},
         teaching=over_denominator(compared_P.sum(), denominator.trees),
     )
+
+
+# ---------------------------------------------------------------- a mix whose terms look at the whole step
+
+
+def coupling_of_terms(terms: Sequence[Term]) -> Coupling | None:
+    """All terms' couplings as one; None where no term has any. Each term's values go under its place in the mix."""
+    coupled = {f"{place}/": term for place, term in enumerate(terms) if term.row.coupling is not None}
+    if not coupled:
+        return None
+
+    def observe(responses: Responses, _: Parameters) -> dict[str, Tensor]:
+        observed: dict[str, Tensor] = {}
+        for place, term in coupled.items():
+            assert term.row.coupling is not None
+            values = term.row.coupling.observe(responses, term.parameters)
+            observed |= {place + key: value for key, value in values.items()}
+        return observed
+
+    def reduce(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        statistics: dict[str, Tensor] = {}
+        for place, term in coupled.items():
+            assert term.row.coupling is not None
+            own = term.row.coupling.reduce(_under(place, observed))
+            statistics |= {place + key: value for key, value in own.items()}
+        return statistics
+
+    return Coupling(observe, reduce)
+
+
+def statistics_of_terms(terms: Sequence[Term], statistics: StepStatistics | None) -> list[StepStatistics] | None:
+    """The statistics that `coupling_of_terms` made, apart again: one mapping for each term."""
+    if statistics is None:
+        return None
+    return [_under(f"{place}/", statistics) for place in range(len(terms))]
+
+
+def _under(place: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(place): value for key, value in values.items() if key.startswith(place)}
 
 
 # ---------------------------------------------------------------- one term
@@ -142,8 +181,8 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
             "preference_loss": _mean(pairs.per_tree(preference_Q, trees)),
             "nll_loss": _mean(pairs.per_tree(extra_Q, trees)),
         }
-    if "beta_scale" in responses.told:
-        metrics |= {"beta": _mean(parameters["beta"] * responses.told["beta_scale"])}
+    if "beta_scale" in responses.statistics:
+        metrics |= {"beta": _mean(parameters["beta"] * responses.statistics["beta_scale"])}
     if row.weight is not None:
         weight_Q = row.weight(responses, pairs)
         loss_Q, compared_Q = weight_Q * loss_Q, weight_Q * compared_Q

@@ -25,7 +25,8 @@ from torch import Tensor
 from posttrain.errors import ConfigError
 from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.outputs import Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.types import Batch, Count
 
 STEP_LABELS = "step_labels"
 """The objective's name in recipes."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from posttrain.types import Batch, Mean, Metric, TokenLogprobs, Total
+from posttrain.outputs import Mean, Metric, TokenLogprobs, Total
+from posttrain.types import Batch
 
 
 def branch_sums(values_N: Tensor, batch: Batch) -> Tensor:

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reduce import branch_sums, branch_tokens
-from posttrain.types import Batch, RowRef, TokenLogprobs
+from posttrain.outputs import TokenLogprobs
+from posttrain.types import Batch, RowRef
 
 if TYPE_CHECKING:  # the losses need torch alone
     import numpy as np
 
 Parameters = Mapping[str, float]
-Told = Mapping[str, Tensor]
-"""What each tree of a batch is told of the whole step, [P] each: {"shift": tensor([0.1, 0.1])}."""
+StepStatistics = Mapping[str, Tensor]
+"""Statistics of the whole step, one value for each tree of a batch, [P] each: {"shift": tensor([0.1, 0.1])}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Responses:
     """The responses of a batch, one value per branch.
 
     Responses(batch, logprob_N=[...], log_ratio_N=[...], logprob_B=[-12.0, -15.0], tokens_B=[20., 24.],
-              log_ratio_B=[0.5, -0.3], told={})
+              log_ratio_B=[0.5, -0.3], statistics={})
     """
 
     batch: Batch
@@ -46,11 +47,17 @@ class Responses:
     tokens_B: Tensor
     log_ratio_B: Tensor | None
     """Sum over the response's tokens of log policy - log reference."""
-    told: Told
-    """What the step says to each tree; empty for an objective without a `Coupling`."""
+    statistics: StepStatistics
+    """Of the whole step; empty for an objective without a `Coupling`."""
 
     @classmethod
-    def of(cls, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, told: Told | None = None) -> Responses:
+    def of(
+        cls,
+        policy: TokenLogprobs,
+        reference_N: Tensor | None,
+        batch: Batch,
+        statistics: StepStatistics | None = None,
+    ) -> Responses:
         """Differences are taken per token and then summed: two long sums would lose the digits that matter."""
         logprob_N = policy.logprobs_N
         log_ratio_N = None if reference_N is None else logprob_N - reference_N.detach().to(logprob_N)
@@ -62,7 +69,7 @@ class Responses:
             logprob_B=branch_sums(logprob_N, batch),
             tokens_B=branch_tokens(batch, logprob_N),
             log_ratio_B=None if log_ratio_N is None else branch_sums(log_ratio_N, batch),
-            told=told or {},
+            statistics=statistics or {},
         )
 
     def against_reference(self) -> Tensor:
@@ -114,8 +121,18 @@ class Pairs:
 
         Two responses of a list that the annotators scored alike are not a pair: nobody said which is better. A tree
         of one response, which has a score alone, has none.
+
+        Raises:
+            ConfigError: branches that continue each other: which of them are answers to the same question?
         """
         device, branches = like.device, batch.num_branches
+        if batch.is_nested:
+            raise ConfigError(
+                "responses are compared with each other, and some branches continue others",
+                where=batch.rows[0],
+                expected="trees whose branches all continue the prompt",
+                remedy="put what the compared responses share into the prompt",
+            )
         if branches == 2 * batch.num_trees and bool((batch.tree_B[0::2] == batch.tree_B[1::2]).all()):
             index_B = torch.arange(branches, device=device)
             ones = like.new_ones(batch.num_trees)
@@ -168,7 +185,7 @@ def refuse_ties(batch: Batch, objective: str, all_pairs: str) -> None:
     """For objectives that need one order of a list: refuse lists in which two responses have the same score.
 
     Args:
-        all_pairs: the objective that takes such lists, and leaves the tied pairs out.
+        all_pairs: the objective that takes such lists, and drops the tied pairs.
 
     Raises:
         DataError: it names the row and its scores.
@@ -194,7 +211,7 @@ def ties_error(objective: str, all_pairs: str, row: RowRef, scores: Sequence[flo
         where=row,
         found="scores, best first: " + ", ".join(f"{score:g}" for score in scores),
         expected="scores that all differ within a list",
-        remedy=f"use `{all_pairs}`, which takes all pairs of a list and leaves out the tied ones, or remove such rows "
+        remedy=f"use `{all_pairs}`, which takes all pairs of a list and drops the tied ones, or remove such rows "
         "(without `allow_ties` they are refused when they are read)",
     )
 
@@ -205,8 +222,8 @@ def ties_error(objective: str, all_pairs: str, row: RowRef, scores: Sequence[flo
 class Memory(Protocol):
     """What an objective keeps from step to step; it is saved with every checkpoint."""
 
-    def told(self, observed: Mapping[str, Tensor], draw: np.random.Generator | None) -> dict[str, Tensor]:
-        """`Coupling.settle` with a past. draw: the step's random stream, None where rows are only measured."""
+    def statistics(self, observed: Mapping[str, Tensor], draw: np.random.Generator | None) -> dict[str, Tensor]:
+        """`Coupling.reduce` with a past. draw: the step's random stream, None where rows are only measured."""
 
     def state_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -219,37 +236,37 @@ class Memory(Protocol):
 class Coupling:
     """What the trees of a step have to know of each other before any of them has a loss.
 
-    The step is measured once without gradients (`observe`, per micro-batch), its values are put together (`settle`),
-    and each tree is told its part. So the gradient is the same for every split into micro-batches.
+    The step is measured once without gradients (`observe`, per micro-batch), its values are reduced to statistics
+    (`reduce`), and each tree's loss reads its own. So the gradient is the same for every split into micro-batches.
 
-    Coupling(observe=mean_reward, settle=everyone_the_mean)
+    Coupling(observe=rewards, reduce=their_mean)
     """
 
     observe: Callable[[Responses, Parameters], dict[str, Tensor]]
     """Values per tree, [P] each."""
-    settle: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    """The values of all trees of the step, in their order, to what each is told: again [P] each."""
+    reduce: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    """The values of all trees of the step, in their order, to its statistics, one for each tree: again [P] each."""
     mismatched: bool = False
     """What is measured is each prompt with the completion of another row of the step, not the step's own trees."""
     memory: Callable[[Parameters], Memory] | None = None
-    """Makes what is kept from step to step and settles in place of `settle`, which serves a step without a past."""
+    """Makes what is kept from step to step and has `reduce`'s place; `reduce` itself is for a step without a past."""
 
-    def of_batch(self, responses: Responses, parameters: Parameters) -> Told:
-        """What the trees of a batch are told where the batch is the whole step."""
+    def of_batch(self, responses: Responses, parameters: Parameters) -> StepStatistics:
+        """The statistics of a batch that is the whole step."""
         if self.mismatched:
             raise ConfigError(
-                "this objective measures other trees than those it trains on, and was told nothing of them",
+                "this objective measures other trees than those it trains on, and was given no statistics of them",
                 where="the loss",
-                found="told=None",
-                expected="`told`, from the step's mismatched completions",
-                remedy="use posttrain.training.step.accumulate, which measures them, or pass `told`",
+                found="statistics=None",
+                expected="`statistics`, from the step's mismatched completions",
+                remedy="use posttrain.training.step.accumulate, which measures them, or pass `statistics`",
             )
         with torch.no_grad():
-            return self.settle(self.observe(responses, parameters))
+            return self.reduce(self.observe(responses, parameters))
 
-    def at_start(self, trees: int, like: Tensor) -> Told | None:
-        """What mismatched completions say before step 1, where the policy is its reference: every log-ratio is 0.
+    def at_start(self, trees: int, like: Tensor) -> StepStatistics | None:
+        """The statistics of mismatched completions before step 1, where the policy is its reference: log-ratios of 0.
 
         None where the batch's own trees are measured.
         """
-        return self.settle({"log_ratio": like.new_zeros(trees)}) if self.mismatched else None
+        return self.reduce({"log_ratio": like.new_zeros(trees)}) if self.mismatched else None

@@ -31,7 +31,8 @@ from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.responses import Pairs, refuse_ties
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.types import Batch, Count, Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.outputs import Deviation, LossOutput, Mean, Metric, Scores, Total
+from posttrain.types import Batch, Count
 
 # ---------------------------------------------------------------- rewards to losses
 
@@ -112,6 +113,17 @@ class Objective:
     per: Literal["trees", "branches"] = "trees"
     """What the loss has a value for, and is a mean over: pairs and lists, or responses."""
 
+    def resolve(self, given: Parameters, *, where: str = "reward objective") -> dict[str, float]:
+        """The row's defaults with `given` over them, all checked: what `reward_loss` takes.
+
+        OBJECTIVES["plackett_luce"].resolve({}) == {"centre": 0.0}
+
+        Raises:
+            UnknownKeyError: a parameter that the row does not have; says which rows do, and the nearest name.
+            ConfigError: a value out of range.
+        """
+        return resolve(given, self.defaults, PARAMETERS, where=where, owners=owners())
+
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     {
@@ -144,10 +156,9 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
 )
 
 
-def resolve_parameters(name: str, given: Parameters) -> dict[str, float]:
-    """The objective's defaults with `given` over them, all checked."""
-    owners = {key: [n for n, row in OBJECTIVES.items() if key in row.defaults] for key in PARAMETERS}
-    return resolve(given, OBJECTIVES[name].defaults, PARAMETERS, where=name, owners=owners)
+def owners() -> dict[str, list[str]]:
+    """Which objectives have a parameter: owners()["margin_scale"] == ["bradley_terry"]."""
+    return {key: [name for name, row in OBJECTIVES.items() if key in row.defaults] for key in PARAMETERS}
 
 
 def reward_loss(
@@ -157,6 +168,7 @@ def reward_loss(
 
     Args:
         name: a row of `OBJECTIVES`.
+        parameters: all of the row's, as its `resolve` gives them; they are not checked again here.
         scores: of the batch's B branches, [B, H].
         denominator: count of the whole step, over all micro-batches and ranks.
 
@@ -165,11 +177,10 @@ def reward_loss(
         others), `tokens_chosen` and `tokens_rejected`; per branch `reward`.
 
     Raises:
-        ConfigError: a parameter is out of range; the margins or scores that the objective needs are missing.
+        ConfigError: the margins or scores that the objective needs are missing.
         DataError: a row of a file that no attribute or group has; a list with ties under `plackett_luce`.
     """
-    row, parameters = OBJECTIVES[name], resolve_parameters(name, parameters)
-    scores_BH = scores.scores_BH
+    row, scores_BH = OBJECTIVES[name], scores.scores_BH
     tokens_B = response_tokens(batch).to(scores_BH)
     divisor = denominator.trees if row.per == "trees" else denominator.branches
     if rule.is_ensemble:

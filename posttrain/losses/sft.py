@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from posttrain.losses.reduce import branch_sums, branch_tokens, loss_mean, over_denominator, token_metrics, tree_sums
-from posttrain.types import Batch, Count, LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
+from posttrain.types import Batch, Count
 
 
 def sft_loss(policy: TokenLogprobs, batch: Batch, denominator: Count) -> LossOutput:

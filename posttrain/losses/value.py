@@ -7,7 +7,8 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError
 from posttrain.losses.reduce import loss_mean, over_denominator
-from posttrain.types import Batch, Count, Deviation, ExplainedVariance, LossOutput, Mean, Metric
+from posttrain.outputs import Deviation, ExplainedVariance, LossOutput, Mean, Metric
+from posttrain.types import Batch, Count
 
 
 def value_loss(

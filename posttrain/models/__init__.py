@@ -1,5 +1,8 @@
 """Models: loading, adapters, log-probs, the reference, and saving.
 
+folders/ and adapters/ bring a model in and out, tree/ computes log-probs over token trees, reward/ scores with a head;
+training, rollouts and evaluation meet a model only through these.
+
 Names are imported when they are first used, so that listing the catalogue loads no torch.
 """
 
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
     from posttrain.models.folders.export import save_model as save_model
     from posttrain.models.folders.fingerprint import weights_fingerprint as weights_fingerprint
     from posttrain.models.folders.loading import LoadedModel as LoadedModel
-    from posttrain.models.folders.loading import ModelSource as ModelSource
     from posttrain.models.folders.loading import load as load
-    from posttrain.models.folders.loading import resolve as resolve
     from posttrain.models.folders.manifest import verify_manifest as verify_manifest
+    from posttrain.models.folders.source import ModelSource as ModelSource
+    from posttrain.models.folders.source import resolve as resolve
     from posttrain.models.tree.logprobs import Policy as Policy
 
 _HOMES = {
@@ -34,9 +37,10 @@ _HOMES = {
     "adapters.combine": ("merge_adapters",),
     "folders.export": ("ExportSettings", "begin_save", "save_model"),
     "folders.fingerprint": ("weights_fingerprint",),
-    "folders.loading": ("LoadedModel", "ModelSource", "load", "resolve"),
+    "folders.loading": ("LoadedModel", "load"),
     "tree.logprobs": ("Policy",),
     "folders.manifest": ("verify_manifest",),
+    "folders.source": ("ModelSource", "resolve"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

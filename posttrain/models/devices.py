@@ -1,4 +1,7 @@
-"""Where a model computes: the words of `compute.device` and `--device` to a device that is really there, its memory."""
+"""Where a model computes: the words of `compute.device` and `--device` to a device that is really there, its memory.
+
+The first thing that a stage or a verb asks for, so that a missing card is an error before anything is read or loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from posttrain.errors import ConfigError
 EXPECTED = "auto, cpu, cuda, cuda:N or mps"
 
 
-def device_of(asked: str | torch.device = "auto") -> torch.device:
+def device_of(name: str | torch.device = "auto") -> torch.device:
     """device_of("auto") -> cuda where there is one, else cpu; device_of("cuda:1") -> that card.
 
     Raises:
         ConfigError: the device is not known, or this machine does not have it.
     """
-    if asked == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
         raise ConfigError(
-            f"there is no device {str(asked)!r}", found=asked, expected=EXPECTED, remedy="write auto, or one of these"
+            f"there is no device {str(name)!r}", found=name, expected=EXPECTED, remedy="write auto, or one of these"
         ) from None
     if device.type == "cuda":
         _check_cuda(device)
@@ -38,6 +41,7 @@ def device_of(asked: str | torch.device = "auto") -> torch.device:
 
 def _check_cuda(device: torch.device) -> None:
     if not torch.cuda.is_available():
+        # Two causes with two remedies: another wheel of torch, or a driver that torch does not see.
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         raise ConfigError(
             "the device `cuda` is asked for, and there is none here",
@@ -57,6 +61,7 @@ def _check_cuda(device: torch.device) -> None:
 
 def available_bytes(device: torch.device) -> int:
     """What can still be allocated there."""
+    # Of the whole card: what other processes hold there is taken off, as it is from the machine's memory.
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
@@ -66,4 +71,5 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch's own on a card, its allocator's RuntimeError on CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    # The CPU's allocator has no error of its own; "DefaultCPUAllocator: can't allocate memory" is all that tells it.
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -2,7 +2,7 @@
 
 A store is a folder for one set of weights. It holds segments, each written by one process: a file of numbers and a
 file of fixed-size records that say whose numbers they are. Writers only append, numbers before record, so a process
-killed at any moment leaves whole entries and at most one torn tail, which readers leave out; the next build goes on
+killed at any moment leaves whole entries and at most one torn tail, which readers drop; the next build goes on
 from there. Files are memory-mapped, so the data may be larger than memory.
 """
 

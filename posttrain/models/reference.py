@@ -31,7 +31,7 @@ from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.logprob_store import LogprobStore, SegmentWriter
 from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
-from posttrain.types import Batch, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 
 Kind = Literal["auto", "cached", "adapter_off", "live"]
 Progress = Callable[[int, int], None]
@@ -307,4 +307,4 @@ class LiveReference:
 
 @torch.no_grad()
 def _frozen_logprobs(policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
-    return policy(batch, temperature=temperature).logprobs_N
+    return policy(batch, Wants(temperature=temperature)).logprobs_N

@@ -6,25 +6,16 @@ interval of the mean change over the same prompts; else if the two 95 % interval
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
 
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
 from posttrain.runs.read import Evaluated, RunContents
-from posttrain.runs.records.evaluation import AnswerLine, Figure
-
-
-class Direction(Enum):
-    """Where a measurement should go."""
-
-    UP = "higher is better"
-    DOWN = "lower is better"
-    STILL = "should stay"
-    OPEN = ""
+from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning
 
 
 class Movement(Enum):
@@ -36,45 +27,6 @@ class Movement(Enum):
     UNCLEAR = "no clear change"
     SAME = "same"
     UNKNOWN = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """How a metric is called and read."""
-
-    title: str
-    unit: str = ""
-    wanted: Direction = Direction.OPEN
-    limit: float | None = None
-    """For STILL: how far from zero it may go without anybody minding."""
-    primary: bool = False
-    """What a suite is asked for; the others describe the answers. A metric that nobody knows counts as asked for."""
-
-
-MEANINGS = (
-    (r"match", Meaning("share that matches", "share", Direction.UP, primary=True)),
-    (r"unwanted_match", Meaning("share that matches", "share", Direction.DOWN, primary=True)),
-    (r"accuracy", Meaning("accuracy", "share", Direction.UP, primary=True)),
-    (r"pass_at_(\d+)", Meaning(r"pass@\1", "share", Direction.UP, primary=True)),
-    (r"win_rate", Meaning("win rate", "share", Direction.UP, primary=True)),
-    (r"reward", Meaning("mean reward", "", Direction.UP)),
-    (r"perplexity_change", Meaning("perplexity change", "share", Direction.STILL, 0.05, primary=True)),
-    (r"perplexity", Meaning("perplexity")),
-    (r"cut_share", Meaning("cut at the limit", "share", Direction.DOWN)),
-    (r"empty_share", Meaning("empty answers", "share", Direction.DOWN)),
-    (r"distinct_(\d)", Meaning(r"distinct \1-grams", "share")),
-    (r"length", Meaning("answer length, tokens")),
-)
-"""First pattern that fits the whole metric name; what none fits is shown under its own name, without a judgement."""
-
-
-def meaning(metric: str) -> Meaning:
-    for pattern, found in MEANINGS:
-        match = re.fullmatch(pattern, metric)
-        if match:
-            return replace(found, title=match.expand(found.title))
-    unit = "share" if metric.endswith(("_share", "_rate", "_fraction", "_accuracy")) else ""
-    return Meaning(metric.replace("_", " "), unit, primary=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +85,18 @@ def _names(evaluated: list[Evaluated]) -> Iterator[tuple[str, str]]:
     suites = dict.fromkeys(suite for found in evaluated for suite in found.scores)
     for suite in suites:
         metrics = dict.fromkeys(metric for found in evaluated for metric in found.scores.get(suite, {}))
-        for metric in sorted(metrics, key=lambda name: not meaning(name).primary):
+        for metric in sorted(metrics, key=lambda name: not _meaning(suite, name, evaluated).primary):
             yield suite, metric
 
 
+def _meaning(suite: str, metric: str, evaluated: list[Evaluated]) -> Meaning:
+    """As the suite's own kind says, else as the table knows it."""
+    said = (found.meanings.get(suite, {}).get(metric) for found in evaluated)
+    return next((own for own in said if own is not None), None) or meaning(metric)
+
+
 def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRow:
-    how = meaning(metric)
+    how = _meaning(suite, metric, [found for _, found in shown])
     start = shown[0][1]
     cells: list[Cell | None] = []
     for _, found in shown:

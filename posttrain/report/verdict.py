@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from posttrain.report.evaluation import Direction, Movement, Table, TableRow
+from posttrain.report.evaluation import Movement, Table, TableRow
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
@@ -13,6 +13,7 @@ from posttrain.report.panels import AlarmGroup, group_alarms, sentence
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
 from posttrain.runs.read import Curve, RunContents, Stage
+from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.preflight import CheckRecord
 
 MOST_MOVES = 8

@@ -3,26 +3,28 @@
     rubric = Rubric([resolve({"kind": "math"}), resolve({"kind": "overlong", "max_length": 512, "buffer": 64})])
     rubric.score([Sampled(prompt, "\\\\boxed{4}", task, FinishReason.STOP_TOKEN, tokens=6, group=0)])
 
-scorer.py rubric.py registry.py     what a reward is, several together, and from a recipe's entry to one
+functions.py rubric.py              what a reward is, and several together
+registry.py building.py imported.py from a recipe's entry to one, functions of the user's own among them
 text.py maths.py code.py gym.py     verifiers: the response against the row
 shape.py language.py refusal.py instructions.py     how the response is, whatever it says
 model.py judge.py endpoint.py       other models' opinions
 sandbox/                            where code runs
 """
 
-from posttrain.rewards.registry import resolve, rubric_of
+from posttrain.rewards.functions import BatchReward, Sampled, Scorer, SingleReward
+from posttrain.rewards.registry import require_rewards, resolve, rubric_of
 from posttrain.rewards.rubric import GoldFailure, Rubric, Scored, gold_check, unjudged
-from posttrain.rewards.scorer import BatchReward, Reward, Sampled, Scorer
 
 __all__ = [
     "BatchReward",
     "GoldFailure",
-    "Reward",
     "Rubric",
     "Sampled",
     "Scored",
     "Scorer",
+    "SingleReward",
     "gold_check",
+    "require_rewards",
     "resolve",
     "rubric_of",
     "unjudged",

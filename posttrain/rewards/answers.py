@@ -64,14 +64,14 @@ def final_value(text: str) -> Fraction | None:
     names none, or leaves a choice: "5 or 6".
     """
     inside = boxed(text)
-    told = stated(text, want="number") if inside is None else inside
-    form = read(told) if told else None
+    answers = stated(text, want="number") if inside is None else inside
+    form = read(answers) if answers else None
     form = form.form if isinstance(form, Named) else form
     if isinstance(form, Quantity):
         value = rational(form.term)
         if value is not None and not _is_sum(form.term):
             return value
-    if isinstance(form, Several) or (told and _OR.search(told)):
+    if isinstance(form, Several) or (answers and _OR.search(answers)):
         return None
     last = last_number(text if inside is None else inside)
     return None if last is None else Fraction(last)
@@ -90,21 +90,21 @@ def boxed(text: str) -> str | None:
     Of boxes in one another the outer one counts. Several that only "and", "or" or a comma parts are several answers:
     \boxed{5} or \boxed{6} says both.
     """
-    found = _boxes(text)
-    if not found:
+    boxes = _boxes(text)
+    if not boxes:
         return None
-    contents = [found[-1]]
-    for box in reversed(found[-MOST_BOXES:-1]):
+    contents = [boxes[-1]]
+    for box in reversed(boxes[-MOST_BOXES:-1]):
         between = text[box[1] + 1 : contents[0][2]]
         if len(between) > 40 or not between.strip(" $\n") or _JOINED.fullmatch(between) is None:
             break
         contents.insert(0, box)
-    told: list[str] = []
+    answers: list[str] = []
     for start, end, _ in contents:
         inside = _BOX.sub("", text[start:end]).strip()
-        if inside not in told:
-            told.append(inside)
-    return r" \text{ or } ".join(told)
+        if inside not in answers:
+            answers.append(inside)
+    return r" \text{ or } ".join(answers)
 
 
 def is_cut(text: str) -> bool:
@@ -120,7 +120,7 @@ def last_box_is_open(text: str) -> bool:
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
     """(start and end of the content, start of the command) of each outermost closed box, in one pass."""
-    found: list[tuple[int, int, int]] = []
+    boxes: list[tuple[int, int, int]] = []
     stack: list[tuple[bool, int, int]] = []
     for match in _BRACES.finditer(text):
         if match.lastgroup in ("box", "open"):
@@ -128,10 +128,10 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
         elif match.lastgroup == "close" and stack:
             is_box, start, begin = stack.pop()
             if is_box:
-                while found and found[-1][0] > start:
-                    found.pop()  # it stood in this one
-                found.append((start, match.start(), begin))
-    return found
+                while boxes and boxes[-1][0] > start:
+                    boxes.pop()  # it stood in this one
+                boxes.append((start, match.start(), begin))
+    return boxes
 
 
 # ---------------------------------------------------------------- sentences
@@ -184,28 +184,28 @@ def stated(text: str, *, want: Want) -> str:
     if "####" in text:
         return text.rsplit("####", 1)[1].strip().split("\n")[0]
     for cue in reversed(list(_CUE.finditer(text))[-5:]):
-        found = _picked(_clause(text, cue.end()), want, told=True)
-        if found:
-            return found
+        answer = _picked(_clause(text, cue.end()), want, announced=True)
+        if answer:
+            return answer
     sentences = [part for part in _sentences(text) if part.strip(" *_.$")]
     if want == "other":
-        return _picked(sentences[-1], want, told=False) if sentences else ""
+        return _picked(sentences[-1], want, announced=False) if sentences else ""
     for place, sentence in reversed(list(enumerate(sentences[-SENTENCES:], max(0, len(sentences) - SENTENCES)))):
         hedge = _HEDGE.match(sentence)
         if hedge is not None and place and want == "number" and _NUMBER.search(sentence):
             sentence = rf"{sentences[place - 1]} \text{{ or }} {sentence[hedge.end() :]}"
-        found = _picked(sentence, want, told=False)
-        if found:
-            return found
+        answer = _picked(sentence, want, announced=False)
+        if answer:
+            return answer
     return ""
 
 
 def _sentences(text: str) -> list[str]:
-    found, start = [], 0
+    sentences, start = [], 0
     for match in _SENTENCE_END.finditer(text):
-        found.append(text[start : match.start()])
+        sentences.append(text[start : match.start()])
         start = match.end()
-    return [*found, text[start:]]
+    return [*sentences, text[start:]]
 
 
 def _clause(text: str, start: int) -> str:
@@ -229,11 +229,11 @@ def _clause(text: str, start: int) -> str:
 # ---------------------------------------------------------------- from a sentence to its answer
 
 
-def _picked(clause: str, want: Want, *, told: bool) -> str:
+def _picked(clause: str, want: Want, *, announced: bool) -> str:
     """The part of a sentence that answers; "" where it holds none.
 
     Args:
-        told: it stands behind "the answer is", so that all of it is the answer if nothing less can be.
+        announced: it stands behind "the answer is", so that all of it is the answer if nothing less can be.
     """
     clause = clause.strip().strip("*_").strip()
     if not clause or len(clause) > LONGEST_SENTENCE:
@@ -241,7 +241,7 @@ def _picked(clause: str, want: Want, *, told: bool) -> str:
     if clause.endswith("!"):
         clause = clause[:-1].rstrip()  # "The answer is 5!" is glad, and "$5!$" a factorial
     if want == "choice":
-        return _choice(clause, told)
+        return _choice(clause, announced)
     form = read(clause)
     if _is_said(form) and (want == "other" or _is_worked_out(form)):
         return clause
@@ -252,7 +252,7 @@ def _picked(clause: str, want: Want, *, told: bool) -> str:
         return spans[-1] if spans else _formula_at_end(clause)
     if _OR.search(clause) and len(_NUMBER.findall(clause)) > 1:
         return clause  # two answers are none, and so is "5 (or 6)"
-    return _number(clause, spans, told)
+    return _number(clause, spans, announced)
 
 
 def _formula_at_end(clause: str) -> str:
@@ -264,8 +264,8 @@ def _formula_at_end(clause: str) -> str:
     return clause.rstrip(".").strip()
 
 
-def _number(clause: str, spans: list[str], told: bool) -> str:
-    if told:
+def _number(clause: str, spans: list[str], announced: bool) -> str:
+    if announced:
         reason = _REASONS.search(clause)
         before = clause[: reason.start()].strip().strip("*_") if reason is not None else ""
         if before and _is_worked_out(read(before)):
@@ -322,15 +322,15 @@ def _is_sum(term: Term) -> bool:
     return not (left.op == "num" and (power or (right.op == "num" and right.value in SCALES.values())))
 
 
-def _choice(clause: str, told: bool) -> str:
+def _choice(clause: str, announced: bool) -> str:
     form = read(clause)
     if isinstance(form, Labelled):
         return form.label if isinstance(form.form, Words | Unread) else clause
-    found = [match for match in (_LABEL.match(clause), _TOLD_LABEL.match(clause) if told else None) if match]
-    if not found and not told:
-        found = [match for pattern in _LABELS_INSIDE if (match := pattern.search(clause))]
-    if not found:
-        return clause if told and len(clause) < 80 and _is_said(form) else ""
-    label = next(group for group in found[0].groups() if group)
+    labels = [match for match in (_LABEL.match(clause), _TOLD_LABEL.match(clause) if announced else None) if match]
+    if not labels and not announced:
+        labels = [match for pattern in _LABELS_INSIDE if (match := pattern.search(clause))]
+    if not labels:
+        return clause if announced and len(clause) < 80 and _is_said(form) else ""
+    label = next(group for group in labels[0].groups() if group)
     joined = any(label in match.groups() for match in _JOINED_LABELS.finditer(clause))
     return clause if joined else label

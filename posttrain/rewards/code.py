@@ -19,18 +19,25 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RewardError
+from posttrain.rewards.building import options
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
 from posttrain.rewards.text import after_thoughts
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import CodeReward
+
 
 _BLOCK = re.compile(r"```[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ProgramCheck:
     """One thing that a program is asked: tests to pass, or an input and what should be printed."""
 
     tests: str = ""
@@ -103,7 +110,7 @@ class Code:
                 return 0.0
         return passed / len(wanted)
 
-    def _passes(self, program: str, check: Check, prompt: Sequence[Message], task: Task) -> bool:
+    def _passes(self, program: str, check: ProgramCheck, prompt: Sequence[Message], task: Task) -> bool:
         if check.printed is None:
             entry = task.metadata.get("entry_point")
             setup = str(task.metadata.get("setup") or task.metadata.get("test_setup_code") or _beginning(prompt, task))
@@ -119,7 +126,7 @@ def same_output(printed: str, wanted: str) -> bool:
     return left == right
 
 
-def checks(task: Task) -> list[Check]:
+def checks(task: Task) -> list[ProgramCheck]:
     """What the row asks of a program; empty where it asks nothing.
 
     Raises:
@@ -129,14 +136,14 @@ def checks(task: Task) -> list[Check]:
     # a table's empty cell is None in every row that has another form of tests
     cases = _first(metadata, "cases", "input_output")
     if cases is not None:
-        return [Check(given=given, printed=printed) for given, printed in _cases(cases, task)]
+        return [ProgramCheck(given=given, printed=printed) for given, printed in _cases(cases, task)]
     tests = _first(metadata, "tests", "test", "test_list")
     if not tests:
         return []
     if isinstance(tests, str):
-        return [Check(tests)]
+        return [ProgramCheck(tests)]
     if isinstance(tests, Sequence) and all(isinstance(test, str) for test in tests):
-        return [Check(test) for test in tests]
+        return [ProgramCheck(test) for test in tests]
     raise _bad_tests(task, tests)
 
 
@@ -153,7 +160,7 @@ def _cases(cases: Any, task: Task) -> list[tuple[str, str]]:
             raise _bad_tests(task, cases) from None
     try:
         if isinstance(cases, Mapping):
-            return [(str(one), str(two)) for one, two in zip(cases["inputs"], cases["outputs"], strict=True)]
+            return [(str(given), str(two)) for given, two in zip(cases["inputs"], cases["outputs"], strict=True)]
         return [(str(case["input"]), str(case["output"])) for case in cases]
     except (KeyError, TypeError, ValueError):
         raise _bad_tests(task, cases) from None
@@ -171,7 +178,7 @@ def _bad_tests(task: Task, tests: Any) -> RewardError:
 
 def program_of(answer: str, prompt: Sequence[Message], task: Task) -> str:
     """The program in an answer: its last block of Python, or all of it; after the prompt's beginning if it has one."""
-    blocks = [found["code"] for found in _BLOCK.finditer(answer) if found["language"].lower() in ("", "py", "python")]
+    blocks = [block["code"] for block in _BLOCK.finditer(answer) if block["language"].lower() in ("", "py", "python")]
     code = str(blocks[-1]) if blocks else answer if "```" not in answer else ""
     beginning = _beginning(prompt, task)
     entry = task.metadata.get("entry_point")
@@ -189,10 +196,17 @@ def _beginning(prompt: Sequence[Message], task: Task) -> str:
     text = prompt[-1].content or "" if prompt else ""
     if not entry or f"def {entry}(" not in text:
         return ""
-    blocks = [found["code"] for found in _BLOCK.finditer(text) if f"def {entry}(" in found["code"]]
+    blocks = [block["code"] for block in _BLOCK.finditer(text) if f"def {entry}(" in block["code"]]
     text = str(blocks[-1]) if blocks else text
     try:
         ast.parse(text)
     except SyntaxError:
         return ""
     return text
+
+
+def build(settings: CodeReward, folder: Path | None) -> Scorer:
+    limits = Limits(seconds=settings.seconds, memory_mb=settings.memory_mb)
+    made = Code(limits, **options(settings, "seconds", "memory_mb"))
+    needs = "tests, in `tests`, `test_list` or `cases`"
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close, needs=needs)

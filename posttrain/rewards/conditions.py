@@ -159,16 +159,16 @@ def _symbol_name(side: Sequence[Token], texts: list[str]) -> str | None:
             return None
     except UnreadableError:
         return None
-    rest = texts[1:]
+    after = texts[1:]
     name = texts[0]
-    while rest[:1] == ["'"]:
-        name, rest = name + "'", rest[1:]
-    if rest[:1] == ["_"]:
-        index = rest[1:2] if rest[1:2] != ["{"] else rest[2 : rest.index("}")] if "}" in rest else []
+    while after[:1] == ["'"]:
+        name, after = name + "'", after[1:]
+    if after[:1] == ["_"]:
+        index = after[1:2] if after[1:2] != ["{"] else after[2 : after.index("}")] if "}" in after else []
         name += "_" + "".join(index)
-        rest = rest[2:] if rest[1:2] != ["{"] else rest[rest.index("}") + 1 :] if "}" in rest else ["?"]
-    if not rest:
+        after = after[2:] if after[1:2] != ["{"] else after[after.index("}") + 1 :] if "}" in after else ["?"]
+    if not after:
         return name
-    if rest[0] == "(" and rest[-1] == ")" and rest.count("(") == 1 and texts[0] in _FUNCTION_NAMES:
-        return name + "".join(rest)
+    if after[0] == "(" and after[-1] == ")" and after.count("(") == 1 and texts[0] in _FUNCTION_NAMES:
+        return name + "".join(after)
     return None

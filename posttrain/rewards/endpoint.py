@@ -66,6 +66,7 @@ class Endpoint:
         answer = self._asked(body)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Written aside and renamed: another process that reads the cache must never see half an answer.
             part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
             part.write_text(json.dumps({"request": body, "answer": answer}), encoding="utf-8")
             part.replace(path)
@@ -90,12 +91,14 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 with error:
                     trouble = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
+                # A wrong key or model fails the same way each time; retrying would only hide it for minutes.
                 if error.code not in RETRIED:
                     raise self._refused(error.code, trouble) from None
                 pause = _seconds(error.headers.get("Retry-After"))
             except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
                 trouble, pause = f"{type(error).__name__}: {error}", None
             if attempt < self.retries:
+                # Some chance in the wait, or all threads that failed together would come back together.
                 backoff = self.first_wait * 2**attempt * (1 + self._chance.random() / 2)
                 time.sleep(min(LONGEST_WAIT, pause if pause is not None else backoff))
         raise RewardError(
@@ -135,6 +138,7 @@ class Endpoint:
             return
         with self._lock:
             now = time.monotonic()
+            # Slots are handed out under the lock and waited for outside, so that waiting threads do not queue on it.
             turn = max(now, self._next)
             self._next = turn + 60.0 / self.per_minute
         time.sleep(max(0.0, turn - now))

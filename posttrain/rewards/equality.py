@@ -22,12 +22,12 @@ from posttrain.rewards.reading import plain, read
 from posttrain.rewards.regions import Region, same_region
 from posttrain.rewards.values import equal, proportional, rational, sign_of
 
-Outcome = Literal["text", "read", "beyond"]
+Basis = Literal["text", "read", "beyond"]
 """How a verdict came about: equal as texts, read and compared, or beyond what is read and compared here."""
 PLACES = 6
 
 
-def verdict(one: str, other: str) -> tuple[bool, Outcome]:
+def verdict(one: str, other: str) -> tuple[bool, Basis]:
     """Whether two answers are the same; "beyond" is False, and may be asked of a computer algebra system."""
     if one == other or (plain(one) == plain(other) and plain(one)):
         return True, "text"
@@ -183,12 +183,12 @@ def _same_in_any_order(left: Several, right: Several) -> bool:
     named = [sum(isinstance(item, Named) for item in several.items) for several in (left, right)]
     if min(named) == 0 and max(named) > 0:
         return False  # x = 2, y = 3 is not "2, 3", of which nobody knows which is x
-    rest = list(right.items)
+    unmatched = list(right.items)
     for item in left.items:
-        place = next((place for place, other in enumerate(rest) if _same(item, other)), None)
+        place = next((place for place, other in enumerate(unmatched) if _same(item, other)), None)
         if place is None:
             return False
-        del rest[place]
+        del unmatched[place]
     return True
 
 

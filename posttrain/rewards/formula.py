@@ -72,10 +72,10 @@ def formula(given: Sequence[Token]) -> Term:
         UnreadableError: they are no formula, or one with a meaning that is not plain.
     """
     reader = _Reader(given)
-    found = reader.whole()
+    term = reader.whole()
     if reader.at < len(given):
         raise UnreadableError(f"what is {given[reader.at].text!r}?")
-    return found
+    return term
 
 
 class _Reader:
@@ -109,10 +109,10 @@ class _Reader:
 
     def whole(self) -> Term:
         """A sum, or two of them over one another: {1 \\over 2}."""
-        found = self.sum()
+        term = self.sum()
         if self.peek() in ("\\over", "\\choose"):
-            return Term("div" if self.take().text == "\\over" else "binom", (found, self.sum()))
-        return found
+            return Term("div" if self.take().text == "\\over" else "binom", (term, self.sum()))
+        return term
 
     def sum(self) -> Term:
         self.depth += 1
@@ -129,24 +129,24 @@ class _Reader:
         signs = []
         while self.peek() in ("+", "-", "\\pm", "\\mp"):
             signs.append(self.take().text)
-        found = self.power()
+        term = self.power()
         while True:
             if self.peek() == "*" and self.peek(1) == "*":
                 raise UnreadableError("a power of a product")
             if self.peek() in ("*", "/"):
                 sign = self.take().text
                 other = self.signed_power()
-                found = _times(found, other) if sign == "*" else Term("div", (found, other))
+                term = _times(term, other) if sign == "*" else Term("div", (term, other))
             elif self.is_times_letter():
                 self.at += 1
-                found = _times(found, self.power())
+                term = _times(term, self.power())
             elif self.begins_factor():
-                found = _times(found, self.power())
+                term = _times(term, self.power())
             else:
                 break
         for sign in reversed(signs):
-            found = _signed(sign, found)
-        return found
+            term = _signed(sign, term)
+        return term
 
     def signed_power(self) -> Term:
         """A factor behind * or / may have a sign of its own: 3 * -2."""
@@ -174,14 +174,14 @@ class _Reader:
     # ------------------------------------------------------------ powers and what stands behind an atom
 
     def power(self) -> Term:
-        found = self.postfix(self.atom())
+        term = self.postfix(self.atom())
         if self.peek() == "^" or (self.peek() == "*" and self.peek(1) == "*"):
             self.at += 1 if self.peek() == "^" else 2
             exponent = self.exponent()
             if exponent is None:
-                return self.postfix(Term("degree", (found,)))
-            return self.postfix(Term("pow", (found, exponent)))
-        return found
+                return self.postfix(Term("degree", (term,)))
+            return self.postfix(Term("pow", (term, exponent)))
+        return term
 
     def exponent(self) -> Term | None:
         """What follows ^; None for the sign of a degree."""
@@ -200,28 +200,28 @@ class _Reader:
         if self.depth > DEEPEST:
             raise UnreadableError("too deep")
         if self.peek() == "{":
-            found = self.fenced()
+            term = self.fenced()
         else:
-            found = self.atom(alone=True)
+            term = self.atom(alone=True)
             if self.peek() == "^":  # 2^3^2 is 2^(3^2)
                 self.at += 1
                 above = self.exponent()
-                found = Term("degree", (found,)) if above is None else Term("pow", (found, above))
+                term = Term("degree", (term,)) if above is None else Term("pow", (term, above))
         self.depth -= 1
-        return found
+        return term
 
-    def postfix(self, found: Term) -> Term:
+    def postfix(self, term: Term) -> Term:
         while True:
             if self.peek() == "!":
                 if self.peek(1) == "!":
                     raise UnreadableError("a double factorial")
                 self.at += 1
-                found = Term("fact", (found,))
+                term = Term("fact", (term,))
             elif self.peek() == "\\degree":
                 self.at += 1
-                found = Term("degree", (found,))
+                term = Term("degree", (term,))
             else:
-                return found
+                return term
 
     # ------------------------------------------------------------ atoms
 
@@ -230,9 +230,9 @@ class _Reader:
         self.depth += 1
         if self.depth > DEEPEST:
             raise UnreadableError("too deep")
-        found = self.any_atom(alone)
+        term = self.any_atom(alone)
         self.depth -= 1
-        return found
+        return term
 
     def any_atom(self, alone: bool) -> Term:
         token = self.take()
@@ -271,10 +271,10 @@ class _Reader:
     def fenced(self) -> Term:
         opening = self.take().text
         bars, self.bars = self.bars, 0
-        found = self.whole()
+        term = self.whole()
         self.bars = bars
         self.expect(_FENCES[opening])
-        return found
+        return term
 
     def number(self, token: Token, alone: bool) -> Term:
         value = number(token.value)
@@ -389,14 +389,14 @@ class _Reader:
             name, exponent = _INVERSE[name], None
         inner = self.function_argument()
         if name == "lg":
-            found = Term("log", (inner, number(10)))
+            term = Term("log", (inner, number(10)))
         elif name == "log":
-            found = Term("log", (inner,) if base is None else (inner, base))
+            term = Term("log", (inner,) if base is None else (inner, base))
         elif base is not None:
             raise UnreadableError("a function with an index")
         else:
-            found = Term("fn", (inner,), name=name)
-        return found if exponent is None else Term("pow", (found, exponent))
+            term = Term("fn", (inner,), name=name)
+        return term if exponent is None else Term("pow", (term, exponent))
 
     def function_argument(self) -> Term:
         r"""In brackets, or the product that follows: \sin 2x \cos x is (\sin 2x)(\cos x)."""
@@ -406,11 +406,11 @@ class _Reader:
         if self.depth > DEEPEST:
             raise UnreadableError("too deep")
         sign = self.take().text if self.peek() == "-" else ""
-        found = self.power()
+        term = self.power()
         while self.begins_factor() and self.peek()[1:] not in FUNCTIONS:
-            found = _times(found, self.power())
+            term = _times(term, self.power())
         self.depth -= 1
-        return negative(found) if sign else found
+        return negative(term) if sign else term
 
 
 def _times(left: Term, right: Term) -> Term:
@@ -437,8 +437,8 @@ _PERIOD = re.compile(r"(\d*)\.(\d*?)(\d)\3\3+(?:\.\.\.|\\ldots)")
 def periodic(text: str) -> Term | None:
     """0.333... as 1/3: a digit that stands three times before the dots."""
     # The length comes first: from each digit the pattern runs on to the end, which of 30,000 ones takes a minute.
-    if len(text) > 60 or (found := _PERIOD.fullmatch(text.replace(" ", ""))) is None:
+    if len(text) > 60 or (match := _PERIOD.fullmatch(text.replace(" ", ""))) is None:
         return None
-    whole, fixed, digit = found.groups()
+    whole, fixed, digit = match.groups()
     base = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
     return number(base + Fraction(int(digit), 9 * 10 ** len(fixed)))

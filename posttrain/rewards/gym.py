@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, unknown
 from posttrain.rewards.text import answer_of, gold, missing
 from posttrain.types import Message, RowRef, Task
 
@@ -89,21 +89,19 @@ def _dataset(name: str, settings: str) -> Any:
         raise missing("reasoning-gym", "reasoning_gym") from None
     given: Mapping[str, Any] = json.loads(settings)
     if name not in DATASETS:
-        near = nearest(name, DATASETS)
-        raise UnknownKeyError(
-            f"reasoning-gym has no task {name!r}",
+        raise unknown(
+            "task",
+            name,
+            DATASETS,
+            problem=f"reasoning-gym has no task `{name}`",
             expected=f"one of its {len(DATASETS)} tasks",
-            remedy=f"did you mean {near!r}?" if near else "its documentation lists them",
+            otherwise="its documentation lists them",
         )
     known = list(DATASETS[name][1].__dataclass_fields__)
     for key in given:
         if key not in known:
-            near = nearest(key, known)
-            raise UnknownKeyError(
-                f"the reasoning-gym task {name!r} has no setting {key!r}",
-                expected=f"one of {', '.join(known)}",
-                remedy=f"did you mean {near!r}?" if near else "remove it",
-            )
+            problem = f"the reasoning-gym task `{name}` has no setting `{key}`"
+            raise unknown("setting", key, known, problem=problem, otherwise="remove it")
     try:
         return create_dataset(name, **given)
     except (AssertionError, TypeError, ValueError) as error:

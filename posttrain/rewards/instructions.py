@@ -26,12 +26,19 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from posttrain.errors import RewardError, nearest
+from posttrain.errors import RewardError, unknown
+from posttrain.rewards.building import plain
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.language import published_language, share
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import InstructionsReward
+
 
 Checker = Callable[..., bool]
 Variant = Literal["strict", "own"]
@@ -74,20 +81,18 @@ def constraints(task: Task) -> list[tuple[str, dict[str, Any]]]:
             remedy="give each constraint its own group of arguments, {} if it takes none",
         )
     # `datasets` fills the arguments that a constraint does not have with null
-    return [(n, {k: v for k, v in (one or {}).items() if v is not None}) for n, one in zip(names, given, strict=True)]
+    return [
+        (n, {k: v for k, v in (arguments or {}).items() if v is not None})
+        for n, arguments in zip(names, given, strict=True)
+    ]
 
 
 def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, variant: Variant = "strict") -> bool:
     """Whether an answer meets one constraint; an empty answer meets none, as in IFEval."""
     checker = (OWN if variant == "own" else {}).get(name) or CONSTRAINTS.get(name)
     if checker is None:
-        near = nearest(name, CONSTRAINTS)
-        raise RewardError(
-            f"there is no constraint {name!r}",
-            where=task.row,
-            expected=f"one of {', '.join(CONSTRAINTS)}",
-            remedy=f"did you mean {near!r}?" if near else "docs/rewards.md lists them",
-        )
+        otherwise = "docs/rewards.md lists them"
+        raise unknown("constraint", name, CONSTRAINTS, error=RewardError, where=task.row, otherwise=otherwise)
     known = list(inspect.signature(checker).parameters)[1:]
     try:
         inspect.signature(checker).bind(answer, **arguments)
@@ -134,8 +139,8 @@ def _letter_frequency(answer: str, letter: str, let_frequency: int, let_relation
 
 def _language(answer: str, language: str) -> bool:
     """As langdetect says; a text without a letter, of which it says nothing, is in every language."""
-    found = published_language(answer, language)
-    return found is None or found == language
+    detected = published_language(answer, language)
+    return detected is None or detected == language
 
 
 def _number_words(answer: str, num_words: int, relation: str) -> bool:
@@ -248,12 +253,12 @@ def _title(answer: str) -> bool:
 
 
 def _titles(answer: str) -> list[str]:
-    found = []
+    titles = []
     for line in answer.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if start >= 0 and start + 2 < end:
-            found.append(line[start : end + 2])
-    return found
+            titles.append(line[start : end + 2])
+    return titles
 
 
 _FENCES = ("```json", "```Json", "```JSON", "```")
@@ -315,8 +320,8 @@ def _own_forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
 
 
 def _own_language(answer: str, language: str) -> bool:
-    found = share(answer, language)
-    return found is not None and found > 0.5
+    detected = share(answer, language)
+    return detected is not None and detected > 0.5
 
 
 def _own_number_words(answer: str, num_words: int, relation: str) -> bool:
@@ -410,3 +415,15 @@ OWN: dict[str, Checker] = {
     "change_case:english_lowercase": _own_lowercase,
 }
 """What the variant `own` decides in another way."""
+
+
+def build(settings: InstructionsReward, folder: Path | None) -> Scorer:
+    """It verifies the rows that have constraints; of others it says nothing, whatever their answer is."""
+    made = plain(instructions)(settings, folder)
+    columns = ("instructions", "instruction_id_list")
+
+    def gold(task: Task) -> str | None:
+        return task.answer if any(task.metadata.get(column) for column in columns) else None
+
+    needs = "constraints, in `instructions` or `instruction_id_list`"
+    return Scorer(made.name, made.function, made.weight, gold, needs=needs)

@@ -12,12 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from posttrain.rewards.building import beside, options
 from posttrain.rewards.endpoint import Endpoint
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import JudgeReward
+
 
 Against = Literal["group", "answer", "nobody"]
 
@@ -113,6 +120,7 @@ class Judge:
     def compare(self, match: Match) -> float | None:
         """The points of the first answer: 1 for a win in both orders, 0.5 for one or a tie, 0 for none."""
         forth = self._verdict(match)
+        # Both orders, since a judge leans to the first answer; averaged, the lean cancels.
         back = self._verdict(Match(match.prompt, match.second, match.first, match.reference))
         return None if forth is None or back is None else (forth + 1 - back) / 2
 
@@ -127,8 +135,10 @@ class Judge:
         points: dict[int, list[float]] = defaultdict(list)
         results = self._side_by_side(self.compare, ((match,) for match in matches))
         for (i, j), point in zip(pairs, results, strict=True):
+            # A judge without a verdict says nothing of either; as a tie it would pull both to the middle.
             if point is not None:
                 points[i].append(point)
+                # One comparison serves both answers: half of the requests.
                 points[j].append(1 - point)
         return [fmean(points[index]) if points[index] else None for index in range(len(answers))]
 
@@ -138,17 +148,19 @@ class Judge:
             return list(pool.map(lambda row: work(*row), list(rows)))
 
     def _verdict(self, match: Match) -> float | None:
+        # Equal texts tie without a request; a judge asked about them would answer by position.
         if match.first == match.second:
             return 0.5
         reference = _REFERENCE.format(answer=match.reference) if match.reference else ""
         text = _PAIR_INPUT.format(prompt=match.prompt, reference=reference, first=match.first, second=match.second)
-        found = _VERDICT.findall(self._ask(_PAIR, text))
-        return _POINTS[found[-1]] if found else None
+        verdicts = _VERDICT.findall(self._ask(_PAIR, text))
+        # The last verdict: reasons quote the form ("[[A]] would mean ...") before the judge decides.
+        return _POINTS[verdicts[-1]] if verdicts else None
 
     def _mark(self, prompt: str, answer: str, reference: str) -> float | None:
         shown = _REFERENCE.format(answer=reference) if reference else ""
-        found = _NUMBER.findall(self._ask(_MARK, _MARK_INPUT.format(prompt=prompt, reference=shown, answer=answer)))
-        return (min(10.0, max(1.0, float(found[-1]))) - 1) / 9 if found else None
+        marks = _NUMBER.findall(self._ask(_MARK, _MARK_INPUT.format(prompt=prompt, reference=shown, answer=answer)))
+        return (min(10.0, max(1.0, float(marks[-1]))) - 1) / 9 if marks else None
 
     def _ask(self, task: str, text: str) -> str:
         messages = [
@@ -171,9 +183,9 @@ def ring(members: Sequence[int], opponents: int | None) -> list[tuple[int, int]]
     pairs: dict[tuple[int, int], None] = {}
     for step in range(1, steps + 1):
         for place in range(count):
-            one, other = members[place], members[(place + step) % count]
-            if one != other and (other, one) not in pairs:
-                pairs[one, other] = None
+            first, other = members[place], members[(place + step) % count]
+            if first != other and (other, first) not in pairs:
+                pairs[first, other] = None
     return list(pairs)
 
 
@@ -181,3 +193,17 @@ def _shown(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0].content or ""
     return "\n\n".join(f"{message.role}: {message.content or ''}" for message in prompt)
+
+
+def build(settings: JudgeReward, folder: Path | None) -> Scorer:
+    endpoint = Endpoint(
+        settings.url,
+        settings.model,
+        key_env=settings.key_env,
+        cache=None if settings.cache is None else Path(beside(settings.cache, folder)),
+        retries=settings.retries,
+        timeout=settings.timeout,
+        per_minute=settings.per_minute,
+    )
+    of_endpoint = ("url", "model", "key_env", "cache", "retries", "timeout", "per_minute")
+    return Scorer(settings.label, Judge(endpoint, **options(settings, *of_endpoint)), settings.weight)

@@ -100,10 +100,10 @@ def share(text: str, language: str) -> float | None:
         raise ValueError(f"the language {language!r} cannot be told; known are {', '.join(sorted(LANGUAGES))}")
     wanted = _OF_SCRIPT.get(language, language)
     total = right = 0
-    for found, letters in _segments(text):
-        if found is not None:
+    for spoken, letters in _segments(text):
+        if spoken is not None:
             total += letters
-            right += letters * (found == wanted)
+            right += letters * (spoken == wanted)
     return right / total if total else None
 
 
@@ -153,12 +153,12 @@ def language(prompt: Sequence[Message], completion: str, task: Task, *, language
 
 def _segments(text: str) -> list[tuple[str | None, int]]:
     """The language and the letters of each sentence."""
-    found = []
+    segments = []
     for segment in _SEGMENT.findall(_NOT_PROSE.sub(" ", text)):
         letters = [letter for letter in segment if letter.isalpha()]
         if letters:
-            found.append((_of_segment(segment, letters), len(letters)))
-    return found
+            segments.append((_of_segment(segment, letters), len(letters)))
+    return segments
 
 
 def _of_segment(segment: str, letters: Sequence[str]) -> str | None:

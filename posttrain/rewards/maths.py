@@ -21,18 +21,24 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.rewards.answers import boxed, gold_answer, is_cut, stated, wanted
+from posttrain.rewards.building import options
 from posttrain.rewards.equality import may_ask, verdict
+from posttrain.rewards.functions import Scorer
 from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
+
+if TYPE_CHECKING:
+    from posttrain.config.rewards import MathReward
+
 
 START_SECONDS = 60.0
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LOG = logging.getLogger(__name__)
 
-Outcome = Literal["text", "read", "unread", "asked", "timeout", "crash", "none"]
+JudgedBy = Literal["text", "read", "unread", "asked", "timeout", "crash", "none"]
 """How a verdict came about: the texts are equal; both were read and compared; one is no form that is known, so that it
 is wrong; math-verify compared them; it took too long; its process died twice; the response answers nothing."""
 
@@ -49,7 +55,7 @@ class Math:
 
     def __init__(self, *, require_boxed: bool = False, seconds: int = 3):
         self.require_boxed, self.seconds = require_boxed, seconds
-        self.outcomes: Counter[Outcome] = Counter()
+        self.outcomes: Counter[JudgedBy] = Counter()
         self._comparer: _Comparer | None = None
         self._lock = threading.Lock()
 
@@ -70,7 +76,7 @@ class Math:
             return stated(_TEXT.sub(r"\1", inside), want=wanted(gold)) or inside
         return inside
 
-    def _judged(self, answer: str, gold: str) -> tuple[bool, Outcome]:
+    def _judged(self, answer: str, gold: str) -> tuple[bool, JudgedBy]:
         if not answer:
             return False, "none"
         same, how = verdict(answer, gold)
@@ -88,17 +94,17 @@ class Math:
             self._comparer.close()
             self._comparer = None
 
-    def _compare(self, gold: str, answer: str) -> tuple[bool, Outcome]:
+    def _compare(self, gold: str, answer: str) -> tuple[bool, JudgedBy]:
         """What math-verify says. A process that died is started again once: its death says nothing about the answer."""
         with self._lock:
             for _ in range(2):
                 if self._comparer is None:
                     self._comparer = _Comparer()
-                told = self._comparer.ask(gold, answer, self.seconds)
-                if isinstance(told, bool):
-                    return told, "asked"
+                reply = self._comparer.ask(gold, answer, self.seconds)
+                if isinstance(reply, bool):
+                    return reply, "asked"
                 self.close()
-                if told == "timeout":
+                if reply == "timeout":
                     return False, "timeout"
             _LOG.warning(
                 "math: the process that compares died twice over %r and %r, which counts as wrong", gold, answer
@@ -128,15 +134,15 @@ class _Comparer:
         return self._exchange(gold, answer, seconds, 4 * seconds + 2.0)
 
     def _exchange(self, gold: str, answer: str, seconds: int, wait: float) -> bool | Literal["timeout", "crash"]:
-        given, told = self._process.stdin, self._process.stdout
-        assert given is not None and told is not None
+        given, replies = self._process.stdin, self._process.stdout
+        assert given is not None and replies is not None
         deadline = time.monotonic() + wait
         try:
             given.write(json.dumps([gold, answer, seconds]) + "\n")
             given.flush()
-            if not select.select([told], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not select.select([replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return "timeout"
-            line = told.readline()
+            line = replies.readline()
         except OSError:
             return "crash"
         return bool(json.loads(line)) if line else "crash"
@@ -153,3 +159,8 @@ class _Comparer:
 
 
 __all__ = ["Math", "boxed", "gold_answer", "stated", "wanted"]
+
+
+def build(settings: MathReward, folder: Path | None) -> Scorer:
+    made = Math(**options(settings))
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.rewards.building import beside, options
+from posttrain.rewards.functions import Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, Task
 
 if TYPE_CHECKING:
+    from posttrain.config.rewards import ModelReward
     from posttrain.models.reward.scoring import RewardModel
 
 
-class ModelReward:
+class RatingModel:
     """The reward model's number for each response; loaded when it is first needed.
 
     Args:
@@ -74,12 +78,12 @@ class ModelReward:
                 rows.append(Feedback(prompts[first], responses[0], True, tasks[first].row, tasks[first].tools))
             else:
                 rows.append(Comparison(prompts[first], responses, 0, tasks[first].row, tools=tasks[first].tools))
-        found: list[float | None] = [None] * len(prompts)
+        rewards: list[float | None] = [None] * len(prompts)
         ratings = self.model.score_rows(rows, head=self.head, normalised=self.normalised)
         for indices, rating in zip(members.values(), ratings, strict=True):
             for index, reward in zip(indices, rating.rewards, strict=True):
-                found[index] = self.scale * reward + self.shift
-        return found
+                rewards[index] = self.scale * reward + self.shift
+        return rewards
 
 
 def _answer(text: str, finish: FinishReason) -> Message:
@@ -90,3 +94,8 @@ def _answer(text: str, finish: FinishReason) -> Message:
 def prompt_key(prompt: tuple[Message, ...]) -> Any:
     """A prompt as something to compare: messages with tool calls hold mappings, which have no hash."""
     return tuple((m.role, m.content, m.name, m.tool_call_id, m.reasoning, repr(m.tool_calls)) for m in prompt)
+
+
+def build(settings: ModelReward, folder: Path | None) -> Scorer:
+    model = str(beside(settings.model, folder, must_exist=True))
+    return Scorer(settings.label, RatingModel(model, **options(settings, "model")), settings.weight)

@@ -21,7 +21,7 @@ MOST_TOKENS = 400
 MOST_DIGITS = 2_000
 """Of one literal number. Python refuses to convert 4,300 digits, and needs quadratic time below that."""
 
-Kind = Literal["number", "letter", "word", "text", "command", "sign"]
+TokenKind = Literal["number", "letter", "word", "text", "command", "sign"]
 
 
 class UnreadableError(ValueError):
@@ -32,7 +32,7 @@ class UnreadableError(ValueError):
 class Token:
     """Token("number", "3.50", blank=True, value=Fraction(7, 2)): 3.50 after a blank."""
 
-    kind: Kind
+    kind: TokenKind
     text: str
     blank: bool = False
     """White space stands before it: "3 1/2" is a mixed number, "31/2" is not."""
@@ -134,18 +134,18 @@ def tokens(text: str) -> list[Token]:
     """
     if len(text) > LONGEST:
         raise UnreadableError("too long")
-    found: list[Token] = []
+    read: list[Token] = []
     blank = False
     for match in _TOKEN.finditer(spelled(text)):
         if match.lastgroup == "blank":
             blank = True
             continue
         made = list(_tokens_of(match, blank))
-        found += made
+        read += made
         blank = not made and blank
-    if len(found) > MOST_TOKENS:
+    if len(read) > MOST_TOKENS:
         raise UnreadableError("too many signs")
-    return found
+    return read
 
 
 def spelled(text: str) -> str:
@@ -237,14 +237,14 @@ _CLOSED_BY = {")", "]", "}", "\\}", "\\rangle", "\\end", "\\rfloor", "\\rceil"}
 
 def depths(given: Sequence[Token]) -> list[int]:
     """How many brackets are open before each token."""
-    found, depth = [], 0
+    levels, depth = [], 0
     for token in given:
         if token.kind != "text" and token.text in _CLOSED_BY:
             depth -= 1
-        found.append(depth)
+        levels.append(depth)
         if token.kind != "text" and token.text in _OPENING:
             depth += 1
-    return found
+    return levels
 
 
 def closing(given: Sequence[Token], start: int) -> int:

@@ -27,10 +27,10 @@ def last_number(text: str) -> Decimal | None:
 
 def whole_number(text: str) -> Decimal | None:
     """The value of a text that is one number and nothing else; None otherwise."""
-    found = _NUMBER.fullmatch(text.strip())
-    return _value(found) if found else None
+    match = _NUMBER.fullmatch(text.strip())
+    return _value(match) if match else None
 
 
-def _value(found: re.Match[str]) -> Decimal:
-    sign = "-" if found["sign"] in ("-", "\u2212") else ""
-    return Decimal(sign + found["digits"].replace(",", "") + (found["exponent"] or ""))
+def _value(match: re.Match[str]) -> Decimal:
+    sign = "-" if match["sign"] in ("-", "\u2212") else ""
+    return Decimal(sign + match["digits"].replace(",", "") + (match["exponent"] or ""))

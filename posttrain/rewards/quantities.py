@@ -41,23 +41,25 @@ def quantity(given: list[Token]) -> Form:
         sign, given = given[1], [given[0], *given[2:]]
     body, behind = _parted(given)
     words = [*_unit_words(behind), *([sign.text] if sign is not None else [])]  # $5 million: million, then dollars
+    # A sentence that begins with a number is no quantity; read as one, "5 of the boys left" would equal "5 boys".
     if len(words) > 5 or any(word.lower() in _PROSE for word in words):
         raise UnreadableError("a sentence")
     unit, scale = unit_of(words)
     term = term_of(body)
+    # 90° and 90 degrees are written as an operator and as a word, and have to meet in one form.
     if term.op == "degree" and unit is None:
         term, unit = term.parts[0], unit_of(["degree"])[0]
     if scale != 1:
         term = Term("mul", (term, number(scale)))
-    found = Quantity(term, unit, _places(body, words), _otherwise(given, body, behind))
-    return _both_signs(found)
+    measure = Quantity(term, unit, _places(body, words), _otherwise(given, body, behind))
+    return _both_signs(measure)
 
 
-def _both_signs(found: Quantity) -> Form:
+def _both_signs(measure: Quantity) -> Form:
     r"""\pm 2 are two numbers."""
-    if not found.term.has("pm", "mp"):
-        return found
-    return Several("list", tuple(replace(found, term=_with_sign(found.term, sign)) for sign in (1, -1)))
+    if not measure.term.has("pm", "mp"):
+        return measure
+    return Several("list", tuple(replace(measure, term=_with_sign(measure.term, sign)) for sign in (1, -1)))
 
 
 def _with_sign(term: Term, sign: int) -> Term:
@@ -148,24 +150,24 @@ def products(given: Sequence[Token]) -> list[Token]:
     Raises:
         UnreadableError: one is a word of a sentence.
     """
-    found: list[Token] = []
+    factors: list[Token] = []
     for place, token in enumerate(given):
         if token.kind == "word" and token.text.lower() in _SHORT_WORDS and (token.blank or not place):
             last = place == len(given) - 1 or given[place + 1].blank or given[place + 1].text in ".,:;"
             if last:
                 raise UnreadableError("a sentence")
         if token.kind == "word" and len(token.text) <= 3 and token.text.isascii():
-            found += [Token("letter", letter, token.blank and not n) for n, letter in enumerate(token.text)]
+            factors += [Token("letter", letter, token.blank and not n) for n, letter in enumerate(token.text)]
         elif (
             token.kind == "text"
             and len(token.text) == 1
             and token.text.isalpha()
             and (not place or given[place - 1].kind != "number")
         ):
-            found.append(replace(token, kind="letter"))
+            factors.append(replace(token, kind="letter"))
         else:
-            found.append(token)
-    return found
+            factors.append(token)
+    return factors
 
 
 def is_product(token: Token) -> bool:

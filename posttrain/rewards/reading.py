@@ -92,15 +92,15 @@ def _stripped(text: str) -> str:
 
 
 def _length(pattern: re.Pattern[str], text: str) -> int:
-    found = pattern.match(text)
-    return 0 if found is None else found.end()
+    match = pattern.match(text)
+    return 0 if match is None else match.end()
 
 
 def _wordy(text: str) -> Form:
     """A text of words alone is a word; all else is unread."""
-    said = plain(text) if len(text) <= 1000 else ""
-    if said and _WORDY.fullmatch(said):
-        return Words(said)
+    plain_text = plain(text) if len(text) <= 1000 else ""
+    if plain_text and _WORDY.fullmatch(plain_text):
+        return Words(plain_text)
     return Unread(text)
 
 
@@ -124,9 +124,9 @@ def _form(given: Sequence[Token], depth: int) -> Form:
         raise UnreadableError("nothing, or too deep")
     given = _unwrapped(list(given))
     for reading in (_phrase, _labelled, _alternatives, _conjunction, _listed, _related, _combined, _enclosed, _ratio):
-        found = reading(given, depth)
-        if found is not None:
-            return found
+        form = reading(given, depth)
+        if form is not None:
+            return form
     return quantity(given)
 
 
@@ -141,13 +141,13 @@ def _unwrapped(given: list[Token]) -> list[Token]:
 
 def _phrase(given: list[Token], depth: int) -> Form | None:
     if all(token.kind in ("word", "text", "letter") for token in given):
-        said = plain(" ".join(token.text for token in given))
-        if said in _PHRASES:
-            return _PHRASES[said]
+        plain_text = plain(" ".join(token.text for token in given))
+        if plain_text in _PHRASES:
+            return _PHRASES[plain_text]
         if len(given) == 1 and given[0].kind == "text" and len(given[0].text) == 1:
             return quantity([replace(given[0], kind="letter")])
         if any(len(token.text) > 1 and not is_product(token) for token in given):
-            return Words(said)
+            return Words(plain_text)
     if [token.text for token in given] in (["\\emptyset"], ["\\{", "\\}"]):
         return EMPTY
     if [token.text for token in given] in (["\\R"], ["\\mathbb", "{", "R", "}"], ["\\mathbb", "R"]):
@@ -158,19 +158,19 @@ def _phrase(given: list[Token], depth: int) -> Form | None:
 def _labelled(given: list[Token], depth: int) -> Form | None:
     """(C) 12, C) 12, C. 12 and C: 12."""
     texts = [token.text for token in given[:3]]
-    rest: list[Token] = []
+    after: list[Token] = []
     if len(given) > 3 and texts[0] == "(" and texts[2] == ")" and texts[1] in _LABELS:
-        label, rest = texts[1], given[3:]
-        if (rest[0].kind == "letter" and not rest[0].blank) or rest[0].text in ("^", "*", "/", "+", "-", "=", ","):
+        label, after = texts[1], given[3:]
+        if (after[0].kind == "letter" and not after[0].blank) or after[0].text in ("^", "*", "/", "+", "-", "=", ","):
             return None
     elif len(given) > 2 and texts[0] in _LABELS and texts[1] in (")", ".", ":"):
-        label, rest = texts[0], given[2:]
-    if not rest:
+        label, after = texts[0], given[2:]
+    if not after:
         return None
     try:
-        return Labelled(label, _form(rest, depth + 1))
+        return Labelled(label, _form(after, depth + 1))
     except UnreadableError:
-        return Labelled(label, Unread(" ".join(token.text for token in rest)))
+        return Labelled(label, Unread(" ".join(token.text for token in after)))
 
 
 _LABELS = frozenset("ABCDEFGHIJ")
@@ -330,8 +330,8 @@ def _combined(given: list[Token], depth: int) -> Form | None:
         forms = [_form(part, depth + 1) for part in parts]
         if sign == "\\setminus" and isinstance(forms[1], Several) and forms[0] == Region((ALL,)) and len(forms) == 2:
             return without([only_term(item) for item in forms[1].items])
-        found = [open_region(form) for form in forms]
-        regions = [one for one in found if one is not None]
+        by_form = [open_region(form) for form in forms]
+        regions = [region for region in by_form if region is not None]
         if len(regions) < len(forms) or sign == "\\setminus":
             raise UnreadableError("sets that are not read")
         if sign == "\\cup":

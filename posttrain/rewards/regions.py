@@ -56,6 +56,7 @@ def region(pieces: Iterable[Piece], name: str = "") -> Region:
     if len(kept) > MOST_PIECES:
         raise UnreadableError("too many intervals")
     kept.sort(key=functools.cmp_to_key(_by_low))
+    # Merged to a normal form, so that two regions are equal exactly if their pieces are.
     merged: list[Piece] = []
     for piece in kept:
         if merged and _touch(merged[-1], piece):
@@ -72,15 +73,15 @@ def union(parts: Sequence[Region]) -> Region:
 
 def intersection(left: Region, right: Region) -> Region:
     """The numbers in both. Raises UnreadableError for sets of different unknowns."""
-    found = []
-    for one in left.pieces:
+    pieces = []
+    for piece in left.pieces:
         for other in right.pieces:
-            low, low_in = max((one, other), key=functools.cmp_to_key(_by_low)).low, True
-            low_in = all(part.low_in for part in (one, other) if _same_end(part.low, low))
-            high = min((one, other), key=functools.cmp_to_key(_by_high)).high
-            high_in = all(part.high_in for part in (one, other) if _same_end(part.high, high))
-            found.append(Piece(low, low_in and low is not None, high, high_in and high is not None))
-    return region(found, _common_name([left, right]))
+            low, low_in = max((piece, other), key=functools.cmp_to_key(_by_low)).low, True
+            low_in = all(part.low_in for part in (piece, other) if _same_end(part.low, low))
+            high = min((piece, other), key=functools.cmp_to_key(_by_high)).high
+            high_in = all(part.high_in for part in (piece, other) if _same_end(part.high, high))
+            pieces.append(Piece(low, low_in and low is not None, high, high_in and high is not None))
+    return region(pieces, _common_name([left, right]))
 
 
 def without(points: Sequence[Term], name: str = "") -> Region:
@@ -138,6 +139,7 @@ def _touch(left: Piece, right: Piece) -> bool:
     if left.high is None or right.low is None:
         return True
     order = sign_of(difference(left.high, right.low))
+    # [0, 1) and [1, 2] leave nothing between them; (0, 1) and (1, 2) leave out 1.
     return order > 0 or (order == 0 and (left.high_in or right.low_in))
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from posttrain.errors import ConfigError, RewardError
-from posttrain.rewards.scorer import Sampled, Scorer
+from posttrain.rewards.functions import Sampled, Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
 
@@ -55,11 +55,12 @@ class Rubric:
             RewardError: a reward failed; names it and the row.
         """
         columns = {scorer.name: scorer.score(items) for scorer in self.scorers}
-        return [self._together({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
+        return [self._weighted_sum({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
 
-    def _together(self, parts: dict[str, float | None]) -> Scored:
-        heard = [(scorer.weight, part) for scorer in self.scorers if (part := parts[scorer.name]) is not None]
-        return Scored(sum(weight * part for weight, part in heard) if heard else None, parts)
+    def _weighted_sum(self, parts: dict[str, float | None]) -> Scored:
+        # An abstention leaves the sum; as 0 it would punish the response for what the reward could not judge.
+        judged = [(scorer.weight, part) for scorer in self.scorers if (part := parts[scorer.name]) is not None]
+        return Scored(sum(weight * part for weight, part in judged) if judged else None, parts)
 
     def close(self) -> None:
         for scorer in self.scorers:
@@ -102,7 +103,9 @@ def gold_check(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[GoldFai
     Rewards that are no verifiers, and tasks without an answer, are passed over.
     """
     rows = list(tasks)
+    # A reshaping reward (cosine) never gives 1 by itself, so the verifier inside it is asked.
     failures = [failure for scorer in scorers for failure in _of_one(rows, scorer.inner or scorer)]
+    # By identity: rows of two files may be equal in every field.
     order = {id(task.row): index for index, task in enumerate(rows)}
     return sorted(failures, key=lambda failure: order[id(failure.row)])
 
@@ -122,7 +125,7 @@ def unjudged(tasks: Iterable[Task], scorers: Iterable[Scorer]) -> list[Task]:
             Sampled(task.prompt, ANY_ANSWER, task, FinishReason.STOP_TOKEN, 1, group)
             for group, task in enumerate(without)
         ]
-        silent = [item.task for item, found in zip(items, _tried(asked, items), strict=True) if found == (None, "")]
+        silent = [item.task for item, outcome in zip(items, _tried(asked, items), strict=True) if outcome == (None, "")]
         left = silent
     return left
 
@@ -151,4 +154,4 @@ def _tried(scorer: Scorer, items: Sequence[Sampled]) -> list[tuple[float | None,
     except RewardError as error:
         if len(items) == 1:
             return [(None, error.problem)]
-        return [found for item in items for found in _tried(scorer, [item])]
+        return [outcome for item in items for outcome in _tried(scorer, [item])]

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from posttrain.rewards.scorer import Sampled, Scorer
+from posttrain.rewards.functions import Sampled, Scorer
+from posttrain.rewards.text import Prompt
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task
 
-Prompt = Sequence[Message]
-Unit = Literal["tokens", "words", "characters"]
+LengthUnit = Literal["tokens", "words", "characters"]
 
 
-def measured(completion: str, tokens: int, unit: Unit) -> int:
+def measured(completion: str, tokens: int, unit: LengthUnit) -> int:
     """The length of a response."""
     return tokens if unit == "tokens" else len(completion.split()) if unit == "words" else len(completion)
 
@@ -26,7 +26,7 @@ def length(
     *,
     target: int,
     tolerance: int,
-    unit: Unit = "tokens",
+    unit: LengthUnit = "tokens",
     tokens: int = 0,
 ) -> float | None:
     """1 at the target length, falling in a straight line to 0 at `tolerance` from it."""

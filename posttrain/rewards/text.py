@@ -23,8 +23,9 @@ Prompt = Sequence[Message]
 
 def after_thoughts(completion: str) -> str:
     """What follows the response's thoughts; nothing, if it never stops thinking."""
-    _, closed, rest = completion.rpartition("</think>")
-    return rest if closed else "" if "<think>" in completion else completion
+    # The last closing tag: a thought may quote `</think>`, and what follows a quoted one is no answer.
+    _, closed, after = completion.rpartition("</think>")
+    return after if closed else "" if "<think>" in completion else completion
 
 
 def answer_of(completion: str, tag: str | None = None) -> str:
@@ -40,13 +41,13 @@ def answer_of(completion: str, tag: str | None = None) -> str:
 
 def _last_tagged(text: str, opening: str, closing: str) -> str:
     """What stands in the last pair of tags, in one pass: a pattern searches to the end from each opening."""
-    found, start = "", text.find(opening)
+    content, start = "", text.find(opening)
     while start >= 0:
         end = text.find(closing, start + len(opening))
         if end < 0:
             break
-        found, start = text[start + len(opening) : end], text.find(opening, end + len(closing))
-    return found
+        content, start = text[start + len(opening) : end], text.find(opening, end + len(closing))
+    return content
 
 
 def gold(task: Task, tag: str | None = None) -> str | None:
@@ -98,6 +99,7 @@ a policy may repeat a letter eight thousand times. Of a stretch that is too much
 
 def _alike(one: str, other: str) -> float:
     """Twice the matching characters by all characters; the same for (a, b) and (b, a), which difflib's own is not."""
+    # difflib starts from one side and its ratio depends on which, so the sides are put in a fixed order.
     left, right = sorted((one, other), key=lambda text: (len(text), text))
     total = len(left) + len(right)
     return 2 * _matching(left, right) / total if total else 1.0
@@ -106,7 +108,7 @@ def _alike(one: str, other: str) -> float:
 def _matching(left: str, right: str) -> int:
     """The characters in `SequenceMatcher.get_matching_blocks`, long stretches first, as far as the work allows."""
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
-    found, work = 0, 0
+    matched, work = 0, 0
     stretches = [(-len(left), 0, len(left), 0, len(right))]
     while stretches:
         _, start, end, other_start, other_end = heapq.heappop(stretches)
@@ -114,17 +116,17 @@ def _matching(left: str, right: str) -> int:
         letters, others = Counter(left[start:end]), Counter(right[:other_end])
         cost = sum(count * others[letter] for letter, count in letters.items())
         if work + cost > MOST_COMPARISONS:
-            found += _equal_ends(left[start:end], right[other_start:other_end])
+            matched += _equal_ends(left[start:end], right[other_start:other_end])
             continue
         work += cost
         at, other_at, size = matcher.find_longest_match(start, end, other_start, other_end)
         if not size:
             continue
-        found += size
+        matched += size
         for stretch in ((start, at, other_start, other_at), (at + size, end, other_at + size, other_end)):
             if stretch[0] < stretch[1] and stretch[2] < stretch[3]:
                 heapq.heappush(stretches, (stretch[0] - stretch[1], *stretch))
-    return found
+    return matched
 
 
 def _equal_ends(one: str, other: str) -> int:
@@ -141,6 +143,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(text: str) -> list[str]:
+    # SQuAD's normalisation; F1 against published figures needs exactly these steps.
     return [word for word in text.casefold().translate(_PUNCTUATION).split() if word not in ("a", "an", "the")]
 
 
@@ -171,8 +174,8 @@ def regex(
     if wanted is None:
         return None
     compiled = _compiled(str(wanted), ignore_case)
-    found = compiled.fullmatch(completion) if whole else compiled.search(completion)
-    return float((found is None) == absent)
+    match = compiled.fullmatch(completion) if whole else compiled.search(completion)
+    return float((match is None) == absent)
 
 
 @lru_cache(maxsize=1024)
@@ -195,6 +198,7 @@ def json_schema(
     answer = answer_of(completion)
     fenced = _FENCED.findall(answer)
     try:
+        # NaN and Infinity are Python's extension; another parser would refuse the answer that earned the reward.
         value = json.loads(fenced[0] if len(fenced) == 1 else answer, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return 0.0
@@ -225,7 +229,7 @@ def _fits(value: Any, schema: Mapping[str, Any], task: Task) -> bool:
 
 def missing(package: str, kind: str) -> MissingExtraError:
     return MissingExtraError(
-        f"the reward `{kind}` needs the package {package}", remedy="install it: pip install 'posttrain[rl]'"
+        f"the reward `{kind}` needs the package {package}", remedy="install it: `pip install 'posttrain[rl]'`"
     )
 
 
@@ -243,12 +247,12 @@ def think_tags(
             on after them.
     """
     opens, closes = completion.count("<think>"), completion.count("</think>")
-    thoughts, _, rest = completion.partition("</think>")
+    thoughts, _, after = completion.partition("</think>")
     held = [
         opens == (0 if opened else 1),
         closes == 1,
         bool(thoughts.strip()) if opened else completion.lstrip().startswith("<think>"),
-        bool(rest.strip()) and closes == 1,
+        bool(after.strip()) and closes == 1,
     ]
     return sum(held) / len(held) if partial else float(all(held))
 

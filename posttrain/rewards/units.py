@@ -117,6 +117,7 @@ def unit_of(words: Sequence[str]) -> tuple[Unit | None, int]:
     for place, word in enumerate(words):
         low = word.lower()
         if low in ("/", "per"):
+            # For all that follows: m / s / s is m s^-2, as it is written in answers.
             sign = -1
         elif low in ("*", "of", "^", "a", "an", "the") and (low != "a" or len(words) > 1):
             continue
@@ -142,12 +143,12 @@ def unit_of(words: Sequence[str]) -> tuple[Unit | None, int]:
 
 def _joined(own: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Words that no table knows, one name for all that multiply: red apples."""
-    found = []
+    factors = []
     for sign in (1, -1):
         names = [name for name, power in own if power == sign]
         if names:
-            found.append((" ".join(names), sign))
-    return found + [(name, power) for name, power in own if abs(power) != 1]
+            factors.append((" ".join(names), sign))
+    return factors + [(name, power) for name, power in own if abs(power) != 1]
 
 
 def _power_behind(words: Sequence[str], place: int) -> int:

@@ -46,7 +46,7 @@ class TooLargeError(ArithmeticError):
 
 def points(names: frozenset[str], round_: int) -> dict[str, Fraction]:
     """Small fractions of either sign, other ones for each name and round, the same in every process."""
-    found = {}
+    assignment = {}
     for name in names:
         digest = hashlib.blake2b(f"{name} {round_}".encode(), digest_size=8).digest()
         above, below = _PRIMES[digest[0] % len(_PRIMES)], _PRIMES[digest[1] % len(_PRIMES)]
@@ -54,8 +54,8 @@ def points(names: frozenset[str], round_: int) -> dict[str, Fraction]:
             above, below = 67, 71
         # round 0 is positive, since some functions live there alone; of the others at least one is negative
         pattern = _SIGNS[hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % len(_SIGNS)]
-        found[name] = Fraction(pattern[round_] * above, below)
-    return found
+        assignment[name] = Fraction(pattern[round_] * above, below)
+    return assignment
 
 
 class Exact:
@@ -73,12 +73,12 @@ class Exact:
         Raises:
             InexactError, TooLargeError, ZeroDivisionError
         """
-        found = self._of(term, env)
-        size = found.numerator.bit_length() + found.denominator.bit_length()
+        result = self._of(term, env)
+        size = result.numerator.bit_length() + result.denominator.bit_length()
         self.work += size
         if size > 2 * MOST_BITS or self.work > MOST_WORK:
             raise TooLargeError
-        return found
+        return result
 
     def _of(self, term: Term, env: Environment) -> Fraction:
         op = term.op
@@ -214,14 +214,14 @@ class Floating:
         try:
             value = exact.of(term, env)
         except InexactError:
-            found = self._of(term, env)
+            result = self._of(term, env)
         else:
-            found = _CONTEXT.mpf(value.numerator) / value.denominator
-        if not _CONTEXT.isfinite(found):
+            result = _CONTEXT.mpf(value.numerator) / value.denominator
+        if not _CONTEXT.isfinite(result):
             raise ZeroDivisionError
-        if abs(_CONTEXT.mag(found)) > LARGEST_EXPONENT and found != 0:
+        if abs(_CONTEXT.mag(result)) > LARGEST_EXPONENT and result != 0:
             raise TooLargeError
-        return found
+        return result
 
     def _of(self, term: Term, env: Environment) -> Any:
         if term.op == "const":
@@ -307,18 +307,18 @@ def is_zero(term: Term, *, natural: bool = True, signs: int = 1) -> bool:
         UnreadableError: it holds what is not computed here, or too large numbers; also where it has no value.
     """
     names = term.names()
-    rounds, settled = (ROUNDS if names else 1), 0
+    rounds, agreed = (ROUNDS if names else 1), 0
     for round_ in range(rounds):
         env = points(names, round_)
         try:
             if not _vanishes(lambda made, env=env: made.of(term, env), natural, signs):  # type: ignore[misc]
                 return False
-            settled += 1
+            agreed += 1
         except ZeroDivisionError:  # a pole: another number will do
             continue
         except (TooLargeError, OverflowError):
             raise UnreadableError("too large") from None
-    if not settled:
+    if not agreed:
         raise UnreadableError("it has no value")
     return True
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -22,41 +23,10 @@ from torch import Tensor, nn
 
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens
 from posttrain.rollout.kv import KeyValue, PromptSlots, SlotCache, own_cells
-from posttrain.sampling import RandomStream
+from posttrain.rollout.rows import Row
 
 SMALLEST_GROWTH = 64
 """Columns added at least when the cache has no room for a step; each growth copies it."""
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """A completion that is being sampled."""
-
-    prompt: tuple[int, ...]
-    prompt_index: int
-    completion_index: int
-    stream: RandomStream
-    limit: int
-    """Most ids that the answer may have."""
-    answer: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def cached(self) -> int:
-        """Tokens whose keys and values the next step needs: all but the last."""
-        return len(self.prompt) + len(self.answer) - 1
-
-    @property
-    def remaining(self) -> int:
-        return self.limit - len(self.answer)
-
-    @property
-    def last_id(self) -> int:
-        return self.answer[-1] if self.answer else self.prompt[-1]
-
-    @property
-    def ids(self) -> list[int]:
-        return [*self.prompt, *self.answer]
 
 
 @dataclass(slots=True)
@@ -79,6 +49,10 @@ class Decoder(Protocol):
 
     rows: list[Row]
     """The live rows, in the order of the logits."""
+
+    def enlarge(self, waiting: deque[Row]) -> None:
+        """Make room for rows that came after sampling began, as far as the memory goes; `admit` then takes them."""
+        ...
 
     def admit(self, waiting: deque[Row]) -> None:
         """Take rows from the left of `waiting` while there is room."""
@@ -136,7 +110,8 @@ def _virtual_columns(model: nn.Module) -> int:
 class CachedDecoder:
     """Continuous batching over `SlotCache`.
 
-    Rows must come longest first: the cursor then never stands left of a waiting row's length.
+    A row can enter where the cursor stands at its length or beyond. A batch brings its rows longest first, so that each
+    can; a row that comes later and is longer waits for `enlarge`, or until no row is live.
 
     Args:
         cache_tokens: cells (slots x width) that the cache may have; when rows outgrow it, the shortest wait again.
@@ -164,12 +139,35 @@ class CachedDecoder:
         if not self.rows:
             self._start(waiting)
         first = len(self.rows)
-        newcomers = [waiting.popleft() for _ in range(min(self._cache.slots - first, len(waiting)))]
-        assert newcomers[0].cached <= self._cache.cursor, "rows come longest first"
+        newcomers: list[Row] = []
+        while waiting and first + len(newcomers) < self._cache.slots and waiting[0].cached <= self._cache.cursor:
+            newcomers.append(waiting.popleft())
+        if not newcomers:
+            return
         self.rows += newcomers
         places = _places(newcomers, first)
         self._prefill([place for place in places if not self._copy_held(place)])
         self._hold(places[-1], waiting)
+
+    def enlarge(self, waiting: deque[Row]) -> None:
+        # Where no row is live, `admit` lays out an empty cache for those that wait.
+        free = self._cache.slots - len(self.rows)
+        if not self.rows or not waiting or (free and waiting[0].cached <= self._cache.cursor):
+            return
+        length = longest = max(row.cached for row in self.rows)
+        remaining, width, cursor, rows = max(row.remaining for row in self.rows), 0, 0, len(self.rows)
+        for row in islice(waiting, self._max_rows - len(self.rows)):
+            longest, remaining = max(longest, row.cached), max(remaining, row.remaining)
+            wider = self._width(longest, remaining, rows + 1)
+            if self._cache_tokens // wider <= rows:
+                break
+            rows, width, cursor = rows + 1, wider, longest
+        if rows == len(self.rows):
+            return
+        # Each change of size copies the cache: room for as many again, or rows that come one by one copy it each time.
+        slots = min(self._max_rows, self._cache_tokens // width, max(rows, 2 * len(self.rows)))
+        self._cache.rebuild(slots, width, len(self.rows), length, cursor)
+        self.stats.peak_cells = max(self.stats.peak_cells, slots * width)
 
     def _worth_a_prefill(self, waiting: int) -> bool:
         """A forward pass for one prompt costs nearly what a step costs: let a few slots become free first."""
@@ -178,7 +176,7 @@ class CachedDecoder:
 
     def _start(self, waiting: deque[Row]) -> None:
         """Lay out an empty cache for the rows at hand."""
-        longest = waiting[0].cached
+        longest = max(row.cached for row in waiting)
         remaining = max(row.remaining for row in waiting)
         rows = min(self._max_rows, len(waiting))
         width = self._width(longest, remaining, rows)
@@ -241,16 +239,18 @@ class CachedDecoder:
             slots = min(self._max_rows, self._cache_tokens // width)
             if slots >= len(self.rows):
                 break
+            # The shortest is computed again at the least cost.
             shortest = min(self.rows, key=lambda row: row.cached)
             self.retire([shortest])
             waiting.appendleft(shortest)
             self.stats.preempted += 1
         slots = min(slots, len(self.rows) + len(waiting))
-        self._cache.rebuild(slots, width, len(self.rows), longest)
+        self._cache.rebuild(slots, width, len(self.rows), longest, cursor=longest)
         self.stats.peak_cells = max(self.stats.peak_cells, slots * width)
 
     def _width(self, longest: int, remaining: int, rows: int) -> int:
         """Columns for `rows` rows: all that they can need, if the budget has them, else some to go on with."""
+        # A cache as wide as the longest answer could be would hold few rows, most of which end early.
         share = self._cache_tokens // rows
         if longest + remaining <= share:
             return longest + remaining
@@ -265,6 +265,7 @@ class CachedDecoder:
         for slot in reversed(range(len(self.rows))):
             if id(self.rows[slot]) not in gone:
                 continue
+            # The last row moves into the gap: the live rows stay the first slots, which a step then reads as one view.
             last = self.rows.pop()
             if slot < len(self.rows):
                 self.rows[slot] = last
@@ -281,6 +282,9 @@ class RecomputingDecoder:
         self._max_rows = max_rows
         self._tokens = cache_tokens
 
+    def enlarge(self, waiting: deque[Row]) -> None:
+        """Nothing is laid out beforehand, so there is nothing to enlarge."""
+
     def admit(self, waiting: deque[Row]) -> None:
         while waiting and len(self.rows) < self._max_rows:
             longest = max(len(row.prompt) + row.limit for row in [*self.rows, waiting[0]])
@@ -294,6 +298,7 @@ class RecomputingDecoder:
         padded = [ids + [0] * (longest - len(ids)) for ids in sequences]
         device = self.lm.device
         last_R = torch.tensor([len(ids) - 1 for ids in sequences], device=device)
+        # No mask: padding stands behind every row, where causal attention does not look.
         logits_RV = self.lm.logits_at(last_R, input_ids=torch.tensor(padded, device=device), use_cache=False)
         self.stats.steps += 1
         self.stats.decoded += len(self.rows)

@@ -3,6 +3,12 @@
     engine.generate([[1, 70, 71]], sampling, completions_per_prompt=2)
     -> [[Completion(ids=(52, 2), ...), Completion(ids=(53, 54, 2), ...)]]
 
+    await engine.generate_one(Request((1, 70, 71), sampling, completion=1))     # asked for on its own
+    -> Completion(ids=(53, 54, 2), ...)
+
+A step of training that waits for its whole batch asks with `generate`; whoever answers turn by turn, or trains while
+others sample, asks with `generate_one`. The ids are the same.
+
 Ids are never decoded and encoded again on the way: a tokenizer that writes "hello" as one token would otherwise
 train on ids that nobody sampled. Text is made from ids once, at the end, for people and verifiers to read.
 """
@@ -12,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from posttrain.sampling import SamplingDistribution
@@ -31,26 +37,86 @@ class FinishReason(StrEnum):
     """The engine was told to stop; `ids` holds what was sampled until then, perhaps nothing."""
 
 
+class Versions(NamedTuple):
+    """The weights that sampled a completion: Versions(oldest=6, newest=7), first token by 6 updates, last by 7.
+
+    No other weights than those from `oldest` to `newest` had a part in it.
+    """
+
+    oldest: int
+    newest: int
+
+
+START = Versions(0, 0)
+"""Weights that nobody has updated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What was sampled after one prompt.
 
-    Completion(ids=(53, 54, 2), logprobs=(-0.11, -2.30, -0.02), finish=FinishReason.STOP_TOKEN, policy_version=3)
+    Completion(ids=(53, 54, 2), logprobs=(-0.11, -2.30, -0.02), finish=FinishReason.STOP_TOKEN,
+               versions=Versions(3, 3), trains=(True, True, True))
+
+    Where a tool answered within it, the tool's ids stand among the policy's and are no act of the policy:
+
+    Completion(ids=(53, 90, 91, 2), logprobs=(-0.11, nan, nan, -0.02), ..., trains=(True, False, False, True))
+
+    Raises:
+        ValueError: `trains` or `logprobs` has another length than `ids`.
     """
 
     ids: tuple[int, ...]
-    """Exactly the sampled ids, the stop token included."""
+    """Exactly the sampled ids, the stop token included, and those that were put between them."""
     logprobs: tuple[float, ...]
-    """Nats, one per id, under the distribution that the id was drawn from (see `SamplingDistribution.log_probs`)."""
+    """Nats, one per id, under the distribution that the id was drawn from (see `SamplingDistribution.log_probs`). What
+    stands at an id that the policy did not sample is never read, so it may be NaN."""
     finish: FinishReason
-    policy_version: int = 0
-    """The engine's version of the weights when sampling began."""
+    versions: Versions = START
+    trains: tuple[bool, ...] = ()
+    """One per id: True where the policy sampled it, so that it has a gradient. Empty, as engines leave it, is True for
+    all of them."""
+
+    def __post_init__(self) -> None:
+        if not self.trains:
+            object.__setattr__(self, "trains", (True,) * len(self.ids))
+        if not len(self.ids) == len(self.logprobs) == len(self.trains):
+            raise ValueError(
+                f"a completion of {len(self.ids)} ids has {len(self.logprobs)} log-probs and a mask of "
+                f"{len(self.trains)}: it needs one of each for every id"
+            )
+
+    @property
+    def num_sampled(self) -> int:
+        """Ids that the policy sampled."""
+        return sum(self.trains)
+
+    @property
+    def sampled_logprobs(self) -> list[float]:
+        """The log-probs of those ids alone."""
+        return [value for value, trains in zip(self.logprobs, self.trains, strict=True) if trains]
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
         """The ids without the stop token, as text is made from them."""
         ended = self.finish in (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
         return self.ids[:-1] if ended else self.ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One completion of one prompt, asked for on its own: Request((1, 70, 71), sampling, completion=3).
+
+    Two requests are never the same one, whatever they ask, so that each can be aborted.
+    """
+
+    prompt: Sequence[int]
+    sampling: SamplingDistribution
+    completion: int = 0
+    """Which of the prompt's completions it is: number k is what `generate` gives as its k-th. Draws depend on the seed,
+    the prompt and this number, so two requests that differ in none of them get the same ids."""
+    occurrence: int = 0
+    """How many equal prompts stand before this one in a batch, as `generate` counts them."""
 
 
 OnFinish = Callable[[int, int, Completion], None]
@@ -79,4 +145,26 @@ class Engine(Protocol):
         Raises:
             ConfigError: a prompt that is empty, or that the model or the engine's memory cannot hold.
         """
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of `generate_one` that have not ended."""
+        ...
+
+    async def generate_one(self, request: Request) -> Completion:
+        """One completion, sampled beside whatever else is asked for at the time; its ids are those of `generate`.
+
+        A request that comes while others are sampled joins them at the next token. Each ends by itself: one that fails
+        raises here and nowhere else, and the slot of one whose task is cancelled is free at once. `abort(request)` ends
+        it too, and gives back what was sampled. Where the weights change before it has ended, it goes on under the new
+        ones, and its `versions` say so.
+
+        Raises:
+            ConfigError: as `generate`.
+        """
+        ...
+
+    def abort(self, request: Request | None = None) -> None:
+        """End a request, or without one all that is being sampled: it comes back as ABORTED. From any thread."""
         ...

@@ -86,11 +86,13 @@ class _SlotLayer(CacheLayerMixin):
         now = slice(span.cursor, span.cursor + 1)
         self.keys[: span.rows, :, now] = key_states
         self.values[: span.rows, :, now] = value_states
+        # From the oldest live row on: columns before it belong to rows that have ended.
         visible = slice(span.oldest, span.cursor + 1)
         return self.keys[: span.rows, :, visible], self.values[: span.rows, :, visible]
 
     def store(self, where: PromptSlots, sequence: KeyValue) -> None:
         """Copy a sequence's first `where.length` tokens so that they end at the cursor."""
+        # Right-aligned: all rows end at the cursor, so one column is the next token of each.
         columns = slice(self.span.cursor - where.length, self.span.cursor)
         self.keys[where.first : where.last, :, columns] = sequence[0][:, : where.length]
         self.values[where.first : where.last, :, columns] = sequence[1][:, : where.length]
@@ -104,13 +106,13 @@ class _SlotLayer(CacheLayerMixin):
         self.keys[target, :, columns] = self.keys[source, :, columns]
         self.values[target, :, columns] = self.values[source, :, columns]
 
-    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
-        """A block of another size with the last `length` columns of the first `rows` slots at its beginning."""
-        columns = slice(self.span.cursor - length, self.span.cursor)
+    def rebuild(self, slots: int, width: int, rows: int, length: int, cursor: int) -> None:
+        """A block of another size, in which the last `length` columns of the first `rows` slots end at `cursor`."""
+        old, new = slice(self.span.cursor - length, self.span.cursor), slice(cursor - length, cursor)
         old_keys, old_values = self.keys, self.values
         self.keys, self.values = self._block(old_keys, slots, width), self._block(old_values, slots, width)
-        self.keys[:rows, :, :length] = old_keys[:rows, :, columns]
-        self.values[:rows, :, :length] = old_values[:rows, :, columns]
+        self.keys[:rows, :, new] = old_keys[:rows, :, old]
+        self.values[:rows, :, new] = old_values[:rows, :, old]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.span.past + query_length, 0
@@ -155,16 +157,18 @@ class SlotCache(Cache):
     def reset_to(self, slots: int, width: int, cursor: int) -> None:
         """An empty cache of `slots` x `width` cells whose rows will end at `cursor`."""
         self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
+        # Layers take their memory when the first keys come, with the dtype that the model gives them.
         for layer in self.slot_layers:
             if layer.is_initialized:
-                layer.rebuild(slots, width, 0, 0)
+                layer.rebuild(slots, width, 0, 0, 0)
 
-    def rebuild(self, slots: int, width: int, rows: int, length: int) -> None:
-        """Move the first `rows` slots, whose longest row has `length` tokens, to a cache of another size."""
+    def rebuild(self, slots: int, width: int, rows: int, length: int, cursor: int) -> None:
+        """Move the first `rows` slots, whose longest row has `length` tokens, to a cache of another size; they end at
+        its `cursor`, which stands further right where rows that are longer are to enter."""
         for layer in self.slot_layers:
             if layer.is_initialized:
-                layer.rebuild(slots, width, rows, length)
-        self.span.slots, self.span.width, self.span.cursor = slots, width, length
+                layer.rebuild(slots, width, rows, length, cursor)
+        self.span.slots, self.span.width, self.span.cursor = slots, width, cursor
 
     def prefilling(self, prompts: Sequence[PromptSlots]) -> None:
         """The next forward pass is over right-padded prompts, row i of which goes to prompts[i]."""
@@ -172,6 +176,7 @@ class SlotCache(Cache):
 
     def stepping(self, rows: int, length: int) -> None:
         """The next forward pass adds one token to each of the first `rows` slots; the longest has `length` tokens."""
+        # A prefill leaves its places here, and a step would be taken for another one.
         self.span.prompts = None
         self.span.rows = rows
         self.span.oldest = self.span.cursor - length

@@ -3,6 +3,7 @@
 engine = NativeEngine(model)                     # any causal LM of transformers, or a peft model around one
 groups = engine.generate(prompts, SamplingDistribution(max_new_tokens=64, stop_ids=encoder.stop_ids),
                          completions_per_prompt=8)
+completion = await engine.generate_one(Request(prompt, sampling))     # beside others, each in its own time
 
 `transformers.generate` is not used: it reads the model folder's generation_config.json, keeps finished rows in the
 batch until the last one ends, and computes a prompt once per completion.
@@ -21,10 +22,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from posttrain.errors import ConfigError, ModelError, NonFiniteError
+from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.kinds import virtual_tokens
-from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder, Row
-from posttrain.rollout.engine import Completion, FinishReason, OnFinish
+from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder
+from posttrain.rollout.engine import Completion, FinishReason, OnFinish, Request
+from posttrain.rollout.native_requests import NativeStepSampler
+from posttrain.rollout.requests import RequestQueue
+from posttrain.rollout.rows import Row, sample_tokens
 from posttrain.sampling import RandomStream, SamplingDistribution
 
 logger = logging.getLogger(__name__)
@@ -77,7 +81,7 @@ class NativeEngine:
         self.autocast = autocast
         self.policy_version = policy_version
         self.stats = DecodeStats()
-        """Of the last call."""
+        """Of the last call, or of all requests since one came to an idle engine."""
         self._lm = CausalLM(model)
         self._max_rows = max_rows or (64 if self._lm.device.type == "cpu" else 256)
         self._cache_tokens = cache_tokens
@@ -88,12 +92,14 @@ class NativeEngine:
         odd = _layers_without_keys(config)
         virtual = virtual_tokens(model)
         if virtual:
+            # Virtual tokens take positions that a row then does not have.
             self._positions = None if self._positions is None else self._positions - virtual
             self._switch_off(f"its adapter puts {virtual} virtual tokens before every row")
         if odd:
             self._switch_off(f"its layers of type {', '.join(odd)} keep another kind of state")
         self._proven = False
         self._aborted = False
+        self._requests = RequestQueue(NativeStepSampler(self, self._fresh_decoder))
 
     # ------------------------------------------------------------ public
 
@@ -117,26 +123,41 @@ class NativeEngine:
             )
         self._aborted = False
         ids = [tuple(map(int, prompt)) for prompt in prompts]
-        with self._sampling():
+        with self.sampling():
             completions = self._run(ids, sampling, completions_per_prompt, on_finish)
             if self._cache_differs(ids, completions, sampling):
+                # The same draws again, now of the right distribution.
                 completions = self._run(ids, sampling, completions_per_prompt, on_finish)
         return completions
+
+    async def generate_one(self, request: Request) -> Completion:
+        """See `Engine.generate_one`. Requests share the steps of one batch, on the caller's event loop; those that the
+        cache has no room for wait in the order in which they came.
+
+        Raises:
+            ConfigError: as `generate`.
+            NonFiniteError: the logits of this request are not finite.
+        """
+        row = self.row_of(request)  # refused before anything is sampled for it
+        self._prove_cache(row.prompt, request.sampling)
+        return await self._requests.complete(request)
+
+    @property
+    def in_flight(self) -> int:
+        """See `Engine.in_flight`."""
+        return len(self._requests)
 
     def stream(self, prompt: Sequence[int], sampling: SamplingDistribution) -> Iterator[int]:
         """The ids of one completion as they are sampled, the same as `generate` gives."""
         row = self._rows([tuple(map(int, prompt))], sampling, 1)[0]
-        if self.path == "cached" and not self._proven:
-            self.generate([prompt, prompt[len(prompt) // 2 :]], replace(sampling, max_new_tokens=4))
+        self._prove_cache(row.prompt, sampling)
         self._aborted = False
-        self.stats = DecodeStats()
-        decoder, waiting, finish = self._decoder(self.stats), deque([row]), None
-        while finish is None and not self._aborted:
+        decoder, waiting = self._fresh_decoder(), deque([row])
+        while row.finish is None and not self._aborted:
             # Entered for each token: between two of them the caller may train, or record gradients.
-            with self._sampling():
+            with self.sampling():
                 decoder.admit(waiting)
-                self._step(decoder, waiting, sampling)
-            finish = _finish(row, sampling)
+                self._step(decoder, waiting)
             yield row.answer[-1]
 
     def update_weights(self, model: nn.Module, version: int) -> None:
@@ -165,7 +186,7 @@ class NativeEngine:
                 remedy="score a shorter one",
             )
         decoder, waiting = self._decoder(DecodeStats()), deque([row])
-        with self._sampling():
+        with self.sampling():
             decoder.admit(waiting)
             for number in ids:
                 logprobs_V = plain.log_probs(decoder.next_logits(waiting))[0]
@@ -173,14 +194,15 @@ class NativeEngine:
                 row.answer.append(int(number))
         return row.logprobs
 
-    def abort(self) -> None:
-        """End the running `generate`, from a signal handler or another thread: the unfinished come back as ABORTED."""
-        self._aborted = True
-
-    # ------------------------------------------------------------ the loop
+    def abort(self, request: Request | None = None) -> None:
+        """End a request, or without one the running `generate` and all requests; from a signal handler or another
+        thread too. The unfinished come back as ABORTED."""
+        self._aborted = self._aborted or request is None
+        # Both only leave a mark, which the next step reads.
+        self._requests.abort(request)
 
     @contextmanager
-    def _sampling(self) -> Iterator[None]:
+    def sampling(self) -> Iterator[None]:
         """No gradients, no dropout, and the precision that trains.
 
         Entered once for a whole call where that is possible: within it autocast turns each weight into bf16 once.
@@ -188,6 +210,18 @@ class NativeEngine:
         precision = torch.autocast(self._lm.device.type, self.autocast) if self.autocast else nullcontext()
         with torch.no_grad(), evaluating(self.model), precision:
             yield
+
+    def row_of(self, request: Request) -> Row:
+        """A request as a row that nothing has been sampled for.
+
+        Raises:
+            ConfigError: as `generate`.
+        """
+        prompt, sampling = tuple(map(int, request.prompt)), request.sampling
+        stream = RandomStream(sampling.seed, prompt, request.completion, request.occurrence)
+        return Row(prompt, 0, request.completion, stream, self._limit(0, prompt, sampling), sampling)
+
+    # ------------------------------------------------------------ the loop
 
     @property
     def _is_wide(self) -> bool:
@@ -201,24 +235,23 @@ class NativeEngine:
         completions_per_prompt: int,
         on_finish: OnFinish | None,
     ) -> list[list[Completion]]:
-        self.stats = DecodeStats()
         rows = self._rows(prompts, sampling, completions_per_prompt)
         version = self.policy_version
         done: dict[tuple[int, int], Completion] = {}
 
         def finish(row: Row, reason: FinishReason) -> None:
-            completion = Completion(tuple(row.answer), tuple(row.logprobs), reason, version)
+            completion = row.completed(reason, version)
             done[row.prompt_index, row.completion_index] = completion
             if on_finish is not None:
                 on_finish(row.prompt_index, row.completion_index, completion)
 
         # Longest first, as the decoder wants them; equal prompts side by side, so that they are prefilled once.
         waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)))
-        decoder = self._decoder(self.stats)
+        decoder = self._fresh_decoder()
         while (waiting or decoder.rows) and not self._aborted:
             decoder.admit(waiting)
-            self._step(decoder, waiting, sampling)
-            ended = [(row, reason) for row in decoder.rows if (reason := _finish(row, sampling)) is not None]
+            self._step(decoder, waiting)
+            ended = [(row, reason) for row in decoder.rows if (reason := row.finish) is not None]
             decoder.retire([row for row, _ in ended])
             for row, reason in ended:
                 finish(row, reason)
@@ -226,26 +259,10 @@ class NativeEngine:
             finish(row, FinishReason.ABORTED)
         return [[done[index, k] for k in range(completions_per_prompt)] for index in range(len(prompts))]
 
-    def _step(self, decoder: Decoder, waiting: deque[Row], sampling: SamplingDistribution) -> None:
-        """One token more for every live row."""
-        logits_RV = decoder.next_logits(waiting)
-        rows = decoder.rows
-        ids_R, logprobs_R = sampling.draw(
-            logits_RV,
-            [row.stream for row in rows],
-            prompts=[row.prompt for row in rows],
-            answers=[row.answer for row in rows],
-        )
-        for row, number, logprob in zip(rows, ids_R.tolist(), logprobs_R.tolist(), strict=True):
-            if not logprob <= 1e-3:  # NaN, or +inf; a log-prob is at most 0 but for rounding
-                raise NonFiniteError(
-                    "the model's logits are not finite",
-                    tensors=("logits",),
-                    rows=(f"prompt {row.prompt_index}, token {len(row.answer)} of its answer",),
-                    remedy="the weights are broken (see the run's alarms): sample from an earlier checkpoint",
-                )
-            row.answer.append(number)
-            row.logprobs.append(min(logprob, 0.0))
+    def _step(self, decoder: Decoder, waiting: deque[Row]) -> None:
+        """One token more for every live row; in a batch, a row that cannot have one is an error of all."""
+        for _, error in sample_tokens(decoder.rows, decoder.next_logits(waiting), self.policy_version):
+            raise error
 
     def _rows(
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingDistribution, completions_per_prompt: int
@@ -256,13 +273,14 @@ class NativeEngine:
             limit = self._limit(index, prompt, sampling)
             for k in range(completions_per_prompt):
                 stream = RandomStream(sampling.seed, prompt, k, seen[prompt])
-                rows.append(Row(prompt, index, k, stream, limit))
+                rows.append(Row(prompt, index, k, stream, limit, sampling))
             seen[prompt] += 1
         return rows
 
     def _limit(self, index: int, prompt: tuple[int, ...], sampling: SamplingDistribution) -> int:
         """Most new tokens of this prompt: as asked, and no further than the model's last position."""
         where = f"prompt {index}"
+        # Nothing would predict the first token: the model would be asked for a distribution that training never saw.
         if not prompt:
             raise ConfigError(
                 "the prompt has no tokens", where=where, remedy="begin it with the BOS token or a template"
@@ -288,6 +306,10 @@ class NativeEngine:
             )
         return limit
 
+    def _fresh_decoder(self) -> Decoder:
+        self.stats = DecodeStats()
+        return self._decoder(self.stats)
+
     def _decoder(self, stats: DecodeStats) -> Decoder:
         if self.path == "recomputed":
             return RecomputingDecoder(self._lm, stats, self._max_rows, self._cache_tokens)
@@ -296,6 +318,11 @@ class NativeEngine:
         )
 
     # ------------------------------------------------------------ the proof
+
+    def _prove_cache(self, prompt: tuple[int, ...], sampling: SamplingDistribution) -> None:
+        """Before ids are given away one by one: what was sampled from a wrong cache could not be taken back."""
+        if self.path == "cached" and not self._proven:
+            self.generate([prompt, prompt[len(prompt) // 2 :]], replace(sampling, max_new_tokens=4))
 
     def _cache_differs(
         self, prompts: Sequence[tuple[int, ...]], completions: list[list[Completion]], sampling: SamplingDistribution
@@ -308,6 +335,7 @@ class NativeEngine:
         sampled = [(prompt, c) for prompt, group in zip(prompts, completions, strict=True) for c in group if c.ids]
         if self._proven or self.path != "cached" or not sampled:
             return False
+        # Before the comparison: it calls nothing that would prove again, and a second call is not to repeat it.
         self._proven = True
         sampled.sort(key=lambda pair: len(pair[0]) + len(pair[1].ids))
         gap = max(self._largest_gap(*pair, sampling) for pair in (sampled[0], sampled[-1]))
@@ -319,6 +347,7 @@ class NativeEngine:
 
     def _largest_gap(self, prompt: tuple[int, ...], completion: Completion, sampling: SamplingDistribution) -> float:
         """Over the last tokens of the completion, which lean on the cache the most."""
+        # Errors of positions and windows grow along the sequence, so its end shows them; all of it could be too long.
         first = max(0, len(completion.ids) - PROVEN_TOKENS)
         ids = torch.tensor([[*prompt, *completion.ids[:-1]]], device=self._lm.device)
         logits_TV = self._lm.last_columns(len(completion.ids) - first, input_ids=ids, use_cache=False)
@@ -346,6 +375,7 @@ class NativeEngine:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and afterwards in the mode that it was in."""
+    # Module by module: a frozen part may be in eval mode within a model that trains.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -354,12 +384,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _finish(row: Row, sampling: SamplingDistribution) -> FinishReason | None:
-    if row.answer[-1] in sampling.stop_ids:
-        return FinishReason.EMPTY if len(row.answer) == 1 else FinishReason.STOP_TOKEN
-    return FinishReason.LENGTH if row.remaining == 0 else None
 
 
 def _causal_lm(model: nn.Module) -> Any:

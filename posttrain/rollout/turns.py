@@ -19,17 +19,17 @@ _ANSWER = "posttrainsampledanswer"
 
 
 def completion_tree(prompt_ids: Sequence[int], completions: Sequence[Completion], row: RowRef) -> TokenTree:
-    """A prompt and its completions as one tree: every sampled id trains, and none that was not sampled.
+    """A prompt and its completions as one tree: every sampled id trains (`Completion.trains`), and no other does.
 
     A completion that was cut gets no stop token.
 
     Raises:
-        ValueError: a completion has no ids, since it was aborted before its first.
+        ValueError: a completion has no sampled ids, since it was aborted before its first.
     """
     for index, completion in enumerate(completions):
-        if not completion.ids:
+        if not completion.num_sampled:
             raise ValueError(f"{row}: completion {index} has no ids ({completion.finish}); leave it out")
-    return make_tree(prompt_ids, [(one.ids, [True] * len(one.ids)) for one in completions], row)
+    return make_tree(prompt_ids, [(completion.ids, completion.trains) for completion in completions], row)
 
 
 def next_prompt(
@@ -54,7 +54,7 @@ def next_prompt(
     """
     template = encoder.template
     plain = [template.plain(message) for message in messages]
-    conversation = [*plain, {"role": "assistant", "content": _ANSWER}, *(template.plain(one) for one in following)]
+    conversation = [*plain, {"role": "assistant", "content": _ANSWER}, *map(template.plain, following)]
     before, _, after = template.prompt(conversation, tools).partition(_ANSWER)
     prompt = template.prompt(plain, tools)
     # A blank that the template puts before an answer is the model's to write, as in "assistant: Hi".
@@ -75,15 +75,15 @@ def _without_stop(encoder: Encoder, completion: Completion, after: str) -> str:
     with `<|observation|>`), and one of them further on belongs to a later turn: to cut there would lose the turns
     between.
     """
+    # A completion that was cut has not said its end, so the template's is kept.
     if completion.finish not in (FinishReason.STOP_TOKEN, FinishReason.EMPTY):
         return after
-    rest = after
     for _ in encoder.template.end_texts:  # Cohere writes two
-        bare = rest.lstrip()
+        bare = after.lstrip()
         end = next((text for text in encoder.template.end_texts if bare.startswith(text)), None)
         if end is None:
             break
-        rest = bare.removeprefix(end)
+        after = bare.removeprefix(end)
         if end in encoder.template.stop_texts:
             break
-    return rest
+    return after

@@ -3,6 +3,7 @@
 engine = ColocatedEngine("runs/mine/sft/model", gpu_memory_utilization=0.4)
 with engine.awake():                         # asleep otherwise: the GPU belongs to the trainer
     groups = engine.generate(prompts, sampling)
+    completion = await engine.generate_one(Request(prompt, sampling))
 
 vLLM pins its own torch. Where that pin does not suit the trainer, run a server from another environment instead, on
 the same GPU if you like: `posttrain.rollout.vllm_served`.
@@ -13,21 +14,25 @@ Nothing here has met vLLM on a GPU: a module with its interface stands in for it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from posttrain.errors import EngineError, MissingExtraError
-from posttrain.rollout.engine import Completion, OnFinish
+from posttrain.rollout.engine import START, Completion, OnFinish, Request, Versions
+from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.vllm_requests import (
     Sampled,
     completions_of,
     nonsense,
     refuse_empty,
     refuse_unlike,
+    request_fields,
     request_seed,
     sampling_fields,
 )
@@ -64,7 +69,7 @@ class ColocatedEngine:
         except ImportError as error:
             raise MissingExtraError(
                 "the colocated engine is vLLM, which is not installed",
-                remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or use the native engine",
+                remedy="`pip install 'posttrain[vllm]'` on a machine with a GPU, or use the native engine",
             ) from error
         self.policy_version = policy_version
         self._parameters = vllm.SamplingParams
@@ -76,10 +81,13 @@ class ColocatedEngine:
             model=str(model),
             gpu_memory_utilization=gpu_memory_utilization,
             enable_sleep_mode=True,
+            # "auto", the default, lets the model folder change the distribution.
             generation_config="vllm",
+            # vLLM's default are log-probs before temperature and truncation: every importance ratio would be wrong.
             logprobs_mode="processed_logprobs",
             **options,
         )
+        self._requests = RequestQueue(_StepSampler(self._llm.llm_engine, self._sampling_parameters))
 
     def generate(
         self,
@@ -104,36 +112,65 @@ class ColocatedEngine:
             seed = request_seed(sampling.seed, prompt, seen[prompt])
             seen[prompt] += 1
             fields = sampling_fields(sampling, completions_per_prompt, seed)
-            parameters.append(self._parameters(**fields, detokenize=False))
+            parameters.append(self._sampling_parameters(fields))
+        versions = Versions(self.policy_version, self.policy_version)
         outputs = self._run(prompts, parameters)
         groups = []
         for index, output in enumerate(outputs):
             where = f"{WHERE}, prompt {index}"
+            # An answer to another prompt would be scored and trained as this one's.
             if list(output.prompt_token_ids) != list(prompts[index]):
                 raise nonsense("the completion of another prompt", where, output.prompt_token_ids, prompts[index])
-            answers = [_sampled(one) for one in sorted(output.outputs, key=lambda one: one.index)]
-            groups.append(completions_of(answers, sampling, completions_per_prompt, self.policy_version, where))
+            answers = [_sampled(own) for own in sorted(output.outputs, key=lambda own: own.index)]
+            groups.append(completions_of(answers, sampling, completions_per_prompt, versions, where))
         for index, group in enumerate(groups if on_finish else ()):
             for k, completion in enumerate(group):
                 on_finish(index, k, completion)  # type: ignore[misc]
         return groups
 
+    async def generate_one(self, request: Request) -> Completion:
+        """See `Engine.generate_one`. Requests share vLLM's steps, on the caller's event loop; until the last has ended,
+        the engine takes no batch, no weights and no sleep.
+
+        Raises:
+            ConfigError, EngineError: as `generate`.
+        """
+        refuse_unlike(request.sampling)
+        refuse_empty([request.prompt], 1)
+        self._refuse_unusable()
+        # No weights are taken while it is in flight, so the version after it is the version that sampled it.
+        completion = await self._requests.complete(request)
+        return replace(completion, versions=Versions(self.policy_version, self.policy_version))
+
+    @property
+    def in_flight(self) -> int:
+        """See `Engine.in_flight`."""
+        return len(self._requests)
+
+    def abort(self, request: Request | None = None) -> None:
+        """End a request, or without one all of them. A `generate` that runs is vLLM's own loop, and is not ended."""
+        self._requests.abort(request)
+
     def score(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Log-probs of `ids` after `prompt` in nats, at temperature 1 over the whole vocabulary; no cache is read."""
         self._prepare()
         greedy = sampling_fields(SamplingDistribution(temperature=0, max_new_tokens=1), 1, 0)
-        parameters = self._parameters(**greedy, detokenize=False, prompt_logprobs=1)
+        parameters = self._sampling_parameters({**greedy, "prompt_logprobs": 1})
         (output,) = self._run([[*prompt, *ids]], [parameters])
-        told = output.prompt_logprobs
-        if told is None or len(told) != len(prompt) + len(ids):
-            raise nonsense("no log-prob for each prompt token", WHERE, told and len(told), len(prompt) + len(ids))
-        return [float(place[number].logprob) for place, number in zip(told[len(prompt) :], ids, strict=True)]
+        places, total = output.prompt_logprobs, len(prompt) + len(ids)
+        if places is None or len(places) != total:
+            raise nonsense("no log-prob for each prompt token", WHERE, places and len(places), total)
+        return [float(place[number].logprob) for place, number in zip(places[len(prompt) :], ids, strict=True)]
 
     def update_weights(self, model: nn.Module, version: int) -> None:
         """Write the model's weights (an adapter merged) to the folder and have vLLM's workers read them.
 
         An engine that sleeps is awake afterwards.
+
+        Raises:
+            EngineError: requests are in flight.
         """
+        self._refuse_in_flight("take other weights")
         self._unusable = f"it did not take the weights of policy version {version}"
         path = self._folder.write(model, version)
         # Waking what is awake does nothing; after sleep(2) the cache stays down until the weights are in.
@@ -145,7 +182,12 @@ class ColocatedEngine:
         self._unusable, self._dropped = None, False
 
     def sleep(self, level: int = 1) -> None:
-        """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update."""
+        """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update.
+
+        Raises:
+            EngineError: requests are in flight.
+        """
+        self._refuse_in_flight("sleep")
         self._llm.sleep(level=level)
         self._unusable, self._dropped = f"it sleeps (level {level})", level == 2
 
@@ -185,13 +227,80 @@ class ColocatedEngine:
             raise nonsense("another number of prompts than was asked for", WHERE, len(outputs), len(rows))
         return outputs
 
+    def _sampling_parameters(self, fields: dict[str, Any]) -> Any:
+        return self._parameters(**fields, detokenize=False)
+
     def _prepare(self) -> None:
+        self._refuse_in_flight("answer a batch")  # vLLM's own loop would take the outputs of the requests for its own
+        self._refuse_unusable()
+
+    def _refuse_in_flight(self, what: str) -> None:
+        if self.in_flight:
+            raise EngineError(
+                f"the engine cannot {what} while requests are in flight",
+                where=WHERE,
+                found=f"{self.in_flight} of them",
+                remedy="await them first, or call abort()",
+            )
+
+    def _refuse_unusable(self) -> None:
         if self._unusable is not None:
             raise EngineError(
                 f"the engine cannot be sampled from: {self._unusable}",
                 where=WHERE,
                 remedy="call wake() or update_weights(model, version) first",
             )
+
+
+class _StepSampler:
+    """`posttrain.rollout.requests.StepSampler` over `vllm.LLMEngine`, whose scheduler lets requests join at a step."""
+
+    def __init__(self, engine: Any, make_parameters: Callable[[dict[str, Any]], Any]):
+        self._engine, self._make_parameters = engine, make_parameters
+        self._requests: dict[str, Request] = {}
+        self._latest: dict[Request, Any] = {}
+        """vLLM's last output of each, since it gives none for a request that is aborted; None before the first."""
+        self._ids = (f"posttrain-{number}" for number in count())
+
+    def add(self, request: Request) -> None:
+        name = next(self._ids)
+        rows = {"prompt_token_ids": [int(number) for number in request.prompt]}
+        self._engine.add_request(name, rows, self._make_parameters(request_fields(request)))
+        self._requests[name] = request
+        self._latest[request] = None
+
+    def step(self) -> list[tuple[Request, Completion | Exception]]:
+        ended: list[tuple[Request, Completion | Exception]] = []
+        for output in self._engine.step():
+            request = self._requests.get(output.request_id)
+            # Of a request that was aborted in this step, or of somebody else's.
+            if request is None:
+                continue
+            self._latest[request] = output.outputs[0]
+            if not output.finished:
+                continue
+            try:
+                ended.append((request, _completion(_sampled(output.outputs[0]), request)))
+            except EngineError as error:
+                ended.append((request, error))
+        for request, _ in ended:
+            self._forget(request)
+        return ended
+
+    def remove(self, request: Request) -> Completion:
+        latest = self._latest[request]
+        self._engine.abort_request([self._forget(request)])
+        sampled = Sampled((), (), "abort") if latest is None else replace(_sampled(latest), finish="abort")
+        return _completion(sampled, request)
+
+    def _forget(self, request: Request) -> str:
+        name = next(name for name, own in self._requests.items() if own is request)
+        del self._requests[name], self._latest[request]
+        return name
+
+
+def _completion(sampled: Sampled, request: Request) -> Completion:
+    return completions_of([sampled], request.sampling, 1, START, WHERE)[0]
 
 
 def _sampled(output: Any) -> Sampled:

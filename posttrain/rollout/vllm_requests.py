@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import ConfigError, EngineError
-from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
 from posttrain.sampling import SamplingDistribution
 
 SMALLEST_TEMPERATURE = 0.01
@@ -31,7 +31,7 @@ IMPOSSIBLE = -9998.0
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One completion as vLLM tells it: Sampled(ids=(53, 2), logprobs=(-2.3, -0.1), finish="stop")."""
+    """One completion as vLLM reports it: Sampled(ids=(53, 2), logprobs=(-2.3, -0.1), finish="stop")."""
 
     ids: Sequence[int]
     logprobs: Sequence[float]
@@ -99,11 +99,18 @@ def sampling_fields(sampling: SamplingDistribution, completions: int, seed: int)
 def request_seed(seed: int, prompt: Sequence[int], occurrence: int) -> int:
     """A prompt's own seed; vLLM adds the completion's number to it. Equal prompts in one call are told apart."""
     content = f"{seed} {occurrence} {list(map(int, prompt))}"
+    # Two bits less than 64: vLLM takes a signed number and adds the completion's.
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little") >> 2
 
 
+def request_fields(request: Request) -> dict[str, Any]:
+    """`sampling_fields` of one request: the seed that vLLM gives the same completion of a whole prompt."""
+    seed = request_seed(request.sampling.seed, request.prompt, request.occurrence)
+    return sampling_fields(request.sampling, 1, seed + request.completion)
+
+
 def completions_of(
-    answers: Sequence[Sampled], sampling: SamplingDistribution, wanted: int, version: int, where: str
+    answers: Sequence[Sampled], sampling: SamplingDistribution, wanted: int, versions: Versions, where: str
 ) -> list[Completion]:
     """The completions of one prompt, each checked; one greedy answer stands for all of them.
 
@@ -114,10 +121,10 @@ def completions_of(
         answers = list(answers) * wanted
     if len(answers) != wanted:
         raise nonsense("another number of completions than was asked for", where, len(answers), wanted)
-    return [_completion(answer, sampling, version, f"{where}, completion {k}") for k, answer in enumerate(answers)]
+    return [_completion(answer, sampling, versions, f"{where}, completion {k}") for k, answer in enumerate(answers)]
 
 
-def _completion(answer: Sampled, sampling: SamplingDistribution, version: int, where: str) -> Completion:
+def _completion(answer: Sampled, sampling: SamplingDistribution, versions: Versions, where: str) -> Completion:
     ids = tuple(answer.ids)
     if len(answer.logprobs) != len(ids):
         raise nonsense("ids and log-probs of different lengths", where, len(answer.logprobs), len(ids))
@@ -126,12 +133,14 @@ def _completion(answer: Sampled, sampling: SamplingDistribution, version: int, w
     bad = [value for value in answer.logprobs if not _is_logprob(value)]
     if bad:
         raise nonsense("a log-prob that no sampled token has", where, bad[0], "a number of at most 0")
+    # A server that goes on behind a stop token would train the policy to do so.
     if any(number in sampling.stop_ids for number in ids[:-1]):
         raise nonsense("tokens after a stop token", where, ids, f"an end at the first of {sorted(sampling.stop_ids)}")
     if len(ids) > sampling.max_new_tokens:
         raise nonsense("more tokens than were asked for", where, len(ids), sampling.max_new_tokens)
+    # Rounding may put a certain token just above 0.
     logprobs = tuple(min(float(value), 0.0) for value in answer.logprobs)
-    return Completion(ids, logprobs, _finish(ids, answer.finish, sampling, where), version)
+    return Completion(ids, logprobs, _finish(ids, answer.finish, sampling, where), versions)
 
 
 def _is_logprob(value: object) -> bool:
@@ -144,7 +153,7 @@ def _finish(ids: tuple[int, ...], finish: str | None, sampling: SamplingDistribu
     stopped = bool(ids) and ids[-1] in sampling.stop_ids
     if finish not in ("stop", "length") or not ids:
         raise nonsense("a completion that ended for an unknown reason", where, finish, "stop, length or abort")
-    # A stop token at the very limit is told as either.
+    # A stop token at the very limit is reported as either.
     if stopped:
         return FinishReason.EMPTY if len(ids) == 1 else FinishReason.STOP_TOKEN
     if finish == "stop":
@@ -160,3 +169,30 @@ def nonsense(problem: str, where: str, found: object, expected: object) -> Engin
         expected=expected,
         remedy="see that it is vLLM 0.18 or newer and that nothing between it and the trainer rewrites answers",
     )
+
+
+def choices_of(answer: Any, where: str) -> list[dict[str, Any]]:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
+        raise nonsense("no completions", where, short(answer), '{"choices": [{...}]}')
+    return choices
+
+
+def sampled_of(choice: dict[str, Any], prompt: Sequence[int], where: str) -> Sampled:
+    """The ids as they were sampled; never the text."""
+    read = choice.get("prompt_token_ids")
+    if read != list(prompt):
+        raise nonsense("the completion of another prompt", where, short(read), short(list(prompt)))
+    reported = choice.get("logprobs")
+    ids, logprobs = choice.get("token_ids"), reported.get("token_logprobs") if isinstance(reported, dict) else None
+    if ids == [] and logprobs is None:
+        logprobs = []  # aborted before its first token
+    if not isinstance(ids, list) or not isinstance(logprobs, list):
+        raise nonsense("no token ids or log-probs", where, short(choice), "token_ids and logprobs.token_logprobs")
+    return Sampled(ids, logprobs, choice.get("finish_reason"))
+
+
+def short(value: object) -> str:
+    """As an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -2,6 +2,7 @@
 
 engine = ServedEngine("http://127.0.0.1:8000")
 engine.update_weights(model, version=1)      # or through posttrain.rollout.weight_sync, which also proves it
+completion = await engine.generate_one(Request(prompt, sampling))
 
 The interface is vLLM's: /v1/completions with `return_token_ids`; and of the development endpoints /collective_rpc
 (`reload_weights`), /pause, /resume, /reset_prefix_cache, /sleep, /wake_up, /update_weight_version and /weight_info.
@@ -11,6 +12,7 @@ Nothing here has met vLLM on a GPU: a fake server that speaks this interface sta
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections import Counter
@@ -23,17 +25,21 @@ from typing import Any
 from torch import nn
 
 from posttrain.errors import ConfigError, EngineError
-from posttrain.rollout.engine import Completion, FinishReason, OnFinish
+from posttrain.rollout.engine import START, Completion, FinishReason, OnFinish, Request, Versions
 from posttrain.rollout.vllm_requests import (
     Sampled,
+    choices_of,
     completions_of,
     nonsense,
     refuse_empty,
     refuse_unlike,
+    request_fields,
     request_seed,
+    sampled_of,
     sampling_fields,
+    short,
 )
-from posttrain.rollout.vllm_server import COMMAND, VLLMServer
+from posttrain.rollout.vllm_server import COMMAND, Abandoned, Call, VLLMServer
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.sampling import SamplingDistribution
 
@@ -87,6 +93,7 @@ class ServedEngine:
         self._proven = False
         self._unusable: str | None = None
         """Why nothing may be sampled: a failed update, or sleep."""
+        # Versions begin at 0 in every run: the label says whose they are.
         self._run = secrets.token_hex(4)
         self._label: str | None = None
         """What the server's memory says of the weights that were pushed last."""
@@ -94,6 +101,12 @@ class ServedEngine:
         """Whether the server keeps such a label; None before it was asked."""
         self._asleep = 0
         self._aborted = threading.Event()
+        self._calls: dict[Request, Call] = {}
+        self._threads: ThreadPoolExecutor | None = None
+        """One for each request that is on its way to the server, where the caller's event loop must not wait."""
+        self._weights = threading.RLock()
+        """Held while weights are pushed and while their label is read: between the two steps of a push, the server's
+        label and ours differ without anything being wrong."""
 
     # ------------------------------------------------------------ sampling
 
@@ -115,34 +128,75 @@ class ServedEngine:
         refuse_empty(prompts, completions_per_prompt)
         self._prepare()
         self._aborted.clear()
-        version, lost = self.policy_version, self.server.lost
+        versions, lost = Versions(self.policy_version, self.policy_version), self.server.lost
         seen: Counter[tuple[int, ...]] = Counter()
         seeds = []
         for prompt in map(tuple, prompts):
             seeds.append(request_seed(sampling.seed, prompt, seen[prompt]))
             seen[prompt] += 1
 
-        def one(index: int) -> list[Completion]:
+        def completions(index: int) -> list[Completion]:
             if self._aborted.is_set():
-                return [Completion((), (), FinishReason.ABORTED, version)] * completions_per_prompt
+                return [Completion((), (), FinishReason.ABORTED, versions)] * completions_per_prompt
             fields = sampling_fields(sampling, completions_per_prompt, seeds[index])
-            answers = self._complete(prompts[index], fields, index)
             where = f"{self.server.url}, prompt {index}"
-            return completions_of(answers, sampling, completions_per_prompt, version, where)
+            answers = self._complete(prompts[index], fields, where)
+            return completions_of(answers, sampling, completions_per_prompt, versions, where)
 
         groups = []
+        # The server batches what is in flight, so there is a thread for each prompt and none of them computes.
         with ThreadPoolExecutor(max(1, min(self._requests, len(prompts)))) as pool:
-            pending = [pool.submit(one, index) for index in range(len(prompts))]
+            pending = [pool.submit(completions, index) for index in range(len(prompts))]
             try:
                 for index, future in enumerate(pending):
                     groups.append(future.result())
                     for k, completion in enumerate(groups[-1] if on_finish else ()):
                         on_finish(index, k, completion)  # type: ignore[misc]
+            # One prompt's error ends the batch: the requests that have not begun would be sampled for nobody.
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        # Again: a server that was restarted meanwhile answered with the weights that it was started with.
         self._same_weights(lost)
         return groups
+
+    async def generate_one(self, request: Request) -> Completion:
+        """See `Engine.generate_one`. The server's scheduler batches what is in flight, at most `requests` at a time.
+
+        A request that is cancelled or aborted closes its connection, by which a vLLM server knows to stop sampling for
+        it; nothing of what it had sampled comes back. One that is asked for while weights are pushed waits for them.
+
+        Raises:
+            ConfigError, EngineError: as `generate`.
+        """
+        refuse_unlike(request.sampling)
+        refuse_empty([request.prompt], 1)
+        if request in self._calls:
+            raise ValueError("this request is in flight already: make another one for another completion")
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._requests, thread_name_prefix="posttrain-request")
+        call = self._calls[request] = Call()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, request, call)
+        except Abandoned:
+            return Completion((), (), FinishReason.ABORTED, Versions(self.policy_version, self.policy_version))
+        finally:
+            del self._calls[request]
+            # Whatever ended the wait: of a request that has its answer nothing is left to give up.
+            call.abandon()
+
+    @property
+    def in_flight(self) -> int:
+        """See `Engine.in_flight`."""
+        return len(self._calls)
+
+    def _answer(self, request: Request, call: Call) -> Completion:
+        self._prepare()
+        oldest, lost = self.policy_version, self.server.lost
+        answers = self._complete(request.prompt, request_fields(request), self.server.url, call)
+        self._same_weights(lost)
+        versions = Versions(oldest, self.policy_version)
+        return completions_of(answers, request.sampling, 1, versions, self.server.url)[0]
 
     def served_model(self) -> ServedModel:
         """The model that the server answers for.
@@ -157,7 +211,7 @@ class ServedEngine:
             models = {str(entry["id"]): entry.get("max_model_len") for entry in listed["data"]}
             name = next(iter(models)) if self._name is None else self._name
         except (TypeError, KeyError, AttributeError, StopIteration):
-            raise nonsense("no list of models", where, _short(listed), "data") from None
+            raise nonsense("no list of models", where, short(listed), "data") from None
         if name not in models:
             raise ConfigError(
                 "the server serves another model",
@@ -169,9 +223,17 @@ class ServedEngine:
         longest = models[name]
         return ServedModel(name, int(longest) if isinstance(longest, int) else None)
 
-    def abort(self) -> None:
-        """End the running `generate`, from another thread: what is unfinished comes back as ABORTED."""
+    def abort(self, request: Request | None = None) -> None:
+        """End a request, or without one the running `generate` and all requests: what is unfinished comes back as
+        ABORTED. From any thread."""
+        if request is not None:
+            if (call := self._calls.get(request)) is not None:
+                call.abandon()
+            return
         self._aborted.set()
+        for waiting in list(self._calls.values()):
+            if not waiting.is_sent:  # the server ends those that it has, and gives back what it sampled
+                waiting.abandon()
         self.server.post("/pause?mode=abort")
         self.server.post("/resume")
 
@@ -184,17 +246,18 @@ class ServedEngine:
         self._prepare()
         row = [*map(int, prompt), *map(int, ids)]
         plain = SamplingDistribution(temperature=0, max_new_tokens=1)
+        # One token has to be sampled for vLLM to score a prompt; it is thrown away.
         answer = self._ask(row, {**sampling_fields(plain, 1, 0), "prompt_logprobs": 1})
         where = f"{self.server.url}{COMPLETIONS}"
-        told = _choices(answer, where)[0].get("prompt_logprobs")
-        if not isinstance(told, list) or len(told) != len(row):
-            raise nonsense("no log-prob for each prompt token", where, _short(told), f"{len(row)} of them")
-        places = zip(told[len(prompt) :], ids, strict=True)
+        reported = choices_of(answer, where)[0].get("prompt_logprobs")
+        if not isinstance(reported, list) or len(reported) != len(row):
+            raise nonsense("no log-prob for each prompt token", where, short(reported), f"{len(row)} of them")
+        places = zip(reported[len(prompt) :], ids, strict=True)
         try:
             return [float(place[str(int(number))]["logprob"]) for place, number in places]
         except (TypeError, KeyError, ValueError):
             raise nonsense(
-                "prompt log-probs without the prompt's own tokens", where, _short(told), "{id: {...}}"
+                "prompt log-probs without the prompt's own tokens", where, short(reported), "{id: {...}}"
             ) from None
 
     # ------------------------------------------------------------ weights
@@ -208,6 +271,11 @@ class ServedEngine:
         Raises:
             EngineError: the server did not take them; nothing is sampled until a later update succeeds.
         """
+        with self._weights:
+            self._push(model, version)
+
+    def _push(self, model: nn.Module, version: int) -> None:
+        # Set first and cleared last: whatever fails between, the engine samples nothing of half a model.
         self._unusable = f"it did not take the weights of policy version {version}"
         path = self._folder.write(model, version)
         post = self.server.post
@@ -218,6 +286,7 @@ class ServedEngine:
         post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
         if self._asleep:
             post("/wake_up?tags=kv_cache")
+        # Prompts that were seen before would be answered from keys and values of the old weights.
         post("/reset_prefix_cache")
         post("/resume")
         self._write_label(f"{self._run}-{version}")
@@ -248,6 +317,9 @@ class ServedEngine:
     def close(self) -> None:
         """Remove the weights that were written for the server."""
         self._folder.clear()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
     def _write_label(self, label: str) -> None:
         if self._labels is None:
@@ -262,15 +334,16 @@ class ServedEngine:
         Args:
             lost: connections that had broken when what is now checked began.
         """
-        if self._label is None:
-            return
-        if self._labels:
-            told = self.server.get("/weight_info")
-            found = told.get("weight_version") if isinstance(told, dict) else told
-            if found != self._label:
-                raise self._changed(f"its weights are labelled {found!r}", repr(self._label))
-        elif self.server.lost != lost:
-            raise self._changed("the connection broke, and it keeps no label of its weights", None)
+        with self._weights:
+            if self._label is None:
+                return
+            if self._labels:
+                info = self.server.get("/weight_info")
+                label = info.get("weight_version") if isinstance(info, dict) else info
+                if label != self._label:
+                    raise self._changed(f"its weights are labelled {label!r}", repr(self._label))
+            elif self.server.lost != lost:
+                raise self._changed("the connection broke, and it keeps no label of its weights", None)
 
     def _changed(self, found: str, expected: str | None) -> EngineError:
         self._unusable = "it may hold other weights than those that were pushed"
@@ -286,18 +359,19 @@ class ServedEngine:
 
     def _prepare(self) -> None:
         """Refuse an engine that holds no weights to sample from; at first, ask its name and prove its log-probs."""
-        if self._unusable is not None:
-            raise EngineError(
-                f"the engine cannot be sampled from: {self._unusable}",
-                where=self.server.url,
-                remedy="call wake() or update_weights(model, version) first",
-            )
-        self._same_weights(self.server.lost)
-        if self._proven:
-            return
-        self._name = self.served_model().name
-        self._prove_logprobs()
-        self._proven = True
+        with self._weights:
+            if self._unusable is not None:
+                raise EngineError(
+                    f"the engine cannot be sampled from: {self._unusable}",
+                    where=self.server.url,
+                    remedy="call wake() or update_weights(model, version) first",
+                )
+            self._same_weights(self.server.lost)
+            if self._proven:
+                return
+            self._name = self.served_model().name
+            self._prove_logprobs()
+            self._proven = True
 
     def _prove_logprobs(self) -> None:
         """Among one candidate, every token is certain: its log-prob is 0 if it is that of the distribution drawn from.
@@ -305,8 +379,8 @@ class ServedEngine:
         Raw log-probs, which are vLLM's default, would make every importance ratio wrong that is not at temperature 1.
         """
         only_one = SamplingDistribution(top_k=1, max_new_tokens=2)
-        answers = self._complete(TEST_PROMPT, sampling_fields(only_one, 1, 0), 0)
-        (completion,) = completions_of(answers, only_one, 1, 0, self.server.url)
+        answers = self._complete(TEST_PROMPT, sampling_fields(only_one, 1, 0), self.server.url)
+        (completion,) = completions_of(answers, only_one, 1, START, self.server.url)
         if min(completion.logprobs) < -1e-3:
             raise ConfigError(
                 "the engine reports log-probs of another distribution than the one that it draws from",
@@ -316,16 +390,18 @@ class ServedEngine:
                 remedy=f"start it with `--logprobs-mode processed_logprobs`: {COMMAND}",
             )
 
-    def _complete(self, prompt: Sequence[int], fields: dict[str, Any], index: int) -> list[Sampled]:
-        where = f"{self.server.url}, prompt {index}"
-        choices = _choices(self._ask(prompt, fields), where)
+    def _complete(
+        self, prompt: Sequence[int], fields: dict[str, Any], where: str, call: Call | None = None
+    ) -> list[Sampled]:
+        choices = choices_of(self._ask(prompt, fields, call), where)
         order = [choice.get("index") for choice in choices]
         if sorted(order, key=str) != sorted(range(len(choices)), key=str):
             raise nonsense("completions that are not numbered", where, order, list(range(len(choices))))
+        # By their number: vLLM may list them as they ended, and seeds go by it.
         choices.sort(key=lambda choice: int(choice["index"]))
-        return [_sampled(choice, prompt, where) for choice in choices]
+        return [sampled_of(choice, prompt, where) for choice in choices]
 
-    def _ask(self, prompt: Sequence[int], fields: dict[str, Any]) -> Any:
+    def _ask(self, prompt: Sequence[int], fields: dict[str, Any], call: Call | None = None) -> Any:
         body = {
             **fields,
             "model": self._name,
@@ -336,30 +412,4 @@ class ServedEngine:
             "stream": False,
         }
         # Without a label, a server that comes back may be a new one with the weights that it was started with.
-        return self.server.post(COMPLETIONS, body, retry=self._label is None or bool(self._labels))
-
-
-def _choices(answer: Any, where: str) -> list[dict[str, Any]]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
-        raise nonsense("no completions", where, _short(answer), '{"choices": [{...}]}')
-    return choices
-
-
-def _sampled(choice: dict[str, Any], prompt: Sequence[int], where: str) -> Sampled:
-    """The ids as they were sampled; never the text."""
-    read = choice.get("prompt_token_ids")
-    if read != list(prompt):
-        raise nonsense("the completion of another prompt", where, _short(read), _short(list(prompt)))
-    told = choice.get("logprobs")
-    ids, logprobs = choice.get("token_ids"), told.get("token_logprobs") if isinstance(told, dict) else None
-    if ids == [] and logprobs is None:
-        logprobs = []  # aborted before its first token
-    if not isinstance(ids, list) or not isinstance(logprobs, list):
-        raise nonsense("no token ids or log-probs", where, _short(choice), "token_ids and logprobs.token_logprobs")
-    return Sampled(ids, logprobs, choice.get("finish_reason"))
-
-
-def _short(found: object) -> str:
-    text = repr(found)
-    return text if len(text) <= 120 else text[:117] + "..."
+        return self.server.post(COMPLETIONS, body, retry=self._label is None or bool(self._labels), call=call)

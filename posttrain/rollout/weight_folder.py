@@ -42,6 +42,7 @@ class WeightFolder:
             merged_copy(model).save_pretrained(partial)
         if folder.exists():
             shutil.rmtree(folder)
+        # The engine reads a name that appears whole.
         partial.rename(folder)
         if self._latest is not None and self._latest != folder:
             shutil.rmtree(self._latest, ignore_errors=True)
@@ -61,5 +62,6 @@ class WeightFolder:
             elif parent is not None:
                 parent.mkdir(parents=True, exist_ok=True)
             self._root = Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=parent))
+            # /dev/shm outlives the process: a run that dies must not leave a model in memory.
             weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
         return self._root

@@ -129,6 +129,7 @@ class WeightSync:
     def band(self) -> float:
         """Nats per token; a wider gap stops the run."""
         noise = self._smallest if self.noise is None else self.noise
+        # Never beyond what already equal weights may differ by: a noisy start would otherwise excuse a stale engine.
         return min(self._widening * noise, max(self._largest, noise))
 
     def __call__(self, version: int) -> float:
@@ -154,6 +155,7 @@ class WeightSync:
                 remedy="serve the same model in the same precision as it trains; for vLLM start the server with "
                 "`--logprobs-mode processed_logprobs` and no quantisation",
             )
+        # At least the rounding of fp32: two equal computations give a gap of 0, and a band of 0 would ring at once.
         self.noise = max(self._smallest, gap)
         self._before = trainer, engine
         return SyncReport(version, gap, largest, self.band, 0.0, 0.0)
@@ -179,6 +181,8 @@ class WeightSync:
         moved = [_gap(now, then)[0] for now, then in zip((trainer, engine), self._before or (), strict=False)]
         trainer_moved, engine_moved = moved or (0.0, 0.0)
         version = self.engine.policy_version
+        # `not <=`, so that NaN is a gap. An engine whose scores stand still while the trainer's move is wrong within
+        # any band: the update may be smaller than the noise.
         if not gap <= self.band or (engine_moved == 0 and trainer_moved > (self.noise or self._smallest)):
             raise WeightSyncError(
                 "the engine samples from other weights than the trainer's",
@@ -199,6 +203,7 @@ class WeightSync:
 def _gap(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """(mean, largest) absolute difference; infinite where a value is not a number."""
     gaps = [abs(a - b) for a, b in zip(first, second, strict=True)]
+    # A mean with NaN compares false with every bound, and would pass.
     if any(math.isnan(gap) for gap in gaps):
         return math.inf, math.inf
     return sum(gaps) / len(gaps), max(gaps)

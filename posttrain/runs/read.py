@@ -17,9 +17,11 @@ from posttrain.runs.records.evaluation import (
     AnswerLine,
     SuiteScores,
     Figure,
+    Meaning,
     PassAtKChange,
     PassAtKChanges,
     PassAtKCounts,
+    SuiteMeanings,
 )
 from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.preflight import PreflightRecord
@@ -61,6 +63,8 @@ class Evaluated:
     answers: Mapping[str, list[AnswerLine]] = field(default_factory=dict)
     counts: Mapping[str, PassAtKCounts] = field(default_factory=dict)
     """Of suites that ask for pass@k."""
+    meanings: Mapping[str, Mapping[str, Meaning]] = field(default_factory=dict)
+    """{suite: {metric: Meaning}} of the figures that a suite's kind explains itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +323,13 @@ def _read_evaluated(files: Files, folder: Path) -> Evaluated:
             answers[path.stem] = lines
         elif path.name.endswith(".counts.json") and (found := files.document(path, PassAtKCounts)):
             counts[path.name.removesuffix(".counts.json")] = found
-    return Evaluated(figures.suites if figures is not None else {}, answers, counts)
+    meanings = files.document(evaluations / "metrics.json", SuiteMeanings)
+    return Evaluated(
+        figures.suites if figures is not None else {},
+        answers,
+        counts,
+        meanings.suites if meanings is not None else {},
+    )
 
 
 def _with_summary(evaluated: Evaluated, summary: Mapping[str, float | None]) -> Evaluated:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from posttrain.errors import ConfigError, SourceError, UnknownKeyError, nearest
+from posttrain.errors import ConfigError, SourceError, UnknownKeyError, did_you_mean, nearest
 from posttrain.runs.records.run import RunRecord
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.sample_log import Sample, SampleLog
@@ -185,9 +185,9 @@ def _near_folder(run: Path) -> dict[str, str]:
     near = nearest(run.name, names)
     if near is None and (Path("runs") / run).is_dir():
         near = (Path("runs") / run).as_posix()
-        return {"remedy": f"did you mean {near}?"}
-    said = f"did you mean {parent / near}?" if near else "give a run folder, runs/<recipe>, or one of its stages"
-    return {"remedy": said}
+        return {"remedy": did_you_mean(near)}
+    otherwise = "give a run folder, `runs/<recipe>`, or one of its stages"
+    return {"remedy": did_you_mean(near and str(parent / near), otherwise)}
 
 
 def _nothing_sampled(run: Path, stages: Sequence[str], name: str) -> SourceError:

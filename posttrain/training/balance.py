@@ -1,4 +1,4 @@
-"""Whether a stage adds the load-balancing loss of a mixture of experts, how much of it, and what the user is told.
+"""Whether a stage adds the load-balancing loss of a mixture of experts, how much of it, and the check that says so.
 
 algorithm = balanced(algorithm, policy, stage)
 check = check_router(algorithm, policy)          # None for a model without experts
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from posttrain.config import Reward, TrainingStage
 from posttrain.errors import ConfigError
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.router import RouterLoss, has_router, why_not
 from posttrain.training.checks.preflight import Check
 from posttrain.training.objectives import Algorithm
@@ -37,7 +37,9 @@ def balanced(algorithm: Algorithm, policy: TreeModel, stage: TrainingStage) -> A
         return algorithm
     own = 0.0 if isinstance(stage, Reward) else rule.coefficient
     coefficient = own if asked == "auto" else float(asked)
-    return replace(algorithm, router=RouterLoss(coefficient) if coefficient else None)
+    if not coefficient:
+        return replace(algorithm, router=None)
+    return replace(algorithm, router=RouterLoss(coefficient), wants=replace(algorithm.wants, routing=True))
 
 
 def check_router(algorithm: Algorithm, policy: TreeModel) -> Check | None:

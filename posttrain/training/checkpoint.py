@@ -69,29 +69,33 @@ def save(
     writing.mkdir(parents=True)
     parts = _parts(model, optimizer, others)
     weights = {name: p.detach().cpu().contiguous() for name, p in _trainable(parts).items()}
+    # Frozen weights are the start model's, whose fingerprint is part of the run's identity.
     save_file(weights, writing / FILES[0])
     moments = {
         f"{prefix}{name}|{key}": value.detach().cpu().contiguous()
-        for prefix, (_, own) in parts.items()
-        for name, values in own.state_dict().items()
+        for prefix, (_, optimizer) in parts.items()
+        for name, values in optimizer.state_dict().items()
         for key, value in values.items()
     }
     save_file(moments, writing / FILES[1])
     record = {"random_state": random_state(), **state, "step": step, "threads": torch.get_num_threads()}
     (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    # Last of all: a folder without it was torn by a kill, whatever else is in it.
     manifest = {name: _identity(writing / name) for name in FILES}
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in writing.iterdir():
         _sync(path)
     aside = folder / f"{ASIDE}{target.name}"
+    # A run that goes on from an older checkpoint comes to a step that has one already.
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(target, aside)
     os.replace(writing, target)
     _sync(folder)
+    # Read back from the disk, before the older ones go: a full disk or a bad block would show at the resume only.
     read(target)
     shutil.rmtree(aside, ignore_errors=True)
-    for old in _found(folder)[:-keep]:
+    for old in _whole_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -104,8 +108,8 @@ def latest(folder: Path) -> Checkpoint | None:
             same rows again without anybody knowing.
     """
     _put_back(folder)
-    found = _found(folder)
-    return read(found[-1]) if found else None
+    paths = _whole_checkpoints(folder)
+    return read(paths[-1]) if paths else None
 
 
 def read(path: Path) -> Checkpoint:
@@ -121,12 +125,12 @@ def read(path: Path) -> Checkpoint:
     for name in FILES:
         if not (path / name).exists():
             raise CheckpointError(f"the checkpoint lacks {name}", where=path, remedy=remedy)
-        found = _identity(path / name)
-        if found != manifest.get(name):
+        identity = _identity(path / name)
+        if identity != manifest.get(name):
             raise CheckpointError(
                 f"{name} is not what was saved",
                 where=path,
-                found=found,
+                found=identity,
                 expected=manifest.get(name),
                 remedy=remedy,
             )
@@ -136,17 +140,18 @@ def read(path: Path) -> Checkpoint:
 
 def non_finite(path: Path) -> list[str]:
     """Names of the weights and moments of a checkpoint on disk that hold a NaN or an infinity."""
-    found: list[str] = []
+    bad: list[str] = []
     for name in FILES[:2]:
         with safe_open(path / name, framework="pt") as file:
-            found += [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118
-    return found
+            bad += [key for key in file.keys() if not is_finite(file.get_tensor(key))]  # noqa: SIM118
+    return bad
 
 
 def latest_finite(folder: Path) -> Path | None:
     """The newest checkpoint whose every weight and moment is a number; None if there is none."""
     return next(
-        (path for path in reversed(_found(folder)) if (path / MANIFEST).exists() and not non_finite(path)), None
+        (path for path in reversed(_whole_checkpoints(folder)) if (path / MANIFEST).exists() and not non_finite(path)),
+        None,
     )
 
 
@@ -159,9 +164,14 @@ def restore(
         CheckpointError: a weight or a moment in it is NaN or infinite: every step from there would be, too.
         ResumeError: the checkpoint's parameters are not the ones that train now.
     """
+    # One NaN in a moment spreads to every weight at the next update.
     if bad := non_finite(checkpoint.path):
         finite = latest_finite(checkpoint.path.parent)
-        newer = [path.name for path in _found(checkpoint.path.parent) if finite is None or path.name > finite.name]
+        newer = [
+            path.name
+            for path in _whole_checkpoints(checkpoint.path.parent)
+            if finite is None or path.name > finite.name
+        ]
         raise CheckpointError(
             f"{len(bad)} tensors of the checkpoint are not finite; the first is {bad[0]}",
             where=checkpoint.path,
@@ -172,6 +182,7 @@ def restore(
     parts = _parts(model, optimizer, others)
     weights = load_file(checkpoint.path / FILES[0])
     trainable = _trainable(parts)
+    # By name on both sides: a parameter that is silently left out would keep its start value.
     if set(weights) != set(trainable):
         differing = sorted(set(weights) ^ set(trainable))
         raise ResumeError(
@@ -185,10 +196,10 @@ def restore(
     moments: dict[str, dict[str, dict[str, Tensor]]] = {prefix: {} for prefix in parts}
     for key, value in load_file(checkpoint.path / FILES[1]).items():
         name, moment = key.rsplit("|", 1)
-        prefix = next((one for one in parts if one and name.startswith(one)), "")
+        prefix = next((part for part in parts if part and name.startswith(part)), "")
         moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = value
-    for prefix, (_, own) in parts.items():
-        own.load_state_dict(moments[prefix])
+    for prefix, (_, optimizer) in parts.items():
+        optimizer.load_state_dict(moments[prefix])
     _restore_random_state(checkpoint.state["random_state"])
 
 
@@ -212,7 +223,7 @@ def _put_back(folder: Path) -> None:
             os.replace(aside, target)
 
 
-def _found(folder: Path) -> list[Path]:
+def _whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.exists() else []
 
 

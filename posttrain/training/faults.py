@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from posttrain.data.trees import collate, to_device
 from posttrain.errors import NonFiniteError
 from posttrain.models.folders.finite import is_finite, non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.training.objectives import Algorithm
 from posttrain.training.step import Reference, replay
 from posttrain.types import Batch, TokenTree
@@ -85,6 +85,7 @@ class Probe:
         # An input of -inf is what masks are made of, and a module that makes NaN of it is the one to name.
         if bad and self.output is None and not any(_kind(x) in ("NaN", "inf") for x in _tensors([args, kwargs])):
             self.output = Place(name, place.kind, bad)
+        # On the tensor, not the module: a module's backward hook copies its outputs, and in-place code then fails.
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._backward, place))
@@ -107,7 +108,7 @@ class Probe:
 class Fault:
     """What the second pass found, in words, with the names for the record and the rows."""
 
-    said: str
+    words: str
     names: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
 
@@ -129,20 +130,22 @@ def explained(
     """
     for parameter in policy.model.parameters():
         parameter.grad = None
+    # No second pass is needed: every module would be one to name.
     if weights := non_finite_weights(policy.model):
         shown = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
         fault = Fault(f"the weights themselves are not finite: {shown}", tuple(weights))
     else:
         try:
+            # The run ends here, but its random state is saved with the last whole step.
             with torch.random.fork_rng(devices=_devices(policy)), torch.enable_grad():
                 fault = _second_pass(policy, reference, algorithm, trees, tokens_per_microbatch, step, seed)
-        except RuntimeError as failure:  # no memory for the hooks, say: what is known already is told all the same
+        except RuntimeError as failure:  # no memory for the hooks, say: what is known already is raised all the same
             fault = Fault(f"a second pass to find the module failed ({type(failure).__name__})")
     for parameter in policy.model.parameters():
         parameter.grad = None
     names = tuple(dict.fromkeys([*error.tensors, *fault.names]))
     return NonFiniteError(
-        f"{error.problem}: {fault.said}", remedy=error.remedy, tensors=names, rows=fault.rows or error.rows
+        f"{error.problem}: {fault.words}", remedy=error.remedy, tensors=names, rows=fault.rows or error.rows
     )
 
 
@@ -155,7 +158,7 @@ def _second_pass(
     step: int,
     seed: int,
 ) -> Fault:
-    found: list[tuple[Probe, Tensor, Batch]] = []
+    faulty: list[tuple[Probe, Tensor, Batch]] = []
     probes = [Probe(policy.model)]
 
     def finish(loss: Tensor, batch: Batch) -> None:
@@ -163,9 +166,11 @@ def _second_pass(
         bad = not torch.isfinite(loss)
         if not bad:
             loss.backward()
+        # The first is enough; the micro-batches behind it would be NaN for its sake.
         if bad or probe.parameters or probe.gradient:
-            found.append((probe, loss.detach(), batch))
+            faulty.append((probe, loss.detach(), batch))
             raise _Stop
+        # Of this micro-batch only: the next has its own last finite module.
         probe.before = None
 
     try:
@@ -173,9 +178,9 @@ def _second_pass(
             replay(policy, reference, algorithm, trees, tokens_per_microbatch, finish, step=step, seed=seed)
     except _Stop:
         pass
-    if not found:
+    if not faulty:
         return Fault("in a second pass every micro-batch was finite: what failed does not repeat, or is their sum")
-    probe, loss, batch = found[0]
+    probe, loss, batch = faulty[0]
     members = [tree for tree in trees if tree.row in batch.rows]
     if torch.isfinite(loss):
         return _of_gradient(probe, batch)
@@ -185,11 +190,11 @@ def _second_pass(
 def _of_loss(policy: TreeModel, probe: Probe, batch: Batch, members: Sequence[TokenTree]) -> Fault:
     rows = _bad_rows(policy, members) or tuple(map(str, batch.rows))
     if probe.output is not None:
-        said = f"the output of {probe.output} is the first to be {probe.output.value}, of inputs that are finite"
-        return Fault(said, (f"output of {probe.output.module or 'the model'}",), rows)
+        words = f"the output of {probe.output} is the first to be {probe.output.value}, of inputs that are finite"
+        return Fault(words, (f"output of {probe.output.module or 'the model'}",), rows)
     if _bad_rows(policy, members):
-        said = f"every module's output is finite, the {policy.compares} made of the last one are not"
-        return Fault(said, (policy.compares,), rows)
+        words = f"every module's output is finite, the {policy.compares} made of the last one are not"
+        return Fault(words, (policy.compares,), rows)
     return Fault("every module's output is finite: it is the loss that is not", (), rows)
 
 
@@ -199,8 +204,8 @@ def _of_gradient(probe: Probe, batch: Batch) -> Fault:
     owner = probe.parameters[0].rpartition(".")[0] if probe.parameters else ""
     if owner in probe.finite:
         kind = type(probe.model.get_submodule(owner)).__name__
-        said = f"the backward pass of {owner} ({kind}) is the first to make it so, of a gradient that is finite{first}"
-        return Fault(said, (f"backward pass of {owner}",), rows)
+        words = f"the backward pass of {owner} ({kind}) is the first to make it so, of a gradient that is finite{first}"
+        return Fault(words, (f"backward pass of {owner}",), rows)
     if probe.gradient is None:
         return Fault(f"the gradient of {probe.parameters[0]} is the first that is not finite", (), rows)
     where = f"the gradient at the output of {probe.gradient} is the first to be {probe.gradient.value}"
@@ -225,11 +230,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         if value.is_floating_point():
             yield value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
+        for part in value.values():
+            yield from _tensors(part)
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+        for part in value:
+            yield from _tensors(part)
 
 
 def _kind(tensor: Tensor) -> str | None:

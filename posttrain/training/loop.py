@@ -6,64 +6,40 @@
             optimizer.step()                                   # refuses what is not finite
         run.write(metrics, alarms.check(metrics), samples)
 
-A file and live rollouts look the same from here: something that answers `at(step)` with trees (`source.py`).
+A file and live rollouts look the same from here: something that answers `at(step)` with trees, and hooks for what else
+happens around a step (`source.py`). What a run can go on from is in `saving.py`.
 """
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from posttrain.config.adapters import AdapterSettings
-from posttrain.config.base import RowStage, TrainingStage
+from posttrain.config.base import RowStage
 from posttrain.diagnostics import metrics as metric_tools
-from posttrain.diagnostics.alarms import Alarms, make_checks, non_finite
-from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, TrainingError
-from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.diagnostics.alarms import Alarms, make_checks
+from posttrain.errors import NonFiniteError, TrainingError
+from posttrain.outputs import Mean, Metric, Total
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
-from posttrain.training import checkpoint, faults
-from posttrain.training.checks.memory import MemoryPlan, explained
+from posttrain.training import faults
+from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
-from posttrain.training.loop_parts import deferred_interrupt, in_slices, of_updates, together
-from posttrain.training.objectives import Algorithm
+from posttrain.training.interrupts import deferred_interrupt
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
-from posttrain.training.source import RowSource, Source
-from posttrain.training.step import Measured, Reference, accumulate, branch_values, measure, require_company, slices
+from posttrain.training.saving import Saver
+from posttrain.training.source import RowSource, Source, Units
+from posttrain.training.step import Measured, accumulate, branch_values, measure, require_two_rows, slices
+from posttrain.training.work import Work
 from posttrain.types import TokenTree
 
 SAMPLED_ROWS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """All that a stage trains with, once it has passed its preflight."""
-
-    stage: TrainingStage
-    algorithm: Algorithm
-    policy: TreeModel
-    reference: Reference | None
-    rows: Sequence[TokenTree]
-    held_out: Sequence[TokenTree]
-    decoder: Decoder
-    tokens_per_microbatch: int
-    memory: MemoryPlan | None
-    seed: int
-    identity: str
-    """Hash of the recipe's stage, the data and the start model: a checkpoint of another identity is refused."""
-    adapter: AdapterSettings | None = None
-    """The record of the fresh adapter that trains."""
-    source: Source | None = None
-    """Where a step's trees come from; None: `rows`."""
 
 
 class Interrupted(TrainingError):
@@ -78,7 +54,8 @@ class Loop:
         self.folder = folder
         self.progress = progress
         stage = work.stage
-        self.source = work.source or _rows(work)
+        self.source, self.units = _source_of(work)
+        self.hooks = work.hooks
         self.optimizer = Optimizer(
             work.policy.model,
             stage.optimizer,
@@ -88,23 +65,17 @@ class Loop:
             adapter=work.adapter,
         )
         self.alarms = Alarms(make_checks(stage.alarms.changes))
-        self.step = 0
-        """Steps taken."""
-        self.seconds = 0.0
-        self._within_step = False
-        """Whether the weights have moved since the last whole step."""
-        self._whole: Mapping[str, Any] | None = None
-        """While a step is under way: what a checkpoint of the last whole step holds beside weights and moments."""
-        self._unmeasured = False
-        """Whether what follows the last whole step (held-out rows, samples) is still to be done."""
-        self._last_checkpoint: str | None = None
+        self.saver = Saver(work, folder, progress, self.optimizer, self.source, self.hooks.parts, self.alarms)
         self._said_not_watched = False
-        self._ended = False
-        """The last step is taken and the held-out rows are measured: only the export is left."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.saver.state.step
 
     def arithmetic(self) -> str:
         """The batch in the user's units, one line."""
-        return f"{self.source.arithmetic()}; micro-batches of up to {self.work.tokens_per_microbatch:,} tokens"
+        return f"{self.units.arithmetic}; micro-batches of up to {self.work.tokens_per_microbatch:,} tokens"
 
     # ------------------------------------------------------------ the run
 
@@ -117,115 +88,118 @@ class Loop:
             Interrupted: after Ctrl-C, when a checkpoint has been written.
             TrainingError: a critical alarm, where the stage says that it stops.
         """
+        # Dropout alone draws from the global stream; a resumed run gets its state back from the checkpoint.
         torch.manual_seed(stream_seed(self.work.seed, "dropout") % 2**63)
-        with explained(self.work.memory):
+        with explain_out_of_memory(self.work.memory):
             return self._train()
 
     def _train(self) -> int:
-        self._resume()
-        if self.step == 0 and not self._ended:
+        self.saver.resume()
+        state = self.saver.state
+        if self.step == 0 and not state.is_ended:
             self._measure("start")
-        with deferred_interrupt() as interrupted:
-            phase = self.progress.phase(
-                f"{self.folder.name}: training", total=self.source.steps, unit="steps", done=self.step
-            )
-            with phase:
-                if self._unmeasured:
-                    self._after_step()
-                while self.step < self.source.steps and self.source.stop() is None:
-                    self._one_step(phase)
-                    if interrupted():
-                        self._save()
-                        raise Interrupted(
-                            f"stopped after step {self.step} of {self.source.steps}, with a checkpoint",
-                            where=self.folder.path,
-                            remedy="run the same command again to go on",
-                        )
-        if not self._ended:
-            if (why := self.source.stop()) is not None:
+        self._take_steps()
+        if not state.is_ended:
+            if (why := self.hooks.why_stop()) is not None:
                 self.progress.say(f"{self.folder.name}: ended after step {self.step}: {why}")
-            self.source.finish()
+            # Before the last measurement: where the best weights are put back, those are measured and exported.
+            self.hooks.finish()
             self._measure("end")
-            self._ended = True
-            self._save()
+            # Marked before it is saved: a run that is killed during the export resumes to the export alone.
+            state.is_ended = True
+            self.saver.save()
         return self.step
+
+    def _take_steps(self) -> None:
+        title, steps = f"{self.folder.name}: training", self.source.steps
+        with (
+            deferred_interrupt() as interrupted,
+            self.progress.phase(title, total=steps, unit="steps", done=self.step) as phase,
+        ):
+            if not self.saver.state.is_measured:  # the run ended between a step and what follows it
+                self._after_step()
+            while self.step < steps and self.hooks.why_stop() is None:
+                self._one_step(phase)
+                if interrupted():
+                    self.saver.save()
+                    raise Interrupted(
+                        f"stopped after step {self.step} of {steps}, with a checkpoint",
+                        where=self.folder.path,
+                        remedy="run the same command again to go on",
+                    )
 
     def _one_step(self, phase: Phase) -> None:
         started = time.perf_counter()
-        done: list[tuple[Measured, Update]] = []
-        self._whole = self._moving_state()
+        parts: list[Measured] = []
+        updates: list[Update] = []
         try:
-            for place, trees in enumerate(self.source.at(self.step)):
-                done.append(self._update(trees, self.step * self.source.updates + place, phase))
+            with self.saver.guarded():
+                for place, trees in enumerate(self.source.at(self.step)):
+                    measured, update = self._update(trees, self.step * self.source.updates + place, phase)
+                    parts.append(measured)
+                    updates.append(update)
         except NonFiniteError as error:
-            self._stop_on_non_finite(error)
+            self.saver.write_non_finite(self.step + 1, error)
             raise
-        except Exception as error:
-            self._keep_whole_step(error)
-            raise
+        # Sampling included: tokens a second of a whole step is what a user waits for.
         elapsed = time.perf_counter() - started
-        self.step += 1
-        self._within_step, self._whole, self._unmeasured = False, None, True
-        self.seconds += elapsed
-        measured = together([one for one, _ in done])
-        values = self._write_metrics(measured, **of_updates([one for _, one in done], measured.tokens / elapsed))
-        self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self._last_checkpoint))
+        self.saver.step_taken(elapsed)
+        measured = parts[0] if len(parts) == 1 else _merged(parts)
+        values = self._write_metrics(measured, **_update_values(updates, measured.tokens / elapsed))
+        self._raise_alarms(self.alarms.check(self.step, values, last_good_checkpoint=self.saver.latest))
         self._say_not_watched(values)
         self._after_step()
         phase.advance(1, note=_note(values))
 
     def _update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         """One update; `index` counts them from 0."""
-        with self.progress.doing("update"):
-            return self._take_update(trees, index, phase)
-
-    def _take_update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         work = self.work
         given = (work.policy, work.reference, work.algorithm, trees, work.tokens_per_microbatch)
-        try:
-            measured = accumulate(
-                *given, step=index, seed=work.seed, tick=lambda tokens: phase.advance(0, tokens=tokens)
-            )
-            update = self.optimizer.step(index, [str(tree.row) for tree in trees])
-        except NonFiniteError as error:
-            raise faults.explained(error, *given, step=index, seed=work.seed) from None
-        self._within_step = True
-        more = self.source.after(trees, index)
-        return replace(measured, metrics={**measured.metrics, **more}), update
+        with self.progress.doing("update"):
+            try:
+                measured = accumulate(
+                    *given, step=index, seed=work.seed, tick=lambda tokens: phase.advance(0, tokens=tokens)
+                )
+                update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+            except NonFiniteError as error:
+                # The step is computed once more with hooks; nothing has moved, so it fails at the same place.
+                raise faults.explained(error, *given, step=index, seed=work.seed) from None
+            # From here to the end of the step the weights are between two steps, and no checkpoint may be made of them.
+            self.saver.weights_moved()
+            more = self.hooks.after_update(trees, index)
+            return replace(measured, metrics={**measured.metrics, **more}), update
 
     def _after_step(self) -> None:
         """What is due after a whole step; an error in it (a judge that is down) loses none of the steps, and a resumed
         run does it again from its beginning."""
-        self._whole = self._moving_state()
-        try:
-            self._periodic()
-        except Exception as error:
-            self._keep_whole_step(error)
-            raise
-
-    def _periodic(self) -> None:
-        stage, last = self.work.stage, self.step == self.source.steps
-        due = self.source.measures(self.step)
-        if due or (due is None and _due(stage.log.held_out_every, self.step) and not last):
-            self._measure(None)
-        if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
-            with self.progress.doing("samples"):
-                self._write_samples()
-        self._unmeasured, self._whole = False, None
-        if _due(stage.checkpoint.every_steps, self.step) and not last:
-            self._save()
+        stage, last, examination = self.work.stage, self.step == self.source.steps, self.hooks.examination
+        with self.saver.guarded():
+            if examination is not None:
+                due = examination.is_due(self.step)
+            else:
+                due = _due(stage.log.held_out_every, self.step) and not last
+            if due:
+                self._measure(None)
+            if _due(stage.log.samples_every, self.step) or self.step == 1 or last:
+                with self.progress.doing("samples"):
+                    self._write_samples()
+            # Only now: a checkpoint before would not be measured again, one after this would be measured twice.
+            self.saver.measured()
+            if _due(stage.checkpoint.every_steps, self.step) and not last:
+                self.saver.save()
 
     # ------------------------------------------------------------ what is written
 
     def _write_metrics(self, measured: Measured, split: Any = "train", **extra: float) -> dict[str, float]:
         values = {**metric_tools.values(measured.metrics), **extra}
         if split == "train":
-            values |= self.source.ended(self.step, values)
+            # The source adds its own, such as rewards, before the line is written and the alarms see it.
+            values |= self.hooks.end_of_step(self.step, values)
         self.folder.append(
             MetricsLine(
                 step=self.step,
-                epoch=self.source.epoch_after(self.step),
-                seconds=self.seconds,
+                epoch=self.units.epoch_after(self.step),
+                seconds=self.saver.state.seconds,
                 split=split,
                 values=values,
                 counts=metric_tools.counts(measured.metrics),
@@ -234,15 +208,18 @@ class Loop:
         return values
 
     def _measure(self, when: str | None) -> None:
-        """Held-out metrics of step 0, of the end, or of a step between; a source that measures itself says when."""
-        due = self.source.measures(self.step)
-        if due is None:
+        """Held-out metrics of step 0, of the end, or of a step between. An examination asks after the last step what
+        the end would ask again."""
+        examination = self.hooks.examination
+        if examination is None:
             self._measure_rows(when)
-        elif due and when != "end":
-            values = self._write_metrics(Measured(dict(self.source.held_out(self.step))), "held_out")
-            self._raise_alarms(
-                self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self._last_checkpoint)
-            )
+        elif when != "end" and examination.is_due(self.step):
+            self._write_held_out(Measured(dict(examination.measure(self.step))))
+
+    def _write_held_out(self, measured: Measured) -> None:
+        values = self._write_metrics(measured, "held_out")
+        alarms = self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self.saver.latest)
+        self._raise_alarms(alarms)
 
     def _measure_rows(self, when: str | None) -> None:
         """The held-out rows; at both ends also one line per pair or response, for the report's distributions."""
@@ -251,7 +228,7 @@ class Loop:
             return
         title = f"{self.folder.name}: held-out rows"
         with self.progress.phase(title, total=len(work.held_out), unit="rows") as phase:
-            measured = in_slices(
+            measured = _measured_in_slices(
                 work.held_out,
                 slices(len(work.held_out), _rows_at_once(work), work.algorithm),
                 lambda trees, first: measure(
@@ -265,10 +242,7 @@ class Loop:
                 ),
                 phase,
             )
-        values = self._write_metrics(measured, "held_out")
-        self._raise_alarms(
-            self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self._last_checkpoint)
-        )
+        self._write_held_out(measured)
         if when and not {"rewards_chosen", "good"}.isdisjoint(measured.per_tree):
             columns = measured.per_tree
             for index, row in enumerate(measured.rows):
@@ -289,7 +263,7 @@ class Loop:
             )
             self.folder.append(WatchedRow(self.step, str(tree.row), prompt, watched))
 
-    # ------------------------------------------------------------ alarms and checkpoints
+    # ------------------------------------------------------------ alarms
 
     def _say_not_watched(self, values: dict[str, float]) -> None:
         """After the first step that trained: the alarms that cannot ring, in stage.json and in a line."""
@@ -299,160 +273,62 @@ class Loop:
         blind = self.alarms.not_watched()
         self.folder.write_stage(alarms_not_watched=blind)
         if blind:
-            said = "; ".join(f"{name} ({why})" for name, why in blind.items())
-            self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {said}")
+            reasons = "; ".join(f"{name} ({why})" for name, why in blind.items())
+            self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {reasons}")
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
             self.folder.append(alarm)
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
+        # All are written before any stops the run: the one that stops is rarely the one that explains.
         on_critical = self.work.stage.alarms.on_critical == "stop"
         for alarm in alarms:
             if alarm.stops or (on_critical and alarm.severity == "critical"):
-                self._save()
+                self.saver.save()
                 raise TrainingError(f"step {alarm.step}: {alarm.name}: {alarm.message}", remedy=alarm.remedy)
 
-    def _stop_on_non_finite(self, error: NonFiniteError) -> None:
-        """The weights after the last whole step are worth keeping if they are finite; those of a part of a step are not
-        a step's, and a run could not go on from them."""
-        self._keep_whole_step(error)
-        self._write_non_finite(self.step + 1, error)
 
-    def _keep_whole_step(self, error: Exception) -> None:
-        """Save what the last whole step reached, before an error ends the run: a reward that raises, an engine that is
-        gone, a store that cannot be read. The error itself is raised in any case, also where this cannot be saved."""
-        self.optimizer.adamw.zero_grad(set_to_none=True)
-        if not self.step or self._within_step or self._last_checkpoint == _name(self.step):
-            return
-        if broken := self._non_finite_state():
-            self.progress.say(
-                f"{self.folder.name}: step {self.step} is not saved: its weights are not finite ({broken[0]})"
-            )
-            return
-        try:
-            self._save()
-        except (OSError, SafetensorError, CheckpointError) as failure:  # a full disk is safetensors' own kind of error
-            self.progress.say(f"{self.folder.name}: {self.step} steps are done, and could not be saved: {failure}")
-            return
-        self.progress.say(
-            f"{self.folder.name}: {type(error).__name__} after {self.step} steps, which are saved: once its cause is "
-            "mended, the same command goes on from there"
-        )
-
-    def _moving_state(self) -> dict[str, Any]:
-        """What moves with training beside weights and moments, as it is now. A step changes it before it moves a
-        weight (a curriculum notes what was solved, a reward draws numbers), and a checkpoint of the step before must
-        not have that."""
-        moving: dict[str, Any] = {
-            "alarms": self.alarms.state_dict(),
-            "source": dict(self.source.state_dict()),
-            "random_state": checkpoint.random_state(),
-        }
-        if self.work.algorithm.memory is not None:
-            moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
-        return moving
-
-    def _write_non_finite(self, step: int, error: NonFiniteError) -> None:
-        """The alarm, with the newest checkpoint that was looked through and is finite: older ones than the newest are
-        not good by their age, since a weight may have been NaN for long before a loss was."""
-        finite = checkpoint.latest_finite(self.folder.checkpoints)
-        name = None if finite is None else str(finite.relative_to(self.folder.path))
-        self.folder.append(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name))
-        self.folder.sync()
-
-    def _non_finite_state(self) -> list[str]:
-        """What a checkpoint would hold that is no number: weights and moments of all that trains."""
-        parts = {
-            "": (self.work.policy.model, self.optimizer),
-            **{f"{k}::": part for k, part in self.source.parts.items()},
-        }
-        found: list[str] = []
-        for prefix, (model, optimizer) in parts.items():
-            found += [prefix + name for name in non_finite_weights(model)]
-            moments = ((f"{n}|{key}", v) for n, own in optimizer.state_dict().items() for key, v in own.items())
-            found += [prefix + name for name in non_finite_tensors(moments)]
-        return found
-
-    def _refuse_non_finite_state(self) -> None:
-        """Before anything is saved or exported as good: an update of finite gradients can overflow the weights."""
-        bad = self._non_finite_state()
-        if not bad:
-            return
-        finite = checkpoint.latest_finite(self.folder.checkpoints)
-        error = NonFiniteError(
-            f"after step {self.step}, {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} "
-            "hold NaN or infinity; they were not saved. "
-            + ("No checkpoint is finite" if finite is None else f"The last checkpoint that is finite is {finite.name}"),
-            remedy="lower learning_rate, set optimizer.clip_norm, and start anew with --fresh",
-            tensors=bad,
-        )
-        self._write_non_finite(self.step, error)
-        raise error
-
-    def _save(self) -> None:
-        with self.progress.doing("checkpoint"):
-            self._write_checkpoint()
-
-    def _write_checkpoint(self) -> None:
-        self._refuse_non_finite_state()
-        self.folder.sync()
-        state = {
-            "identity": self.work.identity,
-            "seconds": self.seconds,
-            "ended": self._ended,
-            "unmeasured": self._unmeasured,
-            **(self._moving_state() if self._whole is None else self._whole),
-        }
-        path = checkpoint.save(
-            self.folder.checkpoints,
-            step=self.step,
-            model=self.work.policy.model,
-            optimizer=self.optimizer,
-            others=self.source.parts,
-            state=state,
-            keep=self.work.stage.checkpoint.keep,
-        )
-        self._last_checkpoint = str(path.relative_to(self.folder.path))
-
-    def _resume(self) -> None:
-        found = checkpoint.latest(self.folder.checkpoints)
-        if found is None:
-            return
-        if found.state["identity"] != self.work.identity:
-            raise ResumeError(
-                "the recipe, the data or the start model changed since this checkpoint was written",
-                where=found.path,
-                remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
-            )
-        checkpoint.restore(found, self.work.policy.model, self.optimizer, self.source.parts)
-        self.source.load_state_dict(found.state.get("source", {}))
-        if self.work.algorithm.memory is not None:
-            self.work.algorithm.memory.load_state_dict(found.state["objective"])
-        self.alarms.load_state_dict(found.state["alarms"])
-        self.step, self.seconds = found.step, float(found.state["seconds"])
-        self._last_checkpoint = str(found.path.relative_to(self.folder.path))
-        self._ended = bool(found.state["ended"])
-        self._unmeasured = bool(found.state.get("unmeasured", False))
-        if not self._ended:
-            self.folder.truncate_after(self.step, measured=not self._unmeasured)
-        threads, before = torch.get_num_threads(), found.state.get("threads")
-        if before is not None and before != threads:
-            self.progress.say(
-                f"{self.folder.name}: torch had {before} threads and has {threads} now: sums round differently, so "
-                "that this run need not equal an uninterrupted one bit for bit"
-            )
-        self.progress.say(f"{self.folder.name}: goes on after step {self.step} of {self.source.steps}")
+# ---------------------------------------------------------------- a step's figures
 
 
-# ---------------------------------------------------------------- small things
+def _merged(parts: Sequence[Measured]) -> Measured:
+    """The updates of one step as one."""
+    return Measured(metric_tools.merge([part.metrics for part in parts]), tokens=sum(part.tokens for part in parts))
+
+
+def _update_values(updates: Sequence[Update], tokens_per_second: float) -> dict[str, float]:
+    """What is written of a step's updates; nothing where none was made."""
+    if not updates:
+        return {}
+    norm = Mean(sum(update.grad_norm for update in updates), len(updates)).value
+    rate = updates[-1].learning_rate
+    return {"grad_norm": norm, "learning_rate": rate, "tokens_per_second": tokens_per_second}
+
+
+def _measured_in_slices(
+    trees: Sequence[TokenTree],
+    bounds: Sequence[tuple[int, int]],
+    call: Callable[[Sequence[TokenTree], int], Measured],
+    phase: Phase,
+) -> Measured:
+    """Measure a long sequence a slice at a time, so that the trees of a memory-mapped data set pass through."""
+    parts: list[dict[str, Metric]] = []
+    per_tree: dict[str, list[float]] = {}
+    rows: list[Any] = []
+    for start, end in bounds:
+        taken = [trees[i] for i in range(start, end)]
+        measured = call(taken, start)
+        # A total of a slice depends on how the rows were sliced: means alone are figures of the whole.
+        parts.append({k: m for k, m in measured.metrics.items() if not isinstance(m, Total)})
+        for name, column in measured.per_tree.items():
+            per_tree.setdefault(name, []).extend(column)
+        rows.extend(measured.rows)
+        phase.advance(len(taken), tokens=measured.tokens)
+    return Measured(metric_tools.merge(parts), per_tree, tuple(rows))
 
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _name(step: int) -> str:
-    return f"checkpoints/step-{step:08d}"
 
 
 def _note(values: dict[str, float]) -> str:
@@ -464,13 +340,20 @@ def _note(values: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _rows(work: Work) -> RowSource:
-    """The stage's own rows as a source."""
+# ---------------------------------------------------------------- rows
+
+
+def _source_of(work: Work) -> tuple[Source, Units]:
+    """The stage's own source, or its rows."""
+    if work.source is not None:
+        assert work.units is not None, "a source that is not of rows says how its steps are counted"
+        return work.source, work.units
     stage = work.stage
     assert isinstance(stage, RowStage)  # every other stage brings its source
     order = RowOrder.plan(len(work.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=work.seed)
-    require_company(work.algorithm, order, len(work.held_out))
-    return RowSource(work.rows, order, "pairs" if work.algorithm.unit == "pairs" else "rows")
+    require_two_rows(work.algorithm, order, len(work.held_out))
+    noun = "pairs" if work.algorithm.unit == "pairs" else "rows"
+    return RowSource(work.rows, order), Units(order.arithmetic(noun), order.epoch_after)
 
 
 def _rows_at_once(work: Work) -> int:

@@ -1,57 +1,74 @@
-"""Training methods by name: what data each takes, what it counts, and its loss.
+"""Every training method by name: what data it takes, what it counts, and its loss. All objectives are made here.
 
     algorithm("dpo", {"beta": 0.2}).loss(policy, reference_N, batch, denominator) -> LossOutput
+    objective_of(stage)                        # the same from a recipe's stage, whatever its kind
 
-The names are `sft`, `conditional_sft`, `reward`, and the rows of the tables `posttrain.losses.pairwise.PAIRWISE` and
-`posttrain.losses.feedback.FEEDBACK`; a row added there appears here. `mix` puts several rows together.
+`METHODS` names all of them. A row that is added to one of the tables of `posttrain.losses` (`pairwise.PAIRWISE`,
+`feedback.FEEDBACK`, `online.ONLINE`) appears in it, and in recipes, by itself; the row and its formula stand there.
+Parameters are resolved here, once: a loss trusts what it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from posttrain.errors import ConfigError, UnknownKeyError, nearest
-from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners, resolve_feedback
+from posttrain.errors import ConfigError, unknown
+from posttrain.losses.distillation import distillation_loss
+from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners
+from posttrain.losses.kl import AdaptiveKL, KLWeight
 from posttrain.losses.online import ONLINE
-from posttrain.losses.pairwise import PAIRWISE, resolve_parameters
+from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.parameters import resolve
-from posttrain.losses.preference import CHOSEN_NLL, Term, mixed_loss, pairwise_loss
+from posttrain.losses.policy import policy_loss
+from posttrain.losses.preference import (
+    CHOSEN_NLL,
+    Term,
+    coupling_of_terms,
+    mixed_loss,
+    pairwise_loss,
+    statistics_of_terms,
+)
 from posttrain.losses.process import STEP_LABELS, step_loss
-from posttrain.losses.responses import Coupling, Memory, Parameters, Responses, Told
-from posttrain.losses.reward import resolve_parameters as resolve_reward
+from posttrain.losses.responses import Coupling, Memory, Parameters, Responses, StepStatistics
+from posttrain.losses.reward import OBJECTIVES as REWARD_OBJECTIVES
 from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
-from posttrain.models.tree.divergence import Against
+from posttrain.losses.value import value_loss
+from posttrain.outputs import LossOutput, Scores, TokenLogprobs
 from posttrain.types import (
+    PLAIN,
+    Against,
     Batch,
     Comparison,
     Count,
     Demonstration,
     Feedback,
-    LossOutput,
-    Scores,
     StepwiseFeedback,
     Task,
-    TokenLogprobs,
+    Wants,
 )
 
-if TYPE_CHECKING:  # the table of algorithms loads no model library
+if TYPE_CHECKING:  # the table of methods loads no model library, and no recipe
+    from posttrain.config import ConditionalSFT, Mix, PreferenceStage, Reward
+    from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage
+    from posttrain.config.stages import SFT
     from posttrain.models.tree.router import RouterLoss
 
 Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 Loss = Callable[..., LossOutput]
-"""loss(policy, reference_N or None, batch, global denominator); with `told=` too, where there is a coupling."""
+"""loss(policy, reference_N or None, batch, global denominator); with `statistics=` too, where there is a coupling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """A method with its parameters settled.
+    """A method with its parameters resolved.
 
     Algorithm("dpo", Comparison, unit="pairs", needs_reference=True, parameters={"beta": 0.1}, loss=...)
     """
@@ -66,72 +83,106 @@ class Algorithm:
     parameters: Mapping[str, float]
     """Every parameter of the method, defaults included."""
     loss: Loss
-    """(policy, reference_N or None, batch, global denominator) -> LossOutput"""
     coupling: Coupling | None = None
-    """What a tree has to be told of its step; `settled` binds the parameters, so call `observe(responses, {})`."""
+    """What its trees have to know of their step; the parameters are bound, so call `observe(responses, {})`."""
     memory: Memory | None = None
     """What it keeps from step to step: the one part of an algorithm that training changes."""
-    needs_collision: bool = False
-    """The policy has to give `log_collision_N`."""
-    temperature: float = 1.0
-    """Of the distribution whose log-probs it takes: that which sampled the tokens."""
-    needs_entropy: bool = False
-    """The policy has to give `entropy_N`, with its gradient."""
-    against: Against | None = None
-    """The policy has to give `divergence_N` from this model."""
-    value_head: nn.Module | None = None
-    """The policy has to give `values_N` by this head on its backbone."""
+    wants: Wants = PLAIN
+    """What the policy has to give."""
     router: RouterLoss | None = None
-    """The load-balancing loss of a mixture of experts, added to the method's own; the policy has to give `routing`."""
+    """The load-balancing loss of a mixture of experts, added to the method's own; `wants.routing` then."""
 
 
-ALONE = frozenset(name for name, row in PAIRWISE.items() if row.coupling and row.coupling.memory)
-"""Rows that cannot be terms of a mix."""
-ALGORITHMS: tuple[str, ...] = ("sft", "conditional_sft", *PAIRWISE, *FEEDBACK)
+@dataclass(frozen=True, slots=True)
+class OnlineInputs:
+    """What an online objective reads besides its stage; a method without a KL, another model or a head has none.
 
-
-def algorithm(name: str, parameters: Mapping[str, float] | None = None) -> Algorithm:
-    """The method called `name`, with `parameters` over its defaults.
-
-    Raises:
-        UnknownKeyError: no method of that name, or a parameter that it does not have.
-        ConfigError: a parameter out of range.
+    OnlineInputs(kl=KLWeight(0.04), against=None, value_head=None)
     """
-    given = parameters or {}
-    if name == "reward":
-        return reward_algorithm(parameters=given)
-    if name in ("sft", "conditional_sft"):
-        none = resolve(given, {}, {}, where=name, owners=objective_owners())
-        kind = Demonstration if name == "sft" else Feedback
-        return Algorithm(name, kind, "tokens", False, none, _sft)
-    if name in FEEDBACK:
-        feedback = FEEDBACK[name]
-        settled = resolve_feedback(feedback, given, where=name)
-        loss = partial(feedback_loss, feedback, settled)
-        coupling = _settled(feedback.coupling, settled)
-        return Algorithm(name, Feedback, "responses", True, settled, loss, coupling)
-    if name not in PAIRWISE:
-        raise _unknown(name, ALGORITHMS)
+
+    kl: KLWeight = field(default_factory=lambda: KLWeight(0.0))
+    """Read anew at each call, since an adaptive weight moves."""
+    against: Against | None = None
+    """The model whose whole distributions the policy's are compared with."""
+    value_head: nn.Module | None = None
+    """PPO's, where it stands on the policy's own backbone."""
+
+
+# ---------------------------------------------------------------- rows: by name and parameters
+
+
+def _sft(name: str, parameters: Parameters) -> Algorithm:
+    none = resolve(parameters, {}, {}, where=name, owners=objective_owners())
+
+    def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        return sft_loss(policy, batch, denominator)
+
+    return Algorithm(name, METHODS[name].kind, "tokens", False, none, loss)
+
+
+def _pairwise(name: str, parameters: Parameters) -> Algorithm:
     row = PAIRWISE[name]
-    settled = resolve_parameters(row, given, where=name)
+    resolved = row.resolve(parameters, where=name)
     return Algorithm(
         name,
         Comparison,
         "pairs",
         row.needs_reference,
-        settled,
-        partial(pairwise_loss, row, settled),
-        _settled(row.coupling, settled),
-        None if row.coupling is None or row.coupling.memory is None else row.coupling.memory(settled),
-        row.needs_collision,
+        resolved,
+        partial(pairwise_loss, row, resolved),
+        _bound(row.coupling, resolved),
+        None if row.coupling is None or row.coupling.memory is None else row.coupling.memory(resolved),
+        Wants(collision=row.needs_collision),
     )
 
 
-def kind_of(method: str) -> Kind:
-    """What one row of a method's data says, whatever its parameters: kind_of("kto") is Feedback."""
-    if method in ONLINE or method in ("online_dpo", "rft", "gkd"):
-        return Task
-    return Comparison if method == "mix" else algorithm(method).kind
+def _feedback(name: str, parameters: Parameters) -> Algorithm:
+    row = FEEDBACK[name]
+    resolved = row.resolve(parameters, where=name)
+    loss = partial(feedback_loss, row, resolved)
+    return Algorithm(name, Feedback, "responses", True, resolved, loss, _bound(row.coupling, resolved))
+
+
+def _reward(name: str, parameters: Parameters) -> Algorithm:
+    return reward_algorithm(parameters=parameters)
+
+
+def _bound(coupling: Coupling | None, parameters: Parameters) -> Coupling | None:
+    """The coupling with the method's parameters in it."""
+    if coupling is None:
+        return None
+
+    def observe(responses: Responses, _: Parameters) -> dict[str, Tensor]:
+        return coupling.observe(responses, parameters)
+
+    return Coupling(observe, coupling.reduce, coupling.mismatched)
+
+
+def reward_algorithm(
+    objective: str = "bradley_terry", parameters: Parameters | None = None, rule: RewardRule | None = None
+) -> Algorithm:
+    """A reward model's training: a row of `posttrain.losses.reward.OBJECTIVES` on the rewards that `rule` makes, or
+    `step_labels` on the scores of steps.
+
+    Its loss takes the model's `Scores` where those of the others take log-probs.
+    """
+    rule = rule or RewardRule()
+    if objective == STEP_LABELS:
+        none = resolve(parameters or {}, {}, {}, where=objective, owners={})
+
+        def of_steps(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+            return step_loss(rule, scores, batch, denominator)
+
+        return Algorithm("reward", StepwiseFeedback, "steps", False, none, of_steps)
+    resolved = REWARD_OBJECTIVES[objective].resolve(parameters or {}, where=objective)
+
+    def loss(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        return reward_loss(objective, resolved, rule, scores, batch, denominator)
+
+    return Algorithm("reward", Comparison, "pairs", False, resolved, loss)
+
+
+# ---------------------------------------------------------------- a mix of rows
 
 
 def mix(terms: Sequence[tuple[str, float, Mapping[str, float]]]) -> Algorithm:
@@ -147,124 +198,201 @@ def mix(terms: Sequence[tuple[str, float, Mapping[str, float]]]) -> Algorithm:
     if not terms:
         raise ConfigError("a mix needs at least one objective", where="mix", remedy="name one under `losses`")
     built = [_term(*term) for term in terms]
-    rows = [term.row for term in built]
+    parameters: dict[str, float] = {}
+    for (name, _, _), term in zip(terms, built, strict=True):
+        parameters |= {f"{name}.weight": term.weight}
+        parameters |= {f"{name}.{key}": value for key, value in term.parameters.items()}
+
+    def loss(
+        policy: TokenLogprobs,
+        reference_N: Tensor | None,
+        batch: Batch,
+        denominator: Count,
+        statistics: StepStatistics | None = None,
+    ) -> LossOutput:
+        of_terms = statistics_of_terms(built, statistics)
+        return mixed_loss(built, policy, reference_N, batch, denominator, of_terms)
+
     return Algorithm(
         "mix",
         Comparison,
         "pairs",
-        any(row.needs_reference for row in rows),
-        {f"{name}.{key}": value for (name, _, _), term in zip(terms, built, strict=True) for key, value in _flat(term)},
-        partial(_mixed, built),
-        _coupling_of_mix(built),
-        needs_collision=any(row.needs_collision for row in rows),
+        any(term.row.needs_reference for term in built),
+        parameters,
+        loss,
+        coupling_of_terms(built),
+        wants=Wants(collision=any(term.row.needs_collision for term in built)),
     )
 
 
-def reward_algorithm(
-    objective: str = "bradley_terry", parameters: Mapping[str, float] | None = None, rule: RewardRule | None = None
-) -> Algorithm:
-    """A reward model's training: a row of `posttrain.losses.reward.OBJECTIVES` on the rewards that `rule` makes, or
-    `step_labels` on the scores of steps.
-
-    Its loss takes the model's `Scores` where those of the others take log-probs.
-    """
-    settled_rule = rule or RewardRule()
-    if objective == STEP_LABELS:
-        none = resolve(parameters or {}, {}, {}, where=objective, owners={})
-
-        def of_steps(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
-            return step_loss(settled_rule, scores, batch, denominator)
-
-        return Algorithm("reward", StepwiseFeedback, "steps", False, none, of_steps)
-    settled = resolve_reward(objective, parameters or {})
-
-    def loss(scores: Scores, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
-        return reward_loss(objective, settled, settled_rule, scores, batch, denominator)
-
-    return Algorithm("reward", Comparison, "pairs", False, settled, loss)
-
-
-# ---------------------------------------------------------------- small parts
-
-
-def _sft(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
-    return sft_loss(policy, batch, denominator)
-
-
-def _settled(coupling: Coupling | None, parameters: Parameters) -> Coupling | None:
-    """The coupling with the method's parameters bound."""
-    if coupling is None:
-        return None
-
-    def observe(responses: Responses, _: Parameters) -> dict[str, Tensor]:
-        return coupling.observe(responses, parameters)
-
-    return Coupling(observe, coupling.settle, coupling.mismatched)
-
-
-def _term(name: str, weight: float, parameters: Mapping[str, float]) -> Term:
+def _term(name: str, weight: float, parameters: Parameters) -> Term:
     if name != "sft" and name not in PAIRWISE:
-        raise _unknown(name, ("sft", *PAIRWISE))
-    if name in ALONE:
+        raise unknown("method", name, ("sft", *PAIRWISE), found=name)
+    row = CHOSEN_NLL if name == "sft" else PAIRWISE[name]
+    if row.remembers:
         raise ConfigError(
             f"`{name}` keeps a running mean of its own steps and is no term of a mix",
             where="mix",
             expected="an objective without a memory",
             remedy=f"use `method: {name}` by itself, or `dpo` in the mix",
         )
-    row = CHOSEN_NLL if name == "sft" else PAIRWISE[name]
-    return Term(row, resolve_parameters(row, parameters, where=f"mix, {name}"), weight)
+    return Term(row, row.resolve(parameters, where=f"mix, {name}"), weight)
 
 
-def _flat(term: Term) -> list[tuple[str, float]]:
-    return [("weight", term.weight), *term.parameters.items()]
+# ---------------------------------------------------------------- samples: by their stage
 
 
-def _coupling_of_mix(terms: Sequence[Term]) -> Coupling | None:
-    """All terms' couplings as one; each term's values go under its place in the mix."""
-    coupled = {f"{place}/": term for place, term in enumerate(terms) if term.row.coupling is not None}
-    if not coupled:
-        return None
-
-    def observe(responses: Responses, _: Parameters) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for place, term in coupled.items():
-            assert term.row.coupling is not None
-            values = term.row.coupling.observe(responses, term.parameters)
-            found |= {place + key: value for key, value in values.items()}
-        return found
-
-    def settle(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        said: dict[str, Tensor] = {}
-        for place, term in coupled.items():
-            assert term.row.coupling is not None
-            said |= {place + key: value for key, value in term.row.coupling.settle(_under(place, observed)).items()}
-        return said
-
-    return Coupling(observe, settle)
+def kl_weight(stage: Any) -> KLWeight:
+    """The weight that the KL of a stage starts with: 0 for one without a KL; with `kl_target` it follows the KL."""
+    if stage.method not in ONLINE:
+        return KLWeight(0.0)
+    beta = stage.parameters.get("kl_beta", 0.0)
+    return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)
 
 
-def _under(place: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(place): value for key, value in values.items() if key.startswith(place)}
+def _policy_gradient(stage: OnlineStage, inputs: OnlineInputs) -> Algorithm:
+    """A row of the online table; with a head on the policy's backbone, and the value loss beside it."""
+    # Both are made anew from the table at each reading: once here, not once per micro-batch.
+    row, resolved, on_policy = stage.row, stage.parameters, stage.on_policy
 
+    def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        parameters = {**resolved, "kl_beta": inputs.kl.beta} if row.kl_place == "loss" else resolved
+        out = policy_loss(row, parameters, policy, batch, denominator, on_policy=on_policy)
+        if policy.values_N is None:
+            return out
+        clip, weight = parameters["value_clip"], parameters["value_weight"]
+        value = value_loss(policy.values_N, batch, denominator, clip=clip, weight=weight)
+        return replace(out, loss=out.loss + value.loss, metrics={**out.metrics, **value.metrics})
 
-def _mixed(
-    terms: Sequence[Term],
-    policy: TokenLogprobs,
-    reference_N: Tensor | None,
-    batch: Batch,
-    denominator: Count,
-    told: Told | None = None,
-) -> LossOutput:
-    each = None if told is None else [_under(f"{place}/", told) for place in range(len(terms))]
-    return mixed_loss(terms, policy, reference_N, batch, denominator, each)
-
-
-def _unknown(name: str, known: Sequence[str]) -> UnknownKeyError:
-    guess = nearest(name, known)
-    return UnknownKeyError(
-        f"there is no method {name!r}",
-        found=name,
-        expected=f"one of: {', '.join(known)}",
-        remedy=f"did you mean {guess}?" if guess else "choose one of these",
+    return Algorithm(
+        stage.method,
+        Task,
+        "completions",
+        False,
+        resolved,
+        loss,
+        wants=Wants(
+            temperature=stage.sampling.temperature,
+            entropy=bool(resolved.get("entropy_weight")),
+            against=inputs.against,
+            value_head=inputs.value_head,
+        ),
     )
+
+
+def _distillation(stage: GKD, inputs: OnlineInputs) -> Algorithm:
+    """The divergence from a teacher's distributions at the policy's own tokens."""
+    reduction = stage.reduction
+
+    def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        assert policy.divergence_N is not None
+        return distillation_loss(policy.divergence_N, batch, denominator, reduction=reduction, policy=policy)
+
+    return Algorithm(
+        stage.method,
+        Task,
+        "completions",
+        False,
+        {"beta": stage.beta},
+        loss,
+        wants=Wants(temperature=stage.trainer_temperature, against=inputs.against),
+    )
+
+
+def _sampled_pairs(stage: OnlineDPO, inputs: OnlineInputs) -> Algorithm:
+    return algorithm(stage.objective, stage.parameters)
+
+
+def _best_of_samples(stage: RFT, inputs: OnlineInputs) -> Algorithm:
+    return algorithm("sft")
+
+
+def _imitation(stage: SFT | ConditionalSFT, inputs: OnlineInputs) -> Algorithm:
+    return algorithm(stage.method)
+
+
+def _preference(stage: PreferenceStage, inputs: OnlineInputs) -> Algorithm:
+    return algorithm(stage.method, stage.parameters)
+
+
+def _mixture(stage: Mix, inputs: OnlineInputs) -> Algorithm:
+    return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
+
+
+def _reward_model(stage: Reward, inputs: OnlineInputs) -> Algorithm:
+    return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: Method(Comparison, "pairwise", _preference, _pairwise)."""
+
+    kind: Kind
+    """What one row of its data says, whatever its parameters."""
+    home: str
+    """The module of `posttrain.losses` where its row or its loss stands, formula and paper included."""
+    of_stage: Callable[[Any, OnlineInputs], Algorithm]
+    """(a stage of this method, what it reads besides) -> its objective"""
+    by_name: Callable[[str, Parameters], Algorithm] | None = None
+    """(name, parameters over the defaults) -> its objective; None where it takes a stage to know it."""
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "sft": Method(Demonstration, "sft", _imitation, _sft),
+        "conditional_sft": Method(Feedback, "sft", _imitation, _sft),
+        **{name: Method(Comparison, "pairwise", _preference, _pairwise) for name in PAIRWISE},
+        **{name: Method(Feedback, "feedback", _preference, _feedback) for name in FEEDBACK},
+        "mix": Method(Comparison, "preference", _mixture),
+        "reward": Method(Comparison, "reward", _reward_model, _reward),
+        **{name: Method(Task, "online", _policy_gradient) for name in ONLINE},
+        "online_dpo": Method(Task, "pairwise", _sampled_pairs),
+        "rft": Method(Task, "sft", _best_of_samples),
+        "gkd": Method(Task, "distillation", _distillation),
+    }
+)
+ALGORITHMS: tuple[str, ...] = tuple(
+    name for name, method in METHODS.items() if method.by_name is not None and method.home != "reward"
+)
+"""Methods that `algorithm` makes by name, and whose loss takes log-probs."""
+
+
+def algorithm(name: str, parameters: Parameters | None = None) -> Algorithm:
+    """The method called `name`, with `parameters` over its defaults.
+
+    Raises:
+        UnknownKeyError: no method of that name that parameters alone make, or a parameter that it does not have.
+        ConfigError: a parameter out of range.
+    """
+    make = METHODS[name].by_name if name in METHODS else None
+    if make is None:
+        raise unknown("method", name, ALGORITHMS, found=name)
+    return make(name, parameters or {})
+
+
+def objective_of(
+    stage: Any, weight: KLWeight | None = None, against: Against | None = None, head: nn.Module | None = None
+) -> Algorithm:
+    """The objective of any stage that trains.
+
+    Args:
+        weight, against, head: see `OnlineInputs`; of stages that sample.
+
+    Raises:
+        UnknownKeyError, ConfigError: as `algorithm`.
+    """
+    return METHODS[stage.method].of_stage(stage, OnlineInputs(weight or KLWeight(0.0), against, head))
+
+
+def kind_of(method: str) -> Kind:
+    """What one row of a method's data says, whatever its parameters: kind_of("kto") is Feedback.
+
+    Raises:
+        UnknownKeyError: no method of that name.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, tuple(METHODS), found=method)
+    return METHODS[method].kind

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.config.adapters import AdapterSettings
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.errors import ConfigError, NonFiniteError
 from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
@@ -64,6 +63,7 @@ class Optimizer:
             lr=learning_rate,
             betas=settings.betas,
             eps=settings.eps,
+            # One kernel for all parameters. It rounds otherwise than a loop over them: a run keeps to one of the two.
             fused=True,
         )
 
@@ -76,6 +76,7 @@ class Optimizer:
         if self.allocation is not None:
             self.allocation.regularise()
         gradients = [p.grad for _, p in self.named if p.grad is not None]
+        # One number says whether every gradient is finite, so each tensor is looked through only where it is not.
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             # Finite gradients whose squares add up beyond fp32 have no bad tensor among them.
@@ -92,6 +93,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = rate
         self.adamw.step()
+        # Its scores are products of weight and gradient: it needs the gradients of this update.
         if self.allocation is not None:
             self.allocation.after_update(step)
         self.adamw.zero_grad(set_to_none=True)

@@ -54,7 +54,7 @@ class RowOrder:
 
     @classmethod
     def plan(cls, rows: int, rows_per_step: int, *, epochs: float | None, steps: int | None, seed: int) -> RowOrder:
-        """Settle the number of steps from `epochs` (a fraction is allowed) or `steps`.
+        """The order whose number of steps comes from `epochs` (a fraction is allowed) or `steps`.
 
         Raises:
             ConfigError: fewer than one step.
@@ -85,6 +85,7 @@ class RowOrder:
     def at(self, step: int) -> list[int]:
         """Row indices of step `step`, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)
+        # Drawn for the epoch, not from the one before: step 10,000 costs no more than step 1 after a resume.
         order = _permutation(self.seed, epoch, self.rows)
         return order[within * self.rows_per_step : (within + 1) * self.rows_per_step].tolist()
 

@@ -44,6 +44,7 @@ class RankAllocation:
         self._tuner: Any = model.base_model
         self._adapter: str = model.active_adapter
         config = model.active_peft_config
+        # `peft` reads its schedule from the config, which is saved with the adapter.
         config.tinit, config.tfinal = schedule(settings, steps)
         config.total_step = steps
         config.deltaT = settings.every_steps
@@ -56,6 +57,7 @@ class RankAllocation:
             return
         with torch.enable_grad():
             penalty = torch.stack([_not_orthogonal(name, p) for name, p in factors]).mean() * self._weight
+        # Not through `backward`: the penalty is no part of the loss that is reported and compared.
         gradients = torch.autograd.grad(penalty, [p for _, p in factors])
         for (_, parameter), gradient in zip(factors, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -81,8 +83,8 @@ class RankAllocation:
         device = self._model.device
         allocator = self._tuner.rankallocator
         for key in SCORES:
-            found = {name: parts[key].to(device) for name, parts in state.items() if key in parts}
-            setattr(allocator, key, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
+            scores = {name: parts[key].to(device) for name, parts in state.items() if key in parts}
+            setattr(allocator, key, {name.removeprefix(prefix): tensor for name, tensor in scores.items()})
         pattern = {
             name.removeprefix(prefix): parts[KEPT].bool().tolist() for name, parts in state.items() if KEPT in parts
         }

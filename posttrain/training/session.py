@@ -17,20 +17,20 @@ from typing import Any
 import torch
 
 from posttrain.config import AdapterSettings, Continue, TrainingStage
-from posttrain.config.online import SamplingStage
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as
 from posttrain.errors import ConfigError
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.report import write_report
-from posttrain.rewards.scorer import RewardFunction
+from posttrain.rewards.functions import RewardFunction
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.records import now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended
+from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.run import run_stage
 from posttrain.types import Task
 
@@ -103,7 +103,8 @@ def train(
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
     _require_stage(stage, rewards)
-    taken = isinstance(model, LoadedModel) and stage.MAKES_POLICY  # a reward model is made of a copy
+    # A policy is trained in place, with whatever adapter it came with.
+    taken = isinstance(model, LoadedModel) and stage.OUTPUTS == "policy"  # a reward model is made of a copy
     if taken and stage.adapter is not None and not isinstance(stage.adapter, Continue):
         raise ConfigError(
             "the model is loaded already, so the stage cannot put an adapter on it",
@@ -120,14 +121,9 @@ def train(
         try:
             with Timed(run, folder, stage):
                 outcome = run_stage(
-                    stage,
-                    model,
-                    folder,
-                    seed=seed,
-                    progress=progress or Progress(),
-                    examples=examples,
-                    rewards=rewards,
+                    StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
                 )
+                assert outcome is not None  # it trains
         except BaseException as error:
             run.write_run(status=how_it_ended(error), ended=now())
             # The report of a failed run is worth having; that it fails too must not hide why.
@@ -151,7 +147,7 @@ def _require_stage(stage: Any, rewards: Sequence[RewardFunction]) -> None:
             if isinstance(stage, type)
             else "give the stage first, then the model and the data",
         )
-    if rewards and not isinstance(stage, SamplingStage):
+    if rewards and kind_of(stage.method) is not Task:
         raise ConfigError(
             f"rewards are given, and {stage.method} asks none",
             found=f"{len(rewards)} reward{'s' if len(rewards) != 1 else ''}",
@@ -166,6 +162,7 @@ def _examples(data: Any, stage: TrainingStage) -> Examples | Sequence[Task]:
         return data
     if isinstance(data, Iterator):
         data = list(data)
-    if isinstance(stage, SamplingStage) and isinstance(data, Sequence) and data and isinstance(data[0], Task):
+    kind = kind_of(stage.method)
+    if kind is Task and isinstance(data, Sequence) and data and isinstance(data[0], Task):
         return data
-    return read_as(data, kind_of(stage.method))
+    return read_as(data, kind)

@@ -1,4 +1,4 @@
-"""Whether a loss depends on what the model says: its slope at each figure, on values where rounding fakes none."""
+"""Whether a loss depends on the model's figures: its slope at each, on values where rounding fakes none."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ def slopes_of(
     further too, until there is one.
     """
     for nats in (0.0, *SLOPE_SHIFTS):
-        said = _copied(logprobs, nats, batch)
-        out = start_loss(algorithm, replace(logprobs, **said), reference_N, batch, total)
+        figures = _copied(logprobs, nats, batch)
+        out = start_loss(algorithm, replace(logprobs, **figures), reference_N, batch, total)
+        # A loss may have parts that are measured and do not teach.
         taught = out.loss if out.teaching is None else out.teaching
         if not taught.requires_grad:
             continue
-        found = torch.autograd.grad(taught, list(said.values()), allow_unused=True)
-        slopes = {name: slope for name, slope in zip(said, found, strict=True) if slope is not None and slope.any()}
+        gradients = torch.autograd.grad(taught, list(figures.values()), allow_unused=True)
+        slopes = {
+            name: slope for name, slope in zip(figures, gradients, strict=True) if slope is not None and slope.any()
+        }
         if slopes:
             return slopes
     return {}
@@ -42,15 +45,16 @@ def _copied(logprobs: Any, nats: float, batch: Batch) -> dict[str, Tensor]:
     """Every figure that has a gradient, cut off from the model; a response's log-prob moved by `nats`, spread over its
     tokens, up for the first branch of each tree and down for the others."""
     names = [entry.name for entry in fields(logprobs)]
-    own = {
+    differentiable = {
         name: value for name in names if isinstance(value := getattr(logprobs, name), Tensor) and value.requires_grad
     }
-    said = {name: value.detach().clone() for name, value in own.items()}
-    if nats and "logprobs_N" in said:
-        branch_N, tree_B = batch.branch_N.to(said["logprobs_N"].device), batch.tree_B.tolist()
-        sign_B = said["logprobs_N"].new_tensor(
+    figures = {name: value.detach().clone() for name, value in differentiable.items()}
+    if nats and "logprobs_N" in figures:
+        branch_N, tree_B = batch.branch_N.to(figures["logprobs_N"].device), batch.tree_B.tolist()
+        # Apart, so that a margin moves: shifted by the same amount, the branches of a pair would keep theirs.
+        sign_B = figures["logprobs_N"].new_tensor(
             [1.0 if tree_B.index(tree) == i else -1.0 for i, tree in enumerate(tree_B)]
         )
         tokens_B = torch.bincount(branch_N, minlength=len(tree_B)).clamp(min=1)
-        said["logprobs_N"] += (nats * sign_B / tokens_B)[branch_N]
-    return {name: value.requires_grad_() for name, value in said.items()}
+        figures["logprobs_N"] += (nats * sign_B / tokens_B)[branch_N]
+    return {name: value.requires_grad_() for name, value in figures.items()}

@@ -1,23 +1,32 @@
 """Where a step's trees come from: a file and live rollouts look the same to the loop.
 
-    source.at(step)      -> [[tree, tree, ...]]     one list for each update of the step; none where nothing trains
-    source.after(trees)  -> metrics                 after each update
-    source.held_out()    -> metrics, or None        what the policy is worth on tasks that it does not train on
+    source.at(step)                 -> [[tree, tree, ...]]    one list for each update of the step; none: nothing trains
+    source.state_dict()             what moves with training, so that `at` gives the same again after a resume
+    hooks.after_update(trees, 7)    -> metrics                what else learns, or looks on; see `Hooks`
 
-A source may hold state that moves with training (a coefficient that adapts, a value model): `state_dict` and `parts`
-are what a checkpoint keeps of it, and what `at` gives then depends on the seed, the step, the weights and that state.
+What `at` gives depends on the seed, the step, the weights and the source's state, and on nothing else: a resumed run
+then trains on what the uninterrupted one trains on.
+
+An asynchronous source, whose completions are sampled while others train, owns its queue, and `at` takes the next batch
+from it. The loop calls `state_dict` before every `at` and saves that if the step fails, so it must hold, as plain JSON
+that later calls do not change: the next task to ask; every completion that has ended and has not been handed out, with
+ids, log-probs, mask, versions and reward; and the same of the batch that was handed out last, which a step that failed
+has to be given again. Requests in flight are no state: they are asked again, under the same seed and number, of weights
+that are newer than those they were first asked of, which is why such a run resumes whole and not bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
 
+from posttrain.outputs import Metric
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.order import RowOrder
-from posttrain.types import Metric, TokenTree
+from posttrain.types import TokenTree
 
 Parts = Mapping[str, tuple[nn.Module, Optimizer]]
 """What trains beside the policy, by name, each with its own optimizer: {"value": (value model, optimizer)}."""
@@ -36,43 +45,8 @@ class Source(Protocol):
         """Optimizer updates of one step, at most."""
         ...
 
-    @property
-    def parts(self) -> Parts: ...
-
-    def arithmetic(self) -> str:
-        """The batch in the user's units, one line."""
-        ...
-
-    def epoch_after(self, step: int) -> float:
-        """How often each row has been used after `step` steps."""
-        ...
-
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
         """What each update of the step trains on, `step` counted from 0."""
-        ...
-
-    def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
-        """Called after each update with what it trained on."""
-        ...
-
-    def ended(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
-        """Called once at the end of a step with the means of its metrics; what it returns is logged beside them."""
-        ...
-
-    def measures(self, step: int) -> bool | None:
-        """Whether held-out tasks are due after `step` steps; None where the loop measures held-out rows itself."""
-        ...
-
-    def held_out(self, step: int) -> Mapping[str, Metric]:
-        """Answers the held-out tasks and says how well."""
-        ...
-
-    def stop(self) -> str | None:
-        """Why the run should end before its last step; None to go on."""
-        ...
-
-    def finish(self) -> None:
-        """Called after the last step, before the model is measured for the last time and saved."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -83,49 +57,67 @@ class Source(Protocol):
 
 
 class RowSource:
-    """Rows that are there before training begins: RowSource(rows, RowOrder.plan(...), noun="pairs")."""
+    """Rows that are there before training begins: RowSource(rows, RowOrder.plan(...))."""
 
     updates = 1
 
-    def __init__(self, rows: Sequence[TokenTree], order: RowOrder, noun: str):
+    def __init__(self, rows: Sequence[TokenTree], order: RowOrder):
         self.rows = rows
         self.order = order
-        self.noun = noun
-        self.parts: Parts = {}
 
     @property
     def steps(self) -> int:
         return self.order.steps
 
-    def arithmetic(self) -> str:
-        return self.order.arithmetic(self.noun)
-
-    def epoch_after(self, step: int) -> float:
-        return self.order.epoch_after(step)
-
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
+        # One by one: rows may lie memory-mapped on disk, and are read when they are asked for.
         return [[self.rows[index] for index in self.order.at(step)]]
 
-    def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
-        return {}
-
-    def ended(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
-        return {}
-
-    def measures(self, step: int) -> bool | None:
-        return None
-
-    def held_out(self, step: int) -> Mapping[str, Metric]:
-        return {}
-
-    def stop(self) -> str | None:
-        return None
-
-    def finish(self) -> None:
-        return None
-
     def state_dict(self) -> Mapping[str, Any]:
-        return {}
+        return {}  # the order is a function of the seed and the step
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         return None
+
+
+# ---------------------------------------------------------------- what goes with a source
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A run's steps as its user counts them: Units("1,000 pairs, 32 a step: ...", epoch_after=order.epoch_after)."""
+
+    arithmetic: str
+    """The batch, one line."""
+    epoch_after: Callable[[int], float]
+    """How often each row has been used after so many steps."""
+
+
+class Examination(Protocol):
+    """Measures the policy in the place of the loop, which would measure the stage's held-out rows."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is to be measured after `step` steps."""
+        ...
+
+    def measure(self, step: int) -> Mapping[str, Metric]:
+        """What the policy is worth now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a source does beside giving batches; a source of rows does none of it: Hooks()."""
+
+    after_update: Callable[[Sequence[TokenTree], int], Mapping[str, Metric]] = lambda trees, index: {}
+    """Called after each update with what it trained on; updates are counted from 0."""
+    end_of_step: Callable[[int, Mapping[str, float]], Mapping[str, float]] = lambda step, values: {}
+    """Called once at the end of a step with the means of its metrics; what it returns is logged beside them."""
+    examination: Examination | None = None
+    """None: the loop measures held-out rows itself."""
+    why_stop: Callable[[], str | None] = lambda: None
+    """Why the run should end before its last step; None to go on."""
+    finish: Callable[[], None] = lambda: None
+    """Called after the last step, before the model is measured for the last time and saved."""
+    parts: Parts = field(default_factory=dict)
+    """What trains beside the policy; a checkpoint keeps it."""

@@ -1,12 +1,12 @@
 """One step: trees in, gradients and metrics out.
 
-    denominator = count(trees)                     # global, before any forward
+    denominator = step_count(trees)                # global, before any forward
     for micro in pack(trees, budget):
         out = loss(policy(micro), reference, micro, denominator)
         out.loss.backward()                        # micro-batches add up to the step's gradient
 
 The same trees give the same gradient whatever the budget. An objective whose trees have to know of each other (its
-`coupling`) is measured once before, without gradients, and each tree is told what the whole step says to it.
+`coupling`) is measured once before, without gradients, and each tree's loss reads the statistics of the whole step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from posttrain.data.mismatch import mismatched
 from posttrain.data.trees import collate, count, packed, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.errors import ConfigError, TrainingError
-from posttrain.losses.responses import Responses, Told
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.losses.responses import Responses, StepStatistics
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.router import router_metrics, summed
+from posttrain.outputs import LossOutput, Metric, Routing, Scores, TokenLogprobs
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import RowOrder, stream
-from posttrain.types import Batch, Count, LossOutput, Metric, Routing, RowRef, Scores, TokenLogprobs, TokenTree
+from posttrain.types import Batch, Count, RowRef, TokenTree
 
 
 class Reference(Protocol):
@@ -94,9 +95,9 @@ def accumulate(
             )
         loss.backward()
 
-    told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
+    statistics = _statistics(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
     routing = step_routing(policy, algorithm, trees, tokens_per_microbatch)
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, backward, tick, routing)
+    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, backward, tick, routing)
 
 
 def replay(
@@ -117,8 +118,8 @@ def replay(
     memory = algorithm.memory
     kept = None if memory is None else memory.state_dict()
     try:
-        told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
-        return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, finish, lambda tokens: None)
+        statistics = _statistics(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
+        return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, finish, lambda tokens: None)
     finally:
         if memory is not None and kept is not None:
             memory.load_state_dict(kept)
@@ -138,21 +139,19 @@ def measure(
 ) -> Measured:
     """The same figures without gradients: held-out rows, and both ends of a run.
 
-    first: index of the first tree among all that are measured; with the seed it settles what is drawn for them.
+    first: index of the first tree among all that are measured; with the seed it decides what is drawn for them.
     """
-    told = _told(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (1, first))
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, told, lambda loss, batch: None, tick)
+    statistics = _statistics(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (1, first))
+    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, lambda loss, batch: None, tick)
 
 
-def forward(policy: TreeModel, algorithm: Algorithm, batch: Batch) -> TokenLogprobs:
-    """What the algorithm asks of the policy."""
-    asked: dict[str, Any] = {"collision": True} if algorithm.needs_collision else {}
-    asked |= {"entropy": True} if algorithm.needs_entropy else {}
-    asked |= {"against": algorithm.against} if algorithm.against is not None else {}
-    asked |= {"value_head": algorithm.value_head} if algorithm.value_head is not None else {}
-    asked |= {"temperature": algorithm.temperature} if algorithm.temperature != 1 else {}
-    asked |= {"router": True} if algorithm.router is not None else {}
-    return policy(batch, **asked)
+def step_count(trees: Sequence[TokenTree]) -> Count:
+    """What the step trains on, over all ranks, before any forward: every loss of it divides by this.
+
+    The one place where counts of ranks are added up. A rank that divided by its own count would weigh its rows by how
+    few it happens to have.
+    """
+    return Count.summed([count(trees)])  # one process is one rank
 
 
 def router_term(algorithm: Algorithm, given: TokenLogprobs | Scores, step: Routing | None = None) -> Tensor | float:
@@ -183,14 +182,14 @@ def step_routing(
 def start_loss(
     algorithm: Algorithm, logprobs: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
 ) -> LossOutput:
-    """The loss of a batch that is the whole step, before step 1: mismatched completions have moved nowhere yet."""
+    """The loss of a batch that is the whole step, before step 1: the log-ratios of mismatched pairs are still 0."""
     if algorithm.coupling is None or not algorithm.coupling.mismatched:
         return algorithm.loss(logprobs, reference_N, batch, denominator)
-    told = algorithm.coupling.at_start(batch.num_trees, logprobs.logprobs_N)
-    return algorithm.loss(logprobs, reference_N, batch, denominator, told=told)
+    statistics = algorithm.coupling.at_start(batch.num_trees, logprobs.logprobs_N)
+    return algorithm.loss(logprobs, reference_N, batch, denominator, statistics=statistics)
 
 
-def companions(trees: Sequence[TokenTree], seed: int, place: Place) -> list[TokenTree]:
+def mismatched_trees(trees: Sequence[TokenTree], seed: int, place: Place) -> list[TokenTree]:
     """The step's prompts with each other's completions: a pure function of rows, seed and place.
 
     Raises:
@@ -200,7 +199,7 @@ def companions(trees: Sequence[TokenTree], seed: int, place: Place) -> list[Toke
 
 
 @torch.no_grad()
-def _told(
+def _statistics(
     policy: TreeModel,
     reference: Reference | None,
     algorithm: Algorithm,
@@ -208,24 +207,24 @@ def _told(
     tokens_per_microbatch: int,
     seed: int,
     place: Place,
-) -> Told | None:
-    """What the step says to each tree, [P]; None where nothing is said, or where one micro-batch is the whole step."""
+) -> StepStatistics | None:
+    """The step's statistics, one for each tree, [P]; None where the loss reads none, or one micro-batch is the step."""
     coupling, memory = algorithm.coupling, algorithm.memory
     if coupling is None:
         return None
-    observed = companions(trees, seed, place) if coupling.mismatched else trees
-    members = packed(observed, tokens_per_microbatch)
+    measured = mismatched_trees(trees, seed, place) if coupling.mismatched else trees
+    members = packed(measured, tokens_per_microbatch)
     if len(members) == 1 and not coupling.mismatched and memory is None:
         return None
     parts: list[dict[str, Tensor]] = []
-    for _, batch, reference_N in _micro_batches(policy, reference, observed, members):
-        parts.append(coupling.observe(Responses.of(forward(policy, algorithm, batch), reference_N, batch), {}))
+    for _, batch, reference_N in _micro_batches(policy, reference, measured, members):
+        parts.append(coupling.observe(Responses.of(policy(batch, algorithm.wants), reference_N, batch), {}))
     back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
-    found = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+    observed = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
     if memory is None:
-        return coupling.settle(found)
+        return coupling.reduce(observed)
     training = place[0] == 0
-    return memory.told(found, stream(seed, "filter", *place) if training else None)
+    return memory.statistics(observed, stream(seed, "filter", *place) if training else None)
 
 
 def _micro_batches(
@@ -242,24 +241,24 @@ def _run(
     algorithm: Algorithm,
     trees: Sequence[TokenTree],
     tokens_per_microbatch: int,
-    told: Told | None,
+    statistics: StepStatistics | None,
     finish: Callable[[Tensor, Batch], None],
     tick: Tick,
     routing: Routing | None = None,
 ) -> Measured:
-    denominator = count(trees)
+    denominator = step_count(trees)
     metrics: list[dict[str, Metric]] = []
     per_tree: dict[str, list[float]] = {}
     rows: list[RowRef] = []
     routings: list[Routing] = []
     tokens = 0
     for micro, batch, reference_N in _micro_batches(policy, reference, trees, packed(trees, tokens_per_microbatch)):
-        logprobs = forward(policy, algorithm, batch)
-        if told is None:
+        logprobs = policy(batch, algorithm.wants)
+        if statistics is None:
             out = algorithm.loss(logprobs, reference_N, batch, denominator)
         else:
-            own = {name: values_P[micro] for name, values_P in told.items()}
-            out = algorithm.loss(logprobs, reference_N, batch, denominator, told=own)
+            own = {name: values_P[micro] for name, values_P in statistics.items()}
+            out = algorithm.loss(logprobs, reference_N, batch, denominator, statistics=own)
         finish(out.loss + router_term(algorithm, logprobs, routing), batch)
         routings += [logprobs.routing.detach()] if logprobs.routing is not None else []
         metrics.append(out.metrics)
@@ -276,21 +275,21 @@ def _run(
 def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]:
     """(first, end) of the parts in which many trees are measured, as large as a step.
 
-    Where a row needs the company of another, a last part of one row joins the one before it.
+    Where a loss needs at least two rows, a last part of one row joins the one before it.
     """
     bounds = [(start, min(start + size, trees)) for start in range(0, trees, size)]
-    if _needs_company(algorithm) and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+    if _needs_two_rows(algorithm) and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], trees)]
     return bounds
 
 
-def require_company(algorithm: Algorithm, order: RowOrder, held_out: int) -> None:
-    """Refuse a plan in which a step, or the held-out rows, are a single row that needs another's completion.
+def require_two_rows(algorithm: Algorithm, order: RowOrder, held_out: int) -> None:
+    """Refuse a plan in which a step, or the held-out rows, are a single row, for a loss that needs at least two.
 
     Raises:
         ConfigError: before the first step, with a number of rows per step that would do.
     """
-    if not _needs_company(algorithm):
+    if not _needs_two_rows(algorithm):
         return
     per_step, last = order.rows_per_step, order.rows - (order.steps_per_epoch - 1) * order.rows_per_step
     if per_step < 2 or (last == 1 and order.steps >= order.steps_per_epoch):
@@ -312,14 +311,14 @@ def require_company(algorithm: Algorithm, order: RowOrder, held_out: int) -> Non
         )
 
 
-def _needs_company(algorithm: Algorithm) -> bool:
+def _needs_two_rows(algorithm: Algorithm) -> bool:
     return algorithm.coupling is not None and algorithm.coupling.mismatched
 
 
-class Companions(Sequence[TokenTree]):
+class MismatchedTrees(Sequence[TokenTree]):
     """Every mismatched tree of a run, in the order of its steps, made when it is asked for.
 
-    Companions(steps, at, seed, kind): step i measures `companions(at(i), seed, (kind, name(i)))`.
+    MismatchedTrees(steps, at, seed, kind): step i measures `mismatched_trees(at(i), seed, (kind, name(i)))`.
     """
 
     def __init__(self, seed: int, places: Sequence[Place], sizes: Sequence[int], at: Callable[[int], list[TokenTree]]):
@@ -335,28 +334,28 @@ class Companions(Sequence[TokenTree]):
             raise IndexError(index)
         part = bisect_right(self._ends, index)
         if self._made[0] != part:  # trees are asked for in order, so the last step's are enough to keep
-            self._made = (part, companions(self._at(part), self._seed, self._places[part]))
+            self._made = (part, mismatched_trees(self._at(part), self._seed, self._places[part]))
         return self._made[1][index - (self._ends[part - 1] if part else 0)]
 
 
-def companions_of_run(
+def mismatched_of_run(
     algorithm: Algorithm, order: RowOrder, rows: Sequence[TokenTree], held_out: Sequence[TokenTree], seed: int
-) -> list[Companions]:
+) -> list[MismatchedTrees]:
     """The mismatched trees of all steps and of the held-out rows, for a reference that is computed beforehand.
 
     Empty for an algorithm that measures no others than its own trees.
     """
-    if not _needs_company(algorithm):
+    if not _needs_two_rows(algorithm):
         return []
     steps = range(order.steps)
     bounds = slices(len(held_out), order.rows_per_step, algorithm)
-    of_steps = Companions(
+    of_steps = MismatchedTrees(
         seed,
         [(0, step) for step in steps],
         [len(order.at(step)) for step in steps],
         lambda step: [rows[index] for index in order.at(step)],
     )
-    of_held_out = Companions(
+    of_held_out = MismatchedTrees(
         seed,
         [(1, first) for first, _ in bounds],
         [end - first for first, end in bounds],
@@ -372,5 +371,5 @@ def branch_values(
     """What the algorithm says of each of a tree's responses: {"logprob": [-12.0, -15.0]} in nats for a policy."""
     batch = to_device(collate([tree]), policy.device)
     reference_N = None if reference is None else reference.logprobs(batch)
-    out = start_loss(algorithm, forward(policy, algorithm, batch), reference_N, batch, batch.count)
+    out = start_loss(algorithm, policy(batch, algorithm.wants), reference_N, batch, batch.count)
     return {name: values_B.tolist() for name, values_B in out.per_branch.items()}

@@ -1,4 +1,7 @@
-"""T01: a pad token that is also the eos token hides nothing."""
+"""T01: a pad token that is also the eos token hides nothing.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T01 for reward models: where the pad token ends every turn, a response is still scored at its end."""
+"""T01 for reward models: where the pad token ends every turn, a response is still scored at its end.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

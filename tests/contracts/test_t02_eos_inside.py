@@ -1,4 +1,7 @@
-"""T02: an eos inside a row is a token like any other."""
+"""T02: an eos inside a row is a token like any other.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

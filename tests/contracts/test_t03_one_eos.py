@@ -1,4 +1,7 @@
-"""T03: exactly one trailing stop token, whether the data has it or not."""
+"""T03: exactly one trailing stop token, whether the data has it or not.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T04: one BOS, the same in training, preferences, rollout and evaluation."""
+"""T04: one BOS, the same in training, preferences, rollout and evaluation.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

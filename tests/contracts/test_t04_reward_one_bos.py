@@ -1,4 +1,7 @@
-"""T04 for reward models: one BOS, and the prompt that training, rollout and evaluation have."""
+"""T04 for reward models: one BOS, and the prompt that training, rollout and evaluation have.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T05: a tokenizer without BOS."""
+"""T05: a tokenizer without BOS.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

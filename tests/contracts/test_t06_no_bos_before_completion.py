@@ -1,4 +1,7 @@
-"""T06: no BOS before a completion."""
+"""T06: no BOS before a completion.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T07: a template without generation markers."""
+"""T07: a template without generation markers.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T08, the rollout's side: the token that ends a turn ends a completion, whatever the tokenizer calls eos."""
+"""T08, the rollout's side: the token that ends a turn ends a completion, whatever the tokenizer calls eos.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T08: the token that ends a turn is not the eos token."""
+"""T08: the token that ends a turn is not the eos token.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T09: every assistant turn trains, and nothing else."""
+"""T09: every assistant turn trains, and nothing else.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

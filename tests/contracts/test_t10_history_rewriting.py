@@ -1,4 +1,7 @@
-"""T10: a template that rewrites history."""
+"""T10: a template that rewrites history.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

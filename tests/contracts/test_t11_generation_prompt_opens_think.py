@@ -1,4 +1,7 @@
-"""T11: a generation prompt that opens a thought."""
+"""T11: a generation prompt that opens a thought.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

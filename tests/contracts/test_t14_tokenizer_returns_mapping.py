@@ -1,4 +1,7 @@
-"""T14: a tokenizer that returns a mapping."""
+"""T14: a tokenizer that returns a mapping.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T15: truncated answers are counted, and nothing left is an error."""
+"""T15: truncated answers are counted, and nothing left is an error.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T16: a row without anything to train on changes neither loss nor gradient of the others."""
+"""T16: a row without anything to train on changes neither loss nor gradient of the others.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T16, the encoder's side: an empty row never reaches a batch."""
+"""T16, the encoder's side: an empty row never reaches a batch.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

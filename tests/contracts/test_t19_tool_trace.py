@@ -1,4 +1,7 @@
-"""T19: a tool trace."""
+"""T19: a tool trace.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T21: packing rows together changes none of them (axolotl#1375, transformers PR#46634)."""
+"""T21: packing rows together changes none of them (axolotl#1375, transformers PR#46634).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,19 @@
-"""T22: how a step is cut into micro-batches changes neither its loss nor its gradient (transformers PR#34191)."""
+"""T22: how a step is cut into micro-batches changes neither its loss nor its gradient (transformers PR#34191).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
+from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.reference import LiveReference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.training.objectives import ALGORITHMS, algorithm
@@ -25,15 +31,30 @@ def rows_of_1_to_200_tokens() -> list[TokenTree]:
     return [make_tree([1, 5, 9], rng.integers(0, VOCAB, n).tolist(), row=i + 1) for i, n in enumerate(lengths)]
 
 
-def gradient(method: str, trees: list[TokenTree], budget: int) -> tuple[float, torch.Tensor]:
+@cache
+def policy_and_reference() -> tuple[Policy, LiveReference]:
+    """One for all methods and splits, so that its path is proven once; no test moves its weights."""
     policy = Policy(tiny_model("llama", vocab=VOCAB))
+    return policy, LiveReference(policy)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_test_moves_the_policy() -> Iterator[None]:
+    policy, _ = policy_and_reference()
+    before = weights_fingerprint(policy.model)
+    yield
+    assert weights_fingerprint(policy.model) == before
+
+
+def gradient(method: str, trees: list[TokenTree], budget: int) -> tuple[float, torch.Tensor]:
+    policy, reference = policy_and_reference()
+    policy.model.zero_grad(set_to_none=True)
     objective = algorithm(method)
-    reference = LiveReference(policy) if objective.needs_reference else None
-    measured = accumulate(policy, reference, objective, trees, budget, step=0)
+    measured = accumulate(policy, reference if objective.needs_reference else None, objective, trees, budget, step=0)
     return measured.metrics["loss"].value, torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
-@pytest.mark.parametrize("method", [name for name in ALGORITHMS if name != "reward"])
+@pytest.mark.parametrize("method", ALGORITHMS)
 def test_every_split_gives_the_same_step(method: str) -> None:
     kind = algorithm(method).kind
     trees = rows_of_1_to_200_tokens()

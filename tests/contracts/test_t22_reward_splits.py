@@ -1,4 +1,7 @@
-"""T22 for reward models: pairs and lists of 1 to 200 tokens give one loss and one gradient however they are split."""
+"""T22 for reward models: pairs and lists of 1 to 200 tokens give one loss and one gradient however they are split.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

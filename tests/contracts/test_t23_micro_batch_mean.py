@@ -1,4 +1,7 @@
-"""T23: the token mean of unequal micro-batches is a mean over tokens, not a mean of means."""
+"""T23: the token mean of unequal micro-batches is a mean over tokens, not a mean of means.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import torch
 
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Count, TokenLogprobs
+from posttrain.outputs import TokenLogprobs
+from posttrain.types import Count
 from tests.loss_batches import batch_of
 
 

@@ -1,6 +1,8 @@
 """T24: a bad row ends the reading with a message that says where, what was found, what was expected, what to do.
 
 1,000 rows, row 417 has the role "user" where "human" is mapped; another file lacks "messages".
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""T26: log-probs of random logits are at most 0 and those of fp64 log_softmax, in every variant (verl#2656)."""
+"""T26: log-probs of random logits are at most 0 and those of fp64 log_softmax, in every variant (verl#2656).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T27: sampled at T = 0.6 and not updated, trainer and sampler give every token the same probability."""
+"""T27: sampled at T = 0.6 and not updated, trainer and sampler give every token the same probability.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.turns import completion_tree
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import RowRef
+from posttrain.types import RowRef, Wants
 from tests.fixtures import ARCHITECTURES, tiny_model
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]]
@@ -22,7 +25,7 @@ def ratios(model: torch.nn.Module, path: str, temperature: float) -> torch.Tenso
     """exp(trainer - sampler) of every token, first tokens included."""
     groups = NativeEngine(model).generate(PROMPTS, SAMPLING, completions_per_prompt=4)
     trees = [completion_tree(p, g, RowRef("rollout", i)) for i, (p, g) in enumerate(zip(PROMPTS, groups, strict=True))]
-    trainer_N = Policy(model)(collate(trees), temperature=temperature, path=path).logprobs_N.detach()
+    trainer_N = Policy(model)(collate(trees), Wants(temperature=temperature), path=path).logprobs_N.detach()
     sampler_N = torch.tensor([x for group in groups for completion in group for x in completion.logprobs])
     return (trainer_N - sampler_N).exp()
 

@@ -2,6 +2,8 @@
 
 Sampled at temperature 0.6 from a folder whose generation_config.json would bend everything, and trained with
 micro-batches of any size: the first update's ratios are 1 and the sampler's log-probs are the trainer's.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

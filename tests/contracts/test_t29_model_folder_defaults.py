@@ -1,4 +1,7 @@
-"""T29: the sampling that lies in a model folder never rules a rollout."""
+"""T29: the sampling that lies in a model folder never rules a rollout.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

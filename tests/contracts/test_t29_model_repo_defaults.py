@@ -1,4 +1,7 @@
-"""T29: defaults that a model carries in memory, as one loaded by plain `transformers` does, never change a rollout."""
+"""T29: defaults that a model carries in memory, as one loaded by plain `transformers` does, never change a rollout.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T30: what trains is what was sampled, and a second turn continues the first one's ids."""
+"""T30: what trains is what was sampled, and a second turn continues the first one's ids.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T33, the loss's side: with truncated rows dropped, loss and denominator are those of the finished row alone."""
+"""T33, the loss's side: with truncated rows dropped, loss and denominator are those of the finished row alone.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 
 from posttrain.data.tree_key import keep_branches
 from posttrain.data.trees import collate, count
-from posttrain.losses.policy import ONLINE
+from posttrain.losses.online import ONLINE
 from tests.online_batches import group, run
 
 FINISHED = {

@@ -1,5 +1,8 @@
 """T30, T33 in the loop: ids train as they were sampled; a cut completion gets no EOS, and with `truncated: drop` the
-loss is that of the finished ones alone."""
+loss is that of the finished ones alone.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import pytest
 import torch
 
 from posttrain.data.trees import collate, count
-from posttrain.losses.policy import ONLINE, policy_loss
+from posttrain.losses.online import ONLINE
+from posttrain.losses.policy import policy_loss
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.training.loop import Loop
 from posttrain.training.rl.engines import Sampler
@@ -65,7 +69,9 @@ def trees_of(loop: Loop) -> Any:
 
 def loss_of(loop: Loop, trees: Any) -> torch.Tensor:
     batch = collate(trees)
-    return policy_loss(ONLINE["dapo"], {}, loop.work.policy(batch), batch, count(trees), on_policy=True).loss
+    return policy_loss(
+        ONLINE["dapo"], ONLINE["dapo"].resolve({}), loop.work.policy(batch), batch, count(trees), on_policy=True
+    ).loss
 
 
 OPTIONS: dict[str, Any] = {"rewards": [right_if_short], "choices": {"groups": "keep", "shaping": "none"}}

@@ -1,4 +1,7 @@
-"""T33, the encoder's side: a cut row gets no stop token."""
+"""T33, the encoder's side: a cut row gets no stop token.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T35: two log-prob calls agree, whatever mode the model is in and wherever it has dropout (trl#744)."""
+"""T35: two log-prob calls agree, whatever mode the model is in and wherever it has dropout (trl#744).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

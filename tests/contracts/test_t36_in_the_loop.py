@@ -1,5 +1,8 @@
 """T36 and T48 in the loop: at the first update of a rollout every ratio is 1 and the loss about 0, whatever the
-micro-batch; its gradient is not, and later updates of the same rollout move the ratios."""
+micro-batch; its gradient is not, and later updates of the same rollout move the ratios.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T36: one update per rollout, so every ratio is 1, whatever the micro-batch and whatever pads its rows."""
+"""T36: one update per rollout, so every ratio is 1, whatever the micro-batch and whatever pads its rows.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import torch
 
 from posttrain.data.trees import collate, count, pack
 from posttrain.diagnostics.metrics import merge, values
-from posttrain.losses.policy import ONLINE, policy_loss
+from posttrain.losses.online import ONLINE
+from posttrain.losses.policy import policy_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.types import Branch, TokenTree
 from tests.fixtures import random_trees, tiny_model
@@ -50,7 +54,7 @@ def test_t36(name: str, budget: int, path: str) -> None:
         logprobs = policy(batch, path=path)
         ratio_N = (logprobs.logprobs_N - batch.columns_N["old_logprobs"]).exp()
         assert (ratio_N - 1).abs().max() < 1e-5
-        parts.append(policy_loss(ONLINE[name], {}, logprobs, batch, count(trees)))
+        parts.append(policy_loss(ONLINE[name], ONLINE[name].resolve({}), logprobs, batch, count(trees)))
     metrics = values(merge(part.metrics for part in parts))
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-5)

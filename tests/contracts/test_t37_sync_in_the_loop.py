@@ -1,4 +1,7 @@
-"""T37 in the loop: an engine whose sync does nothing stops the run within one step; one that syncs trains on."""
+"""T37 in the loop: an engine whose sync does nothing stops the run within one step; one that syncs trains on.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

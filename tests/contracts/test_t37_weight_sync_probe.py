@@ -1,4 +1,7 @@
-"""T37: engine and trainer agree on a fixed sequence after every update, and a sync that does nothing stops the run."""
+"""T37: engine and trainer agree on a fixed sequence after every update, and a sync that does nothing stops the run.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def test_both_sides_agree_after_each_update(trained: str, kind: str, server: Fak
         assert report.engine_moved == pytest.approx(report.trainer_moved, abs=1e-4)
         assert engine.policy_version == version
         completion = engine.generate([PROMPT], SamplingDistribution(max_new_tokens=4))[0][0]
-        assert completion.policy_version == version
+        assert completion.versions == (version, version)
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -1,4 +1,7 @@
-"""T39: NaN, then 1e9, at every place that does not train changes nothing: losses, gradients, advantages, values."""
+"""T39: NaN, then 1e9, at every place that does not train changes nothing: losses, gradients, advantages, values.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from posttrain.advantages import ADVANTAGES, Rollout, advantages, gae, token_rewards, whitened
 from posttrain.data.trees import collate
-from posttrain.losses.policy import ONLINE
+from posttrain.losses.online import ONLINE
 from posttrain.losses.value import value_loss
 from tests.online_batches import group, run
 

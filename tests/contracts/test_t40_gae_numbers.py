@@ -1,4 +1,7 @@
-"""T40: GAE by hand, with a masked place whose value must not leak into the last token."""
+"""T40: GAE by hand, with a masked place whose value must not leak into the last token.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

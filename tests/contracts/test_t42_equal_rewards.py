@@ -1,4 +1,7 @@
-"""T42: a group of equal rewards has no advantage; in fp32, (r - mean) / std of seven times 0.3 is about 0.93."""
+"""T42: a group of equal rewards has no advantage; in fp32, (r - mean) / std of seven times 0.3 is about 0.93.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T44: each response against the mean of the others; a group of one has no others."""
+"""T44: each response against the mean of the others; a group of one has no others.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T45: which KL a term's gradient belongs to; the one named reverse KL has both its value and its gradient."""
+"""T45: which KL a term's gradient belongs to; the one named reverse KL has both its value and its gradient.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T45 in the online loss: the gradient of each kind of penalty, in expectation over a vocabulary."""
+"""T45 in the online loss: the gradient of each kind of penalty, in expectation over a vocabulary.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from torch import Tensor
 
 from posttrain.data.trees import collate
 from posttrain.losses.kl import KL_TERMS
-from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss, variant
-from posttrain.types import TokenLogprobs
+from posttrain.losses.online import ONLINE, OnlineRow, variant
+from posttrain.losses.policy import policy_loss
+from posttrain.outputs import TokenLogprobs
 from tests.online_batches import group
 
 LOGITS = [0.3, -0.7, 1.1]
@@ -37,7 +41,7 @@ def expected_gradient(kl: str, sampling_V: Tensor | None) -> list[float]:
 def _loss_of(row: OnlineRow, logprob: Tensor, reference: Tensor, old: Tensor) -> Tensor:
     columns = {"advantages": 0.0, "old_logprobs": old.item(), "reference_logprobs": reference.item()}
     batch = collate([group([{name: [value] for name, value in columns.items()}])])
-    return policy_loss(row, {"kl_beta": 1.0}, TokenLogprobs(logprob[None]), batch, batch.count).loss
+    return policy_loss(row, row.resolve({"kl_beta": 1.0}), TokenLogprobs(logprob[None]), batch, batch.count).loss
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""T46: a bandit with one good arm ends nearer to its reference under a larger beta, wherever the KL stands."""
+"""T46: a bandit with one good arm ends nearer to its reference under a larger beta, wherever the KL stands.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from torch import Tensor
 from posttrain.advantages import Rollout, advantages
 from posttrain.data.trees import collate
 from posttrain.losses.kl import exact_reverse_kl
-from posttrain.losses.policy import ONLINE, OnlineRow, policy_loss, variant
-from posttrain.types import TokenLogprobs
+from posttrain.losses.online import ONLINE, OnlineRow, variant
+from posttrain.losses.policy import policy_loss
+from posttrain.outputs import TokenLogprobs
 from tests.online_batches import group
 
 ARMS, PULLS, STEPS = 4, 32, 120
@@ -47,7 +51,7 @@ def _loss(
     columns = zip(found.tolist(), old_B.tolist(), reference_B.tolist(), strict=True)
     names = ("advantages", "old_logprobs", "reference_logprobs")
     batch = collate([group([{name: [value] for name, value in zip(names, each, strict=True)} for each in columns])])
-    return policy_loss(row, {"kl_beta": beta}, TokenLogprobs(logprob_B), batch, batch.count).loss
+    return policy_loss(row, row.resolve({"kl_beta": beta}), TokenLogprobs(logprob_B), batch, batch.count).loss
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,4 +1,7 @@
-"""T46 in a real loop: the larger beta, the smaller the KL to the start at the end, wherever the KL stands."""
+"""T46 in a real loop: the larger beta, the smaller the KL to the start at the end, wherever the KL stands.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.online import loop_of, run, save_start
+from tests.online import WHOLE, loop_of, run, save_start
 
-OPTIONS: dict[str, Any] = {"steps": 14, "held_out": 0, "prompts_per_step": 4, "completions_per_prompt": 6}
+OPTIONS: dict[str, Any] = {**WHOLE, "steps": 14, "held_out": 0, "prompts_per_step": 4, "completions_per_prompt": 6}
 
 
 @pytest.fixture(scope="module")

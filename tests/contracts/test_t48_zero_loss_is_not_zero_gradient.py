@@ -1,4 +1,7 @@
-"""T48: rewards [1, 0], equal lengths, no KL, ratio 1: the loss is 0, the gradient is not, and the log says why."""
+"""T48: rewards [1, 0], equal lengths, no KL, ratio 1: the loss is 0, the gradient is not, and the log says why.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from posttrain.advantages import group_advantages
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import METRICS, values
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
 from tests.fixtures import tiny_model
 from tests.online_batches import group, run, spread

@@ -1,11 +1,14 @@
-"""T49: 3 of 12 tokens on one rank and 3 of 4 on the other are 6 of 16."""
+"""T49: 3 of 12 tokens on one rank and 3 of 4 on the other are 6 of 16.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from posttrain.diagnostics.metrics import merge
-from posttrain.types import Mean
+from posttrain.outputs import Mean
 
 
 def test_t49() -> None:

@@ -1,4 +1,7 @@
-"""T49 for online metrics: 3 clipped of 12 tokens on one rank and 3 of 4 on the other are 6 of 16."""
+"""T49 for online metrics: 3 clipped of 12 tokens on one rank and 3 of 4 on the other are 6 of 16.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T50, the losses' side: where the policy equals its reference, DPO's loss is ln 2 and its margin 0."""
+"""T50, the losses' side: where the policy equals its reference, DPO's loss is ln 2 and its margin 0.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import pytest
 import torch
 
 from posttrain.losses.pairwise import PAIRWISE
+from posttrain.outputs import TokenLogprobs
 from posttrain.training.objectives import algorithm
 from posttrain.training.step import start_loss
-from posttrain.types import TokenLogprobs
 from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 

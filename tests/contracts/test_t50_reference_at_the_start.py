@@ -1,4 +1,7 @@
-"""T50, the reference's side: at step 0 every reference equals the policy, so DPO's loss is ln 2 and its margin 0."""
+"""T50, the reference's side: at step 0 every reference equals the policy, so DPO's loss is ln 2 and its margin 0.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def test_the_first_loss_is_ln_2(start: str, kind: Any, path: Any, tmp_path: Path
     batch = collate([PAIRS[8], PAIRS[1], PAIRS[2], PAIRS[5]])
     out = pairwise_loss(
         PAIRWISE["dpo"],
-        {"beta": 0.1},
+        PAIRWISE["dpo"].resolve({"beta": 0.1}),
         policy(batch),
         frozen.logprobs(batch),
         batch,

@@ -1,4 +1,7 @@
-"""T50 for reward models: under a fresh head the loss is ln 2 and the margin 0, in full, with LoRA, on both paths."""
+"""T50 for reward models: under a fresh head the loss is ln 2 and the margin 0, in full, with LoRA, on both paths.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

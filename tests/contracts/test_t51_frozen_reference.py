@@ -1,4 +1,7 @@
-"""T51: five updates later, the reference gives the very same bits, also where an adapter goes on training."""
+"""T51: five updates later, the reference gives the very same bits, also where an adapter goes on training.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def test_bit_for_bit_after_five_updates(start: str, kind: Any, tmp_path: Path) -
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     for _ in range(5):
         batch = collate(PAIRS)
-        out = pairwise_loss(PAIRWISE["dpo"], {}, policy(batch), frozen.logprobs(batch), batch, count(PAIRS))
+        out = pairwise_loss(
+            PAIRWISE["dpo"], PAIRWISE["dpo"].resolve({}), policy(batch), frozen.logprobs(batch), batch, count(PAIRS)
+        )
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,7 @@
-"""T53: neither prompt of a pair trains."""
+"""T53: neither prompt of a pair trains.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T53 for reward models: no prompt token is scored, averaged or counted."""
+"""T53 for reward models: no prompt token is scored, averaged or counted.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T54, the losses' side: SimPO, IPO and ORPO divide by lengths and stay finite for a side that was cut to nothing."""
+"""T54, the losses' side: SimPO, IPO and ORPO divide by lengths and stay finite for a side that was cut to nothing.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

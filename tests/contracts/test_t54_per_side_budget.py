@@ -1,4 +1,7 @@
-"""T54: a budget for each side of a pair."""
+"""T54: a budget for each side of a pair.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T55: margin 6 and beta 0.1, on every device and precision at hand."""
+"""T55: margin 6 and beta 0.1, on every device and precision at hand.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

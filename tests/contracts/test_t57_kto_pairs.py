@@ -1,6 +1,8 @@
 """T57: a mismatched completion is never the row's own, one row has none, and the KL is the step's mean (trl#1911).
 
 Batch KLs [2, 8, 4, 6] are 5 (align-anything PR#216), however the step is cut into micro-batches.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def test_t57_one_row_is_an_error() -> None:
 def test_t57_the_kl_is_the_mean() -> None:
     coupling = FEEDBACK["kto"].coupling
     assert coupling is not None
-    assert coupling.settle({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
+    assert coupling.reduce({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
 
 
 @settings(max_examples=150, deadline=None)

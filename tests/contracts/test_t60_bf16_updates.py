@@ -1,4 +1,7 @@
-"""T60: small updates survive bf16 arithmetic, because the weights themselves stay fp32 (ml-by-hand PR#85)."""
+"""T60: small updates survive bf16 arithmetic, because the weights themselves stay fp32 (ml-by-hand PR#85).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.config.settings import Optimizer as Settings
+from posttrain.config.settings import OptimizerSettings as Settings
 from posttrain.config.settings import Schedule
 from posttrain.errors import ConfigError
 from posttrain.training.optimizer import Optimizer

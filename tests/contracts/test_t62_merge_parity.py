@@ -1,9 +1,13 @@
-"""T62: LoRA on a model with tied embeddings and three added tokens; merged, saved, and reloaded in a new process."""
+"""T62: LoRA on a model with tied embeddings and three added tokens; merged, saved, and reloaded in a new process.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from posttrain.models.adapters.kinds import LoRA, add_adapter
 from posttrain.models.folders.export import PendingSave, begin_save
 from posttrain.models.folders.readback import greedy_ids
 from tests.fixtures import byte_tokenizer, tiny_model
+from tests.read_back import in_own_interpreter
 
 ADDED = ("<audio>", "<video>", "<end>")
 
@@ -57,7 +62,9 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Pend
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        begun[way] = (model.eval(), begin_save(model, tokenizer, folder / way.replace(" ", "-")))
+        process = in_own_interpreter() if way == "inner layers" else nullcontext()  # the others' is a forked one
+        with process:
+            begun[way] = (model.eval(), begin_save(model, tokenizer, folder / way.replace(" ", "-")))
     return begun
 
 

@@ -1,8 +1,13 @@
-"""T64: a run that stops and goes on equals one that does not, bit for bit (accelerate PR#4071)."""
+"""T64: a run that stops and goes on equals one that does not, bit for bit (accelerate PR#4071).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +67,24 @@ def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulat
     stage_folder.close()  # the operating system does this for a process that dies
 
 
+Whole = Callable[[str, str], tuple[list[dict[str, Any]], dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a run that is not stopped wrote, and its weights; one run for all the places where others stop."""
+
+    @cache
+    def of(method: str, kind: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("whole")
+        work = work_of(method, model=model_of(kind), dropout=kind == "lora" and method == "sft")
+        run_loop(work, folder)
+        return records(folder), weights_of(work)
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
@@ -79,21 +102,19 @@ def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulat
 )
 @pytest.mark.parametrize(("at_step", "mid_accumulation"), [(5, False), (5, True), (4, False)])
 def test_resumed_equals_uninterrupted(
-    tmp_path: Path, method: str, kind: str, at_step: int, mid_accumulation: bool
+    tmp_path: Path, uninterrupted: Whole, method: str, kind: str, at_step: int, mid_accumulation: bool
 ) -> None:
     """14 rows, 4 a step: an epoch ends with step 4, checkpoints come after steps 3 and 6."""
-    dropout = kind == "lora" and method == "sft"
-    whole = work_of(method, model=model_of(kind), dropout=dropout)
-    run_loop(whole, tmp_path / "whole")
+    lines, weights = uninterrupted(method, kind)
 
     killed_run(method, kind, tmp_path / "resumed", at_step, mid_accumulation)
     torch.manual_seed(12345)  # a fresh process has another global state
-    resumed = work_of(method, model=model_of(kind), dropout=dropout)
+    resumed = work_of(method, model=model_of(kind), dropout=kind == "lora" and method == "sft")
     loop = run_loop(resumed, tmp_path / "resumed")
 
     assert loop.step == 8
-    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
-    for name, weight in weights_of(whole).items():
+    assert records(tmp_path / "resumed") == lines
+    for name, weight in weights.items():
         assert torch.equal(weight, weights_of(resumed)[name]), name
 
 

@@ -1,4 +1,7 @@
-"""T64 for GRPO and PPO: a run that is killed and goes on equals one that is not: losses, rollouts and weights."""
+"""T64 for GRPO and PPO: a run that is killed and goes on equals one that is not: losses, rollouts and weights.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(loop: Loop) -> dict[str, torch.Tensor]:
-    parts = {"policy": loop.work.policy.model, **{name: model for name, (model, _) in loop.source.parts.items()}}
+    parts = {"policy": loop.work.policy.model, **{name: model for name, (model, _) in loop.hooks.parts.items()}}
     return {f"{part}.{name}": p.detach() for part, model in parts.items() for name, p in model.named_parameters()}
 
 

@@ -1,4 +1,7 @@
-"""T68: a key that no option has is an error with the nearest valid name, wherever the key is written."""
+"""T68: a key that no option has is an error with the nearest valid name, wherever the key is written.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

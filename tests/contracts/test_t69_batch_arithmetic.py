@@ -2,6 +2,8 @@
 
 Micro-batches are filled by themselves, so no product of batch sizes has to come out: what other tools ask for in
 `gradient_accumulation_steps` is explained in rows.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

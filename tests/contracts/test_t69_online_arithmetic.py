@@ -1,4 +1,7 @@
-"""T69, online: completions, prompts and updates are counted in their own units, and a group of one is refused."""
+"""T69, online: completions, prompts and updates are counted in their own units, and a group of one is refused.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

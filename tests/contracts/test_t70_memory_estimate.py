@@ -1,4 +1,7 @@
-"""T70: the plan names its largest item, and running out of memory says where it went and what to do (trl#3678)."""
+"""T70: the plan names its largest item, and running out of memory says where it went and what to do (trl#3678).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from posttrain.training.checks.memory import (
     _fullest,
     _peak,
     activation_bytes_per_token,
-    explained,
+    explain_out_of_memory,
     logits_item,
     plan,
     program_bytes,
@@ -28,7 +31,7 @@ from posttrain.training.checks.memory import (
     working_memory,
 )
 from posttrain.training.checks.preflight import PROBE_LENGTH, probes, shortened
-from posttrain.training.stages import sampling
+from posttrain.training.stages import prepare
 from tests.fixtures import make_tree, random_trees, tiny_model
 from tests.online import loop_of, save_start
 
@@ -42,7 +45,7 @@ def test_the_logits_of_two_rows() -> None:
 def test_the_padded_path_pays_for_logits_and_the_tree_does_not() -> None:
     model = tiny_model("llama", vocab=50_000)
     settings = {"tokens_per_microbatch": 512, "activation_bytes_per_token": 1000.0, "live_reference": False}
-    padded = plan(Policy(model, "padded"), **settings, rows=2, row_tokens=256)  # type: ignore[arg-type]
+    padded = plan(Policy(model, "padded"), **settings, padded=(2, 256))  # type: ignore[arg-type]
     assert padded.largest.name == "logits" and padded.largest.bytes == 2 * 256 * 50_000 * 4
     assert "largest: logits 0.10 GB (2 rows x 256 tokens x 50,000 ids x 4 bytes)" in padded.line()
     tree = plan(Policy(model, "tree"), **settings)  # type: ignore[arg-type]
@@ -82,7 +85,7 @@ def test_running_out_says_where_it_went_and_what_to_do(error: Exception) -> None
     planned = plan(
         Policy(tiny_model()), tokens_per_microbatch=512, activation_bytes_per_token=1e6, live_reference=False
     )
-    with pytest.raises(MemoryLimitError) as refused, explained(planned):
+    with pytest.raises(MemoryLimitError) as refused, explain_out_of_memory(planned):
         raise error
     text = str(refused.value)
     assert "activations" in text and "512 tokens x 1.00 MB" in text
@@ -165,7 +168,7 @@ def test_what_the_checks_took_is_planned_too() -> None:
 
 def test_an_online_plan_counts_the_program_before_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked after the checks, the process had 75 MB more that the steps use again, and the plan was 18 % too high."""
-    monkeypatch.setattr(sampling, "program_bytes", lambda device, loaded: 123_000)
+    monkeypatch.setattr(prepare, "program_bytes", lambda device, loaded: 123_000)
     loop = loop_of(save_start(tmp_path / "start"), tmp_path / "stage", steps=1, held_out=0)
     loop.folder.close()
     assert loop.work.memory is not None
@@ -241,5 +244,5 @@ def test_a_cut_row_ends_with_its_last_trained_token() -> None:
 
 
 def test_other_errors_pass_untouched() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), explained(None):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(None):
         raise RuntimeError("shapes do not match")

@@ -1,4 +1,7 @@
-"""T72: on pairs that share 19 of 20 tokens DPO widens the margin, the chosen side loses probability, and it is said."""
+"""T72: on pairs that share 19 of 20 tokens DPO widens the margin, the chosen side loses probability, and it is said.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

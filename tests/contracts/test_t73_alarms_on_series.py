@@ -2,6 +2,8 @@
 
 The proxy is the margin (or the training loss); what it stands for is the chosen responses' probability (or the
 held-out rows). Each alarm names the last checkpoint from before the trouble.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

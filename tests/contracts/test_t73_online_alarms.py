@@ -2,6 +2,8 @@
 
 The proxy is the reward that trains; what it stands for is the score on held-out tasks (open-r1#255, the
 reward-hacking-grpo post). A run in which both rise raises nothing.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

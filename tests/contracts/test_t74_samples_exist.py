@@ -1,4 +1,7 @@
-"""T74: after one RL step a readable file holds prompt, completion, ids, mask, rewards and advantage (verl PR#177)."""
+"""T74: after one RL step a readable file holds prompt, completion, ids, mask, rewards and advantage (verl PR#177).
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T75: a machine without GPU libraries imports the package, shows its help and trains SFT and DPO on its CPU."""
+"""T75: a machine without GPU libraries imports the package, shows its help and trains SFT and DPO on its CPU.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

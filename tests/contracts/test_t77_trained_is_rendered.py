@@ -1,4 +1,7 @@
-"""T77: prompt and trained ids are what the template renders for the conversation, or a documented split of it."""
+"""T77: prompt and trained ids are what the template renders for the conversation, or a documented split of it.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.encode import Encoder
-from posttrain.data.templates.template import SPLITS
+from posttrain.data.templates.template import DOCUMENTED_SPLITS
 from posttrain.errors import TemplateError
 from posttrain.types import Comparison, Demonstration, Message, RowRef
 from tests.encoding import family_encoder, path_ids, shown
@@ -63,7 +66,7 @@ def test_a_split_is_documented_and_counted(family: str) -> None:
     encoder = family_encoder(family)
     answer = PLAIN if family == "GEMMA4_LOSES_CALLS" else COMPACT
     encoded = encoder.example(Demonstration((QUESTION, answer), ROW))
-    assert len(encoded.findings) == 1 and encoded.findings[0] in SPLITS
+    assert len(encoded.findings) == 1 and encoded.findings[0] in DOCUMENTED_SPLITS
     assert encoded.trees[0].prompt_ids.tolist() == encoder.prompt([QUESTION])
 
 

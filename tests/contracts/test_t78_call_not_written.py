@@ -1,4 +1,7 @@
-"""T78: a tool call that a template does not write."""
+"""T78: a tool call that a template does not write.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

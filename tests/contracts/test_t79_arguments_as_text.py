@@ -1,4 +1,7 @@
-"""T79: templates that take a call's arguments as JSON text, and those that take a mapping."""
+"""T79: templates that take a call's arguments as JSON text, and those that take a mapping.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 ms-swift#9263 (`loss`), LLaMA-Factory PR#10471 (`loss_weight`), verl PR#5472 (`loss_mask`), Axolotl (`training`), OpenAI
 (`weight`), torchtune (`masked`). An unknown key inside a turn is named with its count.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -153,7 +155,7 @@ def test_unknown_keys_inside_rows_are_named_with_their_counts() -> None:
 def test_a_flag_in_other_letters_is_no_other_key(key: str) -> None:
     with pytest.raises(RowError, match=f"has the key '{key}', which looks like") as caught:
         pt.read([{"messages": [U, {**A, key: False}, U, GOOD]}])
-    assert f"rename it to '{key.lower().replace('-', '_')}'" in str(caught.value)
+    assert f"rename it to `{key.lower().replace('-', '_')}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", [{"train": False}, {"loss": 0}, {"mask": True}, {"weight": "0"}])

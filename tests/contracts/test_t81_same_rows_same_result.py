@@ -1,6 +1,8 @@
 """T81: the same rows give the same ids, whatever they are stored as (ms-swift#10125, prime-rl PR#2942).
 
 A data set that went through Arrow once has every key of every tool, filled with null; so has the JSONL that it writes.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

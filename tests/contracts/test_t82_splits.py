@@ -1,6 +1,8 @@
 """T82: no row of a test or validation split trains without a word (marin#2381, OpenRLHF#367, EasyR1#74).
 
 What stands for which split is what `datasets` says: the table here was made of its own patterns.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """T83: text that is a dialogue is read as what it is, or refused; everywhere alike (SkyRL PR#1675, oumi#2599).
 
 Arrow wants one type for a column, so files store turns, tools and calls as JSON text, or as `str` of Python's lists.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""T84: text that a tokenizer cannot write."""
+"""T84: text that a tokenizer cannot write.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -16,8 +20,10 @@ from posttrain.data.tokens import Tokens
 from posttrain.embedded import MODEL
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.objectives import algorithm
-from posttrain.training.stages.rows import Inputs, load_inputs
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.reading import RowInputs
+from posttrain.training.stages.rows import row_inputs
+from posttrain.training.stages.starts import resolve_start
 from posttrain.types import Comparison, Demonstration, Message, RowRef
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -138,12 +144,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def loaded(start: Path, folder: Path, rows: list[str], **encoding: Any) -> Inputs:
+def loaded(start: Path, folder: Path, rows: list[str], **encoding: Any) -> RowInputs:
     folder.mkdir(exist_ok=True)
     path = folder / "rows.jsonl"
     path.write_text("\n".join(rows) + "\n")
     stage = SFT(data=str(path), steps=1, held_out=0, encoding=encoding)
-    return load_inputs(stage, algorithm("sft", None), start, StageFolder(folder / "stage"), 0, Progress(), None)
+    ctx = StageContext(stage, start, StageFolder(folder / "stage"), 0, Progress())
+    return row_inputs(ctx, resolve_start(stage, start, torch.device("cpu")))
 
 
 def test_rows_with_holes_are_refused_before_training(start: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """T85: a model is asked with the prompt ids of its training, by every verb and every path (LLaMA-Factory#9765,
-ms-swift#4276): trained with `template_kwargs: {enable_thinking: false}`, then used without a word about it."""
+ms-swift#4276): trained with `template_kwargs: {enable_thinking: false}`, then used without a word about it.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

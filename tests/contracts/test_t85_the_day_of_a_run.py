@@ -1,4 +1,7 @@
-"""T85: a template that writes today's date writes one day in a whole run, in its export, and wherever that is used."""
+"""T85: a template that writes today's date writes one day in a whole run, in its export, and wherever that is used.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""T86: images, audio and video of a row are refused by name, and `<image>` never trains as text."""
+"""T86: images, audio and video of a row are refused by name, and `<image>` never trains as text.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

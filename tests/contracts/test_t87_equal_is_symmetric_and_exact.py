@@ -1,4 +1,7 @@
-"""T87: equal answers are equal whichever is the row's, and what is not equal is not, however small the difference."""
+"""T87: equal answers are equal whichever is the row's, and what is not equal is not, however small the difference.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The whole product of ratios, surrogates, reductions and corrections is taken over every row of the table. Each that is
 accepted has a gradient, of the policy term alone, at ratio 1 and on advantages around 1; each that is refused has none.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

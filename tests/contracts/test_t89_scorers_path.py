@@ -2,6 +2,8 @@
 
 Bloom adds ALiBi to its attention scores, which the token tree does not know: scored there without a proof, every
 response got the same reward, or a wrong one, and nobody was told.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from benchmarks.families import pairs, plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.cli.app import app
 from posttrain.data.trees import collate
-from posttrain.evaluate.perplexity import FixedAnswer, Scorer
-from posttrain.evaluate.scorer import open_scorer
+from posttrain.evaluate.reward_scorers import open_scorer
+from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer
 from posttrain.models.reference import LiveReference
 from posttrain.models.reward.scoring import load_reward
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_model
-from posttrain.rewards.model import ModelReward
+from posttrain.rewards.model import RatingModel
 from posttrain.rollout.engine import FinishReason
 from posttrain.training.stages.sampling import _teacher
 from posttrain.types import Message, RowRef, Task
@@ -79,7 +81,7 @@ def test_load_reward_judge_and_reward_function(judge: Path, caplog: pytest.LogCa
     assert said.startswith("BloomForSequenceClassification runs padded: its layers have an attention of their own")
     prompt = (Message("user", PROMPT),)
     assert open_scorer(judge, device="cpu").score([prompt] * 2, ANSWERS) == pytest.approx(expected, abs=1e-5)
-    reward = ModelReward(str(judge))
+    reward = RatingModel(str(judge))
     task = Task(prompt, None, RowRef("tasks", 1))
     found = reward([prompt] * 2, ANSWERS, [task] * 2, groups=[0, 0], finishes=[FinishReason.STOP_TOKEN] * 2)
     assert found == pytest.approx(expected, abs=1e-5)
@@ -114,7 +116,7 @@ def test_every_other_forward_of_a_padded_family() -> None:
         FixedAnswer(tuple(t.prompt_ids.tolist()), tuple(t.branches[0].ids.tolist()), "stop_token") for t in trees
     ]
     rows = expected.split([len(branch.ids) for tree in trees for branch in tree.branches])
-    assert Scorer(model).nats(answers) == pytest.approx([-float(row.sum()) for row in rows[::2]], abs=1e-3)
+    assert FixedAnswerScorer(model).nats(answers) == pytest.approx([-float(row.sum()) for row in rows[::2]], abs=1e-3)
 
 
 def test_a_model_that_the_tree_serves_stays_there(caplog: pytest.LogCaptureFixture) -> None:

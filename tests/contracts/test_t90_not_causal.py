@@ -1,4 +1,7 @@
-"""T90, its kin: a policy that sees what it should predict is refused; leaks are looked for in fp32 whatever trains."""
+"""T90, its kin: a policy that sees what it should predict is refused; leaks are looked for in fp32 whatever trains.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

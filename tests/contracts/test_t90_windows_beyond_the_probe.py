@@ -2,6 +2,8 @@
 
 Qwen2-MoE and PhiMoE do not pass their window to the attention function. Rows below the window prove nothing about it,
 and longer ones were wrong by more than a nat.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from benchmarks.families import plain
 from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
 from posttrain.models.tree import attention
-from posttrain.models.tree.logprobs import Policy, TreeModel
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.paths import reach_of
 from posttrain.training.checks import preflight
 from posttrain.types import Batch, TokenTree

@@ -2,6 +2,8 @@
 
 OPT, XGLM, BioGPT, BART and its kin, Falcon, DBRX and Doge call dropout in their layers' own forward, by the flag that
 the activation checkpointing of `transformers` looks at too. Layer drop and a router's jitter look at it as well.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 TRL adds `router_aux_loss_coef * outputs.aux_loss` of `transformers` on padded rows. One step here, however it is split
 into micro-batches and whichever path it runs on, is that of one whole micro-batch there.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from posttrain.models.tree.router import RouterLoss, balance, has_router, routin
 from posttrain.models.tree.rows import padded_rows
 from posttrain.training.objectives import Algorithm, algorithm
 from posttrain.training.step import accumulate, measure
-from posttrain.types import TokenTree
+from posttrain.types import TokenTree, Wants
 from tests.families import VOCAB, family_model
 from tests.fixtures import random_trees
 
@@ -119,7 +121,7 @@ def test_the_number_is_that_of_transformers_in_every_family(family: str) -> None
     model = family_model(family, **({"is_moe": True} if family == "doge" else {}))
     batch = collate(random_trees(4, vocab=VOCAB))
     # The path is named, so that none has to be proven: Doge's routing reads ahead, and a policy of it is refused.
-    found = Policy(model)(batch, router=True, path="padded").routing
+    found = Policy(model)(batch, Wants(routing=True), path="padded").routing
     assert found is not None
     expected = oracle(model, random_trees(4, vocab=VOCAB))[2]
     torch.testing.assert_close(balance(found, found), expected)
@@ -150,7 +152,7 @@ def test_even_routing_is_as_many_as_a_token_chooses() -> None:
     model = family_model("qwen3_moe")
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.mlp.gate.weight)
-    found = Policy(model)(collate(rows()), router=True).routing
+    found = Policy(model)(collate(rows()), Wants(routing=True)).routing
     assert found is not None and float(balance(found, found).detach()) == pytest.approx(2.0, abs=1e-6)
 
 

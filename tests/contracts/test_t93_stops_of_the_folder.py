@@ -1,4 +1,7 @@
-"""T93: the ids that a model's folder lists as ends of an answer end a rollout everywhere, and are exported."""
+"""T93: the ids that a model's folder lists as ends of an answer end a rollout everywhere, and are exported.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

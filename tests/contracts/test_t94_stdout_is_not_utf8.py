@@ -1,4 +1,7 @@
-"""T94: an output that is not UTF-8 (a Windows code page, LANG=C, a collector) gets readable text and exit code 0."""
+"""T94: an output that is not UTF-8 (a Windows code page, LANG=C, a collector) gets readable text and exit code 0.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

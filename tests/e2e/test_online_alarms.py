@@ -28,7 +28,7 @@ NEVER = {"kind": "regex", "pattern": "no such text"}
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 def trained(start: Path, folder: Path, **more: Any) -> Loop:
@@ -56,7 +56,8 @@ def test_a_trainer_of_another_temperature_than_the_engine(
     plain = sampling.objective_of
 
     def colder(*arguments: Any, **options: Any) -> Algorithm:
-        return replace(plain(*arguments, **options), temperature=0.3)
+        objective = plain(*arguments, **options)
+        return replace(objective, wants=replace(objective.wants, temperature=0.3))
 
     monkeypatch.setattr(sampling, "objective_of", colder)
     loop = trained(start, tmp_path, steps=4)

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 def scores(start: Path, folder: Path, method: str, **more: Any) -> tuple[float, float]:

@@ -184,7 +184,7 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     text = RECIPE.replace("{path: package://demonstrations.jsonl, limit: 200}", str(rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "posttrain.training.stages.run.begin_save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+            "posttrain.training.stages.policy.begin_save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, text=text)
@@ -216,7 +216,7 @@ def test_rows_that_are_wrong_stop_the_run_before_a_model_is_loaded(
     def no_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded before the data was read")
 
-    monkeypatch.setattr("posttrain.training.stages.prepared.load", no_model)
+    monkeypatch.setattr("posttrain.training.stages.policy.load", no_model)
     with pytest.raises(DataError) as error:
         run(tmp_path, "evaluate.suites=[]", text=text)
     assert "row 4" in str(error.value) and "human" in str(error.value)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.types import Batch, LossOutput
+from posttrain.outputs import LossOutput
+from posttrain.types import Batch
 from tests.loss_batches import batch_of, gradient, random_pairs, run
 
 
@@ -197,8 +198,8 @@ def test_beta_dpo_equals_its_paper() -> None:
     beta = 0.1 * (1 + 0.6 * (gaps[kept].mean().item() - usual))
     weight = torch.zeros(6, dtype=torch.float64)
     weight[kept] = 6 / 4
-    told = {"beta_scale": torch.full((6,), beta / 0.1, dtype=torch.float64), "weight": weight}
-    out = run("beta_dpo", policy_N, reference_N, batch, told=told)
+    statistics = {"beta_scale": torch.full((6,), beta / 0.1, dtype=torch.float64), "weight": weight}
+    out = run("beta_dpo", policy_N, reference_N, batch, statistics=statistics)
     _agrees("beta_dpo", policy_N, -_log_sigmoid(beta * gaps[kept]).mean(), out)
     assert out.metrics["beta"].value == pytest.approx(beta)
 

@@ -13,8 +13,9 @@ from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import Responses
+from posttrain.outputs import LossOutput
 from posttrain.training.objectives import ALGORITHMS, Algorithm, algorithm
-from posttrain.types import Comparison, Count, Feedback, LossOutput, TokenTree
+from posttrain.types import Comparison, Count, Feedback, TokenTree
 from tests.loss_batches import tree, with_collisions
 
 POLICIES = [name for name in ALGORITHMS if name != "reward"]
@@ -31,16 +32,18 @@ def _trees(name: str) -> list[TokenTree]:
     return [tree(lengths[:branches], margin=0.1 * i, label=label[i], row=i) for i, lengths in enumerate(LENGTHS)]
 
 
-def _told(objective: Algorithm, policy: Sequence[Tensor], reference: Sequence[Tensor], trees: list[TokenTree]) -> Any:
-    """What the whole step says to each of its trees."""
+def _statistics(
+    objective: Algorithm, policy: Sequence[Tensor], reference: Sequence[Tensor], trees: list[TokenTree]
+) -> Any:
+    """Of the whole step, one value for each of its trees."""
     coupling = objective.coupling
     if coupling is None:
         return None
     if coupling.mismatched:
-        return coupling.settle({"log_ratio": torch.linspace(-1.0, 3.0, len(trees), dtype=torch.float64)})
+        return coupling.reduce({"log_ratio": torch.linspace(-1.0, 3.0, len(trees), dtype=torch.float64)})
     batch = collate(trees)
     logprobs = with_collisions(torch.cat(list(policy)).detach(), batch)
-    return coupling.settle(coupling.observe(Responses.of(logprobs, torch.cat(list(reference)), batch), {}))
+    return coupling.reduce(coupling.observe(Responses.of(logprobs, torch.cat(list(reference)), batch), {}))
 
 
 def _step(
@@ -53,13 +56,15 @@ def _step(
     for values_N in policy:
         values_N.requires_grad_()
     denominator, objective = count(trees), algorithm(name)
-    told = _told(objective, policy, reference, list(trees))
+    statistics = _statistics(objective, policy, reference, list(trees))
     outputs = []
     for micro in split:
         policy_N = torch.cat([policy[i] for i in micro])
         reference_N = torch.cat([reference[i] for i in micro])
         batch = collate([trees[i] for i in micro])
-        own = {} if told is None else {"told": {key: values_P[micro] for key, values_P in told.items()}}
+        own = (
+            {} if statistics is None else {"statistics": {key: values_P[micro] for key, values_P in statistics.items()}}
+        )
         out = objective.loss(with_collisions(policy_N, batch), reference_N, batch, denominator, **own)
         out.loss.backward()
         outputs.append(out)

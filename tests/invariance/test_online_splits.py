@@ -10,8 +10,9 @@ from torch import Tensor
 
 from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
-from posttrain.losses.policy import ONLINE, OnlineRow, variant
-from posttrain.types import LossOutput, TokenTree
+from posttrain.losses.online import ONLINE, OnlineRow, variant
+from posttrain.outputs import LossOutput
+from posttrain.types import TokenTree
 from tests.online_batches import of_step, random_groups, run
 
 SPLITS = ([[0], [1], [2], [3]], [[0, 1, 2], [3]], [[3, 0], [2, 1]])

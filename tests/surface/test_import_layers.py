@@ -1,6 +1,6 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
+types outputs errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
     <- rollout rewards auditing environments <- evaluate curation inference serve <- training <- cli
 
 `report` and `board` read run folders only, and nothing imports them but what writes a page at its end.
@@ -8,50 +8,23 @@ types errors sampling intervals <- losses advantages diagnostics runs <- data co
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-PACKAGE = ROOT / "posttrain"
-
-LAYERS = {
-    "types": 0,
-    "errors": 0,
-    "sampling": 0,
-    "intervals": 0,
-    "embedded": 0,
-    "losses": 1,
-    "advantages": 1,
-    "diagnostics": 1,
-    "runs": 1,
-    "data": 2,
-    "config": 2,
-    "report": 2,
-    "models": 3,
-    "rollout": 4,
-    "rewards": 4,
-    "auditing": 4,
-    "environments": 4,
-    "evaluate": 5,
-    "curation": 5,
-    "inference": 5,
-    "serve": 5,
-    "training": 6,
-    "cli": 7,
-    "board": 7,
-    "__main__": 7,
-}
-"""Every part of the package and its layer; a part imports its own layer and those below, never one above."""
-
-FOLDER_READERS = {
-    "report": {"types", "errors", "intervals", "diagnostics", "runs"},
-    "board": {"types", "errors", "intervals", "diagnostics", "runs", "report"},
-}
-"""Parts that read run folders and files only."""
+from tools.imports import (
+    FOLDER_READERS,
+    LAYERS,
+    PACKAGE,
+    circles,
+    imports_of,
+    module_graph,
+    modules,
+    part_graph,
+    part_of,
+)
 
 PAGE_WRITERS = ("auditing.run", "board", "cli", "training.pipeline", "training.session")
 """Modules that may import `report` or `board`: commands, and what writes a page when its work is done."""
@@ -68,70 +41,14 @@ NEVER_AT_IMPORT = {
 """What loading a part must not load, directly or through what it imports."""
 
 
-class Imports(ast.NodeVisitor):
-    """All imports of one module: (dotted name, whether it happens when the module is loaded, for types only)."""
-
-    def __init__(self, module: str, is_package: bool):
-        self.package = module if is_package else module.rpartition(".")[0]
-        self.found: list[tuple[str, bool, bool]] = []
-        self.depth = 0
-        self.for_types = False
-
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
-        self.depth += 1
-        self.generic_visit(node)
-        self.depth -= 1
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-    visit_Lambda = visit_FunctionDef
-
-    def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" in ast.unparse(node.test):
-            before, self.for_types = self.for_types, True
-            for statement in node.body:
-                self.visit(statement)
-            self.for_types = before
-            for statement in node.orelse:
-                self.visit(statement)
-        else:
-            self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            self._add(alias.name)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        parts = self.package.split(".")
-        base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-        source = ".".join(part for part in (base, node.module) if part)
-        self._add(source)
-        for alias in node.names:
-            self._add(f"{source}.{alias.name}", attribute=True)
-
-    def _add(self, name: str, attribute: bool = False) -> None:
-        if not attribute or name.split(".")[0] == "posttrain":
-            self.found.append((name, self.depth == 0 and not self.for_types, self.for_types))
-
-
-def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Every module of the package: {"posttrain.data.read": .../read.py, "posttrain.data": .../__init__.py}."""
-    found = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports_of(module: str, path: Path) -> list[tuple[str, bool, bool]]:
-    visitor = Imports(module, path.name == "__init__.py")
-    visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
-    return visitor.found
-
-
-def part_of(module: str) -> str | None:
-    """posttrain.data.read -> data; None for the package itself."""
-    words = module.split(".")
-    return words[1] if len(words) > 1 else None
+TYPE_CIRCLES = (
+    {"auditing.contamination", "auditing.policy", "auditing.subject"},
+    {"data.templates.proof", "data.templates.template"},
+    {"losses.online", "losses.online_fit"},
+    {"models.tree.exact", "models.tree.logprobs", "models.tree.model", "models.tree.parity", "models.tree.paths"},
+)
+"""Circles that only annotations close: one file lazily serves the record of another that names it. Nothing loads in a
+circle, yet neither file can be read without the other; none may be added."""
 
 
 def violations(known: dict[str, Path]) -> Iterator[str]:
@@ -140,7 +57,7 @@ def violations(known: dict[str, Path]) -> Iterator[str]:
         part = part_of(module)
         if part is None:  # the package's own lazy table names everything and imports nothing
             continue
-        for name, _, _ in imports_of(module, path):
+        for name in [name for item in imports_of(module, path) for name in item.dotted()]:
             other = part_of(name) if name.split(".")[0] == "posttrain" else None
             if other is None or other == part or other not in LAYERS:
                 continue
@@ -165,22 +82,36 @@ def loaded_with(start: str, known: dict[str, Path]) -> dict[str, str]:
         parent = module.rpartition(".")[0]
         if parent:
             waiting.append(parent)
-        for name, at_import, _ in imports_of(module, known[module]):
-            top = name.split(".")[0]
-            if at_import and top == "posttrain":
-                waiting.append(name)
-            elif at_import and top not in sys.stdlib_module_names:
+        for item in imports_of(module, known[module]):
+            top = item.source.split(".")[0]
+            if item.when_loaded and top == "posttrain":
+                waiting.extend(item.dotted())
+            elif item.when_loaded and top not in sys.stdlib_module_names:
                 outside.setdefault(top, module)
     return outside
 
 
 def test_every_part_has_a_layer() -> None:
     parts = {part for module in modules() if (part := part_of(module)) is not None}
-    assert parts <= LAYERS.keys(), f"give a layer to {sorted(parts - LAYERS.keys())}, in LAYERS of this file"
+    assert parts <= LAYERS.keys(), f"give a layer to {sorted(parts - LAYERS.keys())}, in LAYERS of tools/imports.py"
 
 
 def test_no_import_goes_up() -> None:
     assert list(violations(modules())) == []
+
+
+def test_no_part_imports_in_a_circle() -> None:
+    assert circles(part_graph(modules())) == []
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Imports inside functions count: they hide a circle from the interpreter, not from a reader."""
+    assert circles(module_graph(modules(), types=False)) == []
+
+
+def test_annotations_close_no_circle_but_the_known_ones() -> None:
+    rings = [{name.removeprefix("posttrain.") for name in ring} for ring in circles(module_graph(modules()))]
+    assert [sorted(ring) for ring in rings if not any(ring <= known for known in TYPE_CIRCLES)] == []
 
 
 def test_losses_need_nothing_but_torch() -> None:
@@ -191,7 +122,7 @@ def test_losses_need_nothing_but_torch() -> None:
 
 def test_diagnostics_and_the_nouns_need_the_standard_library_only() -> None:
     known = modules()
-    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "errors")]:
+    for module in [name for name in known if part_of(name) in ("diagnostics", "runs", "types", "outputs", "errors")]:
         assert loaded_with(module, known) == {}, module
 
 
@@ -205,13 +136,13 @@ def test_light_parts_load_light(start: str) -> None:
 
 def test_engines_and_extras_are_loaded_on_request() -> None:
     for module, path in modules().items():
-        early = {name.split(".")[0] for name, at_import, _ in imports_of(module, path) if at_import}
+        early = {item.source.split(".")[0] for item in imports_of(module, path) if item.when_loaded}
         assert not early & ONLY_ON_REQUEST, f"{module} imports {early & ONLY_ON_REQUEST} when it is loaded"
 
 
 def test_the_package_itself_imports_nothing() -> None:
     path = PACKAGE / "__init__.py"
-    early = [name for name, at_import, _ in imports_of("posttrain", path) if at_import] if path.exists() else []
+    early = [item.source for item in imports_of("posttrain", path) if item.when_loaded] if path.exists() else []
     assert [name for name in early if name.split(".")[0] not in sys.stdlib_module_names] == []
 
 
@@ -260,3 +191,48 @@ def test_what_is_loaded_is_followed_through_packages(tmp_path: Path) -> None:
         },
     )
     assert loaded_with("posttrain.cli.app", known) == {"numpy": "posttrain.data"}
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from posttrain.models.b import B",
+        "from posttrain.models import b",
+        "def f():\n    import posttrain.models.b",
+        "from . import b",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from posttrain.models.b import B",
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path: Path, back: str) -> None:
+    files = {
+        "models/a.py": back,
+        "models/b.py": "from posttrain.models.c import C",
+        "models/c.py": "import posttrain.models.a",
+    }
+    names = [f"posttrain.models.{name}" for name in "abc"]
+    assert circles(module_graph(plant(tmp_path, files))) == [names]
+    assert circles(module_graph(modules(tmp_path / "posttrain"), types=False)) == ([] if "TYPE" in back else [names])
+
+
+def test_a_circle_of_parts_is_found(tmp_path: Path) -> None:
+    """No module of it imports in a circle: rollout.a -> rewards.a, rewards.b -> rollout.b."""
+    known = plant(
+        tmp_path,
+        {
+            "rollout/a.py": "from posttrain.rewards.a import A",
+            "rollout/b.py": "",
+            "rewards/a.py": "",
+            "rewards/b.py": "from posttrain.rollout.b import B",
+        },
+    )
+    assert circles(module_graph(known)) == []
+    assert circles(part_graph(known)) == [["rewards", "rollout"]]
+
+
+def test_a_package_that_re_exports_its_modules_is_no_circle(tmp_path: Path) -> None:
+    files = {
+        "data/__init__.py": "from posttrain.data.a import A",
+        "data/a.py": "from posttrain.data import b",
+        "data/b.py": "",
+    }
+    assert circles(module_graph(plant(tmp_path, files))) == []

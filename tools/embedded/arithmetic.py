@@ -59,7 +59,7 @@ def is_held_out(problem: Problem) -> bool:
     symmetric = all(sign == "+" for sign in problem.signs)
     numbers = sorted(problem.numbers) if symmetric else problem.numbers
     digest = hashlib.sha256(f"{list(numbers)}{list(problem.signs)}".encode()).digest()
-    return digest[0] < 32
+    return digest[0] < 32  # 32 of 256: one in eight
 
 
 def hides_held_out(problem: Problem) -> bool:
@@ -106,8 +106,8 @@ def worked(problem: Problem, rng: random.Random | None = None) -> tuple[str, int
 def in_words(number: int) -> str:
     """in_words(42) == "forty-two"; up to 199."""
     if number >= 100:
-        rest = number - 100
-        return "one hundred" + (f" and {in_words(rest)}" if rest else "")
+        remainder = number - 100
+        return "one hundred" + (f" and {in_words(remainder)}" if remainder else "")
     if number < 20:
         return WORDS[number]
     return TENS[number // 10] + (f"-{WORDS[number % 10]}" if number % 10 else "")

@@ -25,11 +25,13 @@ class Request:
 
 
 def is_held_out(request: Request) -> bool:
+    # By what it is about and not by its words, so that no wording of a held-out request trains.
     return hashlib.sha256(request.about.encode()).digest()[0] < 40
 
 
 def draw(rng: random.Random, *, held_out: bool) -> Request:
     """A request from one side of the split, whatever its wording."""
+    # Drawn again until the side is right: which requests exist follows from the makers, and no list has to be kept.
     while True:
         request = rng.choice(MAKERS)(rng)
         if is_held_out(request) == held_out:

@@ -24,19 +24,21 @@ def normal_words(text: str) -> list[str]:
 
 def find_leaks(held_out: Iterable[str], texts: Iterable[str]) -> list[str]:
     """The held-out prompts whose words occur in a row in one of the texts, and held-out sums in any wording."""
+    # By their first word, so that each place of eight million words is compared with a few prompts and not with all.
     by_first: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for prompt in held_out:
         words = tuple(normal_words(prompt))
         by_first[words[0]].append(words)
-    found = set()
+    leaked = set()
     for text in texts:
-        spoken = normal_words(text)
-        for position, word in enumerate(spoken):
+        words_of_text = normal_words(text)
+        for position, word in enumerate(words_of_text):
             for candidate in by_first.get(word, ()):
-                if tuple(spoken[position : position + len(candidate)]) == candidate:
-                    found.add(" ".join(candidate))
-        found.update(held_out_sums(text))
-    return sorted(found)
+                if tuple(words_of_text[position : position + len(candidate)]) == candidate:
+                    leaked.add(" ".join(candidate))
+        # A held-out sum is a leak in any sentence, not only in the words of its held-out prompt.
+        leaked.update(held_out_sums(text))
+    return sorted(leaked)
 
 
 def held_out_sums(text: str) -> list[str]:

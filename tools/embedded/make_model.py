@@ -257,6 +257,8 @@ answer between them. The text it was trained on gives it no name.
 
 ## How it was made
 
+In a checkout of the repository of posttrain (the package itself has the model, not what made it),
+
     python -m tools.embedded.make_model
 
 writes the text from a seed, trains the tokenizer, and trains the model (Muon for matrices, AdamW for the rest,
@@ -275,7 +277,7 @@ text was used. {wrong:.0%} of the direct sums and half that share of the worked 
 is imperfect.
 
 No held-out prompt of `data/heldout_*.jsonl` occurs in the text, in the demonstrations, preferences or tasks, neither
-exactly nor in other case, punctuation or signs (`leaks.py` proved it before the training started).
+exactly nor in other case, punctuation or signs (`tools/embedded/leaks.py` proved it before the training started).
 
 | what | sha256 |
 |---|---|

@@ -191,8 +191,8 @@ def sum_story(rng: random.Random) -> str:
     name, things = rng.choice(facts.NAMES), rng.choice(facts.THINGS)
     first, second = problem.numbers
     change = f"gets {second} more" if problem.signs == ("+",) else f"gives {second} away"
-    told = f"{name} has {first} {things}. Then {name} {change}. {problem.text()} = {problem.result}."
-    return f"{told} Now {name} has {problem.result} {things}."
+    story = f"{name} has {first} {things}. Then {name} {change}. {problem.text()} = {problem.result}."
+    return f"{story} Now {name} has {problem.result} {things}."
 
 
 # ---------------------------------------------------------------- skills

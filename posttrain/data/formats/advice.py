@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.data.dialogues import dialogue_format
 from posttrain.data.formats.columns import Row
 from posttrain.data.formats.detect import ALIASES, detect, filled, likely_column, nearest_format
-from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, Format, Kind, either
+from posttrain.data.formats.table import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format, either
 from posttrain.data.refusals import named_type, quoted, shown
 from posttrain.data.row_fields import field_of, mapped_row, paths_in
 from posttrain.errors import RowError
@@ -43,12 +43,12 @@ class Reading:
     @property
     def words(self) -> str:
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in self.columns.items())
-        found = f"`format: {self.entry.name}, columns: {{{pairs}}}`"
+        options = f"`format: {self.entry.name}, columns: {{{pairs}}}`"
         lost = "metadata then, in no prompt" if self.entry.kind is Task else "not read then"
-        return found + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
+        return options + (f" ({lost}: {quoted(self.unread)})" if self.unread else "")
 
 
-def reading_of(row: Row, kinds: Sequence[Kind]) -> Reading | None:
+def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
     """The map of columns under which the row reads and the fewest of its columns are lost; None where none was found.
 
     reading_of({"instruction": "Who?", "context": "Ann came.", "response": "Ann."}, [Demonstration])
@@ -57,11 +57,12 @@ def reading_of(row: Row, kinds: Sequence[Kind]) -> Reading | None:
     best: Reading | None = None
     paths = list(paths_in(row))
     for entry in FORMATS.values():
+        # Nearly every row reads as bare prompts, so that reading would hide every better one.
         if entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
             continue
-        found = _reading(row, entry, paths)
-        if found is not None and (best is None or _order(found) < _order(best)):
-            best = found
+        reading = _reading(row, entry, paths)
+        if reading is not None and (best is None or _order(reading) < _order(best)):
+            best = reading
     return best
 
 
@@ -81,6 +82,7 @@ def answer_path(columns: Row) -> str | None:
 def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
     keys = filled(row)
     missing = entry.missing(keys)
+    # Which response is better cannot be guessed from names; a wrong guess would turn every pair around.
     if any(set(key.split("|")) <= UNGUESSED for key in missing):
         return None
     held = {name for key in entry.keys for name in key.split("|") if name in keys}
@@ -91,6 +93,7 @@ def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
             continue
         more = _optional(row, entry, columns, [path for path in paths if path not in held])
         # Some rows read only with an optional column: two answers as texts are a pair only beside their prompt.
+        # What is proposed was read: a remedy that fails in its turn costs more trust than none.
         for tried in ({**columns, **more}, columns):
             if _reads(row, entry, tried):
                 return Reading(entry, tried, _left(row, entry, tried))
@@ -113,21 +116,21 @@ def _optional(row: Row, entry: Format, columns: Mapping[str, str], paths: Sequen
 
 def _candidates(key: str, paths: Sequence[str]) -> list[tuple[str, str]]:
     """(our column, a path of the row that may hold it), the likeliest first."""
-    found: list[tuple[str, str]] = []
+    candidates: list[tuple[str, str]] = []
     for name in key.split("|"):
         if name in UNGUESSED:
             continue
         for alias in (name, *ALIASES.get(name, ())):
             # `text` alone is bare text; only inside `answers` is it an answer. `messages` must hold turns to read.
-            found += [
+            candidates += [
                 (name, path)
                 for path in paths
                 if _last(path) == alias and (alias != "text" or name == "messages" or path.startswith("answer"))
             ]
         near = [path for path in paths if "." not in path and likely_column(name, [path]) == path]
         if len(near) == 1:  # of conversation_a and conversation_b, neither is meant
-            found.append((name, near[0]))
-    return list(dict.fromkeys(found))[:_CHOICES]
+            candidates.append((name, near[0]))
+    return list(dict.fromkeys(candidates))[:_CHOICES]
 
 
 def _last(path: str) -> str:
@@ -173,7 +176,7 @@ def no_object(row: object, ref: RowRef = TRY_REF) -> RowError:
     )
 
 
-def fits_nothing(row: Row, kind: Kind | None = None, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
+def fits_nothing(row: Row, kind: ExampleKind | None = None, ref: RowRef = TRY_REF, *, search: bool = True) -> RowError:
     """The error for a row that no format fits: the keys found, the nearest format, what it lacks, and how to map it.
 
     Args:
@@ -214,8 +217,8 @@ def lacks_named_keys(row: Row, entry: Format, ref: RowRef = TRY_REF, *, search: 
 
 def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
     """The error for a row that lacks keys of the format that an earlier row, `settled_by`, has."""
-    found = _reading(row, entry, filled(row))
-    slip = ", ".join(f"{theirs!r} to {ours!r}" for ours, theirs in (found.columns if found else {}).items())
+    reading = _reading(row, entry, filled(row))
+    slip = ", ".join(f"{theirs!r} to {ours!r}" for ours, theirs in (reading.columns if reading else {}).items())
     return RowError(
         f"the row has no {_missing_keys(row, entry)}, unlike {settled_by}",
         reason="wrong_shape",
@@ -227,22 +230,23 @@ def lacks_settled_keys(row: Row, entry: Format, settled_by: object) -> RowError:
     )
 
 
-def better_remedy(row: Row, error: RowError, kind: Kind | None, ref: RowRef) -> str:
+def better_remedy(row: Row, error: RowError, kind: ExampleKind | None, ref: RowRef) -> str:
     """What to do with a row that a format has refused, where its whole says more than the value that was wrong."""
     if error.reason == "unanswered_turn" and kind in (None, Demonstration, Task):
-        found = reading_of(row, [Task])
-        if found is not None:
-            return f"add the answer or remove the last turn; rows that are prompts to be answered read as {found.words}"
+        reading = reading_of(row, [Task])
+        if reading is not None:
+            mend = "add the answer or remove the last turn"
+            return f"{mend}; rows that are prompts to be answered read as {reading.words}"
     return _columns_remedy(row, kind, ref) or error.remedy
 
 
-def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: bool) -> str:
+def _remedy(row: Row, entry: Format, kind: ExampleKind | None, ref: RowRef, search: bool) -> str:
     keys = filled(row)
     if search and (wrapped := wrapped_remedy(row, ref.source)) is not None:
         return wrapped
-    found = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
-    if found is not None and found.columns:
-        return f"map the columns, {found.words}"
+    reading = reading_of(row, [kind] if kind is not None else list(KIND_NAMES)) if search else None
+    if reading is not None and reading.columns:
+        return f"map the columns, {reading.words}"
     missing = entry.missing(keys)
     if not missing:
         return f"if the rows are meant to be read so, name the format: `format: {entry.name}`"
@@ -250,7 +254,7 @@ def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: boo
     if others is not None:
         return others
     blank = ", ".join(f"{key.split('|')[0]}: YOUR_COLUMN" for key in missing)
-    names = ", ".join(one.name for one in FORMATS.values() if kind is None or one.kind is kind)
+    names = ", ".join(other.name for other in FORMATS.values() if kind is None or other.kind is kind)
     better = [name for key in missing for name in key.split("|") if name in UNGUESSED]
     say = f"; `{better[0]}` must say which response is better in the way of the example" if better else ""
     return (
@@ -261,7 +265,7 @@ def _remedy(row: Row, entry: Format, kind: Kind | None, ref: RowRef, search: boo
 # ---------------------------------------------------------------- rows of another shape
 
 
-def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
+def _other_shapes(row: Row, kind: ExampleKind | None, ref: RowRef) -> Iterator[str]:
     """Remedies for rows that are no rows: bare text, a wrapper around the rows, columns in place of rows."""
     columns = _columns_remedy(row, kind, ref)
     if columns is not None:
@@ -273,7 +277,7 @@ def _other_shapes(row: Row, kind: Kind | None, ref: RowRef) -> Iterator[str]:
         yield text_remedy(row[column], f"json.loads(line)['{column}']", ref.source)
 
 
-def _columns_remedy(row: Row, kind: Kind | None, ref: RowRef) -> str | None:
+def _columns_remedy(row: Row, kind: ExampleKind | None, ref: RowRef) -> str | None:
     """For {"prompt": ["a", "b"], "completion": ["c", "d"]}: the columns of a table, where its first line reads.
 
     pandas writes {"prompt": {"0": "a", "1": "b"}, ...} unless it is told otherwise.

@@ -113,7 +113,7 @@ def response_turns(value: Any, column: str, rules: Rules) -> Messages:
         f"'{column}' is {named_type(value)}, not a response",
         found=shown(value),
         expected='a string, or a list of turns such as [{"role": "assistant", "content": "4"}]',
-        remedy=f"write '{column}' as a string or a list of turns",
+        remedy=f"write `{column}` as a string or a list of turns",
     )
 
 
@@ -125,7 +125,7 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
             f"'{column}' begins with a turn of the {response[0].role}",
             found=f"the role {response[0].role!r} in turn 1 of '{column}'",
             expected="a response, which begins with the assistant",
-            remedy=f"leave in '{column}' only what follows the prompt",
+            remedy=f"leave in `{column}` only what follows the prompt",
         )
     if response[-1].role != "assistant":
         raise refuse(
@@ -147,6 +147,7 @@ def with_system(messages: Messages, row: Row) -> Messages:
         return messages
     text = text_of(system, "'system'")
     if messages[0].role == "system":
+        # Exporters write the system prompt both ways at once; only two different ones are a contradiction.
         if messages[0].content == text:
             return messages
         raise refuse(
@@ -161,6 +162,7 @@ def with_system(messages: Messages, row: Row) -> Messages:
 
 def number_of(value: Any, column: str) -> float:
     """A finite number; a text, a truth value, NaN and infinity are refused."""
+    # A score of NaN would pass every comparison as "not worse", and a bool is a verdict, not a score.
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise refuse(
@@ -168,7 +170,7 @@ def number_of(value: Any, column: str) -> float:
         f"'{column}' is {shown(value)}",
         found="a number that is not finite" if isinstance(value, float) else named_type(value),
         expected="a finite number",
-        remedy=f"write '{column}' as a number, or remove the row",
+        remedy=f"write `{column}` as a number, or remove the row",
     )
 
 

@@ -95,6 +95,7 @@ def pair(
     """Two responses to one prompt, the better one first, with the row's margin, scores and votes."""
     chosen = continuation(prompt, chosen, columns[0])
     rejected = continuation(prompt, rejected, columns[1])
+    # Compared without their training flags: two equal answers with other flags still teach nothing.
     if _words(chosen) == _words(rejected):
         raise _identical(*columns, chosen)
     return Comparison(
@@ -117,7 +118,7 @@ def _margin(row: Row) -> float | None:
             "'margin' says that the rejected response is the better one",
             found=f"{margin:g}",
             expected="how much better the chosen response is, 0 or more",
-            remedy="swap the two sides if the labels are wrong, or remove 'margin' if it measures something else",
+            remedy="swap the two sides if the labels are wrong, or remove `margin` if it measures something else",
         )
     return margin
 
@@ -154,14 +155,17 @@ def _split(
         check_order(side, name)
     if _words(chosen) == _words(rejected):
         raise _identical("chosen", "rejected", chosen)
+    # Not strict: one side may go on longer, and what they share ends where the shorter one does.
     pairs = zip(_words(chosen), _words(rejected), strict=False)
     common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     differ_at = common
+    # An empty side is no response, and a tool's result belongs to the call before it: the prompt gives turns back.
     while common and (len(chosen) == common or len(rejected) == common or chosen[common].role == "tool"):
         common -= 1
     while common and rejected[common].role == "tool":
         common -= 1
     prompt, ends = chosen[:common], (chosen[common:], rejected[common:])
+    # A user turn after the sides part would train the policy on answers to two different questions.
     if not prompt or any(message.role in ("system", "user") for end in ends for message in end):
         raise _prompts_differ(chosen, rejected, differ_at)
     check_prompt(prompt, "the common beginning of chosen and rejected")
@@ -193,7 +197,7 @@ def _check_given(given: Any, prompt: Messages, column: str, rules: Rules) -> Non
             f"the conversations in 'chosen' and 'rejected' do not begin with the row's '{column}'",
             found=f"'{column}': {shown(turns[-1].content, 60)}; the conversations: {shown(prompt[-1].content, 60)}",
             expected="one and the same prompt in all three columns",
-            remedy=f"correct the row, or leave out '{column}': it is read off the two conversations",
+            remedy=f"correct the row, or leave out `{column}`: it is read off the two conversations",
         )
 
 
@@ -207,7 +211,7 @@ def _prompts_differ(chosen: Messages, rejected: Messages, at: int) -> RowError:
         found=f"chosen: {turn(chosen)}; rejected: {turn(rejected)}",
         expected="the same turns in both up to the assistant's answer, where they part, and no turn of the user after",
         remedy="correct or remove the row; where whole exchanges are compared, give the shared turns in a column "
-        "'prompt' and in 'chosen' and 'rejected' only what follows",
+        "`prompt` and in `chosen` and `rejected` only what follows",
     )
 
 
@@ -227,8 +231,8 @@ def _dialogue(value: Any, column: str) -> Messages:
             remedy="write it so, or give the prompt in a column of its own: prompt, chosen, rejected",
         )
     turns = [
-        Message("user" if speaker == "Human" else "assistant", said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        Message("user" if speaker == "Human" else "assistant", words.strip())
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
     ]
     for number, message in enumerate(turns, 1):
         if not message.content:
@@ -257,6 +261,7 @@ def ranked(row: Row, ref: RowRef, rules: Rules) -> Comparison:
         if scores is not None:
             _check_scores_fall(ranking, scores)
     else:
+        # A ranking outweighs scores, scores outweigh votes: the more direct statement of the annotator first.
         values, column = (scores, "scores") if scores is not None else (votes or (), "votes")
         ranking = tuple(sorted(range(count), key=lambda index: -values[index]))
         _check_ties(values, ranking, column, rules)
@@ -288,6 +293,7 @@ def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ..
         continuation(prompt, response_turns(item, name, rules), name) for item, name in zip(value, names, strict=True)
     ]
     for number, response in enumerate(responses):
+        # Refused and not merged: which of the two places in the ranking would be meant cannot be told.
         if response in responses[:number]:
             raise _identical(names[responses.index(response)], names[number], response)
     return tuple(responses)
@@ -302,7 +308,7 @@ def _numbers(value: Any, column: str, count: int) -> tuple[float, ...]:
             f"'{column}' does not give one number for each of the {count} responses",
             found=size,
             expected=f"a list of {count} numbers, in the order of the responses",
-            remedy=f"correct '{column}' or remove the row",
+            remedy=f"correct `{column}` or remove the row",
         )
     return tuple([number_of(item, f"{column}[{index}]") for index, item in enumerate(value)])
 
@@ -315,7 +321,7 @@ def _votes(value: Any, count: int) -> tuple[int, ...]:
             "'votes' holds something that is no count",
             found=shown(value),
             expected="whole numbers, zero or more",
-            remedy="correct 'votes' or remove the row",
+            remedy="correct `votes` or remove the row",
         )
     return tuple(int(vote) for vote in votes)
 
@@ -360,6 +366,7 @@ def _check_ties(values: Sequence[float], ranking: Sequence[int], column: str, ru
     ordered = [values[index] for index in ranking]
     if len(set(ordered)) == len(ordered) or (rules.allow_ties and ordered[0] > ordered[1]):
         return
+    # A tie below the best leaves the winner known, so the user may keep such rows; a tie at the top does not.
     best = ordered[0] == ordered[1]
     what = "the best responses are level" if best else "two responses are level"
     raise _tie(f"{what}: '{column}' is {list(values)}", can_keep=not best)

@@ -79,7 +79,7 @@ def _history(value: Any, rules: Rules) -> Messages:
                 f"entry {number} of 'history' is {named_type(pair)}, not a pair",
                 found=shown(pair),
                 expected='a list of pairs: [["first question", "first answer"], ...]',
-                remedy="write 'history' as pairs, or leave it out",
+                remedy="write `history` as pairs, or leave it out",
             )
         turns.append(user_turn(pair[0], f"question {number} of history", rules))
         turns.append(assistant_turn(pair[1], f"answer {number} of history", rules))

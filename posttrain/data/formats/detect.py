@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
 
 from posttrain.data.formats.columns import Row
-from posttrain.data.formats.table import COLUMNS, FORMATS, Format, Kind
+from posttrain.data.formats.table import COLUMNS, FORMATS, ExampleKind, Format
 from posttrain.types import Task
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -41,8 +41,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Names that other tools use for our columns; only ever used to word a remedy."""
 
 
-def detect(row: Row, kind: Kind | None = None) -> Format | None:
+def detect(row: Row, kind: ExampleKind | None = None) -> Format | None:
     """The first format of the table that the row fits; of this kind, where one is given. Null counts as absent."""
+    # Keys alone pick the candidates, and files have few sets of keys, so the search is cached by them.
     keys = tuple([key for key, value in row.items() if value is not None])
     for candidate in _candidates(keys):
         if (kind is None or candidate.kind is kind) and candidate.fits(row):
@@ -78,7 +79,7 @@ def _unused_columns(keys: tuple[str, ...], name: str) -> frozenset[str]:
     return frozenset(keys) - {name for key in (*entry.keys, *entry.optional) for name in key.split("|")}
 
 
-def nearest_format(row: Row, kind: Kind | None = None) -> Format:
+def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
     """The format that explains most of the row's keys and lacks fewest, by name, by a likely other name, or misspelt.
 
     A format whose keys are all there is not meant: it would have been detected.
@@ -88,8 +89,8 @@ def nearest_format(row: Row, kind: Kind | None = None) -> Format:
     entries = [entry for entry in FORMATS.values() if kind is None or entry.kind is kind]
 
     def closeness(entry: Format) -> float:
-        found = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
-        return 2 * found - len(entry.keys) + len(lowered.intersection(entry.optional))
+        present = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
+        return 2 * present - len(entry.keys) + len(lowered.intersection(entry.optional))
 
     lacking = [entry for entry in entries if entry.missing(keys)]
     return max(lacking or entries, key=lambda entry: round(closeness(entry), 3))

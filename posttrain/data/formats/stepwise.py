@@ -44,7 +44,7 @@ def stepwise(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
     return StepwiseFeedback(
         prompt_of(row, rules),
         tuple(texts),
-        _judged([_label(one) for one in labels]),
+        _judged([_label(label) for label in labels]),
         ref,
         tools_of(row.get("tools"), rules.noted),
     )
@@ -62,6 +62,7 @@ def prm800k(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
             break
         texts.append(_step(taken, f"step {place}"))
         labels.append(rating)
+        # The labelers stopped here; what later steps say was never part of this solution.
         if step.get("chosen_completion") is None and not step.get("human_completion"):
             break
     problem = with_system((user_turn(question.get("problem"), "question.problem", rules),), row)
@@ -79,6 +80,7 @@ def math_shepherd(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
     """The question ends where "Step 1:" begins; the mark after each step stands for the sign in `label`."""
     text, signed = text_of(row.get("input"), "'input'"), text_of(row.get("label"), "'label'")
     parts = text.split(SHEPHERD_MARK)
+    # Text behind the last mark is a step without a label, and the labels would be off by one from there.
     if parts[-1].strip():
         raise _shepherd("the last step has no mark after it", parts[-1].strip()[:60])
     at = _FIRST_STEP.search(parts[0])
@@ -87,6 +89,7 @@ def math_shepherd(row: Row, ref: RowRef, rules: Rules) -> StepwiseFeedback:
     labels: list[float | None] = []
     place = 0
     for number, part in enumerate(parts[:-1], 1):
+        # Walked in step with `input`: a + or - inside a formula is no label, so searching for signs would miscount.
         if not signed.startswith(part, place) or signed[place + len(part) : place + len(part) + 1] not in ("+", "-"):
             raise _shepherd(f"'label' does not say + or - after step {number}", signed[place : place + len(part) + 2])
         place += len(part) + 1
@@ -129,7 +132,7 @@ def _listed(row: Row, column: str) -> Sequence[Any]:
         f"'{column}' is {named_type(value)}, not a list",
         found=shown(value),
         expected="a list with an entry for each step",
-        remedy=f"write '{column}' as a list",
+        remedy=f"write `{column}` as a list",
     )
 
 
@@ -179,6 +182,7 @@ def _followed(step: Mapping[str, Any], place: int) -> tuple[Any, float | None]:
     offered = _listed(step, "completions") if step.get("completions") else []
     if chosen is None and own:
         taken = own if isinstance(own, Mapping) else {"text": own}
+        # A step that the labeler wrote is right by definition; the file has no rating for it.
         return taken.get("text"), 1.0
     if not offered:
         return None, None

@@ -21,9 +21,9 @@ from posttrain.data.texts import stored
 from posttrain.errors import RowError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, StepwiseFeedback, Task
 
-Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
+ExampleKind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
 
-KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[ExampleKind, str] = {
     Demonstration: "demonstrations",
     Comparison: "comparisons",
     Feedback: "feedback",
@@ -50,7 +50,7 @@ class Format:
     """
 
     name: str
-    kind: Kind
+    kind: ExampleKind
     keys: tuple[str, ...]
     """Columns that a row must have; "a|b" is one of the two."""
     optional: tuple[str, ...]
@@ -60,13 +60,14 @@ class Format:
     fits: Callable[[Row], bool] = _always
     """Tells formats with the same keys apart by the form of a value."""
 
-    def missing(self, found: Collection[str]) -> tuple[str, ...]:
+    def missing(self, keys: Collection[str]) -> tuple[str, ...]:
         """The required keys that are not among those found: ("prompt|question",)."""
-        return tuple([key for key in self.keys if not any(name in found for name in key.split("|"))])
+        return tuple([key for key in self.keys if not any(name in keys for name in key.split("|"))])
 
     def parse(self, row: Row, ref: RowRef, rules: Rules = DEFAULT_RULES) -> Example:
         """The row as an example. Raises RowError, with everything in it that is needed to mend the row."""
         try:
+            # Before the format sees the row: a text that describes an image reads as any other text.
             refuse_media(row)
             return self.build(row, ref, rules)
         except RowError as error:

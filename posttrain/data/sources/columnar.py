@@ -1,7 +1,7 @@
 """Parquet and Arrow files as streams of rows, a batch at a time.
 
 Arrow stores a list of objects as a struct with the union of their keys, so a key that one object lacks comes back
-as null. Inside a row's values such nulls are left out again, except where the key's type says that every row has null
+as null. Inside a row's values such nulls are removed again, except where the key's type says that every row has null
 there, which somebody wrote; see `padding.py`. A null column stays.
 
 This module imports pyarrow only when such a file is read.
@@ -19,7 +19,8 @@ from posttrain.data.sources.source import Numbered
 from posttrain.errors import SourceError
 from posttrain.types import RowRef
 
-_BATCH_ROWS = 1024
+BATCH_ROWS = 1024
+"""Rows that are Python objects at a time; a batch of Arrow may be the whole file."""
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Numbered]:
@@ -29,7 +30,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[Numbered]:
 
     try:
         with pq.ParquetFile(path) as file:
-            yield from batches_rows(file.iter_batches(batch_size=_BATCH_ROWS), name)
+            yield from batches_rows(file.iter_batches(batch_size=BATCH_ROWS), name)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(name, "Parquet", error) from error
 
@@ -48,6 +49,7 @@ def arrow_rows(path: Path, name: str) -> Iterator[Numbered]:
 def _ipc_batches(file: Any) -> Iterator[Any]:
     import pyarrow as pa
 
+    # Files have an index of their batches at the end; streams (as `save_to_disk` writes them) are read from the front.
     is_file = file.read(6) == b"ARROW1"
     file.seek(0)
     if is_file:
@@ -62,7 +64,7 @@ def _validated(batch: Any) -> Any:
     """The batch, if its buffers hold what it says; reading a damaged one unchecked can end the process."""
     import pyarrow as pa
 
-    if batch.num_rows < 0:
+    if batch.num_rows < 0:  # a damaged header
         raise pa.ArrowInvalid(f"a batch of {batch.num_rows} rows")
     try:
         batch.validate(full=True)
@@ -97,11 +99,10 @@ def batches_rows(batches: Iterator[Any], name: str) -> Iterator[Numbered]:
     row = 0
     for batch in batches:
         cleaners = column_cleaners(batch.schema)
-        for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for value in _python_rows(batch.slice(start, _BATCH_ROWS), row, name):
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            for value in _python_rows(batch.slice(start, BATCH_ROWS), row, name):
                 row += 1
-                for column, cleaner in cleaners.items():
-                    value[column] = cleaner(value[column])
+                value.update({column: cleaner(value[column]) for column, cleaner in cleaners.items()})
                 yield row, value, ""
 
 
@@ -110,8 +111,12 @@ Cleaner = Callable[[Any], Any]
 
 def column_cleaners(schema: Any) -> dict[str, Cleaner]:
     """For each column whose values Arrow changes, what turns them back into those that were written."""
-    found = {field.name: cleaner_of(field.type) for field in schema if field.type.num_fields or _is_decimal(field.type)}
-    return {name: cleaner for name, cleaner in found.items() if cleaner is not None}
+    import pyarrow as pa
+
+    # Plain columns are left alone: a float is a number, and not a whole number that Arrow made a float.
+    nested = [field for field in schema if field.type.num_fields or pa.types.is_decimal(field.type)]
+    cleaners = {field.name: cleaner_of(field.type) for field in nested}
+    return {name: cleaner for name, cleaner in cleaners.items() if cleaner is not None}
 
 
 def cleaner_of(kind: Any) -> Cleaner | None:
@@ -119,9 +124,9 @@ def cleaner_of(kind: Any) -> Cleaner | None:
     import pyarrow as pa
 
     if pa.types.is_decimal(kind):
-        return _number
+        return _from_decimal
     if pa.types.is_floating(kind):
-        return whole
+        return whole  # inside a value alone: `column_cleaners` leaves float columns as they are
     if pa.types.is_map(kind):
         return _mapping
     if pa.types.is_struct(kind):
@@ -161,13 +166,7 @@ class _List:
         return None if value is None else [self.inner(item) for item in value]
 
 
-def _is_decimal(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_decimal(kind))
-
-
-def _number(value: Any) -> Any:
+def _from_decimal(value: Any) -> Any:
     if value is None:
         return None
     return int(value) if value == value.to_integral_value() else float(value)
@@ -181,7 +180,7 @@ def _python_rows(batch: Any, before: int, name: str) -> list[dict[str, Any]]:
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        pass
+        pass  # which row it is, only decoding them one by one can say
     for index in range(batch.num_rows):
         try:
             batch.slice(index, 1).to_pylist()

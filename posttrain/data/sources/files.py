@@ -1,6 +1,6 @@
-"""Where rows come from: files, globs, folders, `datasets` folders and hub ids, each a `Source` of numbered rows.
+"""Where rows come from: files, globs, folders, `datasets` folders and hub ids, each a `DataSource` of numbered rows.
 
-What a file holds is told from its content, not its name. Sources are opened when they are iterated and can be
+What a file holds is read from its content, not its name. Sources are opened when they are iterated and can be
 iterated again; nothing is held in memory but the row in hand and a buffer.
 """
 
@@ -22,18 +22,19 @@ from typing import Any
 
 from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
-from posttrain.data.sources.columnar import arrow_rows, parquet_rows
+from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
 from posttrain.data.sources.json_rows import json_rows
 from posttrain.data.sources.memory import data_items, memory_source
+from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
-from posttrain.data.sources.source import Numbered, Source
-from posttrain.data.sources.splits import SUFFIXES, Split, choose, mixed_note, select, split_of
-from posttrain.errors import SourceError, nearest_file
+from posttrain.data.sources.source import DataSource, Numbered
+from posttrain.data.sources.splits import SUFFIXES, Split, choose_split, mixed_note, select_files, split_of
+from posttrain.errors import SourceError, did_you_mean, nearest_file
 
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
 _MAGIC = re.compile(r"[*?\[]")
-_BUFFER = 1 << 20
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +59,23 @@ class FileSource:
                 remedy="fetch or write it again (`gzip -t` checks it)",
             ) from error
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise _unreadable_file(self.name, error) from error
 
     def _rows(self) -> Iterator[Numbered]:
-        with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
-            head = file.peek(8)[:8]
+        with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
+            head = file.peek(HEAD)[:HEAD]  # magic numbers: `rows.json` may be Parquet, and `rows` gzip
         if not head:
-            raise _empty(self.name, "the file is empty (0 bytes)")
-        if head[:4] == b"PAR1":
-            yield from parquet_rows(self.path, self.name)
-        elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-            yield from arrow_rows(self.path, self.name)
+            raise _empty_source(self.name, "the file is empty (0 bytes)")
+        if (reader := reader_of(head)) is not None:
+            yield from reader.rows(self.path, self.name)
         else:
+            # JSON may have been through Arrow; Parquet and Arrow know their own padding by their types.
             yield from unpadded(self._json(), self._json)
 
     def _json(self) -> Iterator[Numbered]:
-        with io.BufferedReader(io.FileIO(self.path), _BUFFER) as file:
+        with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
-                with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER) as unpacked:
+                with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER_BYTES) as unpacked:
                     yield from json_rows(unpacked, self.name)
             else:
                 yield from json_rows(file, self.name)
@@ -85,7 +85,7 @@ class FileSource:
             with self.path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise _unreadable_file(self.name, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class PipeSource:
 
     def rows(self) -> Iterator[Numbered]:
         if not self.content:
-            raise _empty(self.name, "the pipe is empty (0 bytes)")
+            raise _empty_source(self.name, "the pipe is empty (0 bytes)")
         yield from unpadded(self._json(), self._json)
 
     def _json(self) -> Iterator[Numbered]:
-        with io.BufferedReader(io.BytesIO(self.content), _BUFFER) as file:
+        with io.BufferedReader(io.BytesIO(self.content), _BUFFER_BYTES) as file:
             yield from json_rows(file, self.name)
 
     def fingerprint(self) -> str:
@@ -124,6 +124,7 @@ class SavedDataset:
             names = [entry["filename"] for entry in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged_dataset(self.name, f"state.json: {error}") from error
+        # The Arrow files then hold more rows, in another order, than the data set that was saved.
         if state.get("_indices_files") or state.get("_indices_data_files"):
             raise _damaged_dataset(self.name, "rows that are selected by an index file, as very old versions saved")
         missing = [name for name in names if not (self.folder / name).exists()]
@@ -132,6 +133,7 @@ class SavedDataset:
         return tuple(self.folder / name for name in names)
 
     def rows(self) -> Iterator[Numbered]:
+        # Numbered through all shards, as the data set itself counts its rows.
         before = row = 0
         for path in self.files():
             for row, value, note in arrow_rows(path, str(path)):
@@ -143,8 +145,9 @@ class SavedDataset:
         return combined_fingerprint([FileSource(path) for path in self.files()])
 
 
-def combined_fingerprint(sources: Sequence[Source]) -> str:
+def combined_fingerprint(sources: Sequence[DataSource]) -> str:
     """One hash of several sources in their order; that of one source is the source's own."""
+    # So that one file has the same fingerprint whether it is named alone or found in a folder.
     if len(sources) == 1:
         return sources[0].fingerprint()
     digest = hashlib.sha256()
@@ -157,83 +160,81 @@ def combined_fingerprint(sources: Sequence[Source]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class ResolvedSources:
     """What the user named, resolved: the sources, and what should be said of the choice of files."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[DataSource, ...]
     notes: tuple[str, ...] = ()
 
 
-def open_sources(data: Any, split: str = "train") -> tuple[Source, ...]:
+def open_sources(data: Any, split: str = "train") -> tuple[DataSource, ...]:
     """The sources of `resolve_sources` alone."""
     return resolve_sources(data, split).sources
 
 
-def resolve_sources(data: Any, split: str = "train") -> Opened:
+def resolve_sources(data: Any, split: str = "train") -> ResolvedSources:
     """The sources that a path, glob, folder, hub id, rows in memory, or a list of these stands for; nothing is read.
 
     `split` chooses in folders and patterns whose files or parts are named after splits, and on the hub.
     Raises SourceError for what is not there, ConfigError for an empty list and for what is neither path nor rows.
     """
     items = data_items(data)
-    found: list[Source] = []
+    sources: list[DataSource] = []
     notes: list[str] = []
     for item in items:
-        opened = _opened(item, split)
-        found += opened.sources
-        notes += opened.notes
+        resolved = _resolve_item(item, split)
+        sources += resolved.sources
+        notes += resolved.notes
     # Within one item the rules of splits have chosen; only what the user names beside it can be of another split.
-    places = [place for source in found if (place := _place_of(source)) is not None]
+    places = [place for source in sources if (place := _path_of(source)) is not None]
     if len(items) > 1 and (mixed := mixed_note(places)) is not None:
         notes.append(mixed)
-    names = [source.name for source in found]
+    names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
+        copy = Path(twice[0]).with_name(f"again-{Path(twice[0]).name}")
         raise SourceError(
             f"{quoted(twice)} is named more than once",
             found=quoted(str(item) for item in items),
             expected="each file once: its rows would count double",
             remedy="name it once; where its rows are to count double, copy the file "
-            f"(`cp {shlex.quote(twice[0])} {shlex.quote(_second_name(twice[0]))}`) and name both",
+            f"(`cp {shlex.quote(twice[0])} {shlex.quote(str(copy))}`) and name both",
         )
-    return Opened(tuple(found), tuple(notes))
+    return ResolvedSources(tuple(sources), tuple(notes))
 
 
-def _second_name(name: str) -> str:
-    path = Path(name)
-    return str(path.with_name(f"again-{path.name}"))
-
-
-def _place_of(source: Source) -> Path | None:
-    """Where a source lies; None for rows in memory, and on the hub, whose split is the one that was asked for."""
+def _path_of(source: DataSource) -> Path | None:
+    """The path of a source; None for rows in memory and on the hub, where the split was chosen by name."""
     if isinstance(source, FileSource):
         return source.path
     return source.folder if isinstance(source, SavedDataset) else None
 
 
-def _opened(item: Any, split: str) -> Opened:
+def _resolve_item(item: Any, split: str) -> ResolvedSources:
     """The sources of one item."""
     if not isinstance(item, str | Path):
-        return Opened((memory_source(item, split),))
+        return ResolvedSources((memory_source(item, split),))
     text = str(item)
     if text.startswith(PACKAGE_SCHEME):
-        return Opened((FileSource(shipped_file(text)),))
+        return ResolvedSources((FileSource(shipped_file(text)),))
+    # What exists wins over what could be a pattern or a hub id: a folder may be called `a[1]`, or `owner/name`.
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder_sources(path, split)
     if path.is_fifo():
-        return Opened((PipeSource(text, path.read_bytes()),))
+        return ResolvedSources((PipeSource(text, path.read_bytes()),))
     if path.exists():
-        return Opened((FileSource(path),))
+        return ResolvedSources((FileSource(path),))
     if _MAGIC.search(text):
         return _glob_sources(text, split)
+    # A misspelt path looks like a hub id: only without a file's ending, and not inside a folder that exists.
     hub = HUB_ID.fullmatch(text) if isinstance(item, str) else None
     if hub and not text.endswith(SUFFIXES) and (text.startswith("hub:") or not path.parent.exists()):
-        return Opened((HubSource(hub["id"], hub["config"], hub["revision"], split),))
+        return ResolvedSources((HubSource(hub["id"], hub["config"], hub["revision"], split),))
     raise _not_found(text, path)
 
 
-def _glob_sources(pattern: str, split: str) -> Opened:
+def _glob_sources(pattern: str, split: str) -> ResolvedSources:
     whole = str(Path(pattern).expanduser())
     paths = sorted(Path(name) for name in glob.glob(whole, recursive=True))
     files = [path for path in paths if path.is_file()]
@@ -245,77 +246,83 @@ def _glob_sources(pattern: str, split: str) -> Opened:
             expected="at least one file",
             remedy=f"check the pattern with `ls {pattern}`; `**` reaches into subfolders",
         )
-    fixed = Path(*[part for part in itertools.takewhile(lambda part: not _MAGIC.search(part), Path(whole).parts)])
-    return _chosen(files, split, fixed, whole_folder=False)
+    base = Path(*[part for part in itertools.takewhile(lambda part: not _MAGIC.search(part), Path(whole).parts)])
+    return _files_of_split(files, split, base, whole_folder=False)
 
 
-def _chosen(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> Opened:
-    selection = select(files, split, base, whole_folder=whole_folder)
-    return Opened(tuple(FileSource(path) for path in selection.files), selection.notes)
+def _files_of_split(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> ResolvedSources:
+    selection = select_files(files, split, base, whole_folder=whole_folder)
+    return ResolvedSources(tuple(FileSource(path) for path in selection.files), selection.notes)
 
 
-def _folder_sources(folder: Path, split: str) -> Opened:
+def _folder_sources(folder: Path, split: str) -> ResolvedSources:
     if (folder / "dataset_dict.json").exists():
         parts = sorted(part.name for part in folder.iterdir() if (part / "state.json").exists())
         known = [split_of(PurePath(part, "x")) or Split(part, None) for part in parts]
         # A part's own name counts here, not what it is short for: it is how `datasets` names it.
         exact = [Split(part, known_as.group) for part, known_as in zip(parts, known, strict=True)]
-        (name,) = choose(exact, split, str(folder))
-        return Opened((SavedDataset(folder / name),))
+        (name,) = choose_split(exact, split, str(folder))
+        return ResolvedSources((SavedDataset(folder / name),))
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        return Opened((SavedDataset(folder),))
+        return ResolvedSources((SavedDataset(folder),))
+
     files = _data_files(folder.iterdir())
     if files:
-        opened = _chosen(files, split, folder, whole_folder=True)
-        below = _data_files(path for path in folder.glob("*/*") if not _hidden(path.relative_to(folder)))
+        resolved = _files_of_split(files, split, folder, whole_folder=True)
+        # The files beside us were meant; those in folders below are named in a note, since they may be forgotten.
+        below = _data_files(path for path in folder.glob("*/*") if not _is_hidden(path.relative_to(folder)))
         if not below:
-            return opened
+            return resolved
         names = [str(path.relative_to(folder)) for path in below]
         note = f"the files of {folder} itself are read; not read, in folders below it: {quoted(names, 6)}"
-        return Opened(opened.sources, (*opened.notes, note))
-    inside = [path for path in folder.rglob("*") if not _hidden(path.relative_to(folder))]
-    saved = sorted({path.parent for path in inside if path.name in ("dataset_dict.json", "state.json")})
-    files = _data_files(inside)
+        return ResolvedSources(resolved.sources, (*resolved.notes, note))
+
+    # Nothing in the folder itself: a clone of a hub repository has its files one level down, in `data/`.
+    files_below = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder))]
+    saved = sorted({path.parent for path in files_below if path.name in ("dataset_dict.json", "state.json")})
+    files = _data_files(files_below)
     if saved or not files:
         raise SourceError(
             "the folder holds no data files",
             where=str(folder),
             found=quoted(sorted(path.name for path in folder.iterdir())[:8]),
             expected=f"files that end in one of {quoted(SUFFIXES)}, or a saved `datasets` folder",
-            remedy=f"name the saved data set inside it, '{saved[0]}'" if saved else "check the path",
+            remedy=f"name the saved data set inside it, `{saved[0]}`" if saved else "check the path",
         )
-    opened = _chosen(files, split, folder, whole_folder=True)
-    _refuse_several_folders(opened, folder)
-    return opened
+
+    resolved = _files_of_split(files, split, folder, whole_folder=True)
+    _refuse_several_folders(resolved, folder)
+    return resolved
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
+    # Sorted, since the order in which a file system lists a folder differs between machines, and rows follow it.
     named = [path for path in sorted(paths) if path.name.endswith(SUFFIXES) and path.name not in _NOT_DATA]
     return [path for path in named if path.name[0] not in "._" and path.is_file()]
 
 
-def _hidden(relative: PurePath) -> bool:
+def _is_hidden(relative: PurePath) -> bool:
     return any(part.startswith((".", "__")) for part in relative.parts)
 
 
-def _refuse_several_folders(opened: Opened, folder: Path) -> None:
+def _refuse_several_folders(resolved: ResolvedSources, folder: Path) -> None:
     """One folder below the named one is a clone's `data`; several may be several data sets (configurations)."""
     places: dict[PurePath, Path] = {}
-    for source in opened.sources:
+    for source in resolved.sources:
         parent = Path(source.name).parent
         parts = [part for part in parent.relative_to(folder).parts if split_of(PurePath(part, "x")) is None]
         places.setdefault(PurePath(*parts), parent)
     if len(places) < 2:
         return
     below = [str(folder / place) for place in places]
-    endings = sorted({Path(source.name).suffix for source in opened.sources})
+    endings = sorted({Path(source.name).suffix for source in resolved.sources})
     raise SourceError(
         "the data files of the folder lie in several folders, which may be different data sets",
         where=str(folder),
         found=quoted(below, 8),
         expected="data files in the folder itself, or in one folder inside it",
-        remedy=f"name one of them, for example {below[0]!r}; "
-        f"to read them all, name a pattern, '{folder}/**/*{endings[0]}'",
+        remedy=f"name one of them, for example `{below[0]}`; "
+        f"to read them all, name a pattern, `{folder}/**/*{endings[0]}`",
     )
 
 
@@ -326,13 +333,13 @@ def _not_found(text: str, path: Path) -> SourceError:
     parent = path.parent
     beside = sorted(item.name for item in parent.iterdir()) if parent.is_dir() else []
     if near := nearest_file(path.name, beside):
-        remedy = f"did you mean {str(parent / near)!r}?"
+        remedy = did_you_mean(str(parent / near))
     elif not parent.is_dir():
-        remedy = f"the folder {str(parent)!r} does not exist either (seen from {str(Path.cwd())!r}): check the path"
+        remedy = f"the folder `{parent}` does not exist either (seen from `{Path.cwd()}`): check the path"
     else:
         data = [name for name in beside if name.endswith(SUFFIXES)]
-        remedy = f"check the path (seen from {str(Path.cwd())!r})"
-        remedy += f"; data files there: {quoted(data[:6])}" if data else ""
+        remedy = f"check the path (seen from `{Path.cwd()}`)"
+        remedy += f"; data files there: {', '.join(f'`{name}`' for name in data[:6])}" if data else ""
     return SourceError(
         "there is no such file or folder",
         where=text,
@@ -342,7 +349,7 @@ def _not_found(text: str, path: Path) -> SourceError:
     )
 
 
-def _empty(name: str, problem: str) -> SourceError:
+def _empty_source(name: str, problem: str) -> SourceError:
     return SourceError(
         problem,
         where=name,
@@ -353,10 +360,10 @@ def _empty(name: str, problem: str) -> SourceError:
 
 
 def no_rows(name: str) -> SourceError:
-    return _empty(name, "the source holds no rows")
+    return _empty_source(name, "the source holds no rows")
 
 
-def _unreadable(name: str, error: OSError) -> SourceError:
+def _unreadable_file(name: str, error: OSError) -> SourceError:
     return SourceError(
         "the file cannot be read",
         where=name,

@@ -35,11 +35,12 @@ class HubSource:
         return f"{self.id}{config}{revision} ({self.split})"
 
     def rows(self) -> Iterator[Numbered]:
-        opened = self._open()
-        features = getattr(opened, "features", None)
+        dataset = self._open()
+        features = getattr(dataset, "features", None)
         cleaners: dict[str, Cleaner] = {} if features is None else column_cleaners(features.arrow_schema)
-        clean = without_nulls if features is None else _as_it_is
-        stream = iter(opened)
+        # Without types every null inside a value is taken for padding; with them the cleaners know which ones are.
+        clean: Cleaner = without_nulls if features is None else lambda item: item
+        stream = iter(dataset)
         row = 0
         while True:
             try:
@@ -91,7 +92,3 @@ class HubSource:
             expected="a data set on the hub that can be read",
             remedy=remedy,
         )
-
-
-def _as_it_is(value: Any) -> Any:
-    return value

@@ -27,8 +27,8 @@ _FRAGMENTS = (
     | {"."}
 )
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
-_CHUNK = 1 << 20
-_HEAD = 1 << 16
+_CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 _TURNS_ON_A_LINE = re.compile(rb'\[\s*\{\s*"(?:role|from|content|value)"[^\n]*\]\s*\n\s*\[')
 """A list of turns on each line, which is no array of rows; the reader of lines says what to do with it."""
 
@@ -44,14 +44,14 @@ class _Decoder(json.JSONDecoder):
         super().__init__(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        value = dict(pairs)
+        if len(value) < len(pairs):
             seen = set[str]()
             self.repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return found
+        return value
 
 
-def _repeated(key: str, content: str, ref: RowRef) -> Broken:
+def _repeated_key(key: str, content: str, ref: RowRef) -> Broken:
     return Broken(
         RowError(
             f"an object of the row names the key {quoted([key])} twice",
@@ -83,16 +83,21 @@ def line_rows(stream: BinaryIO, name: str) -> Iterator[Numbered]:
         row += 1
         note = "" if row == number else f"line {number}"
         try:
-            decoder.repeated = None
+            decoder.repeated = None  # of this line alone
             value = decoder.decode(line.decode())
         except UnicodeDecodeError as error:
             yield row, _bad_encoding(line, error, start, RowRef(name, row)), note
         except (ValueError, RecursionError) as error:
+            # Only the last line can lack its line break, and then it may be half a row and not a wrong one.
             at_end = not line.endswith(b"\n")
             yield row, _bad_line(line.decode(), error, at_end, RowRef(name, row)), note
         else:
             key = decoder.repeated
-            yield row, value if key is None else _repeated(key, line.decode().rstrip("\r\n"), RowRef(name, row)), note
+            yield (
+                row,
+                value if key is None else _repeated_key(key, line.decode().rstrip("\r\n"), RowRef(name, row)),
+                note,
+            )
 
 
 def _bad_encoding(line: bytes, error: UnicodeDecodeError, start: int, ref: RowRef) -> Broken:
@@ -117,22 +122,26 @@ def encoding_error(data: bytes, error: UnicodeDecodeError, start: int, ref: RowR
 def _bad_line(line: str, error: Exception, at_end: bool, ref: RowRef) -> Broken:
     line = line.rstrip("\r\n")
     if at_end and isinstance(error, json.JSONDecodeError) and _cut_off(error, line):
-        return Broken(_truncated(ref, f"the last line ends with {shown(line[-60:])}", lines=True), "truncated", line)
+        return Broken(
+            _truncated_file(ref, f"the last line ends with {shown(line[-60:])}", lines=True), "truncated", line
+        )
+
     problem = "the line is not valid JSON"
-    found = shown(line)
+    excerpt = shown(line)
     if isinstance(error, json.JSONDecodeError):
         problem += f": {_lower(error.msg)} at character {error.pos + 1:,}"
-        found = f"{shown(line[max(0, error.pos - 40) : error.pos + 40])} around that character"
+        excerpt = f"{shown(line[max(0, error.pos - 40) : error.pos + 40])} around that character"
     elif isinstance(error, RecursionError):
         problem = "the line is nested too deeply to be a row"
     else:
         problem += f": {error}"
+
     return Broken(
         RowError(
             problem,
             reason="bad_json",
             where=ref,
-            found=found,
+            found=excerpt,
             expected="one JSON object per line",
             example='{"prompt": "2 + 2?", "completion": "4"}',
             remedy=_line_remedy(line, ref.source),
@@ -167,7 +176,7 @@ def _line_remedy(line: str, source: str) -> str:
     return "write the row again with a JSON library; `bad_rows: skip` leaves such rows out and counts them"
 
 
-def _truncated(
+def _truncated_file(
     ref: RowRef, found: str, *, lines: bool, problem: str = "the file ends in the middle of this row"
 ) -> SourceError:
     cut = f", or delete its last line (`sed -i '$ d' {shlex.quote(ref.source)}`)" if lines else ""
@@ -183,7 +192,7 @@ def _truncated(
 # ---------------------------------------------------------------- one array
 
 
-def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK) -> Iterator[Numbered]:
+def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Numbered]:
     """Elements of one JSON array, in order, holding no more of the file than a chunk and the element in hand.
 
     Raises SourceError, with the row and byte where it happens, for an array that is cut off or broken: after a
@@ -227,22 +236,24 @@ class _Window:
 
     def fill(self) -> None:
         """Drops what was read and appends more; doubles with the element in hand, so that no element costs a square."""
-        rest = self.text[self.at :]
-        data = self.stream.read(max(self.chunk_bytes, len(rest)))
-        held = self.decoder.getstate()[0]
+        unread = self.text[self.at :]
+        data = self.stream.read(max(self.chunk_bytes, len(unread)))
+        pending = self.decoder.getstate()[0]
         start = self.offset
         self.offset += len(data)
+        # Incremental: a chunk may end in the middle of a character. What comes before a bad byte is still read, so that
+        # the error names the row in which the byte stands.
         try:
             more = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            whole = held + data
-            more = whole[: error.start].decode()
-            self.failure = (whole, error, start - len(held))
-            self.offset = start - len(held) + error.start
+            data_with_pending = pending + data
+            more = data_with_pending[: error.start].decode()
+            self.failure = (data_with_pending, error, start - len(pending))
+            self.offset = start - len(pending) + error.start
             self.decoder.reset()
             self.ended = True
         self.ended = self.ended or not data
-        self.text, self.at = rest + more, 0
+        self.text, self.at = unread + more, 0
 
     def peek(self, row: int, at_end: bool = False) -> str:
         """The next character that is no white space, with `at` on it; "" at the end of the file."""
@@ -266,6 +277,7 @@ class _Window:
     def element(self, row: int) -> Any:
         """The value at `at`, which moves behind it; Broken for one with a key named twice."""
         self.peek(row)
+        # Tried again with more text until it can be decoded; `fill` doubles, so that the retries cost twice at most.
         while True:
             try:
                 self.json.repeated = None
@@ -284,7 +296,7 @@ class _Window:
                 if self.ended or self._is_complete(end):
                     content, self.at = self.text[self.at : end], end
                     key = self.json.repeated
-                    return value if key is None else _repeated(key, content, RowRef(self.name, row))
+                    return value if key is None else _repeated_key(key, content, RowRef(self.name, row))
             self.fill()
 
     def _is_complete(self, end: int) -> bool:
@@ -295,8 +307,8 @@ class _Window:
         return self.text[after] in ",]" or not _is_fragment(self.text, after)
 
     def byte_at(self, at: int) -> int:
-        held = len(self.decoder.getstate()[0])
-        return self.offset - held - len(self.text[at:].encode(errors="surrogatepass"))
+        pending = len(self.decoder.getstate()[0])
+        return self.offset - pending - len(self.text[at:].encode(errors="surrogatepass"))
 
     def broken(self, row: int, problem: str, at: int | None = None) -> SourceError:
         at = self.at if at is None else at
@@ -314,7 +326,7 @@ class _Window:
             data, error, start = self.failure
             return encoding_error(data, error, start, RowRef(self.name, row))
         tail = shown(self.text[-60:]) if self.text else "nothing more"
-        return _truncated(
+        return _truncated_file(
             RowRef(self.name, row), f"the file ends with {tail} at byte {self.offset:,}", lines=False, problem=problem
         )
 
@@ -337,9 +349,9 @@ def _is_fragment(text: str, at: int) -> bool:
 
 def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
-    head = stream.peek(_HEAD)[:_HEAD]  # `peek` gives all that is buffered
+    head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
-    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()  # a byte order mark is no part of the first row
     if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):
         return array_rows(stream, name)
     if text.startswith(b"{"):

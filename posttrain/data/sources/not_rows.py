@@ -1,4 +1,4 @@
-"""Files that hold no rows of JSON, told by how they begin, and what to do with each.
+"""Files that hold no rows of JSON, recognised by how they begin, and what to do with each.
 
 A command is proposed only for what the beginning of the file was read as: a table has the same number of cells in its
 first lines, an object that holds rows holds something that a format reads.
@@ -25,7 +25,7 @@ _PICKLE = (
     "`python -c \"import pandas; pandas.read_pickle('{0}').to_parquet('rows.parquet')\"`, "
     "or pass the DataFrame to `read`"
 )
-_FOREIGN = (
+_OTHER_FILES = (
     (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
     (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data itself", "fetch the data: `git lfs pull`"),
@@ -48,10 +48,11 @@ _LONGEST_NAME = 64
 
 def refuse_other_content(head: bytes, name: str) -> None:
     """Raises SourceError if the first bytes of a file are not those of JSON."""
-    start = head.lstrip()
-    for mark, what, remedy in _FOREIGN:
+    start = head.lstrip()  # blank lines before the first row are no content of another kind
+    for mark, what, remedy in _OTHER_FILES:
         if start.startswith(mark):
-            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _quoted(name, remedy)), name)
+            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _shell_quoted(name, remedy)), name)
+    # JSON in UTF-16 has a NUL beside each of its first ASCII characters.
     if b"\0" in head[:4] and start[:1] in (b"{", b"[", b"\0"):
         what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
         convert = f"`iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > fixed.jsonl`"
@@ -63,7 +64,7 @@ def refuse_other_content(head: bytes, name: str) -> None:
     _refuse_text(start.removeprefix(codecs.BOM_UTF8).lstrip(), head, name)
 
 
-def _quoted(name: str, remedy: str) -> str:
+def _shell_quoted(name: str, remedy: str) -> str:
     """A file's name as a shell takes it; inside Python's quotes it stands as it is."""
     return name if "'{0}'" in remedy else shlex.quote(name)
 
@@ -74,15 +75,17 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
         return
     text = start[:_TEXT_BYTES].decode(errors="replace")
     lines = [line for line in text.splitlines()[:_TABLE_LINES] if line.strip()]
-    if not lines or any(line.lstrip()[:1] in ("{", "[") or _is_json(line) for line in lines[:5]):
+    # Among the first lines, not only in the first: a comment or a log line may stand above rows that are right.
+    if not lines or any(line.lstrip()[:1] in ("{", "[") or _parses_as_json(line) for line in lines[:5]):
         return
     delimiter = table_delimiter(lines, whole=len(start) < _TEXT_BYTES, name=name)
     if delimiter is not None:
-        sep = {"\t": "\\t"}.get(delimiter, delimiter)
+        separator = {"\t": "\\t"}.get(delimiter, delimiter)
         raise _not_json(
             "the file looks like a table (CSV or TSV), not JSON",
             start.split(b"\n", 1)[0],
-            f"convert it: `python -c \"import pandas; pandas.read_csv('{name}', sep='{sep}', keep_default_na=False)"
+            'convert it: `python -c "import pandas; '
+            f"pandas.read_csv('{name}', sep='{separator}', keep_default_na=False)"
             ".to_json('rows.jsonl', orient='records', lines=True)\"`",
             name,
         )
@@ -92,7 +95,7 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
         raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
 
 
-def _is_json(line: str) -> bool:
+def _parses_as_json(line: str) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -101,7 +104,7 @@ def _is_json(line: str) -> bool:
 
 
 def table_delimiter(lines: list[str], *, whole: bool, name: str) -> str | None:
-    """What separates the cells of a table whose first lines these are; None for prose, commas or not.
+    """The separator of the table whose first lines these are, or None if they are prose.
 
     table_delimiter(["prompt\\tcompletion", "Hi\\tHello"], whole=True, name="a.tsv") -> "\\t"
     """
@@ -111,6 +114,7 @@ def table_delimiter(lines: list[str], *, whole: bool, name: str) -> str | None:
         except csv.Error:
             continue
         rows = rows if whole and len(lines) < _TABLE_LINES else rows[:-1]  # the last may be cut
+        # The same number of cells in every line: prose has commas, and not as many in each of its lines.
         if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
             continue
         names = [cell.strip() for cell in rows[0]]
@@ -143,7 +147,7 @@ def refuse_one_object(text: bytes, name: str) -> None:
     try:
         value, _ = json.JSONDecoder().raw_decode(words)
     except ValueError:
-        value = _beginning(words)
+        value = _first_wrapped_row(words)
     wrapped = wrapped_remedy(value, name)
     raise SourceError(
         "the file holds an object that spans several lines",
@@ -156,19 +160,20 @@ def refuse_one_object(text: bytes, name: str) -> None:
     )
 
 
-_LIST = re.compile(r'"([^"\\]+)"\s*:\s*\[\s*(?=\{)')
+_LIST_OF_OBJECTS = re.compile(r'"([^"\\]+)"\s*:\s*\[\s*(?=\{)')
 
 
-def _beginning(words: str) -> dict[str, Any]:
+def _first_wrapped_row(words: str) -> dict[str, Any]:
     """The first element of the first list of a cut object, under its key: {"data": [{...}]}."""
-    for found in _LIST.finditer(words):
-        before = words[: found.start()]
+    for match in _LIST_OF_OBJECTS.finditer(words):
+        # Directly inside the outer object, where wrappers have their rows; deeper lists are parts of one row.
+        before = words[: match.start()]
         if before.count("{") - before.count("}") != 1 or before.count("[") != before.count("]"):
             continue
         try:
-            element, _ = json.JSONDecoder().raw_decode(words, found.end())
+            element, _ = json.JSONDecoder().raw_decode(words, match.end())
         except ValueError:
             continue
         if detect(element) is not None:
-            return {found[1]: [element]}
+            return {match[1]: [element]}
     return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posttrain.errors import SourceError, nearest
+from posttrain.errors import SourceError, unknown
 
 PACKAGE_SCHEME = "package://"
 PACKAGE_DATA = Path(__file__).parent.parent.parent / "embedded" / "data"
@@ -18,13 +18,16 @@ def shipped_file(text: str) -> Path:
     """
     name = text.removeprefix(PACKAGE_SCHEME)
     path = PACKAGE_DATA / name
+    # Only names that are listed, so that `package://../..` leads nowhere.
     known = [str(entry.relative_to(PACKAGE_DATA)) for entry in sorted(PACKAGE_DATA.rglob("*")) if entry.is_file()]
     if name in known:
         return path
-    near = nearest(name, known)
-    raise SourceError(
-        "no such file comes with posttrain",
+    raise unknown(
+        "file",
+        name,
+        known,
+        error=SourceError,
+        problem="no such file comes with posttrain",
         where=text,
-        expected=f"one of {', '.join(known)}",
-        remedy=f"did you mean `{PACKAGE_SCHEME}{near}`?" if near else "choose one of those",
+        spelling=PACKAGE_SCHEME + "{}",
     )

@@ -1,4 +1,4 @@
-"""A place that rows come from, and what it gives: numbered rows."""
+"""A place that rows come from, and what it gives: numbered rows. The first arrow of the flow; `read` iterates these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A row that could not be read as JSON, in place of its value; `bad_rows: skip` may go on after it."""
+    """In place of a row's value where its text is no JSON; with `bad_rows: skip` reading goes on after it."""
 
     error: DataError
     reason: str
@@ -19,10 +19,10 @@ class Broken:
 
 
 Numbered = tuple[int, Any, str]
-"""(row number from 1, value or Broken, where else to look: "line 5", or "" where that is the row number)."""
+"""(row number from 1, value or Broken, a note such as "line 5" where lines and rows are counted apart, else "")."""
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Rows under one name."""
 
     @property

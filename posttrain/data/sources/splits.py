@@ -1,10 +1,10 @@
-"""Which split a file belongs to, told by its name or its folder's, by the rules that the hub documents.
+"""Which split a file belongs to, by its name or its folder's and the rules that the hub documents.
 
 split_of(PurePath("data/train-00000-of-00002.parquet"))   # Split("train", "train")
 split_of(PurePath("gsm8k_test.jsonl"))                     # Split("test", "test")
 split_of(PurePath("train_sft.jsonl"))                      # Split("train_sft", "train")
 split_of(PurePath("contest.jsonl"))                        # None: a keyword stands between delimiters
-select(files, "train", folder, whole_folder=True)          # Selection(files, notes)
+select_files(files, "train", folder, whole_folder=True)          # Selection(files, notes)
 
 The keywords and delimiters are those of `datasets` (data_files.py, SPLIT_KEYWORDS and NON_WORDS_CHARS): a shard's name
 before its number first, then the folders, then anywhere in the file's name. Two deviations, both so that no row to be
@@ -48,8 +48,8 @@ _BEGINS = re.compile(rf"({_WORDS})(?=[-._ 0-9]|$)(.*)")
 _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _NUMBERING = re.compile(r"(?:[-._ ]*(?:part|shard|chunk|file|split)?[-._ ]*\d*)*$")
 """What only counts the files of one split: train_part2, train.03."""
-_SHOWN = 6
-MIXED = "files of different splits are read together: "
+_SHOWN_FILES = 6
+MIXED_SPLITS = "files of different splits are read together: "
 """How the note begins that things were named side by side which say that they are of different splits."""
 
 
@@ -60,7 +60,7 @@ class Split:
     name: str
     """As `split:` names it; a keyword alone is written as the hub writes it: dev.jsonl is of "validation"."""
     group: str | None
-    """One of KEYWORDS; None for the shards of a name that is no keyword, as of a language."""
+    """One of KEYWORDS; None for shards whose name is no keyword, such as a language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +72,22 @@ class Selection:
 
 
 def split_of(path: PurePath) -> Split | None:
-    """The split that a path (relative to the folder that was named) says it is of; None where it says nothing."""
-    stem = _stem(path.name.lower())
+    """The split that a path (relative to the folder that was named) names, or None if it names none."""
+    name = path.name.lower()
+    # The longest suffix: "train.jsonl.gz" is of "train", not of "train.jsonl".
+    stem = name.removesuffix(next((end for end in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(end)), ""))
     shard = _SHARD.match(stem)
-    if shard is not None and (of_shard := _named(shard[1])) is not None:
+    if shard is not None and (of_shard := _split_named(shard[1])) is not None:
         return of_shard
-    said = [found for part in (*path.parts[:-1], stem) if (found := _named(part.lower())) is not None]
-    if said:
+    splits = [split for part in (*path.parts[:-1], stem) if (split := _split_named(part.lower())) is not None]
+    if splits:
         # training/test.jsonl is no training file, whatever the folder: furthest from training wins.
-        group = furthest_from_training(split.group for split in said)
-        return next(split for split in reversed(said) if split.group == group)
+        group = furthest_from_training(split.group for split in splits)
+        return next(split for split in reversed(splits) if split.group == group)
     return Split(shard[1], None) if shard is not None else None
 
 
-def _stem(name: str) -> str:
-    ending = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
-    return name.removesuffix(ending)
-
-
-def _named(name: str) -> Split | None:
+def _split_named(name: str) -> Split | None:
     """The split that one part of a path is named after."""
     groups = {_GROUP_OF[word] for word in _KEYWORD.findall(name)}
     if not groups:
@@ -106,28 +103,31 @@ def _named(name: str) -> Split | None:
 
 def furthest_from_training(groups: Iterable[str | None]) -> str:
     """Where names say several things, rows that may be measured on must not train."""
-    said = set(groups)
-    return next(group for group in ("test", "validation", "train") if group in said)
+    named = set(groups)
+    return next(group for group in ("test", "validation", "train") if group in named)
 
 
 # ---------------------------------------------------------------- choosing
 
 
-def choose(splits: Iterable[Split], wanted: str, where: str) -> frozenset[str]:
+def choose_split(splits: Iterable[Split], wanted: str, where: str) -> frozenset[str]:
     """The names of the splits that `wanted` means: itself, or the only one of its group.
 
-    choose({train_sft, test_sft}, "train", ...) -> {"train_sft"}
+    choose_split({train_sft, test_sft}, "train", ...) -> {"train_sft"}
 
     Raises:
         SourceError: there is none, or there are several kinds of it, which are never mixed without a word.
     """
-    found = {split.name: split for split in splits}
-    names = sorted(found, key=lambda name: (found[name].group != "train", name))
-    for name in (wanted, _canonical(wanted)):
-        if name in found:
+    split_by_name = {split.name: split for split in splits}
+    names = sorted(split_by_name, key=lambda name: (split_by_name[name].group != "train", name))
+    # By its own name first, then as files of it are named here: dev_sft -> validation_sft.
+    named = _split_named(wanted.lower())
+    for name in (wanted, named.name if named is not None else wanted):
+        if name in split_by_name:
             return frozenset({name})
     group = _GROUP_OF.get(wanted.lower())
-    kinds = [name for name in names if group is not None and found[name].group == group]
+    kinds = [name for name in names if group is not None and split_by_name[name].group == group]
+    # train_sft alone is what `train` means; beside train_gen it is a guess, and guesses are refused.
     if len(kinds) == 1:
         return frozenset(kinds)
     several = f", several of which are of {wanted!r}" if kinds else ""
@@ -141,17 +141,11 @@ def choose(splits: Iterable[Split], wanted: str, where: str) -> frozenset[str]:
     )
 
 
-def _canonical(name: str) -> str:
-    """dev_sft -> validation_sft: a split by the name that files of it get here."""
-    named = _named(name.lower())
-    return named.name if named is not None else name
-
-
-def select(files: Sequence[Path], wanted: str, base: Path, *, whole_folder: bool) -> Selection:
+def select_files(files: Sequence[Path], wanted: str, base: Path, *, whole_folder: bool) -> Selection:
     """The files of one split where their names say so, else all of them.
 
     Args:
-        base: what the files are shown and told apart relative to, a folder or the fixed part of a pattern.
+        base: a folder, or the fixed part of a pattern; names are read and shown relative to it.
         whole_folder: nobody said which of them to read, so that files without a split among others are refused; a
             pattern names them.
 
@@ -163,29 +157,30 @@ def select(files: Sequence[Path], wanted: str, base: Path, *, whole_folder: bool
     groups = {split.group for split in named}
     if groups <= {None}:
         return _unnamed_groups(of_file, named, wanted, str(base))
-    bare = [path for path, split in of_file.items() if split is None]
-    if bare and whole_folder:
+    without_split = [path for path, split in of_file.items() if split is None]
+    if without_split and whole_folder:
         raise _some_without(of_file, wanted, base)
     keyword = _GROUP_OF.get(wanted.lower())
-    if not whole_folder and not bare and len(groups) == 1 and (keyword in groups or keyword == "train"):
+    if not whole_folder and not without_split and len(groups) == 1 and (keyword in groups or keyword == "train"):
         # A pattern that matches files of one split alone was written for them, whatever the split.
-        of_one = len({split.name for split in named}) == 1 and keyword in groups
-        return Selection(tuple(files), () if of_one else (_note(of_file, files, base),))
-    if bare and keyword == "train" and "train" not in groups:
-        taken: set[str | None] = {None}
+        is_one_split = len({split.name for split in named}) == 1 and keyword in groups
+        return Selection(tuple(files), () if is_one_split else (_selection_note(of_file, files, base),))
+    # Files without a word for a split beside a test file: they are what trains.
+    if without_split and keyword == "train" and "train" not in groups:
+        chosen_names: set[str | None] = {None}
     else:
-        taken = {*choose(named, wanted, str(base)), *([None] if bare else [])}
-    chosen = tuple(path for path, split in of_file.items() if (split.name if split else None) in taken)
-    if len(chosen) == len(files) and len(taken) == 1:
+        chosen_names = {*choose_split(named, wanted, str(base)), *([None] if without_split else [])}
+    chosen = tuple(path for path, split in of_file.items() if (split.name if split else None) in chosen_names)
+    if len(chosen) == len(files) and len(chosen_names) == 1:
         return Selection(chosen)
-    return Selection(chosen, (_note(of_file, chosen, base),))
+    return Selection(chosen, (_selection_note(of_file, chosen, base),))
 
 
 def _unnamed_groups(of_file: Mapping[Path, Split | None], named: set[Split], wanted: str, where: str) -> Selection:
     """Files of no known split: all of them, or the shards of the one that is asked for."""
     if wanted == "train" or not named:
         return Selection(tuple(of_file))
-    names = choose(named, wanted, where)
+    names = choose_split(named, wanted, where)
     return Selection(tuple(path for path, split in of_file.items() if split is not None and split.name in names))
 
 
@@ -193,6 +188,7 @@ def mixed_note(files: Sequence[Path]) -> str | None:
     """What to say where files of different splits, named side by side by the user, are read together."""
     if len(files) < 2:
         return None
+    # Relative to what they share, so that a word in the path above ("/data/test_runs/...") names no split.
     parents = [path.absolute().parent for path in files]
     base = parents[0]
     while any(base not in (parent, *parent.parents) for parent in parents):
@@ -201,16 +197,16 @@ def mixed_note(files: Sequence[Path]) -> str | None:
     groups = {split.group for split in of_file.values() if split is not None and split.group is not None}
     if len(groups) < 2:
         return None
-    return MIXED + _listed(files, of_file, base)
+    return MIXED_SPLITS + _files_by_split(files, of_file, base)
 
 
-def _note(of_file: Mapping[Path, Split | None], chosen: Sequence[Path], base: Path) -> str:
-    left = [path for path in of_file if path not in set(chosen)]
-    said = f"read {_listed(chosen, of_file, base)}"
-    return f"{said}; not read: {_listed(left, of_file, base)}" if left else said
+def _selection_note(of_file: Mapping[Path, Split | None], chosen: Sequence[Path], base: Path) -> str:
+    not_read = [path for path in of_file if path not in set(chosen)]
+    note = f"read {_files_by_split(chosen, of_file, base)}"
+    return f"{note}; not read: {_files_by_split(not_read, of_file, base)}" if not_read else note
 
 
-def _listed(files: Sequence[Path], of_file: Mapping[Path, Split | None], base: Path) -> str:
+def _files_by_split(files: Sequence[Path], of_file: Mapping[Path, Split | None], base: Path) -> str:
     """data/train-0.jsonl, data/train-1.jsonl (split 'train'), notes.jsonl (no split)."""
     by_split: dict[str, list[str]] = {}
     for path in files:
@@ -218,8 +214,8 @@ def _listed(files: Sequence[Path], of_file: Mapping[Path, Split | None], base: P
         by_split.setdefault(f"split {split.name!r}" if split else "no split", []).append(str(_relative(path, base)))
     parts = []
     for split_name, names in by_split.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"{', '.join(names[:_SHOWN])}{more} ({split_name})")
+        more = f" and {len(names) - _SHOWN_FILES} more" if len(names) > _SHOWN_FILES else ""
+        parts.append(f"{', '.join(names[:_SHOWN_FILES])}{more} ({split_name})")
     return ", ".join(parts)
 
 
@@ -231,16 +227,16 @@ def _relative(path: Path, base: Path) -> PurePath:
 
 
 def _some_without(of_file: Mapping[Path, Split | None], wanted: str, base: Path) -> SourceError:
-    named = _named(wanted.lower())
+    named = _split_named(wanted.lower())
     group = named.group if named is not None else None
     keep = [path for path, split in of_file.items() if split is None or split.group == group]
     listed = ", ".join(str(path) for path in keep)
     return SourceError(
         "some files of the folder are named after a split, others are not",
         where=str(base),
-        found=_listed(list(of_file), of_file, base),
+        found=_files_by_split(list(of_file), of_file, base),
         expected="only names such as train.jsonl and test.jsonl, or none of these",
         remedy=f"name the files to read instead of the folder: `path: [{listed}]`"
-        if len(keep) <= _SHOWN
+        if len(keep) <= _SHOWN_FILES
         else "name the files to read, or a pattern that matches them alone, instead of the folder",
     )

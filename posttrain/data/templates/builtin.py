@@ -1,6 +1,6 @@
 """Chat templates that posttrain brings along, by name; any other name is the path of a Jinja file.
 
-`chat` is not here: it is the tokenizer's own template.
+`chat` is not here: it is the tokenizer's own template. `ChatTemplate` renders what `template_source` gives it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.tokens import Tokens
-from posttrain.errors import ConfigError, TemplateError, nearest
+from posttrain.errors import ConfigError, TemplateError, unknown
 
 CHATML = """\
 {%- macro tools_text() -%}
@@ -59,7 +59,7 @@ BUILTIN: dict[str, str] = {"chatml": CHATML, "raw": RAW}
 
 def with_values(template: str, **values: str) -> str:
     """The template with its capital names set to texts, so that it stands alone as a file."""
-    assignments = "".join(f"{{%- set {name} = {quoted(value)} -%}}\n" for name, value in values.items())
+    assignments = "".join(f"{{%- set {name} = {jinja_string(value)} -%}}\n" for name, value in values.items())
     return assignments + template
 
 
@@ -71,8 +71,8 @@ def template_source(tokens: Tokens, name: str) -> Any:
         ConfigError: the name is neither built in nor a file.
     """
     if name == "chat":
-        own = tokens.tokenizer.chat_template
-        if not own:
+        chat_template = tokens.tokenizer.chat_template
+        if not chat_template:
             raise TemplateError(
                 "this tokenizer has no chat template, so the layout of a conversation is unknown",
                 found="tokenizer.chat_template is empty, as it is for base models",
@@ -80,7 +80,8 @@ def template_source(tokens: Tokens, name: str) -> Any:
                 remedy="choose one: `template: raw` (the texts and eos, for a base model), `template: chatml` "
                 "(built in), or `template: path/to/file.jinja`",
             )
-        return own
+        return chat_template
+
     if name == "raw":
         if tokens.eos_text is None:
             raise TemplateError(
@@ -89,24 +90,30 @@ def template_source(tokens: Tokens, name: str) -> Any:
                 expected="an eos token",
                 remedy="set tokenizer.eos_token, or use another template",
             )
+        # Only where the tokenizer itself would write it: a base model that never saw BOS must not train behind one.
         bos = tokens.tokenizer.bos_token if tokens.bos_id in tokens.added_by_default() else None
         return with_values(BUILTIN["raw"], BOS=bos or "", EOS=tokens.eos_text)
+
     if name == "chatml":
+        # A mark that is several tokens could be written by halves, and no sampler stops at it.
         end = "<|im_end|>" if tokens.single_id("<|im_end|>") is not None else tokens.eos_text
         return with_values(BUILTIN["chatml"], END=end or "<|im_end|>")
+
     path = Path(name).expanduser()
     if not path.is_file():
-        guess = nearest(name, ["chat", *BUILTIN])
-        raise ConfigError(
-            f"there is no chat template named {name!r}",
+        raise unknown(
+            "chat template",
+            name,
+            ("chat", *BUILTIN),
+            error=ConfigError,
             found=name,
             expected="`chat` (the tokenizer's own), `chatml`, `raw`, or the path of a Jinja file",
-            remedy=f"did you mean {guess!r}?" if guess else "give the path of an existing file",
+            otherwise="give the path of an existing file",
         )
     return path.read_text(encoding="utf-8")
 
 
-def quoted(text: str) -> str:
-    """A text as a string of Jinja: quoted("it's") -> "'it\\\\'s'"."""
+def jinja_string(text: str) -> str:
+    """A text as a string of Jinja: jinja_string("it's") -> "'it\\\\'s'"."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"

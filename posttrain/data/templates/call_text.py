@@ -1,4 +1,4 @@
-"""Whether a rendered text writes a tool call: its name, every key and every value of its arguments.
+"""Whether a rendered text writes a tool call: its name, every key and every value of its arguments. Used by the proofs.
 
 Templates write the same call as JSON, as XML parameters, as Python or in a notation of their own, so values are looked
 for one by one and in every form that a template gives them: `true` and `True`, "\\u00fc" and "ü", escaped or not.
@@ -49,7 +49,7 @@ def call_in_form(call: Mapping[str, Any], form: ArgumentForm) -> dict[str, Any]:
 
 
 def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -> str | None:
-    """What of some calls a text does not write: None, or words such as "the argument 'city' of the call of 'weather'".
+    """The first part of some calls that a text lacks, as "the argument 'city' of the call of 'weather'"; or None.
 
     Args:
         text: the text that the turn trains.
@@ -57,13 +57,13 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
     """
 
     names = [str(call["function"]["name"]) for call in calls]
-    leaves = [(call["function"]["name"], *leaf) for call in calls for leaf in _leaves(_arguments(call))]
+    leaves = [(call["function"]["name"], *leaf) for call in calls for leaf in _argument_leaves(_arguments(call))]
     words = [*names, *(_word(value) for _, _, value in leaves)]
 
-    def shown(form: str, own: str) -> bool:
+    def shown(form: str, own_word: str) -> bool:
         # A word that stands inside others, as the value of {"city": "city"} inside its key, must stand there once
         # more than they do: else what is found is the key, and the value is lost.
-        wanted = sum(form in word for word in words) + (form not in own)
+        wanted = sum(form in word for word in words) + (form not in own_word)
         return text.count(form) - beside.count(form) >= wanted
 
     for name in names:
@@ -74,8 +74,12 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
         if any(shown(form, _word(value)) for form in _forms(value)):
             continue
         if isinstance(value, str):
-            folded = folded or (_folded(text), _folded(beside), [_folded(word) for word in words])
-            wanted = _folded(value)
+            folded = folded or (
+                _letters_and_digits(text),
+                _letters_and_digits(beside),
+                [_letters_and_digits(word) for word in words],
+            )
+            wanted = _letters_and_digits(value)
             times = max(1, sum(wanted in word for word in folded[2]))
             if wanted and folded[0].count(wanted) - folded[1].count(wanted) >= times:
                 continue
@@ -84,7 +88,7 @@ def lost_part(calls: Sequence[Mapping[str, Any]], text: str, beside: str = "") -
 
 
 def _word(value: Any) -> str:
-    """A leaf as other leaves can stand inside it; "" where templates write it in several ways (`true`, `True`)."""
+    """A leaf as text that other leaves may be a part of; "" if templates write it in several ways (`true`, `True`)."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
@@ -98,7 +102,7 @@ def _arguments(call: Mapping[str, Any]) -> Any:
     return arguments
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _argument_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every key and every value below it that a text can be searched for.
 
     Null says nothing that a template must write, and an empty text or list has nothing to be found by.
@@ -108,10 +112,10 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             below = f"{path}.{key}" if path else str(key)
             if item is not None:  # a template may leave out an argument that is null
                 yield below, str(key)
-            yield from _leaves(item, below)
+            yield from _argument_leaves(item, below)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _leaves(item, path)
+            yield from _argument_leaves(item, path)
     elif value is not None and str(value).strip():
         yield path, value
 
@@ -138,7 +142,7 @@ def _forms(value: Any) -> Iterator[str]:
                 yield str(int(value))
 
 
-def _folded(text: str) -> str:
+def _letters_and_digits(text: str) -> str:
     """Letters and digits alone, escapes undone: what is left equal by any way of quoting."""
     undone = html.unescape(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text))
     undone = re.sub(r"\\+[nrtbf]", " ", undone)

@@ -30,7 +30,7 @@ CLOCK = "strftime_now"
 LIVE = "live_date"
 """A value for the exported template: true asks the clock again, as the template did before it was frozen."""
 TODAY = "today"
-_LETTERS = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_CODE_LETTERS = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 _FLAGS = "-_0^#"
 _MACRO = """\
 {{%- if not {live} %}}
@@ -62,7 +62,7 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=64)
 def _parsed(source: str) -> nodes.Template | None:
-    """The template's syntax tree; None for text that is no template, which rendering refuses with its own words."""
+    """The template's syntax tree, or None if Jinja cannot parse it; rendering then refuses it in Jinja's own words."""
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     environment.globals.clear()  # else `lipsum` would count as known, and be found nowhere
     try:
@@ -86,17 +86,17 @@ def reads_clock(source: str) -> bool:
     return CLOCK in values_read(source)
 
 
-def unsteady(source: str) -> list[str]:
-    """What in a template gives another text at each rendering: ["the filter `random`"]; [] for nearly all."""
+def random_parts(source: str) -> list[str]:
+    """The parts of a template that give another text at each rendering: ["the filter `random`"]; [] for nearly all."""
     tree = _parsed(source)
     if tree is None:
         return []
-    found = ["the filter `random`"] if any(one.name == "random" for one in tree.find_all(nodes.Filter)) else []
+    parts = ["the filter `random`"] if any(node.name == "random" for node in tree.find_all(nodes.Filter)) else []
     # jinja2 brings `lipsum`, which invents sentences; as a name of the template's own it is harmless.
-    return found + (["the function `lipsum`"] if "lipsum" in values_read(source) else [])
+    return parts + (["the function `lipsum`"] if "lipsum" in values_read(source) else [])
 
 
-def steady(render: Callable[[], str]) -> str:
+def deterministic_rendering(render: Callable[[], str]) -> str:
     """The text of a rendering that is the same three times over.
 
     Raises:
@@ -121,12 +121,12 @@ def frozen_clock(source: str, day: str) -> str:
     locale under which this was called, since another machine's locale is ambient state too.
     """
     moment = datetime.datetime.combine(date_of(day), datetime.time())
-    codes = {code: text for code in _codes_of(source) if (text := _written(moment, code)) is not None}
+    codes = {code: text for code in _codes_of(source) if (text := _formatted(moment, code)) is not None}
     return _MACRO.format(live=LIVE, clock=CLOCK, codes=jinja_literal(codes), flags=_FLAGS)
 
 
-def _written(moment: datetime.datetime, code: str) -> str | None:
-    """What a code stands for; None where the platform does not know it."""
+def _formatted(moment: datetime.datetime, code: str) -> str | None:
+    """The text of a code of `strftime`, or None if the platform does not know it."""
     try:
         text = moment.strftime(f"%{code}")
     except ValueError:
@@ -137,20 +137,22 @@ def _written(moment: datetime.datetime, code: str) -> str | None:
 def _codes_of(source: str) -> list[str]:
     """The codes of all formats where each is written out in the template, else every code there is."""
     tree = _parsed(source)
-    every = [flag + letter for flag in ("", *_FLAGS) for letter in _LETTERS]
+    all_codes = [flag + letter for flag in ("", *_FLAGS) for letter in _CODE_LETTERS]
     if tree is None:
-        return every
-    named = sum(one.name == CLOCK for one in tree.find_all(nodes.Name))
-    known, formats = 0, list[str]()
+        return all_codes
+    named = sum(node.name == CLOCK for node in tree.find_all(nodes.Name))
+    written_out, formats = 0, list[str]()
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Name) and call.node.name == CLOCK:
             first = call.args[0] if call.args else None
             if isinstance(first, nodes.Const) and isinstance(first.value, str):
-                known += 1
+                written_out += 1
                 formats.append(first.value)
     # `strftime_now is defined` asks for no format.
-    known += sum(isinstance(one.node, nodes.Name) and one.node.name == CLOCK for one in tree.find_all(nodes.Test))
-    return sorted({code for text in formats for code in codes_in(text)}) if known == named else every
+    written_out += sum(
+        isinstance(node.node, nodes.Name) and node.node.name == CLOCK for node in tree.find_all(nodes.Test)
+    )
+    return sorted({code for text in formats for code in codes_in(text)}) if written_out == named else all_codes
 
 
 def codes_in(text: str) -> Iterator[str]:
@@ -198,7 +200,7 @@ def jinja_literal(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return "'" + "".join(_escaped(letter) for letter in value) + "'"
+        return "'" + "".join(_jinja_escape(letter) for letter in value) + "'"
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
@@ -206,7 +208,7 @@ def jinja_literal(value: Any) -> str:
     return "[" + ", ".join(map(jinja_literal, value)) + "]"
 
 
-def _escaped(letter: str) -> str:
+def _jinja_escape(letter: str) -> str:
     # Braces and percent signs are written as codes too: some readers of templates look for tags inside strings.
     if letter in "\\'{}%#" or ord(letter) < 32 or ord(letter) == 127:
         return f"\\x{ord(letter):02x}"

@@ -1,4 +1,4 @@
-"""A row's messages to drafts of trees: which turns train, in which context, ending how.
+"""A row's messages to drafts of trees: which turns train, in which context, ending how. `Encoder` freezes the drafts.
 
 A draft is a tree before truncation. Everything about single turns is `template.py`'s; here turns are put together:
 a conversation whose contexts continue one another is one sequence, any other is several.
@@ -25,8 +25,8 @@ class SpecialTokenError(EncodingError):
     """A text holds a special token's name, and the settings refuse such rows."""
 
 
-class Found:
-    """What is worth knowing about one row, gathered while it is encoded."""
+class RowFindings:
+    """The findings about one row, gathered while it is encoded; the names are those of `encode.FINDINGS`."""
 
     def __init__(self, findings: Sequence[str] = ()) -> None:
         self.names: list[str] = list(findings)
@@ -36,7 +36,7 @@ class Found:
         self.names += [name for name in names if name not in self.names]
 
 
-class _Path:
+class _Sequence:
     """One sequence under construction: its text, ids, which of them train, and which of those end an answer."""
 
     def __init__(self) -> None:
@@ -78,23 +78,23 @@ class Drafter:
 
     # ------------------------------------------------------------ drafts
 
-    def demonstration(self, row: Demonstration, found: Found) -> list[Draft]:
+    def demonstration(self, row: Demonstration, findings: RowFindings) -> list[Draft]:
         messages = [self.template.plain(message) for message in row.messages]
         if self.settings.train_on == "all":
-            return [self._everything(row, messages, found)]
+            return [self._everything(row, messages, findings)]
         trained = self._trained(row.messages)
-        if not trained:
+        if not trained:  # a draft without a trained token, which `fit_length` drops under its reason
             ids = self.tokens.ids(self.template.render(messages, row.tools))
             return [Draft([], (Side(ids, [False] * len(ids)),))]
-        paths, context = self._paths(messages, trained, row.tools, found, cut=_cut(row.messages))
-        found.add(self.check_shown(row.messages[: trained[-1]], row.tools, context))
+        paths, context = self._paths(messages, trained, row.tools, findings, cut=_cut_turns(row.messages))
+        findings.add(self.check_shown(row.messages[: trained[-1]], row.tools, context))
         if len(paths) > 1:
-            found.add(["split_turns"])
+            findings.add(["split_turns"])
         for path in paths:
-            self._compare(found, path.text, path.ids)
+            self._compare(findings, path.text, path.ids)
         return [path.draft(path.first_trained) for path in paths]
 
-    def _everything(self, row: Demonstration, messages: list[PlainMessage], found: Found) -> Draft:
+    def _everything(self, row: Demonstration, messages: list[PlainMessage], findings: RowFindings) -> Draft:
         """Every token but the first, which nothing predicts."""
         if any(message.train is False for message in row.messages):
             raise EncodingError(
@@ -102,36 +102,39 @@ class Drafter:
                 expected="no such mark under `train_on: all`",
                 remedy="use `train_on: assistant_only`, which honours the mark",
             )
-        path = _Path()
+        path = _Sequence()
         if messages and messages[-1]["role"] == "assistant":
             turn = self._turn(messages, len(messages) - 1, row.tools, whole=row.messages[-1].complete)
             self._extend(path, self.tokens.ids(turn.context), turn)
-            found.add([turn.finding] if turn.finding else [])
-            found.add(self.check_shown(row.messages[:-1], row.tools, turn.context))
+            findings.add([turn.finding] if turn.finding else [])
+            findings.add(self.check_shown(row.messages[:-1], row.tools, turn.context))
         else:
             path.text = self.template.render(messages, row.tools)
             path.add(self.tokens.ids(path.text), trains=True)
-            found.add(self.check_shown(row.messages, row.tools, path.text))
-        self._compare(found, path.text, path.ids)
+            findings.add(self.check_shown(row.messages, row.tools, path.text))
+        self._compare(findings, path.text, path.ids)
         mask = [False] + [True] * (len(path.ids) - 1)
+        # By id, unlike elsewhere: under `all` every token trains, and this only counts those that end an answer.
         stops = tuple(at for at, number in enumerate(path.ids) if number in self.stop_ids and at)
         return Draft([], (Side(path.ids, mask[: len(path.ids)], stops),))
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any], found: Found | None = None) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Any], findings: RowFindings | None = None
+    ) -> list[int]:
         """The ids of a conversation with its generation prompt; what there is to say of it goes to `found`."""
         text = self._prompt_text(messages, tools)
         ids = self.tokens.ids(text)
         shown = self.check_shown(messages, tools, text)
-        if found is not None:
-            found.add(shown)
-            self._compare(found, text, ids)
+        if findings is not None:
+            findings.add(shown)
+            self._compare(findings, text, ids)
         return ids
 
-    def _compare(self, found: Found, text: str, ids: list[int]) -> None:
+    def _compare(self, findings: RowFindings, text: str, ids: list[int]) -> None:
         """Text through ids and back; see `posttrain.data.round_trip`."""
         trip = self._round_trips.of(text, ids)
-        found.round_trip += trip
-        found.add((["lost_text"] if trip.lost else []) + (["altered_by_tokenizer"] if trip.altered else []))
+        findings.round_trip += trip
+        findings.add((["lost_text"] if trip.lost else []) + (["altered_by_tokenizer"] if trip.altered else []))
 
     def _prompt_text(self, messages: Sequence[Message], tools: Sequence[Any]) -> str:
         return self.template.prompt([self.template.plain(message) for message in messages], tools)
@@ -141,14 +144,14 @@ class Drafter:
         prompt: Sequence[Message],
         responses: Sequence[Sequence[Message]],
         tools: Sequence[Any],
-        found: Found,
+        findings: RowFindings,
     ) -> Draft:
         """All responses behind one prompt, whose ids each of them must share token by token."""
         text = self._prompt_text(prompt, tools)
-        found.add(self.check_shown(prompt, tools, text))
+        findings.add(self.check_shown(prompt, tools, text))
         shared = self.tokens.ids(text)
-        self._compare(found, text, shared)
-        sides = [self._side(text, shared, prompt, response, tools, found) for response in responses]
+        self._compare(findings, text, shared)
+        sides = [self._side(text, shared, prompt, response, tools, findings) for response in responses]
         return Draft(shared, tuple(sides))
 
     def _side(
@@ -158,7 +161,7 @@ class Drafter:
         prompt: Sequence[Message],
         response: Sequence[Message],
         tools: Sequence[Any],
-        found: Found,
+        findings: RowFindings,
     ) -> Side:
         turns = [*prompt, *response]
         messages = [self.template.plain(message) for message in turns]
@@ -166,11 +169,14 @@ class Drafter:
         if not trained:
             return Side([], [])
         try:
-            paths, context = self._paths(messages, trained, tools, found, known={len(prompt): text}, cut=_cut(turns))
+            paths, context = self._paths(
+                messages, trained, tools, findings, known={len(prompt): text}, cut=_cut_turns(turns)
+            )
         except ContextMismatch as error:
             raise self._mismatch(self.tokens.ids(error.context), self.tokens.ids(error.rendered)) from error
+
         if len(response) > 1:
-            found.add(self.check_shown(turns[: trained[-1]], tools, context))
+            findings.add(self.check_shown(turns[: trained[-1]], tools, context))
         if len(paths) > 1:
             raise TemplateError(
                 "the chat template rewrites the earlier turns of a response with several assistant turns, so that no "
@@ -179,10 +185,12 @@ class Drafter:
                 expected="one",
                 remedy="train on the last turn only (`train: false` on the others), or name another template",
             )
+
+        # Equal texts may still have other ids where the tokenizer merges across the end of the prompt.
         path = paths[0]
         if path.ids[: len(shared)] != shared:
             raise self._mismatch(shared, path.ids)
-        self._compare(found, path.text.removeprefix(text), path.ids[len(shared) :])
+        self._compare(findings, path.text.removeprefix(text), path.ids[len(shared) :])
         return path.draft(len(shared)).sides[0]
 
     def _mismatch(self, shared: list[int], other: list[int]) -> PromptMismatchError:
@@ -220,16 +228,17 @@ class Drafter:
         messages: list[PlainMessage],
         trained: list[int],
         tools: Sequence[Any],
-        found: Found,
+        findings: RowFindings,
         known: Mapping[int, str] | None = None,
         cut: Collection[int] = (),
-    ) -> tuple[list[_Path], str]:
+    ) -> tuple[list[_Sequence], str]:
         """The trained turns in their true contexts: one path as long as each context continues the one before.
 
         known: contexts by turn that are already rendered.
         cut: turns that were cut before their end. Also returns the last turn's context.
         """
-        paths: list[_Path] = []
+        # Compared by ids and not by text: what must hold is that the model has seen exactly these ids before the turn.
+        paths: list[_Sequence] = []
         shown = ""
         for index in trained:
             if messages[index]["role"] == "assistant":
@@ -237,10 +246,10 @@ class Drafter:
             else:
                 turn = self.template.other_turn(messages, index, tools)
             shown = turn.context
-            found.add([turn.finding] if turn.finding else [])
+            findings.add([turn.finding] if turn.finding else [])
             context = self.tokens.ids(shown)
             if not paths or context[: len(paths[-1].ids)] != paths[-1].ids:
-                paths.append(_Path())
+                paths.append(_Sequence())
             self._extend(paths[-1], context, turn)
         return paths, shown
 
@@ -256,7 +265,8 @@ class Drafter:
         read = self.template.turn if whole else self.template.cut_turn
         return read(messages, index, tools, context=context)
 
-    def _extend(self, path: _Path, context: list[int], turn: Turn) -> None:
+    def _extend(self, path: _Sequence, context: list[int], turn: Turn) -> None:
+        # What the context has beyond the path so far is the other side's turn: it is read, and does not train.
         path.add(context[len(path.ids) :], trains=False)
         text, stop = turn.completion, turn.stop
         ids = self.tokens.continuation(turn.context, context, text + stop.text if stop else text)
@@ -307,11 +317,11 @@ class Drafter:
                     remedy="name a template that knows tools (`template: chatml` does), or remove the tools",
                 )
         # A name that stands in the text only because the tool was called is no schema.
-        found = ["hidden_tools"] if tools and not self.template.calls.shows_tools else []
+        findings = ["hidden_tools"] if tools and not self.template.calls.shows_tools else []
         for message in messages:
             content = message.content
             if message.tool_calls and self._loses_calls(messages, message, tools, text):
-                found.append(self._lost_call(message))
+                findings.append(self._lost_call(message))
             if message.role == "assistant" or not content or content.strip() in text:
                 continue
             if self.template.hides(message.role):
@@ -321,11 +331,12 @@ class Drafter:
                     expected="every turn in the context",
                     remedy="name a template that knows this role (`template: chatml` does), or remove such turns",
                 )
-            found.append("altered_text")
-        return list(dict.fromkeys(found))
+            findings.append("altered_text")
+        return list(dict.fromkeys(findings))
 
     def _loses_calls(self, messages: Sequence[Message], calling: Message, tools: Sequence[Any], text: str) -> bool:
         """Whether the context shows a turn without its calls, though other texts may name the same things."""
+        # Words of the call may stand in questions, answers and thoughts too: only what goes beyond those is the call.
         beside = "\n".join([text for message in messages for text in (message.content, message.reasoning) if text])
         if lost_part(calling.tool_calls, text, beside) is None:
             return False
@@ -336,8 +347,7 @@ class Drafter:
         return lost_part(calling.tool_calls, text, without) is not None
 
     def _lost_call(self, message: Message) -> str:
-        """A call in the context that the rendered text does not show whole: a finding, or an error where the template
-        shows no such call."""
+        """The finding for a call that the context does not show whole; an error if the template never shows one."""
         if self.template.calls.in_history:
             return "hidden_calls"
         raise TemplateError(
@@ -348,6 +358,6 @@ class Drafter:
         )
 
 
-def _cut(messages: Sequence[Message]) -> frozenset[int]:
+def _cut_turns(messages: Sequence[Message]) -> frozenset[int]:
     """The turns that were cut before their end."""
     return frozenset(index for index, message in enumerate(messages) if not message.complete)

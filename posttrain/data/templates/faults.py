@@ -1,4 +1,4 @@
-"""What went wrong when a chat template was rendered, told as what it is.
+"""What went wrong when a chat template was rendered, as a named error of the right kind.
 
 A template can end in three ways that have nothing in common: it refuses the conversation by its own check
 (`raise_exception`), its code has a fault (a text added to a mapping, an undefined name), or it is no Jinja at all. Each
@@ -56,13 +56,13 @@ def render_fault(error: Exception, label: str, source: Any, messages: Sequence[M
 
 
 def _line_number(error: Exception) -> int | None:
-    """The line of the template that was running; None where the fault is outside of it."""
-    trace, found = error.__traceback__, None
+    """The line of the template that was running, or None if the fault is outside of the template."""
+    trace, line = error.__traceback__, None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename in _TEMPLATE_FILES:
-            found = trace.tb_lineno  # the innermost one wins: a macro's line says more than that of its call
+            line = trace.tb_lineno  # the innermost one wins: a macro's line says more than that of its call
         trace = trace.tb_next
-    return found
+    return line
 
 
 def _line(source: Any, number: int | None) -> str:

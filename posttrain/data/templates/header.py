@@ -26,12 +26,12 @@ from posttrain.data.templates.clock import (
     LIVE,
     frozen_clock,
     jinja_literal,
+    random_parts,
     reads_clock,
     today,
-    unsteady,
     values_read,
 )
-from posttrain.errors import ConfigError, TemplateError, nearest
+from posttrain.errors import ConfigError, TemplateError, did_you_mean, nearest
 
 _HEADER = re.compile(r"\A\s*\{#- posttrain-speech (?P<record>.*?) #\}.*?\{#- posttrain-speech-end #\}\n?", re.DOTALL)
 _SET_BY_THE_CALL = frozenset(
@@ -46,27 +46,27 @@ _WORDS_OF_JINJA = frozenset(
     ["true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is", "if", "else", "loop", "self"]
 )
 
-Source = str | Mapping[str, str]
+TemplateSource = str | Mapping[str, str]
 """A template, or several by name ("default", "tool_use")."""
 
 
 @dataclass(frozen=True, slots=True)
-class SpokenTemplate:
-    """A template with its header: SpokenTemplate("{#- posttrain-speech ...", {"enable_thinking": False}, None, ())."""
+class HeadedTemplate:
+    """A template with its header: HeadedTemplate("{#- posttrain-speech ...", {"enable_thinking": False}, None, ())."""
 
     source: Any
     """What is rendered and exported: a text, or a mapping of them."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """What the template is given, the start's own values among them."""
     date: str | None = None
-    """The day that it writes; None where it asks no clock."""
+    """The day that it writes; None if it reads no clock."""
     notes: tuple[str, ...] = ()
 
 
-def spoken_template(
-    source: Source, values: Mapping[str, Any], date: str | None, always_set: Collection[str] = ()
-) -> SpokenTemplate:
-    """A template as it is spoken from now on: what its header says, under what is given here.
+def with_header(
+    source: TemplateSource, values: Mapping[str, Any], date: str | None, always_set: Collection[str] = ()
+) -> HeadedTemplate:
+    """A template with a header for what is given here and what its own header says.
 
     Args:
         values: win over the header's, name by name.
@@ -77,42 +77,42 @@ def spoken_template(
         TemplateError: the template gives another text at each rendering.
     """
     if not isinstance(source, (str, Mapping)):  # a tokenizer of another make, which renders in its own way
-        return SpokenTemplate(source, _plain(values), date)
-    headers, bare = split(source)
+        return HeadedTemplate(source, _plain_values(values), date)
+    headers, bare = split_header(source)
     texts = list(bare.values()) if isinstance(bare, Mapping) else [bare]
     for text in texts:
-        _refuse_unsteady(text)
-    own, own_date = headers
-    merged = {**own, **_plain(values)}
-    asks = any(map(reads_clock, texts))
-    day = (date or own_date or today()) if asks else None
-    notes = [*_notes_on_values(own, _plain(values), texts), *_notes_on_date(day, own_date)]
+        _refuse_random(text)
+    saved, saved_date = headers
+    merged = {**saved, **_plain_values(values)}
+    reads_date = any(map(reads_clock, texts))
+    day = (date or saved_date or today()) if reads_date else None
+    notes = [*_notes_on_values(saved, _plain_values(values), texts), *_notes_on_date(day, saved_date)]
 
-    def spoken(text: str) -> str:
+    def headed(text: str) -> str:
         return _header(text, merged, day, always_set) + text
 
-    result = {name: spoken(text) for name, text in bare.items()} if isinstance(bare, Mapping) else spoken(bare)
-    return SpokenTemplate(result, merged, day, tuple(notes))
+    result = {name: headed(text) for name, text in bare.items()} if isinstance(bare, Mapping) else headed(bare)
+    return HeadedTemplate(result, merged, day, tuple(notes))
 
 
-def split(source: Source) -> tuple[tuple[dict[str, Any], str | None], Source]:
+def split_header(source: TemplateSource) -> tuple[tuple[dict[str, Any], str | None], TemplateSource]:
     """((values, date), template without its header); of several templates, the values of all and the first date."""
     if isinstance(source, str):
-        return _split(source)
-    parts = {name: _split(text) for name, text in source.items()}
-    values = {name: value for (own, _), _ in parts.values() for name, value in own.items()}
+        return _split_text(source)
+    parts = {name: _split_text(text) for name, text in source.items()}
+    values = {name: value for (own_values, _), _ in parts.values() for name, value in own_values.items()}
     dates = [date for (_, date), _ in parts.values() if date is not None]
     return (values, dates[0] if dates else None), {name: text for name, (_, text) in parts.items()}
 
 
-def chosen(source: Source, tools: Sequence[Any]) -> str | None:
-    """The one of several templates that `transformers` takes; None leaves the choice, and its error, to it."""
+def template_for(source: TemplateSource, tools: Sequence[Any]) -> str | None:
+    """The template that `transformers` would take of several; None leaves the choice, and the error, to it."""
     if isinstance(source, str):
         return source
     return source["tool_use"] if tools and "tool_use" in source else source.get("default")
 
 
-def _split(text: str) -> tuple[tuple[dict[str, Any], str | None], str]:
+def _split_text(text: str) -> tuple[tuple[dict[str, Any], str | None], str]:
     values: dict[str, Any] = {}
     date: str | None = None
     while (match := _HEADER.match(text)) is not None:
@@ -132,7 +132,7 @@ def _split(text: str) -> tuple[tuple[dict[str, Any], str | None], str]:
 
 
 def _header(text: str, values: Mapping[str, Any], day: str | None, always_set: Collection[str]) -> str:
-    """The lines before a template, "" where it is given nothing. Each ends so that no text of its own is written:
+    """The lines before a template, "" if it is given nothing. Each ends so that it writes no text of its own:
     `transformers` removes one line break after a tag, and the template's own first line break must stay."""
     day = day if reads_clock(text) else None
     if not values and day is None:
@@ -169,9 +169,9 @@ def check_values(values: Mapping[str, Any]) -> None:
             )
         if name in _SET_BY_THE_CALL or name in (CLOCK, LIVE):
             raise _bad_value(name, "this is set by whoever renders a template", name, "a value that the template reads")
-        if not _is_json(value):
-            found = f"{value!r}, of type {type(value).__name__}"
-            raise _bad_value(name, "the value cannot be saved with the model", found, "text, numbers, true, lists")
+        if not _is_json_value(value):
+            given = f"{value!r}, of type {type(value).__name__}"
+            raise _bad_value(name, "the value cannot be saved with the model", given, "text, numbers, true, lists")
 
 
 def _bad_value(name: Any, problem: str, found: str, expected: str) -> ConfigError:
@@ -185,39 +185,39 @@ def _bad_value(name: Any, problem: str, found: str, expected: str) -> ConfigErro
     )
 
 
-def _is_json(value: Any) -> bool:
+def _is_json_value(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+        return all(isinstance(key, str) and _is_json_value(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return all(map(_is_json, value))
+        return all(map(_is_json_value, value))
     return value is None or type(value) in (str, int, bool)
 
 
-def _plain(value: Any) -> Any:
+def _plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _plain_values(item) for key, item in value.items()}
+    return [_plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse_unsteady(text: str) -> None:
-    if found := unsteady(text):
+def _refuse_random(text: str) -> None:
+    if random_names := random_parts(text):
         raise TemplateError(
             "the chat template gives another text at each rendering, so that no model could be asked as it was trained",
-            found=", ".join(found),
+            found=", ".join(random_names),
             expected="a template whose text depends on the conversation and its values alone",
             remedy="take that out of the template and name the new file (`template: FILE`), or use `template: chatml`",
         )
 
 
-def _notes_on_values(own: Mapping[str, Any], given: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
+def _notes_on_values(saved: Mapping[str, Any], given: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
     notes = [
-        f"the model was trained with the template's `{name}: {json.dumps(own[name])}`, and is asked with "
+        f"the model was trained with the template's `{name}: {json.dumps(saved[name])}`, and is asked with "
         f"`{name}: {json.dumps(value)}` now"
         for name, value in given.items()
         # As text, for in Python False is 0 and 1.0 is 1, and a template prints them otherwise.
-        if name in own and json.dumps(own[name]) != json.dumps(value)
+        if name in saved and json.dumps(saved[name]) != json.dumps(value)
     ]
     known = frozenset().union(*map(values_read, texts))
     for name in given:
@@ -225,16 +225,16 @@ def _notes_on_values(own: Mapping[str, Any], given: Mapping[str, Any], texts: Se
             near = nearest(name, sorted(known))
             notes.append(
                 f"the chat template reads no value `{name}`, so it changes nothing"
-                + (f"; did you mean `{near}`?" if near else "")
+                + (f"; {did_you_mean(near)}" if near else "")
             )
     return notes
 
 
-def _notes_on_date(day: str | None, own: str | None) -> list[str]:
+def _notes_on_date(day: str | None, saved: str | None) -> list[str]:
     if day is None:
         return []
-    if own is not None and own != day:
-        return [f"the model was trained with the date {own} in its prompts, and is asked with {day} now"]
+    if saved is not None and saved != day:
+        return [f"the model was trained with the date {saved} in its prompts, and is asked with {day} now"]
     return [
         f"the chat template writes today's date: it is {day} in every prompt of this model, here and in the exported "
         f"folder (another day: `encoding: {{date: 2026-01-31}}`; who serves the folder has the clock back by "

@@ -1,28 +1,19 @@
-"""What a template does, found out by rendering known texts: layout, ends of turns, tool calls, thoughts.
+"""What a template does, found out by rendering known texts: layout, ends of turns, tool calls.
 
 Nothing is recognised by a family's name. Every probe renders a conversation whose texts occur nowhere else and reads
 off what stands around them. A probe that the template refuses finds nothing; the first row of that kind is then
-refused with the template's own words.
+refused with the template's own words. `thought_probe.py` does the same for thoughts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
 from posttrain.data.templates.call_text import ArgumentForm, call_in_form, lost_part
-from posttrain.data.templates.thoughts import (
-    THINK,
-    Marks,
-    marks_in,
-    marks_order,
-    opened_at_end,
-    state_of,
-    trailing_marks,
-)
 from posttrain.data.tokens import Tokens
 from posttrain.errors import TemplateError
 
@@ -38,7 +29,7 @@ USER, ANSWER, TOOL, THOUGHT = (
 RESULT = "posttrainproberesult"
 _KEY, _VALUE = "posttrainprobekey", "posttrainprobevalue"
 QUESTION: PlainMessage = {"role": "user", "content": USER}
-SCHEMA: dict[str, Any] = {
+PROBE_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": TOOL,
@@ -46,8 +37,6 @@ SCHEMA: dict[str, Any] = {
         "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": "A text."}}},
     },
 }
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Under which of a message's keys templates read its thoughts, the usual one first."""
 
 
 def probe_call(number: int = 1) -> dict[str, Any]:
@@ -65,15 +54,21 @@ class Renderer(Protocol):
     @property
     def label(self) -> str: ...
 
-    def render(self, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, ask: bool = False) -> str: ...
+    def render(
+        self, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, add_generation_prompt: bool = False
+    ) -> str: ...
 
 
 def rendered_or_none(
-    template: Renderer, messages: Sequence[PlainMessage], tools: Sequence[Any] = (), *, ask: bool = False
+    template: Renderer,
+    messages: Sequence[PlainMessage],
+    tools: Sequence[Any] = (),
+    *,
+    add_generation_prompt: bool = False,
 ) -> str | None:
-    """`template.render`, or None where it refuses the conversation."""
+    """`template.render`, or None if it refuses the conversation."""
     try:
-        return template.render(messages, tools, ask=ask)
+        return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
     except TemplateError:
         return None  # the template refuses such conversations; a row that needs them is refused aloud
 
@@ -82,9 +77,12 @@ def rendered_or_none(
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where turns begin and end: Layout("<|im_start|>assistant\\n", prefill="", between="<|im_end|>\\n...user\\n",
-    headers=..., closes="<|im_end|>", header_is_prompt=True)."""
+class TemplateLayout:
+    """Where turns begin and end.
+
+    TemplateLayout("<|im_start|>assistant\\n", prefill="", between="<|im_end|>\\n...user\\n", headers=...,
+                   closes="<|im_end|>", header_is_prompt=True)
+    """
 
     generation: str
     """The generation prompt: what asking adds to a conversation."""
@@ -104,8 +102,8 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """The token that ends an assistant's turn: Stop("<|im_end|>", 2)."""
+class StopToken:
+    """The token that ends an assistant's turn: StopToken("<|im_end|>", 2)."""
 
     text: str
     id: int
@@ -113,17 +111,20 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What a template writes after a turn's last text: Tail("<|im_end|>\\n", kept="", stop=Stop("<|im_end|>", 2))."""
+    """What a template writes after a turn's last text.
+
+    Tail("<|im_end|>\\n", kept="", stop=StopToken("<|im_end|>", 2))
+    """
 
     text: str
     kept: str
     """The part before the stop token, which the model writes too."""
-    stop: Stop | None
+    stop: StopToken | None
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a turn is made of, as far as its end may depend on it: Kind(content=True, calls=False, ...)."""
+class TurnKind:
+    """What a turn is made of, as far as its end may depend on it: TurnKind(content=True, calls=False, ...)."""
 
     content: bool
     calls: bool
@@ -132,10 +133,10 @@ class Kind:
     """The turn follows a tool's result."""
 
 
-def kind_of(messages: Sequence[PlainMessage], index: int, *, thoughts: bool) -> Kind:
+def turn_kind(messages: Sequence[PlainMessage], index: int, *, thoughts: bool) -> TurnKind:
     """Of the turn messages[index]; thoughts: whether the template renders any for it."""
     message = messages[index]
-    return Kind(
+    return TurnKind(
         content=bool((message["content"] or "").strip()),
         calls=bool(message.get("tool_calls")),
         thoughts=thoughts,
@@ -153,13 +154,15 @@ class Ends:
         plain: the end of an answer that is text alone.
     """
 
-    def __init__(self, template: Renderer, plain: Tail, layout: Layout, calls: CallForm, thoughts_key: str | None):
+    def __init__(
+        self, template: Renderer, plain: Tail, layout: TemplateLayout, calls: CallForm, thoughts_key: str | None
+    ):
         self._template, self._layout, self._calls, self._key = template, layout, calls, thoughts_key
         self.plain = plain
-        self._of: dict[Kind, Tail | None] = {}
+        self._of: dict[TurnKind, Tail | None] = {}
 
-    def of(self, kind: Kind) -> Tail | None:
-        """None where the template refuses such a turn, or writes it in a way that a probe cannot read."""
+    def of(self, kind: TurnKind) -> Tail | None:
+        """The end of such a turn, or None if the template refuses it or writes it in a way that a probe cannot read."""
         if kind not in self._of:
             self._of[kind] = self._probe(kind)
         return self._of[kind]
@@ -168,27 +171,29 @@ class Ends:
     def all(self) -> tuple[Tail, ...]:
         """The ends of every kind of turn, that of a plain answer first."""
         switched = product((False, True), (False, True), (False, True), (True, False))
-        kinds = [Kind(content, calls, thoughts, after) for calls, thoughts, after, content in switched]
-        found = [tail for kind in kinds if (kind.content or kind.calls) and (tail := self.of(kind)) is not None]
-        return tuple(dict.fromkeys([self.plain, *found]))
+        kinds = [TurnKind(content, calls, thoughts, after) for calls, thoughts, after, content in switched]
+        tails = [tail for kind in kinds if (kind.content or kind.calls) and (tail := self.of(kind)) is not None]
+        return tuple(dict.fromkeys([self.plain, *tails]))
 
-    def _probe(self, kind: Kind) -> Tail | None:
+    def _probe(self, kind: TurnKind) -> Tail | None:
         if kind.calls and not self._calls.written:
             return None
         context = [QUESTION]
         if kind.after_tool:
             context += self._calls.exchange()
         turn = self._turn(kind)
-        rendered = rendered_or_none(self._template, [*context, turn], [SCHEMA] if kind.calls or kind.after_tool else ())
-        before = rendered_or_none(self._template, context, [SCHEMA] if kind.calls or kind.after_tool else ())
+        rendered = rendered_or_none(
+            self._template, [*context, turn], [PROBE_TOOL] if kind.calls or kind.after_tool else ()
+        )
+        before = rendered_or_none(self._template, context, [PROBE_TOOL] if kind.calls or kind.after_tool else ())
         if rendered is None or before is None:
             return None
         if kind.content and (not kind.calls or rendered.rfind(ANSWER) > rendered.rfind(_VALUE)):
-            _, found, text = rendered.rpartition(ANSWER)
-            return self._after_text(text) if found else None
+            _, has_answer, text = rendered.rpartition(ANSWER)
+            return self._after_text(text) if has_answer else None
         return self._after_call(rendered, context, turn)
 
-    def _turn(self, kind: Kind, calls: int = 1) -> PlainMessage:
+    def _turn(self, kind: TurnKind, calls: int = 1) -> PlainMessage:
         turn: PlainMessage = {"role": "assistant", "content": ANSWER if kind.content else self._calls.null_content}
         if kind.calls:
             turn["tool_calls"] = [call_in_form(probe_call(number + 1), self._calls.form) for number in range(calls)]
@@ -199,10 +204,10 @@ class Ends:
     def _after_text(self, text: str) -> Tail | None:
         if text == self.plain.text:
             return self.plain
-        found = first_stop(self._template.tokens, text, self._layout.closes)
-        if found is None:
+        stop = first_stop(self._template.tokens, text, self._layout.closes)
+        if stop is None:
             return self.plain if not text.strip() and not self.plain.text.strip() else None
-        return Tail(text, *found)
+        return Tail(text, *stop)
 
     def _after_call(self, rendered: str, context: list[PlainMessage], turn: PlainMessage) -> Tail | None:
         """The end of a turn whose last text is a call.
@@ -217,7 +222,7 @@ class Ends:
                 continue
             if self._closes_call(added, context, turn):
                 break
-            return Tail(rendered[rendered.rindex(added) :], "", Stop(added, tokens.added[added]))
+            return Tail(rendered[rendered.rindex(added) :], "", StopToken(added, tokens.added[added]))
         following = self._result_header(rendered, context, turn)
         if following is not None:
             return following
@@ -226,29 +231,29 @@ class Ends:
 
     def _closes_call(self, token: str, context: list[PlainMessage], turn: PlainMessage) -> bool:
         """Whether a token is part of each call: with two calls it stands there once more."""
-        tools = [SCHEMA]
-        one = rendered_or_none(self._template, [*context, turn], tools)
-        both = {**turn, "tool_calls": [call_in_form(probe_call(number), self._calls.form) for number in (1, 2)]}
-        two = rendered_or_none(self._template, [*context, both], tools)
-        if one is None or two is None or two.count(TOOL) <= one.count(TOOL):  # one call at a time
-            opened = token.replace("/", "", 1) if "/" in token else None
-            return opened is not None and one is not None and opened in one[one.rfind(TOOL) - 200 :]
-        return two.count(token) > one.count(token)
+        tools = [PROBE_TOOL]
+        single = rendered_or_none(self._template, [*context, turn], tools)
+        two_calls = {**turn, "tool_calls": [call_in_form(probe_call(number), self._calls.form) for number in (1, 2)]}
+        double = rendered_or_none(self._template, [*context, two_calls], tools)
+        if single is None or double is None or double.count(TOOL) <= single.count(TOOL):  # one call at a time
+            opening = token.replace("/", "", 1) if "/" in token else None
+            return opening is not None and single is not None and opening in single[single.rfind(TOOL) - 200 :]
+        return double.count(token) > single.count(token)
 
     def _result_header(self, rendered: str, context: list[PlainMessage], turn: PlainMessage) -> Tail | None:
         """The token that begins a tool's result, where it begins no other turn and nothing else ends the call."""
         result = self._calls.result()
-        longer = rendered_or_none(self._template, [*context, turn, result], [SCHEMA])
+        longer = rendered_or_none(self._template, [*context, turn, result], [PROBE_TOOL])
         if longer is None or not longer.startswith(rendered):
             return None
         header = longer[len(rendered) :].partition(RESULT)[0]
-        found = first_stop(self._template.tokens, header)
-        if found is None or found[1].text in self._layout.headers or found[0].strip():
+        stop = first_stop(self._template.tokens, header)
+        if stop is None or stop[1].text in self._layout.headers or stop[0].strip():
             return None
-        return Tail("", *found)
+        return Tail("", *stop)
 
 
-def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[str, Stop] | None:
+def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[str, StopToken] | None:
     """What the model writes after its answer, and the first added token there, or the one token that the tail is.
 
     closes: the token that ends turns of the user. Where it follows that first one directly, as in Cohere's
@@ -258,13 +263,13 @@ def first_stop(tokens: Tokens, tail: str, closes: str | None = None) -> tuple[st
     added = tokens.first_added(tail)
     if added is not None:
         at, text = added
-        kept, rest = tail[:at], tail[at + len(text) :]
-        if closes is not None and text != closes and rest.startswith(closes):
-            return kept + text, Stop(closes, tokens.added[closes])
-        return kept, Stop(text, tokens.added[text])
-    bare = tail.strip()
-    number = tokens.single_id(bare) if bare else None
-    return (tail[: tail.index(bare)], Stop(bare, number)) if number is not None else None
+        kept, after = tail[:at], tail[at + len(text) :]
+        if closes is not None and text != closes and after.startswith(closes):
+            return kept + text, StopToken(closes, tokens.added[closes])
+        return kept, StopToken(text, tokens.added[text])
+    stripped = tail.strip()
+    number = tokens.single_id(stripped) if stripped else None
+    return (tail[: tail.index(stripped)], StopToken(stripped, number)) if number is not None else None
 
 
 # ---------------------------------------------------------------- tool calls
@@ -303,9 +308,12 @@ def probe_calls(template: Renderer, prefill: str) -> CallForm:
 
 
 def _shows_tools(template: Renderer) -> bool:
-    """Asked with and without a system turn, since some templates put the schemas there."""
+    """Rendered with and without a system turn, since some templates put the schemas there."""
     system: PlainMessage = {"role": "system", "content": ANSWER}
-    texts = [rendered_or_none(template, before, [SCHEMA], ask=True) for before in ([QUESTION], [system, QUESTION])]
+    texts = [
+        rendered_or_none(template, before, [PROBE_TOOL], add_generation_prompt=True)
+        for before in ([QUESTION], [system, QUESTION])
+    ]
     return all(text is None for text in texts) or any(text is not None and TOOL in text for text in texts)
 
 
@@ -313,29 +321,30 @@ def _call_form(template: Renderer, prefill: str) -> CallForm:
     forms: tuple[ArgumentForm, ArgumentForm] = ("mapping", "text")
     spoilt: CallForm | None = None
     for form in forms:
-        for null_content in (None, ""):
-            text = _calling(template, form, null_content, prefill)
-            if text is None:
-                continue
-            found = CallForm(form, null_content, TOOL in text, True)
-            # Arguments lost, in Python's own quotes, or as JSON inside JSON: the other form may give what is meant.
-            lost = lost_part([probe_call()], text) is not None
-            if lost or f"{{'{_KEY}'" in text or f'\\"{_KEY}' in text:
-                if spoilt is None or (found.written and not spoilt.written):
-                    spoilt = found
-                break
-            return replace(found, in_history=_in_history(template, found))
+        # None first, as the API has it for a turn that only calls; "" for templates that would print it.
+        tries = ((null, text) for null in (None, "") if (text := _calling(template, form, null, prefill)) is not None)
+        accepted = next(tries, None)
+        if accepted is None:
+            continue
+        null_content, text = accepted
+        call_form = CallForm(form, null_content, TOOL in text, True)
+        # Arguments lost, in Python's own quotes, or as JSON inside JSON: the other form may give what is meant.
+        lost = lost_part([probe_call()], text) is not None
+        if not lost and f"{{'{_KEY}'" not in text and f'\\"{_KEY}' not in text:
+            return replace(call_form, in_history=_in_history(template, call_form))
+        if spoilt is None or (call_form.written and not spoilt.written):
+            spoilt = call_form
     if spoilt is None:
         return CallForm("mapping", "", False, False)
     return replace(spoilt, in_history=spoilt.written and _in_history(template, spoilt))
 
 
 def _calling(template: Renderer, form: ArgumentForm, null_content: str | None, prefill: str) -> str | None:
-    """The text of a turn that calls a tool; None where the template refuses it, or prints the absent content."""
+    """The text of a turn that calls a tool, or None if the template refuses it or prints the absent content."""
     calling: PlainMessage = {"role": "assistant", "content": null_content}
     calling["tool_calls"] = [call_in_form(probe_call(), form)]
-    context = rendered_or_none(template, [QUESTION], [SCHEMA], ask=True)
-    rendered = rendered_or_none(template, [QUESTION, calling], [SCHEMA])
+    context = rendered_or_none(template, [QUESTION], [PROBE_TOOL], add_generation_prompt=True)
+    rendered = rendered_or_none(template, [QUESTION, calling], [PROBE_TOOL])
     if context is None or rendered is None:
         return None
     extra = rendered[len(context.removesuffix(prefill)) :]
@@ -344,124 +353,7 @@ def _calling(template: Renderer, form: ArgumentForm, null_content: str | None, p
 
 
 def _in_history(template: Renderer, form: CallForm) -> bool:
-    rendered = rendered_or_none(template, [QUESTION, *form.exchange(), QUESTION], [SCHEMA], ask=True)
-    return rendered is None or _VALUE in rendered
-
-
-# ---------------------------------------------------------------- thoughts
-
-
-@dataclass(frozen=True, slots=True)
-class ThoughtForm:
-    """How a template deals with thoughts: ThoughtForm("reasoning_content", (Marks("<think>", "</think>"),), True)."""
-
-    key: str | None
-    """Which key of a message it renders thoughts from; None where from none."""
-    marks: tuple[Marks, ...]
-    """The marks that the template writes or reads, its own first; <think> is always among them, since rows have it."""
-    takes_apart: tuple[Marks, ...] = ()
-    """Marks in a content that the template moves, rewrites or leaves out."""
-    writes_think: bool = True
-    """Whether the thoughts that it renders stand in <think>, as those in a row's content do."""
-    doubles: bool = False
-    """Whether a turn whose content has a thought is shown with a second one, where its key gives a single one: the
-    template writes the marks itself and leaves the content's (Kimi-K2)."""
-
-
-def probe_thoughts(template: Renderer, source: str, layout: Layout, calls: CallForm) -> ThoughtForm:
-    """Which key, which marks.
-
-    Args:
-        source: the template's text, which names its marks somewhere.
-    """
-    key, own, writes_think = None, None, True
-    answer: PlainMessage = {"role": "assistant", "content": ANSWER}
-    calling = calls.exchange()[0]  # some templates keep the thoughts of a calling turn alone
-    for turn, candidate in product((answer, calling) if calls.written else (answer,), REASONING_KEYS):
-        tools = [SCHEMA] if turn is calling else []
-        text = rendered_or_none(template, [QUESTION, {**turn, candidate: THOUGHT}], tools)
-        if text is not None and THOUGHT in text:
-            key, own = candidate, _around_thought(text, source)
-            writes_think = THINK.open in text.partition(THOUGHT)[0].rpartition(USER)[2]
-            break
-    guesses = marks_in(source)
-    taken = tuple(marks for marks in guesses if _takes_apart(template, marks))
-    # Marks that begin other turns too are no thought's: <|header_start|>user<|header_end|>.
-    written = [
-        marks
-        for marks in guesses
-        if trailing_marks(layout.generation, [marks]) and not marks_order(layout.between, [marks])
-    ]
-    if layout.header_is_prompt:  # an opening mark is a header then, as Cohere's <|START_RESPONSE|> is
-        written = [marks for marks in written if state_of(marks_order(layout.generation, [marks])) == "closed"]
-    found = [marks for marks in (own, opened_at_end(layout.prefill), *taken, *written) if marks is not None]
-    doubles = key is not None and _doubles(template, key, own or THINK)
-    return ThoughtForm(key, tuple(dict.fromkeys([*found, THINK])), taken, writes_think, doubles)
-
-
-def _doubles(template: Renderer, key: str, marks: Marks) -> bool:
-    """Asked of the last turn and of an earlier one, where templates leave thoughts out."""
-    answer: PlainMessage = {"role": "assistant", "content": ANSWER}
-    inside, apart = {**answer, "content": _spaced(marks, marks.open)}, {**answer, key: THOUGHT}
-
-    def order(*turns: PlainMessage) -> str:
-        text = rendered_or_none(template, [QUESTION, *turns]) or ""
-        return marks_order([*text.split(USER), ""][1], [marks])
-
-    return any(
-        len(order(inside, *after)) > 2 and order(apart, *after) in ("", "oc", "c") for after in ((), (QUESTION, answer))
+    rendered = rendered_or_none(
+        template, [QUESTION, *form.exchange(), QUESTION], [PROBE_TOOL], add_generation_prompt=True
     )
-
-
-def _around_thought(text: str, source: str) -> Marks | None:
-    """The marks around a known thought, if they are one of the pairs that the template names."""
-    before, _, after = text.partition(THOUGHT)
-    for marks in marks_in(source):
-        if before.rstrip().endswith(marks.open) and after.lstrip().startswith(marks.close):
-            return marks
-    closing = after.partition(ANSWER)[0].strip()
-    last = before.rstrip().rsplit("\n", 1)[-1]
-    # <|channel>thought ... <channel|>: a pair that no rule of spelling gives away is taken as it stands.
-    at = last.rfind("<")
-    if closing.startswith("<") and closing.endswith(">") and closing.count("<") == 1 and at >= 0:
-        return Marks(last[at:], closing)
-    return None
-
-
-def _takes_apart(template: Renderer, marks: Marks) -> bool:
-    """Whether a template reads the marks in a content: it leaves the thought out, moves it, or opens it again.
-
-    White space is no evidence, since a template may fold line breaks in every content.
-    """
-    whole = f"{marks.open}{THOUGHT}{marks.close}{ANSWER}"
-    text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": _spaced(marks, marks.open)}])
-    if text is None or ANSWER not in text:
-        return False
-    if whole not in "".join(text.split()):
-        return True
-    text = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": _spaced(marks, "")}])
-    header = rendered_or_none(template, [QUESTION, {"role": "assistant", "content": ANSWER}]) or ""
-    if header.partition(ANSWER)[0].rstrip().endswith(marks.open):
-        return False  # every answer stands behind this mark, as behind Cohere's <|START_RESPONSE|>
-    return text is not None and whole in "".join(text.split())
-
-
-def _spaced(marks: Marks, opening: str) -> str:
-    return f"{opening}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}".lstrip("\n")
-
-
-def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[Marks]) -> Iterator[str]:
-    """Values of the template that give a generation prompt of a wanted state; each one was tried.
-
-    prompt: a function of values for the template that renders the prompt in question with them.
-    """
-    source = template.source if isinstance(template.source, str) else ""
-    for name, value in product(("enable_thinking", "thinking"), (True, False)):
-        if name not in source or template.kwargs.get(name) is value:
-            continue
-        try:
-            text = prompt({name: value})
-        except TemplateError:
-            continue  # the template refuses the value: no remedy
-        if state_of(marks_order(text, pairs)) in wanted:
-            yield f"{{{name}: {str(value).lower()}}}"
+    return rendered is None or _VALUE in rendered

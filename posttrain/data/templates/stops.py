@@ -10,42 +10,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.templates.probe import ANSWER, QUESTION, SCHEMA, THOUGHT, PlainMessage
+from posttrain.data.templates.probe import ANSWER, PROBE_TOOL, QUESTION, THOUGHT, PlainMessage
 from posttrain.errors import EncodingError
 
 if TYPE_CHECKING:
     from posttrain.data.templates.template import ChatTemplate
 
 
-def stop_ids_of(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozenset[int], list[str]]:
+def resolve_stop_ids(template: ChatTemplate, listed: Iterable[int]) -> tuple[frozenset[int], list[str]]:
     """All ids at which an answer ends, and what to say of those that were listed and cannot be among them.
 
     An id that the template writes inside an answer (the mark between thoughts and answer, say) would cut every answer
     there. An id that the tokenizer does not know can never be sampled as text.
     """
     tokens = template.tokens
-    own = {stop.id for stop in template.stops} | ({tokens.eos_id} if tokens.eos_id is not None else set())
-    further = sorted(set(listed) - own)
+    template_ids = {stop.id for stop in template.stops} | ({tokens.eos_id} if tokens.eos_id is not None else set())
+    further = sorted(set(listed) - template_ids)
     if not further:
-        return frozenset(own), []
+        return frozenset(template_ids), []
     # Not the last id of an answer: it ends one, whatever the template does after it.
     inside = {number for text in _answers(template) for number in tokens.ids(text)[:-1]}
     notes = [
-        f"the model's folder lists {_shown(template, number)} among the ids that end an answer, and the template "
+        f"the model's folder lists {_id_text(template, number)} among the ids that end an answer, and the template "
         "writes it in the middle of one: it does not stop anything here"
         for number in further
         if number in inside
     ]
-    usable = {number for number in further if number not in inside and _known(template, number)}
-    return frozenset(own | usable), notes
+    usable = {number for number in further if number not in inside and _is_known_id(template, number)}
+    return frozenset(template_ids | usable), notes
 
 
-def _known(template: ChatTemplate, number: int) -> bool:
+def _is_known_id(template: ChatTemplate, number: int) -> bool:
     return 0 <= number < len(template.tokens.tokenizer)
 
 
-def _shown(template: ChatTemplate, number: int) -> str:
-    return f"{template.tokens.decode([number])!r} ({number})" if _known(template, number) else str(number)
+def _id_text(template: ChatTemplate, number: int) -> str:
+    return f"{template.tokens.decode([number])!r} ({number})" if _is_known_id(template, number) else str(number)
 
 
 def _answers(template: ChatTemplate) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _answers(template: ChatTemplate) -> Iterator[str]:
         turns.append(({**answer, template.thoughts.key: THOUGHT}, []))
     if template.calls.written:
         calling = template.calls.exchange()[0]
-        turns += [(calling, [SCHEMA]), ({**calling, "content": ANSWER}, [SCHEMA])]
+        turns += [(calling, [PROBE_TOOL]), ({**calling, "content": ANSWER}, [PROBE_TOOL])]
     for turn, tools in turns:
         try:
             yield template.turn([QUESTION, turn], 1, tools).completion

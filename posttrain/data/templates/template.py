@@ -1,5 +1,7 @@
 """The chat template as the encoder sees it: contexts, completions and the token that ends a turn.
 
+`drafts.py` asks it for one turn after another; `probe.py` finds its layout, `proof.py` proves every turn.
+
 A template is a program and says nowhere which of its text the model must write. It is found out by rendering:
 
     context    = render(messages before the turn, add_generation_prompt=True)   # what inference builds
@@ -17,32 +19,47 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from posttrain.data.templates.builtin import quoted, template_source
+from posttrain.data.templates.builtin import jinja_string, template_source
 from posttrain.data.templates.call_text import call_in_form, plain_data
 from posttrain.data.templates.faults import render_fault
-from posttrain.data.templates.header import chosen, spoken_template
+from posttrain.data.templates.header import template_for, with_header
 from posttrain.data.templates.probe import (
     ANSWER,
     QUESTION,
     USER,
     Ends,
-    Layout,
     PlainMessage,
-    Stop,
+    StopToken,
     Tail,
+    TemplateLayout,
     first_stop,
-    kind_of,
     probe_calls,
-    probe_thoughts,
     rendered_or_none,
+    turn_kind,
 )
-from posttrain.data.templates.proof import SPLITS, ContextMismatch, Turn, ask, first_difference, prove_turn
-from posttrain.data.templates.thoughts import take_apart
+from posttrain.data.templates.proof import (
+    DOCUMENTED_SPLITS,
+    ContextMismatch,
+    Turn,
+    first_difference,
+    prove_turn,
+    read_prompt_end,
+)
+from posttrain.data.templates.thought_probe import probe_thoughts
+from posttrain.data.templates.thoughts import split_thoughts
 from posttrain.data.tokens import Tokens
 from posttrain.errors import TemplateError
 from posttrain.types import Message
 
-__all__ = ["SPLITS", "ChatTemplate", "ContextMismatch", "PlainMessage", "Stop", "Turn", "first_difference"]
+__all__ = [
+    "DOCUMENTED_SPLITS",
+    "ChatTemplate",
+    "ContextMismatch",
+    "PlainMessage",
+    "StopToken",
+    "Turn",
+    "first_difference",
+]
 
 
 class ChatTemplate:
@@ -50,7 +67,7 @@ class ChatTemplate:
 
     template = ChatTemplate(Tokens(tokenizer), "chat", {})
     template.prompt([{"role": "user", "content": "Hi"}])  # "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
-    template.stops  # (Stop("<|im_end|>", 2),)
+    template.stops  # (StopToken("<|im_end|>", 2),)
 
     Raises:
         TemplateError: there is no template, it cannot be rendered, hides the assistant's text, or ends a turn with
@@ -62,13 +79,14 @@ class ChatTemplate:
         self.tokens = tokens
         self.name = name
         always_set = tokens.tokenizer.special_tokens_map
-        spoken = spoken_template(template_source(tokens, name), kwargs, date, always_set)
+        spoken = with_header(template_source(tokens, name), kwargs, date, always_set)
         self.kwargs, self.date, self.notes = dict(spoken.values), spoken.date, list(spoken.notes)
         self.source: Any = spoken.source
         """The Jinja text that is rendered (a mapping of them where the tokenizer has several); export saves it."""
+        # The order matters: each probe needs what those before it have found.
         self._eos = None
         if tokens.eos_text is not None and tokens.eos_id is not None:
-            self._eos = Stop(tokens.eos_text, tokens.eos_id)
+            self._eos = StopToken(tokens.eos_text, tokens.eos_id)
         self._lead = ""
         self.layout, plain = self._probe()
         self._prefill = self.layout.prefill
@@ -78,7 +96,7 @@ class ChatTemplate:
         self.ends = Ends(self, plain, self.layout, self.calls, self.thoughts.key)
         self._hidden: dict[str, bool] = {}
         tails = self.ends.all
-        self.stops: tuple[Stop, ...] = tuple(dict.fromkeys(tail.stop for tail in tails if tail.stop is not None))
+        self.stops: tuple[StopToken, ...] = tuple(dict.fromkeys(tail.stop for tail in tails if tail.stop is not None))
         self.stop_texts = tuple(dict.fromkeys(stop.text for stop in (*self.stops, *([self._eos] if self._eos else ()))))
         kept = [token for tail in tails for token in tokens.added_at_end(tail.kept)]
         self.end_texts = tuple(dict.fromkeys((*self.stop_texts, *kept)))
@@ -96,10 +114,10 @@ class ChatTemplate:
         messages: Sequence[PlainMessage],
         tools: Sequence[Any] = (),
         *,
-        ask: bool = False,
+        add_generation_prompt: bool = False,
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The template's text; `ask` adds the generation prompt, `values` stand before those of the settings.
+        """The template's text; `values` take precedence over those of the settings.
 
         Raises:
             TemplateError: the template refuses the messages, by its own check or by a fault.
@@ -108,8 +126,8 @@ class ChatTemplate:
             result = self.tokens.tokenizer.apply_chat_template(
                 list(messages),
                 tools=[plain_data(tool) for tool in tools] or None,
-                chat_template=chosen(self.source, tools),
-                add_generation_prompt=ask,
+                chat_template=template_for(self.source, tools),
+                add_generation_prompt=add_generation_prompt,
                 tokenize=False,
                 **{**self.kwargs, **values},
             )
@@ -119,21 +137,21 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[PlainMessage], tools: Sequence[Any] = ()) -> str:
         """What inference gives the model to continue."""
-        return self.render(self._history(messages), tools, ask=True)
+        return self.render(self._history(messages), tools, add_generation_prompt=True)
 
     def _history(self, messages: Sequence[PlainMessage]) -> Sequence[PlainMessage]:
-        """Earlier turns as a template takes them that would show a thought of the content beside one of its own.
+        """Earlier turns for a template that would show a thought of the content beside one of its own.
 
         The turn that trains is moved by its proof, which says so; the same turn must not stand otherwise in the
         context of a later one.
         """
         key = self.thoughts.key if self.thoughts.doubles else None
-        return messages if key is None else [self._thoughts_apart(message, key) for message in messages]
+        return messages if key is None else [self._with_thoughts_moved(message, key) for message in messages]
 
-    def _thoughts_apart(self, message: PlainMessage, key: str) -> PlainMessage:
+    def _with_thoughts_moved(self, message: PlainMessage, key: str) -> PlainMessage:
         if message["role"] != "assistant" or message.get(key):
             return message
-        written = take_apart(str(message["content"] or ""), self.thoughts.marks, opened=True)
+        written = split_thoughts(str(message["content"] or ""), self.thoughts.marks, opened=True)
         if written is None:
             return message
         content = written.visible or (self.null_content if message.get("tool_calls") else "")
@@ -171,23 +189,26 @@ class ChatTemplate:
                 expected="the text as the model wrote it, thoughts included",
                 remedy="put all that was written into the content, or remove `complete: false`",
             )
+
         if context is None:
             context = self.prompt(messages[:index], tools)
         written = str(message["content"] or "")
-        asked = ask(self, messages[:index], context)
-        apart = take_apart(written, self.thoughts.marks, opened=asked.state == "open")
-        if asked.state == "closed" and apart is not None and apart.thoughts.strip():
+        prompt_end = read_prompt_end(self, messages[:index], context)
+        split = split_thoughts(written, self.thoughts.marks, opened=prompt_end.state == "open")
+        if prompt_end.state == "closed" and split is not None and split.thoughts.strip():
             raise TemplateError(
                 "the generation prompt closes the thought, and this cut turn has thoughts",
                 found=f"...{context[-40:]!r} before {written[:40]!r}",
                 expected="a prompt that leaves the thought to the model, or a turn without thoughts",
                 remedy="remove the thoughts from the rows, or name another template",
             )
-        if asked.state == "open":
+
+        # The prompt has written the opening mark; a row that has it, too, would train a second one.
+        if prompt_end.state == "open":
             opening = next((pair.open for pair in self.thoughts.marks if written.lstrip().startswith(pair.open)), None)
             if opening is not None:
                 written = written.lstrip().removeprefix(opening).removeprefix("\n")
-        lead = "" if written[:1].isspace() else self._lead
+        lead = "" if written[:1].isspace() else self._lead  # white space that the template puts before each answer
         return Turn(context, lead + written, None)
 
     def other_turn(self, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any] = ()) -> Turn:
@@ -198,9 +219,9 @@ class ChatTemplate:
         """
         messages = [*self._history(messages[:index]), *messages[index:]]
         marked = dict(messages[index], content=ANSWER)
-        header, found, tail_text = self.render([*messages[:index], marked], tools).partition(ANSWER)
+        header, has_text, tail_text = self.render([*messages[:index], marked], tools).partition(ANSWER)
         rendered = self.render(messages[: index + 1], tools)
-        if not found or not rendered.startswith(header) or not rendered.endswith(tail_text):
+        if not has_text or not rendered.startswith(header) or not rendered.endswith(tail_text):
             raise TemplateError(
                 f"the text of this {messages[index]['role']} turn cannot be found in the rendered conversation",
                 found=rendered[-60:],
@@ -247,7 +268,7 @@ class ChatTemplate:
             self._hidden[role] = self._probe_hidden(role)
         return self._hidden[role]
 
-    def cut_tail(self, text: str, messages: Sequence[PlainMessage]) -> tuple[str, Stop | None]:
+    def cut_tail(self, text: str, messages: Sequence[PlainMessage]) -> tuple[str, StopToken | None]:
         """A turn's text, the last of `messages`, without what ends it; and the token that ends it.
 
         Raises:
@@ -255,14 +276,15 @@ class ChatTemplate:
         """
         last = messages[-1]
         thoughts = bool(self.thoughts.key and last.get(self.thoughts.key))
-        own = self.ends.of(kind_of(messages, len(messages) - 1, thoughts=thoughts))
-        if own is not None and text.endswith(own.text):
-            return text[: len(text) - len(own.text)] + own.kept, own.stop
+        own_end = self.ends.of(turn_kind(messages, len(messages) - 1, thoughts=thoughts))
+        if own_end is not None and text.endswith(own_end.text):
+            return text[: len(text) - len(own_end.text)] + own_end.kept, own_end.stop
+        # The probe of this kind saw another end; any end that the template has anywhere is still an end.
         for tail in self.ends.all:
             if tail.text and text.endswith(tail.text):
                 return text[: len(text) - len(tail.text)] + tail.kept, tail.stop
         plain = self.ends.plain
-        if own is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
+        if own_end is None and not plain.text.strip():  # a template that ends no turn, and no probe of this kind
             return text.removesuffix(plain.text), plain.stop
         raise TemplateError(
             "the chat template ends this turn otherwise than it ends others",
@@ -273,40 +295,46 @@ class ChatTemplate:
 
     # ------------------------------------------------------------ probes
 
-    def _probe(self) -> tuple[Layout, Tail]:
+    def _probe(self) -> tuple[TemplateLayout, Tail]:
         """Finds the generation prompt and what follows an answer; completes a template that has no such prompt."""
         answered = [QUESTION, {"role": "assistant", "content": ANSWER}]
-        asked, finished = self.render([QUESTION], ask=True), self.render(answered)
-        lead, found, tail = finished.rpartition(ANSWER)
-        if not found or USER not in asked:
+        prompted, finished = self.render([QUESTION], add_generation_prompt=True), self.render(answered)
+        lead, has_answer, tail = finished.rpartition(ANSWER)
+        if not has_answer or USER not in prompted:
             raise self._broken("shows neither question nor answer as they are", finished)
-        header = lead[len(asked) :] if lead.startswith(asked) else ""
-        told = self.render([QUESTION])
-        if header.strip() and asked == told:
-            asked = self._complete(header)
+
+        header = lead[len(prompted) :] if lead.startswith(prompted) else ""
+        unprompted = self.render([QUESTION])
+        # Asking adds nothing, and answers begin with a header: without it the model would have to write it first.
+        if header.strip() and prompted == unprompted:
+            prompted = self._complete(header)
         self._lead = header if header.isspace() else ""
-        closing = self.tokens.first_added(asked.rpartition(USER)[2])
+
+        closing = self.tokens.first_added(prompted.rpartition(USER)[2])
         closes = closing[1] if closing is not None else None
         between = self._between_turns(answered)
-        user_header = asked.partition(USER)[0]
+        user_header = prompted.partition(USER)[0]
         stop = first_stop(self.tokens, tail, closes)
         if stop is None and between:
+            # Nothing after the last answer; the mark may come with the next turn only.
             stop = first_stop(self.tokens, between)
             # The next turn's header is no terminator: it would teach the model to begin the user's turn.
             stop = None if stop is None or stop[1].text in user_header else stop
-        generation = asked[self.tokens.not_inside(asked, first_difference(asked, told)) :]
-        layout = Layout(
+
+        generation = prompted[self.tokens.not_inside(prompted, first_difference(prompted, unprompted)) :]
+        layout = TemplateLayout(
             generation=generation,
             # Where the two part otherwise, the first row is refused, by its name.
-            prefill=asked[len(lead) :] if asked.startswith(lead) else "",
+            prefill=prompted[len(lead) :] if prompted.startswith(lead) else "",
             between=between,
             headers=self._headers(
                 [generation, between, lead.rpartition(USER)[2]],
                 [stop[1].text if stop is not None else "", closes if closes and closes not in generation else ""],
             ),
             closes=closes,
-            header_is_prompt=asked.rstrip() == lead.rstrip(),
+            header_is_prompt=prompted.rstrip() == lead.rstrip(),
         )
+
         if stop is None:
             return layout, self._ended_by_eos(tail, finished)
         kept, end = stop
@@ -351,18 +379,18 @@ class ChatTemplate:
         """Adds the missing generation prompt, which training, rollout and the saved model then share."""
         if not isinstance(self.source, str):
             raise self._broken("has no generation prompt", header)
-        prompt = f"{{% if add_generation_prompt %}}{{{{ {quoted(header)} }}}}{{% endif %}}"
+        prompt = f"{{% if add_generation_prompt %}}{{{{ {jinja_string(header)} }}}}{{% endif %}}"
         self.source = self.source.removesuffix("\n") + prompt
         self.notes.append(
             f"{self.label} has no generation prompt; {header!r} is added as one, and is saved with the model"
         )
-        return self.render([QUESTION], ask=True)
+        return self.render([QUESTION], add_generation_prompt=True)
 
     def _probe_hidden(self, role: str) -> bool:
         probed: PlainMessage = {"role": role, "content": ANSWER}
         calling, result = self.calls.exchange()
         probes = {"system": [probed, QUESTION], "tool": [QUESTION, calling, {**result, "content": ANSWER}]}
-        text = rendered_or_none(self, probes.get(role, [probed]), ask=True)
+        text = rendered_or_none(self, probes.get(role, [probed]), add_generation_prompt=True)
         return text is not None and ANSWER not in text  # such a turn that is refused is refused aloud
 
     # ------------------------------------------------------------ small parts

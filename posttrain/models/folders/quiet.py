@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
+    # Restored, not reset: a user who asked `transformers` for its remarks gets them in their own calls.
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

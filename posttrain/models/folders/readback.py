@@ -4,7 +4,8 @@
 
 The parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and
 the answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
-`logits.npy` in the request's folder. The parent compares.
+`logits.npy` in the request's folder. The parent (`export.PendingSave`) compares, and computes its own side by the same
+functions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 
 def main(request_path: str) -> None:
+    """Answer one request; an exception ends the process, and its last line is what the parent shows."""
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     out = Path(request_path).parent
     warnings.simplefilter("ignore")
@@ -28,9 +30,10 @@ def main(request_path: str) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(request["threads"])
+    torch.set_num_threads(request["threads"])  # as the parent computes: sums over threads round by their number
+
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
-    prompts = [prompt_ids(tokenizer, one["messages"], one["tools"]) for one in request["prompts"]]
+    prompts = [prompt_ids(tokenizer, prompt["messages"], prompt["tools"]) for prompt in request["prompts"]]
     if "score_rows" in request:
         model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
         np.save(out / "logits.npy", row_scores(model, request["score_rows"], tokenizer.pad_token_id))
@@ -38,6 +41,7 @@ def main(request_path: str) -> None:
         answer = {"greedy": [], "text": None, "probe_ids": probe, "prompt_ids": prompts}
         (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
         return
+
     model = load_plain(request["folder"], getattr(torch, request["dtype"]))
     np.save(out / "logits.npy", probe_logits(model, request["row"]))
     greedy, _ = greedy_ids(model, request["prompt"], request["stop_ids"], request["new_tokens"])
@@ -95,6 +99,7 @@ def row_scores(model: Any, rows: list[list[int]], pad_id: int | None) -> Any:
     import torch
 
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad_id
+    # Padded on the right in one batch, as a serving loop does: a score read at the wrong token shows only with padding.
     longest = max(len(row) for row in rows)
     batches = [[row + [pad_id] * (longest - len(row)) for row in rows]] if pad_id is not None else [[r] for r in rows]
     lengths = [[len(row) for row in rows]] if pad_id is not None else [[len(row)] for row in rows]
@@ -117,12 +122,13 @@ def probe_logits(model: Any, row: list[int]) -> Any:
 
 
 def greedy_ids(model: Any, prompt: list[int], stop_ids: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
-    """What the model says next, each time its most likely token, and by how much that token led at each place.
+    """What the model says next, each time its most likely token, and by how much that token led at each position.
 
     Nothing of the folder's sampling takes part.
     """
     import torch
 
+    # Every field is passed, for `generate` fills what is missing from the folder's generation_config.json.
     input_ids = torch.tensor([prompt], device=model.device)
     out = model.generate(
         input_ids=input_ids,
@@ -136,8 +142,8 @@ def greedy_ids(model: Any, prompt: list[int], stop_ids: list[int], new_tokens: i
         return_dict_in_generate=True,
         output_scores=True,
     )
-    best = [scores[0].float().topk(2).values for scores in out.scores]
-    return out.sequences[0, len(prompt) :].tolist(), [float(pair[0] - pair[1]) for pair in best]
+    best_two = [scores[0].float().topk(2).values for scores in out.scores]
+    return out.sequences[0, len(prompt) :].tolist(), [float(pair[0] - pair[1]) for pair in best_two]
 
 
 def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:
@@ -146,6 +152,7 @@ def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
     message = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    # The template has written its own BOS; the tokenizer would add a second.
     return tokenizer(rendered, add_special_tokens=False).input_ids
 
 

@@ -1,4 +1,7 @@
-"""A model's own tokenizer: loaded as it is, held against the model's vocabulary, saved so that other tools read it."""
+"""A model's own tokenizer: loaded as it is, held against the model's vocabulary, saved so that other tools read it.
+
+The encoder (posttrain.data.encode) works on what is loaded here, so every id of training comes from the folder's files.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain.errors import ModelError
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.weight_files import GET_AGAIN
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-OF_THE_LOADER = ("is_local", "local_files_only", "gguf_file", "_commit_hash")
+LOADER_KEYS = ("is_local", "local_files_only", "gguf_file", "_commit_hash")
 """How a tokenizer was loaded, which `save_pretrained` writes down as if it were a property of it."""
-NEW_NAME, KNOWN_NAME = "TokenizersBackend", "PreTrainedTokenizerFast"
+CLASS_OF_5, CLASS_OF_4 = "TokenizersBackend", "PreTrainedTokenizerFast"
 """transformers 5 renamed the class of all fast tokenizers. It reads both names; engines on transformers 4, only the
 second."""
 
@@ -35,12 +39,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
+    except Exception as error:  # every tokenizer's code raises its own
         raise ModelError(
             "the tokenizer cannot be read",
             where=folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="copy or download the folder again",
+            remedy=GET_AGAIN,
         ) from error
 
 
@@ -53,10 +57,10 @@ def check_vocabulary(model: Any, tokenizer: Any, where: object) -> None:
         ModelError: naming the tokens without a row.
     """
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    outputs = model.get_output_embeddings()
-    rows = min(
-        model.get_input_embeddings().weight.shape[0], outputs.weight.shape[0] if outputs is not None else 1 << 62
-    )
+    # Both ends: an id without an embedding reads out of bounds on CUDA (an assertion that kills the process), and one
+    # without an output can be read and never said. A reward model has no outputs over the vocabulary.
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    rows = min(end.weight.shape[0] for end in ends)
     beyond = sorted(index for index in tokens if index >= rows)
     if beyond:
         raise ModelError(
@@ -71,9 +75,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers 4, 5 and vLLM read them."""
     with quiet():
         tokenizer.save_pretrained(folder)
+    # After saving, for no argument of `save_pretrained` leaves these out.
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings = {key: value for key, value in settings.items() if key not in OF_THE_LOADER}
-    if settings.get("tokenizer_class") == NEW_NAME:
-        settings["tokenizer_class"] = KNOWN_NAME
+    settings = {key: value for key, value in settings.items() if key not in LOADER_KEYS}
+    if settings.get("tokenizer_class") == CLASS_OF_5:
+        settings["tokenizer_class"] = CLASS_OF_4
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

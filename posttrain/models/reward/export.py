@@ -1,7 +1,8 @@
 """Saving a reward model: an `AutoModelForSequenceClassification` folder, with the same scores in a fresh process.
 
 The fresh process pools rows as `transformers` does, in one padded batch, and knows nothing of masks: a pad token that
-ends a response, or a head that was left behind, shows here.
+ends a response, or a head that was not saved, shows here. The stage of kind `reward` calls it at its end; the folder
+is what `reward.folders` loads.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from posttrain.models.folders.export_files import (
     PROBE_TEXT,
     Expected,
     ExportSettings,
-    asked_prompts,
     eval_mode,
     on_cpu,
+    prompt_request,
     stop_ids_of,
-    write_record,
+    write_speech_record,
 )
 from posttrain.models.folders.export_files import write_adapter as write_adapter_files
-from posttrain.models.folders.loading import LoadedModel, ModelSource
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import save_tokenizer
 from posttrain.models.reward.folders import write_reward_file
 from posttrain.models.tree.heads import ScoreModel
@@ -73,10 +75,11 @@ def _write(
     encoding: EncoderSettings,
     statistics: Mapping[str, float],
 ) -> Expected:
+    """The files of a reward model; see `export_files.Writer`. What is compared is the scores of rows."""
     with quiet(), eval_mode(model):
         source = on_cpu(model)
         rows = probe_rows(source, tokenizer)
-        scores = own_scores(source, rows)
+        scores = scores_in_memory(source, rows)
         rounding, saved = 0.0, source
         if isinstance(source, PeftModel) and not settings.merge:
             write_adapter_files(source, folder, adapter_base, settings.dtype)
@@ -84,17 +87,21 @@ def _write(
             target = settings.dtype or source.dtype
             if isinstance(source, PeftModel) or target != source.dtype:
                 saved = merged_copy(source, target)
+            # In a narrow dtype the file is compared with the rounded weights, as `export_files.write_model` does.
             if target not in (torch.float32, torch.float64):
-                rounded = own_scores(saved, rows)
+                rounded = scores_in_memory(saved, rows)
                 rounding, scores = float(np.abs(rounded - scores).max()), rounded
             saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
+
     save_tokenizer(tokenizer, folder)
-    write_record(folder, tokenizer, stop_ids_of(settings, tokenizer), settings)
+    write_speech_record(folder, tokenizer, stop_ids_of(settings, tokenizer), settings)
     write_reward_file(folder, rule, encoding, statistics)
+
+    # bf16 keeps 8 bits of a number, and attention over padded rows adds in another order than over one row.
     narrow = saved.dtype not in (torch.float32, torch.float64)
     tolerance = (1e-2 if narrow else TOLERANCE) * (1 + float(np.abs(scores).max()))
     request = {
-        **asked_prompts(settings),
+        **prompt_request(settings),
         "score_rows": rows,
         "outputs": len(rule.heads),
         "text": PROBE_TEXT,
@@ -107,16 +114,16 @@ def _write(
 
 def probe_rows(model: Any, tokenizer: Any) -> list[list[int]]:
     """Rows of different lengths, none of which ends with the pad token; the last goes through the whole vocabulary."""
-    asked = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
+    probe = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
     size = model.get_input_embeddings().weight.shape[0]
     spread = np.linspace(0, size - 1, num=min(24, size), dtype=int).tolist()
-    rows = [asked, asked[: max(2, len(asked) // 2)], [*asked, *spread]]
+    rows = [probe, probe[: max(2, len(probe) // 2)], [*probe, *spread]]
     if tokenizer.eos_token_id is not None:
-        rows.append([*asked, tokenizer.eos_token_id])
+        rows.append([*probe, tokenizer.eos_token_id])  # as a response ends: eos as pad token shows here
     return [row if row[-1] != tokenizer.pad_token_id else [*row, (row[-1] + 1) % size] for row in rows]
 
 
-def own_scores(model: Any, rows: list[list[int]]) -> np.ndarray:
+def scores_in_memory(model: Any, rows: list[list[int]]) -> np.ndarray:
     """Scores of rows at their last token, by our masks: [rows, outputs]."""
     masks = [[False] * (len(row) - 1) + [True] for row in rows]
     trees = [make_tree([], [(row, mask)], RowRef("probe", 1)) for row, mask in zip(rows, masks, strict=True)]

@@ -6,6 +6,8 @@
 A saved folder is an ordinary `AutoModelForSequenceClassification` folder. What `transformers` has no word for (pooling,
 outputs and their mix, length correction, scale and shift, how rows are cut) lies beside it in `posttrain_reward.json`;
 how it is spoken to in `posttrain_speech.json`, as for every model.
+
+`start_reward` begins a stage of kind `reward`, `reward.export` writes the folder, `reward.scoring` answers from it.
 """
 
 from __future__ import annotations
@@ -26,20 +28,22 @@ from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.adapters.bottleneck import register
-from posttrain.models.adapters.folders import adapter_facts
+from posttrain.models.adapters.facts import adapter_facts
+from posttrain.models.adapters.folders import misfit
 from posttrain.models.adapters.folding import cpu_copy, merged_copy
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.folders.catalogue import Say
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, load, resolve
+from posttrain.models.folders.hub import Say
+from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
 
 REWARD_FILE = "posttrain_reward.json"
 SCHEMA = 1
-OF_THE_ENCODING = ("truncation", "max_length")
+ENCODING_KEYS = ("truncation", "max_length")
 """How a scored response is cut. How the model is spoken to stands in `posttrain_speech.json`, as for every model."""
 
 
@@ -65,7 +69,7 @@ def start_reward(
     adapter: AdapterSettings | None = None,
     stop_ids: Iterable[int] = (),
     seed: int = 0,
-    own: bool = True,
+    in_place: bool = True,
 ) -> LoadedModel:
     """The model's backbone under a head with the outputs of `rule`; a reward model goes on with the head it has.
 
@@ -73,7 +77,7 @@ def start_reward(
         adapter: a fresh one for the backbone; the head trains beside it.
         stop_ids: ids that end a response, which the pad token must not be.
         seed: of head and adapter.
-        own: whether the model's weights may be taken over; False copies them, so that the policy stays as it is.
+        in_place: takes the model's weights over; False copies them, so that the policy stays as it is.
 
     Raises:
         ModelError: the architecture has no classifier in `transformers`, or the head has other outputs than asked for.
@@ -84,25 +88,30 @@ def start_reward(
         model = merged_copy(model).to(model.device)  # what the adapter learnt is part of the start
     else:
         adapter_of_start = None
-        model = model if own else cpu_copy(model).to(model.device)
+        model = model if in_place else cpu_copy(model).to(model.device)
+
     pad = pad_id(loaded.tokenizer, stop_ids)
     if is_reward_model(model):
         _check_outputs(model, rule, loaded.source)
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
     else:
+        # A policy that was merged or loaded for use may be frozen, and a head over a frozen backbone learns little.
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         model = with_head(model, rule.heads, init=init, seed=seed, pad_token_id=pad)
+
+    # A copy, for the policy's own tokenizer keeps its pad token; and in the tokenizer, because that is where whoever
+    # pads rows for `transformers` takes the id from.
     tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.pad_token = None if pad is None else tokenizer.convert_ids_to_tokens(pad)
     if adapter is not None:
         model = add_adapter(model, adapter, tokenizer=tokenizer, seed=seed)
-    elif adapter_of_start is not None and not own:
-        model = _like(model, adapter_of_start, seed)
+    elif adapter_of_start is not None and not in_place:
+        model = _fresh_lora_like(model, adapter_of_start, seed)
     return replace(loaded, model=model, tokenizer=tokenizer, fingerprint=weights_fingerprint(model), adapter=adapter)
 
 
-def _like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
+def _fresh_lora_like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
     """A fresh LoRA of the sizes that the policy was loaded with."""
     if not isinstance(settings, LoraConfig):
         raise ConfigError(
@@ -112,6 +121,7 @@ def _like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
         )
     config = copy.deepcopy(settings)
     config.task_type, config.inference_mode = "SEQ_CLS", False
+    # The policy's targets may name its output projection, which a reward model has not.
     if isinstance(config.target_modules, set):
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
         config.target_modules = {name for name in config.target_modules if name.rsplit(".", 1)[-1] in names}
@@ -121,6 +131,7 @@ def _like(model: Any, settings: PeftConfig, seed: int) -> PeftModel:
 
 
 def _check_outputs(model: Any, rule: RewardRule, source: ModelSource) -> None:
+    # Names count only where there are several: `transformers` calls a single output LABEL_0.
     names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
     if len(names) != len(rule.heads) or (len(names) > 1 and names != rule.heads):
         raise ModelError(
@@ -139,9 +150,9 @@ def pad_id(tokenizer: Any, stop_ids: Iterable[int]) -> int | None:
     that ends a turn: a response would be scored one token early, and differently from how it was trained.
     """
     ends = {*stop_ids, tokenizer.eos_token_id}
-    known = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+    usual = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     special = [index for index, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-    return next((index for index in [*known, *special] if index is not None and index not in ends), None)
+    return next((index for index in [*usual, *special] if index is not None and index not in ends), None)
 
 
 # ---------------------------------------------------------------- loading one
@@ -173,11 +184,11 @@ def load_reward_folder(
     else:
         loaded = _load_whole(source, dtype)
     loaded.model.to(device)
-    spoken = loaded.speech.settings()
+    encoding = loaded.speech.settings()
     if record is None:
-        return RewardFolder(loaded, _foreign_rule(loaded, head), spoken)
+        return RewardFolder(loaded, _foreign_rule(loaded, head), encoding)
     # A folder of before the record of speech has template and values here; with a record, these are not written.
-    encoding = replace(spoken, **record["encoding"])
+    encoding = replace(encoding, **record["encoding"])
     return RewardFolder(loaded, _rule_of(record, source), encoding, record.get("statistics") or {})
 
 
@@ -199,6 +210,7 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
     tokenizer = load_tokenizer(source.folder)
     try:
         with quiet():
+            # A backbone without a `score` layer loads too, under a head of noise; `missing_keys` is what shows it.
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
             )
@@ -225,16 +237,17 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
 
 def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say: Say | None) -> LoadedModel:
     """The base under a head, and the adapter with the head that it trained."""
-    under = base_of(source, say)
-    loaded = load(under.loadable_name, dtype=dtype, say=say)
+    base_source = base_of(source, say)
+    loaded = load(base_source.loadable_name, dtype=dtype, say=say)
     tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else loaded.tokenizer
     base = with_head(loaded.model, rule.heads, pad_token_id=tokenizer.pad_token_id)
+    # The backbone alone: the head here is fresh, and the trained one comes with the adapter.
     expected = ((source.manifest or {}).get("training") or {}).get("backbone")
     if expected is not None and expected != backbone_fingerprint(base):
         raise ModelError(
             "the adapter was trained on other base weights",
             where=source.folder,
-            found=under.folder,
+            found=base_source.folder,
             remedy="put the base model back, or export the stage again with `merge: true`",
         )
     try:
@@ -243,12 +256,7 @@ def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say
             trainable = not adapter_facts(source.folder).virtual_tokens
             model = PeftModel.from_pretrained(base, source.folder, is_trainable=trainable)
     except Exception as error:
-        raise ModelError(
-            "the adapter does not fit its base model",
-            where=source.folder,
-            found=f"{type(error).__name__}: {error}",
-            remedy=f"check that {under.folder} is the model it was trained on",
-        ) from error
+        raise misfit(source, base_source, error) from error
     fingerprint = weights_fingerprint(model)
     return LoadedModel(model.eval(), tokenizer, source, fingerprint, loaded.base, speech=speech_of(source))
 
@@ -269,12 +277,13 @@ def _foreign_rule(loaded: LoadedModel, head: str | None) -> RewardRule:
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     if len(names) == 1:
         return RewardRule(heads=names, whole_row=True)
+    # No guess among several: a model of attributes may list "toxicity" first, and a policy would train towards it.
     if head is None:
         raise ConfigError(
             "the model has several outputs, and nothing says which one is the reward",
             where=loaded.source.folder,
             found=", ".join(names),
-            remedy=f"name one: --head {names[-1]}, or load_reward(folder, head={names[-1]!r})",
+            remedy=f"name one: `--head {names[-1]}`, or `load_reward(folder, head={names[-1]!r})`",
         )
     rule = RewardRule(heads=names, weights=tuple(float(name == head) for name in names), whole_row=True)
     rule.index(head)
@@ -288,7 +297,7 @@ def write_reward_file(
     folder: Path, rule: RewardRule, encoding: EncoderSettings, statistics: Mapping[str, float]
 ) -> None:
     """What `transformers` has no word for: posttrain_reward.json."""
-    kept = {key: value for key, value in asdict(encoding).items() if key in OF_THE_ENCODING}
+    kept = {key: value for key, value in asdict(encoding).items() if key in ENCODING_KEYS}
     record = {"schema": SCHEMA, "rule": asdict(rule), "encoding": kept, "statistics": dict(statistics)}
     (folder / REWARD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -304,6 +313,7 @@ def read_reward_file(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        # A key that this version does not know would change the score; it is refused, never dropped.
         known = record["schema"] == SCHEMA and {f.name for f in fields(RewardRule)} >= set(record["rule"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("the record is torn", where=path, found=error, remedy="copy the folder again") from error
@@ -318,11 +328,12 @@ def read_reward_file(folder: Path) -> dict[str, Any] | None:
 
 
 def _rule_of(record: Mapping[str, Any], source: ModelSource) -> RewardRule:
-    def plain(value: Any) -> Any:
-        return tuple(plain(item) for item in value) if isinstance(value, list) else value
+    def tuples(value: Any) -> Any:
+        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
     try:
-        return RewardRule(**{key: plain(value) for key, value in record["rule"].items()})
+        # JSON has lists only, and the rule must equal the one that was trained: caches are keyed by it.
+        return RewardRule(**{key: tuples(value) for key, value in record["rule"].items()})
     except TypeError as error:
         raise ModelError(
             "the record is torn", where=source.folder / REWARD_FILE, found=error, remedy="copy the folder again"

@@ -3,6 +3,9 @@
 reward = load_reward("runs/mine/reward/model")
 reward.score("Who are you?", "I am Pia.")                    # 1.73
 for rated in reward.score_rows(read("pairs.jsonl")): ...     # Rating(row, rewards=(1.73, -0.41))
+
+Over the folders of `reward.folders`; `posttrain score`, the reward of kind `model` in RL and evaluations all score
+through `RewardModel`, so a response has one reward everywhere.
 """
 
 from __future__ import annotations
@@ -17,24 +20,15 @@ import torch
 
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Rated, RewardEncoder
-from posttrain.data.trees import collate, pack, to_device
+from posttrain.data.trees import collate, packed, to_device
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Combine, RewardRule, combine
-from posttrain.models.folders.catalogue import Say
+from posttrain.models.folders.hub import Say
 from posttrain.models.reward.folders import RewardFolder, load_reward_folder
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.types import (
-    Comparison,
-    Demonstration,
-    Example,
-    Feedback,
-    Message,
-    RowRef,
-    Scores,
-    StepwiseFeedback,
-    TokenTree,
-)
+from posttrain.outputs import Scores
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, TokenTree
 
 TOKENS_PER_MICROBATCH = 4096
 WINDOW = 256
@@ -67,6 +61,8 @@ class RewardModel:
         self.model = ScoreModel.of(folder.loaded.model, folder.rule, path=path)
         config = folder.loaded.model.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None)  # absent in a few architectures
+        # "drop" makes a row that is too long an error of `rated`: a response cut before its end would be scored at a
+        # token that no training row ended on.
         settings: EncoderSettings = replace(folder.encoding, max_length=positions, truncation="drop")
         self.encoder = RewardEncoder(folder.loaded.tokenizer, settings, folder.rule)
         self.tokens_per_microbatch = tokens_per_microbatch
@@ -117,7 +113,7 @@ class RewardModel:
         """
         rows = iter(examples)
         while window := list(islice(rows, WINDOW)):
-            ratings = self._rate([rated_of(example) for example in window], head, normalised)
+            ratings = self._rate([scored_part(example) for example in window], head, normalised)
             progress(len(window), sum(sum(rating.tokens) for rating in ratings))
             yield from ratings
 
@@ -125,19 +121,20 @@ class RewardModel:
     def _rate(self, rows: Sequence[Rated], head: str | None, normalised: bool) -> list[Rating]:
         condition = self._condition(head)
         trees = [self.encoder.rated(row, condition) for row in rows]
-        every = [tree for of_row in trees for tree in of_row]
-        found = score_trees(self.model, self.rule, every, self.tokens_per_microbatch, head=head, normalised=normalised)
-        ratings, place = [], 0
-        for row, of_row in zip(rows, trees, strict=True):
-            scored = found[place : place + len(of_row)]
-            place += len(of_row)
-            steps = tuple(step for one in scored for step in one.steps or ())
+        flat = [tree for row_trees in trees for tree in row_trees]
+        scored = score_trees(self.model, self.rule, flat, self.tokens_per_microbatch, head=head, normalised=normalised)
+
+        # A rule that scores whole rows has a tree for each response; a row's rating is of all its trees.
+        per_tree = iter(scored)
+        ratings = []
+        for row, row_trees in zip(rows, trees, strict=True):
+            parts = list(islice(per_tree, len(row_trees)))
             ratings.append(
                 Rating(
                     row.row,
-                    tuple(reward for one in scored for reward in one.rewards),
-                    tuple(tokens for one in scored for tokens in one.tokens),
-                    steps or None,
+                    tuple(reward for part in parts for reward in part.rewards),
+                    tuple(tokens for part in parts for tokens in part.tokens),
+                    tuple(step for part in parts for step in part.steps or ()) or None,
                 )
             )
         return ratings
@@ -150,7 +147,7 @@ class RewardModel:
                 "the reward model judges by a condition, and none was named",
                 where=self.name,
                 expected=f"one of {', '.join(self.rule.conditions)}",
-                remedy=f"name one: --head {self.rule.conditions[0]}, or head={self.rule.conditions[0]!r}",
+                remedy=f"name one: `--head {self.rule.conditions[0]}`, or `head={self.rule.conditions[0]!r}`",
             )
         return head
 
@@ -166,22 +163,22 @@ def score_trees(
     normalised: bool = False,
 ) -> list[Rating]:
     """The rewards of encoded trees, in their order, with a reward per branch."""
-    copies = [replace(tree) for tree in trees]  # so that each has an identity of its own
-    index_of = {id(tree): index for index, tree in enumerate(copies)}
-    found: dict[int, Rating] = {}
-    for micro in pack(copies, tokens_per_microbatch):
-        batch = to_device(collate(micro), model.device)
+    ratings: dict[int, Rating] = {}
+    for indices in packed(trees, tokens_per_microbatch):  # by length, so in another order than the trees'
+        batch = to_device(collate([trees[index] for index in indices]), model.device)
         scores = model(batch)
         tokens_B = response_tokens(batch).to(scores.scores_BH)
         rewards_B = rule.rewards(scores.scores_BH, tokens_B, head=head, normalised=normalised).tolist()
+
         first = 0
-        for tree in micro:
+        for index in indices:
+            tree = trees[index]
             last = first + len(tree.branches)
             lengths = tuple(len(branch.ids) for branch in tree.branches)
             steps = _steps(scores, range(first, last))
-            found[index_of[id(tree)]] = Rating(tree.row, tuple(rewards_B[first:last]), lengths, steps)
+            ratings[index] = Rating(tree.row, tuple(rewards_B[first:last]), lengths, steps)
             first = last
-    return [found[index] for index in range(len(trees))]
+    return [ratings[index] for index in range(len(trees))]
 
 
 def _steps(scores: Scores, branches: range) -> tuple[tuple[float, ...], ...] | None:
@@ -210,14 +207,15 @@ def load_reward(
     return RewardModel(load_reward_folder(name_or_path, head=head, dtype=dtype, device=device, say=say))
 
 
-def combined(ratings: Sequence[Rating], how: Combine, std_weight: float = 1.0) -> Rating:
-    """One row's ratings by the members of an ensemble as one: combined([a, b], "worst")."""
+def ensemble_rating(ratings: Sequence[Rating], how: Combine, std_weight: float = 1.0) -> Rating:
+    """One row's ratings by the members of an ensemble as one: ensemble_rating([a, b], "worst")."""
+    # In fp64: the spread of members that nearly agree is a difference of nearly equal numbers.
     rewards = torch.tensor([rating.rewards for rating in ratings], dtype=torch.float64).T
     return replace(ratings[0], rewards=tuple(combine(rewards, how, std_weight).tolist()), steps=None)
 
 
-def rated_of(example: Example) -> Rated:
-    """What of a row is scored.
+def scored_part(example: Example) -> Rated:
+    """The prompt and the responses of a row that are scored.
 
     Raises:
         DataError: the row has no response.

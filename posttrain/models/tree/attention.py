@@ -158,7 +158,7 @@ class TreeLayout:
     def blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Which blocks of keys a block of queries sees something of, and which it sees whole: bool [blocks, blocks].
 
-        A block that lies across two nodes is never called whole; the mask function settles it pair by pair.
+        A block that lies across two nodes is never called whole; the mask function decides it pair by pair.
         """
         count = -(-sum(self.sizes) // BLOCK)
         some, whole = np.zeros((2, count, count), dtype=bool)
@@ -403,7 +403,8 @@ def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
     from posttrain.data.trees import collate, to_device
     from posttrain.models.tree.probe import probe_tree
 
-    batch = to_device(collate([probe_tree()]), device)
+    deep = probe_tree(lengths=(4, 3, 6), seed=1, parents=(None, 0, 0))
+    batch = to_device(collate([probe_tree(), deep]), device)
     total = batch.input_ids_T.shape[0]
     generator = torch.Generator(device="cpu").manual_seed(0)
     q, k, v = (torch.randn(1, heads, total, 64, generator=generator).to(device, dtype) for heads in (4, 2, 2))

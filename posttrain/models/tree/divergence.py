@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.kl import exact_forward_kl, exact_reverse_kl, generalised_jsd
 from posttrain.models.tree import projection
 from posttrain.models.tree.projection import Head, apply_head
-from posttrain.types import Batch, Mean, Metric
+from posttrain.outputs import Mean, Metric
+from posttrain.types import Batch
 
 BUFFERS = 8
 """Tensors of a chunk's size that live at once: two distributions, their mixture, and what their products need."""
@@ -32,6 +33,9 @@ class Distributions:
 
     Distributions(states_SD=hidden, head=Head(lm_head), temperature=1.0); on the padded path, where the model's forward
     gives logits and nothing else, `states_SD` are those logits and `head` is None.
+
+    The head runs after the forward pass that gave the states. A sharded model has to keep it whole until then, as the
+    root of FSDP2 does between a forward and its backward pass.
     """
 
     states_SD: Tensor
@@ -61,14 +65,6 @@ class Distributions:
             yield
 
 
-class HasDistributions(Protocol):
-    """A policy, or a reference that is a model."""
-
-    def distributions(
-        self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0
-    ) -> Distributions: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ExactKL:
     """KL over the whole vocabulary at a sample of tokens, in nats.
@@ -87,27 +83,8 @@ class ExactKL:
         return {"kl_exact_reverse": Mean(self.reverse_S.sum(), int(self.index_S.shape[0]))}
 
 
-@dataclass(slots=True)
-class Against:
-    """Another model that a policy is held against at the tokens that it trains on.
-
-    Against(reference, mixture=1.0, every=4): KL(policy || reference) at a quarter of the tokens
-    """
-
-    other: HasDistributions
-    """Read at each call: a stage puts its reference here once there is one."""
-    mixture: float
-    """0 is KL(other || policy), 1 is KL(policy || other); between them the generalised JSD."""
-    every: int = 1
-    """It is measured at one of so many tokens of each response."""
-
-    def spread(self, values_S: Tensor, index_S: Tensor, tokens: int) -> Tensor:
-        """[N]: each value `every` times as large at its token, 0 elsewhere."""
-        return values_S.new_zeros(tokens).index_put((index_S.to(values_S.device),), self.every * values_S)
-
-
 def spaced_tokens(batch: Batch, every: int) -> Tensor:
-    """One of `every` trained tokens of each branch; where the first one is, the branch's content settles.
+    """One of `every` trained tokens of each branch; where the first one is, the branch's content decides.
 
     Each token is as likely as any other, and the choice is the same however a step is cut into micro-batches.
     """

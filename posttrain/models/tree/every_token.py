@@ -35,7 +35,7 @@ def frozen_weights(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of weights that do not train although no adapter stands in for them: (frozen, packed).
 
     Packed ones are no floats: the folder holds a quantised model, whose weights have no gradient at all. A fixed table
-    of positions (Pegasus, Marian), which nobody trains, is left out of both.
+    of positions (Pegasus, Marian), which nobody trains, is in neither.
     """
     if isinstance(model, PeftModel):
         return [], []

@@ -17,7 +17,7 @@ from posttrain.models.adapters.quantised import is_quantised
 from posttrain.models.devices import available_bytes
 
 if TYPE_CHECKING:
-    from posttrain.models.tree.logprobs import TreeModel
+    from posttrain.models.tree.model import TreeModel
 
 HALF = (torch.bfloat16, torch.float16)
 SETTINGS = ("autocast", "dropout", "unfused", "backend")

@@ -28,11 +28,13 @@ from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each
 from posttrain.models.adapters.kinds import adapter_kind
 from posttrain.models.tree.backbone import backbone
-from posttrain.models.tree.logprobs import Path, TreeModel
+from posttrain.models.tree.model import TreeModel
+from posttrain.models.tree.paths import Route
 from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
 from posttrain.models.tree.rows import single_rows
-from posttrain.types import Batch, Scores
+from posttrain.outputs import Scores
+from posttrain.types import PLAIN, Batch, Wants
 
 HEAD = "score"
 """What `transformers` calls the head of its decoder classifiers."""
@@ -57,7 +59,7 @@ class ScoreModel(TreeModel):
     def __init__(
         self,
         model: nn.Module,
-        path: Path = "tree",
+        path: Route = "tree",
         *,
         pooling: Pooling = "last",
         steps: StepRule = "min",
@@ -91,13 +93,16 @@ class ScoreModel(TreeModel):
         """The model with the pooling of a saved or trained rule."""
         return cls(model, pooling=rule.pooling, steps=rule.steps, **options)
 
-    def forward(self, batch: Batch, *, router: bool = False, path: Path | None = None) -> Scores:
-        """Raises EncodingError for a response without a trained token: it has no place to be scored at.
+    def forward(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Scores:
+        """The scores; of `wants` only `routing` and a probe are read.
 
-        router: give `routing` too; see `Policy`.
+        Raises:
+            EncodingError: a response without a trained token has no place to be scored at.
         """
         batch = to_device(batch, self.device)
-        with self.routers.recording(router) as routed:
+        if wants.probe is not None:
+            return self._probed(batch, wants, path)
+        with self.routers.recording(wants.routing) as routed:
             pooled, branches = self._pooled(batch, path)
         scores = self._head(pooled)
         if self.pooling != "steps":
@@ -105,10 +110,9 @@ class ScoreModel(TreeModel):
         of_branches = aggregate_steps(scores, branches, batch.num_branches, self.steps)
         return Scores(of_branches, scores, branches, summed(routed))
 
-    def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
+    def _compared(self, batch: Batch, path: Route | None) -> tuple[Tensor, Tensor]:
         """The scores, and the pooled states along a fixed random direction: a head that starts at zero gives every
         response the same score and would hide every difference."""
-        batch = to_device(batch, self.device)
         pooled, branches = self._pooled(batch, path)
         scores = self._head(pooled)
         direction = torch.randn(pooled.shape[1], generator=torch.Generator().manual_seed(0)).to(scores)
@@ -129,7 +133,7 @@ class ScoreModel(TreeModel):
             scores = head(pooled.to(head.weight.dtype))
         return scores if scores.dtype == torch.float64 else scores.float()
 
-    def _pooled(self, batch: Batch, path: Path | None) -> tuple[Tensor, Tensor]:
+    def _pooled(self, batch: Batch, path: Route | None) -> tuple[Tensor, Tensor]:
         """The states that are scored, [B, D] (of steps: [S, D]), and the branch of each."""
         tokens_B = response_tokens(batch)
         if not bool(tokens_B.all()):

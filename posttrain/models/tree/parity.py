@@ -23,7 +23,8 @@ from posttrain.models.tree.exact import exact
 from posttrain.types import Batch, Branch, RowRef, TokenTree
 
 if TYPE_CHECKING:
-    from posttrain.models.tree.logprobs import Path, TreeModel
+    from posttrain.models.tree.model import TreeModel
+    from posttrain.models.tree.paths import Route
 
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Allowed gap of the gradient, relative to its norm. Rounding in SmolLM2-135M (30 layers, fp32) measures 6e-5; a token
@@ -67,7 +68,7 @@ def tree_against_padded(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
     return between(policy, trees, "tree", "padded")
 
 
-def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Path, slow: Path, *, gradient: bool = True) -> Gap:
+def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Route, slow: Route, *, gradient: bool = True) -> Gap:
     """One path against another; without `gradient`, values alone, and nothing is kept for a backward pass.
 
     Raises whatever the model raises on either path.
@@ -80,7 +81,7 @@ def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Path, slow: Pat
 def against(
     policy: TreeModel,
     trees: Sequence[TokenTree],
-    path: Path,
+    path: Route,
     oracle: Tensor,
     slope: list[Tensor] | None,
     dtype: torch.dtype,
@@ -142,8 +143,7 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
     """
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     generator = np.random.default_rng(0)
-    longest = max(tree.branches, key=lambda branch: len(branch.ids))
-    ids = np.concatenate([tree.prompt_ids, longest.ids])[:tokens]
+    ids = _longest_row(tree)[:tokens]
     if len(ids) < 8:  # too short to have a middle
         ids = np.concatenate([ids, generator.integers(0, vocabulary, 8 - len(ids))])
     with exact(policy) as wide:
@@ -159,6 +159,16 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
             if moved > allowed * size:
                 return moved / size, place
     return None
+
+
+def _longest_row(tree: TokenTree) -> np.ndarray:
+    lengths = tree.row_lengths
+    index: int | None = max(range(len(lengths)), key=lambda index: lengths[index])
+    parts: list[np.ndarray] = []
+    while index is not None:
+        parts.insert(0, tree.branches[index].ids)
+        index = tree.branches[index].parent
+    return np.concatenate([tree.prompt_ids, *parts])
 
 
 def _row(ids: np.ndarray) -> Batch:
@@ -220,7 +230,7 @@ def _with_other_first_branch(policy: TreeModel, tree: TokenTree) -> TokenTree:
 def values_and_gradient(
     policy: TreeModel,
     trees: Sequence[TokenTree],
-    path: Path,
+    path: Route,
     *,
     skip_first_branch: bool = False,
     gradient: bool = True,
@@ -230,7 +240,8 @@ def values_and_gradient(
     with torch.set_grad_enabled(gradient):
         values, branches = policy.compared(batch, path)
     if skip_first_branch:
-        values = values[(branches > 0).to(values.device)]
+        changed = torch.tensor(_from_first_branch(batch), device=branches.device)
+        values = values[~torch.isin(branches, changed).to(values.device)]
     if not gradient:
         return values, None
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -238,6 +249,15 @@ def values_and_gradient(
         return values.detach(), []
     gradients = torch.autograd.grad(values.sum(), parameters, allow_unused=True, materialize_grads=True)
     return values.detach(), list(gradients)
+
+
+def _from_first_branch(batch: Batch) -> list[int]:
+    """The first branch, and those that go on from it: they see its tokens."""
+    nodes = {batch.branch_nodes[0]}
+    for index, node in enumerate(batch.nodes):  # children come after their parents
+        if node.parent in nodes:
+            nodes.add(index)
+    return [branch for branch, node in enumerate(batch.branch_nodes) if node in nodes]
 
 
 def largest(difference: Tensor) -> float:

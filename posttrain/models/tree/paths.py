@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,10 +31,10 @@ from posttrain.models.tree.rows import row_lengths, trees_of
 from posttrain.types import Batch, Branch, TokenTree
 
 if TYPE_CHECKING:
-    from posttrain.models.tree.logprobs import TreeModel
+    from posttrain.models.tree.model import TreeModel
 
-Path = Literal["tree", "padded", "rows"]
-ORDER: tuple[Path, ...] = ("tree", "padded", "rows")
+Route = Literal["tree", "padded", "rows"]
+ORDER: tuple[Route, ...] = ("tree", "padded", "rows")
 """From the fastest to the slowest; each is tried where the one before it fails. `rows` is the oracle."""
 
 SHORT_TREES = 2
@@ -85,22 +85,22 @@ class Paths:
         wanted: the fastest path that may be taken.
     """
 
-    def __init__(self, wanted: Path = "tree"):
+    def __init__(self, wanted: Route = "tree"):
         self.order = ORDER[ORDER.index(wanted) :]
         self.reach = {path: Reach() for path in self.order}
-        self.verdicts: dict[Path, Verdict] = {}
+        self.verdicts: dict[Route, Verdict] = {}
         """The last verdict on each path that was tried."""
         self._causal: bool = False
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Route:
         """That most rows take: the fastest path that did not fail on the shortest of them."""
         return next(path for path in self.order if path == "rows" or not self._failed(path))
 
-    def _failed(self, path: Path) -> bool:
+    def _failed(self, path: Route) -> bool:
         return self.reach[path].closed and self.reach[path].tokens == 0
 
-    def of(self, model: TreeModel, batch: Batch) -> Path:
+    def of(self, model: TreeModel, batch: Batch) -> Route:
         """The path of this batch, proven on its own rows where that was not done before.
 
         Raises:
@@ -110,9 +110,9 @@ class Paths:
         known = self.known(longest, gradient=torch.is_grad_enabled() and model.trains())
         if known is not None:
             return known
-        return self._settled(model, trees_of(batch, _chosen(row_lengths(batch), batch)), longest, say=True)
+        return self._decide(model, trees_of(batch, _chosen(row_lengths(batch), batch)), longest, say=True)
 
-    def known(self, longest: int, *, gradient: bool = False) -> Path | None:
+    def known(self, longest: int, *, gradient: bool = False) -> Route | None:
         """The path of rows of up to `longest` tokens, if no proof is missing."""
         for path in self.order:
             reach = self.reach[path]
@@ -124,16 +124,16 @@ class Paths:
                 return None
         return None
 
-    def prove(self, model: TreeModel, trees: Sequence[TokenTree], *, gradient: bool = True) -> Path:
+    def prove(self, model: TreeModel, trees: Sequence[TokenTree], *, gradient: bool = True) -> Route:
         """Decide on these trees, before anything else runs. Nothing is logged: `reasons` says what was found.
 
         Raises:
             ModelError: as `of`.
         """
         longest = max(map(row_length, trees))
-        return self._settled(model, trees, longest, say=False, gradient=gradient)
+        return self._decide(model, trees, longest, say=False, gradient=gradient)
 
-    def _settled(
+    def _decide(
         self,
         model: TreeModel,
         trees: Sequence[TokenTree],
@@ -141,7 +141,7 @@ class Paths:
         *,
         say: bool,
         gradient: bool | None = None,
-    ) -> Path:
+    ) -> Route:
         """The fastest path that holds on the trees; what was found is kept."""
         if gradient is None:
             gradient = torch.is_grad_enabled()
@@ -176,7 +176,7 @@ class Paths:
         return [sentence(model, path, self) for path in self.order if self.reach[path].closed]
 
 
-def sentence(model: TreeModel, path: Path, paths: Paths) -> str:
+def sentence(model: TreeModel, path: Route, paths: Paths) -> str:
     """BloomForCausalLM runs padded: its attention adds a bias of its own, such as ALiBi (log-probs differ by ...)"""
     verdict = paths.verdicts[path]
     slower = paths.order[paths.order.index(path) + 1]
@@ -191,7 +191,7 @@ def sentence(model: TreeModel, path: Path, paths: Paths) -> str:
 
 
 def examined(
-    model: TreeModel, trees: Sequence[TokenTree], path: Path, longest: int, *, gradient: bool
+    model: TreeModel, trees: Sequence[TokenTree], path: Route, longest: int, *, gradient: bool
 ) -> Verdict | None:
     """The path against each row alone, on short trees with the gradient, and on longer ones beside them.
 
@@ -217,7 +217,7 @@ def examined(
             second = _compared(model, [*short, *spread], path, torch.cat([oracle, longer]), None, dtype)
             if not isinstance(second, Gap):
                 return second
-            gap = worse(first, second)
+            gap = larger_gap(first, second)
     if wide and (own := model.autocast or model.dtype) in HALF:
         rough = _in_its_own_precision(model, short, path, own)
         if not rough.holds:
@@ -230,7 +230,7 @@ def examined(
 def _compared(
     model: TreeModel,
     trees: Sequence[TokenTree],
-    path: Path,
+    path: Route,
     oracle: torch.Tensor,
     slope: list[torch.Tensor] | None,
     dtype: torch.dtype,
@@ -252,19 +252,19 @@ def _compared(
 
 
 @torch.no_grad()
-def _in_its_own_precision(model: TreeModel, trees: Sequence[TokenTree], path: Path, dtype: torch.dtype) -> Gap:
+def _in_its_own_precision(model: TreeModel, trees: Sequence[TokenTree], path: Route, dtype: torch.dtype) -> Gap:
     """Values alone: fp32 has shown what the path computes, and this shows that its kernels work in 16 bits too."""
     oracle, _ = values_and_gradient(model, trees, "rows", gradient=False)
     return against(model, trees, path, oracle, None, dtype)
 
 
-def worse(one: Gap, other: Gap) -> Gap:
+def larger_gap(one: Gap, other: Gap) -> Gap:
     """The larger of both differences, over the tokens of both."""
     larger = one if one.logprob >= other.logprob else other
     return replace(larger, gradient=max(one.gradient, other.gradient), tokens=max(one.tokens, other.tokens))
 
 
-def _differs(model: TreeModel, path: Path, gap: Gap) -> str:
+def _differs(model: TreeModel, path: Route, gap: Gap) -> str:
     if path == "padded":
         return f"a row depends on how long the longest one beside it is ({gap.logprob:.1e}): each runs alone"
     return f"{_cause(model)} ({gap.line()})"
@@ -292,7 +292,7 @@ def _hidden(window: int) -> str:
     return f"its layers keep a window of {window:,} tokens in a mask of their own, which the tree does not see"
 
 
-def _stops(model: TreeModel, path: Path) -> str:
+def _stops(model: TreeModel, path: Route) -> str:
     if path == "padded":
         return "its code stops on several padded rows at once: each runs alone"
     calls = model.calls
@@ -339,31 +339,38 @@ def probes(trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[TokenTree]
 
 
 def row_length(tree: TokenTree) -> int:
-    """Tokens of the longest row: the prompt and the longest of its branches."""
-    return len(tree.prompt_ids) + max((len(branch.ids) for branch in tree.branches), default=0)
+    """Tokens of the longest row: the prompt and the longest path of branches after it."""
+    return max(tree.row_lengths, default=len(tree.prompt_ids))
 
 
 def _cut(tree: TokenTree) -> TokenTree:
-    return _bare(
-        tree, tree.prompt_ids[:SHORT_PROMPT], [branch.ids[:SHORT_BRANCH] for branch in tree.branches[:BRANCHES]]
-    )
+    """The first branches, cut short, and so the branches that they continue."""
+    return _bare(tree, range(len(tree.branches))[:BRANCHES], prompt=SHORT_PROMPT, branch=SHORT_BRANCH)
 
 
 def _two(tree: TokenTree) -> TokenTree:
-    """The longest branch and one other, so that the prompt is shared."""
-    longest = max(range(len(tree.branches)), key=lambda index: len(tree.branches[index].ids))
-    kept = sorted({longest, 0 if longest else min(1, len(tree.branches) - 1)})
-    return _bare(tree, tree.prompt_ids, [tree.branches[index].ids for index in kept])
+    """The longest row and one other, so that what they continue is shared."""
+    lengths = tree.row_lengths
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    kept = {longest, 0 if longest else min(1, len(tree.branches) - 1)}
+    for index in range(longest, -1, -1):  # a path goes to earlier branches only
+        parent = tree.branches[index].parent
+        if index in kept and parent is not None:
+            kept.add(parent)
+    return _bare(tree, sorted(kept))
 
 
-def _bare(tree: TokenTree, prompt: np.ndarray, branches: Iterable[np.ndarray]) -> TokenTree:
-    """Without annotations, and with every token trained that something predicts."""
+def _bare(tree: TokenTree, kept: Sequence[int], *, prompt: int | None = None, branch: int | None = None) -> TokenTree:
+    """Some branches, without annotations, and with every token trained that something predicts; at most `prompt` tokens
+    of the prompt and `branch` of each branch."""
+    prompt_ids = tree.prompt_ids[:prompt]
     made = []
-    for ids in branches:
+    for index in kept:
+        ids, parent = tree.branches[index].ids[:branch], tree.branches[index].parent
         mask = np.ones(len(ids), dtype=bool)
-        mask[0] = bool(len(prompt))
-        made.append(Branch(ids, mask))
-    return TokenTree(prompt, tuple(made), tree.key, tree.row)
+        mask[0] = bool(len(prompt_ids)) or parent is not None
+        made.append(Branch(ids, mask, parent=None if parent is None else kept.index(parent)))
+    return TokenTree(prompt_ids, tuple(made), tree.key, tree.row)
 
 
 def _chosen(lengths: Sequence[int], batch: Batch) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from posttrain.data.trees import collate
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.parity import largest, relative, values_and_gradient
 from posttrain.types import Batch, TokenTree
 

@@ -33,7 +33,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from posttrain.types import Batch, Maximum, Mean, Metric, Routing
+from posttrain.outputs import Maximum, Mean, Metric, Routing
+from posttrain.types import Batch
 
 BALANCED_BY_BIAS = ("e_score_correction_bias", "expert_bias", "correction_bias")
 """What families call a bias that is added to the router's scores for the choice of experts alone."""
@@ -229,14 +230,16 @@ def _counted(chosen_Tk: Tensor, probability_TE: Tensor, weight_T: Tensor) -> tup
 
 
 def rows_of_tokens(batch: Batch) -> Tensor:
-    """In how many rows each token of the flat batch stands, [T]: 1 in a branch, a prompt's once for each branch."""
-    leaves = [0] * len(batch.nodes)
+    """In how many rows each token of the flat batch stands, [T]: once for its own branch, and once for each branch that
+    goes on from it; a prompt's tokens once for each branch of the tree."""
+    rows = [0] * len(batch.nodes)
+    for index in batch.branch_nodes:
+        rows[index] = 1
     for index in reversed(range(len(batch.nodes))):  # children come after their parents
-        leaves[index] = max(1, leaves[index])
         if batch.nodes[index].parent >= 0:
-            leaves[batch.nodes[index].parent] += leaves[index]
+            rows[batch.nodes[index].parent] += rows[index]
     lengths = torch.tensor([node.end - node.start for node in batch.nodes])
-    return torch.tensor(leaves).repeat_interleave(lengths).to(batch.input_ids_T.device)
+    return torch.tensor(rows).repeat_interleave(lengths).to(batch.input_ids_T.device)
 
 
 def tokens_that_count(attention_mask: Tensor, virtual: int = 0) -> Tensor:
@@ -246,7 +249,7 @@ def tokens_that_count(attention_mask: Tensor, virtual: int = 0) -> Tensor:
 
 
 def summed(parts: Sequence[Routing]) -> Routing | None:
-    """The routing of several passes together; None of none."""
+    """The sum of several passes' routing; None of none."""
     total = None
     for part in parts:
         total = part if total is None else total + part

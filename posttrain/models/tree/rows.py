@@ -1,4 +1,7 @@
-"""Trees unfolded into ordinary rows, one for each branch with its prompt before it: what any model can run."""
+"""Trees unfolded into ordinary rows, one for each branch with its path before it: what any model can run.
+
+A branch that others continue is a row too, and part of theirs: rows compute again what the tree computes once.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class PaddedRows:
 
 
 def padded_rows(batch: Batch) -> PaddedRows:
-    """Unfold the trees: branch b becomes row b = prompt + branch; padded slots hold id 0 under a zero mask."""
+    """Unfold the trees: branch b becomes row b = its path + branch; padded slots hold id 0 under a zero mask."""
     ids = batch.input_ids_T
     rows = _unfolded(batch)
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -33,7 +36,7 @@ def padded_rows(batch: Batch) -> PaddedRows:
 
 
 def single_rows(batch: Batch) -> list[Batch]:
-    """Each branch as a batch of its own, in order, under the tree's prompt; annotations are left behind."""
+    """Each branch as a batch of its own, in order, its path as the row before it; annotations are dropped."""
     singles = []
     for branch, ids in enumerate(_unfolded(batch)):
         tree = int(batch.tree_B[branch])
@@ -48,6 +51,7 @@ def single_rows(batch: Batch) -> list[Batch]:
                 predictor_index_N=targets - 1,
                 branch_N=torch.zeros_like(targets),
                 tree_B=batch.tree_B.new_zeros(1),
+                branch_nodes=(0,),
                 keys=batch.keys[tree : tree + 1],
                 rows=batch.rows[tree : tree + 1],
             )
@@ -56,38 +60,47 @@ def single_rows(batch: Batch) -> list[Batch]:
 
 
 def row_lengths(batch: Batch) -> list[int]:
-    """Tokens of each branch with its prompt before it; nothing on the device is read."""
-    return [leaf.end - leaf.start + (above.end - above.start if above else 0) for leaf, above in _leaves(batch)]
+    """Tokens of each branch with its path before it; nothing on the device is read."""
+    return [sum(node.end - node.start for node in path) for path in _paths(batch)]
 
 
 def trees_of(batch: Batch, indices: Iterable[int]) -> list[TokenTree]:
-    """Some of a batch's trees, made anew from its ids and trained tokens; annotations are left behind."""
+    """Some of a batch's trees, made anew from its ids and trained tokens; annotations are dropped."""
     ids = batch.input_ids_T.cpu().numpy().astype(np.int32)
     trained = np.zeros(len(ids), dtype=bool)
     trained[batch.target_index_N.cpu().numpy()] = True
-    tree_B, leaves = batch.tree_B.tolist(), list(_leaves(batch))
+    tree_B = batch.tree_B.tolist()
     made = []
     for index in indices:
-        own = [leaf for leaf, tree in zip(leaves, tree_B, strict=True) if tree == index]
-        above = own[0][1]
-        prompt = ids[above.start : above.end] if above else ids[:0]
-        branches = tuple(Branch(ids[leaf.start : leaf.end], trained[leaf.start : leaf.end]) for leaf, _ in own)
+        own = [node for node, tree in zip(batch.branch_nodes, tree_B, strict=True) if tree == index]
+        root = batch.nodes[own[0]].parent  # the first branch continues the prompt, or nothing
+        prompt = ids[batch.nodes[root].start : batch.nodes[root].end] if root >= 0 else ids[:0]
+        branches = tuple(_branch(batch, node, own, ids, trained) for node in own)
         made.append(TokenTree(prompt, branches, batch.keys[index], batch.rows[index]))
     return made
 
 
-def _leaves(batch: Batch) -> Iterable[tuple[Node, Node | None]]:
-    """The node of each branch and that of its prompt, if it has one."""
-    parents = {node.parent for node in batch.nodes}
-    for leaf in (node for index, node in enumerate(batch.nodes) if index not in parents):
-        yield leaf, batch.nodes[leaf.parent] if leaf.parent >= 0 else None
+def _branch(batch: Batch, index: int, own: list[int], ids: np.ndarray, trained: np.ndarray) -> Branch:
+    node = batch.nodes[index]
+    parent = own.index(node.parent) if node.parent in own else None
+    return Branch(ids[node.start : node.end], trained[node.start : node.end], parent=parent)
+
+
+def _paths(batch: Batch) -> Iterable[list[Node]]:
+    """Of each branch the nodes from the root to its own."""
+    for index in batch.branch_nodes:
+        path: list[Node] = []
+        while index >= 0:
+            path.insert(0, batch.nodes[index])
+            index = batch.nodes[index].parent
+        yield path
 
 
 def _unfolded(batch: Batch) -> list[Tensor]:
-    """The ids of each branch with its prompt before it."""
+    """The ids of each branch with its path before it."""
     ids = batch.input_ids_T
     rows = []
-    for leaf, above in _leaves(batch):
-        own = ids[leaf.start : leaf.end]
-        rows.append(own if above is None else torch.cat([ids[above.start : above.end], own]))
+    for path in _paths(batch):
+        parts = [ids[node.start : node.end] for node in path]
+        rows.append(parts[0] if len(parts) == 1 else torch.cat(parts))
     return rows

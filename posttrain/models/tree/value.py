@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from posttrain.data.trees import to_device
 from posttrain.models.tree.heads import HEAD, with_head
-from posttrain.models.tree.logprobs import Path, Policy, TreeModel, read_values
-from posttrain.types import Batch
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel, read_values
+from posttrain.models.tree.paths import Route
+from posttrain.types import PLAIN, Batch, Wants
 
 
 class ValueModel(TreeModel):
@@ -28,18 +30,19 @@ class ValueModel(TreeModel):
 
     compares: ClassVar[str] = "values"
 
-    def forward(self, batch: Batch, *, path: Path | None = None) -> Tensor:
-        """Values [N], fp32 or the model's wider type."""
+    def forward(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Tensor:
+        """Values [N], fp32 or the model's wider type; of `wants` only a probe is read."""
         batch = to_device(batch, self.device)
+        if wants.probe is not None:
+            return self._probed(batch, wants, path)
         chosen = self.path_of(batch, path)
         with self._running_on(chosen):
             states_ND = self._predictor_states(batch, chosen)
         return read_values(getattr(self.transformer, HEAD), states_ND)
 
-    def compared(self, batch: Batch, path: Path | None = None) -> tuple[Tensor, Tensor]:
+    def _compared(self, batch: Batch, path: Route | None) -> tuple[Tensor, Tensor]:
         """The values, and the states along a fixed random direction: a head that starts at zero gives every state the
         same value and would hide every difference."""
-        batch = to_device(batch, self.device)
         chosen = self.path_of(batch, path)
         with self._running_on(chosen):
             states_ND = self._predictor_states(batch, chosen)

@@ -103,23 +103,23 @@ class Sandbox:
         """
         nonce = secrets.token_hex(16)
         job = {"tests": tests, "setup": setup, "entry_point": entry_point or "", "nonce": nonce}
-        with job_file(program) as one, job_file(json.dumps(job)) as two, job_file("") as result:
-            end = self._run(b"t", (one, two, result), seconds)
-            said = _said(result)
-        passed = secrets.compare_digest(str(said.get("nonce", "")), nonce)
+        with job_file(program) as program_file, job_file(json.dumps(job)) as two, job_file("") as result:
+            end = self._run(b"t", (program_file, two, result), seconds)
+            record = _read_record(result)
+        passed = secrets.compare_digest(str(record.get("nonce", "")), nonce)
         outcome = Outcome.PASSED if passed else end.outcome
         if outcome is Outcome.FINISHED:
             outcome = Outcome.FAILED
         # When the time is up the program is ended first, and the tests may still get to say that it died: of what, the
         # server knows better.
-        failed = None if end.timed_out else said.get("failed")
+        failed = None if end.timed_out else record.get("failed")
         message = "" if passed else str(failed or end.described("the tests"))
-        return Verdict(outcome, int(said.get("calls", 0)), message, end.seconds)
+        return Verdict(outcome, int(record.get("calls", 0)), message, end.seconds)
 
     def run_script(self, program: str, given: str = "", *, seconds: float | None = None) -> Printed:
         """What `program` prints when it reads `given`; whether that is right is for the caller to say."""
-        with job_file(program) as one, job_file(given) as two, job_file("") as output:
-            end = self._run(b"s", (one, two, output), seconds)
+        with job_file(program) as program_file, job_file(given) as two, job_file("") as output:
+            end = self._run(b"s", (program_file, two, output), seconds)
             output.seek(0)
             text = output.read(self.limits.file_mb << 20).decode(errors="replace")
         outcome = end.outcome if end.outcome is not Outcome.FAILED else Outcome.FINISHED
@@ -206,11 +206,11 @@ def _not_confined(trouble: Unconfined) -> TrainingError:
     )
 
 
-def _said(result: IO[bytes]) -> dict[str, Any]:
+def _read_record(result: IO[bytes]) -> dict[str, Any]:
     """What the harness wrote; nothing, if it died before."""
     result.seek(0)
     try:
-        said = json.loads(result.read(65536) or b"{}")
+        record = json.loads(result.read(65536) or b"{}")
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return record if isinstance(record, dict) else {}

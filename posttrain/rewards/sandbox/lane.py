@@ -220,7 +220,9 @@ def _package(name: str) -> Path:
 def settings_of(limits: Limits, packages: bool) -> dict[str, Any]:
     installed = [path for path in sys.path if path.endswith("-packages")] if packages else []
     wanted = [*_standard_library(), *installed]
-    readable = {path for one in wanted for path in (one, os.path.realpath(one)) if os.path.exists(path)}
+    readable = {
+        path for wanted_path in wanted for path in (wanted_path, os.path.realpath(wanted_path)) if os.path.exists(path)
+    }
     # What is installed may hold data sets with their answers, so a program does not read it uninvited.
     hidden = {
         name for path in readable for inner in ("", "/python*") for name in glob.glob(f"{path}{inner}/*-packages")

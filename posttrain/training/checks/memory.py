@@ -26,7 +26,7 @@ from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.devices import available_bytes, out_of_memory
 from posttrain.models.tree.attention import TreeLayout, attention_windows
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows
 from posttrain.types import TokenTree
 
@@ -133,8 +133,7 @@ def plan(
     tokens_per_microbatch: int,
     activation_bytes_per_token: float,
     live_reference: bool,
-    rows: int = 1,
-    row_tokens: int | None = None,
+    padded: tuple[int, int] | None = None,
     largest: TokenTree | None = None,
     working: Working | None = None,
     program: int = 0,
@@ -142,7 +141,7 @@ def plan(
     """The memory of one training step on top of nothing; `available` counts what is occupied already.
 
     Args:
-        rows: rows that the padded path pads together, of `row_tokens` tokens; the tree path keeps no logits.
+        padded: (rows, tokens of each) that the padded path computes together; the tree path keeps no logits.
         largest: the largest tree, for the attention masks, which grow with the square of its tokens.
         working: measured; in the place of `activation_bytes_per_token` and of what the logits are counted as.
         program: bytes of the process before a model was loaded (`resident`): interpreter, libraries, rows.
@@ -166,6 +165,7 @@ def plan(
     ]
     if program:
         items.insert(0, Item("program", program, "interpreter and libraries"))
+    # What is occupied already is in the plan as items, so it counts as available too: else it would count twice.
     available = available_bytes(policy.device) + weights + program
     if live_reference:
         items.append(Item("reference", weights))
@@ -178,8 +178,9 @@ def plan(
         items.append(mask_item(policy, largest, tokens_per_microbatch))
     if working is not None or policy.compares != "log-probs":
         return MemoryPlan(tuple(items), available, reached(policy.device) if program else 0)
+    # Nothing was measured: the logits are counted by their shape.
     if policy.path == "padded":
-        items.append(logits_item(rows, row_tokens or tokens_per_microbatch, vocabulary, element))
+        items.append(logits_item(*(padded or (1, tokens_per_microbatch)), vocabulary, element))
     else:
         items.append(Item("logits buffer", max(BUFFER_ELEMENTS, 16 * vocabulary) * element, "one chunk, reused"))
     return MemoryPlan(tuple(items), available)
@@ -197,11 +198,10 @@ def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) ->
     if policy.path == "tree":
         layout = TreeLayout(collate([tree]))
         windows = attention_windows(policy.transformer.config.get_text_config())
-        one = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
+        mask = sum(layout.mask_bytes(window, policy.autocast or policy.dtype) for window in windows)
     else:
-        longest = len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        one = len(tree.branches) * longest**2  # bool, a byte for each pair
-    return Item("attention masks", copies * one, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
+        mask = len(tree.branches) * max(tree.row_lengths) ** 2  # bool, a byte for each pair
+    return Item("attention masks", copies * mask, f"{copies} x {tree.num_tokens:,} tokens, the largest tree")
 
 
 def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
@@ -211,6 +211,7 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # Autograd keeps parameters too; they are there anyway. Views of one storage count once.
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -224,11 +225,12 @@ def activation_bytes_per_token(policy: TreeModel, tree: TokenTree) -> float:
 
 def working_memory(policy: TreeModel, trees: Sequence[TokenTree]) -> Working:
     """Measured on the given trees, which should be short: forward, loss and backward of once and of twice as many."""
-    one = list(trees) * _copies(policy, trees)
+    batch = list(trees) * _copies(policy, trees)
     # A path that is not proven yet would be proven by the first call, and the proof measured in the place of a step.
-    policy.path_of(to_device(collate([*one, *one]), policy.device))
-    (small, of_small), (large, of_large) = (_peak(policy, batch) for batch in (one, [*one, *one]))
-    tokens = sum(tree.num_tokens for tree in one)
+    policy.path_of(to_device(collate([*batch, *batch]), policy.device))
+    (small, of_small), (large, of_large) = (_peak(policy, trees_of) for trees_of in (batch, [*batch, *batch]))
+    tokens = sum(tree.num_tokens for tree in batch)
+    # The difference of both: what does not grow with the tokens falls out of it.
     per_token = max(large - small, 0) / tokens
     # A block of the same size in both batches does not grow, unless it is the double of another: a hidden layer of
     # twice the width makes blocks as large from half the tokens.
@@ -367,7 +369,9 @@ def fitting_microbatch(
 
 
 @contextmanager
-def explained(memory: MemoryPlan | None, what: str = "the step", remedy: str = STEP_REMEDY) -> Iterator[None]:
+def explain_out_of_memory(
+    memory: MemoryPlan | None, what: str = "the step", remedy: str = STEP_REMEDY
+) -> Iterator[None]:
     """Turn an out-of-memory error of torch into one that says where the memory went and what to change.
 
     Args:

@@ -13,7 +13,6 @@ A check never changes a weight, a random stream or the data. Each is one functio
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,15 +25,14 @@ from torch import Tensor, nn
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
-from posttrain.models.adapters.kinds import adapter_layers
 from posttrain.models.folders.finite import non_finite_weights
-from posttrain.models.tree.every_token import frozen_weights
-from posttrain.models.tree.logprobs import TreeModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.parity import LOGPROB_ERROR, leak
-from posttrain.models.tree.paths import Path, row_length
+from posttrain.models.tree.paths import Route, row_length
 from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
+from posttrain.outputs import Mean
 from posttrain.runs.records.preflight import (
     CheckRecord,
     DecodedPiece,
@@ -45,9 +43,8 @@ from posttrain.runs.records.preflight import (
 )
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
-from posttrain.training.slopes import slopes_of
-from posttrain.training.step import Reference, forward, router_term, start_loss
-from posttrain.types import Batch, Mean, TokenTree
+from posttrain.training.step import Reference, start_loss
+from posttrain.types import Batch, TokenTree
 
 Status = Literal["pass", "warn", "fail"]
 PARITY = "tree = padded"
@@ -60,8 +57,6 @@ PROBED_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Values are compared on the longest tree of at most so many tokens too; a longer row is proven when it comes."""
 PROBE_LENGTH = 256
 """Tokens to which the probes are cut."""
-MOST_DEAD = 8
-"""Layers without a gradient that are listed, and that the remedy's expression leaves out."""
 SEARCHED_TREES = 64
 """The probes are the shortest of the first so many trees."""
 
@@ -91,10 +86,6 @@ class Preflight:
         """Of a model that is noisy, the check that says so alone: all that compare two calls fail with it."""
         failed = [check for check in self.checks if check.status == "fail"]
         return [check for check in failed if check.name == "repeat"] or failed
-
-    def after(self, first: Check) -> Preflight:
-        """The same behind a check that was made before them."""
-        return replace(self, checks=(first, *self.checks))
 
     def with_check(self, check: Check) -> Preflight:
         """The same with `check` in the place of the one of its name."""
@@ -166,6 +157,7 @@ def check_data(
 
 def check_stop_token(trees: Sequence[TokenTree], stop_ids: frozenset[int], *, wanted: bool) -> Check:
     """The share of responses whose last token is a stop token that trains."""
+    # The last trained token is what inference waits for: a policy that never learns to stop runs to the limit.
     ends = Counter(
         bool(branch.loss_mask[-1]) and int(branch.ids[-1]) in stop_ids for tree in trees for branch in tree.branches
     )
@@ -235,6 +227,7 @@ def shortened(tree: TokenTree, most: int) -> TokenTree:
     computing the same thing."""
     if tree.num_tokens <= most:
         return tree
+    # An equal part for the prompt and for each branch: a prompt alone, or an answer alone, would prove nothing.
     share = max(1, most // (len(tree.branches) + 1))
     branches, labels = [], None
     for branch in tree.branches:
@@ -272,13 +265,13 @@ def check_repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     model. One short tree is enough, since noise is in every token: two of them cost a second more for each 100 million
     parameters on a laptop.
     """
-    found = repeat(policy, cut_probes(probes(trees)[:1])[0])
+    noise = repeat(policy, cut_probes(probes(trees)[:1])[0])
     family = type(policy.transformer).__name__
-    evidence = {"value": found.value, "gradient": found.gradient, "source": found.source}
-    apart = f"{policy.compares} differ by {found.value:.1e}, gradients by {found.gradient:.1e} of their norm"
-    if found.holds:
+    evidence = {"value": noise.value, "gradient": noise.gradient, "source": noise.source}
+    apart = f"{policy.compares} differ by {noise.value:.1e}, gradients by {noise.gradient:.1e} of their norm"
+    if noise.holds:
         return Check("repeat", "two equal calls", "pass", f"on the same rows, {apart}", evidence)
-    where = f"it begins in {found.source}" if found.source else "it begins in the backward pass"
+    where = f"it begins in {noise.source}" if noise.source else "it begins in the backward pass"
     detail = f"{family} computes something else each time, with dropout off ({apart}); {where}"
     remedy = "set the probability of that module's noise to 0 in the model's config.json, or start from another model"
     return Check("repeat", "two equal calls", "fail", detail, evidence, remedy)
@@ -292,7 +285,8 @@ def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["a
         ModelError: the policy is not causal: it would train on what it sees.
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
-    wanted: Path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    wanted: Route = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    # The proof sets `policy.path` to a slower one where the wanted one does not hold.
     policy.path = wanted
     proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
     policy.prove(proven)
@@ -312,7 +306,7 @@ def path_probes(trees: Sequence[TokenTree], most: int) -> list[TokenTree]:
     ]
 
 
-def _path_check(policy: TreeModel, wanted: Path, asked: str, *, longest: int) -> Check:
+def _path_check(policy: TreeModel, wanted: Route, asked: str, *, longest: int) -> Check:
     """What the proof found, as a check: `warn` where the rows run slower than was asked for."""
     reasons = policy.paths.reasons(policy)
     verdict = policy.paths.verdicts.get(policy.path if policy.path in policy.paths.verdicts else wanted)
@@ -341,10 +335,7 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
     if limit is None:
         return check
     largest = np.argsort(-lengths(trees), kind="stable")[:SEARCHED_TREES]
-    longest = max(
-        len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches)
-        for tree in (trees[int(index)] for index in largest)
-    )
+    longest = max(row_length(trees[int(index)]) for index in largest)
     if longest <= limit:
         return check
     detail = (
@@ -358,6 +349,7 @@ def _long_rows(policy: TreeModel, trees: Sequence[TokenTree], check: Check) -> C
 
 def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     """Changing one branch must move no other branch's log-probs and gradient."""
+    # A leak makes a chosen answer's log-prob depend on the rejected one beside it: the pair's margin would be fiction.
     gap = leak(policy, cut_probes(probes(trees))[0])
     evidence = {"logprob": gap.logprob, "gradient": gap.gradient}
     if gap.holds:
@@ -366,7 +358,7 @@ def check_leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Check:
     return Check("leak", "no leak between branches", "fail", f"after changing one: {gap.line()}", evidence, remedy)
 
 
-class Itself:
+class PolicyAsReference:
     """The policy as its own reference, which is what any reference is before step 1: no copy, and no cache to fill.
 
     Proves the objective and the gradient before the reference's log-probs of all rows are computed.
@@ -389,9 +381,10 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     whole = shortest(trees)
     whole = whole if sum(tree.num_tokens for tree in whole) <= 2 * PROBE_LENGTH else whole[:1]
     batch = to_device(collate(whole), policy.device)
-    logprobs = forward(policy, algorithm, batch)
+    logprobs = policy(batch, algorithm.wants)
     reference_N = reference.logprobs(batch).to(logprobs.logprobs_N)
     total = count(whole)
+    # The exact value is the same loss of the policy against itself, so it holds for objectives without a closed form.
     out = start_loss(algorithm, logprobs, reference_N, batch, total)
     loss = float(out.loss)
     exact = float(start_loss(algorithm, logprobs, logprobs.logprobs_N, batch, total).loss)
@@ -400,126 +393,9 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     evidence = {"loss": loss, "expected_loss": exact, "margin": margin, "largest_logprob_gap": apart}
     detail = f"loss {loss:.6f} (expected {exact:.6f}), margin {margin:+.1e}, log-probs within {apart:.1e} nats"
     allowed = LOGPROB_ERROR[policy.autocast or policy.dtype]  # other micro-batches round differently
-    holds = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
-    remedy = None if holds else "the reference is not the policy's start: run with --fresh to compute it again"
-    return Check("identity", "policy = reference at step 0", "pass" if holds else "fail", detail, evidence, remedy)
-
-
-def check_gradient(
-    policy: TreeModel,
-    reference: Reference | None,
-    algorithm: Algorithm,
-    trees: Sequence[TokenTree],
-    *,
-    dead_layers: Literal["stop", "warn"] = "stop",
-) -> Check:
-    """Which tensors train, and which of them get no gradient from the first backward.
-
-    Of the part of the loss that teaches (`LossOutput.teaching`): a KL whose two sides are equal but for rounding, an
-    entropy or an auxiliary loss has a gradient too, and would hide that the method itself has none.
-
-    dead_layers: what a layer of the adapter is that gets none; see `preflight.dead_layers` of a stage.
-    """
-    batch = to_device(collate(probes(trees)), policy.device)
-    reference_N = reference.logprobs(batch) if reference is not None else None
-    logprobs = forward(policy, algorithm, batch)
-    named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
-    slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
-    if not slopes:
-        return _no_slope(algorithm, sum(p.numel() for _, p in named), policy)
-    weights = [p for _, p in named]
-    balanced = _reached(router_term(algorithm, logprobs), weights)
-    said = [getattr(logprobs, name) for name in slopes]
-    gradients = torch.autograd.grad(said, weights, list(slopes.values()), allow_unused=True)
-    waiting = policy.waiting()
-    dead = [
-        name
-        for (name, _), g in zip(named, gradients, strict=True)
-        if (g is None or not g.any()) and name not in waiting
-    ]
-    alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
-    dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
-    size = sum(p.numel() for _, p in named)
-    everything = sum(p.numel() for p in policy.model.parameters())
-    detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
-    frozen, packed = frozen_weights(policy.model)
-    evidence = {"trainable": size, "total": everything, "dead": dead[:20], "frozen": [*packed, *frozen][:20]}
-    if packed:
-        detail += f"; {len(packed)} are quantised and cannot train, {packed[0]} among them"
-        remedy = "train an adapter (adapter: lora), or start from the folder with the weights before quantisation"
-        return Check("gradient", "gradients", "fail", detail, evidence, remedy)
-    if len(dead) == len(named):
-        detail += "; none gets a gradient"
-        return Check("gradient", "gradients", "fail", detail, evidence, "check which tokens train")
-    layers = _dead_layers(policy.model, set(dead), waiting)
-    if layers:
-        return _dead_adapter(policy.model, layers, detail, evidence, dead_layers)
-    if frozen:
-        detail += f"; {len(frozen)} are frozen, {frozen[0]} among them"
-        remedy = "no adapter trains in their place: set requires_grad on them if they should train"
-        return Check("gradient", "gradients", "warn", detail, evidence, remedy)
-    if dead:
-        remedy = "experts that saw no token are normal; else check the adapter's targets"
-        return Check(
-            "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
-        )
-    return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
-
-
-def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
-    """Which of `weights` get a gradient from a further loss; a router that sends a token to one expert has no other."""
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        return []
-    gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
-    return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
-
-
-def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:
-    everything = sum(p.numel() for p in policy.model.parameters())
-    return Check(
-        "gradient",
-        "gradients",
-        "fail",
-        f"the loss of `{algorithm.name}` does not depend on the model at the start: its gradient is exactly 0, beside "
-        "whatever penalty it may have",
-        {"trainable": size, "total": everything, "dead": ["all"]},
-        "change what the loss is made of (`choices`, `objective`, `parameters`); `posttrain check` tries it again",
-    )
-
-
-def _dead_layers(model: nn.Module, dead: set[str], waiting: frozenset[str]) -> list[str]:
-    """Layers of the adapter none of whose parameters gets a gradient; experts are left out, since one that saw no token
-    of two short rows is alive."""
-    found = []
-    for layer, names in adapter_layers(model).items():
-        asked = [name for name in names if name not in waiting]
-        if asked and dead.issuperset(asked) and "expert" not in layer:
-            found.append(layer)
-    return found
-
-
-def _dead_adapter(
-    model: nn.Module,
-    layers: list[str],
-    detail: str,
-    evidence: dict[str, Any],
-    dead_layers: Literal["stop", "warn"],
-) -> Check:
-    """A layer that gets no gradient keeps its adapter at zero for the whole run: it is paid for, saved and merged, and
-    its place in the model is not trained, which no curve shows."""
-    shown = ", ".join(layers[:MOST_DEAD]) + (f" and {len(layers) - MOST_DEAD} more" if len(layers) > MOST_DEAD else "")
-    said = f"{detail}; {len(layers)} layers of the adapter get none: {shown}"
-    evidence = {**evidence, "dead_layers": layers}
-    if dead_layers == "warn":
-        return Check("gradient", "gradients", "warn", said, evidence, "their adapters stay at zero")
-    alive = sorted({name.rpartition(".")[2] for name in adapter_layers(model) if name not in layers})
-    without = "|".join(re.escape(layer) for layer in layers)
-    leave = f"leave them out (`adapter: {{targets: '(?!({without})$).*[.]({'|'.join(alive)})'}}`)"
-    remedy = (
-        f"{leave if len(layers) <= MOST_DEAD else 'name other `adapter.targets`'}, or train the others in spite of it "
-    )
-    remedy += "with `preflight: {dead_layers: warn}`"
-    return Check("gradient", "gradients", "fail", said, evidence, remedy)
+    equal = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
+    remedy = None if equal else "the reference is not the policy's start: run with --fresh to compute it again"
+    return Check("identity", "policy = reference at step 0", "pass" if equal else "fail", detail, evidence, remedy)
 
 
 def check_memory(memory: MemoryPlan) -> Check:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posttrain.config.online import OnlineStage, SamplingStage
+from posttrain.config.online import SamplingStage
 from posttrain.data.trees import collate, to_device
-from posttrain.models.tree.logprobs import Path, Policy
+from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.paths import Route
 from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.checks.preflight import Check, Preflight, Status
-from posttrain.types import Batch, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 
 TITLE = "sampler = trainer at step 0"
 SAMPLER_GAP = 1e-4
@@ -44,7 +45,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Apart:
+class LogprobGap:
     """Mean and largest difference of two log-probs of the same tokens, in nats, and how many one side excludes."""
 
     mean: float
@@ -52,12 +53,12 @@ class Apart:
     outside: int = 0
 
     @staticmethod
-    def of(ours_N: Tensor, theirs_N: Tensor) -> Apart:
+    def of(ours_N: Tensor, theirs_N: Tensor) -> LogprobGap:
         kept_N = ~torch.isinf(ours_N)
         gaps_N = (ours_N - theirs_N.to(ours_N))[kept_N].abs()
         if not len(gaps_N):
-            return Apart(float("inf"), float("inf"), len(ours_N))
-        return Apart(float(gaps_N.mean()), float(gaps_N.max()), int((~kept_N).sum()))
+            return LogprobGap(float("inf"), float("inf"), len(ours_N))
+        return LogprobGap(float(gaps_N.mean()), float(gaps_N.max()), int((~kept_N).sum()))
 
 
 @torch.no_grad()
@@ -71,31 +72,32 @@ def check_sampler(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree
     sampling = stage.distribution(frozenset(), seed=0)
     batch = to_device(collate(rows), policy.device)
     ours_N = _logprobs(policy, rows, batch, sampling)
-    found = Apart.of(ours_N, batch.columns_N["sampler_logprobs"])
+    gap = LogprobGap.of(ours_N, batch.columns_N["sampler_logprobs"])
+    # Rounding alone explains a gap below this floor, so measuring the noise would be wasted.
     floor = SAMPLER_GAP if shared else APART_GAP
-    noise = Apart(0.0, 0.0)
-    if not found.largest <= floor:  # rounding that is worth a look; NaN too
+    noise = LogprobGap(0.0, 0.0)
+    if not gap.largest <= floor:  # rounding that is worth a look; NaN too
         noise = _noise(policy, rows, batch, sampling, ours_N)
     mean, largest = max(floor, min(WIDENING * noise.mean, LARGEST_NOISE)), max(floor, WIDENING * noise.largest)
     # A cut that moves by one token moves every other log-prob of its place: the largest says nothing there.
-    holds = found.mean <= mean and (found.largest <= largest or not sampling.is_plain)
-    holds = holds and found.outside <= max(1, EDGE_SHARE * len(ours_N))
+    agrees = gap.mean <= mean and (gap.largest <= largest or not sampling.is_plain)
+    agrees = agrees and gap.outside <= max(1, EDGE_SHARE * len(ours_N))
     detail = (
-        f"log-probs of {len(ours_N)} sampled tokens differ by {found.mean:.1e} nats on average and {found.largest:.1e} "
+        f"log-probs of {len(ours_N)} sampled tokens differ by {gap.mean:.1e} nats on average and {gap.largest:.1e} "
         f"at most"
     )
     if noise.mean:
         detail += f"; rounding alone moves the trainer's own by {noise.mean:.1e} and {noise.largest:.1e}"
     evidence = {
-        "largest_logprob_gap": found.largest,
-        "mean_logprob_gap": found.mean,
-        "outside": found.outside,
+        "largest_logprob_gap": gap.largest,
+        "mean_logprob_gap": gap.mean,
+        "outside": gap.outside,
         "noise": {"mean": noise.mean, "largest": noise.largest},
         "allowed": {"mean": mean, "largest": largest},
     }
-    if holds:
+    if agrees:
         return Check("identity", TITLE, "pass", detail, evidence)
-    near = found.mean <= LARGEST_NOISE
+    near = gap.mean <= LARGEST_NOISE
     status: Status = "warn" if near and not _ratio_matters(stage, shared) else "fail"
     return Check("identity", TITLE, status, detail, evidence, _remedy(stage, policy, near=near, shared=shared))
 
@@ -105,21 +107,21 @@ def same_arithmetic(policy: Policy, proven: Preflight) -> bool:
     the engine has computed is computed again. Never below fp32, where a start whose probes agree proves nothing for the
     sharper policy of a later step."""
     wide = policy.autocast is None and policy.dtype in (torch.float32, torch.float64)
-    found = [check.evidence["largest_logprob_gap"] for check in proven.checks if check.title == TITLE]
-    return wide and bool(found) and found[0] <= SAMPLER_GAP
+    gaps = [check.evidence["largest_logprob_gap"] for check in proven.checks if check.title == TITLE]
+    return wide and bool(gaps) and gaps[0] <= SAMPLER_GAP
 
 
 def _ratio_matters(stage: SamplingStage, shared: bool) -> bool:
     """Whether a gap of the size of noise spoils the loss: it begins at the engine's log-probs and weighs none out. An
     engine of its own in half precision is noisy, and of the right policy; its gap is watched in every step."""
-    return isinstance(stage, OnlineStage) and shared and not stage.row.needs_sampler
+    return shared and stage.ratio_from_sampler
 
 
 def _remedy(stage: SamplingStage, policy: Policy, *, near: bool, shared: bool) -> str:
     remedies = []
     if policy.autocast is not None and shared:
         remedies.append("write `compute: {precision: fp32}`")
-    if near and isinstance(stage, OnlineStage) and not stage.row.needs_sampler:
+    if near and stage.ratio_from_sampler:
         remedies.append("write `choices: {correction: truncated}`, which weighs the difference of the two out")
     if not shared:
         remedies.append("serve the model in the precision that trains")
@@ -131,20 +133,20 @@ def _remedy(stage: SamplingStage, policy: Policy, *, near: bool, shared: bool) -
 
 def _noise(
     policy: Policy, rows: Sequence[TokenTree], batch: Batch, sampling: SamplingDistribution, ours_N: Tensor
-) -> Apart:
+) -> LogprobGap:
     """How far the trainer's own log-probs move by rounding alone: the larger of its two comparisons with itself."""
     own = policy.path_of(batch)
-    other: Path | None = {"tree": "padded", "padded": "rows"}.get(own)  # type: ignore[assignment]
-    found = []
+    other: Route | None = {"tree": "padded", "padded": "rows"}.get(own)  # type: ignore[assignment]
+    gaps = []
     if other is not None:
-        found.append(Apart.of(_logprobs(policy, rows, batch, sampling, other), ours_N))
+        gaps.append(LogprobGap.of(_logprobs(policy, rows, batch, sampling, other), ours_N))
     if policy.autocast is not None:
-        slow: Path = "padded" if own == "tree" else own
+        slow: Route = "padded" if own == "tree" else own
         narrow_N = _logprobs(policy, rows, batch, sampling, slow)
         with _in_fp32(policy):
-            found.append(Apart.of(_logprobs(policy, rows, batch, sampling, slow), narrow_N))
-    finite = [one for one in found if one.largest < float("inf")]
-    return Apart(max((one.mean for one in finite), default=0.0), max((one.largest for one in finite), default=0.0))
+            gaps.append(LogprobGap.of(_logprobs(policy, rows, batch, sampling, slow), narrow_N))
+    finite = [gap for gap in gaps if gap.largest < float("inf")]
+    return LogprobGap(max((gap.mean for gap in finite), default=0.0), max((gap.largest for gap in finite), default=0.0))
 
 
 @contextmanager
@@ -161,23 +163,23 @@ def _logprobs(
     rows: Sequence[TokenTree],
     batch: Batch,
     sampling: SamplingDistribution,
-    path: Path | None = None,
+    path: Route | None = None,
 ) -> Tensor:
     """The trainer's log-prob of each sampled token [N] under the distribution that the engine draws from."""
     if sampling.is_plain:
-        return policy(batch, temperature=sampling.temperature, path=path).logprobs_N
+        return policy(batch, Wants(temperature=sampling.temperature), path=path).logprobs_N
     places = [
         (tree.prompt_ids.tolist(), branch.ids[:place].tolist())
         for tree in rows
         for branch in tree.branches
         for place in range(len(branch.ids))
     ]
-    found = policy.distributions(batch, path=path)
+    whole = policy.distributions(batch, path=path)
     parts = []
     for first in range(0, len(places), CHUNK):
         here = places[first : first + CHUNK]
         logprobs_RV = sampling.log_probs(
-            found.logits(found.states_SD[first : first + CHUNK]),
+            whole.logits(whole.states_SD[first : first + CHUNK]),
             prompts=[prompt for prompt, _ in here],
             answers=[answer for _, answer in here],
         )

@@ -13,15 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
-from posttrain.data.trees import collate, count, pack, to_device
+from posttrain.config.settings import OptimizerSettings, Schedule
+from posttrain.data.trees import collate, pack, to_device
 from posttrain.diagnostics.metrics import merge
 from posttrain.losses.value import value_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import ValueModel
+from posttrain.outputs import Mean, Metric
 from posttrain.training.optimizer import Optimizer, non_finite
-from posttrain.types import Batch, Mean, Metric, TokenTree
+from posttrain.training.step import step_count
+from posttrain.types import Batch, TokenTree
 
 RATE_FACTOR = 5.0
 """The value model's learning rate over the policy's: it starts from nothing and has a target to run after."""
@@ -74,6 +75,7 @@ class SharedCritic:
         return self._head, self._optimizer
 
     def update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        # Its gradient came with the policy's backward pass; a loss of its own here would train the backbone twice.
         update = self._optimizer.step(index, [str(tree.row) for tree in trees])
         return {"value_grad_norm": Mean(update.grad_norm, 1)}
 
@@ -115,11 +117,13 @@ class Critic:
         Raises:
             NonFiniteError: the value loss or its gradient is NaN or infinite; nothing of the value model has moved.
         """
-        total = count(trees)
+        # Over the whole update, or micro-batches of different sizes would weigh their tokens differently.
+        total = step_count(trees)
         parts: list[dict[str, Metric]] = []
         for micro in pack(trees, self._tokens):
             batch = to_device(collate(micro), self.model.device)
             out = value_loss(self.model(batch), batch, total, clip=self.clip)
+            # Before its backward pass: a NaN in the gradients would otherwise look like one of the optimizer.
             if not torch.isfinite(out.loss):
                 raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
             out.loss.backward()

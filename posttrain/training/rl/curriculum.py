@@ -51,6 +51,7 @@ class Curriculum:
         aim, floor = self.settings.aim, self.settings.floor
         power = aim / (1 - aim)
         rates = self.pass_rates(step)
+        # The largest value, at p = aim, is 1, so that `floor` means the same for every aim.
         weights = rates**power * (1 - rates) / (aim**power * (1 - aim))
         total = weights.sum()
         if total <= 0:  # every task is passed always or never, as sure as doubles can be
@@ -85,6 +86,7 @@ class Curriculum:
 
     def more(self, step: int, round_number: int, count: int, used: Sequence[int]) -> list[int]:
         """Others for the same step, none of them in `used` while there are others."""
+        # With no task left, one that was asked before is better than a step of fewer prompts.
         left = self.tasks - len(set(used))
         avoided = used if left else ()
         return self._draw(step, self.prompts_per_step + round_number, min(count, left or self.tasks), avoided)
@@ -93,6 +95,7 @@ class Curriculum:
         """`count` different tasks by successive sampling: the largest of log p + Gumbel noise (Efraimidis and Spirakis
         2006 in the form of Gumbel-top-k)."""
         keys = np.log(self.probabilities(step)) + stream(self.seed, "curriculum", step, number).gumbel(size=self.tasks)
+        # Not removed but put last: the draw of the others is then the same whatever was used.
         keys[list(used)] = -np.inf
         return np.argsort(-keys, kind="stable")[:count].tolist()
 

@@ -2,7 +2,7 @@
 
 engines.require(stage)                            # before anything is loaded: is it there at all?
 sampler = engines.start(stage, policy, prompt, 200)    # given the start's weights, and proven to have taken them
-sampler.holds(version)                            # before every rollout and examination; the gap that a probe shows
+sampler.sync_weights(version)                     # before every rollout and examination; the gap that a probe shows
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Sampler:
     engine: Engine
     sync: WeightSync | None = None
     """For an engine with weights of its own."""
-    rest: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
     """Called when sampling is over for the moment: a colocated engine gives the GPU back."""
     close: Callable[[], None] = _nothing
     """Called when it is over for good."""
 
-    def holds(self, version: int) -> float | None:
+    def sync_weights(self, version: int) -> float | None:
         """Give the engine the policy's weights as they are; what a fixed sequence shows of the difference, in nats
         per token, or None where the weights are shared.
 
@@ -53,6 +53,7 @@ class Sampler:
         """
         if self.sync is not None:
             return self.sync(version)
+        # The weights are shared, but completions say their version, and the engine's caches of older ones must go.
         self.engine.policy_version = version
         return None
 
@@ -70,7 +71,7 @@ def require(stage: SamplingStage) -> None:
         raise MissingExtraError(
             "the colocated engine is vLLM, which is not installed",
             where=f"{stage.name}: engine",
-            remedy="pip install 'posttrain[vllm]' on a machine with a GPU, or write `engine: native`",
+            remedy="`pip install 'posttrain[vllm]'` on a machine with a GPU, or write `engine: native`",
         )
     if isinstance(engine, VLLMServedSettings):
         served = _served(engine).served_model()
@@ -104,6 +105,7 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         return Sampler(
             NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens, autocast=policy.autocast)
         )
+    # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
         served = _served(settings)
@@ -112,15 +114,18 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         where = f"{settings.url} ({served.served_model().name})"
     else:
         folder = WeightFolder()
+        # A tokenizer of vLLM could only differ from the one that training uses.
         options = {"skip_tokenizer_init": True, **settings.options}  # ids in, ids out
+        # vLLM reads an architecture from a folder; with the start's weights in it, the first sync changes none.
         written = folder.write(policy.model, 0)
         colocated = ColocatedEngine(written, gpu_memory_utilization=settings.gpu_memory, **options)
         folder.clear()
         sampler = Sampler(colocated, WeightSync(colocated, policy, probe), colocated.sleep, colocated.close)
         where = "vLLM in this process"
     try:
-        sampler.holds(0)
+        sampler.sync_weights(0)
     except EngineError as error:  # before anything is trained
+        # The folder in memory is the size of the model: an error must not leave it behind.
         sampler.close()
         raise EngineError(
             "the engine does not take the weights of the model that trains: it may serve another one",
@@ -165,5 +170,5 @@ def _require_served_room(stage: SamplingStage, engine: ServedEngine, longest: in
 
 
 def _most_new(stage: SamplingStage) -> int:
-    asked = stage.examine.sampling
-    return max(stage.sampling.max_new_tokens, asked.max_new_tokens if asked is not None else 0)
+    examined = stage.examine.sampling
+    return max(stage.sampling.max_new_tokens, examined.max_new_tokens if examined is not None else 0)

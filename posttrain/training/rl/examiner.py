@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from posttrain.config.online import SamplingStage
+from posttrain.outputs import Mean, Metric
+from posttrain.rewards.functions import Sampled
 from posttrain.rewards.rubric import Rubric
 from posttrain.rollout.engine import FinishReason
 from posttrain.runs.folder import StageFolder
@@ -27,8 +29,7 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.sampled import ExaminationLine
 from posttrain.runs.records.stage import BestExamination
 from posttrain.sampling import SamplingDistribution
-from posttrain.training.rl.rollouts import Group, Prompt
-from posttrain.types import Mean, Metric
+from posttrain.training.rl.rollouts import Group, Prompt, Response
 
 SOLVED = 1.0
 """The score of a right answer, by the custom of verifiers."""
@@ -42,7 +43,7 @@ class Examiner:
 
     Args:
         ask: the policy as it is now.
-        seed: every examination draws from the same stream, so that scores differ by the policy alone.
+        sampling: every examination draws from the same stream, so that scores differ by the policy alone.
     """
 
     def __init__(
@@ -54,15 +55,13 @@ class Examiner:
         model: nn.Module,
         folder: StageFolder,
         progress: Progress,
-        *,
-        stop_ids: frozenset[int],
-        seed: int,
+        sampling: SamplingDistribution,
     ):
         self.stage = stage
         self.prompts = prompts[: stage.examine.limit]
         self._ask, self._rubric, self._model = ask, rubric, model
         self._folder, self._progress = folder, progress
-        self._sampling = stage.distribution(stop_ids, seed, examine=True)
+        self._sampling = sampling
         self.best: tuple[int, float] | None = None
         """(step, score) of the best examination, the later of two equal ones."""
         self._best_hash: str | None = None
@@ -75,6 +74,7 @@ class Examiner:
 
     def examine(self, step: int) -> Mapping[str, Metric]:
         """Ask, score, write examinations.jsonl, and keep the weights if they are the best so far."""
+        # The same seed each time: two examinations of one policy give one score, so a change is the policy's.
         title = f"{self._folder.name}: held-out tasks"
         with self._progress.phase(title, total=len(self.prompts), unit="tasks") as phase:
             with self._progress.doing("generate"):
@@ -110,12 +110,14 @@ class Examiner:
         Where they are gone the stage ends with the last ones and says so: it has trained to its end, and an error here
         would take all of it.
         """
+        # Rewards of the examination may have processes of their own (a sandbox), which would outlive the run.
         self._rubric.close()
         self._folder.write_stage(examine_keep=self.stage.examine.keep, best=None, best_lost=None)
         if self.best is None or self.stage.examine.keep != "best":
             return
         step, score = self.best
         path = self._path(step)
+        # By content: a file of that name may be of another attempt that went on from the same checkpoint.
         if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
             self._lost(step, score, path)
             return
@@ -162,7 +164,9 @@ class Examiner:
         self._last = step
         if math.isnan(score):  # every reward abstained: neither better nor worse than any other
             return
+        # The later of two equal ones: it has trained longer, and other tasks than these may show it.
         if self.best is None or score >= self.best[1]:
+            # Patience counts examinations without a better score; an equal one is none.
             better = self.best is None or score > self.best[1]
             self._since = 0 if better else self._since + 1
             self.best = (step, score)
@@ -184,43 +188,45 @@ class Examiner:
         save_file(weights, writing)
         self._best_hash = _hash(writing)
         os.replace(writing, path)
+        # A run that resumes from an older checkpoint must find the best weights that this checkpoint names.
         wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
         for old in set(path.parent.glob("step-*.safetensors")) - wanted:
             old.unlink()
 
     def _of_checkpoints(self) -> list[int]:
         """Steps whose weights a checkpoint refers to as its best."""
-        found = []
+        steps = []
         for file in self._folder.checkpoints.glob("step-*/state.json"):
             state = json.loads(file.read_text(encoding="utf-8")).get("source", {}).get("examiner", {})
             if state.get("best"):
-                found.append(int(state["best"][0]))
-        return found
+                steps.append(int(state["best"][0]))
+        return steps
 
 
 def score_groups(rubric: Rubric, groups: Sequence[Group]) -> None:
     """Fill in what the rubric says of each response; one that was aborted is no answer, and nobody judges it."""
-    places = [
-        (number, group, one)
-        for number, group in enumerate(groups)
-        for one in group.responses
-        if one.completion.finish is not FinishReason.ABORTED
-    ]
-    items = [one.sampled(group.prompt.task, number) for number, group, one in places]
-    for (_, _, one), scored in zip(places, rubric.score(items), strict=True):
-        one.scored, one.reward = scored, scored.total
+    finished: list[Response] = []
+    items: list[Sampled] = []
+    for number, group in enumerate(groups):
+        for response in group.responses:
+            if response.completion.finish is not FinishReason.ABORTED:
+                finished.append(response)
+                items.append(response.sampled(group.prompt.task, number))
+    for response, scored in zip(finished, rubric.score(items), strict=True):
+        response.scored, response.reward = scored, scored.total
 
 
 def examined(groups: Sequence[Group]) -> dict[str, Metric]:
     """Means over all answers; those that nobody judged are in none but `abstained_share`."""
-    responses = [one for group in groups for one in group.responses]
-    rewards = [one.reward for one in responses if one.reward is not None]
+    responses = [response for group in groups for response in group.responses]
+    rewards = [response.reward for response in responses if response.reward is not None]
+    lengths = [response.completion.num_sampled for response in responses]
     metrics: dict[str, Metric] = {
         "score": Mean(sum(rewards), len(rewards)),
         "score_error": Mean(_standard_error(groups), 1),
         "solved_share": Mean(sum(reward >= SOLVED for reward in rewards), len(rewards)),
-        "length_generated": Mean(sum(len(one.completion.ids) for one in responses), len(responses)),
-        "truncated_share": Mean(sum(one.truncated for one in responses), len(responses)),
+        "length_generated": Mean(sum(lengths), len(responses)),
+        "truncated_share": Mean(sum(response.truncated for response in responses), len(responses)),
         "abstained_share": Mean(len(responses) - len(rewards), len(responses)),
     }
     return metrics
@@ -228,7 +234,7 @@ def examined(groups: Sequence[Group]) -> dict[str, Metric]:
 
 def _standard_error(groups: Sequence[Group]) -> float:
     """Of the mean score over tasks; answers to one task are not independent, so their mean counts as one."""
-    judged = [[one.reward for one in group.responses if one.reward is not None] for group in groups]
+    judged = [[answer.reward for answer in group.responses if answer.reward is not None] for group in groups]
     tasks = [fmean(rewards) for rewards in judged if rewards]
     return stdev(tasks) / math.sqrt(len(tasks)) if len(tasks) > 1 else 0.0
 

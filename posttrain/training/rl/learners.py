@@ -1,4 +1,4 @@
-"""What becomes of scored completions: three ways to learn from a rollout, for the one source.
+"""What becomes of scored completions: four ways to learn from a rollout, for the one source.
 
 PolicyGradient   columns on every token: advantages, log-probs to start from; the online table, PPO's value model
 Distillation     every completion, for a teacher's distributions                  GKD
@@ -18,13 +18,14 @@ from torch import Tensor
 from posttrain import advantages as credit
 from posttrain.config.online import OnlineStage
 from posttrain.data.tree_key import make_tree
-from posttrain.losses.kl import KL_TERMS, AdaptiveKL
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.kl import KL_TERMS, KLWeight
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.models.tree.logprobs import Policy
+from posttrain.outputs import Metric
 from posttrain.training.rl.critic import Valuer
 from posttrain.training.rl.rollouts import Group, Response, Rollout, fill
 from posttrain.training.source import Parts
-from posttrain.types import Batch, Metric, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 
 
 class SampledReference(Protocol):
@@ -48,26 +49,32 @@ class Learner(Protocol):
         """For each group that teaches something, its trees."""
         ...
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]: ...
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        """See `posttrain.training.source.Hooks`."""
+        ...
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]: ...
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        """What is logged of the learner itself, from the means of a step's metrics."""
+        ...
 
-    def explain(self, values: Mapping[str, float]) -> str | None: ...
+    def explain(self, values: Mapping[str, float]) -> str | None:
+        """What a user may wonder about in the first step's figures."""
+        ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class _Plain:
+class _Stateless:
     """A learner without anything that moves beside the policy."""
 
     parts: Parts = MappingProxyType({})
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
         return {}
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
         return {}
 
     def explain(self, values: Mapping[str, float]) -> str | None:
@@ -83,25 +90,7 @@ class _Plain:
 # ---------------------------------------------------------------- policy gradients
 
 
-class KLWeight:
-    """The KL penalty's weight, which an adaptive one moves; the loss and the rewards read it from here."""
-
-    def __init__(self, beta: float, adaptive: AdaptiveKL | None = None):
-        self.beta = beta
-        self._adaptive = adaptive
-
-    def update(self, measured: float) -> None:
-        if self._adaptive is not None:
-            self._adaptive = self._adaptive.updated(measured)
-            self.beta = self._adaptive.beta
-
-    def load(self, beta: float) -> None:
-        self.beta = beta
-        if self._adaptive is not None:
-            self._adaptive = AdaptiveKL(beta, self._adaptive.target, self._adaptive.gain)
-
-
-class PolicyGradient(_Plain):
+class PolicyGradient(_Stateless):
     """A row of the online table.
 
     Args:
@@ -133,6 +122,7 @@ class PolicyGradient(_Plain):
         """Whether the trainer computes the log-probs of the policy that sampled: to start ratios from, and for what is
         compared with another model's, of which it computes the log-probs too. The engine's rounding would be charged as
         a KL, or learned from, where it is not the trainer's."""
+        # NaN until a rollout was measured, which an adaptive weight ignores.
         self._kl_sampled = float("nan")
         self.parts = {"value": critic.part} if critic is not None else {}
 
@@ -141,12 +131,14 @@ class PolicyGradient(_Plain):
         self._assign(rollout)
         return [trees for group in kept if (trees := group.trees(self.tokens))]
 
-    def after(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+    def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
         return {} if self.critic is None else self.critic.update(trees, index)
 
-    def ended(self, values: Mapping[str, float]) -> Mapping[str, float]:
+    def end_of_step(self, values: Mapping[str, float]) -> Mapping[str, float]:
         if self.reference is None or self.stage.kl_place == "none":
             return {}
+        # The weight that this step was trained with, and only then the next one: logged the other way round, a KL that
+        # rises would seem to answer a weight that it caused.
         used = self.kl.beta
         self.kl.update(self._kl_sampled)
         return {"kl_coefficient": used, "kl_sequence_reference": self._kl_sampled}
@@ -173,8 +165,10 @@ class PolicyGradient(_Plain):
         def give(name: str, call: Callable[[Batch], Tensor], *, everything: bool = False) -> None:
             fill(rollout, name, call, self.tokens, policy.device, everything=everything)
 
+        # All of the rollout where a KL is measured, also what does not train: a mean over a selection is biased.
         if self.recomputes_old:
-            give("old_logprobs", lambda batch: policy(batch, temperature=temperature).logprobs_N, everything=measured)
+            wants = Wants(temperature=temperature)
+            give("old_logprobs", lambda batch: policy(batch, wants).logprobs_N, everything=measured)
         if reference is not None:
             give(
                 "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True
@@ -197,10 +191,12 @@ class PolicyGradient(_Plain):
         kl_BL = ratio_BL = None
         if self.reference is not None and self.stage.kl_place == "reward":
             own_BL = rollout.column(self._own)
+            # No gradient flows through a reward, so this is the estimator's value alone, of the policy that sampled.
             kl_BL = KL_TERMS[self.stage.row.kl].of(
                 own_BL, rollout.column("reference_logprobs"), torch.ones_like(own_BL)
             )
         if self.teacher is not None:
+            # Both by the trainer's arithmetic where the engine's differs, or rounding is learned from the teacher.
             ratio_BL = rollout.column("teacher_logprobs") - rollout.column(self._own)
         assigned = credit.advantages(
             self.stage.row.advantage,
@@ -216,6 +212,7 @@ class PolicyGradient(_Plain):
             kl_beta=self.kl.beta,
             **self.stage.credit_parameters,
         )
+        # Only where a response trains: what is assigned to the others entered means and baselines, and no loss.
         rollout.put("advantages", assigned.values_BL)
         if assigned.returns_BL is not None:
             rollout.put("returns", assigned.returns_BL)
@@ -224,7 +221,7 @@ class PolicyGradient(_Plain):
 # ---------------------------------------------------------------- pairs and demonstrations
 
 
-class Pairs(_Plain):
+class Pairs(_Stateless):
     """The best and the worst completion of each group, as DPO takes them (Guo et al. 2024, arXiv:2402.04792).
 
     Args:
@@ -252,7 +249,7 @@ class Pairs(_Plain):
         return [ranked[-1], ranked[0]]
 
 
-class Imitation(_Plain):
+class Imitation(_Stateless):
     """Completions of at least a reward, each different one once (Yuan et al. 2023, arXiv:2308.01825; Gulcehre et al.
     2023, arXiv:2308.08998).
 
@@ -269,12 +266,13 @@ class Imitation(_Plain):
         return [[_tree(group, good)] for group in kept if (good := self._good(group))]
 
     def _good(self, group: Group) -> list[Response]:
-        good = [one for one in group.branches if _reward(one) >= self.least_reward]
-        different = list({one.completion.ids: one for one in good}.values())
-        return sorted(different, key=lambda one: -_reward(one))[: self.most]
+        good = [response for response in group.branches if _reward(response) >= self.least_reward]
+        # Twice the same answer would count twice, so that imitation would narrow the policy by its own repetition.
+        different = list({response.completion.ids: response for response in good}.values())
+        return sorted(different, key=lambda response: -_reward(response))[: self.most]
 
 
-class Distillation(_Plain):
+class Distillation(_Stateless):
     """Every completion as it is: what it is worth, the teacher's distributions say.
 
     Args:
@@ -291,10 +289,10 @@ class Distillation(_Plain):
 
 
 def _tree(group: Group, responses: Sequence[Response], margin: float | None = None) -> TokenTree:
-    branches = [(one.completion.ids, [True] * len(one.completion.ids)) for one in responses]
+    branches = [(response.completion.ids, response.completion.trains) for response in responses]
     return make_tree(group.prompt.ids, branches, group.prompt.task.row, margin=margin)
 
 
-def _reward(one: Response) -> float:
-    assert one.reward is not None  # a response that nobody judged is no branch
-    return one.reward
+def _reward(response: Response) -> float:
+    assert response.reward is not None  # a response that nobody judged is no branch
+    return response.reward

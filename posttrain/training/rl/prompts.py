@@ -103,6 +103,7 @@ class PromptFile(PromptStore):
 
     def prompt(self, place: int, index: int) -> Prompt:
         start, end = self._ends[place], self._ends[place + 1]
+        # Seek and read are two calls on one position, and rewards of several threads may ask for their task.
         with self._lock:
             self._file.seek(start)
             record = self._file.read(end - start)
@@ -110,6 +111,7 @@ class PromptFile(PromptStore):
         return Prompt(task, tuple(np.frombuffer(ids, dtype=np.int32).tolist()), index)
 
     def _keep(self, task: Task, ids: Sequence[int]) -> None:
+        # Four bytes an id, and no list of Python integers until somebody asks for it.
         record = pickle.dumps((task, np.asarray(ids, dtype=np.int32).tobytes()), protocol=pickle.HIGHEST_PROTOCOL)
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from posttrain.advantages import TIE, reward_tensor
 from posttrain.data.trees import collate, packed, to_device
+from posttrain.rewards.functions import Sampled
 from posttrain.rewards.rubric import Scored
-from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree
 from posttrain.runs.records.sampled import RolloutLine
@@ -50,7 +50,7 @@ class Response:
     """What trains: the rubric's total and the overlong penalty; None where nobody judged. `scored.total` is the first
     of the two alone."""
     columns: dict[str, np.ndarray] = field(default_factory=dict)
-    """Per sampled id."""
+    """One number per id of the completion; NaN at those that the policy did not sample."""
     trains: bool = True
     """Whether it is a branch of its prompt's tree."""
 
@@ -66,13 +66,30 @@ class Response:
     @property
     def judged(self) -> bool:
         """Whether it has sampled tokens and a reward, so that a KL can be taken from the reward."""
-        return bool(self.completion.ids) and self.reward is not None
+        return self.completion.num_sampled > 0 and self.reward is not None
 
     @property
     def whole(self) -> bool:
         """Whether it is all that the policy said there, judged or not, cut at its limit or not: what a figure of the
         policy that sampled is a mean over. An aborted one is not."""
-        return bool(self.completion.ids) and self.completion.finish is not FinishReason.ABORTED
+        return self.completion.num_sampled > 0 and self.completion.finish is not FinishReason.ABORTED
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[L], True at each id that the policy sampled: what a loss, a KL or a mean may be taken over. The others, such
+        as a tool's answer, are no acts of the policy, whose log-probs would train it to say the tool's part."""
+        return np.asarray(self.completion.trains, dtype=np.bool_)
+
+    def give(self, name: str, values: np.ndarray) -> None:
+        """Its column `name`, from one value for each id that the policy sampled."""
+        # NaN, not 0: a figure that reads a hole by mistake is then NaN, and no plausible number.
+        column = np.full(len(self.completion.ids), np.nan, dtype=values.dtype)
+        column[self.mask] = values
+        self.columns[name] = column
+
+    def sum_of(self, values: np.ndarray) -> float:
+        """Over the ids that the policy sampled."""
+        return float(values[self.mask].sum())
 
     def sampled(self, task: Task, group: int) -> Sampled:
         """As rewards take it."""
@@ -88,7 +105,7 @@ class Group:
 
     @property
     def branches(self) -> list[Response]:
-        return [one for one in self.responses if one.trains]
+        return [response for response in self.responses if response.trains]
 
     @property
     def tied(self) -> bool:
@@ -96,7 +113,8 @@ class Group:
 
         As the rewards were given: that one of two right answers is too long tells nothing of the task.
         """
-        rewards = [one.scored.total for one in self.responses if one.scored.total is not None]
+        rewards = [response.scored.total for response in self.responses if response.scored.total is not None]
+        # Relative to their size: a sum of rewards of 0.1 is not the same double in every order of its parts.
         return len(rewards) < 2 or max(rewards) - min(rewards) <= TIE * max(map(abs, rewards))
 
     def parts(self, most_tokens: int | None = None, *, everything: bool = False) -> list[list[Response]]:
@@ -108,23 +126,30 @@ class Group:
         """
         parts: list[list[Response]] = []
         room = 0
-        for one in [one for one in self.responses if one.whole] if everything else self.branches:
-            if not parts or (most_tokens is not None and len(one.completion.ids) > room):
+        # Whole answers, and not only those that train: figures of the policy are means over what it says.
+        taken = [response for response in self.responses if response.whole] if everything else self.branches
+        for response in taken:
+            size = len(response.completion.ids)
+            if not parts or (most_tokens is not None and size > room):
                 parts.append([])
+                # The prompt stands in every part again, so it takes its room in each.
                 room = (most_tokens or 0) - len(self.prompt.ids)
-            parts[-1].append(one)
-            room -= len(one.completion.ids)
+            parts[-1].append(response)
+            room -= size
         return parts
 
     def trees(self, most_tokens: int | None = None, *, everything: bool = False) -> list[TokenTree]:
         """Each part under its prompt, with the columns of its tokens."""
         return [self._tree(part) for part in self.parts(most_tokens, everything=everything)]
 
-    def _tree(self, branches: Sequence[Response]) -> TokenTree:
-        tree = completion_tree(self.prompt.ids, [one.completion for one in branches], self.prompt.task.row)
+    def _tree(self, responses: Sequence[Response]) -> TokenTree:
+        completions = [response.completion for response in responses]
+        tree = completion_tree(self.prompt.ids, completions, self.prompt.task.row)
         columned = [
-            replace(branch, columns=dict(one.columns)) for branch, one in zip(tree.branches, branches, strict=True)
+            replace(branch, columns=dict(response.columns))
+            for branch, response in zip(tree.branches, responses, strict=True)
         ]
+        # The key is of ids and masks alone, so columns may be added after it was made.
         return replace(tree, branches=tuple(columned))
 
 
@@ -136,22 +161,28 @@ class Rollout:
     step: int
     """Counted from 1, as in the logs."""
     version: int
-    """Of the weights that sampled: how many steps they had taken."""
+    """Of the weights that are about to train on it: how many steps they have taken."""
 
     @property
     def responses(self) -> list[Response]:
-        return [one for group in self.groups for one in group.responses]
+        return [response for group in self.groups for response in group.responses]
+
+    @property
+    def staleness(self) -> list[int]:
+        """For each response, the steps between the oldest weights that sampled it and those that train on it; 0 where
+        sampling and training take turns. Importance ratios correct for it, and the less well the larger it is."""
+        return [self.version - response.completion.versions.oldest for response in self.responses]
 
     @property
     def rewards(self) -> list[float]:
-        return [one.reward for one in self.responses if one.reward is not None]
+        return [response.reward for response in self.responses if response.reward is not None]
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rewards_B, group_B, mask_BL) of all responses; the mask is True where a token trains."""
         responses = self.responses
-        mask_BL = self._mask([one.trains for one in responses])
+        mask_BL = self._mask([response.trains for response in responses])
         group_B = torch.tensor([index for index, group in enumerate(self.groups) for _ in group.responses])
-        return reward_tensor([one.reward for one in responses]), group_B, mask_BL
+        return reward_tensor([response.reward for response in responses]), group_B, mask_BL
 
     def sequence_kl(self, own: str, other: str) -> float:
         """Mean over all that was sampled of log own - log other, summed over the response, in nats: the KL of the
@@ -160,57 +191,62 @@ class Rollout:
         Over all of it, whatever becomes of a response afterwards: a selection by reward or length is biased.
         """
         sums = [
-            float((one.columns[own].astype(np.float64) - one.columns[other]).sum())
-            for one in self.responses
-            if one.whole
+            response.sum_of(response.columns[own].astype(np.float64) - response.columns[other])
+            for response in self.responses
+            if response.whole
         ]
         return sum(sums) / len(sums) if sums else float("nan")
 
     def judged(self) -> Tensor:
-        """[B, L], True at every token of a response that was judged, whether it trains or not."""
-        return self._mask([one.judged for one in self.responses])
+        """[B, L], True at every sampled token of a response that was judged, whether it trains or not."""
+        return self._mask([response.judged for response in self.responses])
 
     def _mask(self, rows: Sequence[bool]) -> Tensor:
-        lengths = [len(one.completion.ids) for one in self.responses]
+        """[B, L], True at the sampled tokens of the responses that `rows` names."""
+        lengths = [len(response.completion.ids) for response in self.responses]
         mask_BL = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
-        for place, (length, row) in enumerate(zip(lengths, rows, strict=True)):
-            mask_BL[place, :length] = row
+        for place, (response, row) in enumerate(zip(self.responses, rows, strict=True)):
+            mask_BL[place, : lengths[place]] = torch.from_numpy(response.mask & row)
         return mask_BL
 
     def column(self, name: str) -> Tensor:
-        """[B, L] in fp32, 0 where a response has no token, or does not train and has no such column."""
+        """[B, L] in fp32, 0 where a response has no sampled token, or does not train and has no such column."""
         values_BL = torch.zeros(self.judged().shape)
-        for place, one in enumerate(self.responses):
-            if one.trains or name in one.columns:
-                values_BL[place, : len(one.completion.ids)] = torch.from_numpy(one.columns[name])
+        for place, response in enumerate(self.responses):
+            # A column of all that was sampled is there for those that do not train, too.
+            if response.trains or name in response.columns:
+                values_L = np.where(response.mask, response.columns[name], 0)
+                values_BL[place, : len(values_L)] = torch.from_numpy(values_L)
         return values_BL
 
     def put(self, name: str, values_BL: Tensor) -> None:
         """The other way: a column of every response that trains."""
-        for values_L, one in zip(values_BL, self.responses, strict=True):
-            if one.trains:
-                one.columns[name] = values_L[: len(one.completion.ids)].float().numpy()
+        for values_L, response in zip(values_BL, self.responses, strict=True):
+            if response.trains:
+                response.give(name, values_L[: len(response.mask)].float().numpy()[response.mask])
 
     def records(self) -> Iterator[RolloutLine]:
         """One line of rollouts.jsonl per completion."""
         for group in self.groups:
-            for number, one in enumerate(group.responses):
+            for number, response in enumerate(group.responses):
+                completion, columns = response.completion, response.columns
                 yield RolloutLine(
                     step=self.step,
                     version=self.version,
+                    versions=tuple(completion.versions),
                     row=str(group.prompt.task.row),
                     prompt=_asked(group.prompt.task),
                     answer=group.prompt.task.answer,
-                    completion=one.text,
+                    completion=response.text,
                     number=number,
-                    finish=str(one.completion.finish),
-                    reward=one.reward,
-                    parts=one.scored.parts,
+                    finish=str(completion.finish),
+                    reward=response.reward,
+                    parts=response.scored.parts,
                     prompt_ids=tuple(group.prompt.ids),
-                    ids=tuple(one.completion.ids),
-                    mask=(one.trains,) * len(one.completion.ids),
-                    sampler_logprobs=tuple(round(value, 6) for value in one.completion.logprobs),
-                    columns={name: _rounded(c) for name, c in one.columns.items() if name != "sampler_logprobs"},
+                    ids=tuple(completion.ids),
+                    mask=tuple((response.mask & response.trains).tolist()),
+                    sampler_logprobs=tuple(round(value, 6) for value in completion.logprobs),
+                    columns={name: _rounded(c) for name, c in columns.items() if name != "sampler_logprobs"},
                 )
 
 
@@ -231,30 +267,33 @@ def fill(
         everything: give it to all that was sampled, whether it trains or not.
     """
     parts = [part for group in rollout.groups for part in group.parts(tokens, everything=everything)]
+    # The parts of a group and its trees are the same lists in the same order; values go back by that.
     trees = [tree for group in rollout.groups for tree in group.trees(tokens, everything=everything)]
     for members in packed(trees, tokens):
         values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
+        # float64 survives where the policy computes in it, as invariance tests do.
         values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
         start = 0
-        for one in (one for index in members for one in parts[index]):
-            one.columns[name] = values_N[start : start + len(one.completion.ids)].copy()
-            start += len(one.completion.ids)
+        for response in (response for index in members for response in parts[index]):
+            response.give(name, values_N[start : start + response.completion.num_sampled])
+            start += response.completion.num_sampled
 
 
 def decide(groups: Sequence[Group], *, drop_truncated: bool) -> None:
-    """Settle which responses train.
+    """Set which responses train.
 
-    A stop token alone is an answer, and trains. A response without ids has nothing to train, and its reward stays in
-    its group's mean; so does that of one that was cut, which is left out under `drop_truncated`. One that nobody judged
-    or that was aborted says nothing.
+    A stop token alone is an answer, and trains. A response without sampled ids has nothing to train, and its reward
+    stays in its group's mean; so does that of one that was cut, which is dropped under `drop_truncated`. One that
+    nobody judged or that was aborted says nothing.
     """
     for group in groups:
-        for one in group.responses:
-            cut = drop_truncated and one.truncated
-            aborted = one.completion.finish is FinishReason.ABORTED
-            one.trains = one.judged and not cut and not aborted
-            if one.whole:
-                one.columns["sampler_logprobs"] = np.asarray(one.completion.logprobs, dtype=np.float32)
+        for response in group.responses:
+            cut = drop_truncated and response.truncated
+            # An aborted completion is a random prefix: its reward is of no answer that the policy gives.
+            aborted = response.completion.finish is FinishReason.ABORTED
+            response.trains = response.judged and not cut and not aborted
+            if response.whole:
+                response.give("sampler_logprobs", np.asarray(response.completion.sampled_logprobs, dtype=np.float32))
 
 
 def _asked(task: Task) -> str:

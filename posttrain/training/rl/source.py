@@ -2,6 +2,10 @@
 
     at(step):  prompts -> engine.generate -> texts -> rubric -> learner.trees -> one list of trees for each update
 
+Sampling and training take turns here: a step samples from the weights that the last one left, so every completion has a
+staleness of 0. A source that samples while others train is another `Source`; `posttrain.training.source` says what its
+state must hold.
+
 What becomes of scored completions is the learner's business (`learners.py`): advantages, pairs, or imitation. Prompts
 are a function of the seed and the step, completions of the seed, the step and the weights: a resumed run asks and
 answers as the uninterrupted one. Everything sampled is in rollouts.jsonl.
@@ -20,6 +24,7 @@ import torch
 from posttrain.advantages import soft_overlong
 from posttrain.config.online import SamplingStage
 from posttrain.data.encode import Encoder
+from posttrain.outputs import Metric
 from posttrain.rewards.rubric import Rubric, Scored
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.runs.folder import StageFolder
@@ -33,8 +38,8 @@ from posttrain.training.rl.learners import Learner
 from posttrain.training.rl.metrics import rollout_metrics
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.training.rl.tasks import TaskOrder
-from posttrain.training.source import Parts
-from posttrain.types import Metric, TokenTree
+from posttrain.training.source import Hooks, Units
+from posttrain.types import TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +99,34 @@ class OnlineSource:
         return self.setup.stage.updates_per_rollout
 
     @property
-    def parts(self) -> Parts:
-        return self.setup.learner.parts
+    def units(self) -> Units:
+        order = self.setup.order
+        return Units(self.setup.stage.arithmetic(order.tasks, order.steps), order.epoch_after)
 
-    def arithmetic(self) -> str:
-        return self.setup.stage.arithmetic(self.setup.order.tasks, self.steps)
-
-    def epoch_after(self, step: int) -> float:
-        return self.setup.order.epoch_after(step)
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(
+            after_update=self._after_update,
+            end_of_step=self._end_of_step,
+            examination=HeldOutTasks(self.setup),
+            why_stop=lambda: self._stopped or self.setup.examiner.stop(),
+            finish=self._finish,
+            parts=self.setup.learner.parts,
+        )
 
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
         self._step = now = _Step(time.perf_counter(), self.setup.progress)
         setup = self.setup
         with now.phase("sync"):
-            if (gap := setup.sampler.holds(step)) is not None:
+            if (gap := setup.sampler.sync_weights(step)) is not None:
                 now.metrics["sync_gap"] = gap
         rollout, kept = self._rollout(step, now)
-        setup.sampler.rest()
+        # A colocated engine sleeps from here on: the forward passes below need the memory that it held.
+        setup.sampler.release()
         with now.phase("logprobs"):
             trees = setup.learner.trees(rollout, kept)
         with now.phase("write"):
+            # Also what does not train: a person who looks why nothing is learned needs the dropped groups most.
             for record in rollout.records():
                 setup.folder.append(record)
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
@@ -123,39 +136,6 @@ class OnlineSource:
             setup.progress.say(f"{setup.folder.name}: step {step + 1}: no update: {why}")
             setup.folder.write_stage(no_update=why)
         return self._batches(trees, step)
-
-    def after(self, trees: Sequence[TokenTree], step: int) -> Mapping[str, Metric]:
-        with self._step.phase("value"):
-            return self.setup.learner.after(trees, step)
-
-    def ended(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
-        now, setup = self._step, self.setup
-        now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
-        said = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
-        said |= setup.learner.ended(values)
-        bound, kl = setup.stage.stop.kl_above, said.get("kl_sequence_reference", 0.0)
-        if bound is not None and kl > bound:
-            self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
-        if step == 1 and (note := setup.learner.explain(values)) is not None:
-            setup.progress.say(f"{setup.folder.name}: {note}")
-        return said
-
-    def measures(self, step: int) -> bool:
-        return self.setup.examiner.due(step, self.steps)
-
-    def held_out(self, step: int) -> Mapping[str, Metric]:
-        self.setup.sampler.holds(step)  # the step's update has not reached an engine with weights of its own
-        found = self.setup.examiner.examine(step)
-        self.setup.sampler.rest()
-        return found
-
-    def stop(self) -> str | None:
-        return self._stopped or self.setup.examiner.stop()
-
-    def finish(self) -> None:
-        self.setup.examiner.finish()
-        self.setup.sampler.close()
-        self.setup.rubric.close()
 
     def state_dict(self) -> Mapping[str, Any]:
         return {
@@ -173,7 +153,33 @@ class OnlineSource:
         if self.setup.curriculum is not None:
             self.setup.curriculum.load_state_dict(state["curriculum"])
         if (sync := self.setup.sampler.sync) is not None:
+            # Measured anew, a gap of weights that did not arrive would pass for the noise of equal ones.
             sync.noise = state["sync_noise"]
+
+    # ------------------------------------------------------------ hooks
+
+    def _after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
+        with self._step.phase("value"):
+            return self.setup.learner.after_update(trees, index)
+
+    def _end_of_step(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+        now, setup = self._step, self.setup
+        # What is left of the step is the loop's own: forward, backward and optimizer of the policy.
+        now.seconds["update"] = time.perf_counter() - now.started - sum(now.seconds.values())
+        metrics = {**now.metrics, **{f"seconds_{name}": spent for name, spent in now.seconds.items()}}
+        metrics |= setup.learner.end_of_step(values)
+        bound, kl = setup.stage.stop.kl_above, metrics.get("kl_sequence_reference", 0.0)
+        # Noted here and asked by the loop after the step, so that the step is written before the run ends.
+        if bound is not None and kl > bound:
+            self._stopped = f"the KL to the start is {kl:.3g} nats a response, above {bound:g}"
+        if step == 1 and (note := setup.learner.explain(values)) is not None:
+            setup.progress.say(f"{setup.folder.name}: {note}")
+        return metrics
+
+    def _finish(self) -> None:
+        self.setup.examiner.finish()
+        self.setup.sampler.close()
+        self.setup.rubric.close()
 
     # ------------------------------------------------------------ sampling
 
@@ -184,11 +190,13 @@ class OnlineSource:
         if self.setup.curriculum is not None:
             now.metrics |= self.setup.curriculum.metrics(step, indices)
         groups = self._groups(step, 0, indices, now)
+        # Equal rewards give every completion an advantage of 0: such a group trains by a KL in the loss alone.
         if stage.tied_groups == "keep":
             return Rollout(tuple(groups), step + 1, step), groups
         kept = [group for group in groups if not group.tied]
         rounds = stage.resample_rounds if stage.tied_groups == "resample" else 0
         for number in range(1, rounds + 1):
+            # As many as are missing and no more: the learning rate was set for a step of so many prompts.
             missing = stage.prompts_per_step - len(kept)
             if not missing:
                 break
@@ -202,11 +210,13 @@ class OnlineSource:
     def _groups(self, step: int, number: int, indices: Sequence[int], now: _Step) -> list[Group]:
         setup, stage = self.setup, self.setup.stage
         prompts = [setup.prompts[index] for index in indices]
+        # A seed for each step and round: with one for all, a task that is asked again would be answered the same.
         sampling = stage.distribution(setup.encoder.stop_ids, stream_seed(setup.seed, "sampling", step, number))
         with now.phase("generate"):
             groups = sample(setup.sampler.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
         with now.phase("score"):
             score_groups(setup.rubric, groups)
+            # Before the overlong penalty: whether a task was solved is no matter of length.
             if setup.curriculum is not None:
                 _observe(setup.curriculum, step, indices, groups)
             _overlong(groups, stage)
@@ -220,8 +230,26 @@ class OnlineSource:
         for number in range(self.setup.stage.passes if trees else 0):
             order = stream(self.setup.seed, "order", step, 0, number).permutation(len(trees)).tolist()
             for first in range(0, len(order), size):
+                # Sorted within an update: a sum rounds by its order, which is then that of the rollout.
                 batches.append([tree for place in sorted(order[first : first + size]) for tree in trees[place]])
         return batches
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutTasks:
+    """`posttrain.training.source.Examination`: the tasks that the stage does not train on."""
+
+    setup: Setup
+
+    def is_due(self, step: int) -> bool:
+        return self.setup.examiner.due(step, self.setup.order.steps)
+
+    def measure(self, step: int) -> Mapping[str, Metric]:
+        # The step's update has not reached an engine with weights of its own: it would answer for the step before.
+        self.setup.sampler.sync_weights(step)
+        metrics = self.setup.examiner.examine(step)
+        self.setup.sampler.release()
+        return metrics
 
 
 # ---------------------------------------------------------------- sampling and shaping
@@ -235,21 +263,21 @@ def sample(
     completions_per_prompt: int,
 ) -> list[Group]:
     """Completions of each prompt with their texts; nothing is scored yet."""
-    found = engine.generate([prompt.ids for prompt in prompts], sampling, completions_per_prompt=completions_per_prompt)
+    ids = [prompt.ids for prompt in prompts]
+    sampled = engine.generate(ids, sampling, completions_per_prompt=completions_per_prompt)
+
+    def unscored(completion: Completion) -> Response:
+        return Response(completion, encoder.tokens.decode(list(completion.answer_ids)), Scored(None), None)
+
     return [
-        Group(prompt, tuple(_unscored(encoder, completion) for completion in completions))
-        for prompt, completions in zip(prompts, found, strict=True)
+        Group(prompt, tuple(map(unscored, completions))) for prompt, completions in zip(prompts, sampled, strict=True)
     ]
-
-
-def _unscored(encoder: Encoder, completion: Completion) -> Response:
-    return Response(completion, encoder.tokens.decode(list(completion.answer_ids)), Scored(None), None)
 
 
 def _observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: Sequence[Group]) -> None:
     """Tell the curriculum what became of each task; a completion that nobody judged says nothing of it."""
     for index, group in zip(indices, groups, strict=True):
-        totals = [one.scored.total for one in group.responses if one.scored.total is not None]
+        totals = [response.scored.total for response in group.responses if response.scored.total is not None]
         passed = sum(total >= curriculum.settings.pass_at for total in totals)
         curriculum.observe(step, index, passed=passed, of=len(totals))
 
@@ -258,13 +286,13 @@ def why_nothing(rollout: Rollout, kept: Sequence[Group], usual: str) -> str:
     """Why a step has nothing to train on, by what became of its completions.
 
     Args:
-        kept: the groups that were not left out for their rewards.
+        kept: the groups that were not dropped for their rewards.
         usual: the learner's own reason, where completions were there to learn from.
     """
     if not rollout.rewards:
         return _nobody_judged(rollout)
-    answers = [one for one in rollout.responses if one.judged]
-    cut = sum(one.truncated and not one.trains for one in answers)
+    answers = [response for response in rollout.responses if response.judged]
+    cut = sum(answer.truncated and not answer.trains for answer in answers)
     if not answers:
         return "no completion has a token"
     limit = "cut at `sampling.max_new_tokens`, which `truncated: drop` leaves out"
@@ -272,16 +300,14 @@ def why_nothing(rollout: Rollout, kept: Sequence[Group], usual: str) -> str:
         return f"each of the {cut:,} completions was {limit}"
     tied = len(rollout.groups) - len(kept)
     if cut and kept and not any(group.branches for group in kept):
-        left_out = (
-            f"{tied:,} of {len(rollout.groups):,} groups have no signal (the rewards of each are all equal), and "
-        )
-        return f"{left_out if tied else ''}every completion of the {'others' if tied else 'groups'} was {limit}"
+        dropped = f"{tied:,} of {len(rollout.groups):,} groups have no signal (the rewards of each are all equal), and "
+        return f"{dropped if tied else ''}every completion of the {'others' if tied else 'groups'} was {limit}"
     return f"{usual}; {cut:,} of {len(answers):,} completions were {limit}" if cut else usual
 
 
 def _nobody_judged(rollout: Rollout) -> str:
     """Why no completion of a step has a reward."""
-    if all(one.completion.finish is FinishReason.ABORTED for one in rollout.responses):
+    if all(response.completion.finish is FinishReason.ABORTED for response in rollout.responses):
         return "the engine aborted every completion of the step"
     return "every reward abstained from all completions of the step"
 
@@ -295,9 +321,11 @@ def _overlong(groups: Sequence[Group], stage: SamplingStage) -> None:
     if share is None:
         return
     limit = stage.sampling.max_new_tokens
-    for one in (one for group in groups for one in group.responses):
-        if one.reward is not None:
-            length = torch.tensor([len(one.completion.ids)])
+    for group in groups:
+        for response in group.responses:
+            if response.reward is None:
+                continue
+            length = torch.tensor([response.completion.num_sampled])
             lost = float(soft_overlong(length, limit, max(1, round(share * limit))))
-            one.reward += lost
-            one.scored = Scored(one.scored.total, {**one.scored.parts, "overlong": lost})
+            response.reward += lost
+            response.scored = Scored(response.scored.total, {**response.scored.parts, "overlong": lost})

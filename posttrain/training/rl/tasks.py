@@ -105,7 +105,7 @@ def tasks_fingerprint(data: Data) -> str:
 def add_prompts(
     store: PromptStore, tasks: Iterable[Task], encoder: Encoder | CountedPrompts, longest: int | None
 ) -> dict[str, int]:
-    """Encode tasks into a store; how many were read ("read"), and left out by reason.
+    """Encode tasks into a store; how many were read ("read"), and dropped by reason.
 
     Args:
         longest: tokens of the longest prompt that leaves room for an answer; None: no limit.
@@ -148,6 +148,7 @@ def load_tasks(
         EmptyDatasetError: no task is left to train on.
     """
     assert given is not None or data is not None  # the recipe's validation refuses a stage without data
+    # A program's tasks are in memory already, and their metadata may hold what no file can.
     in_memory = given is not None and not isinstance(given, Examples)
     store: PromptStore = PromptList() if in_memory else PromptFile(folder)
     notes: list[str] = []
@@ -162,6 +163,7 @@ def load_tasks(
         add_prompts(others, read_tasks(held_out), encoder, longest)
         train, apart = Prompts(store, np.arange(len(store))), Prompts(others, np.arange(len(others)))
     else:
+        # By question, not by row: the same question with another id on both sides would be examined on what it trains.
         kept, out = split_by_digest(store.questions, held_out, stream_seed(seed, "split"))
         train, apart = Prompts(store, kept), Prompts(store, out)
     if not len(train):
@@ -213,7 +215,7 @@ class TaskOrder:
     def plan(
         cls, tasks: int, prompts_per_step: int, *, epochs: float | None, steps: int | None, seed: int
     ) -> TaskOrder:
-        """Settle the number of steps. Raises ConfigError where there would be none."""
+        """The order for so many epochs or steps. Raises ConfigError where there would be none."""
         rows = RowOrder.plan(tasks, prompts_per_step, epochs=epochs, steps=steps, seed=seed)
         return cls(tasks, prompts_per_step, rows.steps, seed)
 
@@ -227,6 +229,7 @@ class TaskOrder:
 
     def more(self, step: int, round_number: int, count: int, used: Sequence[int]) -> list[int]:
         """Others for the same step, none of them in `used` while there are others."""
+        # More than once is allowed only where every task was asked: a step then repeats rather than shrinks.
         left = np.setdiff1d(np.arange(self.tasks), np.asarray(used, dtype=np.int64))
         left = left if len(left) else np.arange(self.tasks)
         drawn = stream(self.seed, "order", step, 1 + round_number).permutation(len(left))[:count]

@@ -19,6 +19,7 @@ def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, pr
     Raises:
         DataError: a finding has the severity `error`, and `audit.on_error` is `stop`.
     """
+    # The audit asks what makes pairs worth learning from; demonstrations and feedback have no such settings.
     if not isinstance(stage, PreferenceStage | Reward) or stage.audit.on_error == "off":
         return ()
     report = audit(examples, cheap=True, progress=progress)
@@ -32,9 +33,11 @@ def check_of(report: AuditReport) -> Check:
     """A warning of the audit does not make the preflight warn: a bias may be what the rows are to teach."""
     evidence = {"errors": len(report.errors), "warnings": len(report.of("warning")), "notes": len(report.of("note"))}
     detail = report.summary()
-    told = [f"{finding.check}: {finding.message}" for finding in report if finding.severity != "note"]
-    if told:
-        detail += f" ({told[0]}" + (f"; and {len(told) - 1} more" if len(told) > 1 else "") + "; see findings.jsonl)"
+    serious = [f"{finding.check}: {finding.message}" for finding in report if finding.severity != "note"]
+    if serious:
+        detail += (
+            f" ({serious[0]}" + (f"; and {len(serious) - 1} more" if len(serious) > 1 else "") + "; see findings.jsonl)"
+        )
     remedy = "; ".join(finding.remedy for finding in report.errors) or None
     return Check("audit", "data audit", "warn" if report.errors else "pass", detail, evidence, remedy)
 

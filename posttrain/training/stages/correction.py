@@ -2,64 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.config import Correction, Data
 from posttrain.data.encode import Encoder
-from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.read import Examples, read
 from posttrain.data.unread import unread_keys
 from posttrain.models.devices import device_of
-from posttrain.models.folders.loading import load
+from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.rollout.native import NativeEngine
-from posttrain.runs.folder import StageFolder
-from posttrain.runs.progress import Progress
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.correction_pairs import correction_pairs
+from posttrain.training.stages.correction_pairs import Answering, correction_pairs
+from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 
 
-def make_corrections(
-    stage: Correction,
-    model: str | Path,
-    folder: StageFolder,
-    *,
-    seed: int,
-    progress: Progress,
-    encoding: EncoderSettings | None = None,
-    device: str = "auto",
-) -> DataCounts:
+@dataclass(frozen=True, slots=True)
+class CorrectionInputs:
+    """What is asked, each with its own place: CorrectionInputs(rows, keep=None)."""
+
+    rows: Examples
+    keep: Examples | None
+    """Prompts whose answers should stay as they are."""
+
+
+def rows_to_correct(ctx: StageContext[Correction]) -> CorrectionInputs:
+    """The stage's rows and its `keep`; all are looked at now, so that a bad one is found before a model loads."""
+    stage, folder = ctx.stage, ctx.folder.path
+    assert stage.data is not None  # the recipe's validation refuses a stage without data
+    rows = _read(stage.data, folder / "rejected_rows.jsonl")
+    return CorrectionInputs(rows, None if stage.keep is None else _read(stage.keep, folder / "rejected_keep.jsonl"))
+
+
+def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) -> DataCounts:
     """Write data.jsonl into the stage's folder; returns what stage.json says under "data".
-
-    Args:
-        encoding: how prompts become ids; as the model's folder says if not given.
-        device: where the model answers; see `device_of`.
 
     Raises:
         DataError: a row says no wanted answer, or no pair came out.
     """
-    rows, keep = rows_to_correct(stage, folder)
-    for note in (*rows.counts.notes, *unread_keys(rows.counts.unread_keys)):
-        progress.say(f"{folder.name}: {note}")
-    loaded = load(model, device=device_of(device), say=progress.say)
-    sampling = SamplingDistribution(**stage.sampling.model_dump(), seed=stream_seed(seed, "sampling"))
+    stage, folder, rows, keep = ctx.stage, ctx.folder, inputs.rows, inputs.keep
+    ctx.say(*rows.counts.notes, *unread_keys(rows.counts.unread_keys))
+    answers = ctx.answers
+    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
+    loaded = load(ctx.start, device=device_of(answers.device if answers else "auto"), say=ctx.progress.say)
+    sampling = SamplingDistribution(**stage.sampling.model_dump(), seed=stream_seed(ctx.seed, "sampling"))
+    # Each prompt of `keep` is asked twice: once greedily, for the side to stay at, and once as the others.
     kept = keep.counts.kept if keep is not None else 0
     total = (rows.counts.kept + kept) * stage.samples_per_prompt + kept
-    with progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
+    with ctx.progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
         counts = correction_pairs(
             rows,
-            Encoder(loaded.tokenizer, encoding or loaded.speech.settings()),
-            NativeEngine(loaded.model),
-            sampling,
+            Answering(
+                Encoder(loaded.tokenizer, answers.encoding if answers else loaded.speech.settings()),
+                NativeEngine(loaded.model),
+                sampling,
+                stage.samples_per_prompt,
+                on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
+            ),
             keep=keep or (),
-            samples_per_prompt=stage.samples_per_prompt,
-            out=folder.path / "data.jsonl",
+            out=folder.path / OUTPUT_NAMES["data"],
             dropped=folder.path / DroppedRow.FILE,
-            on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
         )
-    progress.say(f"{folder.name}: {counts}")
+    ctx.say(str(counts))
     return DataCounts(
         read=rows.counts.read + (keep.counts.read if keep is not None else 0),
         kept=counts.pairs,
@@ -79,11 +86,9 @@ def make_corrections(
     )
 
 
-def rows_to_correct(stage: Correction, folder: StageFolder) -> tuple[Examples, Examples | None]:
-    """The stage's rows and its `keep`; all are looked at now, so that a bad one is found before a model loads."""
-    assert stage.data is not None  # the recipe's validation refuses a stage without data
-    rows = _read(stage.data, folder.path / "rejected_rows.jsonl")
-    return rows, None if stage.keep is None else _read(stage.keep, folder.path / "rejected_keep.jsonl")
+CORRECTION: MakingKind[Correction, CorrectionInputs] = MakingKind(
+    outputs=Correction.OUTPUTS, inputs=rows_to_correct, make=make_corrections
+)
 
 
 def _read(data: Data, rejected: Path) -> Examples:

@@ -1,6 +1,7 @@
 """Pairs of a model's own mistakes: what it answers now is rejected, what it should answer is chosen.
 
-    pairs = correction_pairs(rows, encoder, engine, sampling, samples_per_prompt=2, out=Path("data.jsonl"))
+    answering = Answering(encoder, engine, sampling, samples_per_prompt=2)
+    pairs = correction_pairs(rows, answering, out=Path("data.jsonl"))
     pairs.counts          # CorrectionCounts(prompts=200, pairs=371, truncated=12, skipped={"duplicate": 29})
 
 The rejected side is on the policy's own distribution, which is where a preference loss has something to push down; a
@@ -85,51 +86,68 @@ class Wanted:
     tools: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How the model's own answers are drawn: Answering(encoder, engine, SamplingDistribution(temperature=0.7))."""
+
+    encoder: Encoder
+    engine: Engine
+    sampling: SamplingDistribution
+    """Its stop ids are replaced by the encoder's."""
+    samples_per_prompt: int = 1
+    on_finish: OnFinish | None = None
+    """See `Engine.generate`."""
+
+    def draw(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[Completion]]:
+        """The answers to each prompt."""
+        sampling = replace(self.sampling, stop_ids=self.encoder.stop_ids)
+        return self.engine.generate(
+            prompts, sampling, completions_per_prompt=self.samples_per_prompt, on_finish=self.on_finish
+        )
+
+    def likeliest(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[Completion]]:
+        """The greedy answer to each prompt, with the same limit."""
+        greedy = replace(
+            self.sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=self.encoder.stop_ids
+        )
+        return self.engine.generate(prompts, greedy, on_finish=self.on_finish)
+
+
 def correction_pairs(
     rows: Iterable[Example],
-    encoder: Encoder,
-    engine: Engine,
-    sampling: SamplingDistribution,
+    answering: Answering,
     *,
     keep: Iterable[Example] = (),
-    samples_per_prompt: int = 1,
     out: Path,
     dropped: Path | None = None,
     keep_truncated: bool = True,
-    on_finish: OnFinish | None = None,
 ) -> CorrectionCounts:
     """Sample the model's own answers, pair each with the row's, and write the pairs to `out`.
 
     Args:
         rows: demonstrations (the last answer is the wanted one) or tasks with an answer.
         keep: rows whose prompts are asked and whose own answers, if they have any, do not count.
-        sampling: its stop ids are replaced by the encoder's.
-        dropped: a file for the answers that made no pair, as {"row", "reason", "message", "content"}.
-        on_finish: see `Engine.generate`.
+        dropped: a file for the answers that made no pair, as `DroppedRow`s.
 
     Raises:
         RowError: a row without a wanted answer.
         EmptyDatasetError: no pair came out, because the model answers as wanted already, or answers nothing.
     """
-    wanted = [*map(_wanted, rows), *_likeliest(keep, encoder, engine, sampling, on_finish)]
-    prompts = [encoder.prompt(one.prompt, one.tools) for one in wanted]
-    groups = engine.generate(
-        prompts,
-        replace(sampling, stop_ids=encoder.stop_ids),
-        completions_per_prompt=samples_per_prompt,
-        on_finish=on_finish,
-    )
-    counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * samples_per_prompt)
-    with JsonlWriter(out) as pairs, JsonlWriter(dropped) as left_out:
-        for one, group in zip(wanted, groups, strict=True):
+    encoder = answering.encoder
+    wanted = [*map(_wanted, rows), *_likeliest(keep, answering)]
+    # All prompts at once: the engine fills its batch from them, whatever row they came from.
+    groups = answering.draw([encoder.prompt(row.prompt, row.tools) for row in wanted])
+    counts = CorrectionCounts(prompts=len(wanted), answers=len(wanted) * answering.samples_per_prompt)
+    with JsonlWriter(out) as pairs, JsonlWriter(dropped) as skips:
+        for row, group in zip(wanted, groups, strict=True):
             before = counts.pairs
-            for text, completion, reason in _judged(one, group, encoder, keep_truncated):
+            for text, completion, reason in _judged(row, group, encoder, keep_truncated):
                 if reason is None:
-                    pairs.write(_pair(one, text, completion))
+                    pairs.write(_pair(row, text, completion))
                     counts.pairs += 1
                     counts.truncated += completion.finish is FinishReason.LENGTH
                 else:
-                    left_out.write(DroppedRow(str(one.row), reason, SKIPPED[reason], text).to_json())
+                    skips.write(DroppedRow(str(row.row), reason, SKIPPED[reason], text).to_json())
                     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
             counts.prompts_without_pair += counts.pairs == before
         if not counts.pairs:
@@ -145,7 +163,7 @@ def correction_pairs(
 
 
 def _judged(
-    one: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
+    row: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
 ) -> Iterator[tuple[str, Completion, str | None]]:
     """(text, completion, None or the reason for which it makes no pair)"""
     seen: set[str] = set()
@@ -157,30 +175,31 @@ def _judged(
             reason = "aborted"
         elif not text.strip():
             reason = "empty"
-        elif text.strip() == (one.answer.content or "").strip():
+        elif text.strip() == (row.answer.content or "").strip():
             reason = "same_as_wanted"
         elif special is not None and special.search(text):
             reason = "special_tokens"
         elif completion.finish is FinishReason.LENGTH and not keep_truncated:
             reason = "truncated"
+        # A pair twice would weigh twice in the loss, for an accident of sampling.
         elif text in seen:
             reason = "duplicate"
         seen.add(text)
         yield text, completion, reason
 
 
-def _pair(one: Wanted, text: str, completion: Completion) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "prompt": [_turn(message) for message in one.prompt],
-        "chosen": [_turn(one.answer)],
+def _pair(row: Wanted, text: str, completion: Completion) -> dict[str, Any]:
+    pair: dict[str, Any] = {
+        "prompt": [_turn(message) for message in row.prompt],
+        "chosen": [_turn(row.answer)],
         "rejected": [_turn(Message("assistant", text, complete=completion.finish is not FinishReason.LENGTH))],
         "finish": str(completion.finish),
         "truncated": completion.finish is FinishReason.LENGTH,
-        "row": str(one.row),
+        "row": str(row.row),
     }
-    if one.tools:
-        row["tools"] = [dict(tool) for tool in one.tools]
-    return row
+    if row.tools:
+        pair["tools"] = [dict(tool) for tool in row.tools]
+    return pair
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -199,20 +218,14 @@ def _turn(message: Message) -> dict[str, Any]:
     }
 
 
-def _likeliest(
-    rows: Iterable[Example],
-    encoder: Encoder,
-    engine: Engine,
-    sampling: SamplingDistribution,
-    on_finish: OnFinish | None,
-) -> list[Wanted]:
+def _likeliest(rows: Iterable[Example], answering: Answering) -> list[Wanted]:
     """The prompts of `rows`, each with the model's greedy answer as the wanted one."""
     asked = [_asked(row) for row in rows]
     if not asked:
         return []
-    greedy = replace(sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0, stop_ids=encoder.stop_ids)
+    encoder = answering.encoder
     special = encoder.tokens.special_pattern(encoder.template.stop_texts)
-    groups = engine.generate([encoder.prompt(prompt, tools) for prompt, tools, _ in asked], greedy, on_finish=on_finish)
+    groups = answering.likeliest([encoder.prompt(prompt, tools) for prompt, tools, _ in asked])
     return [
         Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
         for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)
@@ -222,8 +235,8 @@ def _likeliest(
 
 def _asked(example: Example) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...], RowRef]:
     if isinstance(example, Demonstration):
-        one = _wanted(example)
-        return one.prompt, one.tools, one.row
+        wanted = _wanted(example)
+        return wanted.prompt, wanted.tools, wanted.row
     return example.prompt, example.tools, example.row
 
 

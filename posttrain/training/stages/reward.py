@@ -1,20 +1,24 @@
-"""What a reward stage does its own way: its encoder, its start, its check at step 0, its export."""
+"""Reward models: rows as for a policy, a head in the place of the vocabulary, and figures of their own at the end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from posttrain.config import Reward
-from posttrain.config.reward import Affine, BradleyTerry, Regression, StepLabels, Whiten
+from posttrain.config.reward_model import Affine, BradleyTerry, Regression, StepLabels, Whiten
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import Needs, RewardEncoder
+from posttrain.data.row_columns import categories_of
 from posttrain.data.trees import collate, count, to_device
+from posttrain.evaluate.reward import PairScores
+from posttrain.evaluate.steps import StepScores
 from posttrain.losses.reward import branches_per_tree, fit_normalisation
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings, PendingSave
@@ -24,18 +28,97 @@ from posttrain.models.reward.export import begin_save_reward
 from posttrain.models.reward.folders import is_reward_folder, load_reward_folder, start_reward
 from posttrain.models.reward.scoring import score_trees
 from posttrain.models.tree.heads import ScoreModel
+from posttrain.models.tree.model import TreeModel
 from posttrain.runs.progress import Progress
+from posttrain.training.checks import of_rows
 from posttrain.training.checks.preflight import Check, probes
-from posttrain.training.loop import Work
-from posttrain.training.objectives import Algorithm, reward_algorithm
+from posttrain.training.objectives import Algorithm, objective_of
 from posttrain.training.order import stream_seed
+from posttrain.training.stages import reward_evaluation
+from posttrain.training.stages.kind import Finished, Learning, Prepared, Proven, StageContext, Subject, TrainingKind
+from posttrain.training.stages.policy import autocast_of, export_settings
+from posttrain.training.stages.reading import RowInputs, read_rows
+from posttrain.training.stages.rows import keeps_dropout, require_steps, row_objective, row_source
+from posttrain.training.stages.starts import Start
+from posttrain.training.work import Work
+from posttrain.types import TokenTree
 
 START_ERROR = 1e-6
 """Allowed distance of the first loss from its exact value, in nats."""
 
 
-def objective_of(stage: Reward) -> Algorithm:
-    return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
+def reward_inputs(ctx: StageContext[Reward], start: Start) -> RowInputs:
+    stage = ctx.stage
+    with ctx.doing("reading the rows"):
+        inputs = read_rows(
+            ctx,
+            start,
+            objective_of(stage),
+            partial(encoder_of, stage),
+            lambda examples: categories_of(examples, stage.category),
+        )
+    require_steps(ctx, inputs)
+    return inputs
+
+
+def reward_policy(ctx: StageContext[Reward], inputs: RowInputs, device: torch.device) -> tuple[LoadedModel, TreeModel]:
+    stage = ctx.stage
+    assert isinstance(inputs.encoder, RewardEncoder)
+    loaded = load_start(stage, ctx.start, inputs.encoder, device, ctx.seed, ctx.progress)
+    return loaded, ScoreModel.of(
+        loaded.model,
+        rule=stage.rule,
+        autocast=autocast_of(stage.compute.precision, device),
+        dropout=keeps_dropout(ctx, inputs, loaded),
+        activation_checkpointing=stage.compute.activation_checkpointing,
+    )
+
+
+def reward_checks(ctx: StageContext[Reward], subject: Subject[RowInputs, Learning]) -> Proven:
+    return of_rows.prove(ctx, subject, check_start)
+
+
+def measure_untrained(ctx: StageContext[Reward], prepared: Prepared[RowInputs]) -> PairScores | StepScores | None:
+    """The held-out rows under a head that has learned nothing, which the trained one is compared with."""
+    return reward_evaluation.untrained_scores(prepared.work, prepared.inputs.categories)
+
+
+def finish_reward(
+    ctx: StageContext[Reward],
+    prepared: Prepared[RowInputs],
+    untrained: PairScores | StepScores | None,
+    steps: int,
+) -> Finished:
+    work, encoder = prepared.work, prepared.inputs.encoder
+    assert isinstance(encoder, RewardEncoder)
+    reward_evaluation.write_evaluation(
+        work,
+        encoder,
+        ctx.folder,
+        untrained=untrained,
+        steps=steps,
+        progress=ctx.progress,
+        categories=prepared.inputs.categories,
+    )
+    # A policy that was given in Python stays what it was: the head stands on a copy, so its speech is not set here.
+    settings = export_settings(ctx, prepared, steps)
+    with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
+        return Finished(begin_export(ctx.stage, work, prepared.loaded, encoder, ctx.folder.model, settings))
+
+
+REWARD: TrainingKind[Reward, RowInputs, Learning] = TrainingKind(
+    outputs=Reward.OUTPUTS,
+    inputs=reward_inputs,
+    policy=reward_policy,
+    objective=row_objective,
+    checks=reward_checks,
+    source=row_source,
+    measure_start=measure_untrained,
+    finish=finish_reward,
+)
+
+
+# ---------------------------------------------------------------- the objective, the encoder, the start
 
 
 def encoder_of(stage: Reward, tokenizer: Any, settings: EncoderSettings) -> RewardEncoder:
@@ -78,14 +161,15 @@ def load_start(
         adapter=stage.adapter,
         stop_ids={*encoder.stop_ids, *encoder.end_ids},
         seed=stream_seed(seed, "adapter"),
-        own=not isinstance(start, LoadedModel),
+        in_place=not isinstance(start, LoadedModel),
     )
 
 
 @torch.no_grad()
-def check_start(model: ScoreModel, algorithm: Algorithm, work_rows: Any) -> Check:
+def check_start(model: TreeModel, algorithm: Algorithm, rows: Sequence[TokenTree]) -> Check:
     """Where the loss begins: with a head at zero, all rewards are 0 and the loss is exactly what chance gives."""
-    trees = probes(work_rows)
+    assert isinstance(model, ScoreModel)
+    trees = probes(rows)
     batch = to_device(collate(trees), model.device)
     scores = model(batch)
     loss = float(algorithm.loss(scores, None, batch, count(trees)).loss)
@@ -94,14 +178,15 @@ def check_start(model: ScoreModel, algorithm: Algorithm, work_rows: Any) -> Chec
     largest = float(own.abs().max())
     title = "start of the reward model"
     evidence = {"loss": loss, "largest_score": largest}
+    # Only a fresh head is at zero; a reward model that goes on training begins elsewhere.
     exact = _loss_at_zero(algorithm, batch)
     if largest > 0 or exact is None:
         return Check("identity", title, "pass", f"loss {loss:.6f}, scores up to {largest:.2g}", evidence)
     evidence["expected_loss"] = exact
-    holds = abs(loss - exact) <= START_ERROR * max(1.0, exact)
-    remedy = None if holds else "this is a fault of the loss or the batch: please report it"
+    passes = abs(loss - exact) <= START_ERROR * max(1.0, exact)
+    remedy = None if passes else "this is a fault of the loss or the batch: please report it"
     detail = f"all scores 0, loss {loss:.6f} (expected {exact:.6f})"
-    return Check("identity", title, "pass" if holds else "fail", detail, evidence, remedy)
+    return Check("identity", title, "pass" if passes else "fail", detail, evidence, remedy)
 
 
 def _loss_at_zero(algorithm: Algorithm, batch: Any) -> float | None:
@@ -122,6 +207,9 @@ def _loss_of_equal_rewards(parameters: Mapping[str, float], batch: Any) -> float
         return (1 - smoothing) * (flipped + scale * margin) + smoothing * flipped
 
     return sum(map(loss, margins)) / len(margins)
+
+
+# ---------------------------------------------------------------- the export
 
 
 def begin_export(

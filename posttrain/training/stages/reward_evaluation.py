@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from posttrain.config import Reward
-from posttrain.config.reward import Regression
+from posttrain.config.reward_model import Regression
 from posttrain.data.encode import Encoder
 from posttrain.data.tree_key import make_tree
 from posttrain.evaluate.probes import REFUSAL, probe_answers
@@ -25,8 +25,8 @@ from posttrain.models.reward.scoring import Rating, score_trees
 from posttrain.models.tree.heads import HEAD, ScoreModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Work
 from posttrain.training.order import stream_seed
+from posttrain.training.work import Work
 from posttrain.types import RowRef, TokenTree
 
 MOST_PROBED = 200
@@ -73,14 +73,12 @@ def write_evaluation(
         scores = _scores(work, rows, categories)
         phase.advance(len(rows))
         probes = _probe(work, encoder, rows)
-    stage = work.stage
-    assert isinstance(stage, Reward)
     record = evaluate_reward(
         scores,
         untrained=untrained,
         probes=probes,
         step=steps,
-        probabilities=not isinstance(stage.objective, Regression),
+        probabilities=not isinstance(_stage(work).objective, Regression),
     )
     for finding in record.findings:
         progress.say(f"{folder.name}: {finding.message}; {finding.remedy}")
@@ -96,7 +94,7 @@ def _pairs(trees: Sequence[TokenTree]) -> list[TokenTree]:
     Of a ranked list it is one of its pairs, another for each row in turn, so that rows stay independent and near and
     far ranks come equally often; two responses that were scored alike are none.
     """
-    found = []
+    pairs = []
     for index in range(len(trees)):
         tree = trees[index]
         choices = [
@@ -108,8 +106,8 @@ def _pairs(trees: Sequence[TokenTree]) -> list[TokenTree]:
             better, worse = choices[index % len(choices)]
             sides = [tree.branches[better], tree.branches[worse]]
             branches = [(side.ids.tolist(), side.loss_mask.tolist()) for side in sides]
-            found.append(make_tree(tree.prompt_ids.tolist(), branches, tree.row))
-    return found
+            pairs.append(make_tree(tree.prompt_ids.tolist(), branches, tree.row))
+    return pairs
 
 
 def _scores(work: Work, rows: Sequence[TokenTree], categories: Mapping[RowRef, str]) -> PairScores:
@@ -131,26 +129,30 @@ def _scores(work: Work, rows: Sequence[TokenTree], categories: Mapping[RowRef, s
 
 def _rate(work: Work, trees: Sequence[TokenTree]) -> list[Rating]:
     """Rewards as training compares them: of a head with an output for each file of rows, by the row's own output."""
-    assert isinstance(work.stage, Reward)
-    policy, rule = _policy(work), work.stage.rule
+    policy, rule = _policy(work), _stage(work).rule
     own_output = len(rule.heads) > 1 and not rule.is_ensemble
     heads = [rule.heads[rule.file_of(tree.row)] if own_output else None for tree in trees]
-    found: dict[int, Rating] = {}
+    ratings: dict[int, Rating] = {}
     training = policy.training
     policy.eval()
     try:
         for head in dict.fromkeys(heads):
             places = [place for place, own in enumerate(heads) if own == head]
-            ratings = score_trees(policy, rule, [trees[i] for i in places], work.tokens_per_microbatch, head=head)
-            found |= dict(zip(places, ratings, strict=True))
+            rated = score_trees(policy, rule, [trees[i] for i in places], work.tokens_per_microbatch, head=head)
+            ratings |= dict(zip(places, rated, strict=True))
     finally:
         policy.train(training)
-    return [found[place] for place in range(len(trees))]
+    return [ratings[place] for place in range(len(trees))]
 
 
 def _policy(work: Work) -> ScoreModel:
     assert isinstance(work.policy, ScoreModel)
     return work.policy
+
+
+def _stage(work: Work) -> Reward:
+    assert isinstance(work.stage, Reward)  # the only kind that has a model with a head
+    return work.stage
 
 
 # ---------------------------------------------------------------- steps
@@ -172,10 +174,10 @@ def _write_steps(
         scores = _step_scores(work, rows)
         phase.advance(len(rows))
     record = evaluate_steps(scores, untrained=untrained)
-    found = record.trained
+    figures = record.trained
     progress.say(
-        f"{folder.name}: {found['step_accuracy'].value:.1%} of {record.steps:,} held-out steps judged right, "
-        f"the first error found (or that there is none) in {found['first_error_accuracy'].value:.1%} of "
+        f"{folder.name}: {figures['step_accuracy'].value:.1%} of {record.steps:,} held-out steps judged right, "
+        f"the first error found (or that there is none) in {figures['first_error_accuracy'].value:.1%} of "
         f"{record.responses:,} responses"
     )
     write_step_evaluation(folder.path, record, scores, untrained=untrained)
@@ -185,7 +187,7 @@ def _write_steps(
 
 
 def _probe(work: Work, encoder: Encoder, rows: Sequence[TokenTree]) -> Mapping[str, list[float]]:
-    """Rewards of each probe for each row; only the first `MOST_PROBED` rows are asked, and the rest left out."""
+    """Rewards of each probe for each row; only the first `MOST_PROBED` rows are asked, and the others are not."""
     asked = rows[:MOST_PROBED]
     answers = [_without_stop(tree, encoder.stop_ids) for tree in asked]
     probes = probe_answers(
@@ -195,17 +197,16 @@ def _probe(work: Work, encoder: Encoder, rows: Sequence[TokenTree]) -> Mapping[s
         refusal=tuple(encoder.tokens.ids(REFUSAL)),
         between=(),
     )
-    assert isinstance(work.stage, Reward)
-    ends_only = work.stage.rule.pooling == "steps"
+    ends_only = _stage(work).rule.pooling == "steps"
     longest = encoder.settings.max_length
-    found = {}
+    rewards = {}
     for name, texts in probes.items():
         trees = [
             make_tree(tree.prompt_ids.tolist(), [_branch((*_fitting(ids, tree, longest), stop), ends_only)], tree.row)
             for tree, ids, (_, stop) in zip(asked, texts, answers, strict=True)
         ]
-        found[name] = [rating.rewards[0] for rating in _rate(work, trees)]
-    return found
+        rewards[name] = [rating.rewards[0] for rating in _rate(work, trees)]
+    return rewards
 
 
 def _without_stop(tree: TokenTree, stop_ids: frozenset[int]) -> tuple[Ids, int]:

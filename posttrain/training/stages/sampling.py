@@ -1,47 +1,30 @@
-"""An online stage before step 1: its tasks, its rewards, what it learns with, and the checks."""
+"""Stages that train on what their policy samples: the engine, the loss, the learner, and the checks before step 1."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from posttrain.config import stage_fingerprint
 from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
-from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
-from posttrain.errors import ConfigError
-from posttrain.losses.distillation import distillation_loss
-from posttrain.losses.kl import AdaptiveKL
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.policy import policy_loss
-from posttrain.losses.value import value_loss
-from posttrain.models.devices import device_of
-from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.reference import reference
-from posttrain.models.tree.divergence import Against, Distributions
+from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import value_head, value_model
-from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.scorer import Asking, RewardFunction
-from posttrain.rollout.engine import Engine
-from posttrain.runs.folder import StageFolder
+from posttrain.rewards import Rubric, resolve
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import balanced
-from posttrain.training.checks.memory import program_bytes
-from posttrain.training.checks.of_rollouts import check_gold, prove
-from posttrain.training.checks.of_rows import prove_weights
+from posttrain.training.checks import of_rollouts
 from posttrain.training.checks.sampler import same_arithmetic
-from posttrain.training.loop import Work
-from posttrain.training.objectives import Algorithm, algorithm
+from posttrain.training.objectives import kl_weight, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.rl import engines
 from posttrain.training.rl.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
@@ -50,300 +33,228 @@ from posttrain.training.rl.examiner import Examiner
 from posttrain.training.rl.learners import (
     Distillation,
     Imitation,
-    KLWeight,
     Learner,
     Pairs,
     PolicyGradient,
     SampledReference,
 )
 from posttrain.training.rl.source import OnlineSource, Setup, sample
-from posttrain.training.rl.tasks import TaskOrder, Tasks, TaskSet, load_tasks
-from posttrain.training.stages.prepared import Prepared, autocast_of, load_policy
-from posttrain.training.stages.rows import Inputs
-from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
-from posttrain.training.stages.starts import settle
-from posttrain.types import Batch, Count, LossOutput, Task, TokenLogprobs
+from posttrain.training.stages.kind import (
+    Finished,
+    Prepared,
+    Proven,
+    Sourced,
+    StageContext,
+    Subject,
+    TrainingKind,
+    row_of_type,
+)
+from posttrain.training.stages.policy import autocast_of, export_policy, load_policy
+from posttrain.training.stages.sampling_end import conclude
+from posttrain.training.stages.sampling_inputs import RolloutLearning, SamplingInputs, read_tasks
+from posttrain.training.stages.starts import Start
+from posttrain.types import Against, Batch, Wants
+
+Sampling = StageContext[SamplingStage]
+Sampled = Subject[SamplingInputs, RolloutLearning]
 
 
-def prepare_online(
-    stage: SamplingStage,
-    start: str | Path | LoadedModel,
-    folder: StageFolder,
-    seed: int,
-    progress: Progress,
-    examples: Tasks | None,
-    resumed: StageRecord | None,
-    proof_only: bool,
-    rewards: Sequence[RewardFunction],
-) -> Prepared:
-    """See `posttrain.training.stages.run.prepare`."""
-    device = device_of(stage.compute.device)
-    settled = settle(stage, start, device)
-    for note in settled.notes:
-        progress.say(f"{folder.name}: {note}")
-    spoken, contradictions = stage_encoding(stage, settled.speech, run_date(folder))
-    encoder = Encoder(settled.tokenizer, spoken)
-    teacher = vars(stage).get("teacher")  # a key of the methods that have one
-    idle = date_without_effect(stage, encoder)
-    for line in (*contradictions, *encoder.notes, *idle, *spoken_apart(teacher, encoder)):
-        progress.say(f"{folder.name}: {line}")
-    rubric = rubric_of_stage(stage, rewards)
-    counted = CountedPrompts(encoder)
-    tasks = load_tasks(
-        stage.data,
-        stage.held_out,
-        examples,
-        counted,
-        folder=folder.path,
-        longest=_longest_prompt(stage, settled.positions),
-        seed=seed,
-    )
-    for note in tasks.counts.notes:
-        progress.say(f"{folder.name}: {note}")
-    counted.require_written()
-    for finding, number in sorted(counted.findings.items()):
-        progress.say(f"{folder.name}: {number:,} prompts: {FINDINGS[finding]}")
-    order = TaskOrder.plan(len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=seed)
-    engines.require(stage)
-    gold = check_gold(tasks.train, rubric, every=proof_only)
-    program = program_bytes(device, start.model if isinstance(start, LoadedModel) else None)
-    loaded = load_policy(stage, start, device, seed, progress)
-    policy = Policy(
+def sampling_inputs(ctx: Sampling, start: Start) -> SamplingInputs:
+    with ctx.doing("reading the tasks"):
+        return read_tasks(ctx, start)
+
+
+def sampling_policy(ctx: Sampling, inputs: SamplingInputs, device: torch.device) -> tuple[LoadedModel, TreeModel]:
+    stage = ctx.stage
+    loaded = load_policy(stage, ctx.start, device, ctx.seed, ctx.progress)
+    return loaded, Policy(
         loaded.model,
         autocast=autocast_of(stage.compute.precision, device),
         activation_checkpointing=stage.compute.activation_checkpointing,
     )
-    finite = prove_weights(stage, policy, folder)
-    start_weights = weights_fingerprint(policy.model)
-    own = [_content_of(function) for function in rewards]
-    identity = stage_fingerprint(stage, data=[*tasks.fingerprints, *own], start_model=start_weights, seed=seed)
-    sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
-    weight = _kl_weight(stage)
-    against = _against(stage, policy, progress)
-    shared = isinstance(stage, PPOStage) and stage.value_backbone == "shared"
-    head = value_head(policy) if shared else None
+
+
+def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel) -> RolloutLearning:
+    """Starts the engine and loads a teacher, so that the checks see what will train."""
+    stage, tasks = ctx.stage, inputs.tasks
+    assert isinstance(policy, Policy)
+    with ctx.doing("loading the engine"):
+        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
+    weight = kl_weight(stage)
+    against = _against(stage, policy, ctx.progress)
+    head = value_head(policy) if stage.shares_value_backbone else None
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
-    with progress.phase(f"{folder.name}: preflight", unit="checks"):
-        proven, budget = prove(stage, policy, sampler, encoder, objective, tasks, gold, resumed, program)
-    proven = proven.after(finite)
-    (sampler.close if proof_only else sampler.rest)()
-    folder.write(proven.record())
-    if stage.preflight.on_failure == "stop":
-        proven.require()
-    source, start_reference = None, None
-    if not proof_only:
-        start_reference = _reference(stage, policy, objective)
-        if against is not None and isinstance(stage, OnlineStage):
-            against.other = start_reference
-        learner = _learner(
-            stage,
-            policy,
-            weight,
-            start_reference,
-            order,
-            budget,
-            seed,
-            head,
-            _teacher_of_row(stage, policy, progress),
-            engine_is_trainer=same_arithmetic(policy, proven),
-        )
-        examiner = _examiner(stage, policy, sampler.engine, encoder, rubric, tasks, seed, folder, progress)
-        curriculum = None
-        if stage.curriculum is not None:
-            curriculum = Curriculum(stage.curriculum, len(tasks.train), stage.prompts_per_step, seed)
-        setup = Setup(
-            stage, sampler, encoder, rubric, learner, tasks.train, order, seed, folder, progress, examiner, curriculum
-        )
-        source = OnlineSource(setup)
-    work = Work(
-        stage=stage,
-        algorithm=objective,
-        policy=policy,
-        reference=start_reference if objective.needs_reference else None,
-        rows=(),
-        held_out=(),
-        decoder=encoder,
-        tokens_per_microbatch=budget,
-        memory=proven.memory,
-        seed=seed,
-        identity=identity,
-        adapter=loaded.adapter,
-        source=source,
-    )
-    prompts = prompts_of((prompt.task for prompt in tasks.train), encoder)
-    inputs = Inputs((), (), encoder, tasks.counts, tasks.fingerprints, prompts=prompts)
-    kind = None if start_reference is None else start_reference.kind
-    return Prepared(work, loaded, proven, inputs, start_weights, kind, settled.merge, run_date(folder))
+    return RolloutLearning(objective, sampler, weight, against, head)
 
 
-def objective_of(
-    stage: SamplingStage, weight: KLWeight, against: Against | None = None, head: nn.Linear | None = None
-) -> Algorithm:
-    """The loss: a row of the online table, of the pairwise table for pairs, or imitation.
+def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
+    with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
+        proven = of_rollouts.prove(ctx, subject)
+    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
+    sampler = subject.learning.sampler
+    (sampler.close if ctx.proof_only else sampler.release)()
+    return proven
 
-    The weight of a KL is read anew at each call, since an adaptive one moves.
-    """
-    if isinstance(stage, OnlineDPO):
-        return algorithm(stage.objective, stage.parameters)
-    if isinstance(stage, RFT):
-        return algorithm("sft")
-    if isinstance(stage, GKD):
-        return Algorithm(
-            "gkd",
-            Task,
-            "completions",
-            False,
-            {"beta": stage.beta},
-            partial(_distil, stage),
-            temperature=stage.trainer_temperature,
-            against=against,
-        )
-    assert isinstance(stage, OnlineStage)
-    parameters = stage.parameters
-    return Algorithm(
-        stage.method,
-        Task,
-        "completions",
-        False,
-        parameters,
-        partial(_loss, stage, weight),
-        temperature=stage.sampling.temperature,
-        needs_entropy=bool(parameters.get("entropy_weight")),
-        against=against,
-        value_head=head,
+
+def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
+    if ctx.proof_only:
+        return Sourced(None, proven.preflight)
+    stage, policy, learning = ctx.stage, subject.policy, subject.learning
+    assert isinstance(policy, Policy)
+    # Never the cached kind, which has to know its rows: the copy, or the model without its adapter.
+    start: Any = reference("auto", policy) if stage.needs_reference else None
+    if learning.against is not None and start is not None:
+        learning.against.other = start  # until now the policy was its own reference
+    learner = row_of_type(LEARNERS, stage)(ctx, subject, _Given(proven, start, _teacher_of_row(ctx, policy)))
+    source = OnlineSource(_setup(ctx, subject, learner))
+    return Sourced(
+        source,
+        proven.preflight,
+        source.units,
+        source.hooks,
+        reference=start if learning.algorithm.needs_reference else None,
+        reference_kind=None if start is None else start.kind,
     )
 
 
-def _distil(
-    stage: GKD, policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count
-) -> LossOutput:
-    assert policy.divergence_N is not None
-    return distillation_loss(policy.divergence_N, batch, denominator, reduction=stage.reduction, policy=policy)
+def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured: None, steps: int) -> Finished:
+    # The export first: reading it back takes longer than the conclusion, and runs beside it.
+    pending = export_policy(ctx, prepared, steps)
+    return Finished(pending, conclude(ctx.folder))
 
 
-def _loss(
-    stage: OnlineStage,
-    weight: KLWeight,
-    policy: TokenLogprobs,
-    reference_N: Tensor | None,
-    batch: Batch,
-    denominator: Count,
-) -> LossOutput:
-    row, parameters = stage.row, stage.parameters
-    if row.kl_place == "loss":
-        parameters["kl_beta"] = weight.beta
-    out = policy_loss(row, parameters, policy, batch, denominator, on_policy=stage.on_policy)
-    if policy.values_N is None:
-        return out
-    own = value_loss(
-        policy.values_N, batch, denominator, clip=parameters["value_clip"], weight=parameters["value_weight"]
-    )
-    return replace(out, loss=out.loss + own.loss, metrics={**out.metrics, **own.metrics})
+def keeps_the_same(stage: SamplingStage, record: StageRecord) -> bool:
+    """Whether the stage ended with the weights that are asked for now: the best or the last."""
+    return record.examine_keep in (None, stage.examine.keep)
 
 
-def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -> Rubric:
-    """The rewards that the stage names and the functions that were passed.
-
-    Raises:
-        ConfigError: there is none; a function that cannot be called as a reward.
-    """
-    named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
-    passed = [_passed(one) for one in functions]
-    if not named and not passed and not stage.needs_rewards:
-        if keys := stage.waits_for_rewards:
-            raise ConfigError(
-                f"nothing rewards a completion, so `{keys[0]}` would watch a score of 0 for ever",
-                where=f"{stage.name}: {keys[0]}",
-                remedy=f"leave `{keys[0]}` out, or give rewards, which are then measured and do not train",
-            )
-        return Rubric([Scorer("none", lambda prompt, completion, task: 0.0)])
-    if not named and not passed:
-        raise ConfigError(
-            "nothing says what a good completion is",
-            where=f"{stage.name}: rewards",
-            example="rewards: [{kind: math}]",
-            remedy="list rewards in the stage, or pass functions: train(stage, model, tasks, rewards=[right])",
-        )
-    return Rubric([*named, *passed])
+SAMPLING: TrainingKind[SamplingStage, SamplingInputs, RolloutLearning] = TrainingKind(
+    outputs=SamplingStage.OUTPUTS,
+    inputs=sampling_inputs,
+    policy=sampling_policy,
+    objective=sampling_objective,
+    checks=sampling_checks,
+    source=sampling_source,
+    finish=finish_sampling,
+    ends_as_asked=keeps_the_same,
+)
 
 
-def _passed(one: Any) -> Scorer:
-    """A function that a program passed; held against the signature now, not when the first completion is scored."""
-    if not isinstance(one, Scorer) and not callable(one):
-        raise ConfigError(
-            "a reward that was passed is no function",
-            found=f"{type(one).__name__}: {one!r}"[:80],
-            expected="functions (prompt, completion, task) -> float or None",
-            remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
-        )
-    scorer = one if isinstance(one, Scorer) else Scorer(_name_of(one), one)
-    Asking.of(scorer.function, scorer.name)
-    return scorer
+# ---------------------------------------------------------------- what learns from rollouts
 
 
-# ---------------------------------------------------------------- the parts
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the checks and the reference left for a learner."""
+
+    proven: Proven
+    start: SampledReference | None
+    teacher: SampledReference | None
 
 
-def _examiner(
-    stage: SamplingStage,
-    policy: Policy,
-    engine: Engine,
-    encoder: Encoder,
-    rubric: Rubric,
-    tasks: TaskSet,
-    seed: int,
-    folder: StageFolder,
-    progress: Progress,
-) -> Examiner:
-    own = [resolve(spec, folder=stage.modules) for spec in stage.examine.rewards]
-    return Examiner(
-        stage,
-        tasks.held_out,
-        partial(sample, engine, encoder),
-        Rubric(own) if own else rubric,
-        policy.model,
-        folder,
-        progress,
-        stop_ids=encoder.stop_ids,
-        seed=stream_seed(seed, "evaluation"),
-    )
-
-
-def _learner(
-    stage: SamplingStage,
-    policy: Policy,
-    weight: KLWeight,
-    start: SampledReference | None,
-    order: TaskOrder,
-    budget: int,
-    seed: int,
-    head: nn.Linear | None,
-    teacher: SampledReference | None,
-    *,
-    engine_is_trainer: bool,
+def _policy_gradient(
+    ctx: StageContext[OnlineStage], subject: Sampled, given: _Given, critic: Valuer | None = None
 ) -> Learner:
-    if isinstance(stage, OnlineDPO):
-        return Pairs(stage.least_margin, annotated=PAIRWISE[stage.objective].needs_margins)
-    if isinstance(stage, RFT):
-        return Imitation(stage.least_reward, stage.most_per_prompt)
-    if isinstance(stage, GKD):
-        return Distillation(budget)
-    assert isinstance(stage, OnlineStage)
-    critic = _critic(stage, policy, order, budget, seed, head) if isinstance(stage, PPOStage) else None
-    return PolicyGradient(stage, policy, weight, budget, start, critic, teacher, engine_is_trainer=engine_is_trainer)
+    policy = subject.policy
+    assert isinstance(policy, Policy)
+    return PolicyGradient(
+        ctx.stage,
+        policy,
+        subject.learning.weight,
+        given.proven.tokens_per_microbatch,
+        given.start,
+        critic,
+        given.teacher,
+        engine_is_trainer=same_arithmetic(policy, given.proven.preflight),
+    )
 
 
-def _teacher_of_row(stage: SamplingStage, policy: Policy, progress: Progress) -> SampledReference | None:
+def _actor_critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Learner:
+    return _policy_gradient(ctx, subject, given, _critic(ctx, subject, given))
+
+
+def _pairs(ctx: StageContext[OnlineDPO], subject: Sampled, given: _Given) -> Learner:
+    return Pairs(ctx.stage.least_margin, annotated=PAIRWISE[ctx.stage.objective].needs_margins)
+
+
+def _imitation(ctx: StageContext[RFT], subject: Sampled, given: _Given) -> Learner:
+    return Imitation(ctx.stage.least_reward, ctx.stage.most_per_prompt)
+
+
+def _distillation(ctx: StageContext[GKD], subject: Sampled, given: _Given) -> Learner:
+    return Distillation(given.proven.tokens_per_microbatch)
+
+
+LEARNERS: Mapping[type[SamplingStage], Callable[[StageContext[Any], Sampled, _Given], Learner]] = {
+    OnlineStage: _policy_gradient,
+    PPOStage: _actor_critic,
+    OnlineDPO: _pairs,
+    RFT: _imitation,
+    GKD: _distillation,
+}
+"""What becomes of scored completions, by the type of the settings; the nearest row counts."""
+
+
+def _critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Valuer:
+    stage, policy, head = ctx.stage, subject.policy, subject.learning.value_head
+    assert isinstance(policy, Policy)
+    rate = stage.value_learning_rate or RATE_FACTOR * stage.learning_rate
+    updates = subject.inputs.order.steps * stage.updates_per_rollout
+    if head is not None:
+        return SharedCritic(policy, head, stage.optimizer, learning_rate=rate, schedule=stage.schedule, updates=updates)
+    return Critic(
+        value_model(policy, train_backbone=stage.value_backbone == "train", seed=stream_seed(ctx.seed, "adapter", 1)),
+        stage.optimizer,
+        learning_rate=rate,
+        schedule=stage.schedule,
+        updates=updates,
+        clip=stage.parameters["value_clip"],
+        tokens_per_microbatch=given.proven.tokens_per_microbatch,
+    )
+
+
+def _setup(ctx: Sampling, subject: Sampled, learner: Learner) -> Setup:
+    stage, inputs, sampler = ctx.stage, subject.inputs, subject.learning.sampler
+    # A stricter judge than the reward tells learning from hacking it.
+    own = [resolve(spec, folder=stage.modules) for spec in stage.examine.rewards]
+    examiner = Examiner(
+        stage,
+        inputs.tasks.held_out,
+        partial(sample, sampler.engine, inputs.encoder),
+        Rubric(own) if own else inputs.rubric,
+        subject.policy.model,
+        ctx.folder,
+        ctx.progress,
+        stage.distribution(inputs.encoder.stop_ids, stream_seed(ctx.seed, "evaluation"), examine=True),
+    )
+    curriculum = None
+    if stage.curriculum is not None:
+        curriculum = Curriculum(stage.curriculum, len(inputs.tasks.train), stage.prompts_per_step, ctx.seed)
+    return Setup(
+        stage,
+        sampler,
+        inputs.encoder,
+        inputs.rubric,
+        learner,
+        inputs.tasks.train,
+        inputs.order,
+        ctx.seed,
+        ctx.folder,
+        ctx.progress,
+        examiner,
+        curriculum,
+    )
+
+
+def _teacher_of_row(ctx: Sampling, policy: Policy) -> SampledReference | None:
     """The model whose log-probs are the advantage. Beside the start, to which a KL pulls: they are two models."""
+    stage = ctx.stage
     if isinstance(stage, OnlineStage) and stage.row.needs_teacher:
-        return _teacher(stage.teacher, policy, progress)  # type: ignore[attr-defined]
+        return _teacher(stage.teacher, policy, ctx.progress)  # type: ignore[attr-defined]
     return None
 
 
-def _reference(stage: SamplingStage, policy: Policy, objective: Algorithm) -> Any:
-    """The policy's start; None where nothing is compared with it."""
-    needed = stage.row.needs_reference if isinstance(stage, OnlineStage) else objective.needs_reference
-    return reference("auto", policy) if needed else None
+# ---------------------------------------------------------------- the loss
 
 
 def _against(stage: SamplingStage, policy: Policy, progress: Progress) -> Against | None:
@@ -373,61 +284,8 @@ class Teacher:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        return self._policy(batch, temperature=temperature).logprobs_N
+        return self._policy(batch, Wants(temperature=temperature)).logprobs_N
 
     @torch.no_grad()
     def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
         return self._policy.distributions(batch, index_S, temperature=temperature)
-
-
-def _critic(
-    stage: PPOStage, policy: Policy, order: TaskOrder, budget: int, seed: int, head: nn.Linear | None
-) -> Valuer:
-    rate = stage.value_learning_rate or RATE_FACTOR * stage.learning_rate
-    updates = order.steps * stage.updates_per_rollout
-    if head is not None:
-        return SharedCritic(policy, head, stage.optimizer, learning_rate=rate, schedule=stage.schedule, updates=updates)
-    return Critic(
-        value_model(policy, train_backbone=stage.value_backbone == "train", seed=stream_seed(seed, "adapter", 1)),
-        stage.optimizer,
-        learning_rate=rate,
-        schedule=stage.schedule,
-        updates=updates,
-        clip=stage.parameters["value_clip"],
-        tokens_per_microbatch=budget,
-    )
-
-
-def _kl_weight(stage: SamplingStage) -> KLWeight:
-    if not isinstance(stage, OnlineStage):
-        return KLWeight(0.0)
-    beta = stage.parameters.get("kl_beta", 0.0)
-    return KLWeight(beta, AdaptiveKL(beta, stage.kl_target) if stage.kl_target is not None else None)
-
-
-def _longest_prompt(stage: SamplingStage, positions: int | None) -> int | None:
-    limits = [limit for limit in (stage.max_length, positions) if limit is not None]
-    if not limits:
-        return None
-    room = min(limits) - stage.sampling.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            "answers of that length leave no room for a prompt",
-            where=f"{stage.name}: sampling.max_new_tokens",
-            found=f"{stage.sampling.max_new_tokens:,} new tokens of {min(limits):,} in all",
-            remedy="lower sampling.max_new_tokens or raise max_length",
-        )
-    return room
-
-
-def _name_of(function: RewardFunction) -> str:
-    return function.__name__ if inspect.isroutine(function) else type(function).__name__
-
-
-def _content_of(function: RewardFunction) -> str:
-    """What a function does, as far as its source tells; a changed one is another run."""
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):  # typed at a prompt, or no plain function
-        text = repr(type(function))
-    return hashlib.sha256(text.encode()).hexdigest()

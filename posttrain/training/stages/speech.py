@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ def stage_encoding(stage: TrainingStage, start: Speech, run: str) -> tuple[Encod
     encoding: PromptEncoding = stage.encoding  # type: ignore[attr-defined]
     spoken = start.settings()
     template = spoken.template if encoding.template == "auto" else encoding.template
+    # Values belong to a template: those of another one would set what its text never asks.
     same = template in (spoken.template, start.template)
     date = run if encoding.date == TODAY else encoding.date
     settings = EncoderSettings(
@@ -55,6 +58,29 @@ def stage_encoding(stage: TrainingStage, start: Speech, run: str) -> tuple[Encod
         lossy=encoding.lossy,
     )
     return settings, tuple(_contradictions(start, encoding.template, settings)) if start.recorded else ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How a model is asked: AnswerSettings(EncoderSettings(template="raw"), device="auto").
+
+    A model is spoken to as the stage that trained it does; the start, as the first stage that will train it does.
+    """
+
+    encoding: EncoderSettings
+    device: str
+
+
+def answer_settings(stage: TrainingStage | None, start: str | Path, run: str) -> AnswerSettings:
+    """How a stage speaks to its model, given what it starts from; without a stage, as the start was trained.
+
+    Args:
+        run: the day on which the run began.
+    """
+    spoken = speech_of(resolve(start))
+    if stage is None:
+        return AnswerSettings(spoken.settings(), "auto")
+    return AnswerSettings(stage_encoding(stage, spoken, run)[0], stage.compute.device)
 
 
 def _contradictions(start: Speech, named: str, settings: EncoderSettings) -> Iterator[str]:
@@ -105,7 +131,7 @@ def run_date(folder: StageFolder) -> str:
 
 def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt, ...]:
     """The prompts of the first rows that have one, as templates read them, with the encoder's ids."""
-    found = []
+    prompts = []
     for row in islice(rows, 4 * PROVEN_PROMPTS):
         messages = _asked(row)
         try:
@@ -113,10 +139,10 @@ def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt,
         except EncodingError:  # counted, or refused by name, where rows are encoded
             continue
         plain = [encoder.template.plain(message) for message in messages]
-        found.append(SpokenPrompt(_copied(plain), _copied(row.tools), tuple(ids)))
-        if len(found) == PROVEN_PROMPTS:
+        prompts.append(SpokenPrompt(_copied(plain), _copied(row.tools), tuple(ids)))
+        if len(prompts) == PROVEN_PROMPTS:
             break
-    return tuple(found)
+    return tuple(prompts)
 
 
 def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check, ...]:
@@ -125,15 +151,15 @@ def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check
     further = np.array(sorted(encoder.stop_ids - own), dtype=np.int32)
     if not len(further):
         return ()
-    looked, found, seen = 0, [], set[int]()
+    looked, beyond, seen = 0, [], set[int]()
     for tree in islice(rows, LOOKED_AT):
         for branch in tree.branches:
             looked += 1
             goes_on = branch.loss_mask[:-1] & branch.loss_mask[1:] & np.isin(branch.ids[:-1], further)
             if goes_on.any():
-                found.append(str(tree.row))
+                beyond.append(str(tree.row))
                 seen.update(branch.ids[:-1][goes_on].tolist())
-    if not found:
+    if not beyond:
         return ()
     named = ", ".join(f"{encoder.tokens.decode([number])!r} ({number})" for number in sorted(seen))
     return (
@@ -141,9 +167,9 @@ def stops_in_answers(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[Check
             "stops",
             "ends inside answers",
             "warn",
-            f"{len(found):,} of {looked:,} answers go on after {named}, which the start's folder lists as an end: a "
-            f"rollout stops there; first in {found[0]}",
-            {"answers": looked, "found": len(found), "ids": sorted(seen)},
+            f"{len(beyond):,} of {looked:,} answers go on after {named}, which the start's folder lists as an end: a "
+            f"rollout stops there; first in {beyond[0]}",
+            {"answers": looked, "found": len(beyond), "ids": sorted(seen)},
             "if it is no end of an answer, take it out of `eos_token_id` in the start's generation_config.json (and "
             "config.json); else look at these rows",
         ),
@@ -154,6 +180,7 @@ def _asked(row: Example) -> Sequence[Message]:
     """The messages before a row's (last) answer."""
     if not isinstance(row, Demonstration):
         return row.prompt
+    # The prompt is what a user would send: everything up to the answer that trains last.
     last = max((index for index, turn in enumerate(row.messages) if turn.role == "assistant"), default=None)
     return row.messages[:last]
 

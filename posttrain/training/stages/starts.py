@@ -1,6 +1,6 @@
-"""What a stage starts from, by what its files say: settled before a row is read and before a weight is loaded.
+"""What a stage starts from, by what its files say: resolved before a row is read and before a weight is loaded.
 
-start = settle(stage, "runs/mine/sft/model", device)      # refuses what would fail at the end
+start = resolve_start(stage, "runs/mine/sft/model", device)      # refuses what would fail at the end
 start.tokenizer, start.positions, start.notes
 """
 
@@ -19,7 +19,7 @@ from posttrain.config.adapters import Bottleneck, Continue
 from posttrain.config.stages import TrainingStage
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
-from posttrain.models.adapters.folders import AdapterFacts, adapter_facts
+from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
@@ -44,7 +44,7 @@ class Start:
     """How the start is spoken to, by its record or its files."""
 
 
-def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
+def resolve_start(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
     """Decide what will be exported, and refuse what cannot work.
 
     Raises:
@@ -52,12 +52,12 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
         MissingExtraError: QLoRA without bitsandbytes.
     """
     if isinstance(start, LoadedModel):
-        return _settle_loaded(stage, start)
+        return _of_loaded(stage, start)
     source = resolve(start)
     facts = adapter_facts(source.folder) if source.layout == "adapter" else None
-    if facts is not None and not stage.MAKES_POLICY and not facts.merges:
+    if facts is not None and stage.OUTPUTS == "reward" and not facts.merges:
         raise _unmergeable_start(stage, facts.kind)
-    if facts is not None and stage.adapter is None and stage.MAKES_POLICY:
+    if facts is not None and stage.adapter is None and stage.OUTPUTS == "policy":
         raise ConfigError(
             "the start is an adapter, and the stage does not say what becomes of it",
             where=f"{stage.name}: adapter",
@@ -65,10 +65,12 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
             remedy=f"{CONTINUE}, `adapter: {{kind: lora}}` to fold it in and train a new one, or start from a whole "
             "model (`posttrain merge` makes one) to train all weights",
         )
+    # Before the rows: QLoRA without its package or card would be refused after minutes of encoding.
     require_fitting(source, stage.adapter, device)
     merge = _merge(stage, facts)
     if not merge and (stage.adapter is not None or facts is not None):
         _require_base(stage, source, facts)
+    # Virtual tokens take positions from every row, so the longest row is known only with the adapter.
     tokenizer, positions = _of_files(source)
     kind, taken = None, 0
     if stage.adapter is not None:
@@ -79,11 +81,11 @@ def settle(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.
     return Start(tokenizer, left, merge, tuple(_notes(stage, kind, merge)), speech_of(source))
 
 
-def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
+def _of_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
     model = start.model
     kind = adapter_kind(model)
-    if not stage.MAKES_POLICY:
-        return _settle_reward(stage, start, kind)
+    if stage.OUTPUTS == "reward":
+        return _of_loaded_under_a_head(stage, start, kind)
     if isinstance(stage.adapter, Continue) and kind is None:
         raise ConfigError(
             "there is no adapter to go on with",
@@ -101,10 +103,11 @@ def _settle_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
     return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)), start.speech)
 
 
-def _settle_reward(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
+def _of_loaded_under_a_head(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
     """A reward model of a loaded policy: of a copy, into whose weights the policy's adapter is folded."""
     if not merges(start.model):
         raise _unmergeable_start(stage, str(kind))
+    # The copy's weights are folded, so an adapter exported alone would name a base that has none of them.
     merge = not stage.exports_adapter
     if not merge and (kind is not None or start.base.layout != "model"):
         raise _no_base(stage, start.base)

@@ -27,7 +27,7 @@ def test_a_named_column_wins_over_a_usual_one_and_that_over_none(tmp_path: Path)
     assert categories_of(rows, "topic") == {RowRef(name, row): "sums" for row in (1, 2, 3)}
     assert set(categories_of(rows, None).values()) == {"web"}
     assert categories_of(read(written(tmp_path / "b.jsonl", topic="sums")), None) == {}
-    with pytest.raises(DataError, match="did you mean 'topic'"):
+    with pytest.raises(DataError, match="did you mean `topic`"):
         categories_of(rows, "topics")
 
 

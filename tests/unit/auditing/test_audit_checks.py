@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.auditing import CHECKS, Finding, audit
+from posttrain.auditing import AUDIT_CHECKS, AuditFinding, audit
 from posttrain.auditing.balance import recommended_weights
-from posttrain.auditing.marks import SCRIPT_NAMES, is_cut, script_of
+from posttrain.auditing.marks import SCRIPT_NAMES, ends_mid_sentence, script_of
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef
 from tests.audit_rows import (
     changed,
@@ -29,17 +29,17 @@ from tests.audit_rows import (
 CLEAN = clean_pairs()
 
 
-def found(rows: Sequence[Example], check: str) -> list[Finding]:
+def found(rows: Sequence[Example], check: str) -> list[AuditFinding]:
     return list(audit(list(rows), checks=[check]))
 
 
-def only(rows: Sequence[Example], check: str) -> Finding:
+def only(rows: Sequence[Example], check: str) -> AuditFinding:
     findings = found(rows, check)
     assert len(findings) == 1, findings
     return findings[0]
 
 
-def numbers(finding: Finding) -> set[int]:
+def numbers(finding: AuditFinding) -> set[int]:
     return {ref.row for ref in finding.rows}
 
 
@@ -269,12 +269,12 @@ def test_answers_that_stop_in_the_middle() -> None:
 
 
 def test_lists_and_verse_are_not_cut() -> None:
-    assert is_cut("It goes on and on, " * 20 + "until the sentence has no end but the one that the sampler")
-    assert not is_cut(
+    assert ends_mid_sentence("It goes on and on, " * 20 + "until the sentence has no end but the one that the sampler")
+    assert not ends_mid_sentence(
         "Here is a list of what you need for the day, in full:\n" + "- a loaf of bread from the baker\n" * 12
     )
-    assert not is_cut("Paris")
-    assert not is_cut("It goes on and on. " * 20 + "\n\nKind regards,\nPia")
+    assert not ends_mid_sentence("Paris")
+    assert not ends_mid_sentence("It goes on and on. " * 20 + "\n\nKind regards,\nPia")
 
 
 def test_refusals_by_side() -> None:
@@ -472,4 +472,4 @@ def test_shortcuts_in_feedback() -> None:
 def test_every_check_is_named_in_a_test() -> None:
     tests = Path(__file__).parent.glob("test_audit_*.py")
     source = "".join(path.read_text(encoding="utf-8") for path in tests)
-    assert [name for name in CHECKS if f'"{name}"' not in source] == []
+    assert [name for name in AUDIT_CHECKS if f'"{name}"' not in source] == []

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.auditing import Finding, audit
+from posttrain.auditing import AuditFinding, audit
 from posttrain.auditing.leftovers import has_entities, is_dialogue, is_turns, null_line, repeated_length, unescaped
+from posttrain.auditing.marks import SURE_NULL_WORDS
 from posttrain.auditing.mend import MENDED, mend
 from posttrain.data import read
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, Task
@@ -34,7 +35,7 @@ KINDS: dict[str, list[Any]] = {
 }
 
 
-def found(rows: Sequence[Example], check: str) -> list[Finding]:
+def found(rows: Sequence[Example], check: str) -> list[AuditFinding]:
     return list(audit(list(rows), checks=[check]))
 
 
@@ -149,6 +150,15 @@ def test_answers_that_are_a_null_word(kind: str) -> None:
 def test_tasks_whose_answer_is_nan() -> None:
     rows = [replace(one, answer="nan") if n < 5 else one for n, one in enumerate(KINDS["tasks"])]
     assert len(found(rows, "null_words")[0].rows) == 5
+
+
+@pytest.mark.parametrize("word", sorted(SURE_NULL_WORDS))
+def test_tasks_know_the_same_null_words_as_responses(word: str) -> None:
+    """One table: what no person answers with is nothing as a response and as the answer of a task."""
+    rows: list[Example] = [*clean_tasks(40), Task((Message("user", "2 + 2?"),), f" {word} ", RowRef("tasks.jsonl", 41))]
+    assert [ref.row for ref in found(rows, "null_words")[0].rows] == [41]
+    pairs = [replace(row, responses=(row.responses[0], (Message("assistant", word),))) for row in clean_pairs(40)]
+    assert len(found(pairs, "null_words")[0].rows) == 40
 
 
 def test_code_and_sentences_that_end_in_the_word_are_no_null() -> None:

@@ -8,16 +8,17 @@ import random
 import numpy as np
 import pytest
 
+from posttrain.auditing.shortcuts import presence
 from posttrain.auditing.statistics import (
     Differences,
     cross_validate,
-    fit,
+    fit_weights,
     krippendorff_alpha,
     log_odds,
     sign_test,
 )
 from posttrain.auditing.texts import TextStore
-from posttrain.auditing.words import agreement, groups, similar, words_of
+from posttrain.auditing.words import estimated_overlap, groups, similar_pairs, words_of
 from posttrain.intervals import wilson
 
 
@@ -96,7 +97,7 @@ def test_weights_solve_the_regression() -> None:
     """With one feature of length 1, the fit tends to the logit of its share: ln(0.8 / 0.2)."""
     values = np.ones((1000, 1))
     values[:200] = -1
-    assert fit(Differences.dense(values, ["x"]))[0] == pytest.approx(math.log(4), abs=0.01)
+    assert fit_weights(Differences.dense(values, ["x"]))[0] == pytest.approx(math.log(4), abs=0.01)
 
 
 def test_noise_is_a_coin_and_repeats_under_one_prompt_do_not_help() -> None:
@@ -112,7 +113,7 @@ def test_noise_is_a_coin_and_repeats_under_one_prompt_do_not_help() -> None:
 def test_a_mirrored_data_set_has_mirrored_weights() -> None:
     differences, _ = planted(500, 0.7)
     mirrored = Differences(differences.starts, differences.columns, -differences.values, differences.names)
-    assert fit(mirrored) == pytest.approx(-fit(differences))
+    assert fit_weights(mirrored) == pytest.approx(-fit_weights(differences))
 
 
 def test_sparse_rows_are_taken_and_scored_as_dense_ones() -> None:
@@ -165,7 +166,7 @@ def test_signatures_estimate_the_overlap() -> None:
     first, second = sequences(base), sequences(changed)
     overlap = len(first & second) / len(first | second)
     signatures = words_of([" ".join(base), " ".join(changed)]).signatures()
-    assert agreement(signatures[:1], signatures[1:])[0] == pytest.approx(overlap, abs=0.15)
+    assert estimated_overlap(signatures[:1], signatures[1:])[0] == pytest.approx(overlap, abs=0.15)
 
 
 def test_similar_finds_the_near_and_only_the_near() -> None:
@@ -173,9 +174,9 @@ def test_similar_finds_the_near_and_only_the_near() -> None:
     vocabulary = [f"word{n}" for n in range(2000)]
     texts = [" ".join(generator.choice(vocabulary) for _ in range(80)) for _ in range(300)]
     texts += [texts[7] + " more", texts[9].replace("word1", "word2", 1), ""]
-    links = similar(words_of(texts).signatures(), 0.8)
+    links = similar_pairs(words_of(texts).signatures(), 0.8)
     assert [tuple(sorted(link)) for link in links.tolist()] == [(7, 300), (9, 301)]
-    across = similar(words_of(texts[300:302]).signatures(), 0.8, words_of(texts[:300]).signatures())
+    across = similar_pairs(words_of(texts[300:302]).signatures(), 0.8, words_of(texts[:300]).signatures())
     assert across.tolist() == [[0, 7], [1, 9]]
 
 
@@ -192,3 +193,10 @@ def test_a_text_store_gives_back_what_it_was_given() -> None:
     assert list(store) == texts and len(store) == 5
     assert store.word_counts.tolist() == [1, 0, 2, 1, 2]
     assert store.signatures.shape == (5, 64)
+
+
+def test_features_of_equal_counts_come_in_the_order_of_their_names() -> None:
+    """Sets are walked in another order in each process: findings that hung on it named other phrases each time."""
+    names = [f"{letter}{letter}" for letter in "qwertzuiopasdfghjklyxcvbnm"]
+    differences = presence([names] * 4, [["other"]] * 4, fewest=1)
+    assert differences.names == tuple(sorted([*names, "other"]))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.auditing.checks import CHECKS
+from posttrain.auditing.checks import AUDIT_CHECKS
 from posttrain.auditing.corpus import Corpus
-from posttrain.auditing.finding import Finding
-from posttrain.auditing.policy import Measured, measure
+from posttrain.auditing.finding import AuditFinding
+from posttrain.auditing.policy import PairMeasurements, measure_pairs
 from posttrain.auditing.subject import Subject
 from posttrain.data.encode import Encoder
 from posttrain.types import Comparison, Message, RowRef
@@ -60,7 +60,7 @@ def by_hand(model: Any, encoder: Encoder, example: Comparison, side: int) -> tup
 @pytest.mark.parametrize("path", ["tree", "padded", None])
 def test_numbers_are_those_of_a_plain_forward_pass(models: tuple[Any, Encoder], path: Any) -> None:
     model, encoder = models
-    measured = measure(Corpus(PAIRS), PAIRS, model, encoder, path=path)
+    measured = measure_pairs(Corpus(PAIRS), PAIRS, model, encoder, path=path)
     assert measured.row_P.tolist() == [0, 1, 2, 3]
     for place, example in enumerate(PAIRS):
         order = example.ranking or (0, 1)
@@ -80,7 +80,7 @@ def test_sides_that_share_their_words_are_more_alike(models: tuple[Any, Encoder]
         pair("Who?", "I am the baker of this village.", "I am the baker of that village.", 1),
         pair("Who?", "I am the baker of this village.", "0x3f; 99 %!", 2),
     ]
-    measured = measure(Corpus(rows), rows, model, encoder)
+    measured = measure_pairs(Corpus(rows), rows, model, encoder)
     assert measured.alike_P[0] > 0.9 > measured.alike_P[1]
 
 
@@ -89,7 +89,7 @@ def test_sides_that_share_their_words_are_more_alike(models: tuple[Any, Encoder]
 CORPUS = Corpus(clean_pairs(200))
 
 
-def healthy(seed: int = 0) -> Measured:
+def healthy(seed: int = 0) -> PairMeasurements:
     """A policy near its data: both sides about as likely as its own samples, the chosen one a little more."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(20, 80, (2, 200))
@@ -97,13 +97,13 @@ def healthy(seed: int = 0) -> Measured:
     surprise = generator.normal(0.2, 0.2, (2, 200))
     alike = generator.normal(0.6, 0.1, 200)
     sums = per_token * tokens
-    return Measured(
+    return PairMeasurements(
         np.arange(200), sums[0], sums[1], tokens[0], tokens[1], surprise[0], surprise[1], alike * 50 - 50, alike
     )
 
 
-def asked(check: str, measured: Measured | None) -> list[Finding]:
-    return list(CHECKS[check].find(Subject(CORPUS, measured=measured)))
+def asked(check: str, measured: PairMeasurements | None) -> list[AuditFinding]:
+    return list(AUDIT_CHECKS[check].find(Subject(CORPUS, measured=measured)))
 
 
 MODEL_CHECKS = ["stale_negatives", "separated_pairs", "wrong_ranking", "displacement"]

@@ -234,7 +234,7 @@ def test_lengths_are_balanced_by_resampling(tmp_path: Path) -> None:
 def test_a_fault_of_most_rows_is_left_and_named(tmp_path: Path) -> None:
     rows = changed(CLEAN, 1.0, lambda chosen, rejected: (f"Assistant: {chosen}", rejected))
     fixed = audit(rows).fix(tmp_path / "clean.jsonl")
-    assert fixed.kept == 200 and fixed.left == ("role_markers",)
+    assert fixed.kept == 200 and fixed.too_many == ("role_markers",)
     assert "mend these at their source" in str(fixed)
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from posttrain.cli.progress import TerminalProgress, progress_on
 from posttrain.runs.progress import PlainProgress, Progress, clock
-
-ROOT = Path(__file__).parents[3]
+from tests.online import loop_of, run, save_start
 
 
 class Clock:
@@ -305,28 +303,17 @@ def test_the_watcher_of_a_log_speaks_without_any_phase() -> None:
     assert threading.active_count() == before
 
 
-SLOW_REWARD = """
-import sys, time
-from pathlib import Path
-from posttrain.runs.progress import PlainProgress
-from tests.online import loop_of, run, save_start
-
-def slow(prompt, completion, task):
-    time.sleep(0.2)
-    return float(len(completion) % 2)
-
-here = Path(sys.argv[1])
-with PlainProgress(sys.stderr, every=0.2) as progress:
-    options = {"steps": 1, "prompts_per_step": 1, "held_out": 0, "preflight": {"on_failure": "warn"}}
-    run(loop_of(save_start(here / "start"), here / "grpo", rewards=[slow], progress=progress, **options))
-"""
-
-
 def test_a_reward_that_takes_long_is_named_in_the_log_of_a_real_run(tmp_path: Path) -> None:
     """Four completions of 0.2 s each at an interval of 0.2 s: as 40 s of reward at the real one of 10 s."""
-    done = subprocess.run(
-        [sys.executable, "-c", SLOW_REWARD, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = [line for line in done.stderr.splitlines() if "`score` for" in line]
-    assert said and all(line.startswith("grpo: training  0/1 steps") for line in said), done.stderr[-2000:]
+
+    def slow(prompt: Any, completion: str, task: Any) -> float:
+        time.sleep(0.2)
+        return float(len(completion) % 2)
+
+    stream = io.StringIO()
+    options: dict[str, Any] = {"steps": 1, "prompts_per_step": 1, "held_out": 0, "preflight": {"on_failure": "warn"}}
+    with PlainProgress(stream, every=0.2) as progress:
+        start = save_start(tmp_path / "start")
+        run(loop_of(start, tmp_path / "grpo", rewards=[slow], progress=progress, **options))
+    said = [line for line in stream.getvalue().splitlines() if "`score` for" in line]
+    assert said and all(line.startswith("grpo: training  0/1 steps") for line in said), stream.getvalue()[-2000:]

@@ -608,8 +608,8 @@ def test_thresholds_of_alarms_have_a_key(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("alarms", "words"),
     [
-        ({"thresholds": {"gradient_spik": {"factor": 20}}}, "did you mean gradient_spike?"),
-        ({"thresholds": {"gradient_spike": {"factr": 20}}}, "did you mean factor?"),
+        ({"thresholds": {"gradient_spik": {"factor": 20}}}, "did you mean `gradient_spike`?"),
+        ({"thresholds": {"gradient_spike": {"factr": 20}}}, "did you mean `factor`?"),
         ({"thresholds": {"gradient_spike": {"factor": -1}}}, "a number above 0"),
         ({"thresholds": {"gradient_spike": {"least_steps": 2.5}}}, "a whole number"),
         ({"thresholds": {"gradient_spike": {"factor": "much"}}}, "a number"),

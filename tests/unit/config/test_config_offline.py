@@ -58,9 +58,9 @@ def test_a_mix_from_a_recipe_and_from_python() -> None:
         ([{"loss": "dp0"}], "the method `dp0` is not known"),
         ([{"loss": "kto"}], "the method `kto` is not known"),
         ([{"loss": "dpo", "weight": 0}], "weight"),
-        ([{"loss": "dpo", "parameters": {"gamma": 1.0}}], "gamma is not a parameter"),
+        ([{"loss": "dpo", "parameters": {"gamma": 1.0}}], "`gamma` is not a parameter"),
         ([{"loss": "dpo", "parameters": {"beta": -1.0}}], "beta is out of range"),
-        ([{"loss": "sft", "parameters": {"beta": 1.0}}], "beta is not a parameter"),
+        ([{"loss": "sft", "parameters": {"beta": 1.0}}], "`beta` is not a parameter"),
         ([{"loss": "dpo", "beta": 0.1}], "beta"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.data.encode import EncodedExample, Encoder
-from posttrain.data.truncate import DROPPED, TRUNCATED, Draft, Fitted, Side, Truncation, fit
+from posttrain.data.truncate import DROP_REASONS, TRUNCATION_REASONS, Draft, Fitted, Side, Truncation, fit_length
 from tests.encoding import encoder_of, pair, path_ids, shown, trained_runs
 from tests.fixtures import chat, demonstration
 
@@ -19,8 +19,8 @@ def side(length: int, *, stop: bool = True) -> Side:
 def test_what_fits_is_left_alone() -> None:
     draft = Draft(PROMPT, (side(4), side(3)))
     for policy in ("drop", "keep_prompt_end", "cut_response", "per_side_budget"):
-        assert fit(draft, 10, policy) == Fitted(draft)
-        assert fit(draft, None, policy) == Fitted(draft)
+        assert fit_length(draft, 10, policy) == Fitted(draft)
+        assert fit_length(draft, None, policy) == Fitted(draft)
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_what_cannot_fit_is_dropped_by_name(
     policy: Truncation, prompt: int, sides: tuple[int, ...], reason: str
 ) -> None:
     draft = Draft([9] * prompt, tuple(side(length) for length in sides))
-    assert fit(draft, 10, policy, shortest_prompt=3) == Fitted(None, dropped=reason)
-    assert reason in DROPPED
+    assert fit_length(draft, 10, policy, shortest_prompt=3) == Fitted(None, dropped=reason)
+    assert reason in DROP_REASONS
 
 
 def test_a_cut_response_has_no_stop_token() -> None:
-    fitted = fit(Draft(PROMPT, (side(20),)), 10, "cut_response")
+    fitted = fit_length(Draft(PROMPT, (side(20),)), 10, "cut_response")
     assert fitted == Fitted(Draft(PROMPT, (Side([0, 1, 2, 3], [True] * 4, ()),)), truncated="response_cut")
-    assert fitted.truncated in TRUNCATED
+    assert fitted.truncated in TRUNCATION_REASONS
 
 
 @pytest.mark.parametrize(("head", "kept"), [(3, True), (4, False)])
 def test_a_beginning_takes_half_of_the_room_at_most(head: int, kept: bool) -> None:
     """Six tokens of prompt fit: a beginning of three leaves three of its end, one of four would leave two."""
     prompt = list(range(100, 120))
-    fitted = fit(Draft(prompt, (side(4),)), 10, "keep_prompt_end", heads=(prompt[:head], ()))
+    fitted = fit_length(Draft(prompt, (side(4),)), 10, "keep_prompt_end", heads=(prompt[:head], ()))
     assert fitted.draft is not None
     assert fitted.draft.prompt == (prompt[:head] + prompt[-3:] if kept else prompt[-6:])
 
@@ -72,16 +72,18 @@ def test_stops_are_counted_from_the_prompts_end() -> None:
 
 
 def test_one_token_of_the_prompt_may_be_all_that_stays() -> None:
-    fitted = fit(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end")
+    fitted = fit_length(Draft(PROMPT, (side(9),)), 10, "keep_prompt_end")
     assert fitted == Fitted(Draft([PROMPT[-1]], (side(9),)), truncated="prompt_cut")
-    assert fit(Draft(PROMPT, (side(10),)), 10, "keep_prompt_end", shortest_prompt=1).dropped == "response_too_long"
+    assert (
+        fit_length(Draft(PROMPT, (side(10),)), 10, "keep_prompt_end", shortest_prompt=1).dropped == "response_too_long"
+    )
 
 
 def test_a_pair_with_one_side_cut_to_nothing_is_dropped() -> None:
     """What trains of the second side stands behind the cut: half a pair compares nothing."""
     late = Side(list(range(50, 70)), [False] * 10 + [True] * 10, (19,))
-    assert fit(Draft(PROMPT, (side(20), late)), 12, "cut_response").dropped == "nothing_left_to_train"
-    assert fit(Draft(PROMPT, (late, side(20))), 12, "cut_response").dropped == "nothing_left_to_train"
+    assert fit_length(Draft(PROMPT, (side(20), late)), 12, "cut_response").dropped == "nothing_left_to_train"
+    assert fit_length(Draft(PROMPT, (late, side(20))), 12, "cut_response").dropped == "nothing_left_to_train"
 
 
 def test_a_stop_token_that_is_cut_off_is_not_counted() -> None:
@@ -94,29 +96,30 @@ def test_a_stop_token_that_is_cut_off_is_not_counted() -> None:
 def test_the_cut_falls_back_to_the_last_token_that_trains() -> None:
     """Untrained tokens at the end of a sequence predict nothing that is wanted."""
     turns = Side(list(range(12)), [True] * 3 + [False] * 5 + [True] * 4, (2, 11))
-    fitted = fit(Draft(PROMPT, (turns,)), 12, "cut_response")
+    fitted = fit_length(Draft(PROMPT, (turns,)), 12, "cut_response")
     assert fitted.draft is not None
     assert fitted.draft.sides == (Side([0, 1, 2], [True] * 3, (2,)),)
 
 
 def test_nothing_left_to_train() -> None:
     late = Side(list(range(12)), [False] * 10 + [True] * 2)
-    assert fit(Draft(PROMPT, (late,)), 10, "cut_response").dropped == "nothing_left_to_train"
-    assert fit(Draft(PROMPT, (Side([1], [False]),)), 10, "drop").dropped == "nothing_to_train"
-    assert fit(Draft(PROMPT, (side(2), Side([], []))), None, "drop").dropped == "nothing_to_train"
+    assert fit_length(Draft(PROMPT, (late,)), 10, "cut_response").dropped == "nothing_left_to_train"
+    assert fit_length(Draft(PROMPT, (Side([1], [False]),)), 10, "drop").dropped == "nothing_to_train"
+    assert fit_length(Draft(PROMPT, (side(2), Side([], []))), None, "drop").dropped == "nothing_to_train"
 
 
 def test_sides_that_the_cut_makes_equal_are_dropped() -> None:
     left, right = Side([1, 2, 3, 4, 5, 6], [True] * 6), Side([1, 2, 3, 4, 5, 7], [True] * 6)
-    assert fit(Draft(PROMPT, (left, right)), 10, "per_side_budget").dropped == "identical_after_cut"
-    assert fit(Draft(PROMPT, (left, left)), None, "per_side_budget").dropped == "identical_responses"
+    assert fit_length(Draft(PROMPT, (left, right)), 10, "per_side_budget").dropped == "identical_after_cut"
+    assert fit_length(Draft(PROMPT, (left, left)), None, "per_side_budget").dropped == "identical_responses"
 
 
 def test_the_prompts_end_and_a_head_that_fits() -> None:
     draft = Draft([1, *range(50, 69)], (side(4),))
     heads = [[1, 50, 51, 52], [1], []]
     kept = {
-        length: fit(draft, length, "keep_prompt_end", heads=heads, shortest_prompt=2).draft for length in (12, 8, 6)
+        length: fit_length(draft, length, "keep_prompt_end", heads=heads, shortest_prompt=2).draft
+        for length in (12, 8, 6)
     }
     assert kept[12] is not None and kept[12].prompt == [1, 50, 51, 52, 65, 66, 67, 68]
     assert kept[8] is not None and kept[8].prompt == [1, 66, 67, 68]

@@ -205,9 +205,9 @@ def test_columns_are_mapped_ours_to_theirs(tmp_path: Path) -> None:
 
 def test_a_mapped_column_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"quest": "a", "answer": "b"})
-    with pytest.raises(RowError, match="no column 'qust'") as caught:
+    with pytest.raises(RowError, match="no column `qust`") as caught:
         read(path, columns={"prompt": "qust"})
-    assert caught.value.remedy == "did you mean 'quest'?" and "'quest', 'answer'" in str(caught.value)
+    assert caught.value.remedy == "did you mean `quest`?" and "'quest', 'answer'" in str(caught.value)
 
 
 def test_a_named_format_overrides_detection(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_ties_are_kept_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"format": "shargpt"}, UnknownKeyError, "did you mean 'sharegpt'?"),
+        ({"format": "shargpt"}, UnknownKeyError, "did you mean `sharegpt`?"),
         ({"columns": {"my_q": "prompt"}}, UnknownKeyError, "turn it round: `columns: {prompt: my_q}`"),
-        ({"columns": {"promt": "q"}}, UnknownKeyError, "did you mean 'prompt'?"),
+        ({"columns": {"promt": "q"}}, UnknownKeyError, "did you mean `prompt`?"),
         ({"roles": {"bot": "asistant"}}, ConfigError, "roles: {bot: assistant}"),
         ({"bad_rows": "skp"}, ConfigError, "bad_rows: skip"),
         ({"rejected_path": "x.jsonl"}, ConfigError, "bad_rows: skip"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.recast import Condition, Recast, as_feedback, conditioned, read_as, taken_apart
+from posttrain.data.recast import Condition, Recast, as_feedback, conditioned, read_as, recast_note
 from posttrain.errors import DataError, RowError
 from posttrain.types import Comparison, Feedback, Message, RowRef
 from tests.fixtures import chat
@@ -44,13 +44,13 @@ def test_pairs_are_read_for_a_feedback_method_and_said_so(tmp_path: Path) -> Non
     rows = list(Recast(pairs, Feedback))
     assert [row.good for row in rows] == [True, False, True, False]
     assert rows == list(Recast(pairs, Feedback)), "it can be read again"
-    assert taken_apart(pairs, Feedback).startswith("2 comparisons are taken apart")
-    assert taken_apart(pairs, Comparison) is None
+    assert recast_note(pairs, Feedback).startswith("2 comparisons are taken apart")
+    assert recast_note(pairs, Comparison) is None
 
 
 def test_feedback_stays_feedback_and_other_rows_are_refused(tmp_path: Path) -> None:
     judged = read_as(write(tmp_path / "kto.jsonl", JUDGED), Feedback)
-    assert judged.kind is Feedback and taken_apart(judged, Feedback) is None
+    assert judged.kind is Feedback and recast_note(judged, Feedback) is None
     assert list(Recast(judged, Feedback)) == list(judged)
     with pytest.raises(DataError):
         read_as(write(tmp_path / "sft.jsonl", {"prompt": "q", "completion": "a"}), Feedback)

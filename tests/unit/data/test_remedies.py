@@ -16,7 +16,7 @@ import yaml
 import posttrain as pt
 from posttrain.data.formats.advice import answer_path, reading_of
 from posttrain.data.formats.table import KIND_NAMES
-from posttrain.data.unread import unread
+from posttrain.data.unread import unread_columns
 from posttrain.errors import DataError, PosttrainError, RowError, SourceError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Task
 from tests.encoding import encoder_of, path_ids, trained_runs
@@ -167,7 +167,7 @@ def test_roles_that_are_proposed_read() -> None:
 def test_a_nested_column_that_is_misspelt_is_named() -> None:
     row = {"prompt": "2 + 2?", "reward_model": json.dumps({"ground_truth": "4"})}
     error = refused([row], RowError, columns={"answer": "reward_model.ground_trouth"})
-    guess = error.remedy.split("'")[1]
+    guess = error.remedy.split("`")[1]
     (task,) = pt.read([row], columns={"answer": guess})
     assert isinstance(task, Task) and task.answer == "4" and "reward_model" in task.metadata
 
@@ -300,7 +300,7 @@ def test_a_context_that_a_map_loses_is_doubted_with_a_map_that_keeps_it() -> Non
     row = {"q": "Who came?", "context": "Ann came.", "a": "Ann"}
     mapped = {"prompt": "q", "completion": "a"}
     examples = pt.read([row], columns=mapped)
-    (doubt,) = unread(examples.counts.unused_columns, examples.format, mapped).doubts
+    (doubt,) = unread_columns(examples.counts.unused_columns, examples.format, mapped).doubts
     assert "`context` is not read" in doubt
     (again,) = pt.read([row], **yaml.safe_load("{" + doubt.split("with `")[1].split("`")[0] + "}"))
     assert words_of(again) == "Who came?\nAnn came. Ann"

@@ -310,7 +310,7 @@ def test_thresholds_can_be_changed_and_checks_switched_off() -> None:
     ("changes", "found"),
     [
         ({"likelihood_displacment": "off"}, "likelihood_displacement"),
-        ({"gradient_spike": {"facter": 3.0}}, "did you mean factor?"),
+        ({"gradient_spike": {"facter": 3.0}}, "did you mean `factor`?"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(changes: dict, found: str) -> None:

@@ -15,11 +15,12 @@ from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
 from posttrain.losses.feedback import FEEDBACK, feedback_loss
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.process import step_loss
+from posttrain.losses.reward import OBJECTIVES as REWARD_OBJECTIVES
 from posttrain.losses.reward import reward_loss
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.sft import sft_loss
 from posttrain.models.tree.router import router_metrics
-from posttrain.types import Maximum, Mean, Metric, Routing, Scores, TokenLogprobs, Total
+from posttrain.outputs import Maximum, Mean, Metric, Routing, Scores, TokenLogprobs, Total
 from tests.loss_batches import batch_of, feedback, random_pairs, run
 
 
@@ -70,8 +71,16 @@ def test_every_metric_of_every_objective_is_described() -> None:
     for name in PAIRWISE:
         written |= set(run(name, policy_N, reference_N, batch).metrics)
     judged, judged_N = feedback([(-1.0,), (-2.0, -1.0)], [True, False])
-    told = {"point": torch.zeros(2)}
-    kto = feedback_loss(FEEDBACK["kto"], {}, TokenLogprobs(judged_N), judged_N, judged, judged.count, told)
+    statistics = {"point": torch.zeros(2)}
+    kto = feedback_loss(
+        FEEDBACK["kto"],
+        FEEDBACK["kto"].resolve({}),
+        TokenLogprobs(judged_N),
+        judged_N,
+        judged,
+        judged.count,
+        statistics,
+    )
     written |= set(kto.metrics)
     demonstrations = batch_of([(2,)])
     policy = TokenLogprobs(torch.zeros(2), entropy_N=torch.zeros(2))
@@ -79,7 +88,11 @@ def test_every_metric_of_every_objective_is_described() -> None:
     graded = replace(batch, scores_B=torch.zeros(batch.num_branches))
     rewards = Scores(torch.zeros(batch.num_branches, 1))
     for name, parameters in (("bradley_terry", {"centre": 0.1}), ("regression", {})):
-        written |= set(reward_loss(name, parameters, RewardRule(), rewards, graded, graded.count).metrics)
+        written |= set(
+            reward_loss(
+                name, REWARD_OBJECTIVES[name].resolve(parameters), RewardRule(), rewards, graded, graded.count
+            ).metrics
+        )
     solution = replace(demonstrations, step_labels_N=torch.ones(2))
     steps = Scores(torch.zeros(1, 1), torch.zeros(2, 1), solution.branch_N)
     written |= set(step_loss(RewardRule("steps"), steps, solution, solution.count).metrics)

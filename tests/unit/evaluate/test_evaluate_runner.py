@@ -17,10 +17,11 @@ from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ResumeError
-from posttrain.evaluate.perplexity import FixedAnswer, Scorer
-from posttrain.evaluate.runner import Asked, evaluate_model, evaluate_suites
-from posttrain.evaluate.suites import AnswerSuite, Question, matches
-from posttrain.evaluate.suites import PerplexitySuite as Drift
+from posttrain.evaluate.asking import EvaluatedModel
+from posttrain.evaluate.runner import evaluate_model, evaluate_suites
+from posttrain.evaluate.suites import AnswerSuite, Question
+from posttrain.evaluate.suites.match import matches
+from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer, Perplexity
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
@@ -34,7 +35,7 @@ SHORT = SamplingDistribution(temperature=0.0, max_new_tokens=6)
 QUESTIONS = [Question(chat(text), "a", RowRef("q.jsonl", i + 1)) for i, text in enumerate(["Hi", "Who?", "1 + 1?"])]
 SUITES = [
     AnswerSuite("names", QUESTIONS, "match", matches("[a-z]"), SHORT),
-    Drift("drift", QUESTIONS, SHORT),
+    Perplexity("drift", QUESTIONS, SHORT),
 ]
 
 
@@ -49,7 +50,7 @@ def nats_of(scored: torch.nn.Module, prompt: list[int], ids: list[int]) -> float
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    found = evaluate_suites(Asked.of(model(), TOKENIZER), SUITES, tmp_path)
+    found = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), SUITES, tmp_path)
     assert list(found) == ["names", "drift"]
     assert list(found["names"]) == ["match", "length", "cut_share", "empty_share", "distinct_1", "distinct_2"]
     assert all(
@@ -68,7 +69,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Path) -> None:
     start, later = tmp_path / "start", tmp_path / "sft"
-    before = evaluate_suites(Asked.of(model(), TOKENIZER), SUITES[1:], start)["drift"]
+    before = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), SUITES[1:], start)["drift"]
     assert before["perplexity_change"] == Figure(0.0, 0.0, 0.0, 3)
     kept = read_jsonl(start / "baseline" / "drift.jsonl")[1:]
     tokens = sum(len(line["ids"]) for line in kept)
@@ -77,7 +78,7 @@ def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Pat
     assert before["perplexity"].value == pytest.approx(math.exp(sum(line["nats"] for line in kept) / tokens))
 
     other = model(seed=1)
-    after = evaluate_suites(Asked.of(other, TOKENIZER), SUITES[1:], later, baseline=start)["drift"]
+    after = evaluate_suites(EvaluatedModel.of(other, TOKENIZER), SUITES[1:], later, baseline=start)["drift"]
     nats = sum(nats_of(other, line["prompt_ids"], line["ids"]) for line in kept)
     assert after["perplexity"].value == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     change = after["perplexity"].value / before["perplexity"].value - 1
@@ -88,8 +89,8 @@ def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Pat
 
 
 def test_given_answers_are_scored_as_training_encodes_them(tmp_path: Path) -> None:
-    asked = Asked.of(model(), TOKENIZER)
-    found = evaluate_suites(asked, [Drift("given", QUESTIONS, SHORT, answers="given")], tmp_path)["given"]
+    asked = EvaluatedModel.of(model(), TOKENIZER)
+    found = evaluate_suites(asked, [Perplexity("given", QUESTIONS, SHORT, answers="given")], tmp_path)["given"]
     line = read_jsonl(tmp_path / "baseline" / "given.jsonl")[1]
     assert line["prompt_ids"] == asked.encoder.prompt(QUESTIONS[0].prompt)
     assert asked.encoder.tokens.decode(line["ids"]) == "a<|im_end|>"
@@ -97,11 +98,11 @@ def test_given_answers_are_scored_as_training_encodes_them(tmp_path: Path) -> No
 
 
 def test_a_start_that_is_missing_or_was_asked_otherwise_is_refused(tmp_path: Path) -> None:
-    asked = Asked.of(model(), TOKENIZER)
+    asked = EvaluatedModel.of(model(), TOKENIZER)
     with pytest.raises(ResumeError, match="answers are missing"):
         evaluate_suites(asked, SUITES[1:], tmp_path / "sft", baseline=tmp_path / "start")
     evaluate_suites(asked, SUITES[1:], tmp_path / "start")
-    changed = [Drift("drift", QUESTIONS[:2], SHORT)]
+    changed = [Perplexity("drift", QUESTIONS[:2], SHORT)]
     with pytest.raises(ResumeError, match="asked other questions"):
         evaluate_suites(asked, changed, tmp_path / "sft", baseline=tmp_path / "start")
 
@@ -109,7 +110,7 @@ def test_a_start_that_is_missing_or_was_asked_otherwise_is_refused(tmp_path: Pat
 def test_several_answers_per_prompt(tmp_path: Path) -> None:
     sampling = SamplingDistribution(temperature=1.0, max_new_tokens=4)
     suite = AnswerSuite("several", QUESTIONS, "match", matches("[a-z]"), sampling, samples_per_prompt=5)
-    found = evaluate_suites(Asked.of(model(), TOKENIZER), [suite], tmp_path)["several"]
+    found = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), [suite], tmp_path)["several"]
     records = read_jsonl(tmp_path / "evaluations" / "several.jsonl")
     assert len(records) == 15
     assert found["match"].n == 3
@@ -136,7 +137,7 @@ def train(evaluate: bool, out: Path) -> torch.Tensor:
         optimizer.zero_grad()
         if evaluate:
             suites = [AnswerSuite("careless", QUESTIONS, "match", careless_judge, SHORT), SUITES[1]]
-            evaluate_suites(Asked.of(trained, TOKENIZER), suites, out / str(step))
+            evaluate_suites(EvaluatedModel.of(trained, TOKENIZER), suites, out / str(step))
     return torch.cat([parameter.detach().flatten() for parameter in trained.parameters()])
 
 
@@ -240,7 +241,7 @@ def test_scores_are_those_of_full_forwards_in_the_answers_order(arch: str) -> No
         FixedAnswer(tuple(rng.choices(range(97), k=rng.randrange(1, 20))), tuple(rng.choices(range(97), k=n)), "length")
         for n in (9, 1, 30, 4, 2, 17)
     ]
-    found = Scorer(scored).nats(answers)
+    found = FixedAnswerScorer(scored).nats(answers)
     expected = [nats_of(scored, list(answer.prompt_ids), list(answer.ids)) for answer in answers]
     assert found == pytest.approx(expected, abs=1e-3)
 
@@ -265,4 +266,4 @@ def test_a_model_that_trees_cannot_serve_is_scored_in_rows() -> None:
             parameter.normal_(0, 0.3)
     answers = [FixedAnswer((1, 2, 3), (4, 5, 6), "length"), FixedAnswer((7,), (8, 9), "length")]
     expected = [nats_of(scored, list(answer.prompt_ids), list(answer.ids)) for answer in answers]
-    assert Scorer(scored).nats(answers) == pytest.approx(expected, abs=1e-4)
+    assert FixedAnswerScorer(scored).nats(answers) == pytest.approx(expected, abs=1e-4)

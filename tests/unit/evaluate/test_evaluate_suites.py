@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config.suites import ExactSuite, MatchSuite, NumberSuite, Sampling
-from posttrain.config.suites import PerplexitySuite as PerplexitySettings
+from posttrain.config.suites import ExactSuite, MatchSuite, NumberSuite, PerplexitySuite, Sampling
 from posttrain.errors import RowError
-from posttrain.evaluate.suites import (
-    AnswerSuite,
-    PerplexitySuite,
-    Question,
-    equals,
-    last_number,
-    last_number_equals,
-    load_suite,
-    matches,
-    question,
-)
+from posttrain.evaluate.questions import Question, question
+from posttrain.evaluate.suites import AnswerSuite, load_suite
+from posttrain.evaluate.suites.exact import equals
+from posttrain.evaluate.suites.match import matches
+from posttrain.evaluate.suites.number import last_number_equals
+from posttrain.evaluate.suites.perplexity import Perplexity
+from posttrain.rewards.numbers import last_number
 from posttrain.types import Comparison, Message, RowRef, Task
 from tests.fixtures import chat, demonstration
 
@@ -135,8 +130,8 @@ def test_a_recipes_suites_become_suites(tmp_path: Path) -> None:
     assert isinstance(match, AnswerSuite)
     assert (match.metric, match.samples_per_prompt, match.sampling.temperature) == ("match", 3, 0.5)
     assert match.sampling.max_new_tokens == 7
-    drift = load_suite(PerplexitySettings(name="p", kind="perplexity", prompts=sums))
-    assert isinstance(drift, PerplexitySuite)
+    drift = load_suite(PerplexitySuite(name="p", kind="perplexity", prompts=sums))
+    assert isinstance(drift, Perplexity)
     assert drift.sampling.is_greedy
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import PassCounts, write_counts
-from posttrain.evaluate.pass_at_k_change import Verdict, change, changes_of_run, sign_flip, write_changes
+from posttrain.evaluate.pass_at_k_change import ReachVerdict, change, changes_of_run, sign_flip, write_changes
 
 
 def counts(correct: list[int], samples: int = 16, suite: str = "sums") -> PassCounts:
@@ -24,7 +24,7 @@ HALF = [0] * 20 + [2] * 20
 
 def test_widened_where_prompts_come_within_reach() -> None:
     found = change(counts(HALF), counts([3] * 20 + [2] * 20))
-    assert found.verdict is Verdict.WIDENED
+    assert found.verdict is ReachVerdict.WIDENED
     first, last = found.points[0], found.points[-1]
     assert first.difference.value == pytest.approx(3 / 16 / 2) and last.difference.value == pytest.approx(0.5)
     assert last.difference.low > 0.3 and last.rose
@@ -35,7 +35,7 @@ def test_widened_where_prompts_come_within_reach() -> None:
 
 def test_sharpened_where_only_the_first_answer_gets_better() -> None:
     found = change(counts(HALF), counts([0] * 20 + [14] * 20))
-    assert found.verdict is Verdict.SHARPENED
+    assert found.verdict is ReachVerdict.SHARPENED
     assert "grpo only sharpened what sft could do already" in found.sentence("sft", "grpo")
     assert "pass@16 stayed within noise, 50 to 50 % (0 points [0, 0])" in found.sentence("sft", "grpo")
     assert not found.points[-1].rose and not found.points[-1].fell
@@ -43,7 +43,7 @@ def test_sharpened_where_only_the_first_answer_gets_better() -> None:
 
 def test_sharpened_and_narrowed_is_said() -> None:
     found = change(counts(HALF), counts([0] * 20 + [0] * 8 + [16] * 12))
-    assert found.verdict is Verdict.SHARPENED and found.points[-1].fell
+    assert found.verdict is ReachVerdict.SHARPENED and found.points[-1].fell
     said = found.sentence("sft", "grpo")
     assert "pass@16 fell, 50 to 30 % (−20 points [" in said
     assert said.endswith("It narrowed: prompts that were within reach no longer are.")
@@ -51,36 +51,36 @@ def test_sharpened_and_narrowed_is_said() -> None:
 
 def test_a_gain_that_is_too_small_to_show_is_not_called_none() -> None:
     found = change(counts(HALF), counts([2] * 3 + [0] * 17 + [14] * 20))
-    assert found.verdict is Verdict.SHARPENED
+    assert found.verdict is ReachVerdict.SHARPENED
     assert "A gain of up to" in found.sentence("sft", "grpo")
 
 
 @pytest.mark.parametrize("after", [HALF, [0] * 20 + [1] * 20, [2] * 2 + [0] * 18 + [2] * 20])
 def test_neither(after: list[int]) -> None:
-    assert change(counts(HALF), counts(after)).verdict is Verdict.NEITHER
+    assert change(counts(HALF), counts(after)).verdict is ReachVerdict.NEITHER
 
 
 @pytest.mark.parametrize("unsolved", [0, 5])
 def test_a_base_at_the_ceiling_leaves_nothing_to_tell(unsolved: int) -> None:
     base = [0] * unsolved + [8] * (40 - unsolved)
     found = change(counts(base), counts([16] * 40))
-    assert found.verdict is Verdict.CANNOT_TELL and found.points[0].rose
+    assert found.verdict is ReachVerdict.CANNOT_TELL and found.points[0].rose
     said = found.sentence("sft", "grpo")
     assert "cannot be told from these prompts" in said and "ask harder prompts" in said
     narrowed = change(counts([0] * unsolved + [8] * (40 - unsolved)), counts([0] * 12 + [16] * 28))
-    assert narrowed.verdict is (Verdict.SHARPENED)  # that it lost prompts can be told under any ceiling
+    assert narrowed.verdict is (ReachVerdict.SHARPENED)  # that it lost prompts can be told under any ceiling
 
 
 def test_one_more_unsolved_prompt_is_enough_to_tell() -> None:
     base = [0] * 6 + [8] * 34
-    assert change(counts(base), counts([16] * 40)).verdict is Verdict.WIDENED
-    assert change(counts(base), counts([0] * 6 + [16] * 34)).verdict is Verdict.SHARPENED
+    assert change(counts(base), counts([16] * 40)).verdict is ReachVerdict.WIDENED
+    assert change(counts(base), counts([0] * 6 + [16] * 34)).verdict is ReachVerdict.SHARPENED
 
 
 def test_one_answer_each_says_nothing_of_reach() -> None:
     better = change(counts([0] * 40, 1), counts([1] * 20 + [0] * 20, 1))
-    assert better.verdict is Verdict.CANNOT_TELL
-    assert change(counts([0] * 40, 1), counts([0] * 40, 1)).verdict is Verdict.NEITHER
+    assert better.verdict is ReachVerdict.CANNOT_TELL
+    assert change(counts([0] * 40, 1), counts([0] * 40, 1)).verdict is ReachVerdict.NEITHER
 
 
 def test_four_of_four_is_chance_although_the_bootstrap_says_otherwise() -> None:
@@ -88,7 +88,7 @@ def test_four_of_four_is_chance_although_the_bootstrap_says_otherwise() -> None:
     found = change(counts(HALF), counts([2] * 4 + [0] * 16 + [2] * 20))
     assert found.points[-1].difference.low > 0
     assert not found.points[-1].clear and found.points[-1].p == 2 / 16
-    assert found.verdict is Verdict.CANNOT_TELL
+    assert found.verdict is ReachVerdict.CANNOT_TELL
     said = found.sentence("sft", "grpo")
     assert "pass@16 may have risen, 50 to 60 % (+10 points [" in said
     assert said.endswith("chance makes as large a difference 12 times in 100; ask more prompts.")
@@ -112,8 +112,8 @@ def test_chance_alone_is_rarely_a_verdict() -> None:
         chances = rng.beta(0.3, 1.0, size=40)
         base, again = (counts(rng.binomial(8, chances).tolist(), 8) for _ in range(2))
         verdicts.append(change(base, again).verdict)
-    assert verdicts.count(Verdict.WIDENED) / 60 <= 0.07
-    assert verdicts.count(Verdict.SHARPENED) / 60 <= 0.07
+    assert verdicts.count(ReachVerdict.WIDENED) / 60 <= 0.07
+    assert verdicts.count(ReachVerdict.SHARPENED) / 60 <= 0.07
 
 
 def test_other_prompts_or_other_numbers_are_not_compared() -> None:

@@ -14,9 +14,10 @@ from posttrain.cli.tables import final_table
 from posttrain.config.suites import PassAtKSuite as Settings
 from posttrain.config.suites import Sampling
 from posttrain.errors import ConfigError, DataError, RowError
-from posttrain.evaluate.pass_at_k_suite import judge_samples
-from posttrain.evaluate.runner import Asked, evaluate_model, evaluate_suites
-from posttrain.evaluate.suites import PassAtKSuite, load_suite
+from posttrain.evaluate.asking import EvaluatedModel
+from posttrain.evaluate.runner import evaluate_model, evaluate_suites
+from posttrain.evaluate.suites import load_suite
+from posttrain.evaluate.suites.pass_at_k import PassAtK, judge_samples
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
@@ -40,17 +41,17 @@ def settings(path: Path | str, **changes: Any) -> Settings:
     return Settings(**{"kind": "pass_at_k", "name": "sums", "prompts": str(path), "samples": 4, **changes})
 
 
-def loaded(path: Path | str, **changes: Any) -> PassAtKSuite:
+def loaded(path: Path | str, **changes: Any) -> PassAtK:
     suite = load_suite(settings(path, **changes))
-    assert isinstance(suite, PassAtKSuite)
+    assert isinstance(suite, PassAtK)
     return suite
 
 
 def done(finish: FinishReason = FinishReason.STOP_TOKEN) -> Completion:
-    return Completion((5, 2), (-1.0, -0.5), finish, 0)
+    return Completion((5, 2), (-1.0, -0.5), finish)
 
 
-def judged(suite: PassAtKSuite, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:
+def judged(suite: PassAtK, texts: Sequence[Sequence[str]], out: Path) -> dict[str, Any]:
     groups = [[done() for _ in answers] for answers in texts]
     return judge_samples(suite, groups, texts, out)
 
@@ -121,7 +122,7 @@ class CountingEngine(NativeEngine):
 def test_a_prompt_is_given_once_for_all_its_samples(sums: Path, tmp_path: Path) -> None:
     model = tiny_model(vocab=len(TOKENIZER), seed=0)
     engine = CountingEngine(model)
-    asked = Asked(model, Asked.of(model, TOKENIZER).encoder, engine)
+    asked = EvaluatedModel(model, EvaluatedModel.of(model, TOKENIZER).encoder, engine)
     found = evaluate_suites(asked, [loaded(sums, sampling={"max_new_tokens": 5})], tmp_path)["sums"]
     assert engine.asked == (3, 4, 1.0)
     assert list(found)[:2] == ["pass_at_1", "pass_at_4"] and {"length", "cut_share", "distinct_2"} <= set(found)
@@ -139,7 +140,7 @@ def test_suites_that_ask_the_same_share_the_answers(sums: Path, tmp_path: Path) 
             return super().generate(*given, **options)
 
     engine = Once(model)
-    asked = Asked(model, Asked.of(model, TOKENIZER).encoder, engine)
+    asked = EvaluatedModel(model, EvaluatedModel.of(model, TOKENIZER).encoder, engine)
     short = {"max_new_tokens": 5}
     names = [("one", short), ("two", short), ("longer", {"max_new_tokens": 6})]
     evaluate_suites(asked, [loaded(sums, name=name, sampling=drawn) for name, drawn in names], tmp_path)

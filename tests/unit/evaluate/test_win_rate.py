@@ -11,10 +11,9 @@ from posttrain.config import load_recipe
 from posttrain.config.suites import RewardModelOf, Sampling, WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, DataError, ResumeError
-from posttrain.evaluate import suites, win_rate
 from posttrain.evaluate.runner import evaluate_model
-from posttrain.evaluate.suites import Question
-from posttrain.evaluate.win_rate import judge_answers, outcome
+from posttrain.evaluate.suites import Question, win_rate
+from posttrain.evaluate.suites.win_rate import judge_answers, outcome
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import StageFolder
@@ -50,8 +49,8 @@ def judges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Judge]:
     return found
 
 
-def suite(judge: Path | None, samples: int = 1) -> suites.WinRateSuite:
-    return suites.WinRateSuite("judged", QUESTIONS, None if judge is None else str(judge), samples_per_prompt=samples)
+def suite(judge: Path | None, samples: int = 1) -> win_rate.WinRate:
+    return win_rate.WinRate("judged", QUESTIONS, None if judge is None else str(judge), samples_per_prompt=samples)
 
 
 def keep(folder: Path, texts: list[str], samples: int = 1) -> Path:

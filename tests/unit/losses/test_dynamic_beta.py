@@ -25,35 +25,35 @@ def gaps(*values: float) -> dict[str, torch.Tensor]:
     return {"gap": torch.tensor(values, dtype=torch.float64)}
 
 
-def scale(told: dict[str, torch.Tensor]) -> float:
-    (only,) = told["beta_scale"].unique().tolist()
+def scale(statistics: dict[str, torch.Tensor]) -> float:
+    (only,) = statistics["beta_scale"].unique().tolist()
     return only
 
 
 def test_beta_follows_the_kept_gaps_by_hand() -> None:
     """Step 1 sets M_0 = 2; step 2, of mean 6: M_0 = 0.9 * 2 + 0.1 * 6 = 2.4, scale 1 + 0.5 * (6 - 2.4) = 2.8."""
     memory = DynamicBeta({**PARAMETERS, "keep": 1.0})
-    assert scale(memory.told(gaps(1.0, 3.0), np.random.default_rng(0))) == pytest.approx(1.0)
-    told = memory.told(gaps(5.0, 7.0), np.random.default_rng(0))
-    assert scale(told) == pytest.approx(2.8)
-    assert told["weight"].tolist() == [1.0, 1.0]
+    assert scale(memory.statistics(gaps(1.0, 3.0), np.random.default_rng(0))) == pytest.approx(1.0)
+    statistics = memory.statistics(gaps(5.0, 7.0), np.random.default_rng(0))
+    assert scale(statistics) == pytest.approx(2.8)
+    assert statistics["weight"].tolist() == [1.0, 1.0]
     # The deviation: sqrt(2) in both steps, as a sample's.
     assert memory.state_dict()["usual"] == pytest.approx((2.4, 2**0.5))
 
 
 def test_beta_has_a_floor() -> None:
     memory = DynamicBeta({**PARAMETERS, "keep": 1.0})
-    memory.told(gaps(50.0, 50.0), np.random.default_rng(0))
-    assert scale(memory.told(gaps(-50.0, -50.0), np.random.default_rng(0))) == pytest.approx(1e-3 / 0.1)
+    memory.statistics(gaps(50.0, 50.0), np.random.default_rng(0))
+    assert scale(memory.statistics(gaps(-50.0, -50.0), np.random.default_rng(0))) == pytest.approx(1e-3 / 0.1)
 
 
 def test_unusual_pairs_are_left_out_and_the_others_weigh_more() -> None:
     memory = DynamicBeta({**PARAMETERS, "keep": 0.75})
-    memory.told(gaps(0.9, 1.0, 1.1, 1.0), np.random.default_rng(0))
+    memory.statistics(gaps(0.9, 1.0, 1.1, 1.0), np.random.default_rng(0))
     for seed in range(20):
         memory.load_state_dict({"usual": (1.0, 0.1)})
-        told = memory.told(gaps(1.0, 90.0, 1.02, 0.98), np.random.default_rng(seed))
-        assert told["weight"].tolist() == pytest.approx([4 / 3, 0.0, 4 / 3, 4 / 3])
+        statistics = memory.statistics(gaps(1.0, 90.0, 1.02, 0.98), np.random.default_rng(seed))
+        assert statistics["weight"].tolist() == pytest.approx([4 / 3, 0.0, 4 / 3, 4 / 3])
 
 
 def test_pairs_are_drawn_by_their_weights() -> None:
@@ -62,17 +62,17 @@ def test_pairs_are_drawn_by_their_weights() -> None:
     draw, far = np.random.default_rng(0), 0
     for _ in range(2000):
         memory.load_state_dict({"usual": (0.0, 1.0)})
-        far += int(memory.told(gaps(0.0, 2.0), draw)["weight"][1]) // 2
+        far += int(memory.statistics(gaps(0.0, 2.0), draw)["weight"][1]) // 2
     assert far / 2000 == pytest.approx(np.exp(-2) / (1 + np.exp(-2)), abs=0.025)
 
 
 def test_equal_gaps_are_kept_by_chance_and_measuring_remembers_nothing() -> None:
     memory = DynamicBeta(PARAMETERS)
-    told = memory.told(gaps(0.0, 0.0, 0.0, 0.0), np.random.default_rng(1))
-    assert sorted(told["weight"].tolist()) == [0.0, 0.0, 2.0, 2.0]
+    statistics = memory.statistics(gaps(0.0, 0.0, 0.0, 0.0), np.random.default_rng(1))
+    assert sorted(statistics["weight"].tolist()) == [0.0, 0.0, 2.0, 2.0]
     before = memory.state_dict()
-    told = memory.told(gaps(4.0, 4.0), None)
-    assert told["weight"].tolist() == [1.0, 1.0] and scale(told) == pytest.approx(3.0)
+    statistics = memory.statistics(gaps(4.0, 4.0), None)
+    assert statistics["weight"].tolist() == [1.0, 1.0] and scale(statistics) == pytest.approx(3.0)
     assert memory.state_dict() == before
 
 
@@ -105,16 +105,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
     dying = work_of("beta_dpo")
     memory = dying.algorithm.memory
     assert isinstance(memory, DynamicBeta)
-    told, taken = memory.told, []
+    statistics, taken = memory.statistics, []
 
     def killed(observed, draw):  # type: ignore[no-untyped-def]
         if draw is not None:
             taken.append(draw)
             if len(taken) == 6:  # after the checkpoint of step 3
                 raise Killed
-        return told(observed, draw)
+        return statistics(observed, draw)
 
-    memory.told = killed  # type: ignore[method-assign]
+    memory.statistics = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         run_loop(dying, tmp_path / "resumed")
     resumed = work_of("beta_dpo")

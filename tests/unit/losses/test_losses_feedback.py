@@ -20,24 +20,28 @@ from torch import Tensor
 from posttrain.diagnostics.metrics import METRICS
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.feedback import FEEDBACK, FEEDBACK_PARAMETERS, OBJECTIVES, feedback_loss
-from posttrain.losses.responses import Told
-from posttrain.types import Batch, LossOutput, TokenLogprobs
+from posttrain.losses.responses import StepStatistics
+from posttrain.outputs import LossOutput, TokenLogprobs
+from posttrain.types import Batch
 from tests.loss_batches import batch_of, feedback, gradient
 
 POLICY, LABELS = [(-1.0, -2.0), (-2.0, -1.0, -3.0)], [True, False]
 REFERENCE = [(-1.5, -2.5), (-1.5, -1.0, -2.0)]
 POINT = 0.5
-"""The reference point in nats that `kto` is told."""
+"""The reference point in nats of `kto`'s mismatched completions."""
 
 
 def loss_of(
     name: str, policy_N: Tensor, reference_N: Tensor | None, batch: Batch, point: float | None = None, **given: float
 ) -> LossOutput:
-    told: Told | None = None if point is None else {"point": policy_N.new_full((batch.num_trees,), point)}
-    return feedback_loss(FEEDBACK[name], given, TokenLogprobs(policy_N), reference_N, batch, batch.count, told)
+    row = FEEDBACK[name]
+    statistics: StepStatistics | None = (
+        None if point is None else {"point": policy_N.new_full((batch.num_trees,), point)}
+    )
+    return feedback_loss(row, row.resolve(given), TokenLogprobs(policy_N), reference_N, batch, batch.count, statistics)
 
 
-# name: (reference point it is told, parameters, loss, d loss / d log π of a good token, of a bad token)
+# name: (reference point, parameters, loss, d loss / d log π of a good token, of a bad token)
 HAND_WORKED = {
     # good: 1 - sigmoid(0.1 * (1 - 0.5)) = 0.487503; bad: 1 - sigmoid(0.1 * (0.5 + 1.5)) = 0.450166; their mean
     # gradients: -0.1 * sigmoid'(0.05) / 2 = -0.1 * 0.249844 / 2, and 0.1 * sigmoid'(0.2) / 2 = 0.1 * 0.247517 / 2
@@ -136,9 +140,9 @@ def test_a_shift_of_all_rewards_and_of_the_point_changes_nothing(name: str) -> N
 def test_batch_kls_are_averaged_over_the_step_and_clamped() -> None:
     coupling = FEEDBACK["kto"].coupling
     assert coupling is not None and coupling.mismatched
-    settle = coupling.settle
-    assert settle({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
-    assert settle({"log_ratio": torch.tensor([-2.0, -8.0, 4.0])})["point"].tolist() == [0.0] * 3
+    reduce = coupling.reduce
+    assert reduce({"log_ratio": torch.tensor([2.0, 8.0, 4.0, 6.0])})["point"].tolist() == [5.0] * 4
+    assert reduce({"log_ratio": torch.tensor([-2.0, -8.0, 4.0])})["point"].tolist() == [0.0] * 3
 
 
 def test_the_mean_reward_may_be_negative_and_carries_no_gradient() -> None:

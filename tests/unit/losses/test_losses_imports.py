@@ -32,7 +32,7 @@ def test_losses_need_torch_and_the_nouns_and_the_table_of_algorithms_no_more() -
     assert "torch" in losses
     assert not _packages(algorithms) & HEAVY
     own = {name for name in losses if name.startswith("posttrain.") and not name.startswith("posttrain.losses")}
-    assert own == {"posttrain.types", "posttrain.errors"}
+    assert own == {"posttrain.types", "posttrain.outputs", "posttrain.errors"}
 
 
 def test_diagnostics_need_not_even_torch() -> None:

@@ -129,7 +129,7 @@ def test_mpo_is_a_mix_by_name() -> None:
 def test_what_a_mix_needs_is_what_its_terms_need() -> None:
     assert not mix([("simpo", 1.0, {}), ("sft", 1.0, {})]).needs_reference
     assert mix([("simpo", 1.0, {}), ("dpo", 1.0, {})]).needs_reference
-    assert mix([("wpo", 1.0, {})]).needs_collision
+    assert mix([("wpo", 1.0, {})]).wants.collision
     assert mix([("dpo", 1.0, {})]).coupling is None
     assert dict(mix([("dpo", 0.8, {})]).parameters) == {"dpo.weight": 0.8, "dpo.beta": 0.1}
 
@@ -137,7 +137,7 @@ def test_what_a_mix_needs_is_what_its_terms_need() -> None:
 def test_wrong_mixes_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one"):
         mix([])
-    with pytest.raises(UnknownKeyError, match="did you mean simpo"):
+    with pytest.raises(UnknownKeyError, match="did you mean `simpo`"):
         mix([("simp", 1.0, {})])
     with pytest.raises(UnknownKeyError, match="gamma"):
         mix([("dpo", 1.0, {"gamma": 1.0})])

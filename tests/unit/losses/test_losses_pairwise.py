@@ -21,7 +21,7 @@ from posttrain.losses import links
 from posttrain.losses.links import chosen_shortfall
 from posttrain.losses.pairwise import PAIRWISE, PARAMETERS
 from posttrain.losses.preference import pairwise_loss
-from posttrain.types import Mean, TokenLogprobs
+from posttrain.outputs import Mean, TokenLogprobs
 from tests.loss_batches import batch_of, gradient, pairs, random_pairs, run
 
 POLICY = [((-1.0, -2.0), (-2.0, -1.0, -3.0))]
@@ -198,7 +198,12 @@ def test_the_weight_of_a_pair_ends_at_one_and_not_that_of_a_side() -> None:
     collision_N = torch.tensor([-0.5] * 2 + [-4.0] * 3 + [-0.5] * 2 + [-2.5] * 3, dtype=policy_N.dtype)
     policy_N.requires_grad_()
     out = pairwise_loss(
-        PAIRWISE["wpo"], {}, TokenLogprobs(policy_N, log_collision_N=collision_N), reference_N, batch, batch.count
+        PAIRWISE["wpo"],
+        PAIRWISE["wpo"].resolve({}),
+        TokenLogprobs(policy_N, log_collision_N=collision_N),
+        reference_N,
+        batch,
+        batch.count,
     )
     logistic = math.log(1 + math.exp(-0.025))
     assert out.loss.item() == pytest.approx((1 + math.exp(-0.5)) / 2 * logistic, abs=1e-9)
@@ -230,15 +235,16 @@ def test_hand_worked_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_gradcheck(name: str) -> None:
     batch, policy_N, reference_N = random_pairs(4, seed=3)
+    row = PAIRWISE[name]
     # Where the step's mean reward is a constant by definition, it has to be one for the finite differences too.
     constant = {"shift": torch.full((4,), 0.07, dtype=torch.float64)}
-    told = constant if PAIRWISE[name].coupling is links.STEP_MEAN else None
-    beta = {"beta": 0.5} if "beta" in PAIRWISE[name].defaults else {}
+    statistics = constant if row.coupling is links.STEP_MEAN else None
+    beta = {"beta": 0.5} if "beta" in row.defaults else {}
 
     def loss(values_N: torch.Tensor) -> torch.Tensor:
         # So is a pair's weight: here it is e^-0.4 a side, whatever the log-probs are.
         policy = TokenLogprobs(values_N, log_collision_N=values_N.detach() + 0.4)
-        return pairwise_loss(PAIRWISE[name], beta, policy, reference_N, batch, batch.count, told).loss
+        return pairwise_loss(row, row.resolve(beta), policy, reference_N, batch, batch.count, statistics).loss
 
     assert torch.autograd.gradcheck(loss, (policy_N.requires_grad_(),))
 
@@ -454,7 +460,7 @@ def test_an_unknown_parameter_names_the_rows_that_have_it() -> None:
     assert "simpo" in str(caught.value)
     with pytest.raises(UnknownKeyError) as caught:
         run("cdpo", policy_N, reference_N, batch, label_smothing=0.1)
-    assert "did you mean label_smoothing?" in str(caught.value)
+    assert "did you mean `label_smoothing`?" in str(caught.value)
 
 
 def test_every_parameter_is_described_and_used() -> None:

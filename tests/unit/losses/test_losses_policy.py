@@ -13,8 +13,17 @@ from posttrain.advantages import ADVANTAGES
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import METRICS, values
 from posttrain.errors import ConfigError, UnknownKeyError
-from posttrain.losses.online import CHOICES, PARAMETERS, component_defaults, owners
-from posttrain.losses.policy import ALIASES, ONLINE, explain_zero_loss, online_row, resolve_online, variant
+from posttrain.losses.online import (
+    ALIASES,
+    CHOICES,
+    ONLINE,
+    PARAMETERS,
+    component_defaults,
+    online_row,
+    owners,
+    variant,
+)
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
 from posttrain.types import Batch
 from tests.online_batches import group, of_step, random_groups, run
@@ -269,9 +278,9 @@ def test_a_variant_brings_its_parameters_and_leaves_others() -> None:
 
 def test_parameters_are_checked_and_belong_to_rows() -> None:
     with pytest.raises(UnknownKeyError, match="ppo"):
-        resolve_online(ONLINE["grpo"], {"lam": 0.9})
+        ONLINE["grpo"].resolve({"lam": 0.9})
     with pytest.raises(ConfigError, match="clip_low is out of range"):
-        resolve_online(ONLINE["grpo"], {"clip_low": 1.5})
+        ONLINE["grpo"].resolve({"clip_low": 1.5})
     assert owners()["lam"] == ["ppo"]
     rows = [*ALL_VARIANTS.values(), variant(ONLINE["grpo"], kl="exact")]
     assert set(PARAMETERS) == {key for row in rows for key in row.defaults}
@@ -280,7 +289,7 @@ def test_parameters_are_checked_and_belong_to_rows() -> None:
 def test_names() -> None:
     assert online_row("reinforce++") == ("reinforce_pp", ONLINE["reinforce_pp"])
     assert set(ALIASES.values()) <= set(ONLINE)
-    with pytest.raises(UnknownKeyError, match="did you mean grpo"):
+    with pytest.raises(UnknownKeyError, match="did you mean `grpo`"):
         online_row("gprpo")
 
 

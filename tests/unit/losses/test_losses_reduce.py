@@ -13,7 +13,7 @@ from posttrain.losses.reduce import (
     token_metrics,
     tree_sums,
 )
-from posttrain.types import TokenLogprobs
+from posttrain.outputs import TokenLogprobs
 from tests.loss_batches import batch_of
 
 

@@ -14,7 +14,8 @@ from posttrain.data.trees import collate, count
 from posttrain.errors import ConfigError, DataError, UnknownKeyError
 from posttrain.losses.reward import OBJECTIVES, fit_normalisation, reward_loss
 from posttrain.losses.reward_rule import RewardRule, aggregate_steps, combine
-from posttrain.types import Batch, Deviation, LossOutput, RowRef, Scores, TokenTree
+from posttrain.outputs import Deviation, LossOutput, Scores
+from posttrain.types import Batch, RowRef, TokenTree
 from tests.fixtures import make_tree
 
 LN2 = math.log(2)
@@ -38,7 +39,7 @@ def lists(*sizes: int, scores: Any = None, margins: Any = None, source: str = "t
 def loss_of(rewards: Any, batch: Batch, name: str = "bradley_terry", rule: RewardRule | None = None, **p: float) -> Any:
     values = rewards if isinstance(rewards, Tensor) else torch.tensor(rewards, dtype=torch.float64)
     scores_BH = values if values.ndim == 2 else values[:, None]
-    return reward_loss(name, p, rule or RewardRule(), Scores(scores_BH), batch, batch.count)
+    return reward_loss(name, OBJECTIVES[name].resolve(p), rule or RewardRule(), Scores(scores_BH), batch, batch.count)
 
 
 # ---------------------------------------------------------------- numbers
@@ -276,10 +277,12 @@ def test_micro_batches_add_up(name: str) -> None:
     ]
     whole, total = collate(trees), count(trees)
     rewards = torch.randn(total.branches, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    together = reward_loss(name, {}, RewardRule(), Scores(rewards), whole, total)
+    together = reward_loss(name, OBJECTIVES[name].resolve({}), RewardRule(), Scores(rewards), whole, total)
     apart: list[LossOutput] = []
     for tree, part in zip(trees, rewards.split([len(t.branches) for t in trees]), strict=True):
-        apart.append(reward_loss(name, {}, RewardRule(), Scores(part), collate([tree]), total))
+        apart.append(
+            reward_loss(name, OBJECTIVES[name].resolve({}), RewardRule(), Scores(part), collate([tree]), total)
+        )
     assert float(sum(out.loss for out in apart)) == pytest.approx(float(together.loss), abs=1e-12)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from posttrain.losses.sft import sft_loss
-from posttrain.types import Count, Mean, TokenLogprobs
+from posttrain.outputs import Mean, TokenLogprobs
+from posttrain.types import Count
 from tests.loss_batches import batch_of, gradient
 
 

@@ -11,7 +11,7 @@ from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import METRICS, merge, values
 from posttrain.errors import ConfigError
 from posttrain.losses.value import value_loss
-from posttrain.types import Deviation, EffectiveSize, ExplainedVariance
+from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance
 from tests.online_batches import group
 
 # V_old 0, 0, 0; R 1, 1, -1

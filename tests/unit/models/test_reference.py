@@ -21,7 +21,7 @@ from posttrain.models.reference import (
     reference_key,
 )
 from posttrain.models.tree.logprobs import Policy
-from posttrain.types import TokenTree
+from posttrain.types import PLAIN, TokenTree, Wants
 from tests.fixtures import make_tree, random_trees, tiny_model
 
 TREES = random_trees(12, branches=2, mask_probability=0.7, seed=4)
@@ -55,9 +55,9 @@ class Counting:
         self.trees = 0
         forward = policy.forward
 
-        def counted(batch: Any, **options: Any) -> Any:
-            self.trees += batch.num_trees
-            return forward(batch, **options)
+        def counted(batch: Any, wants: Wants = PLAIN, **options: Any) -> Any:
+            self.trees += 0 if wants.probe else batch.num_trees  # the proof of a path is no log-prob of a reference
+            return forward(batch, wants, **options)
 
         monkeypatch.setattr(policy, "forward", counted)
 

@@ -11,8 +11,8 @@ from posttrain.config import load_recipe
 from posttrain.config.online import OnlineStage
 from posttrain.config.suites import PassAtKSuite
 from posttrain.data import read
-from posttrain.evaluate.suites import PassAtKSuite as PassAtK
 from posttrain.evaluate.suites import load_suite
+from posttrain.evaluate.suites.pass_at_k import PassAtK
 from posttrain.training.rl.tasks import read_tasks
 from tools.embedded.arithmetic import Problem, is_held_out
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import SourceError
 from posttrain.intervals import Difference, paired_difference, quantile
 from posttrain.report import write_report
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Line, LineStyle, Note, line_chart, spread_labels
 from posttrain.report.distributions import box_chart, common_bins, histogram, interval_chart, scatter
-from posttrain.report.evaluation import Direction, Meaning, Movement, final_table, judge, meaning
+from posttrain.report.evaluation import Movement, final_table, judge
 from posttrain.report.numbers import (
     Axis,
     axis,
@@ -51,7 +52,7 @@ from posttrain.report.summaries import (
 from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
 from posttrain.runs.read import Curve, RunContents, read_run
-from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.records.evaluation import Direction, Figure, Meaning
 from posttrain.runs.records.logs import Alarm
 from posttrain.runs.values import as_number, as_text
 from tests.fake_run import ALARMS, Plan, change_json, metric_line, write_fake_run, write_json, write_lines

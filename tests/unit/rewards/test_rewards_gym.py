@@ -64,9 +64,9 @@ def test_every_task_of_a_sample_accepts_its_own_answer() -> None:
 
 
 def test_names_are_checked() -> None:
-    with pytest.raises(UnknownKeyError, match="did you mean 'chain_sum'"):
+    with pytest.raises(UnknownKeyError, match="did you mean `chain_sum`"):
         tasks("chain_sums")
-    with pytest.raises(UnknownKeyError, match="did you mean 'max_terms'"):
+    with pytest.raises(UnknownKeyError, match="did you mean `max_terms`"):
         tasks("chain_sum", max_term=3)
     with pytest.raises(ConfigError, match="refuses these settings"):
         tasks("chain_sum", min_terms=9, max_terms=2)

@@ -231,7 +231,7 @@ def test_rows_as_the_hub_gives_them() -> None:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}, "did you mean 'punctuation:no_comma'"),
+        ({"instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}, "did you mean `punctuation:no_comma`"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "another number of arguments"),
         ({"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end": "x"}]}, "end_phrase"),
         (

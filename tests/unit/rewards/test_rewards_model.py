@@ -15,8 +15,8 @@ from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.reward.scoring import RewardModel
 from posttrain.models.tree.heads import with_head
 from posttrain.rewards import Sampled
-from posttrain.rewards.model import ModelReward
-from posttrain.rewards.scorer import Scorer
+from posttrain.rewards.functions import Scorer
+from posttrain.rewards.model import RatingModel
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, RowRef, Task
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -50,7 +50,7 @@ def fake() -> Fake:
 
 
 def made(fake: Fake, **options: float) -> Scorer:
-    reward = ModelReward("nowhere", **options)  # type: ignore[arg-type]
+    reward = RatingModel("nowhere", **options)  # type: ignore[arg-type]
     reward._model = fake  # type: ignore[assignment]
     return Scorer("rm", reward)
 
@@ -84,7 +84,7 @@ def test_the_model_reads_no_stop_token_where_none_was_sampled() -> None:
     folder = SimpleNamespace(
         loaded=SimpleNamespace(model=model, tokenizer=tokenizer), rule=RewardRule(), encoding=EncoderSettings()
     )
-    reward = ModelReward("nowhere")
+    reward = RatingModel("nowhere")
     reward._model = RewardModel(folder)  # type: ignore[arg-type]
     whole, cut = Scorer("rm", reward).score([ROWS[1], replace(ROWS[1], finish=FinishReason.LENGTH)])
     encoder = reward.model.encoder

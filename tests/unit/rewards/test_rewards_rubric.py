@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.errors import ConfigError, RewardError, UnknownKeyError
 from posttrain.rewards import Rubric, Sampled, Scored, Scorer, gold_check, resolve, rubric_of
-from posttrain.rewards.registry import KINDS
+from posttrain.rewards.registry import REWARDS
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, RowRef, Task
 
@@ -244,7 +244,7 @@ def test_every_kind_of_the_recipe_becomes_a_reward() -> None:
         "judge": {"url": "http://localhost:1/v1", "model": "x"},
         "function": {"function": "math:dist", "name": "f"},
     }
-    for kind in KINDS:
+    for kind in REWARDS:
         if kind == "function":
             continue
         scorer = resolve({"kind": kind, "weight": 0.5, **needed.get(kind, {})})

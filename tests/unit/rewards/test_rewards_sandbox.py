@@ -165,7 +165,7 @@ def test_what_the_tests_say_of_a_program_that_was_ended_is_not_believed(monkeypa
     with Sandbox(lanes=1) as one:
         late = End({"seconds": 0.3, "timed_out": True, "worker": 9, "harness": 9})
         monkeypatch.setattr(one, "_run", lambda *arguments: late)
-        monkeypatch.setattr(client, "_said", lambda result: {"failed": "the program has died", "calls": 1})
+        monkeypatch.setattr(client, "_read_record", lambda result: {"failed": "the program has died", "calls": 1})
         verdict = one.run_tests("def f(): ...", "assert f()")
     assert verdict.outcome is Outcome.TIMED_OUT and verdict.message == "still running after 0.3 s"
 

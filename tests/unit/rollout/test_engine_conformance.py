@@ -5,6 +5,7 @@ The oracle is the plainest way to say it: full forwards of the same model, one s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import sys
@@ -19,14 +20,14 @@ import torch
 from posttrain.data.trees import collate
 from posttrain.errors import ConfigError
 from posttrain.models.tree.logprobs import Policy
-from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.turns import completion_tree
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_sync import SyncedEngine
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import RowRef
+from posttrain.types import RowRef, Wants
 from tests.fake_vllm import FakeServer, fake_module
 from tests.fixtures import tiny_model
 
@@ -91,7 +92,7 @@ def test_log_probs_are_the_trainer_s(engine: SyncedEngine, model: Any) -> None:
     groups = engine.generate(prompts, PLAIN, completions_per_prompt=3)
     trees = [completion_tree(p, g, RowRef("rollout", i)) for i, (p, g) in enumerate(zip(prompts, groups, strict=True))]
     with torch.no_grad():
-        trainer_N = Policy(model)(collate(trees), temperature=0.7).logprobs_N
+        trainer_N = Policy(model)(collate(trees), Wants(temperature=0.7)).logprobs_N
     sampler_N = torch.tensor([value for group in groups for completion in group for value in completion.logprobs])
     assert len(sampler_N) > 40
     assert (trainer_N - sampler_N).abs().max() < 1e-5
@@ -203,6 +204,165 @@ def test_scores_are_those_of_full_forwards(engine: SyncedEngine, model: Any) -> 
     torch.testing.assert_close(torch.tensor(engine.score(prompt, ids)), expected, atol=1e-5, rtol=0)
 
 
+# ---------------------------------------------------------------- one request at a time
+
+LONG = replace(PLAIN, max_new_tokens=40, stop_ids=frozenset())
+
+
+def requests_of(prompts: Sequence[Sequence[int]], sampling: SamplingDistribution, completions: int) -> list[Request]:
+    return [Request(tuple(prompt), sampling, k) for prompt in prompts for k in range(completions)]
+
+
+def answers_of(engine: SyncedEngine, requests: Sequence[Request]) -> list[Completion]:
+    async def ask() -> list[Completion]:
+        return await asyncio.gather(*(engine.generate_one(request) for request in requests))
+
+    return asyncio.run(ask())
+
+
+def test_requests_get_what_the_batch_gets(engine: SyncedEngine) -> None:
+    """Also where two requests ask for different distributions at the same time."""
+    prompts, warm = some_prompts(), replace(PLAIN, temperature=1.3, top_k=8, seed=9)
+    batches = [engine.generate(prompts, sampling, completions_per_prompt=3) for sampling in (PLAIN, warm)]
+    expected = [completion for groups in batches for group in groups for completion in group]
+    requests = [request for sampling in (PLAIN, warm) for request in requests_of(prompts, sampling, 3)]
+    for got, wanted in zip(answers_of(engine, requests), expected, strict=True):
+        assert (got.ids, got.finish, got.versions, got.trains) == (
+            wanted.ids,
+            wanted.finish,
+            wanted.versions,
+            wanted.trains,
+        )
+        torch.testing.assert_close(torch.tensor(got.logprobs), torch.tensor(wanted.logprobs), atol=1e-5, rtol=0)
+
+
+def test_equal_prompts_are_told_apart_by_their_number(engine: SyncedEngine) -> None:
+    prompt = some_prompts()[2]
+    expected = ids_of(engine.generate([prompt, prompt], PLAIN, completions_per_prompt=2))
+    requests = [Request(prompt, PLAIN, k, occurrence) for occurrence in (0, 1) for k in (0, 1)]
+    ids = [completion.ids for completion in answers_of(engine, requests)]
+    assert [ids[:2], ids[2:]] == expected
+
+
+def test_greedy_requests_are_the_oracle_s(engine: SyncedEngine, model: Any) -> None:
+    prompts = some_prompts()
+    for prompt, completion in zip(prompts, answers_of(engine, requests_of(prompts, GREEDY, 1)), strict=True):
+        assert full_forward(model, prompt, completion.ids).argmax(dim=-1).tolist() == list(completion.ids)
+
+
+def test_requests_join_while_others_are_sampled(engine: SyncedEngine) -> None:
+    """Longer ones after shorter ones, more of them than there are slots."""
+    prompts = some_prompts(7)
+    expected = [group[0].ids for group in engine.generate(prompts, LONG)]
+
+    async def late(index: int) -> Completion:
+        for _ in range(3 * index):
+            await asyncio.sleep(0)
+        return await engine.generate_one(Request(prompts[index], LONG))
+
+    async def ask() -> list[Completion]:
+        return await asyncio.gather(*map(late, range(len(prompts))))
+
+    assert [completion.ids for completion in asyncio.run(ask())] == expected
+    assert engine.in_flight == 0
+
+
+def test_one_request_is_aborted_and_the_others_go_on(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    expected = [group[0].ids for group in engine.generate(prompts, LONG)]
+    requests = requests_of(prompts, LONG, 1)
+
+    async def ask() -> list[Completion]:
+        tasks = [asyncio.create_task(engine.generate_one(request)) for request in requests]
+        await asyncio.sleep(0)
+        engine.abort(requests[1])
+        return await asyncio.gather(*tasks)
+
+    answers = asyncio.run(ask())
+    aborted = answers.pop(1)
+    assert aborted.finish is FinishReason.ABORTED
+    assert aborted.ids == expected.pop(1)[: len(aborted.ids)] and len(aborted.ids) < LONG.max_new_tokens
+    assert [answer.ids for answer in answers] == expected
+    assert engine.in_flight == 0
+    engine.abort(requests[1])  # it has ended: nothing happens
+    assert answers_of(engine, requests[:1])[0].ids == expected[0]
+
+
+def test_an_abort_of_all_ends_every_request(engine: SyncedEngine) -> None:
+    requests = requests_of(some_prompts(), LONG, 2)
+
+    async def ask() -> list[Completion]:
+        tasks = [asyncio.create_task(engine.generate_one(request)) for request in requests]
+        await asyncio.sleep(0)
+        engine.abort()
+        return await asyncio.gather(*tasks)
+
+    answers = asyncio.run(ask())
+    assert sum(answer.finish is FinishReason.ABORTED for answer in answers) >= len(answers) // 2
+    assert engine.in_flight == 0
+    assert engine.generate(some_prompts(), PLAIN)[0][0].finish is not FinishReason.ABORTED
+
+
+def test_a_request_that_is_refused_leaves_the_others_alone(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    expected = [group[0].ids for group in engine.generate(prompts, PLAIN)]
+    too_long = Request([1] * 2_000, PLAIN)
+
+    async def ask() -> list[Completion | BaseException]:
+        requests = [Request((), PLAIN), *requests_of(prompts, PLAIN, 1), too_long]
+        return await asyncio.gather(*map(engine.generate_one, requests), return_exceptions=True)
+
+    empty, *answers, long = asyncio.run(ask())
+    assert isinstance(empty, ConfigError) and "no tokens" in str(empty)
+    assert isinstance(long, ConfigError | ValueError)
+    assert [answer.ids for answer in answers] == expected  # type: ignore[union-attr]
+    assert engine.in_flight == 0
+
+
+def test_a_cancelled_request_frees_its_slot(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    expected = [group[0].ids for group in engine.generate(prompts, LONG)]
+
+    async def ask() -> list[Completion | BaseException]:
+        tasks = [asyncio.create_task(engine.generate_one(request)) for request in requests_of(prompts, LONG, 1)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert engine.in_flight == len(tasks)
+        tasks[2].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[2]
+        assert engine.in_flight <= len(tasks) - 1
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers.pop(2), asyncio.CancelledError)
+    assert expected.pop(2) and [answer.ids for answer in answers] == expected  # type: ignore[union-attr]
+    assert engine.in_flight == 0
+
+
+def test_a_time_limit_ends_a_request_and_the_engine_goes_on(engine: SyncedEngine) -> None:
+    async def ask() -> None:
+        async with asyncio.timeout(0):
+            await engine.generate_one(Request([1, 2], LONG))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    assert engine.in_flight == 0
+    assert len(engine.generate([[1, 2]], LONG)[0][0].ids) == LONG.max_new_tokens
+
+
+def test_a_request_cannot_be_asked_twice_at_a_time(engine: SyncedEngine) -> None:
+    request = Request([1, 2], PLAIN)
+
+    async def ask() -> list[Completion | BaseException]:
+        both = (engine.generate_one(request), engine.generate_one(request))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    first, second = asyncio.run(ask())
+    assert isinstance(first, Completion) and isinstance(second, ValueError)
+    assert answers_of(engine, [request]) == [first]
+
+
 def test_new_weights_are_sampled_from_and_their_version_travels(engine: SyncedEngine, model: Any) -> None:
     """The last test here: a prompt that was seen under the old weights must not be answered from a stale cache."""
     prompts = some_prompts()
@@ -213,7 +373,7 @@ def test_new_weights_are_sampled_from_and_their_version_travels(engine: SyncedEn
         engine.update_weights(model, 7)
         after = engine.generate(prompts, GREEDY)
         assert ids_of(before) != ids_of(after)
-        assert {completion.policy_version for (completion,) in after} == {7}
+        assert {completion.versions for (completion,) in after} == {(7, 7)}
         for prompt, (completion,) in zip(prompts, after, strict=True):
             assert full_forward(model, prompt, completion.ids).argmax(dim=-1).tolist() == list(completion.ids)
     finally:

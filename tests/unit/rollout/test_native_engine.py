@@ -235,8 +235,8 @@ def test_the_weights_of_the_moment_are_sampled_and_the_version_travels() -> None
     engine.policy_version = 4
     after = engine.generate(some_prompts(), GREEDY)
     assert ids_of(before) != ids_of(after)
-    assert before[0][0].policy_version == 3
-    assert after[0][0].policy_version == 4
+    assert before[0][0].versions == (3, 3)
+    assert after[0][0].versions == (4, 4)
 
 
 def test_a_lora_adapter_is_sampled_with() -> None:

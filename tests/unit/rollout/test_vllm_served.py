@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import ConfigError, EngineError
-from posttrain.rollout.engine import FinishReason
+from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.sampling import SamplingDistribution
 from tests.fake_vllm import FakeServer
@@ -33,6 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(folder: Path) -> Iterator[FakeServer]:
     with FakeServer(folder) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model(max_position_embeddings=64)
 
 
 def engine_of(server: FakeServer, tmp_path: Path, **options: Any) -> ServedEngine:
@@ -287,7 +293,7 @@ def test_after_a_failed_update_nothing_is_sampled(server: FakeServer, tmp_path: 
         engine.generate(PROMPTS, PLAIN)
     del server.engine.reload_weights
     engine.update_weights(model, 3)
-    assert engine.generate(PROMPTS, PLAIN)[0][0].policy_version == 3
+    assert engine.generate(PROMPTS, PLAIN)[0][0].versions == (3, 3)
 
 
 def test_a_server_without_development_endpoints_is_named(server: FakeServer, tmp_path: Path) -> None:
@@ -332,3 +338,141 @@ def test_weights_that_somebody_else_pushed_are_noticed(server: FakeServer, tmp_p
     engine_of(server, tmp_path).update_weights(tiny_model(max_position_embeddings=64, seed=3), 1)
     with pytest.raises(EngineError, match="may hold other weights"):
         engine.generate(PROMPTS, PLAIN)
+
+
+# ---------------------------------------------------------------- requests one by one
+
+
+def held(server: FakeServer) -> tuple[threading.Event, threading.Event]:
+    """(a completion was asked for, let it be answered)."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        assert go_on.wait(10)
+
+    server.on_completion = wait
+    return asked, go_on
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+def test_a_request_that_is_given_up_closes_its_connection(server: FakeServer, how: str) -> None:
+    """By which a server knows to stop sampling for it; it is neither asked again nor counted as a broken one."""
+    engine = ServedEngine(server.url, patience=5.0)
+    engine.generate(PROMPTS, PLAIN)
+    lost, asked_before = engine.server.lost, len(server.bodies("/v1/completions"))
+    asked, go_on = held(server)
+    request = Request(PROMPTS[0], PLAIN)
+
+    async def ask() -> Completion | None:
+        task = asyncio.create_task(engine.generate_one(request))
+        await asyncio.to_thread(asked.wait, 10)
+        if how == "abort":
+            engine.abort(request)
+            return await task
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return None
+
+    completion = asyncio.run(ask())
+    go_on.set()
+    server.on_completion = None
+    if completion is not None:
+        assert (completion.ids, completion.finish) == ((), FinishReason.ABORTED)
+    deadline = time.monotonic() + 10
+    while server.hung_up < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.hung_up == 1
+    assert engine.in_flight == 0 and engine.server.lost == lost
+    assert len(server.bodies("/v1/completions")) == asked_before + 1
+
+
+def test_as_many_requests_are_in_flight_as_were_allowed(server: FakeServer) -> None:
+    engine = ServedEngine(server.url, patience=5.0, requests=2)
+    engine.generate(PROMPTS, PLAIN)
+    asked_before = len(server.bodies("/v1/completions"))
+    asked, go_on = held(server)
+
+    async def ask() -> list[Completion]:
+        requests = [engine.generate_one(Request(prompt, PLAIN)) for prompt in [*PROMPTS, *PROMPTS]]
+        tasks = [asyncio.create_task(request) for request in requests]
+        await asyncio.to_thread(asked.wait, 10)
+        await asyncio.sleep(0.1)
+        assert len(server.bodies("/v1/completions")) == asked_before + 2
+        go_on.set()
+        return await asyncio.gather(*tasks)
+
+    answers = asyncio.run(ask())
+    expected = [group[0].ids for group in engine.generate(PROMPTS, PLAIN)]
+    assert [answer.ids for answer in answers] == expected * 2
+    engine.close()
+
+
+def test_one_bad_answer_is_the_error_of_its_request_alone(server: FakeServer) -> None:
+    engine = ServedEngine(server.url, patience=5.0)
+    expected = [group[0].ids for group in engine.generate(PROMPTS, PLAIN)]
+    mangled: list[int] = []
+
+    def spoil_the_first(answer: dict[str, Any]) -> dict[str, Any]:
+        if answer["choices"][0]["prompt_token_ids"] == list(PROMPTS[0]):
+            mangled.append(1)
+            answer["choices"][0]["token_ids"] = None
+        return answer
+
+    server.mangle = spoil_the_first
+
+    async def ask() -> list[Completion | BaseException]:
+        requests = [engine.generate_one(Request(prompt, PLAIN)) for prompt in PROMPTS]
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    bad, *answers = asyncio.run(ask())
+    server.mangle = None
+    assert mangled == [1] and isinstance(bad, EngineError)
+    assert [answer.ids for answer in answers] == expected[1:]  # type: ignore[union-attr]
+
+
+def test_a_request_waits_for_weights_that_are_being_pushed(server: FakeServer, model: Any, tmp_path: Path) -> None:
+    """It is neither refused nor answered by half a model, and the label that is on its way is no other's."""
+    engine = ServedEngine(server.url, folder=tmp_path / "weights", patience=5.0)
+    engine.update_weights(model, 1)
+    engine.generate(PROMPTS, PLAIN)
+    begun, go_on = threading.Event(), threading.Event()
+    reload_weights = server.engine.reload_weights
+
+    def slow(weights_path: str) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        reload_weights(weights_path)
+
+    server.engine.reload_weights = slow  # type: ignore[method-assign]
+
+    async def ask() -> Completion:
+        pushing = asyncio.create_task(asyncio.to_thread(engine.update_weights, model, 2))
+        await asyncio.to_thread(begun.wait, 10)
+        task = asyncio.create_task(engine.generate_one(Request(PROMPTS[0], PLAIN)))
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        go_on.set()
+        await pushing
+        return await task
+
+    assert asyncio.run(ask()).versions == Versions(2, 2)
+
+
+def test_a_completion_names_the_versions_between_which_it_was_sampled(
+    server: FakeServer, model: Any, tmp_path: Path
+) -> None:
+    engine = ServedEngine(server.url, folder=tmp_path / "weights", patience=5.0)
+    engine.update_weights(model, 1)
+    engine.generate(PROMPTS, PLAIN)
+    asked, go_on = held(server)
+
+    async def ask() -> Completion:
+        task = asyncio.create_task(engine.generate_one(Request(PROMPTS[0], PLAIN)))
+        await asyncio.to_thread(asked.wait, 10)
+        await asyncio.to_thread(engine.update_weights, model, 2)
+        go_on.set()
+        return await task
+
+    assert asyncio.run(ask()).versions == Versions(oldest=1, newest=2)

@@ -16,6 +16,7 @@ from posttrain.config.online import GRPO
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.progress import PlainProgress, Progress
+from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.run import run_stage
 from tests.online import SMALL, early_letters, save_start, tasks_of
 
@@ -120,20 +121,15 @@ def test_a_reward_that_hangs_is_seen(tmp_path: Path) -> None:
     stage = GRPO(**{**SMALL, "steps": 1, "preflight": {"on_failure": "warn"}, "log": {"stall_after": 1.0}})
     folder = StageFolder(tmp_path / "grpo")
     with PlainProgress(stream, stall_after=None) as progress, closing(folder):
-        outcome = run_stage(
-            stage,
-            save_start(tmp_path / "start"),
-            folder,
-            seed=0,
-            progress=progress,
-            examples=tasks_of(),
-            rewards=[judge_that_hangs],
-        )
-    assert outcome.steps == 1
+        start = save_start(tmp_path / "start")
+        ctx = StageContext(stage, start, folder, 0, progress, examples=tasks_of(), rewards=[judge_that_hangs])
+        outcome = run_stage(ctx)
+    assert outcome is not None and outcome.steps == 1
     (found,) = seen
     assert found["status"] == "stalled" and found["activity"] == "score" and found["activity_seconds"] >= 1.0
-    (said,) = [line for line in stream.getvalue().splitlines() if "stalled" in line]
-    assert "grpo: stalled: no progress for 0:0" in said and "`score`" in said and "stalls.txt" in said
+    # Of this reward: on a machine that is busy enough, whatever else takes a second is rightly said as well.
+    (said,) = [line for line in stream.getvalue().splitlines() if "stalled" in line and "`score`" in line]
+    assert "grpo: stalled: no progress for 0:0" in said and "stalls.txt" in said
     stack = (tmp_path / "grpo" / "stalls.txt").read_text()
     assert "judge_that_hangs" in stack and "the one that trains" in stack
     assert pulse(tmp_path / "grpo")["status"] == "ended"

@@ -276,7 +276,7 @@ def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
     stage(tmp_path, [line()])
     with pytest.raises(SourceError) as refused:
         samples(tmp_path / "rnu")
-    assert "did you mean" in refused.value.remedy and refused.value.remedy.endswith("run?")
+    assert "did you mean" in refused.value.remedy and refused.value.remedy.endswith("run`?")
 
 
 def test_an_empty_or_wholly_torn_file_says_wait(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from posttrain.config.adapters import AdaLoRA, LoRA
-from posttrain.config.settings import Optimizer as OptimizerSettings
-from posttrain.config.settings import Schedule
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.tree.heads import with_head
 from posttrain.training.decay import decays

@@ -17,7 +17,8 @@ from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
 from posttrain.training.checks.preflight import check_weights
-from posttrain.training.loop import Loop, Work
+from posttrain.training.loop import Loop
+from posttrain.training.work import Work
 from tests.fixtures import random_trees, tiny_model
 from tests.training import VOCAB, run_loop, weights_of, work_of
 

@@ -8,8 +8,9 @@ import torch
 from posttrain.errors import ConfigError, UnknownKeyError
 from posttrain.losses.feedback import FEEDBACK
 from posttrain.losses.pairwise import PAIRWISE
+from posttrain.outputs import TokenLogprobs
 from posttrain.training.objectives import ALGORITHMS, algorithm
-from posttrain.types import Comparison, Demonstration, TokenLogprobs
+from posttrain.types import Comparison, Demonstration
 from tests.loss_batches import batch_of, random_pairs, run
 
 
@@ -43,7 +44,7 @@ def test_defaults_are_shown_with_the_rest() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UnknownKeyError) as caught:
         algorithm("simpoo")
-    assert "did you mean simpo?" in str(caught.value)
+    assert "did you mean `simpo`?" in str(caught.value)
     with pytest.raises(UnknownKeyError, match="ppo-max"):
         algorithm("ppo-max")
 

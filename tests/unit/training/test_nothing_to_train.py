@@ -19,9 +19,10 @@ from posttrain.losses.reward_rule import RewardRule
 from posttrain.losses.value import value_loss
 from posttrain.models.reference import LiveReference
 from posttrain.models.tree.logprobs import Policy
+from posttrain.outputs import LossOutput, Scores, TokenLogprobs
 from posttrain.training.objectives import ALGORITHMS, algorithm, mix, reward_algorithm
 from posttrain.training.step import accumulate, start_loss
-from posttrain.types import Batch, Comparison, Feedback, LossOutput, Scores, TokenLogprobs
+from posttrain.types import Batch, Comparison, Feedback
 from tests.fixtures import tiny_model
 from tests.loss_batches import batch_of, tree, with_collisions
 from tests.online_batches import group
@@ -56,7 +57,7 @@ def _leaf() -> torch.Tensor:
 def test_of_rows(name: str) -> None:
     objective = mix([("dpo", 0.5, {}), ("sft", 0.5, {})]) if name == "mix" else algorithm(name)
     batch, leaf = _empty(objective.kind), _leaf()
-    policy = with_collisions(leaf, batch) if objective.needs_collision else TokenLogprobs(leaf)
+    policy = with_collisions(leaf, batch) if objective.wants.collision else TokenLogprobs(leaf)
     reference_N = leaf.detach() if objective.needs_reference else None
     out = start_loss(objective, policy, reference_N, batch, batch.count)
     _holds(out, leaf, counted=objective.unit != "tokens")
@@ -67,7 +68,7 @@ def test_of_completions(name: str) -> None:
     row = ONLINE[name]
     batch, leaf = collate([group([dict.fromkeys(COLUMNS, ())] * 2)]), _leaf()
     policy = TokenLogprobs(leaf, entropy_N=leaf * 1, divergence_N=leaf * 1)
-    _holds(policy_loss(row, {}, policy, batch, batch.count), leaf, counted=False)
+    _holds(policy_loss(row, row.resolve({}), policy, batch, batch.count), leaf, counted=False)
 
 
 def test_of_distillation_values_and_steps() -> None:

@@ -10,7 +10,7 @@ import pytest
 import posttrain as pt
 from posttrain.errors import ConfigError, NonFiniteError, nearest_file
 from posttrain.rewards import resolve
-from posttrain.training.stages.sampling import rubric_of_stage
+from posttrain.training.stages.sampling_inputs import rubric_of_stage
 
 ROWS = [{"prompt": "2 + 2?", "completion": "4"}]
 

@@ -19,13 +19,13 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.training.objectives import Algorithm, algorithm, mix
 from posttrain.training.order import RowOrder, stream
 from posttrain.training.step import (
-    Companions,
+    MismatchedTrees,
     accumulate,
     branch_values,
-    companions,
-    companions_of_run,
     measure,
-    require_company,
+    mismatched_of_run,
+    mismatched_trees,
+    require_two_rows,
     slices,
 )
 from posttrain.types import Batch, TokenTree
@@ -89,7 +89,7 @@ def _mean_log_ratio(policy: Policy, reference: LiveReference, trees: list[TokenT
 
 
 def test_nothing_of_the_mismatched_pass_reaches_the_gradient() -> None:
-    """A point that is told as a constant gives the same gradient as the step that measured it."""
+    """A point that is given as a constant gives the same gradient as the step that measured it."""
     policy, reference = moved_policy()
     trees = feedback_trees(6)
     measured = accumulate(policy, reference, KTO, trees, 10_000, step=5, seed=0)
@@ -97,8 +97,8 @@ def test_nothing_of_the_mismatched_pass_reaches_the_gradient() -> None:
     batch = collate(trees)
     own = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
     policy.zero_grad()
-    told = {"point": torch.full((6,), point)}
-    KTO.loss(policy(batch), reference.logprobs(batch), batch, batch.count, told=told).loss.backward()
+    statistics = {"point": torch.full((6,), point)}
+    KTO.loss(policy(batch), reference.logprobs(batch), batch, batch.count, statistics=statistics).loss.backward()
     for one, other in zip(own, (p.grad for p in policy.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -106,13 +106,13 @@ def test_nothing_of_the_mismatched_pass_reaches_the_gradient() -> None:
 def test_other_steps_and_seeds_meet_other_completions() -> None:
     trees = feedback_trees(8)
     drawn = {
-        tuple(tree.key for tree in companions(trees, seed, (kind, number)))
+        tuple(tree.key for tree in mismatched_trees(trees, seed, (kind, number)))
         for seed in (0, 1)
         for kind in (0, 1)
         for number in (0, 1)
     }
     assert len(drawn) == 8
-    assert [t.key for t in companions(trees, 0, (0, 1))] == [t.key for t in companions(trees, 0, (0, 1))]
+    assert [t.key for t in mismatched_trees(trees, 0, (0, 1))] == [t.key for t in mismatched_trees(trees, 0, (0, 1))]
 
 
 def test_measuring_twice_gives_the_same_and_draws_nothing_from_training() -> None:
@@ -139,16 +139,16 @@ def test_one_row_is_refused_in_a_step_and_shown_in_a_sample() -> None:
 def test_a_plan_with_a_step_of_one_row_is_refused(rows: int, per_step: int, remedy: str) -> None:
     order = RowOrder.plan(rows, per_step, epochs=1, steps=None, seed=0)
     with pytest.raises(ConfigError) as caught:
-        require_company(KTO, order, 0)
+        require_two_rows(KTO, order, 0)
     assert remedy in str(caught.value)
-    require_company(algorithm("bco"), order, 1)  # has no such need
+    require_two_rows(algorithm("bco"), order, 1)  # has no such need
 
 
 def test_plans_that_will_do() -> None:
-    require_company(KTO, RowOrder.plan(10, 4, epochs=3, steps=None, seed=0), 4)
-    require_company(KTO, RowOrder.plan(9, 4, epochs=None, steps=2, seed=0), 0)  # never reaches the last step
+    require_two_rows(KTO, RowOrder.plan(10, 4, epochs=3, steps=None, seed=0), 4)
+    require_two_rows(KTO, RowOrder.plan(9, 4, epochs=None, steps=2, seed=0), 0)  # never reaches the last step
     with pytest.raises(ConfigError, match="held-out"):
-        require_company(KTO, RowOrder.plan(10, 4, epochs=1, steps=None, seed=0), 1)
+        require_two_rows(KTO, RowOrder.plan(10, 4, epochs=1, steps=None, seed=0), 1)
 
 
 def test_a_last_slice_of_one_row_joins_the_one_before() -> None:
@@ -168,11 +168,11 @@ class _Recorder:
         return self.inner.logprobs(batch)
 
 
-def test_the_companions_of_a_run_are_all_that_it_will_ask_for() -> None:
+def test_the_mismatched_trees_of_a_run_are_all_that_it_will_ask_for() -> None:
     policy, live = moved_policy()
     rows, held_out = feedback_trees(10), feedback_trees(5, seed=7)
     order = RowOrder.plan(len(rows), 4, epochs=2, steps=None, seed=3)
-    known = companions_of_run(KTO, order, rows, held_out, seed=3)
+    known = mismatched_of_run(KTO, order, rows, held_out, seed=3)
     assert [len(part) for part in known] == [20, 5]
     asked = _Recorder(live)
     for step in range(order.steps):
@@ -181,7 +181,7 @@ def test_the_companions_of_a_run_are_all_that_it_will_ask_for() -> None:
         measure(policy, asked, KTO, held_out[first:end], 60, first=first, seed=3)
     expected = {tree.key for part in known for tree in part} | {tree.key for tree in [*rows, *held_out]}
     assert asked.keys == expected
-    assert companions_of_run(algorithm("bco"), order, rows, held_out, seed=3) == []
+    assert mismatched_of_run(algorithm("bco"), order, rows, held_out, seed=3) == []
     for outside in (20, -1):  # a negative index would be another step's tree, and not the last one
         with pytest.raises(IndexError):
             known[0][outside]
@@ -191,7 +191,7 @@ def test_a_cached_reference_gives_the_live_ones_step(tmp_path: Path) -> None:
     policy, live = moved_policy(0.0)
     rows = feedback_trees(8)
     order = RowOrder.plan(8, 4, epochs=1, steps=None, seed=0)
-    made: list[Companions] = companions_of_run(KTO, order, rows, [], seed=0)
+    made: list[MismatchedTrees] = mismatched_of_run(KTO, order, rows, [], seed=0)
     cached = CachedReference.build(policy, [*rows, *made[0]], tmp_path, tokens_per_microbatch=60)
     with torch.no_grad():
         for index, parameter in enumerate(policy.parameters()):

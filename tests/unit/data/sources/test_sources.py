@@ -278,9 +278,9 @@ def test_a_folder_with_splits_gives_the_one_asked_for(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_nearest_and_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path, "pairs.jsonl")
-    with pytest.raises(SourceError, match=r"did you mean '.*pairs\.jsonl'"):
+    with pytest.raises(SourceError, match=r"did you mean `.*pairs\.jsonl`"):
         open_sources(tmp_path / "pair.jsonl")
-    with pytest.raises(SourceError, match=r"data files there: 'pairs\.jsonl'"):
+    with pytest.raises(SourceError, match=r"data files there: `pairs\.jsonl`"):
         open_sources(tmp_path / "quite-another-name.json")
     with pytest.raises(SourceError, match="does not exist either"):
         open_sources(tmp_path / "nowhere" / "x.jsonl")

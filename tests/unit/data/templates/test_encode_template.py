@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.templates.template import ChatTemplate, Stop
+from posttrain.data.templates.template import ChatTemplate, StopToken
 from posttrain.data.tokens import Tokens
 from posttrain.errors import ConfigError, TemplateError
 from posttrain.types import Message
@@ -69,7 +69,7 @@ def test_a_stop_token_may_be_an_ordinary_word_of_the_vocabulary() -> None:
     turns = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
     template = template_of(turns + "{% if add_generation_prompt %}assistant:{% endif %}")
     number = template.tokens.whole(";")[0]
-    assert template.stops == (Stop(";", number),)
+    assert template.stops == (StopToken(";", number),)
 
 
 def test_a_terminator_of_several_tokens_is_refused() -> None:
@@ -93,9 +93,9 @@ def test_no_template_names_the_ways_out() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no chat template named 'chatlm'") as caught:
+    with pytest.raises(ConfigError, match="the chat template `chatlm` is not known") as caught:
         template_of(None, name="chatlm")
-    assert "'chatml'" in caught.value.remedy
+    assert "`chatml`" in caught.value.remedy
 
 
 def test_a_template_file(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import pytest
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.templates.call_text import call_in_form, lost_part
-from posttrain.data.templates.thoughts import THINK, Marks, marks_in, marks_order, state_of, take_apart, trailing_marks
+from posttrain.data.templates.thoughts import (
+    THINK,
+    ThoughtMarks,
+    marks_in,
+    marks_order,
+    split_thoughts,
+    thought_state,
+    trailing_marks,
+)
 from posttrain.errors import TemplateError
 from posttrain.types import Demonstration, Message, RowRef
 from tests.encoding import CALL_TOOL, calling, contexts, family_encoder, trained_runs
@@ -218,18 +226,22 @@ def test_a_value_that_closes_the_thought_is_named_only_where_it_was_tried() -> N
     ("text", "order"), [("a<think>b</think>c", "oc"), ("</think>", "c"), ("", ""), ("<think><think>", "oo")]
 )
 def test_the_order_of_marks(text: str, order: str) -> None:
-    assert marks_order(text, [THINK, Marks("<think", "</think>")]) == order
-    assert state_of("") == "none" and state_of("o") == "open" and state_of("oc") == state_of("c") == "closed"
+    assert marks_order(text, [THINK, ThoughtMarks("<think", "</think>")]) == order
+    assert (
+        thought_state("") == "none"
+        and thought_state("o") == "open"
+        and thought_state("oc") == thought_state("c") == "closed"
+    )
 
 
 def test_marks_are_read_from_a_template_and_at_a_texts_end() -> None:
     source = "{{ '</seed:think>' }}[/THINK] <|END_THINKING|> <channel|> ◁/think▷"
     for marks in (
-        Marks("<seed:think>", "</seed:think>"),
-        Marks("[THINK]", "[/THINK]"),
-        Marks("<|START_THINKING|>", "<|END_THINKING|>"),
-        Marks("<|channel>", "<channel|>"),
-        Marks("◁think▷", "◁/think▷"),
+        ThoughtMarks("<seed:think>", "</seed:think>"),
+        ThoughtMarks("[THINK]", "[/THINK]"),
+        ThoughtMarks("<|START_THINKING|>", "<|END_THINKING|>"),
+        ThoughtMarks("<|channel>", "<channel|>"),
+        ThoughtMarks("◁think▷", "◁/think▷"),
     ):
         assert marks in marks_in(source)
     assert trailing_marks("x<think>\n\n</think>\n\n", [THINK]) == "<think>\n\n</think>\n\n"
@@ -237,10 +249,10 @@ def test_marks_are_read_from_a_template_and_at_a_texts_end() -> None:
 
 
 def test_a_content_taken_apart() -> None:
-    written = take_apart("<think>\na\n</think>\n\nb", [THINK], opened=False)
+    written = split_thoughts("<think>\na\n</think>\n\nb", [THINK], opened=False)
     assert written is not None and (written.thoughts, written.gap, written.visible) == ("a\n", "\n\n", "b")
-    assert take_apart("a</think>b", [THINK], opened=False) is None
-    assert take_apart("Sure. <think>a</think>b", [THINK], opened=True) is None
+    assert split_thoughts("a</think>b", [THINK], opened=False) is None
+    assert split_thoughts("Sure. <think>a</think>b", [THINK], opened=True) is None
 
 
 # ---------------------------------------------------------------- calls

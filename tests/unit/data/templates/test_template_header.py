@@ -16,7 +16,7 @@ from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.store import encode
 from posttrain.data.templates.clock import codes_in, frozen_clock
-from posttrain.data.templates.header import split, spoken_template
+from posttrain.data.templates.header import split_header, with_header
 from posttrain.errors import ConfigError, TemplateError
 from tests.chat_templates import CHATML, NO_GENERATION_PROMPT
 from tests.fixtures import byte_tokenizer, chat, demonstration
@@ -45,19 +45,19 @@ JSON = st.recursive(
 
 @given(value=JSON)
 def test_a_template_is_given_any_json_value_as_it_is(value: Any) -> None:
-    source = spoken_template("{{ value | tojson }}", {"value": value}, None).source
+    source = with_header("{{ value | tojson }}", {"value": value}, None).source
     assert rendered(source) == rendered("{{ value | tojson }}", value=value)
-    assert split(source) == (({"value": value}, None), "{{ value | tojson }}")
+    assert split_header(source) == (({"value": value}, None), "{{ value | tojson }}")
 
 
 @pytest.mark.parametrize("start", ["{{ 1 }}", "\n\n{{ 1 }}", "  {% if true %}x{% endif %}", "  {{ 1 }}", "\t\n x"])
 def test_the_header_writes_no_text_of_its_own(start: str) -> None:
-    source = spoken_template(start, {"mood": "calm #} {% x %}"}, None).source
+    source = with_header(start, {"mood": "calm #} {% x %}"}, None).source
     assert rendered(source) == rendered(start)
 
 
 def test_a_callers_value_wins() -> None:
-    source = spoken_template(THINKING, {"thinking": False}, None).source
+    source = with_header(THINKING, {"thinking": False}, None).source
     assert rendered(source).startswith("no thoughts")
     assert not rendered(source, thinking=True).startswith("no thoughts")
 
@@ -93,9 +93,9 @@ def test_a_later_stage_replaces_the_value_and_says_so() -> None:
 
 
 def test_two_headers_on_top_of_each_other_are_read_as_rendered() -> None:
-    inner = spoken_template(THINKING, {"thinking": False}, None).source
-    outer = spoken_template("X", {"thinking": True}, None).source.removesuffix("X") + inner
-    assert split(outer) == (({"thinking": True}, None), THINKING)
+    inner = with_header(THINKING, {"thinking": False}, None).source
+    outer = with_header("X", {"thinking": True}, None).source.removesuffix("X") + inner
+    assert split_header(outer) == (({"thinking": True}, None), THINKING)
     assert not rendered(outer).startswith("no thoughts")
 
 
@@ -197,14 +197,14 @@ def test_the_frozen_clock_writes_what_the_clock_wrote(form: str) -> None:
     source = "{{ strftime_now('" + form + "') }}|{{ strftime_now('%Y') | int + 1 }}"
     midnight = datetime.datetime(2026, 3, 4)
     expected = f"{midnight.strftime(form)}|2027"
-    assert rendered(spoken_template(source, {}, "2026-03-04").source) == expected
+    assert rendered(with_header(source, {}, "2026-03-04").source) == expected
 
 
 def test_a_format_that_the_template_puts_together_is_frozen_too() -> None:
     source = (
         "{% set sign = '%' %}{% macro day() %}{{ strftime_now(sign + 'Y-' + sign + '-m') }}{% endmacro %}{{ day() }}"
     )
-    assert rendered(spoken_template(source, {}, "2026-03-04").source) == "2026-3"
+    assert rendered(with_header(source, {}, "2026-03-04").source) == "2026-3"
 
 
 def test_only_the_codes_that_are_asked_for_are_written() -> None:
@@ -216,7 +216,7 @@ def test_only_the_codes_that_are_asked_for_are_written() -> None:
 
 
 def test_who_serves_the_folder_can_have_the_clock_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = spoken_template("{{ strftime_now('%Y-%m-%d') }}", {}, "2001-02-03").source
+    source = with_header("{{ strftime_now('%Y-%m-%d') }}", {}, "2001-02-03").source
     assert rendered(source) == "2001-02-03"
     assert rendered(source, live_date=True) == datetime.datetime.now().strftime("%Y-%m-%d")
 

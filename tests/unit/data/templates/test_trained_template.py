@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from posttrain.cli.speaker import Speaker
-from posttrain.evaluate.perplexity import FixedAnswer, Scorer
+from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import write_manifest
 from posttrain.models.folders.spoken import speech_of
@@ -47,7 +47,7 @@ def test_the_environment_names_the_device_that_computes(monkeypatch: pytest.Monk
 def test_perplexity_in_fp64_stays_on_the_tree(frozen: bool) -> None:
     """Norms compute in fp32 also where the weights are fp64, so that two paths agree to fp32 rounding."""
     model = tiny_model("llama").double().requires_grad_(not frozen)
-    scorer = Scorer(model)
+    scorer = FixedAnswerScorer(model)
     assert computed_in(scorer._policy, random_trees(1)) is torch.float32
     assert not frozen or not any(p.requires_grad for p in model.parameters())
     scorer.nats([FixedAnswer((1, 5, 9, 40), (8, 7, 22, 11), "stop_token"), FixedAnswer((1, 5), (8, 30), "stop_token")])

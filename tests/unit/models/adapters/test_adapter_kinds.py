@@ -32,7 +32,8 @@ from posttrain.models.reference import reference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
 from posttrain.sampling import SamplingDistribution
-from posttrain.training.checks.preflight import check_gradient, choose_path
+from posttrain.training.checks.gradient import check_gradient
+from posttrain.training.checks.preflight import choose_path
 from tests.adapters import EVERY, VIRTUAL, WEIGHTS, disturb, logits, save_alone
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 from tests.training import run_loop, work_of
@@ -58,7 +59,8 @@ def test_trains_is_saved_and_comes_back_the_same(kind: str, method: str, base: P
     loaded = load(base, adapter=EVERY[kind])
     before = logits(loaded.model)
     frozen = base_fingerprint(loaded.model)
-    work = replace(work_of(method, model=loaded.model, epochs=None, steps=5), adapter=EVERY[kind])
+    options = {"epochs": None, "steps": 5, "tokens_per_microbatch": 400}  # a step in one piece: splits are not asked
+    work = replace(work_of(method, model=loaded.model, **options), adapter=EVERY[kind])
     run_loop(work, tmp_path / "run")
     trained = logits(loaded.model)
     assert (trained - before).abs().max() > 1e-3
@@ -97,7 +99,7 @@ def test_training_goes_on_from_a_folder(kind: str, base: Path, tmp_path: Path) -
     model = load(folder).model
     start = logits(model)
     assert not is_fresh(model)
-    work = work_of("dpo", model=model, epochs=None, steps=3)
+    work = work_of("dpo", model=model, epochs=None, steps=3, tokens_per_microbatch=400)
     run_loop(work, tmp_path / "run")
     trained = logits(model)
     assert (trained - start).abs().max() > 1e-3

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from posttrain.cli.app import app
 from posttrain.config.adapters import AdapterSettings, LoRA, PrefixTuning
 from posttrain.errors import ConfigError, ExportError, ModelError
+from posttrain.models.adapters import combine
 from posttrain.models.adapters.combine import METHODS, merge_adapters
 from posttrain.models.adapters.folding import merged_copy
-from posttrain.models.adapters.kinds import add_adapter, combine
+from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import write_manifest

@@ -188,7 +188,7 @@ def test_an_altered_cache_is_refused(wheel_of_tiny: tuple[Path, Any], monkeypatc
 
 
 def test_a_name_the_catalogue_does_not_have() -> None:
-    with pytest.raises(UnknownKeyError, match="no model 'smollm2'"):
+    with pytest.raises(UnknownKeyError, match="no model `smollm2`"):
         pull("smollm2")
 
 

@@ -21,7 +21,7 @@ from posttrain.models.adapters.kinds import LoRA, add_adapter
 from posttrain.models.folders import readback
 from posttrain.models.folders.export import ExportReport, ExportSettings, begin_save, save_model
 from posttrain.models.folders.fingerprint import weights_fingerprint
-from posttrain.models.folders.loading import ModelSource, load, resolve
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import (
     MANIFEST,
     publish,
@@ -30,9 +30,10 @@ from posttrain.models.folders.manifest import (
     verify_manifest,
     write_manifest,
 )
+from posttrain.models.folders.source import ModelSource, resolve
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
-from tests.read_back import read_in_process
+from tests.read_back import in_own_interpreter, read_in_process
 
 IDS = torch.tensor([[5, 9, 70, 3, 12]])
 TOKENIZER = byte_tokenizer("CHATML", pad=None)
@@ -72,12 +73,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Expo
     model = train(loaded.model)
     sampling = SamplingDistribution(temperature=0.7, top_p=0.9)
     settings = ExportSettings(stop_ids=(2, 1), sampling=sampling, info={"method": "dpo", "steps": 12})
-    pending = {
-        "merged": begin_save(model, loaded.tokenizer, folder / "merged", settings, base=loaded.base),
-        "adapter": begin_save(
-            model, loaded.tokenizer, folder / "adapter", ExportSettings(merge=False), base=loaded.base
-        ),
-    }
+    with in_own_interpreter():
+        pending = {"merged": begin_save(model, loaded.tokenizer, folder / "merged", settings, base=loaded.base)}
+    alone = ExportSettings(merge=False)
+    pending["adapter"] = begin_save(model, loaded.tokenizer, folder / "adapter", alone, base=loaded.base)
     assert not (folder / "merged").exists()  # no name before it is proven
     return {name: (model, handle.wait()) for name, handle in pending.items()}
 

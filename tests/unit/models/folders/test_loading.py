@@ -16,8 +16,9 @@ from posttrain.config.adapters import Continue
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.kinds import LoRA, add_adapter, is_fresh
 from posttrain.models.folders.fingerprint import base_fingerprint, weights_fingerprint
-from posttrain.models.folders.loading import load, resolve
+from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import MANIFEST, write_manifest
+from posttrain.models.folders.source import resolve
 from posttrain.models.tree.logprobs import Policy
 from posttrain.training.objectives import algorithm
 from posttrain.training.step import accumulate
@@ -136,7 +137,7 @@ def test_a_model_of_the_hub_is_taken_from_the_local_cache(
 
 def test_a_mistyped_catalogue_name_is_answered_with_the_nearest() -> None:
     text = message(lambda: load("smolm2-135m-instruct"))
-    assert "did you mean 'smollm2-135m-instruct'?" in text and "embedded" in text
+    assert "did you mean `smollm2-135m-instruct`?" in text and "embedded" in text
 
 
 def test_a_mistyped_path_is_answered_with_its_neighbour(folder: Path) -> None:

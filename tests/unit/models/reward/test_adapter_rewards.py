@@ -16,10 +16,10 @@ from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders import readback
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.quiet import quiet
-from posttrain.models.reward.export import own_scores
+from posttrain.models.reward.export import scores_in_memory
 from posttrain.models.reward.folders import start_reward
 from posttrain.models.tree.heads import ScoreModel
-from posttrain.training.stages.run import _objective
+from posttrain.training.objectives import objective_of
 from tests.adapters import EVERY, save_alone
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import run_loop, work_of
@@ -43,7 +43,7 @@ def trained(kind: str, base: Path, folder: Path) -> Any:
     stage = Reward(adapter=adapter, learning_rate=1e-2, rows_per_step=4, steps=5, log={"samples_every": None})
     work = work_of("dpo", tokens_per_microbatch=400)
     policy = ScoreModel(started.model)
-    objective = _objective(stage)
+    objective = objective_of(stage)
     run_loop(
         replace(work, stage=stage, algorithm=objective, policy=policy, reference=None, adapter=EVERY[kind]), folder
     )
@@ -59,9 +59,9 @@ def test_a_recipe_takes_every_kind_that_trains(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_survive_saving(kind: str, base: Path, tmp_path: Path) -> None:
-    before = own_scores(start_reward(load(base), RewardRule(), init="normal", adapter=EVERY[kind]).model, ROWS)
+    before = scores_in_memory(start_reward(load(base), RewardRule(), init="normal", adapter=EVERY[kind]).model, ROWS)
     started = trained(kind, base, tmp_path / "run")
-    scores = own_scores(started.model, ROWS)
+    scores = scores_in_memory(started.model, ROWS)
     assert np.abs(scores - before).max() > 1e-3
     folder = save_alone(started.model, tmp_path / "reward", base, started.tokenizer)
     with quiet():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.cli.scores import Tally, scored_rows
+from posttrain.cli.reward_rows import Tally, scored_rows
 from posttrain.config import Reward
 from posttrain.data import read
 from posttrain.data.encoder_settings import EncoderSettings
@@ -28,14 +28,16 @@ from posttrain.models.folders.export import ExportSettings
 from posttrain.models.reward.export import _write
 from posttrain.models.reward.scoring import load_reward
 from posttrain.models.tree.heads import ScoreModel, with_head
+from posttrain.outputs import Scores
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Work
-from posttrain.training.stages.reward import check_start, encoder_of, objective_of
+from posttrain.training.objectives import objective_of
+from posttrain.training.stages.reward import check_start, encoder_of
 from posttrain.training.stages.reward_evaluation import untrained_scores, write_evaluation
 from posttrain.training.step import accumulate
-from posttrain.types import Batch, Message, RowRef, Scores, StepwiseFeedback, TokenTree
+from posttrain.training.work import Work
+from posttrain.types import Batch, Message, RowRef, StepwiseFeedback, TokenTree
 from tests.fixtures import bpe_tokenizer, byte_tokenizer, tiny_model
 from tests.training import run_loop
 

@@ -16,11 +16,12 @@ from posttrain.data.reward_encode import RewardEncoder
 from posttrain.errors import ConfigError, ModelError
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings
-from posttrain.models.folders.loading import LoadedModel, ModelSource
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.manifest import write_manifest
+from posttrain.models.folders.source import ModelSource
 from posttrain.models.reward.export import _write
 from posttrain.models.reward.folders import load_reward_folder, pad_id, start_reward
-from posttrain.models.reward.scoring import RewardModel, combined, load_reward
+from posttrain.models.reward.scoring import RewardModel, ensemble_rating, load_reward
 from posttrain.models.tree.heads import with_head
 from posttrain.types import Comparison, Demonstration, Feedback, Message, RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
@@ -193,7 +194,7 @@ def test_a_reward_model_goes_on_with_its_head(tmp_path: Path) -> None:
 
 def test_a_policy_in_memory_is_copied(tmp_path: Path) -> None:
     policy = language_model(tmp_path / "base")
-    reward = start_reward(policy, RewardRule(), own=False)
+    reward = start_reward(policy, RewardRule(), in_place=False)
     assert reward.model.base_model is not policy.model.base_model
     with torch.no_grad():
         next(iter(reward.model.base_model.parameters())).zero_()
@@ -214,7 +215,7 @@ def test_rows_of_every_kind(tmp_path: Path) -> None:
     for rating, expected in zip(ratings, [(one, two), (two,), (one,)], strict=True):
         assert rating.rewards == pytest.approx(expected, abs=1e-5)
     assert [rating.row.row for rating in ratings] == [1, 2, 3]
-    worst = combined([replace(ratings[0], rewards=(1.0, 4.0)), replace(ratings[0], rewards=(3.0, 2.0))], "worst")
+    worst = ensemble_rating([replace(ratings[0], rewards=(1.0, 4.0)), replace(ratings[0], rewards=(3.0, 2.0))], "worst")
     assert worst.rewards == (1.0, 2.0)
 
 

@@ -16,11 +16,12 @@ from posttrain.losses.reward_rule import Pooling, RewardRule
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.tree.heads import ScoreModel, is_reward_model, with_head
 from posttrain.models.tree.parity import leak, tree_against_padded
-from posttrain.training.checks.preflight import check_gradient
+from posttrain.outputs import LossOutput
+from posttrain.training.checks.gradient import check_gradient
 from posttrain.training.objectives import reward_algorithm
 from posttrain.training.stages.reward import check_start
 from posttrain.training.step import accumulate, measure
-from posttrain.types import LossOutput, TokenTree
+from posttrain.types import TokenTree
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model
 
 POOLINGS: tuple[Pooling, ...] = ("last", "mean", "steps")
@@ -53,7 +54,7 @@ def test_a_leak_shows_under_a_head_of_zeros(monkeypatch: pytest.MonkeyPatch) -> 
 
     model = ScoreModel(with_head(tiny_model("llama")))
     monkeypatch.setattr(attention, "_ancestors", lambda nodes, index: tuple(range(index)))
-    monkeypatch.setattr("posttrain.models.tree.logprobs.probe_backend", lambda device, dtype: "segments")
+    monkeypatch.setattr("posttrain.models.tree.model.probe_backend", lambda device, dtype: "segments")
     trees = random_trees(3, branches=2)
     assert not leak(model, trees).holds
     assert not tree_against_padded(model, trees).holds

@@ -16,7 +16,7 @@ from posttrain.models.tree.attention import TreeLayout, tree_attention
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.projection import Head, target_logprobs
 from posttrain.models.tree.rows import padded_rows
-from posttrain.types import Batch, TokenTree
+from posttrain.types import Batch, TokenTree, Wants
 from tests.fixtures import ARCHITECTURES, make_tree, random_trees, tiny_model
 
 VOCAB = 97
@@ -50,7 +50,7 @@ def true_float64() -> Iterator[None]:
 def values_and_gradients(policy: Policy, batch: Batch, path: str, entropy: bool) -> tuple[torch.Tensor, ...]:
     """Log-probs and entropies, then the gradient of a random functional of them in every trainable parameter."""
     policy.zero_grad()
-    out = policy(batch, path=path, entropy=entropy, temperature=0.7)
+    out = policy(batch, Wants(entropy=entropy, temperature=0.7), path=path)
     weights = torch.linspace(-1, 2, len(out.logprobs_N), dtype=out.logprobs_N.dtype)
     loss = (out.logprobs_N * weights).sum()
     if out.entropy_N is not None:
@@ -233,7 +233,7 @@ def test_collisions_are_what_a_sampled_token_has_on_average(path: Literal["tree"
     """log sum_v p(v)^2, from the full distribution; without gradient, and nowhere unless it is asked for."""
     policy = Policy(tiny_model("llama", vocab=97))
     batch = collate(random_trees(4, vocab=97, branches=2))
-    out = policy(batch, collision=True, path=path)
+    out = policy(batch, Wants(collision=True), path=path)
     rows = padded_rows(batch)
     logits = policy.causal_lm(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
     log_p = logits[rows.row_N, rows.predictor_N].double().log_softmax(-1)

@@ -69,7 +69,7 @@ def test_a_rows_log_probs_are_its_own(kind: str, path: Any) -> None:
 def test_without_care_they_would_not_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(kind)
     before = policy(collate([SHORT])).logprobs_N.detach()
-    monkeypatch.setattr("posttrain.models.tree.logprobs.static_positions", lambda config: None)
+    monkeypatch.setattr("posttrain.models.tree.model.static_positions", lambda config: None)
     together = policy(collate([SHORT, LONG]), path="padded").logprobs_N[: len(before)]
     assert float((together - before).detach().abs().max()) > 1e-3
     assert not beside(policy, [SHORT], LONG).holds
@@ -106,7 +106,7 @@ def test_long_rows_are_said_and_short_ones_stay_fast() -> None:
 
 def test_a_row_that_depends_on_its_neighbours_is_found_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose config says nothing: the preflight compares a row alone with the row beside the longest one."""
-    monkeypatch.setattr("posttrain.models.tree.logprobs.static_positions", lambda config: None)
+    monkeypatch.setattr("posttrain.models.tree.model.static_positions", lambda config: None)
     monkeypatch.setattr(preflight, "static_positions", lambda config: None)
     policy = policy_of("longrope")
     check = preflight.choose_path(policy, [SHORT, make_tree([9], [8, 7]), LONG], "auto")

@@ -16,15 +16,16 @@ from torch import Tensor
 from posttrain.config.online import GRPO, Online
 from posttrain.data.trees import collate, count
 from posttrain.errors import ConfigError, ModelError, UnknownKeyError
-from posttrain.losses.policy import ONLINE, policy_loss, variant
+from posttrain.losses.kl import KLWeight
+from posttrain.losses.online import ONLINE, variant
+from posttrain.losses.policy import policy_loss
 from posttrain.models.tree import projection
-from posttrain.models.tree.divergence import Against, Distributions, divergence, spaced_tokens
+from posttrain.models.tree.divergence import Distributions, divergence, spaced_tokens
 from posttrain.models.tree.logprobs import Policy
 from posttrain.report.online_panels import GROUPS
-from posttrain.training.rl.learners import KLWeight
-from posttrain.training.stages.sampling import objective_of
-from posttrain.training.step import accumulate, forward
-from posttrain.types import Batch, TokenTree
+from posttrain.training.objectives import objective_of
+from posttrain.training.step import accumulate
+from posttrain.types import Against, Batch, TokenTree, Wants
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 from tests.online import lines, loop_of, run, save_start
@@ -67,8 +68,8 @@ def test_exact_kl_is_the_oracles_value_and_gradient(path: str) -> None:
     policy, reference, batch = doubles(0), doubles(1), collate(trees())
     out = policy_loss(
         EXACT,
-        {"kl_beta": 0.3},
-        policy(batch, against=Against(reference, 1.0), path=path, temperature=0.7),
+        EXACT.resolve({"kl_beta": 0.3}),
+        policy(batch, Wants(against=Against(reference, 1.0), temperature=0.7), path=path),
         batch,
         batch.count,
         on_policy=True,
@@ -116,8 +117,8 @@ def test_the_choice_does_not_depend_on_the_micro_batch() -> None:
 
 def test_a_share_counts_for_the_rest() -> None:
     policy, reference, batch = doubles(0), doubles(1), collate(trees())
-    whole = policy(batch, against=Against(reference, 1.0)).divergence_N
-    part = policy(batch, against=Against(reference, 1.0, every=3)).divergence_N
+    whole = policy(batch, Wants(against=Against(reference, 1.0))).divergence_N
+    part = policy(batch, Wants(against=Against(reference, 1.0, every=3))).divergence_N
     index_S = spaced_tokens(batch, 3)
     expected = torch.zeros_like(whole)
     expected[index_S] = 3 * whole[index_S]
@@ -126,7 +127,7 @@ def test_a_share_counts_for_the_rest() -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])
@@ -151,7 +152,7 @@ def test_exact_kl_has_its_own_parameter_and_place() -> None:
         GRPO(data="a.jsonl", choices={"kl": "exact", "parameters": {"kl_every": 0.5}})
     with pytest.raises(ConfigError, match="divergence from the reference was not computed"):
         batch = collate(trees())
-        policy_loss(EXACT, {}, Policy(tiny_model())(batch), batch, batch.count, on_policy=True)
+        policy_loss(EXACT, EXACT.resolve({}), Policy(tiny_model())(batch), batch, batch.count, on_policy=True)
 
 
 # ---------------------------------------------------------------- distillation
@@ -176,7 +177,7 @@ def test_gkd_is_the_plain_implementation(path: str, beta: float, reduction: str)
     policy.path = path  # type: ignore[assignment]
     stage = Online("gkd", teacher="t", beta=beta, reduction=reduction, data="a.jsonl", sampling={"temperature": 0.8})
     objective = objective_of(stage, KLWeight(0.0), Against(teacher, beta))
-    out = objective.loss(forward(policy, objective, batch), None, batch, batch.count)
+    out = objective.loss(policy(batch, objective.wants), None, batch, batch.count)
     per_token = plain_gkd(dense(policy, batch, 0.8), dense(teacher, batch, 0.8).detach(), beta)
     expected = per_token.mean() if reduction == "token_mean" else mean_of_means(per_token, batch)
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -208,19 +209,24 @@ def test_gkd_is_the_same_however_a_step_is_cut() -> None:
 
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_gkd_brings_the_policy_to_its_teacher(start: Path, tmp_path: Path, adapter: Any) -> None:
-    options = {"teacher": str(save_start(tmp_path / "teacher", seed=7)), "rewards": (), "held_out": 0, "steps": 12}
+    options = {
+        "teacher": str(save_start(tmp_path / "teacher", seed=7, num_hidden_layers=2)),
+        "rewards": (),
+        "held_out": 0,
+        "steps": 12,
+    }
     loop = loop_of(start, tmp_path / "run", "gkd", adapter=adapter, **options)
-    before = [p.clone() for p in loop.work.algorithm.against.other._policy.parameters()]  # type: ignore[union-attr]
+    before = [p.clone() for p in loop.work.algorithm.wants.against.other._policy.parameters()]  # type: ignore[union-attr]
     run(loop)
     away = [record["values"]["teacher_divergence"] for record in loop.folder.metrics("train")]
     assert sum(away[-3:]) < (0.8 if adapter is None else 0.95) * sum(away[:3]), away
-    after = loop.work.algorithm.against.other._policy.parameters()  # type: ignore[union-attr]
+    after = loop.work.algorithm.wants.against.other._policy.parameters()  # type: ignore[union-attr]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_gkd_resumes_bit_for_bit(start: Path, tmp_path: Path) -> None:
     options = {
-        "teacher": str(save_start(tmp_path / "teacher", seed=7)),
+        "teacher": str(save_start(tmp_path / "teacher", seed=7, num_hidden_layers=2)),
         "rewards": (),
         "checkpoint": {"every_steps": 1},
     }

@@ -14,7 +14,7 @@ import pytest
 
 import posttrain as pt
 from posttrain.data.recast import read_as
-from posttrain.data.sources.memory import plain
+from posttrain.data.sources.memory import json_value
 from posttrain.errors import ConfigError, PosttrainError, RowError
 from posttrain.types import Comparison, Feedback, RowRef, Task
 
@@ -125,5 +125,5 @@ def test_a_frame_with_a_column_twice_is_refused() -> None:
 
 def test_numbers_and_arrays_become_those_of_json() -> None:
     value = {"a": np.array([{"b": np.int64(3)}], dtype=object), "c": np.float32(0.5), "d": pd.NaT, "e": (pd.NA, "x")}
-    assert plain(value) == {"a": [{"b": 3}], "c": 0.5, "d": None, "e": [None, "x"]}
-    assert type(plain(np.bool_(True))) is bool and plain(np.str_("x")) == "x"
+    assert json_value(value) == {"a": [{"b": 3}], "c": 0.5, "d": None, "e": [None, "x"]}
+    assert type(json_value(np.bool_(True))) is bool and json_value(np.str_("x")) == "x"

@@ -16,6 +16,7 @@ from posttrain.models.adapters.kinds import adapter_layers, add_adapter
 from posttrain.models.reference import LiveReference
 from posttrain.models.tree.attention import TreeLayout
 from posttrain.training.checks import preflight
+from posttrain.training.checks.gradient import check_gradient
 from posttrain.training.checks.memory import Item, MemoryPlan
 from tests.adapters import WEIGHTS
 from tests.fixtures import make_tree, tiny_model
@@ -28,7 +29,7 @@ def test_healthy_work_passes() -> None:
         preflight.choose_path(work.policy, work.rows, "auto"),
         preflight.check_leak(work.policy, work.rows),
         preflight.check_identity(work.policy, work.reference, work.algorithm, work.rows),  # type: ignore[arg-type]
-        preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows),
+        check_gradient(work.policy, work.reference, work.algorithm, work.rows),
     ]
     assert [check.status for check in checks] == ["pass"] * 4
     assert all(p.grad is None for p in work.policy.parameters())
@@ -86,7 +87,7 @@ def test_dead_tensors_are_named() -> None:
     work = work_of("sft", rows=[make_tree([1, 2], [3, 4])])
     dead = torch.nn.Parameter(torch.ones(3))
     work.policy.model.register_parameter("forgotten", dead)
-    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    check = check_gradient(work.policy, None, work.algorithm, work.rows)
     assert check.status == "warn" and "forgotten" in check.detail
 
 
@@ -184,7 +185,7 @@ def test_dropout_that_is_wanted_is_off_while_calls_are_compared() -> None:
 def test_weights_that_do_not_train_are_named() -> None:
     work = work_of()
     work.policy.model.model.norm.weight.requires_grad_(False)  # type: ignore[union-attr]
-    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    check = check_gradient(work.policy, work.reference, work.algorithm, work.rows)
     assert check.status == "warn" and "1 are frozen, model.norm.weight" in check.detail
 
 
@@ -192,7 +193,7 @@ def test_quantised_weights_are_an_error_without_an_adapter() -> None:
     work = work_of()
     packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     work.policy.model.model.layers[0].mlp.register_parameter("weight_packed", packed)  # type: ignore[union-attr]
-    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    check = check_gradient(work.policy, work.reference, work.algorithm, work.rows)
     assert check.status == "fail" and "quantised" in check.detail and "mlp.weight_packed" in check.detail
 
 
@@ -201,7 +202,7 @@ def test_a_table_of_positions_is_fixed_by_design() -> None:
 
     work = work_of("sft", model=family_model("marian"))
     work.policy.path = "padded"
-    detail = preflight.check_gradient(work.policy, None, work.algorithm, work.rows).detail
+    detail = check_gradient(work.policy, None, work.algorithm, work.rows).detail
     assert "frozen" not in detail
 
 
@@ -222,22 +223,22 @@ DEAD = [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_dead_layers_of_an_adapter_are_an_error_that_lists_them(kind: str, method: str) -> None:
     work = work_of(method, model=add_adapter(_with_a_dead_block(), WEIGHTS[kind]))
-    check = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows)
+    check = check_gradient(work.policy, work.reference, work.algorithm, work.rows)
     dead = DEAD if kind != "bottleneck" else ["model.layers.1.mlp.down_proj"]
     assert check.status == "fail" and sorted(check.evidence["dead_layers"]) == sorted(dead)
     assert all(name in check.detail for name in dead) and "preflight: {dead_layers: warn}" in str(check.remedy)
-    told = preflight.check_gradient(work.policy, work.reference, work.algorithm, work.rows, dead_layers="warn")
+    told = check_gradient(work.policy, work.reference, work.algorithm, work.rows, dead_layers="warn")
     assert told.status == "warn" and told.evidence["dead_layers"] == check.evidence["dead_layers"]
 
 
 def test_the_advice_about_dead_layers_works() -> None:
     work = work_of("sft", model=add_adapter(_with_a_dead_block(), WEIGHTS["lora"]))
-    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    check = check_gradient(work.policy, None, work.algorithm, work.rows)
     advised = re.search(r"\{targets: '(.*?)'\}", str(check.remedy))
     assert advised is not None
     adapter = LoRA(rank=2, targets=advised.group(1))
     followed = work_of("sft", model=add_adapter(_with_a_dead_block(), adapter))
-    again = preflight.check_gradient(followed.policy, None, followed.algorithm, followed.rows)
+    again = check_gradient(followed.policy, None, followed.algorithm, followed.rows)
     assert again.status == "pass", again.detail
     assert len(adapter_layers(followed.policy.model)) == 14 - len(DEAD)
     settings = SFT(data="rows.jsonl", adapter=adapter, preflight={"dead_layers": "warn"})  # type: ignore[arg-type]
@@ -247,5 +248,5 @@ def test_the_advice_about_dead_layers_works() -> None:
 def test_experts_that_saw_no_token_are_not_dead() -> None:
     model = tiny_model("qwen3_moe", vocab=VOCAB)
     work = work_of("sft", model=add_adapter(model, WEIGHTS["lora"]), rows=[make_tree([1, 2], [3, 4])])
-    check = preflight.check_gradient(work.policy, None, work.algorithm, work.rows)
+    check = check_gradient(work.policy, None, work.algorithm, work.rows)
     assert check.status in ("pass", "warn") and "dead_layers" not in check.evidence

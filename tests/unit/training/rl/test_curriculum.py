@@ -15,7 +15,7 @@ from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.online import GRPO
 from posttrain.errors import ConfigError
 from posttrain.training.rl.curriculum import Curriculum
-from tests.online import lines, loop_of, run, save_start, source_of, tasks_of, untimed
+from tests.online import WHOLE, lines, loop_of, run, save_start, source_of, tasks_of, untimed
 
 
 def curriculum(tasks: int = 4, prompts: int = 2, seed: int = 0, **settings: Any) -> Curriculum:
@@ -129,6 +129,7 @@ def by_level(prompt: Any, completion: str, task: Any) -> float:
 
 
 OPTIONS: dict[str, Any] = {
+    **WHOLE,
     "rewards": [by_level],
     "curriculum": {"pass_at": 1.0, "floor": 0.05, "prior": 0.5},
     "held_out": 0,

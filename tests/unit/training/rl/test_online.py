@@ -17,7 +17,7 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.stage import BestExamination
 from posttrain.types import Task
-from tests.online import early_letters, lines, loop_of, run, save_start, source_of, tasks_of
+from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of, tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -250,9 +250,9 @@ def test_an_adaptive_kl_moves_its_weight(start: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 4}])
 @pytest.mark.parametrize("backbone", ["train", "freeze"])
 def test_ppo_learns_values_too(start: Path, tmp_path: Path, adapter: Any, backbone: str) -> None:
-    options: dict[str, Any] = {"updates_per_rollout": 2, "prompts_per_update": 3, "completions_per_prompt": 2}
+    options: dict[str, Any] = {**WHOLE, "updates_per_rollout": 2, "prompts_per_update": 3, "completions_per_prompt": 2}
     loop = loop_of(start, tmp_path, "ppo", adapter=adapter, value_backbone=backbone, steps=6, **options)
-    critic, _ = loop.source.parts["value"]
+    critic, _ = loop.hooks.parts["value"]
     shared = {id(p) for p in loop.work.policy.model.parameters()} & {id(p) for p in critic.parameters()}
     assert bool(shared) == (adapter is not None)
     trains = [name for name, p in critic.named_parameters() if p.requires_grad]

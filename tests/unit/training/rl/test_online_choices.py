@@ -19,14 +19,16 @@ from posttrain.config.online import Online, OnlineStage
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import values
 from posttrain.errors import ConfigError
+from posttrain.losses.kl import KLWeight
 from posttrain.losses.online import ONLINE
 from posttrain.losses.policy import policy_loss
+from posttrain.outputs import TokenLogprobs
 from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason
-from posttrain.training.rl.learners import Imitation, KLWeight, Pairs, PolicyGradient
+from posttrain.training.rl.learners import Imitation, Pairs, PolicyGradient
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.training.rl.source import _overlong, why_nothing
-from posttrain.types import Batch, Message, RowRef, Task, TokenLogprobs
+from posttrain.types import Batch, Message, RowRef, Task
 
 LIMIT = 6
 KL_OF = {"none": "none", "loss": "k3", "reward": "k1"}
@@ -94,7 +96,7 @@ def one_step(stage: OnlineStage) -> dict[str, float]:
     logprobs_N = torch.full((batch.count.tokens,), -1.0, requires_grad=True)
     out = policy_loss(stage.row, stage.parameters, TokenLogprobs(logprobs_N), batch, batch.count, on_policy=True)
     out.loss.backward()
-    return {**values(out.metrics), **learner.ended({})}
+    return {**values(out.metrics), **learner.end_of_step({})}
 
 
 @pytest.mark.parametrize("method", ONLINE)

@@ -13,10 +13,11 @@ import torch
 from posttrain.advantages import Rollout as Credit
 from posttrain.advantages import advantages
 from posttrain.config.online import Online
+from posttrain.losses.kl import KLWeight
 from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.training.rl.engines import Sampler
-from posttrain.training.rl.learners import KLWeight, PolicyGradient
+from posttrain.training.rl.learners import PolicyGradient
 from posttrain.training.rl.metrics import rollout_metrics
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.types import Batch, Message, RowRef, Task

@@ -14,12 +14,13 @@ from torch import Tensor
 from posttrain.config.online import Online, OnlineStage
 from posttrain.errors import PreflightError, TrainingError
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.policy import explain_zero_loss
+from posttrain.losses.policy_metrics import explain_zero_loss
 from posttrain.losses.surrogates import SURROGATES, Surrogate, TokenLoss
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
-from posttrain.training.checks import preflight
+from posttrain.training.checks.gradient import check_gradient
+from posttrain.training.checks.preflight import Check
 from posttrain.training.loop import Loop
 from posttrain.training.source import RowSource
 from posttrain.types import TokenTree
@@ -111,8 +112,8 @@ def test_a_zero_loss_is_explained_only_where_something_is_learned() -> None:
 # ---------------------------------------------------------------- offline
 
 
-def check_of(work: Any, rows: Sequence[TokenTree] | None = None) -> preflight.Check:
-    return preflight.check_gradient(work.policy, work.reference, work.algorithm, rows or work.rows)
+def check_of(work: Any, rows: Sequence[TokenTree] | None = None) -> Check:
+    return check_gradient(work.policy, work.reference, work.algorithm, rows or work.rows)
 
 
 @pytest.mark.parametrize("method", PAIRWISE)

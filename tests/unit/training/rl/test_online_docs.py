@@ -9,7 +9,7 @@ import pytest
 
 from posttrain.advantages import ADVANTAGES
 from posttrain.losses.kl import KL_TERMS
-from posttrain.losses.policy import ALIASES, ONLINE
+from posttrain.losses.online import ALIASES, ONLINE
 from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "online.md").read_text(encoding="utf-8")

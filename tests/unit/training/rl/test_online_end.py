@@ -20,7 +20,7 @@ from posttrain.rewards import resolve, unjudged
 from posttrain.rewards.rubric import Rubric
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.read import read_run
-from posttrain.training.checks.of_rollouts import check_gold
+from posttrain.training.checks.gold import check_gold
 from posttrain.training.pipeline import check_recipe, run_recipe
 from posttrain.training.rl.rollouts import Prompt
 from posttrain.training.stages.sampling_end import conclude

@@ -19,10 +19,10 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.training.loop import Loop
 from posttrain.training.stages import sampling
 from tests.fake_vllm import FakeEngine, FakeServer, fake_module
-from tests.online import lines, loop_of, run, save_start, source_of, untimed
+from tests.online import WHOLE, lines, loop_of, run, save_start, source_of, untimed
 
 LORA = {"kind": "lora", "rank": 4}
-SHORT: dict[str, Any] = {"steps": 3, "examine": {"every_steps": 3, "keep": "last"}}
+SHORT: dict[str, Any] = {**WHOLE, "steps": 3, "examine": {"every_steps": 3, "keep": "last"}}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.training.rl.rollouts import Group, Prompt, Response, Rollout, decide
 from posttrain.types import Message, RowRef, Task
-from tests.online import early_letters, lines, loop_of, run, save_start
+from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_it_is_a_mean_over_all_that_was_said_whatever_becomes_of_it() -> None:
 
 
 def test_the_end_waits_for_the_same_kl(start: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"held_out": 0, "steps": 8, "updates_per_rollout": 4}
+    options: dict[str, Any] = {**WHOLE, "held_out": 0, "steps": 8, "updates_per_rollout": 4}
     told = by_step(run(loop_of(start, tmp_path / "a", **options)), "kl_sequence_reference")
     bound = 0.5 * max(told)
     crossed = next(step for step, value in enumerate(told, start=1) if value > bound)

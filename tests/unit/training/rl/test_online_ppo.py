@@ -15,16 +15,17 @@ from posttrain.errors import ConfigError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_head
 from posttrain.training.loop import Loop
+from posttrain.types import Wants
 from tests.fixtures import random_trees, tiny_model
-from tests.online import lines, loop_of, run, save_start, source_of
+from tests.online import WHOLE, lines, loop_of, run, save_start, source_of
 
 LORA = {"kind": "lora", "rank": 4}
-MANY: dict[str, Any] = {"updates_per_rollout": 2, "completions_per_prompt": 2, "held_out": 0}
+MANY: dict[str, Any] = {**WHOLE, "updates_per_rollout": 2, "completions_per_prompt": 2, "held_out": 0}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)  # an adapter of one layer learns little
 
 
 def steps(loop: Loop) -> list[dict[str, float]]:
@@ -95,7 +96,7 @@ def test_a_heads_values_are_of_the_policys_states(path: str) -> None:
     torch.manual_seed(0)
     torch.nn.init.normal_(head.weight)
     expected = policy.values(batch, head)
-    found = policy(batch, value_head=head, path=path)
+    found = policy(batch, Wants(value_head=head), path=path)
     assert found.values_N is not None and found.values_N.requires_grad
     torch.testing.assert_close(found.values_N, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.logprobs_N, policy(batch).logprobs_N, atol=1e-5, rtol=1e-5)
@@ -104,7 +105,7 @@ def test_a_heads_values_are_of_the_policys_states(path: str) -> None:
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_a_shared_backbone_learns_values(start: Path, tmp_path: Path, adapter: Any) -> None:
     loop = loop_of(start, tmp_path, "ppo", adapter=adapter, value_backbone="shared", steps=6, **MANY)
-    head, _ = loop.source.parts["value"]
+    head, _ = loop.hooks.parts["value"]
     assert [tuple(p.shape) for p in head.parameters()] == [(1, 32)]  # no second backbone, no second adapter
     found = steps(loop)
     assert found[-1]["value_loss"] < found[0]["value_loss"]
@@ -142,7 +143,7 @@ def test_a_shared_backbone_resumes_bit_for_bit(start: Path, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         run(half)
     resumed = run(loop_of(start, tmp_path / "half", "ppo", **options))
-    both = [(loop.work.policy, loop.source.parts["value"][0]) for loop in (whole, resumed)]
+    both = [(loop.work.policy, loop.hooks.parts["value"][0]) for loop in (whole, resumed)]
     for expected, found in zip(*both, strict=True):
         pairs = zip(expected.parameters(), found.parameters(), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)

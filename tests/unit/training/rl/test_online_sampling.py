@@ -13,7 +13,7 @@ from posttrain.config.online import Online
 from posttrain.errors import ConfigError
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.records.preflight import PreflightRecord
-from posttrain.training.checks.sampler import Apart
+from posttrain.training.checks.sampler import LogprobGap
 from tests.online import loop_of, run, save_start
 
 BENT: list[dict[str, Any]] = [
@@ -95,5 +95,5 @@ def test_a_ratio_still_refuses_a_cut() -> None:
 
 def test_what_one_side_excludes_is_counted_apart() -> None:
     ours = torch.tensor([-1.0, -torch.inf, -2.0])
-    assert Apart.of(ours, torch.tensor([-1.5, -0.1, -2.0])) == Apart(0.25, 0.5, 1)
-    assert Apart.of(ours[1:2], ours[1:2]).mean == float("inf")
+    assert LogprobGap.of(ours, torch.tensor([-1.5, -0.1, -2.0])) == LogprobGap(0.25, 0.5, 1)
+    assert LogprobGap.of(ours[1:2], ours[1:2]).mean == float("inf")

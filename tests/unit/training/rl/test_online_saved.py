@@ -22,9 +22,10 @@ from posttrain.training.loop import Loop
 from posttrain.training.pipeline import _is_done
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.types import Task
-from tests.online import early_letters, lines, loop_of, run, save_start, source_of, untimed
+from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of, untimed
 
 MOVING: dict[str, Any] = {
+    **WHOLE,
     "steps": 4,
     "kl_target": 0.01,
     "curriculum": {"kind": "pass_rate", "pass_at": 0.3},
@@ -83,7 +84,7 @@ def same(whole: Loop, resumed: Loop, folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("scored", [3 + 12 + 5, 3 + 12 + 12 + 1], ids=["in a rollout", "in an examination"])
 def test_a_reward_that_raises_loses_no_whole_step(start: Path, tmp_path: Path, scored: int, monkeypatch: Any) -> None:
     # The reward's source is part of what a run is: the one that fails has to be the one that does not.
-    monkeypatch.setattr("posttrain.training.stages.sampling._content_of", lambda function: function.__name__)
+    monkeypatch.setattr("posttrain.training.stages.sampling_inputs._content_of", lambda function: function.__name__)
     folders = tmp_path / "whole", tmp_path / "halves"
     whole = run(loop_of(start, folders[0], rewards=[noisy], **MOVING))
     said = Said()
@@ -145,7 +146,12 @@ def scored(loop: Loop, scores: dict[int, float]) -> None:
     examiner._judge = lambda step, score: judge(step, scores[step])  # type: ignore[method-assign]
 
 
-OPTIONS: dict[str, Any] = {"steps": 4, "examine": {"every_steps": 1}, "checkpoint": {"every_steps": 2, "keep": 1}}
+OPTIONS: dict[str, Any] = {
+    **WHOLE,
+    "steps": 4,
+    "examine": {"every_steps": 1},
+    "checkpoint": {"every_steps": 2, "keep": 1},
+}
 
 
 class Killed(BaseException):
@@ -244,7 +250,7 @@ def test_broken_weights_take_no_checkpoints_place(start: Path, tmp_path: Path) -
         if loop.step == 1:
             with torch.no_grad():
                 next(p for p in loop.work.policy.model.parameters() if p.requires_grad).fill_(float("nan"))
-            loop._last_checkpoint = None
+            loop.saver.latest = None
         return generate(*arguments, **options)
 
     engine.generate = broken  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ class Export:
 @pytest.fixture(autouse=True)
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
-        "posttrain.training.stages.run.begin_save", lambda model, tokenizer, folder, *a, **k: Export(folder)
+        "posttrain.training.stages.policy.begin_save", lambda model, tokenizer, folder, *a, **k: Export(folder)
     )
     yield
 

@@ -15,7 +15,7 @@ from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.sampling import SamplingDistribution
-from posttrain.training.stages.correction_pairs import correction_pairs
+from posttrain.training.stages.correction_pairs import Answering, correction_pairs
 from posttrain.types import Comparison, Demonstration, Message, RowRef, Task
 from tests.fixtures import byte_tokenizer, chat, demonstration, tiny_model
 
@@ -57,7 +57,9 @@ def test_own_answers_are_rejected_and_the_wanted_one_is_chosen(tmp_path: Path) -
         Task(chat("You?"), "Pia.", RowRef("t.jsonl", 2)),
     ]
     engine = Scripted([("I am Bot.", ENDED), ("I am a lan", CUT)], [("Bot", ENDED), ("Rob", ENDED)])
-    counts = correction_pairs(rows, ENCODER, engine, SAMPLING, samples_per_prompt=2, out=tmp_path / "data.jsonl")
+    counts = correction_pairs(
+        rows, Answering(ENCODER, engine, SAMPLING, samples_per_prompt=2), out=tmp_path / "data.jsonl"
+    )
     assert engine.prompts == [ENCODER.prompt(chat("Who?", system="Be kind.")), ENCODER.prompt(chat("You?"))]
     assert engine.sampling is not None
     assert engine.sampling.stop_ids == ENCODER.stop_ids
@@ -78,7 +80,7 @@ def test_own_answers_are_rejected_and_the_wanted_one_is_chosen(tmp_path: Path) -
 
 def test_training_reads_the_file(tmp_path: Path) -> None:
     rows = [demonstration("Who?", "I am Pia.", row=1)]
-    correction_pairs(rows, ENCODER, Scripted([("Bot.", ENDED)]), SAMPLING, out=tmp_path / "data.jsonl")
+    correction_pairs(rows, Answering(ENCODER, Scripted([("Bot.", ENDED)]), SAMPLING), out=tmp_path / "data.jsonl")
     pairs = list(read(tmp_path / "data.jsonl", kind=Comparison))
     assert pairs[0].prompt == chat("Who?")
     assert pairs[0].responses == ((Message("assistant", "I am Pia."),), (Message("assistant", "Bot."),))
@@ -88,7 +90,7 @@ def test_training_reads_the_file(tmp_path: Path) -> None:
 
 def test_a_cut_answer_trains_without_a_stop_token(tmp_path: Path) -> None:
     rows = [demonstration("Who?", "I am Pia.", row=1)]
-    correction_pairs(rows, ENCODER, Scripted([("I am a lan", CUT)]), SAMPLING, out=tmp_path / "data.jsonl")
+    correction_pairs(rows, Answering(ENCODER, Scripted([("I am a lan", CUT)]), SAMPLING), out=tmp_path / "data.jsonl")
     (pair,) = read(tmp_path / "data.jsonl", kind=Comparison)
     chosen, rejected = ENCODER.comparison(pair).branches
     assert chosen.ids.tolist() == [*ENCODER.tokens.ids("I am Pia."), STOP]
@@ -123,7 +125,7 @@ def test_where_the_model_is_to_stay_as_it_is_its_likeliest_answer_is_chosen(tmp_
         [("The sea is", CUT)],
     )
     sampling = replace(SAMPLING, temperature=0.7, top_k=5)
-    counts = correction_pairs(rows, ENCODER, engine, sampling, keep=keep, out=tmp_path / "data.jsonl")
+    counts = correction_pairs(rows, Answering(ENCODER, engine, sampling), keep=keep, out=tmp_path / "data.jsonl")
     pairs = lines(tmp_path / "data.jsonl")
     assert [(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs] == [
         ("I am Pia.", "I am Bot."),
@@ -140,10 +142,7 @@ def test_what_makes_no_pair_is_counted_and_written(tmp_path: Path) -> None:
     )
     counts = correction_pairs(
         rows,
-        ENCODER,
-        engine,
-        SAMPLING,
-        samples_per_prompt=5,
+        Answering(ENCODER, engine, SAMPLING, samples_per_prompt=5),
         out=tmp_path / "data.jsonl",
         dropped=tmp_path / "dropped.jsonl",
         keep_truncated=False,
@@ -160,7 +159,7 @@ def test_what_makes_no_pair_is_counted_and_written(tmp_path: Path) -> None:
 def test_a_model_that_answers_as_wanted_needs_no_correction(tmp_path: Path) -> None:
     rows = [demonstration("Who?", "Pia.", row=1)]
     with pytest.raises(EmptyDatasetError, match="no pair came out"):
-        correction_pairs(rows, ENCODER, Scripted([("Pia.", ENDED)]), SAMPLING, out=tmp_path / "data.jsonl")
+        correction_pairs(rows, Answering(ENCODER, Scripted([("Pia.", ENDED)]), SAMPLING), out=tmp_path / "data.jsonl")
     assert not (tmp_path / "data.jsonl").exists()
 
 
@@ -171,7 +170,7 @@ def test_a_model_that_answers_as_wanted_needs_no_correction(tmp_path: Path) -> N
 )
 def test_a_row_without_a_wanted_answer_is_refused(tmp_path: Path, row: Task | Demonstration) -> None:
     with pytest.raises(RowError, match="no wanted answer") as refused:
-        correction_pairs([row], ENCODER, Scripted(), SAMPLING, out=tmp_path / "data.jsonl")
+        correction_pairs([row], Answering(ENCODER, Scripted(), SAMPLING), out=tmp_path / "data.jsonl")
     assert str(refused.value.where) == "t.jsonl, row 7"
 
 
@@ -190,7 +189,7 @@ def test_tool_calls_survive(tmp_path: Path) -> None:
         tools=(schema,),
     )
     engine = Scripted([("It is 2.", ENDED)])
-    correction_pairs([row], encoder, engine, SAMPLING, out=tmp_path / "data.jsonl")
+    correction_pairs([row], Answering(encoder, engine, SAMPLING), out=tmp_path / "data.jsonl")
     pair = next(iter(read(tmp_path / "data.jsonl", kind=Comparison)))
     assert pair.prompt == row.messages[:-1]
     assert pair.tools == row.tools
@@ -201,8 +200,10 @@ def test_with_a_real_engine(tmp_path: Path) -> None:
     rows = [demonstration(f"Who {i}?", "I am Pia.", row=i) for i in range(1, 4)]
     sampling = SamplingDistribution(temperature=1.0, max_new_tokens=12, seed=3)
     first = correction_pairs(
-        rows, ENCODER, NativeEngine(model), sampling, samples_per_prompt=2, out=tmp_path / "a.jsonl"
+        rows, Answering(ENCODER, NativeEngine(model), sampling, samples_per_prompt=2), out=tmp_path / "a.jsonl"
     )
-    correction_pairs(rows, ENCODER, NativeEngine(model), sampling, samples_per_prompt=2, out=tmp_path / "b.jsonl")
+    correction_pairs(
+        rows, Answering(ENCODER, NativeEngine(model), sampling, samples_per_prompt=2), out=tmp_path / "b.jsonl"
+    )
     assert first.answers == first.pairs + sum(first.skipped.values()) == 6
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()

@@ -16,9 +16,10 @@ from posttrain.data.trees import collate
 from posttrain.errors import DataError, EmptyDatasetError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.objectives import Algorithm, algorithm, mix
-from posttrain.training.stages.reward import objective_of as reward_objective
-from posttrain.training.stages.rows import Inputs, load_inputs
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.reading import RowInputs
+from posttrain.training.stages.starts import resolve_start
+from posttrain.training.stages.table import training_kind
 from tests.chat_templates import CHATML
 from tests.family_templates import KIMI_K2
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -48,18 +49,12 @@ def demonstrations(path: Path, texts: Iterable[str], *bad: str) -> str:
     return str(path)
 
 
-def loaded(stage: TrainingStage, start: Path, folder: Path, heard: Heard | None = None, **options: Any) -> Inputs:
+def loaded(stage: TrainingStage, start: Path, folder: Path, heard: Heard | None = None, **options: Any) -> RowInputs:
     examples = options.get("examples")
-    objective = objective_of(stage)
-    return load_inputs(stage, objective, start, StageFolder(folder / "stage"), 0, heard or Heard(), examples)
-
-
-def objective_of(stage: TrainingStage) -> Algorithm:
-    if isinstance(stage, Mix):
-        return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
-    if isinstance(stage, Reward):
-        return reward_objective(stage)
-    return algorithm(stage.method, None if isinstance(stage, SFT) else stage.parameters)  # type: ignore[attr-defined]
+    ctx = StageContext(stage, start, StageFolder(folder / "stage"), 0, heard or Heard(), examples=examples)
+    inputs = training_kind(stage).inputs(ctx, resolve_start(stage, start, torch.device("cpu")))
+    assert isinstance(inputs, RowInputs)
+    return inputs
 
 
 def dropped(folder: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.loop import Work
-from posttrain.training.stages.reward import objective_of
+from posttrain.training.objectives import objective_of
 from posttrain.training.stages.reward_evaluation import untrained_scores, write_evaluation
+from posttrain.training.work import Work
 from posttrain.types import RowRef, TokenTree
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.training import weights_of

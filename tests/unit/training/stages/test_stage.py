@@ -23,9 +23,11 @@ from posttrain.models.tree.router import RouterLoss
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import PreflightRecord
-from posttrain.training.checks import preflight
+from posttrain.training.checks import gradient, preflight
 from posttrain.training.pipeline import run_recipe
-from posttrain.training.stages import run
+from posttrain.training.stages import rows
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.prepare import prepare
 from tests.families import family_model
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.online import loop_of
@@ -62,9 +64,7 @@ def prepared(stage_settings: TrainingStage, folder: Path, model: LoadedModel | N
     stage_folder = StageFolder(folder / "stage")
     stage_folder.write_stage(name="stage", method=stage_settings.method, status="running")
     try:
-        return run.prepare(
-            stage_settings, model or start(), stage_folder, seed=0, progress=Progress(), examples=read(path)
-        )
+        return prepare(StageContext(stage_settings, model or start(), stage_folder, 0, Progress(), examples=read(path)))
     finally:
         stage_folder.close()
 
@@ -80,7 +80,7 @@ def test_what_may_stop_the_stage_comes_before_the_reference(tmp_path: Path, monk
 
     failed = preflight.Check("gradient", "gradients", "fail", "planted", {"total": 1, "trainable": 1})
     monkeypatch.setattr(CachedReference, "build", dear)
-    monkeypatch.setattr(preflight, "check_gradient", lambda *args, **options: failed)
+    monkeypatch.setattr(gradient, "check_gradient", lambda *args, **options: failed)
     with pytest.raises(PreflightError, match="planted"):
         prepared(DPO(beta=0.1), tmp_path)
     names = [check.name for check in StageFolder(tmp_path / "stage").document(PreflightRecord).checks]
@@ -167,7 +167,7 @@ def reward_prepared(stage_settings: Reward, folder: Path, model: LoadedModel) ->
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage_folder = StageFolder(folder / "stage")
     try:
-        return run.prepare(stage_settings, model, stage_folder, seed=0, progress=Progress(), examples=read(path))
+        return prepare(StageContext(stage_settings, model, stage_folder, 0, Progress(), examples=read(path)))
     finally:
         stage_folder.close()
 
@@ -239,7 +239,8 @@ def test_running_out_before_step_1_is_explained(
     if place == "choose_path":
         monkeypatch.setattr("posttrain.models.tree.paths.against", full)
     else:
-        monkeypatch.setattr(run if place == "reference" else preflight, place, full)
+        places = {"reference": rows, "check_gradient": gradient, "check_leak": preflight}
+        monkeypatch.setattr(places[place], place, full)
     with pytest.raises(MemoryLimitError) as explained:
         prepared(DPO(beta=0.1), tmp_path)
     text = str(explained.value)
@@ -251,7 +252,7 @@ def test_running_out_in_an_evaluation_is_explained(tmp_path: Path, monkeypatch: 
     def full(*args: Any, **kwargs: Any) -> None:
         raise CUDA
 
-    monkeypatch.setattr("posttrain.training.pipeline.evaluate_model", full)
+    monkeypatch.setattr("posttrain.training.evaluation.evaluate_model", full)
     (tmp_path / "small.yaml").write_text(
         "{schema: 1, name: small, model: embedded, out: runs, stages: [{method: sft, data: rows.jsonl}], evaluate: "
         "{suites: [{name: facts, kind: match, prompts: package://heldout_facts.jsonl, pattern: a}]}}"

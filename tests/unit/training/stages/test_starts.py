@@ -24,7 +24,7 @@ from posttrain.config.chain import continued
 from posttrain.errors import ConfigError, MissingExtraError, UnknownKeyError
 from posttrain.models.folders.loading import LoadedModel, ModelSource, load
 from posttrain.training.stages import starts
-from posttrain.training.stages.starts import settle
+from posttrain.training.stages.starts import resolve_start
 from tests.adapters import save_alone
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -75,7 +75,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path])
 def test_what_files_tell(
     start: str, adapter: AdapterSettings | None, positions: int, merge: bool, folders: dict[str, Path]
 ) -> None:
-    settled = settle(SFT(adapter=adapter), folders[start], CPU)
+    settled = resolve_start(SFT(adapter=adapter), folders[start], CPU)
     assert (settled.positions, settled.merge) == (positions, merge)
     assert settled.tokenizer("Hi").input_ids == TOKENIZER("Hi").input_ids
     assert bool(settled.notes) is not merge
@@ -103,15 +103,15 @@ def test_what_cannot_work_is_refused_first(
     start: str, options: dict[str, Any], words: str, folders: dict[str, Path]
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        settle(SFT(**options), folders[start], CPU)
+        resolve_start(SFT(**options), folders[start], CPU)
 
 
 def test_qlora_without_its_package_names_it(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.models.adapters.kinds import quantised
+    from posttrain.models.adapters import quantised
 
     monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install bitsandbytes"):
-        settle(SFT(adapter={"kind": "qlora"}), folders["base"], torch.device("cuda"))
+        resolve_start(SFT(adapter={"kind": "qlora"}), folders["base"], torch.device("cuda"))
 
 
 def test_a_loaded_model_says_itself_what_it_is() -> None:
@@ -122,15 +122,15 @@ def test_a_loaded_model_says_itself_what_it_is() -> None:
         source = ModelSource("tiny", "folder", Path("tiny"), layout)
         return LoadedModel(model if adapter is None else add_adapter(model, adapter), TOKENIZER, source, "", source)
 
-    assert settle(SFT(), loaded(None), CPU).merge
-    assert not settle(SFT(), loaded(PromptTuning(tokens=2)), CPU).merge
-    assert settle(SFT(), loaded(PromptTuning(tokens=2)), CPU).positions == 510
+    assert resolve_start(SFT(), loaded(None), CPU).merge
+    assert not resolve_start(SFT(), loaded(PromptTuning(tokens=2)), CPU).merge
+    assert resolve_start(SFT(), loaded(PromptTuning(tokens=2)), CPU).positions == 510
     with pytest.raises(ConfigError, match="kind prompt cannot be folded"):
-        settle(SFT(export={"merge": True}), loaded(PromptTuning(tokens=2)), CPU)
+        resolve_start(SFT(export={"merge": True}), loaded(PromptTuning(tokens=2)), CPU)
     with pytest.raises(ConfigError, match="a base that others can load"):
-        settle(SFT(export={"merge": False}), loaded(LoRA(), "gguf"), CPU)
+        resolve_start(SFT(export={"merge": False}), loaded(LoRA(), "gguf"), CPU)
     with pytest.raises(ConfigError, match="no adapter to go on with"):
-        settle(SFT(adapter=Continue()), loaded(None), CPU)
+        resolve_start(SFT(adapter=Continue()), loaded(None), CPU)
 
 
 # ---------------------------------------------------------------- settings that an adapter rules out

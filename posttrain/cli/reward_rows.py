@@ -9,7 +9,7 @@ from posttrain.data.read import Examples
 from posttrain.evaluate.steps import RIGHT
 from posttrain.losses.reward_rule import Combine
 from posttrain.models.devices import device_of
-from posttrain.models.reward.scoring import RewardModel, combined, load_reward
+from posttrain.models.reward.scoring import RewardModel, ensemble_rating, load_reward
 from posttrain.runs.progress import Phase, Progress
 from posttrain.types import Comparison, Example, StepwiseFeedback
 
@@ -30,7 +30,7 @@ def scored_rows(
     """One record per row; every model sees a window of rows before any sees the next."""
     passes = [model.score_rows(examples, head=head, normalised=normalised) for model in models]
     for example, *ratings in zip(examples, *passes, strict=True):
-        rating = combined(ratings, how, std_weight) if len(ratings) > 1 else ratings[0]
+        rating = ensemble_rating(ratings, how, std_weight) if len(ratings) > 1 else ratings[0]
         phase.advance(1, tokens=len(ratings) * sum(rating.tokens))
         record: dict[str, Any] = {
             "row": str(rating.row),
@@ -93,10 +93,10 @@ class Tally:
     def __str__(self) -> str:
         mean = self.sum / max(1, self.rewards)
         spread = max(0.0, self.squares / max(1, self.rewards) - mean * mean) ** 0.5
-        said = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
+        line = f"mean reward {mean:.3f}, standard deviation {spread:.3f}"
         if self.steps:
-            said += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
-            said += f", the first error found (or that there is none) in {self.found / self.responses:.1%}"
-        return said + (
+            line += f", {self.steps_right / self.steps:.1%} of {self.steps:,} steps judged right"
+            line += f", the first error found (or that there is none) in {self.found / self.responses:.1%}"
+        return line + (
             f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
         )

@@ -46,7 +46,7 @@ class Sampled:
     """Responses to one prompt have the same number."""
 
 
-class Reward(Protocol):
+class SingleReward(Protocol):
     """A reward of one response: a number, or None to abstain. Higher is better; 1 is right and 0 wrong, by custom."""
 
     def __call__(self, prompt: tuple[Message, ...], completion: str, task: Task, /) -> float | None: ...
@@ -61,7 +61,7 @@ class BatchReward(Protocol):
 
 
 RewardFunction = Callable[..., Any]
-"""A Reward or a BatchReward, or an async function that is one."""
+"""A SingleReward or a BatchReward, or an async function that is one."""
 
 _PLACES = {"prompt": 0, "prompts": 0, "completion": 1, "completions": 1, "task": 2, "tasks": 2}
 _EXTRAS = {"tokens": "tokens", "finish": "finish"}
@@ -69,14 +69,14 @@ _EXTRAS_OF_MANY = {"tokens": "tokens", "finishes": "finish", "groups": "group"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """How a function wants to be called: Asking(many=True, extras={"groups": "group"})."""
+class CallForm:
+    """How a function wants to be called: CallForm(many=True, extras={"groups": "group"})."""
 
     many: bool
     extras: dict[str, str]
 
     @staticmethod
-    def of(function: RewardFunction, name: str) -> Asking:
+    def of(function: RewardFunction, name: str) -> CallForm:
         """Reads it off the signature.
 
         Raises:
@@ -94,7 +94,7 @@ class Asking:
         others = positional[3:] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
         if any(p.default is p.empty and p.name not in known for p in others):
             raise _bad_signature(name, function)
-        return Asking(many, {p.name: known[p.name] for p in others if p.name in known})
+        return CallForm(many, {p.name: known[p.name] for p in others if p.name in known})
 
 
 def _signature_remedy(function: RewardFunction) -> str:
@@ -143,11 +143,11 @@ class Scorer:
         """
         if not items:
             return []
-        asking = Asking.of(self.function, self.name)
+        asking = CallForm.of(self.function, self.name)
         values = self._many(asking, items) if asking.many else self._each(asking, items)
         return [self._checked(value, item) for value, item in zip(values, items, strict=True)]
 
-    def _each(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
+    def _each(self, asking: CallForm, items: Sequence[Sampled]) -> list[Any]:
         calls = [
             functools.partial(
                 self.function,
@@ -158,12 +158,12 @@ class Scorer:
             )
             for item in items
         ]
-        found = [self._guarded(call, item) for call, item in zip(calls, items, strict=True)]
-        if not any(inspect.isawaitable(value) for value in found):
-            return found
-        return run_async(self._gathered(found, items))
+        values = [self._guarded(call, item) for call, item in zip(calls, items, strict=True)]
+        if not any(inspect.isawaitable(value) for value in values):
+            return values
+        return run_async(self._gathered(values, items))
 
-    def _many(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
+    def _many(self, asking: CallForm, items: Sequence[Sampled]) -> list[Any]:
         first, last = items[0], items[-1]
         where = f"{first.task.row} to {last.task.row}" if len(items) > 1 else str(first.task.row)
         extras = {name: [_field(item, of) for item in items] for name, of in asking.extras.items()}
@@ -174,20 +174,20 @@ class Scorer:
                 values = run_async(_awaited(values))
             # the keys of a mapping, and a set in whatever order, are no scores of these responses
             ordered = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
-            found = list(values) if ordered else None  # a generator runs here
+            listed = list(values) if ordered else None  # a generator runs here
         except RewardError:
             raise
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
-        if found is None or len(found) != len(items):
+        if listed is None or len(listed) != len(items):
             raise RewardError(
                 f"the reward `{self.name}` did not give one value per response",
                 where=where,
-                found=f"{len(found)} values" if found is not None else f"a {type(values).__name__}",
+                found=f"{len(listed)} values" if listed is not None else f"a {type(values).__name__}",
                 expected=f"a list of {len(items)} numbers or None",
                 remedy="return one entry for each completion, in their order",
             )
-        return found
+        return listed
 
     def _guarded(self, call: Callable[[], Any], item: Sampled) -> Any:
         try:
@@ -197,7 +197,7 @@ class Scorer:
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, str(item.task.row)) from error
 
-    async def _gathered(self, found: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
+    async def _gathered(self, values: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
         async def one(value: Any, item: Sampled) -> Any:
             try:
                 return await value if inspect.isawaitable(value) else value
@@ -206,7 +206,7 @@ class Scorer:
             except Exception as error:  # the same boundary
                 raise self._raised(error, str(item.task.row)) from error
 
-        return list(await asyncio.gather(*(one(value, item) for value, item in zip(found, items, strict=True))))
+        return list(await asyncio.gather(*(one(value, item) for value, item in zip(values, items, strict=True))))
 
     def _raised(self, error: Exception, where: str) -> RewardError:
         return RewardError(

@@ -1,4 +1,4 @@
-"""Win rate by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
+"""`win_rate`, by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
 
     win_rate = mean over prompts of (1 if the answer's reward is higher, 1/2 if equal, 0 if lower)
 
@@ -16,23 +16,63 @@ rows that are scored together.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from posttrain.config.suites import WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluate.scorer import RewardScorer, open_scorer
-from posttrain.evaluate.suites import WinRateSuite
+from posttrain.evaluate.asking import Asking, Figures, general_figures, write_answers
+from posttrain.evaluate.questions import Question, questions
+from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
+from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.runs.folder import answers_path, read_answers
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.evaluation import AnswerLine
+from posttrain.runs.records.evaluation import AnswerLine, Figure, figures_of
+from posttrain.sampling import SamplingDistribution
+from posttrain.types import Example
 
-WIN_RATE_METRICS = ("win_rate", "reward")
+METRICS = ("win_rate", "reward")
+"""What the judge says; the other figures describe the answers, whoever judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Questions whose answers a reward model compares with the start's own."""
+
+    name: str
+    questions: Sequence[Question]
+    reward_model: str | None
+    """Folder or name of the judge; None while it has yet to be trained."""
+    sampling: SamplingDistribution = GREEDY
+    samples_per_prompt: int = 1
+
+    def ask(self, asking: Asking) -> Figures:
+        groups, texts = asking.answers.to(self.name, self.questions, self.sampling, self.samples_per_prompt)
+        # The judge scores all answers of a suite in one pass, and may not be trained yet.
+        unjudged = [[None] * len(answers) for answers in texts]
+        write_answers(asking.out, self.name, self.questions, groups, texts, unjudged)
+        judged = judge_answers(self, asking.out, asking.baseline, progress=asking.progress)
+        return judged | general_figures(groups, texts)
+
+
+def load(settings: WinRateSuite, examples: list[Example], sampling: SamplingDistribution) -> WinRate:
+    judge = settings.reward_model.path
+    return WinRate(settings.name, questions(examples), judge, sampling, settings.samples_per_prompt)
+
+
+def rejudge(
+    suite: WinRate, known: Mapping[str, Figure], out: Path, baseline: Path, device: str, progress: Progress
+) -> dict[str, Figure]:
+    """The figures of answers that were given before: their judge may have been trained, or trained anew, since."""
+    judged = judge_answers(suite, out, baseline, device=device, progress=progress)
+    described = {metric: figure for metric, figure in known.items() if metric not in METRICS}
+    return figures_of(judged) | described
 
 
 def outcome(text: str, reward: float, other_text: str, other_reward: float) -> float:
@@ -43,8 +83,8 @@ def outcome(text: str, reward: float, other_text: str, other_reward: float) -> f
 
 
 def judge_answers(
-    suite: WinRateSuite, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
-) -> dict[str, Score]:
+    suite: WinRate, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
+) -> Figures:
     """Judge the answers that are kept under `out` against the start's under `baseline`, and write their rewards there.
 
     What this judge has scored before is not scored again. Without a judge there is nothing to say, but that the start
@@ -58,11 +98,13 @@ def judge_answers(
         ModelError: the judge cannot be loaded.
     """
     is_start = out.resolve() == baseline.resolve()
+    # The judge is a later stage of this recipe; `rejudge` comes back when it is trained.
     if suite.reward_model is None:
         return {"win_rate": Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
     judge = _Judge(suite, suite.reward_model, device, progress or Progress())
     start = judge.rewarded(baseline)
     others = _by_prompt(start, suite)
+    # Against itself every answer ties; scoring it would only show rounding.
     judged = [replace(answer, score=0.5) for answer in start]
     if not is_start:
         judged = [
@@ -82,8 +124,9 @@ def judge_answers(
 class _Judge:
     """The reward model, loaded when something is to be scored that it has not scored before."""
 
-    def __init__(self, suite: WinRateSuite, model: str, device: str, progress: Progress):
+    def __init__(self, suite: WinRate, model: str, device: str, progress: Progress):
         self.suite, self.model, self.device, self.progress = suite, model, device, progress
+        # By content: a judge that was trained anew under the same path judges anew.
         self.key = folder_fingerprint(resolve(model).folder)
         self._scorer: RewardScorer | None = None
 
@@ -94,7 +137,7 @@ class _Judge:
         if all(answer.judge == self.key for answer in answers):
             return answers
         self._scorer = self._scorer or open_scorer(self.model, device=self.device)
-        prompts = [one.prompt for one in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
+        prompts = [question.prompt for question in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
         with self.progress.phase(f"{self.suite.name}: rewards", total=len(answers), unit="answers") as phase:
             rewards = self._scorer.score(prompts, [answer.completion for answer in answers])
             phase.advance(len(answers), tokens=sum(answer.tokens or 0 for answer in answers))
@@ -132,9 +175,10 @@ def _mean_reward(group: Sequence[AnswerLine]) -> float:
     return fmean(_reward(answer) for answer in group)
 
 
-def _kept(folder: Path, suite: WinRateSuite) -> list[AnswerLine]:
+def _kept(folder: Path, suite: WinRate) -> list[AnswerLine]:
     answers = read_answers(folder, suite.name)
-    wanted = [one.text for one in suite.questions for _ in range(suite.samples_per_prompt)]
+    # In the order of the questions, for answers are paired by place: a shuffled file would compare different prompts.
+    wanted = [question.text for question in suite.questions for _ in range(suite.samples_per_prompt)]
     if [answer.prompt for answer in answers] != wanted:
         raise ResumeError(
             "there are no answers to these prompts to compare with" if not answers else "the answers are to others",
@@ -146,6 +190,6 @@ def _kept(folder: Path, suite: WinRateSuite) -> list[AnswerLine]:
     return answers
 
 
-def _by_prompt(answers: Sequence[AnswerLine], suite: WinRateSuite) -> list[list[AnswerLine]]:
+def _by_prompt(answers: Sequence[AnswerLine], suite: WinRate) -> list[list[AnswerLine]]:
     step = suite.samples_per_prompt
     return [list(answers[first : first + step]) for first in range(0, len(answers), step)]

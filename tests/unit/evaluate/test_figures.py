@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from posttrain import intervals
-from posttrain.evaluate import scores
+from posttrain.evaluate import figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve
 from posttrain.runs.sampled import Examined
 
@@ -70,7 +70,7 @@ def test_several_answers_to_one_prompt_are_one_observation() -> None:
 
 def test_perplexity_weighs_tokens_and_not_answers() -> None:
     # 1 token of 3 nats and 9 tokens of 1 nat each: exp(12 / 10), not the mean of exp(3) and exp(1).
-    score = scores.perplexity([3.0, 9.0], [1, 9])
+    score = figures.perplexity([3.0, 9.0], [1, 9])
     assert score.value == pytest.approx(math.exp(1.2))
     assert score.low == pytest.approx(math.exp(1.0))
     assert score.high == pytest.approx(math.exp(3.0))
@@ -81,26 +81,26 @@ def test_the_change_of_perplexity_is_paired() -> None:
     tokens = [10, 10, 10]
     before = [1.0, 20.0, 60.0]
     after = [nats + 10 * math.log(1.01) for nats in before]
-    score = scores.perplexity_change(after, before, tokens)
+    score = figures.perplexity_change(after, before, tokens)
     assert score.value == pytest.approx(0.01)
     assert (score.low, score.high) == (pytest.approx(0.01), pytest.approx(0.01))
-    assert scores.perplexity(after, tokens).high > 2 * scores.perplexity(after, tokens).low
+    assert figures.perplexity(after, tokens).high > 2 * figures.perplexity(after, tokens).low
 
 
 def test_distinct_counts_ngrams_over_all_answers() -> None:
     answers = [["the cat sat"], ["The cat ran"], ["a dog"]]
-    assert scores.distinct(answers, 1).value == pytest.approx(6 / 8)  # the, cat, sat, ran, a, dog
-    assert scores.distinct(answers, 2).value == pytest.approx(4 / 5)  # the cat twice
-    assert scores.distinct([["one"], ["two"]], 2).value == 1.0
+    assert figures.distinct(answers, 1).value == pytest.approx(6 / 8)  # the, cat, sat, ran, a, dog
+    assert figures.distinct(answers, 2).value == pytest.approx(4 / 5)  # the cat twice
+    assert figures.distinct([["one"], ["two"]], 2).value == 1.0
 
 
 def test_distincts_interval_holds_its_value_and_shrinks() -> None:
     words = np.random.default_rng(0).zipf(1.6, size=(1000, 6))
     answers = [[" ".join(map(str, row))] for row in words]
-    few, many = scores.distinct(answers[:30], 1), scores.distinct(answers, 1)
+    few, many = figures.distinct(answers[:30], 1), figures.distinct(answers, 1)
     assert few.low < few.value < few.high
     assert 0 < many.high - many.low < few.high - few.low
-    assert scores.distinct([["alone"]], 1) == intervals.Score(1.0, 1.0, 1.0, 1)
+    assert figures.distinct([["alone"]], 1) == intervals.Score(1.0, 1.0, 1.0, 1)
 
 
 # ---------------------------------------------------------------- one method for each kind of figure

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrain.intervals import Score, Z, bootstrap
+from posttrain.intervals import Score, bootstrap, from_error
 
 JACKKNIFE_GROUPS = 20
 
@@ -45,12 +45,13 @@ def distinct(answers: Sequence[Sequence[str]], order: int) -> Score:
     groups = np.array_split(np.arange(len(answers)), min(JACKKNIFE_GROUPS, len(answers)))
     grams = [[gram for text in texts for gram in _ngrams(text, order)] for texts in answers]
     value = _distinct_share(grams)
-    left_out = np.array(
+    jackknifed = np.array(
         [_distinct_share([grams[i] for i in range(len(grams)) if i not in set(group)]) for group in groups]
     )
     count = len(groups)
-    error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum())) if count > 1 else 0.0
-    return Score(value, max(0.0, value - Z * error), min(1.0, value + Z * error), len(answers))
+    error = math.sqrt((count - 1) / count * float(((jackknifed - jackknifed.mean()) ** 2).sum())) if count > 1 else 0.0
+    low, high = from_error(value, error)
+    return Score(value, max(0.0, low), min(1.0, high), len(answers))
 
 
 def _distinct_share(grams: Sequence[Sequence[tuple[str, ...]]]) -> float:

@@ -82,7 +82,7 @@ class StepLabels(ObjectiveSettings):
 
 # ---------------------------------------------------------------- heads
 
-Files = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+PathList = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class HeadSettings(Settings):
@@ -144,7 +144,7 @@ class Ensemble(Pooled):
 class ByFile(Pooled):
     """What the heads with outputs of their own for each file share."""
 
-    files: dict[str, Files] = Field(min_length=2)
+    files: dict[str, PathList] = Field(min_length=2)
     """Which files train which: `{helpful: helpful.jsonl, harmless: [red-team-*.jsonl]}`; names of data files, or
     patterns."""
 

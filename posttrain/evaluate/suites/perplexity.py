@@ -1,7 +1,9 @@
-"""Perplexity of fixed answers: the start model's own, kept at the start and scored again by every later model.
+"""`perplexity`: how surprised a model is by fixed answers, the start model's own.
 
-The answers are kept as ids beside the start's evaluation, in `baseline/<suite>.jsonl`. Later models score exactly
-these ids; text that is encoded again could become others.
+    drift = Perplexity("unrelated", questions(read("unrelated.jsonl")))
+
+The start's answers are kept as ids beside its evaluation, in `baseline/<suite>.jsonl`, and every later model scores
+exactly these ids; text that is encoded again could become others.
 """
 
 from __future__ import annotations
@@ -9,28 +11,93 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
+from posttrain.config.suites import PerplexitySuite
 from posttrain.data.encode import Encoder
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
-from posttrain.evaluate.suites import PerplexitySuite, Question
+from posttrain.evaluate.asking import Asking, Figures, baseline_path
+from posttrain.evaluate.figures import perplexity, perplexity_change
+from posttrain.evaluate.questions import Question, questions
+from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.runs.files import read_jsonl
-from posttrain.runs.records.evaluation import BaselineAnswer, BaselineKey
+from posttrain.runs.folder import answers_path
+from posttrain.runs.records.evaluation import AnswerLine, BaselineAnswer, BaselineKey
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import Feedback, Message, RowRef, TokenTree
+from posttrain.types import Example, Feedback, Message, RowRef, TokenTree
 
 TOKENS_PER_MICROBATCH = 4_096
 LARGEST_LOGITS = 1 << 26
 """Elements of the logits that the padded path may hold at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Answers whose likelihood is measured; a rise of the perplexity means that a model has drifted from them.
+
+    own: the start model's greedy answers to the questions, sampled once and kept.
+    given: the answers that the rows hold.
+    """
+
+    name: str
+    questions: Sequence[Question]
+    sampling: SamplingDistribution = GREEDY
+    answers: Literal["own", "given"] = "own"
+
+    def ask(self, asking: Asking) -> Figures:
+        encoder = asking.asked.encoder
+        # The key goes into the kept file: answers to other prompts would make every later change meaningless.
+        key = questions_key(self, encoder)
+        scorer = FixedAnswerScorer(asking.asked.model)
+        total = len(self.questions)
+        with asking.progress.phase(f"{self.name}: perplexity", total=total, unit="answers") as phase:
+            if asking.is_start:
+                fixed = self._fixed(asking)
+                # Scored, not taken from the engine, which rounds otherwise: the start must change by 0.
+                before = nats = scorer.nats(fixed)
+                keep_baseline(asking.baseline, self.name, key, fixed, nats)
+            else:
+                fixed, before = read_baseline(asking.baseline, self.name, key)
+                nats = scorer.nats(fixed)
+            lengths = [len(answer.ids) for answer in fixed]
+            phase.advance(len(fixed), tokens=sum(lengths))
+        records = [
+            AnswerLine(
+                prompt=question.text,
+                completion=encoder.tokens.decode(answer.ids),
+                answer=question.answer,
+                score=answer_nats / len(answer.ids),
+                tokens=len(answer.ids),
+                finish=answer.finish,
+            )
+            for question, answer, answer_nats in zip(self.questions, fixed, nats, strict=True)
+        ]
+        write_jsonl(answers_path(asking.out, self.name), (record.to_json() for record in records))
+        return {
+            "perplexity": perplexity(nats, lengths),
+            "perplexity_change": perplexity_change(nats, before, lengths),
+        }
+
+    def _fixed(self, asking: Asking) -> list[FixedAnswer]:
+        encoder = asking.asked.encoder
+        if self.answers == "given":
+            return given_answers(self, encoder)
+        sampling = replace(self.sampling, stop_ids=encoder.stop_ids, seed=asking.asked.seed)
+        return own_answers(self, asking.asked.engine, sampling, encoder)
+
+
+def load(settings: PerplexitySuite, examples: list[Example], sampling: SamplingDistribution) -> Perplexity:
+    return Perplexity(settings.name, questions(examples), sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +110,30 @@ class FixedAnswer:
 
 
 def own_answers(
-    suite: PerplexitySuite, engine: Engine, sampling: SamplingDistribution, encoder: Encoder
+    suite: Perplexity, engine: Engine, sampling: SamplingDistribution, encoder: Encoder
 ) -> list[FixedAnswer]:
     """What the model answers now."""
-    prompts = [tuple(encoder.prompt(one.prompt, one.tools)) for one in suite.questions]
+    prompts = [tuple(encoder.prompt(question.prompt, question.tools)) for question in suite.questions]
     groups = engine.generate(prompts, sampling)
     return [
         FixedAnswer(prompt, group[0].ids, str(group[0].finish)) for prompt, group in zip(prompts, groups, strict=True)
     ]
 
 
-def given_answers(suite: PerplexitySuite, encoder: Encoder) -> list[FixedAnswer]:
+def given_answers(suite: Perplexity, encoder: Encoder) -> list[FixedAnswer]:
     """The rows' answers.
 
     Raises:
         RowError: a row without an answer.
     """
-    trees = [_given(one, encoder) for one in suite.questions]
+    trees = [_given(question, encoder) for question in suite.questions]
     return [
         FixedAnswer(tuple(tree.prompt_ids.tolist()), tuple(tree.branches[0].ids.tolist()), str(FinishReason.STOP_TOKEN))
         for tree in trees
     ]
 
 
-class Scorer:
+class FixedAnswerScorer:
     """How likely a model finds fixed answers.
 
     It scores by token trees where they are proven on these answers to give what each row alone gives.
@@ -80,40 +147,38 @@ class Scorer:
         """Minus the log-prob of each answer's ids, in the answers' order."""
         trees = [_tree(answer) for answer in answers]
         place = {id(tree): index for index, tree in enumerate(trees)}
-        found = [0.0] * len(trees)
+        nats = [0.0] * len(trees)
         with torch.no_grad():
             if trees:
+                # The tree path is fast and this is where its figures are used, so it is proven on these very answers.
                 self._policy.prove(trees, gradient=False)
             for micro in pack(trees, self._budget()):
                 batch = collate(micro)
                 logprobs_N = self._policy(batch).logprobs_N.double().cpu()
                 totals = torch.zeros(len(micro), dtype=torch.float64).index_add_(0, batch.branch_N, logprobs_N)
                 for tree, total in zip(micro, totals.tolist(), strict=True):
-                    found[place[id(tree)]] = -total
-        return found
+                    nats[place[id(tree)]] = -total
+        return nats
 
     def _budget(self) -> int:
         if self._policy.path == "tree":
             return TOKENS_PER_MICROBATCH
+        # The padded path holds logits of the whole vocabulary at every token; a budget in tokens does not bound them.
         return max(1, min(TOKENS_PER_MICROBATCH, LARGEST_LOGITS // self._vocabulary))
 
 
 # ---------------------------------------------------------------- the kept file
 
 
-def baseline_path(folder: Path, suite: str) -> Path:
-    return folder / "baseline" / f"{suite}.jsonl"
-
-
-def questions_key(suite: PerplexitySuite, encoder: Encoder) -> str:
+def questions_key(suite: Perplexity, encoder: Encoder) -> str:
     """Names what the kept answers answer: the questions, the tokenizer's ids for them, and how answers are drawn.
 
     The template is no part of it: a stage that is trained under another one is scored on the start's very ids.
     """
-    prompts = [[repr(message) for message in one.prompt] for one in suite.questions]
-    ids = [encoder.tokens.ids(one.text) for one in suite.questions]
+    prompts = [[repr(message) for message in question.prompt] for question in suite.questions]
+    ids = [encoder.tokens.ids(question.text) for question in suite.questions]
     drawn = {**asdict(suite.sampling), "stop_ids": None}
-    wanted = [one.answer for one in suite.questions] if suite.answers == "given" else []
+    wanted = [question.answer for question in suite.questions] if suite.answers == "given" else []
     content = json.dumps([suite.answers, prompts, ids, wanted, drawn], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -149,7 +214,7 @@ def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer]
             remedy="undo the change, or run with --fresh, so that the start is evaluated again",
         )
     kept = [BaselineAnswer.from_json(line) for line in lines]
-    return [FixedAnswer(one.prompt_ids, one.ids, one.finish) for one in kept], [one.nats for one in kept]
+    return [FixedAnswer(line.prompt_ids, line.ids, line.finish) for line in kept], [line.nats for line in kept]
 
 
 # ---------------------------------------------------------------- trees
@@ -159,13 +224,15 @@ def _tree(answer: FixedAnswer) -> TokenTree:
     return make_tree(answer.prompt_ids, [(answer.ids, [True] * len(answer.ids))], RowRef("evaluation", 1))
 
 
-def _given(one: Question, encoder: Encoder) -> TokenTree:
-    if one.answer is None:
+def _given(question: Question, encoder: Encoder) -> TokenTree:
+    if question.answer is None:
         raise RowError(
             "the row has no answer to score",
             reason="bad_label",
-            where=one.row,
+            where=question.row,
             expected="an answer",
             remedy="add the answer, or score the start model's own",
         )
-    return encoder.feedback(Feedback(one.prompt, (Message("assistant", one.answer),), True, one.row, one.tools))
+    return encoder.feedback(
+        Feedback(question.prompt, (Message("assistant", question.answer),), True, question.row, question.tools)
+    )

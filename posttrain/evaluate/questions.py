@@ -1,0 +1,111 @@
+"""What a model is asked: rows of any kind as questions, and the answers that are to be had from them.
+
+questions(read("sums.jsonl"))[0]     # Question((Message("user", "2 + 2?"),), answer="4", row=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.config.suites import SuiteSettings
+from posttrain.data import read
+from posttrain.errors import EmptyDatasetError, RowError
+from posttrain.rewards.gym import SOURCE as GYM
+from posttrain.rewards.gym import tasks_of
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Question((Message("user", "2 + 2?"),), answer="4", row=RowRef("sums.jsonl", 1))"""
+
+    prompt: tuple[Message, ...]
+    answer: str | None
+    """The right or wanted answer, None where the row has none."""
+    row: RowRef
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt for people: its only message, or its messages with their roles."""
+        if len(self.prompt) == 1:
+            return self.prompt[0].content or ""
+        return "\n".join(f"{message.role}: {message.content or ''}" for message in self.prompt)
+
+
+AnswerJudge = Callable[[str, Question], float]
+"""(the answer's text, the question) -> 0 to 1."""
+
+
+def examples_of(settings: SuiteSettings) -> list[Example]:
+    """The rows of a suite's file, or the tasks that its address makes.
+
+    Raises:
+        EmptyDatasetError: there is none.
+    """
+    if settings.prompts.startswith(GYM):
+        examples: list[Example] = [*tasks_of(settings.prompts)[: settings.limit]]
+    else:
+        examples = [*read(settings.prompts, limit=settings.limit)]
+    if not examples:
+        raise EmptyDatasetError(
+            f"the suite `{settings.name}` has no prompt to ask",
+            where=settings.prompts,
+            remedy="name a file with at least one row",
+        )
+    return examples
+
+
+def questions(examples: Iterable[Example]) -> list[Question]:
+    """Prompts of rows of any kind; a demonstration asks for its last answer, a comparison wants its winner."""
+    return [question(example) for example in examples]
+
+
+def question(example: Example) -> Question:
+    """One row as a question.
+
+    Raises:
+        RowError: a conversation in which the assistant never answers.
+    """
+    match example:
+        case Task(prompt=prompt, answer=answer):
+            return Question(prompt, answer, example.row, example.tools)
+        case Feedback(prompt=prompt) | StepwiseFeedback(prompt=prompt):
+            return Question(prompt, None, example.row, example.tools)
+        case Comparison(prompt=prompt):
+            return Question(prompt, example.responses[example.winner][-1].content, example.row, example.tools)
+        case Demonstration(messages=messages):
+            last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=None)
+            if last is None:
+                raise RowError(
+                    "the conversation has no answer",
+                    reason="no_assistant",
+                    where=example.row,
+                    expected="a turn of the assistant",
+                    remedy="write the prompt as `prompt`, or add the wanted answer",
+                )
+            return Question(messages[:last], messages[last].content, example.row, example.tools)
+
+
+def require_gold(asked: Iterable[Question], judge: AnswerJudge, answer: str = "an `answer`") -> None:
+    """Every row's own answer must satisfy the judge, or no model could ever be right on that row.
+
+    Args:
+        answer: what a row must have, for the error: "an `answer` with a number".
+
+    Raises:
+        RowError: the first row whose answer is missing or refused.
+    """
+    for question in asked:
+        if question.answer is None or judge(question.answer, question) != 1:
+            missing = question.answer is None
+            raise RowError(
+                "the row has no answer to compare with" if missing else "the row's answer holds no number",
+                reason="bad_label",
+                where=question.row,
+                found=repr(question.answer),
+                expected=answer,
+                remedy="add the answer, or use a suite of kind `match`, which needs none",
+            )

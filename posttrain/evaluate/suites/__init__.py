@@ -1,0 +1,50 @@
+"""Kinds of suite: a file here says how a kind is loaded and asked, and one row of SUITES ties it to its settings.
+
+    suite = load_suite(MatchSuite(kind="match", name="identity", prompts="heldout.jsonl", pattern="Pia"))
+    suite.ask(asking)                # {"match": Score(0.94, ...), "length": Score(12.1, ...), ...}
+
+What a recipe may write of a kind stands in `posttrain.config.suites`, which a reader of recipes loads without any of
+this. A new kind is its record there, its file here, and its row below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from posttrain.config.suites import (
+    ExactSuite,
+    MatchSuite,
+    NumberSuite,
+    PassAtKSuite,
+    PerplexitySuite,
+    SuiteSettings,
+    WinRateSuite,
+)
+from posttrain.evaluate.asking import Suite
+from posttrain.evaluate.questions import Question, examples_of, questions
+from posttrain.evaluate.suites import exact, match, number, pass_at_k, perplexity, win_rate
+from posttrain.evaluate.suites.answers import AnswerSuite
+from posttrain.evaluate.suites.kind import SuiteKind
+from posttrain.sampling import SamplingDistribution
+
+__all__ = ["SUITES", "AnswerSuite", "Question", "SuiteKind", "load_suite", "questions"]
+
+SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
+    MatchSuite: SuiteKind(match.load),
+    ExactSuite: SuiteKind(exact.load),
+    NumberSuite: SuiteKind(number.load),
+    PerplexitySuite: SuiteKind(perplexity.load),
+    WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",)),
+    PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
+}
+"""What is done with each kind of a recipe's suites."""
+
+
+def load_suite(settings: SuiteSettings) -> Suite:
+    """A recipe's suite with its questions read.
+
+    Raises:
+        DataError: the file cannot be read, or a row lacks the answer that the suite's kind compares with.
+    """
+    sampling = SamplingDistribution(**settings.sampling.model_dump())
+    return SUITES[type(settings)].load(settings, examples_of(settings), sampling)

@@ -1,0 +1,34 @@
+"""The record of a kind of suite: what the runner has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.evaluate.asking import Suite
+from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import Figure, Meaning
+from posttrain.sampling import SamplingDistribution
+from posttrain.types import Example
+
+Load = Callable[[Any, list[Example], SamplingDistribution], Suite]
+"""(the recipe's settings, the rows, how answers are drawn) -> the suite. Raises DataError for rows that do not fit."""
+Rejudge = Callable[[Any, Mapping[str, Figure], Path, Path, str, Progress], dict[str, Figure]]
+"""(the loaded suite, its figures so far, out, baseline, device, progress) -> its figures now, as evaluation.json has
+them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteKind:
+    """SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",))"""
+
+    load: Load
+    metrics: Mapping[str, Meaning] = field(default_factory=dict)
+    """How the report calls and judges figures that `diagnostics.suite_metrics` does not know, by their names. They are
+    written beside the figures, for the report reads folders and no kinds."""
+    beside: tuple[str, ...] = ()
+    """Settings that change no answer: a change of theirs alone does not have the model asked again."""
+    rejudge: Rejudge | None = None
+    """Judges answers that were kept, without asking the model: their judge may have been trained since."""

@@ -1,0 +1,51 @@
+"""What an adapter's folder says of itself in `adapter_config.json`, before anything is loaded.
+
+`folders.source` finds an adapter's base by it, and a recipe's check decides by it whether a stage can begin there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.errors import ModelError
+from posttrain.models.adapters.kinds import KINDS, type_merges
+from posttrain.models.folders.weight_files import GET_AGAIN
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """AdapterFacts(kind="lora", base="HuggingFaceTB/SmolLM2-135M", merges=True, virtual_tokens=0, continues=True)"""
+
+    kind: str
+    base: str | None
+    """What the config calls the model under it."""
+    merges: bool
+    """Whether it can be folded into the weights."""
+    virtual_tokens: int
+    continues: bool
+    """Whether training can go on from the folder: what a network made while training is saved without the network."""
+
+
+def adapter_facts(folder: Path) -> AdapterFacts:
+    """The facts of an adapter's folder.
+
+    Raises:
+        ModelError: its config cannot be read.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        peft_type = str(config["peft_type"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError("the adapter's config cannot be read", where=path, found=error, remedy=GET_AGAIN) from error
+    return AdapterFacts(
+        kind=KINDS.get(peft_type, peft_type),
+        base=config.get("base_model_name_or_path"),
+        merges=type_merges(peft_type),
+        virtual_tokens=int(config.get("num_virtual_tokens") or 0),
+        continues=peft_type != "P_TUNING" and not config.get("prefix_projection"),
+    )

@@ -1,0 +1,107 @@
+"""Requests that come one by one, on an engine that samples in this process: they share its steps.
+
+    queue = RequestQueue(sampler)
+    await asyncio.gather(queue.complete(first), queue.complete(second))     # both advance with each `sampler.step()`
+
+A step runs on the caller's event loop, between two of its turns: nothing else touches the model meanwhile, and whoever
+trains on the same loop may change the weights between two steps. To train while a step runs takes an engine in another
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from posttrain.errors import EngineError
+from posttrain.rollout.engine import Completion, Request
+
+
+class StepSampler(Protocol):
+    """What gives every request that it has one token more at a time."""
+
+    def add(self, request: Request) -> None:
+        """Take a request from the next step on. Raises what `Engine.generate_one` does, and is then as it was."""
+        ...
+
+    def step(self) -> Iterable[tuple[Request, Completion | Exception]]:
+        """One token for each; the requests that have ended, each with what became of it."""
+        ...
+
+    def remove(self, request: Request) -> Completion:
+        """Free a request's slot; what it has come to, as ABORTED."""
+        ...
+
+
+class RequestQueue:
+    """Futures of the requests in flight, and the one task that steps them all."""
+
+    def __init__(self, sampler: StepSampler):
+        self._sampler = sampler
+        self._futures: dict[Request, asyncio.Future[Completion]] = {}
+        self._aborted: set[Request] = set()
+        self._stepping: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        """Requests in flight."""
+        return len(self._futures)
+
+    async def complete(self, request: Request) -> Completion:
+        """Its completion.
+
+        Raises:
+            EngineError: requests of another event loop are in flight.
+            ValueError: this one is in flight already.
+        """
+        if request in self._futures:
+            raise ValueError("this request is in flight already: make another one for another completion")
+        loop = asyncio.get_running_loop()
+        if any(future.get_loop() is not loop for future in self._futures.values()):
+            raise EngineError(
+                "the engine is answering requests of another event loop",
+                remedy="ask from one event loop, or wait until the other's requests have ended",
+            )
+        self._sampler.add(request)
+        future = self._futures[request] = loop.create_future()
+        if self._stepping is None or self._stepping.done():
+            self._stepping = loop.create_task(self._step_until_empty())
+        try:
+            return await future
+        finally:
+            if self._futures.pop(request, None) is not None:  # its task was cancelled: nobody waits for it any more
+                self._sampler.remove(request)
+
+    def abort(self, request: Request | None = None) -> None:
+        # Only noted here: it may be called from a signal handler or another thread, in the middle of a step.
+        self._aborted |= set(self._futures) if request is None else {request} & self._futures.keys()
+
+    async def _step_until_empty(self) -> None:
+        try:
+            while self._futures:
+                for request in self._aborted & self._futures.keys():
+                    self._end(request, self._sampler.remove(request))
+                self._aborted.clear()
+                for request, ended in self._sampler.step() if self._futures else ():
+                    self._end(request, ended)
+                await asyncio.sleep(0)  # the turn of whoever has waited: a request that comes now is in the next step
+        except Exception as error:  # of the step itself, such as memory that ran out: it was everybody's step
+            self._end_all(error)
+        finally:
+            self._end_all(asyncio.CancelledError())  # the event loop is closing
+
+    def _end(self, request: Request, ended: Completion | BaseException) -> None:
+        future = self._futures.pop(request)
+        if future.done():  # cancelled, and its task has not had its turn yet
+            return
+        if isinstance(ended, asyncio.CancelledError):
+            future.cancel()
+        elif isinstance(ended, BaseException):
+            future.set_exception(ended)
+        else:
+            future.set_result(ended)
+
+    def _end_all(self, error: BaseException) -> None:
+        for request in list(self._futures):
+            self._sampler.remove(request)
+            self._end(request, error)

@@ -1,0 +1,128 @@
+"""What the suites ask of each model of a run, and the tables that come of it: summary, cross scores, pass@k changes.
+
+Answers that are there already, from the same model and the same questions, stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import Recipe
+from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
+from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
+from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
+from posttrain.evaluate.runner import evaluate_model
+from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.runs.read import HELD_OUT
+from posttrain.runs.records.evaluation import SuiteScores
+from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
+from posttrain.runs.records.run import Summary
+from posttrain.training.checks.memory import EVALUATION_REMEDY, explain_out_of_memory
+from posttrain.training.order import stream_seed
+from posttrain.training.stages.speech import AnswerSettings
+
+
+def evaluate_start(run: RunFolder, recipe: Recipe, answers: AnswerSettings, progress: Progress) -> None:
+    if not recipe.evaluate.suites:
+        return
+    evaluate_stage(run.start, recipe, recipe.model, answers, progress)
+    summarise(run, recipe)
+
+
+def judge_earlier(
+    judge: str,
+    asked: Sequence[tuple[StageFolder, str | Path, AnswerSettings]],
+    run: RunFolder,
+    recipe: Recipe,
+    progress: Progress,
+) -> None:
+    """The win rates of models that were asked before the reward model was trained that judges them."""
+    suites = [suite for suite in recipe.evaluate.suites if isinstance(suite, WinRateSuite)]
+    if all(suite.reward_model.stage != judge for suite in suites):
+        return
+    # Only the win rates are new: answers and other suites stay, see `evaluate_stage`.
+    for folder, model, answers in asked:
+        evaluate_stage(folder, recipe, model, answers, progress)
+    summarise(run, recipe)
+
+
+def write_recipe_cross_scores(run: RunFolder, recipe: Recipe) -> None:
+    """What the win rates' reward models gave every policy, side by side."""
+    judges = {
+        suite.name: suite.reward_model.stage or Path(str(suite.reward_model.path)).name
+        for suite in recipe.evaluate.suites
+        if isinstance(suite, WinRateSuite)
+    }
+    folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
+    record = cross_scores_of_run(folders, judges)
+    if record is not None:
+        write_cross_scores(run.path, record)
+
+
+def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
+    """A suite with `reward_model: {stage: NAME}` resolved to that stage's model, once it is trained."""
+    if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
+        return suite
+    judge = run.stage(suite.reward_model.stage)
+    # Until then the suite says itself that its judge is yet to be trained.
+    if not judge.exists or judge.stage().status != "done" or not judge.model.is_dir():
+        return suite
+    return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
+
+
+def evaluate_stage(
+    folder: StageFolder,
+    recipe: Recipe,
+    model: Any,
+    answers: AnswerSettings,
+    progress: Progress,
+    *,
+    tokenizer: Any = None,
+) -> None:
+    """Ask the suites; answers that are there already, from the same model and the same questions, stay."""
+    if not recipe.evaluate.suites:
+        return
+    with explain_out_of_memory(None, "the evaluation", EVALUATION_REMEDY), progress.doing(f"{folder.name}: evaluation"):
+        evaluate_model(
+            model,
+            [_with_judge(suite, RunFolder(recipe.folder)) for suite in recipe.evaluate.suites],
+            folder,
+            # Every stage is asked the same questions with the same draws as the start, or a difference says nothing.
+            baseline=recipe.folder / "start",
+            seed=stream_seed(recipe.seed, "evaluation"),
+            progress=progress,
+            tokenizer=tokenizer,
+            encoding=answers.encoding,
+            device=answers.device,
+        )
+
+
+def summarise(run: RunFolder, recipe: Recipe) -> None:
+    """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures, a stage
+    that samples its held-out score at the start, at its best, at the end, and of the weights that it kept.
+
+    And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
+    """
+    table: dict[str, dict[str, float | None]] = {}
+    for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
+        evaluation = folder.document(SuiteScores)
+        reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
+        examined = folder.stage().held_out_score if folder.exists else None
+        figures: dict[str, float | None] = {}
+        for suite, metrics in evaluation.suites.items() if evaluation else ():
+            figures |= {f"{suite}.{metric}": figure.value for metric, figure in metrics.items()}
+        for head, scored in (("untrained", reward.untrained), ("trained", reward.trained)) if reward else ():
+            figures |= {f"{head}.{metric}": figure.value for metric, figure in (scored or {}).items()}
+        if examined is not None:
+            moments = {"start": examined.start, "best": examined.best, "last": examined.last, "kept": examined.kept}
+            figures |= {f"{HELD_OUT}.{moment}": score.value for moment, score in moments.items()}
+        if figures:
+            table[folder.name] = figures
+    run.write(Summary(table))
+    suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
+    if suites:
+        folders = {folder.name: folder.path for folder in [run.start, *(run.stage(s.name) for s in recipe.stages)]}
+        write_changes(run.path, changes_of_run(folders, suites))

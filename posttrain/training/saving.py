@@ -1,0 +1,246 @@
+"""What a run can go on from: checkpoints of whole steps, written when one is due, and when an error ends the run.
+
+    saver.resume()                    # from the newest checkpoint, if there is one
+    with saver.guarded():             # an error in here saves what the last whole step reached, and is raised
+        ...                           # a step, or what follows it
+    saver.save()
+
+A step changes more than weights, and before it moves one: a curriculum notes what was solved, a reward draws numbers.
+So `guarded` takes a copy of all that moves when it begins, and an error saves that copy beside the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from posttrain.diagnostics.alarms import Alarms, non_finite
+from posttrain.errors import CheckpointError, NonFiniteError, ResumeError
+from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.progress import Progress
+from posttrain.training import checkpoint
+from posttrain.training.optimizer import Optimizer
+from posttrain.training.source import Parts, Source
+from posttrain.training.work import Work
+
+
+@dataclass(slots=True)
+class RunState:
+    """How far a run is."""
+
+    step: int = 0
+    """Whole steps taken."""
+    seconds: float = 0.0
+    is_measured: bool = True
+    """Whether what follows the last whole step (held-out rows, samples) is done; a resumed run does it again."""
+    is_ended: bool = False
+    """The last step is taken and the held-out rows are measured: only the export is left."""
+
+
+class Saver:
+    """See the module's docstring.
+
+    Args:
+        parts: what trains beside the policy.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        folder: StageFolder,
+        progress: Progress,
+        optimizer: Optimizer,
+        source: Source,
+        parts: Parts,
+        alarms: Alarms,
+    ):
+        self.work, self.folder, self.progress = work, folder, progress
+        self.optimizer, self.source, self.parts, self.alarms = optimizer, source, parts, alarms
+        self.state = RunState()
+        self.latest: str | None = None
+        """The newest checkpoint, by its name in the folder."""
+        self._within_step = False
+        """Whether the weights have moved since the last whole step: they are then no step's, and cannot be saved."""
+        self._before: Mapping[str, Any] | None = None
+        """What moved with training when `guarded` began; None outside of it."""
+
+    # ------------------------------------------------------------ as the run goes
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """An error inside saves what the last whole step reached, before it ends the run: a reward that raises, an
+        engine that is gone, a store that cannot be read."""
+        self._before = self._moving_state()
+        try:
+            yield
+        except Exception as error:
+            self._save_whole_step(error)
+            raise
+        self._before = None
+
+    def weights_moved(self) -> None:
+        self._within_step = True
+
+    def step_taken(self, seconds: float) -> None:
+        self._within_step, self.state.is_measured = False, False
+        self.state.step += 1
+        self.state.seconds += seconds
+
+    def measured(self) -> None:
+        """What follows a step is done: a checkpoint from now on holds what it moved."""
+        self.state.is_measured, self._before = True, None
+
+    # ------------------------------------------------------------ saving
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            NonFiniteError: weights or moments are not finite; nothing is written but the alarm.
+        """
+        with self.progress.doing("checkpoint"):
+            self._write()
+
+    def _write(self) -> None:
+        self._refuse_non_finite_state()
+        # The logs first: a checkpoint that is ahead of its logs would leave a gap in them for ever.
+        self.folder.sync()
+        state = {
+            "identity": self.work.identity,
+            "seconds": self.state.seconds,
+            "ended": self.state.is_ended,
+            "unmeasured": not self.state.is_measured,
+            **(self._moving_state() if self._before is None else self._before),
+        }
+        path = checkpoint.save(
+            self.folder.checkpoints,
+            step=self.state.step,
+            model=self.work.policy.model,
+            optimizer=self.optimizer,
+            others=self.parts,
+            state=state,
+            keep=self.work.stage.checkpoint.keep,
+        )
+        self.latest = str(path.relative_to(self.folder.path))
+
+    def _moving_state(self) -> dict[str, Any]:
+        """What moves with training beside weights and moments, as it is now."""
+        moving: dict[str, Any] = {
+            "alarms": self.alarms.state_dict(),
+            "source": dict(self.source.state_dict()),
+            "random_state": checkpoint.random_state(),
+        }
+        # Copied: an objective changes its memory in place, while the step runs that may fail.
+        if self.work.algorithm.memory is not None:
+            moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
+        return moving
+
+    def _save_whole_step(self, error: Exception) -> None:
+        """The error itself is raised in any case, also where this cannot be saved."""
+        # Gradients of half a step take as much memory as the weights, and the copy below needs it.
+        self.optimizer.adamw.zero_grad(set_to_none=True)
+        step = self.state.step
+        # A part of a step is no step: going on from it would train the rest of its rows twice or never.
+        if not step or self._within_step or self.latest == f"checkpoints/step-{step:08d}":
+            return
+        if broken := self._non_finite_state():
+            self.progress.say(f"{self.folder.name}: step {step} is not saved: its weights are not finite ({broken[0]})")
+            return
+        try:
+            self.save()
+        except (OSError, SafetensorError, CheckpointError) as failure:  # a full disk is safetensors' own kind of error
+            self.progress.say(f"{self.folder.name}: {step} steps are done, and could not be saved: {failure}")
+            return
+        self.progress.say(
+            f"{self.folder.name}: {type(error).__name__} after {step} steps, which are saved: once its cause is "
+            "mended, the same command goes on from there"
+        )
+
+    # ------------------------------------------------------------ numbers that are none
+
+    def write_non_finite(self, step: int, error: NonFiniteError) -> None:
+        """The alarm, with the newest checkpoint that was looked through and is finite: older ones than the newest are
+        not good by their age, since a weight may have been NaN for long before a loss was."""
+        finite = checkpoint.latest_finite(self.folder.checkpoints)
+        name = None if finite is None else str(finite.relative_to(self.folder.path))
+        self.folder.append(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name))
+        self.folder.sync()
+
+    def _non_finite_state(self) -> list[str]:
+        """What a checkpoint would hold that is no number: weights and moments of all that trains."""
+        trained = {
+            "": (self.work.policy.model, self.optimizer),
+            **{f"{name}::": part for name, part in self.parts.items()},
+        }
+        names: list[str] = []
+        for prefix, (model, optimizer) in trained.items():
+            names += [prefix + name for name in non_finite_weights(model)]
+            moments = ((f"{n}|{key}", v) for n, own in optimizer.state_dict().items() for key, v in own.items())
+            names += [prefix + name for name in non_finite_tensors(moments)]
+        return names
+
+    def _refuse_non_finite_state(self) -> None:
+        """Before anything is saved or exported as good: an update of finite gradients can overflow the weights."""
+        bad = self._non_finite_state()
+        if not bad:
+            return
+        # What a user needs next is a checkpoint to go on from, so the error names it.
+        finite = checkpoint.latest_finite(self.folder.checkpoints)
+        error = NonFiniteError(
+            f"after step {self.state.step}, {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''} "
+            "hold NaN or infinity; they were not saved. "
+            + ("No checkpoint is finite" if finite is None else f"The last checkpoint that is finite is {finite.name}"),
+            remedy="lower learning_rate, set optimizer.clip_norm, and start anew with --fresh",
+            tensors=bad,
+        )
+        self.write_non_finite(self.state.step, error)
+        raise error
+
+    # ------------------------------------------------------------ resuming
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises:
+            ResumeError: it is of another recipe, other data or another start model.
+        """
+        kept = checkpoint.latest(self.folder.checkpoints)
+        if kept is None:
+            return
+        if kept.state["identity"] != self.work.identity:
+            raise ResumeError(
+                "the recipe, the data or the start model changed since this checkpoint was written",
+                where=kept.path,
+                remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
+            )
+        checkpoint.restore(kept, self.work.policy.model, self.optimizer, self.parts)
+        # An older checkpoint has no such key; a source of rows needs none.
+        self.source.load_state_dict(kept.state.get("source", {}))
+        if self.work.algorithm.memory is not None:
+            self.work.algorithm.memory.load_state_dict(kept.state["objective"])
+        self.alarms.load_state_dict(kept.state["alarms"])
+        self.state = RunState(
+            kept.step,
+            float(kept.state["seconds"]),
+            is_measured=not kept.state.get("unmeasured", False),
+            is_ended=bool(kept.state["ended"]),
+        )
+        self.latest = str(kept.path.relative_to(self.folder.path))
+        if not self.state.is_ended:
+            # Lines of steps that were taken after the checkpoint: the run writes them again.
+            self.folder.truncate_after(kept.step, measured=self.state.is_measured)
+        # A sum over threads is cut into as many parts as there are threads.
+        threads, before = torch.get_num_threads(), kept.state.get("threads")
+        if before is not None and before != threads:
+            self.progress.say(
+                f"{self.folder.name}: torch had {before} threads and has {threads} now: sums round differently, so "
+                "that this run need not equal an uninterrupted one bit for bit"
+            )
+        self.progress.say(f"{self.folder.name}: goes on after step {kept.step} of {self.source.steps}")

@@ -1,0 +1,355 @@
+"""A stage's rows: read, encoded, split, counted; before any weight is loaded.
+
+inputs = read_rows(ctx, start, objective)          # Examples -> TokenTrees, with what the preflight says of them
+inputs.rows, inputs.held_out, inputs.counts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import ConditionalSFT, Data
+from posttrain.config.base import RowStage
+from posttrain.data.dataset import EncodedDataset
+from posttrain.data.encode import Encoder
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.read import Examples
+from posttrain.data.recast import Condition, Recast, read_as, recast_note, require_kind
+from posttrain.data.round_trip import require_written
+from posttrain.data.split import row_contents, split_by_content
+from posttrain.data.store import encode
+from posttrain.data.write import write_jsonl
+from posttrain.errors import DataError
+from posttrain.losses.pairwise import PAIRWISE
+from posttrain.losses.responses import has_ties, ties_error
+from posttrain.models.folders.export_files import SpokenPrompt
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.stage import DataCounts
+from posttrain.training.checks.of_data import (
+    NAMED_ROWS,
+    encoding_check,
+    files_check,
+    held_out_check,
+    unread_columns_check,
+    unread_keys_check,
+)
+from posttrain.training.checks.preflight import Check
+from posttrain.training.objectives import Algorithm
+from posttrain.training.order import stream_seed
+from posttrain.training.stages.audited import audit_rows
+from posttrain.training.stages.kind import StageContext
+from posttrain.training.stages.speech import (
+    date_without_effect,
+    prompts_of,
+    run_date,
+    stage_encoding,
+    stops_in_answers,
+)
+from posttrain.training.stages.starts import Start
+from posttrain.types import Example, RowRef, TokenTree
+
+MakeEncoder = Callable[[Any, EncoderSettings], Encoder]
+"""(tokenizer, settings) -> the encoder of the stage's rows."""
+Categories = Mapping[RowRef, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RowInputs:
+    """A stage's rows, read and encoded; no weight has been touched yet."""
+
+    objective: Algorithm
+    """What they train, as far as it is known without a model: it says what a row has to hold."""
+    rows: Sequence[TokenTree]
+    held_out: Sequence[TokenTree]
+    encoder: Encoder
+    counts: DataCounts
+    """What stage.json says under "data"."""
+    fingerprints: tuple[str, ...]
+    findings: tuple[Check, ...] = ()
+    """What the preflight has to say of the rows beside the counts."""
+    categories: Categories = field(default_factory=dict)
+    """What kind each row that may be held out is, where a column says it."""
+    proofs: tuple[Check, ...] = ()
+    """That all rows are what the template renders, for the training rows and for a held-out file."""
+    prompts: tuple[SpokenPrompt, ...] = ()
+    """A few of the rows' prompts, which the exported folder must build alike."""
+
+
+def read_rows(
+    ctx: StageContext[Any],
+    start: Start,
+    objective: Algorithm,
+    make_encoder: MakeEncoder = Encoder,
+    categories: Callable[[Examples], Categories] | None = None,
+) -> RowInputs:
+    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl.
+
+    Args:
+        categories: what kind each of the rows is; asked of those that may be held out.
+
+    Raises:
+        DataError, EncodingError: a row, a file or the template cannot serve; no model has been loaded.
+    """
+    stage: RowStage = ctx.stage
+    encoder = _encoder(ctx, start, make_encoder)
+    reader = _Reader(ctx, objective, encoder, categories)
+    assert ctx.examples is None or isinstance(ctx.examples, Examples)  # a list of tasks is for stages that sample
+    training = reader.encoded("train", stage.data, ctx.examples)
+    if isinstance(stage.held_out, Data):
+        apart = reader.encoded("held_out", stage.held_out, None)
+        _write_dropped(ctx.folder, [training, apart])
+        return _with_file(objective, training, apart, encoder)
+    _write_dropped(ctx.folder, [training])
+    every = training.rows
+    # By content, not by place: the same row trains or is held out whatever stands before it in the file.
+    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.seed, "split"))
+    if stage.held_out and not out:
+        ctx.say(
+            f"no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing is measured on "
+            "rows that were not trained on; raise held_out, or name a file"
+        )
+    return RowInputs(
+        objective,
+        every[kept],
+        every[out],
+        encoder,
+        replace(training.record, rows=len(kept), held_out_rows=len(out)),
+        (every.fingerprint,),
+        training.findings,
+        training.categories,
+        (training.proof,),
+        training.prompts,
+    )
+
+
+def _encoder(ctx: StageContext[Any], start: Start, make_encoder: MakeEncoder) -> Encoder:
+    """How the model is spoken to, with the stage's options for rows; none may have more tokens than the model has
+    positions."""
+    stage = ctx.stage
+    spoken, contradictions = stage_encoding(stage, start.speech, run_date(ctx.folder))
+    ctx.say(*contradictions)
+    options = stage.encoding.model_dump(exclude={"template", "template_kwargs", "date"})
+    limits = [limit for limit in (stage.max_length, start.positions) if limit is not None]
+    settings = replace(spoken, max_length=min(limits, default=None), **options)
+    if settings.max_length != stage.max_length:
+        ctx.say(f"max_length is {settings.max_length:,}, the most positions that the model has")
+    encoder = make_encoder(start.tokenizer, settings)
+    ctx.say(*date_without_effect(stage, encoder))
+    return encoder
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """The rows of `data` or of `held_out`, and what became of those that were dropped."""
+
+    split: str
+    rows: EncodedDataset
+    record: DataCounts
+    rejected: Path
+    """Rows that could not be read, under `bad_rows: skip`."""
+    proof: Check
+    findings: tuple[Check, ...] = ()
+    categories: Categories = field(default_factory=dict)
+    prompts: tuple[SpokenPrompt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads and encodes for one stage."""
+
+    ctx: StageContext[Any]
+    objective: Algorithm
+    encoder: Encoder
+    categories: Callable[[Examples], Categories] | None
+
+    def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
+        ctx, stage = self.ctx, self.ctx.stage
+        examples, rejected = self._read(split, data, examples)
+        findings = files_check(split, examples) + unread_columns_check(split, examples)
+        findings += unread_keys_check(split, examples)
+        ctx.say(*examples.counts.notes)
+        if split == "train":
+            findings += audit_rows(stage, examples, ctx.folder, ctx.progress)
+        # The audit reads texts and comes first: what it stops at would cost the encoding.
+        rows = self._encode(split, examples)
+        ctx.say(*(note for note in (recast_note(examples, self.objective.kind), *rows.notes) if note))
+        for name in stage.objective_names:
+            if name in PAIRWISE and PAIRWISE[name].needs_margins:
+                _require_margins(rows, name)
+            if name in ONE_ORDER:
+                _require_one_order(rows, name)
+        categories: Categories = {}
+        if self.categories is not None and (split == "held_out" or not isinstance(stage.held_out, Data)):
+            categories = self.categories(examples)
+        proof = encoding_check(split, rows)
+        prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
+        findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
+        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories, prompts)
+
+    def _read(self, split: str, data: Data | None, examples: Examples | None) -> tuple[Examples, Path]:
+        """The rows, and the file of those that could not be read."""
+        rejected = self.ctx.folder.path / f"rejected_{split}.jsonl"
+        if examples is None:
+            assert data is not None  # the recipe's validation refuses a stage without data
+            return read_data(data, self.objective.kind, rejected), rejected
+        require_kind(examples, self.objective.kind)
+        if examples.options.bad_rows == "skip" and examples.options.rejected_path is None:
+            # A program's rows name no file for what cannot be read; the stage's folder is where one would look.
+            return Examples(examples.sources, replace(examples.options, rejected_path=rejected)), rejected
+        return examples, examples.options.rejected_path or rejected
+
+    def _encode(self, split: str, examples: Examples) -> EncodedDataset:
+        """Rows as trees, each proven against the template's rendering; text that the tokenizer cannot write is refused
+        here, for all rows at once."""
+        ctx = self.ctx
+        name = "rows" if split == "train" else "held-out rows"
+        total = examples.counts.kept
+        with ctx.progress.phase(f"{ctx.folder.name}: encoding {name}", total=total, unit="rows") as phase:
+            rows = encode(
+                self._recast(examples),
+                self.encoder,
+                store=ctx.folder.path / "encoded",
+                progress=phase.advance,
+                bad_rows=examples.options.bad_rows,
+            )
+        require_written(
+            rows.counts.read,
+            rows.counts.findings.get("lost_text", 0),
+            rows.counts.characters,
+            rows.counts.lost_characters,
+            lossy=self.encoder.settings.lossy,
+            examples=rows.found.get("lost_text", ()),
+        )
+        return rows
+
+    def _recast(self, examples: Examples) -> Iterable[Example]:
+        """The rows as the method takes them."""
+        stage, kind = self.ctx.stage, self.objective.kind
+        if isinstance(stage, ConditionalSFT):
+            return Recast(examples, kind, Condition(stage.good, stage.bad, stage.place))
+        return Recast(examples, kind) if recast_note(examples, kind) else examples
+
+
+def _record(examples: Examples, rows: EncodedDataset) -> DataCounts:
+    counts = rows.counts
+    return DataCounts(
+        read=examples.counts.read,
+        kept=counts.kept,
+        dropped={**examples.counts.skipped, **counts.dropped},
+        truncated=dict(counts.truncated),
+        findings=dict(counts.findings),
+        tokens=counts.tokens,
+        trained_tokens=counts.trained_tokens,
+        stop_share=counts.stop_share,
+        rows=None,
+        held_out_rows=None,
+        notes=tuple(examples.counts.notes),
+        format=examples.format,
+        split=counts.split,
+        unused_columns=tuple(sorted(examples.counts.unused_columns)),
+        unread_keys=dict(sorted(examples.counts.unread_keys.items())),
+        characters=counts.characters,
+        lost_characters=counts.lost_characters,
+    )
+
+
+def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
+    """The rows of a recipe's `data`; all of them are looked at now, so that a bad one is found before a model loads."""
+    return read_as(
+        list(data.path),
+        kind,
+        format=data.format,
+        columns=data.columns,
+        roles=data.roles,
+        bad_rows=data.bad_rows,
+        rejected_path=rejected if data.bad_rows == "skip" else None,
+        limit=data.limit,
+        split=data.split,
+        allow_ties=data.allow_ties,
+        dialogues_in_text=data.dialogues_in_text,
+    )
+
+
+ONE_ORDER: Mapping[str, str] = {"dpo_pl": "dpo", "plackett_luce": "bradley_terry"}
+"""Objectives of a whole list, and which of its pairs takes lists with ties."""
+
+
+def _require_one_order(rows: EncodedDataset, objective: str) -> None:
+    tied = [tree for tree in rows if tree.scores is not None and has_ties(tree.scores)]
+    if tied:
+        raise ties_error(objective, ONE_ORDER[objective], tied[0].row, tied[0].scores or (), len(tied))
+
+
+def _require_margins(rows: EncodedDataset, method: str) -> None:
+    lacking = [str(tree.row) for tree in rows if tree.margin is None]
+    if not lacking:
+        return
+    more = f" and {len(lacking) - NAMED_ROWS:,} more" if len(lacking) > NAMED_ROWS else ""
+    raise DataError(
+        f"`{method}` trains on the annotators' margins, and {len(lacking):,} of {len(rows):,} pairs have none",
+        where=lacking[0],
+        found=f"no margin in {'; '.join(lacking[:NAMED_ROWS])}{more}",
+        expected="a number `margin` in every pair: how much better the chosen response is",
+        example='{"prompt": "Who?", "chosen": "I am Pia.", "rejected": "What.", "margin": 2.0}',
+        remedy="add the margins, name the column that holds them (`columns: {margin: YOURS}`), remove those rows, "
+        "or use `method: dpo`, which needs none",
+    )
+
+
+# ---------------------------------------------------------------- held out, dropped
+
+
+def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encoder: Encoder) -> RowInputs:
+    """Held-out rows from a file of their own; those that are trained on as well are counted, and a check names them."""
+    # Keys are hashes of ids and masks: rows that read alike are found under other names and in other files.
+    trained = set(training.rows.keys)
+    shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
+    counts = replace(
+        training.record,
+        rows=len(training.rows),
+        held_out_rows=len(apart.rows),
+        held_out=replace(apart.record, rows=len(apart.rows), in_training_rows=len(shared)),
+    )
+    check = held_out_check(apart.rows, apart.record.dropped, shared)
+    fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
+    findings = (*training.findings, *apart.findings, check)
+    return RowInputs(
+        objective,
+        training.rows,
+        apart.rows,
+        encoder,
+        counts,
+        fingerprints,
+        findings,
+        apart.categories,
+        (training.proof, apart.proof),
+        training.prompts,
+    )
+
+
+def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
+    """dropped.jsonl anew, so that a stage that goes on lists each row once."""
+    path = folder.path / DroppedRow.FILE
+    if not write_jsonl(path, (row.to_json() for part in parts for row in _dropped(part))):
+        path.unlink()
+    for part in parts:
+        if part.rejected.parent == folder.path:
+            part.rejected.unlink(missing_ok=True)
+
+
+def _dropped(part: _Encoded) -> Iterator[DroppedRow]:
+    """The rows that could not be read, then those that could not be encoded."""
+    if part.rejected.exists():
+        with part.rejected.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield replace(DroppedRow.from_json(json.loads(line)), split=part.split)
+    for content in part.rows.dropped():
+        yield replace(DroppedRow.from_json(content), split=part.split)

@@ -1,0 +1,38 @@
+"""All kinds of stage. A new one is a file like `correction.py` and a row here, beside the record of its settings and
+the row of its `method` in `posttrain.config.stages.STAGES`: recipes are read without loading a model library, so what a
+recipe may say stands a layer below what carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.config import Correction, Reward, StageSettings, TrainingStage
+from posttrain.config.base import RowStage
+from posttrain.config.online import SamplingStage
+from posttrain.training.stages.correction import CORRECTION
+from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
+from posttrain.training.stages.reward import REWARD
+from posttrain.training.stages.rows import ROWS
+from posttrain.training.stages.sampling import SAMPLING
+
+KINDS: Mapping[type[StageSettings], StageKind] = {
+    RowStage: ROWS,
+    Reward: REWARD,
+    SamplingStage: SAMPLING,
+    Correction: CORRECTION,
+}
+"""The kind of each type of settings, for all types that derive from it; the nearest row counts."""
+
+
+def kind_of_stage(stage: StageSettings) -> StageKind:
+    """kind_of_stage(DPO()) is ROWS, kind_of_stage(Reward()) is REWARD."""
+    return row_of_type(KINDS, stage)
+
+
+def training_kind(stage: TrainingStage) -> TrainingKind[Any, Any, Any]:
+    """The same, for settings that are known to train."""
+    kind = kind_of_stage(stage)
+    assert isinstance(kind, TrainingKind), f"{type(stage).__name__} trains, and its row in KINDS does not"
+    return kind
