@@ -47,7 +47,7 @@ def test_the_section_shows_figures_pictures_probes_and_agreement(folder: Path) -
         "confidence",
     ]
     accuracy = found.figures[0]
-    assert accuracy.trained[0] == f"{100 * stage.reward['trained']['accuracy']['value']:.1f}\u202f%"
+    assert accuracy.trained[0] == f"{100 * stage.reward.trained['accuracy'].value:.1f}\u202f%"
     titles = [chart.title for card in found.cards for chart in card]
     assert titles == [
         "Rewards, trained head",

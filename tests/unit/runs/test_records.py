@@ -20,7 +20,7 @@ from posttrain.intervals import Score
 from posttrain.runs import records
 from posttrain.runs.records import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.base import WholeFile, LogLine, Exact, Record, keys_of, optional_key, other_keys
-from posttrain.runs.records.evaluation import AnswerLine, SuiteScores, Figure
+from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning, SuiteMeanings, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.sampled import RolloutLine
@@ -166,8 +166,8 @@ def raw_writes(path: Path) -> list[str]:
 def test_no_other_part_writes_a_raw_line_of_a_run_folder() -> None:
     parts = ("training", "evaluate", "report", "diagnostics")
     found = [place for part in parts for path in sorted((PACKAGE / part).rglob("*.py")) for place in raw_writes(path)]
-    # A record each, in a file whose name depends on the suite.
-    assert found == ["evaluate/pass_at_k.py", "evaluate/runner.py"]
+    # A record each, in a file that lies in `evaluations`.
+    assert found == ["evaluate/pass_at_k.py", "evaluate/runner.py", "evaluate/runner.py"]
 
 
 @pytest.mark.parametrize("part", ["report", "cli"])
@@ -203,7 +203,7 @@ def test_a_judged_response_has_one_side() -> None:
 
 def test_columns_of_a_rollout_lie_beside_its_keys() -> None:
     line = RolloutLine(
-        *(3, 2, "r", "p", None, "c", 0, "length", None, {"math": None}, (1,), (2, 3), (True, False), (-1.5, -0.5)),
+        *(3, 2, (2, 2), "r", "p", None, "c", 0, "length", None, {"math": None}, (1,), (2, 3), (True, False), (-1.5, -0.5)),
         columns={"advantages": (0.5, 0.25)},
     )
     content = line.to_json()
@@ -217,6 +217,13 @@ def test_a_watched_response_shows_its_reward_or_its_log_prob() -> None:
     )
     assert [response.shown for response in row.responses] == [-2.0, 1.0]
     assert WatchedResponse("a", "b").shown is None
+
+
+def test_a_metric_whose_direction_is_not_known_has_no_meaning() -> None:
+    polite = {"title": "politeness", "unit": "share", "wanted": "higher is better", "limit": None, "primary": True}
+    found = SuiteMeanings.from_json({"tone": {"polite": polite, "odd": {**polite, "wanted": ["up"]}, "bare": {}}})
+    assert found.suites == {"tone": {"polite": Meaning("politeness", "share", Direction.UP, primary=True)}}
+    assert found.to_json() == {"tone": {"polite": polite}}
 
 
 def test_cut_rows_are_counted_by_reason_or_in_one_number() -> None:
