@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.online import Online
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import MetricsLine
 from posttrain.training.loop import Loop
 from posttrain.training.rl.source import OnlineSource
 from posttrain.training.stages.kind import StageContext
@@ -94,10 +96,9 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def untimed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def untimed(lines: Sequence[MetricsLine]) -> list[MetricsLine]:
     """Metrics without what depends on the clock."""
-    for record in records:
-        record.pop("seconds", None)
-        for name in [name for name in record["values"] if name.startswith(TIMED)]:
-            del record["values"][name]
-    return list(records)
+    return [
+        replace(line, seconds=None, values={n: value for n, value in line.values.items() if not n.startswith(TIMED)})
+        for line in lines
+    ]

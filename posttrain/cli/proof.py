@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from posttrain.runs.records.preflight import DecodedRow
     from posttrain.training.checks.preflight import Preflight
 
 MARKS = {"pass": ("pass", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
@@ -28,14 +29,14 @@ def show_preflight(console: Console, stage: str, proven: Preflight) -> None:
     show_rows(console, proven.rows)
 
 
-def show_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def show_rows(console: Console, rows: Sequence[DecodedRow]) -> None:
     """Trained text is green on a terminal, and stands in [[ ]] where there is no colour."""
     for row in rows:
-        console.print(Text(f"  {row['row']} ({row['kind']})", style="bold"))
+        console.print(Text(f"  {row.row} ({row.kind})", style="bold"))
         text = Text("    ")
-        for piece in row["pieces"]:
-            words = _cut(piece["text"]).replace("\n", "\n    ")
-            if piece["trained"]:
+        for piece in row.pieces:
+            words = _cut(piece.text).replace("\n", "\n    ")
+            if piece.trained:
                 text.append(words if console.color_system else f"[[{words}]]", style="bold green")
             else:
                 text.append(words)

@@ -46,7 +46,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     if scores := folder.held_out_scores():
         console.print(held_out_table(scores))
     for change in folder.pass_at_k_changes():
-        console.print(f"{change['suite']}: {change['said']}", markup=False, highlight=False)
+        console.print(f"{change.suite}: {change.said}", markup=False, highlight=False)
     for stage, warning in folder.warnings():
         console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)

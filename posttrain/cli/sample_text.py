@@ -16,7 +16,7 @@ import typer
 
 from posttrain.errors import ConfigError
 from posttrain.runs.sample_log import Sample, short_row
-from posttrain.runs.samples import Samples, Shown, StepSamples, numbers_said
+from posttrain.runs.samples import Samples, ShownSample, StepSamples, numbers_said
 
 LONGEST = 2_000
 """Characters of a text on a terminal; --json has all."""
@@ -87,7 +87,7 @@ def _heading(step: StepSamples, part: str | None) -> str:
     return f"step {step.step}: {', '.join(parts)}"
 
 
-def _sample(shown: Shown) -> Iterator[str]:
+def _sample(shown: ShownSample) -> Iterator[str]:
     sample = shown.sample
     yield f"  {typer.style(shown.label, fg=COLOURS.get(shown.label), bold=True)}  {_reward(sample)}"
     yield from _field("task", _task(sample))

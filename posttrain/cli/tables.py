@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
+from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
+from posttrain.runs.records.stage import HeldOutScore, StepScore
 
 SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
 """Metrics that are shares of answers, shown in per cent."""
@@ -18,11 +21,11 @@ GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "re
 _PASS_AT_K = re.compile(r"pass_at_(\d+)")
 
 
-def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]) -> Table:
+def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
     """One row per figure, one column per stage, with 95 % intervals.
 
     Args:
-        evaluations: {stage: {suite: {metric: {"value", "low", "high", "n"}}}}, as `RunFolder.evaluations` has it.
+        evaluations: {stage: figures of its suites}, as `RunFolder.evaluations` has it.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -31,13 +34,13 @@ def final_table(evaluations: Mapping[str, Mapping[str, Mapping[str, Mapping[str,
     rows = dict.fromkeys(
         (suite, metric)
         for evaluation in evaluations.values()
-        for suite, metrics in evaluation.items()
+        for suite, metrics in evaluation.suites.items()
         for metric in metrics
         if metric not in GENERAL
     )
     for suite, metric in rows:
         # Missing where a stage was not evaluated; its cell stays empty and the others keep their columns.
-        entries = (found.get(suite, {}).get(metric) for found in evaluations.values())
+        entries = (evaluation.suites.get(suite, {}).get(metric) for evaluation in evaluations.values())
         table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
     return table
 
@@ -49,7 +52,7 @@ def _label(suite: str, metric: str) -> str:
     return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
 
 
-def reward_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+def reward_table(evaluations: Mapping[str, RewardEvaluation]) -> Table:
     """One row per reward model: the share of held-out pairs that it and an untrained head order rightly.
 
     Args:
@@ -59,12 +62,12 @@ def reward_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     for title in ("held-out pairs ordered rightly", "untrained head", "trained"):
         table.add_column(title, justify="right" if table.columns else "left")
     for stage, record in evaluations.items():
-        scored = (record.get(side) or {} for side in ("untrained", "trained"))
+        scored = (record.untrained or {}, record.trained)
         table.add_row(stage, *(figure(side.get("accuracy"), "accuracy") for side in scored))
     return table
 
 
-def step_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+def step_table(evaluations: Mapping[str, StepEvaluation]) -> Table:
     """One row per process reward model: the steps that it and an untrained head judge rightly, and the first errors.
 
     Args:
@@ -74,35 +77,35 @@ def step_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     for title in ("held-out steps", "judged right, untrained", "trained", "first error found, untrained", "trained"):
         table.add_column(title, justify="right" if table.columns else "left")
     for stage, record in evaluations.items():
-        heads = [record.get(side) or {} for side in ("untrained", "trained")]
+        heads = (record.untrained or {}, record.trained)
         names = ("step_accuracy", "first_error_accuracy")
         table.add_row(stage, *(figure(head.get(name), "accuracy") for name in names for head in heads))
     return table
 
 
-def held_out_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
+def held_out_table(scores: Mapping[str, HeldOutScore]) -> Table:
     """One row per stage that sampled: its score on held-out tasks at the start, at its best and at the end.
 
     Args:
-        scores: {stage: {"start", "best", "last", "kept"}}, as `RunFolder.held_out_scores` has it.
+        scores: {stage: its held-out score}, as `RunFolder.held_out_scores` has it.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("held-out score", "tasks", "start", "best", "last", "saved"):
         table.add_column(title, justify="right" if table.columns else "left")
     for stage, record in scores.items():
-        entries = [record[moment] for moment in ("start", "best", "last")]
-        share = all(0 <= entry[bound] <= 1 for entry in entries for bound in ("low", "value", "high"))
-        cells = [f"{figure(one, 'accuracy' if share else 'score')} at step {one['step']}" for one in entries]
-        table.add_row(stage, f"{entries[0]['n']}", *cells, f"step {record['kept']['step']}")
+        moments = (record.start, record.best, record.last)
+        bounds = [bound for score in moments for bound in (score.low, score.value, score.high)]
+        share = all(bound is not None and 0 <= bound <= 1 for bound in bounds)
+        cells = [f"{figure(score, 'accuracy' if share else 'score')} at step {score.step}" for score in moments]
+        table.add_row(stage, f"{record.start.n}", *cells, f"step {record.kept.step}")
     return table
 
 
-def figure(entry: Mapping[str, float | None] | None, metric: str) -> str:
+def figure(measured: Figure | StepScore | None, metric: str) -> str:
     """97 % [91, 99] for shares, +4.2 % for changes, 12.3 [11.8, 12.9] for the rest; - where nothing was measured."""
-    value = None if entry is None else entry.get("value")
-    if entry is None or value is None or not math.isfinite(value):
+    if measured is None or (value := measured.value) is None or not math.isfinite(value):
         return "-"
-    low, high = entry.get("low"), entry.get("high")
+    low, high = measured.low, measured.high
     is_share = metric in SHARES or _PASS_AT_K.fullmatch(metric) is not None
     if is_share or metric.endswith("_change"):
         text, sign, scale = "%", "+" if metric.endswith("_change") else "", 100

@@ -5,7 +5,7 @@
         print(alarm.message, alarm.remedy)
 
 Each check of `posttrain.diagnostics.checks` is a frozen record of named thresholds with one method,
-`look(history) -> Finding | None`; it keeps no state. `Alarms` keeps the state: a bounded history, and which alarms
+`look(history) -> Detection | None`; it keeps no state. `Alarms` keeps the state: a bounded history, and which alarms
 are under way. An alarm is raised once per episode: again only when it becomes more severe, or when its condition has
 been absent for `rearm_after` steps and comes back. `state_dict()` is plain JSON; a resumed run raises exactly what
 the uninterrupted one would have raised.
@@ -19,36 +19,10 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from posttrain.diagnostics.checks import CHECKS, ONLINE_CHECKS
-from posttrain.diagnostics.finding import Check, Finding, Severity
+from posttrain.diagnostics.detection import AlarmCheck, Detection
 from posttrain.diagnostics.history import RECENT, History
 from posttrain.errors import CheckpointError, ConfigError, unknown
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something a person has to know.
-
-    Alarm("gradient_spike", "warning", step=120, message="the gradient norm is 14.2 times its running median",
-          evidence={"grad_norm": 28.4, "running_median": 2.0}, remedy="...",
-          last_good_checkpoint="checkpoints/step-00000100")
-    """
-
-    name: str
-    severity: Severity
-    step: int
-    message: str
-    evidence: dict[str, Any]
-    """Named figures that JSON can hold."""
-    remedy: str
-    last_good_checkpoint: str | None = None
-    """The newest checkpoint from before the trouble began; the oldest, least affected one if all are later; None if
-    there is no checkpoint at all."""
-    stops: bool = False
-    """Whether the run ends there whatever the recipe says."""
-
-    def record(self) -> dict[str, Any]:
-        """The alarm as a line of alarms.jsonl."""
-        return asdict(self)
+from posttrain.runs.records.logs import Alarm, AlarmSeverity
 
 
 def non_finite(
@@ -80,7 +54,7 @@ def non_finite(
 # ---------------------------------------------------------------- thresholds from a recipe
 
 
-def make_checks(changes: Mapping[str, Mapping[str, float] | Literal["off"]] | None = None) -> tuple[Check, ...]:
+def make_checks(changes: Mapping[str, Mapping[str, float] | Literal["off"]] | None = None) -> tuple[AlarmCheck, ...]:
     """All checks, with thresholds changed or checks switched off by name.
 
     make_checks({"gradient_spike": "off", "likelihood_displacement": {"fall_per_token": 0.05}})
@@ -92,7 +66,7 @@ def make_checks(changes: Mapping[str, Mapping[str, float] | Literal["off"]] | No
     changes = changes or {}
     for name in changes:
         _known(name, CHECKS, "alarm", "alarms")
-    checks: list[Check] = []
+    checks: list[AlarmCheck] = []
     for name, check in CHECKS.items():
         change = changes.get(name, {})
         if change == "off":
@@ -101,7 +75,7 @@ def make_checks(changes: Mapping[str, Mapping[str, float] | Literal["off"]] | No
     return tuple(checks)
 
 
-def _with_thresholds(check: Check, change: Mapping[str, float]) -> Check:
+def _with_thresholds(check: AlarmCheck, change: Mapping[str, float]) -> AlarmCheck:
     assert is_dataclass(check) and not isinstance(check, type)
     where = f"alarms.{check.name}"
     defaults = {field.name: field.default for field in fields(check)}
@@ -119,7 +93,7 @@ def _with_thresholds(check: Check, change: Mapping[str, float]) -> Check:
                 remedy=f"leave it out to take {defaults[key]}, or switch the alarm off (`alarms.off: [{check.name}]`)",
             )
         settled[key] = int(value) if whole else float(value)
-    changed: Check = replace(check, **settled)
+    changed: AlarmCheck = replace(check, **settled)
     return changed
 
 
@@ -137,7 +111,7 @@ def _known(key: str, candidates: Mapping[str, Any], what: str, where: str) -> No
 class _Episode:
     """An alarm under way: how grave it has been, and for how many steps its condition has been absent."""
 
-    severity: Severity
+    severity: AlarmSeverity
     quiet_steps: int = 0
     stops: bool = False
 
@@ -153,7 +127,7 @@ class Alarms:
     SCHEMA = 1
     CHECKPOINTS_KEPT = 32
 
-    def __init__(self, checks: Sequence[Check] | None = None, *, rearm_after: int = 10):
+    def __init__(self, checks: Sequence[AlarmCheck] | None = None, *, rearm_after: int = 10):
         self.checks = tuple(CHECKS.values()) if checks is None else tuple(checks)
         self.rearm_after = rearm_after
         self.history = History(["entropy_sampled", *(metric for check in self.checks for metric in check.metrics)])
@@ -185,7 +159,7 @@ class Alarms:
         self.history.add(step, values, split)
         if split == "train":
             self._count_quiet_step()
-        raised = [self._episode(check, self._found(check, step, split), step) for check in self.checks]
+        raised = [self._episode(check, self._detected(check, step, split), step) for check in self.checks]
         return [alarm for alarm in raised if alarm is not None]
 
     def not_watched(self) -> dict[str, str]:
@@ -206,31 +180,31 @@ class Alarms:
                 found[name] = f"no {' and no '.join(missing)}; it needs {check.absent}"
         return found
 
-    def _found(self, check: Check, step: int, split: str) -> Finding | None:
-        """What a check sees. What ends a run is judged of a step that was just taken: a resumed run may measure first,
-        or have a step without an update, and the last gradient is then from before whatever was mended."""
-        finding = check.look(self.history)
-        stale = split != "train" or (finding is not None and finding.since != step - 1)
-        return None if finding is not None and finding.stops and stale else finding
+    def _detected(self, check: AlarmCheck, step: int, split: str) -> Detection | None:
+        """What a check detects. What ends a run is judged of a step that was just taken: a resumed run may measure
+        first, or have a step without an update, and the last gradient is then from before whatever was mended."""
+        detection = check.look(self.history)
+        stale = split != "train" or (detection is not None and detection.since != step - 1)
+        return None if detection is not None and detection.stops and stale else detection
 
-    def _episode(self, check: Check, finding: Finding | None, step: int) -> Alarm | None:
-        if finding is None:
+    def _episode(self, check: AlarmCheck, detection: Detection | None, step: int) -> Alarm | None:
+        if detection is None:
             return None
         episode = self._episodes.get(check.name)
         if episode is not None:
             episode.quiet_steps = 0
-            if episode.severity == finding.severity or episode.severity == "critical":
+            if episode.severity == detection.severity or episode.severity == "critical":
                 return None
-        self._episodes[check.name] = _Episode(finding.severity, stops=finding.stops)
+        self._episodes[check.name] = _Episode(detection.severity, stops=detection.stops)
         return Alarm(
             name=check.name,
-            severity=finding.severity,
+            severity=detection.severity,
             step=step,
-            message=finding.message,
-            evidence=finding.evidence,
-            remedy=finding.remedy,
-            last_good_checkpoint=self._checkpoint_at(finding.since),
-            stops=finding.stops,
+            message=detection.message,
+            evidence=detection.evidence,
+            remedy=detection.remedy,
+            last_good_checkpoint=self._checkpoint_at(detection.since),
+            stops=detection.stops,
         )
 
     def _count_quiet_step(self) -> None:

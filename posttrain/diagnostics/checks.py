@@ -7,16 +7,16 @@ what it is measured on, since batches differ and an alarm that cries at noise is
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from posttrain.diagnostics.completion_checks import Duplicates, Malformed, Refusals, Truncated
-from posttrain.diagnostics.finding import Check, Finding, OnlineCheck
+from posttrain.diagnostics.detection import AlarmCheck, Detection, OnlineAlarmCheck
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
 from posttrain.diagnostics.online_checks import LengthHacking, NoRewards, NoRewardSignal, RewardHacking
+from posttrain.diagnostics.optimisation_checks import DeadLearning, GradientSpike, LossDivergence
 from posttrain.diagnostics.policy_checks import (
     ClipShare,
     EntropyBlowup,
@@ -63,7 +63,7 @@ class LikelihoodDisplacement:
     sigmas_without_reference: float = 5.0
     """Log-probs of different texts scatter much more than changes of the same text."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if history.seen("logprob_chosen_change"):
             fall = self._fall_since_start(history)
         else:
@@ -104,14 +104,14 @@ class LikelihoodDisplacement:
         change = mean(values[-window:]) - mean(history.start(name, START))
         return change if abs(change) > self.sigmas_without_reference * noise(values, START, window) else None
 
-    def _finding(self, history: History, per_token: float) -> Finding:
+    def _finding(self, history: History, per_token: float) -> Detection:
         evidence = {"fall_per_token": per_token}
         for name in ("logprob_chosen_change", "reward_margin", "reward_accuracy"):
             if history.seen(name):
                 evidence[name] = mean(history.recent(name, self.window))
         sides = ", ".join(f"{name} {value:.3g}" for name, value in evidence.items() if name.startswith("reward"))
         watched = "logprob_chosen_change" if "logprob_chosen_change" in evidence else "logprob_per_token_chosen"
-        return Finding(
+        return Detection(
             severity="critical" if per_token >= self.critical_fall_per_token else "warning",
             message=f"the chosen responses lose probability ({per_token:.3g} nats per token since the start) while the "
             f"two sides part ({sides}): likelihood displacement",
@@ -119,178 +119,6 @@ class LikelihoodDisplacement:
             remedy="anchor the chosen response (method dpo_nll with nll_weight 0.2 to 1, or dpop), raise beta, lower "
             "the learning rate, or train on pairs whose two sides differ more",
             since=history.step_before(watched, self.window),
-        )
-
-
-# ---------------------------------------------------------------- optimisation
-
-
-@dataclass(frozen=True, slots=True)
-class GradientSpike:
-    """One step's gradient norm is far above the running median of the steps before it.
-
-    The median, since a mean would be moved by the spikes themselves. Gradients of preference losses fade as pairs are
-    separated, and one hard pair then stands out without harm: a spike must also exceed what the run began with.
-    """
-
-    name: ClassVar[str] = "gradient_spike"
-    metrics: ClassVar[tuple[str, ...]] = ("grad_norm",)
-
-    factor: float = 10.0
-    """Times the running median. Healthy norms vary by a factor of about 3 from step to step."""
-    factor_of_start: float = 3.0
-    """Times the median of the first steps."""
-    least_steps: int = 10
-    """Steps needed before one can be judged."""
-
-    def look(self, history: History) -> Finding | None:
-        before = history.recent("grad_norm", RECENT)
-        if len(before) <= self.least_steps:
-            return None
-        norm = before.pop()
-        median = statistics.median(before)
-        at_start = statistics.median(history.start("grad_norm", START))
-        if norm <= self.factor * median or norm <= self.factor_of_start * at_start:
-            return None
-        times = f"{norm / median:.3g} times " if median > 0 else "far above "
-        return Finding(
-            severity="warning",
-            message=f"the gradient norm is {norm:.3g}, {times}its running median of {median:.3g}",
-            evidence={"grad_norm": norm, "running_median": median, "median_at_start": at_start},
-            remedy="look at the rows of this step; lower the learning rate, lengthen the warm-up, or clip lower "
-            "(optimizer.clip_norm)",
-            since=history.step_before("grad_norm", 1),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LossDivergence:
-    """The loss is well above where it started: training destroys what the model knew."""
-
-    name: ClassVar[str] = "loss_divergence"
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)
-
-    rise: float = 0.5
-    """Share of the starting loss. A DPO loss of 1.04, against ln 2 at the start, ranks pairs worse than a coin."""
-    least_rise: float = 0.1
-    """Nats; for losses that start near 0."""
-    start: int = 5
-    window: int = 8
-    sigmas: float = 4.0
-
-    def look(self, history: History) -> Finding | None:
-        if history.seen("loss") < self.start + self.window:
-            return None
-        first, recent = history.start("loss", self.start), history.recent("loss", self.window)
-        at_start, now = mean(first), mean(recent)
-        standard_error = noise(history.recent("loss", RECENT), self.start, self.window)
-        needed = max(self.rise * abs(at_start), self.least_rise, self.sigmas * standard_error)
-        if now - at_start <= needed:
-            return None
-        return Finding(
-            severity="critical",
-            message=f"the loss rose from {at_start:.3g} to {now:.3g} (mean of {self.window} steps): training diverges",
-            evidence={"loss_at_start": at_start, "loss": now, "steps": float(self.window)},
-            remedy="go back to the last good checkpoint with a lower learning rate (a third is a good try) or a longer "
-            "warm-up",
-            since=history.step_before("loss", self.window),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLearning:
-    """Steps pass and nothing moves: no gradient, a learning rate of zero, or weights that are never updated.
-
-    A gradient of exactly 0 is no noise: the loss does not depend on what trains, or none of it does. One such step is
-    enough to know, and every further one is wasted, so the run ends there, whatever `alarms.on_critical` says. It does
-    so too where the policy term alone has none (`policy_slope`), while a KL, an entropy or an auxiliary loss keeps the
-    gradient's norm above 0. Not judged are steps that have nothing to learn from: advantages that are all 0 (the
-    rewards' business, `no_reward_signal`), pairs that are all separated, a loss of 0, no supervised token.
-    """
-
-    name: ClassVar[str] = "dead_learning"
-    metrics: ClassVar[tuple[str, ...]] = (
-        "grad_norm",
-        "policy_slope",
-        "learning_rate",
-        "logprob_chosen_change",
-        "logprob_rejected_change",
-        "reward_accuracy",
-        "advantage_magnitude",
-        "supervised_tokens",
-        "loss",
-    )
-
-    window: int = 20
-    least_change: float = 1e-4
-    """Nats per response. Twenty steps at a useful learning rate move it a hundred times as far; rounding, less."""
-
-    def look(self, history: History) -> Finding | None:
-        if (now := self._at_once(history)) is not None:
-            return now
-        if self._all_zero(history, "learning_rate"):
-            message = f"the learning rate has been zero for {self.window} steps"
-            return self._finding(history, "learning_rate", message, {"learning_rate": 0.0})
-        if self._all_zero(history, "grad_norm") and not self._all_separated(history):
-            message = f"the gradient has been zero for {self.window} steps"
-            return self._finding(history, "grad_norm", message, {"grad_norm": 0.0})
-        chosen = history.recent("logprob_chosen_change", self.window)
-        rejected = history.recent("logprob_rejected_change", self.window)
-        if len(chosen) < self.window or len(rejected) < self.window:
-            return None
-        largest = max(map(abs, chosen + rejected))
-        if largest >= self.least_change:
-            return None
-        message = f"the policy still equals its start after {history.seen('logprob_chosen_change')} steps"
-        return self._finding(history, "logprob_chosen_change", message, {"largest_change": largest})
-
-    def _at_once(self, history: History) -> Finding | None:
-        """The newest step's gradient, or that of its policy term alone, where it is exactly 0 without a reason."""
-        norm = history.newest("grad_norm")
-        if norm is None:
-            return None
-        step, norm_then = norm
-        then = {name: value for name in self.metrics if (value := history.at(name, step)) is not None}
-        without_signal = then.get("advantage_magnitude") == 0
-        nothing_asked = then.get("supervised_tokens") == 0
-        done = then.get("reward_accuracy") == 1.0 or ("advantage_magnitude" not in then and then.get("loss") == 0)
-        if without_signal or nothing_asked:
-            return None
-        if norm_then == 0 and not done:
-            what = "the gradient is exactly 0"
-        elif then.get("policy_slope") == 0:
-            what = f"the policy term's gradient is exactly 0 (the whole loss has one, of norm {norm_then:.3g})"
-        else:
-            return None
-        return Finding(
-            severity="critical",
-            message=f"{what}, although there is something to learn from: nothing of it is being learned",
-            evidence={
-                name: then[name] for name in ("grad_norm", "policy_slope", "advantage_magnitude") if name in then
-            },
-            remedy="look which columns the loss is made of (`choices`) and which parameters train (an adapter's "
-            "targets, frozen layers); `alarms: {off: [dead_learning]}` trains in spite of it",
-            since=step - 1,
-            stops=True,
-        )
-
-    def _all_zero(self, history: History, name: str) -> bool:
-        recent = history.recent(name, self.window)
-        return len(recent) == self.window and not any(recent)
-
-    def _all_separated(self, history: History) -> bool:
-        """A hinge loss has no gradient left once every pair is separated: that is an end, not a fault."""
-        accuracy = history.recent("reward_accuracy", self.window)
-        return bool(accuracy) and min(accuracy) == 1.0
-
-    def _finding(self, history: History, metric: str, message: str, evidence: dict[str, Any]) -> Finding:
-        return Finding(
-            severity="critical",
-            message=f"{message}: nothing is being learned",
-            evidence=evidence | {"steps": float(self.window)},
-            remedy="check that parameters train (an adapter's targets, frozen layers), and the learning rate and its "
-            "schedule",
-            since=history.step_before(metric, self.window),
         )
 
 
@@ -304,10 +132,10 @@ class NothingSupervised:
     name: ClassVar[str] = "nothing_supervised"
     metrics: ClassVar[tuple[str, ...]] = ("supervised_tokens",)
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if history.recent("supervised_tokens", 1) != [0.0]:
             return None
-        return Finding(
+        return Detection(
             severity="critical",
             message="this step had no token to train on; its loss of 0 is no success",
             evidence={"supervised_tokens": 0.0},
@@ -340,7 +168,7 @@ class LengthDrift:
     window: int = 20
     sigmas: float = 5.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         for name in self.metrics[:-1]:
             if history.seen(name) < START + self.window or (name == "length_generated" and _better(history)):
                 continue
@@ -352,14 +180,14 @@ class LengthDrift:
                 return self._finding(history, name, math.exp(at_start), math.exp(now))
         return None
 
-    def _finding(self, history: History, name: str, before: float, now: float) -> Finding:
+    def _finding(self, history: History, name: str, before: float, now: float) -> Detection:
         generated = name == "length_generated"
         remedy = (
             "read the samples; penalise length in the reward, normalise it, or lower the learning rate"
             if generated
             else "shuffle the rows: they come in order of length, so the last steps train on other data than the first"
         )
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{'generated' if generated else 'training'} responses went from {before:.0f} to {now:.0f} tokens "
             f"({name}, mean of {self.window} steps)",
@@ -389,7 +217,7 @@ class Overfitting:
     accuracy_fall: float = 0.1
     """Below the best held-out accuracy, absolute."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         loss, accuracy = history.points("held_out/loss"), history.points("held_out/reward_accuracy")
         train_start, train_now = history.start("loss", 5), history.recent("loss", 5)
         if len(loss) <= self.evaluations or len(train_now) < 5 or mean(train_now) >= mean(train_start):
@@ -409,8 +237,8 @@ class Overfitting:
 
     def _finding(
         self, metric: str, best: float, last: float, best_step: int, train_start: float, train_now: float
-    ) -> Finding:
-        return Finding(
+    ) -> Detection:
+        return Detection(
             severity="warning",
             message=f"the training loss falls while the held-out {metric.replace('_', ' ')} went from {best:.3g} at "
             f"step {best_step} to {last:.3g}: overfitting",
@@ -427,7 +255,7 @@ class Overfitting:
         )
 
 
-_ONLINE: tuple[OnlineCheck, ...] = (
+_ONLINE: tuple[OnlineAlarmCheck, ...] = (
     NoRewards(),
     NoRewardSignal(),
     SamplerMismatch(),
@@ -443,7 +271,7 @@ _ONLINE: tuple[OnlineCheck, ...] = (
     Malformed(),
     Refusals(),
 )
-_OTHERS: tuple[Check, ...] = (
+_OTHERS: tuple[AlarmCheck, ...] = (
     NothingSupervised(),
     LossDivergence(),
     DeadLearning(),
@@ -454,7 +282,7 @@ _OTHERS: tuple[Check, ...] = (
     GradientSpike(),
     LengthDrift(),
 )
-ONLINE_CHECKS: Mapping[str, OnlineCheck] = MappingProxyType({check.name: check for check in _ONLINE})
+ONLINE_CHECKS: Mapping[str, OnlineAlarmCheck] = MappingProxyType({check.name: check for check in _ONLINE})
 """Those of a stage that samples."""
-CHECKS: Mapping[str, Check] = MappingProxyType({check.name: check for check in (*_OTHERS, *_ONLINE)})
+CHECKS: Mapping[str, AlarmCheck] = MappingProxyType({check.name: check for check in (*_OTHERS, *_ONLINE)})
 """Every check with its default thresholds; several that ring at one step are said in this order."""

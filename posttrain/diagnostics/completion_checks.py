@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from posttrain.diagnostics.finding import Finding
+from posttrain.diagnostics.detection import Detection
 from posttrain.diagnostics.history import Change, History, change, mean
 
 ROLLOUTS = "the metrics of a rollout"
@@ -27,7 +27,7 @@ class Duplicates:
     share: float = 0.9
     """Of the duplicates that are possible."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         columns = [history.recent(name, self.window) for name in self.metrics]
         if min(map(len, columns)) < self.window:
             return None
@@ -36,7 +36,7 @@ class Duplicates:
         if possible <= 0 or duplicates / possible < self.share:
             return None
         size, different = completions / groups, completions * (1 - duplicates) / groups
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"of {size:.3g} completions of a prompt, {different:.2g} differ (mean of {self.window} steps): a "
             "group teaches little more than one completion",
@@ -66,12 +66,12 @@ class Truncated:
     """Since the first ten steps, absolute."""
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         found = _high(history, "truncated_share", self.window, self.share, self.rise, self.sigmas)
         if found is None or max(history.recent("reward_deviation", self.window), default=1.0) == 0:
             return None
         now, evidence, grew = found
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{now:.0%} of the completions are cut at the limit (mean of {self.window} steps{grew}): they "
             "state no answer, and their reward says little",
@@ -98,12 +98,12 @@ class Malformed:
     """Since the first ten steps, absolute."""
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         found = _high(history, "malformed_share", self.window, self.share, self.rise, self.sigmas)
         if found is None:
             return None
         now, evidence, grew = found
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{now:.0%} of the completions break their form (mean of {self.window} steps{grew}): thoughts, a "
             "code fence or a \\boxed{ are left open",
@@ -131,12 +131,12 @@ class Refusals:
     """Since the first ten steps, absolute."""
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         found = _high(history, "refusal_share", self.window, float("inf"), self.rise, self.sigmas)
         if found is None:
             return None
         now, evidence, grew = found
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{now:.0%} of the completions refuse to answer (mean of {self.window} steps{grew})",
             evidence=evidence,

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posttrain.diagnostics.finding import Finding
+from posttrain.diagnostics.detection import Detection
 from posttrain.diagnostics.history import Change, History, change, mean
 
 HELD_OUT = "tasks to measure on (`held_out`)"
@@ -100,12 +100,12 @@ class RewardHacking(_FollowsReward):
     needs: ClassVar[tuple[str, ...]] = ("reward", "held_out/score")
     absent: ClassVar[str] = HELD_OUT
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         reward = self.rise(history)
         lag = self.lag(history, reward.rise) if reward is not None else None
         if reward is None or lag is None:
             return None
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the reward rose from {reward.before:.3g} to {reward.now:.3g} while the held-out score "
             f"{lag.words}: the reward is gamed, or the tasks are learnt by heart",
@@ -138,7 +138,7 @@ class LengthHacking(_FollowsReward):
     factor: float = 1.3
     """Growth of the mean length."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         reward = self.rise(history)
         length = change(history, "length_sampled", self.window, lambda tokens: math.log(max(tokens, 1.0)))
         if reward is None or length is None or not length.rises(math.log(self.factor), self.sigmas):
@@ -147,7 +147,7 @@ class LengthHacking(_FollowsReward):
         if lag is None:
             return None
         before, now = math.exp(length.before), math.exp(length.now)
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the reward rose from {reward.before:.3g} to {reward.now:.3g} and the completions from "
             f"{before:.0f} to {now:.0f} tokens, while the held-out score {lag.words}: the reward is won by length",
@@ -178,14 +178,14 @@ class NoRewards:
     critical_steps: int = 3
     """In a row; one may be a judge that could not be reached."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         shares = history.recent("abstained_share", self.critical_steps)
         if not shares or shares[-1] < 1:
             return None
         steps = next((place for place, share in enumerate(reversed(shares)) if share < 1), len(shares))
         critical = steps >= self.critical_steps
         since = f"for {steps} steps in a row " if critical else ""
-        return Finding(
+        return Detection(
             severity="critical" if critical else "warning",
             message=f"{since}every reward abstained from all completions of the step: nothing is being learned",
             evidence={"abstained_share": shares[-1], "steps": steps},
@@ -215,7 +215,7 @@ class NoRewardSignal:
     at_limit: float = 0.9
     """Share of completions that were cut, from which on the limit is named as the reason."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         shares = history.recent("zero_signal_share", self.window)
         deviations = history.recent("reward_deviation", self.window)
         share = mean(shares) if len(shares) == self.window else 0.0
@@ -238,7 +238,7 @@ class NoRewardSignal:
             else f"{share:.0%} of the groups have had no signal, their rewards all equal ({reward}){because}: most of "
             "what is sampled teaches nothing"
         )
-        return Finding(
+        return Detection(
             severity="critical" if dead else "warning",
             message=f"for {self.window} steps {said}",
             evidence={"zero_signal_share": share if shares else 1.0, "truncated_share": truncated},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
-from posttrain.diagnostics.finding import Finding
+from posttrain.diagnostics.detection import Detection
 from posttrain.diagnostics.history import RECENT, History, change, mean, noise
 
 REFERENCE = "a KL: `choices: {kl: reverse}`, with `kl_beta: 0` to measure it only"
@@ -33,7 +33,7 @@ class EntropyCollapse:
     """Nats per token, whatever the start was: one token in a thousand is not the likeliest one."""
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         recent = history.recent("entropy_sampled", self.window)
         if len(recent) < self.window:
             return None
@@ -43,7 +43,7 @@ class EntropyCollapse:
             return None
         before = {} if moved is None else {"entropy_at_start": moved.before}
         was = "" if moved is None else f", {moved.before:.3g} at the start"
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the entropy is {now:.2g} nats per token (mean of {self.window} steps{was}): the policy says one "
             "thing only",
@@ -70,11 +70,11 @@ class EntropyBlowup:
     """Nats per token: tasks of another kind move a low entropy by less."""
     sigmas: float = 4.0
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         moved = change(history, "entropy_sampled", self.window)
         if moved is None or moved.now < self.factor * moved.before or not moved.rises(self.least_rise, self.sigmas):
             return None
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the entropy grew from {moved.before:.3g} to {moved.now:.3g} nats per token (mean of "
             f"{self.window} steps): the policy dissolves into noise",
@@ -117,7 +117,7 @@ class KLBounds:
     most_k3_per_token: float = 2.0
     """Nats per token, of k3, which a few lost tokens drive up (it grows as 1 / ratio)."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         bounds = {
             "most_per_response": self.most_per_response,
             "most_per_token": self.most_per_token,
@@ -129,8 +129,8 @@ class KLBounds:
                 return self._finding(history, metric, unit, mean(recent), bounds[bound])
         return None
 
-    def _finding(self, history: History, metric: str, unit: str, now: float, bound: float) -> Finding:
-        return Finding(
+    def _finding(self, history: History, metric: str, unit: str, now: float, bound: float) -> Detection:
+        return Detection(
             severity="warning",
             message=f"the KL to the start is {now:.3g} {unit}, above {bound:g} (mean of {self.window} steps)",
             evidence={"metric": metric, "kl": now, "bound": bound},
@@ -162,7 +162,7 @@ class NegativeKL:
     all_groups: float = 0.999
     """Share of the groups that must train."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         reference, old = history.recent("kl_k1_reference", RECENT), history.recent("kl_k1_old", RECENT)
         if len(reference) < self.window:
             return None
@@ -173,7 +173,7 @@ class NegativeKL:
         now, error = mean(values[-self.window :]), noise(values, self.window)
         if -now <= max(self.least, self.sigmas * error):
             return None
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"the sampled KL to the start is {now:.3g} nats per token (k1, mean of {self.window} steps, "
             f"standard error {error:.2g}), and no KL is below 0: its log-probs are not of the policy that sampled, or "
@@ -198,14 +198,14 @@ class ClipShare:
     share: float = 0.3
     """Of the trained tokens, both sides together. `gspo` clips about 0.15 by design (arXiv:2507.18071)."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         low, high = (history.recent(name, self.window) for name in self.metrics)
         if len(low) < self.window or len(high) < self.window:
             return None
         below, above = mean(low), mean(high)
         if below + above <= self.share:
             return None
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"{below + above:.0%} of the tokens are clipped (mean of {self.window} steps; {below:.0%} below, "
             f"{above:.0%} above): they teach nothing",
@@ -240,14 +240,14 @@ class SamplerMismatch:
     critical_kl: float = 0.1
     """Nats per token from which on it is critical."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         columns = [history.recent(name, self.window) for name in self.metrics]
         if min(map(len, columns)) < self.window:
             return None
         kl, ratio, effective = map(mean, columns)
         if kl <= self.kl and abs(ratio - 1) <= self.ratio and effective >= self.effective:
             return None
-        return Finding(
+        return Detection(
             severity="critical" if kl > self.critical_kl else "warning",
             message=f"engine and trainer disagree about the sampled tokens: a KL of {kl:.2g} nats per token, mean "
             f"ratio {ratio:.3g}, effective sample {effective:.0%} (mean of {self.window} steps)",

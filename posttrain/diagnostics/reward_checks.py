@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posttrain.diagnostics.finding import Finding
+from posttrain.diagnostics.detection import Detection
 from posttrain.diagnostics.history import START, History, mean
 
 
@@ -26,13 +26,13 @@ class RewardCollapse:
     chance: float = 0.6
     """Accuracy below which the order is a coin's; 20 steps of 16 pairs that are guessed reach 0.56."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         if min(history.seen(name) for name in self.metrics) < START + self.window:  # labelled steps have no order
             return None
         spread, accuracy = (mean(history.recent(name, self.window)) for name in self.metrics)
         if spread >= self.least_spread or accuracy >= self.chance:
             return None
-        return Finding(
+        return Detection(
             severity="critical",
             message=f"all responses get nearly the same reward (standard deviation {spread:.2g} over {self.window} "
             f"steps, accuracy {accuracy:.0%}): the reward model has collapsed",
@@ -59,7 +59,7 @@ class RewardOverconfidence:
     evaluations: int = 2
     """In a row."""
 
-    def look(self, history: History) -> Finding | None:
+    def look(self, history: History) -> Detection | None:
         sure, right = (history.points(name)[-self.evaluations :] for name in self.metrics)
         # Both are measured at the same steps; a step that lacks one of them is not judged.
         if len(sure) < self.evaluations or [step for step, _ in sure] != [step for step, _ in right]:
@@ -68,7 +68,7 @@ class RewardOverconfidence:
         if min(gaps) <= self.gap:
             return None
         confidence, accuracy = sure[-1][1], right[-1][1]
-        return Finding(
+        return Detection(
             severity="warning",
             message=f"on held-out pairs the reward model is {confidence:.0%} sure and {accuracy:.0%} right: it is "
             "overconfident",

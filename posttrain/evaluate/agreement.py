@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from posttrain.intervals import Score, average, bootstrap
+from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.records.reward import Agreement
 
 MOST_FOR_KENDALL = 5_000
 """Kendall's tau compares every value with every other; of more values, evenly many are taken."""
@@ -55,7 +55,7 @@ def kendall(first: np.ndarray, second: np.ndarray) -> float:
     return agree / float(np.sqrt(ties_x * ties_y)) if ties_x and ties_y else 0.0
 
 
-def agreement(first_PK: np.ndarray, second_PK: np.ndarray) -> dict[str, Any]:
+def agreement(first_PK: np.ndarray, second_PK: np.ndarray) -> Agreement:
     """Two scorers on the same answers, K to each of P prompts.
 
     same_order: of the pairs of answers to one prompt, the share that both put in the same order, or both call equal.
@@ -63,8 +63,8 @@ def agreement(first_PK: np.ndarray, second_PK: np.ndarray) -> dict[str, Any]:
     """
     left, right = np.triu_indices(first_PK.shape[1], k=1)
     same = np.sign(first_PK[:, left] - first_PK[:, right]) == np.sign(second_PK[:, left] - second_PK[:, right])
-    return {
-        "same_order": average(same.mean(axis=1)).as_dict(),
-        "spearman": spearman(first_PK, second_PK).as_dict(),
-        "kendall": {"value": kendall(first_PK.ravel(), second_PK.ravel()), "n": len(first_PK)},
-    }
+    return Agreement(
+        same_order=Figure.of(average(same.mean(axis=1))),
+        spearman=Figure.of(spearman(first_PK, second_PK)),
+        kendall=Figure(kendall(first_PK.ravel(), second_PK.ravel()), n=len(first_PK)),
+    )

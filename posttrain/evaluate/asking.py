@@ -25,7 +25,9 @@ from posttrain.evaluate.questions import Question
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
+from posttrain.runs.folder import answers_path
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import AnswerLine
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task
 
@@ -120,10 +122,6 @@ class Suite(Protocol):
 # ---------------------------------------------------------------- what is written and said of any answers
 
 
-def answers_path(folder: Path, suite: str) -> Path:
-    return folder / "evaluations" / f"{suite}.jsonl"
-
-
 def baseline_path(folder: Path, suite: str) -> Path:
     """Where the start keeps what later models are measured by."""
     return folder / "baseline" / f"{suite}.jsonl"
@@ -139,18 +137,11 @@ def write_answers(
 ) -> None:
     """A line per answer, in the questions' order; a score of None is judged later."""
     records = [
-        {
-            "prompt": question.text,
-            "completion": text,
-            "answer": question.answer,
-            "score": score,
-            "tokens": len(completion.answer_ids),
-            "finish": str(completion.finish),
-        }
+        AnswerLine(question.text, text, question.answer, score, len(completion.answer_ids), str(completion.finish))
         for question, *answers in zip(questions, groups, texts, scores, strict=True)
         for completion, text, score in zip(*answers, strict=True)
     ]
-    write_jsonl(answers_path(folder, suite), records)
+    write_jsonl(answers_path(folder, suite), (record.to_json() for record in records))
 
 
 def general_figures(groups: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]) -> dict[str, Score]:

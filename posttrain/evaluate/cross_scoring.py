@@ -5,7 +5,7 @@ Where they disagree, the policy has learned the first one's taste and not a bett
 
     record = cross_scores({"start": [...], "dpo": [...]}, {"reward": rewards, "public": rewards})
 
-Written to a run's folder as cross_scores.json: {"prompts", "policies", "reward_models", "cells", "agreement"}.
+Written to a run's folder as cross_scores.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +20,11 @@ from posttrain.evaluate.agreement import agreement
 from posttrain.evaluate.reward_scorers import RewardScorer
 from posttrain.evaluate.suites.win_rate import outcome
 from posttrain.intervals import average, unbounded
-from posttrain.runs.files import read_jsonl, write_json
+from posttrain.runs.folder import RunFolder, read_answers
+from posttrain.runs.records.evaluation import AnswerLine, Figure
+from posttrain.runs.records.reward import CrossAgreement, CrossCell, CrossScores
 from posttrain.types import Message
 
-CROSS_SCORES = "cross_scores.json"
 AnswersByModel = Mapping[str, Sequence[str]]
 """{policy: its answers, one per prompt}; the first policy is the one that the others are compared with."""
 RewardsByJudge = Mapping[str, Mapping[str, Sequence[float]]]
@@ -41,8 +41,8 @@ def score_answers(
     }
 
 
-def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> dict[str, Any]:
-    """The matrix, ready for JSON.
+def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> CrossScores:
+    """The matrix.
 
     Each cell has the rewards, their mean, the win rate against the first policy (ties half, intervals over prompts),
     and the mean in standard deviations of that reward model, for their scales differ. agreement: of each two reward
@@ -50,7 +50,7 @@ def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> dict[str, 
     """
     policies = list(answers)
     first = policies[0]
-    cells: dict[str, dict[str, Any]] = {}
+    cells: dict[str, dict[str, CrossCell]] = {}
     for judge, by_policy in rewards.items():
         # Over all policies' answers: standardised within one policy, every policy would have the mean 0.
         everything = np.array([by_policy[policy] for policy in policies], dtype=float)
@@ -60,17 +60,11 @@ def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> dict[str, 
             policy: _cell(answers, by_policy, policy, first, centre, spread if spread > 0 else 1.0)
             for policy in policies
         }
-    return {
-        "prompts": len(answers[first]),
-        "policies": policies,
-        "reward_models": list(rewards),
-        "cells": cells,
-        "agreement": [
-            {"between": [one, two], **agreement(_by_prompt(rewards[one], policies), _by_prompt(rewards[two], policies))}
-            for one, two in combinations(rewards, 2)
-            if len(policies) > 1
-        ],
-    }
+    agreed = []
+    for judges in combinations(rewards, 2) if len(policies) > 1 else ():
+        found = agreement(*(_by_prompt(rewards[judge], policies) for judge in judges))
+        agreed.append(CrossAgreement(judges, found.same_order, found.spearman, found.kendall))
+    return CrossScores(len(answers[first]), tuple(policies), tuple(rewards), cells, tuple(agreed))
 
 
 def _cell(
@@ -80,7 +74,7 @@ def _cell(
     first: str,
     centre: float,
     spread: float,
-) -> dict[str, Any]:
+) -> CrossCell:
     rewards = np.asarray(by_policy[policy], dtype=float)
     won = [
         outcome(text, reward, other_text, other)
@@ -88,12 +82,12 @@ def _cell(
             answers[policy], by_policy[policy], answers[first], by_policy[first], strict=True
         )
     ]
-    return {
-        "mean": unbounded(rewards).as_dict(),
-        "standardised": float((rewards.mean() - centre) / spread),
-        "win_rate": average(np.array(won)).as_dict() if policy != first else None,
-        "rewards": rewards.tolist(),
-    }
+    return CrossCell(
+        mean=Figure.of(unbounded(rewards)),
+        standardised=float((rewards.mean() - centre) / spread),
+        win_rate=Figure.of(average(np.array(won))) if policy != first else None,
+        rewards=tuple(rewards.tolist()),
+    )
 
 
 def _by_prompt(by_policy: Mapping[str, Sequence[float]], policies: Sequence[str]) -> np.ndarray:
@@ -103,7 +97,7 @@ def _by_prompt(by_policy: Mapping[str, Sequence[float]], policies: Sequence[str]
 # ---------------------------------------------------------------- from the win rates of a run
 
 
-def cross_scores_of_run(folders: Mapping[str, Path], suites: Mapping[str, str]) -> dict[str, Any] | None:
+def cross_scores_of_run(folders: Mapping[str, Path], suites: Mapping[str, str]) -> CrossScores | None:
     """The matrix of what win rate suites have judged already; None if there are not two policies.
 
     Args:
@@ -115,21 +109,20 @@ def cross_scores_of_run(folders: Mapping[str, Path], suites: Mapping[str, str]) 
     rewards: dict[str, dict[str, list[float]]] = {}
     for suite, judge in suites.items():
         judged = {name: _judged(folder, suite) for name, folder in folders.items()}
-        texts = {name: [record["completion"] for record in records] for name, records in judged.items() if records}
+        texts = {name: [answer.completion for answer in answers] for name, answers in judged.items() if answers}
         # Suites with other prompts cannot be columns of one matrix: their rows would be different answers.
         if len(texts) > 1 and (not answers or answers == texts):
             answers = texts
-            rewards[judge] = {name: [float(record["reward"]) for record in judged[name]] for name in texts}
+            rewards[judge] = {name: [answer.reward or 0.0 for answer in judged[name]] for name in texts}
     return cross_scores(answers, rewards) if rewards else None
 
 
-def write_cross_scores(run: Path, record: Mapping[str, Any]) -> Path:
-    path = run / CROSS_SCORES
-    write_json(path, record)
-    return path
+def write_cross_scores(run: Path, record: CrossScores) -> Path:
+    RunFolder(run).write(record)
+    return run / record.FILE
 
 
-def _judged(folder: Path, suite: str) -> list[dict[str, Any]]:
-    path = folder / "evaluations" / f"{suite}.jsonl"
-    records = read_jsonl(path) if path.exists() else []
-    return records if records and all(record.get("reward") is not None for record in records) else []
+def _judged(folder: Path, suite: str) -> list[AnswerLine]:
+    """The answers of a suite, if every one of them has its reward."""
+    answers = read_answers(folder, suite)
+    return answers if all(answer.reward is not None for answer in answers) else []

@@ -7,18 +7,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from posttrain.intervals import Score, bootstrap, from_error
 
 JACKKNIFE_GROUPS = 20
-
-
-def as_dicts(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """{metric: Score} ready for JSON."""
-    return {name: score.as_dict() for name, score in scores.items()}
 
 
 def perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Score:

@@ -15,15 +15,15 @@ its left end and not its right one (Yue et al. 2025, arXiv:2504.13837); see `pas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.intervals import Score, average
 from posttrain.runs.files import read_json, write_json
+from posttrain.runs.records.evaluation import PassAtKCounts, PassAtKEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,9 @@ def counts_path(folder: Path, suite: str) -> Path:
 
 def write_counts(folder: Path, counts: PassCounts) -> None:
     """evaluations/<suite>.counts.json: the counts and the curve, for the report."""
-    points = [{"k": k, **score.as_dict()} for k, score in curve(counts)]
-    write_json(counts_path(folder, counts.suite), {**asdict(counts), "curve": points})
+    points = tuple(PassAtKEstimate.of(k, score) for k, score in curve(counts))
+    record = PassAtKCounts(counts.suite, counts.samples, counts.rows, counts.prompts, counts.correct, points)
+    write_json(counts_path(folder, counts.suite), record.to_json())
 
 
 def read_counts(folder: Path, suite: str) -> PassCounts | None:
@@ -114,6 +115,5 @@ def read_counts(folder: Path, suite: str) -> PassCounts | None:
     path = counts_path(folder, suite)
     if not path.exists():
         return None
-    record: dict[str, Any] = read_json(path)
-    rows, prompts, correct = (tuple(record[name]) for name in ("rows", "prompts", "correct"))
-    return PassCounts(record["suite"], record["samples"], rows, prompts, correct)
+    record = PassAtKCounts.from_json(read_json(path))
+    return PassCounts(record.suite, record.samples or 0, record.rows, record.prompts, record.correct)

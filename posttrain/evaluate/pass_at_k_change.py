@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts
 from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference
-from posttrain.runs.files import write_json
+from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.evaluation import Figure, PassAtKChange, PassAtKChanges, PassAtKPoint
 
-PASS_AT_K = "pass_at_k.json"
 EXACT = 12
 """Up to so many prompts that changed, every combination of signs is tried; beyond, FLIPS random ones."""
 FLIPS = 10_000
@@ -124,25 +123,30 @@ class ReachChange:
             return f" A gain of up to {_percent(last.difference.high)} points would not show on so few prompts."
         return ""
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "suite": self.suite,
-            "samples": self.samples,
-            "prompts": self.prompts,
-            "verdict": str(self.verdict),
-            "unsolved": self.unsolved,
-            "points": [
-                {
-                    "k": point.k,
-                    "base": point.base.as_dict(),
-                    "trained": point.trained.as_dict(),
-                    "difference": point.difference.as_dict(),
-                    "p": point.p,
-                    "clear": point.clear,
-                }
-                for point in self.points
-            ],
-        }
+    def record(self, base: str, trained: str) -> PassAtKChange:
+        """As pass_at_k.json has it, with the names of the two policies."""
+        points = tuple(
+            PassAtKPoint(
+                point.k,
+                base=Figure.of(point.base),
+                trained=Figure.of(point.trained),
+                difference=Figure.of(point.difference),
+                p=point.p,
+                clear=point.clear,
+            )
+            for point in self.points
+        )
+        return PassAtKChange(
+            base,
+            trained,
+            self.suite,
+            self.samples,
+            self.prompts,
+            verdict=str(self.verdict),
+            unsolved=self.unsolved,
+            points=points,
+            said=self.sentence(base, trained),
+        )
 
 
 def change(base: PassCounts, trained: PassCounts) -> ReachChange:
@@ -225,7 +229,7 @@ def _points(value: float) -> str:
 # ---------------------------------------------------------------- of a run
 
 
-def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[dict[str, Any]]:
+def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[PassAtKChange]:
     """Each policy against the one before it, and the last against the first: records for pass_at_k.json.
 
     A policy whose counts are missing, or still of other prompts, is passed over.
@@ -245,9 +249,9 @@ def changes_of_run(folders: Mapping[str, Path], suites: Sequence[str]) -> list[d
                 moved = change(asked[base], asked[trained])
             except DataError:
                 continue  # asked before the suite was changed; the run asks it again when it comes to that stage
-            records.append({"base": base, "trained": trained, **moved.as_dict(), "said": moved.sentence(base, trained)})
+            records.append(moved.record(base, trained))
     return records
 
 
-def write_changes(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    write_json(run / PASS_AT_K, {"changes": list(records)})
+def write_changes(run: Path, records: Sequence[PassAtKChange]) -> None:
+    RunFolder(run).write(PassAtKChanges(tuple(records)))

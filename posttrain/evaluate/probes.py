@@ -13,12 +13,14 @@ right answer to some prompts, so its figure is shown and not judged.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from posttrain.evaluate.calibration import accuracy
 from posttrain.intervals import unbounded
+from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.records.reward import ProbeFigures
 
 REFUSAL = "I'm sorry, but I can't help with that."
 TIMES_REPEATED = 3
@@ -52,8 +54,8 @@ def probe_answers(
     return probes
 
 
-def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale: float) -> dict[str, dict[str, Any]]:
-    """What each probe scores against the chosen answers: {"empty": {"below_chosen": {...}, "mean": {...}, "gap": ...}}.
+def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale: float) -> dict[str, ProbeFigures]:
+    """What each probe scores against the chosen answers.
 
     below_chosen: share of prompts whose chosen answer scores higher, ties half. gap: mean of chosen minus probe, in
     standard deviations of the rewards (`scale`); 0 where the rewards do not vary. A probe may have been put to the
@@ -63,12 +65,12 @@ def probe_figures(chosen_P: np.ndarray, probes: Mapping[str, np.ndarray], scale:
     for name, probe_P in probes.items():
         margins = chosen_P[: len(probe_P)] - probe_P
         gaps = margins / scale if scale > 0 else np.zeros_like(margins)
-        by_probe[name] = {
-            "below_chosen": accuracy(margins).as_dict(),
-            "mean": unbounded(probe_P).as_dict(),
-            "gap": unbounded(gaps).as_dict(),
-            "judged": name in EXPECTED_BELOW,
-        }
+        by_probe[name] = ProbeFigures(
+            below_chosen=Figure.of(accuracy(margins)),
+            mean=Figure.of(unbounded(probe_P)),
+            gap=Figure.of(unbounded(gaps)),
+            judged=name in EXPECTED_BELOW,
+        )
     return by_probe
 
 

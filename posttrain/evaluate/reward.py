@@ -7,7 +7,7 @@
 It works on plain arrays, so any scorer can be judged: ours, a public one, a person. Writes
 
     reward_evaluation.json   figures with intervals, buckets, calibration, probes, agreement, findings
-    reward_scores.jsonl      {"row", "category", "chosen", "rejected", "tokens_chosen", ..., "untrained_chosen", ...}
+    reward_scores.jsonl      the rewards of both sides of each pair, after and before training
 
 The pair is the unit that was drawn, so every interval is over pairs; both answers of a pair are drawn together.
 """
@@ -15,9 +15,8 @@ The pair is the unit that was drawn, so every interval is over pairs; both answe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,15 +33,22 @@ from posttrain.evaluate.calibration import (
     expected_calibration_error,
     reliability,
 )
-from posttrain.evaluate.figures import as_dicts
 from posttrain.evaluate.probes import probe_figures
 from posttrain.evaluate.reward_findings import find
 from posttrain.intervals import Score, average, bootstrap, paired_difference
-from posttrain.runs.files import write_json
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.evaluation import Figure, figures_of
+from posttrain.runs.records.reward import (
+    BucketAccuracy,
+    Calibration,
+    CalibrationBin,
+    ChanceError,
+    LengthFigures,
+    PairRewards,
+    RewardEvaluation,
+)
 
 SCHEMA = 1
-EVALUATION = "reward_evaluation.json"
-SCORES = "reward_scores.jsonl"
 FEWEST_OF_A_CATEGORY = 5
 """A category with fewer pairs has no line of its own: its interval would span nearly everything."""
 
@@ -128,8 +134,8 @@ def evaluate_reward(
     others: Mapping[str, PairScores] | None = None,
     step: int = 0,
     probabilities: bool = True,
-) -> dict[str, Any]:
-    """All figures of one reward model, ready for JSON.
+) -> RewardEvaluation:
+    """All figures of one reward model.
 
     Args:
         untrained: the same rows scored before training, by the same backbone with its new head.
@@ -142,50 +148,48 @@ def evaluate_reward(
     """
     # Probes are told in units of this model's own spread: reward models differ in scale by orders of magnitude.
     spread = float(scores.rewards_P2.std())
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "pairs": len(scores.rows),
-        "trained": as_dicts(figures(scores)),
-        "untrained": None if untrained is None else as_dicts(figures(untrained)),
-        "gain": None if untrained is None else gain(scores, untrained).as_dict(),
-        "by_length": by_length(scores),
-        "by_category": by_category(scores),
-        "calibration": calibration(scores) if probabilities else None,
-        "length": length_figures(scores),
-        "probes": probe_figures(scores.chosen_P, _arrays(probes), spread),
-        "agreement": {
+    record = RewardEvaluation(
+        schema=SCHEMA,
+        pairs=len(scores.rows),
+        trained=figures_of(figures(scores)),
+        untrained=None if untrained is None else figures_of(figures(untrained)),
+        gain=None if untrained is None else Figure.of(gain(scores, untrained)),
+        by_length=by_length(scores),
+        by_category=by_category(scores),
+        calibration=calibration(scores) if probabilities else None,
+        length=length_figures(scores),
+        probes=probe_figures(scores.chosen_P, _arrays(probes), spread),
+        agreement={
             name: agreement(scores.rewards_P2, other.rewards_P2)
             for name, other in {**({"untrained": untrained} if untrained else {}), **(others or {})}.items()
         },
-    }
-    record["findings"] = [alarm.record() for alarm in find(record, step=step)]
-    return record
+        findings=(),
+    )
+    return replace(record, findings=tuple(find(record, step=step)))
 
 
 def write_reward_evaluation(
-    folder: Path, record: Mapping[str, Any], scores: PairScores, *, untrained: PairScores | None = None
+    folder: Path, record: RewardEvaluation, scores: PairScores, *, untrained: PairScores | None = None
 ) -> None:
     """reward_scores.jsonl, then reward_evaluation.json, whose presence therefore says that both are there."""
-    write_jsonl(folder / SCORES, score_lines(scores, untrained))
-    write_json(folder / EVALUATION, record)
+    write_jsonl(folder / PairRewards.FILE, (line.to_json() for line in score_lines(scores, untrained)))
+    StageFolder(folder).write(record)
 
 
-def score_lines(scores: PairScores, untrained: PairScores | None = None) -> list[dict[str, Any]]:
-    lines = []
-    for index, row in enumerate(scores.rows):
-        line: dict[str, Any] = {
-            "row": row,
-            "category": scores.categories[index],
-            "chosen": float(scores.chosen_P[index]),
-            "rejected": float(scores.rejected_P[index]),
-            "tokens_chosen": int(scores.tokens_chosen_P[index]),
-            "tokens_rejected": int(scores.tokens_rejected_P[index]),
-        }
-        if untrained is not None:
-            line["untrained_chosen"] = float(untrained.chosen_P[index])
-            line["untrained_rejected"] = float(untrained.rejected_P[index])
-        lines.append(line)
-    return lines
+def score_lines(scores: PairScores, untrained: PairScores | None = None) -> list[PairRewards]:
+    return [
+        PairRewards(
+            row=row,
+            category=scores.categories[index],
+            chosen=float(scores.chosen_P[index]),
+            rejected=float(scores.rejected_P[index]),
+            tokens_chosen=int(scores.tokens_chosen_P[index]),
+            tokens_rejected=int(scores.tokens_rejected_P[index]),
+            untrained_chosen=None if untrained is None else float(untrained.chosen_P[index]),
+            untrained_rejected=None if untrained is None else float(untrained.rejected_P[index]),
+        )
+        for index, row in enumerate(scores.rows)
+    ]
 
 
 # ---------------------------------------------------------------- figures
@@ -226,23 +230,26 @@ def gain(scores: PairScores, untrained: PairScores) -> Score:
     return paired_difference(correct(untrained.margins_P), correct(scores.margins_P))
 
 
-def calibration(scores: PairScores) -> dict[str, Any]:
+def calibration(scores: PairScores) -> Calibration:
     """The reliability curve and its error, beside the error that chance alone makes."""
     margins = scores.margins_P
     bins = bins_for(len(margins))
     chance, chance_high = error_by_chance(margins, bins)
-    return {
-        "ece": expected_calibration_error(margins, bins),
-        "by_chance": {"mean": chance, "high": chance_high},
-        "gap": confidence_gap(margins).as_dict(),
-        "bins": [asdict(group) | {"accuracy": group.accuracy.as_dict()} for group in reliability(margins, bins)],
-    }
+    return Calibration(
+        ece=expected_calibration_error(margins, bins),
+        by_chance=ChanceError(chance, chance_high),
+        gap=Figure.of(confidence_gap(margins)),
+        bins=tuple(
+            CalibrationBin(group.low, group.high, group.n, group.confidence, Figure.of(group.accuracy))
+            for group in reliability(margins, bins)
+        ),
+    )
 
 
 # ---------------------------------------------------------------- length and category
 
 
-def by_length(scores: PairScores) -> list[dict[str, Any]]:
+def by_length(scores: PairScores) -> tuple[BucketAccuracy, ...]:
     """Accuracy by how much longer the chosen answer is, cut at zero and at the median of the differences' sizes.
 
     A model that pays for length is right where the chosen answer is longer and wrong where it is shorter.
@@ -259,22 +266,22 @@ def by_length(scores: PairScores) -> list[dict[str, Any]]:
         (f"up to {cut} longer", (difference > 0) & (difference <= middle)),
         (f"over {cut} longer", difference > middle),
     ]
-    return [_accuracy_of(scores, label, inside) for label, inside in buckets if inside.any()]
+    return tuple(_accuracy_of(scores, label, inside) for label, inside in buckets if inside.any())
 
 
-def by_category(scores: PairScores) -> list[dict[str, Any]]:
+def by_category(scores: PairScores) -> tuple[BucketAccuracy, ...]:
     """Accuracy of each category with at least five pairs, the largest category first."""
     names = np.array([name or "" for name in scores.categories])
     known, counts = np.unique(names[names != ""], return_counts=True)
     order = sorted(zip(known.tolist(), counts.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
-    return [_accuracy_of(scores, name, names == name) for name, count in order if count >= FEWEST_OF_A_CATEGORY]
+    return tuple(_accuracy_of(scores, name, names == name) for name, count in order if count >= FEWEST_OF_A_CATEGORY)
 
 
-def _accuracy_of(scores: PairScores, label: str, inside: np.ndarray) -> dict[str, Any]:
-    return {"label": label, "accuracy": accuracy(scores.margins_P[inside]).as_dict()}
+def _accuracy_of(scores: PairScores, label: str, inside: np.ndarray) -> BucketAccuracy:
+    return BucketAccuracy(label, Figure.of(accuracy(scores.margins_P[inside])))
 
 
-def length_figures(scores: PairScores) -> dict[str, Any]:
+def length_figures(scores: PairScores) -> LengthFigures:
     """How far the reward is the length.
 
     correlation: Spearman's, of reward and tokens over all answers. margin_correlation: Spearman's, of the margin and
@@ -287,12 +294,12 @@ def length_figures(scores: PairScores) -> dict[str, Any]:
     x, y = ranks(margins), ranks(difference)
     # +1 where the model prefers the longer answer, -1 the shorter, 0 for a tie of either; `accuracy` counts 0 half.
     preferred = np.sign(margins) * np.sign(difference)
-    return {
-        "correlation": spearman(scores.rewards_P2, scores.tokens_P2).as_dict(),
-        "margin_correlation": bootstrap(len(x), lambda index: pearson(x[index], y[index])).as_dict(),
-        "longer_chosen": accuracy(difference).as_dict(),
-        "longer_preferred": accuracy(preferred).as_dict(),
-    }
+    return LengthFigures(
+        correlation=Figure.of(spearman(scores.rewards_P2, scores.tokens_P2)),
+        margin_correlation=Figure.of(bootstrap(len(x), lambda index: pearson(x[index], y[index]))),
+        longer_chosen=Figure.of(accuracy(difference)),
+        longer_preferred=Figure.of(accuracy(preferred)),
+    )
 
 
 def _arrays(probes: Mapping[str, Sequence[float]] | None) -> dict[str, np.ndarray]:

@@ -5,8 +5,8 @@
 Evaluation has random streams of its own, restores the global ones, the model's mode and its gradients' state:
 training goes on bit for bit as if nobody had asked. Writes
 
-    evaluation.json            {suite: {metric: {"value", "low", "high", "n"}}}
-    evaluations/<suite>.jsonl  {"prompt", "completion", "answer", "score", "tokens", "finish"}
+    evaluation.json            the figures of every suite
+    evaluations/<suite>.jsonl  every answer
     evaluations/<suite>.counts.json    of a suite of kind pass_at_k: how many answers to each prompt are right
     evaluations/metrics.json   of kinds with figures of their own: how the report calls and judges them
     evaluations/identity.json  what each suite was measured on: a suite is not asked again while that is the same
@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from posttrain.evaluate.asking import (
     EvaluatedModel,
     SampledAnswers,
     Suite,
-    answers_path,
     baseline_path,
     undisturbed,
 )
@@ -44,11 +42,12 @@ from posttrain.models.folders.manifest import folder_fingerprint, read_manifest,
 from posttrain.models.folders.spoken import speech_of
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.runs.files import read_json, write_json
-from posttrain.runs.folder import StageFolder
+from posttrain.runs.folder import StageFolder, answers_path
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import Figure, SuiteIdentities, SuiteMeanings, SuiteScores, figures_of
 
-EvaluationRecord = dict[str, dict[str, dict[str, float]]]
-"""evaluation.json: {suite: {metric: {"value", "low", "high", "n"}}}."""
+SuiteFigures = dict[str, Mapping[str, Figure]]
+"""{suite: {metric: figure}}"""
 
 
 def evaluate_model(
@@ -62,7 +61,7 @@ def evaluate_model(
     tokenizer: Any = None,
     encoding: EncoderSettings | None = None,
     device: str = "auto",
-) -> EvaluationRecord:
+) -> SuiteFigures:
     """Ask a model the suites of a recipe; what is there already, from the same model and questions, stays.
 
     Args:
@@ -95,9 +94,9 @@ def evaluate_model(
             asked = EvaluatedModel.of(loaded.model, loaded.tokenizer, seed, encoding)
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
-    folder.write_evaluation(evaluation)
+    folder.write(SuiteScores(evaluation))
     _write_meanings(suites, folder.path)
-    write_json(folder.path / "evaluations" / "identity.json", identities)
+    write_json(_identities_path(folder.path), SuiteIdentities(identities).to_json())
     return evaluation
 
 
@@ -108,7 +107,7 @@ def evaluate_suites(
     *,
     baseline: Path | None = None,
     progress: Progress | None = None,
-) -> EvaluationRecord:
+) -> SuiteFigures:
     """Ask the suites in their order and write `evaluations/<suite>.jsonl` under `out`.
 
     Args:
@@ -116,26 +115,26 @@ def evaluate_suites(
     """
     progress = progress or Progress()
     asking = Asking(asked, SampledAnswers(asked, progress), out, out if baseline is None else baseline, progress)
-    evaluation: EvaluationRecord = {}
+    evaluation: SuiteFigures = {}
     with undisturbed(asked.model):
         for suite in suites:
             figures = suite.ask(asking)
-            evaluation[suite.name] = {metric: score.as_dict() for metric, score in figures.items()}
+            evaluation[suite.name] = figures_of(figures)
     return evaluation
 
 
 def _write_meanings(suites: Sequence[SuiteSettings], out: Path) -> None:
     """evaluations/metrics.json, if a kind has figures of its own: how the report calls and judges them."""
-    meanings = {
-        suite.name: {metric: asdict(meaning) for metric, meaning in metrics.items()}
-        for suite in suites
-        if (metrics := SUITES[type(suite)].metrics)
-    }
+    meanings = {suite.name: metrics for suite in suites if (metrics := SUITES[type(suite)].metrics)}
     if meanings:
-        write_json(out / "evaluations" / "metrics.json", meanings)
+        write_json(out / "evaluations" / "metrics.json", SuiteMeanings(meanings).to_json())
 
 
 # ---------------------------------------------------------------- asked before
+
+
+def _identities_path(out: Path) -> Path:
+    return out / "evaluations" / "identity.json"
 
 
 def _identities(
@@ -179,10 +178,10 @@ def _weights_of(folder: Path) -> str:
 
 
 def _judged_again(
-    suites: Sequence[SuiteSettings], known: EvaluationRecord, out: Path, baseline: Path, device: str, progress: Progress
-) -> EvaluationRecord:
+    suites: Sequence[SuiteSettings], known: SuiteFigures, out: Path, baseline: Path, device: str, progress: Progress
+) -> SuiteFigures:
     """The figures of suites that judge what was answered before, as their judges see it now."""
-    again: EvaluationRecord = {}
+    again: SuiteFigures = {}
     for settings in suites:
         rejudge = SUITES[type(settings)].rejudge
         if settings.name in known and rejudge is not None:
@@ -191,13 +190,12 @@ def _judged_again(
     return again
 
 
-def _known(folder: StageFolder, identities: dict[str, str]) -> EvaluationRecord:
+def _known(folder: StageFolder, identities: dict[str, str]) -> SuiteFigures:
     """The figures of suites that were asked before, and whose files are still there."""
-    path = folder.path / "evaluations" / "identity.json"
-    figures = folder.evaluation()
-    if figures is None or not path.exists():
+    path, evaluation = _identities_path(folder.path), folder.document(SuiteScores)
+    if evaluation is None or not path.exists():
         return {}
-    before = read_json(path)
+    before, figures = SuiteIdentities.from_json(read_json(path)).suites, evaluation.suites
     return {
         name: figures[name]
         for name, identity in identities.items()

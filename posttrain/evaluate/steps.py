@@ -7,7 +7,7 @@
 It works on plain numbers, as `posttrain.evaluate.reward` does. Writes
 
     step_evaluation.json   figures with intervals, of the trained and of the untrained head
-    step_scores.jsonl      {"row", "scores": [2.1, -0.3], "labels": [1.0, 0.0], "untrained": [0.1, 0.2]}
+    step_scores.jsonl      the score and the label of each held-out step
 
 A score above 0 calls a step right, a label from 0.5 on does. The response is the unit that was drawn: its steps are
 drawn together, and every interval is over responses.
@@ -15,22 +15,20 @@ drawn together, and every interval is over responses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, EmptyDatasetError
-from posttrain.evaluate.figures import as_dicts
 from posttrain.intervals import Score, average, bootstrap, paired_difference
-from posttrain.runs.files import write_json
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.evaluation import figures_of
+from posttrain.runs.records.reward import StepEvaluation, StepRewards
 
 SCHEMA = 1
-EVALUATION = "step_evaluation.json"
-SCORES = "step_scores.jsonl"
 RIGHT = 0.5
 
 
@@ -93,8 +91,8 @@ class StepScores:
         return place_R
 
 
-def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> dict[str, Any]:
-    """All figures of one process reward model, ready for JSON.
+def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -> StepEvaluation:
+    """All figures of one process reward model.
 
     Args:
         untrained: the same rows scored before training, by the same backbone with a random head.
@@ -102,30 +100,28 @@ def evaluate_steps(scores: StepScores, *, untrained: StepScores | None = None) -
     Raises:
         DataError: the two were not scored on the same rows.
     """
-    return {
-        "schema": SCHEMA,
-        "responses": len(scores.rows),
-        "steps": len(scores.score_S),
-        "trained": as_dicts(figures(scores)),
-        "untrained": None if untrained is None else as_dicts(figures(untrained)),
-        "gain": None if untrained is None else as_dicts(gains(scores, untrained)),
-    }
+    return StepEvaluation(
+        schema=SCHEMA,
+        responses=len(scores.rows),
+        steps=len(scores.score_S),
+        trained=figures_of(figures(scores)),
+        untrained=None if untrained is None else figures_of(figures(untrained)),
+        gain=None if untrained is None else figures_of(gains(scores, untrained)),
+    )
 
 
 def write_step_evaluation(
-    folder: Path, record: Mapping[str, Any], scores: StepScores, *, untrained: StepScores | None = None
+    folder: Path, record: StepEvaluation, scores: StepScores, *, untrained: StepScores | None = None
 ) -> None:
     """step_scores.jsonl, then step_evaluation.json, whose presence therefore says that both are there."""
     lines = []
     for index, row in enumerate(scores.rows):
         own = scores.response_S == index
-        line: dict[str, Any] = {"row": row}
-        line |= {"scores": scores.score_S[own].tolist(), "labels": scores.label_S[own].tolist()}
-        if untrained is not None:
-            line["untrained"] = untrained.score_S[own].tolist()
-        lines.append(line)
-    write_jsonl(folder / SCORES, lines)
-    write_json(folder / EVALUATION, record)
+        before = None if untrained is None else tuple(untrained.score_S[own].tolist())
+        line = StepRewards(row, tuple(scores.score_S[own].tolist()), tuple(scores.label_S[own].tolist()), before)
+        lines.append(line.to_json())
+    write_jsonl(folder / StepRewards.FILE, lines)
+    StageFolder(folder).write(record)
 
 
 # ---------------------------------------------------------------- figures

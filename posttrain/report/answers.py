@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from posttrain.report.evaluation import aligned
 from posttrain.report.numbers import MINUS, count
 from posttrain.report.text import FINISHES, shorten
-from posttrain.runs.read import Completion, Run
+from posttrain.runs.read import RunContents
+from posttrain.runs.records.evaluation import AnswerLine
 
 SHOWN_PROMPTS = 30
 
@@ -38,7 +39,7 @@ class AnswerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSuite:
+class ShownAnswers:
     """The first prompts of one suite."""
 
     name: str
@@ -47,9 +48,9 @@ class AnswerSuite:
     total: int
 
 
-def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
+def answer_suites(run: RunContents, order: list[str]) -> list[ShownAnswers]:
     """Answers to the same prompts side by side, start first; the suites in the `order` of the final table."""
-    measured = [("start", run.start), *((stage.name, stage.evaluated) for stage in run.stages)]
+    measured = run.measured
     known = dict.fromkeys(suite for _, found in measured for suite in found.answers)
     # The answers of a perplexity suite are fixed: there is nothing to compare in their words.
     known = {suite: None for suite in known if not any("perplexity" in f.scores.get(suite, {}) for _, f in measured)}
@@ -59,7 +60,7 @@ def answer_suites(run: Run, order: list[str]) -> list[AnswerSuite]:
     ]
 
 
-def _answer_suite(suite: str, answers: list[tuple[str, list[Completion]]]) -> AnswerSuite:
+def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> ShownAnswers:
     known = [(name, aligned(given)) for name, given in answers if given]
     keys = list(dict.fromkeys(key for _, given in known for key in given))
     rows = []
@@ -69,15 +70,15 @@ def _answer_suite(suite: str, answers: list[tuple[str, list[Completion]]]) -> An
         wanted = next((answer.answer for answer in found if answer and answer.answer), "")
         cells = [None if answer is None else _cell(answer, start) for answer in found]
         rows.append(AnswerRow(shorten(key[0]), shorten(wanted, 300), cells))
-    return AnswerSuite(suite, [name for name, _ in known], rows, len(keys))
+    return ShownAnswers(suite, [name for name, _ in known], rows, len(keys))
 
 
-def _cell(answer: Completion, start: Completion | None) -> AnswerCell:
+def _cell(answer: AnswerLine, start: AnswerLine | None) -> AnswerCell:
     change = ""
     if start is not None and start.score is not None and answer.score is not None and start.score != answer.score:
         change = "up" if answer.score > start.score else "down"
     return AnswerCell(
-        text=shorten(answer.text),
+        text=shorten(answer.completion),
         score="" if answer.score is None else f"{answer.score:g}".replace("-", MINUS),
         tokens="" if answer.tokens is None else count(answer.tokens),
         finish=FINISHES.get(answer.finish.lower(), ""),

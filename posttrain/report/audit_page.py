@@ -18,8 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from posttrain.intervals import quantile
-from posttrain.report.charts import Chart, Key, dots
-from posttrain.report.charts import Path as Shape
+from posttrain.report.charts import Chart, Key, Shape, dots
 from posttrain.report.distributions import box_chart, common_bins, histogram
 from posttrain.report.numbers import count, duration, number
 from posttrain.report.page import UNSEEN
@@ -64,7 +63,7 @@ class Cloud:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownFinding:
     """A finding as the page shows it."""
 
     check: str
@@ -86,7 +85,7 @@ class Page:
     kind: str
     grade: str
     facts: list[tuple[str, str]]
-    findings: list[Shown]
+    findings: list[ShownFinding]
     sections: list[Section]
     clouds: list[Cloud]
     checks: list[tuple[str, str, str]]
@@ -168,9 +167,9 @@ def _facts(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- findings
 
 
-def _shown(finding: Mapping[str, Any]) -> Shown:
+def _shown(finding: Mapping[str, Any]) -> ShownFinding:
     evidence = finding["evidence"]
-    return Shown(
+    return ShownFinding(
         check=str(finding["check"]).replace("_", " "),
         severity=str(finding["severity"]),
         kind=KINDS[str(finding["severity"])],

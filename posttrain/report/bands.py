@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.intervals import quantile
-from posttrain.report.charts import Chart, Key, Note, Path, Rule, Tick, dots, joined, x_axis_ticks, y_axis_ticks
+from posttrain.report.charts import Chart, Key, Note, Rule, Shape, Tick, dots, joined, x_axis_ticks, y_axis_ticks
 from posttrain.report.numbers import HARD_SPACE, Axis, axis, count, interval, number, tick_labels, ticks
-from posttrain.runs.read import Score
+from posttrain.runs.records.evaluation import Figure
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NAMES = ("5 % below", "25 % below", "median", "75 % below", "95 % below")
@@ -41,9 +41,9 @@ def band_chart(title: str, steps: Sequence[int], values: Sequence[Sequence[float
         said=f"{title}: median {number(start)} at step {read[0]}, {number(end)} at step {read[-1]}.",
         caption="line: median; inner band: middle half; outer: middle 90 %",
         paths=[
-            Path(_between(low, high), "accent", "band"),
-            Path(_between(first, third), "accent", "band"),
-            Path(joined(median) if len(median) > 1 else dots(median), "accent", "main"),
+            Shape(_between(low, high), "accent", "band"),
+            Shape(_between(first, third), "accent", "band"),
+            Shape(joined(median) if len(median) > 1 else dots(median), "accent", "main"),
         ],
         x_ticks=step_ticks(across),
         y_ticks=y_axis_ticks(up),
@@ -97,7 +97,7 @@ def layer_chart(
     for colour, below, above in stacked:
         line = [(across.place(step), up.place(value)) for step, value in zip(steps, above, strict=True)]
         base = [(across.place(step), up.place(value)) for step, value in zip(steps, below, strict=True)]
-        paths.append(Path(_between(base, line), colour, look))
+        paths.append(Shape(_between(base, line), colour, look))
     readout = None
     if steps and layers:
         readout = _readout(across, up, unit, [(label, colour, steps, values) for label, colour, values in layers][::-1])
@@ -119,7 +119,7 @@ def layer_chart(
     )
 
 
-def score_chart(title: str, scores: Sequence[tuple[int, Score]], best: int | None, unit: str = "") -> Chart:
+def score_chart(title: str, scores: Sequence[tuple[int, Figure]], best: int | None, unit: str = "") -> Chart:
     """A score at some steps with its 95 % interval; the first one is ruled, and the best is marked."""
     bounds = [bound for _, score in scores for bound in (score.value, score.low, score.high) if bound is not None]
     across = steps_axis([step for step, _ in scores])
@@ -150,11 +150,11 @@ def score_chart(title: str, scores: Sequence[tuple[int, Score]], best: int | Non
         unit="with 95 % intervals",
         caption=f"dotted: at step {count(scores[0][0])}; ring: the best" if len(scores) > 1 else "",
         paths=[
-            Path(spans, "accent", "interval"),
-            Path(joined(places), "accent", "main"),
-            Path(dots(places), "accent", "main dot"),
-            Path(dots(marked), "accent", "ring"),
-            Path(dots(marked), "surface", "ring-hole"),
+            Shape(spans, "accent", "interval"),
+            Shape(joined(places), "accent", "main"),
+            Shape(dots(places), "accent", "main dot"),
+            Shape(dots(marked), "accent", "ring"),
+            Shape(dots(marked), "surface", "ring-hole"),
         ],
         x_ticks=step_ticks(across),
         y_ticks=y_axis_ticks(up, unit),
@@ -183,9 +183,9 @@ def trend_chart(
             joined([(across.place(x), up.place(low)), (across.place(x), up.place(high))]) for x, _, low, high in some
         )
         paths += [
-            Path(spans, colour, "span"),
-            Path(joined(places), colour, "main"),
-            Path(dots(places), colour, "main dot"),
+            Shape(spans, colour, "span"),
+            Shape(joined(places), colour, "main"),
+            Shape(dots(places), colour, "main dot"),
         ]
     return Chart(
         title=title,
@@ -240,7 +240,7 @@ def _readout(across: Axis, up: Axis, unit: str, series: Sequence[Series]) -> dic
     }
 
 
-def _score_series(scores: Sequence[tuple[int, Score]]) -> list[Series]:
+def _score_series(scores: Sequence[tuple[int, Figure]]) -> list[Series]:
     highs = [(step, score.high) for step, score in scores if score.high is not None]
     lows = [(step, score.low) for step, score in scores if score.low is not None]
     found: list[Series] = [("score", "accent", [step for step, _ in scores], [score.value for _, score in scores])]

@@ -37,7 +37,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class Shape:
     """SVG path data; `colour` is a name of the palette, `look` a class of the style sheet."""
 
     d: str
@@ -95,7 +95,7 @@ class Chart:
     help: str = ""
     """What is measured, at more length."""
     caption: str = ""
-    paths: list[Path] = field(default_factory=list)
+    paths: list[Shape] = field(default_factory=list)
     x_ticks: list[Tick] = field(default_factory=list)
     y_ticks: list[Tick] = field(default_factory=list)
     x_title: str = ""
@@ -215,7 +215,7 @@ def line_chart(
     steps = [step for line in lines for step in line.curve.steps]
     across = _step_axis(steps)
     up = _value_axis(drawn, style)
-    paths: list[Path] = []
+    paths: list[Shape] = []
     notes: list[Note] = []
     for line in drawn:
         own_span = 1 if line.held_out or style.exact else span
@@ -266,19 +266,19 @@ def _value_axis(drawn: Sequence[Line], style: LineStyle) -> Axis:
     return axis(low, high, room=0.06)
 
 
-def _paths(line: Line, across: Axis, up: Axis, span: int) -> list[Path]:
+def _paths(line: Line, across: Axis, up: Axis, span: int) -> list[Shape]:
     raw = _outline(line.curve.steps, line.curve.values, across, up)
     if line.held_out:
-        found = [Path(raw, line.colour, "main held-out")]
+        found = [Shape(raw, line.colour, "main held-out")]
         if len(line.curve.steps) <= MOST_DOTS:
-            found.append(Path(dots(_points(line, across, up)), line.colour, "main dot"))
+            found.append(Shape(dots(_points(line, across, up)), line.colour, "main dot"))
         return found
     if span == 1:
-        return [Path(raw, line.colour, "main")]
+        return [Shape(raw, line.colour, "main")]
     smooth = _smooth(line.curve.values, span, up.log)
     return [
-        Path(raw, line.colour, "raw"),
-        Path(_outline(line.curve.steps, smooth, across, up), line.colour, "main"),
+        Shape(raw, line.colour, "raw"),
+        Shape(_outline(line.curve.steps, smooth, across, up), line.colour, "main"),
     ]
 
 

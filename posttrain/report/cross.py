@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import box_chart
 from posttrain.report.numbers import count, interval, number
-from posttrain.report.reward import score_of
-from posttrain.runs.read import Run
-from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import RunContents
+from posttrain.runs.records.reward import CrossAgreement, CrossCell
 
 STRONGEST = 0.5
 """Standard deviations from the mean at which a cell has its full tint."""
 
 
 @dataclass(frozen=True, slots=True)
-class CrossCell:
+class ShownCell:
     """One policy by one reward model; `tint` is -100 (least liked) to 100 per cent."""
 
     mean: str
@@ -30,7 +29,7 @@ class CrossCell:
 @dataclass(frozen=True, slots=True)
 class CrossRow:
     policy: str
-    cells: list[CrossCell | None]
+    cells: list[ShownCell | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +44,48 @@ class CrossView:
     agreement: list[str]
 
 
-def cross_view(run: Run) -> CrossView | None:
+def cross_view(run: RunContents) -> CrossView | None:
     """The section, or None where no policies were scored."""
     record = run.cross_scores
-    policies = [as_text(name) for name in as_list(record.get("policies"))]
-    judges = [as_text(name) for name in as_list(record.get("reward_models"))]
-    cells = as_mapping(record.get("cells"))
-    if not policies or not judges or not cells:
+    if record is None or not record.policies or not record.reward_models or not record.cells:
         return None
-    rows = [
-        CrossRow(policy, [_cell(as_mapping(as_mapping(cells.get(judge)).get(policy))) for judge in judges])
-        for policy in policies
-    ]
+    cells = {judge: record.cells.get(judge, {}) for judge in record.reward_models}
     return CrossView(
-        prompts=count(as_number(record.get("prompts"))),
-        first=policies[0],
-        reward_models=judges,
-        rows=rows,
-        charts=[chart for judge in judges if (chart := _boxes(judge, policies, as_mapping(cells.get(judge)))).paths],
-        agreement=[said for pair in map(as_mapping, as_list(record.get("agreement"))) if (said := _agreement(pair))],
+        prompts=count(record.prompts),
+        first=record.policies[0],
+        reward_models=list(record.reward_models),
+        rows=[
+            CrossRow(policy, [_cell(cells[judge].get(policy)) for judge in record.reward_models])
+            for policy in record.policies
+        ],
+        charts=[chart for judge, own in cells.items() if (chart := _boxes(judge, record.policies, own)).paths],
+        agreement=[said for pair in record.agreement if (said := _agreement(pair))],
     )
 
 
-def _cell(cell: dict[str, Any]) -> CrossCell | None:
-    mean, won = score_of(cell.get("mean")), score_of(cell.get("win_rate"))
-    if mean is None:
+def _cell(cell: CrossCell | None) -> ShownCell | None:
+    if cell is None or cell.mean is None:
         return None
-    liked = as_number(cell.get("standardised")) or 0.0
-    return CrossCell(
+    mean, won = cell.mean, cell.win_rate
+    return ShownCell(
         mean=number(mean.value),
         mean_interval=interval(mean.low, mean.high),
         win_rate=number(won.value, "share") if won else "",
         win_interval=interval(won.low, won.high, "share") if won else "",
-        tint=round(100 * max(-1.0, min(1.0, liked / STRONGEST))),
+        tint=round(100 * max(-1.0, min(1.0, (cell.standardised or 0.0) / STRONGEST))),
     )
 
 
-def _boxes(judge: str, policies: list[str], cells: dict[str, Any]) -> Chart:
+def _boxes(judge: str, policies: Sequence[str], cells: Mapping[str, CrossCell]) -> Chart:
     groups = []
     for index, policy in enumerate(policies):
-        listed = as_list(as_mapping(cells.get(policy)).get("rewards"))
-        values = [value for reward in listed if (value := as_number(reward)) is not None]
+        values = list(cells[policy].rewards) if policy in cells else []
         groups.append((policy, "ink-3" if index == 0 else "accent", values))
     return box_chart(f"Judged by {judge}", groups, "reward")
 
 
-def _agreement(pair: dict[str, Any]) -> str:
-    names = [as_text(name) for name in as_list(pair.get("between"))]
-    same, rho, tau = (score_of(pair.get(key)) for key in ("same_order", "spearman", "kendall"))
+def _agreement(pair: CrossAgreement) -> str:
+    names, same, rho, tau = pair.between, pair.same_order, pair.spearman, pair.kendall
     if len(names) != 2 or same is None:
         return ""
     return (

@@ -9,8 +9,8 @@ from posttrain.report.charts import (
     Chart,
     Key,
     Note,
-    Path,
     Rule,
+    Shape,
     Tick,
     dots,
     joined,
@@ -20,7 +20,7 @@ from posttrain.report.charts import (
 )
 from posttrain.report.numbers import Axis, axis, count, interval, number
 from posttrain.report.summaries import Bins, bins, box, downsample
-from posttrain.runs.read import Score
+from posttrain.runs.records.evaluation import Figure
 
 MOST_OUTLIERS = 40
 MOST_POINTS = 600
@@ -38,8 +38,8 @@ def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], edg
     paths, rules = [], []
     for label, (colour, values) in known.items():
         outline = _steps(shares[label], up)
-        paths.append(Path(f"{outline}L1000 1000L0 1000Z", colour, "area"))
-        paths.append(Path(outline, colour, "outline"))
+        paths.append(Shape(f"{outline}L1000 1000L0 1000Z", colour, "area"))
+        paths.append(Shape(outline, colour, "outline"))
         median = quantile(sorted(values), 0.5)
         rules.append(Rule(100 * across.place(median), True, colour=colour))
     medians = "median " + ", ".join(f"{label} {_median(values)}" for label, (_, values) in known.items())
@@ -98,7 +98,7 @@ def box_chart(title: str, groups: Sequence[tuple[str, str, Sequence[float]]], x_
     )
 
 
-def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half: float) -> list[Path]:
+def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half: float) -> list[Shape]:
     found = box(values)
     low, first, median, third, high = (
         across.place(value) for value in (found.low, found.first, found.median, found.third, found.high)
@@ -115,10 +115,10 @@ def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half
     )
     shown = [found.outliers[index] for index in downsample(found.outliers, MOST_OUTLIERS // 2)]
     return [
-        Path(rectangle(first, middle - half, third, middle + half), colour, "box"),
-        Path(whiskers, colour, "whisker"),
-        Path(joined([(median, middle - half), (median, middle + half)]), colour, "median"),
-        Path(dots((across.place(value), middle) for value in shown), colour, "outlier"),
+        Shape(rectangle(first, middle - half, third, middle + half), colour, "box"),
+        Shape(whiskers, colour, "whisker"),
+        Shape(joined([(median, middle - half), (median, middle + half)]), colour, "median"),
+        Shape(dots((across.place(value), middle) for value in shown), colour, "outlier"),
     ]
 
 
@@ -137,7 +137,7 @@ def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> Cha
         said=f"{title}: in {better} of {len(points)} pairs the chosen answer gained more than the rejected one.",
         unit=unit,
         caption=caption,
-        paths=[Path(dots((across.place(x), up.place(y)) for x, y in shown), "accent", "cloud")],
+        paths=[Shape(dots((across.place(x), up.place(y)) for x, y in shown), "accent", "cloud")],
         x_ticks=x_axis_ticks(across),
         y_ticks=y_axis_ticks(up),
         rules=[Rule(100 * across.place(0.0), True), Rule(100 - 100 * up.place(0.0), False)],
@@ -156,7 +156,7 @@ def cloud(
     if every > 1:
         caption = f"{caption}; every {count(every)}th dot" if caption else f"every {count(every)}th dot"
     paths = [
-        Path(dots((across.place(x), up.place(y)) for x, y in points[::every]), colour, "cloud")
+        Shape(dots((across.place(x), up.place(y)) for x, y in points[::every]), colour, "cloud")
         for colour, points in known.values()
     ]
     return Chart(
@@ -172,7 +172,7 @@ def cloud(
     )
 
 
-def reliability_chart(title: str, points: Sequence[tuple[float, Score]], caption: str = "") -> Chart:
+def reliability_chart(title: str, points: Sequence[tuple[float, Figure]], caption: str = "") -> Chart:
     """Confidence across, accuracy up, each with its 95 % interval; on the diagonal the two are the same.
 
     points: (mean confidence, accuracy) of verdicts of like confidence, from the least sure to the surest.
@@ -191,10 +191,12 @@ def reliability_chart(title: str, points: Sequence[tuple[float, Score]], caption
         said=f"{title}: {said or 'no values'}.",
         caption=caption,
         paths=[
-            Path(joined([(across.place(0.5), up.place(0.5)), (across.place(1.0), up.place(1.0))]), "ink-3", "diagonal"),
-            Path(spans, "accent", "span"),
-            Path(joined(places), "accent", "main"),
-            Path(dots(places), "accent", "main dot"),
+            Shape(
+                joined([(across.place(0.5), up.place(0.5)), (across.place(1.0), up.place(1.0))]), "ink-3", "diagonal"
+            ),
+            Shape(spans, "accent", "span"),
+            Shape(joined(places), "accent", "main"),
+            Shape(dots(places), "accent", "main dot"),
         ]
         if points
         else [],
@@ -210,7 +212,7 @@ def _around_zero(values: Sequence[float]) -> Axis:
 
 def interval_chart(
     title: str,
-    scores: Sequence[tuple[str, Score]],
+    scores: Sequence[tuple[str, Figure]],
     unit: str,
     subtitle: str = "",
     limit: float | None = None,
@@ -236,8 +238,8 @@ def interval_chart(
         colour = "ink-3" if index == 0 and chance is None else "accent"
         if score.low is not None and score.high is not None:
             ends = [(across.place(score.low), middle), (across.place(score.high), middle)]
-            paths.append(Path(joined(ends), colour, "interval"))
-        paths.append(Path(dots([(across.place(score.value), middle)]), colour, "figure"))
+            paths.append(Shape(joined(ends), colour, "interval"))
+        paths.append(Shape(dots([(across.place(score.value), middle)]), colour, "figure"))
         labels.append(Tick(100 * (index + 0.5) * row, label))
         notes.append(Note(100 * (index + 0.5) * row, number(score.value, unit), "ink"))
     said = "; ".join(

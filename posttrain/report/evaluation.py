@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
 
-from posttrain.diagnostics.suite_metrics import Meaning, Wanted, meaning
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
-from posttrain.runs.read import Completion, Evaluated, Run, Score
+from posttrain.runs.read import Evaluated, RunContents
+from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning
 
 
-class Change(Enum):
+class Movement(Enum):
     """What became of it since the start. The value is the sign that the table shows."""
 
     BETTER = "better"
@@ -32,10 +33,10 @@ class Change(Enum):
 class Cell:
     """One figure of the table, and what became of it since the start."""
 
-    score: Score
+    score: Figure
     value: str
     interval: str
-    change: Change
+    change: Movement
     why: str
     """In words: the difference, its interval, and what the judgement rests on."""
 
@@ -52,7 +53,7 @@ class TableRow:
     @property
     def telling(self) -> bool:
         """Worth a word: what the suite is asked for, and what else became clearly worse."""
-        return self.meaning.primary or (self.last is not None and self.last.change is Change.WORSE)
+        return self.meaning.primary or (self.last is not None and self.last.change is Movement.WORSE)
 
     @property
     def last(self) -> Cell | None:
@@ -68,10 +69,9 @@ class Table:
     rows: list[TableRow]
 
 
-def final_table(run: Run) -> Table:
+def final_table(run: RunContents) -> Table:
     """The figures of all evaluations, in the suites' order; what a suite is asked for first."""
-    measured = [("start", run.start), *((stage.name, stage.evaluated) for stage in run.stages)]
-    shown = [(name, found) for name, found in measured if found.scores]
+    shown = [(name, found) for name, found in run.measured if found.scores]
     if not shown:
         return Table([], [])
     # The first column is what the others are compared with, so it is there even when the start was not evaluated.
@@ -105,19 +105,19 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
         if score is None:
             cells.append(None)
             continue
-        change, why = Change.UNKNOWN, ""
+        change, why = Movement.UNKNOWN, ""
         if found is not start and before is not None:
             pairs = _paired(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
             change, why = judge(before, score, how, pairs)
-        elif how.wanted is Wanted.STILL and found is not start:
-            change, why = judge(Score(0.0, 0.0, 0.0), score, how, None)
+        elif how.wanted is Direction.STILL and found is not start:
+            change, why = judge(Figure(0.0, 0.0, 0.0), score, how, None)
         cells.append(Cell(score, number(score.value, how.unit), interval(score.low, score.high, how.unit), change, why))
     return TableRow(suite, metric, how, cells)
 
 
-def judge(before: Score, after: Score, how: Meaning, paired: Difference | None) -> tuple[Change, str]:
+def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None) -> tuple[Movement, str]:
     """Whether it moved, and whether that was wanted; with the reason in words."""
-    if how.wanted is Wanted.STILL and how.limit is not None:
+    if how.wanted is Direction.STILL and how.limit is not None:
         return _judge_still(after, how, how.limit)
     if paired is not None:
         clear, moved = paired.clear, paired.value
@@ -134,34 +134,34 @@ def judge(before: Score, after: Score, how: Meaning, paired: Difference | None) 
         )
         why = f"{difference(moved, how.unit)}; {reason}"
     if moved == 0:
-        return Change.SAME, ""
+        return Movement.SAME, ""
     if not clear:
-        return Change.UNCLEAR, why
-    if how.wanted in (Wanted.OPEN, Wanted.STILL):
-        return Change.MOVED, why
-    return (Change.BETTER if (moved > 0) == (how.wanted is Wanted.UP) else Change.WORSE), why
+        return Movement.UNCLEAR, why
+    if how.wanted in (Direction.OPEN, Direction.STILL):
+        return Movement.MOVED, why
+    return (Movement.BETTER if (moved > 0) == (how.wanted is Direction.UP) else Movement.WORSE), why
 
 
-def _judge_still(after: Score, how: Meaning, limit: float) -> tuple[Change, str]:
+def _judge_still(after: Figure, how: Meaning, limit: float) -> tuple[Movement, str]:
     low, high = (
         (after.low if after.low is not None else after.value),
         (after.high if after.high is not None else after.value),
     )
     bound = number(limit, how.unit)
     if low > limit or high < -limit:
-        return Change.WORSE, f"beyond ±{bound}, the interval too"
+        return Movement.WORSE, f"beyond ±{bound}, the interval too"
     if abs(after.value) <= limit:
-        return Change.SAME, f"within ±{bound}"
-    return Change.UNCLEAR, f"beyond ±{bound}, but the interval reaches into it"
+        return Movement.SAME, f"within ±{bound}"
+    return Movement.UNCLEAR, f"beyond ±{bound}, but the interval reaches into it"
 
 
-def _apart(before: Score, after: Score) -> bool:
+def _apart(before: Figure, after: Figure) -> bool:
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return False
     return after.low > before.high or after.high < before.low
 
 
-def _paired(before: list[Completion], after: list[Completion], start: Score, end: Score) -> Difference | None:
+def _paired(before: list[AnswerLine], after: list[AnswerLine], start: Figure, end: Figure) -> Difference | None:
     """The change over the same prompts, if the answers' scores are what this metric is the mean of."""
     ones, twos = _by_prompt(before), _by_prompt(after)
     if not ones or ones.keys() != twos.keys():
@@ -172,7 +172,7 @@ def _paired(before: list[Completion], after: list[Completion], start: Score, end
     return paired_difference([fmean(ones[prompt]) for prompt in ones], [fmean(twos[prompt]) for prompt in ones])
 
 
-def _by_prompt(answers: list[Completion]) -> dict[str, list[float]]:
+def _by_prompt(answers: list[AnswerLine]) -> dict[str, list[float]]:
     """Several answers to one prompt are one observation, so their scores stand together; nothing if one is missing."""
     found: dict[str, list[float]] = {}
     for answer in answers:
@@ -186,7 +186,7 @@ def _close(first: float, second: float) -> bool:
     return abs(first - second) <= 1e-6 * max(1.0, abs(second))
 
 
-def aligned(answers: list[Completion]) -> dict[tuple[str, int], Completion]:
+def aligned(answers: list[AnswerLine]) -> dict[tuple[str, int], AnswerLine]:
     """Answers by prompt and by the how-manieth of that prompt it is, so that repeated prompts stay apart."""
     seen: dict[str, int] = {}
     found = {}

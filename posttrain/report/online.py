@@ -11,11 +11,11 @@ from posttrain.intervals import average, quantile
 from posttrain.report.bands import MOST_LEVELS, band_chart, level_chart, score_chart, trend_chart
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import cloud, common_bins, histogram
-from posttrain.report.finding import Finding
 from posttrain.report.numbers import MISSING, count, number
 from posttrain.report.online_panels import CurveGroup, curve_groups, is_online
 from posttrain.report.online_verdict import Tile, learned, said_of, scored, tiles
 from posttrain.report.panels import AlarmGroup
+from posttrain.report.statement import Statement
 from posttrain.report.summaries import Bins
 from posttrain.report.text import FINISHES, short_row, shorten
 from posttrain.runs.read import Stage
@@ -75,7 +75,7 @@ class OnlineView:
 
     sampled: str
     tiles: list[Tile]
-    said: Sequence[Finding]
+    said: Sequence[Statement]
     cards: list[list[Chart]]
     groups: list[CurveGroup]
     more: list[Chart]

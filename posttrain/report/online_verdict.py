@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from posttrain.intervals import Difference, average, from_error, paired_difference
-from posttrain.report.finding import Finding
+from posttrain.intervals import Difference, from_error, paired_difference
 from posttrain.report.numbers import count, difference, interval, number
+from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
-from posttrain.runs.read import Score, Stage
-from posttrain.runs.sampled import Examined
-from posttrain.runs.tolerant import as_mapping, as_number
+from posttrain.runs.read import Stage
+from posttrain.runs.records.evaluation import Figure
 
 MOVED = 0.02
 """A mean reward that moved by less than this share of its spread did not move in words."""
@@ -27,14 +26,14 @@ SHOWN_CURVES = (
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The held-out score at three moments: Learned(0, Score(0.31, ...), 15, Score(...), 30, Score(...), +0.12 ...)."""
+    """The held-out score at three moments: Learned(0, Figure(0.31), 15, Figure(0.45), 30, Figure(0.43), ...)."""
 
     first_step: int
-    first: Score
+    first: Figure
     best_step: int
-    best: Score
+    best: Figure
     last_step: int
-    last: Score
+    last: Figure
     kept_step: int | None
     """Of the weights that the stage ended with, where it kept the best."""
     change: Difference | None
@@ -53,37 +52,36 @@ def learned(stage: Stage) -> Learned | None:
     scores = scored(stage)
     if not scores:
         return None
-    record = as_mapping(stage.about.get("best"))
-    kept = as_number(record.get("step"))
+    kept = stage.about.best_step
     best_step, best = max(scores, key=lambda pair: (pair[1].value, pair[0]))
     by_step = dict(scores)
-    if kept is not None and int(kept) in by_step:
-        best_step, best = int(kept), by_step[int(kept)]
+    if kept is not None and kept in by_step:
+        best_step, best = kept, by_step[kept]
     ends = best_step if kept is not None else scores[-1][0]
     return Learned(
         *(scores[0][0], scores[0][1], best_step, best, scores[-1][0], scores[-1][1]),
-        kept_step=None if kept is None else int(kept),
+        kept_step=kept,
         change=_change(stage, scores[0][0], ends),
         unit=score_unit(stage),
     )
 
 
-def scored(stage: Stage) -> list[tuple[int, Score]]:
+def scored(stage: Stage) -> list[tuple[int, Figure]]:
     """The held-out score by step; with its 95 % interval over tasks where the answers are on disk."""
     held_out = stage.curves.get("held_out", {})
     curve, error = held_out.get("score"), held_out.get("score_error")
-    known: dict[int, Score] = {}
+    known: dict[int, Figure] = {}
     if curve is not None:
         errors = dict(zip(error.steps, error.values, strict=True)) if error is not None else {}
         for step, value in zip(curve.steps, curve.values, strict=True):
             reach = errors.get(step)
             if value is not None and reach:
-                known[int(step)] = Score(value, *from_error(value, reach))
+                known[int(step)] = Figure(value, *from_error(value, reach))
             elif value is not None:
-                known[int(step)] = Score(value)
+                known[int(step)] = Figure(value)
     for one in stage.sampled.examined if stage.sampled is not None else ():
         if one.scores:
-            known[one.step] = score_interval(one)
+            known[one.step] = Figure.of(one.score)
     return sorted(known.items())
 
 
@@ -94,12 +92,6 @@ def score_unit(stage: Stage) -> str:
         return "share" if single and min(single) >= 0 and max(single) <= 1 else ""
     held_out = stage.curves.get("held_out", {})
     return "share" if held_out.get("score") == held_out.get("solved_share") else ""
-
-
-def score_interval(examined: Examined) -> Score:
-    """Mean over tasks and its 95 % interval over tasks, as a suite would have it of the same answers."""
-    found = average(list(examined.by_task.values()))
-    return Score(found.value, found.low, found.high, found.n)
 
 
 def _change(stage: Stage, first: int, last: int) -> Difference | None:
@@ -115,20 +107,20 @@ def _change(stage: Stage, first: int, last: int) -> Difference | None:
 # ---------------------------------------------------------------- in words
 
 
-def online_findings(stage: Stage) -> Iterator[Finding]:
+def online_findings(stage: Stage) -> Iterator[Statement]:
     """The lines of an online stage in the run's verdict."""
     found = learned(stage)
     if found is not None:
         yield _score_finding(stage, found)
         yield _weights(stage, found)
     else:
-        yield Finding(
+        yield Statement(
             "plain", f"{stage.name}: no held-out task was asked; the reward alone cannot tell learning from gaming."
         )
     yield from _reward(stage, found)
 
 
-def _score_finding(stage: Stage, found: Learned) -> Finding:
+def _score_finding(stage: Stage, found: Learned) -> Statement:
     unit = found.unit
     path = [f"{number(found.first.value, unit)} at step {count(found.first_step)}"]
     if found.best_step not in (found.first_step, found.last_step):
@@ -137,7 +129,7 @@ def _score_finding(stage: Stage, found: Learned) -> Finding:
         path.append(f"{number(found.last.value, unit)} at step {count(found.last_step)}")
     text = f"{stage.name}: held-out score {' → '.join(path)}"
     if found.change is None:
-        return Finding("plain", f"{text}.")
+        return Statement("plain", f"{text}.")
     low, high = (difference(bound, unit) for bound in (found.change.low, found.change.high))
     spread = f"{low.removesuffix(' points')} to {high}"
     kind, said = "plain", "no clear change"
@@ -150,33 +142,33 @@ def _score_finding(stage: Stage, found: Learned) -> Finding:
         f"(95 % interval {spread}) over the same {count(found.change.n)} tasks"
     )
     chosen = found.kept_step is not None and found.kept_step != found.last_step
-    return Finding(
+    return Statement(
         kind, f"{text}: {said}.", f"{detail}; the best of several flatters itself a little" if chosen else detail
     )
 
 
-def _weights(stage: Stage, found: Learned) -> Finding:
+def _weights(stage: Stage, found: Learned) -> Statement:
     if found.kept_step is not None and found.kept_step == found.first_step < found.last_step:
         return _handed_back(stage, found)
     if found.kept_step is not None:
-        return Finding(
+        return Statement(
             "plain", f"{stage.name}: ended with the weights of step {count(found.kept_step)}, its best examination."
         )
     if stage.status == "done":
         kind = "warn" if found.best.value > found.last.value else "plain"
-        return Finding(kind, f"{stage.name}: ended with its last weights, not with those of its best examination.")
-    return Finding(
+        return Statement(kind, f"{stage.name}: ended with its last weights, not with those of its best examination.")
+    return Statement(
         "plain", f"{stage.name}: not ended yet; its best examination so far is that of step {count(found.best_step)}."
     )
 
 
-def _handed_back(stage: Stage, found: Learned) -> Finding:
+def _handed_back(stage: Stage, found: Learned) -> Statement:
     """Nothing that was trained is in the saved model."""
     text = f"{stage.name}: no examination was better than the start; the stage hands back the start's weights."
     if found.first.low is None:
-        return Finding("warn", text)
+        return Statement("warn", text)
     tasks = f" over {count(found.first.n)} tasks" if found.first.n else ""
-    return Finding(
+    return Statement(
         "warn",
         text,
         f"the start's held-out score is {number(found.first.value, found.unit)} "
@@ -185,7 +177,7 @@ def _handed_back(stage: Stage, found: Learned) -> Finding:
     )
 
 
-def _reward(stage: Stage, found: Learned | None) -> Iterator[Finding]:
+def _reward(stage: Stage, found: Learned | None) -> Iterator[Statement]:
     """The reward's way, and the case that the issue is all about: it climbs, and the held-out score does not."""
     train = stage.curves.get("train", {})
     ends = head_and_tail(train["reward"].values) if "reward" in train else None
@@ -196,11 +188,11 @@ def _reward(stage: Stage, found: Learned | None) -> Iterator[Finding]:
     path = f"{stage.name}: mean reward {number(ends[0])} → {number(ends[1])}"
     rose = ends[1] - ends[0] > noise
     if rose and found is not None and found.change is not None and found.change.clear and found.change.value < 0:
-        yield Finding(
+        yield Statement(
             "bad", f"{path}, while the held-out score fell.", "the reward is gamed, or the tasks are learnt by heart"
         )
         return
-    yield Finding("plain", f"{path}{'' if rose else ': it did not rise'}.")
+    yield Statement("plain", f"{path}{'' if rose else ': it did not rise'}.")
 
 
 def _curves(stage: Stage) -> Iterator[str]:
@@ -229,7 +221,7 @@ def tiles(stage: Stage) -> list[Tile]:
         return []
     unit = found.unit
 
-    def tile(title: str, score: Score, step: int, kind: str = "plain") -> Tile:
+    def tile(title: str, score: Figure, step: int, kind: str = "plain") -> Tile:
         kept = " · kept" if step == found.kept_step else ""
         return Tile(
             title, number(score.value, unit), interval(score.low, score.high, unit), f"step {count(step)}{kept}", kind
@@ -247,13 +239,13 @@ def tiles(stage: Stage) -> list[Tile]:
     return made
 
 
-def said_of(stage: Stage) -> list[Finding]:
+def said_of(stage: Stage) -> list[Statement]:
     """The stage's own lines, without its name before each, and what else moved."""
     start = f"{stage.name}: "
     found = [replace(one, text=_capital(one.text.removeprefix(start))) for one in online_findings(stage)]
     moved = list(_curves(stage))
     if moved:
-        found.append(Finding("plain", f"{_capital('; '.join(moved))}.", "first tenth of the steps → last tenth"))
+        found.append(Statement("plain", f"{_capital('; '.join(moved))}.", "first tenth of the steps → last tenth"))
     return found
 
 

@@ -24,8 +24,8 @@ from posttrain.report.passk import passk_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.verdict import verdict
-from posttrain.runs.read import Run, read_run
-from posttrain.runs.tolerant import as_number, as_text
+from posttrain.runs.read import RunContents, read_run
+from posttrain.runs.values import as_text
 
 REPORT = "report.html"
 REWARD_MODEL = "posttrain_reward.json"
@@ -56,7 +56,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     return path
 
 
-def render(run: Run) -> str:
+def render(run: RunContents) -> str:
     """The whole page as text."""
     table = final_table(run)
     style = custom_properties() + _asset("report.css")
@@ -124,26 +124,28 @@ def _yaml(text: str) -> Markup:
 # ---------------------------------------------------------------- the parts that belong to the run as a whole
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunContents) -> list[tuple[str, str]]:
     environment = run.environment
-    facts = [("Date", moment(as_text(run.about.get("created"))))]
+    facts = [("Date", moment(run.about.created or ""))]
     if run.seconds is not None:
         facts.append(("Total time", duration(run.seconds)))
-    machine = [as_text(environment.get("cpu"))]
-    threads, memory = as_number(environment.get("threads")), as_number(environment.get("memory_gb"))
-    if threads:
-        machine.append(f"{threads:.0f} thread{'s' if threads > 1 else ''}")
-    if memory:
+    machine = [environment.cpu]
+    if threads := environment.threads:
+        machine.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    if memory := environment.memory_gb:
         machine.append(f"{memory:.1f} GB".replace(".0 GB", " GB"))
-    device = as_text(environment.get("device"))
-    if device != "cpu":
-        machine.append(device)
+    if environment.device != "cpu":
+        machine.append(environment.device)
     facts.append(("Machine", ", ".join(part for part in machine if part)))
-    facts.append(("System", as_text(environment.get("platform"))))
-    shown = {"cpu", "threads", "memory_gb", "device", "platform"}
-    versions = [f"posttrain {as_text(run.about['posttrain_version'])}"] if run.about.get("posttrain_version") else []
-    versions += [f"{name} {as_text(value)}" for name, value in environment.items() if name not in shown and value]
-    facts.append(("Versions", ", ".join(versions)))
+    facts.append(("System", environment.platform or ""))
+    versions = {
+        "posttrain": run.about.posttrain_version,
+        "python": environment.python,
+        "torch": environment.torch,
+        "transformers": environment.transformers,
+        **environment.more,
+    }
+    facts.append(("Versions", ", ".join(f"{name} {as_text(value)}" for name, value in versions.items() if value)))
     return [(title, value) for title, value in facts if value]
 
 
@@ -167,7 +169,7 @@ class Config:
     text: str
 
 
-def _configs(run: Run) -> list[Config]:
+def _configs(run: RunContents) -> list[Config]:
     """The recipe, then what each stage ran with, defaults included."""
     found = [Config("recipe.yaml", run.recipe)] if run.recipe else []
     return found + [Config(f"{stage.name}/config.yaml", stage.config) for stage in run.stages if stage.config]
@@ -179,7 +181,7 @@ class FileLine:
     size: str
 
 
-def _files(run: Run) -> tuple[list[FileLine], int]:
+def _files(run: RunContents) -> tuple[list[FileLine], int]:
     """The folder's files with their sizes, and how many more there are."""
     sizes: dict[str, int] = {}
     for path in sorted(run.folder.rglob("*")):
@@ -217,7 +219,7 @@ class ModelFolder:
     snippets: list[Snippet]
 
 
-def _models(run: Run) -> list[ModelFolder]:
+def _models(run: RunContents) -> list[ModelFolder]:
     """The exported models, the last stage's first."""
     found: list[ModelFolder] = []
     for stage in reversed(run.stages):

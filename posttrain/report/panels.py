@@ -14,7 +14,8 @@ from posttrain.report.distributions import box_chart, common_bins, histogram, sc
 from posttrain.report.numbers import count, number
 from posttrain.report.summaries import window
 from posttrain.runs.read import Stage
-from posttrain.runs.tolerant import as_number, as_text
+from posttrain.runs.records.logs import Alarm
+from posttrain.runs.values import as_number, as_text
 
 SPLITS = ("train", "held_out")
 CLOSE_MARKS = 5.0
@@ -135,25 +136,26 @@ class AlarmGroup:
 
 def group_alarms(stage: Stage) -> list[AlarmGroup]:
     """Critical ones first, then by their first step; message and evidence are those of the first firing."""
-    by_name: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for alarm in stage.alarms:
-        severity = "critical" if alarm.get("severity") == "critical" else "warning"
-        by_name.setdefault((severity, as_text(alarm.get("name")) or "alarm"), []).append(alarm)
+    # What a reward model's evaluation found stands at no step, and so at no place on the curves.
+    after = [replace(alarm, step=None) for alarm in stage.reward_findings]
+    by_name: dict[tuple[str, str, str], list[Alarm]] = {}
+    for moment, alarms in (("before the first step", stage.alarms), ("after the last step", after)):
+        for alarm in alarms:
+            by_name.setdefault((alarm.severity, alarm.name or "alarm", moment), []).append(alarm)
     groups = []
-    for (severity, name), alarms in by_name.items():
-        steps = sorted(step for alarm in alarms if (step := as_number(alarm.get("step"))) is not None)
-        first, evidence = alarms[0], alarms[0].get("evidence")
+    for (severity, name, moment), alarms in by_name.items():
+        first = alarms[0]
         groups.append(
             AlarmGroup(
                 badge="",
                 name=name,
                 severity=severity,
-                steps=steps,
-                message=sentence(as_text(first.get("message"))),
-                evidence=evidence_items(evidence),
-                remedy=sentence(as_text(first.get("remedy"))),
-                last_good_checkpoint=as_text(alarms[-1].get("last_good_checkpoint")),
-                moment=as_text(first.get("when")) or "before the first step",
+                steps=sorted(float(alarm.step) for alarm in alarms if alarm.step is not None),
+                message=sentence(first.message),
+                evidence=evidence_items(first.evidence),
+                remedy=sentence(first.remedy),
+                last_good_checkpoint=alarms[-1].last_good_checkpoint or "",
+                moment=moment,
             )
         )
     groups.sort(key=lambda group: (group.severity != "critical", group.steps[:1]))
@@ -261,13 +263,13 @@ def pair_charts(stage: Stage) -> list[list[Chart]]:
     return [card for card in cards if card]
 
 
-def _values(stage: Stage, when: str, key: str) -> list[float]:
-    return [value for pair in stage.pairs[when] if (value := as_number(pair.get(key))) is not None]
+def _values(stage: Stage, when: str, figure: str, side: str) -> list[float]:
+    return [value for row in stage.pairs[when] if (value := row.side(figure, side)) is not None]
 
 
 def _reward_histograms(stage: Stage) -> list[Chart]:
     values = {
-        (when, side): _values(stage, when, f"rewards_{side}")
+        (when, side): _values(stage, when, "rewards", side)
         for when in ("start", "end")
         for side in ("chosen", "rejected")
     }
@@ -300,13 +302,12 @@ def _margin_histograms(stage: Stage) -> list[Chart]:
     return charts
 
 
-def _differences(stage: Stage, when: str, stem: str) -> list[float]:
-    found = []
-    for pair in stage.pairs[when]:
-        chosen, rejected = as_number(pair.get(f"{stem}_chosen")), as_number(pair.get(f"{stem}_rejected"))
-        if chosen is not None and rejected is not None:
-            found.append(chosen - rejected)
-    return found
+def _differences(stage: Stage, when: str, figure: str) -> list[float]:
+    return [
+        chosen - rejected
+        for row in stage.pairs[when]
+        if (chosen := row.side(figure, "chosen")) is not None and (rejected := row.side(figure, "rejected")) is not None
+    ]
 
 
 def _boxes(stage: Stage) -> list[Chart]:
@@ -314,12 +315,11 @@ def _boxes(stage: Stage) -> list[Chart]:
     for side in ("chosen", "rejected"):
         for when in ("start", "end"):
             label = f"{_called(stage, side)}, {when}"
-            rewards.append((label, side, _values(stage, when, f"rewards_{side}")))
+            rewards.append((label, side, _values(stage, when, "rewards", side)))
             per_token = [
                 logprob / tokens
-                for pair in stage.pairs[when]
-                if (logprob := as_number(pair.get(f"logprob_{side}"))) is not None
-                and (tokens := as_number(pair.get(f"tokens_{side}")))
+                for row in stage.pairs[when]
+                if (logprob := row.side("logprob", side)) is not None and (tokens := row.side("tokens", side))
             ]
             groups.append((label, side, per_token))
     charts = [box_chart("Rewards", rewards, "reward"), box_chart("Log-probs", groups, "nats per token")]
@@ -328,17 +328,16 @@ def _boxes(stage: Stage) -> list[Chart]:
 
 def _displacement(stage: Stage) -> list[Chart]:
     """Both sides' change, pair by pair: below zero on x, the chosen answer itself has become less likely."""
-    before = {as_text(pair.get("row")): pair for pair in stage.pairs["start"]}
+    before = {row.row: row for row in stage.pairs["start"]}
     points = []
-    for pair in stage.pairs["end"]:
-        start = before.get(as_text(pair.get("row")))
+    for row in stage.pairs["end"]:
+        start = before.get(row.row)
         if start is None:
             continue
         changes = [
             last - first
             for side in ("chosen", "rejected")
-            if (last := as_number(pair.get(f"logprob_{side}"))) is not None
-            and (first := as_number(start.get(f"logprob_{side}"))) is not None
+            if (last := row.side("logprob", side)) is not None and (first := start.side("logprob", side)) is not None
         ]
         if len(changes) == 2:
             points.append((changes[0], changes[1]))
@@ -352,7 +351,7 @@ def _displacement(stage: Stage) -> list[Chart]:
 def _lengths(stage: Stage) -> list[Chart]:
     """The pairs are the same before and after, so their lengths are shown once."""
     when = "end" if stage.pairs["end"] else "start"
-    values = {side: _values(stage, when, f"tokens_{side}") for side in ("chosen", "rejected")}
+    values = {side: _values(stage, when, "tokens", side) for side in ("chosen", "rejected")}
     edges = common_bins(*values.values())
     if edges is None:
         return []

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from posttrain.report.charts import Chart, Key, Note, Path, Tick, dots, joined, spread_labels, y_axis_ticks
+from posttrain.report.charts import Chart, Key, Note, Shape, Tick, dots, joined, spread_labels, y_axis_ticks
 from posttrain.report.numbers import MISSING, Axis, axis, count, difference, interval, number
-from posttrain.runs.read import Run, Score
-from posttrain.runs.tolerant import Files, as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import RunContents
+from posttrain.runs.records.evaluation import Figure, PassAtKChange, PassAtKCounts, PassAtKPoint
 
 COLOURS = ("chosen", "second", "rejected", "warn")
 """Of the stages between the start, which is grey, and the last, which has the accent."""
 KINDS = {"widened": "good", "cannot tell": "warn"}
 
-Point = tuple[int, Score]
-Curve = tuple[str, list[Point]]
+KPoint = tuple[int, Figure]
+PassAtKCurve = tuple[str, list[KPoint]]
 """A policy and its pass@k, by k."""
 
 
@@ -63,108 +62,98 @@ class PasskSuite:
     rows: list[PasskRow]
 
 
-def passk_view(run: Run) -> list[PasskSuite]:
+def passk_view(run: RunContents) -> list[PasskSuite]:
     """The section's suites, in the order of the final table; empty where no suite asked for pass@k."""
-    files = Files(run.folder)
-    changes = [as_mapping(one) for one in as_list(files.record(run.folder / "pass_at_k.json").get("changes"))]
-    names = dict.fromkeys(as_text(one.get("suite")) for one in changes)
-    folders = [run.folder / "start", *(stage.folder for stage in run.stages)]
-    found = dict.fromkeys(
-        path.name.removesuffix(".counts.json")
-        for folder in folders
-        for path in sorted((folder / "evaluations").glob("*.counts.json"))
-    )
+    changed = dict.fromkeys(change.suite for change in run.pass_at_k)
+    counted = dict.fromkeys(suite for _, evaluated in run.measured for suite in evaluated.counts)
     suites = []
-    for name in dict.fromkeys([*names, *found]):
-        records = {folder.name: files.record(folder / "evaluations" / f"{name}.counts.json") for folder in folders}
-        curves = [(policy, points) for policy, record in records.items() if (points := _points(record))]
+    for name in dict.fromkeys([*changed, *counted]):
+        counts = {policy: found.counts[name] for policy, found in run.measured if name in found.counts}
+        curves = [(policy, points) for policy, record in counts.items() if (points := _points(record))]
         if curves:
-            own = [one for one in changes if one.get("suite") == name]
-            suites.append(_suite(name, records[curves[-1][0]], curves, own))
+            own = [change for change in run.pass_at_k if change.suite == name]
+            suites.append(_suite(name, counts[curves[-1][0]], curves, own))
     return suites
 
 
-def _points(record: dict[str, Any]) -> list[Point]:
-    points = []
-    for one in map(as_mapping, as_list(record.get("curve"))):
-        k, value = as_number(one.get("k")), as_number(one.get("value"))
-        if k is not None and k >= 1 and value is not None:
-            points.append((int(k), Score(value, as_number(one.get("low")), as_number(one.get("high")))))
-    return points
+def _points(counts: PassAtKCounts) -> list[KPoint]:
+    return [
+        (point.k, Figure(point.value, point.low, point.high))
+        for point in counts.curve
+        if point.k is not None and point.k >= 1 and point.value is not None
+    ]
 
 
-def _suite(name: str, record: dict[str, Any], curves: list[Curve], changes: list[dict[str, Any]]) -> PasskSuite:
+def _suite(name: str, counts: PassAtKCounts, curves: list[PassAtKCurve], changes: list[PassAtKChange]) -> PasskSuite:
     policies = [policy for policy, _ in curves]
     places = {policy: index for index, policy in enumerate(policies)}
-    last = next((one for one in changes if one.get("trained") == policies[-1] and _adjacent(one, places)), {})
+    last = next((change for change in changes if change.trained == policies[-1] and _adjacent(change, places)), None)
     return PasskSuite(
         name=name,
-        prompts=count(len(as_list(record.get("correct")))),
-        samples=count(as_number(record.get("samples"))),
-        findings=[_finding(one, places) for one in changes if one.get("trained") in places],
+        prompts=count(len(counts.correct)),
+        samples=count(counts.samples),
+        findings=[_finding(change, places) for change in changes if change.trained in places],
         chart=_chart(name, curves),
         policies=policies,
-        compared=f"{as_text(last.get('trained'))} − {as_text(last.get('base'))}" if last else "",
-        rows=_rows(curves, last),
+        compared=f"{last.trained} − {last.base}" if last else "",
+        rows=_rows(curves, last.points if last else ()),
     )
 
 
-def _adjacent(one: dict[str, Any], places: dict[str, int]) -> bool:
+def _adjacent(change: PassAtKChange, places: dict[str, int]) -> bool:
     """A stage against the policy before it, not the end against the start."""
-    base, trained = places.get(as_text(one.get("base"))), places.get(as_text(one.get("trained")))
+    base, trained = places.get(change.base), places.get(change.trained)
     return base is not None and trained is not None and trained - base == 1
 
 
-def _finding(one: dict[str, Any], places: dict[str, int]) -> PasskFinding:
-    ends = [as_mapping(point) for point in as_list(one.get("points"))[-1:]]
-    moved = as_number(as_mapping(ends[0].get("difference")).get("value")) if ends else None
-    narrowed = bool(ends and ends[0].get("clear") and moved is not None and moved < 0)
-    kind = "warn" if narrowed else KINDS.get(as_text(one.get("verdict")), "plain")
-    return PasskFinding(kind, as_text(one.get("said")), wide=not _adjacent(one, places))
+def _finding(change: PassAtKChange, places: dict[str, int]) -> PasskFinding:
+    last = change.points[-1] if change.points else None
+    narrowed = last is not None and last.clear and last.difference is not None and last.difference.value < 0
+    kind = "warn" if narrowed else KINDS.get(change.verdict, "plain")
+    return PasskFinding(kind, change.said, wide=not _adjacent(change, places))
 
 
-def _rows(curves: list[Curve], last: dict[str, Any]) -> list[PasskRow]:
-    moved = {as_number(point.get("k")): point for point in map(as_mapping, as_list(last.get("points")))}
+def _rows(curves: list[PassAtKCurve], moved: Sequence[PassAtKPoint]) -> list[PasskRow]:
+    by_k = {point.k: point for point in moved}
     by_policy = [dict(points) for _, points in curves]
     rows = []
     for k in sorted({k for points in by_policy for k in points}):
         scores = [points.get(k) for points in by_policy]
         cells = [
             PasskCell(MISSING, "")
-            if one is None
-            else PasskCell(number(one.value, "share"), interval(one.low, one.high, "share"))
-            for one in scores
+            if score is None
+            else PasskCell(number(score.value, "share"), interval(score.low, score.high, "share"))
+            for score in scores
         ]
-        point = moved.get(float(k), {})
-        gap = {key: as_number(value) for key, value in as_mapping(point.get("difference")).items()}
-        value, low, high = gap.get("value"), gap.get("low"), gap.get("high")
-        if value is None or low is None or high is None:
+        point = by_k.get(k)
+        gap = point.difference if point is not None else None
+        if point is None or gap is None or gap.low is None or gap.high is None:
             rows.append(PasskRow(str(k), cells, None, ""))
             continue
-        reach = f"{difference(low, 'share').removesuffix(' points')} to {difference(high, 'share')}"
-        sign = "same" if not point.get("clear") else "better" if value > 0 else "worse"
-        rows.append(PasskRow(str(k), cells, PasskCell(difference(value, "share"), reach), sign))
+        reach = f"{difference(gap.low, 'share').removesuffix(' points')} to {difference(gap.high, 'share')}"
+        sign = "same" if not point.clear else "better" if gap.value > 0 else "worse"
+        rows.append(PasskRow(str(k), cells, PasskCell(difference(gap.value, "share"), reach), sign))
     return rows
 
 
 # ---------------------------------------------------------------- the picture
 
 
-def _chart(name: str, curves: list[Curve]) -> Chart:
+def _chart(name: str, curves: list[PassAtKCurve]) -> Chart:
     """pass@k against k on a logarithmic axis, with the 95 % intervals as bands."""
     ks = sorted({k for _, points in curves for k, _ in points})
     low, high = math.log2(ks[0]), math.log2(ks[-1])
     across = Axis(low - 0.12, high + 0.12) if high > low else Axis(low - 1, high + 1)
     up = axis(0.0, 1.0, room=0.03)
-    paths: list[Path] = []
+    paths: list[Shape] = []
     notes: list[Note] = []
     keys: list[Key] = []
     for (policy, points), colour in zip(curves, _colours(len(curves)), strict=True):
         middle = [(across.place(math.log2(k)), up.place(score.value)) for k, score in points]
         paths += [
-            Path(_band(points, across, up), colour, "area"),
-            Path(joined(middle), colour, "main"),
-            Path(dots(middle), colour, "main dot"),
+            Shape(_band(points, across, up), colour, "area"),
+            Shape(joined(middle), colour, "main"),
+            Shape(dots(middle), colour, "main dot"),
         ]
         notes.append(Note(100 - 100 * middle[-1][1], number(points[-1][1].value, "share"), colour))
         keys.append(Key(policy, colour))
@@ -194,7 +183,7 @@ def _colours(policies: int) -> list[str]:
     return ["ink-3", *between, "accent"]
 
 
-def _band(points: Sequence[Point], across: Axis, up: Axis) -> str:
+def _band(points: Sequence[KPoint], across: Axis, up: Axis) -> str:
     known = [
         (across.place(math.log2(k)), up.place(score.low), up.place(score.high))
         for k, score in points

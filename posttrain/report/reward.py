@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import (
@@ -16,11 +15,11 @@ from posttrain.report.distributions import (
     reliability_chart,
 )
 from posttrain.report.numbers import count, difference, interval, number
-from posttrain.runs.read import Score, Stage
-from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text
+from posttrain.runs.read import Stage
+from posttrain.runs.records.evaluation import Figure
+from posttrain.runs.records.reward import BucketAccuracy, Calibration, LengthFigures, RewardEvaluation
 
-HEADS = {"trained": "", "untrained": "untrained_"}
-"""Each head, and how its keys begin in a line of reward_scores.jsonl."""
+HEADS = ("trained", "untrained")
 SIDES = ("chosen", "rejected")
 FIGURES = (
     ("accuracy", "accuracy", "share", "of held-out pairs; ties count half"),
@@ -90,13 +89,18 @@ class RewardView:
 def reward_view(stage: Stage) -> RewardView | None:
     """The section, or None for a stage that trained no reward model."""
     record = stage.reward
-    if not record and not stage.reward_scores:
+    if record is None and not stage.reward_scores:
         return None
-    cards = [_histograms(stage), _boxes(stage), _differences(stage), _reliability(record)]
-    cards += [*_by_bucket(record, "by_length"), _lengths(stage, record), *_by_bucket(record, "by_category")]
+    record = record or RewardEvaluation.from_json({})
+    cards = [_histograms(stage), _boxes(stage), _differences(stage), _reliability(record.calibration)]
+    cards += [
+        _by_bucket(record.by_length, "Accuracy by length", "chosen side, tokens"),
+        _lengths(stage, record.length),
+        _by_bucket(record.by_category, "Accuracy by category", "the largest first"),
+    ]
     return RewardView(
-        pairs=count(as_number(record.get("pairs")) or len(stage.reward_scores)),
-        has_untrained=bool(as_mapping(record.get("untrained"))),
+        pairs=count(record.pairs or len(stage.reward_scores)),
+        has_untrained=bool(record.untrained),
         figures=list(_figures(record)),
         said=list(_said(record)),
         cards=[card for card in cards if card],
@@ -105,37 +109,27 @@ def reward_view(stage: Stage) -> RewardView | None:
     )
 
 
-def score_of(value: object) -> Score | None:
-    """A figure with its interval, as the evaluation wrote it."""
-    record = as_mapping(value)
-    figure = as_number(record.get("value"))
-    if figure is None:
-        return None
-    n = as_number(record.get("n"))
-    return Score(figure, as_number(record.get("low")), as_number(record.get("high")), None if n is None else int(n))
-
-
 # ---------------------------------------------------------------- figures and words
 
 
-def _figures(record: dict[str, Any]) -> Iterator[FigureRow]:
-    trained, untrained = as_mapping(record.get("trained")), as_mapping(record.get("untrained"))
+def _figures(record: RewardEvaluation) -> Iterator[FigureRow]:
+    untrained = record.untrained or {}
     for key, title, unit, help in FIGURES:
-        if key == "confidence" and not as_mapping(record.get("calibration")):
+        if key == "confidence" and record.calibration is None:
             continue
-        own = score_of(trained.get(key))
-        if own is not None:
-            yield FigureRow(title, help, _cell(own, unit), _cell(score_of(untrained.get(key)), unit))
+        if key in record.trained:
+            yield FigureRow(title, help, figure_cell(record.trained[key], unit), figure_cell(untrained.get(key), unit))
 
 
-def _cell(score: Score | None, unit: str) -> tuple[str, str]:
-    if score is None:
+def figure_cell(figure: Figure | None, unit: str) -> tuple[str, str]:
+    """A figure and its interval, as a table shows them."""
+    if figure is None:
         return number(None), ""
-    return number(score.value, unit), interval(score.low, score.high, unit)
+    return number(figure.value, unit), interval(figure.low, figure.high, unit)
 
 
-def _said(record: dict[str, Any]) -> Iterator[str]:
-    gain = score_of(record.get("gain"))
+def _said(record: RewardEvaluation) -> Iterator[str]:
+    gain = record.gain
     if gain is not None and gain.low is not None and gain.high is not None:
         low, high = difference(gain.low, "share").removesuffix(" points"), difference(gain.high, "share")
         clear = "" if gain.low > 0 or gain.high < 0 else ": no clear change"
@@ -143,8 +137,8 @@ def _said(record: dict[str, Any]) -> Iterator[str]:
             f"Accuracy against the untrained head, over the same pairs: {difference(gain.value, 'share')} "
             f"({low} to {high}){clear}."
         )
-    length = as_mapping(record.get("length"))
-    preferred, chosen = score_of(length.get("longer_preferred")), score_of(length.get("longer_chosen"))
+    preferred = record.length.longer_preferred if record.length else None
+    chosen = record.length.longer_chosen if record.length else None
     if preferred is not None and chosen is not None:
         yield (
             f"It prefers the longer answer in {number(preferred.value, 'share')} of the pairs; the people who chose "
@@ -152,43 +146,40 @@ def _said(record: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _probes(record: dict[str, Any]) -> Iterator[ProbeRow]:
-    known = as_mapping(record.get("probes"))
-    for name in sorted(known, key=lambda name: list(PROBES).index(name) if name in PROBES else len(PROBES)):
-        figures = as_mapping(known[name])
-        below, mean, gap = (score_of(figures.get(key)) for key in ("below_chosen", "mean", "gap"))
+def _probes(record: RewardEvaluation) -> Iterator[ProbeRow]:
+    for name in sorted(record.probes, key=lambda name: list(PROBES).index(name) if name in PROBES else len(PROBES)):
+        figures = record.probes[name]
+        below, mean, gap = figures.below_chosen, figures.mean, figures.gap
         if below is None:
             continue
         title, help = PROBES.get(name, (name.replace("_", " "), ""))
         kind = "plain"
-        if figures.get("judged") is True:
+        if figures.judged:
             high = below.high if below.high is not None else below.value
             kind = "good" if below.value >= SHOULD_WIN else "bad" if high < SHOULD_WIN else "warn"
         yield ProbeRow(
             title,
             help,
             kind,
-            *_cell(below, "share"),
+            *figure_cell(below, "share"),
             number(mean.value if mean else None),
             number(gap.value if gap else None),
         )
 
 
-def _agreement(record: dict[str, Any]) -> Iterator[AgreementRow]:
-    for name, figures in as_mapping(record.get("agreement")).items():
-        same, rho, tau = (score_of(as_mapping(figures).get(key)) for key in ("same_order", "spearman", "kendall"))
-        if same is not None:
+def _agreement(record: RewardEvaluation) -> Iterator[AgreementRow]:
+    for name, figures in record.agreement.items():
+        if figures.same_order is not None:
             other = "untrained head" if name == "untrained" else name
-            said = (number(one.value if one else None) for one in (rho, tau))
-            yield AgreementRow(other, *_cell(same, "share"), *said)
+            said = (number(figure.value if figure else None) for figure in (figures.spearman, figures.kendall))
+            yield AgreementRow(other, *figure_cell(figures.same_order, "share"), *said)
 
 
 # ---------------------------------------------------------------- pictures
 
 
 def _values(stage: Stage, head: str, side: str) -> list[float]:
-    key = f"{HEADS[head]}{side}"
-    return [value for line in stage.reward_scores if (value := as_number(line.get(key))) is not None]
+    return [value for pair in stage.reward_scores if (value := pair.reward(head, side)) is not None]
 
 
 def _histograms(stage: Stage) -> list[Chart]:
@@ -211,12 +202,12 @@ def _boxes(stage: Stage) -> list[Chart]:
 
 def _differences(stage: Stage) -> list[Chart]:
     charts = []
-    for head, prefix in HEADS.items():
+    for head in HEADS:
         margins = [
             chosen - rejected
-            for line in stage.reward_scores
-            if (chosen := as_number(line.get(f"{prefix}chosen"))) is not None
-            and (rejected := as_number(line.get(f"{prefix}rejected"))) is not None
+            for pair in stage.reward_scores
+            if (chosen := pair.reward(head, "chosen")) is not None
+            and (rejected := pair.reward(head, "rejected")) is not None
         ]
         edges = common_bins(margins)
         if edges is None:
@@ -227,55 +218,43 @@ def _differences(stage: Stage) -> list[Chart]:
     return charts
 
 
-BUCKETS = {
-    "by_length": ("Accuracy by length", "chosen side, tokens"),
-    "by_category": ("Accuracy by category", "the largest first"),
-}
-
-
-def _by_bucket(record: dict[str, Any], key: str) -> Iterator[list[Chart]]:
-    title, subtitle = BUCKETS[key]
-    rows = []
-    for line in map(as_mapping, as_list(record.get(key))[:MOST_CATEGORIES]):
-        score = score_of(line.get("accuracy"))
-        if score is not None:
-            rows.append((f"{as_text(line.get('label'))} · {count(score.n)}", score))
-    if rows:
-        chart = interval_chart(title, rows, "share", subtitle, chance=0.5)
-        yield [replace(chart, caption="dotted: guessing; the last number of a label counts its pairs")]
-
-
-def _reliability(record: dict[str, Any]) -> list[Chart]:
-    calibration = as_mapping(record.get("calibration"))
-    points = []
-    for line in map(as_mapping, as_list(calibration.get("bins"))):
-        sure, right = as_number(line.get("confidence")), score_of(line.get("accuracy"))
-        if sure is not None and right is not None:
-            points.append((sure, right))
-    if not points:
+def _by_bucket(buckets: Sequence[BucketAccuracy], title: str, subtitle: str) -> list[Chart]:
+    rows = [
+        (f"{bucket.label} · {count(bucket.accuracy.n)}", bucket.accuracy)
+        for bucket in buckets[:MOST_CATEGORIES]
+        if bucket.accuracy is not None
+    ]
+    if not rows:
         return []
-    chance = as_mapping(calibration.get("by_chance"))
-    error, by_chance = as_number(calibration.get("ece")), as_number(chance.get("mean"))
-    caption = f"ECE {number(error, 'share')}"
-    if by_chance is not None:
-        caption += f"; by chance alone {number(by_chance, 'share')}"
+    chart = interval_chart(title, rows, "share", subtitle, chance=0.5)
+    return [replace(chart, caption="dotted: guessing; the last number of a label counts its pairs")]
+
+
+def _reliability(calibration: Calibration | None) -> list[Chart]:
+    points = [
+        (bin.confidence, bin.accuracy)
+        for bin in (calibration.bins if calibration else ())
+        if bin.confidence is not None and bin.accuracy is not None
+    ]
+    if calibration is None or not points:
+        return []
+    caption = f"ECE {number(calibration.ece, 'share')}"
+    if calibration.by_chance is not None and calibration.by_chance.mean is not None:
+        caption += f"; by chance alone {number(calibration.by_chance.mean, 'share')}"
     return [replace(reliability_chart("Reliability", points, caption), unit="share that is right, by confidence")]
 
 
-def _lengths(stage: Stage, record: dict[str, Any]) -> list[Chart]:
+def _lengths(stage: Stage, length: LengthFigures | None) -> list[Chart]:
     groups: dict[str, tuple[str, list[tuple[float, float]]]] = {}
     for side in SIDES:
         points = [
-            (tokens, reward)
-            for line in stage.reward_scores
-            if (tokens := as_number(line.get(f"tokens_{side}"))) is not None
-            and (reward := as_number(line.get(side))) is not None
+            (float(tokens), reward)
+            for pair in stage.reward_scores
+            if (tokens := pair.tokens(side)) is not None and (reward := pair.reward("trained", side)) is not None
         ]
         groups[side] = (side, points)
     if not any(points for _, points in groups.values()):
         return []
-    rho = score_of(as_mapping(record.get("length")).get("correlation"))
-    caption = ""
-    if rho is not None:
-        caption = f"rank correlation {number(rho.value)} ({interval(rho.low, rho.high)})"
+    rho = length.correlation if length is not None else None
+    caption = f"rank correlation {number(rho.value)} ({interval(rho.low, rho.high)})" if rho is not None else ""
     return [cloud("Reward and length", groups, "tokens of the answer", caption)]

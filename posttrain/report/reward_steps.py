@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from posttrain.report.charts import Chart
 from posttrain.report.distributions import common_bins, histogram
-from posttrain.report.numbers import count, difference, interval, number
-from posttrain.report.reward import FigureRow, score_of
-from posttrain.runs.read import Score, Stage
-from posttrain.runs.tolerant import as_list, as_mapping, as_number
+from posttrain.report.numbers import count, difference, number
+from posttrain.report.reward import FigureRow, figure_cell
+from posttrain.runs.read import Stage
+from posttrain.runs.records.reward import StepEvaluation, StepRewards
 
-HEADS = {"trained": "scores", "untrained": "untrained"}
-"""Each head, and what a line of step_scores.jsonl calls its scores."""
+HEADS = ("trained", "untrained")
 RIGHT = 0.5
 """A label from here on calls a step right."""
 FIGURES = (
@@ -44,13 +42,14 @@ class StepsView:
 def steps_view(stage: Stage) -> StepsView | None:
     """The section, or None for a stage that trained no process reward model."""
     record, lines = stage.steps, stage.step_scores
-    if not record and not lines:
+    if record is None and not lines:
         return None
-    judged = sum(len(as_list(line.get("labels"))) for line in lines)
+    record = record or StepEvaluation.from_json({})
+    judged = sum(len(line.labels) for line in lines)
     return StepsView(
-        steps=count(as_number(record.get("steps")) or judged),
-        responses=count(as_number(record.get("responses")) or len(lines)),
-        has_untrained=bool(as_mapping(record.get("untrained"))),
+        steps=count(record.steps or judged),
+        responses=count(record.responses or len(lines)),
+        has_untrained=bool(record.untrained),
         figures=list(_figures(record)),
         said=list(_said(record)),
         charts=[chart for head in HEADS if (chart := _histogram(lines, head)) is not None],
@@ -60,26 +59,19 @@ def steps_view(stage: Stage) -> StepsView | None:
 # ---------------------------------------------------------------- figures and words
 
 
-def _figures(record: dict[str, Any]) -> Iterator[FigureRow]:
-    trained, untrained = as_mapping(record.get("trained")), as_mapping(record.get("untrained"))
+def _figures(record: StepEvaluation) -> Iterator[FigureRow]:
+    untrained = record.untrained or {}
     for key, title, unit, help in FIGURES:
-        own = score_of(trained.get(key))
-        if own is not None:
-            yield FigureRow(title, help, _cell(own, unit), _cell(score_of(untrained.get(key)), unit))
+        if key in record.trained:
+            yield FigureRow(title, help, figure_cell(record.trained[key], unit), figure_cell(untrained.get(key), unit))
 
 
-def _cell(score: Score | None, unit: str) -> tuple[str, str]:
-    if score is None:
-        return number(None), ""
-    return number(score.value, unit), interval(score.low, score.high, unit)
-
-
-def _said(record: dict[str, Any]) -> Iterator[str]:
-    right = score_of(as_mapping(record.get("trained")).get("right_steps"))
+def _said(record: StepEvaluation) -> Iterator[str]:
+    right = record.trained.get("right_steps")
     if right is not None:
         yield f"To call every step right would judge {number(right.value, 'share')} of them rightly."
     for key, title in GAINS.items():
-        gain = score_of(as_mapping(record.get("gain")).get(key))
+        gain = (record.gain or {}).get(key)
         if gain is None or gain.low is None or gain.high is None:
             continue
         low, high = difference(gain.low, "share").removesuffix(" points"), difference(gain.high, "share")
@@ -90,7 +82,7 @@ def _said(record: dict[str, Any]) -> Iterator[str]:
 # ---------------------------------------------------------------- pictures
 
 
-def _histogram(lines: list[dict[str, Any]], head: str) -> Chart | None:
+def _histogram(lines: list[StepRewards], head: str) -> Chart | None:
     """Scores of right and of wrong steps, each head on its own bins: their scales differ."""
     sides = {"right": _scores(lines, head, True), "wrong": _scores(lines, head, False)}
     edges = common_bins(*sides.values())
@@ -106,14 +98,13 @@ def _histogram(lines: list[dict[str, Any]], head: str) -> Chart | None:
     return replace(chart, caption=f"{chart.caption}; above zero: {above}")
 
 
-def _scores(lines: list[dict[str, Any]], head: str, right: bool) -> list[float]:
+def _scores(lines: list[StepRewards], head: str, right: bool) -> list[float]:
     found = []
     for line in lines:
-        # Two lists of different lengths cannot be told apart: the line is left out.
-        scores, labels = as_list(line.get(HEADS[head])), as_list(line.get("labels"))
-        known = zip(scores, labels, strict=True) if len(scores) == len(labels) else ()
-        for score, label in known:
-            value, said = as_number(score), as_number(label)
-            if value is not None and said is not None and (said >= RIGHT) == right:
-                found.append(value)
+        scores = line.head(head)
+        # With lists of different lengths nobody knows which label belongs to which score: the line is dropped.
+        known = zip(scores, line.labels, strict=True) if len(scores) == len(line.labels) else ()
+        found += [
+            score for score, label in known if score is not None and label is not None and (label >= RIGHT) == right
+        ]
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.report.charts import Chart
 from posttrain.report.numbers import count, duration, number, short_count, size
@@ -23,7 +22,9 @@ from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
 from posttrain.runs.read import Stage
-from posttrain.runs.tolerant import as_list, as_mapping, as_number, as_text, numbers_of
+from posttrain.runs.records.logs import WatchedRow
+from posttrain.runs.records.stage import DataCounts
+from posttrain.runs.values import as_text
 
 WATCHED_ROWS = 6
 
@@ -40,7 +41,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ShownCheck:
     """One preflight check as shown."""
 
     title: str
@@ -60,7 +61,7 @@ class ShownRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ShownMemory:
     """The preflight's estimate: its items, largest first, and one sentence."""
 
     bars: list[Bar]
@@ -88,9 +89,9 @@ class StageView:
     arithmetic: str
     data: list[Bar]
     data_said: list[str]
-    checks: list[Check]
+    checks: list[ShownCheck]
     rows: list[ShownRow]
-    memory: Memory | None
+    memory: ShownMemory | None
     alarms: list[AlarmGroup]
     curves: list[Chart]
     more_curves: list[Chart]
@@ -115,7 +116,7 @@ def view(stage: Stage, index: int) -> StageView:
         anchor=f"stage-{index}",
         took=duration(stage.seconds) if stage.seconds is not None else "",
         facts=list(_facts(stage)),
-        arithmetic=as_text(stage.about.get("arithmetic")),
+        arithmetic=stage.about.arithmetic or "",
         data=_data_bars(stage),
         data_said=list(_data_said(stage)),
         checks=list(_checks(stage)),
@@ -125,13 +126,16 @@ def view(stage: Stage, index: int) -> StageView:
         curves=curves,
         more_curves=more,
         smoothing=smoothing(stage),
-        pairs=[] if stage.reward else pair_charts(stage),
+        pairs=[] if stage.reward is not None else pair_charts(stage),
         reward=reward_view(stage),
         steps=steps_view(stage),
         online=online,
         watched=_watched(stage),
-        written=[_written(row) for row in stage.written],
-        dropped=[_dropped(row) for row in stage.dropped],
+        written=[(shorten(row.prompt), shorten(row.chosen), shorten(row.rejected)) for row in stage.written],
+        dropped=[
+            (short_row(row.row), shorten(row.reason), shorten(row.message), shorten(as_text(row.content)))
+            for row in stage.dropped
+        ],
     )
 
 
@@ -139,39 +143,35 @@ def view(stage: Stage, index: int) -> StageView:
 
 
 def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
-    model = as_mapping(stage.about.get("start_model"))
-    if model:
-        yield "Started from", _within_run(as_text(model.get("name")) or as_text(model.get("path")), stage)
-    parameters = as_mapping(stage.about.get("parameters"))
-    total, trainable = as_number(parameters.get("total")), as_number(parameters.get("trainable"))
-    if total:
-        yield "Parameters", short_count(total)
-        if trainable is not None:
-            share = "all" if trainable == total else number(trainable / total, "share")
+    about, data = stage.about, stage.about.data or DataCounts.from_json({})
+    if about.start_model is not None:
+        yield "Started from", _within_run(about.model_name, stage)
+    if (parameters := about.parameters) is not None and parameters.total:
+        yield "Parameters", short_count(parameters.total)
+        if (trainable := parameters.trainable) is not None:
+            share = "all" if trainable == parameters.total else number(trainable / parameters.total, "share")
             yield "Trained", f"{short_count(trainable)} ({share})"
-    steps = as_number(stage.about.get("steps"))
-    done = stage.last_step
+    steps, done = about.steps, stage.last_step
     if steps or done:
         yield "Steps", count(done or 0) if steps in (None, done) else f"{count(done or 0)} of {count(steps)}"
-    tokens, trained = as_number(stage.data.get("tokens")), as_number(stage.data.get("trained_tokens"))
     if is_online(stage):  # it reads prompts, and trains on what it samples
         sampled = stage.sampled
         if sampled is not None and sampled.completions:
             yield "Completions sampled", count(sampled.completions)
-    elif tokens:
-        yield "Tokens in the data", short_count(tokens)
-        if trained is not None:
-            yield "Trained tokens", f"{short_count(trained)} ({number(trained / tokens, 'share')})"
-    stop_share = as_number(stage.data.get("stop_share"))
-    if stop_share is not None and not is_online(stage):
-        yield "Stop tokens among them", number(stop_share, "share")
-    held_out = as_number(stage.data.get("held_out_rows"))
-    if held_out is not None:
-        yield "Held-out tasks" if is_online(stage) else "Held-out rows", count(held_out)
-    for key, title in (("reference", "Reference"), ("logprobs", "Log-prob path"), ("started", "Began")):
-        said = as_text(stage.about.get(key))
-        if said:
-            yield title, moment(said) if key == "started" else said.replace("_", " ")
+    elif data.tokens:
+        yield "Tokens in the data", short_count(data.tokens)
+        if (trained := data.trained_tokens) is not None:
+            yield "Trained tokens", f"{short_count(trained)} ({number(trained / data.tokens, 'share')})"
+    if data.stop_share is not None and not is_online(stage):
+        yield "Stop tokens among them", number(data.stop_share, "share")
+    if data.held_out_rows is not None:
+        yield "Held-out tasks" if is_online(stage) else "Held-out rows", count(data.held_out_rows)
+    if about.reference:
+        yield "Reference", about.reference.replace("_", " ")
+    if about.logprobs:
+        yield "Log-prob path", about.logprobs.replace("_", " ")
+    if about.started:
+        yield "Began", moment(about.started)
 
 
 def _within_run(name: str, stage: Stage) -> str:
@@ -185,12 +185,11 @@ def _within_run(name: str, stage: Stage) -> str:
 
 def _data_bars(stage: Stage) -> list[Bar]:
     """What became of the rows that were read."""
-    kept = as_number(stage.data.get("kept"))
-    dropped = numbers_of(stage.data.get("dropped"))
-    if kept is None:
+    data = stage.about.data
+    if data is None or (kept := data.kept) is None:
         return []
-    total = max(as_number(stage.data.get("read")) or 0, kept + sum(dropped.values()), 1)
-    parts = [("kept", kept, "accent"), *((reason, rows, "bad") for reason, rows in _largest_first(dropped))]
+    total = max(data.read or 0, kept + sum(data.dropped.values()), 1)
+    parts = [("kept", kept, "accent"), *((reason, rows, "bad") for reason, rows in _largest_first(data.dropped))]
     return [
         Bar(label.replace("_", " "), count(rows), 100 * rows / total, colour, number(rows / total, "share"))
         for label, rows, colour in parts
@@ -199,11 +198,13 @@ def _data_bars(stage: Stage) -> list[Bar]:
 
 
 def _data_said(stage: Stage) -> Iterator[str]:
-    read, answers = as_number(stage.data.get("read")), as_number(stage.data.get("answers"))
-    truncated = numbers_of(stage.data.get("truncated"))
-    if answers is not None:
-        yield f"{count(answers)} answers to {count(as_number(stage.data.get('prompts')))} prompts were sampled."
-        yield f"{count(as_number(stage.data.get('truncated')))} of the rejected ones were cut at the limit."
+    data = stage.about.data
+    if data is None:
+        return
+    truncated, read = data.truncated_by_reason, data.read
+    if data.answers is not None:
+        yield f"{count(data.answers)} answers to {count(data.prompts)} prompts were sampled."
+        yield f"{count(data.truncated_answers)} of the rejected ones were cut at the limit."
     elif read is not None:
         yield f"{count(read)} rows were read."
     cut = sum(truncated.values())
@@ -211,11 +212,10 @@ def _data_said(stage: Stage) -> Iterator[str]:
         reasons = ", ".join(f"{reason.replace('_', ' ')} {count(rows)}" for reason, rows in _largest_first(truncated))
         share = f" ({number(cut / read, 'share')})" if read else ""
         yield f"{count(cut)} were cut short{share}: {reasons}."
-    elif stage.data and answers is None:
+    elif data.answers is None:
         yield "None was cut short."
-    findings = numbers_of(stage.data.get("findings"))
-    if findings:
-        listed = ", ".join(f"{name.replace('_', ' ')} {count(rows)}" for name, rows in _largest_first(findings))
+    if data.findings:
+        listed = ", ".join(f"{name.replace('_', ' ')} {count(rows)}" for name, rows in _largest_first(data.findings))
         yield f"Also noticed: {listed}."
 
 
@@ -226,51 +226,44 @@ def _largest_first(reasons: Mapping[str, float]) -> list[tuple[str, float]]:
 # ---------------------------------------------------------------- preflight
 
 
-def _checks(stage: Stage) -> Iterator[Check]:
-    for check in map(as_mapping, as_list(stage.preflight.get("checks"))):
-        status = as_text(check.get("status"))
-        yield Check(
-            title=sentence(as_text(check.get("title")) or as_text(check.get("name")).replace("_", " ")),
-            status=status if status in ("pass", "warn", "fail") else "warn",
-            detail=as_text(check.get("detail")),
-            evidence=[(key, shorten(value, 300)) for key, value in evidence_items(check.get("evidence"))],
-            remedy=sentence(as_text(check.get("remedy"))),
+def _checks(stage: Stage) -> Iterator[ShownCheck]:
+    for check in stage.preflight.checks if stage.preflight is not None else ():
+        yield ShownCheck(
+            title=sentence(check.title or check.name.replace("_", " ")),
+            status=check.status if check.status in ("pass", "warn", "fail") else "warn",
+            detail=check.detail,
+            evidence=[(key, shorten(value, 300)) for key, value in evidence_items(check.evidence)],
+            remedy=sentence(check.remedy or ""),
         )
 
 
 def _shown_rows(stage: Stage) -> Iterator[ShownRow]:
-    for row in map(as_mapping, as_list(stage.preflight.get("rows"))):
+    for row in stage.preflight.rows if stage.preflight is not None else ():
         pieces = []
         room = 3 * LONGEST_TEXT
-        for piece in map(as_mapping, as_list(row.get("pieces"))):
-            text = as_text(piece.get("text"))
-            pieces.append((shorten(text, room) if room > 0 else "", piece.get("trained") is True))
-            room -= len(text)
-        yield ShownRow(
-            short_row(as_text(row.get("row"))), as_text(row.get("kind")), [piece for piece in pieces if piece[0]]
-        )
+        for piece in row.pieces:
+            pieces.append((shorten(piece.text, room) if room > 0 else "", piece.trained is True))
+            room -= len(piece.text)
+        yield ShownRow(short_row(row.row), row.kind, [piece for piece in pieces if piece[0]])
 
 
-def _memory(stage: Stage) -> Memory | None:
-    record = as_mapping(stage.preflight.get("memory"))
-    items = {
-        as_text(item.get("name")): as_number(item.get("bytes")) or 0.0
-        for item in map(as_mapping, as_list(record.get("items")))
-    }
-    if not items:
+def _memory(stage: Stage) -> ShownMemory | None:
+    record = stage.preflight.memory if stage.preflight is not None else None
+    if record is None or not record.items:
         return None
-    total = as_number(record.get("total_bytes")) or sum(items.values())
-    available = as_number(record.get("available_bytes"))
+    items = {item.name: float(item.bytes or 0) for item in record.items}
+    total = record.total_bytes or sum(items.values())
+    available = record.available_bytes
     largest = max([*items.values(), 1.0])
     bars = [
         Bar(name, size(needed), 100 * needed / largest, "accent", number(needed / total, "share") if total else "")
         for name, needed in _largest_first(items)
     ]
     if not available:
-        return Memory(bars, f"About {size(total)} in all; what the machine has is not known.", True)
+        return ShownMemory(bars, f"About {size(total)} in all; what the machine has is not known.", True)
     fits = total <= available
     said = f"About {size(total)} of the {size(available)} that were free ({number(total / available, 'share')})."
-    return Memory(bars, said if fits else f"{said} It does not fit.", fits)
+    return ShownMemory(bars, said if fits else f"{said} It does not fit.", fits)
 
 
 # ---------------------------------------------------------------- rows of text
@@ -278,25 +271,24 @@ def _memory(stage: Stage) -> Memory | None:
 
 def _watched(stage: Stage) -> list[Watched]:
     """Rows of samples.jsonl with the log-prob of each answer over the steps; those seen most often, in their order."""
-    by_row: dict[str, list[dict[str, Any]]] = {}
+    by_row: dict[str, list[WatchedRow]] = {}
     for sample in stage.samples:
-        by_row.setdefault(as_text(sample.get("row")), []).append(sample)
+        by_row.setdefault(sample.row, []).append(sample)
     often = sorted(by_row, key=lambda row: -len(by_row[row]))[:WATCHED_ROWS]
     return [_watched_row(row, samples) for row, samples in by_row.items() if row in often]
 
 
-def _watched_row(row: str, samples: list[dict[str, Any]]) -> Watched:
+def _watched_row(row: str, samples: list[WatchedRow]) -> Watched:
     texts: dict[str, str] = {}
     logprobs: dict[str, list[tuple[str, str]]] = {}
     for sample in samples:
-        for response in map(as_mapping, as_list(sample.get("responses"))):
-            role = as_text(response.get("role")) or "answer"
-            texts[role] = shorten(as_text(response.get("text")))
-            value = as_number(response.get("reward" if "reward" in response else "logprob"))
-            if value is not None:
-                logprobs.setdefault(role, []).append((count(as_number(sample.get("step"))), number(value)))
+        for response in sample.responses:
+            role = response.role or "answer"
+            texts[role] = shorten(response.text)
+            if (value := response.shown) is not None:
+                logprobs.setdefault(role, []).append((count(sample.step), number(value)))
     responses = [(role, text, _ends(logprobs.get(role, []))) for role, text in texts.items()]
-    return Watched(short_row(row), shorten(as_text(samples[0].get("prompt"))), responses)
+    return Watched(short_row(row), shorten(samples[0].prompt), responses)
 
 
 def _ends(values: list[tuple[str, str]], most: int = 6) -> list[tuple[str, str]]:
@@ -304,13 +296,3 @@ def _ends(values: list[tuple[str, str]], most: int = 6) -> list[tuple[str, str]]
     if len(values) <= most:
         return values
     return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
-
-
-def _written(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    prompt, chosen, rejected = (shorten(as_text(row.get(key))) for key in ("prompt", "chosen", "rejected"))
-    return prompt, chosen, rejected
-
-
-def _dropped(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    reason, message, content = (shorten(as_text(row.get(key))) for key in ("reason", "message", "content"))
-    return short_row(as_text(row.get("row"))), reason, message, content

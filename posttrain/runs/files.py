@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from posttrain.errors import SourceError
 
-Record = dict[str, Any]
+Content = dict[str, Any]
+"""A JSON object as it stands in a file; `posttrain.runs.records` says what its keys mean."""
 
 
 # ---------------------------------------------------------------- JSON, atomically
@@ -123,7 +124,7 @@ class JsonlLog:
         self._file.close()
 
 
-def read_jsonl(path: Path) -> list[Record]:
+def read_jsonl(path: Path) -> list[Content]:
     """All whole lines; [] if the file is missing. A torn last line is passed over.
 
     Raises SourceError for a broken line that is not the last: something else than a killed run wrote there.
@@ -161,7 +162,7 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
+def keep_lines(path: Path, wanted: Callable[[Content], bool]) -> None:
     """Rewrite a log with the lines that are `wanted`."""
     if path.exists():
         kept = [json.dumps(record, ensure_ascii=False) + "\n" for record in read_jsonl(path) if wanted(record)]

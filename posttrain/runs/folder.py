@@ -1,13 +1,10 @@
 """The run folder: what a run writes while it happens, and what reports and resumed runs read back.
 
-    runs/<recipe>/            RunFolder     recipe.yaml run.json summary.json report.html
-                                            cross_scores.json pass_at_k.json
-    runs/<recipe>/<stage>/    StageFolder   stage.json config.yaml preflight.json evaluation.json
-                                            metrics.jsonl samples.jsonl alarms.jsonl pairs.jsonl dropped.jsonl
-                                            rollouts.jsonl examinations.jsonl
-                                            reward_evaluation.json reward_scores.jsonl
+    runs/<recipe>/            RunFolder     recipe.yaml report.html, and the files of `records.RUN_FILES`
+    runs/<recipe>/<stage>/    StageFolder   config.yaml checkpoints/ model/, and the files of `records.STAGE_FILES`
 
-Standard library only, so that a report needs nothing else.
+Everything goes in and out as a record: `folder.append(MetricsLine(...))` writes a line, `folder.lines(MetricsLine)`
+reads them all. Standard library only, so that a report needs nothing else.
 """
 
 from __future__ import annotations
@@ -15,17 +12,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from posttrain.runs.files import JsonlLog, Record, keep_lines, read_json, read_jsonl, write_json, write_text
 from posttrain.errors import ConfigError, ResumeError, SourceError
-
-SCHEMA = 1
-"""Version of the layout, kept in run.json."""
+from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
+from posttrain.runs.records.base import WholeFile, LogLine
+from posttrain.runs.records.evaluation import AnswerLine, SuiteScores, PassAtKChange, PassAtKChanges
+from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
+from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.records.stage import HeldOutScore, StageRecord
 
 RESERVED_NAMES = ("start", "evaluations")
 """Names that no stage may have; `start` holds what the first model scored before any training."""
+
+AnyLine = TypeVar("AnyLine", bound=LogLine)
+AnyFile = TypeVar("AnyFile", bound=WholeFile)
 
 
 # ---------------------------------------------------------------- the folders
@@ -34,14 +39,16 @@ RESERVED_NAMES = ("start", "evaluations")
 class StageFolder:
     """runs/<recipe>/<stage>/, for writing while the stage runs and for reading afterwards."""
 
-    STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "rollouts.jsonl", "examinations.jsonl")
-    MEASURING_LOGS = ("samples.jsonl", "examinations.jsonl")
+    STEP_LOGS = (MetricsLine, WatchedRow, Alarm, RolloutLine, ExaminationLine)
+    """Lines of a step; a resumed stage takes those steps again."""
+    MEASURING_LOGS = (WatchedRow, ExaminationLine)
     """Those that are written when a step is over."""
-    DURABLE_LOGS = ("alarms.jsonl",)
+    DURABLE_LOGS = (Alarm,)
+    """Rare lines that must survive a power cut."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._logs: dict[str, JsonlLog] = {}
+        self._logs: dict[type[LogLine], JsonlLog] = {}
 
     @property
     def name(self) -> str:
@@ -57,103 +64,54 @@ class StageFolder:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "stage.json").exists()
+        return (self.path / StageRecord.FILE).exists()
 
     # -- whole files
 
-    def write_stage(self, **changes: Any) -> Record:
-        """Change keys of stage.json, keep the others, and return all of them."""
-        stage = {**(self.stage() if self.exists else {}), **changes}
-        write_json(self.path / "stage.json", stage)
-        return stage
+    def stage(self) -> StageRecord:
+        """Raises SourceError if there is no stage.json, or if it is not JSON."""
+        return StageRecord.from_json(read_json(self.path / StageRecord.FILE))
 
-    def stage(self) -> Record:
-        return dict(read_json(self.path / "stage.json"))
+    def write_stage(self, **changes: Any) -> StageRecord:
+        """Change fields of stage.json, keep the others, and return the whole."""
+        # `replace` refuses a field that the record lacks: a key that no reader knows of cannot be written.
+        stage = replace(self.stage() if self.exists else StageRecord(), schema=SCHEMA, **changes)
+        self.write(stage)
+        return stage
 
     def write_config(self, text: str) -> None:
         write_text(self.path / "config.yaml", text)
 
-    def write_preflight(self, preflight: Mapping[str, Any]) -> None:
-        write_json(self.path / "preflight.json", preflight)
+    def write(self, document: WholeFile) -> None:
+        write_json(self.path / document.FILE, document.to_json())
 
-    def preflight(self) -> Record | None:
-        return self._optional("preflight.json")
-
-    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """{suite: {metric: {"value", "low", "high", "n"}}}"""
-        write_json(self.path / "evaluation.json", evaluation)
-
-    def evaluation(self) -> Record | None:
-        return self._optional("evaluation.json")
-
-    def reward_evaluation(self) -> Record | None:
-        """The figures of a reward model on its held-out pairs; see `posttrain.evaluate.reward`."""
-        return self._optional("reward_evaluation.json")
-
-    def step_evaluation(self) -> Record | None:
-        """The figures of a process reward model on its held-out steps; see `posttrain.evaluate.steps`."""
-        return self._optional("step_evaluation.json")
-
-    def _optional(self, name: str) -> Record | None:
-        path = self.path / name
-        return dict(read_json(path)) if path.exists() else None
+    def document(self, kind: type[AnyFile]) -> AnyFile | None:
+        """A whole file by its kind; None if it is not there. Raises SourceError if it is not JSON."""
+        path = self.path / kind.FILE
+        return kind.from_json(read_json(path)) if path.exists() else None
 
     # -- logs
 
-    def log(self, name: str) -> JsonlLog:
-        """The open log `name`, "metrics.jsonl" say; opened when it is first written."""
-        if name not in self._logs:
-            self._logs[name] = JsonlLog(self.path / name, "machine" if name in self.DURABLE_LOGS else "process")
-        return self._logs[name]
+    def append(self, line: LogLine) -> None:
+        """Write one line to the log of its kind, which is opened when its first line comes."""
+        kind = type(line)
+        if kind not in self._logs:
+            self._logs[kind] = JsonlLog(self.path / kind.FILE, "machine" if kind in self.DURABLE_LOGS else "process")
+        self._logs[kind].append(line.to_json())
 
-    def append_metrics(
-        self,
-        *,
-        step: int,
-        epoch: float,
-        seconds: float,
-        values: Mapping[str, float],
-        counts: Mapping[str, float] | None = None,
-        split: Literal["train", "held_out"] = "train",
-    ) -> None:
-        record = {"step": step, "epoch": epoch, "seconds": seconds, "split": split}
-        self.log("metrics.jsonl").append({**record, "values": values, "counts": counts or {}})
+    def lines(self, kind: type[AnyLine]) -> list[AnyLine]:
+        """All whole lines of a log; [] if there is none. Raises SourceError for a broken one that is not the last."""
+        return [kind.from_json(content) for content in read_jsonl(self.path / kind.FILE)]
 
-    def append_sample(self, record: Mapping[str, Any]) -> None:
-        """{"step", "row", "prompt", "responses": [{"role", "text", "logprob"}]}"""
-        self.log("samples.jsonl").append(record)
+    def metrics(self, split: str | None = None) -> list[MetricsLine]:
+        return [line for line in self.lines(MetricsLine) if split in (None, line.split)]
 
-    def append_alarm(self, record: Mapping[str, Any]) -> None:
-        """{"step", "name", "severity", "message", "evidence", "remedy", "last_good_checkpoint"}"""
-        self.log("alarms.jsonl").append(record)
+    def alarms(self) -> list[Alarm]:
+        return self.lines(Alarm)
 
-    def append_pair(self, record: Mapping[str, Any]) -> None:
-        """{"when", "row", "rewards_chosen", "rewards_rejected", "logprob_chosen", ...}"""
-        self.log("pairs.jsonl").append(record)
-
-    def append_dropped(self, record: Mapping[str, Any]) -> None:
-        """{"row", "reason", "message", "content"}"""
-        self.log("dropped.jsonl").append(record)
-
-    def metrics(self, split: str | None = None) -> list[Record]:
-        records = read_jsonl(self.path / "metrics.jsonl")
-        return [record for record in records if split in (None, record["split"])]
-
-    def samples(self) -> list[Record]:
-        return read_jsonl(self.path / "samples.jsonl")
-
-    def alarms(self) -> list[Record]:
-        return read_jsonl(self.path / "alarms.jsonl")
-
-    def pairs(self) -> list[Record]:
-        return read_jsonl(self.path / "pairs.jsonl")
-
-    def dropped(self) -> list[Record]:
-        return read_jsonl(self.path / "dropped.jsonl")
-
-    def answers(self, suite: str) -> list[Record]:
+    def answers(self, suite: str) -> list[AnswerLine]:
         """What the stage's model answered in one evaluation suite."""
-        return read_jsonl(self.path / "evaluations" / f"{suite}.jsonl")
+        return read_answers(self.path, suite)
 
     def truncate_after(self, step: int, *, measured: bool = True) -> None:
         """Forget what was logged after `step`, the step of the checkpoint that a resumed run starts from.
@@ -165,19 +123,17 @@ class StageFolder:
                 was written of that is forgotten too.
         """
         self.close()
+        for kind in self.STEP_LOGS:
 
-        def stands(record: Record, *, of_measuring: bool) -> bool:
-            return int(record["step"]) < step + (measured or not of_measuring)
+            def wanted(content: Mapping[str, Any], kind: Any = kind) -> bool:
+                line = kind.from_json(content)
+                of_measuring = kind in self.MEASURING_LOGS or (kind is MetricsLine and line.split == "held_out")
+                return line.step is None or line.step < step + (measured or not of_measuring)
 
-        for name in self.STEP_LOGS:
-            measuring = name in self.MEASURING_LOGS
-            keep_lines(
-                self.path / name,
-                lambda record, measuring=measuring: stands(  # type: ignore[misc]
-                    record, of_measuring=measuring or record.get("split") == "held_out"
-                ),
-            )
-        keep_lines(self.path / "pairs.jsonl", lambda record: record["when"] == "start")
+            # The lines themselves are kept, not records of them: a rewrite must not lose what a newer version wrote
+            # beside the keys that are known here, nor round a number.
+            keep_lines(self.path / kind.FILE, wanted)
+        keep_lines(self.path / HeldOutRow.FILE, lambda content: HeldOutRow.from_json(content).when == "start")
 
     def forget_logs(self) -> None:
         """Begin a stage anew: no line of an earlier attempt may stay in its curves."""
@@ -195,6 +151,15 @@ class StageFolder:
         self._logs.clear()
 
 
+def answers_path(folder: Path, suite: str) -> Path:
+    return folder / "evaluations" / f"{suite}.jsonl"
+
+
+def read_answers(folder: Path, suite: str) -> list[AnswerLine]:
+    """The answers of one evaluation suite, in the order in which they were written; [] if it was not asked."""
+    return [AnswerLine.from_json(content) for content in read_jsonl(answers_path(folder, suite))]
+
+
 class RunFolder:
     """runs/<recipe>/"""
 
@@ -203,7 +168,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "run.json").exists()
+        return (self.path / RunRecord.FILE).exists()
 
     @property
     def report(self) -> Path:
@@ -218,59 +183,84 @@ class RunFolder:
         return StageFolder(self.path / name)
 
     def stages(self) -> list[StageFolder]:
-        """The stages that have begun, in the recipe's order."""
-        folders = [self.stage(entry["name"]) for entry in self.run().get("stages", [])]
+        """The stages that have begun, in the recipe's order; of a folder without run.json, none."""
+        # A stage that is listed and has no folder yet has not begun: nothing of it can be read.
+        folders = [self.stage(entry.name) for entry in self.run().stages] if self.exists else []
         return [folder for folder in folders if folder.exists]
 
-    def evaluations(self) -> dict[str, Record]:
-        """{stage: {suite: {metric: {"value", "low", "high", "n"}}}}, the start first; {} if nothing was asked."""
+    # -- what the stages came to, as the command line shows it
+
+    def evaluations(self) -> dict[str, SuiteScores]:
+        """By stage, the start first; {} if nothing was asked."""
         folders = [self.start, *self.stages()] if self.exists else []
-        return {folder.name: found for folder in folders if (found := folder.evaluation()) is not None}
+        return {folder.name: found for folder in folders if (found := folder.document(SuiteScores)) is not None}
 
-    def reward_evaluations(self) -> dict[str, Record]:
-        """{stage: reward_evaluation.json} of the stages that trained a reward model and held pairs out."""
-        folders = self.stages() if self.exists else []
-        return {folder.name: found for folder in folders if (found := folder.reward_evaluation()) is not None}
+    def reward_evaluations(self) -> dict[str, RewardEvaluation]:
+        """Of the stages that trained a reward model and held pairs out."""
+        found = {folder.name: folder.document(RewardEvaluation) for folder in self.stages()}
+        return {name: record for name, record in found.items() if record is not None}
 
-    def held_out_scores(self) -> dict[str, Record]:
-        """{stage: {"start", "best", "last", "kept": {"step", "value", "low", "high", "n"}}} of stages that sampled."""
-        folders = self.stages() if self.exists else []
-        return {folder.name: found for folder in folders if (found := folder.stage().get("held_out_score"))}
+    def step_evaluations(self) -> dict[str, StepEvaluation]:
+        """Of the stages that trained a process reward model and held rows out."""
+        found = {folder.name: folder.document(StepEvaluation) for folder in self.stages()}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def held_out_scores(self) -> dict[str, HeldOutScore]:
+        """Of the stages that sampled and asked held-out tasks."""
+        found = {folder.name: folder.stage().held_out_score for folder in self.stages()}
+        return {name: record for name, record in found.items() if record is not None}
 
     def warnings(self) -> list[tuple[str, str]]:
         """(stage, what is wrong with it as a whole), in the order of the stages."""
-        folders = self.stages() if self.exists else []
-        return [(folder.name, line) for folder in folders for line in folder.stage().get("warnings") or ()]
+        return [(folder.name, line) for folder in self.stages() for line in folder.stage().warnings]
 
-    def pass_at_k_changes(self) -> list[Record]:
+    def pass_at_k_changes(self) -> tuple[PassAtKChange, ...]:
         """What each stage did to pass@k, in words and figures; see `posttrain.evaluate.pass_at_k_change`."""
-        path = self.path / "pass_at_k.json"
-        return list(read_json(path)["changes"]) if path.exists() else []
+        path = self.path / PassAtKChanges.FILE
+        return PassAtKChanges.from_json(read_json(path)).changes if path.exists() else ()
 
-    def step_evaluations(self) -> dict[str, Record]:
-        """{stage: step_evaluation.json} of the stages that trained a process reward model and held rows out."""
-        folders = self.stages() if self.exists else []
-        return {folder.name: found for folder in folders if (found := folder.step_evaluation()) is not None}
+    # -- whole files
 
-    def write_run(self, **changes: Any) -> Record:
-        """Change keys of run.json, keep the others, and return all of them."""
-        run = {"schema": SCHEMA, **(self.run() if self.exists else {}), **changes}
-        write_json(self.path / "run.json", run)
-        return run
+    def run(self) -> RunRecord:
+        """run.json, of whatever version: of a newer one, what is known of it.
 
-    def run(self) -> Record:
-        run = read_json(self.path / "run.json")
-        if not isinstance(run, dict):
-            run = {"schema": f"none; it holds a {type(run).__name__}"}
-        if run.get("schema") != SCHEMA:
+        Raises:
+            SourceError: it is missing, no JSON, or holds something else than an object.
+        """
+        path = self.path / RunRecord.FILE
+        content = read_json(path)
+        if not isinstance(content, dict):
             raise SourceError(
-                "the run folder has a layout that this version does not know",
-                where=self.path / "run.json",
-                found=f"schema: {run.get('schema')}",
-                expected=f"schema: {SCHEMA}",
-                remedy="read it with the version that wrote it, named in its posttrain_version",
+                "this is no record of a run",
+                where=path,
+                found=f"a {type(content).__name__}",
+                expected="an object with `schema` and `stages`",
+                remedy="delete it and run the recipe again",
             )
+        return RunRecord.from_json(content)
+
+    def write_run(self, **changes: Any) -> RunRecord:
+        """Change fields of run.json, keep the others, and return the whole.
+
+        Raises:
+            SourceError: a newer version wrote it; a stage of ours beside its own would be neither's layout.
+        """
+        before = self.run() if self.exists else RunRecord.from_json({})
+        if before.newer:
+            raise SourceError(
+                "the run folder was written by a newer version, and this one would damage it",
+                where=self.path / RunRecord.FILE,
+                found=f"schema: {before.schema}" + (f", posttrain {v}" if (v := before.posttrain_version) else ""),
+                expected=f"schema: up to {SCHEMA}",
+                remedy="go on with the version that wrote it, or choose another folder with --out; `posttrain report` "
+                "and `posttrain samples` read it here too",
+            )
+        run = replace(before, schema=SCHEMA, **changes)
+        self.write(run)
         return run
+
+    def write(self, document: WholeFile) -> None:
+        write_json(self.path / document.FILE, document.to_json())
 
     def write_recipe(self, text: str) -> None:
         write_text(self.path / "recipe.yaml", text)
@@ -279,13 +269,10 @@ class RunFolder:
         path = self.path / "recipe.yaml"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
-    def write_summary(self, summary: Mapping[str, Mapping[str, float]]) -> None:
-        """{stage: {metric: value}}, the stage "start" first."""
-        write_json(self.path / "summary.json", summary)
-
-    def summary(self) -> dict[str, dict[str, float | None]]:
-        path = self.path / "summary.json"
-        return dict(read_json(path)) if path.exists() else {}
+    def summary(self) -> Mapping[str, Mapping[str, float | None]]:
+        """{stage: {suite.metric: value}}, the start first."""
+        path = self.path / Summary.FILE
+        return Summary.from_json(read_json(path)).stages if path.exists() else {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -24,14 +24,15 @@ import threading
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from posttrain.runs.progress import Progress, Standing, clock
+from posttrain.runs.records.preflight import HeartbeatRecord
 
 SCHEMA = 1
 BEAT_SECONDS = 5.0
 
-Status = Literal["running", "stalled", "ended", "failed"]
+PulseStatus = Literal["running", "stalled", "ended", "failed"]
 
 
 class Heartbeat:
@@ -54,7 +55,7 @@ class Heartbeat:
 
     @property
     def path(self) -> Path:
-        return self.folder / "heartbeat.json"
+        return self.folder / HeartbeatRecord.FILE
 
     @property
     def stalls(self) -> Path:
@@ -102,23 +103,23 @@ class Heartbeat:
             f"stands at is in {self.stalls}; nothing was stopped (log.stall_after)"
         )
 
-    def _write(self, status: Status, standing: Standing) -> None:
+    def _write(self, status: PulseStatus, standing: Standing) -> None:
         """Whole or not at all, and without waiting for the disk: a pulse that is lost in a power cut tells the same."""
-        record: dict[str, Any] = {
-            "schema": SCHEMA,
-            "status": status,
-            "time": _now(),
-            "pid": os.getpid(),
-            "phase": standing.phase,
-            "activity": standing.activity,
-            "activity_seconds": round(standing.seconds, 3),
-            "silent_seconds": round(standing.silence, 3),
-            "done": standing.done,
-            "total": standing.total,
-            "unit": standing.unit,
-        }
+        record = HeartbeatRecord(
+            schema=SCHEMA,
+            status=status,
+            time=_now(),
+            pid=os.getpid(),
+            phase=standing.phase,
+            activity=standing.activity,
+            activity_seconds=round(standing.seconds, 3),
+            silent_seconds=round(standing.silence, 3),
+            done=standing.done,
+            total=standing.total,
+            unit=standing.unit,
+        )
         writing = self.path.with_suffix(".writing")
-        writing.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        writing.write_text(json.dumps(record.to_json()) + "\n", encoding="utf-8")
         os.replace(writing, self.path)
 
 

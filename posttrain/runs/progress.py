@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Self, TypeVar
 
-Item = TypeVar("Item")
+AnyItem = TypeVar("AnyItem")
 
 QUICK_SECONDS = 2.0
 """A phase that was done this fast leaves no line at its end: it would only hide those that matter."""
@@ -59,7 +59,7 @@ class Phase:
             self._marks.popleft()
         self._owner.update(self)
 
-    def track(self, items: Iterable[Item]) -> Iterator[Item]:
+    def track(self, items: Iterable[AnyItem]) -> Iterator[AnyItem]:
         """The same items, each counted when it is done with."""
         for item in items:
             yield item

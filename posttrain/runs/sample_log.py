@@ -1,33 +1,33 @@
 """What an online stage sampled, read back from rollouts.jsonl and examinations.jsonl without holding either in memory.
 
     log = SampleLog(Path("runs/mine/grpo/rollouts.jsonl"))
-    log.steps                            # {1: 128, 2: 128, ...}: completions by step
-    for one in log.read([1, 30]): ...    # Sample(step=1, prompt="2 + 2?", completion="4", reward=1.0, ...)
+    log.steps                               # {1: 128, 2: 128, ...}: completions by step
+    for sample in log.read([1, 30]): ...    # Sample(step=1, prompt="2 + 2?", completion="4", reward=1.0, ...)
 
 A first pass looks at the beginning of each line alone and remembers where every step stands, so that reading a few
 steps parses only their lines, and memory grows with the number of steps. A running job's last line may be torn: it is
-left out, and `log.notes` says so. Standard library only.
+dropped, and `log.notes` says so. Standard library only.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.tolerant import json_object
+
 STEP_FIRST = re.compile(rb'\s*\{\s*"step"\s*:\s*(\d+)\s*[,}]')
 """How the lines begin that posttrain writes; of any other the whole line is parsed."""
-LARGEST = 1e100
-"""Beyond every type that a model computes in but float64; NaN is not below it either."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """Trainer's over sampler's probability of the sampled tokens: Ratio(mean=1.0003, largest=1.02)."""
+class SampledRatio:
+    """Trainer's over sampler's probability of the sampled tokens: SampledRatio(mean=1.0003, largest=1.02)."""
 
     mean: float
     largest: float
@@ -56,15 +56,55 @@ class Sample:
     finish: str
     reward: float | None
     """What trained; of a held-out answer its score."""
-    parts: dict[str, float | None]
+    parts: Mapping[str, float | None]
     tokens: int | None
     trained: bool | None
     advantage: float | None
     """Mean over its tokens."""
     logprob: float | None
     """The sampler's, mean over its tokens, in nats."""
-    ratio: Ratio | None
+    ratio: SampledRatio | None
     """Where the trainer computed the log-probs anew."""
+
+    @classmethod
+    def of_rollout(cls, line: RolloutLine) -> Sample:
+        return cls(
+            step=line.step or 0,
+            version=line.version,
+            row=line.row,
+            number=line.number,
+            prompt=line.prompt,
+            answer=line.answer or "",
+            completion=line.completion,
+            finish=line.finish,
+            reward=line.reward,
+            parts=line.parts,
+            tokens=None if line.ids is None else len(line.ids),
+            trained=None if line.mask is None else any(line.mask),
+            advantage=_mean(line.columns.get("advantages", ())),
+            logprob=_mean(line.sampler_logprobs),
+            ratio=_ratio(line.sampler_logprobs, line.columns.get("old_logprobs", ())),
+        )
+
+    @classmethod
+    def of_examination(cls, line: ExaminationLine) -> Sample:
+        return cls(
+            step=line.step or 0,
+            version=None,
+            row=line.row,
+            number=None,
+            prompt=line.prompt,
+            answer=line.answer or "",
+            completion=line.completion,
+            finish=line.finish,
+            reward=line.score,
+            parts=line.parts,
+            tokens=line.tokens,
+            trained=None,
+            advantage=None,
+            logprob=None,
+            ratio=None,
+        )
 
     @property
     def truncated(self) -> bool:
@@ -118,9 +158,13 @@ class SampleLog:
 
     def read(self, steps: Iterable[int] | None = None) -> Iterator[Sample]:
         """The samples of these steps (of all, if None), step by step, in the file's order."""
+        of_held_out_tasks = self.path.name == ExaminationLine.FILE
         for step in sorted(set(self._places if steps is None else steps) & set(self._places)):
-            for record in self._records(step):
-                yield sample_of(record)
+            for content in self._contents(step):
+                if of_held_out_tasks:
+                    yield Sample.of_examination(ExaminationLine.from_json(content))
+                else:
+                    yield Sample.of_rollout(RolloutLine.from_json(content))
 
     # ------------------------------------------------------------ lines
 
@@ -131,8 +175,8 @@ class SampleLog:
                 begin, at = at, at + len(line)
                 if not line.strip():
                     continue
-                if not line.endswith(b"\n") and _object(line) is None:
-                    self.notes.append("the last line is torn (the run is writing it, or was killed) and was left out")
+                if not line.endswith(b"\n") and json_object(line) is None:
+                    self.notes.append("the last line is torn (the run is writing it, or was killed) and was dropped")
                     continue
                 step = _step_of(line)
                 if step is None:
@@ -141,7 +185,7 @@ class SampleLog:
                 place = self._places.setdefault(step, _Place(begin, at))
                 place.end, place.lines = at, place.lines + 1
 
-    def _records(self, step: int) -> Iterator[dict[str, Any]]:
+    def _contents(self, step: int) -> Iterator[dict[str, Any]]:
         place = self._places[step]
         with self.path.open("rb") as file:
             file.seek(place.first)
@@ -150,11 +194,11 @@ class SampleLog:
                 begin, at = at, at + len(line)
                 if not line.strip() or _step_of(line) != step:
                     continue
-                record = _object(line)
-                if record is None:
+                content = json_object(line)
+                if content is None:
                     self._note_broken(begin)
                 else:
-                    yield record
+                    yield content
 
     def _note_broken(self, begin: int) -> None:
         """Counted once, however often the line is read; the note says how many by now."""
@@ -163,36 +207,11 @@ class SampleLog:
         self._broken.add(begin)
         lines = len(self._broken)
         are, were = ("s are", "were") if lines > 1 else (" is", "was")
-        said = f"{lines} line{are} no readable JSON and {were} left out"
+        said = f"{lines} line{are} no readable JSON and {were} dropped"
         self.notes[:] = [note for note in self.notes if "no readable JSON" not in note] + [said]
 
 
-def sample_of(record: Mapping[str, Any]) -> Sample:
-    """A line of rollouts.jsonl or examinations.jsonl; values of another type than theirs count as missing."""
-    sampler = _numbers(record.get("sampler_logprobs"))
-    ids = record.get("ids")
-    mask = record.get("mask")
-    parts = record.get("parts")
-    return Sample(
-        step=_whole(record.get("step")) or 0,
-        version=_whole(record.get("version")),
-        row=_text(record.get("row")),
-        number=_whole(record.get("number")),
-        prompt=_text(record.get("prompt")),
-        answer=_text(record.get("answer")),
-        completion=_text(record.get("completion")),
-        finish=_text(record.get("finish")),
-        reward=_number(record.get("reward", record.get("score"))),
-        parts={str(name): _number(part) for name, part in parts.items()} if isinstance(parts, dict) else {},
-        tokens=len(ids) if isinstance(ids, list) else _whole(record.get("tokens")),
-        trained=any(mask) if isinstance(mask, list) else None,
-        advantage=_mean(_numbers(record.get("advantages"))),
-        logprob=_mean(sampler),
-        ratio=_ratio(sampler, _numbers(record.get("old_logprobs"))),
-    )
-
-
-def _ratio(sampler: list[float | None], trainer: list[float | None]) -> Ratio | None:
+def _ratio(sampler: Sequence[float | None], trainer: Sequence[float | None]) -> SampledRatio | None:
     if len(sampler) != len(trainer):
         return None
     pairs = zip(trainer, sampler, strict=True)
@@ -200,23 +219,15 @@ def _ratio(sampler: list[float | None], trainer: list[float | None]) -> Ratio | 
     if not gaps:
         return None
     ratios = [math.exp(min(gap, 80.0)) for gap in gaps]
-    return Ratio(math.fsum(ratios) / len(ratios), math.exp(min(max(gaps, key=abs), 80.0)))
+    return SampledRatio(math.fsum(ratios) / len(ratios), math.exp(min(max(gaps, key=abs), 80.0)))
 
 
 def _step_of(line: bytes) -> int | None:
     match = STEP_FIRST.match(line)
     if match:
         return int(match[1])
-    record = _object(line)
-    return _whole(record.get("step")) if record is not None else None
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(line.decode("utf-8", errors="replace"))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    content = json_object(line)
+    return RolloutLine.from_json(content).step if content is not None else None
 
 
 def short_row(row: str) -> str:
@@ -224,34 +235,6 @@ def short_row(row: str) -> str:
     return re.sub(r"^.*[/\\](?=[^/\\]+, row \d+$)", "", row)
 
 
-# ---------------------------------------------------------------- values of the type that is needed, or nothing
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        converted = float(value)
-    except OverflowError:
-        return None
-    return converted if abs(converted) <= LARGEST else None
-
-
-def _whole(value: object) -> int | None:
-    found = _number(value)
-    return int(found) if found is not None and found == int(found) else None
-
-
-def _numbers(value: object) -> list[float | None]:
-    return [_number(item) for item in value] if isinstance(value, list) else []
-
-
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

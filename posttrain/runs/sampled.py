@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from posttrain.intervals import Score, average
+from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.sampled import ExaminationLine
 from posttrain.runs.sample_log import Sample, SampleLog
 from posttrain.runs.samples import EXAMINATIONS, ROLLOUTS, Choice, StepSamples, pick, spread
 from posttrain.runs.tolerant import Files
@@ -22,7 +25,7 @@ SHOWN_STEPS = 3
 """Early, middle and late."""
 SAME_PROMPTS = 4
 
-Key = tuple[str, str]
+TaskKey = tuple[str, str]
 """(row, prompt)"""
 
 
@@ -35,17 +38,17 @@ class StepSpread:
     """(tokens, reward) of those that have both."""
     rewards: list[float] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
-    groups: dict[Key, list[float]] = field(default_factory=dict)
+    groups: dict[TaskKey, list[float]] = field(default_factory=dict)
     """Rewards by prompt."""
 
-    def add(self, one: Sample) -> None:
-        if one.reward is not None:
-            self.rewards.append(one.reward)
-            self.groups.setdefault(one.group, []).append(one.reward)
-        if one.tokens is not None:
-            self.lengths.append(float(one.tokens))
-        if one.reward is not None and one.tokens is not None:
-            self.points.append((float(one.tokens), one.reward))
+    def add(self, sample: Sample) -> None:
+        if sample.reward is not None:
+            self.rewards.append(sample.reward)
+            self.groups.setdefault(sample.group, []).append(sample.reward)
+        if sample.tokens is not None:
+            self.lengths.append(float(sample.tokens))
+        if sample.reward is not None and sample.tokens is not None:
+            self.points.append((float(sample.tokens), sample.reward))
 
 
 @dataclass(slots=True)
@@ -53,12 +56,17 @@ class Examined:
     """One examination: the answers' scores by held-out task."""
 
     step: int
-    scores: dict[Key, list[float]] = field(default_factory=dict)
+    scores: dict[TaskKey, list[float]] = field(default_factory=dict)
 
     @property
-    def by_task(self) -> dict[Key, float]:
+    def by_task(self) -> dict[TaskKey, float]:
         """Several answers to one task are one observation."""
         return {key: sum(scores) / len(scores) for key, scores in self.scores.items()}
+
+    @property
+    def score(self) -> Score:
+        """The mean over tasks with its 95 % interval over tasks, as a suite would have it of the same answers."""
+        return average(list(self.by_task.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ class SamePrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledStage:
     """The files of one stage."""
 
     steps: int
@@ -91,7 +99,21 @@ class Sampled:
     held_out_columns: list[str]
 
 
-def read_sampled(files: Files, folder: Path, best_step: int | None) -> Sampled | None:
+def held_out_scores(folder: StageFolder) -> dict[int, Score]:
+    """The score of each examination by step; of an examination that nobody judged, none.
+
+    Raises SourceError for a broken line of examinations.jsonl that is not the last.
+    """
+    examined: dict[int, Examined] = {}
+    for line in folder.lines(ExaminationLine):
+        # An answer that nobody judged is in no mean: counted as 0 it would make an abstaining reward look like failure.
+        if line.score is not None and line.step is not None:
+            examination = examined.setdefault(line.step, Examined(line.step))
+            examination.scores.setdefault((line.row, line.prompt), []).append(line.score)
+    return {step: examination.score for step, examination in sorted(examined.items())}
+
+
+def read_sampled(files: Files, folder: Path, best_step: int | None) -> SampledStage | None:
     """None for a stage that sampled nothing. What cannot be read becomes a problem of `files`.
 
     Args:
@@ -112,7 +134,7 @@ def read_sampled(files: Files, folder: Path, best_step: int | None) -> Sampled |
     columns = sorted({examined[0].step, examined[-1].step, best}) if examined and best is not None else []
     held_out = _held_out(examinations, examined, columns)
     _note(files, rollouts, examinations)
-    return Sampled(
+    return SampledStage(
         steps=len(rollouts.steps),
         completions=sum(rollouts.steps.values()),
         spreads=spreads,
@@ -132,28 +154,28 @@ def _note(files: Files, *logs: SampleLog) -> None:
 
 
 def _spread(log: SampleLog, step: int) -> StepSpread:
-    found = StepSpread(step)
-    for one in log.read([step]):
-        found.add(one)
-    return found
+    step_spread = StepSpread(step)
+    for sample in log.read([step]):
+        step_spread.add(sample)
+    return step_spread
 
 
 def _examined(log: SampleLog, step: int) -> Examined:
-    found = Examined(step)
-    for one in log.read([step]):
-        if one.reward is not None:
-            found.scores.setdefault(one.group, []).append(one.reward)
-    return found
+    examination = Examined(step)
+    for sample in log.read([step]):
+        if sample.reward is not None:
+            examination.scores.setdefault(sample.group, []).append(sample.reward)
+    return examination
 
 
 def _best(examined: list[Examined]) -> int | None:
     """The step of the best mean score, the later of two equal ones, as the stage itself judges."""
-    means = [(sum(flat) / len(flat), one.step) for one in examined if (flat := _flat(one))]
+    means = [(sum(flat) / len(flat), examination.step) for examination in examined if (flat := _flat(examination))]
     return max(means)[1] if means else None
 
 
-def _flat(one: Examined) -> list[float]:
-    return [score for scores in one.scores.values() for score in scores]
+def _flat(examination: Examined) -> list[float]:
+    return [score for scores in examination.scores.values() for score in scores]
 
 
 # ---------------------------------------------------------------- the same prompt at several steps
@@ -175,19 +197,19 @@ def _same_prompts(log: SampleLog, spreads: list[StepSpread]) -> tuple[list[str],
     return (["early", "middle", "late"], found) if found else ([], [])
 
 
-def _latest(spreads: list[StepSpread]) -> dict[Key, tuple[int, float]]:
+def _latest(spreads: list[StepSpread]) -> dict[TaskKey, tuple[int, float]]:
     """By prompt the last of these steps that asked it, and its mean reward there."""
-    return {key: (one.step, sum(rewards) / len(rewards)) for one in spreads for key, rewards in one.groups.items()}
+    return {key: (at_step.step, sum(rewards) / len(rewards)) for at_step in spreads for key, rewards in at_step.groups.items()}
 
 
-def _at_steps(log: SampleLog, key: Key, steps: list[int | None]) -> SamePrompt:
+def _at_steps(log: SampleLog, key: TaskKey, steps: list[int | None]) -> SamePrompt:
     cells = [None if step is None else _ends(log, key, step) for step in steps]
     some = next(cell[0] for cell in cells if cell)
     return SamePrompt(some.prompt, some.answer, some.row, cells)
 
 
-def _ends(log: SampleLog, key: Key, step: int) -> list[Sample] | None:
-    found = pick(step, (one for one in log.read([step]) if one.group == key), Choice(best=1, worst=1, random=0))
+def _ends(log: SampleLog, key: TaskKey, step: int) -> list[Sample] | None:
+    found = pick(step, (sample for sample in log.read([step]) if sample.group == key), Choice(best=1, worst=1, random=0))
     kept = [shown.sample for shown in found.shown]
     # Two completions of one reward say no more than one of them.
     return (kept[:1] if len(kept) == 2 and kept[0].reward == kept[1].reward else kept) or None
@@ -200,20 +222,20 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     """Tasks that were gained, lost, never and always solved between the first and the last of these examinations."""
     if len(columns) < 2:
         return []
-    by_step = {one.step: one.by_task for one in examined}
+    by_step = {examination.step: examination.by_task for examination in examined}
     first, last = by_step[columns[0]], by_step[columns[-1]]
     top = max([*first.values(), *last.values()], default=0.0)
-    kinds: dict[str, list[Key]] = {kind: [] for kind in MOST_HELD_OUT}
+    kinds: dict[str, list[TaskKey]] = {kind: [] for kind in MOST_HELD_OUT}
     for key in first:
         if key in last:
             kinds[_moved(first[key], last[key], top)].append(key)
     wanted = [key for kind, keys in kinds.items() for key in keys[: MOST_HELD_OUT[kind]]]
-    firsts: dict[int, dict[Key, Sample]] = {}
+    firsts: dict[int, dict[TaskKey, Sample]] = {}
     for step in columns:
         own = firsts.setdefault(step, {})
-        for one in log.read([step]):
-            if one.group in wanted:
-                own.setdefault(one.group, one)
+        for sample in log.read([step]):
+            if sample.group in wanted:
+                own.setdefault(sample.group, sample)
     found = []
     for key in wanted:
         cells = [[own[key]] if key in own else None for own in firsts.values()]

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from posttrain.runs.sample_log import Sample, SampleLog
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError, did_you_mean, nearest
+from posttrain.runs.records.run import RunRecord
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.sample_log import Sample, SampleLog
+from posttrain.runs.tolerant import Files
 
-ROLLOUTS = "rollouts.jsonl"
-EXAMINATIONS = "examinations.jsonl"
+ROLLOUTS = RolloutLine.FILE
+EXAMINATIONS = ExaminationLine.FILE
 SPREAD = 4
 """Steps that are shown where none is named."""
 
@@ -44,8 +46,8 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """Shown("best", Sample(...))"""
+class ShownSample:
+    """ShownSample("best", Sample(...))"""
 
     label: str
     """best, worst or random."""
@@ -62,7 +64,7 @@ class StepSamples:
     reward: float | None = None
     """Mean over the judged ones, of the part if one was named."""
     truncated: int = 0
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[ShownSample] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def samples(
     _require_some(log)
     chosen = _chosen_steps(log, steps, choice)
     found = [pick(step, log.read([step]), choice) for step in chosen]
-    if prompt is not None and not any(one.completions for one in found):
+    if prompt is not None and not any(step.completions for step in found):
         raise ConfigError(
             f"no prompt contains {prompt!r}",
             where=path,
@@ -170,11 +172,8 @@ def find_log(run: Path, stage: str | None, name: str) -> tuple[Path, tuple[str, 
 
 def _stage_folders(run: Path) -> list[Path]:
     """In the order in which they ran, as far as run.json says; then by name."""
-    try:
-        entries = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]
-        order = [str(entry["name"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError):
-        order = []
+    about = Files(run).document(run / RunRecord.FILE, RunRecord)
+    order = [entry.name for entry in about.stages] if about is not None else []
     folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name != "start"]
     place = {name: index for index, name in enumerate(order)}
     return sorted(folders, key=lambda folder: (place.get(folder.name, len(place)), folder.name))
@@ -231,7 +230,7 @@ def _chosen_steps(log: SampleLog, wanted: Iterable[int] | None, choice: Choice) 
             )
         return asked
     if choice.prompt is not None:
-        known = list(dict.fromkeys(one.step for one in log.read() if one.about(choice.prompt))) or known
+        known = list(dict.fromkeys(sample.step for sample in log.read() if sample.about(choice.prompt))) or known
     return spread(known, SPREAD)
 
 
@@ -268,17 +267,17 @@ def pick(step: int, found: Iterable[Sample], choice: Choice) -> StepSamples:
     total = choice.best + choice.worst + choice.random
     best, worst, drawn = _Top(total), _Top(total), _Top(total)
     rewards = 0.0
-    for place, one in enumerate(_matching(found, choice)):
+    for place, sample in enumerate(_matching(found, choice)):
         said.completions += 1
-        said.truncated += one.truncated
-        chance = _draw(choice.seed, one, place)
-        value = one.value(choice.part)
-        drawn.add((chance,), one)
+        said.truncated += sample.truncated
+        chance = _draw(choice.seed, sample, place)
+        value = sample.value(choice.part)
+        drawn.add((chance,), sample)
         if value is not None:
             said.judged += 1
             rewards += value
-            best.add((value, chance), one)
-            worst.add((-value, chance), one)
+            best.add((value, chance), sample)
+            worst.add((-value, chance), sample)
     said.reward = rewards / said.judged if said.judged else None
     taken: list[Sample] = []
     for label, top, wanted in (
@@ -286,14 +285,14 @@ def pick(step: int, found: Iterable[Sample], choice: Choice) -> StepSamples:
         ("worst", worst, choice.worst),
         ("random", drawn, choice.random),
     ):
-        free = [one for one in top.kept() if not any(one is other for other in taken)][:wanted]
+        free = [sample for sample in top.kept() if not any(sample is other for other in taken)][:wanted]
         taken += free
-        said.shown += [Shown(label, one) for one in free]
+        said.shown += [ShownSample(label, sample) for sample in free]
     return said
 
 
 def _matching(found: Iterable[Sample], choice: Choice) -> Iterator[Sample]:
-    return (one for one in found if choice.prompt is None or one.about(choice.prompt))
+    return (sample for sample in found if choice.prompt is None or sample.about(choice.prompt))
 
 
 class _Top:
@@ -304,27 +303,27 @@ class _Top:
         self._heap: list[tuple[tuple[float, ...], int, Sample]] = []
         self._order = count(0, -1)
 
-    def add(self, key: tuple[float, ...], one: Sample) -> None:
-        entry = (key, next(self._order), one)
+    def add(self, key: tuple[float, ...], sample: Sample) -> None:
+        entry = (key, next(self._order), sample)
         if len(self._heap) < self._size:
             heapq.heappush(self._heap, entry)
         else:
             heapq.heappushpop(self._heap, entry)
 
     def kept(self) -> list[Sample]:
-        return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+        return [sample for _, _, sample in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
-def _draw(seed: int, one: Sample, place: int) -> float:
+def _draw(seed: int, sample: Sample, place: int) -> float:
     """A number in [0, 1) of the seed and the sample's place alone, whatever else is in the file."""
-    named = f"{seed}/{one.step}/{one.row}/{place}"
+    named = f"{seed}/{sample.step}/{sample.row}/{place}"
     return int.from_bytes(hashlib.blake2b(named.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
 
 
 def _require_part(found: Sequence[StepSamples], log: SampleLog, steps: Sequence[int], choice: Choice) -> None:
-    if choice.part is None or any(one.judged for one in found):
+    if choice.part is None or any(step.judged for step in found):
         return
-    names = list(dict.fromkeys(name for one in log.read(steps) for name in one.parts))
+    names = list(dict.fromkeys(name for sample in log.read(steps) for name in sample.parts))
     if choice.part in names:
         return
     near = nearest(choice.part, names)

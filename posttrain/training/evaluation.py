@@ -17,6 +17,9 @@ from posttrain.evaluate.runner import evaluate_model
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
+from posttrain.runs.records.evaluation import SuiteScores
+from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
+from posttrain.runs.records.run import Summary
 from posttrain.training.checks.memory import EVALUATION_REMEDY, explain_out_of_memory
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.speech import AnswerSettings
@@ -65,7 +68,7 @@ def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
         return suite
     judge = run.stage(suite.reward_model.stage)
     # Until then the suite says itself that its judge is yet to be trained.
-    if not judge.exists or judge.stage().get("status") != "done" or not judge.model.is_dir():
+    if not judge.exists or judge.stage().status != "done" or not judge.model.is_dir():
         return suite
     return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
 
@@ -103,22 +106,22 @@ def summarise(run: RunFolder, recipe: Recipe) -> None:
 
     And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
     """
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, float | None]] = {}
     for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation, reward = folder.evaluation(), folder.reward_evaluation() or folder.step_evaluation()
-        figures = {
-            f"{suite}.{metric}": entry["value"]
-            for suite, metrics in (evaluation or {}).items()
-            for metric, entry in metrics.items()
-        }
-        for head in ("untrained", "trained"):
-            scored = (reward or {}).get(head) or {}
-            figures |= {f"{head}.{metric}": entry["value"] for metric, entry in scored.items()}
-        examined = (folder.stage().get("held_out_score") if folder.exists else None) or {}
-        figures |= {f"{HELD_OUT}.{moment}": entry["value"] for moment, entry in examined.items()}
+        evaluation = folder.document(SuiteScores)
+        reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
+        examined = folder.stage().held_out_score if folder.exists else None
+        figures: dict[str, float | None] = {}
+        for suite, metrics in evaluation.suites.items() if evaluation else ():
+            figures |= {f"{suite}.{metric}": figure.value for metric, figure in metrics.items()}
+        for head, scored in (("untrained", reward.untrained), ("trained", reward.trained)) if reward else ():
+            figures |= {f"{head}.{metric}": figure.value for metric, figure in (scored or {}).items()}
+        if examined is not None:
+            moments = {"start": examined.start, "best": examined.best, "last": examined.last, "kept": examined.kept}
+            figures |= {f"{HELD_OUT}.{moment}": score.value for moment, score in moments.items()}
         if figures:
             table[folder.name] = figures
-    run.write_summary(table)
+    run.write(Summary(table))
     suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
     if suites:
         folders = {folder.name: folder.path for folder in [run.start, *(run.stage(s.name) for s in recipe.stages)]}

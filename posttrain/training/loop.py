@@ -21,11 +21,12 @@ import torch
 
 from posttrain.config.base import RowStage
 from posttrain.diagnostics import metrics as metric_tools
-from posttrain.diagnostics.alarms import Alarm, Alarms, make_checks
+from posttrain.diagnostics.alarms import Alarms, make_checks
 from posttrain.errors import NonFiniteError, TrainingError
 from posttrain.outputs import Mean, Metric, Total
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
+from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.training import faults
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
@@ -194,13 +195,15 @@ class Loop:
         if split == "train":
             # The source adds its own, such as rewards, before the line is written and the alarms see it.
             values |= self.hooks.end_of_step(self.step, values)
-        self.folder.append_metrics(
-            step=self.step,
-            epoch=self.units.epoch_after(self.step),
-            seconds=self.saver.state.seconds,
-            values=values,
-            counts=metric_tools.counts(measured.metrics),
-            split=split,
+        self.folder.append(
+            MetricsLine(
+                step=self.step,
+                epoch=self.units.epoch_after(self.step),
+                seconds=self.saver.state.seconds,
+                split=split,
+                values=values,
+                counts=metric_tools.counts(measured.metrics),
+            )
         )
         return values
 
@@ -244,7 +247,7 @@ class Loop:
             columns = measured.per_tree
             for index, row in enumerate(measured.rows):
                 figures = {name: column[index] for name, column in columns.items()}
-                self.folder.append_pair({"when": when, "row": str(row), **figures})
+                self.folder.append(HeldOutRow(when, str(row), figures))
 
     def _write_samples(self) -> None:
         """What the policy gives a few rows now, as text with log-probs."""
@@ -254,17 +257,11 @@ class Loop:
         for tree in trees:
             values = branch_values(work.policy, work.reference, work.algorithm, tree)
             prompt, responses = _texts(tree, work.decoder)
-            self.folder.append_sample(
-                {
-                    "step": self.step,
-                    "row": str(tree.row),
-                    "prompt": prompt,
-                    "responses": [
-                        {"role": role, "text": text, **{name: column[place] for name, column in values.items()}}
-                        for place, (role, text) in enumerate(zip(tree.roles, responses, strict=True))
-                    ],
-                }
+            watched = tuple(
+                WatchedResponse(role, text, {name: column[place] for name, column in values.items()})
+                for place, (role, text) in enumerate(zip(tree.roles, responses, strict=True))
             )
+            self.folder.append(WatchedRow(self.step, str(tree.row), prompt, watched))
 
     # ------------------------------------------------------------ alarms
 
@@ -281,7 +278,7 @@ class Loop:
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
-            self.folder.append_alarm(alarm.record())
+            self.folder.append(alarm)
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")
         # All are written before any stops the run: the one that stops is rarely the one that explains.
         on_critical = self.work.stage.alarms.on_critical == "stop"

@@ -29,6 +29,7 @@ from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.evaluation import (
     evaluate_stage,
@@ -183,7 +184,7 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     """Each stage from the last policy before it; a policy is asked the suites when it is made, and once more when a
     reward model that judges it is."""
     model: str | Path = recipe.model
-    date = str(run.run()["date"])
+    date = str(run.run().date)
     first = next((stage for stage in recipe.stages if isinstance(stage, TrainingStage)), None)
     last = [stage.name for stage in recipe.stages if stage.OUTPUTS == "policy"][-1:]
     answers = answer_settings(first, model, date)
@@ -209,7 +210,7 @@ def _run_unless_done(
 ) -> None:
     """Run the stage, unless it ran before on the same inputs; its model is asked the suites either way."""
     folder, progress = ctx.folder, ctx.progress
-    record = folder.stage() if folder.exists else {}
+    record = folder.stage() if folder.exists else StageRecord()
     with ctx.doing("hashing the data and the start model"):
         identity = _quick_identity(ctx, answers)
 
@@ -251,21 +252,21 @@ def _quick_identity(ctx: StageContext[StageSettings], answers: AnswerSettings) -
     return stage_fingerprint(ctx.stage, data=contents, start_model=start, seed=ctx.seed)
 
 
-def _is_done(record: Mapping[str, Any], identity: str, folder: StageFolder, stage: StageSettings) -> bool:
+def _is_done(record: StageRecord, identity: str, folder: StageFolder, stage: StageSettings) -> bool:
     kind = kind_of_stage(stage)
     if isinstance(kind, TrainingKind) and not kind.ends_as_asked(stage, record):
         return False
     output = folder.path / OUTPUT_NAMES[kind.outputs]
-    return record.get("status") == "done" and record.get("quick_identity") == identity and output.exists()
+    return record.status == "done" and record.quick_identity == identity and output.exists()
 
 
-def _refuse_changed(record: Mapping[str, Any], identity: str, stage: StageSettings, folder: StageFolder) -> None:
+def _refuse_changed(record: StageRecord, identity: str, stage: StageSettings, folder: StageFolder) -> None:
     """A stage that began with other inputs is not continued with these."""
-    if record.get("status") == "done":
+    if record.status == "done":
         # It is finished, and its inputs changed: it is run again, from the start.
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         return
-    if record.get("quick_identity") in (None, identity) or not folder.checkpoints.exists():
+    if record.quick_identity in (None, identity) or not folder.checkpoints.exists():
         return
     before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
     changed = what_changed(before, stage)
@@ -282,7 +283,7 @@ def _forget(run: RunFolder) -> None:
     if not run.exists:
         return
     try:
-        names = [entry["name"] for entry in run.run().get("stages", [])]
+        names = [entry.name for entry in run.run().stages]
     except SourceError:  # a record that cannot be read is no reason not to begin anew
         names = [path.parent.name for path in run.path.glob("*/stage.json")]
     for name in [*names, "start"]:

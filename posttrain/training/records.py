@@ -6,10 +6,11 @@ import platform
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
+
+from posttrain.runs.records.stage import Machine
 
 
 def now() -> str:
@@ -17,23 +18,23 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment(device: torch.device | None = None) -> dict[str, Any]:
+def environment(device: torch.device | None = None) -> Machine:
     """What a figure of this run was measured on.
 
     Args:
         device: that the stage computes on; the machine's own choice if not given.
     """
     cuda = torch.cuda.is_available() and (device is None or device.type == "cuda")
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-        "platform": platform.platform(),
-        "cpu": _processor(),
-        "device": torch.cuda.get_device_name(device) if cuda else device.type if device is not None else "cpu",
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-    }
+    return Machine(
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        transformers=metadata.version("transformers"),
+        platform=platform.platform(),
+        cpu=_processor(),
+        device=torch.cuda.get_device_name(device) if cuda else device.type if device is not None else "cpu",
+        threads=torch.get_num_threads(),
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+    )
 
 
 def _processor() -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 from posttrain.config import StageSettings
 from posttrain.data.templates.clock import today
 from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.records.run import RunRecord, StageEntry
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.loop import Interrupted
 from posttrain.training.records import now
 
@@ -21,27 +24,26 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         keep_others: stages that are known from before and not named now stay, ahead of these.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    known = run.run() if run.exists else {}
-    before = {entry["name"]: entry for entry in known.get("stages", [])}
-    named = {stage.name: stage for stage in stages}
+    known = run.run() if run.exists else RunRecord.from_json({})
+    before = {entry.name: entry for entry in known.stages}
+    named = {stage.name for stage in stages}
     entries = [entry for name, entry in before.items() if keep_others and name not in named]
     for stage in stages:
-        fresh = {"name": stage.name, "method": stage.method, "status": "pending", "seconds": 0.0}
-        entries.append({**before.get(stage.name, fresh), "method": stage.method})
+        entry = before.get(stage.name) or StageEntry(stage.name, stage.method, "pending", 0.0)
+        entries.append(replace(entry, method=stage.method))
     run.write_run(
         name=name,
         posttrain_version=metadata.version("posttrain"),
-        created=known.get("created") or now(),
-        # The day that templates write which ask for today's: a run that goes on tomorrow keeps it.
-        date=known.get("date") or today(),
+        created=known.created or now(),
+        date=known.date or today(),
         status="running",
-        stages=entries,
+        stages=tuple(entries),
     )
 
 
 def left_over(run: RunFolder, stages: Sequence[StageSettings]) -> list[str]:
     """Stages that ran into this folder under another recipe and are none of this one's: `begin_run` unlists them."""
-    before = [str(entry["name"]) for entry in run.run().get("stages", [])] if run.exists else []
+    before = [entry.name for entry in run.run().stages] if run.exists else []
     named = {stage.name for stage in stages}
     return [name for name in before if name not in named and run.stage(name).exists]
 
@@ -61,16 +63,18 @@ class Timed:
 
     def __enter__(self) -> None:
         self.started = time.monotonic()
-        self.before = self.folder.stage() if self.folder.exists else {}
+        self.before = self.folder.stage() if self.folder.exists else StageRecord()
         self._entry("running")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         spent = time.monotonic() - self.started
-        again = self.before.get("status") == "done" and error is None
-        seconds = self.before.get("seconds", spent) if again else self.before.get("seconds", 0.0) + spent
+        again = self.before.status == "done" and error is None
+        before = self.before.seconds
+        seconds = (spent if before is None else before) if again else (before or 0.0) + spent
         status = how_it_ended(error)
-        self._entry(status, seconds=seconds)
-        self._warn(self.folder.stage().get("warnings") if self.folder.exists else None)
+        warnings = self.folder.stage().warnings if self.folder.exists else ()
+        # Where whoever reads run.json alone sees what the stage says is wrong with itself as a whole.
+        self._entry(status, seconds=seconds, warnings=warnings or None)
         self.folder.write_stage(
             status=status,
             seconds=seconds,
@@ -79,19 +83,9 @@ class Timed:
         )
         self.folder.close()
 
-    def _warn(self, warnings: Sequence[str] | None) -> None:
-        """What the stage found wrong with itself as a whole, where whoever reads run.json alone sees it."""
-        entries = self.run.run().get("stages", [])
-        for entry in entries:
-            if entry["name"] == self.stage.name:
-                entry.pop("warnings", None)
-                if warnings:
-                    entry["warnings"] = list(warnings)
-        self.run.write_run(stages=entries)
-
     def _entry(self, status: str, **more: Any) -> None:
-        entries = self.run.run().get("stages", [])
-        for entry in entries:
-            if entry["name"] == self.stage.name:
-                entry.update(status=status, **more)
-        self.run.write_run(stages=entries)
+        entries = [
+            replace(entry, status=status, **more) if entry.name == self.stage.name else entry
+            for entry in self.run.run().stages
+        ]
+        self.run.write_run(stages=tuple(entries))

@@ -170,7 +170,7 @@ class Saver:
         not good by their age, since a weight may have been NaN for long before a loss was."""
         finite = checkpoint.latest_finite(self.folder.checkpoints)
         name = None if finite is None else str(finite.relative_to(self.folder.path))
-        self.folder.append_alarm(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name).record())
+        self.folder.append(non_finite(step, error.tensors, error.rows, last_good_checkpoint=name))
         self.folder.sync()
 
     def _non_finite_state(self) -> list[str]:

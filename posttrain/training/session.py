@@ -54,10 +54,10 @@ class Run:
 
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: {"step", "epoch", "seconds", "split", "values", "counts"}."""
-        return RunFolder(self.folder).stage(self.stage).metrics(split)
+        return [line.to_json() for line in RunFolder(self.folder).stage(self.stage).metrics(split)]
 
     def alarms(self) -> list[dict[str, Any]]:
-        return RunFolder(self.folder).stage(self.stage).alarms()
+        return [alarm.to_json() for alarm in RunFolder(self.folder).stage(self.stage).alarms()]
 
 
 def load(

@@ -41,7 +41,7 @@ def test_every_ratio_is_one(start: Path, tmp_path: Path, tokens: int, temperatur
     )
     run(loop)
     for record in loop.folder.metrics("train"):
-        values = record["values"]
+        values = record.values
         assert values["ratio_mean"] == pytest.approx(1, abs=1e-6) and values["ratio_max"] == pytest.approx(1, abs=1e-5)
         assert values["sampler_gap_max"] < 1e-4 and values["sampler_ratio_max"] == pytest.approx(1, abs=1e-4)
     completions = {tuple(line["ids"]) for line in lines(tmp_path / "run", "rollouts.jsonl") if line["step"] == 1}
@@ -51,7 +51,7 @@ def test_every_ratio_is_one(start: Path, tmp_path: Path, tokens: int, temperatur
 def test_old_log_probs_of_later_updates_are_the_trainers(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path / "run", updates_per_rollout=2, steps=2, held_out=0))
     for record in loop.folder.metrics("train"):
-        assert record["values"]["ratio_max"] > 1.001  # the second update has moved
-        assert record["values"]["sampler_gap_max"] < 1e-4  # and still starts where the sampler was
+        assert record.values["ratio_max"] > 1.001  # the second update has moved
+        assert record.values["sampler_gap_max"] < 1e-4  # and still starts where the sampler was
     for line in lines(tmp_path / "run", "rollouts.jsonl"):
         assert line["old_logprobs"] == pytest.approx(line["sampler_logprobs"], abs=1e-4)

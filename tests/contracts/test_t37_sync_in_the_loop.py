@@ -59,7 +59,7 @@ def test_a_sync_that_does_nothing_stops_the_run(start: Path, tmp_path: Path, ada
 def test_a_sync_that_works_trains_as_the_native_engine_does(start: Path, tmp_path: Path, adapter: Any) -> None:
     apart = run(with_engine(loop_of(start, tmp_path / "a", adapter=adapter, steps=3, held_out=0), takes=True))
     native = run(loop_of(start, tmp_path / "b", adapter=adapter, steps=3, held_out=0))
-    gaps = [record["values"]["sync_gap"] for record in apart.folder.metrics("train")]
+    gaps = [record.values["sync_gap"] for record in apart.folder.metrics("train")]
     assert len(gaps) == 3 and max(gaps) < 1e-5
     for ours, theirs in zip(native.work.policy.parameters(), apart.work.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)

@@ -32,7 +32,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_t46(start: Path, tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     def final(beta: float) -> float:
         loop = run(loop_of(start, tmp_path / str(beta), method, kl_beta=beta, **OPTIONS, **more))
-        last = [record["values"]["kl_k3_reference"] for record in loop.folder.metrics("train")][-4:]
+        last = [record.values["kl_k3_reference"] for record in loop.folder.metrics("train")][-4:]
         return sum(last) / len(last)
 
     free, held = final(0.001), final(2.0)

@@ -6,6 +6,7 @@ The facts are listed in tests/contracts/README.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from posttrain.errors import CheckpointError, ResumeError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import HeldOutRow, MetricsLine
 from posttrain.training.loop import Loop
 from tests.fixtures import tiny_model
 from tests.training import run_loop, weights_of, work_of
@@ -37,13 +39,11 @@ def model_of(kind: str) -> Any:
     return get_peft_model(model, config)
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    found = StageFolder(folder).metrics()
-    for record in found:
-        record.pop("seconds")
-        for name in TIMED:
-            record["values"].pop(name, None)
-    return found
+def records(folder: Path) -> list[MetricsLine]:
+    return [
+        replace(line, seconds=None, values={name: value for name, value in line.values.items() if name not in TIMED})
+        for line in StageFolder(folder).metrics()
+    ]
 
 
 def killed_run(method: str, kind: str, folder: Path, at_step: int, mid_accumulation: bool) -> None:
@@ -124,7 +124,7 @@ def test_a_run_that_died_while_exporting_repeats_nothing(tmp_path: Path) -> None
     again = work_of()
     assert run_loop(again, tmp_path).step == 8
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
-    assert {pair["when"] for pair in StageFolder(tmp_path).pairs()} == {"start", "end"}
+    assert {pair.when for pair in StageFolder(tmp_path).lines(HeldOutRow)} == {"start", "end"}
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

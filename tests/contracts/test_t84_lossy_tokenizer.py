@@ -164,7 +164,7 @@ def test_they_train_where_that_is_asked_for_and_are_counted(start: Path, tmp_pat
     inputs = loaded(start, tmp_path, [GOOD] * 6 + [HOLES] * 2, lossy="allow")
     (check,) = inputs.proofs
     assert check.status == "warn" and "8 of" in check.detail and "rows.jsonl, row 7" in check.detail
-    assert inputs.counts["lost_characters"] == 8 and inputs.counts["findings"] == {"lost_text": 2}
+    assert inputs.counts.lost_characters == 8 and inputs.counts.findings == {"lost_text": 2}
 
 
 def test_a_row_in_a_hundred_is_a_finding(start: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import CheckRecord, PreflightRecord
 from posttrain.training.checks.of_rollouts import probe_trees
 from posttrain.training.checks.sampler import check_sampler
 from posttrain.training.loop import Loop
@@ -54,22 +55,20 @@ def stage_of(folder: Path, method: str = "grpo", **options: Any) -> Loop:
     return Loop(prepared.work, folder_, Progress())
 
 
-def check_of(loop: Loop) -> dict[str, Any]:
-    preflight = loop.folder.preflight()
+def check_of(loop: Loop) -> CheckRecord:
+    preflight = loop.folder.document(PreflightRecord)
     assert preflight is not None
-    return next(check for check in preflight["checks"] if check["title"].startswith("sampler"))
+    return next(check for check in preflight.checks if check.title.startswith("sampler"))
 
 
 def test_t96(tmp_path: Path) -> None:
     loop = run(stage_of(tmp_path))
     found = check_of(loop)
-    evidence, noise = found["evidence"], found["evidence"]["noise"]
-    assert (
-        found["status"] == "pass" and evidence["mean_logprob_gap"] > 1e-4
-    )  # bf16 is not exact, and is not asked to be
-    assert 0 < noise["mean"] < noise["largest"] and "rounding alone moves the trainer's own by" in found["detail"]
+    evidence, noise = found.evidence, found.evidence["noise"]
+    assert found.status == "pass" and evidence["mean_logprob_gap"] > 1e-4  # bf16 is not exact, and is not asked to be
+    assert 0 < noise["mean"] < noise["largest"] and "rounding alone moves the trainer's own by" in found.detail
     assert evidence["largest_logprob_gap"] <= evidence["allowed"]["largest"] == pytest.approx(3 * noise["largest"])
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
     assert values["ratio_mean"] == 1.0 and values["ratio_max"] == 1.0
     assert abs(values["sampler_ratio_mean"] - 1) < noise["mean"] and values["sampler_kl"] < 1e-2
     assert values["grad_norm"] > 0 and source_of(loop).setup.sampler.engine.autocast is torch.bfloat16

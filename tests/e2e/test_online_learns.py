@@ -28,7 +28,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scores(start: Path, folder: Path, method: str, **more: Any) -> tuple[float, float]:
     loop = run(loop_of(start, folder, method, tasks=tasks_of(24), **{**OPTIONS, **more}))
-    first, last = (record["values"]["score"] for record in loop.folder.metrics("held_out"))
+    first, last = (record.values["score"] for record in loop.folder.metrics("held_out"))
     return first, last
 
 

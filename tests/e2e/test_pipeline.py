@@ -221,4 +221,4 @@ def test_rows_that_are_wrong_stop_the_run_before_a_model_is_loaded(
         run(tmp_path, "evaluate.suites=[]", text=text)
     assert "row 4" in str(error.value) and "human" in str(error.value)
     run_record = RunFolder(tmp_path / "runs" / "small").run()
-    assert run_record["status"] == "failed"
+    assert run_record.status == "failed"

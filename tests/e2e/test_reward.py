@@ -15,6 +15,8 @@ from posttrain.cli.app import app
 from posttrain.config import load_recipe
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.logs import HeldOutRow, WatchedRow
+from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.training.pipeline import run_recipe
 
 RECIPE = """
@@ -52,25 +54,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_it_learns_from_chance(run: RunFolder) -> None:
     stage = run.stage("reward")
-    first, *_, last = [record["values"] for record in stage.metrics("held_out")]
+    first, *_, last = [record.values for record in stage.metrics("held_out")]
     assert first["loss"] == pytest.approx(0.693147, abs=1e-6) and first["reward_accuracy"] == 0.5
     assert last["reward_accuracy"] > 0.8 and last["loss"] < 0.6
-    checks = {check["name"]: check for check in stage.preflight()["checks"]}
+    checks = {check.name: check for check in stage.document(PreflightRecord).checks}
     assert {"tree", "leak", "identity", "gradient", "memory"} <= set(checks)
-    assert all(check["status"] != "fail" for check in checks.values())
-    assert "scores differ" in checks["tree"]["detail"]
-    pairs = stage.pairs()
-    assert {pair["when"] for pair in pairs} == {"start", "end"}
-    assert {"rewards_chosen", "rewards_rejected", "tokens_chosen", "tokens_rejected"} <= set(pairs[0])
-    assert [response["role"] for response in stage.samples()[0]["responses"]] == ["chosen", "rejected"]
-    assert "reward" in stage.samples()[0]["responses"][0]
+    assert all(check.status != "fail" for check in checks.values())
+    assert "scores differ" in checks["tree"].detail
+    pairs = stage.lines(HeldOutRow)
+    assert {pair.when for pair in pairs} == {"start", "end"}
+    assert {"rewards_chosen", "rewards_rejected", "tokens_chosen", "tokens_rejected"} <= set(pairs[0].figures)
+    assert [response.role for response in stage.lines(WatchedRow)[0].responses] == ["chosen", "rejected"]
+    assert "reward" in stage.lines(WatchedRow)[0].responses[0].figures
     assert (run.path / "report.html").is_file()
 
 
 def test_the_next_stage_starts_from_the_policy(run: RunFolder) -> None:
-    started = run.stage("dpo").stage()["start_model"]
-    assert started["name"] == "embedded"
-    assert run.stage("reward").stage()["output"] == "model"
+    started = run.stage("dpo").stage().start_model
+    assert started.name == "embedded"
+    assert run.stage("reward").stage().output == "model"
 
 
 def test_the_folder_is_anybodys_and_its_rewards_are_white(run: RunFolder) -> None:
@@ -85,7 +87,7 @@ def test_the_folder_is_anybodys_and_its_rewards_are_white(run: RunFolder) -> Non
     ours = [reward.score("Who are you?", answer) for answer in answers]
     assert ours == pytest.approx(plain.tolist(), abs=1e-5)
     assert ours[0] > ours[1]
-    ends = [p for p in run.stage("reward").pairs() if p["when"] == "end"]
+    ends = [p for p in run.stage("reward").lines(HeldOutRow) if p.when == "end"]
     raw = torch.tensor([[p["rewards_chosen"], p["rewards_rejected"]] for p in ends]).flatten()
     assert reward.rule.scale == pytest.approx(1 / float(raw.std(correction=0)), rel=1e-4)
     assert reward.rule.shift == pytest.approx(float(raw.mean()), abs=1e-4)
@@ -121,7 +123,7 @@ def test_from_python_the_policy_stays_as_it_was(tmp_path: Path) -> None:
     done = pt.train(stage, policy, pt.read("package://preferences.jsonl", limit=20), out=tmp_path / "run")
     assert weights_fingerprint(policy.model) == before
     record = RunFolder(tmp_path / "run").stage("reward").stage()
-    assert record["parameters"]["trainable"] < record["parameters"]["total"] / 10  # LoRA, as the policy was loaded
+    assert record.parameters.trainable < record.parameters.total / 10  # LoRA, as the policy was loaded
     assert pt.load_reward(done.model).score("Hi", "Hello.") != 0.0
 
 

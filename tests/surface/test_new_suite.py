@@ -24,11 +24,11 @@ RECORD = '''class WordySuite(SampledSuite):
 FILE = '''
 """`wordy`: the mean number of words of an answer, up to a limit."""
 
-from posttrain.diagnostics.suite_metrics import Meaning, Wanted
 from posttrain.evaluate.questions import questions
 from posttrain.evaluate.suites.answers import AnswerSuite
+from posttrain.runs.records.evaluation import Direction, Meaning
 
-METRICS = {"words": Meaning("words in an answer", wanted=Wanted.DOWN, primary=True)}
+METRICS = {"words": Meaning("words in an answer", wanted=Direction.DOWN, primary=True)}
 
 
 def load(settings, examples, sampling):

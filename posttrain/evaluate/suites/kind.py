@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.diagnostics.suite_metrics import Meaning
 from posttrain.evaluate.asking import Suite
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import Figure, Meaning
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example
 
 Load = Callable[[Any, list[Example], SamplingDistribution], Suite]
 """(the recipe's settings, the rows, how answers are drawn) -> the suite. Raises DataError for rows that do not fit."""
-Rejudge = Callable[[Any, Mapping[str, Any], Path, Path, str, Progress], dict[str, Any]]
+Rejudge = Callable[[Any, Mapping[str, Figure], Path, Path, str, Progress], dict[str, Figure]]
 """(the loaded suite, its figures so far, out, baseline, device, progress) -> its figures now, as evaluation.json has
 them."""
 

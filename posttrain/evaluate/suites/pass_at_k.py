@@ -14,13 +14,15 @@ from posttrain.config.rewards import RewardSettings
 from posttrain.config.suites import PassAtKSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import RowError
-from posttrain.evaluate.asking import Asking, Figures, answers_path, general_figures
+from posttrain.evaluate.asking import Asking, Figures, general_figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve, write_counts
 from posttrain.evaluate.questions import question, require_gold
 from posttrain.evaluate.suites.number import NEEDS, last_number_equals
 from posttrain.intervals import mean
 from posttrain.rewards import Sampled, gold_check, rubric_of
 from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.runs.folder import answers_path
+from posttrain.runs.records.evaluation import AnswerLine
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example, Task
 
@@ -102,19 +104,19 @@ def judge_samples(
     right = [[reward is not None and reward >= suite.right_from for reward in group] for group in rewards]
     asked = [question(task) for task in suite.tasks]
     records = [
-        {
-            "prompt": task_question.text,
-            "completion": text,
-            "answer": task_question.answer,
-            "score": float(correct),
-            "reward": reward,
-            "tokens": len(completion.answer_ids),
-            "finish": str(completion.finish),
-        }
+        AnswerLine(
+            prompt=task_question.text,
+            completion=text,
+            answer=task_question.answer,
+            score=float(correct),
+            tokens=len(completion.answer_ids),
+            finish=str(completion.finish),
+            reward=reward,
+        )
         for task_question, *answers in zip(asked, groups, texts, right, rewards, strict=True)
         for completion, text, correct, reward in zip(*answers, strict=True)
     ]
-    write_jsonl(answers_path(out, suite.name), records)
+    write_jsonl(answers_path(out, suite.name), (record.to_json() for record in records))
     counts = PassCounts(
         suite.name,
         suite.samples,

@@ -24,13 +24,15 @@ from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
-from posttrain.evaluate.asking import Asking, Figures, answers_path, baseline_path
+from posttrain.evaluate.asking import Asking, Figures, baseline_path
 from posttrain.evaluate.figures import perplexity, perplexity_change
 from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.runs.files import read_jsonl
+from posttrain.runs.folder import answers_path
+from posttrain.runs.records.evaluation import AnswerLine, BaselineAnswer, BaselineKey
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example, Feedback, Message, RowRef, TokenTree
 
@@ -70,17 +72,17 @@ class Perplexity:
             lengths = [len(answer.ids) for answer in fixed]
             phase.advance(len(fixed), tokens=sum(lengths))
         records = [
-            {
-                "prompt": question.text,
-                "completion": encoder.tokens.decode(answer.ids),
-                "answer": question.answer,
-                "score": answer_nats / len(answer.ids),
-                "tokens": len(answer.ids),
-                "finish": answer.finish,
-            }
+            AnswerLine(
+                prompt=question.text,
+                completion=encoder.tokens.decode(answer.ids),
+                answer=question.answer,
+                score=answer_nats / len(answer.ids),
+                tokens=len(answer.ids),
+                finish=answer.finish,
+            )
             for question, answer, answer_nats in zip(self.questions, fixed, nats, strict=True)
         ]
-        write_jsonl(answers_path(asking.out, self.name), records)
+        write_jsonl(answers_path(asking.out, self.name), (record.to_json() for record in records))
         return {
             "perplexity": perplexity(nats, lengths),
             "perplexity_change": perplexity_change(nats, before, lengths),
@@ -182,8 +184,11 @@ def questions_key(suite: Perplexity, encoder: Encoder) -> str:
 
 
 def keep_baseline(folder: Path, suite: str, key: str, answers: Sequence[FixedAnswer], nats: Sequence[float]) -> None:
-    lines = ({**asdict(answer), "nats": total} for answer, total in zip(answers, nats, strict=True))
-    write_jsonl(baseline_path(folder, suite), [{"key": key}, *lines])
+    lines = [
+        BaselineAnswer(answer.prompt_ids, answer.ids, answer.finish, total).to_json()
+        for answer, total in zip(answers, nats, strict=True)
+    ]
+    write_jsonl(baseline_path(folder, suite), [BaselineKey(key).to_json(), *lines])
 
 
 def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer], list[float]]:
@@ -201,15 +206,15 @@ def read_baseline(folder: Path, suite: str, key: str) -> tuple[list[FixedAnswer]
             remedy="evaluate the start model first, or run with --fresh, which does",
         )
     head, *lines = records
-    if head.get("key") != key:
+    if BaselineKey.from_json(head).key != key:
         raise ResumeError(
             f"the start model was asked other questions than the suite `{suite}` asks now",
             where=path,
             found="other prompts, sampling or tokenizer",
             remedy="undo the change, or run with --fresh, so that the start is evaluated again",
         )
-    answers = [FixedAnswer(tuple(line["prompt_ids"]), tuple(line["ids"]), line["finish"]) for line in lines]
-    return answers, [line["nats"] for line in lines]
+    kept = [BaselineAnswer.from_json(line) for line in lines]
+    return [FixedAnswer(line.prompt_ids, line.ids, line.finish) for line in kept], [line.nats for line in kept]
 
 
 # ---------------------------------------------------------------- trees

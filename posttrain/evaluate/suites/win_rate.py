@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from posttrain.config.suites import WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluate.asking import Asking, Figures, answers_path, general_figures, write_answers
+from posttrain.evaluate.asking import Asking, Figures, general_figures, write_answers
 from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
-from posttrain.runs.files import Record, read_jsonl
+from posttrain.runs.folder import answers_path, read_answers
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.evaluation import AnswerLine, Figure, figures_of
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example
 
@@ -67,12 +67,12 @@ def load(settings: WinRateSuite, examples: list[Example], sampling: SamplingDist
 
 
 def rejudge(
-    suite: WinRate, known: Mapping[str, Any], out: Path, baseline: Path, device: str, progress: Progress
-) -> dict[str, Any]:
+    suite: WinRate, known: Mapping[str, Figure], out: Path, baseline: Path, device: str, progress: Progress
+) -> dict[str, Figure]:
     """The figures of answers that were given before: their judge may have been trained, or trained anew, since."""
     judged = judge_answers(suite, out, baseline, device=device, progress=progress)
     described = {metric: figure for metric, figure in known.items() if metric not in METRICS}
-    return {metric: score.as_dict() for metric, score in judged.items()} | described
+    return figures_of(judged) | described
 
 
 def outcome(text: str, reward: float, other_text: str, other_reward: float) -> float:
@@ -105,16 +105,16 @@ def judge_answers(
     start = judge.rewarded(baseline)
     others = _by_prompt(start, suite)
     # Against itself every answer ties; scoring it would only show rounding.
-    judged = [record | {"score": 0.5} for record in start]
+    judged = [replace(answer, score=0.5) for answer in start]
     if not is_start:
         judged = [
-            record | {"score": _against(record, others[index]), "start_reward": _mean_reward(others[index])}
+            replace(answer, score=_against(answer, others[index]), start_reward=_mean_reward(others[index]))
             for index, group in enumerate(_by_prompt(judge.rewarded(out), suite))
-            for record in group
+            for answer in group
         ]
-    write_jsonl(answers_path(out, suite.name), judged)
+    write_jsonl(answers_path(out, suite.name), (answer.to_json() for answer in judged))
     groups = _by_prompt(judged, suite)
-    won = mean([[record["score"] for record in group] for group in groups])
+    won = mean([[_scored(answer) for answer in group] for group in groups])
     return {
         "win_rate": Score(0.5, 0.5, 0.5, won.n) if is_start else won,
         "reward": unbounded([_mean_reward(group) for group in groups]),
@@ -130,17 +130,17 @@ class _Judge:
         self.key = folder_fingerprint(resolve(model).folder)
         self._scorer: RewardScorer | None = None
 
-    def rewarded(self, folder: Path) -> list[Record]:
+    def rewarded(self, folder: Path) -> list[AnswerLine]:
         """The answers kept in a folder with this judge's rewards; new ones are written there."""
         path = answers_path(folder, self.suite.name)
-        records = _kept(path, self.suite)
-        if all(record.get("judge") == self.key for record in records):
-            return records
+        answers = _kept(folder, self.suite)
+        if all(answer.judge == self.key for answer in answers):
+            return answers
         self._scorer = self._scorer or open_scorer(self.model, device=self.device)
         prompts = [question.prompt for question in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
-        with self.progress.phase(f"{self.suite.name}: rewards", total=len(records), unit="answers") as phase:
-            rewards = self._scorer.score(prompts, [record["completion"] for record in records])
-            phase.advance(len(records), tokens=sum(record["tokens"] for record in records))
+        with self.progress.phase(f"{self.suite.name}: rewards", total=len(answers), unit="answers") as phase:
+            rewards = self._scorer.score(prompts, [answer.completion for answer in answers])
+            phase.advance(len(answers), tokens=sum(answer.tokens or 0 for answer in answers))
         if not all(map(math.isfinite, rewards)):
             raise DataError(
                 "the reward model gives rewards that are not finite",
@@ -149,39 +149,47 @@ class _Judge:
                 remedy="look at its training curves; train it with a lower learning rate or in fp32",
             )
         scored = [
-            record | {"reward": float(reward), "judge": self.key, "score": 0.5}
-            for record, reward in zip(records, rewards, strict=True)
+            replace(answer, reward=float(reward), judge=self.key, score=0.5)
+            for answer, reward in zip(answers, rewards, strict=True)
         ]
-        write_jsonl(path, scored)
+        write_jsonl(path, (answer.to_json() for answer in scored))
         return scored
 
 
-def _against(record: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> float:
+def _against(answer: AnswerLine, others: Sequence[AnswerLine]) -> float:
     """Mean outcome against each of the start's answers to the prompt."""
-    return fmean(
-        outcome(record["completion"], record["reward"], other["completion"], other["reward"]) for other in others
-    )
+    return fmean(outcome(answer.completion, _reward(answer), other.completion, _reward(other)) for other in others)
 
 
-def _mean_reward(group: Sequence[Mapping[str, Any]]) -> float:
-    return fmean(record["reward"] for record in group)
+def _reward(answer: AnswerLine) -> float:
+    assert answer.reward is not None  # `rewarded` has judged every answer by now
+    return answer.reward
 
 
-def _kept(path: Path, suite: WinRate) -> list[Record]:
-    records = read_jsonl(path)
+def _scored(answer: AnswerLine) -> float:
+    assert answer.score is not None
+    return answer.score
+
+
+def _mean_reward(group: Sequence[AnswerLine]) -> float:
+    return fmean(_reward(answer) for answer in group)
+
+
+def _kept(folder: Path, suite: WinRate) -> list[AnswerLine]:
+    answers = read_answers(folder, suite.name)
     # In the order of the questions, for answers are paired by place: a shuffled file would compare different prompts.
     wanted = [question.text for question in suite.questions for _ in range(suite.samples_per_prompt)]
-    if [record.get("prompt") for record in records] != wanted:
+    if [answer.prompt for answer in answers] != wanted:
         raise ResumeError(
-            "there are no answers to these prompts to compare with" if not records else "the answers are to others",
-            where=path,
-            found=f"{len(records)} answers",
+            "there are no answers to these prompts to compare with" if not answers else "the answers are to others",
+            where=answers_path(folder, suite.name),
+            found=f"{len(answers)} answers",
             expected=f"{len(wanted)}, in the order of {suite.questions[0].row.source}" if wanted else "prompts",
             remedy="run with --fresh, so that the start is asked again",
         )
-    return records
+    return answers
 
 
-def _by_prompt(records: Sequence[Record], suite: WinRate) -> list[list[Record]]:
+def _by_prompt(answers: Sequence[AnswerLine], suite: WinRate) -> list[list[AnswerLine]]:
     step = suite.samples_per_prompt
-    return [list(records[first : first + step]) for first in range(0, len(records), step)]
+    return [list(answers[first : first + step]) for first in range(0, len(answers), step)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from posttrain.data.unread import misspelt
 from posttrain.errors import did_you_mean
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.training.balance import check_router
 from posttrain.training.checks import gradient, preflight
 from posttrain.training.checks.gold import GOLD_TASKS
@@ -102,12 +102,12 @@ def whole_groups(prompt: int, answers: int) -> int:
     return prompt + -(-answers // parts)
 
 
-def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[dict[str, Any], ...]:
+def _shown(rows: Sequence[TokenTree], encoder: Encoder) -> tuple[DecodedRow, ...]:
     """The completions as text; none of them is better than another yet."""
-    shown: list[dict[str, Any]] = []
+    shown: list[DecodedRow] = []
     for entry in preflight.decoded_rows(rows, encoder):
-        number = sum(other["row"] == entry["row"] for other in shown) + 1
-        shown.append({**entry, "kind": f"completion {number}"})
+        number = sum(other.row == entry.row for other in shown) + 1
+        shown.append(replace(entry, kind=f"completion {number}"))
     return tuple(shown)
 
 
@@ -169,11 +169,16 @@ def _pair(tree: TokenTree) -> TokenTree:
 
 def _check_tasks(tasks: TaskSet) -> Check:
     counts = tasks.counts
-    lost = sum(counts["dropped"].values())
-    evidence = {key: counts[key] for key in ("read", "rows", "held_out_rows", "dropped")}
-    detail = f"{counts['rows']:,} tasks to train on, {counts['held_out_rows']:,} held out, {lost:,} dropped"
-    detail = "; ".join([detail, *counts.get("notes", ())])
-    if lost > 0.05 * counts["read"]:
+    lost = sum(counts.dropped.values())
+    evidence = {
+        "read": counts.read,
+        "rows": counts.rows,
+        "held_out_rows": counts.held_out_rows,
+        "dropped": counts.dropped,
+    }
+    detail = f"{counts.rows:,} tasks to train on, {counts.held_out_rows:,} held out, {lost:,} dropped"
+    detail = "; ".join([detail, *counts.notes])
+    if lost > 0.05 * (counts.read or 0):
         return Check("data", "tasks", "warn", detail, evidence, "raise max_length, or lower sampling.max_new_tokens")
     keys = {key for prompt in tasks.train[:GOLD_TASKS] for key in prompt.task.metadata}
     if near := misspelt(keys, TASK_COLUMNS):

@@ -59,7 +59,11 @@ def _data_checks(stage: RowStage, inputs: RowInputs) -> list[Check]:
     ends = inputs.encoder.end_ids if isinstance(inputs.encoder, RewardEncoder) else inputs.encoder.stop_ids
     return [
         preflight.check_data(
-            counts["kept"], counts["dropped"], counts["truncated"], counts["tokens"], counts["trained_tokens"]
+            counts.kept or 0,
+            counts.dropped,
+            counts.truncated_by_reason,
+            counts.tokens or 0,
+            counts.trained_tokens or 0,
         ),
         preflight.check_stop_token(first, ends, wanted=encoding.stop_token == "train"),
         preflight.check_bos(first, inputs.encoder.tokens.bos_id),

@@ -6,13 +6,11 @@ enforce(preflight, stage, folder)           # preflight.json, and the error that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from posttrain.config import TrainingStage
 from posttrain.models.tree.model import TreeModel
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.checks.memory import MemoryPlan, Working, fitting_microbatch, plan
 from posttrain.training.checks.preflight import Check, Preflight, check_weights
 from posttrain.types import TokenTree
@@ -25,7 +23,7 @@ def plan_step(
     largest: TokenTree,
     *,
     live_reference: bool,
-    resumed: Mapping[str, Any] | None,
+    resumed: StageRecord | None,
     program: int = 0,
     wanted: int = 0,
 ) -> tuple[int, MemoryPlan]:
@@ -40,8 +38,8 @@ def plan_step(
         wanted: tokens up to which a larger micro-batch is of use, where there is memory for them.
     """
     asked = stage.compute.tokens_per_microbatch
-    if asked == "auto":
-        asked = (resumed or {}).get("tokens_per_microbatch") or "auto"
+    if asked == "auto" and resumed is not None:
+        asked = resumed.tokens_per_microbatch or "auto"
     if asked != "auto":
         budget = int(asked)
     else:
@@ -92,7 +90,7 @@ def enforce(proven: Preflight, stage: TrainingStage, folder: StageFolder) -> Non
     Raises:
         PreflightError: naming every failed check.
     """
-    folder.write_preflight(proven.record())
+    folder.write(proven.record())
     if stage.preflight.on_failure == "stop":
         proven.require()
 

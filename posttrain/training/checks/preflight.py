@@ -33,6 +33,14 @@ from posttrain.models.tree.paths import probes as cut_probes
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
 from posttrain.outputs import Mean
+from posttrain.runs.records.preflight import (
+    CheckRecord,
+    DecodedPiece,
+    DecodedRow,
+    MemoryNeed,
+    MemoryRecord,
+    PreflightRecord,
+)
 from posttrain.training.checks.memory import MemoryPlan
 from posttrain.training.objectives import Algorithm
 from posttrain.training.step import Reference, start_loss
@@ -70,8 +78,7 @@ class Preflight:
     """All checks of one stage, the decoded rows, and the memory plan."""
 
     checks: tuple[Check, ...]
-    rows: tuple[dict[str, Any], ...]
-    """{"row": "pairs.jsonl, row 3", "kind": "chosen", "pieces": [{"text": ..., "trained": ...}]}"""
+    rows: tuple[DecodedRow, ...]
     memory: MemoryPlan | None = None
 
     @property
@@ -84,15 +91,14 @@ class Preflight:
         """The same with `check` in the place of the one of its name."""
         return replace(self, checks=tuple(check if old.name == check.name else old for old in self.checks))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> PreflightRecord:
         """The content of preflight.json."""
-        memory = self.memory and {
-            "items": [asdict(item) for item in self.memory.items],
-            "total_bytes": self.memory.total_bytes,
-            "peak_bytes": self.memory.peak_bytes,
-            "available_bytes": self.memory.available_bytes,
-        }
-        return {"checks": [asdict(check) for check in self.checks], "rows": list(self.rows), "memory": memory}
+        checks = tuple(CheckRecord(**asdict(check)) for check in self.checks)
+        if (memory := self.memory) is None:
+            return PreflightRecord(checks, self.rows, None)
+        needs = tuple(MemoryNeed(**asdict(item)) for item in memory.items)
+        needed = MemoryRecord(needs, memory.total_bytes, memory.peak_bytes, memory.available_bytes)
+        return PreflightRecord(checks, self.rows, needed)
 
     def require(self) -> None:
         """Raise PreflightError, naming every failed check and its remedy, if one failed."""
@@ -116,7 +122,7 @@ class Decoder(Protocol):
 # ---------------------------------------------------------------- data
 
 
-def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str, Any], ...]:
+def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[DecodedRow, ...]:
     """The first rows as the model will see them, one entry per branch."""
     shown = []
     for tree in trees[:SHOWN_ROWS]:
@@ -128,8 +134,8 @@ def decoded_rows(trees: Sequence[TokenTree], decoder: Decoder) -> tuple[dict[str
         kinds += [f"response {i + 1}" for i in range(len(kinds), len(tree.branches))]
         for index, kind in enumerate(kinds):
             pieces = decoder.decode_marked(tree, index)
-            marked = [{"text": text, "trained": trained} for text, trained in pieces]
-            shown.append({"row": str(tree.row), "kind": kind, "pieces": marked})
+            marked = tuple(DecodedPiece(text, trained) for text, trained in pieces)
+            shown.append(DecodedRow(str(tree.row), kind, marked))
     return tuple(shown)
 
 

@@ -26,6 +26,8 @@ from posttrain.rewards.rubric import Rubric
 from posttrain.rollout.engine import FinishReason
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.sampled import ExaminationLine
+from posttrain.runs.records.stage import BestExamination
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.rl.rollouts import Group, Prompt, Response
 
@@ -82,18 +84,18 @@ class Examiner:
             phase.advance(len(groups))
         for group in groups:
             for one in group.responses:
-                self._folder.log("examinations.jsonl").append(
-                    {
-                        "step": step,
-                        "row": str(group.prompt.task.row),
-                        "prompt": group.prompt.task.prompt[-1].content or "",
-                        "answer": group.prompt.task.answer,
-                        "completion": one.text,
-                        "finish": str(one.completion.finish),
-                        "tokens": len(one.completion.ids),
-                        "score": one.reward,
-                        "parts": one.scored.parts,
-                    }
+                self._folder.append(
+                    ExaminationLine(
+                        step=step,
+                        row=str(group.prompt.task.row),
+                        prompt=group.prompt.task.prompt[-1].content or "",
+                        answer=group.prompt.task.answer,
+                        completion=one.text,
+                        finish=str(one.completion.finish),
+                        tokens=len(one.completion.ids),
+                        score=one.reward,
+                        parts=one.scored.parts,
+                    )
                 )
         metrics = examined(groups)
         self._judge(step, metrics["score"].value)
@@ -119,7 +121,7 @@ class Examiner:
         if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
             self._lost(step, score, path)
             return
-        self._folder.write_stage(best={"step": step, "score": score})
+        self._folder.write_stage(best=BestExamination(step, score))
         if step == self._last:
             return
         trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}

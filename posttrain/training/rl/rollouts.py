@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from posttrain.rewards.functions import Sampled
 from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree
+from posttrain.runs.records.sampled import RolloutLine
 from posttrain.types import Batch, Task, TokenTree
 
 
@@ -225,28 +225,29 @@ class Rollout:
             if response.trains:
                 response.give(name, values_L[: len(response.mask)].float().numpy()[response.mask])
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[RolloutLine]:
         """One line of rollouts.jsonl per completion."""
         for group in self.groups:
-            for number, one in enumerate(group.responses):
-                yield {
-                    "step": self.step,
-                    "version": self.version,
-                    "versions": list(one.completion.versions),
-                    "row": str(group.prompt.task.row),
-                    "prompt": _asked(group.prompt.task),
-                    "answer": group.prompt.task.answer,
-                    "completion": one.text,
-                    "number": number,
-                    "finish": str(one.completion.finish),
-                    "reward": one.reward,
-                    "parts": one.scored.parts,
-                    "prompt_ids": list(group.prompt.ids),
-                    "ids": list(one.completion.ids),
-                    "mask": (one.mask & one.trains).tolist(),
-                    "sampler_logprobs": [round(value, 6) for value in one.completion.logprobs],
-                    **{name: _rounded(values) for name, values in one.columns.items() if name != "sampler_logprobs"},
-                }
+            for number, response in enumerate(group.responses):
+                completion, columns = response.completion, response.columns
+                yield RolloutLine(
+                    step=self.step,
+                    version=self.version,
+                    versions=tuple(completion.versions),
+                    row=str(group.prompt.task.row),
+                    prompt=_asked(group.prompt.task),
+                    answer=group.prompt.task.answer,
+                    completion=response.text,
+                    number=number,
+                    finish=str(completion.finish),
+                    reward=response.reward,
+                    parts=response.scored.parts,
+                    prompt_ids=tuple(group.prompt.ids),
+                    ids=tuple(completion.ids),
+                    mask=tuple((response.mask & response.trains).tolist()),
+                    sampler_logprobs=tuple(round(value, 6) for value in completion.logprobs),
+                    columns={name: _rounded(c) for name, c in columns.items() if name != "sampler_logprobs"},
+                )
 
 
 @torch.no_grad()
@@ -300,6 +301,6 @@ def _asked(task: Task) -> str:
     return task.prompt[-1].content or ""
 
 
-def _rounded(values: np.ndarray) -> list[float]:
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
     """Six decimals: what a person reads, and enough to see any ratio."""
-    return [round(float(value), 6) for value in values]
+    return tuple(round(float(value), 6) for value in values)

@@ -128,7 +128,7 @@ class OnlineSource:
         with now.phase("write"):
             # Also what does not train: a person who looks why nothing is learned needs the dropped groups most.
             for record in rollout.records():
-                setup.folder.log("rollouts.jsonl").append(record)
+                setup.folder.append(record)
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
         now.metrics["groups_trained"] = len(trees)
         if not trees:

@@ -27,6 +27,7 @@ from posttrain.data.unread import unread_keys
 from posttrain.errors import EmptyDatasetError, EncodingError
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.rewards.gym import tasks_of
+from posttrain.runs.records.stage import DataCounts
 from posttrain.training.order import RowOrder, stream, stream_seed
 from posttrain.training.rl.prompts import PromptFile, PromptList, Prompts, PromptStore
 from posttrain.types import Task
@@ -41,7 +42,7 @@ class TaskSet:
 
     train: Prompts
     held_out: Prompts
-    counts: dict[str, Any]
+    counts: DataCounts
     fingerprints: tuple[str, ...]
 
     @property
@@ -171,17 +172,19 @@ def load_tasks(
             found=f"{read:,} read, " + (", ".join(f"{n:,} {why}" for why, n in dropped.items()) or "none kept"),
             remedy="raise max_length, lower sampling.max_new_tokens, or give more tasks",
         )
-    counts = {
-        "read": read,
-        "kept": len(store),
-        "rows": len(train),
-        "held_out_rows": len(apart),
-        "dropped": dropped,
-        "notes": notes,
-        "truncated": {},
-        "tokens": int(store.lengths.sum()),
-        "trained_tokens": 0,
-    }
+    counts = DataCounts(
+        read=read,
+        kept=len(store),
+        dropped=dropped,
+        truncated={},
+        findings={},
+        tokens=int(store.lengths.sum()),
+        trained_tokens=0,
+        stop_share=None,
+        rows=len(train),
+        held_out_rows=len(apart),
+        notes=tuple(notes),
+    )
     return TaskSet(train, apart, counts, (train.fingerprint, apart.fingerprint))
 
 

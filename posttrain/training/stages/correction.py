@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.config import Correction, Data
 from posttrain.data.encode import Encoder
@@ -13,6 +12,8 @@ from posttrain.data.unread import unread_keys
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.rollout.native import NativeEngine
+from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.correction_pairs import Answering, correction_pairs
@@ -36,7 +37,7 @@ def rows_to_correct(ctx: StageContext[Correction]) -> CorrectionInputs:
     return CorrectionInputs(rows, None if stage.keep is None else _read(stage.keep, folder / "rejected_keep.jsonl"))
 
 
-def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) -> dict[str, Any]:
+def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) -> DataCounts:
     """Write data.jsonl into the stage's folder; returns what stage.json says under "data".
 
     Raises:
@@ -63,15 +64,26 @@ def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) ->
             ),
             keep=keep or (),
             out=folder.path / OUTPUT_NAMES["data"],
-            dropped=folder.path / "dropped.jsonl",
+            dropped=folder.path / DroppedRow.FILE,
         )
     ctx.say(str(counts))
-    return {
-        **counts.as_dict(),
-        "read": rows.counts.read + (keep.counts.read if keep is not None else 0),
-        "kept": counts.pairs,
-        "dropped": counts.skipped,
-    }
+    return DataCounts(
+        read=rows.counts.read + (keep.counts.read if keep is not None else 0),
+        kept=counts.pairs,
+        dropped=counts.skipped,
+        truncated=counts.truncated,
+        findings={},
+        tokens=None,
+        trained_tokens=None,
+        stop_share=None,
+        rows=None,
+        held_out_rows=None,
+        answers=counts.answers,
+        prompts=counts.prompts,
+        pairs=counts.pairs,
+        skipped=counts.skipped,
+        prompts_without_pair=counts.prompts_without_pair,
+    )
 
 
 CORRECTION: MakingKind[Correction, CorrectionInputs] = MakingKind(

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.rollout.engine import Completion, Engine, FinishReason, OnFinish
+from posttrain.runs.records.logs import DroppedRow
 from posttrain.types import Demonstration, Example, Message, RowRef, Task
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def correction_pairs(
     Args:
         rows: demonstrations (the last answer is the wanted one) or tasks with an answer.
         keep: rows whose prompts are asked and whose own answers, if they have any, do not count.
-        dropped: a file for the answers that made no pair, as {"row", "reason", "message", "content"}.
+        dropped: a file for the answers that made no pair, as `DroppedRow`s.
 
     Raises:
         RowError: a row without a wanted answer.
@@ -146,7 +147,7 @@ def correction_pairs(
                     counts.pairs += 1
                     counts.truncated += completion.finish is FinishReason.LENGTH
                 else:
-                    skips.write({"row": str(row.row), "reason": reason, "message": SKIPPED[reason], "content": text})
+                    skips.write(DroppedRow(str(row.row), reason, SKIPPED[reason], text).to_json())
                     counts.skipped[reason] = counts.skipped.get(reason, 0) + 1
             counts.prompts_without_pair += counts.pairs == before
         if not counts.pairs:

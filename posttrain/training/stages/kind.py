@@ -30,6 +30,7 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.functions import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
 from posttrain.training.source import Hooks, Source, Units
@@ -62,7 +63,7 @@ class StageContext(Generic[S_co]):
     """Rows that are there already, in the place of `stage.data`."""
     rewards: Sequence[RewardFunction] = ()
     """Functions, for a stage that samples; beside those that it names."""
-    resumed: Mapping[str, Any] | None = None
+    resumed: StageRecord | None = None
     """stage.json of the attempt that this one goes on from; its micro-batch size is kept, since another one rounds
     differently."""
     proof_only: bool = False
@@ -89,7 +90,7 @@ class Inputs(Protocol):
     def encoder(self) -> Encoder: ...
 
     @property
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> DataCounts:
         """What stage.json says under "data"."""
         ...
 
@@ -191,7 +192,7 @@ def nothing_measured(ctx: StageContext[Any], prepared: Prepared[Any]) -> None:
     """For kinds that measure nothing before step 1."""
 
 
-def ends_the_same(stage: Any, record: Mapping[str, Any]) -> bool:
+def ends_the_same(stage: Any, record: StageRecord) -> bool:
     """For kinds whose result depends on nothing beyond what their fingerprint counts."""
     return True
 
@@ -217,7 +218,7 @@ class TrainingKind(Generic[T, I, L]):
     """finish(ctx, prepared, what `measure_start` gave, steps): evaluate what only this kind can, begin the export."""
     measure_start: Callable[[StageContext[T], Prepared[I]], Any] = nothing_measured
     """What `finish` compares with. Before the loop, since a resumed loop loads the checkpoint's weights."""
-    ends_as_asked: Callable[[T, Mapping[str, Any]], bool] = ends_the_same
+    ends_as_asked: Callable[[T, StageRecord], bool] = ends_the_same
     """Whether a finished stage of the same fingerprint, by its stage.json, is what these settings ask for."""
 
 
@@ -228,7 +229,7 @@ class MakingKind(Generic[S, V]):
     outputs: Output
     inputs: Callable[[StageContext[S]], V]
     """Read what it works on, so that a bad row is found before a model is loaded; all that `check_recipe` does."""
-    make: Callable[[StageContext[S], V], dict[str, Any]]
+    make: Callable[[StageContext[S], V], DataCounts]
     """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data"."""
 
 

@@ -28,6 +28,8 @@ from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.of_data import (
     NAMED_ROWS,
     encoding_check,
@@ -65,7 +67,7 @@ class RowInputs:
     rows: Sequence[TokenTree]
     held_out: Sequence[TokenTree]
     encoder: Encoder
-    counts: dict[str, Any]
+    counts: DataCounts
     """What stage.json says under "data"."""
     fingerprints: tuple[str, ...]
     findings: tuple[Check, ...] = ()
@@ -116,7 +118,7 @@ def read_rows(
         every[kept],
         every[out],
         encoder,
-        {**training.record, "rows": len(kept), "held_out_rows": len(out)},
+        replace(training.record, rows=len(kept), held_out_rows=len(out)),
         (every.fingerprint,),
         training.findings,
         training.categories,
@@ -150,7 +152,7 @@ class _Encoded:
 
     split: str
     rows: EncodedDataset
-    record: dict[str, Any]
+    record: DataCounts
     rejected: Path
     """Rows that could not be read, under `bad_rows: skip`."""
     proof: Check
@@ -236,25 +238,27 @@ class _Reader:
         return Recast(examples, kind) if recast_note(examples, kind) else examples
 
 
-def _record(examples: Examples, rows: EncodedDataset) -> dict[str, Any]:
+def _record(examples: Examples, rows: EncodedDataset) -> DataCounts:
     counts = rows.counts
-    return {
-        "format": examples.format,
-        "read": examples.counts.read,
-        "kept": counts.kept,
-        "split": counts.split,
-        "unused_columns": sorted(examples.counts.unused_columns),
-        "unread_keys": dict(sorted(examples.counts.unread_keys.items())),
-        "notes": list(examples.counts.notes),
-        "dropped": {**examples.counts.skipped, **counts.dropped},
-        "truncated": dict(counts.truncated),
-        "findings": dict(counts.findings),
-        "characters": counts.characters,
-        "lost_characters": counts.lost_characters,
-        "tokens": counts.tokens,
-        "trained_tokens": counts.trained_tokens,
-        "stop_share": counts.stop_share,
-    }
+    return DataCounts(
+        read=examples.counts.read,
+        kept=counts.kept,
+        dropped={**examples.counts.skipped, **counts.dropped},
+        truncated=dict(counts.truncated),
+        findings=dict(counts.findings),
+        tokens=counts.tokens,
+        trained_tokens=counts.trained_tokens,
+        stop_share=counts.stop_share,
+        rows=None,
+        held_out_rows=None,
+        notes=tuple(examples.counts.notes),
+        format=examples.format,
+        split=counts.split,
+        unused_columns=tuple(sorted(examples.counts.unused_columns)),
+        unread_keys=dict(sorted(examples.counts.unread_keys.items())),
+        characters=counts.characters,
+        lost_characters=counts.lost_characters,
+    )
 
 
 def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
@@ -308,14 +312,13 @@ def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encode
     # Keys are hashes of ids and masks: rows that read alike are found under other names and in other files.
     trained = set(training.rows.keys)
     shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
-    held_out = {**apart.record, "rows": len(apart.rows), "in_training_rows": len(shared)}
-    counts = {
-        **training.record,
-        "rows": len(training.rows),
-        "held_out_rows": len(apart.rows),
-        "held_out": held_out,
-    }
-    check = held_out_check(apart.rows, apart.record["dropped"], shared)
+    counts = replace(
+        training.record,
+        rows=len(training.rows),
+        held_out_rows=len(apart.rows),
+        held_out=replace(apart.record, rows=len(apart.rows), in_training_rows=len(shared)),
+    )
+    check = held_out_check(apart.rows, apart.record.dropped, shared)
     fingerprints = (training.rows.fingerprint, apart.rows.fingerprint)
     findings = (*training.findings, *apart.findings, check)
     return RowInputs(
@@ -333,19 +336,20 @@ def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encode
 
 
 def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
-    """dropped.jsonl anew, so that a stage that goes on lists each row once: {"row", "reason", ..., "split"}."""
-    path = folder.path / "dropped.jsonl"
-    if not write_jsonl(path, (line for part in parts for line in _dropped_lines(part))):
+    """dropped.jsonl anew, so that a stage that goes on lists each row once."""
+    path = folder.path / DroppedRow.FILE
+    if not write_jsonl(path, (row.to_json() for part in parts for row in _dropped(part))):
         path.unlink()
     for part in parts:
         if part.rejected.parent == folder.path:
             part.rejected.unlink(missing_ok=True)
 
 
-def _dropped_lines(part: _Encoded) -> Iterator[dict[str, Any]]:
+def _dropped(part: _Encoded) -> Iterator[DroppedRow]:
+    """The rows that could not be read, then those that could not be encoded."""
     if part.rejected.exists():
         with part.rejected.open(encoding="utf-8") as lines:
             for line in lines:
-                yield {**json.loads(line), "split": part.split}
-    for record in part.rows.dropped():
-        yield {**record, "split": part.split}
+                yield replace(DroppedRow.from_json(json.loads(line)), split=part.split)
+    for content in part.rows.dropped():
+        yield replace(DroppedRow.from_json(content), split=part.split)

@@ -80,8 +80,8 @@ def write_evaluation(
         step=steps,
         probabilities=not isinstance(_stage(work).objective, Regression),
     )
-    for finding in record["findings"]:
-        progress.say(f"{folder.name}: {finding['message']}; {finding['remedy']}")
+    for finding in record.findings:
+        progress.say(f"{folder.name}: {finding.message}; {finding.remedy}")
     write_reward_evaluation(folder.path, record, scores, untrained=untrained)
 
 
@@ -174,11 +174,11 @@ def _write_steps(
         scores = _step_scores(work, rows)
         phase.advance(len(rows))
     record = evaluate_steps(scores, untrained=untrained)
-    figures = record["trained"]
+    figures = record.trained
     progress.say(
-        f"{folder.name}: {figures['step_accuracy']['value']:.1%} of {record['steps']:,} held-out steps judged right, "
-        f"the first error found (or that there is none) in {figures['first_error_accuracy']['value']:.1%} of "
-        f"{record['responses']:,} responses"
+        f"{folder.name}: {figures['step_accuracy'].value:.1%} of {record.steps:,} held-out steps judged right, "
+        f"the first error found (or that there is none) in {figures['first_error_accuracy'].value:.1%} of "
+        f"{record.responses:,} responses"
     )
     write_step_evaluation(folder.path, record, scores, untrained=untrained)
 

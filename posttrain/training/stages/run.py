@@ -12,8 +12,8 @@ from typing import Any
 
 from posttrain.config import stage_yaml
 from posttrain.models.tree.model import TreeModel
-from posttrain.runs.files import Record
 from posttrain.runs.heartbeat import Heartbeat
+from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartModel
 from posttrain.training import checkpoint
 from posttrain.training.checks.plan import say_checks
 from posttrain.training.loop import Loop
@@ -54,25 +54,25 @@ def run_stage(
     return None
 
 
-def _begin_records(ctx: StageContext[Any], identity: str | None) -> Record:
+def _begin_records(ctx: StageContext[Any], identity: str | None) -> StageRecord:
     """stage.json and config.yaml of a stage that begins or goes on; gives what stage.json said before."""
     folder = ctx.folder
-    record = folder.stage() if folder.exists else {}
+    record = folder.stage() if folder.exists else StageRecord()
     # Nothing to go on from: lines of the attempt before would stand in this one's curves.
     if checkpoint.latest(folder.checkpoints) is None:
         folder.forget_logs()
-        record = {}
+        record = StageRecord()
     folder.write_config(stage_yaml(ctx.stage))
     folder.write_stage(
         name=folder.name,
         method=ctx.stage.method,
         status="running",
-        started=record.get("started") or now(),
+        started=record.started or now(),
         quick_identity=identity,
         environment=environment(),
         output=None,
         error=None,
-        warnings=[],
+        warnings=(),
     )
     return record
 
@@ -128,13 +128,9 @@ def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
         "fingerprint": work.identity,
         "date": prepared.date,
         "environment": environment(work.policy.device),
-        "start_model": {
-            "name": source.name,
-            "path": str(source.folder),
-            "fingerprint": prepared.start_weights,
-        },
+        "start_model": StartModel(source.name, str(source.folder), prepared.start_weights),
         "data": prepared.inputs.counts,
-        "parameters": {key: gradient.evidence[key] for key in ("total", "trainable")},
+        "parameters": ParameterCounts(gradient.evidence["total"], gradient.evidence["trainable"]),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
         "tokens_per_microbatch": work.tokens_per_microbatch,

@@ -20,6 +20,7 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, resolve
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import balanced
 from posttrain.training.checks import of_rollouts
 from posttrain.training.checks.sampler import same_arithmetic
@@ -122,9 +123,9 @@ def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured:
     return Finished(pending, conclude(ctx.folder))
 
 
-def keeps_the_same(stage: SamplingStage, record: Mapping[str, Any]) -> bool:
+def keeps_the_same(stage: SamplingStage, record: StageRecord) -> bool:
     """Whether the stage ended with the weights that are asked for now: the best or the last."""
-    return bool(record.get("examine_keep", stage.examine.keep) == stage.examine.keep)
+    return record.examine_keep in (None, stage.examine.keep)
 
 
 SAMPLING: TrainingKind[SamplingStage, SamplingInputs, RolloutLearning] = TrainingKind(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from posttrain.diagnostics.alarms import Alarm
-from posttrain.intervals import Score, average
-from posttrain.runs.files import read_jsonl
+from posttrain.intervals import Score
 from posttrain.runs.folder import StageFolder
-from posttrain.runs.sampled import Examined
+from posttrain.runs.records.logs import Alarm, MetricsLine
+from posttrain.runs.records.stage import HeldOutScore, StepScore
+from posttrain.runs.sampled import held_out_scores
 
 FEW_TASKS = 30
 """Held-out tasks below which one answer more or less moves the score by more than most stages do."""
@@ -24,71 +22,51 @@ def conclude(folder: StageFolder) -> list[str]:
     """
     scores = held_out_scores(folder)
     train = folder.metrics("train")
-    updates = sum(_is_update(line["values"]) for line in train)
+    updates = sum(_is_update(line) for line in train)
+    about = folder.stage()
     warnings = []
     if train and not updates:
-        alarm = _no_update(train[-1]["step"], train, folder.stage().get("no_update"))
-        if all(one["name"] != alarm.name for one in folder.alarms()):
-            folder.append_alarm(alarm.record())
+        alarm = _no_update(train, about.no_update)
+        if all(raised.name != alarm.name for raised in folder.alarms()):
+            folder.append(alarm)
         warnings.append(f"{alarm.message}. {alarm.remedy}")
-    about = folder.stage()
-    if about.get("best_lost"):
-        warnings.append(str(about["best_lost"]))
-    record = _record(scores, about.get("best"))
-    if record is not None and record["kept"]["step"] == 0 < record["last"]["step"]:
+    if about.best_lost:
+        warnings.append(about.best_lost)
+    record = _record(scores, about.best_step)
+    if record is not None and record.kept.step == 0 < (record.last.step or 0):
         warnings.append(_handed_back(record))
-    folder.write_stage(updates=updates, held_out_score=record, warnings=warnings)
+    folder.write_stage(updates=updates, held_out_score=record, warnings=tuple(warnings))
     return warnings
 
 
-def held_out_scores(folder: StageFolder) -> dict[int, Score]:
-    """The score of each examination with its 95 % interval over tasks, by step."""
-    examined: dict[int, Examined] = {}
-    for line in read_jsonl(folder.path / "examinations.jsonl"):
-        if line["score"] is not None:
-            one = examined.setdefault(int(line["step"]), Examined(int(line["step"])))
-            one.scores.setdefault((line["row"], line["prompt"]), []).append(float(line["score"]))
-    return {step: average(list(one.by_task.values())) for step, one in sorted(examined.items())}
+def _is_update(line: MetricsLine) -> bool:
+    return line.values.get("loss") is not None
 
 
-def _is_update(values: Mapping[str, Any]) -> bool:
-    loss = values.get("loss")
-    return loss is not None and math.isfinite(loss)
-
-
-def _record(scores: Mapping[int, Score], best: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """{"start": {"step", "value", "low", "high", "n"}, "best", "last", "kept"}; kept is what was saved."""
+def _record(scores: Mapping[int, Score], kept: int | None) -> HeldOutScore | None:
+    """kept: the step whose weights were saved, where they are not the last."""
     if not scores:
         return None
     steps = {"start": min(scores), "last": max(scores)}
     steps["best"] = max(scores, key=lambda step: (scores[step].value, step))
-    steps["kept"] = int(best["step"]) if best and int(best["step"]) in scores else steps["last"]
-    return {
-        name: {
-            "step": steps[name],
-            "value": (score := scores[steps[name]]).value,
-            "low": score.low,
-            "high": score.high,
-            "n": score.n,
-        }
-        for name in ("start", "best", "last", "kept")
-    }
+    steps["kept"] = kept if kept is not None and kept in scores else steps["last"]
+    return HeldOutScore(**{moment: StepScore.of(step, scores[step]) for moment, step in steps.items()})
 
 
-def _handed_back(record: Mapping[str, Any]) -> str:
-    start, last = record["start"], record["last"]
-    few = f"; {start['n']:,} tasks are too few to tell: hold more out" if (start["n"] or 0) < FEW_TASKS else ""
+def _handed_back(record: HeldOutScore) -> str:
+    start, last = record.start, record.last
+    few = f"; {start.n:,} tasks are too few to tell: hold more out" if (start.n or 0) < FEW_TASKS else ""
     return (
         "no examination was better than the start: the stage hands back the start's weights. The held-out score was "
-        f"{start['value']:.3g} (95 % interval {start['low']:.3g} to {start['high']:.3g}) at step 0 and "
-        f"{last['value']:.3g} at step {last['step']}{few}"
+        f"{start.value:.3g} (95 % interval {start.low:.3g} to {start.high:.3g}) at step 0 and "
+        f"{last.value:.3g} at step {last.step}{few}"
     )
 
 
-def _no_update(step: int, train: list[dict[str, Any]], last: str | None) -> Alarm:
+def _no_update(train: Sequence[MetricsLine], last: str | None) -> Alarm:
     """last: why the last step without an update had none, as it was said then."""
-    abstained = all(line["values"].get("abstained_share") == 1 for line in train)
-    cut = all(line["values"].get("truncated_share") == 1 for line in train)
+    abstained = all(line.values.get("abstained_share") == 1 for line in train)
+    cut = all(line.values.get("truncated_share") == 1 for line in train)
     why = "every reward abstained from every completion" if abstained else "no step had anything to learn from"
     if last and not abstained:
         why += f": {last}"
@@ -104,7 +82,7 @@ def _no_update(step: int, train: list[dict[str, Any]], last: str | None) -> Alar
     return Alarm(
         name="no_update",
         severity="critical",
-        step=step,
+        step=train[-1].step,
         message=f"not one update was made in {len(train):,} steps, so the saved model is the start: {why}",
         evidence={"steps": len(train), "updates": 0},
         remedy=remedy,

@@ -16,6 +16,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.functions import CallForm, RewardFunction
+from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.gold import check_gold
 from posttrain.training.checks.preflight import Check
 from posttrain.training.rl import engines
@@ -38,7 +39,7 @@ class SamplingInputs:
     gold: Check
     """What the verifiers make of the rows' own answers."""
     encoder: Encoder
-    counts: dict[str, Any]
+    counts: DataCounts
     """What stage.json says under "data"."""
     fingerprints: tuple[str, ...]
     """Of the tasks, and of the functions that a program passed as rewards."""
@@ -80,7 +81,7 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
         longest=_longest_prompt(stage, start.positions),
         seed=ctx.seed,
     )
-    ctx.say(*tasks.counts["notes"])
+    ctx.say(*tasks.counts.notes)
     # Of all prompts together: one row with a strange letter is no reason to stop.
     counted.require_written()
     ctx.say(*(f"{number:,} prompts: {FINDINGS[finding]}" for finding, number in sorted(counted.findings.items())))

@@ -124,9 +124,9 @@ def run_date(folder: StageFolder) -> str:
 
     A run that goes on after midnight keeps its day: half of its rows would have another prompt than the rest.
     """
-    stage = folder.stage() if folder.exists else {}
+    own = folder.stage().date if folder.exists else None
     run = RunFolder(folder.path.parent)
-    return str(stage.get("date") or (run.run().get("date") if run.exists else None) or today())
+    return own or (run.run().date if run.exists else None) or today()
 
 
 def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt, ...]:

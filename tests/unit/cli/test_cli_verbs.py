@@ -29,6 +29,9 @@ from posttrain.cli.tables import figure, final_table, side_by_side
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.preflight import DecodedPiece, DecodedRow
+from posttrain.runs.records.run import StageEntry
 from posttrain.types import Message
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -63,23 +66,23 @@ def screen(table: object) -> str:
     ],
 )
 def test_figures_are_shares_changes_or_numbers(metric: str, value: float | None, text: str) -> None:
-    assert figure({"value": value}, metric) == text
+    assert figure(None if value is None else Figure(value), metric) == text
     assert figure(None, metric) == "-"
 
 
 def test_figures_have_their_interval() -> None:
-    assert figure({"value": 0.5, "low": 0.404, "high": 0.596}, "match") == "50 % [40, 60]"
+    assert figure(Figure(0.5, 0.404, 0.596), "match") == "50 % [40, 60]"
 
 
 def test_the_final_table_has_a_column_per_stage(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.evaluations() == {}
-    run.write_run(stages=[{"name": "sft"}])
-    length = {"value": 7.0, "low": 6.0, "high": 8.0, "n": 4}
-    run.start.write_evaluation({"who": {"match": {"value": 0.0}, "length": length}})
+    run.write_run(stages=(StageEntry("sft", "sft", "done", 1.0),))
+    length = Figure(7.0, 6.0, 8.0, 4)
+    run.start.write(SuiteScores({"who": {"match": Figure(0.0), "length": length}}))
     run.stage("sft").write_stage(name="sft")
-    after = {"who": {"match": {"value": 0.5}, "length": length}, "x": {"perplexity": {"value": 2.0}}}
-    run.stage("sft").write_evaluation(after)
+    after = {"who": {"match": Figure(0.5), "length": length}, "x": {"perplexity": Figure(2.0)}}
+    run.stage("sft").write(SuiteScores(after))
     lines = [line.split() for line in screen(final_table(run.evaluations())).splitlines()]
     assert lines == [
         ["before", "after", "sft"],
@@ -188,9 +191,9 @@ def test_check_ends_with_1_if_a_check_fails(folder: Path, pipeline: Called) -> N
 
 
 def test_trained_text_is_marked_without_colour() -> None:
-    pieces = [{"text": "Q: [x]?\nA:", "trained": False}, {"text": " yes" + "y" * LONGEST_PIECE, "trained": True}]
+    pieces = (DecodedPiece("Q: [x]?\nA:", False), DecodedPiece(" yes" + "y" * LONGEST_PIECE, True))
     stream = io.StringIO()
-    proof: Any = Proof([], [{"row": "a.jsonl, row 1", "kind": "chosen", "pieces": pieces}])
+    proof: Any = Proof([], [DecodedRow("a.jsonl, row 1", "chosen", pieces)])
     show_preflight(Console(file=stream, width=80), "sft", proof)
     shown = stream.getvalue()
     assert "a.jsonl, row 1 (chosen)" in shown

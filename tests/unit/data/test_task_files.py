@@ -68,7 +68,7 @@ def test_a_file_gives_what_a_list_gives(tmp_path: Path, name: str) -> None:
     assert listed(ours) == listed(theirs)
     assert ours.counts == theirs.counts and ours.fingerprints == theirs.fingerprints
     long = sum(len(row(index)["prompt"]) > 160 for index in range(500))
-    assert ours.counts["dropped"] == {"too_long": long} and ours.counts["held_out_rows"] == (500 - long) // 10
+    assert ours.counts.dropped == {"too_long": long} and ours.counts.held_out_rows == (500 - long) // 10
     assert ours.train[3].task == theirs.train[3].task  # its row too, for errors
     assert ours.longest == max(len(prompt.ids) for prompt in (*ours.train, *ours.held_out)) <= 160
     assert not [file for file in tmp_path.iterdir() if file != path]  # the store has no name
@@ -122,7 +122,7 @@ def test_reading_is_lazy_and_stops_at_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "tasks.jsonl", 50)
     tasks = read_tasks(Data(path=(str(path),), limit=3))
     assert isinstance(tasks, Iterator) and len(list(tasks)) == 3
-    assert load(path, limit=20).counts["read"] == 20
+    assert load(path, limit=20).counts.read == 20
 
 
 def traced(path: Path, as_list: bool) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def test_a_planted_fault_is_found_alone_and_once(
     assert first <= alarm.step <= last
     assert alarm.message
     assert alarm.remedy
-    json.dumps(alarm.record(), allow_nan=False)
+    json.dumps(alarm.to_json(), allow_nan=False)
 
 
 WITH_HELD_OUT = {"overfitting", "reward_overconfidence"}

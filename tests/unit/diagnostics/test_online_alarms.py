@@ -101,7 +101,7 @@ def test_a_planted_fault_rings_alone_and_once(
     assert first.last_good_checkpoint in ("step-20", "step-40", "step-60")
     last = [first, *more][-1]
     assert {alarm.name for alarm in more} <= {name} and last.severity == severity
-    json.dumps(last.record(), allow_nan=False)
+    json.dumps(last.to_json(), allow_nan=False)
 
 
 HELD_OUT_FAULTS = ("reward_hacking", "length_hacking")

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from posttrain.diagnostics.suite_metrics import Meaning, Wanted, meaning, read_meaning
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.report.evaluation import final_table
 from posttrain.runs.read import read_run
+from posttrain.runs.records.evaluation import Direction, Meaning
 
-WORDS = Meaning("words in an answer", wanted=Wanted.DOWN, primary=True)
+WORDS = Meaning("words in an answer", wanted=Direction.DOWN, primary=True)
 
 
 def test_a_meaning_survives_json() -> None:
-    still = Meaning("drift", "share", Wanted.STILL, limit=0.1)
+    still = Meaning("drift", "share", Direction.STILL, limit=0.1)
     for one in (WORDS, still):
-        assert read_meaning(json.loads(json.dumps(asdict(one)))) == one
+        assert Meaning.parse(json.loads(json.dumps(one.to_json()))) == one
 
 
 @pytest.mark.parametrize("record", [{}, {"title": "x", "wanted": "sideways"}, {"unit": "share"}])
 def test_a_torn_record_is_no_meaning(record: dict[str, str]) -> None:
-    assert read_meaning(record) is None
+    assert Meaning.parse(record) is None
 
 
 def run_with(folder: Path, metrics: str | None) -> Path:
@@ -38,7 +38,7 @@ def run_with(folder: Path, metrics: str | None) -> Path:
 
 
 def test_the_report_takes_the_folders_word_first(tmp_path: Path) -> None:
-    own = {"brevity": {"words": asdict(WORDS)}}
+    own = {"brevity": {"words": WORDS.to_json()}}
     rows = {row.metric: row.meaning for row in final_table(read_run(run_with(tmp_path, json.dumps(own)))).rows}
     assert rows == {"words": WORDS, "accuracy": meaning("accuracy")}
 

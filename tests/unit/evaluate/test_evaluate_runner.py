@@ -25,6 +25,7 @@ from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer,
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
@@ -52,34 +53,36 @@ def test_what_is_written(tmp_path: Path) -> None:
     found = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), SUITES, tmp_path)
     assert list(found) == ["names", "drift"]
     assert list(found["names"]) == ["match", "length", "cut_share", "empty_share", "distinct_1", "distinct_2"]
-    assert all(set(score) == {"value", "low", "high", "n"} for suite in found.values() for score in suite.values())
+    assert all(
+        set(score.to_json()) == {"value", "low", "high", "n"} for suite in found.values() for score in suite.values()
+    )
     records = read_jsonl(tmp_path / "evaluations" / "names.jsonl")
     assert [record["prompt"] for record in records] == ["Hi", "Who?", "1 + 1?"]
     assert all(set(r) == {"prompt", "completion", "answer", "score", "tokens", "finish"} for r in records)
     hits = [record["score"] for record in records]
-    assert found["names"]["match"]["value"] == sum(hits) / 3
+    assert found["names"]["match"].value == sum(hits) / 3
     assert hits == [float(any(c.isascii() and c.islower() for c in record["completion"])) for record in records]
-    assert found["names"]["cut_share"]["value"] == sum(record["finish"] == "length" for record in records) / 3
-    assert found["names"]["length"]["value"] == pytest.approx(sum(record["tokens"] for record in records) / 3)
-    json.dumps(found, allow_nan=False)
+    assert found["names"]["cut_share"].value == sum(record["finish"] == "length" for record in records) / 3
+    assert found["names"]["length"].value == pytest.approx(sum(record["tokens"] for record in records) / 3)
+    json.dumps(SuiteScores(found).to_json(), allow_nan=False)
 
 
 def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Path) -> None:
     start, later = tmp_path / "start", tmp_path / "sft"
     before = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), SUITES[1:], start)["drift"]
-    assert before["perplexity_change"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert before["perplexity_change"] == Figure(0.0, 0.0, 0.0, 3)
     kept = read_jsonl(start / "baseline" / "drift.jsonl")[1:]
     tokens = sum(len(line["ids"]) for line in kept)
     for line in kept:
         assert line["nats"] == pytest.approx(nats_of(model(), line["prompt_ids"], line["ids"]), abs=1e-4)
-    assert before["perplexity"]["value"] == pytest.approx(math.exp(sum(line["nats"] for line in kept) / tokens))
+    assert before["perplexity"].value == pytest.approx(math.exp(sum(line["nats"] for line in kept) / tokens))
 
     other = model(seed=1)
     after = evaluate_suites(EvaluatedModel.of(other, TOKENIZER), SUITES[1:], later, baseline=start)["drift"]
     nats = sum(nats_of(other, line["prompt_ids"], line["ids"]) for line in kept)
-    assert after["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
-    change = after["perplexity"]["value"] / before["perplexity"]["value"] - 1
-    assert after["perplexity_change"]["value"] == pytest.approx(change, rel=1e-5)
+    assert after["perplexity"].value == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    change = after["perplexity"].value / before["perplexity"].value - 1
+    assert after["perplexity_change"].value == pytest.approx(change, rel=1e-5)
     texts = [[line["completion"] for line in read_jsonl(f / "evaluations" / "drift.jsonl")] for f in (start, later)]
     assert texts[0] == texts[1]
     assert not (later / "baseline").exists()
@@ -91,7 +94,7 @@ def test_given_answers_are_scored_as_training_encodes_them(tmp_path: Path) -> No
     line = read_jsonl(tmp_path / "baseline" / "given.jsonl")[1]
     assert line["prompt_ids"] == asked.encoder.prompt(QUESTIONS[0].prompt)
     assert asked.encoder.tokens.decode(line["ids"]) == "a<|im_end|>"
-    assert found["perplexity"]["n"] == 3
+    assert found["perplexity"].n == 3
 
 
 def test_a_start_that_is_missing_or_was_asked_otherwise_is_refused(tmp_path: Path) -> None:
@@ -110,8 +113,8 @@ def test_several_answers_per_prompt(tmp_path: Path) -> None:
     found = evaluate_suites(EvaluatedModel.of(model(), TOKENIZER), [suite], tmp_path)["several"]
     records = read_jsonl(tmp_path / "evaluations" / "several.jsonl")
     assert len(records) == 15
-    assert found["match"]["n"] == 3
-    assert found["match"]["value"] == pytest.approx(sum(record["score"] for record in records) / 15)
+    assert found["match"].n == 3
+    assert found["match"].value == pytest.approx(sum(record["score"] for record in records) / 15)
 
 
 # ---------------------------------------------------------------- as if nobody had asked
@@ -159,7 +162,7 @@ def test_a_suite_is_not_asked_again_while_nothing_changed(tmp_path: Path, monkey
     suites, folder = recipe_suites(tmp_path), StageFolder(tmp_path / "start")
     scored = model()
     first = evaluate_model(scored, suites, folder, baseline=folder.path, tokenizer=TOKENIZER)
-    assert folder.evaluation() == first
+    assert folder.document(SuiteScores).suites == first
     asked: list[int] = []
     generate = NativeEngine.generate
 
@@ -187,7 +190,7 @@ def test_a_suite_is_not_asked_again_while_nothing_changed(tmp_path: Path, monkey
     kept = folder.path / "baseline" / "drift.jsonl"
     kept.write_text(kept.read_text().replace('"nats": ', '"nats": 1'))
     changed = evaluate_model(scored, suites, later, baseline=folder.path, tokenizer=TOKENIZER)
-    assert changed["drift"]["perplexity_change"]["value"] < -0.5  # the start's answers changed, so it is asked again
+    assert changed["drift"]["perplexity_change"].value < -0.5  # the start's answers changed, so it is asked again
     assert set(read_json(later.path / "evaluations" / "identity.json")) == {"names", "drift"}
 
 
@@ -211,7 +214,7 @@ def test_another_template_asks_again_and_later_models_are_scored_on_the_same_ids
     asked_raw = read_jsonl(start.path / "baseline" / "drift.jsonl")
     assert asked_raw[1]["prompt_ids"] == Encoder(TOKENIZER, raw).prompt(chat("Hi")) != kept[1]["prompt_ids"]
     after = evaluate_model(model(), suites, later, baseline=start.path, tokenizer=TOKENIZER, encoding=chatml)
-    assert after["drift"]["perplexity_change"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert after["drift"]["perplexity_change"].value == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_device_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from posttrain import intervals
 from posttrain.evaluate import figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve
-from posttrain.report.online_verdict import score_interval
 from posttrain.runs.sampled import Examined
 
 
@@ -122,9 +120,9 @@ def test_the_audit_the_suites_and_the_report_have_one_interval() -> None:
     of_suite = intervals.mean([[value] for value in right])
     assert intervals.wilson(18, 20) == (of_suite.low, of_suite.high)
     for values in (right, fractions):
-        held_out = score_interval(Examined(0, {(str(n), ""): [value] for n, value in enumerate(values)}))
+        held_out = Examined(0, {(str(n), ""): [value] for n, value in enumerate(values)}).score
         suite = intervals.mean([[value] for value in values])
-        assert asdict(held_out) == suite.as_dict()
+        assert held_out == suite
         counts = PassCounts("s", 4, ("r",) * len(values), ("p",) * len(values), tuple(int(4 * v) for v in values))
         assert curve(counts, [1])[0][1] == suite
     moved = intervals.paired_difference(right, [1.0] * 20)

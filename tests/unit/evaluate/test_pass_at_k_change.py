@@ -128,9 +128,9 @@ def test_a_run_compares_each_stage_with_the_one_before(tmp_path: Path) -> None:
     for name, correct in (("start", [0] * 40), ("sft", HALF), ("grpo", [0] * 20 + [14] * 20)):
         write_counts(folders[name], counts(correct))
     records = changes_of_run(folders, ["sums", "unasked"])
-    found = [(record["base"], record["trained"], record["verdict"]) for record in records]
+    found = [(record.base, record.trained, record.verdict) for record in records]
     assert found == [("start", "sft", "widened"), ("sft", "grpo", "sharpened"), ("start", "grpo", "widened")]
     write_changes(tmp_path, records)
     assert json.loads((tmp_path / "pass_at_k.json").read_text())["changes"][1]["points"][-1]["k"] == 16
     write_counts(folders["grpo"], counts([1, 2]))  # asked before the suite's file was changed
-    assert [record["trained"] for record in changes_of_run(folders, ["sums"])] == ["sft"]
+    assert [record.trained for record in changes_of_run(folders, ["sums"])] == ["sft"]

@@ -22,6 +22,7 @@ from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -214,12 +215,12 @@ def test_rows_that_no_model_can_get_right(tmp_path: Path, rewards: list[dict[str
 
 def test_the_final_table_says_pass_at_k_with_intervals() -> None:
     def figures(one: float, eight: float) -> dict[str, Any]:
-        share = {"abstained_share": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
-        return {
-            f"pass_at_{k}": {"value": v, "low": v - 0.1, "high": v + 0.1, "n": 9} for k, v in ((1, one), (8, eight))
-        } | share
+        share = {"abstained_share": Figure(0.5, 0.4, 0.6, 9)}
+        return {f"pass_at_{k}": Figure(v, v - 0.1, v + 0.1, 9) for k, v in ((1, one), (8, eight))} | share
 
-    table = final_table({"start": {"sums": figures(0.1, 0.3)}, "grpo": {"sums": figures(0.45, 0.875)}})
+    table = final_table(
+        {"start": SuiteScores({"sums": figures(0.1, 0.3)}), "grpo": SuiteScores({"sums": figures(0.45, 0.875)})}
+    )
     labels, before, after = ([*column.cells] for column in table.columns)
     assert labels == ["sums pass@1", "sums pass@8"]
     assert before == ["10 % [0, 20]", "30 % [20, 40]"]

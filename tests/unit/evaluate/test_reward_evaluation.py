@@ -142,11 +142,11 @@ def test_agreement_by_hand() -> None:
     first = np.array([[3.0, 1.0], [2.0, 4.0], [0.0, 0.5]])
     second = np.array([[30.0, 10.0], [50.0, 40.0], [0.0, 5.0]])
     found = agreement(first, second)
-    assert found["same_order"]["value"] == pytest.approx(2 / 3)  # the second pair is turned round
+    assert found.same_order.value == pytest.approx(2 / 3)  # the second pair is turned round
     # ranks 5 3 4 6 1 2 against 4 3 6 5 1 2: differences 1 0 -2 1 0 0, so rho = 1 - 6 * 6 / (6 * 35)
-    assert found["spearman"]["value"] == pytest.approx(1 - 36 / 210)
+    assert found.spearman.value == pytest.approx(1 - 36 / 210)
     # 15 pairs of values; discordant are those of {5, 4, 6} against {4, 6, 5}: (5,4) and (4,6)
-    assert found["kendall"]["value"] == pytest.approx((13 - 2) / 15)
+    assert found.kendall.value == pytest.approx((13 - 2) / 15)
 
 
 def test_kendall_corrects_for_ties() -> None:
@@ -164,9 +164,9 @@ def test_a_constant_agrees_with_nothing() -> None:
 def test_any_rising_rescaling_agrees_fully() -> None:
     rewards = pair_scores(calibrated_margins(40)).rewards_P2
     found = agreement(rewards, np.exp(rewards) + 3)
-    assert found["same_order"]["value"] == 1.0
-    assert found["spearman"]["value"] == pytest.approx(1.0)
-    assert found["kendall"]["value"] == pytest.approx(1.0)
+    assert found.same_order.value == 1.0
+    assert found.spearman.value == pytest.approx(1.0)
+    assert found.kendall.value == pytest.approx(1.0)
 
 
 # ---------------------------------------------------------------- length and category
@@ -174,19 +174,19 @@ def test_any_rising_rescaling_agrees_fully() -> None:
 
 def test_lengths_are_cut_at_zero_and_at_the_median_difference() -> None:
     """Differences -10, 0, 20, 5: their sizes' median is 10."""
-    rows = {line["label"]: line["accuracy"] for line in by_length(PAIRS)}
+    rows = {line.label: line.accuracy for line in by_length(PAIRS)}
     assert list(rows) == ["up to 10 shorter", "as long", "up to 10 longer", "over 10 longer"]
-    assert [row["value"] for row in rows.values()] == [1.0, 0.5, 1.0, 0.0]
-    assert sum(row["n"] for row in rows.values()) == 4
+    assert [row.value for row in rows.values()] == [1.0, 0.5, 1.0, 0.0]
+    assert sum(row.n for row in rows.values()) == 4
 
 
 def test_length_figures_by_hand() -> None:
     found = length_figures(PAIRS)
-    assert found["longer_chosen"]["value"] == (0 + 0.5 + 1 + 1) / 4
+    assert found.longer_chosen.value == (0 + 0.5 + 1 + 1) / 4
     # margins 1 0 -1 3 against differences -10 0 20 5: shorter, neither, shorter, longer
-    assert found["longer_preferred"]["value"] == (0 + 0.5 + 0 + 1) / 4
+    assert found.longer_preferred.value == (0 + 0.5 + 0 + 1) / 4
     # ranks 3 2 1 4 against 1 2 4 3
-    assert found["margin_correlation"]["value"] == pytest.approx(1 - 6 * (4 + 0 + 9 + 1) / 60)
+    assert found.margin_correlation.value == pytest.approx(1 - 6 * (4 + 0 + 9 + 1) / 60)
 
 
 def test_a_category_needs_five_pairs() -> None:
@@ -194,7 +194,7 @@ def test_a_category_needs_five_pairs() -> None:
         [1.0] * 9, [0.0] * 5 + [2.0] * 4, [1] * 9, [1] * 9, range(9), ["big"] * 5 + ["small"] * 3 + [None]
     )
     (line,) = by_category(scores)
-    assert (line["label"], line["accuracy"]["value"], line["accuracy"]["n"]) == ("big", 1.0, 5)
+    assert (line.label, line.accuracy.value, line.accuracy.n) == ("big", 1.0, 5)
 
 
 # ---------------------------------------------------------------- probes
@@ -216,17 +216,17 @@ def test_probes_of_texts_and_of_ids() -> None:
 
 def test_probe_figures_by_hand() -> None:
     found = probe_figures(np.array([1.0, 2.0, 3.0, 9.0]), {"empty": np.array([0.0, 2.0, 4.0])}, scale=2.0)["empty"]
-    assert found["below_chosen"]["value"] == (1 + 0.5 + 0) / 3, "put to the first three prompts only"
-    assert found["mean"]["value"] == 2.0
-    assert found["gap"]["value"] == 0.0
-    assert found["judged"] is True
+    assert found.below_chosen.value == (1 + 0.5 + 0) / 3, "put to the first three prompts only"
+    assert found.mean.value == 2.0
+    assert found.gap.value == 0.0
+    assert found.judged is True
 
 
 # ---------------------------------------------------------------- findings
 
 
 def names(record: dict) -> list[str]:
-    return [finding["name"] for finding in record["findings"]]
+    return [finding.name for finding in record.findings]
 
 
 @pytest.mark.parametrize("pairs", [40, 96, 400])
@@ -290,11 +290,11 @@ def paid_for_brevity() -> PairScores:
 )
 def test_a_planted_fault_is_found(plant, name: str, severity: str) -> None:
     record = evaluate_reward(plant(), step=7)
-    found = {finding["name"]: finding for finding in record["findings"]}
-    assert name in found and (found[name]["severity"], found[name]["step"]) == (severity, 7)
+    found = {finding.name: finding for finding in record.findings}
+    assert name in found and (found[name].severity, found[name].step) == (severity, 7)
     assert set(found) <= {name, "reward_overconfident"}, "a swapped model is sure as well"
-    assert found[name]["message"] and found[name]["remedy"]
-    json.dumps(record, allow_nan=False)
+    assert found[name].message and found[name].remedy
+    json.dumps(record.to_json(), allow_nan=False)
 
 
 def test_guessing_is_called_chance_and_not_collapse() -> None:
@@ -307,21 +307,21 @@ def test_guessing_is_called_chance_and_not_collapse() -> None:
 def test_a_probe_that_wins_is_found_by_name(probe: str) -> None:
     scores = healthy()
     probes = healthy_probes(scores) | {probe: scores.chosen_P + np.where(np.arange(200) % 3, -1.0, 1.0)}
-    (finding,) = evaluate_reward(scores, probes=probes)["findings"]
-    assert finding["name"] == f"reward_probe_{probe}"
-    assert finding["evidence"]["below_chosen"] == pytest.approx(133 / 200)
+    (finding,) = evaluate_reward(scores, probes=probes).findings
+    assert finding.name == f"reward_probe_{probe}"
+    assert finding.evidence["below_chosen"] == pytest.approx(133 / 200)
 
 
 def test_a_refusal_that_wins_is_shown_and_not_judged() -> None:
     scores = healthy()
     record = evaluate_reward(scores, probes=healthy_probes(scores) | {"refusal": scores.chosen_P + 1})
     assert names(record) == []
-    assert record["probes"]["refusal"]["below_chosen"]["value"] == 0.0
+    assert record.probes["refusal"].below_chosen.value == 0.0
 
 
 def test_a_model_fitted_to_scores_is_not_asked_for_its_calibration() -> None:
     record = evaluate_reward(too_sure(), probabilities=False)
-    assert record["calibration"] is None
+    assert record.calibration is None
     assert names(record) == []
 
 
@@ -332,9 +332,9 @@ def test_what_is_written(tmp_path: Path) -> None:
     untrained = PairScores.of([0.1] * 4, [0.2] * 4, [1] * 4, [1] * 4, PAIRS.rows)
     record = evaluate_reward(PAIRS, untrained=untrained, others={"public": PAIRS})
     write_reward_evaluation(tmp_path, record, PAIRS, untrained=untrained)
-    assert read_json(tmp_path / "reward_evaluation.json") == json.loads(json.dumps(record))
-    assert list(record["agreement"]) == ["untrained", "public"]
-    assert record["agreement"]["public"]["same_order"]["value"] == 1.0
+    assert read_json(tmp_path / "reward_evaluation.json") == json.loads(json.dumps(record.to_json()))
+    assert list(record.agreement) == ["untrained", "public"]
+    assert record.agreement["public"].same_order.value == 1.0
     first = read_jsonl(tmp_path / "reward_scores.jsonl")[0]
     assert first == {
         "row": "a",
@@ -367,16 +367,16 @@ ANSWERS = {"start": ["aa", "bbbb", "c"], "dpo": ["aaaa", "bbbb", "cc"]}
 def test_cross_scores_by_hand() -> None:
     judges = {"long": Lengths(1.0), "short": Lengths(-1.0)}
     record = cross_scores(ANSWERS, score_answers([(), (), ()], ANSWERS, judges))
-    assert (record["prompts"], record["policies"], record["reward_models"]) == (3, ["start", "dpo"], ["long", "short"])
-    assert record["cells"]["long"]["dpo"]["mean"]["value"] == pytest.approx(10 / 3)
-    assert record["cells"]["long"]["dpo"]["win_rate"]["value"] == pytest.approx((1 + 0.5 + 1) / 3)
-    assert record["cells"]["short"]["dpo"]["win_rate"]["value"] == pytest.approx((0 + 0.5 + 0) / 3)
-    assert record["cells"]["long"]["start"]["win_rate"] is None
-    assert record["cells"]["long"]["dpo"]["standardised"] == -record["cells"]["short"]["dpo"]["standardised"] > 0
-    (pair,) = record["agreement"]
-    assert pair["between"] == ["long", "short"]
-    assert pair["same_order"]["value"] == pytest.approx(1 / 3)  # only the tie
-    assert pair["spearman"]["value"] == pytest.approx(-1.0)
+    assert (record.prompts, record.policies, record.reward_models) == (3, ("start", "dpo"), ("long", "short"))
+    assert record.cells["long"]["dpo"].mean.value == pytest.approx(10 / 3)
+    assert record.cells["long"]["dpo"].win_rate.value == pytest.approx((1 + 0.5 + 1) / 3)
+    assert record.cells["short"]["dpo"].win_rate.value == pytest.approx((0 + 0.5 + 0) / 3)
+    assert record.cells["long"]["start"].win_rate is None
+    assert record.cells["long"]["dpo"].standardised == -record.cells["short"]["dpo"].standardised > 0
+    (pair,) = record.agreement
+    assert pair.between == ("long", "short")
+    assert pair.same_order.value == pytest.approx(1 / 3)  # only the tie
+    assert pair.spearman.value == pytest.approx(-1.0)
 
 
 def test_cross_scores_of_a_run_take_what_is_judged(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_cross_scores_of_a_run_take_what_is_judged(tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("start", "sft", "reward", "dpo")}
     record = cross_scores_of_run(folders, {"judged": "mine"})
     assert record is not None
-    assert (record["policies"], record["reward_models"]) == (["start", "dpo"], ["mine"])
-    assert record["cells"]["mine"]["dpo"]["rewards"] == [4.0, 4.0, 2.0]
+    assert (record.policies, record.reward_models) == (("start", "dpo"), ("mine",))
+    assert record.cells["mine"]["dpo"].rewards == (4.0, 4.0, 2.0)
     assert cross_scores_of_run({"start": tmp_path / "start"}, {"judged": "mine"}) is None
     assert cross_scores_of_run(folders, {}) is None

@@ -15,8 +15,9 @@ from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.suites import Question, win_rate
 from posttrain.evaluate.suites.win_rate import judge_answers, outcome
 from posttrain.rollout.native import NativeEngine
-from posttrain.runs.files import read_json, read_jsonl
+from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import StageFolder
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
 
@@ -161,7 +162,7 @@ def test_answers_that_come_before_their_judge_are_judged_and_not_sampled_again(
         one = settings(tmp_path, judge)
         return evaluate_model(model, [one], folder, baseline=start.path, tokenizer=TOKENIZER)["judged"]
 
-    assert evaluate(first, start, None)["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 3}
+    assert evaluate(first, start, None)["win_rate"] == Figure(0.5, 0.5, 0.5, 3)
     early = evaluate(second, sft, None)
     assert "win_rate" not in early and "length" in early
     assert (asked, judges["long"].asked) == ([3, 3], 0)
@@ -169,12 +170,12 @@ def test_answers_that_come_before_their_judge_are_judged_and_not_sampled_again(
     begun = evaluate(first, start, tmp_path / "long")
     late = evaluate(second, sft, tmp_path / "long")
     assert (asked, judges["long"].asked) == ([3, 3], 6)
-    assert begun["win_rate"]["value"] == 0.5
+    assert begun["win_rate"].value == 0.5
     texts = [kept(folder.path, "completion") for folder in (sft, start)]
     wins = [outcome(own, len(own), other, len(other)) for own, other in zip(*texts, strict=True)]
-    assert late["win_rate"]["value"] == pytest.approx(sum(wins) / 3)
+    assert late["win_rate"].value == pytest.approx(sum(wins) / 3)
     assert {name: late[name] for name in early} == early, "what describes the answers stays"
-    assert read_json(sft.path / "evaluation.json")["judged"] == late
+    assert sft.document(SuiteScores).suites["judged"] == late
 
     assert evaluate(second, sft, tmp_path / "long") == late
     assert "win_rate" not in evaluate(second, sft, None), "a judge that is gone says nothing any more"

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.diagnostics.suite_metrics import Meaning, Wanted, meaning
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import SourceError
 from posttrain.intervals import Difference, paired_difference, quantile
 from posttrain.report import write_report
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Line, LineStyle, Note, line_chart, spread_labels
 from posttrain.report.distributions import box_chart, common_bins, histogram, interval_chart, scatter
-from posttrain.report.evaluation import Change, final_table, judge
+from posttrain.report.evaluation import Movement, final_table, judge
 from posttrain.report.numbers import (
     Axis,
     axis,
@@ -51,8 +51,10 @@ from posttrain.report.summaries import (
 )
 from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
-from posttrain.runs.read import Curve, Run, Score, read_run
-from posttrain.runs.tolerant import as_number, as_text
+from posttrain.runs.read import Curve, RunContents, read_run
+from posttrain.runs.records.evaluation import Direction, Figure, Meaning
+from posttrain.runs.records.logs import Alarm
+from posttrain.runs.values import as_number, as_text
 from tests.fake_run import ALARMS, Plan, change_json, metric_line, write_fake_run, write_json, write_lines
 
 SMALL = Plan(steps=12, pairs=8, prompts=8)
@@ -221,7 +223,7 @@ def test_distributions_draw_medians_zeros_and_outliers():
     assert boxes.rows == 2 and subpaths(next(p.d for p in boxes.paths[::-1] if p.look == "outlier")) == 1
     cloud = scatter("Changes", [(1.0, -1.0), (-2.0, -3.0)] * 1000, "nats")
     assert subpaths(cloud.paths[0].d) <= 600 and "drawn" in cloud.caption
-    figures = interval_chart("identity", [("start", Score(0.1, 0.0, 0.2, 9)), ("dpo", Score(0.9))], "share")
+    figures = interval_chart("identity", [("start", Figure(0.1, 0.0, 0.2, 9)), ("dpo", Figure(0.9))], "share")
     assert [note.label for note in figures.notes] == ["10.0\u202f%", "90.0\u202f%"]
     assert [path.look for path in figures.paths] == ["interval", "figure", "figure"]
 
@@ -281,7 +283,7 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path):
     run = read_run(folder)
     assert run.stages[2].last_step == 12
     assert [(p.where, p.message) for p in run.problems] == [
-        ("dpo/metrics.jsonl", "the last line is torn and was left out")
+        ("dpo/metrics.jsonl", "the last line is torn and was dropped")
     ]
 
 
@@ -308,37 +310,37 @@ def test_scores_without_intervals_come_from_the_summary(tmp_path):
     write_json(folder / "summary.json", {"start": {"identity.match": 0.0}, "dpo": {"identity.match": 0.9}})
     table = final_table(read_run(folder))
     assert table.columns == ["start", "dpo"] and table.rows[0].suite == "identity"
-    assert table.rows[0].last is not None and table.rows[0].last.change is Change.UNCLEAR
+    assert table.rows[0].last is not None and table.rows[0].last.change is Movement.UNCLEAR
 
 
 # ---------------------------------------------------------------- what moved
 
 
 def test_a_change_is_called_clear_only_where_chance_does_not_explain_it():
-    up, down, open_ = Meaning("m", "share", Wanted.UP), Meaning("m", "", Wanted.DOWN), Meaning("m")
-    low, high, wide = Score(0.1, 0.05, 0.2), Score(0.9, 0.8, 0.95), Score(0.3, 0.1, 0.6)
-    assert judge(low, high, up, None)[0] is Change.BETTER
-    assert judge(high, low, up, None)[0] is Change.WORSE
-    assert judge(high, low, down, None)[0] is Change.BETTER
-    assert judge(low, high, open_, None)[0] is Change.MOVED
-    assert judge(low, wide, up, None) == (Change.UNCLEAR, "+20.0 points; the intervals overlap")
-    assert judge(low, wide, up, Difference(0.2, 0.1, 0.3, 40))[0] is Change.BETTER
-    assert judge(Score(0.1), Score(0.9), up, None)[1].endswith("no intervals known")
-    assert judge(low, low, up, None)[0] is Change.SAME
+    up, down, open_ = Meaning("m", "share", Direction.UP), Meaning("m", "", Direction.DOWN), Meaning("m")
+    low, high, wide = Figure(0.1, 0.05, 0.2), Figure(0.9, 0.8, 0.95), Figure(0.3, 0.1, 0.6)
+    assert judge(low, high, up, None)[0] is Movement.BETTER
+    assert judge(high, low, up, None)[0] is Movement.WORSE
+    assert judge(high, low, down, None)[0] is Movement.BETTER
+    assert judge(low, high, open_, None)[0] is Movement.MOVED
+    assert judge(low, wide, up, None) == (Movement.UNCLEAR, "+20.0 points; the intervals overlap")
+    assert judge(low, wide, up, Difference(0.2, 0.1, 0.3, 40))[0] is Movement.BETTER
+    assert judge(Figure(0.1), Figure(0.9), up, None)[1].endswith("no intervals known")
+    assert judge(low, low, up, None)[0] is Movement.SAME
 
 
 def test_a_measure_that_should_stay_has_a_limit():
     still = meaning("perplexity_change")
-    assert still.wanted is Wanted.STILL and still.limit == 0.05
-    assert judge(Score(0.0), Score(0.02, 0.01, 0.03), still, None)[0] is Change.SAME
-    assert judge(Score(0.0), Score(0.09, 0.07, 0.11), still, None)[0] is Change.WORSE
-    assert judge(Score(0.0), Score(0.06, 0.04, 0.08), still, None)[0] is Change.UNCLEAR
+    assert still.wanted is Direction.STILL and still.limit == 0.05
+    assert judge(Figure(0.0), Figure(0.02, 0.01, 0.03), still, None)[0] is Movement.SAME
+    assert judge(Figure(0.0), Figure(0.09, 0.07, 0.11), still, None)[0] is Movement.WORSE
+    assert judge(Figure(0.0), Figure(0.06, 0.04, 0.08), still, None)[0] is Movement.UNCLEAR
 
 
 def test_metrics_have_names_and_strangers_keep_theirs():
-    assert meaning("distinct_2").title == "distinct 2-grams" and meaning("cut_share").wanted is Wanted.DOWN
+    assert meaning("distinct_2").title == "distinct 2-grams" and meaning("cut_share").wanted is Direction.DOWN
     stranger = meaning("toxic_share")
-    assert (stranger.title, stranger.unit, stranger.wanted) == ("toxic share", "share", Wanted.OPEN)
+    assert (stranger.title, stranger.unit, stranger.wanted) == ("toxic share", "share", Direction.OPEN)
 
 
 def test_several_answers_to_one_prompt_are_one_observation(tmp_path):
@@ -349,13 +351,13 @@ def test_several_answers_to_one_prompt_are_one_observation(tmp_path):
         value = {"value": sum(points) / 2, "low": 0.0, "high": 1.0, "n": 20}
         change_json(folder / name / "evaluation.json", identity={"match": value})
     row = final_table(read_run(folder)).rows[0]
-    assert row.last is not None and row.last.change is Change.BETTER and "over the same 20 prompts" in row.last.why
+    assert row.last is not None and row.last.change is Movement.BETTER and "over the same 20 prompts" in row.last.why
 
 
 def test_the_table_pairs_prompts_only_when_their_scores_make_the_figure(tmp_path):
     folder = write_fake_run(tmp_path / "run", HEALTHY)
     row = final_table(read_run(folder)).rows[0]
-    assert row.metric == "match" and row.last is not None and row.last.change is Change.BETTER
+    assert row.metric == "match" and row.last is not None and row.last.change is Movement.BETTER
     assert "over the same 48 prompts" in row.last.why
     answers = folder / "dpo" / "evaluations" / "identity.jsonl"
     answers.write_text("".join(answers.read_text(encoding="utf-8").splitlines(True)[:-1]), encoding="utf-8")
@@ -439,8 +441,9 @@ def test_every_measurement_has_a_picture_and_unknown_ones_too(tmp_path):
 
 def test_alarms_are_grouped_and_marked_on_the_curves(tmp_path):
     stage = stage_of(tmp_path, Plan(steps=120, pairs=8, prompts=8))
-    repeated = [{**ALARMS[0], "step": step} for step in (80, 77, 90)]
-    groups = group_alarms(replace(stage, alarms=[*repeated, ALARMS[1]]))
+    spike, displaced = map(Alarm.from_json, ALARMS)
+    repeated = [replace(spike, step=step) for step in (80, 77, 90)]
+    groups = group_alarms(replace(stage, alarms=[*repeated, displaced]))
     assert [(g.badge, g.name, g.when) for g in groups] == [
         ("1", "likelihood_displacement", "step 101"),
         ("2", "gradient_spike", "3 times, steps 77 to 90"),
@@ -448,7 +451,7 @@ def test_alarms_are_grouped_and_marked_on_the_curves(tmp_path):
     marks = curve_charts(stage, groups)[0][0].marks
     assert [(mark.label, mark.severity) for mark in marks] == [("2", "warning"), ("1", "critical")]
     assert marks[0].at == pytest.approx(100 * 77 / 120)
-    close = group_alarms(replace(stage, alarms=[{**ALARMS[0], "step": 100}, ALARMS[1]]))
+    close = group_alarms(replace(stage, alarms=[replace(spike, step=100), displaced]))
     assert [(mark.label, mark.severity) for mark in curve_charts(stage, close)[0][0].marks] == [("2, 1", "critical")]
 
 
@@ -676,7 +679,7 @@ def test_stages_that_were_not_started_are_shown_as_planned(tmp_path):
     folder = tmp_path / "run"
     stages = [{"name": name, "method": "dpo", "status": "pending", "seconds": 0.0} for name in ("one", "two")]
     write_json(folder / "run.json", {"schema": 1, "status": "running", "stages": stages})
-    run: Run = read_run(folder)
+    run: RunContents = read_run(folder)
     assert [stage.status for stage in run.stages] == ["planned", "planned"] and run.seconds is None
     assert "one (dpo) was not started." in " ".join(page_of(folder).text)
 

@@ -14,9 +14,10 @@ from posttrain.report.bands import band_chart, layer_chart, level_chart, score_c
 from posttrain.report.charts import Chart
 from posttrain.report.online import OnlineView, online_view, windows
 from posttrain.report.online_panels import curve_groups
-from posttrain.report.online_verdict import learned, online_findings, score_interval
+from posttrain.report.online_verdict import learned, online_findings
 from posttrain.report.panels import pair_charts
-from posttrain.runs.read import Score, Stage, read_run
+from posttrain.runs.read import Stage, read_run
+from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.sampled import Examined, StepSpread
 from tests.fake_online import OnlinePlan, write_lines, write_online_run
 from tests.fake_run import write_fake_run
@@ -118,15 +119,15 @@ def test_without_the_answers_the_curve_gives_the_score_and_its_error_the_interva
 def test_the_interval_is_wilsons_for_right_and_wrong() -> None:
     """8 of 10: 0.4902 to 0.9433 (Wilson 1927; any table)."""
     examined = Examined(0, {(str(n), ""): [float(n < 8)] for n in range(10)})
-    found = score_interval(examined)
+    found = examined.score
     assert (found.value, found.n) == (0.8, 10)
     assert found.low == pytest.approx(0.4902, abs=5e-4) and found.high == pytest.approx(0.9433, abs=5e-4)
-    every = score_interval(Examined(0, {(str(n), ""): [1.0] for n in range(10)}))
+    every = Examined(0, {(str(n), ""): [1.0] for n in range(10)}).score
     assert every.high == pytest.approx(1.0) and every.low == pytest.approx(0.7225, abs=5e-4)  # never "surely 1"
 
 
 def test_answers_to_one_task_are_one_observation() -> None:
-    found = score_interval(Examined(0, {("a", ""): [1.0, 0.0, 0.0, 0.0], ("b", ""): [1.0]}))
+    found = Examined(0, {("a", ""): [1.0, 0.0, 0.0, 0.0], ("b", ""): [1.0]}).score
     assert found.value == 0.625 and found.n == 2
 
 
@@ -243,7 +244,7 @@ def test_pictures_of_nothing_and_of_one_step(steps: int) -> None:
         band_chart("a", few, [[]] * steps),
         level_chart("a", few, [[1.0]] * steps),
         layer_chart("a", few, [("x", "accent", [1.0] * steps)]),
-        score_chart("a", [(step, Score(0.5)) for step in few], None),
+        score_chart("a", [(step, Figure(0.5)) for step in few], None),
         trend_chart("a", [("x", "accent", [(1.0, 0.5, 0.4, 0.6)] * steps)], "tokens"),
     ):
         assert chart.said and "nan" not in "".join(path.d for path in chart.paths)

@@ -11,12 +11,13 @@ import pytest
 from posttrain.report import write_report
 from posttrain.report.cross import cross_view
 from posttrain.report.distributions import cloud, interval_chart, reliability_chart
-from posttrain.report.evaluation import Change, final_table, meaning
+from posttrain.report.evaluation import Movement, final_table, meaning
 from posttrain.report.page import render
 from posttrain.report.panels import group_alarms
 from posttrain.report.reward import reward_view
 from posttrain.report.verdict import verdict
-from posttrain.runs.read import Score, read_run
+from posttrain.runs.read import read_run
+from posttrain.runs.records.evaluation import Figure
 from tests.fake_reward import add_reward_stage
 from tests.fake_run import Plan, write_fake_run, write_json
 
@@ -143,7 +144,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_reliability_curve_lies_on_the_diagonal_where_confidence_is_true() -> None:
-    points = [(0.6, Score(0.6, 0.5, 0.7, 40)), (0.9, Score(0.9, 0.8, 1.0, 40))]
+    points = [(0.6, Figure(0.6, 0.5, 0.7, 40)), (0.9, Figure(0.9, 0.8, 1.0, 40))]
     chart = reliability_chart("Reliability", points)
     looks = {path.look: path.d for path in chart.paths}
     assert set(looks) == {"diagonal", "span", "main", "main dot"}
@@ -153,7 +154,7 @@ def test_the_reliability_curve_lies_on_the_diagonal_where_confidence_is_true() -
 
 
 def test_parts_of_a_whole_are_compared_with_chance_and_not_with_the_first() -> None:
-    rows = [("shorter", Score(0.9, 0.8, 1.0, 10)), ("longer", Score(0.4, 0.3, 0.5, 10))]
+    rows = [("shorter", Figure(0.9, 0.8, 1.0, 10)), ("longer", Figure(0.4, 0.3, 0.5, 10))]
     parts, stages = interval_chart("Accuracy", rows, "share", chance=0.5), interval_chart("Accuracy", rows, "share")
     (half,), (first,) = parts.rules, stages.rules
     assert half.at == pytest.approx(50.0, abs=2) and first.at > 80
@@ -182,4 +183,4 @@ def test_a_pattern_that_is_not_wanted_is_better_when_rare(tmp_path: Path) -> Non
         record[suite]["unwanted_match"] = record[suite].pop("match")
         write_json(path, record)
     row = next(row for row in final_table(read_run(run)).rows if row.metric == "unwanted_match")
-    assert row.last is not None and row.last.change is Change.WORSE
+    assert row.last is not None and row.last.change is Movement.WORSE

@@ -16,12 +16,17 @@ from posttrain.errors import ResumeError, SourceError
 from posttrain.runs import files
 from posttrain.runs.files import JsonlLog, plain, read_json, read_jsonl, write_json, write_text
 from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.records.evaluation import SuiteScores, Figure
+from posttrain.runs.records.logs import Alarm, DroppedRow, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
+from posttrain.runs.records.preflight import PreflightRecord
+from posttrain.runs.records.run import SCHEMA, StageEntry, Summary
+from posttrain.runs.records.stage import StageRecord
 from posttrain.training.run_record import begin_run, left_over
 
 
 def metrics_of(folder: StageFolder, *steps: int) -> None:
     for step in steps:
-        folder.append_metrics(step=step, epoch=step / 10, seconds=0.5 * step, values={"loss": 1.0 / step})
+        folder.append(MetricsLine(step, step / 10, 0.5 * step, "train", {"loss": 1.0 / step}, {}))
 
 
 # ---------------------------------------------------------------- JSON
@@ -123,50 +128,58 @@ def test_a_stage_is_written_and_read(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "dpo")
     assert not folder.exists
     folder.write_stage(name="dpo", status="running")
-    assert folder.write_stage(status="done", steps=3) == {"name": "dpo", "status": "done", "steps": 3}
-    folder.append_metrics(step=1, epoch=0.5, seconds=2.0, values={"loss": math.nan}, counts={"loss": 8})
-    folder.append_metrics(step=1, epoch=0.5, seconds=2.0, values={"loss": 0.5}, split="held_out")
-    folder.append_sample({"step": 1, "row": "a, row 1"})
-    folder.append_alarm({"step": 1, "name": "x"})
-    folder.append_pair({"when": "start", "row": "a, row 1"})
-    folder.append_dropped({"row": "a, row 2", "reason": "tie"})
-    folder.write_evaluation({"identity": {"match": {"value": 0.5}}})
+    assert folder.write_stage(status="done", steps=3) == StageRecord(name="dpo", status="done", steps=3)
+    folder.append(MetricsLine(1, 0.5, 2.0, "train", {"loss": math.nan}, {"loss": 8}))
+    folder.append(MetricsLine(1, 0.5, 2.0, "held_out", {"loss": 0.5}, {}))
+    lines = (
+        WatchedRow(1, "a, row 1", "Hi", (WatchedResponse("chosen", "Hello.", {"logprob": -1.5}),)),
+        Alarm("x", "critical", 1, "m", {"loss": 2.0}, "r"),
+        HeldOutRow("start", "a, row 1", {"rewards_chosen": 0.5}),
+        DroppedRow("a, row 2", "tie", "equal", {"prompt": "Hi"}),
+    )
+    for line in lines:
+        folder.append(line)
+    evaluation = SuiteScores({"identity": {"match": Figure(0.5, 0.25, 0.75, 12)}})
+    folder.write(evaluation)
     folder.close()
 
     again = StageFolder(tmp_path / "dpo")
-    assert again.stage() == {"name": "dpo", "status": "done", "steps": 3}
-    first = {"step": 1, "epoch": 0.5, "seconds": 2.0, "split": "train", "values": {"loss": None}, "counts": {"loss": 8}}
+    assert again.stage() == StageRecord(schema=SCHEMA, name="dpo", status="done", steps=3)
+    first = MetricsLine(1, 0.5, 2.0, "train", {"loss": None}, {"loss": 8})
     assert again.metrics("train") == [first]
-    assert [record["values"] for record in again.metrics()] == [{"loss": None}, {"loss": 0.5}]
-    assert again.samples() == [{"step": 1, "row": "a, row 1"}]
-    assert again.alarms() == [{"step": 1, "name": "x"}]
-    assert again.pairs() == [{"when": "start", "row": "a, row 1"}]
-    assert again.dropped() == [{"row": "a, row 2", "reason": "tie"}]
-    assert again.evaluation() == {"identity": {"match": {"value": 0.5}}}
-    assert again.preflight() is None
+    assert [line.values for line in again.metrics()] == [{"loss": None}, {"loss": 0.5}]
+    for line in lines:
+        assert again.lines(type(line)) == [line]
+    assert again.document(SuiteScores) == evaluation
+    assert again.document(PreflightRecord) is None
     assert again.answers("identity") == []
+
+
+def test_a_stage_takes_no_key_that_its_record_lacks(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="learning_rat"):
+        StageFolder(tmp_path).write_stage(learning_rat=1.0)
 
 
 def test_a_resumed_stage_forgets_the_steps_that_it_takes_again(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "dpo")
     metrics_of(folder, 1, 2, 3)
     for step in (1, 3):
-        folder.append_alarm({"step": step})
-        folder.append_sample({"step": step})
-    folder.append_pair({"when": "start"})
-    folder.append_pair({"when": "end"})
+        folder.append(Alarm("x", "warning", step, "m", {}, "r"))
+        folder.append(WatchedRow(step, "a, row 1", "Hi", ()))
+    folder.append(HeldOutRow("start", "a, row 1"))
+    folder.append(HeldOutRow("end", "a, row 1"))
     folder.truncate_after(2)
     metrics_of(folder, 3)
-    assert [record["step"] for record in folder.metrics()] == [1, 2, 3]
-    assert [record["step"] for record in folder.alarms()] == [1]
-    assert [record["step"] for record in folder.samples()] == [1]
-    assert folder.pairs() == [{"when": "start"}]
+    assert [line.step for line in folder.metrics()] == [1, 2, 3]
+    assert [line.step for line in folder.lines(Alarm)] == [1]
+    assert [line.step for line in folder.lines(WatchedRow)] == [1]
+    assert folder.lines(HeldOutRow) == [HeldOutRow("start", "a, row 1")]
     folder.close()
 
 
 def test_truncating_changes_no_kept_line(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "dpo")
-    folder.append_metrics(step=1, epoch=1 / 3, seconds=0.1, values={"loss": 1e-300, "x": math.nan})
+    folder.append(MetricsLine(1, 1 / 3, 0.1, "train", {"loss": 1e-300, "large": 1e200, "x": math.nan}, {}))
     before = (tmp_path / "dpo" / "metrics.jsonl").read_bytes()
     metrics_of(folder, 2)
     folder.truncate_after(1)
@@ -188,23 +201,36 @@ def test_a_stage_that_begins_anew_has_empty_logs(tmp_path: Path) -> None:
 def test_a_run_is_written_and_read(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "mine")
     assert not run.exists
-    run.write_run(status="running", stages=[{"name": "sft"}, {"name": "dpo"}])
+    run.write_run(status="running", stages=tuple(StageEntry(name, name, "pending", 0.0) for name in ("sft", "dpo")))
     run.write_recipe("schema: 1\n")
     run.stage("dpo").write_stage(name="dpo")
     assert [folder.name for folder in run.stages()] == ["dpo"]  # sft has not begun
     run.stage("sft").write_stage(name="sft")
     assert [folder.name for folder in run.stages()] == ["sft", "dpo"]
-    assert run.write_run(status="done")["schema"] == 1
-    run.write_summary({"start": {"loss": math.nan}, "sft": {"loss": 0.5}})
+    assert run.write_run(status="done").schema == SCHEMA == 2
+    run.write(Summary({"start": {"loss": math.nan}, "sft": {"loss": 0.5}}))
     assert run.summary() == {"start": {"loss": None}, "sft": {"loss": 0.5}}
     assert run.recipe() == "schema: 1\n"
     assert json.loads((tmp_path / "mine" / "run.json").read_text())["status"] == "done"
 
 
-def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"schema": 2})
-    with pytest.raises(SourceError, match="a layout that this version does not know"):
+def test_a_newer_folder_is_read_for_what_is_known_and_never_written(tmp_path: Path) -> None:
+    newer = {"schema": 9, "posttrain_version": "9.1", "status": "done", "stages": [{"name": "sft", "grade": "A"}]}
+    write_json(tmp_path / "run.json", newer | {"planet": "Mars"})
+    run = RunFolder(tmp_path).run()
+    assert (run.schema, run.status, run.newer) == (9, "done", True)
+    assert run.more == {"planet": "Mars"} and run.stages[0].more == {"grade": "A"}
+    with pytest.raises(SourceError, match="newer version") as caught:
+        RunFolder(tmp_path).write_run(status="running")
+    assert "schema: 9, posttrain 9.1" in str(caught.value)
+    assert read_json(tmp_path / "run.json")["status"] == "done"
+
+
+def test_a_run_record_that_is_no_object_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", [1])
+    with pytest.raises(SourceError, match="no record of a run") as caught:
         RunFolder(tmp_path).run()
+    assert "a list" in str(caught.value)
 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:

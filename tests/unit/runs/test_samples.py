@@ -14,7 +14,8 @@ import posttrain
 from posttrain.cli.app import app
 from posttrain.cli.sample_text import parse_steps, visible
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError
-from posttrain.runs.sample_log import SampleLog, sample_of
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.sample_log import Sample, SampleLog
 from posttrain.runs.samples import Choice, numbers_said, pick, samples, spread
 from tests.fake_online import OnlinePlan, write_lines, write_online_run
 
@@ -47,6 +48,10 @@ def stage(tmp_path: Path, lines: list[dict[str, object]], name: str = "rollouts.
     return folder
 
 
+def sampled(content: dict[str, object]) -> Sample:
+    return Sample.of_rollout(RolloutLine.from_json(content))
+
+
 def call(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["samples", *arguments])
     return result.exit_code, result.stdout, result.stderr
@@ -56,7 +61,7 @@ def call(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_a_line_becomes_a_sample_with_means_over_its_tokens() -> None:
-    one = sample_of(line(step=3, reward=0.25, old_logprobs=[-1.0, -2.9], finish="length"))
+    one = sampled(line(step=3, reward=0.25, old_logprobs=[-1.0, -2.9], finish="length"))
     assert (one.step, one.version, one.reward, one.tokens, one.trained, one.truncated) == (3, 2, 0.25, 2, True, True)
     assert one.advantage == 1.0 and one.logprob == -2.0
     assert one.ratio is not None
@@ -65,22 +70,26 @@ def test_a_line_becomes_a_sample_with_means_over_its_tokens() -> None:
 
 
 def test_the_furthest_ratio_may_be_below_one() -> None:
-    one = sample_of(line(old_logprobs=[-0.9, -5.0]))
+    one = sampled(line(old_logprobs=[-0.9, -5.0]))
     assert one.ratio is not None and one.ratio.largest == pytest.approx(math.exp(-2.0))
 
 
 def test_without_the_trainers_log_probs_there_is_no_ratio() -> None:
-    assert sample_of(line()).ratio is None
-    assert sample_of(line(old_logprobs=[-1.0])).ratio is None
+    assert sampled(line()).ratio is None
+    assert sampled(line(old_logprobs=[-1.0])).ratio is None
 
 
 def test_values_of_another_type_count_as_missing() -> None:
-    one = sample_of({"step": 1, "reward": "high", "parts": [1], "ids": None, "mask": 3, "advantages": [None, True]})
+    one = sampled({"step": 1, "reward": "high", "parts": [1], "ids": None, "mask": 3, "advantages": [None, True]})
     assert (one.reward, one.parts, one.tokens, one.trained, one.advantage) == (None, {}, None, None, None)
 
 
 def test_a_held_out_answer_has_its_score_as_reward() -> None:
-    one = sample_of({"step": 0, "row": "tasks.jsonl, row 3", "score": 0.75, "completion": "x", "finish": "empty"})
+    one = Sample.of_examination(
+        ExaminationLine.from_json(
+            {"step": 0, "row": "tasks.jsonl, row 3", "score": 0.75, "completion": "x", "finish": "empty"}
+        )
+    )
     assert one.reward == 0.75 and one.prompt == "" and one.trained is None
 
 
@@ -126,7 +135,7 @@ def test_a_broken_line_in_the_middle_is_counted_once(tmp_path: Path) -> None:
     log = SampleLog(path)
     assert [one.reward for one in log.read()] == [0.0, 1.0]
     assert [one.reward for one in log.read([1])] == [0.0, 1.0]
-    assert log.notes == ["2 lines are no readable JSON and were left out"]
+    assert log.notes == ["2 lines are no readable JSON and were dropped"]
 
 
 def test_a_file_that_grows_while_it_is_read_shows_what_was_there(tmp_path: Path) -> None:

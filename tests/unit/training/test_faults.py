@@ -51,7 +51,7 @@ def _stopped(work: Work, folder: Path, at: int, plant: Any) -> tuple[NonFiniteEr
     with pytest.raises(NonFiniteError) as error:
         loop.run()
     store.close()
-    (alarm,) = [one for one in store.alarms() if one["name"] == "non_finite"]
+    (alarm,) = [one for one in store.alarms() if one.name == "non_finite"]
     return error.value, alarm, loop
 
 
@@ -68,8 +68,8 @@ def test_the_first_module_is_named(tmp_path: Path, method: str, module: str) -> 
 
     error, alarm, _ = _stopped(work, tmp_path, 2, plant)
     assert "step 3" in str(error) and f"the output of {module} (" in str(error), str(error)
-    assert f"output of {module}" in error.tensors and f"output of {module}" in alarm["evidence"]["tensors"]
-    assert alarm["last_good_checkpoint"] == "checkpoints/step-00000002"
+    assert f"output of {module}" in error.tensors and f"output of {module}" in alarm.evidence["tensors"]
+    assert alarm.last_good_checkpoint == "checkpoints/step-00000002"
     assert "test.jsonl, row" in str(error)
 
 
@@ -108,7 +108,7 @@ def test_a_gradient_is_followed_to_its_module_and_parameter(tmp_path: Path, modu
     assert f"the backward pass of {module} (" in str(error), str(error)
     parameter = f"{module}.weight"
     assert f"the first parameter that it reaches is {parameter}" in str(error) and parameter in error.tensors
-    assert f"backward pass of {module}" in alarm["evidence"]["tensors"]
+    assert f"backward pass of {module}" in alarm.evidence["tensors"]
     for name, weight in weights_of(work).items():
         assert torch.equal(weight, before[name]), name
     assert all(p.grad is None for p in work.policy.model.parameters())
@@ -189,8 +189,8 @@ def test_weights_that_an_update_has_overflowed_are_not_saved_as_good(tmp_path: P
         loop.run()
     folder.close()
     assert "The last checkpoint that is finite is step-00000003" in str(error.value)
-    (alarm,) = [one for one in folder.alarms() if one["name"] == "non_finite"]
-    assert alarm["last_good_checkpoint"] == "checkpoints/step-00000003"
+    (alarm,) = [one for one in folder.alarms() if one.name == "non_finite"]
+    assert alarm.last_good_checkpoint == "checkpoints/step-00000003"
     assert checkpoint.latest(folder.checkpoints).step == 3  # type: ignore[union-attr]
 
 
@@ -207,7 +207,7 @@ def test_a_stop_on_weights_that_hold_nan_says_so_and_keeps_none_of_them(tmp_path
 
     error, alarm, _ = _stopped(work, tmp_path, 3, plant)
     assert "the weights themselves are not finite: model.layers.0.mlp.up_proj.weight" in str(error)
-    assert alarm["last_good_checkpoint"] == "checkpoints/step-00000002"
+    assert alarm.last_good_checkpoint == "checkpoints/step-00000002"
     assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == ["step-00000002"]
 
 

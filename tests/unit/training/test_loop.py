@@ -18,6 +18,7 @@ from posttrain.diagnostics.checks import CHECKS
 from posttrain.errors import ConfigError, NonFiniteError, TrainingError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.logs import HeldOutRow, WatchedRow
 from posttrain.training import checkpoint, schedule
 from posttrain.training import loop as loop_module
 from posttrain.training.loop import Interrupted, Loop
@@ -82,10 +83,10 @@ def test_a_non_finite_step_is_not_taken(tmp_path: Path, what: str) -> None:
     assert error.value.tensors == (("loss",) if what == "loss" else ("lm_head.weight",))
     for name, weight in weights_of(work).items():
         assert torch.equal(weight, before[name]), name
-    (alarm,) = [a for a in folder.alarms() if a["name"] == "non_finite"]
-    assert alarm["severity"] == "critical" and alarm["step"] == 5
-    assert alarm["last_good_checkpoint"] == "checkpoints/step-00000004"
-    assert (tmp_path / alarm["last_good_checkpoint"] / "weights.safetensors").exists()
+    (alarm,) = [a for a in folder.alarms() if a.name == "non_finite"]
+    assert alarm.severity == "critical" and alarm.step == 5
+    assert alarm.last_good_checkpoint == "checkpoints/step-00000004"
+    assert (tmp_path / alarm.last_good_checkpoint / "weights.safetensors").exists()
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -116,17 +117,17 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     run_loop(work_of(), tmp_path)
     folder = StageFolder(tmp_path)
     train = folder.metrics("train")
-    assert [record["step"] for record in train] == list(range(1, 9))
-    assert train[0]["values"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert [record.step for record in train] == list(range(1, 9))
+    assert train[0].values["loss"] == pytest.approx(math.log(2), abs=1e-6)
     expected = {"grad_norm", "learning_rate", "tokens_per_second", "supervised_share", "reward_margin"}
-    assert expected <= set(train[0]["values"])
-    assert train[0]["counts"]["loss"] == 4 and train[3]["counts"]["loss"] == 2
-    assert [record["step"] for record in folder.metrics("held_out")] == [0, 4, 8]
-    assert {record["when"] for record in folder.pairs()} == {"start", "end"}
-    assert len(folder.pairs()) == 10
-    sample = folder.samples()[0]
-    assert [response["role"] for response in sample["responses"]] == ["chosen", "rejected"]
-    assert all(response["logprob"] < 0 for response in sample["responses"])
+    assert expected <= set(train[0].values)
+    assert train[0].counts["loss"] == 4 and train[3].counts["loss"] == 2
+    assert [record.step for record in folder.metrics("held_out")] == [0, 4, 8]
+    assert {record.when for record in folder.lines(HeldOutRow)} == {"start", "end"}
+    assert len(folder.lines(HeldOutRow)) == 10
+    sample = folder.lines(WatchedRow)[0]
+    assert [response.role for response in sample.responses] == ["chosen", "rejected"]
+    assert all(response.figures["logprob"] < 0 for response in sample.responses)
 
 
 def test_a_critical_alarm_stops_where_asked(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_critical_alarm_stops_where_asked(tmp_path: Path) -> None:
     with pytest.raises((TrainingError, NonFiniteError)):
         run_loop(work, tmp_path)
     folder = StageFolder(tmp_path)
-    assert any(alarm["severity"] == "critical" for alarm in folder.alarms())
+    assert any(alarm.severity == "critical" for alarm in folder.alarms())
 
 
 def test_the_recipes_thresholds_are_the_loops(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def stages(out: Path) -> dict[str, str]:
-    return {entry["name"]: entry["status"] for entry in RunFolder(out).run()["stages"]}
+    return {entry.name: entry.status for entry in RunFolder(out).run().stages}
 
 
 def test_a_second_stage_in_the_same_folder_keeps_the_first(
@@ -77,11 +77,11 @@ def test_a_second_stage_in_the_same_folder_keeps_the_first(
 ) -> None:
     out = tmp_path / "mine"
     train(SFT(**SETTINGS), start, rows, out=out)
-    created = RunFolder(out).run()["created"]
+    created = RunFolder(out).run().created
     run = train(DPO(**SETTINGS), start, pairs, out=out)
     assert stages(out) == {"sft": "done", "dpo": "done"}
     record = RunFolder(out).run()
-    assert (record["status"], record["created"]) == ("done", created)
+    assert (record.status, record.created) == ("done", created)
     assert [folder.name for folder in RunFolder(out).stages()] == ["sft", "dpo"]
     assert run.report.exists() and run.metrics("train")
 
@@ -116,8 +116,8 @@ def test_ctrl_c_is_an_interruption(
         with pytest.raises(type(stop)):
             train(SFT(**SETTINGS), start, rows, out=out)
     assert stages(out) == {"sft": "interrupted"}
-    assert RunFolder(out).run()["status"] == "interrupted"
-    assert RunFolder(out).stage("sft").stage()["status"] == "interrupted"
+    assert RunFolder(out).run().status == "interrupted"
+    assert RunFolder(out).stage("sft").stage().status == "interrupted"
     assert (out / "report.html").exists()
     train(SFT(**SETTINGS), start, rows, out=out)
     assert stages(out) == {"sft": "done"}
@@ -130,7 +130,7 @@ def test_a_failed_stage_has_its_report(start: Path, rows: Path, tmp_path: Path) 
         train(SFT(**SETTINGS), tmp_path / "empty", rows, out=out)
     record = RunFolder(out).stage("sft").stage()
     assert stages(out) == {"sft": "failed"}
-    assert record["status"] == "failed" and "holds no model" in record["error"]
+    assert record.status == "failed" and "holds no model" in record.error
     assert (out / "report.html").exists()
 
 

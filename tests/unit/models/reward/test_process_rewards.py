@@ -204,17 +204,17 @@ def test_the_evaluation_by_hand() -> None:
     record = evaluate_steps(
         StepScores.of(scores, labels, rows), untrained=StepScores.of([[0.0] * len(own) for own in labels], labels, rows)
     )
-    assert (record["responses"], record["steps"]) == (4, 8)
-    values = {name: entry["value"] for name, entry in record["trained"].items()}
+    assert (record.responses, record.steps) == (4, 8)
+    values = {name: figure.value for name, figure in record.trained.items()}
     assert values["step_accuracy"] == pytest.approx(6 / 8)
     assert values["first_error_accuracy"] == pytest.approx(2 / 4)
     assert (values["error_found"], values["no_error_found"]) == (0.5, 0.5)
     assert values["first_error_f1"] == pytest.approx(0.5)
     assert values["right_steps"] == pytest.approx(5 / 8)
-    before = {name: entry["value"] for name, entry in record["untrained"].items()}
+    before = {name: figure.value for name, figure in record.untrained.items()}
     assert (before["step_accuracy"], before["error_found"], before["no_error_found"]) == (0.5, 0.0, 1.0)
-    assert record["gain"]["step_accuracy"]["value"] == pytest.approx(2 / 8)
-    assert record["gain"]["first_error_accuracy"]["value"] == pytest.approx(0.0)
+    assert record.gain["step_accuracy"].value == pytest.approx(2 / 8)
+    assert record.gain["first_error_accuracy"].value == pytest.approx(0.0)
 
 
 # ---------------------------------------------------------------- a stage

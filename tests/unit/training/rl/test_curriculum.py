@@ -141,7 +141,7 @@ def test_the_loop_asks_what_can_be_learnt(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path, steps=24, tasks=tasks_of(24), **OPTIONS))
     asked = Counter(int(line["answer"]) % 3 for line in lines(tmp_path, "rollouts.jsonl") if line["step"] > 12)
     assert asked[2] > 1.5 * max(asked[0], asked[1]), asked
-    first, *_, last = (record["values"] for record in loop.folder.metrics("train"))
+    first, *_, last = (record.values for record in loop.folder.metrics("train"))
     assert first["curriculum_unseen_share"] == 1.0 and first["curriculum_pass_rate"] is None
     assert last["curriculum_unseen_share"] < 1 and 0 <= last["curriculum_pass_rate"] <= 1
 

@@ -14,6 +14,8 @@ import torch
 from posttrain.config.online import ONLINE_STAGES
 from posttrain.errors import ConfigError, EmptyDatasetError, RewardError
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import PreflightRecord
+from posttrain.runs.records.stage import BestExamination
 from posttrain.types import Task
 from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of, tasks_of
 
@@ -53,7 +55,7 @@ def test_every_row_of_the_table_trains(start: Path, tmp_path: Path, method: str)
     loop = loop_of(start, tmp_path, method, steps=1, held_out=0)
     before = weights(loop)
     run(loop)
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
     assert np.isfinite(values["loss"]) and values["grad_norm"] > 0
     assert any(not torch.equal(before[name], p) for name, p in loop.work.policy.model.named_parameters())
 
@@ -71,7 +73,7 @@ def test_a_teacher_needs_no_reward(start: Path, tmp_path: Path) -> None:
     teacher = save_start(tmp_path / "teacher", seed=7)
     loop = loop_of(start, tmp_path / "run", "distil_reverse_kl", teacher=str(teacher), rewards=(), steps=15, held_out=0)
     run(loop)
-    divergence = [record["values"]["kl_k1_teacher"] for record in loop.folder.metrics("train")]
+    divergence = [record.values["kl_k1_teacher"] for record in loop.folder.metrics("train")]
     assert np.mean(divergence[-3:]) < 0.8 * np.mean(divergence[:3])
 
 
@@ -88,7 +90,7 @@ def test_the_line_says_what_a_step_is(start: Path, tmp_path: Path) -> None:
 def test_phases_are_timed_and_counted(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path))
     for record in loop.folder.metrics("train"):
-        values = record["values"]
+        values = record.values
         phases = [values[f"seconds_{name}"] for name in ("sync", "generate", "score", "logprobs", "update")]
         assert min(phases) >= 0 and values["seconds_generate"] > 0 and values["seconds_update"] > 0
         assert values["completions"] == 12 and values["groups"] == 3
@@ -107,7 +109,7 @@ def test_answers_of_the_held_out_tasks_are_kept(start: Path, tmp_path: Path) -> 
     assert {line["step"] for line in examined} == {0, 2}
     trained = {line["row"] for line in lines(tmp_path, "rollouts.jsonl")}
     assert not trained & {line["row"] for line in examined}
-    scores = [record["values"]["score"] for record in loop.folder.metrics("held_out")]
+    scores = [record.values["score"] for record in loop.folder.metrics("held_out")]
     means = [np.mean([line["score"] for line in examined if line["step"] == step]) for step in (0, 2)]
     assert scores == pytest.approx(means)
 
@@ -120,7 +122,7 @@ def test_a_step_without_any_signal_updates_nothing_and_says_so(start: Path, tmp_
     loop = loop_of(start, tmp_path, "dapo", rewards=[zero], progress=said, steps=1, choices={"shaping": "none"})
     before = weights(loop)
     run(loop)
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
     assert values["zero_signal_share"] == 1 and values["groups_trained"] == 0 and "loss" not in values
     assert values["groups"] == 12  # three, and three rounds of others in their place
     assert all(torch.equal(before[name], p) for name, p in loop.work.policy.model.named_parameters())
@@ -132,11 +134,13 @@ def test_resampled_groups_fill_the_step(start: Path, tmp_path: Path) -> None:
         return early_letters(prompt, completion, task) if task.metadata["level"] else 0.0
 
     options: dict[str, Any] = {"steps": 1, "choices": {"shaping": "none"}, "resample_rounds": 4}
-    values = run(loop_of(start, tmp_path / "a", "dapo", rewards=[some], **options)).folder.metrics("train")[0]["values"]
+    values = run(loop_of(start, tmp_path / "a", "dapo", rewards=[some], **options)).folder.metrics("train")[0].values
     assert values["groups_trained"] == 3 <= values["groups"]
-    dropped = run(loop_of(start, tmp_path / "b", rewards=[some], steps=1, choices={"groups": "drop"})).folder.metrics(
-        "train"
-    )[0]["values"]
+    dropped = (
+        run(loop_of(start, tmp_path / "b", rewards=[some], steps=1, choices={"groups": "drop"}))
+        .folder.metrics("train")[0]
+        .values
+    )
     assert dropped["groups"] == 3
     assert dropped["groups_trained"] == round(3 * (1 - dropped["zero_signal_share"]))
 
@@ -171,7 +175,7 @@ def test_abstained_responses_do_not_train(start: Path, tmp_path: Path) -> None:
         return None if next(asked) % 2 else early_letters(prompt, completion, task)
 
     loop = run(loop_of(start, tmp_path, rewards=[every_other], steps=1))
-    assert loop.folder.metrics("train")[0]["values"]["abstained_share"] == 0.5
+    assert loop.folder.metrics("train")[0].values["abstained_share"] == 0.5
     for line in lines(tmp_path, "rollouts.jsonl"):
         assert all(line["mask"]) == (line["reward"] is not None)
 
@@ -200,7 +204,7 @@ def test_the_best_weights_are_kept(start: Path, tmp_path: Path) -> None:
     run(loop)
     assert judged["calls"] == 4 and examiner.best == (1, 0.9)
     assert all(torch.equal(seen[1][name], p) for name, p in loop.work.policy.model.named_parameters())
-    assert loop.folder.stage()["best"] == {"step": 1, "score": 0.9}
+    assert loop.folder.stage().best == BestExamination(1, 0.9)
 
 
 def test_an_examination_that_nobody_judged_is_none(start: Path, tmp_path: Path) -> None:
@@ -236,7 +240,7 @@ def test_stop_conditions(start: Path, tmp_path: Path, stop: dict[str, Any], step
 
 def test_an_adaptive_kl_moves_its_weight(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path, kl_target=1e-6, kl_beta=0.1, steps=3))
-    used = [record["values"]["kl_coefficient"] for record in loop.folder.metrics("train")]
+    used = [record.values["kl_coefficient"] for record in loop.folder.metrics("train")]
     assert used[0] == 0.1 and used[2] > used[1]
 
 
@@ -254,11 +258,9 @@ def test_ppo_learns_values_too(start: Path, tmp_path: Path, adapter: Any, backbo
     trains = [name for name, p in critic.named_parameters() if p.requires_grad]
     assert (trains == ["score.weight"]) == (backbone == "freeze")
     run(loop)
-    values = [record["values"] for record in loop.folder.metrics("train")]
+    values = [record.values for record in loop.folder.metrics("train")]
     assert values[-1]["value_loss"] < values[0]["value_loss"]
-    assert {value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line["values"]} == {
-        0.0
-    }
+    assert {value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line.values} == {0.0}
     assert all(v["value_grad_norm"] > 0 and np.isfinite(v["value_loss"]) for v in values)
 
 
@@ -280,7 +282,7 @@ def test_online_dpo_trains_on_the_best_and_the_worst(start: Path, tmp_path: Path
 
 def test_online_dpo_takes_the_reward_gap_as_odpos_margin(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path, "online_dpo", objective="odpo", steps=1, held_out=0))
-    assert loop.folder.metrics("train")[0]["values"]["grad_norm"] > 0
+    assert loop.folder.metrics("train")[0].values["grad_norm"] > 0
 
 
 def test_rft_imitates_what_is_good_enough(start: Path, tmp_path: Path) -> None:
@@ -317,8 +319,8 @@ def test_prompts_that_leave_no_room_are_dropped_and_counted(start: Path, tmp_pat
     long = Task((tasks[0].prompt[0].__class__("user", "x" * 80),), "1", tasks[0].row)
     loop = loop_of(start, tmp_path / "c", tasks=[long, *tasks[1:]], max_length=60)
     assert source_of(loop).setup.order.tasks < 12
-    check = next(one for one in loop.folder.preflight()["checks"] if one["name"] == "data")  # type: ignore[index]
-    assert check["evidence"]["dropped"] == {"too_long": 1} and re.search("1 dropped", check["detail"])
+    check = next(one for one in loop.folder.document(PreflightRecord).checks if one.name == "data")  # type: ignore[index]
+    assert check.evidence["dropped"] == {"too_long": 1} and re.search("1 dropped", check.detail)
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
@@ -328,5 +330,5 @@ def test_experts_are_balanced_while_sampling(tmp_path: Path, method: str) -> Non
     loop = loop_of(start, tmp_path / "stage", method, steps=1)
     run(loop)
     assert loop.work.algorithm.router is not None and loop.work.algorithm.router.coefficient == 0.05
-    (values,) = (line["values"] for line in lines(tmp_path / "stage", "metrics.jsonl") if line["split"] == "train")
+    (values,) = (line.values for line in lines(tmp_path / "stage", "metrics.jsonl") if line["split"] == "train")
     assert 1.9 < values["router_aux_loss"] < 4 and values["router_load_max"] >= 1

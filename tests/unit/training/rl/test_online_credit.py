@@ -77,7 +77,7 @@ def test_a_kl_in_the_reward_charges_those_that_are_left_out(drop: bool, expected
     assert advantages_of(rollout) == pytest.approx(expected)
     (tree,) = taught[0]
     assert [len(branch.ids) for branch in tree.branches] == ([2, 3] if drop else [2, 3, 8])
-    assert [line["mask"][0] for line in rollout.records()] == [True, True, not drop]
+    assert [line.mask[0] for line in rollout.records()] == [True, True, not drop]
 
 
 def test_the_kind_of_kl_is_the_one_that_the_reward_is_charged() -> None:

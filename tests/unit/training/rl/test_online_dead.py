@@ -75,7 +75,7 @@ def test_a_run_ends_in_the_step_that_shows_it(dead: None, start: Path, tmp_path:
         run(loop)
     found = checkpoint.latest(tmp_path / "checkpoints")
     assert found is not None and found.step == 1
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
     assert values["policy_slope"] == 0 and values["advantage_magnitude"] > 0
     assert values["grad_norm"] > 0 or "entropy_weight" not in options
     with pytest.raises(TrainingError, match="step 2: dead_learning"):  # resumed without a change, it ends again
@@ -98,8 +98,8 @@ def test_tied_groups_are_no_dead_loss(start: Path, tmp_path: Path) -> None:
         return 0.0
 
     loop = run(loop_of(start, tmp_path, rewards=[zero], held_out=0, choices={"kl": "none"}))
-    assert loop.step == 2 and not [alarm for alarm in loop.folder.alarms() if alarm["name"] == "dead_learning"]
-    assert all(record["values"]["grad_norm"] == 0 for record in loop.folder.metrics("train"))
+    assert loop.step == 2 and not [alarm for alarm in loop.folder.alarms() if alarm.name == "dead_learning"]
+    assert all(record.values["grad_norm"] == 0 for record in loop.folder.metrics("train"))
 
 
 def test_a_zero_loss_is_explained_only_where_something_is_learned() -> None:

@@ -132,8 +132,8 @@ def test_a_stage_without_an_update_is_not_just_saved(
     alarms = [alarm for alarm in run.alarms() if alarm["name"] == "no_update"]
     assert len(alarms) == 1 and alarms[0]["severity"] == "critical"
     record = RunFolder(tmp_path / "run")
-    assert record.stage("grpo").stage()["updates"] == 0
-    assert "not one update" in record.run()["stages"][0]["warnings"][0]
+    assert record.stage("grpo").stage().updates == 0
+    assert "not one update" in record.run().stages[0].warnings[0]
     judged = verdict(read_run(run.folder), _no_table())
     assert (judged.kind, judged.grade) == ("bad", "needs attention")
 
@@ -147,8 +147,8 @@ def _no_table() -> Any:
 def test_a_stage_with_updates_warns_of_nothing(start: Path, tmp_path: Path) -> None:
     run = pt.train(pt.GRPO(**SETTINGS, held_out=0), start, tasks_of(), rewards=[early_letters], out=tmp_path / "run")
     stage = RunFolder(run.folder).stage("grpo").stage()
-    assert stage["updates"] == 2 and stage["warnings"] == [] and RunFolder(run.folder).warnings() == []
-    assert "warnings" not in RunFolder(run.folder).run()["stages"][0]
+    assert stage.updates == 2 and stage.warnings == () and RunFolder(run.folder).warnings() == []
+    assert RunFolder(run.folder).run().stages[0].warnings is None
 
 
 def test_the_start_handed_back_is_said_with_its_interval(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_the_held_out_score_is_in_the_summary_and_in_a_table(start: Path, tmp_pa
     result = run_recipe(recipe_of(tmp_path, recipe))
     assert set(result.summary["grpo"]) == {f"held_out.{name}" for name in ("start", "best", "last", "kept")}
     scores = RunFolder(result.folder).held_out_scores()
-    assert scores["grpo"]["start"]["step"] == 0 and scores["grpo"]["last"]["step"] == 2
+    assert scores["grpo"].start.step == 0 and scores["grpo"].last.step == 2
     assert result.summary["grpo"]["held_out.best"] == max(
-        scores["grpo"][moment]["value"] for moment in ("start", "best", "last")
+        score.value for score in (scores["grpo"].start, scores["grpo"].best, scores["grpo"].last)
     )
     console = Console(width=160, record=True)
     console.print(held_out_table(scores))

@@ -61,7 +61,7 @@ def test_it_trains_through_vllm(
 ) -> None:
     options = served(server) if kind == "served" else {"engine": "vllm_colocated"}
     loop = run(loop_of(start, tmp_path, adapter=adapter, **SHORT, **options))
-    steps = [record["values"] for record in loop.folder.metrics("train")]
+    steps = [record.values for record in loop.folder.metrics("train")]
     assert loop.step == len(steps) == 3 and moved(loop, start)
     assert max(values["sync_gap"] for values in steps) < 1e-5
     assert max(values["sampler_gap_max"] for values in steps) < 1e-4  # each sampled log-prob is the trainer's

@@ -32,7 +32,7 @@ def sampled_kl(folder: Path, step: int, own: str) -> float:
 
 
 def by_step(loop: Any, name: str) -> list[float]:
-    return [record["values"][name] for record in loop.folder.metrics("train")]
+    return [record.values[name] for record in loop.folder.metrics("train")]
 
 
 def some(prompt: Any, completion: str, task: Task) -> float:
@@ -101,7 +101,7 @@ def test_a_teacher_and_the_start_are_two_models(start: Path, tmp_path: Path) -> 
     options: dict[str, Any] = {"teacher": str(teacher), "rewards": (), "steps": 2, "held_out": 0}
     for kl in ("k2", "exact"):
         loop = run(loop_of(start, tmp_path / kl, "distil_reverse_kl", choices={"kl": kl}, **options))
-        first, second = (record["values"] for record in loop.folder.metrics("train"))
+        first, second = (record.values for record in loop.folder.metrics("train"))
         assert abs(first["kl_sequence_reference"]) < 1e-4 and abs(first["kl_k1_reference"]) < 1e-5
         assert abs(first["kl_loss"]) < 1e-5 and second["kl_loss"] > 1e-5  # pulled to the start, not to the teacher
         assert first["kl_k1_teacher"] == pytest.approx(-first["advantage_mean"], abs=1e-5)
@@ -119,5 +119,5 @@ def test_without_a_kl_there_is_no_reference(start: Path, tmp_path: Path) -> None
     loop = run(
         loop_of(start, tmp_path / "run", "distil_reverse_kl", teacher=str(teacher), rewards=(), steps=1, held_out=0)
     )
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
     assert not [name for name in values if name.endswith("_reference")] and "kl_k3_teacher" in values

@@ -12,6 +12,7 @@ import torch
 from posttrain.config.online import Online
 from posttrain.errors import ConfigError
 from posttrain.rollout.native import NativeEngine
+from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.training.checks.sampler import LogprobGap
 from tests.online import loop_of, run, save_start
 
@@ -39,7 +40,7 @@ def prepared(start: Path, folder: Path, method: str, sampling: dict[str, Any], *
 
 
 def check_of(loop: Any) -> dict[str, Any]:
-    return next(check for check in loop.folder.preflight()["checks"] if check["title"].startswith("sampler"))
+    return next(check for check in loop.folder.document(PreflightRecord).checks if check.title.startswith("sampler"))
 
 
 @pytest.mark.parametrize("path", ["tree", "padded"])
@@ -50,14 +51,14 @@ def test_the_engine_is_compared_under_its_own_distribution(
     loop = prepared(start, tmp_path, "rft", sampling, compute={"tokens_per_microbatch": 64, "logprobs": path})
     loop.folder.close()
     check = check_of(loop)
-    assert check["status"] == "pass" and check["evidence"]["largest_logprob_gap"] < 1e-5
+    assert check.status == "pass" and check.evidence["largest_logprob_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("method", ["rft", "online_dpo", "gkd"])
 def test_a_method_without_a_ratio_trains_on_cut_samples(start: Path, tmp_path: Path, method: str) -> None:
     loop = run(prepared(start, tmp_path, method, {"top_p": 0.9, "min_p": 0.02}, seed=3))
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
-    assert check_of(loop)["status"] == "pass" and values["loss"] == values["loss"]
+    (values,) = [record.values for record in loop.folder.metrics("train")]
+    assert check_of(loop).status == "pass" and values["loss"] == values["loss"]
 
 
 @pytest.mark.parametrize("method", ["rft", "gkd"])
@@ -65,8 +66,8 @@ def test_temperature_0_is_the_models_own_answer(start: Path, tmp_path: Path, met
     teacher = save_start(tmp_path / "teacher", seed=7)
     given = {"teacher": str(teacher)} if method == "gkd" else {"least_reward": 0.0}
     loop = run(prepared(start, tmp_path / "run", method, {"temperature": 0.0}, completions_per_prompt=1, **given))
-    (values,) = [record["values"] for record in loop.folder.metrics("train")]
-    assert check_of(loop)["status"] == "pass" and values["grad_norm"] > 0 and 0 < values["loss"] < 20
+    (values,) = [record.values for record in loop.folder.metrics("train")]
+    assert check_of(loop).status == "pass" and values["grad_norm"] > 0 and 0 < values["loss"] < 20
 
 
 def test_an_engine_that_draws_from_another_distribution_is_found(
@@ -82,7 +83,7 @@ def test_an_engine_that_draws_from_another_distribution_is_found(
     loop = prepared(start, tmp_path, "rft", {"top_k": 3}, preflight={"on_failure": "warn"})
     loop.folder.close()
     check = check_of(loop)
-    assert check["status"] == "fail" and check["evidence"]["outside"] > 5
+    assert check.status == "fail" and check.evidence["outside"] > 5
 
 
 def test_a_ratio_still_refuses_a_cut() -> None:

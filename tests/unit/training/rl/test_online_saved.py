@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from posttrain.config import stage_fingerprint, what_changed
 from posttrain.config.online import GRPO
 from posttrain.errors import CheckpointError, NonFiniteError, RewardError
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import BestExamination
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.training.pipeline import _is_done
@@ -184,7 +186,7 @@ def test_a_replay_that_is_not_the_same_ends_with_the_best_of_its_own(start: Path
     loop = loop_of(start, tmp_path, **OPTIONS)
     scored(loop, {3: 0.3, 4: 0.4})
     run(loop)
-    assert loop.folder.stage()["best"] == {"step": 1, "score": 0.5} and loop.folder.stage()["best_lost"] is None
+    assert loop.folder.stage().best == BestExamination(1, 0.5) and loop.folder.stage().best_lost is None
     assert all(torch.equal(seen[1][name], p) for name, p in weights(loop).items())
 
 
@@ -207,7 +209,7 @@ def test_best_weights_that_are_lost_do_not_end_a_finished_run(start: Path, tmp_p
     loop = loop_of(start, tmp_path, progress=said, **OPTIONS)
     scored(loop, {3: 0.3, 4: 0.4})
     run(loop)
-    assert loop.step == 4 and loop.folder.stage()["best"] is None
+    assert loop.step == 4 and loop.folder.stage().best is None
     assert any("WARNING" in line and "ends with those of step 4" in line for line in said.lines)
     assert any("ends with those of step 4" in warning for warning in conclude(loop.folder))
     loop.folder.close()
@@ -218,7 +220,7 @@ def test_a_run_may_be_resumed_with_the_last_weights(start: Path, tmp_path: Path)
     loop = loop_of(start, tmp_path, **{**OPTIONS, "examine": {"every_steps": 1, "keep": "last"}})
     scored(loop, {3: 0.3, 4: 0.4})
     run(loop)
-    assert loop.step == 4 and loop.folder.stage()["examine_keep"] == "last" and loop.folder.stage()["best"] is None
+    assert loop.step == 4 and loop.folder.stage().examine_keep == "last" and loop.folder.stage().best is None
 
 
 def test_which_weights_are_kept_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
@@ -233,10 +235,10 @@ def test_which_weights_are_kept_is_no_part_of_what_a_run_is(tmp_path: Path) -> N
 def test_a_finished_stage_is_run_again_for_other_weights(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path, steps=1))
     (loop.folder.model).mkdir()
-    record = {**loop.folder.stage(), "status": "done", "quick_identity": "i"}
+    record = replace(loop.folder.stage(), status="done", quick_identity="i")
     best, last = GRPO(data="a.jsonl"), GRPO(data="a.jsonl", examine={"keep": "last"})
     assert _is_done(record, "i", loop.folder, best) and not _is_done(record, "i", loop.folder, last)
-    assert _is_done({**record, "examine_keep": "last"}, "i", loop.folder, last)
+    assert _is_done(replace(record, examine_keep="last"), "i", loop.folder, last)
 
 
 def test_broken_weights_take_no_checkpoints_place(start: Path, tmp_path: Path) -> None:

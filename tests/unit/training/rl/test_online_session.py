@@ -14,6 +14,7 @@ from posttrain.config import parse_recipe
 from posttrain.data.read import read
 from posttrain.rewards import Scorer
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.training.pipeline import check_recipe, run_recipe
 from posttrain.training.rl.tasks import TaskOrder, read_tasks, tasks_fingerprint
 from posttrain.types import Task
@@ -61,8 +62,8 @@ def test_train_takes_tasks_and_plain_functions(start: Path, tmp_path: Path) -> N
     assert run.steps == 2 and run.report.exists() and run.model.is_dir()
     assert len(lines(tmp_path / "run" / "grpo", "rollouts.jsonl")) == 12
     record = RunFolder(tmp_path / "run").stage("grpo").stage()
-    assert record["arithmetic"].startswith("2 prompts x 3 completions = 6 completions a step")
-    assert record["reference"] == "live" and record["status"] == "done"
+    assert record.arithmetic.startswith("2 prompts x 3 completions = 6 completions a step")
+    assert record.reference == "live" and record.status == "done"
 
 
 def test_the_same_from_a_file_and_with_a_loaded_model(start: Path, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_the_same_from_a_file_and_with_a_loaded_model(start: Path, tmp_path: Pat
     path.write_text("".join(json.dumps({"prompt": f"{i}?", "answer": str(i)}) + "\n" for i in range(6)))
     policy = pt.load(start, adapter=pt.LoRA(rank=4))
     run = pt.train(pt.Online("rloo", **SETTINGS), policy, path, rewards=[early_letters], out=tmp_path / "run")
-    assert run.steps == 2 and RunFolder(tmp_path / "run").stage("rloo").stage()["reference"] == "adapter_off"
+    assert run.steps == 2 and RunFolder(tmp_path / "run").stage("rloo").stage().reference == "adapter_off"
     stage = pt.PPO(**{**SETTINGS, "completions_per_prompt": 1})
     pt.train(stage, start, read(path), rewards=[early_letters], out=tmp_path / "run")
     assert [stage.name for stage in RunFolder(tmp_path / "run").stages()] == ["rloo", "ppo"]
@@ -116,10 +117,10 @@ def test_rows_whose_own_answer_is_refused_are_named(start: Path, tmp_path: Path)
 
     verifier = Scorer("digits", digits, gold=lambda task: task.answer)
     pt.train(pt.GRPO(**SETTINGS, held_out=0), start, tasks, rewards=[verifier], out=tmp_path / "run")
-    preflight = RunFolder(tmp_path / "run").stage("grpo").preflight()
+    preflight = RunFolder(tmp_path / "run").stage("grpo").document(PreflightRecord)
     assert preflight is not None
-    gold = next(check for check in preflight["checks"] if check["name"] == "gold")
-    assert gold["status"] == "warn" and "1 of 8 fail; tasks.jsonl, row 4" in gold["detail"]
+    gold = next(check for check in preflight.checks if check.name == "gold")
+    assert gold.status == "warn" and "1 of 8 fail; tasks.jsonl, row 4" in gold.detail
 
 
 def test_made_tasks_are_their_own_content() -> None:

@@ -89,9 +89,9 @@ def test_rows_left_out_of_both_files_are_listed(tmp_path: Path, start: Path) -> 
         ("held_out", "wrong_shape", "apart.jsonl, row 4"),
         ("held_out", "wrong_shape", "apart.jsonl, row 5"),
     ]
-    assert inputs.counts["dropped"] == {"wrong_shape": 1, "too_long": 1}
-    assert inputs.counts["held_out"]["dropped"] == {"wrong_shape": 2}
-    assert (inputs.counts["rows"], inputs.counts["held_out_rows"]) == (4, 3)
+    assert inputs.counts.dropped == {"wrong_shape": 1, "too_long": 1}
+    assert inputs.counts.held_out.dropped == {"wrong_shape": 2}
+    assert (inputs.counts.rows, inputs.counts.held_out_rows) == (4, 3)
     assert not list((tmp_path / "stage").glob("rejected_*"))
 
 
@@ -143,7 +143,7 @@ def test_held_out_rows_that_are_trained_on_are_found(tmp_path: Path, start: Path
     (check,) = inputs.findings
     assert (check.status, check.evidence["in_training_rows"]) == ("warn", 2)
     assert "2 of them are among the training rows" in check.detail and "apart.jsonl, row 2" in check.detail
-    assert inputs.counts["held_out"]["in_training_rows"] == 2
+    assert inputs.counts.held_out.in_training_rows == 2
     clean = demonstrations(tmp_path / "clean.jsonl", "xyz")
     (check,) = loaded(SFT(data=train, held_out={"path": clean}), start, tmp_path).findings
     assert check.status == "pass"
@@ -234,7 +234,7 @@ def columns_check(tmp_path: Path, start: Path, *rows: dict[str, Any], **data: An
     check = next((one for one in inputs.findings if one.name == "columns"), None)
     if check is None:
         return None
-    assert inputs.counts["unused_columns"] == check.evidence["unused"]
+    assert list(inputs.counts.unused_columns) == check.evidence["unused"]
     return check
 
 
@@ -259,7 +259,7 @@ def test_files_and_keys_that_are_not_read_are_checks(tmp_path: Path, start: Path
     checks = {check.name: check for check in inputs.findings}
     note = "read x_train.jsonl (split 'train'); not read: x_test.jsonl (split 'test')"
     assert checks["files"].detail == note and any(line.endswith(note) for line in heard.lines)
-    assert inputs.counts["notes"] == [note] and inputs.counts["unread_keys"] == {"turn.thought": 1, "turn.time": 1}
+    assert inputs.counts.notes == (note,) and inputs.counts.unread_keys == {"turn.thought": 1, "turn.time": 1}
     assert checks["keys"].status == "warn" and "did you mean `reasoning`?" in str(checks["keys"].remedy)
 
     both = [str(tmp_path / f"{name}.jsonl") for name in ("x_train", "x_test")]

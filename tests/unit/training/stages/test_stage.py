@@ -22,6 +22,7 @@ from posttrain.models.reference import CachedReference
 from posttrain.models.tree.router import RouterLoss
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.training.checks import gradient, preflight
 from posttrain.training.pipeline import run_recipe
 from posttrain.training.stages import rows
@@ -82,7 +83,7 @@ def test_what_may_stop_the_stage_comes_before_the_reference(tmp_path: Path, monk
     monkeypatch.setattr(gradient, "check_gradient", lambda *args, **options: failed)
     with pytest.raises(PreflightError, match="planted"):
         prepared(DPO(beta=0.1), tmp_path)
-    names = [check["name"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]]
+    names = [check.name for check in StageFolder(tmp_path / "stage").document(PreflightRecord).checks]
     assert names[names.index("tree") :] == ["tree", "leak", "identity", "gradient", "memory"]
 
 
@@ -92,7 +93,7 @@ def test_the_real_reference_is_proven_too(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(CachedReference, "logprobs", lambda self, batch: logprobs(self, batch) + 0.5)
     with pytest.raises(PreflightError, match="policy = reference"):
         prepared(DPO(beta=0.1), tmp_path)
-    written = {check["name"]: check["status"] for check in StageFolder(tmp_path / "stage").preflight()["checks"]}
+    written = {check.name: check.status for check in StageFolder(tmp_path / "stage").document(PreflightRecord).checks}
     assert written["identity"] == "fail" and list(written.values()).count("fail") == 1
 
 
@@ -286,8 +287,8 @@ def test_nan_in_the_start_is_the_first_thing_said(tmp_path: Path, settings: Trai
         model.tokenizer.save_pretrained(folder)
     with pytest.raises(PreflightError, match=r"layers\.1\.mlp\.up_proj\.weight hold NaN"):
         prepared(settings, tmp_path, folder)
-    (check,) = StageFolder(tmp_path / "stage").preflight()["checks"]
-    assert (check["name"], check["status"]) == ("weights", "fail")
+    (check,) = StageFolder(tmp_path / "stage").document(PreflightRecord).checks
+    assert (check.name, check.status) == ("weights", "fail")
 
 
 def test_nan_in_the_start_of_a_stage_that_samples(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
-"""What a check is, and what it sees."""
+"""What a check of the recent metrics is, and what it detects.
+
+After every step `Alarms` asks each `AlarmCheck`; its `Detection` becomes an `Alarm`, unless one of the same name is
+under way.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from posttrain.diagnostics.history import History
-
-Severity = Literal["warning", "critical"]
+from posttrain.runs.records.logs import AlarmSeverity
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check sees: Finding("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
+class Detection:
+    """What a check has detected: Detection("warning", "the loss rose ...", {"loss": 2.1}, "lower ...", since=40)."""
 
-    severity: Severity
+    severity: AlarmSeverity
     message: str
     evidence: dict[str, Any]
     remedy: str
@@ -24,16 +27,16 @@ class Finding:
     """Whether the run ends there whatever the recipe says: each further step is wasted for certain."""
 
 
-class Check(Protocol):
+class AlarmCheck(Protocol):
     """A check's dataclass fields are its thresholds."""
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
 
-    def look(self, history: History) -> Finding | None: ...
+    def look(self, history: History) -> Detection | None: ...
 
 
-class OnlineCheck(Check, Protocol):
+class OnlineAlarmCheck(AlarmCheck, Protocol):
     """A check of a stage that samples, which knows when it cannot see."""
 
     needs: ClassVar[tuple[str, ...]]

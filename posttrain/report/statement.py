@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the verdict; kind is good, bad, warn or plain."""
+class Statement:
+    """Statement("bad", "dpo, alarm loss spike (step 12): ...", ""); kind is good, bad, warn or plain."""
 
     kind: str
     text: str

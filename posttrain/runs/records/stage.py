@@ -1,0 +1,220 @@
+"""stage.json: what a stage started from, what it ran on, and what became of it.
+
+It is written piecemeal: when the stage begins, when its preflight has passed, while it trains, and at its end. A key
+that the stage has not come to yet is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from posttrain.intervals import Score
+from posttrain.runs.records.base import WholeFile, Record, optional_key, other_keys
+from posttrain.runs.records.run import SCHEMA
+from posttrain.runs.values import as_mapping, as_whole
+
+
+@dataclass(frozen=True, slots=True)
+class StartModel(Record):
+    """StartModel("embedded", "/home/ada/posttrain/embedded/model", "e6f2a45a...")"""
+
+    name: str | None
+    path: str | None
+    fingerprint: str | None
+    """Of its weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine(Record):
+    """What the stage was computed on.
+
+    Machine("3.11.7", "2.13.0+cpu", "5.23.0", "Linux-6.1-x86_64", "AMD EPYC", "cpu", threads=2, memory_gb=8.2)
+    """
+
+    python: str | None
+    torch: str | None
+    transformers: str | None
+    platform: str | None
+    cpu: str | None
+    device: str | None
+    threads: int | None
+    memory_gb: float | None
+    more: Mapping[str, Any] = other_keys()
+    """Further libraries by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts(Record):
+    """ParameterCounts(total=2_066_112, trainable=131_072)"""
+
+    total: int | None
+    trainable: int | None
+
+
+def _by_reason_or_number(value: object) -> Mapping[str, int] | int:
+    if (number := as_whole(value)) is not None:
+        return number
+    return {reason: rows for reason, item in as_mapping(value).items() if (rows := as_whole(item)) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class DataCounts(Record):
+    """What became of a stage's rows.
+
+    DataCounts(read=1_659, kept=1_640, dropped={"too_long": 19}, truncated={}, findings={}, tokens=52_812,
+               trained_tokens=31_504, stop_share=0.053, rows=1_577, held_out_rows=63, format="chat")
+    """
+
+    read: int | None
+    kept: int | None
+    dropped: Mapping[str, int]
+    """Rows by reason."""
+    truncated: Annotated[Mapping[str, int] | int, _by_reason_or_number]
+    """Rows by reason; a stage that corrects the model's answers counts those that were cut in one number."""
+    findings: Mapping[str, int]
+    """What else the encoder noticed, rows by name."""
+    tokens: int | None
+    trained_tokens: int | None
+    stop_share: float | None
+    """Stop tokens among the trained ones."""
+    rows: int | None
+    """That train."""
+    held_out_rows: int | None
+    notes: tuple[str, ...] = ()
+    """What the reader of the rows says of the file as a whole."""
+    format: str | None = optional_key()
+    """The layout in which the rows were written: chat, preference, ..."""
+    split: int | None = optional_key()
+    """Rows that are more than one tree."""
+    unused_columns: tuple[str, ...] | None = optional_key()
+    unread_keys: Mapping[str, int] | None = optional_key()
+    """Keys inside turns that nothing reads, and in how many rows they stand."""
+    characters: int | None = optional_key()
+    lost_characters: int | None = optional_key()
+    """That the tokenizer cannot write."""
+    held_out: DataCounts | None = optional_key()
+    """Of a file of held-out rows."""
+    in_training_rows: int | None = optional_key()
+    """Held-out rows that train as well, word for word."""
+    answers: int | None = optional_key()
+    """Of a stage that corrects the model's answers: how many were sampled."""
+    prompts: int | None = optional_key()
+    pairs: int | None = optional_key()
+    skipped: Mapping[str, int] | None = optional_key()
+    """Answers that make no pair, by reason."""
+    prompts_without_pair: int | None = optional_key()
+    more: Mapping[str, Any] = other_keys()
+
+    @property
+    def truncated_by_reason(self) -> Mapping[str, int]:
+        return {} if isinstance(self.truncated, int) else self.truncated
+
+    @property
+    def truncated_answers(self) -> int | None:
+        return self.truncated if isinstance(self.truncated, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore(Record):
+    """A held-out score at a step: StepScore(26, 0.50, 0.377, 0.623, n=60)."""
+
+    step: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+    """Tasks."""
+
+    @classmethod
+    def of(cls, step: int, score: Score) -> StepScore:
+        return cls(step, score.value, score.low, score.high, score.n)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScore(Record):
+    """The held-out score of a stage that samples, at four moments: HeldOutScore(StepScore(0, ...), ...)."""
+
+    start: StepScore
+    best: StepScore
+    last: StepScore
+    kept: StepScore
+    """Of the weights that the stage saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestExamination(Record):
+    """BestExamination(step=12, score=0.53)"""
+
+    step: int | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord(WholeFile):
+    """stage.json.
+
+    StageRecord(schema=2, name="dpo", method="dpo_nll", status="done", started="2026-03-01T12:00:00+00:00",
+                start_model=StartModel("sft/model", ...), data=DataCounts(...), parameters=ParameterCounts(2_066_112,
+                2_066_112), logprobs="tree", reference="cached", steps=78, seconds=36.2, output="model", ...)
+    """
+
+    FILE = "stage.json"
+
+    schema: int | None = SCHEMA
+    name: str | None = None
+    method: str | None = None
+    status: str | None = None
+    """running, done, interrupted or failed."""
+    started: str | None = None
+    ended: str | None = None
+    seconds: float | None = None
+    """Of work, over all attempts."""
+    error: str | None = None
+    """Why it failed."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the stage as a whole."""
+    quick_identity: str | None = None
+    """Hash of the settings and of the files that the stage depends on: a finished stage with another one runs again."""
+    fingerprint: str | None = None
+    """Hash of the settings, the encoded rows and the start's weights: a checkpoint of another one is refused."""
+    date: str | None = None
+    environment: Machine | None = None
+    start_model: StartModel | None = None
+    data: DataCounts | None = None
+    parameters: ParameterCounts | None = None
+    logprobs: str | None = None
+    """tree or padded: the path on which log-probs were computed."""
+    reference: str | None = None
+    """Where the reference policy's log-probs came from: cached, live, adapter_off."""
+    tokens_per_microbatch: int | None = None
+    arithmetic: str | None = None
+    """Rows, steps and epochs in a sentence."""
+    steps: int | None = None
+    """That were taken, once the stage is done."""
+    output: str | None = None
+    """What the next stage takes, inside this folder: model, or data.jsonl."""
+    alarms_not_watched: Mapping[str, str] | None = None
+    """Alarms that cannot ring here, and why."""
+    examine_keep: str | None = None
+    """Which weights a stage that samples was asked to end with: best or last."""
+    best: BestExamination | None = None
+    """The examination whose weights it ended with; None where it ended with the last."""
+    best_lost: str | None = None
+    """Why it did not end with the best."""
+    no_update: str | None = None
+    """Why the last step without an update had none."""
+    updates: int | None = None
+    held_out_score: HeldOutScore | None = None
+    more: Mapping[str, Any] = other_keys()
+
+    @property
+    def model_name(self) -> str:
+        """The start's, or its path."""
+        start = self.start_model
+        return "" if start is None else start.name or start.path or ""
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else self.best.step

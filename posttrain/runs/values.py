@@ -1,0 +1,62 @@
+"""Values of the type that is needed, or nothing: what the records of a run folder are read by.
+
+A folder may be torn, edited by hand or of another version, so that any key may hold anything. Nothing here raises: a
+value of another type than its own counts as missing. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+LARGEST = 1e100
+"""Beyond every type that a model computes in but float64; NaN is not below it either."""
+
+
+def as_number(value: object) -> float | None:
+    """A number that can be plotted, or None: NaN, infinities, text and booleans are no measurement."""
+    number = as_finite(value)
+    return number if number is not None and abs(number) <= LARGEST else None
+
+
+def as_finite(value: object) -> float | None:
+    """A finite number however large: what a program compares, bit for bit, with what it wrote."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        converted = float(value)
+    except OverflowError:
+        return None
+    return converted if math.isfinite(converted) else None
+
+
+def as_whole(value: object) -> int | None:
+    """A whole number, or None; 3.0 is one."""
+    number = as_number(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def as_flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def as_text(value: object) -> str:
+    """Text as it is, None as "", a conversation as "role: content" lines, everything else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        if len(value) == 1:
+            return as_text(value[0]["content"])
+        return "\n".join(f"{as_text(turn.get('role'))}: {as_text(turn['content'])}" for turn in value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
