@@ -42,7 +42,7 @@ class Place:
 
 
 PLACES = {
-    "cli": Place(0, 100, "one file per verb: run, check, audit, eval, generate, compare, score, merge, models"),
+    "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
     "training": Place(0, 100, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(14, 66, "suites, held-out scores and win rates, each figure with its interval"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),

@@ -103,7 +103,6 @@ def train(
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
     _require_stage(stage, rewards)
-    # A policy is trained in place, with whatever adapter it came with.
     taken = isinstance(model, LoadedModel) and stage.OUTPUTS == "policy"  # a reward model is made of a copy
     if taken and stage.adapter is not None and not isinstance(stage.adapter, Continue):
         raise ConfigError(
@@ -114,15 +113,14 @@ def train(
     examples = _examples(data, stage)
     run = RunFolder(Path(out))
     folder = run.stage(stage.name)
+    ctx = StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
     with run.locked():
         if fresh and folder.exists:
             shutil.rmtree(folder.path)
         begin_run(run, run.path.name, [stage], keep_others=True)
         try:
             with Timed(run, folder, stage):
-                outcome = run_stage(
-                    StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
-                )
+                outcome = run_stage(ctx)
                 assert outcome is not None  # it trains
         except BaseException as error:
             run.write_run(status=how_it_ended(error), ended=now())

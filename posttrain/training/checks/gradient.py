@@ -44,14 +44,14 @@ def check_gradient(
     reference_N = reference.logprobs(batch) if reference is not None else None
     logprobs = policy(batch, algorithm.wants)
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    weights, size = [p for _, p in named], sum(p.numel() for _, p in named)
     # d loss / d log-prob first, on copies: there a loss that is constant shows as exactly 0, whatever the model rounds.
     slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
     if not slopes:
-        return _no_slope(algorithm, sum(p.numel() for _, p in named), policy)
-    weights = [p for _, p in named]
+        return _no_slope(algorithm, size, policy)
     balanced = _reached(router_term(algorithm, logprobs), weights)
-    said = [getattr(logprobs, name) for name in slopes]
-    gradients = torch.autograd.grad(said, weights, list(slopes.values()), allow_unused=True)
+    figures = [getattr(logprobs, name) for name in slopes]
+    gradients = torch.autograd.grad(figures, weights, list(slopes.values()), allow_unused=True)
     # Parts behind a factor that starts at zero (lora_A, a backbone under a fresh head) move from the second step on.
     waiting = policy.waiting()
     dead = [
@@ -61,7 +61,6 @@ def check_gradient(
     ]
     alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
     dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
-    size = sum(p.numel() for _, p in named)
     everything = sum(p.numel() for p in policy.model.parameters())
     detail = f"{size:,} of {everything:,} parameters train, in {len(named)} tensors"
     frozen, packed = frozen_weights(policy.model)
@@ -83,9 +82,8 @@ def check_gradient(
         return Check("gradient", "gradients", "warn", detail, evidence, remedy)
     if dead:
         remedy = "experts that saw no token are normal; else check the adapter's targets"
-        return Check(
-            "gradient", "gradients", "warn", f"{detail}; {len(dead)} get none, {dead[0]} among them", evidence, remedy
-        )
+        detail += f"; {len(dead)} get none, {dead[0]} among them"
+        return Check("gradient", "gradients", "warn", detail, evidence, remedy)
     return Check("gradient", "gradients", "pass", f"{detail}; each gets a gradient", evidence)
 
 

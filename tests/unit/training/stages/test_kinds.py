@@ -26,7 +26,7 @@ from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.sampling import LEARNERS, SAMPLING
 from posttrain.training.stages.table import KINDS, kind_of_stage
 
-MOST_QUESTIONS = 20
+MOST_QUESTIONS = 15
 
 
 def test_the_table_by_hand() -> None:
