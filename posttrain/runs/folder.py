@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
-from posttrain.runs.records.base import WholeFile, LogLine
-from posttrain.runs.records.evaluation import AnswerLine, SuiteScores, PassAtKChange, PassAtKChanges
+from posttrain.runs.records.base import LogLine, WholeFile
+from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary

@@ -15,13 +15,13 @@ from posttrain.errors import SourceError
 from posttrain.runs.folder import RESERVED_NAMES
 from posttrain.runs.records.evaluation import (
     AnswerLine,
-    SuiteScores,
     Figure,
     Meaning,
     PassAtKChange,
     PassAtKChanges,
     PassAtKCounts,
     SuiteMeanings,
+    SuiteScores,
 )
 from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.preflight import PreflightRecord

@@ -199,7 +199,11 @@ def _same_prompts(log: SampleLog, spreads: list[StepSpread]) -> tuple[list[str],
 
 def _latest(spreads: list[StepSpread]) -> dict[TaskKey, tuple[int, float]]:
     """By prompt the last of these steps that asked it, and its mean reward there."""
-    return {key: (at_step.step, sum(rewards) / len(rewards)) for at_step in spreads for key, rewards in at_step.groups.items()}
+    return {
+        key: (at_step.step, sum(rewards) / len(rewards))
+        for at_step in spreads
+        for key, rewards in at_step.groups.items()
+    }
 
 
 def _at_steps(log: SampleLog, key: TaskKey, steps: list[int | None]) -> SamePrompt:
@@ -209,7 +213,9 @@ def _at_steps(log: SampleLog, key: TaskKey, steps: list[int | None]) -> SameProm
 
 
 def _ends(log: SampleLog, key: TaskKey, step: int) -> list[Sample] | None:
-    found = pick(step, (sample for sample in log.read([step]) if sample.group == key), Choice(best=1, worst=1, random=0))
+    found = pick(
+        step, (sample for sample in log.read([step]) if sample.group == key), Choice(best=1, worst=1, random=0)
+    )
     kept = [shown.sample for shown in found.shown]
     # Two completions of one reward say no more than one of them.
     return (kept[:1] if len(kept) == 2 and kept[0].reward == kept[1].reward else kept) or None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from posttrain.intervals import Score
-from posttrain.runs.records.base import WholeFile, Record, optional_key, other_keys
+from posttrain.runs.records.base import Record, WholeFile, optional_key, other_keys
 from posttrain.runs.records.run import SCHEMA
 from posttrain.runs.values import as_mapping, as_whole
 
@@ -94,7 +94,7 @@ class DataCounts(Record):
     characters: int | None = optional_key()
     lost_characters: int | None = optional_key()
     """That the tokenizer cannot write."""
-    held_out: DataCounts | None = optional_key()
+    held_out: DataCounts | None = optional_key()  # noqa: RUF009 - it is `field`, with metadata
     """Of a file of held-out rows."""
     in_training_rows: int | None = optional_key()
     """Held-out rows that train as well, word for word."""

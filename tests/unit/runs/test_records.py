@@ -19,7 +19,7 @@ from posttrain.diagnostics.alarms import non_finite
 from posttrain.intervals import Score
 from posttrain.runs import records
 from posttrain.runs.records import RUN_FILES, STAGE_FILES
-from posttrain.runs.records.base import WholeFile, LogLine, Exact, Record, keys_of, optional_key, other_keys
+from posttrain.runs.records.base import Exact, LogLine, Record, WholeFile, keys_of, optional_key, other_keys
 from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning, SuiteMeanings, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.run import RunRecord, StageEntry
@@ -203,7 +203,23 @@ def test_a_judged_response_has_one_side() -> None:
 
 def test_columns_of_a_rollout_lie_beside_its_keys() -> None:
     line = RolloutLine(
-        *(3, 2, (2, 2), "r", "p", None, "c", 0, "length", None, {"math": None}, (1,), (2, 3), (True, False), (-1.5, -0.5)),
+        *(
+            3,
+            2,
+            (2, 2),
+            "r",
+            "p",
+            None,
+            "c",
+            0,
+            "length",
+            None,
+            {"math": None},
+            (1,),
+            (2, 3),
+            (True, False),
+            (-1.5, -0.5),
+        ),
         columns={"advantages": (0.5, 0.25)},
     )
     content = line.to_json()
