@@ -51,7 +51,7 @@ class RolloutLine(LogLine):
     mask: tuple[bool | None, ...] | None
     """Which of `ids` train."""
     sampler_logprobs: tuple[float | None, ...]
-    """The engine's, in nats."""
+    """The engine's, in nats; null at ids that it did not sample."""
     columns: Mapping[str, tuple[float | None, ...]] = other_keys()
     """A number for each of `ids`: old_logprobs, reference_logprobs, advantages, values, ..."""
 

@@ -76,9 +76,9 @@ def test_a_source_has_four_members() -> None:
 def test_a_source_without_hooks_trains_and_the_loop_measures_held_out_rows(tmp_path: Path) -> None:
     folder = run(work_with(Queue()), tmp_path)
     train = folder.metrics("train")
-    assert [record["step"] for record in train] == list(range(1, STEPS + 1))
-    assert [record["epoch"] for record in train] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert [record["step"] for record in folder.metrics("held_out")] == [0, 4, 5]
+    assert [record.step for record in train] == list(range(1, STEPS + 1))
+    assert [record.epoch for record in train] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [record.step for record in folder.metrics("held_out")] == [0, 4, 5]
 
 
 def test_a_queue_goes_on_where_it_was_and_a_failed_step_gets_its_batch_again(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_hooks_are_called_around_every_step(tmp_path: Path) -> None:
     )
     folder = run(work_with(Queue(), hooks=hooks), tmp_path)
     assert calls == [("update", 0, 3), ("end", 1, 0.0), ("update", 1, 3), ("end", 2, 1.0), "finish"]
-    assert [record["values"]["reward"] for record in folder.metrics("train")] == [0.5, 1.0]
-    assert [record["step"] for record in folder.metrics("held_out")] == [0, 2]
+    assert [record.values["reward"] for record in folder.metrics("train")] == [0.5, 1.0]
+    assert [record.step for record in folder.metrics("held_out")] == [0, 2]
 
 
 def test_an_examination_measures_in_the_loop_s_place(tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ def test_an_examination_measures_in_the_loop_s_place(tmp_path: Path) -> None:
             return {"score": Mean(step / 10, 1)}
 
     folder = run(work_with(Queue(), hooks=Hooks(examination=Every(2))), tmp_path)
-    scores = {record["step"]: record["values"] for record in folder.metrics("held_out")}
+    scores = {record.step: record.values for record in folder.metrics("held_out")}
     assert scores == {0: {"score": 0.0}, 2: {"score": 0.2}, 4: {"score": 0.4}}

@@ -184,7 +184,8 @@ def test_staleness_is_counted_from_the_oldest_weights() -> None:
 
 
 def test_a_line_of_the_rollouts_says_versions_and_mask() -> None:
-    first, second, _ = json.loads(json.dumps(list(rollout_of(version=7).records())).replace("NaN", "null"))
+    written = json.dumps([line.to_json() for line in rollout_of(version=7).records()])
+    first, second, _ = json.loads(written.replace("NaN", "null"))
     assert (first["versions"], second["versions"]) == ([7, 7], [6, 7])
     assert first["version"] == 7 and first["mask"] == list(HOLES[0])
     assert first["sampler_logprobs"] == [-0.5, None, None, -1.25, -1.5]
@@ -193,6 +194,6 @@ def test_a_line_of_the_rollouts_says_versions_and_mask() -> None:
 def test_every_step_of_a_run_says_its_staleness(tmp_path: Path) -> None:
     """0: sampling and training take turns."""
     loop = run(loop_of(save_start(tmp_path / "start"), tmp_path / "run", steps=2, held_out=0))
-    assert [record["values"]["staleness"] for record in loop.folder.metrics("train")] == [0.0, 0.0]
+    assert [record.values["staleness"] for record in loop.folder.metrics("train")] == [0.0, 0.0]
     written = lines(tmp_path / "run", "rollouts.jsonl")
     assert {(line["step"], *line["versions"]) for line in written} == {(1, 0, 0), (2, 1, 1)}

@@ -110,8 +110,8 @@ def test_a_shared_backbone_learns_values(start: Path, tmp_path: Path, adapter: A
     found = steps(loop)
     assert found[-1]["value_loss"] < found[0]["value_loss"]
     assert all(np.isfinite(values["value_loss"]) and values["value_grad_norm"] > 0 for values in found)
-    first = [value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line.values]
-    last = [value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 6 for value in line.values]
+    first = [value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 1 for value in line["values"]]
+    last = [value for line in lines(tmp_path, "rollouts.jsonl") if line["step"] == 6 for value in line["values"]]
     assert not any(first) and any(last)
 
 

@@ -17,6 +17,7 @@ from posttrain.config.base import Output, RowStage
 from posttrain.config.online import PPO, OnlineDPO, OnlineStage, SamplingStage
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.stage import DataCounts
 from posttrain.training.pipeline import _with_data
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind, row_of_type
@@ -61,10 +62,10 @@ def test_a_type_without_a_row_is_named() -> None:
 def test_a_stage_that_trains_nothing_has_the_records_of_one_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(ctx: StageContext[Correction], inputs: str) -> dict[str, int]:
+    def make(ctx: StageContext[Correction], inputs: str) -> DataCounts:
         running = ctx.folder.stage()
-        assert (running["status"], running["output"], inputs) == ("running", None, "read before")
-        return {"kept": 3}
+        assert (running.status, running.output, inputs) == ("running", None, "read before")
+        return DataCounts.from_json({"kept": 3})
 
     kind: MakingKind[Correction, str] = MakingKind("data", lambda ctx: "read before", make)
     monkeypatch.setattr("posttrain.training.stages.run.kind_of_stage", lambda stage: kind)
@@ -73,7 +74,8 @@ def test_a_stage_that_trains_nothing_has_the_records_of_one_that_does(
     (folder.path / "dropped.jsonl").write_text("of an earlier attempt")
     assert run_stage(StageContext(Correction(), "embedded", folder, 0, Progress()), identity="i") is None
     record = folder.stage()
-    assert (record["data"], record["output"], record["quick_identity"]) == ({"kept": 3}, "data.jsonl", "i")
+    assert (record.output, record.quick_identity) == ("data.jsonl", "i")
+    assert record.data is not None and record.data.kept == 3
     assert (
         not (folder.path / "dropped.jsonl").exists()
         and "method: correction" in (folder.path / "config.yaml").read_text()
