@@ -251,7 +251,6 @@ class RunFolder:
             SourceError: a newer version wrote it; a stage of ours beside its own would be neither's layout.
         """
         before = self.run() if self.exists else RunRecord.from_json({})
-        # Reading a newer layout loses nothing; writing it back would drop every key that is not known here.
         if before.newer:
             raise SourceError(
                 "the run folder was written by a newer version, and this one would damage it",
@@ -287,8 +286,8 @@ class RunFolder:
         Raises ResumeError if another process runs the same recipe into the same folder, ConfigError if the folder
         cannot be made.
         """
-        # The lock is the kernel's, not a file with a process id: after a crash nothing stale is left to clear away.
         make_folder(self.path)
+        # The lock is the kernel's, not a file with a process id: after a crash nothing stale is left to clear away.
         with (self.path / ".lock").open("a+") as file:
             if not _lock(file.fileno()):
                 raise ResumeError(

@@ -120,7 +120,7 @@ class Stage:
     def model_folder(self) -> Path | None:
         """The exported model, if it is there."""
         folder = self.folder / (self.about.output or "model")
-        # `output` is text from a file: an absolute path in it would offer a folder that is not the stage's as its model.
+        # `output` is text from a file: an absolute path in it would offer a folder that is not the stage's.
         return folder if folder.is_dir() and self.folder in folder.parents else None
 
 
@@ -226,11 +226,11 @@ def _is_stage(path: Path) -> bool:
 
 def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
     about = files.document(folder / "stage.json", StageRecord) or StageRecord()
-    # stage.json is the stage's own word; run.json lags behind it when a run is killed between the two.
+    # stage.json is the stage's own word; where it is torn or gone, run.json still knows how the stage ended.
     status = about.status or entry.status
     if not status or status == "pending":
         status = "unknown" if folder.is_dir() and any(folder.iterdir()) else "planned"
-    # An older layout kept the time in run.json alone.
+    # run.json is written first when a stage ends: killed between the two, the time is there alone.
     if about.seconds is None and status != "planned":
         about = replace(about, seconds=entry.seconds)
     curves, epochs_per_step = _read_curves(files, folder / "metrics.jsonl")
