@@ -94,7 +94,7 @@ class Heartbeat:
             if self._said is not None:
                 self.progress.say(f"{self.folder.name}: goes on ({standing.words})")
             self._said = None
-        # At each doubling: a night's silence is ten messages, not one for every beat.
+        # At each doubling: a night's silence is a handful of messages, not one for every beat.
         elif self._said is None or standing.silence >= 2 * self._said:
             self._said = standing.silence
             self._report(standing)

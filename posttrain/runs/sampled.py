@@ -123,7 +123,7 @@ def read_sampled(files: Files, folder: Path, best_step: int | None) -> SampledSt
     if not rollouts.steps and not examinations.steps:
         _note(files, rollouts, examinations)
         return None
-    # Only these steps are parsed: a long run's rollouts.jsonl may have gigabytes, and a picture has no room for every step.
+    # Only these steps are parsed: a long run's rollouts.jsonl may have gigabytes, and a picture shows so many bands.
     spreads = [_spread(rollouts, step) for step in spread(list(rollouts.steps), MOST_STEPS)]
     shown = [pick(step, rollouts.read([step]), Choice()) for step in spread(list(rollouts.steps), SHOWN_STEPS)]
     same_steps, same = _same_prompts(rollouts, spreads)
@@ -242,8 +242,7 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     for step in columns:
         own = firsts.setdefault(step, {})
         for sample in log.read([step]):
-            # The first answer to each task, whatever its score: the best of several would flatter the later
-            # examination.
+            # The first answer to each task, whatever its score: the best of several would be luck.
             if sample.group in wanted:
                 own.setdefault(sample.group, sample)
     found = []

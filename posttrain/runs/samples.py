@@ -232,7 +232,7 @@ def _chosen_steps(log: SampleLog, wanted: Iterable[int] | None, choice: Choice) 
         return asked
     if choice.prompt is not None:
         # The whole file is read for it: a prompt may have been asked at any step. Where none has it, all steps stay,
-        # and the caller's error can name how many completions were looked through.
+        # so that the caller's error has steps to name.
         known = list(dict.fromkeys(sample.step for sample in log.read() if sample.about(choice.prompt))) or known
     return spread(known, SPREAD)
 
