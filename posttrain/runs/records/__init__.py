@@ -20,11 +20,11 @@ from posttrain.runs.records.base import Record
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     BaselineAnswer,
-    SuiteScores,
     PassAtKChanges,
     PassAtKCounts,
     SuiteIdentities,
     SuiteMeanings,
+    SuiteScores,
 )
 from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from posttrain.intervals import Score
-from posttrain.runs.records.base import WholeFile, Record, optional_key, other_keys
+from posttrain.runs.records.base import Record, WholeFile, optional_key, other_keys
 from posttrain.runs.values import as_mapping, as_number
 
 

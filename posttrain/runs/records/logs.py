@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from posttrain.runs.records.base import LogLine, Exact, Record, optional_key, other_keys
+from posttrain.runs.records.base import Exact, LogLine, Record, optional_key, other_keys
 
 AlarmSeverity = Literal["warning", "critical"]
 

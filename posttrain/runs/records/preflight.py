@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.runs.records.base import WholeFile, Record
+from posttrain.runs.records.base import Record, WholeFile
 
 
 @dataclass(frozen=True, slots=True)

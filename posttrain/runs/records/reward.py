@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.runs.records.base import WholeFile, LogLine, Record, optional_key
+from posttrain.runs.records.base import LogLine, Record, WholeFile, optional_key
 from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.records.logs import Alarm
 

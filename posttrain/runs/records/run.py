@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.runs.records.base import WholeFile, Record, optional_key, other_keys
+from posttrain.runs.records.base import Record, WholeFile, optional_key, other_keys
 
 SCHEMA = 2
 """Version of the layout that this program writes, in run.json and stage.json."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from posttrain.intervals import Score
-from posttrain.runs.records.base import WholeFile, Record, optional_key, other_keys
+from posttrain.runs.records.base import Record, WholeFile, optional_key, other_keys
 from posttrain.runs.records.run import SCHEMA
 from posttrain.runs.values import as_mapping, as_whole
 

@@ -19,8 +19,8 @@ from posttrain.diagnostics.alarms import non_finite
 from posttrain.intervals import Score
 from posttrain.runs import records
 from posttrain.runs.records import RUN_FILES, STAGE_FILES
-from posttrain.runs.records.base import WholeFile, LogLine, Exact, Record, keys_of, optional_key, other_keys
-from posttrain.runs.records.evaluation import AnswerLine, SuiteScores, Figure
+from posttrain.runs.records.base import Exact, LogLine, Record, WholeFile, keys_of, optional_key, other_keys
+from posttrain.runs.records.evaluation import AnswerLine, Figure, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.sampled import RolloutLine

@@ -16,7 +16,7 @@ from posttrain.errors import ResumeError, SourceError
 from posttrain.runs import files
 from posttrain.runs.files import JsonlLog, plain, read_json, read_jsonl, write_json, write_text
 from posttrain.runs.folder import RunFolder, StageFolder
-from posttrain.runs.records.evaluation import SuiteScores, Figure
+from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.runs.records.logs import Alarm, DroppedRow, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.run import SCHEMA, StageEntry, Summary
