@@ -63,7 +63,8 @@ PLACES = {
     "intervals": Place(70, 83, "confidence"),
     "embedded": Place(85, 100, "the model inside"),
 }
-"""Every part that is drawn, where the package has it. Neighbours of one layer leave room for the arrows that pass between them."""
+"""Every part that is drawn, where the package has it. Neighbours of one layer leave room for the arrows that pass
+between them."""
 
 NOT_DRAWN = {"__main__"}
 

@@ -34,7 +34,7 @@ from posttrain.training.rl.source import sample
 from posttrain.training.rl.tasks import TaskSet
 from posttrain.training.stages.kind import Proven, StageContext, Subject
 from posttrain.training.stages.sampling_inputs import RolloutLearning, SamplingInputs
-from posttrain.types import TokenTree
+from posttrain.types import TokenTree, Wants
 
 PROBED_PROMPTS = 2
 PROBED_COMPLETIONS = 3
@@ -142,7 +142,7 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
     With the engine's in their place, a ratio or a KL that has no gradient would have one of the size of rounding.
     """
     batch = to_device(collate(rows), policy.device)
-    own_N = policy(batch, temperature=stage.trainer_temperature).logprobs_N.float().cpu().numpy()
+    own_N = policy(batch, Wants(temperature=stage.trainer_temperature)).logprobs_N.float().cpu().numpy()
     first, probes = 0, []
     for tree in rows:
         branches = []
