@@ -89,7 +89,7 @@ class Comparison:
     """K >= 2 continuations; each is the messages after the prompt and begins with the assistant."""
     winner: int
     row: RowRef
-    # Kept as the row gave it, not sorted here: positions in messages and errors are then those of the file.
+    # The responses stay in the order of the row, so that an error can name one by its place there.
     ranking: tuple[int, ...] | None = None
     """Indices of all responses, best first; None for a pair, whose order `winner` gives."""
     margin: float | None = None
