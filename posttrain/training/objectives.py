@@ -361,8 +361,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "gkd": Method(Task, "distillation", _distillation),
     }
 )
+# Without `reward`, whose loss takes scores where the others take log-probs.
 ALGORITHMS: tuple[str, ...] = tuple(
-    # A reward model's loss takes scores, so it is not interchangeable with the others.
     name for name, method in METHODS.items() if method.by_name is not None and method.home != "reward"
 )
 """Methods that `algorithm` makes by name, and whose loss takes log-probs."""

@@ -104,7 +104,7 @@ class TreeLayout:
         spans = [*self.ancestors[index], index]
         keys = torch.cat([self.positions_T[self.nodes[i].start : self.nodes[i].end] for i in spans])
         queries = self.positions_T[self.nodes[index].start : self.nodes[index].end]
-        # No mask where causal is all there is: it would hold [L, keys] numbers, and the flash kernels of CUDA take none.
+        # No mask where causal is all there is: it would hold [L, keys] numbers, and flash kernels of CUDA take none.
         reaches_all = window is None or int(queries[-1]) < window
         if reaches_all and len(spans) == 1:
             return None
