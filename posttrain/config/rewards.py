@@ -294,7 +294,7 @@ class JudgeReward(RewardSettings):
     """Each response is compared with the others to its prompt, with the row's answer, or marked by itself."""
     standard: str = "helpfulness, correctness, relevance, and clarity"
     """What the judge goes by."""
-    # All against all grows with the square of the group: 8 responses are 28 requests a prompt.
+    # All against all grows with the square of the group: 8 responses are 28 pairs, each asked twice.
     opponents: Int | None = Field(default=None, ge=1)
     """In a group: how many others each response meets; null: all."""
     show_reference: bool = False
