@@ -43,6 +43,7 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, unknown
 
+# Relative: an absolute bound would call small rewards equal and miss the rounding of large ones.
 TIE = 1e-6
 """Rewards that differ by less than this share of the largest are equal: a few roundings of fp32."""
 EPSILON = 1e-6
@@ -148,12 +149,14 @@ def token_rewards(scores_B: Tensor, mask_BL: Tensor, kl_BL: Tensor | None = None
     Raises:
         ValueError: a response that trains has no score; leave it out of the step.
     """
+    # Filled with 0, a missing score would train the response as if it had been judged.
     trains_B = mask_BL.any(dim=1)
     if bool((trains_B & scores_B.isnan()).any()):
         raise ValueError("a response without a score has tokens that train: mask them, or leave it out")
     rewards_BL = torch.zeros(mask_BL.shape, dtype=_wide(scores_B), device=mask_BL.device)
     if kl_BL is not None:
         rewards_BL = torch.where(mask_BL, -kl_beta * kl_BL.to(rewards_BL), rewards_BL)
+    # A response that does not train at all has its "last" token at 0; its score, perhaps NaN, must not get there.
     last_B = last_sampled(mask_BL)
     scores_B = torch.where(trains_B, scores_B.to(rewards_BL), torch.zeros_like(scores_B).to(rewards_BL))
     return rewards_BL.scatter_add(1, last_B[:, None], scores_B[:, None]) if mask_BL.shape[1] else rewards_BL
@@ -179,6 +182,7 @@ def gae(
     gae([[0, 1, 0]], [[0, 0, 100]], [[T, T, F]]) is ([[0.95, 1.0, 0]], [[0.95, 1.0, 0]]).
     """
     wide = torch.promote_types(_wide(rewards_BL), _wide(values_BL))
+    # `where`, not a product with the mask: 0 * NaN is NaN.
     rewards_BL = torch.where(mask_BL, rewards_BL.to(wide), 0.0)
     values_BL = torch.where(mask_BL, values_BL.to(wide), 0.0)
     next_value_B = next_advantage_B = rewards_BL.new_zeros(rewards_BL.shape[0])
@@ -188,6 +192,7 @@ def gae(
         value_B = values_BL[:, place]
         delta_B = rewards_BL[:, place] + gamma * next_value_B - value_B
         advantage_B = delta_B + gamma * lam * next_advantage_B
+        # A masked place is passed over, not stepped through: a tool's words cost neither a discount nor a value.
         columns.append(torch.where(here_B, advantage_B, 0.0))
         next_advantage_B = torch.where(here_B, advantage_B, next_advantage_B)
         next_value_B = torch.where(here_B, value_B, next_value_B)
@@ -222,6 +227,7 @@ class _Groups:
     groups: int
 
     def sums(self, values_B: Tensor) -> Tensor:
+        # A response without a reward is in no mean: its 0 is a placeholder, and is not counted.
         return values_B.new_zeros(self.groups).index_add(0, self.group_B, values_B * self.counted_B)
 
     @property
@@ -243,6 +249,7 @@ class _Groups:
     @property
     def tied_G(self) -> Tensor:
         """Fewer than two rewards, or all of them equal."""
+        # Compared, not measured by the deviation: that of seven times 0.3 is rounding noise and not 0.
         nothing_G = self.reward_B.new_full((self.groups,), torch.inf)
         kept_B = torch.where(self.counted_B, self.reward_B, torch.inf)
         lowest_G = nothing_G.scatter_reduce(0, self.group_B, kept_B, "amin")
@@ -276,6 +283,7 @@ def _maxrl(groups: _Groups, epsilon: float) -> Tensor:
             found=f"a reward of {float(reward_B[(reward_B != 0) & (reward_B != 1)][0]):g}",
             remedy="give a reward of 0 or 1, or use grpo, dr_grpo or rloo",
         )
+    # A group without a right answer has nothing to divide: its centred rewards are 0 already.
     mean_G = groups.mean_G
     return groups.centred_B / torch.where(mean_G > 0, mean_G, 1.0)[groups.group_B]
 
@@ -361,11 +369,13 @@ def advantages(
     """
     rewards_B, mask_BL = rollout.rewards_B, rollout.mask_BL
     tokens_B = mask_BL.sum(dim=1)
+    # A group rule compares whole responses, so a KL in the reward is charged as one sum per response.
     if kind in GROUP_RULES:
         if rollout.kl_BL is not None:
             charged_BL = mask_BL if rollout.charged_BL is None else rollout.charged_BL
             rewards_B = rewards_B.double() - kl_beta * torch.where(charged_BL, rollout.kl_BL, 0.0).sum(dim=1)
         groups = group_advantages(kind, rewards_B, rollout.group_B, tokens_B=tokens_B, epsilon=epsilon)
+        # What is reported of the groups is about the rewards as given, before the KL was taken from them (deviation 5).
         raw = _groups(rollout.rewards_B, rollout.group_B, None)
         groups = _described(groups.values_B, raw, raw.tied_G, rollout.rewards_B)
         spread_BL = groups.values_B.to(_wide(rollout.rewards_B))[:, None].expand(mask_BL.shape)
@@ -380,6 +390,7 @@ def advantages(
     if kind == "batch_whiten":
         return Advantages(whitened(rewards_to_come(rewards_BL, mask_BL, gamma), mask_BL, epsilon), None, groups)
     values_BL = _needed(rollout.values_BL, kind, "a value model")
+    # Only advantages are whitened: the value model predicts returns in units of reward.
     raw_BL, returns_BL = gae(rewards_BL, values_BL, mask_BL, gamma, lam)
     return Advantages(whitened(raw_BL, mask_BL, epsilon), torch.where(mask_BL, returns_BL, 0.0), groups)
 
@@ -391,6 +402,7 @@ def _groups(rewards_B: Tensor, group_B: Tensor, tokens_B: Tensor | None) -> _Gro
     reward_B = rewards_B.detach().double()
     _require_finite(reward_B)
     counted_B = ~reward_B.isnan()
+    # By tokens, since the loss is a mean over tokens: one long response moves a token's mean as far as many short ones.
     weight_B = torch.ones_like(reward_B) if tokens_B is None else tokens_B.to(reward_B)
     count = int(group_B.max()) + 1 if group_B.numel() else 0
     return _Groups(reward_B.masked_fill(~counted_B, 0.0), counted_B, group_B, weight_B * counted_B, count)
@@ -414,6 +426,7 @@ def _whiten(values: Tensor, weights: Tensor, epsilon: float) -> Tensor:
     mean = (values * weights).sum() / total
     apart = values - mean
     std = ((apart.square() * weights).sum() / total).sqrt()
+    # The deviation of equal values is rounding noise; divided by itself it would become advantages of size 1.
     largest = torch.where(weights > 0, values.abs(), 0.0).amax() if values.numel() else std
     return torch.where(std <= TIE * largest, torch.zeros_like(apart), apart / (std + epsilon))
 

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+# Only for annotations: what reads a run's metrics loads no torch.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -95,6 +96,7 @@ class Mean:
     """The value where nothing was counted; None: there is none. A loss has one, since what is minimised is then 0."""
 
     def merge(self, other: Mean) -> Mean:
+        # Sums and counts add up; a mean of means would weigh a micro-batch of 3 tokens like one of 3,000.
         return Mean(self.sum + other.sum, self.count + other.count, self.empty)
 
     @property
@@ -152,6 +154,7 @@ class Deviation:
         count = self.count + other.count
         if not count:
             return self
+        # By the distance of the means: squares of the values themselves would cancel where the mean is large.
         apart = other.mean - self.mean
         return Deviation(
             count,
@@ -177,6 +180,7 @@ class EffectiveSize:
     count: float
 
     def merge(self, other: EffectiveSize) -> EffectiveSize:
+        # Weights add up, shares do not: two even halves of different weight make one uneven whole.
         return EffectiveSize(self.sum + other.sum, self.squares + other.squares, self.count + other.count)
 
     @property
@@ -204,6 +208,8 @@ class ExplainedVariance:
     def value(self) -> float:
         """NaN where the target is constant: there is nothing to explain."""
         squares = float(self.target.squares)
+        # Both around their own mean, so a constant offset costs nothing here; `value_mean` beside `return_mean` shows
+        # it.
         return 1.0 - float(self.residual.squares) / squares if squares else float("nan")
 
 

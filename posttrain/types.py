@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+# Only for annotations: `posttrain --help`, reading and auditing must not wait seconds for torch.
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Message:
     """
 
     role: Role
+    # None and "" differ: some templates write a turn of tool calls alone otherwise than one with empty text.
     content: str | None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     """In the OpenAI layout, as chat templates expect them; `arguments` is a mapping."""
@@ -87,6 +89,7 @@ class Comparison:
     """K >= 2 continuations; each is the messages after the prompt and begins with the assistant."""
     winner: int
     row: RowRef
+    # The responses stay in the order of the row, so that an error can name one by its place there.
     ranking: tuple[int, ...] | None = None
     """Indices of all responses, best first; None for a pair, whose order `winner` gives."""
     margin: float | None = None
@@ -216,6 +219,7 @@ class TokenTree:
     def row_lengths(self) -> tuple[int, ...]:
         """Tokens of each branch with all that its path holds before it, the prompt first."""
         lengths: list[int] = []
+        # A parent stands before its children, so its length is known by the time that they need it.
         for branch in self.branches:
             before = len(self.prompt_ids) if branch.parent is None else lengths[branch.parent]
             lengths.append(before + len(branch.ids))
@@ -227,6 +231,7 @@ class TokenTree:
         ("branch 1", "branch 2"...) where they continue each other."""
         if self.is_nested:
             return tuple(f"branch {i + 1}" for i in range(len(self.branches)))
+        # Before the count: a single branch that somebody called bad is no target to imitate.
         if self.label is not None:
             return ("good",) if self.label else ("bad",)
         if len(self.branches) == 2:
@@ -259,6 +264,7 @@ class Count:
     @classmethod
     def summed(cls, parts: Iterable[Count]) -> Count:
         """Of several parts, such as the ranks of a step: Count.summed([Count(3, 2, 1), Count(4, 2, 1)])."""
+        # The start is a Count: `sum` alone would begin with the int 0.
         return sum(parts, cls(0, 0, 0))
 
 
@@ -294,9 +300,12 @@ class Batch:
     nodes: tuple[Node, ...]
     target_index_N: Tensor
     """Index in T of each trained token."""
+    # Not target - 1: the token before a branch in T may be its sibling's last, and one branch would be trained on
+    # another.
     predictor_index_N: Tensor
     """Index in T of the token whose output predicts it: the one before on its path."""
     branch_N: Tensor
+    # Not branches // 2: trees of one batch may have different numbers of branches.
     tree_B: Tensor
     branch_nodes: tuple[int, ...]
     """The node of each branch; the others are prompts."""
@@ -306,6 +315,7 @@ class Batch:
     """Annotated margin of each pair; None when no tree has one."""
     label_P: Tensor | None = None
     """bool, True = good; None unless every tree is feedback."""
+    # NaN rather than 0 where there is none: 0 is a score.
     scores_B: Tensor | None = None
     """Annotated score of each branch, NaN where a tree has none; None when no tree has any."""
     step_labels_N: Tensor | None = None
@@ -320,6 +330,7 @@ class Batch:
     @property
     def is_nested(self) -> bool:
         """Whether a branch continues another."""
+        # A prompt's node is no branch, so a branch that continues it is not nested.
         branches = set(self.branch_nodes)
         return any(self.nodes[node].parent in branches for node in self.branch_nodes)
 
@@ -356,11 +367,13 @@ class Against:
     """Read at each call: a stage puts its reference here once there is one."""
     mixture: float
     """0 is KL(other || policy), 1 is KL(policy || other); between them the generalised JSD."""
+    # Of each response, not of the batch: the same tokens are measured however a step is cut into micro-batches.
     every: int = 1
     """It is measured at one of so many tokens of each response."""
 
     def spread(self, values_S: Tensor, index_S: Tensor, tokens: int) -> Tensor:
         """[N]: each value `every` times as large at its token, 0 elsewhere."""
+        # Scaled up by `every`, so that a sum over the tokens keeps its expectation and kl_beta its meaning.
         return values_S.new_zeros(tokens).index_put((index_S.to(values_S.device),), self.every * values_S)
 
 
@@ -374,6 +387,7 @@ class Wants:
     that sharding has not gathered, in another precision, and without activation checkpointing.
     """
 
+    # At another temperature than the rollout's, every ratio is wrong from the first update on, and nothing fails.
     temperature: float = 1.0
     """Of the distribution whose log-probs are taken: that which sampled the tokens."""
     logprobs: bool = True

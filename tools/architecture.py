@@ -63,8 +63,7 @@ PLACES = {
     "intervals": Place(70, 83, "confidence"),
     "embedded": Place(85, 100, "the model inside"),
 }
-"""Every part that is drawn, where the package has it. Neighbours of one layer leave room for the arrows that pass
-between them."""
+"""The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
 NOT_DRAWN = {"__main__"}
 

@@ -1,10 +1,13 @@
 """Recipes: their keys, how they are read, and what errors say about them.
 
-schema.py settings.py adapters.py stages.py suites.py   the keys; one record per group, adapter, stage and suite
+schema.py base.py stages.py sampled.py online.py   the keys of a recipe and of its stages; one record per method
+settings.py adapters.py reward_model.py rewards.py engines.py curriculum.py suites.py   their groups, one record each
 load.py yaml_text.py overrides.py paths.py  a file and the command line to a Recipe
-explain.py values.py                        errors in the reader's words
+chain.py                                    what each stage starts from, as far as adapters go
+values.py fields.py explain.py              kinds of value, and errors in the reader's words
 fingerprint.py                              what a stage's result depends on
-document.py                                 docs/recipes.md, from the records themselves
+
+docs/recipes.md is written from the records themselves.
 """
 
 from posttrain.config.adapters import (

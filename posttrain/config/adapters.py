@@ -26,6 +26,7 @@ class AdapterSettings(Settings):
     """Whether it can be folded into the weights; one that cannot is exported alone."""
     VIRTUAL: ClassVar[bool] = False
     """Whether it puts virtual tokens before every row; such rows share no prompt, so they run padded."""
+    # A multiple and no rate of its own: methods differ by a factor of 100, and the kind of adapter shifts all alike.
     RATE: ClassVar[tuple[float, str]] = (10.0, 'Schulman et al. 2025, "LoRA Without Regret"')
     """The default learning rate as a multiple of the method's rate for all weights, and its source."""
 
@@ -60,6 +61,7 @@ class LoRA(LowRank):
     """Learn magnitude and direction apart: Liu et al. 2024 (DoRA), arXiv:2402.09353."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank): Kalajdzievski 2023, arXiv:2312.03732."""
+    # None that changes the base weights, as PiSSA and LoftQ do: without the adapter, the model is still the start.
     init: Literal["default", "gaussian"] = "default"
     """How the first factor starts; the second starts at zero, so a fresh adapter changes nothing."""
 
@@ -102,6 +104,7 @@ class AdaLoRA(LowRank):
 
     @model_validator(mode="after")
     def _ranks_fall(self) -> Self:
+        # `peft` would mask nothing, and the stage train plain LoRA under this name.
         if self.rank >= self.initial_rank:
             raise refuse(
                 "ranks are taken away, so the average at the end lies below the start",
@@ -262,6 +265,7 @@ def _short(value: Any) -> Any:
     """`adapter: ia3` is {kind: ia3}, and `adapter: {rank: 8}` is a LoRA."""
     if isinstance(value, str):
         return {"kind": value}
+    # LoRA is what nearly every recipe means by an adapter.
     return {"kind": "lora", **value} if isinstance(value, Mapping) and "kind" not in value else value
 
 

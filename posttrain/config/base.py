@@ -51,6 +51,7 @@ def default_learning_rate(method: str, adapter: AdapterSettings | None) -> float
     """default_learning_rate("dpo", LoRA()) -> 5e-6"""
     full, _ = LEARNING_RATES.get(method, PREFERENCE_RATE)
     factor = adapter.RATE[0] if adapter is not None else 1.0
+    # Rounded, since the number is written to config.yaml and compared there: 5e-06, not 4.9999999999999996e-06.
     return float(f"{full * factor:.6g}")
 
 
@@ -82,6 +83,7 @@ class StageSettings(Settings):
 
     @model_validator(mode="after")
     def _free_name(self) -> Self:
+        # The stage's folder would be mixed with the run's own files.
         if self.name in RESERVED_NAMES:
             raise refuse(
                 f"`{self.name}` is a folder of its own in every run", path=("name",), remedy="choose another name"
@@ -94,6 +96,7 @@ class TrainingStage(StageSettings):
 
     OUTPUTS: ClassVar[Output] = "policy"
 
+    # On by default: without held-out rows a run that only memorises looks like one that learns.
     held_out: HeldOut = 0.05
     """Rows to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
     adapter: Adapter | None = None
@@ -130,6 +133,7 @@ class TrainingStage(StageSettings):
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
+        # Refused, not the smaller one taken: the schedule is stretched over the steps, so the two train differently.
         if self.steps is not None and self.epochs is not None:
             raise refuse(
                 "`steps` and `epochs` both say when to stop",
@@ -150,6 +154,7 @@ class TrainingStage(StageSettings):
     @property
     def exports_adapter(self) -> bool | None:
         """Whether the stage's folder will hold an adapter alone; None where only the start can tell."""
+        # What kind it is stands in the start's folder, which is read later.
         if isinstance(self.adapter, Continue):
             return None if self.export.merge == "auto" else not self.export.merge
         if self.adapter is None:

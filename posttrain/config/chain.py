@@ -32,13 +32,16 @@ def check_adapters(stages: Sequence[StageSettings]) -> None:
     """Raises the validation error of the first stage whose adapter does not fit what it starts from."""
     before: Before | None = None
     for index, stage in enumerate(stages):
+        # Stages that write data leave the policy as it is.
         if not isinstance(stage, TrainingStage):
             continue
+        # Of the recipe's start nothing is known yet: its folder says what it is, when the run begins.
         if before is not None and not before.unknown:
             fault = _over_whole(stage) if before.adapter is None else _over_adapter(stage, before.stage, before.adapter)
             if fault is not None:
                 path, problem, remedy = fault
                 raise _refusal(problem, ("stages", index, *path), before, remedy)
+        # A reward model is a side branch: the next stage starts from the policy before it.
         if stage.OUTPUTS == "policy":
             before = _after(stage, before)
 
@@ -70,6 +73,7 @@ def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> Trai
 def _over(before: PromptEncoding | None, own: PromptEncoding) -> PromptEncoding:
     if before is None:
         return own
+    # Values belong to their template: those of another one would set variables that mean something else there.
     same = own.template in ("auto", before.template)
     update = {
         "template": before.template if own.template == "auto" else own.template,
@@ -85,6 +89,7 @@ def _after(stage: TrainingStage, before: Before | None) -> Before:
         if before is None or before.adapter is None:
             return Before(stage.name, None, unknown=True)
         adapter = before.adapter
+    # `auto` merges what can be merged, as the export does.
     merged = adapter is None or (adapter.MERGES and stage.export.merge is not False)
     return Before(stage.name, None if merged else adapter)
 

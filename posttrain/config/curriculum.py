@@ -22,6 +22,7 @@ class PassRateCurriculum(Settings):
     """The pass rate that is drawn most."""
     pass_at: Float = 1.0
     """The reward from which on a completion passes."""
+    # Never 0: a task that is no longer drawn is no longer measured, and would stay hopeless for ever.
     floor: Float = Field(default=0.1, gt=0, le=1)
     """Share of the draws that goes to all tasks alike: what no task falls below, however hard it looks."""
     half_life: Float = Field(default=50.0, gt=0)

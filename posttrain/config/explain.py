@@ -103,6 +103,7 @@ class Places:
 
     def of(self, path: KeyPath) -> str:
         """The closest place that is known: the value's own, or that of the group around it."""
+        # From the value outwards: a default has no line of its own, the group around it has.
         for length in range(len(path), -1, -1):
             if path[:length] in self.overrides:
                 return f"override {self.overrides[path[:length]]}"
@@ -151,6 +152,7 @@ def spell(data: object, path: KeyPath) -> str:
             words.append(str(name or step))
         else:
             words.append(step)
+    # As an override is typed: `dpo.beta`, not `stages.dpo.beta`.
     if words[:1] == ["stages"] and len(words) > 1 and not words[1].isdigit():
         words = words[1:]
     return ".".join(words)
@@ -186,6 +188,7 @@ def tag_of(record: type[BaseModel]) -> str | None:
 
 def _is_echo(detail: ErrorDetails, error: ValidationError) -> bool:
     """Follows from another mistake: a default that could not be computed, a list that misses its wrong items."""
+    # A list whose items are all wrong is empty to pydantic; the items' own errors say it better.
     if detail["type"] == "too_short":
         place = detail["loc"]
         return any(other["loc"][: len(place)] == place and other["loc"] != place for other in error.errors())
@@ -197,6 +200,7 @@ def _locate(model: type[BaseModel], data: object, location: Sequence[str | int])
     records, node, path = [model], data, list[str | int]()
     record, option = model, None
     for step in location:
+        # A union's tag is a step of pydantic's location and none of the recipe's path.
         chosen = [candidate for candidate in records if tag_of(candidate) == step] if len(records) > 1 else []
         if chosen:
             records, record = chosen, chosen[0]
@@ -262,6 +266,7 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
 def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> UnknownKeyError:
     key = str(spot.path[-1])
     own = list(fields_of(spot.record))
+    # A key of a sibling is the right key in the wrong place: to propose a near name would mislead.
     owners = [tag for tag, record in _family(spot.record).items() if key in fields_of(record)]
     problem = f"`{spell(data, spot.path)}` is not a key"
     expected: str | None = None
@@ -291,6 +296,7 @@ def _elsewhere(key: str, record: type[BaseModel]) -> str | None:
     own = fields_of(record)
     for words in (OTHER_TOOLS.get(key), OTHER_TOOLS_ONLINE.get(key)):
         name, comma, remark = (words or "").partition(",")
+        # Only where this record has the key: `temperature` means nothing to a stage that samples nothing.
         if name.split(".")[0] in own:
             return f"`{name}`{comma}{remark}"
     for group, option in own.items():
@@ -315,6 +321,7 @@ def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: P
 
 def _family(record: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The records among which `method` or `kind` chooses this one, by what it says."""
+    # The nearest base that says so in its own class body: the flag is inherited by all kinds below it.
     base = next((one for one in record.__mro__ if one.__dict__.get("IS_FAMILY")), None)
     return {tag: member for member in _leaves(base) if (tag := tag_of(member)) and member is not record} if base else {}
 

@@ -36,6 +36,7 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
     """
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     for key in data_of(stage):
+        # Content counts, not the path: a data set that was moved is the same data set.
         settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies

@@ -31,6 +31,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
+        # With or without the mark that Windows editors put first: left in, it would be part of the first key.
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SourceError(
@@ -58,8 +59,11 @@ def parse_recipe(
     """
     document = parse(text, source)
     raw = _group(document.value, source)
+    # Said, not refused: a recipe without it is one of today, and stays readable when the keys change.
     notes = [] if "schema" in raw else [f"{source}: no `schema:`; read as schema {SCHEMA}"]
     raw.setdefault("name", name)
+    # Overrides before validation, on the plain document: a mistake in one is reported like any other, with its own
+    # place.
     places = Places(source, document.lines, command_line.apply(raw, overrides))
     try:
         recipe = Recipe.model_validate(raw)

@@ -96,6 +96,7 @@ class OnlineStage(SamplingStage):
     def parameters(self) -> dict[str, float]:
         """The row's numbers, for `policy_loss`."""
         row = self.row
+        # A choice may have taken a parameter away: only what the row with its choices still reads.
         own = {name: float(vars(self)[name]) for name in ONLINE[self.method].defaults if name in row.defaults}
         return row.resolve({**own, **self.choices.parameters}, where=self.method)
 
@@ -136,6 +137,7 @@ class OnlineStage(SamplingStage):
     def on_policy(self) -> bool:
         """Whether the policy that trains is the one that sampled, so that every ratio is 1 and old log-probs are its
         own."""
+        # From the second update on the policy has moved, and ratios are to the one that sampled.
         return self.updates_per_rollout == 1
 
     @property
@@ -151,6 +153,7 @@ class OnlineStage(SamplingStage):
             raise refuse(
                 error.problem, path=("choices",), remedy=error.remedy or "correct it", found=error.found or ""
             ) from None
+        # Its advantage would be 0 for every response: the run would go on, and learn nothing.
         if row.compares_groups and self.completions_per_prompt < 2:
             raise refuse(
                 f"{self.method} compares the completions of a prompt with each other, and one has no other: it needs "
@@ -204,6 +207,7 @@ class OnlineStage(SamplingStage):
                 path=tuple(follows.split(".")),
                 remedy="write `choices: {kl: reverse}`, with `parameters: {kl_beta: 0.001}` for a weak one",
             )
+        # The controller multiplies (Ziegler et al. 2019, Sec. 2.2): from 0 it never leaves 0.
         if self.kl_target is not None and not self.parameters["kl_beta"]:
             raise refuse(
                 "`kl_target` multiplies the weight of the KL up and down, and 0 stays 0",
@@ -218,6 +222,8 @@ class OnlineStage(SamplingStage):
     @model_validator(mode="after")
     def _sampler_is_the_policy(self) -> Self:
         sampling = self.sampling
+        # Cut or bent, the sampler's log-probs are of another distribution than the trainer's softmax: every ratio is
+        # biased.
         neutral = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
         neutral |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         odd = [name for name, value in neutral.items() if vars(sampling)[name] != value]
@@ -257,6 +263,7 @@ class PPOStage(OnlineStage):
 
     @model_validator(mode="after")
     def _value_weight_has_an_effect(self) -> Self:
+        # Only where it was written: as a default it is in every record.
         if self.value_backbone != "shared" and "value_weight" in self.model_fields_set:
             raise refuse(
                 "the value model has a backbone and an optimizer of its own, so its loss has no weight",
@@ -312,6 +319,7 @@ class RFT(SamplingStage):
 
     method: Literal["rft"] = "rft"
     """Sample, score, keep the good ones, imitate them."""
+    # 1 is what a verifier gives a right answer; rewards of another scale need another bound.
     least_reward: Float = 1.0
     """What is good enough."""
     most_per_prompt: Int | None = Field(default=None, ge=1)
@@ -338,6 +346,7 @@ class GKD(SamplingStage):
     covers all that the teacher says; 1 is KL(policy || teacher), which settles on what it says most."""
     reduction: Literal["sequence_mean", "token_mean"] = "sequence_mean"
     """The mean over responses of their mean per token, as published, or over all tokens."""
+    # One: the teacher judges each token, so there is no group to compare.
     completions_per_prompt: Int = Field(default=1, ge=1)
     """Completions sampled of each prompt."""
 
@@ -355,6 +364,7 @@ Sampler = TypeVar("Sampler", bound=SamplingStage)
 
 def _with_draws(stage: Sampler) -> Sampler:
     """Refuses sampling under which a prompt's completions are all the same."""
+    # Each of these leaves one possible token, so a group has nothing to compare.
     certain = {"temperature": 0.0, "top_k": 1, "min_p": 1.0}
     usual = {"temperature": "1.0", "top_k": "null", "min_p": "0.0"}
     for name, value in certain.items():
@@ -378,6 +388,7 @@ def _online(method: str, row: OnlineRow) -> type[OnlineStage]:
     fields: dict[str, Any] = {"method": (Literal[method], Field(default=method, description=row.source))}
     for name, value in row.defaults.items():
         fields[name] = (Float, parameter_field(PARAMETERS[name], value))
+    # The run's own budget: with the paper's 3,000, one of 100 tokens would have a thirtieth of the gradient.
     if "constant_length" in fields:
         described = "Tokens that every response is divided by; `sampling.max_new_tokens` if absent."
         longest: Callable[[dict[str, Any]], float] = lambda stage: float(stage["sampling"].max_new_tokens)  # noqa: E731

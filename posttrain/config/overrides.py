@@ -36,6 +36,7 @@ def apply(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[KeyPath, s
                 example="dpo.beta=0.2",
                 remedy="write stage.key=value, without blanks around the `=`",
             )
+        # YAML, as in the file: `dpo.beta=1e-5` is the number that it is there.
         value = parse_value(text, f"override {assignment}")
         origins[_set(recipe, words, value, assignment)] = assignment
     return origins
@@ -55,6 +56,7 @@ def _set(recipe: dict[str, Any], words: list[str], value: Any, assignment: str) 
 
 def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
     keys = [option.alias or name for name, option in Recipe.model_fields.items()]
+    # Keys of the recipe first; a stage of the same name is refused when the recipe is read.
     if word in keys:
         return (word,)
     stages = recipe.get("stages")
@@ -79,6 +81,7 @@ def _name(item: Any) -> str | None:
 def _enter(node: Any, step: str | int, assignment: str) -> Any:
     """The group or list at `step`, made if there is none."""
     inner = node.get(step) if isinstance(node, dict) else node[step]
+    # `data: pairs.jsonl` with `sft.data.limit=10`: the path stays, and the limit stands beside it.
     if step in SHORT_FORMS and isinstance(inner, (str, list)):
         inner = {"path": inner}
     if inner is None:
@@ -98,6 +101,7 @@ def _index(items: list[Any], word: str, assignment: str) -> int:
     names = [_name(item) for item in items]
     if word in names:
         return names.index(word)
+    # By number only where no item has that name: names survive an item that is put before them.
     if word.isdigit() and int(word) < len(items):
         return int(word)
     known = [name for name in names if name is not None]

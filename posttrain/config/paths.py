@@ -128,6 +128,7 @@ class _Files:
 
     def _base(self, path: KeyPath) -> Path:
         """What a path at this key is relative to."""
+        # An override is typed in a shell, whose completion knows the paths from there.
         return Path.cwd() if self._places.of(path).startswith("override ") else self._folder
 
     def _file(self, text: str, path: KeyPath, *, local: bool = False) -> str:
@@ -168,6 +169,7 @@ def _locate(text: str, folder: Path, *, local: bool = False) -> str | tuple[str,
         except errors.SourceError as error:
             return str(error.expected), error.remedy
     path = folder / Path(text).expanduser()
+    # A file before anything else: a folder called like a hub id is what its owner means.
     if path.exists():
         return str(path.resolve())
     if _GLOB.search(text):
@@ -175,6 +177,7 @@ def _locate(text: str, folder: Path, *, local: bool = False) -> str | tuple[str,
             return str(path)
         return f"at least one file like this in {path.parent}", "check the pattern"
     is_hub_id = not local and HUB_ID.fullmatch(text) and not text.endswith(SUFFIXES)
+    # `data/pairs` looks like an id; where the folder `data` is there, it is a file that is missing.
     if is_hub_id and (text.startswith("hub:") or not path.parent.exists()):
         return text
     return _nearest_file(text, path)

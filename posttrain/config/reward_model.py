@@ -24,6 +24,7 @@ from posttrain.losses.reward_rule import RewardRule
 
 def _parameter(objective: str, name: str) -> Any:
     """A field with the default and the limits that the loss has."""
+    # From the loss's own table, so that recipe and loss cannot come to differ.
     known, default = PARAMETERS[name], OBJECTIVES[objective].defaults[name]
     limits: dict[str, Any] = {"ge": known.at_least, "gt": known.above, "lt": known.below}
     return Field(default=default, **{key: limit for key, limit in limits.items() if abs(limit) != float("inf")})
@@ -163,6 +164,7 @@ class Attributes(ByFile):
 
     @model_validator(mode="after")
     def _all_weighed(self) -> Self:
+        # A missing weight read as 0 would drop an attribute from the reward without a word.
         if self.weights and set(self.weights) != set(self.files):
             raise refuse(
                 "the mixing vector and the attributes differ",
@@ -175,6 +177,7 @@ class Attributes(ByFile):
 
     @property
     def rule(self) -> RewardRule:
+        # In the order of `files`, which is that of the head's outputs; the recipe's order of weights is its own.
         weights = tuple(self.weights[name] for name in self.files) if self.weights else ()
         return replace(super().rule, weights=weights)
 
@@ -197,12 +200,14 @@ class Conditional(ByFile):
     @field_validator("text")
     @classmethod
     def _has_a_place(cls, text: str) -> str:
+        # Without it every attribute would be asked for by the same words, and one output had to answer all.
         if "{name}" not in text:
             raise refuse("the text does not say which one is meant", remedy="put {name} into it", found=text)
         return text
 
     @property
     def rule(self) -> RewardRule:
+        # `heads` stays at one output: which standard it judges by is said in the prompt.
         return RewardRule(
             self.pooling, conditions=tuple(self.files), files=tuple(self.files.values()), condition_text=self.text
         )
@@ -269,6 +274,7 @@ class Affine(NormaliseSettings):
 
     kind: Literal["affine"] = "affine"
     """As given."""
+    # Not negative: that would turn the order of responses around.
     scale: Float = Field(gt=0)
     """Factor."""
     shift: Float = 0.0
@@ -285,6 +291,7 @@ def _named(kinds: Mapping[str, type[Settings]]) -> Any:
     def short(value: Any) -> Any:
         if isinstance(value, str):
             return {"kind": value}
+        # First, so that a `kind` that is written wins.
         return {"kind": default, **value} if isinstance(value, Mapping) and "kind" not in value else value
 
     return Annotated[Union[tuple(kinds.values())], Field(discriminator="kind"), BeforeValidator(short)]  # noqa: UP007

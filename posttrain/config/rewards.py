@@ -18,12 +18,15 @@ from posttrain.config.values import Float, Int, Pattern, Settings, as_text, choo
 class RewardSettings(Settings):
     """What every reward has."""
 
+    # Errors look among all kinds of a family for a key that the written kind lacks (`explain`).
     IS_FAMILY: ClassVar[bool] = True
 
     kind: str
     """What is rewarded."""
+    # Of any sign: a negative one turns a measure of something unwanted (repetition, length) into a penalty.
     weight: Float = 1.0
     """What the reward is multiplied with before the rewards are added up; 0 only logs it, below 0 punishes."""
+    # No blanks, dots or slashes: it becomes part of metric names and of column heads.
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """How the part is called in logs; the kind, if nothing is given."""
 
@@ -90,6 +93,7 @@ class JsonSchemaReward(RewardSettings):
 
     kind: Literal["json_schema"]
     """`json_schema`: is it JSON of this form?"""
+    # The alias, because `schema` is a method of pydantic's own base class.
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     """The schema; None takes each row's own `schema`, and any JSON where there is none."""
 
@@ -141,6 +145,7 @@ class OverlongReward(RewardSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        # The reward would begin to fall at a negative length, so that every response is punished.
         if self.buffer > self.max_length:
             raise refuse(
                 "the buffer is longer than the response may be",
@@ -156,6 +161,7 @@ class CosineReward(RewardSettings):
 
     kind: Literal["cosine"]
     """`cosine`: is it right, and short?"""
+    # One of the union below, of which this record is itself a part: it is resolved by `model_rebuild`.
     of: AnyReward
     """The verifier, in full: `of: {kind: math}`."""
     max_length: Int = Field(ge=1)
@@ -179,6 +185,7 @@ class RepetitionReward(RewardSettings):
     """What a response of one n-gram over and over loses, nearly."""
 
 
+# Stated here and not asked of the detector: reading a recipe must not load its tables.
 LANGUAGES = frozenset(
     (
         *("ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "gu", "he", "hi", "hu", "hy", "id"),
@@ -266,6 +273,7 @@ class ModelReward(RewardSettings):
     """What the number is multiplied with."""
     shift: Float = 0.0
     """What is added to it."""
+    # Beside a policy on the GPU a reward model competes for its memory, and running out costs the run.
     device: str = "cpu"
     """Where the model is: cpu, cuda, cuda:1."""
 
@@ -279,12 +287,14 @@ class JudgeReward(RewardSettings):
     """Up to and with the version: http://localhost:8000/v1"""
     model: str
     """The model's name there."""
+    # The variable's name: recipes are shared, and every run folder keeps a copy of its recipe.
     key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds the key; the key itself stands nowhere."""
     against: Literal["group", "answer", "nobody"] = "group"
     """Each response is compared with the others to its prompt, with the row's answer, or marked by itself."""
     standard: str = "helpfulness, correctness, relevance, and clarity"
     """What the judge goes by."""
+    # All against all grows with the square of the group: 8 responses are 28 pairs, each asked twice.
     opponents: Int | None = Field(default=None, ge=1)
     """In a group: how many others each response meets; null: all."""
     show_reference: bool = False
@@ -310,6 +320,7 @@ class FunctionReward(RewardSettings):
 
     kind: Literal["function"]
     """`function`: your own."""
+    # The form only: whether there is such a function is known where its module's folder is.
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
     """`module:function`; the module is looked for beside the recipe and among what is installed."""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -322,6 +333,7 @@ class FunctionReward(RewardSettings):
         return self.name or self.function.rpartition(":")[2].replace(".", "_")
 
 
+# By `kind` alone: tried one after the other, each kind would report its own version of the same mistake.
 AnyReward = Annotated[
     MathReward
     | ExactReward

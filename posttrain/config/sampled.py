@@ -38,6 +38,7 @@ class HeldOutTasks(Settings):
     """How they are drawn; null: as in training."""
     rewards: tuple[AnyReward, ...] = ()
     """What judges them; none: the stage's own rewards. A stricter judge than the reward tells learning from hacking."""
+    # `best`, because rewards often go on rising after the held-out score has begun to fall.
     keep: Literal["best", "last"] = "best"
     """Which weights the stage ends with: those of the best examination, or the last ones."""
 
@@ -120,6 +121,7 @@ class SamplingStage(TrainingStage):
     @property
     def waits_for_rewards(self) -> tuple[str, ...]:
         """Keys that would watch a score which never moves, where nothing rewards a completion."""
+        # Held-out tasks may have judges of their own even where nothing rewards the training.
         judged = bool(self.examine.rewards)
         asked = {
             "curriculum": self.curriculum is not None,
@@ -205,4 +207,5 @@ class SamplingStage(TrainingStage):
 
 
 def online_rate(adapter: Any) -> float:
+    # Rounded, as in `base.default_learning_rate`.
     return float(f"{ONLINE_RATE[0] * (adapter.RATE[0] if adapter is not None else 1.0):.6g}")

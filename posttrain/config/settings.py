@@ -48,6 +48,7 @@ class Data(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
+        # The one key that nearly every recipe writes.
         return {"path": value} if isinstance(value, (str, os.PathLike, list, tuple)) else value
 
     @field_validator("path", mode="before")
@@ -62,6 +63,7 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        # With both it would be left open which rows train; `bool`, since an empty list of paths is no source either.
         if bool(self.path) == (self.stage is not None):
             raise refuse("data comes from a `path` or from a `stage`: give one of the two", remedy="write `path: FILE`")
         return self
@@ -87,6 +89,8 @@ class PromptEncoding(Settings):
     @classmethod
     def _writable(cls, values: dict[str, Any]) -> dict[str, Any]:
         try:
+            # While the recipe is read: otherwise a value that no template can take is met at the first row, after the
+            # model is loaded.
             check_values(values)
         except ConfigError as error:
             raise refuse(error.problem, found=error.found, expected=error.expected, remedy=error.remedy) from None
@@ -95,6 +99,7 @@ class PromptEncoding(Settings):
     @field_validator("date")
     @classmethod
     def _day(cls, day: str | None) -> str | None:
+        # `today` stays a word in the record, so that the same recipe is the same stage tomorrow.
         if day is not None and day != TODAY:
             try:
                 date_of(day)
@@ -153,6 +158,7 @@ class OptimizerSettings(Settings):
     @field_validator("betas")
     @classmethod
     def _shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        # At 1 a moment never forgets its start at 0, and the update is a division by 0.
         if not all(0 <= beta < 1 for beta in betas):
             raise refuse("a beta lies outside 0 <= beta < 1", remedy="write `betas: [0.9, 0.95]`", found=list(betas))
         return betas
@@ -163,6 +169,7 @@ class Compute(Settings):
 
     tokens_per_microbatch: AutoInt = "auto"
     """Tokens that go through the model at once; `auto` fits them to the machine's memory. No gradient depends on it."""
+    # No fp16: without loss scaling its gradients underflow to 0, and training would go on with them.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; the weights stay fp32. `auto`: bf16 where the hardware gains by it."""
     activation_checkpointing: bool = False
@@ -225,6 +232,8 @@ class AlarmSettings(Settings):
     @classmethod
     def _known_thresholds(cls, changes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for name, change in changes.items():
+            # One threshold at a time, so that the error names its key; an alarm that there is not is tried once, for
+            # its error.
             for key, value in change.items() if name in CHECKS else [("", 0.0)]:
                 try:
                     make_checks({name: {key: value}})
@@ -241,6 +250,7 @@ class AlarmSettings(Settings):
     @model_validator(mode="after")
     def _on_or_off(self) -> Self:
         for name in self.thresholds:
+            # A threshold that has no effect looks like one that was set.
             if name in self.off:
                 raise refuse(
                     f"the alarm `{name}` is off, so its thresholds have no effect",

@@ -73,6 +73,7 @@ class ConditionalSFT(RowStage):
 
     @model_validator(mode="after")
     def _lines_differ(self) -> Self:
+        # One line for both: the model would learn to write bad answers when asked for good ones.
         if self.good == self.bad:
             raise refuse(
                 "good and bad answers would stand behind the same line",
@@ -112,6 +113,8 @@ class ReferencedStage(PreferenceStage):
     def _reference_fits(self) -> Self:
         adapter = self.adapter
         off = self.reference.kind == "adapter_off"
+        # A fresh LoRA changes nothing, so the model without it is the start; virtual tokens change it from their first
+        # values on.
         if off and adapter is not None and (adapter.VIRTUAL or isinstance(adapter, Continue)):
             raise refuse(
                 f"the model without its adapter ({adapter.kind}) is not the start of this stage",
@@ -132,6 +135,7 @@ class FeedbackStage(ReferencedStage):
     @model_validator(mode="after")
     def _rows_have_company(self) -> Self:
         coupling = self.row.coupling
+        # Its estimate pairs a prompt with another row's completion; with itself it would measure what it trains.
         if self.rows_per_step < 2 and coupling is not None and coupling.mismatched:
             raise refuse(
                 f"{self.method} estimates a KL from the completions of other rows, and a step of one row has none",
@@ -156,6 +160,7 @@ class MixTerm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         choose("method", self.loss, ("sft", *PAIRWISE))
+        # Its memory is of one method's steps, and is saved as that of the whole algorithm.
         if self.pairwise.remembers:
             raise refuse(
                 f"{self.loss} keeps a running mean of its own steps and is no term of a mix",
@@ -247,6 +252,7 @@ class Reward(RowStage):
                 path=("normalise",),
                 remedy="write `held_out: 0.05`, or `normalise: {kind: affine, scale: 1.0}`",
             )
+        # The last token that trains would be the one before it: other tools, and vLLM, would score another place.
         if self.encoding.stop_token == "ignore":
             raise refuse(
                 "a response is scored at its last token that trains, and other tools score it at its stop token",
@@ -261,6 +267,7 @@ class Reward(RowStage):
                 expected="steps",
                 remedy="write `head: steps`",
             )
+        # Each score is a step's; divided by the whole response's length it would shrink with every further step.
         if isinstance(self.head, Steps) and self.length.offset is not None:
             raise refuse(
                 "the scores of steps are not divided by the response's length",
@@ -304,9 +311,11 @@ def _preference(method: str, row: PairwiseRow | FeedbackRow) -> type[PreferenceS
     fields: dict[str, Any] = {"method": (Literal[method], Field(default=method, description=row.source))}
     for name, value in row.defaults.items():
         fields[name] = (Float, parameter_field(OBJECTIVE_PARAMETERS[name], value))
+    # An option exists only where it is used: `reference` on a method without one would be a setting without effect.
     base = (
         FeedbackStage if isinstance(row, FeedbackRow) else ReferencedStage if row.needs_reference else PreferenceStage
     )
+    # The paper stands in the record's docstring, where `help()` finds it.
     text = f"{base.__doc__}\n\n{row.source}"
     plain = {"use_attribute_docstrings": False}  # there is no source to look for them in; looking takes a second
     stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, __cls_kwargs__=plain, **fields)

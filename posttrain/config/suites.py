@@ -14,6 +14,7 @@ from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refu
 class Sampling(Settings):
     """How tokens are drawn. Every field is explicit: a model folder's generation_config.json changes none of them."""
 
+    # Greedy, whatever the model folder says: two evaluations of one model are then the same.
     temperature: Float = Field(default=0.0, ge=0)
     """0 takes the likeliest token."""
     top_k: Int | None = Field(default=None, ge=1)
@@ -115,6 +116,7 @@ class RewardModelOf(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        # With both, it would be left open who judges.
         if (self.path is None) == (self.stage is None):
             raise refuse(
                 "the reward model comes from a `stage` or from a `path`: give one of the two",
@@ -185,6 +187,7 @@ class PassAtKSuite(SuiteSettings):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
+        # Sorted by now, so the ends bound all of them.
         if not 1 <= self.k[0] <= self.k[-1] <= self.samples:
             raise refuse(
                 "pass@k cannot be estimated from fewer than k answers" if self.k[0] >= 1 else "there is no pass@0",

@@ -19,9 +19,11 @@ class Settings(BaseModel):
     """A frozen record that refuses unknown keys, with our errors: SFT(learning_rte=1) names learning_rate."""
 
     model_config = ConfigDict(
+        # A mistyped key that is dropped leaves its default in force, and the run looks fine.
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        # Defaults come from the tables of losses: they are checked as what a user writes is.
         validate_default=True,
         populate_by_name=True,
         allow_inf_nan=False,
@@ -38,6 +40,7 @@ class Settings(BaseModel):
 
     def changed(self, **changes: Any) -> Self:
         """A copy with other values, validated like any: stage.changed(learning_rate=1e-6)."""
+        # Only what was set: defaults that depend on other fields (the learning rate on the adapter) are computed anew.
         return type(self)(**{**self.model_dump(by_alias=False, exclude_unset=True), **changes})
 
 
@@ -90,6 +93,7 @@ def _auto_or_weight(value: Any) -> Any:
 def _auto_or_flag(value: Any) -> Any:
     if value == "auto" or isinstance(value, bool):
         return value
+    # `yes` and `on` are text to our YAML (`yaml_text`), so the field that wants a flag reads them.
     if isinstance(value, str) and value.lower() in ("yes", "no", "true", "false", "on", "off"):
         return value.lower() in ("yes", "true", "on")
     raise refuse("this is neither `auto` nor true or false", remedy="write auto, true or false")
@@ -128,6 +132,7 @@ NameOrNames = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_names)]
 def either(number: Any, record: type[Settings]) -> Any:
     """A number or a record, told apart by what is written, so that a mistake is reported once and not per branch."""
 
+    # By the form of what is written: pydantic would else report the mistakes of both readings.
     def kind(value: Any) -> str:
         return "number" if isinstance(value, (int, float)) else "record"
 

@@ -64,7 +64,9 @@ def parse_value(text: str, source: str) -> Any:
 
 
 def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str, above: tuple[yaml.Node, ...]) -> Any:
+    # The key's own line where there is one: an alias stands where its anchor was written, perhaps far above.
     lines.setdefault(path, node.start_mark.line + 1)
+    # An alias of a group around it would be built for ever.
     if any(node is outer for outer in above):
         raise ConfigError("an alias holds itself", where=f"{source}, line {lines[path]}", remedy="write the values out")
     above = (*above, node)
@@ -91,6 +93,7 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
             )
         lines[(*path, key)] = line
         result[key] = _build(value_node, (*path, key), lines, source, above)
+    # Keys of the group itself win over what it merges in, as YAML has it.
     return {**merged, **result}
 
 

@@ -42,6 +42,7 @@ def packed(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[
         raise ValueError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
     bins: list[list[int]] = []
     room: list[int] = []
+    # Largest first, ties in the given order: the same trees make the same micro-batches on every machine.
     for index in sorted(range(len(trees)), key=lambda i: -trees[i].num_tokens):
         size = trees[index].num_tokens
         for place, free in enumerate(room):
@@ -106,6 +107,7 @@ class _Laid:
         _require_whole(tree)
         root = self._node(np.asarray(tree.prompt_ids), 0, -1) if len(tree.prompt_ids) else -1
         own: list[int] = []
+        # Positions go on from the end of the branch's own path, so siblings begin at the same one.
         depth = tree.row_lengths
         for branch, end in zip(tree.branches, depth, strict=True):
             parent = root if branch.parent is None else own[branch.parent]
@@ -116,6 +118,7 @@ class _Laid:
             own.append(node)
             trained = np.flatnonzero(branch.loss_mask)
             self.targets.append(start + trained)
+            # `before` is -1 where nothing stands before: `_require_whole` has refused such a token if it trains.
             self.predictors.append(np.where(trained == 0, before, start + trained - 1))
             self.branch_of.append(np.full(len(trained), len(self.tree_of_branch)))
             self.tree_of_branch.append(index)
@@ -174,6 +177,7 @@ def _moved(values: torch.Tensor | None, device: torch.device) -> torch.Tensor | 
 
 def _long(pieces: list[np.ndarray]) -> torch.Tensor:
     joined = np.concatenate(pieces) if pieces else np.empty(0)
+    # int32 on disk, int64 here: embeddings and gathers of torch index with it on every device.
     return torch.from_numpy(joined.astype(np.int64))
 
 
@@ -221,6 +225,7 @@ def _columns(trees: Sequence[TokenTree]) -> dict[str, torch.Tensor]:
                 values = np.asarray(branch.columns[name])
                 if values.shape != branch.ids.shape:
                     raise ValueError(f"{tree.row}: column {name} has shape {values.shape} for {len(branch.ids)} tokens")
+                # Only trained tokens: a NaN at a tool's tokens ends here.
                 pieces[name].append(values[branch.loss_mask])
     return {name: _wide(parts) for name, parts in pieces.items()}
 

@@ -82,8 +82,11 @@ def _with_thresholds(check: AlarmCheck, change: Mapping[str, float]) -> AlarmChe
     settled: dict[str, float] = {}
     for key, value in change.items():
         _known(key, defaults, "threshold", where)
+        # The default's type says what a threshold counts: 20 steps and not 20.5, while 1.0 nats may become 0.5.
         whole = isinstance(defaults[key], int)
+        # True is an int to Python; `window: true` would be a window of one step.
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        # A window longer than the history never fills: the alarm would be silent for good, and nobody would see why.
         if not number or (whole and (value != int(value) or value > RECENT)):
             raise ConfigError(
                 f"{key} is out of range",
@@ -130,6 +133,7 @@ class Alarms:
     def __init__(self, checks: Sequence[AlarmCheck] | None = None, *, rearm_after: int = 10):
         self.checks = tuple(CHECKS.values()) if checks is None else tuple(checks)
         self.rearm_after = rearm_after
+        # `entropy_sampled` beside what the checks watch: its presence is how `not_watched` knows a stage that samples.
         self.history = History(["entropy_sampled", *(metric for check in self.checks for metric in check.metrics)])
         self._episodes: dict[str, _Episode] = {}
         self._checkpoints: list[tuple[int, str]] = []
@@ -142,7 +146,7 @@ class Alarms:
         last_good_checkpoint: str | None = None,
         split: str = "train",
     ) -> list[Alarm]:
-        """Take in one step's metrics and return the alarms that it raises, the gravest first.
+        """Take in one step's metrics and return the alarms that it raises, in the order of the checks.
 
         Args:
             step: counts up; held-out metrics come with the step after which they were measured.
@@ -154,10 +158,14 @@ class Alarms:
         if last_good_checkpoint is not None and (
             not self._checkpoints or self._checkpoints[-1][1] != last_good_checkpoint
         ):
+            # With the step at which it was first seen, since an alarm needs one from before its trouble, not the
+            # newest.
             self._checkpoints.append((step, last_good_checkpoint))
             del self._checkpoints[: -self.CHECKPOINTS_KEPT]
         self.history.add(step, values, split)
         if split == "train":
+            # Before the checks, which set it back where the condition is there. Only training steps count: the held-out
+            # measurements between two of them would else end an episode that goes on.
             self._count_quiet_step()
         raised = [self._episode(check, self._detected(check, step, split), step) for check in self.checks]
         return [alarm for alarm in raised if alarm is not None]
@@ -173,6 +181,7 @@ class Alarms:
         watching = {check.name for check in self.checks}
         found = {}
         for name, check in ONLINE_CHECKS.items():
+            # `needs`, not `metrics`: a check may watch more than it must have.
             missing = [metric for metric in check.needs if not self.history.seen(metric)]
             if name not in watching:
                 found[name] = "switched off in the recipe"
@@ -193,6 +202,7 @@ class Alarms:
         episode = self._episodes.get(check.name)
         if episode is not None:
             episode.quiet_steps = 0
+            # From critical back to warning is no news: the reader has been told the worse of it.
             if episode.severity == detection.severity or episode.severity == "critical":
                 return None
         self._episodes[check.name] = _Episode(detection.severity, stops=detection.stops)
@@ -219,6 +229,7 @@ class Alarms:
         """The newest checkpoint that was there at `step`, when all was well; else the oldest."""
         if not self._checkpoints:
             return None
+        # A checkpoint from within the bad window has the trouble in its weights: to go back to it would be in vain.
         before = [name for at, name in self._checkpoints if at <= step]
         return before[-1] if before else self._checkpoints[0][1]
 

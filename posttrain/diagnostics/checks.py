@@ -75,16 +75,22 @@ class LikelihoodDisplacement:
         change = history.recent("logprob_chosen_change", RECENT)
         if len(change) < self.window:
             return None
+        # Against the reference, whose log-probs are the start's: the change at step 0 is exactly 0, so that no first
+        # steps are needed to compare with.
         fall = -mean(change[-self.window :])
         lengths = history.recent("length_chosen", self.window)
+        # Without lengths the whole fall counts as one token's: rather an alarm too many than a displacement unseen.
         per_token = fall / mean(lengths) if lengths else fall
         falls = fall > self.fall_per_sequence + self.sigmas * noise(change, self.window)
+        # Accuracy too, for objectives without a margin. Where neither rises both sides fall alike: the run forgets, and
+        # the pairs are not the reason.
         parts = self._rises(history, "reward_margin", 0.0) or self._rises(history, "reward_accuracy", 0.5)
         return per_token if falls and parts and per_token > self.fall_per_token else None
 
     def _rises(self, history: History, name: str, at_start: float) -> bool:
         values = history.recent(name, RECENT)
         rise = self.sigmas * noise(values, self.window)
+        # The start is known (0, or a coin's 0.5), so only the window's own noise counts.
         return len(values) >= self.window and mean(values[-self.window :]) - at_start > rise
 
     def _fall_since_first_steps(self, history: History) -> float | None:
@@ -98,6 +104,7 @@ class LikelihoodDisplacement:
     def _beyond_noise(self, history: History, name: str) -> float | None:
         """Change of a metric since the first steps; None if it is noise, or too early to say."""
         window = self.window_without_reference
+        # While the window overlaps the first steps, a value would be in both means and cancel itself.
         if history.seen(name) < START + window:
             return None
         values = history.recent(name, RECENT)
@@ -133,6 +140,7 @@ class NothingSupervised:
     metrics: ClassVar[tuple[str, ...]] = ("supervised_tokens",)
 
     def look(self, history: History) -> Detection | None:
+        # One such step is enough: chance does not empty a whole batch of its answers.
         if history.recent("supervised_tokens", 1) != [0.0]:
             return None
         return Detection(
@@ -169,12 +177,14 @@ class LengthDrift:
     sigmas: float = 5.0
 
     def look(self, history: History) -> Detection | None:
+        # The last one is the held-out score, which is no length; it only excuses generated answers that grew.
         for name in self.metrics[:-1]:
             if history.seen(name) < START + self.window or (name == "length_generated" and _better(history)):
                 continue
             start = [math.log(max(length, 1.0)) for length in history.start(name, START)]
             recent = [math.log(max(length, 1.0)) for length in history.recent(name, RECENT)]
             at_start, now = mean(start), mean(recent[-self.window :])
+            # Of the logs: batches of lengths that scatter by factors have a symmetrical noise only there.
             standard_error = noise(recent, START, self.window)
             if abs(now - at_start) > max(math.log(self.factor), self.sigmas * standard_error):
                 return self._finding(history, name, math.exp(at_start), math.exp(now))
@@ -199,6 +209,7 @@ class LengthDrift:
 
 def _better(history: History) -> bool:
     """Whether held-out answers got better on the way: then their length is no fault (LengthHacking judges it)."""
+    # Longer answers that score higher are what reasoning looks like, and no drift.
     scores = [score for _, score in history.points("held_out/score")]
     return len(scores) > 1 and scores[-1] > scores[0]
 
@@ -220,15 +231,18 @@ class Overfitting:
     def look(self, history: History) -> Detection | None:
         loss, accuracy = history.points("held_out/loss"), history.points("held_out/reward_accuracy")
         train_start, train_now = history.start("loss", 5), history.recent("loss", 5)
+        # Held-out metrics that get worse together with the training loss are divergence, which another alarm says.
         if len(loss) <= self.evaluations or len(train_now) < 5 or mean(train_now) >= mean(train_start):
             return None
         best_step, best_loss = min(loss, key=lambda point: point[1])
+        # Of |loss|: some losses are negative, and a share of a negative best would lie below it.
         worse = [value > best_loss + self.loss_rise * abs(best_loss) for _, value in loss[-self.evaluations :]]
         if all(worse):
             return self._finding("loss", best_loss, loss[-1][1], best_step, mean(train_start), mean(train_now))
         if len(accuracy) <= self.evaluations:
             return None
         best_step, best_accuracy = max(accuracy, key=lambda point: point[1])
+        # Looked at apart: pairs with small margins can change their order while the loss hardly moves.
         worse = [value < best_accuracy - self.accuracy_fall for _, value in accuracy[-self.evaluations :]]
         if not all(worse):
             return None
@@ -255,6 +269,7 @@ class Overfitting:
         )
 
 
+# Alarms of one step are returned in this order: first what makes the findings of the others meaningless.
 _ONLINE: tuple[OnlineAlarmCheck, ...] = (
     NoRewards(),
     NoRewardSignal(),

@@ -32,6 +32,7 @@ class Duplicates:
         if min(map(len, columns)) < self.window:
             return None
         duplicates, groups, completions = map(mean, columns)
+        # Groups of one have no duplicates at all: a share of nothing possible is not judged.
         possible = 1 - groups / completions
         if possible <= 0 or duplicates / possible < self.share:
             return None
@@ -132,6 +133,7 @@ class Refusals:
     sigmas: float = 4.0
 
     def look(self, history: History) -> Detection | None:
+        # Infinity, so that no level rings, only a rise: some tasks are there to be refused.
         found = _high(history, "refusal_share", self.window, float("inf"), self.rise, self.sigmas)
         if found is None:
             return None
@@ -154,6 +156,7 @@ def _high(
     if len(recent) < window:
         return None
     now, moved = mean(recent), change(history, name, window)
+    # A level that was high from the start is a fault of the set-up, a rise one of the training: either rings.
     if now < share and (moved is None or not moved.rises(rise, sigmas)):
         return None
     before = _before(moved)

@@ -33,6 +33,7 @@ class AlarmCheck(Protocol):
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
 
+    # Pure: the history goes into the checkpoint and nothing of a check does, so that a resumed run detects the same.
     def look(self, history: History) -> Detection | None: ...
 
 

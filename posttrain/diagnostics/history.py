@@ -38,10 +38,13 @@ class History:
             if key not in self.watched or not math.isfinite(value):
                 continue
             start, recent = self._start.setdefault(key, []), self._recent.setdefault(key, [])
+            # Kept apart for good: the recent values have forgotten the start after RECENT steps.
             if len(start) < START:
                 start.append((step, float(value)))
             recent.append((step, float(value)))
             del recent[:-RECENT]
+            # The two lists are bounded; whether they overlap (`change`) and whether a metric exists at all is read from
+            # the count.
             self._seen[key] = self._seen.get(key, 0) + 1
 
     def start(self, name: str, size: int) -> list[float]:
@@ -68,6 +71,7 @@ class History:
     def at(self, name: str, step: int) -> float | None:
         """The newest value, if it is of that step."""
         newest = self.newest(name)
+        # A metric that this step did not measure must not be answered with an earlier step's value.
         return newest[1] if newest is not None and newest[0] == step else None
 
     def seen(self, name: str) -> int:
@@ -102,6 +106,7 @@ def noise(values: Sequence[float], *sizes: int) -> float:
     """
     if len(values) < 2:
         return 0.0
+    # E (x' - x)^2 is twice the variance where values are independent; a slow trend adds only the square of its slope.
     squares = [(after - before) ** 2 for before, after in itertools.pairwise(values)]
     return math.sqrt(mean(squares) / 2 * sum(1 / size for size in sizes))
 
@@ -133,8 +138,10 @@ def change(
     history: History, name: str, window: int, transform: Callable[[float], float] | None = None
 ) -> Change | None:
     """The first values of a metric against the last `window`; None while they overlap."""
+    # While they overlap, a value would be in both means and cancel itself.
     if history.seen(name) < START + window:
         return None
     of = transform or float
+    # The noise is that of the recent values for both means: ten first ones are too few for an estimate of their own.
     first, recent = [of(v) for v in history.start(name, START)], [of(v) for v in history.recent(name, RECENT)]
     return Change(mean(first), mean(recent[-window:]), noise(recent, START, window))

@@ -30,6 +30,8 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
     merged: dict[str, Metric] = {}
     for part in parts:
         for name, metric in part.items():
+            # Sums and counts are merged, never values: micro-batches differ in tokens, and a mean of their means would
+            # weigh a token of a short one more.
             merged[name] = _merge_two(name, merged[name], metric) if name in merged else metric
     return merged
 
@@ -47,11 +49,13 @@ def _merge_two(name: str, first: Metric, second: Metric) -> Metric:
         return first.merge(second)
     if isinstance(first, ExplainedVariance) and isinstance(second, ExplainedVariance):
         return first.merge(second)
+    # Not settled by a rule: a name that is a mean here and a total there is two measurements in one curve.
     raise TypeError(f"metric {name!r} is both a {type(first).__name__} and a {type(second).__name__}")
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Each metric's number; NaN where nothing was counted."""
+    # NaN and not 0 where nothing was counted: a 0 would be drawn, and would pull down every window that it is in.
     return {name: metric.value for name, metric in metrics.items()}
 
 
@@ -223,6 +227,8 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "Mean entropy of the policy's next-token distribution. A collapse to 0 means that it always says the same.",
         ),
+        # Of the whole step at once: it multiplies two shares, so that a mean over micro-batches would depend on how the
+        # step is cut.
         "router_aux_loss": MetricInfo(
             "Router balance",
             "",
@@ -244,6 +250,7 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         ),
         "learning_rate": MetricInfo("Learning rate", "", "none", "Of the step, after warm-up and schedule."),
         "tokens_per_second": MetricInfo("Speed", "tokens/s", "up", "All tokens of the step over its time."),
+        # One table for all stages: the report draws a name the same way whichever stage wrote it.
         **ONLINE_METRICS,
         **ROLLOUT_METRICS,
     }

@@ -62,6 +62,7 @@ class _FollowsReward:
     def rise(self, history: History) -> Change | None:
         """Of the reward; None if it is noise, or too early to say."""
         found = change(history, "reward", self.window)
+        # Only noise bounds it: rewards have any scale, so that no fixed size would do.
         return found if found is not None and found.rises(1e-9, self.sigmas) else None
 
     def lag(self, history: History, rise: float) -> Lag | None:
@@ -76,13 +77,19 @@ class _FollowsReward:
         best_step, best = max(points, key=lambda point: (point[1], point[0]))  # of equals the later, as is kept
         # The best of many noisy scores is luck: what was lost is measured from the best mean of `count` in a row.
         plateau = max(mean(scores[i : i + count]) for i in range(len(scores) - count + 1))
+        # Each of the last must be low, not their mean: one collapse is no trend.
         fell = all(score < best - self.fall * abs(best) for score in last)
+        # Two means of `count` examinations, each with the error of one over the root of `count`.
         fell = fell and plateau - now > noise * math.sqrt(2 / count)
         first_step, first = history.first("held_out/score")
+        # A share of the reward's rise, not of the score: a reward that doubled and a score that moved by a hair have
+        # parted.
         flat = all(score < first + self.follow * rise for score in last)
+        # One first examination against a mean of `count`: the first one's error is not averaged down.
         flat = flat and rise - (now - first) > noise * math.sqrt(1 + 1 / count)
         if not fell and not flat:
             return None
+        # A score that never rose was wrong from the start; one that fell was well until its best step.
         return Lag(fell, first, best, best_step, last[-1], best_step if fell else first_step)
 
 
@@ -180,6 +187,7 @@ class NoRewards:
 
     def look(self, history: History) -> Detection | None:
         shares = history.recent("abstained_share", self.critical_steps)
+        # Exactly all: a judge that answers for some completions still gives the step something to learn from.
         if not shares or shares[-1] < 1:
             return None
         steps = next((place for place, share in enumerate(reversed(shares)) if share < 1), len(shares))
@@ -218,6 +226,7 @@ class NoRewardSignal:
     def look(self, history: History) -> Detection | None:
         shares = history.recent("zero_signal_share", self.window)
         deviations = history.recent("reward_deviation", self.window)
+        # Until the window is full nothing is said: a few groups without a signal are common.
         share = mean(shares) if len(shares) == self.window else 0.0
         judged, seen = history.points("reward"), history.points("zero_signal_share")
         if not judged or (seen and judged[-1][0] < seen[-1][0]):

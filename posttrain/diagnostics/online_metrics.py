@@ -64,6 +64,8 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "Share of tokens at which the objective clips for a ratio that is too high.",
         ),
+        # Each estimator by its own name (Schulman 2020, "Approximating KL Divergence"): a curve called KL that does not
+        # say which cannot be compared with a paper's.
         "kl_k1_old": _kl("k1", _OLD, _UNBIASED),
         "kl_k2_old": _kl("k2", _OLD, _FAR),
         "kl_k3_old": _kl("k3", _OLD, _POSITIVE),
@@ -87,6 +89,8 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "KL(policy || reference) over the whole vocabulary, at a sample of the tokens.",
         ),
+        # Engine and trainer have the same weights here; off-policy drift is in `ratio_*`, and a gap between the two
+        # programs must not hide in it.
         "sampler_ratio_mean": MetricInfo(
             "Sampler ratio, mean",
             "",
@@ -121,6 +125,7 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         ),
         "value_mean": MetricInfo("Value, mean", "", "none", "What the value model expects, mean over tokens."),
         "return_mean": MetricInfo("Return, mean", "", "up", "What it is to expect, mean over tokens."),
+        # Beside the loss, for half a squared error has the scale of the returns; this can be compared between runs.
         "value_explained_variance": MetricInfo(
             "Variance explained by the values",
             "share",

@@ -34,11 +34,13 @@ class GradientSpike:
         before = history.recent("grad_norm", RECENT)
         if len(before) <= self.least_steps:
             return None
+        # The newest is judged by those before it, and must not be in its own median. (`recent` gives a copy.)
         norm = before.pop()
         median = statistics.median(before)
         at_start = statistics.median(history.start("grad_norm", START))
         if norm <= self.factor * median or norm <= self.factor_of_start * at_start:
             return None
+        # A median of 0 is possible: pairs that are all separated, groups that are all tied.
         times = f"{norm / median:.3g} times " if median > 0 else "far above "
         return Detection(
             severity="warning",
@@ -71,6 +73,7 @@ class LossDivergence:
         first, recent = history.start("loss", self.start), history.recent("loss", self.window)
         at_start, now = mean(first), mean(recent)
         standard_error = noise(history.recent("loss", RECENT), self.start, self.window)
+        # Of |loss|: with an entropy bonus or a policy gradient it may start at or below 0.
         needed = max(self.rise * abs(at_start), self.least_rise, self.sigmas * standard_error)
         if now - at_start <= needed:
             return None
@@ -113,6 +116,7 @@ class DeadLearning:
     """Nats per response. Twenty steps at a useful learning rate move it a hundred times as far; rounding, less."""
 
     def look(self, history: History) -> Detection | None:
+        # Exactness first: one step is proof, the windows below are for what is small and not 0.
         if (now := self._at_once(history)) is not None:
             return now
         if self._all_zero(history, "learning_rate"):
@@ -125,6 +129,7 @@ class DeadLearning:
         rejected = history.recent("logprob_rejected_change", self.window)
         if len(chosen) < self.window or len(rejected) < self.window:
             return None
+        # Both sides: a loss may by design leave one of them where it is.
         largest = max(map(abs, chosen + rejected))
         if largest >= self.least_change:
             return None
@@ -140,6 +145,8 @@ class DeadLearning:
         then = {name: value for name in self.metrics if (value := history.at(name, step)) is not None}
         without_signal = then.get("advantage_magnitude") == 0
         nothing_asked = then.get("supervised_tokens") == 0
+        # A hinge past its margin, or every answer known by heart. In a stage that samples a loss of 0 is no sign of it:
+        # there advantages add up to 0.
         done = then.get("reward_accuracy") == 1.0 or ("advantage_magnitude" not in then and then.get("loss") == 0)
         if without_signal or nothing_asked:
             return None
@@ -157,12 +164,15 @@ class DeadLearning:
             },
             remedy="look which columns the loss is made of (`choices`) and which parameters train (an adapter's "
             "targets, frozen layers); `alarms: {off: [dead_learning]}` trains in spite of it",
+            # The step itself is the first bad one; `Alarms` ends a run only on a detection of the step just taken.
             since=step - 1,
             stops=True,
         )
 
     def _all_zero(self, history: History, name: str) -> bool:
         recent = history.recent(name, self.window)
+        # Exactly 0, without a tolerance: a warm-up has small rates, and late in training gradients are small with good
+        # reason.
         return len(recent) == self.window and not any(recent)
 
     def _all_separated(self, history: History) -> bool:

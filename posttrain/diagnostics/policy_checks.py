@@ -38,7 +38,9 @@ class EntropyCollapse:
         if len(recent) < self.window:
             return None
         now, moved = mean(recent), change(history, "entropy_sampled", self.window)
+        # A share of the start and no level: tasks with few possible answers start low, and are healthy there.
         spent = moved is not None and now < self.share * moved.before and moved.falls(0.0, self.sigmas)
+        # The level rings alone too: a policy that began without entropy has none to lose.
         if not spent and now >= self.least:
             return None
         before = {} if moved is None else {"entropy_at_start": moved.before}
@@ -72,6 +74,7 @@ class EntropyBlowup:
 
     def look(self, history: History) -> Detection | None:
         moved = change(history, "entropy_sampled", self.window)
+        # Factor and size: from 0.02 to 0.05 nats is a doubling that nobody would notice in a completion.
         if moved is None or moved.now < self.factor * moved.before or not moved.rises(self.least_rise, self.sigmas):
             return None
         return Detection(
@@ -123,6 +126,7 @@ class KLBounds:
             "most_per_token": self.most_per_token,
             "most_k3_per_token": self.most_k3_per_token,
         }
+        # One finding at a time, the sequence's first: it is the KL that papers plot and that `kl_target` follows.
         for metric, (bound, unit) in KL_KINDS.items():
             recent = history.recent(metric, self.window)
             if len(recent) == self.window and mean(recent) > bounds[bound]:
@@ -169,6 +173,8 @@ class NegativeKL:
         if sum(history.recent("groups_trained", RECENT)) < self.all_groups * sum(history.recent("groups", RECENT)):
             return None
         moved = old if len(old) == len(reference) else [0.0] * len(reference)
+        # E log(now / reference) under the policy that sampled is below 0 once updates have moved the policy; adding
+        # log(old / now) turns it into log(old / reference), a KL again.
         values = [one + other for one, other in zip(reference, moved, strict=True)]
         now, error = mean(values[-self.window :]), noise(values, self.window)
         if -now <= max(self.least, self.sigmas * error):
@@ -244,6 +250,8 @@ class SamplerMismatch:
         columns = [history.recent(name, self.window) for name in self.metrics]
         if min(map(len, columns)) < self.window:
             return None
+        # Three measures, for each is blind to something: the ratio to differences that cancel, the KL to a few extreme
+        # tokens, which the effective size sees.
         kl, ratio, effective = map(mean, columns)
         if kl <= self.kl and abs(ratio - 1) <= self.ratio and effective >= self.effective:
             return None

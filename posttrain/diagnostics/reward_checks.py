@@ -64,6 +64,7 @@ class RewardOverconfidence:
         # Both are measured at the same steps; a step that lacks one of them is not judged.
         if len(sure) < self.evaluations or [step for step, _ in sure] != [step for step, _ in right]:
             return None
+        # Only too sure is a fault: caution on held-out pairs costs a little scale and no order.
         gaps = [confidence - accuracy for (_, confidence), (_, accuracy) in zip(sure, right, strict=True)]
         if min(gaps) <= self.gap:
             return None

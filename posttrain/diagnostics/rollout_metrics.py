@@ -9,6 +9,8 @@ from posttrain.diagnostics.metric_info import MetricInfo
 
 ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
     {
+        # Over all that was sampled, not over what trains: a filter that drops solved groups would make the mean fall as
+        # the policy learns.
         "reward": MetricInfo(
             "Reward",
             "",
@@ -21,6 +23,7 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "score": MetricInfo(
             "Held-out score", "", "up", "Mean reward of answers to held-out tasks, by the judge of `examine.rewards`."
         ),
+        # Over tasks: several answers to one task are not independent, and counting each would make the error too small.
         "score_error": MetricInfo(
             "Held-out score, error", "", "none", "Standard error of the held-out score over its tasks."
         ),
@@ -57,6 +60,7 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "down",
             "Share of completions that end by themselves and leave thoughts, a code fence or a `\\boxed{` open.",
         ),
+        # Estimated, since it costs nothing: the sampled tokens come with their log-probs.
         "entropy_sampled": MetricInfo(
             "Entropy, sampled",
             "nats/token",
@@ -85,6 +89,7 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         ),
         "value_grad_norm": MetricInfo("Gradient norm, values", "", "none", "Of the value model, before clipping."),
         **{
+            # `update` is what the other phases leave of a step, so that together they are all of its time.
             f"seconds_{phase}": MetricInfo(f"Time, {words}", "s", "down", f"Seconds of the step spent on {words}.")
             for phase, words in (
                 ("sync", "weight sync"),

@@ -15,14 +15,18 @@ A loss trusts its row: parameters are checked once, before the first step, by th
     links.py       how the rewards of a pair become a loss: the others
     preference.py  the loss of a batch of pairs or ranked lists, by one row or a mix of several
     feedback.py    single responses that are good or bad: the second table
+    dynamic_beta.py  the row `beta_dpo`, which remembers earlier steps
     responses.py   what all of them see of a batch, and the statistics of a step that some need
     online.py      the online family, one literal row per algorithm: the third table
-    surrogates.py  its columns: ratio, surrogate, reduction, correction
+    surrogates.py  its columns: ratio, surrogate, reduction, correction; online_fit.py says which go together
     policy.py      the loss of a batch of responses, by one of its rows; policy_metrics.py is what it reports
     value.py       the value model's loss
+    reward.py      reward models on ordered or scored responses; reward_rule.py makes rewards of the head's outputs
+    process.py     reward models of steps
     distillation.py  a teacher's distributions over the whole vocabulary
     kl.py          KL between policy and reference: estimators and exact values, named by direction
     reduce.py      sums and means over tokens, branches and sides
+    parameters.py  what a parameter means and where it may lie
 """
 
 from posttrain.losses.distillation import distillation_loss

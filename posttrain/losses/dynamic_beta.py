@@ -69,6 +69,8 @@ class DynamicBeta:
         usual = self._usual or own
         if draw is not None:
             if self._usual is not None:
+                # First the update and then the use, as in the authors' code: a step is measured against a mean that
+                # includes it.
                 usual = (self._moved(usual[0], own[0]), self._moved(usual[1], own[1]))
             self._usual = usual
         centre, spread = usual
@@ -78,10 +80,12 @@ class DynamicBeta:
         kept_P = kept_P.to(gap_P.device)
         beta = self._parameters["beta"]
         scale = 1 + self._parameters["gain"] * (float(gap_P[kept_P].mean()) - centre)
+        # Kept gaps far below the usual one would make beta negative and train preferences backwards.
         scale = max(scale, LEAST_BETA / beta)
         like = observed["gap"]
         return {
             "beta_scale": torch.full_like(like, scale),
+            # The loss divides by all pairs of the step: this turns its mean into that of the kept ones.
             "weight": kept_P.to(like) * (len(gap_P) / int(kept_P.sum())),
         }
 
@@ -100,6 +104,8 @@ class DynamicBeta:
 def _drawn(gap_P: Tensor, centre: float, spread: float, keep: float, draw: np.random.Generator) -> Tensor:
     """`keep` of the pairs without replacement (Gumbel top-k), as a mask."""
     apart = (gap_P - centre) / spread if spread else torch.zeros_like(gap_P)
+    # Log-weights plus Gumbel noise, largest first, is a draw without replacement; on the CPU, so that every device
+    # keeps the same pairs.
     scores = -0.5 * apart.square() + torch.from_numpy(draw.gumbel(size=len(gap_P)))
     chosen = scores.topk(max(1, int(len(gap_P) * keep))).indices
     return torch.zeros(len(gap_P), dtype=torch.bool).index_fill(0, chosen, True)

@@ -68,9 +68,12 @@ def _kl_of_mismatched(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _mean(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ratios_P = observed["log_ratio"]
+    # No clamp: unlike a KL, a mean reward may lie on either side of 0.
     return {"point": ratios_P.mean().expand_as(ratios_P)}
 
 
+# Other rows' completions, as KTO estimates its KL: the rows' own are what the loss pushes, and would drag the point
+# along.
 MISMATCHED_KL = Coupling(_log_ratio, _kl_of_mismatched, mismatched=True)
 MEAN_REWARD = Coupling(_log_ratio, _mean)
 
@@ -192,8 +195,10 @@ def feedback_loss(
         statistics = row.coupling.of_batch(responses, parameters)
     beta, good_P = parameters["beta"], batch.label_P.to(policy.logprobs_N.device)
     reward_P = beta * responses.against_reference()
+    # Statistics are log-ratios in nats; rewards are beta times those.
     point_P = beta * statistics["point"].to(reward_P) if statistics else torch.zeros_like(reward_P)
     ahead_P = torch.where(good_P, reward_P - point_P, point_P - reward_P)
+    # Looked up by the label: False is 0, True is 1.
     weights = reward_P.new_tensor([parameters["undesirable_weight"], parameters["desirable_weight"]])
     loss_P = weights[good_P.long()] * row.link(ahead_P)
     return LossOutput(

@@ -50,6 +50,7 @@ def smoothed_logistic(rewards: Rewards, parameters: Parameters) -> Tensor:
 def debiased_logistic(rewards: Rewards, parameters: Parameters) -> Tensor:
     """Unbiased for the logistic loss on clean labels when a share `label_smoothing` is flipped; it can be negative."""
     flipped = parameters["label_smoothing"]
+    # On average over the flips, the second term takes away what flipped labels add to the first.
     on_noisy_labels = -(1 - flipped) * F.logsigmoid(rewards.lead_Q) + flipped * F.logsigmoid(-rewards.lead_Q)
     return on_noisy_labels / (1 - 2 * flipped)
 
@@ -61,6 +62,7 @@ def hinge(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 def squared(rewards: Rewards, parameters: Parameters) -> Tensor:
     """(h - 1 / (2 beta))^2 with h = lead / beta: a pair has a target, so a certain label cannot pull it to infinity."""
+    # The target is in nats, so the beta that a reward carries is divided out again.
     beta = parameters["beta"]
     return (rewards.lead_Q / beta - 1 / (2 * beta)).square()
 
@@ -69,6 +71,7 @@ def reverse_kl_to_labels(rewards: Rewards, parameters: Parameters) -> Tensor:
     """KL(q || p) of the policy's verdict q = (sigmoid(lead), 1 - that) from the label's p = (1 - epsilon, epsilon)."""
     epsilon = parameters["label_epsilon"]
     log_won_Q, log_lost_Q = F.logsigmoid(rewards.lead_Q), F.logsigmoid(-rewards.lead_Q)
+    # Weighted by the policy's verdict, so mode-seeking; DPO's cross-entropy weighs by the label's.
     won_Q = log_won_Q.exp() * (log_won_Q - math.log1p(-epsilon))
     return won_Q + log_lost_Q.exp() * (log_lost_Q - math.log(epsilon))
 
@@ -88,12 +91,14 @@ def log_ratio_modulated(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 def noise_contrastive(rewards: Rewards, parameters: Parameters) -> Tensor:
     """-log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l): the chosen reward has a finite optimum."""
+    # Half each: the noise term is a mean over the K = 2 responses.
     away = F.logsigmoid(-rewards.chosen_Q) + F.logsigmoid(-rewards.rejected_Q)
     return -F.logsigmoid(rewards.chosen_Q) - away / 2
 
 
 def shifted_classifier(rewards: Rewards, parameters: Parameters) -> Tensor:
     """-log sigmoid(r_w - delta) - log sigmoid(-(r_l - delta)), delta the mean reward of the step."""
+    # The step's, not the micro-batch's: otherwise the threshold moves with `tokens_per_microbatch`.
     shift_Q = rewards.responses.statistics["shift"]
     return -F.logsigmoid(rewards.chosen_Q - shift_Q) - F.logsigmoid(shift_Q - rewards.rejected_Q)
 
@@ -136,6 +141,7 @@ def rank_matched(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 def only_the_extra(rewards: Rewards, parameters: Parameters) -> Tensor:
     """0: a row that is its extra term."""
+    # Not a new tensor of zeros: the loss needs the shape, the device and a graph to call backward on.
     return 0 * rewards.chosen_Q
 
 
@@ -156,6 +162,7 @@ def plackett_luce(rewards: Rewards, parameters: Parameters) -> Tensor:
     # Absent ranks hold a reward so low that it adds nothing; -inf would make its gradient NaN.
     table = reward_B.new_full((batch.num_trees, int(sizes_P.max())), torch.finfo(reward_B.dtype).min / 4)
     table = table.index_put((tree_B, place_B), reward_B)
+    # Row by row the log-sum-exp over rank k and all worse ones: the candidates left when rank k is drawn.
     normaliser = table.flip(1).logcumsumexp(1).flip(1)
     return tree_sums(normaliser[tree_B, place_B] - reward_B, batch)
 
@@ -223,6 +230,7 @@ def on_policy_weight(responses: Responses, pairs: Pairs) -> Tensor:
             found="log_collision_N=None",
             remedy="ask the policy for it: policy(batch, Wants(collision=True))",
         )
+    # Detached: otherwise a pair could lower its loss by making itself unlikely, and so count less.
     aligned_N = (responses.logprob_N - responses.log_collision_N.to(responses.logprob_N)).detach()
     weight_B = mean_or_zero(branch_sums(aligned_N, responses.batch), responses.tokens_B).exp()
     chosen_Q, rejected_Q = pairs.sides(weight_B)
@@ -272,6 +280,7 @@ def _reference_offsets(observed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _of_same_rank(own_P: Tensor, others_P: Tensor) -> Tensor:
     """For each of `own_P` the value of `others_P` that has its rank; equal values keep their order."""
+    # Stable, or tied rewards would be matched differently from run to run.
     return torch.empty_like(others_P).index_copy(0, own_P.argsort(stable=True), others_P.sort().values)
 
 

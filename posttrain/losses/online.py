@@ -85,6 +85,7 @@ class OnlineRow:
     @property
     def needs_old(self) -> bool:
         """Whether the loss reads the log-probs of the policy that sampled, as the trainer computes them."""
+        # `k3_corrected` is weighted by π/π_old even where the surrogate has no ratio of its own.
         corrects_kl = self.kl_place == "loss" and self.kl in KL_TERMS and KL_TERMS[self.kl].needs_ratio
         return self.ratio != "none" or corrects_kl or self.needs_sampler
 
@@ -130,6 +131,7 @@ class OnlineRow:
         return resolve(given, self.defaults, PARAMETERS, where=where, owners=owners())
 
 
+# PPO's one ε for both sides; rows that treat the sides differently name both.
 _CLIP = {"clip_low": 0.2, "clip_high": 0.2}
 
 ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
@@ -148,6 +150,7 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
                 "value_weight": 0.1,
                 "entropy_weight": 0.0,
             },
+            # In the reward, not in the loss, so that returns count the KL and the value model learns to expect it.
             "Schulman et al. 2017, arXiv:1707.06347, Eq. 7; KL in the reward, beta, gamma and lambda of Ouyang et al. "
             "2022 (InstructGPT), arXiv:2203.02155, App. C; weight of the value loss of TRL",
             kl="k1",
@@ -159,11 +162,14 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             "clip",
             "sequence_mean",
             {**_CLIP, "kl_beta": 0.04, "entropy_weight": 0.0},
+            # k3 as published has the gradient of the other KL (deviation 3).
             "Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, Eq. 3 and 4; beta of their experiments, clip of PPO",
             kl="k3",
             kl_place="loss",
         ),
         "dr_grpo": OnlineRow(
+            # Neither the group's deviation nor a response's own length divides: the first weighs easy and hard prompts
+            # up, the second makes long wrong answers cheap.
             "group_centre",
             "token",
             "clip",
@@ -179,6 +185,7 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             {"clip_low": 0.2, "clip_high": 0.28, "overlong_share": 0.2, "entropy_weight": 0.0},
             "Yu et al. 2025 (DAPO), arXiv:2503.14476, Eq. 8, dynamic sampling of Eq. 11, overlong shaping of Eq. 13 "
             "(4,096 of 20,480 tokens)",
+            # Prompts that are always or never solved are replaced, or the step shrinks as the policy gets better.
             groups="resample",
             shaping="soft_overlong",
         ),
@@ -187,6 +194,7 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             "sequence",
             "clip",
             "sequence_mean",
+            # The ratio is a geometric mean over the response and hardly leaves 1: PPO's 0.2 would never clip anything.
             {"clip_low": 3e-4, "clip_high": 4e-4, "entropy_weight": 0.0},
             "Zheng et al. 2025 (GSPO), arXiv:2507.18071, Eq. 5 and 7; clips of Sec. 5.1",
         ),
@@ -219,6 +227,8 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             kl_place="reward",
         ),
         "reinforce_pp_baseline": OnlineRow(
+            # The group's mean is the baseline, the rollout's deviation the scale: a group's own is noise for few
+            # completions.
             "group_centre_batch_std",
             "token",
             "clip",
@@ -233,6 +243,7 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             "token",
             "clipped_weight",
             "token_mean",
+            # 1 - clip_low is 0, so there is no lower bound.
             {"clip_low": 1.0, "clip_high": 4.0, "entropy_weight": 0.0},
             "MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, Eq. 4 and 5, no lower bound; weight up to 5 as in Khatri et "
             "al. 2025 (ScaleRL), arXiv:2510.13786",
@@ -242,6 +253,8 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             "token",
             "soft_gate",
             "sequence_mean",
+            # The gate closes faster on bad tokens: pushing one down raises all others of the vocabulary, most of them
+            # wrong too.
             {"gate_positive": 1.0, "gate_negative": 1.05, "entropy_weight": 0.0},
             "Gao et al. 2025 (SAPO), arXiv:2511.20347, the section on the soft gate; temperatures of their experiments",
         ),
@@ -249,6 +262,7 @@ ONLINE: Mapping[str, OnlineRow] = MappingProxyType(
             "maxrl",
             "none",
             "reinforce",
+            # A whole response is one action, so its log-prob is the sum over its tokens and no mean.
             "sequence_sum",
             {"entropy_weight": 0.0},
             "Tajwar et al. 2026 (MaxRL), arXiv:2602.02710, Algorithm 1; for rewards of 0 and 1",
@@ -307,6 +321,7 @@ def component_defaults(row: OnlineRow) -> dict[str, float]:
     found |= CORRECTIONS[row.correction].defaults
     found |= ADVANTAGE_DEFAULTS.get(row.advantage, {})
     if row.kl_place != "none":
+        # GRPO's, for a recipe that adds a KL to a row without one.
         found["kl_beta"] = 0.04
     if row.exact_kl:
         found["kl_every"] = 1.0
@@ -360,8 +375,10 @@ def variant(row: OnlineRow, **choices: str) -> OnlineRow:
         if value not in CHOICES[name]:
             raise unknown(name, value, CHOICES[name], found=value)
     if "kl" in choices and "kl_place" not in choices:
+        # Another estimator stays where the row has its KL.
         kept = row.kl_place if row.kl_place != "none" else "loss"
         choices["kl_place"] = "none" if choices["kl"] == "none" else kept
     changed = replace(row, **choices)  # type: ignore[arg-type]
+    # Only what the new columns read: a recipe that still sets the parameter of a column it replaced is told so.
     defaults = {name: row.defaults.get(name, value) for name, value in component_defaults(changed).items()}
     return replace(changed, defaults=defaults)

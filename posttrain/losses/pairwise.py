@@ -144,6 +144,8 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
         "dpo_norm": PairwiseRow(
             scores.LOG_RATIO_MEAN,
             links.logistic,
+            # A mean over tokens is as much smaller than the sum as the response is long, hence a beta 50 times that of
+            # dpo.
             {"beta": 5.0},
             "Lambert et al. 2024 (Tulu 3), arXiv:2411.15124, length-normalized DPO; beta of the 8B recipe",
         ),
@@ -196,6 +198,8 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
         "dpop": PairwiseRow(
             scores.LOG_RATIO_SUM,
             links.logistic,
+            # As a margin the penalty stands inside the sigmoid, as in the paper: a pair that is far ahead no longer
+            # feels it.
             {"beta": 0.3, "penalty": 50.0},
             "Pal et al. 2024 (Smaug), arXiv:2402.13228, the DPOP loss; beta and lambda of Sec. 5",
             margin=links.chosen_shortfall,
@@ -305,6 +309,7 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
             scores.LOGPROB_SUM,
             links.logistic,
             {"beta": 0.1, "nll_weight": 1.0},
+            # Without a reference it is the NLL that keeps the policy near the data.
             "Xu et al. 2024, arXiv:2401.08417, Sec. 3; beta of Sec. 4.2",
             extra=links.nll_mean,
         ),
@@ -319,6 +324,7 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
         "orpo": PairwiseRow(
             scores.LOG_ODDS_OF_MEAN,
             links.logistic,
+            # No beta: the paper takes the log-odds as they are, and its lambda weighs the whole preference term.
             {"preference_weight": 0.1},
             "Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7; lambda of Sec. 6.1 (Mistral)",
             extra=links.nll_mean,
@@ -331,16 +337,19 @@ PAIRWISE: Mapping[str, PairwiseRow] = MappingProxyType(
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
         "beta": Parameter("scale of the implicit reward; larger holds the policy closer to its start", above=0.0),
+        # At 0.5 labels say nothing, and `robust` would divide by 1 - 2 * 0.5.
         "label_smoothing": Parameter("share of labels believed to be flipped", at_least=0.0, below=0.5),
         "label_epsilon": Parameter("how far a label is from certain; 0 would be infinitely wrong", above=0, below=0.5),
         "gamma": Parameter("reward by which the chosen response has to be ahead", at_least=0.0),
         "alpha": Parameter("shape of AlphaPO's reward (1 - p^-alpha) / alpha; 0 is SimPO's log p"),
+        # Its ends are rows of their own: towards 0 the score is that of dpo, at 1 that of dpo_forward_kl.
         "divergence_alpha": Parameter(
             "which divergence: near 0 reverse KL (mode-seeking), near 1 forward (mass-covering)", above=0.0, below=1.0
         ),
         "tail_weight": Parameter(
             "what a token beyond the shorter response's length counts; 1 is dpo", at_least=0.0, at_most=1.0
         ),
+        # From 1 on, sigmoid(lead / tau) e^-lead no longer vanishes for a pair that is far behind.
         "tau": Parameter("log-ratio lead over which DiscoPOP turns from logistic to exponential", above=0.0, below=1.0),
         "margin_scale": Parameter("reward per unit of annotated margin (alpha in ODPO)", at_least=0.0),
         "penalty": Parameter("weight of what the chosen response lost since the start (lambda in DPOP)", at_least=0.0),

@@ -58,6 +58,7 @@ def policy_loss(
         policy_N = policy_N * weight(seen.gap_N, parameters)
     reduction = REDUCTIONS[row.reduction]
 
+    # One reduction for every term, so that kl_beta weighs a token's KL against that token's own advantage.
     def share(values_N: Tensor) -> Tensor:
         return reduction.total(values_N, batch, parameters)
 
@@ -93,6 +94,7 @@ def _kl_term(row: OnlineRow, seen: Seen, policy: TokenLogprobs, ratio_N: Tensor)
         return policy.divergence_N
     assert seen.reference_N is not None
     term = KL_TERMS[row.kl]
+    # The correction is the token's; the row's ratio may be the response's (gspo) or none (rloo).
     token_ratio_N = RATIOS["token"].of(seen.log_ratio_N, seen.batch) if term.needs_ratio else ratio_N
     return term.of(seen.logprob_N, seen.reference_N, token_ratio_N)
 
@@ -128,6 +130,7 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
             remedy="ask the policy for it: policy(batch, Wants(against=Against(reference, mixture=1.0)))",
         )
     carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
+    # Ratios are then exactly 1, with the gradient of log π, and no second forward pass was needed for that.
     old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")
     return Seen(
         batch=batch,

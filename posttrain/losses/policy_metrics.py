@@ -147,9 +147,11 @@ def explain_zero_loss(values: Mapping[str, float], *, grouped: bool = True) -> s
 
 
 def _deviation(values_N: Tensor) -> Deviation:
+    # The mean of nothing is NaN, and merging would carry it into the whole step's deviation.
     mean = values_N.mean() if values_N.numel() else values_N.sum()
     return Deviation(values_N.numel(), mean, (values_N - mean).square().sum())
 
 
 def _largest(values_N: Tensor) -> Tensor:
+    # -inf: an empty micro-batch must not set the largest ratio.
     return values_N.amax() if values_N.numel() else values_N.new_tensor(-torch.inf)

@@ -86,6 +86,8 @@ def mixed_loss(
     pairs = Pairs.of(batch, policy.logprobs_N)
     parts: list[_Part] = []
     for index, term in enumerate(terms):
+        # Two terms may write the same key (`shift` of bco_pair and of mpo) from different betas: each reads only its
+        # own.
         coupling = term.row.coupling
         if coupling is None:
             responses = plain
@@ -95,6 +97,7 @@ def mixed_loss(
         parts.append(_part(term, responses, pairs))
     loss_P = torch.stack([term.weight * part.loss_P for term, part in zip(terms, parts, strict=True)]).sum(0)
     compared_P = torch.stack([term.weight * part.preference_P for term, part in zip(terms, parts, strict=True)]).sum(0)
+    # Two terms would write the same names (`nll_loss`, `pair_weight`), and the last would pass for both.
     alone = parts[0].metrics if len(parts) == 1 else {}
     rewards = parts[0].rewards
     return LossOutput(
@@ -107,6 +110,7 @@ def mixed_loss(
         | token_metrics(policy, batch),
         per_tree=_per_tree(rewards, plain),
         per_branch={"logprob": plain.logprob_B.detach()},
+        # Without the NLL, whose gradient would hide a comparison that teaches nothing.
         teaching=over_denominator(compared_P.sum(), denominator.trees),
     )
 
@@ -143,6 +147,7 @@ def statistics_of_terms(terms: Sequence[Term], statistics: StepStatistics | None
     """The statistics that `coupling_of_terms` made, apart again: one mapping for each term."""
     if statistics is None:
         return None
+    # With the slash, or term 1 would take what belongs to term 10.
     return [_under(f"{place}/", statistics) for place in range(len(terms))]
 
 
@@ -164,6 +169,7 @@ class _Part:
 
 def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
     row, parameters, trees = term.row, term.parameters, responses.batch.num_trees
+    # orpo has no beta: its reward is the score itself.
     reward_B = parameters.get("beta", 1.0) * row.score.of(responses, parameters)
     chosen_Q, rejected_Q = pairs.sides(reward_B)
     margin_Q = 0.0 if row.margin is None else row.margin(responses, pairs, parameters)
@@ -171,6 +177,7 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
 
     preference_Q = row.link(rewards, parameters)
     metrics: dict[str, Metric] = {}
+    # The link has already made one number of each tree; what follows is per pair.
     if row.whole_list:
         return _Part(preference_Q, preference_Q, rewards, metrics)
     loss_Q = compared_Q = parameters.get("preference_weight", 1.0) * preference_Q
@@ -181,6 +188,7 @@ def _part(term: Term, responses: Responses, pairs: Pairs) -> _Part:
             "preference_loss": _mean(pairs.per_tree(preference_Q, trees)),
             "nll_loss": _mean(pairs.per_tree(extra_Q, trees)),
         }
+    # beta_dpo alone, whose beta is another in every step.
     if "beta_scale" in responses.statistics:
         metrics |= {"beta": _mean(parameters["beta"] * responses.statistics["beta_scale"])}
     if row.weight is not None:

@@ -58,6 +58,7 @@ def step_loss(rule: RewardRule, scores: Scores, batch: Batch, denominator: Count
         )
     score_S = scores.steps_SH[:, 0]
     label_S = batch.step_labels_N.to(score_S)
+    # With logits: a sigmoid in fp32 reaches exactly 1, whose wrong label would cost infinitely much.
     loss_S = F.binary_cross_entropy_with_logits(score_S, label_S, reduction="none")
     reward_B = rule.mixed(scores.scores_BH).detach()
     mean = reward_B.mean()

@@ -60,6 +60,7 @@ class Responses:
     ) -> Responses:
         """Differences are taken per token and then summed: two long sums would lose the digits that matter."""
         logprob_N = policy.logprobs_N
+        # Detached: a reference that shares the policy's weights (its adapter switched off) must stay a constant.
         log_ratio_N = None if reference_N is None else logprob_N - reference_N.detach().to(logprob_N)
         return cls(
             batch=batch,
@@ -133,6 +134,7 @@ class Pairs:
                 expected="trees whose branches all continue the prompt",
                 remedy="put what the compared responses share into the prompt",
             )
+        # The usual batch: no Python loop over its rows, and `per_tree` has nothing to do.
         if branches == 2 * batch.num_trees and bool((batch.tree_B[0::2] == batch.tree_B[1::2]).all()):
             index_B = torch.arange(branches, device=device)
             ones = like.new_ones(batch.num_trees)
@@ -141,10 +143,12 @@ class Pairs:
         for branch, tree in enumerate(batch.tree_B.tolist()):
             members[tree].append(branch)
         scores = None if batch.scores_B is None else batch.scores_B.tolist()
+        # The row says which of two responses is better, whatever their scores; of a list only scores that differ do.
         of_tree = [
             [pair for pair in combinations(own, 2) if len(own) == 2 or scores is None or not _tied(scores, *pair)]
             for own in members
         ]
+        # Branches stand best first, so the first of each combination is the better one.
         pairs = [(better, worse, tree, 1 / len(own)) for tree, own in enumerate(of_tree) for better, worse in own]
         chosen, rejected, trees, shares = ([pair[place] for pair in pairs] for place in range(4))
         long: dict[str, Any] = {"dtype": torch.long, "device": device}

@@ -63,6 +63,7 @@ def plackett_luce(reward_B: Tensor, batch: Batch, parameters: Parameters) -> Ten
     """
     refuse_ties(batch, "plackett_luce", "bradley_terry")
     lists = reward_B.split(branches_per_tree(batch))
+    # At rank k the candidates are k and all worse ones: a log-sum-exp from the end of the list.
     remaining = [torch.logcumsumexp(rewards.flip(0), 0).flip(0) for rewards in lists]
     loss = torch.stack([(rest - own).sum() for rest, own in zip(remaining, lists, strict=True)])
     return loss + parameters["centre"] * centring(reward_B, batch)
@@ -77,6 +78,7 @@ def centring(reward_B: Tensor, batch: Batch) -> Tensor:
     """(r_w + r_l)^2, the mean over each tree's pairs, [P]: holds the rewards around 0, which no pair does by itself."""
     pairs = Pairs.of(batch, reward_B)
     better_Q, worse_Q = pairs.sides(reward_B)
+    # Comparisons fix differences only; without it the rewards of two runs may differ by any constant.
     return pairs.per_tree((better_Q + worse_Q).square(), batch.num_trees)
 
 
@@ -184,6 +186,8 @@ def reward_loss(
     tokens_B = response_tokens(batch).to(scores_BH)
     divisor = denominator.trees if row.per == "trees" else denominator.branches
     if rule.is_ensemble:
+        # A loss for each member: trained on their mean, they would agree by construction, and their spread would
+        # measure nothing.
         members = [rule.corrected(member_B, tokens_B) for member_B in scores_BH.unbind(1)]
         losses = torch.stack([row.loss(member_B, batch, parameters) for member_B in members]).mean(0)
         reward_B = rule.corrected(rule.mixed(scores_BH), tokens_B)

@@ -43,6 +43,7 @@ def combine(scores: Tensor, how: Combine, std_weight: float = 1.0) -> Tensor:
         return scores.mean(dim=-1)
     if how == "worst":
         return scores.amin(dim=-1)
+    # The population's deviation: one member alone has 0, where n - 1 would give NaN.
     return scores.mean(dim=-1) - std_weight * scores.std(dim=-1, correction=0)
 
 
@@ -56,6 +57,7 @@ def aggregate_steps(steps_SH: Tensor, branch_S: Tensor, branches: int, how: Step
     if how == "product":
         return out_BH.scatter_add(0, index_SH, F.logsigmoid(steps_SH))
     if how == "min":
+        # Without `include_self`: the zeros that it starts from would be the least of positive scores.
         return out_BH.scatter_reduce(0, index_SH, steps_SH, "amin", include_self=False)
     return steps_SH[last_of_each(branch_S, branches)]
 
@@ -121,6 +123,7 @@ class RewardRule:
             DataError: none of them has this file.
         """
         for index, patterns in enumerate(self.files):
+            # By the path and by the bare name: rows say data/helpful.jsonl where a recipe writes helpful*.
             if any(fnmatch(name, p) for name in (row.source, PurePath(row.source).name) for p in patterns):
                 return index
         raise DataError(
@@ -136,6 +139,7 @@ class RewardRule:
 
     def mixed(self, scores_BH: Tensor, head: str | None = None) -> Tensor:
         """The outputs as one score, [B]: one of them by name, the members combined, or the attributes weighed."""
+        # A condition has no output of its own: it was named in the prompt, and the mix below is already its reward.
         if head is not None and not self.conditions:
             return scores_BH[:, self.index(head)]
         if self.is_ensemble:
@@ -157,6 +161,7 @@ class RewardRule:
             ConfigError: no such output, or the model carries no normalisation.
         """
         reward_B = self.corrected(self.mixed(scores_BH, head), tokens_B)
+        # Only here, never in training (deviation 1).
         reward_B = reward_B - self.length_penalty * (tokens_B - self.length_target).abs()
         if not normalised:
             return reward_B

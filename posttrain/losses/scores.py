@@ -47,6 +47,7 @@ def _log_odds_of_mean(responses: Responses, parameters: Parameters) -> Tensor:
     # log(1 - p) by expm1: 1 - exp(x) cancels to 0 for x near 0. At p = 1 itself the odds are infinite.
     mean_B = mean_B.clamp(max=-torch.finfo(mean_B.dtype).eps)
     log_odds_B = mean_B - torch.log(-torch.expm1(mean_B))
+    # A branch without tokens has p = 1 by its mean of 0, and would have the highest odds of all.
     return torch.where(responses.tokens_B > 0, log_odds_B, torch.zeros_like(log_odds_B))
 
 
@@ -54,6 +55,7 @@ def _power_of_mean(responses: Responses, parameters: Parameters) -> Tensor:
     """(1 - p^-alpha) / alpha with log p the per-token mean; alpha -> 0 is log p itself."""
     mean_B = mean_or_zero(responses.logprob_B, responses.tokens_B)
     alpha = parameters["alpha"]
+    # The limit; the formula would be 0 / 0.
     return mean_B if alpha == 0 else -_bounded_expm1(-alpha * mean_B) / alpha
 
 
@@ -62,6 +64,7 @@ def _length_desensitised(responses: Responses, parameters: Parameters) -> Tensor
     tokens_B, tree_B = responses.tokens_B, responses.batch.tree_B.to(responses.tokens_B.device)
     shortest_P = tokens_B.new_full((responses.batch.num_trees,), math.inf)
     shortest_P = shortest_P.scatter_reduce(0, tree_B, tokens_B, "amin")
+    # Up to the shortest length both sides count in full; what lies beyond is where length alone adds up.
     in_tail_N = responses.place_N() >= shortest_P[tree_B][responses.batch.branch_N.to(tree_B.device)]
     ratios_N = responses.token_ratios()
     return branch_sums(torch.where(in_tail_N, parameters["tail_weight"] * ratios_N, ratios_N), responses.batch)

@@ -28,6 +28,7 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def bounded(log_ratio_N: Tensor) -> Tensor:
+    # Uncut, one ratio of inf times an advantage of 0 is NaN, and with it the whole step.
     return log_ratio_N.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
 
@@ -37,12 +38,14 @@ def _token_ratio(log_ratio_N: Tensor, batch: Batch) -> Tensor:
 
 def _sequence_ratio(log_ratio_N: Tensor, batch: Batch) -> Tensor:
     """The geometric mean of the response's token ratios, the same at each of its tokens."""
+    # The mean is cut, not each token: a cut token would shift the mean of its whole response.
     return bounded(_branch_mean(log_ratio_N, batch)).exp()
 
 
 def _sequence_token_ratio(log_ratio_N: Tensor, batch: Batch) -> Tensor:
     """The value of the sequence's ratio, and each token's own gradient."""
     value_N = _sequence_ratio(log_ratio_N.detach(), batch)
+    # The second factor is exactly 1 and there for its gradient alone, so it needs no cut.
     return value_N * (log_ratio_N - log_ratio_N.detach()).exp()
 
 
@@ -89,6 +92,8 @@ def _clipped(ratio_N: Tensor, advantage_N: Tensor, logprob_N: Tensor, parameters
     """-min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A): a token that went far enough the right way gets no more gradient."""
     lowest, highest = 1 - parameters["clip_low"], 1 + parameters["clip_high"]
     gain_N = torch.minimum(ratio_N * advantage_N, ratio_N.clamp(lowest, highest) * advantage_N)
+    # Only where the minimum takes the clipped side is the gradient gone: a ratio beyond a bound whose advantage pulls
+    # it back still trains, and counting it would overstate the clip share.
     return TokenLoss(-gain_N, (ratio_N < lowest) & (advantage_N < 0), (ratio_N > highest) & (advantage_N > 0))
 
 
@@ -96,6 +101,7 @@ def _dual_clipped(ratio_N: Tensor, advantage_N: Tensor, logprob_N: Tensor, param
     """As `_clipped`, and for A < 0 no loss beyond -c A: a bad token that became likely pulls no harder than c times."""
     inner = _clipped(ratio_N, advantage_N, logprob_N, parameters)
     assert inner.high_N is not None
+    # For A < 0 the minimum bounds nothing from above, as ρ may be anything: Ye et al. 2019, arXiv:1912.09729.
     bad_N, most_N = advantage_N < 0, -parameters["dual_clip"] * advantage_N
     beyond_N = bad_N & (ratio_N > parameters["dual_clip"])
     return TokenLoss(torch.where(beyond_N, most_N, inner.loss_N), inner.low_N, inner.high_N | beyond_N)
@@ -105,6 +111,7 @@ def _weighted(ratio_N: Tensor, advantage_N: Tensor, logprob_N: Tensor, parameter
     """-sg[clip(ρ, 1 - ε_low, 1 + ε_high)] A log π: the weight is clipped, and no token loses its gradient."""
     lowest, highest = 1 - parameters["clip_low"], 1 + parameters["clip_high"]
     weight_N = ratio_N.detach().clamp(lowest, highest)
+    # Counted whatever the sign of A: here a bound changes the weight of a token and silences none.
     return TokenLoss(-weight_N * advantage_N * logprob_N, ratio_N < lowest, ratio_N > highest)
 
 
@@ -116,6 +123,7 @@ def _reinforce(ratio_N: Tensor, advantage_N: Tensor, logprob_N: Tensor, paramete
 def _soft_gate(ratio_N: Tensor, advantage_N: Tensor, logprob_N: Tensor, parameters: Parameters) -> TokenLoss:
     """-4/τ σ(τ (ρ - 1)) A, τ by the sign of A: at ρ = 1 the gradient of ρ A, fading smoothly on either side."""
     good, bad = (ratio_N.new_tensor(parameters[name]) for name in ("gate_positive", "gate_negative"))
+    # 4/τ makes the slope at ρ = 1 that of ρ A, for any τ: σ'(0) is 1/4. Without it τ would rescale the learning rate.
     tau_N = torch.where(advantage_N > 0, good, bad)
     return TokenLoss(-4 / tau_N * torch.sigmoid(tau_N * (ratio_N - 1)) * advantage_N)
 
@@ -169,10 +177,12 @@ def _sum(values_N: Tensor, batch: Batch, parameters: Parameters) -> Tensor:
 
 
 def _sum_of_means(values_N: Tensor, batch: Batch, parameters: Parameters) -> Tensor:
+    # A token of a long response weighs less than one of a short one: the length bias that Dr. GRPO removes.
     return mean_or_zero(branch_sums(values_N, batch), branch_tokens(batch, values_N)).sum()
 
 
 def _sum_over_length(values_N: Tensor, batch: Batch, parameters: Parameters) -> Tensor:
+    # The same divisor for all: no response gets cheaper by growing longer.
     return values_N.sum() / parameters["constant_length"]
 
 
@@ -205,6 +215,7 @@ class Correction:
 
 
 def _truncated(gap_N: Tensor, parameters: Parameters) -> Tensor:
+    # Detached: it says whose samples these are. With a gradient the policy would learn to fit the engine's rounding.
     return bounded(gap_N.detach()).exp().clamp(max=parameters["importance_cap"])
 
 

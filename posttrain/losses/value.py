@@ -43,10 +43,12 @@ def value_loss(
         )
     old_N, return_N = (batch.columns_N[name].detach().to(values_N) for name in ("values", "returns"))
     error_N = (values_N - return_N).square()
+    # Around the values of the rollout, not of the last update: c bounds what all updates of a rollout do together.
     near_N = old_N + (values_N - old_N).clamp(-clip, clip) if clip else values_N
     clipped_N = (near_N - return_N).square()
     total = torch.maximum(error_N, clipped_N).sum() / 2
     tokens = batch.count.tokens
+    # The clipped error is the larger one where V has passed c on its way to the return: no gradient there.
     held_N, values_N = clipped_N > error_N, values_N.detach()
     metrics: dict[str, Metric] = {
         "value_loss": loss_mean(total, tokens),

@@ -50,11 +50,13 @@ class LogprobStore:
         for index in sorted(self.folder.glob("*.index")):
             values = _map(index.with_suffix(".values"), self.dtype)
             entries = _map(index, RECORD)
+            # Numbers that are not all there: of a writer that goes on meanwhile, or of a machine that went down.
             whole = entries["offset"] + entries["length"] <= len(values)
             records.append(entries[whole])
             segments.append(np.full(int(whole.sum()), len(self._values), np.int32))
             self._values.append(values)
         joined = np.concatenate(records)
+        # Sorted once, looked up by bisection: a dict of millions of keys would be larger than the store.
         order = np.argsort(joined["high"], kind="stable")
         self._records, self._segments = joined[order], np.concatenate(segments)[order]
 
@@ -76,6 +78,7 @@ class LogprobStore:
         record = self._records[place]
         start = int(record["offset"])
         values = self._values[self._segments[place]][start : start + int(record["length"])]
+        # At each read: a flipped bit in a reference log-prob moves one row's loss and nothing else would show it.
         if zlib.crc32(values.tobytes()) != int(record["crc"]):
             raise ModelError(
                 "cached log-probs were altered after they were written",
@@ -88,6 +91,7 @@ class LogprobStore:
         high, low = _digest(tree_key)
         place = int(np.searchsorted(self._records["high"], np.uint64(high)))
         while place < len(self._records) and int(self._records[place]["high"]) == high:
+            # Two keys may share the first 64 bits; the other 64 decide.
             if int(self._records[place]["low"]) == low:
                 return place
             place += 1
@@ -98,6 +102,7 @@ class LogprobStore:
         path = self.folder / META
         mine = {"schema": 1, "key": key, "dtype": self.dtype.name}
         if not path.is_file():
+            # Written apart and renamed: two processes that start at once both see a whole file.
             temporary = self.folder / f".{META}.{os.getpid()}"
             temporary.write_text(json.dumps(mine), encoding="utf-8")
             os.replace(temporary, path)
@@ -138,6 +143,7 @@ class SegmentWriter:
     def append(self, tree_key: str, values: np.ndarray) -> None:
         content = np.ascontiguousarray(values, self.dtype).tobytes()
         high, low = _digest(tree_key)
+        # Numbers before the record that points to them: killed in between, they are never found instead of found torn.
         self._values.write(content)
         record = np.array([(high, low, self._length, len(values), zlib.crc32(content))], RECORD)
         self._index.write(record.tobytes())

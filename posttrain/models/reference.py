@@ -75,6 +75,7 @@ def reference(
         ConfigError: an unknown kind, `cached` without trees or store, `adapter_off` with an adapter that is not fresh.
     """
     if kind == "auto":
+        # Under one epoch some trees are never asked for, and computing all of them first costs more than it saves.
         known = trees is not None and store is not None and passes >= 1
         kind = "cached" if known else "adapter_off" if is_fresh(policy.model) else "live"
     if kind == "cached":
@@ -166,6 +167,7 @@ class CachedReference:
         found = []
         for key, row, expected in zip(batch.keys, batch.rows, _trained_per_tree(batch), strict=True):
             values = self._store.get(key)
+            # The length as well: numbers of another count would slide against the tokens of every row after this one.
             if values is None or len(values) != expected:
                 raise ModelError(
                     "the reference log-probs of this row were never computed",
@@ -183,6 +185,7 @@ def reference_key(policy: Policy) -> str:
     settings = {
         "weights": weights_fingerprint(policy.model),
         "config": {name: value for name, value in config.items() if name not in NOT_COMPUTED_WITH},
+        # The paths agree to rounding only: after a change of path, step 0's log-ratios would no longer be exactly 0.
         "path": policy.path,
         "dtype": str(policy.dtype),
         "autocast": str(policy.autocast),
@@ -206,6 +209,7 @@ def _values(policy: Policy, trees: list[TokenTree]) -> list[np.ndarray]:
     if not any(sizes):
         return [np.empty(0)] * len(trees)
     batch = collate(trees)
+    # Refused before it is stored: a NaN in the cache would meet every later run as a loss that is not finite.
     values_N = _frozen_logprobs(policy, batch).cpu().numpy()
     _refuse_non_finite(values_N, batch)
     return np.split(values_N, np.cumsum(sizes)[:-1])
@@ -241,6 +245,8 @@ class AdapterOffReference:
     kind = "adapter_off"
 
     def __init__(self, policy: Policy):
+        # An adapter that was trained before belongs to the start: without it, KL and log-ratios would be to another
+        # model.
         if not is_fresh(policy.model):
             raise ConfigError(
                 "the adapter is not fresh, so the model without it is not the start of this run",
@@ -258,6 +264,7 @@ class AdapterOffReference:
     def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
         """For an exact KL; the head runs without the adapter too."""
         with self._off():
+            # The head runs later, when this context is left: it has to switch the adapter off again by itself.
             found = self._policy.distributions(batch, index_S, temperature=temperature)
         return replace(found, switched=self._off)
 
@@ -280,6 +287,7 @@ class LiveReference:
     def __init__(self, policy: Policy):
         shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
         model: nn.Module = copy.deepcopy(policy.model, dict(shared))  # deepcopy adds its own entries
+        # The copies alone: freezing a shared parameter would freeze it in the policy as well.
         own = [p for p in model.parameters() if id(p) not in shared]
         for parameter in own:
             parameter.requires_grad_(False)
@@ -298,6 +306,8 @@ class LiveReference:
         return self._policy.distributions(batch, index_S, temperature=temperature)
 
     def _require_frozen(self) -> None:
+        # Checked at each call: unfreezing may happen at any time, and the reference would then follow the policy in
+        # silence.
         if any(parameter.requires_grad for parameter in self._shared):
             raise ModelError(
                 "weights that the reference shares with the policy have begun to train",

@@ -62,10 +62,12 @@ def answer_suites(run: RunContents, order: list[str]) -> list[ShownAnswers]:
 
 def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> ShownAnswers:
     known = [(name, aligned(given)) for name, given in answers if given]
+    # By prompt and not by place: a stage may have been evaluated on fewer prompts, or in another order.
     keys = list(dict.fromkeys(key for _, given in known for key in given))
     rows = []
     for key in keys[:SHOWN_PROMPTS]:
         found = [given.get(key) for _, given in known]
+        # Without the start's answers there is nothing to have moved from; the first stage's would be taken for it.
         start = found[0] if known[0][0] == "start" else None
         wanted = next((answer.answer for answer in found if answer and answer.answer), "")
         cells = [None if answer is None else _cell(answer, start) for answer in found]

@@ -101,6 +101,7 @@ def write_audit_page(folder: str | os.PathLike[str]) -> Path:
     about = dict(read_json(home / "audit.json"))
     text = render(about, read_jsonl(home / "findings.jsonl"))
     path = home / PAGE
+    # Hidden and with the process id: two audits of one folder do not write into each other's draft.
     draft = home / f".{PAGE}.{os.getpid()}"
     draft.write_bytes(text.encode("utf-8", errors="replace"))
     draft.replace(path)
@@ -132,8 +133,10 @@ def render(about: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> s
 def page_of(about: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Page:
     """The records of an audit as what the template shows."""
     severities = [str(finding["severity"]) for finding in findings]
+    # The page's grade is its gravest finding's, however many milder ones there are.
     worst = next((s for s in ("error", "warning", "note") if s in severities), None)
     told = [f"{severities.count(s)} {s}{'' if severities.count(s) == 1 else 's'}" for s in KINDS if s in severities]
+    # Names alone: a page that is passed on must not carry the folders of the machine that made it.
     sources = [Path(source).name for source in about["sources"]]
     pictures = about["pictures"]
     found: dict[str, str] = {}
@@ -190,6 +193,7 @@ def _rows(rows: Mapping[str, Sequence[int]], total: int) -> str:
         if left > 0:
             parts.append(f"{Path(source).name} {', '.join(count(number) for number in numbers[:left])}")
             left -= len(numbers)
+    # findings.jsonl names them all; the page only has to lead to a few.
     more = f" and {count(total - SHOWN_ROWS)} more" if total > SHOWN_ROWS else ""
     return f"Rows: {'; '.join(parts)}{more}"
 
@@ -201,6 +205,7 @@ def _figures(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         title = name.replace("_", " ")
         is_share = name.endswith(("share", "accuracy", "interval", "agreement", "others"))
         unit = "share" if is_share else ""
+        # True is an int to Python and would be shown as 1; z is for findings.jsonl, the shares beside it say more.
         if isinstance(value, bool) or name in ("z",):
             continue
         if isinstance(value, int | float):
@@ -241,6 +246,7 @@ def _sections(pictures: Mapping[str, Any]) -> list[Section]:
 def _two_sides(title: str, values: Mapping[str, Sequence[float]], unit: str, suffix: str = "") -> list[list[Chart]]:
     """A card with a histogram and boxes of both sides."""
     groups = {side: list(values.get(side + suffix, ())) for side in ("chosen", "rejected")}
+    # Trimmed for the edges alone: the values beyond are counted in the outer bins, so that shares stay shares of all.
     edges = common_bins(*(_trimmed(group) for group in groups.values()))
     if edges is None:
         return []
@@ -319,6 +325,7 @@ def _map_section(drawn: Mapping[str, Any]) -> Section:
         return Section("map", "Map", [], str(drawn["missing"]))
     if not drawn:
         return Section("map", "Map", [])
+    # Coordinates lie within -1 and 1; 2.1 instead of 2 keeps whole dots at the edge.
     by_side = [[(0.5 + x / 2.1, 0.5 + y / 2.1) for x, y, side in drawn["points"] if side == which] for which in (0, 1)]
     names = (("chosen", "chosen"), ("rejected", "rejected")) if by_side[1] else (("responses", "accent"),)
     paths = [Shape(dots(points), colour, "cloud") for points, (_, colour) in zip(by_side, names, strict=False)]
@@ -340,6 +347,7 @@ def _clouds(clouds: Mapping[str, Sequence[Sequence[Any]]]) -> list[Cloud]:
     if not clouds:
         return []
     weights = [float(entry[1]) for words in clouds.values() for entry in words]
+    # One scale for both clouds: a side of weak words must not look as sure as the other.
     largest, smallest = max(weights, default=1.0), min(weights, default=0.0)
     return [_cloud(side, clouds.get(side, ()), smallest, largest) for side in ("chosen", "rejected")]
 
@@ -348,6 +356,8 @@ def _cloud(side: str, words: Sequence[Sequence[Any]], smallest: float, largest: 
     """The surest words largest, in alphabetical order: the eye finds the large ones, the reader the others."""
     shown = []
     for text, weight, here, there in sorted(words, key=lambda entry: str(entry[0])):
+        # Below 1, the power lifts the middle: weights fall off so fast that all but a few words would be in the
+        # smallest letters.
         share = ((float(weight) - smallest) / (largest - smallest)) ** 0.7 if largest > smallest else 1.0
         title = f"z {weight}: chosen only in {count(here)} pairs, rejected only in {count(there)}"
         shown.append(

@@ -24,11 +24,13 @@ def band_chart(title: str, steps: Sequence[int], values: Sequence[Sequence[float
 
     values: by step, at least one each: band_chart("Lengths", [1, 2], [[3, 5, 9], [4, 4, 8]]).
     """
+    # A step in which nothing was judged has no quantiles; it is no gap of the run.
     known = [(step, sorted(some)) for step, some in zip(steps, values, strict=True) if some]
     if not known:
         return Chart(title=title, unit=unit, said=f"{title}: no values.")
     read = [step for step, _ in known]
     levels = [[quantile(some, share) for _, some in known] for share in SHARES]
+    # From the 5 % to the 95 % line: one freak completion must not flatten the bands of all.
     across, up = steps_axis(read), axis(min(levels[0]), max(levels[-1]), room=0.06)
     low, first, median, third, high = (
         [(across.place(step), up.place(value)) for step, value in zip(read, level, strict=True)] for level in levels
@@ -43,12 +45,14 @@ def band_chart(title: str, steps: Sequence[int], values: Sequence[Sequence[float
         paths=[
             Shape(_between(low, high), "accent", "band"),
             Shape(_between(first, third), "accent", "band"),
+            # A path through a single point has no length, and nothing of it would be drawn.
             Shape(joined(median) if len(median) > 1 else dots(median), "accent", "main"),
         ],
         x_ticks=step_ticks(across),
         y_ticks=y_axis_ticks(up),
         x_title="step",
         notes=[Note(100 - 100 * up.place(end), number(end), "accent")],
+        # From the highest line down, so that the numbers stand above each other as the lines do.
         readout=_readout(across, up, "", series[::-1]),
     )
 
@@ -92,6 +96,7 @@ def layer_chart(
     for _, colour, values in layers:
         below, sums = sums, [one + value for one, value in zip(sums, values, strict=True)]
         stacked.append((colour, below, sums))
+    # From 0 always: layers are read by their heights, and a cut base would falsify all of them.
     up = Axis(0.0, full or 1.06 * max([*sums, 1e-9]))
     paths = []
     for colour, below, above in stacked:
@@ -131,6 +136,7 @@ def score_chart(title: str, scores: Sequence[tuple[int, Figure]], best: int | No
         else Axis(0, 1)
     )
     places = [(across.place(step), up.place(score.value)) for step, score in scores]
+    # More whiskers than this are a solid block; the dots are all kept.
     every = -(-len(scores) // MOST_WHISKERS) if scores else 1
     spans = "".join(
         joined([(across.place(step), up.place(score.low)), (across.place(step), up.place(score.high))])
@@ -138,6 +144,7 @@ def score_chart(title: str, scores: Sequence[tuple[int, Figure]], best: int | No
         if score.low is not None and score.high is not None
     )
     last = (
+        # A ring is wider than a dot, and would touch the label beside it.
         f"{HARD_SPACE if scores and scores[-1][0] == best else ''}{number(scores[-1][1].value, unit) if scores else ''}"
     )
     marked = [place for place, (step, _) in zip(places, scores, strict=True) if step == best]
@@ -153,12 +160,14 @@ def score_chart(title: str, scores: Sequence[tuple[int, Figure]], best: int | No
             Shape(spans, "accent", "interval"),
             Shape(joined(places), "accent", "main"),
             Shape(dots(places), "accent", "main dot"),
+            # A ring of two discs: strokes do not stretch with the plot, while a circle would become an ellipse.
             Shape(dots(marked), "accent", "ring"),
             Shape(dots(marked), "surface", "ring-hole"),
         ],
         x_ticks=step_ticks(across),
         y_ticks=y_axis_ticks(up, unit),
         x_title="step",
+        # What the stage began with is what every later score has to beat.
         rules=[Rule(100 - 100 * up.place(scores[0][1].value), False)] if len(scores) > 1 else [],
         notes=[Note(100 - 100 * up.place(scores[-1][1].value), last, "accent")] if scores else [],
         readout=_readout(across, up, unit, _score_series(scores)) if scores else None,
@@ -210,6 +219,7 @@ def steps_axis(steps: Sequence[int]) -> Axis:
 
 
 def step_ticks(across: Axis) -> list[Tick]:
+    # There is no step 2.5.
     values = [value for value in ticks(across, aim=5) if value == int(value)]
     return [Tick(100 * across.place(v), text) for v, text in zip(values, tick_labels(values), strict=True)]
 
@@ -244,6 +254,7 @@ def _score_series(scores: Sequence[tuple[int, Figure]]) -> list[Series]:
     highs = [(step, score.high) for step, score in scores if score.high is not None]
     lows = [(step, score.low) for step, score in scores if score.low is not None]
     found: list[Series] = [("score", "accent", [step for step, _ in scores], [score.value for _, score in scores])]
+    # An interval is missing where only a mean was written; the score is read out all the same.
     for label, some in (("up to", highs), ("from", lows)):
         if some:
             found.append((label, "ink-3", [step for step, _ in some], [value for _, value in some]))

@@ -67,7 +67,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One entry of a legend: Key("held-out", "chosen", dashed=True)."""
+    """One entry of a legend: Key("chosen", "chosen", look="area")."""
 
     label: str
     colour: str
@@ -76,7 +76,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """An alarm's place on the x axis: Mark(41.0, "1", "critical", "step 41: likelihood displacement")."""
+    """An alarm's place on the x axis: Mark(41.0, "1", "critical", "alarm 1, step 41: non_finite")."""
 
     at: float
     label: str
@@ -104,7 +104,7 @@ class Chart:
     keys: list[Key] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     readout: dict[str, Any] | None = None
-    """What the pointer reads: {"unit", "x": [low, high], "y": [low, high, log], "series": [...]}."""
+    """What the pointer reads: {"unit", "x": [low, high], "y": [low, high, log], "epochs_per_step", "series": [...]}."""
     rows: int = 0
     """Categories down the y axis; 0 for a numeric one. Gives the plot its height."""
 
@@ -162,6 +162,8 @@ def spread_labels(notes: Sequence[Note], gap: float = 11.0) -> list[Note]:
     placed: list[Note] = []
     for note in sorted(notes, key=lambda note: note.at):
         at = max(note.at, placed[-1].at + gap) if placed else max(note.at, 3.0)
+        # Downwards first, which may push the last ones out of the plot; the second pass takes them back from the
+        # bottom.
         placed.append(replace(note, at=at))
     limit = 97.0
     for index in range(len(placed) - 1, -1, -1):
@@ -218,6 +220,8 @@ def line_chart(
     paths: list[Shape] = []
     notes: list[Note] = []
     for line in drawn:
+        # Held-out values are few and each a mean of many rows already; the schedule's learning rate has no noise at
+        # all.
         own_span = 1 if line.held_out or style.exact else span
         paths += _paths(line, across, up, own_span)
         notes.append(_last_value(line, up, style.unit, own_span))
@@ -228,6 +232,7 @@ def line_chart(
         title=title,
         said=_said(title, drawn, style.unit),
         caption=_caption(lines, up.log),
+        # The means are drawn last: the faint values of one line must not cover the mean of another.
         paths=sorted(paths, key=lambda path: path.look.startswith("main")),
         x_ticks=_step_ticks(across, steps),
         y_ticks=y_axis_ticks(up, style.unit) if drawn else [],
@@ -243,6 +248,7 @@ def _step_axis(steps: Sequence[float]) -> Axis:
     if not steps:
         return Axis(0.0, 1.0)
     low, high = min(steps), max(steps)
+    # A run of one step has no span; its dot stands in the middle.
     return Axis(low - 0.5, high + 0.5) if low == high else Axis(low, high)
 
 
@@ -257,9 +263,11 @@ def _value_axis(drawn: Sequence[Line], style: LineStyle) -> Axis:
     values = sorted(value for line in drawn for value in line.curve.values if value is not None)
     if not values:
         return Axis(0.0, 1.0)
+    # The whole range while every value is within it: an accuracy that went from 0.81 to 0.82 must look like what it is.
     if style.bounds and style.bounds[0] - ROUNDING <= values[0] and values[-1] <= style.bounds[1] + ROUNDING:
         return axis(*style.bounds)
     low, high = (min(values[0], 0.0), max(values[-1], 0.0)) if style.zero else (values[0], values[-1])
+    # Against the median, which the spikes themselves hardly move; at the mean they would vanish into what they raised.
     median = values[len(values) // 2]
     if style.positive and values[0] > 0 and high > LOG_RATIO * median:
         return axis(low, high, log=True)
@@ -270,6 +278,7 @@ def _paths(line: Line, across: Axis, up: Axis, span: int) -> list[Shape]:
     raw = _outline(line.curve.steps, line.curve.values, across, up)
     if line.held_out:
         found = [Shape(raw, line.colour, "main held-out")]
+        # Dots say where it was measured: between two of them the dashes are a guess.
         if len(line.curve.steps) <= MOST_DOTS:
             found.append(Shape(dots(_points(line, across, up)), line.colour, "main dot"))
         return found
@@ -301,6 +310,7 @@ def _outline(steps: Sequence[float], values: Sequence[float | None], across: Axi
             for index, value in zip(kept[first:last], thinned[first:last], strict=True)
             if value is not None
         ]
+        # A path through one point has no length and would not be drawn: a lone value between two gaps would be lost.
         data += joined(points) if len(points) > 1 else dots(points)
     return data
 
@@ -312,6 +322,7 @@ def _points(line: Line, across: Axis, up: Axis) -> list[tuple[float, float]]:
 
 def _last_value(line: Line, up: Axis, unit: str, span: int) -> Note:
     """The value at the line's right end, as it is drawn."""
+    # The number beside a line's end has to be where the line ends, so it is the smoothed one.
     values = _smooth(line.curve.values, span, up.log) if span > 1 else line.curve.values
     last = next(value for value in reversed(values) if value is not None)
     return Note(100 - 100 * up.place(last), number(last, unit), line.colour, light=line.held_out)
@@ -349,6 +360,7 @@ def _said(title: str, drawn: Sequence[Line], unit: str) -> str:
 def _readout(drawn: Sequence[Line], across: Axis, up: Axis, unit: str, epochs_per_step: float | None) -> dict[str, Any]:
     series = []
     for line in drawn:
+        # Without the gaps: the pointer goes to the nearest step that has a value, and says which that was.
         kept = [i for i in downsample(line.curve.values, BUCKETS) if line.curve.values[i] is not None]
         series.append(
             {
@@ -372,4 +384,5 @@ def _short(value: float | None) -> float | int | None:
     if value is None:
         return None
     rounded = float(f"{value:.5g}")
+    # A step is a whole number and keeps all of its digits: 1234567 must not be read out as 1234600.
     return int(value) if value == int(value) and abs(value) < 1e9 else rounded

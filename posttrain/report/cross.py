@@ -72,6 +72,8 @@ def _cell(cell: CrossCell | None) -> ShownCell | None:
         mean_interval=interval(mean.low, mean.high),
         win_rate=number(won.value, "share") if won else "",
         win_interval=interval(won.low, won.high, "share") if won else "",
+        # By the standardised mean: raw rewards of two reward models have no common scale, and one would tint its whole
+        # column.
         tint=round(100 * max(-1.0, min(1.0, (cell.standardised or 0.0) / STRONGEST))),
     )
 
@@ -80,6 +82,7 @@ def _boxes(judge: str, policies: Sequence[str], cells: Mapping[str, CrossCell]) 
     groups = []
     for index, policy in enumerate(policies):
         values = list(cells[policy].rewards) if policy in cells else []
+        # Grey, as the start is everywhere: the first policy is the one that the win rates are against.
         groups.append((policy, "ink-3" if index == 0 else "accent", values))
     return box_chart(f"Judged by {judge}", groups, "reward")
 

@@ -37,6 +37,7 @@ def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], edg
     across, up = Axis(edges.low, edges.high), Axis(0.0, tallest * 1.08)
     paths, rules = [], []
     for label, (colour, values) in known.items():
+        # Area and outline apart: the areas shine through each other, and every outline lies on top of all of them.
         outline = _steps(shares[label], up)
         paths.append(Shape(f"{outline}L1000 1000L0 1000Z", colour, "area"))
         paths.append(Shape(outline, colour, "outline"))
@@ -70,6 +71,7 @@ def _steps(shares: Sequence[float], up: Axis) -> str:
 def common_bins(*groups: Sequence[float]) -> Bins | None:
     """One set of bins for several groups, so that their pictures can be compared; None if all are empty."""
     everything = [value for group in groups for value in group]
+    # Two histograms on bins of their own would differ by the bins where the values are alike.
     return bins(everything) if everything else None
 
 
@@ -113,6 +115,7 @@ def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half
             [(high, middle - cap), (high, middle + cap)],
         )
     )
+    # Of sorted values a downsampling keeps the furthest: those are what an outlier is shown for.
     shown = [found.outliers[index] for index in downsample(found.outliers, MOST_OUTLIERS // 2)]
     return [
         Shape(rectangle(first, middle - half, third, middle + half), colour, "box"),
@@ -124,8 +127,10 @@ def _box(values: Sequence[float], colour: str, across: Axis, middle: float, half
 
 def scatter(title: str, points: Sequence[tuple[float, float]], unit: str) -> Chart:
     """One dot a pair, with both zeros ruled; of more than 600 points every n-th is drawn, and the caption says so."""
+    # Every n-th and no random choice, so that the same folder gives the same bytes.
     every = -(-len(points) // MOST_POINTS) if points else 1
     shown = points[::every]
+    # Both zeros are always in the picture: what it says is which quadrant the pairs lie in.
     across = _around_zero([x for x, _ in points])
     up = _around_zero([y for _, y in points])
     caption = f"one dot is one pair; {count(len(points))} pairs"
@@ -150,6 +155,7 @@ def cloud(
     """One dot a value, coloured by group: cloud("Rewards", {"chosen": ("chosen", [(12, 0.4), ...])}, "tokens")."""
     known = {label: (colour, points) for label, (colour, points) in groups.items() if points}
     everything = [point for _, points in known.values() for point in points]
+    # One thinning for all groups, or the smaller of two would look as large as the other.
     every = -(-len(everything) // MOST_POINTS) if everything else 1
     across = axis(min(x for x, _ in everything), max(x for x, _ in everything)) if everything else Axis(0.0, 1.0)
     up = axis(min(y for _, y in everything), max(y for _, y in everything), room=0.06) if everything else Axis(0.0, 1.0)
@@ -178,6 +184,7 @@ def reliability_chart(title: str, points: Sequence[tuple[float, Figure]], captio
     points: (mean confidence, accuracy) of verdicts of like confidence, from the least sure to the surest.
     """
     bounds = [score.low if score.low is not None else score.value for _, score in points]
+    # A verdict's confidence is sigmoid(|margin|), which is never below one half.
     across, up = axis(0.5, 1.0, room=0.03), axis(min([0.5, *bounds]), 1.0, room=0.04)
     places = [(across.place(sure), up.place(score.value)) for sure, score in points]
     spans = "".join(
@@ -228,6 +235,7 @@ def interval_chart(
         across = axis(min(-limit, *bounds), max(limit, *bounds), room=0.1)
         ruled = [-limit, 0.0, limit]
     else:
+        # A share that can leave 0 to 1 is a change (of perplexity, say), and has no whole to be shown against.
         whole = unit == "share" and min(bounds) >= 0 and max(bounds) <= 1
         across = axis(0.0, 1.0) if whole else axis(min(bounds), max(bounds), room=0.1)
         ruled = [chance] if chance is not None else [scores[0][1].value] if len(scores) > 1 else []
@@ -235,6 +243,7 @@ def interval_chart(
     paths, labels, notes = [], [], []
     for index, (label, score) in enumerate(scores):
         middle = 1 - (index + 0.5) * row
+        # The first row is the start, and grey as everywhere; buckets of one whole have no start among them.
         colour = "ink-3" if index == 0 and chance is None else "accent"
         if score.low is not None and score.high is not None:
             ends = [(across.place(score.low), middle), (across.place(score.high), middle)]

@@ -19,7 +19,7 @@ from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Mea
 
 
 class Movement(Enum):
-    """What became of it since the start. The value is the sign that the table shows."""
+    """What became of it since the start. The value is the word behind the table's sign, and is read out for it."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -85,6 +85,7 @@ def _names(evaluated: list[Evaluated]) -> Iterator[tuple[str, str]]:
     suites = dict.fromkeys(suite for found in evaluated for suite in found.scores)
     for suite in suites:
         metrics = dict.fromkeys(metric for found in evaluated for metric in found.scores.get(suite, {}))
+        # A stable sort: within each half the metrics keep the order in which the suite wrote them.
         for metric in sorted(metrics, key=lambda name: not _meaning(suite, name, evaluated).primary):
             yield suite, metric
 
@@ -109,6 +110,7 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
         if found is not start and before is not None:
             pairs = _paired(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
             change, why = judge(before, score, how, pairs)
+        # A change against the start is 0 there by definition, so it can be judged without the start's own figure.
         elif how.wanted is Direction.STILL and found is not start:
             change, why = judge(Figure(0.0, 0.0, 0.0), score, how, None)
         cells.append(Cell(score, number(score.value, how.unit), interval(score.low, score.high, how.unit), change, why))
@@ -117,6 +119,7 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
 
 def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None) -> tuple[Movement, str]:
     """Whether it moved, and whether that was wanted; with the reason in words."""
+    # With enough prompts any drift is clear; whether it matters is a question of its size.
     if how.wanted is Direction.STILL and how.limit is not None:
         return _judge_still(after, how, how.limit)
     if paired is not None:
@@ -133,6 +136,7 @@ def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None
             ("the intervals do not overlap" if clear else "the intervals overlap") if known else "no intervals known"
         )
         why = f"{difference(moved, how.unit)}; {reason}"
+    # An unchanged figure is called that: "no clear change" would hint at one.
     if moved == 0:
         return Movement.SAME, ""
     if not clear:
@@ -164,9 +168,12 @@ def _apart(before: Figure, after: Figure) -> bool:
 def _paired(before: list[AnswerLine], after: list[AnswerLine], start: Figure, end: Figure) -> Difference | None:
     """The change over the same prompts, if the answers' scores are what this metric is the mean of."""
     ones, twos = _by_prompt(before), _by_prompt(after)
+    # Half of the prompts paired would be another measurement than the one in the table.
     if not ones or ones.keys() != twos.keys():
         return None
     for by_prompt, score in ((ones, start), (twos, end)):
+        # A suite has several metrics and each answer one score: paired, the scores may judge only the metric that they
+        # make.
         if not _close(fmean(point for points in by_prompt.values() for point in points), score.value):
             return None
     return paired_difference([fmean(ones[prompt]) for prompt in ones], [fmean(twos[prompt]) for prompt in ones])
@@ -176,6 +183,7 @@ def _by_prompt(answers: list[AnswerLine]) -> dict[str, list[float]]:
     """Several answers to one prompt are one observation, so their scores stand together; nothing if one is missing."""
     found: dict[str, list[float]] = {}
     for answer in answers:
+        # Without that answer the mean is over other prompts than the figure's.
         if answer.score is None:
             return {}
         found.setdefault(answer.prompt, []).append(answer.score)
@@ -183,6 +191,7 @@ def _by_prompt(answers: list[AnswerLine]) -> dict[str, list[float]]:
 
 
 def _close(first: float, second: float) -> bool:
+    # The suite may have added the same scores up in another order.
     return abs(first - second) <= 1e-6 * max(1.0, abs(second))
 
 

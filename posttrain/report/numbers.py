@@ -20,6 +20,7 @@ def number(value: float | None, unit: str = "") -> str:
 
     unit: "share" multiplies by 100; "" and everything else is written as it is, without the unit's name.
     """
+    # One sign for both: a measurement that was not finite is as absent as one that was not made.
     if value is None or not math.isfinite(value):
         return MISSING
     if unit == "share":
@@ -27,6 +28,7 @@ def number(value: float | None, unit: str = "") -> str:
     size = abs(value)
     if size == 0:
         return "0"
+    # Fixed decimals would show a learning rate of 1e-5 as 0.000.
     if size < 1e-3 or size >= 1e7:
         return _signed(f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace(".0e", "e"))
     if size >= 1000 or (value == int(value) and size >= 100):
@@ -41,12 +43,14 @@ def interval(low: float | None, high: float | None, unit: str = "") -> str:
         return ""
     first, second = number(low, unit), number(high, unit)
     if unit == "share":
+        # One unit for both bounds, after the second: "87.0 to 98.0 %".
         first = first.removesuffix(f"{NARROW_SPACE}%")
     return f"{first} to {second}"
 
 
 def difference(value: float, unit: str = "") -> str:
     """A signed change: difference(0.88, "share") is "+88.0 points" (percentage points)."""
+    # Percentage points: "+5 %" of a share of 20 % could be read as 21 %.
     if unit == "share":
         return f"{'+' if value >= 0 else MINUS}{abs(100 * value):.1f} points"
     return f"+{number(value)}" if value >= 0 else number(value)
@@ -95,6 +99,7 @@ def size(number_of_bytes: float | None) -> str:
 
 def _signed(text: str) -> str:
     if text.startswith("-"):
+        # What rounds to zero has no sign: "−0.000" would look like a fall.
         return text[1:] if not any(c in "123456789" for c in text) else MINUS + text[1:]
     return text
 
@@ -113,6 +118,7 @@ class Axis:
     def place(self, value: float) -> float:
         if self.log:
             span = math.log(self.high) - math.log(self.low)
+            # Clamped below: of 0 there is no logarithm, and a value at the edge says more than a gap.
             return (math.log(max(value, self.low)) - math.log(self.low)) / span
         return (value - self.low) / (self.high - self.low)
 
@@ -120,6 +126,7 @@ class Axis:
 def axis(low: float, high: float, *, log: bool = False, room: float = 0.04) -> Axis:
     """An axis that holds [low, high] with a little `room` (a share of the span) at both ends; never of zero span."""
     if log:
+        # At least 5 %: with low equal to high the span of the logs, which `place` divides by, would be 0.
         factor = max((high / low) ** room, 1.05)
         return Axis(low / factor, high * factor, log=True)
     span = high - low
@@ -137,15 +144,18 @@ def ticks(scale: Axis, aim: int = 4) -> list[float]:
     rough = (scale.high - scale.low) / aim
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+    # A tick at the very edge, which is a whole multiple but for rounding, must not be lost.
     first = math.ceil(scale.low / step - 1e-9)
     last = math.floor(scale.high / step + 1e-9)
     decimals = max(12, 4 - math.floor(math.log10(step)))  # a step of 1e-13 must not round to one of 0
+    # From whole multiples, since adding steps up adds their rounding up; + 0.0 makes 0 of -0.
     return [round(index * step, decimals) + 0.0 for index in range(first, last + 1)]
 
 
 def _log_ticks(scale: Axis) -> list[float]:
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     whole = [10.0**power for power in powers if scale.low <= 10.0**power <= scale.high]
+    # Three powers of ten are the least by which an axis can be seen to be logarithmic; below, 2 and 5 come between.
     if len(whole) >= 3:
         return whole[:: math.ceil(len(whole) / 5)]
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
@@ -165,12 +175,14 @@ def tick_labels(values: list[float], unit: str = "", *, log: bool = False) -> li
     even = [_signed(text) for text in _even(values)]
     if not largest or 1e-3 <= largest < 1e4:
         return even
+    # Only if they stay different: two ticks under one label would make the axis unreadable.
     short = [_thousands(value) if 1e4 <= largest < 1e7 else number(value) for value in values]
     return short if len(set(short)) == len(values) else even
 
 
 def _even(values: list[float]) -> list[str]:
     gaps = [abs(second - first) for first, second in pairwise(values)]
+    # As many decimals as tell the ticks apart exactly, and no more: 0.25 is not "0.2".
     exact = 1e-4 * min(gaps, default=abs(values[0]) or 1.0)
     for decimals in range(10):
         if all(abs(round(value, decimals) - value) <= exact for value in values):

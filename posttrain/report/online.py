@@ -128,6 +128,7 @@ def _rewards(spreads: list[StepSpread]) -> list[Chart]:
     different = {value for some in values for value in some}
     if not different:
         return []
+    # Quantiles of rewards that are 0 or 1 jump between the two and say nothing; the share of each does.
     draw = level_chart if len(different) <= MOST_LEVELS else band_chart
     return [draw("Rewards", steps, values, "share of completions" if draw is level_chart else "by step")]
 
@@ -154,6 +155,7 @@ def _hacking(spreads: list[StepSpread]) -> list[Chart]:
     ties = ", ".join(f"{label} {number(_correlation(points))}" for (label, _), points in known)
     caption = f"correlation {ties}"
     different = {y for _, points in known for _, y in points}
+    # Dots on two levels lie on each other; means along the length show what a cloud would hide.
     if len(different) <= MOST_LEVELS:
         trends = [(label, colour, _trend(points)) for (label, colour), points in known]
         first = trend_chart("Reward by length", [one for one in trends if one[2]], "tokens", caption)
@@ -170,6 +172,8 @@ def _trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, fl
     """Means in bins of like many values: (mean length, mean reward, the ends of its interval)."""
     ordered = sorted(points)
     bins = max(1, min(TREND_BINS, len(ordered) // LEAST_IN_BIN))
+    # Bins of like many values, not of like width: lengths crowd below and have a long tail, whose bins would be of one
+    # value.
     edges = [quantile([x for x, _ in ordered], index / bins) for index in range(1, bins)]
     by_bin: dict[int, list[tuple[float, float]]] = {}
     for x, y in ordered:
@@ -177,6 +181,7 @@ def _trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, fl
     found = []
     for some in by_bin.values():
         rewards = [y for _, y in some]
+        # Equal lengths fall into one bin and may leave another short; an interval over two values would span the plot.
         if len(rewards) >= LEAST_IN_BIN:
             mean = average(rewards)
             found.append((fmean(x for x, _ in some), mean.value, mean.low, mean.high))
@@ -202,7 +207,10 @@ def _prompts(spreads: list[StepSpread]) -> list[Chart]:
     if not everything:
         return []
     sizes = [len(group) for side in groups for group in side]
+    # Only where 1 means right: of a reward model's scores no share is solved.
     verified = max(everything) >= SOLVED and len(set(everything)) <= MOST_LEVELS
+    # By prompt: that half of all completions are right can mean every prompt half the time, or half of the prompts
+    # always, and only the first leaves something to learn.
     rates = [[_rate(group) if verified else fmean(group) for group in side] for side in groups]
     edges = _rate_bins(round(median(sizes))) if verified else common_bins(*rates)
     if edges is None:
@@ -227,6 +235,7 @@ def _rate(group: Sequence[float]) -> float:
 def _rate_bins(completions: int) -> Bins:
     """A bin for each pass rate that a group can have, as long as those are few."""
     number = min(max(completions, 1), 16)
+    # Edges between the rates, so that none and all have bins of their own: those are the groups without a signal.
     return Bins(-0.5 / number, 1 + 0.5 / number, number + 1)
 
 
@@ -294,6 +303,7 @@ def _cell(one: Sample, kind: str, *, beside: bool = False, step: bool = False) -
         for title, value in (("advantage", one.advantage), ("log-prob", one.logprob))
         if value is not None
     ]
+    # Where engine and trainer agree the ratio is 1 up to rounding, in every cell.
     if one.ratio is not None and abs(one.ratio.largest - 1) > 1e-3:
         figures.append(("trainer/sampler", number(one.ratio.mean)))
     if one.tokens is not None:

@@ -210,6 +210,7 @@ OBJECTIVE = "Objective"
 
 def is_online(stage: Stage) -> bool:
     """Whether a stage trained on what it sampled itself."""
+    # By what it wrote and not by its method's name, so that a method that is not known here has its section too.
     return stage.sampled is not None or "length_sampled" in stage.curves.get("train", {})
 
 
@@ -218,7 +219,9 @@ def curve_groups(stage: Stage, alarms: Sequence[AlarmGroup]) -> tuple[list[Curve
     names = present(stage)
     drawn = {metric for _, _, panels in GROUPS for panel in panels for metric, _, _ in panel.series}
     parts = [name for name in names if name.startswith("reward/")]
+    # The error is drawn as the score's interval, the seconds as layers; alone they would be shown a second time.
     drawn |= {*parts, "score_error", *(name for name in names if name.startswith("seconds_"))}
+    # What both kinds of stage measure has its picture from PANELS, unless a heading here shows it already.
     general = [panel for panel in PANELS if not any(metric in drawn for metric, _, _ in panel.series)]
     found, idle = [], []
     for title, said, panels in GROUPS:
@@ -241,12 +244,15 @@ def _telling(panel: Panel, stage: Stage) -> bool:
     curves = [
         curve for metric, _, _ in panel.series for split in SPLITS if (curve := stage.curves.get(split, {}).get(metric))
     ]
+    # 0 throughout is good news of most of these, and a wall of flat pictures hides the one that moved.
     if all(value == 0 for curve in curves for value in curve.values):
         return False
     if panel.title == "Solved":
         held_out = stage.curves.get("held_out", {})
+        # Of rewards that are 0 or 1 the score is the solved share.
         return held_out.get("score") != held_out.get("solved_share")
     if panel.title == "Terms of the loss":
+        # Without a KL the loss is its policy term.
         return len(curves) > 1 or curves[0] != stage.curves.get("train", {}).get("loss")
     return panel.title != "Groups" or len(curves) < 2 or curves[0] != curves[1]
 
@@ -276,6 +282,7 @@ def _time(stage: Stage) -> Chart | None:
     for phase, label, colour in PHASES:
         if phase in known:
             own = dict(zip(known[phase].steps, known[phase].values, strict=True))
+            # A step that lacks a phase spent no time on it; the update's time is a difference, and may round below 0.
             layers.append((label, colour, [max(0.0, own.get(step) or 0.0) for step in steps]))
     whole = sum(sum(values) for _, _, values in layers)
     layers = [layer for layer in layers if sum(layer[2]) >= VISIBLE_PHASE * whole]

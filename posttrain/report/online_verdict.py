@@ -53,8 +53,10 @@ def learned(stage: Stage) -> Learned | None:
     if not scores:
         return None
     kept = stage.about.best_step
+    # The later of two equal ones, as the stage decides; the report must not name another step than the weights are of.
     best_step, best = max(scores, key=lambda pair: (pair[1].value, pair[0]))
     by_step = dict(scores)
+    # What the stage kept counts, also where rounding makes another score as large.
     if kept is not None and kept in by_step:
         best_step, best = kept, by_step[kept]
     ends = best_step if kept is not None else scores[-1][0]
@@ -81,6 +83,7 @@ def scored(stage: Stage) -> list[tuple[int, Figure]]:
                 known[int(step)] = Figure(value)
     for one in stage.sampled.examined if stage.sampled is not None else ():
         if one.scores:
+            # Answers on disk replace what the curve says: with them the interval is a suite's, and no approximation.
             known[one.step] = Figure.of(one.score)
     return sorted(known.items())
 
@@ -98,6 +101,7 @@ def _change(stage: Stage, first: int, last: int) -> Difference | None:
     """Over the tasks that both examinations asked; None if those are not on disk, or are the same one."""
     by_step = {one.step: one.by_task for one in stage.sampled.examined} if stage.sampled is not None else {}
     before, after = by_step.get(first, {}), by_step.get(last, {})
+    # The same tasks on both sides: pairing removes what is merely hard about a task, and far fewer tasks show a change.
     both = [key for key in before if key in after]
     if first == last or not both:
         return None
@@ -141,6 +145,7 @@ def _score_finding(stage: Stage, found: Learned) -> Statement:
         f"step {count(found.first_step)} to step {count(found.ends_step)} {difference(found.change.value, unit)} "
         f"(95 % interval {spread}) over the same {count(found.change.n)} tasks"
     )
+    # The maximum of several noisy scores is above its own expectation; the interval does not know that it was chosen.
     chosen = found.kept_step is not None and found.kept_step != found.last_step
     return Statement(
         kind, f"{text}: {said}.", f"{detail}; the best of several flatters itself a little" if chosen else detail
@@ -178,15 +183,17 @@ def _handed_back(stage: Stage, found: Learned) -> Statement:
 
 
 def _reward(stage: Stage, found: Learned | None) -> Iterator[Statement]:
-    """The reward's way, and the case that the issue is all about: it climbs, and the held-out score does not."""
+    """The reward's way, and whether it climbed while the held-out score fell."""
     train = stage.curves.get("train", {})
     ends = head_and_tail(train["reward"].values) if "reward" in train else None
     if ends is None:
         return
     spread = head_and_tail(train["reward_deviation"].values) if "reward_deviation" in train else None
+    # By the spread among completions: rewards have any scale, so that no fixed size would do.
     noise = MOVED * (spread[0] if spread else 0.0)
     path = f"{stage.name}: mean reward {number(ends[0])} → {number(ends[1])}"
     rose = ends[1] - ends[0] > noise
+    # Only a clear fall: that a score did not rise while the reward did has too many harmless reasons.
     if rose and found is not None and found.change is not None and found.change.clear and found.change.value < 0:
         yield Statement(
             "bad", f"{path}, while the held-out score fell.", "the reward is gamed, or the tasks are learnt by heart"

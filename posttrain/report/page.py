@@ -81,14 +81,17 @@ def render(run: RunContents) -> str:
         # Only this very script may run: text from a data set that slipped through as markup would stay dead.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    # At the very end, so that no way of a text into the page can be forgotten.
     return text.translate(UNSEEN)
 
 
+# Once a process: the templates are compiled the same for every page.
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("posttrain.report", "templates"),
         autoescape=True,
+        # A field that a template misspells must fail in a test, not leave a blank on somebody's page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -190,6 +193,7 @@ def _files(run: RunContents) -> tuple[list[FileLine], int]:
         if not path.is_file() or path.is_symlink() or name.name == REPORT or any(p.startswith(".") for p in name.parts):
             continue
         label = _grouped(name)
+        # Folders that hold one thing count as one line: a checkpoint's shards would fill the list by themselves.
         sizes[label] = sizes.get(label, 0) + path.stat().st_size
     lines = [FileLine(label, size(total)) for label, total in sizes.items()]
     return lines[:MOST_FILES], max(0, len(lines) - MOST_FILES)
@@ -225,6 +229,7 @@ def _models(run: RunContents) -> list[ModelFolder]:
     for stage in reversed(run.stages):
         folder = stage.model_folder
         if folder is not None and any(folder.iterdir()):
+            # With a config.json of its own a folder is a whole model, whatever else lies in it.
             adapter = (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
             path = folder.as_posix()
             scores = (folder / REWARD_MODEL).exists()
@@ -249,6 +254,7 @@ def _reward_snippets(path: str) -> list[Snippet]:
 
 
 def _quoted(path: str) -> str:
+    # The command is there to be copied: a blank in the path, or a quote, would make it another one.
     return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
 
 

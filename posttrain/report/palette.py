@@ -58,6 +58,7 @@ DARK = {
 def custom_properties() -> str:
     """The palette as CSS: the reader's choice (`data-theme` on the root) goes before what the system prefers."""
     light, dark = _declarations("light", LIGHT), _declarations("dark", DARK)
+    # On paper, which is no screen, the page is light whatever was chosen: dark pages waste ink and fade.
     return (
         f":root{{{light}}}\n"
         f"@media screen and (prefers-color-scheme: dark){{:root:not([data-theme=light]){{{dark}}}}}\n"

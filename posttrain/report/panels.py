@@ -141,6 +141,7 @@ def group_alarms(stage: Stage) -> list[AlarmGroup]:
     by_name: dict[tuple[str, str, str], list[Alarm]] = {}
     for moment, alarms in (("before the first step", stage.alarms), ("after the last step", after)):
         for alarm in alarms:
+            # By severity too: an alarm that became critical is news, and its first step is when it did.
             by_name.setdefault((alarm.severity, alarm.name or "alarm", moment), []).append(alarm)
     groups = []
     for (severity, name, moment), alarms in by_name.items():
@@ -158,6 +159,7 @@ def group_alarms(stage: Stage) -> list[AlarmGroup]:
                 moment=moment,
             )
         )
+    # An empty list comes before any step: what fired before training leads among its like.
     groups.sort(key=lambda group: (group.severity != "critical", group.steps[:1]))
     return [replace(group, badge=str(index)) for index, group in enumerate(groups, start=1)]
 
@@ -189,6 +191,7 @@ def curve_charts(stage: Stage, alarms: Sequence[AlarmGroup]) -> tuple[list[Chart
     names = present(stage)
     main = [panel for panel in PANELS if any(metric in names for metric, _, _ in panel.series)]
     other = [own_panel(name) for name in names if name not in named]
+    # A KL is looked for among the first pictures, whichever objective brought it.
     main += [panel for panel in other if panel.title.startswith("KL")]
     rest = [panel for panel in other if not panel.title.startswith("KL")]
     return [draw(panel, stage, alarms) for panel in main], [draw(panel, stage, alarms) for panel in rest]
@@ -201,6 +204,8 @@ def present(stage: Stage) -> list[str]:
 
 def smoothing(stage: Stage) -> int:
     """How many steps the drawn lines of training are the mean of; one number for all pictures of a stage."""
+    # By the longest curve: a metric that is measured seldom must not be smoothed over another stretch than its
+    # neighbours.
     return window(max((len(curve.steps) for curve in stage.curves.get("train", {}).values()), default=0))
 
 
@@ -244,6 +249,8 @@ def _marks(chart: Chart, alarms: Sequence[AlarmGroup]) -> list[Mark]:
     fired = [(100 * (group.steps[0] - low) / (high - low), group) for group in alarms if group.steps]
     for at, group in sorted(fired, key=lambda pair: pair[0]):
         title = f"alarm {group.badge}, {group.when}: {group.name}"
+        # An alarm of a step that no curve has (the one that was not finite) stands at the edge, not outside of the
+        # plot.
         at = min(100.0, max(0.0, at))
         if found and at - found[-1].at < CLOSE_MARKS:
             last = found[-1]
@@ -273,6 +280,7 @@ def _reward_histograms(stage: Stage) -> list[Chart]:
         for when in ("start", "end")
         for side in ("chosen", "rejected")
     }
+    # Start and end on the same bins, or the shift between the two pictures would be lost in their axes.
     edges = common_bins(*values.values())
     if edges is None:
         return []
@@ -328,6 +336,7 @@ def _boxes(stage: Stage) -> list[Chart]:
 
 def _displacement(stage: Stage) -> list[Chart]:
     """Both sides' change, pair by pair: below zero on x, the chosen answer itself has become less likely."""
+    # By the row's name and not by place: a torn file lacks rows at one end.
     before = {row.row: row for row in stage.pairs["start"]}
     points = []
     for row in stage.pairs["end"]:

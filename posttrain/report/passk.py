@@ -80,6 +80,7 @@ def _points(counts: PassAtKCounts) -> list[KPoint]:
     return [
         (point.k, Figure(point.value, point.low, point.high))
         for point in counts.curve
+        # k is drawn by its logarithm, and files may hold anything.
         if point.k is not None and point.k >= 1 and point.value is not None
     ]
 
@@ -87,6 +88,7 @@ def _points(counts: PassAtKCounts) -> list[KPoint]:
 def _suite(name: str, counts: PassAtKCounts, curves: list[PassAtKCurve], changes: list[PassAtKChange]) -> PasskSuite:
     policies = [policy for policy, _ in curves]
     places = {policy: index for index, policy in enumerate(policies)}
+    # The last stage against the one before it: against the start every earlier stage's gain would be its own.
     last = next((change for change in changes if change.trained == policies[-1] and _adjacent(change, places)), None)
     return PasskSuite(
         name=name,
@@ -108,6 +110,7 @@ def _adjacent(change: PassAtKChange, places: dict[str, int]) -> bool:
 
 def _finding(change: PassAtKChange, places: dict[str, int]) -> PasskFinding:
     last = change.points[-1] if change.points else None
+    # At the largest k, where prompts drop out of reach; "sharpened" alone would sound like a success.
     narrowed = last is not None and last.clear and last.difference is not None and last.difference.value < 0
     kind = "warn" if narrowed else KINDS.get(change.verdict, "plain")
     return PasskFinding(kind, change.said, wide=not _adjacent(change, places))
@@ -142,6 +145,8 @@ def _rows(curves: list[PassAtKCurve], moved: Sequence[PassAtKPoint]) -> list[Pas
 def _chart(name: str, curves: list[PassAtKCurve]) -> Chart:
     """pass@k against k on a logarithmic axis, with the 95 % intervals as bands."""
     ks = sorted({k for _, points in curves for k, _ in points})
+    # Base 2: each doubling of the attempts has the same width, and a policy that only sharpened meets its base on the
+    # right.
     low, high = math.log2(ks[0]), math.log2(ks[-1])
     across = Axis(low - 0.12, high + 0.12) if high > low else Axis(low - 1, high + 1)
     up = axis(0.0, 1.0, room=0.03)

@@ -115,6 +115,8 @@ def reward_view(stage: Stage) -> RewardView | None:
 def _figures(record: RewardEvaluation) -> Iterator[FigureRow]:
     untrained = record.untrained or {}
     for key, title, unit, help in FIGURES:
+        # Confidence is sigmoid(|margin|) only where rewards are log-odds; of a regression it would be a number without
+        # a meaning.
         if key == "confidence" and record.calibration is None:
             continue
         if key in record.trained:
@@ -156,6 +158,8 @@ def _probes(record: RewardEvaluation) -> Iterator[ProbeRow]:
         kind = "plain"
         if figures.judged:
             high = below.high if below.high is not None else below.value
+            # Bad only if the whole interval is: on a few dozen prompts a model that is good enough may fall short by
+            # chance.
             kind = "good" if below.value >= SHOULD_WIN else "bad" if high < SHOULD_WIN else "warn"
         yield ProbeRow(
             title,
@@ -226,6 +230,7 @@ def _by_bucket(buckets: Sequence[BucketAccuracy], title: str, subtitle: str) -> 
     ]
     if not rows:
         return []
+    # Against a coin: the buckets are parts of one set, and none of them is the start of the others.
     chart = interval_chart(title, rows, "share", subtitle, chance=0.5)
     return [replace(chart, caption="dotted: guessing; the last number of a label counts its pairs")]
 

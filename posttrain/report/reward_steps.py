@@ -69,6 +69,7 @@ def _figures(record: StepEvaluation) -> Iterator[FigureRow]:
 def _said(record: StepEvaluation) -> Iterator[str]:
     right = record.trained.get("right_steps")
     if right is not None:
+        # Most steps of a solution are right as a rule: without that share beside it, 90 % looks like skill.
         yield f"To call every step right would judge {number(right.value, 'share')} of them rightly."
     for key, title in GAINS.items():
         gain = (record.gain or {}).get(key)

@@ -126,6 +126,7 @@ def view(stage: Stage, index: int) -> StageView:
         curves=curves,
         more_curves=more,
         smoothing=smoothing(stage),
+        # Its own section shows a reward model's pairs, with the untrained head beside them.
         pairs=[] if stage.reward is not None else pair_charts(stage),
         reward=reward_view(stage),
         steps=steps_view(stage),
@@ -188,6 +189,7 @@ def _data_bars(stage: Stage) -> list[Bar]:
     data = stage.about.data
     if data is None or (kept := data.kept) is None:
         return []
+    # The larger of the two: counts of a torn or foreign file need not add up, and no bar may pass 100 %.
     total = max(data.read or 0, kept + sum(data.dropped.values()), 1)
     parts = [("kept", kept, "accent"), *((reason, rows, "bad") for reason, rows in _largest_first(data.dropped))]
     return [
@@ -230,6 +232,7 @@ def _checks(stage: Stage) -> Iterator[ShownCheck]:
     for check in stage.preflight.checks if stage.preflight is not None else ():
         yield ShownCheck(
             title=sentence(check.title or check.name.replace("_", " ")),
+            # A status that is not known here is worth a look; to show it as passed would be a guess.
             status=check.status if check.status in ("pass", "warn", "fail") else "warn",
             detail=check.detail,
             evidence=[(key, shorten(value, 300)) for key, value in evidence_items(check.evidence)],
@@ -240,6 +243,7 @@ def _checks(stage: Stage) -> Iterator[ShownCheck]:
 def _shown_rows(stage: Stage) -> Iterator[ShownRow]:
     for row in stage.preflight.rows if stage.preflight is not None else ():
         pieces = []
+        # One budget for the whole row: cut piece by piece, a long conversation would still fill the page.
         room = 3 * LONGEST_TEXT
         for piece in row.pieces:
             pieces.append((shorten(piece.text, room) if room > 0 else "", piece.trained is True))
@@ -274,6 +278,7 @@ def _watched(stage: Stage) -> list[Watched]:
     by_row: dict[str, list[WatchedRow]] = {}
     for sample in stage.samples:
         by_row.setdefault(sample.row, []).append(sample)
+    # The rows that were looked at most: what they show is a course, and a row that was seen once has none.
     often = sorted(by_row, key=lambda row: -len(by_row[row]))[:WATCHED_ROWS]
     return [_watched_row(row, samples) for row, samples in by_row.items() if row in often]
 

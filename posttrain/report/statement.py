@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Statement("bad", "dpo, alarm loss spike (step 12): ...", ""); kind is good, bad, warn or plain."""
+    """Statement("bad", "dpo, alarm gradient spike (step 12): ...", ""); kind is good, bad, warn or plain."""
 
     kind: str
     text: str

@@ -18,6 +18,7 @@ def downsample(values: Sequence[float | None], buckets: int) -> list[int]:
     A list of up to 2 x `buckets` values is kept whole. A single spike and a single gap therefore survive any length.
     """
     total = len(values)
+    # Every value of a list this short has its own place in the plot; thinning it would save nothing.
     if total <= 2 * buckets:
         return list(range(total))
     kept = {0, total - 1}
@@ -25,9 +26,11 @@ def downsample(values: Sequence[float | None], buckets: int) -> list[int]:
         inside = range(bucket * total // buckets, (bucket + 1) * total // buckets)
         finite = [(value, index) for index in inside if (value := values[index]) is not None]
         if finite:
+            # Extremes, not means: the spike that an alarm points at has to be in the picture.
             kept |= {min(finite)[1], max(finite)[1]}
         gap = next((index for index in inside if values[index] is None), None)
         if gap is not None:
+            # A step that was not finite is news, and a line drawn across it would hide it.
             kept.add(gap)
     return sorted(kept)
 
@@ -45,6 +48,7 @@ def running_mean(values: Sequence[float | None], span: int) -> list[float | None
         run = [value for value in values[first:last] if value is not None]
         sums = [0.0]
         for value in run:
+            # Prefix sums, so that a run of a hundred thousand steps costs one pass whatever the span.
             sums.append(sums[-1] + value)
         for index in range(len(run)):
             low, high = max(0, index - half), min(len(run), index + half + 1)
@@ -70,6 +74,7 @@ def head_and_tail(values: Sequence[float | None]) -> tuple[float, float] | None:
     finite = [value for value in values if value is not None]
     if len(finite) < 2:
         return None
+    # A tenth, not one value: single steps are noise, and words are made of this ("loss 0.69 → 0.41").
     span = max(1, len(finite) // 10)
     return fmean(finite[:span]), fmean(finite[-span:])
 
@@ -93,6 +98,8 @@ class Bins:
         """The share of `values` in each bin."""
         counts = [0] * self.number
         for value in values:
+            # The largest value lies on the last edge and belongs into the last bin; what is beyond either end is
+            # counted there too.
             counts[min(self.number - 1, max(0, int((value - self.low) / self.width)))] += 1
         return [count / len(values) for count in counts] if values else [0.0] * self.number
 
@@ -105,10 +112,12 @@ def bins(values: Sequence[float], most: int = 32) -> Bins:
         reach = max(0.5, abs(low) * 0.05) if whole else max(abs(low) * 0.05, 1e-3)
         return Bins(low - reach, high + reach, 9)
     spread = quantile(sorted(values), 0.75) - quantile(sorted(values), 0.25)
+    # Freedman and Diaconis 1981: a width of 2 IQR / n^(1/3). Without a spread of the middle half there is none to take.
     by_rule = (high - low) / (2 * spread / len(values) ** (1 / 3)) if spread else 12
     number = int(min(most, max(8, by_rule)))
     if not whole:
         return Bins(low, high, number)
+    # A whole number of values in each bin: with 2 in one and 3 in the next, flat data would show a comb.
     step = max(1, math.ceil((high - low + 1) / number))
     number = math.ceil((high - low + 1) / step)
     return Bins(low - 0.5, low - 0.5 + number * step, number)
@@ -133,4 +142,5 @@ def box(values: Sequence[float]) -> Box:
     reach = 1.5 * (third - first)
     inside = [value for value in ordered if first - reach <= value <= third + reach]
     outside = [value for value in ordered if not first - reach <= value <= third + reach]
+    # Quartiles are interpolated and may lie beyond the furthest value that is inside; no whisker ends within its box.
     return Box(min(inside[0], first), first, median, third, max(inside[-1], third), outside)

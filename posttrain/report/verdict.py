@@ -59,6 +59,7 @@ def verdict(run: RunContents, table: Table) -> RunVerdict:
     found = [*_movements(table), *_reach(run), *(finding for stage in run.stages for finding in _training(stage))]
     found += [finding for stage in run.stages for finding in _alarm_findings(stage)]
     actions = _actions(run, table)
+    # Stable: within a kind the suites stay before the curves, and the curves before the alarms.
     found.sort(key=lambda finding: KINDS.index(finding.kind))
     kind, grade = _grade(run, found, actions)
     if not actions and run.status == "done":
@@ -70,6 +71,7 @@ def verdict(run: RunContents, table: Table) -> RunVerdict:
 
 
 def _grade(run: RunContents, found: list[Statement], actions: list[Statement]) -> tuple[str, str]:
+    # How it ended goes before what it found: figures of a run that broke off are not its result.
     if run.status == "failed" or any(stage.status == "failed" for stage in run.stages):
         return "bad", "failed"
     if run.status == "interrupted":
@@ -211,6 +213,7 @@ def _training(stage: Stage) -> Iterator[Statement]:
     train, held_out = stage.curves.get("train", {}), stage.curves.get("held_out", {})
     parts = []
     for name, title, unit in TOLD_CURVES:
+        # Held-out first: what a model gained on its training rows it may have learned by heart.
         curve, split = (held_out.get(name), "held-out ") if name in held_out else (train.get(name), "")
         ends = head_and_tail(curve.values) if curve else None
         if ends:
@@ -227,6 +230,7 @@ def _training(stage: Stage) -> Iterator[Statement]:
         )
     chosen = held_out.get("logprob_chosen_change") or train.get("logprob_chosen_change")
     ends = head_and_tail(chosen.values) if chosen else None
+    # A nat: the answer is 1/e as likely as it was, the size from which on the alarm of the same matter looks.
     if ends and ends[1] < -1.0 and not any(alarm.name == "likelihood_displacement" for alarm in stage.alarms):
         yield Statement(
             "plain",
@@ -242,8 +246,10 @@ def overfit(curve: Curve | None) -> tuple[float, float] | None:
     known = [(value, step) for step, value in zip(curve.steps, curve.values, strict=True) if value is not None]
     if len(known) < 3:
         return None
+    # Of equal losses the earliest: all steps after it were for nothing.
     lowest, step = min(known)
     last = known[-1][0]
+    # A share of a loss that is 0 or negative means nothing.
     return (step, last / lowest - 1) if lowest > 0 and last > lowest * (1 + OVERFIT) else None
 
 
@@ -286,6 +292,7 @@ def _actions(run: RunContents, table: Table) -> list[Statement]:
                 else "Read its answers before and after, below, and see what became worse."
             )
             actions.append(Statement("warn", text, f"{row.suite}: {row.meaning.title}"))
+    # Two alarms of one cause have one remedy, and a list that repeats itself is not read.
     unique = {(action.text, action.detail): action for action in actions}
     return sorted(unique.values(), key=lambda action: KINDS.index(action.kind))
 
@@ -316,6 +323,7 @@ def _lost_rows(stage: Stage) -> Iterator[Statement]:
     data = stage.about.data
     if data is None or not data.read:
         return
+    # The preflight's check of the data speaks of dropped rows with a better remedy; once is enough.
     said = any(check.name == "data" and check.remedy for check in _checks(stage))
     for reasons, consequence in (
         ({} if said else data.dropped, "were dropped; dropped.jsonl lists them"),

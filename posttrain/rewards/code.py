@@ -87,6 +87,7 @@ class Code:
 
     def gold(self, task: Task) -> str | None:
         """The row's own solution: its answer, or `canonical_solution`."""
+        # `canonical_solution` is HumanEval's column, whose rows have no `answer`.
         solution = task.answer or task.metadata.get("canonical_solution")
         return None if solution is None or not checks(task) else f"```python\n{solution}\n```"
 
@@ -106,6 +107,7 @@ class Code:
         for check in wanted:
             good = self._passes(program, check, prompt, task)
             passed += good
+            # The others cannot change a verdict of all or nothing, and each costs a process.
             if not good and not self.partial:
                 return 0.0
         return passed / len(wanted)

@@ -34,6 +34,7 @@ def inequality(sides: list[list[Token]], signs: list[str]) -> Form:
         return parts[0]
     left, right = parts
     ups = [op in ("<", "<=") for op in signs]
+    # 2 < x > 1 chains two directions: some mean "and", others made a mistake.
     if ups[0] != ups[1] or not isinstance(left, Region) or not isinstance(right, Region):
         raise UnreadableError("a chain of relations")
     return intersection(left, right)
@@ -55,6 +56,7 @@ def _condition(left: Term, op: str, right: Term) -> Form:
             return solved
     if not names:
         raise UnreadableError("a relation without an unknown")
+    # One form for both directions, so that x + y > 3 meets 3 < x + y.
     if op in (">", ">="):
         both, op = difference(right, left), {">": "<", ">=": "<="}[op]
     return Relation(op, both)
@@ -77,6 +79,7 @@ def _distance(inner: Term, op: str, end: Term) -> Form:
 def _solved(term: Term, op: str, name: str) -> Form | None:
     """term OP 0 solved for its unknown, where it is linear with rational numbers; None elsewhere."""
     try:
+        # Two points make the line, three others test it: what is not linear fails at one of them.
         at = [Exact().of(term, {name: Fraction(value)}) for value in (0, 1, 2, 7, -5)]
     except (ArithmeticError, UnreadableError):
         return None

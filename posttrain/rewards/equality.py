@@ -29,11 +29,14 @@ PLACES = 6
 
 def verdict(one: str, other: str) -> tuple[bool, Basis]:
     """Whether two answers are the same; "beyond" is False, and may be asked of a computer algebra system."""
+    # Before anything is parsed: most right answers are written as the row's, and text that is read by no rule may still
+    # be equal.
     if one == other or (plain(one) == plain(other) and plain(one)):
         return True, "text"
     left, right = read(one), read(other)
     try:
         same = _same(left, right)
+    # No verdict rather than "different": a hostile or a hard formula is for the computer algebra system to say.
     except (UnreadableError, ZeroDivisionError, OverflowError, RecursionError):
         return False, "beyond"
     if not same and (isinstance(left, Unread) or isinstance(right, Unread)):
@@ -42,6 +45,7 @@ def verdict(one: str, other: str) -> tuple[bool, Basis]:
 
 
 def _same(left: Form, right: Form) -> bool:
+    # Both ways, which makes the whole relation symmetric though each rule names one side.
     return left == right or _one_way(left, right) or _one_way(right, left)
 
 
@@ -62,6 +66,7 @@ def _one_way(left: Form, right: Form) -> bool:
             return (left.name == right.name and _same(left.form, right.form)) or _same_relation(left, right)
         case Named(), Relation():
             return _same_relation(left, right)
+        # x = 5 answers "5"; an inequality or an equation in x is not what x is.
         case Named(), _:
             return not isinstance(right, Region | Relation) and _same(left.form, right)
         case Relation(), Relation():
@@ -79,6 +84,7 @@ def _one_way(left: Form, right: Form) -> bool:
 def _label(left: Labelled, right: Form) -> bool:
     if isinstance(right, Labelled):
         return left.label == right.label and _same(left.form, right.form)
+    # The row may say C where the answer says "(C) 12", or 12.
     alone = Quantity(Term("sym", name=left.label))
     return _same(alone, right) if isinstance(right, Quantity) and right.term.op == "sym" else _same(left.form, right)
 
@@ -99,6 +105,7 @@ def _same_quantity(left: Quantity, right: Quantity) -> bool:
     if {one.measures, other.measures} == {(("angle", 1),), (("radian", 1),)}:
         degrees, radians = (left, right) if one.is_degree else (right, left)
         return equal(Term("degree", (degrees.term,)), radians.term)
+    # 5 m and 5 kg: a number alone would be forgiven its unit, a wrong unit is a wrong answer.
     if one.measures != other.measures:
         return False
     if one.factor == other.factor:
@@ -132,6 +139,7 @@ def _is_rounded(value: Quantity, shown: Quantity) -> bool:
     if shown.places < PLACES or value.places or value.term.names() or shown.term.names():
         return False
     exact, decimal = rational(value.term), rational(shown.term)
+    # A number that ends is not rounded: 0.333333 for 0.3333333 is another number.
     if decimal is None or (exact is not None and _ends(exact)):
         return False
     return within(value.term, decimal, Fraction(1, 2 * 10**shown.places))
@@ -155,6 +163,7 @@ def _same_several(left: Several, right: Several) -> bool:
         return _same_ratio(left, right)
     if len(left.items) != len(right.items):
         return False
+    # Solutions, sets and lists have no order; a point does.
     if "tuple" not in kinds:
         return "ratio" not in kinds and _same_in_any_order(left, right)
     if "set" in kinds or "ratio" in kinds:
@@ -183,6 +192,7 @@ def _same_in_any_order(left: Several, right: Several) -> bool:
     named = [sum(isinstance(item, Named) for item in several.items) for several in (left, right)]
     if min(named) == 0 and max(named) > 0:
         return False  # x = 2, y = 3 is not "2, 3", of which nobody knows which is x
+    # Each item is used up once: 1, 1 is not 1, 2.
     unmatched = list(right.items)
     for item in left.items:
         place = next((place for place, other in enumerate(unmatched) if _same(item, other)), None)
@@ -198,6 +208,7 @@ def _same_ratio(left: Several, right: Several) -> bool:
     one, other = ([item.term for item in several.items if isinstance(item, Quantity)] for several in (left, right))
     if left.brackets == "time":
         return all(equal(a, b) for a, b in zip(one, other, strict=True))
+    # Crosswise, so that no side is divided by a part that may be 0.
     crossed = zip(one[1:], other[1:], strict=True)
     return all(equal(Term("mul", (one[0], b)), Term("mul", (other[0], a))) for a, b in crossed)
 
@@ -217,6 +228,7 @@ def _same_relation(left: Named | Relation, right: Named | Relation) -> bool:
     if one is None or other is None or one.op != other.op:
         return False
     sign = proportional(one.term, other.term)
+    # An inequality times -1 points the other way; an equation does not mind.
     return sign != 0 and (one.op in ("=", "!=") or sign > 0)
 
 
@@ -252,4 +264,5 @@ def may_ask(one: str, other: str) -> bool:
 def _is_formula(text: str) -> bool:
     bare = _INDEX.sub(" ", spelled(text[:500]))
     words = re.search(r"[A-Za-z]{4,}", re.sub(r"\\[A-Za-z]+", " ", bare))
+    # Words of four letters: a sentence, of which math-verify would compare some formula in it.
     return len(text) <= 500 and words is None and _NO_FORMULA.search(bare) is None

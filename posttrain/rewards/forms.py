@@ -105,6 +105,7 @@ def open_region(form: Form) -> Region | None:
         if form.kind == "set":
             return region([Piece(term, True, term, True) for term in terms])
         if form.kind == "tuple" and len(terms) == 2 and form.brackets in ("()", "[]"):
+            # Half-open pairs are read as regions already; of these two only the bracket says which.
             closed = form.brackets == "[]"
             return region([Piece(terms[0], closed, terms[1], closed)])
     except UnreadableError:

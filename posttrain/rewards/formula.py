@@ -131,6 +131,7 @@ class _Reader:
             signs.append(self.take().text)
         term = self.power()
         while True:
+            # `a * b ** c` reads as (a b)^c or a (b^c) to different writers.
             if self.peek() == "*" and self.peek(1) == "*":
                 raise UnreadableError("a power of a product")
             if self.peek() in ("*", "/"):
@@ -164,6 +165,7 @@ class _Reader:
         if text == "|":
             return not self.bars
         return (
+            # Not a number behind a factor ("2 3"), but for "3! 2": there nothing else can be meant.
             kind == "letter"
             or (kind == "number" and self.peek(-1) == "!")
             or text in ("(", "{", "\\sqrt", "\\frac", "\\binom", "\\pi", "\\infty", "\\lfloor", "\\lceil")
@@ -270,6 +272,7 @@ class _Reader:
 
     def fenced(self) -> Term:
         opening = self.take().text
+        # Inside brackets an outer | cannot close, so the next one opens again: |(2|x|)|.
         bars, self.bars = self.bars, 0
         term = self.whole()
         self.bars = bars
@@ -289,6 +292,7 @@ class _Reader:
             fraction = self.atom()
             if _is_proper(fraction):
                 return Term("add", (value, fraction))
+            # 3 \frac{x}{2} is a product: it is read again from the fraction on.
             self.at = start
         return value
 
@@ -318,6 +322,7 @@ class _Reader:
         self.expect("{")
         period = self.take()
         self.expect("}")
+        # Bounded: the denominator has as many digits as the period, and every later comparison pays for them.
         if "." not in token.text or not period.text.isdigit() or len(period.text) > 50:
             raise UnreadableError("a line over what is no period")
         decimals = len(token.text.partition(".")[2])
@@ -383,6 +388,7 @@ class _Reader:
             elif self.peek() == "^" and exponent is None:
                 self.at += 1
                 exponent = self.exponent()
+        # \sin^{-1} is the inverse function, as printed everywhere, and not 1/sin.
         if exponent is not None and exponent == negative(number(1)):
             if name not in _INVERSE:
                 raise UnreadableError("what is to the power of -1?")

@@ -31,6 +31,7 @@ def tasks(name: str, size: int = 1000, seed: int = 0, distinct: bool = False, **
         UnknownKeyError: no task, or no setting of it, has this name.
         MissingExtraError: reasoning-gym is not installed.
     """
+    # As text with sorted keys, which the cache can hash: equal settings are one data set.
     dataset = _dataset(name, json.dumps({"size": size, "seed": seed, **config}, sort_keys=True))
     source = f"{SOURCE}{name}"
     kept: dict[str | int, tuple[int, Mapping[str, Any]]] = {}
@@ -41,6 +42,8 @@ def tasks(name: str, size: int = 1000, seed: int = 0, distinct: bool = False, **
             (Message("user", entry["question"]),),
             None if entry["answer"] is None else str(entry["answer"]),
             RowRef(source, index + 1),
+            # The entry itself goes with the row: the task's rule scores against it, without the data set that it came
+            # from.
             {"reasoning_gym": {"name": name, "config": config, "entry": dict(entry)}},
         )
         for index, entry in kept.values()
@@ -74,6 +77,7 @@ def reasoning_gym(
         return None
     dataset = _dataset(given["name"], json.dumps({"size": 1, "seed": 0, **given["config"]}, sort_keys=True))
     score = float(dataset.score_answer(answer_of(completion, tag) or None, given["entry"]))
+    # A part of the score goes to a long answer that only contains the right one: a policy learns to write these.
     return score if partial or score >= 1 else 0.0
 
 

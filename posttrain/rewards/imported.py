@@ -30,6 +30,7 @@ def build(settings: FunctionReward, folder: Path | None) -> Scorer:
 def _require_parameters(function: RewardFunction, address: str, parameters: Mapping[str, Any]) -> None:
     """Every key under `parameters` is a parameter of the function, which would otherwise raise at its first call."""
     taken = inspect.signature(function).parameters.values()
+    # It takes any name, so none can be wrong.
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return
     known = [
@@ -107,6 +108,7 @@ def _from_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python module")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses and pickles of the module look it up by name.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

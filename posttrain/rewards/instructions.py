@@ -69,6 +69,7 @@ def constraints(task: Task) -> list[tuple[str, dict[str, Any]]]:
     """The row's constraints: (name, arguments)."""
     metadata = task.metadata
     if "instructions" in metadata:
+        # Copied: `id` is taken out below, and the row is asked again for every response.
         rows = [dict(row) for row in metadata["instructions"]]
         return [(str(row.pop("id", "")), row) for row in rows]
     names = metadata.get("instruction_id_list") or []
@@ -93,9 +94,11 @@ def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, vari
     if checker is None:
         otherwise = "docs/rewards.md lists them"
         raise unknown("constraint", name, CONSTRAINTS, error=RewardError, where=task.row, otherwise=otherwise)
+    # Without the answer itself: what the error lists are the arguments that a row can give.
     known = list(inspect.signature(checker).parameters)[1:]
     try:
         inspect.signature(checker).bind(answer, **arguments)
+        # As IFEval does: an empty answer has no comma, and would otherwise meet every prohibition.
         return bool(answer.strip()) and checker(answer, **arguments)
     except (TypeError, ValueError, re.error) as error:
         raise RewardError(
@@ -128,6 +131,7 @@ def _keyword_frequency(answer: str, keyword: str, frequency: int, relation: str)
 
 
 def _forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
+    # Not escaped, as published: files of IFEval's kind hold patterns here.
     return not any(re.search(rf"\b{word}\b", answer, re.IGNORECASE) for word in forbidden_words)
 
 
@@ -184,6 +188,7 @@ def _no_comma(answer: str) -> bool:
 
 def _number_paragraphs(answer: str, num_paragraphs: int) -> bool:
     """Paragraphs stand between lines of `***`."""
+    # As published: an empty first or last part is a divider at the edge, an empty one inside is a fault.
     parts = re.split(r"\s?\*\*\*\s?", answer)
     inner = parts[1:-1] if len(parts) > 2 else []
     if any(not part.strip() for part in inner):
@@ -261,6 +266,7 @@ def _titles(answer: str) -> list[str]:
     return titles
 
 
+# In the authors' order: each is taken off once, so "```json" before the bare fence.
 _FENCES = ("```json", "```Json", "```JSON", "```")
 
 
@@ -304,6 +310,7 @@ def _quoted(answer: str) -> bool:
 
 
 def _occurrences(answer: str, word: str) -> int:
+    # Not `\b`: it would miss a keyword that begins or ends with a sign, such as C++.
     return len(re.findall(rf"(?<!\w){re.escape(word.strip())}(?!\w)", answer, re.IGNORECASE))
 
 
@@ -321,6 +328,7 @@ def _own_forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
 
 def _own_language(answer: str, language: str) -> bool:
     detected = share(answer, language)
+    # A text too short to tell meets nothing here, where the published checker lets it pass.
     return detected is not None and detected > 0.5
 
 

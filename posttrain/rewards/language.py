@@ -127,6 +127,7 @@ def published_language(text: str, wanted: str) -> str | None:
         import langdetect
     except ImportError:
         raise missing("langdetect", "instructions") from None
+    # Its own global: without it the same response would be right in one step and wrong in the next.
     langdetect.DetectorFactory.seed = 0
     try:
         return str(langdetect.detect(text[:10_000]))
@@ -166,6 +167,7 @@ def _of_segment(segment: str, letters: Sequence[str]) -> str | None:
     if scripts["ja"] and scripts["ja"] + scripts["zh"] > len(letters) / 2:
         return "ja"  # Japanese is written with Chinese characters too
     script, count = scripts.most_common(1)[0]
+    # Neither language: a response that mixes two scripts is what this reward is to notice.
     if count <= len(letters) / 2:
         return "mixed"
     if script != "latin":
@@ -175,6 +177,7 @@ def _of_segment(segment: str, letters: Sequence[str]) -> str | None:
         for language in _BY_WORD.get(word, ()):
             votes[language] += 1
     ranked = votes.most_common(2)
+    # A draw says nothing: Danish and Norwegian share most of these words.
     if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         return None
     return ranked[0][0]

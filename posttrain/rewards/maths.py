@@ -79,6 +79,7 @@ class Math:
     def _judged(self, answer: str, gold: str) -> tuple[bool, JudgedBy]:
         if not answer:
             return False, "none"
+        # Ours first: exact, symmetric and without a process; math-verify is asked of the few forms that are beyond it.
         same, how = verdict(answer, gold)
         if how != "beyond":
             return same, how
@@ -119,18 +120,21 @@ class _Comparer:
         if importlib.util.find_spec("math_verify") is None:
             raise missing("math-verify", "math")
         self._process = subprocess.Popen(
+            # Isolated: neither the working folder nor PYTHONPATH can put another sympy in its way.
             [sys.executable, "-I", str(Path(__file__).with_name("maths_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        # A first question with a long wait: loading sympy takes seconds, which would count as the first answer's.
         if not isinstance(self._exchange("1", "1", 1, START_SECONDS), bool):
             self.close()
             raise missing("math-verify", "math")
 
     def ask(self, gold: str, answer: str, seconds: int) -> bool | Literal["timeout", "crash"]:
         """Whether each of them equals the other."""
+        # Two readings and a comparison, in both directions; past that the process hangs where it cannot end itself.
         return self._exchange(gold, answer, seconds, 4 * seconds + 2.0)
 
     def _exchange(self, gold: str, answer: str, seconds: int, wait: float) -> bool | Literal["timeout", "crash"]:

@@ -47,6 +47,7 @@ class RatingModel:
     @property
     def model(self) -> RewardModel:
         with self._lock:
+            # Under the lock: rewards run in threads, and two copies of a reward model may not fit.
             if self._model is None:
                 from posttrain.models.reward.scoring import load_reward
 
@@ -67,6 +68,7 @@ class RatingModel:
         One that was cut is scored at its last token: a stop token that nobody sampled would make it a finished one.
         """
         answers = [_answer(text, finish) for text, finish in zip(completions, finishes, strict=True)]
+        # By prompt as well: outside of a rollout all responses may have the group 0.
         members: dict[tuple[int, tuple[Message, ...]], list[int]] = defaultdict(list)
         for index, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
             members[group, prompt_key(prompt)].append(index)

@@ -21,6 +21,7 @@ def last_number(text: str) -> Decimal | None:
 
     last_number("It is $1,234.50.") == Decimal("1234.5"); last_number("10 - 5 = 5") == 5; last_number("-5") == -5
     """
+    # From the left: searched from the right, "1,234" would give 234.
     all_found = list(_NUMBER.finditer(text))
     return _value(all_found[-1]) if all_found else None
 

@@ -80,7 +80,9 @@ def _parted(given: list[Token]) -> tuple[list[Token], list[Token]]:
     ):
         start = max(place for place, token in enumerate(given) if token.text == "\\degree")
         start -= 1 + (given[start - 1].text == "{") if given[start - 1].text in ("^", "{") else 0
+        # °C is a scale of its own; read as an angle it would equal 90° and \pi/2.
         return given[:start], [Token("text", "°" + given[-1].text.lower())]
+    # The first word that may be a unit, outside of brackets and behind a number, ends the formula.
     for place in range(1, len(given)):
         token, before = given[place], given[place - 1]
         if levels[place]:

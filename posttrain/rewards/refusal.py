@@ -34,6 +34,7 @@ _START = 240
 
 def is_refusal(text: str) -> bool:
     """Whether the text declines, in English, German, French, Spanish or Chinese; an empty one does not."""
+    # Typographic apostrophes: "I can’t" is what many models write.
     start = text.strip().replace("\u2019", "'")[:_START]
     return _REFUSAL.search(start) is not None
 

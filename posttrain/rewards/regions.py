@@ -15,6 +15,7 @@ from posttrain.rewards.formula import Term, difference
 from posttrain.rewards.notation import UnreadableError
 from posttrain.rewards.values import equal, sign_of
 
+# Every comparison of ends is exact arithmetic on formulas; a hostile union would multiply them.
 MOST_PIECES = 12
 
 
@@ -77,6 +78,7 @@ def intersection(left: Region, right: Region) -> Region:
     for piece in left.pieces:
         for other in right.pieces:
             low, low_in = max((piece, other), key=functools.cmp_to_key(_by_low)).low, True
+            # An end that both have belongs to the intersection only if both contain it.
             low_in = all(part.low_in for part in (piece, other) if _same_end(part.low, low))
             high = min((piece, other), key=functools.cmp_to_key(_by_high)).high
             high_in = all(part.high_in for part in (piece, other) if _same_end(part.high, high))
@@ -86,6 +88,7 @@ def intersection(left: Region, right: Region) -> Region:
 
 def without(points: Sequence[Term], name: str = "") -> Region:
     """All real numbers but some."""
+    # By exact sign: a sort by floats may swap two roots that are close.
     ordered = sorted(points, key=functools.cmp_to_key(_by_value))
     lows: list[Term | None] = [None, *ordered]
     highs: list[Term | None] = [*ordered, None]

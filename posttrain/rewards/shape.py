@@ -50,6 +50,7 @@ def repetition(prompt: Prompt, completion: str, task: Task, *, ngram: int = 3, p
     characters. 0 for a response with fewer than n words.
     """
     words: Sequence[str] = completion.casefold().split()
+    # Otherwise a text in Chinese is one long word, and may repeat itself for ever.
     if len(words) < ngram and len(completion) >= 4 * ngram:
         words = [letter for letter in completion if not letter.isspace()]
     grams = [tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1)]
@@ -91,8 +92,10 @@ class Cosine:
     def _shaped(self, value: float | None, item: Sampled) -> float | None:
         if value is None:
             return None
+        # Before right and wrong are asked: a cut response may hold the right number and still be no answer.
         if item.finish is FinishReason.LENGTH:
             return self.at_limit
+        # A verifier's partial credit counts as wrong here: the paper's curve is for right or wrong.
         short, long = self.right if value >= 1 else self.wrong
         share = min(1.0, item.tokens / self.max_length)
         return long + (short - long) * (1 + math.cos(math.pi * share)) / 2

@@ -80,6 +80,7 @@ _VOLUMES = {
     "litre": (Fraction(1, 1000), "l liter liters litres"),
     "ml": (Fraction(1, 10**6), "milliliter millilitre milliliters millilitres"),
 }
+# By every spelling: a look-up instead of rules for plurals that English breaks.
 _TABLE: dict[str, Unit] = {}
 for _name, (_measure, _factor, _others) in _KNOWN.items():
     for _word in (_name, *_others.split()):
@@ -146,6 +147,7 @@ def _joined(own: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     factors = []
     for sign in (1, -1):
         names = [name for name, power in own if power == sign]
+        # One name together: "red apples" is one measure, not red times apple.
         if names:
             factors.append((" ".join(names), sign))
     return factors + [(name, power) for name, power in own if abs(power) != 1]

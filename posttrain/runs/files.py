@@ -33,6 +33,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
+        # json writes NaN as a bare word, which is no JSON: browsers and other languages would refuse the whole line.
         return value if math.isfinite(value) else None
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -41,6 +42,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
+        # Sets have no order of their own: unsorted, the same run would write another file each time.
         return sorted(plain(item, where) for item in value)
     raise TypeError(
         f"{where} is a {type(value).__name__}, which a run folder cannot hold; turn it into a number or text"
@@ -50,14 +52,18 @@ def plain(value: Any, where: str = "value") -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old content or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since a rename is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            # Before the rename: the name could else reach the disk before the content, and a power cut would leave an
+            # empty file.
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a run folder is meant to be shared
         os.replace(temporary, path)
+    # Ctrl-C too, which is no Exception: the draft would stay in the folder for good.
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -109,6 +115,7 @@ class JsonlLog:
         self.durable = durable
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
+        # Unbuffered: a line that still lies in this process is lost with it at `kill -9`.
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -138,6 +145,8 @@ def read_jsonl(path: Path) -> list[Content]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
+            # A crash tears the last line only; one in the middle is damage of another kind, and a curve with a hole
+            # that nobody mentions would be worse than an error.
             raise SourceError(
                 f"line {number} is not JSON",
                 where=path,
@@ -159,6 +168,8 @@ def _cut_torn_line(path: Path) -> None:
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         with path.open("rb+") as file:
+            # A whole line that lacks only its newline goes too: it is from after the last checkpoint, which syncs the
+            # logs first, so a resumed run writes it again.
             file.truncate(content.rfind(b"\n") + 1)
 
 

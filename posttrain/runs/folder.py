@@ -96,6 +96,7 @@ class StageFolder:
         """Write one line to the log of its kind, which is opened when its first line comes."""
         kind = type(line)
         if kind not in self._logs:
+            # A wait for the disk costs milliseconds: right for an alarm, too slow for every step's metrics.
             self._logs[kind] = JsonlLog(self.path / kind.FILE, "machine" if kind in self.DURABLE_LOGS else "process")
         self._logs[kind].append(line.to_json())
 
@@ -122,17 +123,21 @@ class StageFolder:
             measured: whether the checkpoint was written after the step had been measured on held-out rows; else what
                 was written of that is forgotten too.
         """
+        # An open log would go on writing into the file that the rewrite has replaced, where nobody reads it.
         self.close()
         for kind in self.STEP_LOGS:
 
             def wanted(content: Mapping[str, Any], kind: Any = kind) -> bool:
                 line = kind.from_json(content)
                 of_measuring = kind in self.MEASURING_LOGS or (kind is MetricsLine and line.split == "held_out")
+                # The checkpoint's own step stays; of what measured it only if the checkpoint is from after the
+                # measuring, which is otherwise done again and would stand in the curves twice.
                 return line.step is None or line.step < step + (measured or not of_measuring)
 
             # The lines themselves are kept, not records of them: a rewrite must not lose what a newer version wrote
             # beside the keys that are known here, nor round a number.
             keep_lines(self.path / kind.FILE, wanted)
+        # The rows of the end carry no step; a stage that is resumed writes them again when it really ends.
         keep_lines(self.path / HeldOutRow.FILE, lambda content: HeldOutRow.from_json(content).when == "start")
 
     def forget_logs(self) -> None:
@@ -282,6 +287,7 @@ class RunFolder:
         cannot be made.
         """
         make_folder(self.path)
+        # The lock is the kernel's, not a file with a process id: after a crash nothing stale is left to clear away.
         with (self.path / ".lock").open("a+") as file:
             if not _lock(file.fileno()):
                 raise ResumeError(
@@ -316,6 +322,7 @@ def _lock(handle: int) -> bool:
     import fcntl
 
     try:
+        # Not waiting: a second run that hangs in silence until the first has ended looks like a fault of its own.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

@@ -47,6 +47,7 @@ class Heartbeat:
         self, folder: Path, progress: Progress, *, stall_after: float | None = 300.0, every: float = BEAT_SECONDS
     ):
         self.folder, self.progress, self.stall_after = Path(folder), progress, stall_after
+        # A stall is seen only at a beat: with beats further apart than the limit it would be reported much too late.
         self.every = every if stall_after is None else min(every, stall_after / 4)
         self._said: float | None = None
         self._stop = threading.Event()
@@ -63,8 +64,10 @@ class Heartbeat:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Whoever enters is the one that trains; its stack comes first in stalls.txt.
         self._watched = threading.get_ident()
         self._write("running", self.progress.standing())
+        # A daemon: a thread that only watches must not keep a process alive whose training has died.
         self._thread = threading.Thread(target=self._run, name="posttrain-heartbeat", daemon=True)
         self._thread.start()
         return self
@@ -74,6 +77,7 @@ class Heartbeat:
     ) -> None:
         self._stop.set()
         if self._thread is not None:
+            # First the thread, then the last beat: the other way round a late "running" could replace "ended".
             self._thread.join()
         self._write("ended" if kind is None else "failed", self.progress.standing())
 
@@ -90,6 +94,7 @@ class Heartbeat:
             if self._said is not None:
                 self.progress.say(f"{self.folder.name}: goes on ({standing.words})")
             self._said = None
+        # At each doubling: a night's silence is a handful of messages, not one for every beat.
         elif self._said is None or standing.silence >= 2 * self._said:
             self._said = standing.silence
             self._report(standing)
@@ -118,6 +123,7 @@ class Heartbeat:
             total=standing.total,
             unit=standing.unit,
         )
+        # A fixed name is enough: the thread starts after the first beat and is joined before the last.
         writing = self.path.with_suffix(".writing")
         writing.write_text(json.dumps(record.to_json()) + "\n", encoding="utf-8")
         os.replace(writing, self.path)
@@ -131,6 +137,7 @@ def _stacks(watched: int | None) -> list[str]:
     """Where every thread stands, the one that trains first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()
+    # The heartbeat's own stack is always this line, and says nothing of the hang.
     own = threading.get_ident()
     order = sorted((ident for ident in frames if ident != own), key=lambda ident: ident != watched)
     return [

@@ -55,6 +55,7 @@ class Phase:
             self.note = note
         self.updated = self._owner.now()
         self._marks.append((self.updated, self.done, self.tokens))
+        # Two marks stay however old they are: slower than one unit in WINDOW_SECONDS there would be no rate at all.
         while len(self._marks) > 2 and self._marks[0][0] < self.updated - WINDOW_SECONDS:
             self._marks.popleft()
         self._owner.update(self)
@@ -62,6 +63,7 @@ class Phase:
     def track(self, items: Iterable[AnyItem]) -> Iterator[AnyItem]:
         """The same items, each counted when it is done with."""
         for item in items:
+            # Counted when the caller asks for the next one: until then the item is still being worked on.
             yield item
             self.advance()
 
@@ -91,7 +93,7 @@ class Phase:
         return self.done > 0 and (cut_short or self._owner.now() - self.started >= QUICK_SECONDS)
 
     def line(self) -> str:
-        """dpo: training  30/75 steps  40 %  5,120 tokens/s  0:45 left  loss 0.61"""
+        """dpo: training  30/75 steps  40%  5,120 tokens/s  0:45 left  loss 0.61"""
         parts = [self.title]
         if self.total is None:
             parts.append(f"{self.done:,.0f} {self.unit}")
@@ -157,6 +159,7 @@ class Progress:
         """Name, beginning, and how many phases it is within: of an activity around a phase, the phase is told."""
         self._moved = now()
         self._said_stalled: float | None = None
+        # Reentrant: what shows something calls `say`, which takes the lock again.
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -167,6 +170,7 @@ class Progress:
     def phase(self, title: str, total: float | None = None, unit: str = "rows", done: float = 0) -> Phase:
         phase = Phase(self, title, total, unit, done)
         with self._lock:
+            # A new phase has a silence of its own; the stall of the one around it is over, since something moves.
             self._phases.append(phase)
             self._said_stalled = None
             self._watch()
@@ -217,6 +221,7 @@ class Progress:
     def _activity(self) -> tuple[str, float, int] | None:
         """What is under way within the innermost phase, or outside of all."""
         last = self._activities[-1] if self._activities else None
+        # An activity that was begun around the innermost phase is no part of it: a stall there is the phase's own.
         return last if last is not None and last[2] == len(self._phases) else None
 
     def update(self, phase: Phase) -> None:
@@ -226,6 +231,7 @@ class Progress:
 
     def end(self, phase: Phase) -> None:
         with self._lock:
+            # By membership, not from the end: an error may leave an outer phase before the inner one.
             if phase in self._phases:
                 self._phases.remove(phase)
                 self.show_end(phase)
@@ -240,6 +246,7 @@ class Progress:
             if not self._phases or self.stall_after is None:
                 return
             phase = self._phases[-1]
+            # Progress inside of a step (tokens, a change of activity) counts too: a step of minutes is no stall.
             silence = self.now() - max(phase.updated, self._moved)
             limit = self.stall_after if self._said_stalled is None else 2 * self._said_stalled
             if silence >= limit:
@@ -278,6 +285,7 @@ class Progress:
 
     def _interval(self) -> float:
         """Seconds between two looks."""
+        # Four looks within the limit, so that a stall is said at most a quarter too late.
         return min(1.0, (self.stall_after or 1.0) / 4)
 
     def close(self) -> None:
@@ -314,6 +322,7 @@ class PlainProgress(Progress):
     def __enter__(self) -> Self:
         """From here on no more than `every` seconds pass without a line, phase or not."""
         self._last_line = self.now()
+        # Also without `stall_after`, where no phase starts it: the lines of `check_quiet` come from the same thread.
         if self._watcher is None:
             self._stop.clear()
             self._watcher = threading.Thread(target=self._look, name="posttrain-stall-watcher", daemon=True)

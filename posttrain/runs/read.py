@@ -124,6 +124,7 @@ class Stage:
     def model_folder(self) -> Path | None:
         """The exported model, if it is there."""
         folder = self.folder / (self.about.output or "model")
+        # `output` is text from a file: an absolute path in it would offer a folder that is not the stage's.
         return folder if folder.is_dir() and self.folder in folder.parents else None
 
 
@@ -177,6 +178,7 @@ def read_run(folder: Path) -> RunContents:
     entries = _entries(files, about)
     stages = [_read_stage(files, folder / name, entry) for name, entry in entries.items()]
     evaluated = any(stage.evaluated.scores for stage in stages)
+    # summary.json repeats the figures without their intervals, so it is read only where nothing better is left.
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
@@ -201,6 +203,7 @@ def _entries(files: Files, about: RunRecord | None) -> dict[str, StageEntry]:
     listed = {entry.name: entry for entry in (about.stages if about is not None else ()) if entry.name}
     others = [path.name for path in sorted(folder.iterdir()) if path.name not in (*listed, *RESERVED_NAMES[:1])]
     stray = [name for name in others if _is_stage(folder / name)]
+    # Most likely a mistyped path: an empty report of it would look like a run that did nothing.
     if not any((folder / name).exists() for name in RUN_FILES) and not stray:
         raise SourceError(
             "this is no run folder",
@@ -227,9 +230,11 @@ def _is_stage(path: Path) -> bool:
 
 def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
     about = files.document(folder / "stage.json", StageRecord) or StageRecord()
+    # stage.json is the stage's own word; where it is torn or gone, run.json still knows how the stage ended.
     status = about.status or entry.status
     if not status or status == "pending":
         status = "unknown" if folder.is_dir() and any(folder.iterdir()) else "planned"
+    # run.json is written first when a stage ends: killed between the two, the time is there alone.
     if about.seconds is None and status != "planned":
         about = replace(about, seconds=entry.seconds)
     curves, epochs_per_step = _read_curves(files, folder / "metrics.jsonl")
@@ -284,12 +289,14 @@ def _read_curves(files: Files, path: Path) -> tuple[dict[str, dict[str, Curve]],
     for line in files.lines(path, MetricsLine):
         if line.step is None or not line.values:
             continue
+        # By split first: held-out metrics have the step that they follow, and would replace its training metrics.
         rows = by_split.setdefault(line.split or "train", {})
         step = float(line.step)
         repeated += step in rows
         # A value too large to draw is a gap of the picture; the file keeps it.
         rows[step] = {name: as_number(value) for name, value in line.values.items()}
         if line.epoch and line.step:
+            # One ratio is enough for the pointer, which shows the epoch beside the step.
             epochs_per_step = line.epoch / step
     if repeated:
         files.note(path, f"{repeated} steps were written twice (the run was resumed); the later values are shown")

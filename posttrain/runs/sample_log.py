@@ -79,6 +79,7 @@ class Sample:
             finish=line.finish,
             reward=line.reward,
             parts=line.parts,
+            # Counted from the ids: the completion's text need not split into the tokens that were sampled.
             tokens=None if line.ids is None else len(line.ids),
             trained=None if line.mask is None else any(line.mask),
             advantage=_mean(line.columns.get("advantages", ())),
@@ -97,6 +98,7 @@ class Sample:
             answer=line.answer or "",
             completion=line.completion,
             finish=line.finish,
+            # The judge of held-out answers takes the place of the reward, so that both are ranked and drawn alike.
             reward=line.score,
             parts=line.parts,
             tokens=line.tokens,
@@ -175,6 +177,7 @@ class SampleLog:
                 begin, at = at, at + len(line)
                 if not line.strip():
                     continue
+                # Without its newline a line may still be whole (an editor cut it off); only what is no JSON is torn.
                 if not line.endswith(b"\n") and json_object(line) is None:
                     self.notes.append("the last line is torn (the run is writing it, or was killed) and was dropped")
                     continue
@@ -182,6 +185,8 @@ class SampleLog:
                 if step is None:
                     self._note_broken(begin)
                     continue
+                # A span, not a list of offsets: memory grows with the steps. Lines of other steps within it are passed
+                # over when it is read.
                 place = self._places.setdefault(step, _Place(begin, at))
                 place.end, place.lines = at, place.lines + 1
 
@@ -190,6 +195,8 @@ class SampleLog:
         with self.path.open("rb") as file:
             file.seek(place.first)
             at = place.first
+            # Up to where the file stood when it was indexed: a run that is still writing must not change the counts
+            # that are on the page already.
             while at < place.end and (line := file.readline()):
                 begin, at = at, at + len(line)
                 if not line.strip() or _step_of(line) != step:
@@ -212,13 +219,16 @@ class SampleLog:
 
 
 def _ratio(sampler: Sequence[float | None], trainer: Sequence[float | None]) -> SampledRatio | None:
+    # Paired by place alone; of different lengths nobody knows which token a number belongs to.
     if len(sampler) != len(trainer):
         return None
     pairs = zip(trainer, sampler, strict=True)
     gaps = [own - other for own, other in pairs if own is not None and other is not None]
     if not gaps:
         return None
+    # Cut at 80 as in the losses: math.exp raises beyond 709, and long before that one token is the whole mean.
     ratios = [math.exp(min(gap, 80.0)) for gap in gaps]
+    # The largest by its log: 1/100 is as far from 1 as 100 is.
     return SampledRatio(math.fsum(ratios) / len(ratios), math.exp(min(max(gaps, key=abs), 80.0)))
 
 

@@ -123,13 +123,16 @@ def read_sampled(files: Files, folder: Path, best_step: int | None) -> SampledSt
     if not rollouts.steps and not examinations.steps:
         _note(files, rollouts, examinations)
         return None
+    # Only these steps are parsed: a long run's rollouts.jsonl may have gigabytes, and a picture shows so many bands.
     spreads = [_spread(rollouts, step) for step in spread(list(rollouts.steps), MOST_STEPS)]
     shown = [pick(step, rollouts.read([step]), Choice()) for step in spread(list(rollouts.steps), SHOWN_STEPS)]
     same_steps, same = _same_prompts(rollouts, spreads)
     asked = spread(list(examinations.steps), MOST_EXAMINATIONS)
+    # The best examination is in the verdict and in a column of the samples; thinning must not lose it.
     if best_step in examinations.steps and best_step not in asked:
         asked = sorted([*asked, best_step])
     examined = [_examined(examinations, step) for step in asked]
+    # The stage's own word goes first: it decided which weights were kept, also among equal means.
     best = best_step if best_step in asked else _best(examined)
     columns = sorted({examined[0].step, examined[-1].step, best}) if examined and best is not None else []
     held_out = _held_out(examinations, examined, columns)
@@ -162,6 +165,7 @@ def _spread(log: SampleLog, step: int) -> StepSpread:
 
 def _examined(log: SampleLog, step: int) -> Examined:
     examination = Examined(step)
+    # An answer that nobody judged is no answer of score 0; see `held_out_scores`.
     for sample in log.read([step]):
         if sample.reward is not None:
             examination.scores.setdefault(sample.group, []).append(sample.reward)
@@ -186,9 +190,12 @@ def _same_prompts(log: SampleLog, spreads: list[StepSpread]) -> tuple[list[str],
     if len(spreads) < 2:
         return [], []
     third = max(1, len(spreads) // 3)
+    # Backwards, for the last one wins: of the early steps the earliest, of the late ones the latest, as far apart as
+    # there are.
     early, late = _latest(spreads[:third][::-1]), _latest(spreads[-third:])
     middle = _latest(spreads[third:-third])
     both = [key for key in early if key in late]
+    # Prompts whose reward stood still show nothing of what training did, whichever way it went.
     moved = sorted(both, key=lambda key: -abs(late[key][1] - early[key][1]))[:SAME_PROMPTS]
     found = []
     for key in moved:
@@ -230,6 +237,7 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
         return []
     by_step = {examination.step: examination.by_task for examination in examined}
     first, last = by_step[columns[0]], by_step[columns[-1]]
+    # What counts as solved is the best score that was seen: a judge's scale need not end at 1.
     top = max([*first.values(), *last.values()], default=0.0)
     kinds: dict[str, list[TaskKey]] = {kind: [] for kind in MOST_HELD_OUT}
     for key in first:
@@ -240,6 +248,7 @@ def _held_out(log: SampleLog, examined: list[Examined], columns: list[int]) -> l
     for step in columns:
         own = firsts.setdefault(step, {})
         for sample in log.read([step]):
+            # The first answer to each task, whatever its score: the best of several would be luck.
             if sample.group in wanted:
                 own.setdefault(sample.group, sample)
     found = []

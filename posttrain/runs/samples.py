@@ -156,6 +156,7 @@ def find_log(run: Path, stage: str | None, name: str) -> tuple[Path, tuple[str, 
     if not having:
         raise _nothing_sampled(run, [folder.name for folder in folders], name)
     if stage is None:
+        # The last stage is what the run came to; the others are named, so that nobody takes it for the only one.
         return having[-1] / name, tuple(folder.name for folder in having[:-1])
     match = next((folder for folder in having if folder.name == stage), None)
     if match is None:
@@ -230,6 +231,8 @@ def _chosen_steps(log: SampleLog, wanted: Iterable[int] | None, choice: Choice) 
             )
         return asked
     if choice.prompt is not None:
+        # The whole file is read for it: a prompt may have been asked at any step. Where none has it, all steps stay,
+        # so that the caller's error has steps to name.
         known = list(dict.fromkeys(sample.step for sample in log.read() if sample.about(choice.prompt))) or known
     return spread(known, SPREAD)
 
@@ -264,6 +267,7 @@ def pick(step: int, found: Iterable[Sample], choice: Choice) -> StepSamples:
     Among equals a draw from the seed decides, so that of a hundred right answers not always the first is shown.
     """
     said = StepSamples(step)
+    # Each list keeps enough for all three labels: its first ones may have been shown under another already.
     total = choice.best + choice.worst + choice.random
     best, worst, drawn = _Top(total), _Top(total), _Top(total)
     rewards = 0.0
@@ -272,6 +276,7 @@ def pick(step: int, found: Iterable[Sample], choice: Choice) -> StepSamples:
         said.truncated += sample.truncated
         chance = _draw(choice.seed, sample, place)
         value = sample.value(choice.part)
+        # Completions that nobody judged have no rank, but they are drawn: they too are what the policy says.
         drawn.add((chance,), sample)
         if value is not None:
             said.judged += 1
@@ -301,6 +306,8 @@ class _Top:
     def __init__(self, size: int):
         self._size = size
         self._heap: list[tuple[tuple[float, ...], int, Sample]] = []
+        # Falling, so that of equal keys the earlier sample is larger and stays; it also keeps the heap from comparing
+        # samples.
         self._order = count(0, -1)
 
     def add(self, key: tuple[float, ...], sample: Sample) -> None:
@@ -316,11 +323,14 @@ class _Top:
 
 def _draw(seed: int, sample: Sample, place: int) -> float:
     """A number in [0, 1) of the seed and the sample's place alone, whatever else is in the file."""
+    # A hash and no generator, whose state would depend on what was read before: a step that is asked for alone would
+    # show other samples than among several.
     named = f"{seed}/{sample.step}/{sample.row}/{place}"
     return int.from_bytes(hashlib.blake2b(named.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
 
 
 def _require_part(found: Sequence[StepSamples], log: SampleLog, steps: Sequence[int], choice: Choice) -> None:
+    # A part may abstain from all of a few steps; only a name that no line has is a typing error.
     if choice.part is None or any(step.judged for step in found):
         return
     names = list(dict.fromkeys(name for sample in log.read(steps) for name in sample.parts))

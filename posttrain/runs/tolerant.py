@@ -41,6 +41,7 @@ class Files:
     def text(self, path: Path) -> str | None:
         """The file's text with bad bytes replaced, or None if there is no file."""
         try:
+            # A torn write can end within a character; the rest of the file is still good.
             return path.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -55,12 +56,14 @@ class Files:
             return None
         try:
             content = json.loads(text)
+        # RecursionError: a file of nothing but opening brackets is no ValueError to the parser.
         except (ValueError, RecursionError) as error:
             self.note(path, f"is no readable JSON ({error})")
             return None
         if not isinstance(content, dict):
             self.note(path, f"holds a {type(content).__name__} where an object is expected")
             return None
+        # `{}` says no more than a missing file, but a record in which all is missing would show up as a measurement.
         return kind.from_json(content) if content else None
 
     def lines(self, path: Path, kind: type[AnyRecord], limit: int | None = None) -> list[AnyRecord]:
@@ -76,6 +79,7 @@ class Files:
                 broken.append(last)
             if limit is not None and len(records) >= limit:
                 break
+        # Only the last line can be a line that is being written; anything else broken is damage.
         if broken == [last]:
             self.note(path, "the last line is torn and was dropped")
         elif broken:

@@ -112,6 +112,7 @@ class OnlineInputs:
 
 
 def _sft(name: str, parameters: Parameters) -> Algorithm:
+    # It has no parameters; one that is given by mistake is refused by name, as anywhere.
     none = resolve(parameters, {}, {}, where=name, owners=objective_owners())
 
     def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
@@ -155,6 +156,7 @@ def _bound(coupling: Coupling | None, parameters: Parameters) -> Coupling | None
     def observe(responses: Responses, _: Parameters) -> dict[str, Tensor]:
         return coupling.observe(responses, parameters)
 
+    # Without its memory, which is made once per algorithm and saved with checkpoints: there must not be two of it.
     return Coupling(observe, coupling.reduce, coupling.mismatched)
 
 
@@ -256,8 +258,10 @@ def _policy_gradient(stage: OnlineStage, inputs: OnlineInputs) -> Algorithm:
     row, resolved, on_policy = stage.row, stage.parameters, stage.on_policy
 
     def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        # In the loss the weight may move from step to step; a KL in the reward was charged when advantages were made.
         parameters = {**resolved, "kl_beta": inputs.kl.beta} if row.kl_place == "loss" else resolved
         out = policy_loss(row, parameters, policy, batch, denominator, on_policy=on_policy)
+        # A value model with a backbone of its own trains by itself; here is only the head on the policy's backbone.
         if policy.values_N is None:
             return out
         clip, weight = parameters["value_clip"], parameters["value_weight"]
@@ -272,6 +276,7 @@ def _policy_gradient(stage: OnlineStage, inputs: OnlineInputs) -> Algorithm:
         resolved,
         loss,
         wants=Wants(
+            # The sampler's own: at any other, the ratio of the first update would not be 1.
             temperature=stage.sampling.temperature,
             entropy=bool(resolved.get("entropy_weight")),
             against=inputs.against,
@@ -295,6 +300,7 @@ def _distillation(stage: GKD, inputs: OnlineInputs) -> Algorithm:
         False,
         {"beta": stage.beta},
         loss,
+        # 1 where the sampler is greedy: the trainer's logits cannot be divided by its 0.
         wants=Wants(temperature=stage.trainer_temperature, against=inputs.against),
     )
 
@@ -343,6 +349,7 @@ class Method:
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "sft": Method(Demonstration, "sft", _imitation, _sft),
+        # Rows say good or bad, but what trains is imitation: each behind a line that says which.
         "conditional_sft": Method(Feedback, "sft", _imitation, _sft),
         **{name: Method(Comparison, "pairwise", _preference, _pairwise) for name in PAIRWISE},
         **{name: Method(Feedback, "feedback", _preference, _feedback) for name in FEEDBACK},
@@ -354,6 +361,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "gkd": Method(Task, "distillation", _distillation),
     }
 )
+# Without `reward`, whose loss takes scores where the others take log-probs.
 ALGORITHMS: tuple[str, ...] = tuple(
     name for name, method in METHODS.items() if method.by_name is not None and method.home != "reward"
 )

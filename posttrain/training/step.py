@@ -84,6 +84,7 @@ def accumulate(
     """
 
     def backward(loss: Tensor, batch: Batch) -> None:
+        # Before the backward pass: one NaN would spoil what the step's other micro-batches have added up so far.
         if not torch.isfinite(loss):
             raise non_finite(["loss"], step, [str(row) for row in batch.rows])
         if not loss.requires_grad:
@@ -175,6 +176,7 @@ def step_routing(
     members = packed(trees, tokens_per_microbatch)
     if len(members) == 1:
         return None
+    # Without gradients and without the vocabulary: routing needs the backbone's pass alone.
     parts = (policy.routing(collate([trees[index] for index in micro])) for micro in members)
     return summed([part for part in parts if part is not None])
 
@@ -214,15 +216,18 @@ def _statistics(
         return None
     measured = mismatched_trees(trees, seed, place) if coupling.mismatched else trees
     members = packed(measured, tokens_per_microbatch)
+    # The loss then measures its own batch, with the forward pass that it makes anyway.
     if len(members) == 1 and not coupling.mismatched and memory is None:
         return None
     parts: list[dict[str, Tensor]] = []
     for _, batch, reference_N in _micro_batches(policy, reference, measured, members):
         parts.append(coupling.observe(Responses.of(policy(batch, algorithm.wants), reference_N, batch), {}))
+    # Packing reorders trees; statistics go back to the step's own order, by which each micro-batch picks its part.
     back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
     observed = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
     if memory is None:
         return coupling.reduce(observed)
+    # Held-out rows must leave the memory alone, or how often a run is measured would change what it learns.
     training = place[0] == 0
     return memory.statistics(observed, stream(seed, "filter", *place) if training else None)
 
@@ -246,6 +251,7 @@ def _run(
     tick: Tick,
     routing: Routing | None = None,
 ) -> Measured:
+    # Once for the whole step: divided by its own count, a micro-batch of few tokens would weigh as much as a full one.
     denominator = step_count(trees)
     metrics: list[dict[str, Metric]] = []
     per_tree: dict[str, list[float]] = {}
@@ -278,6 +284,7 @@ def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]
     Where a loss needs at least two rows, a last part of one row joins the one before it.
     """
     bounds = [(start, min(start + size, trees)) for start in range(0, trees, size)]
+    # A single row cannot be paired with another row's completion.
     if _needs_two_rows(algorithm) and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], trees)]
     return bounds
@@ -291,8 +298,10 @@ def require_two_rows(algorithm: Algorithm, order: RowOrder, held_out: int) -> No
     """
     if not _needs_two_rows(algorithm):
         return
+    # The last step of an epoch has what is left over: 33 rows at 32 a step leave a single one.
     per_step, last = order.rows_per_step, order.rows - (order.steps_per_epoch - 1) * order.rows_per_step
     if per_step < 2 or (last == 1 and order.steps >= order.steps_per_epoch):
+        # Only numbers under which no step is a single row: what the error proposes has to work.
         fitting = next((n for n in range(max(2, per_step), order.rows + 1) if order.rows % n != 1), None)
         raise ConfigError(
             f"`{algorithm.name}` estimates a KL from mismatched completions, and a step of one row has none",
@@ -348,6 +357,7 @@ def mismatched_of_run(
     if not _needs_two_rows(algorithm):
         return []
     steps = range(order.steps)
+    # The very draws that the steps will make: a cached reference knows these trees and no others.
     bounds = slices(len(held_out), order.rows_per_step, algorithm)
     of_steps = MismatchedTrees(
         seed,

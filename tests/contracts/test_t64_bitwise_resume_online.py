@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start"))
+    return save_start(tmp_path_factory.mktemp("start"), num_hidden_layers=2)
 
 
 def everything(loop: Loop) -> dict[str, torch.Tensor]:

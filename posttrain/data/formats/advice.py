@@ -67,6 +67,7 @@ def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
 
 
 def _order(reading: Reading) -> tuple[int, int, int]:
+    # Fewest columns lost, then fewest renamed: what reads as it stands needs no map.
     renamed = sum(ours != theirs.lower() for ours, theirs in reading.columns.items())
     return len(reading.unread), renamed, len(reading.columns)
 
@@ -89,6 +90,7 @@ def _reading(row: Row, entry: Format, paths: Sequence[str]) -> Reading | None:
     choices = [_candidates(key, [path for path in paths if path not in held]) for key in missing]
     for chosen in itertools.islice(itertools.product(*choices), _TRIALS):
         columns = dict(chosen)
+        # One column cannot be prompt and answer at once.
         if len(set(columns.values())) < len(columns):
             continue
         more = _optional(row, entry, columns, [path for path in paths if path not in held])

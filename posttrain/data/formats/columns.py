@@ -25,6 +25,7 @@ PROMPTS = ("prompt", "question")
 def present(row: Row, names: tuple[str, ...]) -> str:
     """The first of `names` that the row has with a value; the first name of all where it has none."""
     for name in names:
+        # Null counts as absent: tables with a column for every layout fill the others with null.
         if row.get(name) is not None:
             return name
     return names[0]
@@ -60,6 +61,7 @@ def _plain_text(text: Any, column: str, rules: Rules) -> str:
 
 def one_turn_only(text: Any, column: str, rules: Rules) -> None:
     """Refuses turns that were stored as text in a column that holds one turn, as `instruction`."""
+    # Read as one turn, its brackets and quotes would train as the user's or the assistant's words.
     if isinstance(text, str) and not rules.keep_dialogues and turns_in(text, rules) is not None:
         raise refuse(
             "dialogue_as_text",
@@ -135,6 +137,7 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
             expected="a response whose last turn is the assistant's",
             remedy="add the answer or remove the last turn",
         )
+    # With the prompt before it, whose last turn decides what may follow.
     if len(response) > 1:
         check_order(prompt + response, f"prompt + {column}")
     return response
@@ -143,6 +146,7 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
 def with_system(messages: Messages, row: Row) -> Messages:
     """The messages with the `system` column, if it has text, as their first turn."""
     system = row.get("system")
+    # An empty cell is no system prompt: rendered, it would be an empty system turn in every row.
     if system is None or system == "":
         return messages
     text = text_of(system, "'system'")

@@ -64,6 +64,7 @@ def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
 def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     """`question`, `response_1`, `response_2`, and `overall_response`: 1 or 2, the better one; 0 is a tie."""
     verdict = row.get("overall_response")
+    # CSV has no numbers: what is read from there is text.
     if isinstance(verdict, str) and verdict.strip() in ("0", "1", "2", "0.0", "1.0", "2.0"):
         verdict = int(float(verdict))
     if isinstance(verdict, bool) or verdict not in (0, 1, 2):
@@ -74,6 +75,7 @@ def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
             expected="1 or 2, the number of the better response (0 says that neither is better)",
             remedy="write 1 or 2, or remove the row",
         )
+    # A tie whose better side is unknown has no pair to keep, so `allow_ties` does not help here.
     if verdict == 0:
         raise _tie("'overall_response' is 0: neither response is better", can_keep=False)
     better, worse = ("response_1", "response_2") if verdict == 1 else ("response_2", "response_1")
@@ -112,6 +114,7 @@ def pair(
 
 def _margin(row: Row) -> float | None:
     margin = optional_number(row, "margin")
+    # Trained, it would ask the policy to put the rejected response ahead.
     if margin is not None and margin < 0:
         raise refuse(
             "score_order",

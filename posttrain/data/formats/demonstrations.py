@@ -42,6 +42,7 @@ def _conversation(row: Row, column: str, ref: RowRef, rules: Rules) -> Demonstra
     if row.get("system"):
         messages = with_system(messages, row)
     check_order(messages, column)
+    # A conversation that ends with the user has nothing to imitate after it, and its last answer was probably cut off.
     check_end(messages, column)
     return Demonstration(messages, ref, tools_of(row.get("tools"), rules.noted))
 
@@ -59,6 +60,7 @@ def alpaca(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
         extra = text_of(extra, "'input'")
         text = f"{text}\n{extra}" if text else extra
     turns = (
+        # Before the row's own question: it is what was said earlier, and its answers train like any.
         *_history(row.get("history"), rules),
         user_turn(text, "instruction", rules),
         assistant_turn(row.get("output"), "output", rules),
@@ -90,9 +92,11 @@ def prompt_completion(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
     """`prompt` and `completion`, strings or turns. Only the completion trains, whatever turns the prompt has."""
     prompt = prompt_of(row, rules)
     completion = continuation(prompt, response_turns(row.get("completion"), "completion", rules), "completion")
+    # An answer inside the prompt is context here; in `chat` the same turn would train.
     context = tuple([_untrained(message) for message in prompt])
     return Demonstration(context + completion, ref, tools_of(row.get("tools"), rules.noted))
 
 
 def _untrained(message: Message) -> Message:
+    # A flag that the row sets itself is kept.
     return replace(message, train=False) if message.role == "assistant" and message.train is None else message

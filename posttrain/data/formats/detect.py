@@ -89,6 +89,7 @@ def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
     entries = [entry for entry in FORMATS.values() if kind is None or entry.kind is kind]
 
     def closeness(entry: Format) -> float:
+        # Required keys that are there count for it, those that are missing against it, optional ones a little.
         present = sum(max(_likeness(name, keys) for name in key.split("|")) for key in entry.keys)
         return 2 * present - len(entry.keys) + len(lowered.intersection(entry.optional))
 
@@ -106,6 +107,7 @@ def _likeness(name: str, keys: Collection[str]) -> float:
         return 0.0
     if guess == name:
         return 1.0
+    # A near name that is another column of ours probably means that one.
     return 0.4 if guess in COLUMNS else 0.7
 
 

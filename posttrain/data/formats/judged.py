@@ -15,6 +15,7 @@ from posttrain.types import Feedback, RowRef, Task
 def feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
     """`prompt`, `completion` and `label`: true or 1 for a good response, false or 0 for a bad one."""
     label = row.get("label")
+    # 1.0 and 0.0 as well: a column with one missing value becomes float in pandas.
     if not isinstance(label, bool | int | float) or label not in (0, 1):
         raise refuse(
             "bad_label",
@@ -32,6 +33,7 @@ def task(row: Row, ref: RowRef, rules: Rules) -> Task:
     """`prompt` or `question`, optionally `answer` (text or a number); every other column becomes metadata."""
     prompt = prompt_of(row, rules)
     used = {present(row, PROMPTS), "answer", "system", "tools"}
+    # Integers that an exporter turned into 3.0 are 3 again: a verifier that compares texts would see another value.
     metadata = {key: whole(value) for key, value in row.items() if key not in used}
     return Task(prompt, _answer(row.get("answer")), ref, metadata, tools_of(row.get("tools"), rules.noted))
 
@@ -41,6 +43,7 @@ def _answer(value: Any) -> str | None:
         return None
     if isinstance(value, str) and value.strip():
         return clean(value, "'answer'")
+    # A bool is an int in Python, and "True" is the answer to another kind of question.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(whole(value))
     raise refuse(

@@ -28,6 +28,7 @@ def alpaca_preference(row: Row, ref: RowRef, rules: Rules) -> Comparison:
 
 def alpaca_feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
     """An Alpaca row whose `kto_tag` says whether the output is good."""
+    # Read as the demonstration that it also is, so that both have the same words for the same row.
     whole = demonstrations.alpaca(row, ref, rules)
     return Feedback(whole.messages[:-1], whole.messages[-1:], _good(row), ref, whole.tools)
 
@@ -36,6 +37,7 @@ def conversation_feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
     """A conversation in either dialect; its tag says whether the last answer, all after the last user turn, is good."""
     read = demonstrations.sharegpt if row.get("conversations") is not None else demonstrations.chat
     whole: Demonstration = read(row, ref, rules)
+    # Behind the last user turn, since an answer with tool calls is several turns, all of which the tag judges.
     places = [place for place, message in enumerate(whole.messages) if message.role == "user"]
     cut = places[-1] + 1 if places else 0
     prompt, answer = whole.messages[:cut], whole.messages[cut:]
@@ -62,10 +64,12 @@ def has_instruction_only(row: Row) -> bool:
 
 def _alpaca_prompt(row: Row, ref: RowRef, rules: Rules) -> Messages:
     """The turns before the answer, by way of a row that has one."""
+    # A pair has no `output`; the dash stands in for it and is cut off again.
     return demonstrations.alpaca({**row, "output": "-"}, ref, rules).messages[:-1]
 
 
 def _good(row: Row) -> bool:
+    # `kto_tag` first: a `label` beside it may be the topic.
     column = next(name for name in TAGS if row.get(name) is not None)
     value: Any = row.get(column)
     if isinstance(value, bool | int | float) and value in (0, 1):

@@ -71,6 +71,8 @@ class Format:
             refuse_media(row)
             return self.build(row, ref, rules)
         except RowError as error:
+            # Filled in here, once for all formats: what reads a value knows neither the row's place nor the format's
+            # other keys.
             error.where = ref
             error.found = f"{error.found} (the row's keys: {quoted(row)})"
             error.expected = f"{error.expected} (format '{self.name}', keys: {self.required})"
@@ -94,13 +96,16 @@ class Format:
 
 def _says_role(row: Row) -> bool:
     messages = row.get("messages")
+    # Exporters to CSV write a list of turns as text; told apart by its first turn all the same.
     turns = stored(messages if messages is not None else row.get("conversations"))
     first = turns[0] if isinstance(turns, list | tuple) and turns else None
     keys = first if isinstance(first, Mapping) else ()
+    # The dialect decides, not the column's name: both names hold both dialects in the wild.
     return "role" in keys or ("from" not in keys and messages is not None)
 
 
 def _has_dialogue_texts(row: Row) -> bool:
+    # With a prompt of its own, `chosen` is an answer, which may quote a dialogue.
     if row.get("prompt") is not None or row.get("conversations") is not None:
         return False
     chosen = row.get("chosen")
@@ -111,6 +116,7 @@ def _has_prompt_or_turns(row: Row) -> bool:
     return not _has_dialogue_texts(row)
 
 
+# Also the spellings of other tools: such a row would be read as a prompt, and its answers lost as metadata.
 _ANSWERS = frozenset(
     {
         *("chosen", "rejected", "response_1", "response_2", "overall_response", "response", "responses"),
@@ -131,6 +137,8 @@ _WRONG = {"role": "assistant", "content": "5"}
 
 _ROWS = (
     Format(
+        # First the formats with the most special keys: those of `preference` or `prompts` are among the keys of nearly
+        # all.
         "align_anything",
         Comparison,
         ("question|prompt", "response_1", "response_2", "overall_response"),
@@ -253,6 +261,7 @@ _ROWS = (
         "one response that somebody called good (true) or bad (false)",
     ),
     Format(
+        # Before `alpaca`, which would imitate the answers that were called bad.
         "alpaca_feedback",
         Feedback,
         ("instruction", "output", "kto_tag|label"),
@@ -319,6 +328,7 @@ _ROWS = (
         "a prompt and the answer that a verifier checks; other columns become metadata",
     ),
     Format(
+        # Last: nearly every row has a prompt.
         "prompts",
         Task,
         ("prompt|question",),
@@ -330,6 +340,7 @@ _ROWS = (
     ),
 )
 
+# In the order of detection (dicts keep it).
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ROWS}
 
 COLUMNS = frozenset(name for entry in _ROWS for key in (*entry.keys, *entry.optional) for name in key.split("|"))

@@ -104,9 +104,11 @@ class TreeLayout:
         spans = [*self.ancestors[index], index]
         keys = torch.cat([self.positions_T[self.nodes[i].start : self.nodes[i].end] for i in spans])
         queries = self.positions_T[self.nodes[index].start : self.nodes[index].end]
+        # No mask where causal is all there is: it would hold [L, keys] numbers, and flash kernels of CUDA take none.
         reaches_all = window is None or int(queries[-1]) < window
         if reaches_all and len(spans) == 1:
             return None
+        # By position: an ancestor's are all smaller, so one comparison serves ancestors and the node itself.
         visible = keys[None, :] <= queries[:, None]
         if window is not None:
             visible &= queries[:, None] - keys[None, :] < window
@@ -134,6 +136,7 @@ class TreeLayout:
         device = self.positions_T.device
         total = sum(self.sizes)
         node_of_T = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes)).to(device)
+        # Node by node, so that the mask function looks a pair up in a small table however many tokens there are.
         sees = torch.eye(len(self.sizes), dtype=torch.bool)
         for index, ancestors in enumerate(self.ancestors):
             sees[index, list(ancestors)] = True
@@ -161,6 +164,8 @@ class TreeLayout:
         A block that lies across two nodes is never called whole; the mask function decides it pair by pair.
         """
         count = -(-sum(self.sizes) // BLOCK)
+        # In blocks FlexAttention skips, a pair that should be seen is lost in silence: `some` may be too large, never
+        # too small.
         some, whole = np.zeros((2, count, count), dtype=bool)
         reach = np.inf if window is None else window
         for index, ancestors in enumerate(self.ancestors):
@@ -197,6 +202,7 @@ class _Spans(NamedTuple):
 
 def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Bool [queries, keys] as FlexAttention takes it: how many blocks each row has, and their numbers first."""
+    # Stable: the blocks that are seen come first and in order, the padding behind them is never read.
     numbers = np.argsort(~blocks, axis=1, kind="stable")
     return tuple(  # type: ignore[return-value]
         torch.from_numpy(array.astype(np.int32)).to(device)[None, None] for array in (blocks.sum(axis=1), numbers)
@@ -239,10 +245,12 @@ def tree_attention(
     """
     tree = tree or _CURRENT.get()
     assert tree is not None, "the tree's attention runs within tree_implementation(model, layout) only"
+    # Recorded before anything is computed: a model that is not served is refused by name, not by a crash in its layer.
     tree.calls.layers += 1
     tree.calls.windows.add(sliding_window)
     given = {**others, "attention_mask": attention_mask}
     tree.calls.unknown |= {name for name in NOT_SERVED if given.get(name) is not None}
+    # What the kernel cannot do goes to `segments`, which computes the same function; nothing is dropped.
     if tree.backend == "kernel" and not dropout and softcap is None and serves(query, key, value):
         return KernelAttention.apply(query, key, value, tree, sliding_window, scaling), None
     if tree.backend == "flex" and not dropout:
@@ -274,6 +282,7 @@ def _segments(
         mask = tree.mask(index, window, query.dtype)
         k, v = keys[index], values[index]
         if ancestors:
+            # Root first, as in an ordinary row: the mask's columns are in this order.
             k = torch.cat([*(keys[i] for i in ancestors), k], dim=2)
             v = torch.cat([*(values[i] for i in ancestors), v], dim=2)
         if softcap is not None:
@@ -307,6 +316,7 @@ def _softcapped(
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
+        # No mask means causal here as well: there is no kernel below to be told `is_causal`.
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
     else:
@@ -380,6 +390,7 @@ def tree_implementation(model: nn.Module, tree: TreeLayout) -> Iterator[None]:
     It is a context and not a setting because generation and the padded oracle use the model's own attention: a padded
     batch that met the tree function would run without its mask.
     """
+    # A model may hold several configs (a text model in a multimodal one), and each layer reads its own.
     configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     before = [(config, config._attn_implementation_internal) for config in configs]
     try:
@@ -403,6 +414,7 @@ def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
     from posttrain.data.trees import collate, to_device
     from posttrain.models.tree.probe import probe_tree
 
+    # A branch of a branch: a backend that forgets an ancestor's ancestor agrees on flat trees.
     deep = probe_tree(lengths=(4, 3, 6), seed=1, parents=(None, 0, 0))
     batch = to_device(collate([probe_tree(), deep]), device)
     total = batch.input_ids_T.shape[0]
@@ -415,6 +427,7 @@ def probe_backend(device: torch.device, dtype: torch.dtype) -> str:
     except (RuntimeError, AttributeError, TypeError):  # no Triton, an unsupported card, a torch with another kernel
         return "segments"
     exact = _values_and_gradients(q, k, v, TreeLayout(batch))
+    # Far above rounding at unit scale, far below what one token too many or too few would change.
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
     near = [torch.allclose(a.float(), b.float(), atol=tolerance) for a, b in zip(found, exact, strict=True)]
     return backend if all(near) else "segments"

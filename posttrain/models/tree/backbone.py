@@ -19,6 +19,7 @@ def backbone(model: Any) -> Any:
     if base is not model:
         return base
     embeddings = model.get_input_embeddings()
+    # Whatever embeds the ids and is more than the embedding: its name differs from family to family.
     for child in model.children():
         if child is not embeddings and any(module is embeddings for module in child.modules()):
             return child

@@ -34,6 +34,7 @@ def layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
         ModelError: the model has none.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    # Nested, a layer would be computed again within the recomputation of the one around it.
     inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     if not layers:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -55,6 +56,7 @@ def checkpointed_layers(
     if not (layers and torch.is_grad_enabled()):
         yield
         return
+    # On the instance: another model of the same class, such as the reference, keeps its layers as they are.
     changed: list[tuple[Any, Any]] = []
     try:
         for layer in layers:
@@ -75,6 +77,7 @@ def _checkpointed(
     for name in CACHES:
         kwargs |= {name: None} if name in kwargs and _may_be_dropped(kwargs[name]) else {}
     run = partial(forward, **kwargs)
+    # Not reentrant: keyword arguments and layers whose inputs need no gradient (a frozen embedding) then work.
     return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
 
 

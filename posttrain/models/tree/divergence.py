@@ -53,6 +53,7 @@ class Distributions:
         """Logits of some of the states, [R, V], in fp32 or wider, before the temperature."""
         with self.switched(), self._precision():
             logits_RV = states_RD if self.head is None else apply_head(states_RD, self.head)
+        # In 16 bits the log of a small probability has two digits, and a KL is a sum of differences of these.
         return logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
 
     def log_probs(self, states_RD: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ def spaced_tokens(batch: Batch, every: int) -> Tensor:
     tree_B = batch.tree_B.tolist()
     of_tree = [tree_B[:branch].count(tree) for branch, tree in enumerate(tree_B)]
     offsets = [
+        # By content: a position in the batch would choose other tokens under another split into micro-batches.
         int.from_bytes(hashlib.sha256(f"{batch.keys[tree]} {number}".encode()).digest()[:8], "big") % every
         for tree, number in zip(tree_B, of_tree, strict=True)
     ]
@@ -148,6 +150,7 @@ def divergence(policy: Distributions, teacher: Distributions, mixture: float) ->
 
 def _by_chunks(own: Distributions, other: Distributions, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """measure(own log-probs [R, V], other's) -> [K, R], over all rows: [K, S]."""
+    # Cut to the shorter one, both would be distributions over another set, and the KL a number without a meaning.
     if own.vocabulary != other.vocabulary:
         raise ModelError(
             "the two models have vocabularies of different sizes, so their distributions cannot be compared",
@@ -164,4 +167,5 @@ def _by_chunks(own: Distributions, other: Distributions, measure: Callable[[Tens
     pairs = zip(own.states_SD.split(rows), other.states_SD.detach().split(rows), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([chunk(*pair) for pair in pairs], dim=1)
+    # Each chunk's logits are made again in the backward pass; kept, they would be what this module exists to avoid.
     return torch.cat([checkpoint(chunk, *pair, use_reentrant=False) for pair in pairs], dim=1)

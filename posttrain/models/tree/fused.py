@@ -47,6 +47,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        # The norm's own dtype argument widens while it sums, without a wide copy of x.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_fp32(x.dtype))
         inverse = (norm.square_() / x.shape[-1] + eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
@@ -63,6 +64,7 @@ class RMSNorm(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             wide = x.to(inverse.dtype)
             grad_wide = gradient.to(inverse.dtype) * weight
+            # grad_x = w g / rms - x (w g · x) / (D rms^3): the second term is how rms itself depends on x.
             along = torch.linalg.vecdot(grad_wide, wide).unsqueeze(-1).mul_(inverse**3 / x.shape[-1])
             grad_x = grad_wide.mul_(inverse).addcmul_(wide, along, value=-1).to(x.dtype)
         return grad_x, grad_weight, None
@@ -95,6 +97,7 @@ class SwiGLUDown(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         gate, up, weight = ctx.saved_tensors
+        # Made again from `gate`: kept, it would be one more tensor of the block's widest size.
         activated = silu(gate)
         grad_weight = None
         if ctx.needs_input_grad[2]:
@@ -130,6 +133,7 @@ class Shared:
         if self._again is None:
             self._again, self._left = normed(x, inverse, weight), self.readers
         again = self._again
+        # The last reader lets go of it; kept longer, one normed output per block would pile up in the backward pass.
         self._left -= 1
         if self._left <= 0:
             self._again = None
@@ -161,6 +165,7 @@ class LinearOfNorm(torch.autograd.Function):
         x, inverse, norm_weight, weight = ctx.saved_tensors
         y = ctx.shared.output(x, inverse, norm_weight)
         flat = gradient.flatten(0, -2)
+        # The norm's inputs get no gradient here: it flows through y, to the norm's own backward.
         grad_y = gradient @ weight if ctx.needs_input_grad[0] else None
         grad_bias = flat.sum(0) if ctx.needs_input_grad[6] else None
         return grad_y, None, None, None, None, flat.T @ y.flatten(0, -2), grad_bias
@@ -172,6 +177,7 @@ def fused_blocks(model: nn.Module) -> Iterator[None]:
     functions above, if they are of a kind that is known; all others stay as they are."""
     modules = list(model.modules())
     has_norms = any(type(module).__name__ in RMS_NORMS for module in modules)
+    # None without a norm that is known: then no linear layer has a reason to be replaced either.
     recent: Norms | None = deque(maxlen=RECENT_NORMS) if has_norms else None
     changed = []
     try:
@@ -197,6 +203,8 @@ def _fused_forward(module: nn.Module, recent: Norms | None) -> Any:
     kind = type(module).__name__
     if recent is not None and kind in RMS_NORMS:
         return partial(_rms_norm, module, recent)
+    # Exactly nn.Linear: a LoRA layer is a subclass or a wrapper with a forward of its own. A frozen weight needs no
+    # input kept.
     if recent is not None and type(module) is nn.Linear and module.weight.requires_grad:
         return partial(_linear, module, recent)
     if kind in SWIGLU_MLPS and type(module.act_fn).__name__ in SILU:
@@ -206,12 +214,14 @@ def _fused_forward(module: nn.Module, recent: Norms | None) -> Any:
 
 def _rms_norm(module: Any, recent: Norms, x: Tensor) -> Tensor:
     y, inverse = RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    # Without gradients nothing reads it, and the deque would keep a forward's tensors alive.
     if torch.is_grad_enabled():
         recent.append(Norm(y, x.detach(), inverse, module.weight.detach()))
     return y
 
 
 def _linear(module: nn.Linear, recent: Norms, x: Tensor) -> Tensor:
+    # By identity: an equal tensor that took another way (a residual, a cast) is not this norm's output.
     norm = next((norm for norm in recent if norm.output() is x), None)
     if norm is None or not torch.is_grad_enabled():
         return linear(x, module.weight, module.bias)

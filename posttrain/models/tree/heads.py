@@ -116,6 +116,7 @@ class ScoreModel(TreeModel):
         pooled, branches = self._pooled(batch, path)
         scores = self._head(pooled)
         direction = torch.randn(pooled.shape[1], generator=torch.Generator().manual_seed(0)).to(scores)
+        # A sum over D states, scaled back to their size, so that the tolerance for one value holds for it too.
         along = pooled.to(scores) @ direction / pooled.shape[1] ** 0.5
         values = torch.cat([scores, along[:, None]], dim=1)
         return values.flatten(), branches.repeat_interleave(values.shape[1])
@@ -124,6 +125,7 @@ class ScoreModel(TreeModel):
         """While the head is zero, no gradient passes it: only its own weights move in the first step."""
         if any(bool(p.any()) for p in getattr(self.transformer, HEAD).parameters() if p.requires_grad):
             return super().waiting()
+        # Otherwise the check for dead layers would stop every reward model at step 1: all of its backbone waits.
         return frozenset(name for name, _ in self.model.named_parameters() if f"{HEAD}." not in name)
 
     def _head(self, pooled: Tensor) -> Tensor:
@@ -212,11 +214,13 @@ def with_head(
             expected="an architecture with a ...ForSequenceClassification class",
             remedy="start the reward model from another base model",
         )
+    # Copied: the causal model goes on with its own config, and one label more or less would change what it exports.
     config = copy.deepcopy(causal_lm.config)
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.pad_token_id = config.get_text_config().pad_token_id = pad_token_id
+    # Without memory: all of its backbone is replaced in the next line, and a second one might not fit.
     with torch.device("meta"):
         model = kind(config)
     setattr(model, model.base_model_prefix, backbone(causal_lm))
@@ -234,6 +238,7 @@ def with_head(
 def _fresh_head(causal_lm: PreTrainedModel, outputs: int, init: Init, seed: int) -> nn.Linear:
     size = causal_lm.config.get_text_config().hidden_size
     head = nn.utils.skip_init(nn.Linear, size, outputs, bias=False, dtype=causal_lm.dtype, device=causal_lm.device)
+    # Drawn on the CPU in fp32 and then copied: the same seed gives the same head on every device.
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(outputs, size, generator=generator) * (size + 1) ** -0.5
     with torch.no_grad():

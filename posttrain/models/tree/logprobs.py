@@ -59,6 +59,8 @@ class Policy(TreeModel):
             if wants.routing:
                 out = replace(out, routing=summed(routed))
             if wants.value_head is not None:
+                # One pass for everything where there is one: a second would cost as much again, and keep its
+                # activations too.
                 of_states = self._predictor_states(batch, chosen) if states_ND is None else states_ND
                 out = replace(out, values_N=read_values(wants.value_head, of_states))
             if wants.distributions_at is not None:
@@ -179,6 +181,7 @@ class Policy(TreeModel):
             virtual = logits.shape[0] - rows.input_ids.shape[1]
             parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
             places.append(of_branch_S)
+        # The rows were taken branch by branch; the caller's order is that of index_S.
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     def _padded(self, batch: Batch, wants: Wants) -> TokenLogprobs:

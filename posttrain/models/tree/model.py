@@ -189,6 +189,8 @@ class TreeModel(nn.Module, ABC):
     @contextmanager
     def _running_on(self, path: Route) -> Iterator[None]:
         """One forward pass: its path, its dropout, its precision, and the layers that it computes again."""
+        # Without gradients it is a measurement (reference, old log-probs, held-out rows), and noise in it reads as a
+        # difference.
         noisy = self.dropout and torch.is_grad_enabled()
         autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
         again = checkpointed_layers(self._layers, partial(self._again, noisy))
@@ -202,6 +204,8 @@ class TreeModel(nn.Module, ABC):
         with self._tree_blocks(layout):
             output = backbone(self.transformer)(
                 input_ids=batch.input_ids_T[None],
+                # Given, not counted by the model: a branch's first token stands right after its prompt, wherever it
+                # lies in T.
                 position_ids=batch.positions_T[None],
                 use_cache=False,
                 **self.routers.asked(),
@@ -249,6 +253,7 @@ class TreeModel(nn.Module, ABC):
     @contextmanager
     def _tree_blocks(self, layout: TreeLayout) -> Iterator[None]:
         """The model with the tree's attention and, where no autocast chooses dtypes, with the fused blocks."""
+        # The fused parts choose their dtypes themselves; under autocast they would round elsewhere than the model does.
         fused = nullcontext() if self.autocast or self.unfused else fused_blocks(self.transformer)
         with tree_implementation(self.transformer, layout), fused:
             yield

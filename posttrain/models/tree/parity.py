@@ -49,6 +49,7 @@ class Gap:
 
     @property
     def holds(self) -> bool:
+        # Rounding is relative to the value: without this a run that diverges would be stopped as one that leaks.
         allowed = LOGPROB_ERROR[self.dtype] * max(1.0, self.largest / 100)
         return self.logprob <= allowed and self.gradient <= RELATIVE_ERROR[self.dtype]
 
@@ -103,6 +104,7 @@ def leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
 
     The log-probs compared are those of all other branches of all trees, and the gradient is that of their sum.
     """
+    # Only the ids change, never a length: positions and shapes stay, so anything that moves has seen those ids.
     changed = [_with_other_first_branch(policy, trees[0]), *trees[1:]]
     with exact(policy):
         before = values_and_gradient(policy, trees, policy.path, skip_first_branch=True)
@@ -155,6 +157,7 @@ def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tup
         for place in (len(ids) - 1, len(ids) // 2, 2):
             changed = ids.copy()
             changed[place] = (ids[place] + generator.integers(1, vocabulary)) % vocabulary
+            # Up to and without the changed place: that it moves its own output is no fault.
             moved = largest((policy.row_outputs(_row(changed)) - before)[:place])
             if moved > allowed * size:
                 return moved / size, place
@@ -222,6 +225,7 @@ class _Narrowings(TorchFunctionMode):
 def _with_other_first_branch(policy: TreeModel, tree: TokenTree) -> TokenTree:
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     first = tree.branches[0]
+    # Each id moves by 1 to V - 1, so that every one of them is another token.
     other = (first.ids + np.random.default_rng(0).integers(1, vocabulary, len(first.ids))) % vocabulary
     changed = replace(first, ids=other.astype(np.int32))
     return replace(tree, branches=(changed, *tree.branches[1:]))
@@ -247,6 +251,7 @@ def values_and_gradient(
     parameters = [p for p in policy.parameters() if p.requires_grad]
     if not parameters:
         return values.detach(), []
+    # Not `backward`: a proof in the middle of a run must leave the parameters' own gradients as they are.
     gradients = torch.autograd.grad(values.sum(), parameters, allow_unused=True, materialize_grads=True)
     return values.detach(), list(gradients)
 

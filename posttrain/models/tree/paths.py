@@ -118,6 +118,7 @@ class Paths:
             reach = self.reach[path]
             if path == "rows" and self._causal:
                 return path
+            # A value that agrees says nothing of its gradient (a detached mask, a kernel's backward): each is proven.
             if longest <= reach.tokens:
                 return path if reach.gradient or not gradient else None
             if not reach.closed:
@@ -147,12 +148,14 @@ class Paths:
             gradient = torch.is_grad_enabled()
         gradient = gradient and model.trains()
         if not self._causal:
+            # Once, and first: if the model sees its answers, no path of it is worth comparing.
             require_causal(model, trees[0])
             self._causal = True
         for path in self.order:
             reach = self.reach[path]
             if path == "rows":
                 return path
+            # Known to be wrong from here on; tried again, it would fail again for each longer row.
             if reach.closed and longest > reach.tokens:
                 continue
             before = reach.tokens
@@ -209,6 +212,8 @@ def examined(
         if not isinstance(first, Gap):
             return first
         unseen = _unseen_windows(model) if path == "tree" else set()
+        # Beyond a window that the tree does not see, the paths must differ: longer rows would blame what is right for
+        # short ones.
         window = min(unseen, default=longest)
         spread = [tree for tree in spread if row_length(tree) <= window]
         gap = first
@@ -219,6 +224,7 @@ def examined(
                 return second
             gap = larger_gap(first, second)
     if wide and (own := model.autocast or model.dtype) in HALF:
+        # In fp32 the path is right; now the kernels that will really run, which may have a fault of their own.
         rough = _in_its_own_precision(model, short, path, own)
         if not rough.holds:
             return Verdict(0, rough, _differs(model, path, rough))
@@ -397,6 +403,7 @@ def reach_of(config: Any, longest: int) -> int:
     borders = set(lengths_in(config.to_dict()))
     above = min((border for border in borders if border >= longest), default=None)
     below = max((border for border in borders if border < longest), default=0)
+    # A quarter at a time, so a run whose rows grow to 16 times their length costs some dozen small proofs.
     reach = max(int(longest * GROWTH), LEAST_REACH)
     if below:
         reach = min(reach, longest + max(1, longest - below))
@@ -411,5 +418,6 @@ def lengths_in(config: Any, name: str = "") -> Iterator[int]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from lengths_in(value, name)
+    # A bool is an int in Python, but True is not above 1.
     elif isinstance(config, int) and config > 1 and (A_LENGTH.search(name) or not NOT_A_LENGTH.search(name)):
         yield config

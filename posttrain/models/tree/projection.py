@@ -25,6 +25,7 @@ BUFFER_ELEMENTS = 1 << 23
 
 def chunk_rows(vocabulary: int) -> int:
     """Rows whose logits are held at a time: chunk_rows(49_152) -> 170."""
+    # At least 16: with fewer rows a chunk's multiply does little but read the whole weight once more.
     return max(16, BUFFER_ELEMENTS // vocabulary)
 
 
@@ -50,6 +51,7 @@ class Head:
 def read_head(model: Any) -> Head:
     """The head of a causal LM of `transformers`."""
     config = model.config.get_text_config()
+    # Left out, log-probs of Cohere and Granite are those of another temperature, and the loss looks merely high.
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
 
@@ -148,6 +150,7 @@ class _TargetLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         chunks = _Chunks(hidden_ND, weight_VD, bias_V, scale, softcap, temperature)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # Not with the entropy: two incoming gradients need two slopes, a second [N, D] to keep.
         gradient_in_forward = wants_hidden and not wants_weight and not wants_bias and not entropy
         count = hidden_ND.shape[0]
         logprobs_N = torch.empty(count, dtype=chunks.dtype, device=hidden_ND.device)
@@ -170,6 +173,7 @@ class _TargetLogprobs(torch.autograd.Function):
                 slope_ND[rows] = chunks.to_hidden(slope, cap_slope).to(slope_ND.dtype)
         ctx.settings = (scale, softcap, temperature, entropy, chunks.compute)
         if slope_ND is not None:
+            # Only [N, D], whose product with the incoming gradient is the whole backward pass.
             ctx.save_for_backward(slope_ND)
         else:
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N, entropy_N)
@@ -203,6 +207,8 @@ class _TargetLogprobs(torch.autograd.Function):
             else:
                 slope = log_p.exp_().mul_(weight_of_p)
             slope.scatter_add_(1, targets_N[rows, None], grad_logprobs_N[rows, None].to(slope.dtype))
+            # In place, and needed without `project` too: it turns the slope into that of h W^T, which the weight's
+            # gradient reads.
             to_hidden = chunks.to_hidden(slope, cap_slope, project=wants_hidden)
             if grad_hidden is not None:
                 grad_hidden[rows] = to_hidden.to(grad_hidden.dtype)
@@ -248,6 +254,7 @@ class _Chunks:
         self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
         self.scale, self.softcap, self.temperature = scale, softcap, temperature
         device_type = hidden_ND.device.type
+        # Autocast does not cast what is multiplied into a buffer (`out=`), so its dtype is asked for here.
         autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         self.compute = compute or autocast or weight_VD.dtype
         self.dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
@@ -263,6 +270,7 @@ class _Chunks:
         """[rows, V] after scale, softcap and temperature; the buffer's memory, free to be overwritten."""
         out = self._buffer[: rows.stop - rows.start]
         torch.mm(self.hidden_ND[rows].to(self.compute), self.weight_VD.T.to(self.compute), out=out)
+        # The multiply may be in 16 bits; softmax and its sum over a vocabulary may not.
         logits = out.to(self.dtype)
         if self.bias_V is not None:
             logits.add_(self.bias_V)

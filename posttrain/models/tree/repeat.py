@@ -45,6 +45,7 @@ class Repeat:
 def repeat(policy: TreeModel, trees: Sequence[TokenTree]) -> Repeat:
     """Call the policy twice on `trees`, without dropout and autocast, by the padded path, which every model has."""
     with policy.without_dropout(), _without_autocast(policy):
+        # With the gradient: an op that is deterministic forward may still add up its backward in any order.
         (first, slope), (second, again) = (values_and_gradient(policy, trees, "padded") for _ in range(2))
         result = Repeat(largest(first - second), relative(again or [], slope or []), policy.dtype)
         return result if result.holds else replace(result, source=_source(policy, collate(trees)))
@@ -77,6 +78,7 @@ def _source(policy: TreeModel, batch: Batch) -> str | None:
     kinds = {name: type(module).__name__ for name, module in policy.model.named_modules()}
     for call, (inputs, outputs) in runs[0].items():
         other = runs[1].get(call)
+        # Same inputs and other outputs: a module that only passes on somebody's noise has other inputs already.
         if other is not None and inputs == other[0] and outputs != other[1]:
             return f"{call[0] or 'the model itself'} ({kinds[call[0]]})"
     return None

@@ -47,6 +47,7 @@ def forget_lengths(model: nn.Module) -> None:
                 continue
             prefix = name.removesuffix("original_inv_freq")
             seen = f"{prefix}max_seq_len_cached"
+            # Only where something longer was seen; the buffer is else the model's own already.
             if seen in vars(module) and vars(module)[seen] != module.original_max_seq_len:
                 module.register_buffer(f"{prefix}inv_freq", original.clone(), persistent=False)
                 setattr(module, seen, module.original_max_seq_len)

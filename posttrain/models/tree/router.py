@@ -70,6 +70,7 @@ class RouterLoss:
 def balance(own: Routing, step: Routing) -> Tensor:
     """E * sum_e share_e of the step * probability_e that `own` adds to it; E is the number of experts, so that even
     routing of k experts a token gives k."""
+    # Divided by the whole step's places: a part's terms add up to the step's, as those of every loss here do.
     share_E = step.chosen_LE.sum(dim=0) / step.places
     return share_E.shape[0] * (share_E * own.probability_E).sum() / step.places
 
@@ -80,6 +81,7 @@ def router_metrics(step: Routing | None) -> dict[str, Metric]:
     if step is None:
         return {}
     experts = step.chosen_LE.shape[1]
+    # Per layer, unlike the loss: pooled over layers, two layers that each use one expert look balanced.
     share_LE = step.chosen_LE / step.chosen_LE.sum(dim=1, keepdim=True)
     idle = float((step.chosen_LE == 0).sum())
     return {
@@ -107,6 +109,7 @@ def routing_rule(model: nn.Module) -> RoutingRule | None:
     config = plain.config.get_text_config()
     ffn = getattr(config, "ffn_config", None)
     top_k = getattr(config, "num_experts_per_tok", None) or getattr(ffn, "moe_top_k", None)
+    # `_first` and not `or`: a coefficient of 0 says that the loss is off.
     coefficient = _first(
         getattr(config, "router_aux_loss_coef", None),
         getattr(config, "aux_loss_coef", None),
@@ -219,6 +222,7 @@ def _product_keys(logits: Tensor, weight_T: Tensor, rule: RoutingRule) -> tuple[
     chosen = expert_TE.gather(-1, score_TE.topk(rule.top_k, dim=-1).indices)
     probability_TE = torch.zeros_like(score_TE).scatter(-1, expert_TE, score_TE.softmax(dim=-1))
     chosen_E, probability_E = _counted(chosen, probability_TE, weight_T)
+    # As Doge's own loss does, which normalises its shares to 1 and not to k.
     return chosen_E / rule.top_k, probability_E
 
 
@@ -232,6 +236,8 @@ def _counted(chosen_Tk: Tensor, probability_TE: Tensor, weight_T: Tensor) -> tup
 def rows_of_tokens(batch: Batch) -> Tensor:
     """In how many rows each token of the flat batch stands, [T]: once for its own branch, and once for each branch that
     goes on from it; a prompt's tokens once for each branch of the tree."""
+    # As if unfolded into rows: otherwise a prompt shared by eight completions would weigh an eighth of what it does
+    # padded.
     rows = [0] * len(batch.nodes)
     for index in batch.branch_nodes:
         rows[index] = 1

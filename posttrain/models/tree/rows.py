@@ -28,9 +28,11 @@ def padded_rows(batch: Batch) -> PaddedRows:
     """Unfold the trees: branch b becomes row b = its path + branch; padded slots hold id 0 under a zero mask."""
     ids = batch.input_ids_T
     rows = _unfolded(batch)
+    # To the right: real tokens keep their positions, and causal attention never looks at what follows.
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     attention_mask = (torch.arange(input_ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
+    # A token's position is its index in its row, whatever its place in T.
     predictor_N = batch.positions_T[batch.target_index_N] - 1
     return PaddedRows(input_ids, attention_mask, batch.branch_N, predictor_N)
 

@@ -61,6 +61,8 @@ def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -
     Args:
         train_backbone: False trains the head alone, on frozen features of the start.
     """
+    # In `deepcopy`'s memo these count as copied already: the frozen base is shared, and memory grows by the adapter
+    # alone.
     shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
     twin: Any = copy.deepcopy(policy.model, dict(shared))
     plain = twin.get_base_model() if isinstance(twin, PeftModel) else twin

@@ -143,6 +143,7 @@ class Lane:
     def __init__(self, settings: dict[str, Any]):
         here, there = socket.socketpair()
         packages = [(name, str(_package(name))) for name in _PACKAGES]
+        # No user site, no .pth files, no bytecode: nothing on the way in that a job could have left there.
         command = [sys.executable, "-I", "-S", "-B", "-c", _START]
         arguments = [str(there.fileno()), json.dumps(packages), json.dumps(settings)]
         self._process = subprocess.Popen(
@@ -151,6 +152,7 @@ class Lane:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=[there.fileno()],
+            # Empty: keys and tokens of the environment are nothing that a program should find.
             env={},
             cwd="/",
             start_new_session=True,  # an interrupt at the keyboard is the caller's to deal with

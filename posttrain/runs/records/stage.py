@@ -94,7 +94,7 @@ class DataCounts(Record):
     characters: int | None = optional_key()
     lost_characters: int | None = optional_key()
     """That the tokenizer cannot write."""
-    held_out: DataCounts | None = optional_key()  # noqa: RUF009 - it is `field`, with metadata
+    held_out: DataCounts | None = optional_key()
     """Of a file of held-out rows."""
     in_training_rows: int | None = optional_key()
     """Held-out rows that train as well, word for word."""

@@ -53,12 +53,14 @@ class Link:
             raise ProgramError(f"the program does not load: {rest[0][0]}: {rest[1]}")
 
     def ask(self, operation: str, target: int | str, *arguments: Any) -> Any:
+        # Encoded before anything is sent: an argument that is no plain data is the test's mistake, not the program's.
         encoded = [wire.encode(argument, _number) for argument in arguments]
         try:
             wire.send(self.requests, [operation, target, *encoded])
         except OSError:
             raise ProgramError("the program has died") from None
         kind, *rest = self._answer()
+        # Counted on this side: tests that never call the program would pass whatever it does.
         self.calls += operation == "call"
         if kind == "ok":
             return wire.decode(rest[0], lambda number, name: Remote(self, number, name))
@@ -115,6 +117,7 @@ class Remote:
         return self._link.ask("call", self._number, list(arguments), keywords)
 
     def __getattr__(self, name: str) -> Any:
+        # copy, pickle and unittest look for special methods, which would be a call to the program each.
         if name.startswith("__"):
             raise AttributeError(name)
         return self._link.ask("attribute", self._number, name)
@@ -143,6 +146,7 @@ class Remote:
     def _refuse(self, *_: Any) -> Any:
         raise TypeError(f"the program gave an object of its own, a {self._kind}: only plain data can be compared")
 
+    # A program could otherwise give an object whose `__eq__` says yes to everything.
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _refuse
 
@@ -168,6 +172,7 @@ def judge(job_fd: int, result_fd: int, requests: int, answers: int) -> None:
     link = Link(requests, answers)
     try:
         _run(job, link)
+        # The nonce proves that this process came to its end: a program can print "passed", but has never seen it.
         verdict = {"nonce": job["nonce"]} if link.calls else {"failed": "the tests never call the program"}
     except ProgramError as error:
         verdict = {"failed": str(error)}
@@ -179,6 +184,7 @@ def judge(job_fd: int, result_fd: int, requests: int, answers: int) -> None:
 
 def _run(job: Mapping[str, str], link: Link) -> None:
     setup = types.ModuleType("setup_of_tests")
+    # Before the program is asked anything, so that a setup that fails is the row's fault.
     exec(compile(job["setup"], "setup.py", "exec"), setup.__dict__)
     tree = ast.parse(job["tests"], "tests.py")
     link.greet()
@@ -187,6 +193,7 @@ def _run(job: Mapping[str, str], link: Link) -> None:
     vars(module).update({name: value for name, value in vars(setup).items() if not name.startswith("__")})
     _offer_solution(link)
     entry = job["entry_point"]
+    # Only what nobody on this side defines: a test's own helper of the same name is not the program's.
     for name in _missing(tree, vars(module)) | ({entry} if entry else set()):
         vars(module)[name] = _of_program(link, name)
     exec(compile(tree, "tests.py", "exec"), vars(module))
@@ -222,6 +229,7 @@ def _run_cases(module: types.ModuleType, tree: ast.Module) -> None:
                 raise ProvesNothing(f"{node.name!r} is no plain function without parameters")
     if suite.countTestCases():
         result = unittest.TextTestRunner(stream=io.StringIO()).run(suite)
+        # A skipped test proves nothing, and `unittest` calls it a success.
         if not result.wasSuccessful() or result.skipped:
             faults = [text.strip().splitlines()[-1] for _, text in [*result.failures, *result.errors, *result.skipped]]
             raise AssertionError("; ".join(faults[:3]) or "a test case failed")
@@ -285,6 +293,7 @@ def _methods(kind: type) -> list[str]:
 
 def _held(kind: type, name: str) -> object:
     """The attribute as the class or its bases hold it, unbound; None where there is none."""
+    # Not getattr: it would bind, or run a descriptor of the tests.
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 

@@ -33,6 +33,7 @@ def send(fd: int, message: object) -> None:
     if len(data) > MAX_FRAME:
         raise WireError(f"the message has {len(data):,} bytes, and {MAX_FRAME:,} are allowed")
     rest = memoryview(len(data).to_bytes(4, "big") + data)
+    # A pipe takes what fits, and the other side may be slower than this one.
     while rest:
         rest = rest[os.write(fd, rest) :]
 
@@ -40,6 +41,7 @@ def send(fd: int, message: object) -> None:
 def receive(fd: int) -> Any:
     """The next message; EOFError at the end."""
     length = int.from_bytes(_exactly(fd, 4), "big")
+    # Before it is read: the length is the program's word, and memory is ours.
     if length > MAX_FRAME:
         raise WireError(f"a message of {length:,} bytes is announced, and {MAX_FRAME:,} are allowed")
     try:
@@ -70,6 +72,7 @@ def encode(value: Any, keep: Keep, depth: int = 0) -> Any:
         return [encode(item, keep, depth + 1) for item in items]
 
     if isinstance(value, str):
+        # The base class's own method: a subclass may say something else than it is.
         return str.__str__(value)
     if isinstance(value, int):
         number = int.__index__(value)
@@ -111,6 +114,7 @@ def _decode(data: Any, find: Find, depth: int) -> Any:
     if depth > MAX_DEPTH or not isinstance(data, list) or len(data) != 2:
         raise WireError("the value is not of this format")
     kind, content = data
+    # Built afresh from the literal type: nothing that the sender defined comes along.
     if kind in _COLLECTIONS:
         return _COLLECTIONS[kind](_decode(item, find, depth + 1) for item in content)
     if kind == "dict":
