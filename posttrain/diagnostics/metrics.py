@@ -1,6 +1,6 @@
 """Metrics: how they add up over micro-batches, and what each one means.
 
-A metric is a `posttrain.types.Mean`, `Total` or `Maximum`: it carries its own sum and count, so that merging is
+A metric is a `posttrain.outputs.Mean`, `Total` or `Maximum`: it carries its own sum and count, so that merging is
 exact and there is no mean of means. `METRICS` describes every name that training writes; the report and the
 documentation read it.
 """

@@ -104,6 +104,14 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return self.do_open(partial(_SecureConnection, call=req.call), req)
 
 
+class _Redirected(urllib.request.HTTPRedirectHandler):
+    """A redirect goes on as the same call; `urllib` alone would make a plain request, which no call can abandon."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        again = super().redirect_request(req, fp, code, msg, headers, newurl)
+        return None if again is None else _Request(again.full_url, None, req.call)
+
+
 class VLLMServer:
     """One server, one URL.
 
@@ -121,7 +129,7 @@ class VLLMServer:
         self._timeout = timeout
         self._lock = threading.Lock()
         # A proxy for the outside world must not stand between a trainer and its engine.
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Handler()).open
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Handler(), _Redirected()).open
 
     def post(
         self, path: str, body: Mapping[str, Any] | None = None, *, retry: bool = True, call: Call | None = None

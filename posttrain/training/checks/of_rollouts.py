@@ -147,8 +147,11 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
     for tree in rows:
         branches = []
         for branch in tree.branches:
-            old = own_N[first : first + len(branch.ids)]
-            first += len(branch.ids)
+            # The policy gives a value for each trained token; a column has a place for each id.
+            trained = int(branch.loss_mask.sum())
+            old = np.zeros(len(branch.ids), dtype=own_N.dtype)
+            old[branch.loss_mask] = own_N[first : first + trained]
+            first += trained
             others = {"old_logprobs": old, "reference_logprobs": old - PROBED_KL, "teacher_logprobs": old + PROBED_KL}
             branches.append(replace(branch, columns={**branch.columns, **others}))
         probes.append(replace(tree, branches=tuple(branches)))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,7 +173,7 @@ def _logprobs(
         (tree.prompt_ids.tolist(), branch.ids[:place].tolist())
         for tree in rows
         for branch in tree.branches
-        for place in range(len(branch.ids))
+        for place in np.flatnonzero(branch.loss_mask)
     ]
     whole = policy.distributions(batch, path=path)
     parts = []

@@ -97,8 +97,8 @@ class PolicyGradient(_Stateless):
         tokens: of a micro-batch; no tree has more.
         reference: the policy's start, where the row has a KL.
         teacher: the model that is learned from, where the row has one.
-        engine_is_trainer: the engine's log-probs are the trainer's own (`sampler_check.same_arithmetic`), so that those
-            of the policy that sampled need not be computed again.
+        engine_is_trainer: the engine's log-probs are the trainer's own (`checks.sampler.same_arithmetic`), so that
+            those of the policy that sampled need not be computed again.
     """
 
     nothing = "no group has a signal (the rewards of each are all equal)"

@@ -245,7 +245,11 @@ class Rollout:
                     prompt_ids=tuple(group.prompt.ids),
                     ids=tuple(completion.ids),
                     mask=tuple((response.mask & response.trains).tolist()),
-                    sampler_logprobs=tuple(round(value, 6) for value in completion.logprobs),
+                    # None where nobody sampled: a number there would count in every mean over the completion.
+                    sampler_logprobs=tuple(
+                        round(value, 6) if sampled else None
+                        for value, sampled in zip(completion.logprobs, response.mask, strict=True)
+                    ),
                     columns={name: _rounded(c) for name, c in columns.items() if name != "sampler_logprobs"},
                 )
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from posttrain.errors import ConfigError, EngineError
 from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
 from posttrain.rollout.vllm_served import ServedEngine
+from posttrain.rollout.vllm_server import VLLMServer
 from posttrain.sampling import SamplingDistribution
 from tests.fake_vllm import FakeServer
 from tests.fixtures import tiny_model
@@ -476,3 +478,34 @@ def test_a_completion_names_the_versions_between_which_it_was_sampled(
         return await task
 
     assert asyncio.run(ask()).versions == Versions(oldest=1, newest=2)
+
+
+# ---------------------------------------------------------------- redirects
+
+
+def test_a_redirect_is_followed_under_the_same_call() -> None:
+    """`urllib` makes a plain request of a redirect, which knew no call: an AttributeError came up from inside."""
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                self.send_response(307)
+                self.send_header("Location", "/behind/v1/models")
+                self.end_headers()
+                return
+            body = b'{"data": [{"id": "model"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Moved) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            answer = VLLMServer(f"http://127.0.0.1:{server.server_port}", patience=0.0).get("/v1/models")
+        finally:
+            server.shutdown()
+    assert answer == {"data": [{"id": "model"}]}
