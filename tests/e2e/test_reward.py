@@ -88,7 +88,7 @@ def test_the_folder_is_anybodys_and_its_rewards_are_white(run: RunFolder) -> Non
     assert ours == pytest.approx(plain.tolist(), abs=1e-5)
     assert ours[0] > ours[1]
     ends = [p for p in run.stage("reward").lines(HeldOutRow) if p.when == "end"]
-    raw = torch.tensor([[p["rewards_chosen"], p["rewards_rejected"]] for p in ends]).flatten()
+    raw = torch.tensor([[p.figures["rewards_chosen"], p.figures["rewards_rejected"]] for p in ends]).flatten()
     assert reward.rule.scale == pytest.approx(1 / float(raw.std(correction=0)), rel=1e-4)
     assert reward.rule.shift == pytest.approx(float(raw.mean()), abs=1e-4)
     normalised = reward.score("Who are you?", answers[0], normalised=True)
