@@ -39,7 +39,7 @@ def balanced(algorithm: Algorithm, policy: TreeModel, stage: TrainingStage) -> A
     coefficient = own if asked == "auto" else float(asked)
     if not coefficient:
         return replace(algorithm, router=None)
-    return replace(algorithm, router=RouterLoss(coefficient), wants=replace(algorithm.wants, routing=True))
+    return replace(algorithm, router=RouterLoss(coefficient))
 
 
 def check_router(algorithm: Algorithm, policy: TreeModel) -> Check | None:

@@ -90,7 +90,12 @@ class Algorithm:
     wants: Wants = PLAIN
     """What the policy has to give."""
     router: RouterLoss | None = None
-    """The load-balancing loss of a mixture of experts, added to the method's own; `wants.routing` then."""
+    """The load-balancing loss of a mixture of experts, added to the method's own; `wants.routing` goes with it."""
+
+    def __post_init__(self) -> None:
+        # A router's loss on a policy that was not asked for its routing would be 0, and nobody would see it missing.
+        if self.router is not None and not self.wants.routing:
+            object.__setattr__(self, "wants", replace(self.wants, routing=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,8 +136,8 @@ def test_a_clone_with_several_data_sets_is_asked_for_one(tmp_path: Path) -> None
     )
     with pytest.raises(SourceError, match="several folders") as caught:
         pt.read(tmp_path)
-    assert read_names(caught.value.remedy.split("'")[1]) == ["main/train-00000-of-00001.jsonl"]
-    pattern = caught.value.remedy.split("a pattern, '")[1].split("'")[0]
+    assert read_names(caught.value.remedy.split("`")[1]) == ["main/train-00000-of-00001.jsonl"]
+    pattern = caught.value.remedy.split("a pattern, `")[1].split("`")[0]
     assert read_names(pattern) == ["main/train-00000-of-00001.jsonl", "socratic/train-00000-of-00001.jsonl"]
 
 

@@ -66,10 +66,11 @@ def test_the_remedy_for_bert_works() -> None:
 class Leaky(Policy):
     """A path that moves every log-prob by less than bf16 rounds, as a weak state does that runs on."""
 
-    def _tree(self, batch, *args):  # type: ignore[no-untyped-def]
-        found, hidden = super()._tree(batch, *args)
-        found.logprobs_N.data.add_(0.04 * (batch.branch_N > 0))
-        return found, hidden
+    def _answer(self, batch, wants, chosen):  # type: ignore[no-untyped-def]
+        answer, states_ND = super()._answer(batch, wants, chosen)
+        if chosen == "tree" and wants.logprobs:
+            answer.logprobs_N.data.add_(0.04 * (batch.branch_N > 0))
+        return answer, states_ND
 
 
 @pytest.mark.parametrize("half", ["autocast", "weights"])
@@ -106,12 +107,12 @@ def test_rows_are_compared_as_long_as_the_longest() -> None:
     """A padded row that changes beside a longer one, from its 40th token on: the two shortest rows do not show it."""
 
     class Late(Policy):
-        def _padded(self, batch, *args):  # type: ignore[no-untyped-def]
-            found, hidden = super()._padded(batch, *args)
+        def _padded(self, batch, wants):  # type: ignore[no-untyped-def]
+            answer = super()._padded(batch, wants)
             late = batch.positions_T[batch.target_index_N] > 40
             if batch.num_branches > 1:
-                found.logprobs_N.data.add_(0.5 * late)
-            return found, hidden
+                answer.logprobs_N.data.add_(0.5 * late)
+            return answer
 
     policy = Late(tiny_model("llama", vocab=128), "padded")
     check = preflight.choose_path(policy, pairs(), "padded")

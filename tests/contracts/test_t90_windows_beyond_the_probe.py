@@ -89,8 +89,8 @@ def test_how_far_a_proof_reaches() -> None:
 
 def test_growing_rows_are_proven_a_few_times() -> None:
     policy, proven = Policy(tiny_model("llama", vocab=128, max_position_embeddings=4096)), []
-    settled = policy.paths._settled
-    policy.paths._settled = lambda *a, **k: proven.append(1) or settled(*a, **k)  # type: ignore[method-assign,func-returns-value]
+    decide = policy.paths._decide
+    policy.paths._decide = lambda *a, **k: proven.append(1) or decide(*a, **k)  # type: ignore[method-assign,func-returns-value]
     with torch.no_grad():
         for length in range(20, 400, 5):
             policy(collate(rows(length)))
