@@ -136,9 +136,8 @@ _RIGHT = {"role": "assistant", "content": "4"}
 _WRONG = {"role": "assistant", "content": "5"}
 
 _ROWS = (
+    # First the formats with the most special keys: those of `preference` or `prompts` are among the keys of nearly all.
     Format(
-        # First the formats with the most special keys: those of `preference` or `prompts` are among the keys of nearly
-        # all.
         "align_anything",
         Comparison,
         ("question|prompt", "response_1", "response_2", "overall_response"),

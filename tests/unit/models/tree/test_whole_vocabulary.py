@@ -134,7 +134,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_exact_kl_in_the_loop(start: Path, tmp_path: Path, adapter: Any) -> None:
     """0 at the start, where policy and reference are one; then near the estimate that is logged beside it."""
     options = {"choices": {"kl": "exact"}, "kl_beta": 0.01, "steps": 4, "held_out": 0, "adapter": adapter}
-    steps = [r["values"] for r in run(loop_of(start, tmp_path, **options)).folder.metrics("train")]
+    steps = [r.values for r in run(loop_of(start, tmp_path, **options)).folder.metrics("train")]
     assert abs(steps[0]["kl_exact_reverse"]) < 1e-6 and steps[0]["kl_loss"] == pytest.approx(0, abs=1e-6)
     assert steps[-1]["kl_exact_reverse"] > 1e-4
     assert steps[-1]["kl_exact_reverse"] == pytest.approx(steps[-1]["kl_k3_reference"], rel=0.7)
@@ -218,7 +218,7 @@ def test_gkd_brings_the_policy_to_its_teacher(start: Path, tmp_path: Path, adapt
     loop = loop_of(start, tmp_path / "run", "gkd", adapter=adapter, **options)
     before = [p.clone() for p in loop.work.algorithm.wants.against.other._policy.parameters()]  # type: ignore[union-attr]
     run(loop)
-    away = [record["values"]["teacher_divergence"] for record in loop.folder.metrics("train")]
+    away = [record.values["teacher_divergence"] for record in loop.folder.metrics("train")]
     assert sum(away[-3:]) < (0.8 if adapter is None else 0.95) * sum(away[:3]), away
     after = loop.work.algorithm.wants.against.other._policy.parameters()  # type: ignore[union-attr]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
