@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
-from posttrain.auditing.contamination import EvaluationSet, evaluation_set
+from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
-from posttrain.auditing.subject import Subject
+from posttrain.auditing.subject import EvaluationSet, Subject
 from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
