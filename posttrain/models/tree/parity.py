@@ -58,14 +58,6 @@ class Gap:
         )
 
 
-def tree_against_padded(policy: ProvableModel, trees: Sequence[TokenTree]) -> Gap:
-    """The tree path against ordinary rows in one padded batch: values and the whole gradient.
-
-    Raises whatever the model raises when it is called with a token tree.
-    """
-    return between(policy, trees, "tree", "padded")
-
-
 def between(
     policy: ProvableModel, trees: Sequence[TokenTree], fast: Route, slow: Route, *, gradient: bool = True
 ) -> Gap:
