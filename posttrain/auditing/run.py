@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
-from posttrain.auditing.contamination import EvaluationSet, evaluation_set
+from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
-from posttrain.auditing.subject import Subject
+from posttrain.auditing.subject import EvaluationSet, Subject
 from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
@@ -194,10 +194,9 @@ def _read_corpus(
         try:
             corpus = Corpus(track(recording), seed=seed)
         except EmptyDatasetError:
-            refused.update(_all_refused(recording))
-            return Corpus([], seed=seed), set()
+            corpus = Corpus([], seed=seed)  # no row is good; the file of the refused ones is whole by then
         refused.update(_refused(path))
-    return corpus, recording.counts.unused_columns
+    return corpus, recording.counts.unused_columns if len(corpus) else set()
 
 
 def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
@@ -210,13 +209,6 @@ def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
             source, _, number = str(row["row"]).rpartition(", row ")
             rows_of_reason[row["reason"]].append(RowRef(source, int(number)))
     return {reason: tuple(rows) for reason, rows in rows_of_reason.items()}
-
-
-def _all_refused(examples: Examples) -> dict[str, tuple[RowRef, ...]]:
-    """All rows, under their reason if they share one: what is refused where no row is good."""
-    reasons = list(examples.counts.skipped)
-    rows = [RowRef(source.name, number) for source in examples.sources for number, _, _ in source.rows()]
-    return {reasons[0] if len(reasons) == 1 else "no row is left": tuple(rows)}
 
 
 def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:

@@ -5,20 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posttrain.auditing.corpus import Corpus, Sides
 from posttrain.auditing.statistics import sign_test
 from posttrain.types import RowRef
-
-if TYPE_CHECKING:
-    from posttrain.auditing.contamination import EvaluationSet
-    from posttrain.auditing.policy import PairMeasurements
 
 FEWEST_PAIRS = 50
 """Below this many pairs no share has an interval that says anything."""
@@ -29,6 +24,53 @@ PERVASIVE_SHARE = 0.9
 says."""
 LARGEST_SAMPLE = 20_000
 """Pairs that predictors are fitted to: their accuracy is then known to 0.7 points, and more rows only cost time."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """EvaluationSet("heldout_facts", fields=("Which place has plays?", "theatre"), item_of_field=(0, 0), items=1)"""
+
+    name: str
+    fields: tuple[str, ...]
+    item_of_field: tuple[int, ...]
+    items: int
+
+    @classmethod
+    def of(cls, name: str, items: Iterable[Iterable[str]]) -> EvaluationSet:
+        fields: list[str] = []
+        numbers: list[int] = []
+        number = 0
+        for number, texts in enumerate(items, 1):
+            for text in dict.fromkeys(texts):
+                if text.strip():
+                    fields.append(text)
+                    numbers.append(number - 1)
+        return cls(name, tuple(fields), tuple(numbers), number)
+
+
+@dataclass(frozen=True, slots=True)
+class PairMeasurements:
+    """One entry a pair, in the order of `row_P`; sums over the trained tokens, in nats.
+
+    PairMeasurements(row_P=[0, 1], logprob_C=[-12.1, ...], logprob_R=..., tokens_C=[9, ...], tokens_R=...,
+             surprise_C=[0.1, ...], surprise_R=[2.3, ...], ches_P=[-31.0, ...], alike_P=[0.62, ...])
+    """
+
+    row_P: np.ndarray
+    logprob_C: np.ndarray
+    logprob_R: np.ndarray
+    tokens_C: np.ndarray
+    tokens_R: np.ndarray
+    surprise_C: np.ndarray
+    """Mean of -log p - entropy per token: 0, on average, for what the policy itself would sample."""
+    surprise_R: np.ndarray
+    ches_P: np.ndarray
+    """Length-normalised CHES, Razin et al. 2024, arXiv:2410.08847, definition 2 and section 6."""
+    alike_P: np.ndarray
+    """1 + CHES / |mean hidden state of the chosen side|^2: the same order without the model's scale."""
+
+    def __len__(self) -> int:
+        return len(self.row_P)
 
 
 @dataclass

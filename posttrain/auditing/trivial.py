@@ -29,7 +29,8 @@ def refused_rows(subject: Subject) -> list[AuditFinding]:
     findings = []
     for reason, rows in subject.refused.items():
         share = len(rows) / max(1, total)
-        meaningless = share == 1 or (reason in TRAINS_NOTHING and share >= MEANINGLESS)
+        # Where no row is left the data are an error, however many reasons share the blame.
+        meaningless = not len(subject.corpus) or (reason in TRAINS_NOTHING and share >= MEANINGLESS)
         findings.append(
             AuditFinding(
                 "refused_rows",

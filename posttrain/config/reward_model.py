@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from posttrain.config.fields import limits
 from posttrain.config.values import Float, Int, Settings, listed, refuse
 from posttrain.losses.reward import OBJECTIVES, PARAMETERS
 from posttrain.losses.reward_rule import RewardRule
@@ -24,10 +25,9 @@ from posttrain.losses.reward_rule import RewardRule
 
 def _parameter(objective: str, name: str) -> Any:
     """A field with the default and the limits that the loss has."""
-    # From the loss's own table, so that recipe and loss cannot come to differ.
-    known, default = PARAMETERS[name], OBJECTIVES[objective].defaults[name]
-    limits: dict[str, Any] = {"ge": known.at_least, "gt": known.above, "lt": known.below}
-    return Field(default=default, **{key: limit for key, limit in limits.items() if abs(limit) != float("inf")})
+    # From the loss's own table, so that recipe and loss cannot come to differ. Without its words: those under the field
+    # say more, and a description that is given would take their place.
+    return Field(default=OBJECTIVES[objective].defaults[name], **limits(PARAMETERS[name]))
 
 
 class ObjectiveSettings(Settings):

@@ -39,6 +39,7 @@ from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
+from posttrain.losses.parameters import numbered
 from posttrain.losses.preference import CHOSEN_NLL
 from posttrain.losses.reward_rule import RewardRule
 
@@ -189,7 +190,8 @@ class Mix(ReferencedStage):
 
     @property
     def parameters(self) -> dict[str, float]:
-        return {f"{term.loss}.weight": term.weight for term in self.losses}
+        keys = numbered(self.objective_names)
+        return {f"{key}.weight": term.weight for key, term in zip(keys, self.losses, strict=True)}
 
     @property
     def reference_kind(self) -> str | None:

@@ -65,10 +65,10 @@ class LikelihoodDisplacement:
 
     def look(self, history: History) -> Detection | None:
         if history.seen("logprob_chosen_change"):
-            fall = self._fall_since_start(history)
+            fall, window = self._fall_since_start(history), self.window
         else:
-            fall = self._fall_since_first_steps(history)
-        return None if fall is None else self._finding(history, fall)
+            fall, window = self._fall_since_first_steps(history), self.window_without_reference
+        return None if fall is None else self._finding(history, fall, window)
 
     def _fall_since_start(self, history: History) -> float | None:
         """Nats per token that the chosen responses lost against the reference while the sides part; None if not."""
@@ -111,11 +111,13 @@ class LikelihoodDisplacement:
         change = mean(values[-window:]) - mean(history.start(name, START))
         return change if abs(change) > self.sigmas_without_reference * noise(values, START, window) else None
 
-    def _finding(self, history: History, per_token: float) -> Detection:
+    def _finding(self, history: History, per_token: float, window: int) -> Detection:
+        # All of it over the steps that the fall is a mean of: a shorter window would begin inside the trouble, and so
+        # name a checkpoint that has it in its weights.
         evidence = {"fall_per_token": per_token}
         for name in ("logprob_chosen_change", "reward_margin", "reward_accuracy"):
             if history.seen(name):
-                evidence[name] = mean(history.recent(name, self.window))
+                evidence[name] = mean(history.recent(name, window))
         sides = ", ".join(f"{name} {value:.3g}" for name, value in evidence.items() if name.startswith("reward"))
         watched = "logprob_chosen_change" if "logprob_chosen_change" in evidence else "logprob_per_token_chosen"
         return Detection(
@@ -125,7 +127,7 @@ class LikelihoodDisplacement:
             evidence=evidence,
             remedy="anchor the chosen response (method dpo_nll with nll_weight 0.2 to 1, or dpop), raise beta, lower "
             "the learning rate, or train on pairs whose two sides differ more",
-            since=history.step_before(watched, self.window),
+            since=history.step_before(watched, window),
         )
 
 

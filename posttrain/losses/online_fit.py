@@ -6,19 +6,41 @@ of that is known when the row is made, so it is refused there, and not in the fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from posttrain.errors import ConfigError
 from posttrain.losses.surrogates import RATIOS, SURROGATES
-
-if TYPE_CHECKING:
-    from posttrain.losses.online import OnlineRow
 
 _MOVING = tuple(name for name, ratio in RATIOS.items() if ratio.moves)
 _BY_LOGPROB = tuple(name for name, surrogate in SURROGATES.items() if not surrogate.by_ratio)
 
 
-def require_fit(row: OnlineRow) -> None:
+class Columns(Protocol):
+    """What is asked of a row of the online table: the columns that can contradict each other."""
+
+    @property
+    def advantage(self) -> str: ...
+
+    @property
+    def ratio(self) -> str: ...
+
+    @property
+    def surrogate(self) -> str: ...
+
+    @property
+    def kl(self) -> str: ...
+
+    @property
+    def kl_place(self) -> str: ...
+
+    @property
+    def groups(self) -> str: ...
+
+    @property
+    def shaping(self) -> str: ...
+
+
+def require_fit(row: Columns) -> None:
     """Refuse columns that do not go together, whoever put them there: such a row would fail in its first step, or train
     nothing without a word. Raises ConfigError."""
     surrogate = SURROGATES.get(row.surrogate)
@@ -51,7 +73,7 @@ def require_fit(row: OnlineRow) -> None:
     _require_rewards_fit(row)
 
 
-def _require_rewards_fit(row: OnlineRow) -> None:
+def _require_rewards_fit(row: Columns) -> None:
     """What changes rewards, or asks whether they are equal, needs an advantage that takes any reward."""
     asked = {"kl_place": row.kl_place == "reward", "shaping": row.shaping != "none", "groups": row.groups != "keep"}
     wrong = {"maxrl": ("kl_place", "shaping"), "teacher": ("kl_place", "shaping", "groups")}.get(row.advantage, ())

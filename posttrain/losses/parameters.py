@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.errors import ConfigError, UnknownKeyError, unknown
@@ -64,6 +64,12 @@ def resolve(
                 remedy=f"set {key} within the range, or leave it out to take {defaults[key]:g}",
             )
     return {**defaults, **given}
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names as keys, each once: numbered(["dpo", "sft", "dpo"]) == ["dpo", "sft", "dpo2"]. No method's name ends in a
+    digit, so that a number makes none of them another's."""
+    return [f"{name}{n}" if (n := names[: at + 1].count(name)) > 1 else name for at, name in enumerate(names)]
 
 
 def _unknown(key: str, defaults: Mapping[str, float], where: str, owners: list[str]) -> UnknownKeyError:

@@ -135,7 +135,7 @@ class AlarmGroup:
 
 
 def group_alarms(stage: Stage) -> list[AlarmGroup]:
-    """Critical ones first, then by their first step; message and evidence are those of the first firing."""
+    """Critical ones first, then by their first step; all but the steps is what the first firing said."""
     # What a reward model's evaluation found stands at no step, and so at no place on the curves.
     after = [replace(alarm, step=None) for alarm in stage.reward_findings]
     by_name: dict[tuple[str, str, str], list[Alarm]] = {}
@@ -145,7 +145,8 @@ def group_alarms(stage: Stage) -> list[AlarmGroup]:
             by_name.setdefault((alarm.severity, alarm.name or "alarm", moment), []).append(alarm)
     groups = []
     for (severity, name, moment), alarms in by_name.items():
-        first = alarms[0]
+        # By step, not by line: a resumed run writes the steps that it takes again behind the later ones.
+        first = min(alarms, key=lambda alarm: -1 if alarm.step is None else alarm.step)
         groups.append(
             AlarmGroup(
                 badge="",
@@ -155,7 +156,7 @@ def group_alarms(stage: Stage) -> list[AlarmGroup]:
                 message=sentence(first.message),
                 evidence=evidence_items(first.evidence),
                 remedy=sentence(first.remedy),
-                last_good_checkpoint=alarms[-1].last_good_checkpoint or "",
+                last_good_checkpoint=first.last_good_checkpoint or "",
                 moment=moment,
             )
         )

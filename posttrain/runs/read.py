@@ -124,8 +124,10 @@ class Stage:
     def model_folder(self) -> Path | None:
         """The exported model, if it is there."""
         folder = self.folder / (self.about.output or "model")
-        # `output` is text from a file: an absolute path in it would offer a folder that is not the stage's.
-        return folder if folder.is_dir() and self.folder in folder.parents else None
+        # `output` is text from a file: `/elsewhere` or `../elsewhere` in it would offer a folder that is not the
+        # stage's. Without resolving links: a model folder that was moved away and linked is still the stage's.
+        inside = ".." not in folder.parts[len(self.folder.parts) :] and self.folder in folder.parents
+        return folder if inside and folder.is_dir() else None
 
 
 @dataclass(frozen=True, slots=True)

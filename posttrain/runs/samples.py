@@ -125,14 +125,21 @@ def samples(
     chosen = _chosen_steps(log, steps, choice)
     found = [pick(step, log.read([step]), choice) for step in chosen]
     if prompt is not None and not any(step.completions for step in found):
-        raise ConfigError(
-            f"no prompt contains {prompt!r}",
-            where=path,
-            found=f"{sum(log.steps[step] for step in chosen):,} completions in steps {numbers_said(chosen)}",
-            remedy="try fewer words, or leave --step and --steps out to look through the whole file",
-        )
+        raise _no_such_prompt(prompt, log, None if steps is None else chosen)
     _require_part(found, log, chosen, choice)
     return Samples(path.parent.name, path, log.steps, found, others, tuple(log.notes))
+
+
+def _no_such_prompt(prompt: str, log: SampleLog, named: Sequence[int] | None) -> ConfigError:
+    """named: the steps that were asked for; None where the whole file was searched."""
+    searched = list(log.steps) if named is None else named
+    narrowed = "" if named is None else ", or leave --step and --steps out to look through the whole file"
+    return ConfigError(
+        f"no prompt contains {prompt!r}",
+        where=log.path,
+        found=f"{sum(log.steps[step] for step in searched):,} completions in steps {numbers_said(searched)}",
+        remedy=f"try fewer words{narrowed}",
+    )
 
 
 # ---------------------------------------------------------------- which file

@@ -24,7 +24,7 @@ from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners
 from posttrain.losses.kl import AdaptiveKL, KLWeight
 from posttrain.losses.online import ONLINE
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.losses.parameters import resolve
+from posttrain.losses.parameters import numbered, resolve
 from posttrain.losses.policy import policy_loss
 from posttrain.losses.preference import (
     CHOSEN_NLL,
@@ -206,7 +206,8 @@ def mix(terms: Sequence[tuple[str, float, Mapping[str, float]]]) -> Algorithm:
         raise ConfigError("a mix needs at least one objective", where="mix", remedy="name one under `losses`")
     built = [_term(*term) for term in terms]
     parameters: dict[str, float] = {}
-    for (name, _, _), term in zip(terms, built, strict=True):
+    # Numbered, for the same row may stand in a mix twice, with other parameters.
+    for name, term in zip(numbered([name for name, _, _ in terms]), built, strict=True):
         parameters |= {f"{name}.weight": term.weight}
         parameters |= {f"{name}.{key}": value for key, value in term.parameters.items()}
 

@@ -38,7 +38,7 @@ from posttrain.training.evaluation import (
     summarise,
     write_recipe_cross_scores,
 )
-from posttrain.training.records import now
+from posttrain.training.provenance import now
 from posttrain.training.rl.tasks import tasks_fingerprint
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind

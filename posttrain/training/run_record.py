@@ -14,7 +14,7 @@ from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.loop import Interrupted
-from posttrain.training.records import now
+from posttrain.training.provenance import now
 
 
 def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, keep_others: bool = False) -> None:

@@ -28,7 +28,7 @@ from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
-from posttrain.training.records import now
+from posttrain.training.provenance import now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended
 from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.run import run_stage

@@ -31,7 +31,7 @@ from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import value_model
 from posttrain.rewards.model import RatingModel
 from posttrain.rollout.engine import FinishReason
-from posttrain.training.stages.sampling import _teacher
+from posttrain.training.rl.teacher import load_teacher
 from posttrain.types import Message, RowRef, Task
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -93,9 +93,9 @@ def test_a_teacher_of_another_architecture(family: str, monkeypatch: pytest.Monk
     student, model = Policy(tiny_model("llama", vocab=128)), tiny_family(family)
     student.prove(pairs())
     loaded = type("Loaded", (), {"model": model})
-    monkeypatch.setattr("posttrain.training.stages.sampling.load", lambda *args, **options: loaded)
+    monkeypatch.setattr("posttrain.training.rl.teacher.load", lambda *args, **options: loaded)
     progress: Any = type("Silent", (), {"say": lambda self, line: None})()
-    found = _teacher("teacher", student, progress).logprobs(collate(pairs()))
+    found = load_teacher("teacher", student, progress).logprobs(collate(pairs()))
     torch.testing.assert_close(found, plain(model, pairs()).detach(), atol=2e-5, rtol=0)
 
 

@@ -13,7 +13,7 @@ from benchmarks.tiny_families import tiny_family
 from posttrain.data.trees import collate
 from posttrain.errors import ModelError
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.parity import leak, looks_ahead, tree_against_padded
+from posttrain.models.tree.parity import between, leak, looks_ahead
 from posttrain.training.checks import preflight
 from posttrain.types import TokenTree
 from tests.fixtures import ARCHITECTURES, tiny_model
@@ -82,7 +82,7 @@ def test_a_leak_as_small_as_bf16_rounding_is_found(half: str) -> None:
     autocast = torch.bfloat16 if half == "autocast" else None
     assert preflight.choose_path(Policy(model, autocast=autocast), pairs(), "auto").status == "pass"
     policy = Leaky(model, autocast=autocast)
-    assert tree_against_padded(policy, pairs()).dtype == torch.float32
+    assert between(policy, pairs(), "tree", "padded").dtype == torch.float32
     check = preflight.choose_path(policy, pairs(), "auto")
     assert check.status == "warn" and policy.path == "padded" and "computed in float32" in check.detail
     assert policy.autocast == autocast  # as it was, and its weights too

@@ -23,7 +23,7 @@ from posttrain.models.reference import CachedReference
 from posttrain.models.tree.attention import TreeLayout, tree_attention
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.parity import leak, tree_against_padded
+from posttrain.models.tree.parity import between, leak
 from posttrain.models.tree.paths import probes
 from posttrain.models.tree.router import rows_of_tokens
 from posttrain.models.tree.rows import trees_of
@@ -135,7 +135,7 @@ def test_reward_models_score_deep_trees() -> None:
 def test_a_proof_on_deep_trees_passes_and_sees_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(tiny_model(vocab=VOCAB, dtype=torch.float64))
     assert policy.prove(TREES) == "tree"
-    assert tree_against_padded(policy, TREES).holds
+    assert between(policy, TREES, "tree", "padded").holds
     assert leak(policy, TREES).holds  # what continues the changed branch moves, and is not counted as a leak
     plain = TreeLayout.__init__
 
@@ -144,7 +144,7 @@ def test_a_proof_on_deep_trees_passes_and_sees_a_leak(monkeypatch: pytest.Monkey
         self.ancestors = [path[:1] for path in self.ancestors]
 
     monkeypatch.setattr(TreeLayout, "__init__", parents_forgotten)
-    assert not tree_against_padded(policy, TREES).holds
+    assert not between(policy, TREES, "tree", "padded").holds
     monkeypatch.undo()
 
     def all_before(self: TreeLayout, *arguments: object) -> None:

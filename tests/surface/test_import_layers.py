@@ -41,16 +41,6 @@ NEVER_AT_IMPORT = {
 """What loading a part must not load, directly or through what it imports."""
 
 
-TYPE_CIRCLES = (
-    {"auditing.contamination", "auditing.policy", "auditing.subject"},
-    {"data.templates.proof", "data.templates.template"},
-    {"losses.online", "losses.online_fit"},
-    {"models.tree.exact", "models.tree.logprobs", "models.tree.model", "models.tree.parity", "models.tree.paths"},
-)
-"""Circles that only annotations close: one file lazily serves the record of another that names it. Nothing loads in a
-circle, yet neither file can be read without the other; none may be added."""
-
-
 def violations(known: dict[str, Path]) -> Iterator[str]:
     """Imports that go up a layer, or that a folder reader may not have."""
     for module, path in known.items():
@@ -105,13 +95,9 @@ def test_no_part_imports_in_a_circle() -> None:
 
 
 def test_no_module_imports_in_a_circle() -> None:
-    """Imports inside functions count: they hide a circle from the interpreter, not from a reader."""
-    assert circles(module_graph(modules(), types=False)) == []
-
-
-def test_annotations_close_no_circle_but_the_known_ones() -> None:
-    rings = [{name.removeprefix("posttrain.") for name in ring} for ring in circles(module_graph(modules()))]
-    assert [sorted(ring) for ring in rings if not any(ring <= known for known in TYPE_CIRCLES)] == []
+    """Imports inside functions and those for annotations count: they hide a circle from the interpreter, not from a
+    reader, for whom neither file can be read without the other."""
+    assert circles(module_graph(modules())) == []
 
 
 def test_losses_need_nothing_but_torch() -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.data.templates.call_text import lost_part
 from posttrain.data.templates.probe import PlainMessage, StopToken
-from posttrain.data.templates.thought_probe import switches
+from posttrain.data.templates.thought_probe import ProbedTemplate, switches
 from posttrain.data.templates.thoughts import (
     THINK,
     SplitContent,
@@ -26,9 +26,6 @@ from posttrain.data.templates.thoughts import (
     trailing_marks,
 )
 from posttrain.errors import TemplateError
-
-if TYPE_CHECKING:
-    from posttrain.data.templates.template import ChatTemplate
 
 DOCUMENTED_SPLITS = {
     "moved_thoughts": "thoughts of the content are given to the template as `reasoning_content`, since it renders them "
@@ -104,7 +101,7 @@ class TurnParts:
 
 
 def prove_turn(
-    template: ChatTemplate, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any], context: str
+    template: ProbedTemplate, messages: Sequence[PlainMessage], index: int, tools: Sequence[Any], context: str
 ) -> Turn:
     """The assistant's turn messages[index], as the template renders it or as a documented split of that.
 
@@ -127,7 +124,7 @@ def prove_turn(
     return _documented_split(template, messages[: index + 1], tools, prompt_end, parts, rendered)
 
 
-def read_prompt_end(template: ChatTemplate, before: Sequence[PlainMessage], context: str) -> PromptEnd:
+def read_prompt_end(template: ProbedTemplate, before: Sequence[PlainMessage], context: str) -> PromptEnd:
     """How a context ends. Marks that a message ends with are the message's own, and open nothing."""
     pairs = template.thoughts.marks
     if context.endswith(template.layout.generation):
@@ -143,7 +140,7 @@ def read_prompt_end(template: ChatTemplate, before: Sequence[PlainMessage], cont
 # ---------------------------------------------------------------- as the template renders it
 
 
-def _turn_parts(template: ChatTemplate, message: PlainMessage, state: ThoughtState) -> TurnParts:
+def _turn_parts(template: ProbedTemplate, message: PlainMessage, state: ThoughtState) -> TurnParts:
     # A content with the closing mark alone has thoughts only where the prompt or the template opens them; elsewhere the
     # mark is plain text, and trains as that.
     content = str(message["content"] or "")
@@ -156,7 +153,7 @@ def _turn_parts(template: ChatTemplate, message: PlainMessage, state: ThoughtSta
 
 
 def _with_moved_thoughts(
-    template: ChatTemplate, message: PlainMessage, parts: TurnParts
+    template: ProbedTemplate, message: PlainMessage, parts: TurnParts
 ) -> Iterator[tuple[PlainMessage, str]]:
     """The same turn with its thoughts where the template may render them instead."""
     key, written = template.thoughts.key, parts.written
@@ -169,7 +166,7 @@ def _with_moved_thoughts(
 
 
 def _as_rendered(
-    template: ChatTemplate,
+    template: ProbedTemplate,
     messages: Sequence[PlainMessage],
     prompt_end: PromptEnd,
     parts: TurnParts,
@@ -207,7 +204,7 @@ def _lost(content: str, parts: TurnParts, body: str) -> str | None:
     return lost_part(parts.calls, body, f"{parts.thoughts}\n{visible}") if parts.calls else None
 
 
-def _in_order(template: ChatTemplate, prompt_end: PromptEnd, completion: str, content: str) -> bool:
+def _in_order(template: ProbedTemplate, prompt_end: PromptEnd, completion: str, content: str) -> bool:
     """Whether prompt and completion open and close one thought, or none.
 
     A template that adds no mark to what the row has written leaves the row's own form as it is. One that writes a lone
@@ -224,7 +221,7 @@ def _in_order(template: ChatTemplate, prompt_end: PromptEnd, completion: str, co
 
 
 def _documented_split(
-    template: ChatTemplate,
+    template: ProbedTemplate,
     messages: Sequence[PlainMessage],
     tools: Sequence[Any],
     prompt_end: PromptEnd,
@@ -274,7 +271,7 @@ def _documented_split(
     return Turn(prompt_end.context, completion, stop, split)
 
 
-def _thinks_apart(template: ChatTemplate, prompt_end: PromptEnd, parts: TurnParts) -> bool:
+def _thinks_apart(template: ProbedTemplate, prompt_end: PromptEnd, parts: TurnParts) -> bool:
     """Whether the model, and not the template, writes the thoughts of this turn.
 
     A template that passes contents on as they are shows their thoughts itself.
@@ -286,7 +283,7 @@ def _thinks_apart(template: ChatTemplate, prompt_end: PromptEnd, parts: TurnPart
 
 
 def _without_thoughts(
-    template: ChatTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], parts: TurnParts
+    template: ProbedTemplate, messages: Sequence[PlainMessage], tools: Sequence[Any], parts: TurnParts
 ) -> str:
     key = template.thoughts.key or "reasoning_content"
     bare = {name: value for name, value in messages[-1].items() if name != key}
@@ -294,7 +291,7 @@ def _without_thoughts(
     return template.render([*messages[:-1], {**bare, "content": content}], tools)
 
 
-def _base(template: ChatTemplate, prompt_end: PromptEnd, history: str) -> str | None:
+def _base(template: ProbedTemplate, prompt_end: PromptEnd, history: str) -> str | None:
     """The beginning of the finished turn: the context without what its generation prompt adds for the answer alone."""
     context = prompt_end.context
     for prefill in dict.fromkeys((prompt_end.prefill, template.layout.prefill, "")):
@@ -304,7 +301,7 @@ def _base(template: ChatTemplate, prompt_end: PromptEnd, history: str) -> str | 
     return None
 
 
-def _as_written(template: ChatTemplate, prompt_end: PromptEnd, parts: TurnParts, content: str) -> str:
+def _as_written(template: ProbedTemplate, prompt_end: PromptEnd, parts: TurnParts, content: str) -> str:
     """The thoughts as inference sees them, up to the answer."""
     written = parts.written
     if written is None:
@@ -314,7 +311,7 @@ def _as_written(template: ChatTemplate, prompt_end: PromptEnd, parts: TurnParts,
     return content[: len(content) - len(written.visible)].lstrip()
 
 
-def _marks_of(template: ChatTemplate, prompt_end: PromptEnd) -> ThoughtMarks:
+def _marks_of(template: ProbedTemplate, prompt_end: PromptEnd) -> ThoughtMarks:
     """The marks that the prompt has opened, or else the template's own."""
     pairs = template.thoughts.marks  # its own first
     return next((pair for pair in pairs if pair.open in prompt_end.prefill), pairs[0] if pairs else THINK)
@@ -324,7 +321,7 @@ def _marks_of(template: ChatTemplate, prompt_end: PromptEnd) -> ThoughtMarks:
 
 
 def _hidden_error(
-    template: ChatTemplate, lost: str, rendered: str, prompt_end: PromptEnd, parts: TurnParts
+    template: ProbedTemplate, lost: str, rendered: str, prompt_end: PromptEnd, parts: TurnParts
 ) -> TemplateError:
     at = first_difference(prompt_end.context, rendered)
     if "call of" in lost:
@@ -345,7 +342,7 @@ def _hidden_error(
 
 
 def _closed_already(
-    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], prompt_end: PromptEnd
+    template: ProbedTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], prompt_end: PromptEnd
 ) -> TemplateError:
     return TemplateError(
         "the generation prompt closes the thought, and this turn has thoughts: they would train where the model is "
@@ -356,7 +353,7 @@ def _closed_already(
     )
 
 
-def _other_marks(template: ChatTemplate, prompt_end: PromptEnd, written: SplitContent) -> TemplateError:
+def _other_marks(template: ProbedTemplate, prompt_end: PromptEnd, written: SplitContent) -> TemplateError:
     opened = _marks_of(template, prompt_end)
     return TemplateError(
         f"the generation prompt opens {opened.open}, and the thoughts of this turn end with {written.close}",
@@ -368,7 +365,7 @@ def _other_marks(template: ChatTemplate, prompt_end: PromptEnd, written: SplitCo
 
 
 def _mismatch_error(
-    template: ChatTemplate,
+    template: ProbedTemplate,
     messages: Sequence[PlainMessage],
     tools: Sequence[Any],
     prompt_end: PromptEnd,
@@ -407,7 +404,11 @@ def _mismatch_error(
 
 
 def _thought_remedy(
-    template: ChatTemplate, before: Sequence[PlainMessage], tools: Sequence[Any], wanted: Sequence[str], first_way: str
+    template: ProbedTemplate,
+    before: Sequence[PlainMessage],
+    tools: Sequence[Any],
+    wanted: Sequence[str],
+    first_way: str,
 ) -> str:
     """What to do about a prompt in the wrong state; a value of the template is named only if it was tried."""
 

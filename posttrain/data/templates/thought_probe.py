@@ -6,10 +6,11 @@ turn (`proof.py`) reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from posttrain.data.templates.probe import (
     ANSWER,
@@ -20,6 +21,7 @@ from posttrain.data.templates.probe import (
     CallForm,
     PlainMessage,
     Renderer,
+    StopToken,
     TemplateLayout,
     rendered_or_none,
 )
@@ -56,6 +58,39 @@ class ThoughtForm:
     doubles: bool = False
     """Whether a turn whose content has a thought is shown with a second one, where its key gives a single one: the
     template writes the marks itself and leaves the content's (Kimi-K2)."""
+
+
+class ProbedTemplate(Protocol):
+    """A template whose layout and thoughts are known: what a proof reads of it."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def layout(self) -> TemplateLayout: ...
+
+    @property
+    def thoughts(self) -> ThoughtForm: ...
+
+    @property
+    def null_content(self) -> str | None: ...
+
+    @property
+    def source(self) -> Any: ...
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]: ...
+
+    def render(
+        self,
+        messages: Sequence[PlainMessage],
+        tools: Sequence[Any] = (),
+        *,
+        add_generation_prompt: bool = False,
+        values: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str: ...
+
+    def cut_tail(self, text: str, messages: Sequence[PlainMessage]) -> tuple[str, StopToken | None]: ...
 
 
 def probe_thoughts(template: Renderer, source: str, layout: TemplateLayout, calls: CallForm) -> ThoughtForm:
@@ -142,7 +177,12 @@ def _spaced(marks: ThoughtMarks, opening: str) -> str:
     return f"{opening}\n{THOUGHT}\n{marks.close}\n\n{ANSWER}".lstrip("\n")
 
 
-def switches(template: Any, prompt: Any, wanted: Sequence[str], pairs: Sequence[ThoughtMarks]) -> Iterator[str]:
+def switches(
+    template: ProbedTemplate,
+    prompt: Callable[[Mapping[str, Any]], str],
+    wanted: Sequence[str],
+    pairs: Sequence[ThoughtMarks],
+) -> Iterator[str]:
     """Values of the template that give a generation prompt of a wanted state; each one was tried.
 
     prompt: a function of values for the template that renders the prompt in question with them.

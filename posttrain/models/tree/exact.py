@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from posttrain.models.adapters.quantised import is_quantised
 from posttrain.models.devices import available_bytes
-
-if TYPE_CHECKING:
-    from posttrain.models.tree.model import TreeModel
+from posttrain.models.tree.provable import ProvableModel
 
 HALF = (torch.bfloat16, torch.float16)
 SETTINGS = ("autocast", "dropout", "unfused", "backend")
-"""Of a `TreeModel`: what a proof sets, and gives back."""
+"""Of a `ProvableModel`: what a proof sets, and gives back."""
 SHARE_FOR_COPIES = 0.5
 """Of the free memory that fp32 copies of 16-bit weights may take while a proof lasts."""
 
 
 @contextmanager
-def exact(model: TreeModel) -> Iterator[bool]:
+def exact(model: ProvableModel) -> Iterator[bool]:
     """Autocast, dropout and TF32 off, 16-bit weights as fp32 copies; gives whether the arithmetic is fp32 or wider.
 
     It is not for weights that are quantised, and for 16-bit weights whose copies the free memory does not hold: these
@@ -55,12 +53,12 @@ def exact(model: TreeModel) -> Iterator[bool]:
         yield wide
 
 
-def _restore(model: TreeModel, settings: dict[str, Any]) -> None:
+def _restore(model: ProvableModel, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         setattr(model, name, value)
 
 
-def can_be_exact(model: TreeModel) -> bool:
+def can_be_exact(model: ProvableModel) -> bool:
     """Whether there is a way to compute this model in fp32 here."""
     if is_quantised(model.transformer):
         return False

@@ -29,7 +29,7 @@ from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregat
 from posttrain.models.adapters.kinds import adapter_kind
 from posttrain.models.tree.backbone import backbone
 from posttrain.models.tree.model import TreeModel
-from posttrain.models.tree.paths import Route
+from posttrain.models.tree.provable import Route
 from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
 from posttrain.models.tree.rows import single_rows

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from posttrain.data.trees import to_device
 from posttrain.models.tree.divergence import Distributions, ExactKL, divergence, exact_kl, spaced_tokens
 from posttrain.models.tree.model import TreeModel, read_values
-from posttrain.models.tree.paths import Route
 from posttrain.models.tree.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
+from posttrain.models.tree.provable import Route
 from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
 from posttrain.models.tree.rows import padded_rows, row_lengths, single_rows

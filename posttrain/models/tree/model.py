@@ -18,24 +18,24 @@ recorded and layers are checkpointed: decoders such as OPT, BioGPT and BART call
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from posttrain.errors import ModelError
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens, waits_for_gradient
-from posttrain.models.tree.attention import TreeCalls, TreeLayout, current_tree, probe_backend, tree_implementation
+from posttrain.models.tree.attention import TreeLayout, current_tree, probe_backend, tree_implementation
 from posttrain.models.tree.backbone import backbone
 from posttrain.models.tree.checkpointing import checkpointed_layers, layers_to_checkpoint
 from posttrain.models.tree.every_token import count_every_token
 from posttrain.models.tree.fused import fused_blocks
-from posttrain.models.tree.paths import Paths, Route
+from posttrain.models.tree.paths import Paths
+from posttrain.models.tree.provable import ProvableModel, Route
 from posttrain.models.tree.rope import forget_lengths, static_positions
 from posttrain.models.tree.router import Routers, rows_of_tokens, tokens_that_count
 from posttrain.models.tree.rows import PaddedRows, padded_rows, single_rows
@@ -47,7 +47,7 @@ ROUTING = Wants(logprobs=False, routing=True)
 """Where tokens go, by a pass of the backbone alone."""
 
 
-class TreeModel(nn.Module, ABC):
+class TreeModel(ProvableModel):
     """A model of `transformers` that runs on token trees; a subclass says what becomes of the hidden states.
 
     Args:
@@ -67,44 +67,19 @@ class TreeModel(nn.Module, ABC):
         dropout: bool = False,
         activation_checkpointing: bool = False,
     ):
-        super().__init__()
-        self.model = model
+        super().__init__(model, autocast=autocast, dropout=dropout)
         self.virtual_tokens = virtual_tokens(model)
         """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""
         self.paths = Paths("padded" if self.virtual_tokens and path == "tree" else path)
-        self.autocast = autocast
-        self.dropout = dropout
-        self.unfused = False
-        """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
-        self.backend: str | None = None
-        """Of the tree's attention; None is the fastest that agrees with `segments` here (`probe_backend`)."""
-        self.calls: TreeCalls | None = None
-        """What the layers asked of the tree in the last forward."""
         self._backends: dict[torch.dtype, str] = {}
         self.routers = Routers(model)
         self._layers = layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
 
-    @property
-    def transformer(self) -> Any:
-        """The model of `transformers`, with the adapter's layers in it if there is an adapter."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
     def train(self, mode: bool = True) -> Self:
         """Modes are this class's business: dropout is decided per call, never by who called `train()` last."""
         return self
-
-    compares: ClassVar[str] = "log-probs"
-    """What `compared` returns, in words."""
 
     @abstractmethod
     def forward(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Any:
@@ -112,15 +87,6 @@ class TreeModel(nn.Module, ABC):
 
         path: overrides the model's own, for comparisons.
         """
-
-    def compared(self, batch: Batch, path: Route | None = None) -> tuple[Tensor, Tensor]:
-        """What the checks before step 1 compare: one number per place that a loss sees, and the branch of each."""
-        return self(batch, Wants(probe="compared"), path=path)
-
-    def row_outputs(self, batch: Batch) -> Tensor:
-        """What the model gives at each place of a batch's only row, on a path that every model has: [L, D] of states,
-        [L, V] of logits."""
-        return self(batch, Wants(probe="row_outputs"))
 
     @torch.no_grad()
     def routing(self, batch: Batch) -> Routing | None:
@@ -138,9 +104,6 @@ class TreeModel(nn.Module, ABC):
         """Parameters that get no gradient until others, which start at zero, have moved."""
         return waits_for_gradient(self.model)
 
-    reads_ahead_is_wrong: bool = True
-    """Whether a token's value must not depend on later ones; a judge of whole responses may read as it likes."""
-
     @property
     def path(self) -> Route:
         """That most rows take, as far as is known."""
@@ -149,9 +112,6 @@ class TreeModel(nn.Module, ABC):
     @path.setter
     def path(self, wanted: Route) -> None:
         self.paths = Paths(wanted)
-
-    def trains(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.parameters())
 
     def prove(self, trees: Sequence[TokenTree], *, gradient: bool = True) -> Route:
         """Decide on these trees which path rows like them take; see `posttrain.models.tree.paths`.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from posttrain.data.trees import collate
 from posttrain.models.tree.exact import exact
+from posttrain.models.tree.provable import ProvableModel, Route
 from posttrain.types import Batch, Branch, RowRef, TokenTree
-
-if TYPE_CHECKING:
-    from posttrain.models.tree.model import TreeModel
-    from posttrain.models.tree.paths import Route
 
 RELATIVE_ERROR = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Allowed gap of the gradient, relative to its norm. Rounding in SmolLM2-135M (30 layers, fp32) measures 6e-5; a token
@@ -61,15 +58,9 @@ class Gap:
         )
 
 
-def tree_against_padded(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
-    """The tree path against ordinary rows in one padded batch: values and the whole gradient.
-
-    Raises whatever the model raises when it is called with a token tree.
-    """
-    return between(policy, trees, "tree", "padded")
-
-
-def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Route, slow: Route, *, gradient: bool = True) -> Gap:
+def between(
+    policy: ProvableModel, trees: Sequence[TokenTree], fast: Route, slow: Route, *, gradient: bool = True
+) -> Gap:
     """One path against another; without `gradient`, values alone, and nothing is kept for a backward pass.
 
     Raises whatever the model raises on either path.
@@ -80,7 +71,7 @@ def between(policy: TreeModel, trees: Sequence[TokenTree], fast: Route, slow: Ro
 
 
 def against(
-    policy: TreeModel,
+    policy: ProvableModel,
     trees: Sequence[TokenTree],
     path: Route,
     oracle: Tensor,
@@ -99,7 +90,7 @@ def against(
     )
 
 
-def leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
+def leak(policy: ProvableModel, trees: Sequence[TokenTree]) -> Gap:
     """What changing the first branch's tokens does to all others: 0 but for rounding, if nothing leaks.
 
     The log-probs compared are those of all other branches of all trees, and the gradient is that of their sum.
@@ -120,7 +111,7 @@ def leak(policy: TreeModel, trees: Sequence[TokenTree]) -> Gap:
 
 
 @torch.no_grad()
-def beside(policy: TreeModel, trees: Sequence[TokenTree], longer: TokenTree) -> Gap:
+def beside(policy: ProvableModel, trees: Sequence[TokenTree], longer: TokenTree) -> Gap:
     """What a longer row in the same micro-batch does to `trees`: 0 but for rounding, where rows are kept apart."""
     with exact(policy):
         alone, _ = policy.compared(collate(trees), policy.path)
@@ -136,7 +127,7 @@ one shape are computed alike, so that a causal model gives 0, or the rounding of
 
 
 @torch.no_grad()
-def looks_ahead(policy: TreeModel, tree: TokenTree, *, tokens: int = 128) -> tuple[float, int] | None:
+def looks_ahead(policy: ProvableModel, tree: TokenTree, *, tokens: int = 128) -> tuple[float, int] | None:
     """Whether the model's output before a token moves with that token: (by how much, index of the changed token).
 
     One row of at most `tokens` is tried, with its last token changed, one in its middle, and its third: a model may see
@@ -179,7 +170,7 @@ def _row(ids: np.ndarray) -> Batch:
     return collate([TokenTree(ids[:1].astype(np.int32), (branch,), key="row", row=RowRef("probe", 1))])
 
 
-def computed_in(policy: TreeModel, trees: Sequence[TokenTree]) -> torch.dtype:
+def computed_in(policy: ProvableModel, trees: Sequence[TokenTree]) -> torch.dtype:
     """The dtype that bounds the rounding: the narrowest that anything on the way to the log-probs is turned into.
 
     Many models of `transformers` compute norms and softmax in fp32 also where the weights are fp64, so two paths agree
@@ -193,7 +184,7 @@ def computed_in(policy: TreeModel, trees: Sequence[TokenTree]) -> torch.dtype:
 
 
 @contextmanager
-def _some_gradient(policy: TreeModel) -> Iterator[None]:
+def _some_gradient(policy: ProvableModel) -> Iterator[None]:
     """A model whose weights are all frozen has the gradient of its embeddings looked at."""
     if any(p.requires_grad for p in policy.parameters()):
         yield
@@ -222,7 +213,7 @@ class _Narrowings(TorchFunctionMode):
         return out
 
 
-def _with_other_first_branch(policy: TreeModel, tree: TokenTree) -> TokenTree:
+def _with_other_first_branch(policy: ProvableModel, tree: TokenTree) -> TokenTree:
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     first = tree.branches[0]
     # Each id moves by 1 to V - 1, so that every one of them is another token.
@@ -232,7 +223,7 @@ def _with_other_first_branch(policy: TreeModel, tree: TokenTree) -> TokenTree:
 
 
 def values_and_gradient(
-    policy: TreeModel,
+    policy: ProvableModel,
     trees: Sequence[TokenTree],
     path: Route,
     *,

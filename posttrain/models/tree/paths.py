@@ -17,7 +17,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,10 @@ from posttrain.models.devices import out_of_memory
 from posttrain.models.tree.attention import NOT_SERVED
 from posttrain.models.tree.exact import HALF, exact
 from posttrain.models.tree.parity import Gap, against, computed_in, looks_ahead, values_and_gradient
+from posttrain.models.tree.provable import ProvableModel, Route
 from posttrain.models.tree.rows import row_lengths, trees_of
 from posttrain.types import Batch, Branch, TokenTree
 
-if TYPE_CHECKING:
-    from posttrain.models.tree.model import TreeModel
-
-Route = Literal["tree", "padded", "rows"]
 ORDER: tuple[Route, ...] = ("tree", "padded", "rows")
 """From the fastest to the slowest; each is tried where the one before it fails. `rows` is the oracle."""
 
@@ -100,7 +97,7 @@ class Paths:
     def _failed(self, path: Route) -> bool:
         return self.reach[path].closed and self.reach[path].tokens == 0
 
-    def of(self, model: TreeModel, batch: Batch) -> Route:
+    def of(self, model: ProvableModel, batch: Batch) -> Route:
         """The path of this batch, proven on its own rows where that was not done before.
 
         Raises:
@@ -125,7 +122,7 @@ class Paths:
                 return None
         return None
 
-    def prove(self, model: TreeModel, trees: Sequence[TokenTree], *, gradient: bool = True) -> Route:
+    def prove(self, model: ProvableModel, trees: Sequence[TokenTree], *, gradient: bool = True) -> Route:
         """Decide on these trees, before anything else runs. Nothing is logged: `reasons` says what was found.
 
         Raises:
@@ -136,7 +133,7 @@ class Paths:
 
     def _decide(
         self,
-        model: TreeModel,
+        model: ProvableModel,
         trees: Sequence[TokenTree],
         longest: int,
         *,
@@ -174,12 +171,12 @@ class Paths:
                 return path
         raise AssertionError("`rows` always holds")
 
-    def reasons(self, model: TreeModel) -> list[str]:
+    def reasons(self, model: ProvableModel) -> list[str]:
         """A sentence for each path that some rows do not take."""
         return [sentence(model, path, self) for path in self.order if self.reach[path].closed]
 
 
-def sentence(model: TreeModel, path: Route, paths: Paths) -> str:
+def sentence(model: ProvableModel, path: Route, paths: Paths) -> str:
     """BloomForCausalLM runs padded: its attention adds a bias of its own, such as ALiBi (log-probs differ by ...)"""
     verdict = paths.verdicts[path]
     slower = paths.order[paths.order.index(path) + 1]
@@ -194,7 +191,7 @@ def sentence(model: TreeModel, path: Route, paths: Paths) -> str:
 
 
 def examined(
-    model: TreeModel, trees: Sequence[TokenTree], path: Route, longest: int, *, gradient: bool
+    model: ProvableModel, trees: Sequence[TokenTree], path: Route, longest: int, *, gradient: bool
 ) -> Verdict | None:
     """The path against each row alone, on short trees with the gradient, and on longer ones beside them.
 
@@ -234,7 +231,7 @@ def examined(
 
 
 def _compared(
-    model: TreeModel,
+    model: ProvableModel,
     trees: Sequence[TokenTree],
     path: Route,
     oracle: torch.Tensor,
@@ -258,7 +255,7 @@ def _compared(
 
 
 @torch.no_grad()
-def _in_its_own_precision(model: TreeModel, trees: Sequence[TokenTree], path: Route, dtype: torch.dtype) -> Gap:
+def _in_its_own_precision(model: ProvableModel, trees: Sequence[TokenTree], path: Route, dtype: torch.dtype) -> Gap:
     """Values alone: fp32 has shown what the path computes, and this shows that its kernels work in 16 bits too."""
     oracle, _ = values_and_gradient(model, trees, "rows", gradient=False)
     return against(model, trees, path, oracle, None, dtype)
@@ -270,13 +267,13 @@ def larger_gap(one: Gap, other: Gap) -> Gap:
     return replace(larger, gradient=max(one.gradient, other.gradient), tokens=max(one.tokens, other.tokens))
 
 
-def _differs(model: TreeModel, path: Route, gap: Gap) -> str:
+def _differs(model: ProvableModel, path: Route, gap: Gap) -> str:
     if path == "padded":
         return f"a row depends on how long the longest one beside it is ({gap.logprob:.1e}): each runs alone"
     return f"{_cause(model)} ({gap.line()})"
 
 
-def _cause(model: TreeModel) -> str:
+def _cause(model: ProvableModel) -> str:
     """What the model's calls of the tree's attention tell about why it is not served."""
     calls, layers = model.calls, getattr(model.transformer.config.get_text_config(), "num_hidden_layers", None)
     if calls is None or calls.layers == 0:
@@ -290,7 +287,7 @@ def _cause(model: TreeModel) -> str:
     return "something in it runs on from row to row, such as a convolution, a state or positions of its own"
 
 
-def _unseen_windows(model: TreeModel) -> set[int]:
+def _unseen_windows(model: ProvableModel) -> set[int]:
     return set() if model.calls is None else model.calls.unseen_windows(model.transformer.config.get_text_config())
 
 
@@ -298,7 +295,7 @@ def _hidden(window: int) -> str:
     return f"its layers keep a window of {window:,} tokens in a mask of their own, which the tree does not see"
 
 
-def _stops(model: TreeModel, path: Route) -> str:
+def _stops(model: ProvableModel, path: Route) -> str:
     if path == "padded":
         return "its code stops on several padded rows at once: each runs alone"
     calls = model.calls
@@ -310,7 +307,7 @@ def _stops(model: TreeModel, path: Route) -> str:
 # ---------------------------------------------------------------- causality
 
 
-def require_causal(model: TreeModel, tree: TokenTree) -> None:
+def require_causal(model: ProvableModel, tree: TokenTree) -> None:
     """Refuse a model that reads ahead where a token's value must not know what comes after it.
 
     Raises:

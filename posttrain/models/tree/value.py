@@ -21,7 +21,7 @@ from posttrain.data.trees import to_device
 from posttrain.models.tree.heads import HEAD, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel, read_values
-from posttrain.models.tree.paths import Route
+from posttrain.models.tree.provable import Route
 from posttrain.types import PLAIN, Batch, Wants
 
 

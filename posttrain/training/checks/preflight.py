@@ -28,8 +28,9 @@ from posttrain.errors import PreflightError
 from posttrain.models.folders.finite import non_finite_weights
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.parity import LOGPROB_ERROR, leak
-from posttrain.models.tree.paths import Route, row_length
 from posttrain.models.tree.paths import probes as cut_probes
+from posttrain.models.tree.paths import row_length
+from posttrain.models.tree.provable import Route
 from posttrain.models.tree.repeat import repeat
 from posttrain.models.tree.rope import static_positions
 from posttrain.outputs import Mean

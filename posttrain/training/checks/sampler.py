@@ -23,7 +23,7 @@ from torch import Tensor
 from posttrain.config.online import SamplingStage
 from posttrain.data.trees import collate, to_device
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.paths import Route
+from posttrain.models.tree.provable import Route
 from posttrain.rollout.weight_sync import LARGEST_NOISE
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.checks.preflight import Check, Preflight, Status

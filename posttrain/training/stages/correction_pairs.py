@@ -24,7 +24,7 @@ Such pairs are kept by default, since a model that rambles would otherwise have 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,6 @@ class CorrectionCounts:
     """Pairs whose rejected answer was cut by the length limit."""
     skipped: dict[str, int] = field(default_factory=dict)
     prompts_without_pair: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))

@@ -17,7 +17,7 @@ from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartMode
 from posttrain.training import checkpoint
 from posttrain.training.checks.plan import say_checks
 from posttrain.training.loop import Loop
-from posttrain.training.records import environment, now
+from posttrain.training.provenance import environment, now
 from posttrain.training.stages.kind import OUTPUT_NAMES, Finished, Prepared, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.table import kind_of_stage

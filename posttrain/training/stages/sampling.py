@@ -8,18 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.losses.pairwise import PAIRWISE
-from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.reference import reference
-from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import value_head, value_model
 from posttrain.rewards import Rubric, resolve
-from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import balanced
 from posttrain.training.checks import of_rollouts
@@ -39,6 +36,7 @@ from posttrain.training.rl.learners import (
     SampledReference,
 )
 from posttrain.training.rl.source import OnlineSource, Setup, sample
+from posttrain.training.rl.teacher import advantage_teacher, compared_with
 from posttrain.training.stages.kind import (
     Finished,
     Prepared,
@@ -53,7 +51,6 @@ from posttrain.training.stages.policy import autocast_of, export_policy, load_po
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.training.stages.sampling_inputs import RolloutLearning, SamplingInputs, read_tasks
 from posttrain.training.stages.starts import Start
-from posttrain.types import Against, Batch, Wants
 
 Sampling = StageContext[SamplingStage]
 Sampled = Subject[SamplingInputs, RolloutLearning]
@@ -81,7 +78,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
     with ctx.doing("loading the engine"):
         sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
     weight = kl_weight(stage)
-    against = _against(stage, policy, ctx.progress)
+    against = compared_with(stage, policy, ctx.progress)
     head = value_head(policy) if stage.shares_value_backbone else None
     objective = balanced(objective_of(stage, weight, against, head), policy, stage)
     return RolloutLearning(objective, sampler, weight, against, head)
@@ -105,7 +102,9 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
     start: Any = reference("auto", policy) if stage.needs_reference else None
     if learning.against is not None and start is not None:
         learning.against.other = start  # until now the policy was its own reference
-    learner = row_of_type(LEARNERS, stage)(ctx, subject, _Given(proven, start, _teacher_of_row(ctx, policy)))
+    learner = row_of_type(LEARNERS, stage)(
+        ctx, subject, _Given(proven, start, advantage_teacher(stage, policy, ctx.progress))
+    )
     source = OnlineSource(_setup(ctx, subject, learner))
     return Sourced(
         source,
@@ -244,48 +243,3 @@ def _setup(ctx: Sampling, subject: Sampled, learner: Learner) -> Setup:
         examiner,
         curriculum,
     )
-
-
-def _teacher_of_row(ctx: Sampling, policy: Policy) -> SampledReference | None:
-    """The model whose log-probs are the advantage. Beside the start, to which a KL pulls: they are two models."""
-    stage = ctx.stage
-    if isinstance(stage, OnlineStage) and stage.row.needs_teacher:
-        return _teacher(stage.teacher, policy, ctx.progress)  # type: ignore[attr-defined]
-    return None
-
-
-# ---------------------------------------------------------------- the loss
-
-
-def _against(stage: SamplingStage, policy: Policy, progress: Progress) -> Against | None:
-    """What the policy's whole distributions are held against. A reference is the policy itself until there is one."""
-    if isinstance(stage, GKD):
-        return Against(_teacher(stage.teacher, policy, progress), stage.beta)
-    if isinstance(stage, OnlineStage) and stage.row.exact_kl:
-        return Against(policy, 1.0, round(stage.parameters["kl_every"]))
-    return None
-
-
-def _teacher(name: str, policy: Policy, progress: Progress) -> Teacher:
-    teacher = load(name, device=policy.device, say=progress.say)
-    for parameter in teacher.model.parameters():
-        parameter.requires_grad_(False)
-    # Its path is its own: a teacher of another architecture may not be what the student's proof was made on.
-    return Teacher(Policy(teacher.model, autocast=policy.autocast))
-
-
-class Teacher:
-    """Another model's log-probs of the policy's tokens, and its whole distributions."""
-
-    kind = "teacher"
-
-    def __init__(self, policy: Policy):
-        self._policy = policy
-
-    @torch.no_grad()
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        return self._policy(batch, Wants(temperature=temperature)).logprobs_N
-
-    @torch.no_grad()
-    def distributions(self, batch: Batch, index_S: Tensor | None = None, *, temperature: float = 1.0) -> Distributions:
-        return self._policy.distributions(batch, index_S, temperature=temperature)

@@ -12,8 +12,8 @@ import torch
 from posttrain.auditing.checks import AUDIT_CHECKS
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding
-from posttrain.auditing.policy import PairMeasurements, measure_pairs
-from posttrain.auditing.subject import Subject
+from posttrain.auditing.policy import measure_pairs
+from posttrain.auditing.subject import PairMeasurements, Subject
 from posttrain.data.encode import Encoder
 from posttrain.types import Comparison, Message, RowRef
 from tests.audit_rows import clean_pairs, pair

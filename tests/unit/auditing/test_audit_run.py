@@ -81,6 +81,16 @@ def test_a_file_of_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     report.write(tmp_path / "out")
 
 
+def test_a_file_of_bad_rows_of_several_kinds_names_each_reason(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    same = [{"prompt": f"p{n}", "chosen": "x", "rejected": "x"} for n in range(5)]
+    write_jsonl(path, [*same, *({"prompt": f"q{n}", "chosen": " ", "rejected": "x"} for n in range(3))])
+    report = audit(read(path, bad_rows="skip", scan=False))
+    rows = {finding.evidence["reason"]: [ref.row for ref in finding.rows] for finding in report}
+    assert rows == {"identical_responses": [1, 2, 3, 4, 5], "empty_response": [6, 7, 8]}
+    assert [finding.severity for finding in report] == ["error", "error"]
+
+
 def test_annotators_are_read_from_the_file(tmp_path: Path) -> None:
     rows, judges = [], []
     for number, one in enumerate(CLEAN[:60]):

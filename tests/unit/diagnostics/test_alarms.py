@@ -90,6 +90,23 @@ def test_displacement_shows_its_evidence() -> None:
     assert "dpo_nll" in alarm.remedy
 
 
+def test_displacement_without_a_reference_names_a_checkpoint_from_before_it() -> None:
+    """The fall is seen over 20 steps, so that the evidence is of these 20 and what is good lies before them."""
+    rows = []
+
+    def falls_from_step_60(random: Random) -> Iterator[Values]:
+        for step, values in enumerate(series.healthy_simpo(random)):
+            values["logprob_per_token_chosen"] -= 0.05 * max(0, step - 60)
+            rows.append(values)
+            yield values
+
+    (alarm,) = raised(falls_from_step_60, every=5)[:1]
+    assert alarm.name == "likelihood_displacement" and 60 < alarm.step < 80
+    assert int(alarm.last_good_checkpoint.removeprefix("step-")) <= 60
+    last = [values["reward_margin"] for values in rows[alarm.step - 19 : alarm.step + 1]]
+    assert alarm.evidence["reward_margin"] == pytest.approx(sum(last) / 20)
+
+
 def test_displacement_needs_the_sides_to_part() -> None:
     """Both fall alike: the run forgets, but the pairs are not the reason."""
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from posttrain.config import Mix
 from posttrain.data.trees import collate
 from posttrain.errors import ConfigError, DataError, UnknownKeyError
 from posttrain.losses.pairwise import PAIRWISE
@@ -132,6 +133,22 @@ def test_what_a_mix_needs_is_what_its_terms_need() -> None:
     assert mix([("wpo", 1.0, {})]).wants.collision
     assert mix([("dpo", 1.0, {})]).coupling is None
     assert dict(mix([("dpo", 0.8, {})]).parameters) == {"dpo.weight": 0.8, "dpo.beta": 0.1}
+
+
+def test_an_objective_that_stands_in_a_mix_twice_is_numbered() -> None:
+    terms = [("dpo", 0.8, {"beta": 0.1}), ("sft", 1.0, {}), ("dpo", 0.2, {"beta": 0.5})]
+    assert dict(mix(terms).parameters) == {
+        "dpo.weight": 0.8,
+        "dpo.beta": 0.1,
+        "sft.weight": 1.0,
+        "dpo2.weight": 0.2,
+        "dpo2.beta": 0.5,
+    }
+    stage = Mix.model_validate(
+        {"losses": [{"loss": name, "weight": weight, "parameters": settings} for name, weight, settings in terms]}
+    )
+    assert stage.parameters == {"dpo.weight": 0.8, "sft.weight": 1.0, "dpo2.weight": 0.2}
+    assert not [name for name in PAIRWISE if name[-1].isdigit()]
 
 
 def test_wrong_mixes_are_refused() -> None:

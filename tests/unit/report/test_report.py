@@ -442,12 +442,16 @@ def test_every_measurement_has_a_picture_and_unknown_ones_too(tmp_path):
 def test_alarms_are_grouped_and_marked_on_the_curves(tmp_path):
     stage = stage_of(tmp_path, Plan(steps=120, pairs=8, prompts=8))
     spike, displaced = map(Alarm.from_json, ALARMS)
-    repeated = [replace(spike, step=step) for step in (80, 77, 90)]
+    repeated = [
+        replace(spike, step=step, message=f"at {step}", last_good_checkpoint=f"step-{step // 20 * 20}")
+        for step in (80, 77, 90)
+    ]
     groups = group_alarms(replace(stage, alarms=[*repeated, displaced]))
     assert [(g.badge, g.name, g.when) for g in groups] == [
         ("1", "likelihood_displacement", "step 101"),
         ("2", "gradient_spike", "3 times, steps 77 to 90"),
     ]
+    assert (groups[1].message, groups[1].last_good_checkpoint) == ("At 77", "step-60")  # of the first, both
     marks = curve_charts(stage, groups)[0][0].marks
     assert [(mark.label, mark.severity) for mark in marks] == [("2", "warning"), ("1", "critical")]
     assert marks[0].at == pytest.approx(100 * 77 / 120)

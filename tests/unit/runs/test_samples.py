@@ -226,10 +226,13 @@ def test_a_prompt_is_found_wherever_it_was_asked(tmp_path: Path) -> None:
     found = samples(folder, prompt="a fruit")
     assert [step.step for step in found.steps] == [3, 7]
     assert all("FRUIT" in one.sample.prompt for step in found.steps for one in step.shown)
-    with pytest.raises(ConfigError, match="no prompt contains 'vegetable'"):
+    with pytest.raises(ConfigError, match="no prompt contains 'vegetable'") as everywhere:
         samples(folder, prompt="vegetable")
-    with pytest.raises(ConfigError, match="no prompt contains"):
+    assert everywhere.value.found == "11 completions in steps 1-11"
+    assert "--step" not in everywhere.value.remedy
+    with pytest.raises(ConfigError, match="no prompt contains") as in_a_step:
         samples(folder, prompt="fruit", steps=[2])
+    assert in_a_step.value.found == "1 completions in steps 2" and "leave --step" in in_a_step.value.remedy
 
 
 def test_steps_are_spread_over_the_run() -> None:

@@ -13,7 +13,7 @@ from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import write_manifest
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.tree.parity import computed_in
-from posttrain.training.records import environment
+from posttrain.training.provenance import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
 
@@ -38,9 +38,9 @@ def test_a_model_of_bare_text_is_asked_with_bare_text(tmp_path: Path) -> None:
 def test_the_environment_names_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
-    assert environment()["device"] == "a card"
-    assert environment(torch.device("cuda"))["device"] == "a card"
-    assert environment(torch.device("cpu"))["device"] == "cpu"
+    assert environment().device == "a card"
+    assert environment(torch.device("cuda")).device == "a card"
+    assert environment(torch.device("cpu")).device == "cpu"
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from posttrain.data.trees import collate
 from posttrain.models.tree.fused import LinearOfNorm, RMSNorm, Shared, SwiGLU, SwiGLUDown, fused_blocks
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.parity import tree_against_padded
+from posttrain.models.tree.parity import between
 from posttrain.training.checks.memory import activation_bytes_per_token
 from tests.fixtures import random_trees, tiny_model
 
@@ -117,7 +117,7 @@ def test_a_lora_on_a_norms_readers_has_the_models_gradient() -> None:
     """The adapter's first factor reads the norm's output; its base, which is frozen, keeps nothing anyway."""
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False)
     policy = Policy(get_peft_model(tiny_model("llama", vocab=97), config))
-    assert tree_against_padded(policy, random_trees(3, vocab=97, seed=4)).gradient < 1e-5
+    assert between(policy, random_trees(3, vocab=97, seed=4), "tree", "padded").gradient < 1e-5
 
 
 # ---------------------------------------------------------------- 16 bits

@@ -15,7 +15,7 @@ from posttrain.errors import EncodingError, ModelError
 from posttrain.losses.reward_rule import Pooling, RewardRule
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.tree.heads import ScoreModel, is_reward_model, with_head
-from posttrain.models.tree.parity import leak, tree_against_padded
+from posttrain.models.tree.parity import between, leak
 from posttrain.outputs import LossOutput
 from posttrain.training.checks.gradient import check_gradient
 from posttrain.training.objectives import reward_algorithm
@@ -34,7 +34,7 @@ def scorer(arch: str = "llama", pooling: Pooling = "last", path: str = "tree", *
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_tree_scores_as_plain_rows_do(arch: str) -> None:
-    gap = tree_against_padded(scorer(arch), random_trees(5, branches=(1, 3)))
+    gap = between(scorer(arch), random_trees(5, branches=(1, 3)), "tree", "padded")
     assert gap.holds and gap.logprob < 1e-4
     assert "scores differ" in gap.line()
 
@@ -44,7 +44,7 @@ def test_every_pooling_is_the_same_on_both_paths_and_leaks_nothing(pooling: Pool
     trees = random_trees(5, branches=2, mask_probability=0.7)
     trees = [tree for tree in trees if all(branch.loss_mask.any() for branch in tree.branches)]
     model = scorer(pooling=pooling)
-    assert tree_against_padded(model, trees).holds
+    assert between(model, trees, "tree", "padded").holds
     assert leak(model, trees).logprob == 0.0
 
 
@@ -57,7 +57,7 @@ def test_a_leak_shows_under_a_head_of_zeros(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("posttrain.models.tree.model.probe_backend", lambda device, dtype: "segments")
     trees = random_trees(3, branches=2)
     assert not leak(model, trees).holds
-    assert not tree_against_padded(model, trees).holds
+    assert not between(model, trees, "tree", "padded").holds
 
 
 def test_the_score_is_the_last_masked_token_whatever_its_id() -> None:

@@ -23,7 +23,7 @@ from posttrain.models.reference import reference
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
-from posttrain.models.tree.parity import leak, looks_ahead, tree_against_padded
+from posttrain.models.tree.parity import between, leak, looks_ahead
 from posttrain.models.tree.value import ValueModel, value_head, value_model
 from posttrain.rollout.native import NativeEngine
 from posttrain.training.objectives import algorithm, reward_algorithm
@@ -112,7 +112,7 @@ def test_proofs_and_steps_go_through_the_door(monkeypatch: pytest.MonkeyPatch, t
     scorer = ScoreModel(with_head(tiny_model()))
     experts = Policy(tiny_model("qwen3_moe"))
     with watched(monkeypatch) as watch:
-        tree_against_padded(policy, PAIRS)
+        between(policy, PAIRS, "tree", "padded")
         leak(policy, PAIRS)
         looks_ahead(policy, PAIRS[0])
         for kind in ("live", "cached"):

@@ -10,7 +10,7 @@ import torch
 from posttrain.data.trees import collate
 from posttrain.models.tree.attention import TreeLayout
 from posttrain.models.tree.logprobs import Policy
-from posttrain.models.tree.parity import LOGPROB_ERROR, beside, computed_in, tree_against_padded
+from posttrain.models.tree.parity import LOGPROB_ERROR, beside, between, computed_in
 from posttrain.models.tree.rope import static_positions
 from posttrain.models.tree.rows import single_rows
 from posttrain.training.checks import preflight
@@ -124,7 +124,7 @@ def test_the_probes_hold_the_longest_row_within_bounds() -> None:
     with pytest.MonkeyPatch.context() as patch:
         mask = TreeLayout.mask
         patch.setattr(TreeLayout, "mask", lambda self, index, window, dtype: mask(self, index, None, dtype))
-        assert tree_against_padded(policy, preflight.probes(short)).holds
+        assert between(policy, preflight.probes(short), "tree", "padded").holds
         assert preflight.choose_path(policy, [*short, long], "auto").status == "warn" and policy.path == "padded"
     assert preflight.choose_path(policy, [*short, long], "auto").status == "pass"
 
@@ -137,7 +137,7 @@ def test_fp64_weights_with_fp32_norms_take_the_tree(arch: str) -> None:
     policy = Policy(tiny_model(arch, vocab=VOCAB, dtype=torch.float64))
     trees = random_trees(4, vocab=VOCAB, seed=3)
     assert computed_in(policy, trees) == torch.float32
-    assert tree_against_padded(policy, trees).logprob > LOGPROB_ERROR[torch.float64]
+    assert between(policy, trees, "tree", "padded").logprob > LOGPROB_ERROR[torch.float64]
     check = preflight.choose_path(policy, trees, "auto")
     assert policy.path == "tree" and check.status == "pass" and "computed in float32" in check.detail
 

@@ -1,4 +1,4 @@
-"""What a run says about when and where it ran."""
+"""When and where a run ran, as its run folder says."""
 
 from __future__ import annotations
 
