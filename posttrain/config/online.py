@@ -151,7 +151,11 @@ class OnlineStage(SamplingStage):
             row, _ = self.row, self.parameters
         except ConfigError as error:
             raise refuse(
-                error.problem, path=("choices",), remedy=error.remedy or "correct it", found=error.found or ""
+                error.problem,
+                path=("choices",),
+                found=error.found or "",
+                expected=error.expected,
+                remedy=error.remedy or "correct it",
             ) from None
         # Its advantage would be 0 for every response: the run would go on, and learn nothing.
         if row.compares_groups and self.completions_per_prompt < 2:

@@ -9,7 +9,7 @@ import pytest
 from posttrain.config import STAGES, LoRA, parse_recipe
 from posttrain.config.online import GRPO, ONLINE_STAGES, PPO, Online
 from posttrain.errors import ConfigError, UnknownKeyError
-from posttrain.losses.online import ONLINE
+from posttrain.losses.online import CHOICES, ONLINE
 from posttrain.training.checks.of_rollouts import whole_groups
 
 
@@ -59,6 +59,13 @@ def test_choices_bring_their_parameters_and_take_others_away() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         GRPO(**options)
+
+
+def test_an_unknown_choice_is_refused_with_all_that_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        GRPO(choices={"kl": "k9"})
+    # The remedy says "choose one of those": without the list it names nothing.
+    assert all(kl in str(caught.value) for kl in CHOICES["kl"])
 
 
 @pytest.mark.parametrize(
