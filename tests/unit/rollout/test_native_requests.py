@@ -263,11 +263,14 @@ class OneStep:
 
 
 def test_an_abort_in_a_requests_last_step_is_not_of_the_next_time_that_it_is_asked_for() -> None:
-    request, moments = Request([1], LONG), iter([lambda: queue.abort(request), lambda: None])
-    queue = RequestQueue(OneStep(lambda: next(moments)()))
+    request, sampler = Request([1], LONG), OneStep(lambda: None)
+    queue = RequestQueue(sampler)
 
     async def ask_twice() -> list[FinishReason]:
-        return [(await queue.complete(request)).finish for _ in range(2)]
+        sampler.meanwhile = lambda: queue.abort(request)
+        first = await queue.complete(request)
+        sampler.meanwhile = lambda: None
+        return [first.finish, (await queue.complete(request)).finish]
 
     assert asyncio.run(ask_twice()) == [FinishReason.LENGTH, FinishReason.LENGTH]
 

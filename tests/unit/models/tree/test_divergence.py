@@ -82,7 +82,7 @@ def test_responses_of_which_nothing_trains(path: str) -> None:
         for tree in random_trees(2, branches=2)
     ]
     wants = Wants(against=Against(teacher, 0.5), distributions_at=torch.empty(0, dtype=torch.long))
-    out = policy(collate(masked), wants, path=path)  # type: ignore[arg-type]
+    out = policy(collate(masked), wants, path=path)
     assert out.divergence_N.shape == out.logprobs_N.shape == (0,)
     assert len(out.distributions.log_probs(out.distributions.states_SD)) == 0
 
