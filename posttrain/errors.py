@@ -96,8 +96,9 @@ def _rebuilt(kind: type[PosttrainError], arguments: tuple[object, ...], fields: 
 def _portable(value: object) -> object:
     """The value itself where it can travel to another process, else the text that the error shows of it."""
     try:
-        pickle.dumps(value)
-    except (pickle.PicklingError, TypeError, AttributeError):
+        # Back as well: an exception whose constructor takes keywords is written without complaint and fails there.
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # the boundary: other people's `__reduce__` and constructors
         return str(value)
     return value
 

@@ -74,14 +74,16 @@ class RequestQueue:
 
     def abort(self, request: Request | None = None) -> None:
         # Only noted here: it may be called from a signal handler or another thread, in the middle of a step.
-        self._aborted |= set(self._futures) if request is None else {request} & self._futures.keys()
+        self._aborted.update(set(self._futures) if request is None else {request} & self._futures.keys())
 
     async def _step_until_empty(self) -> None:
         try:
             while self._futures:
-                for request in self._aborted & self._futures.keys():
+                marked = self._aborted.copy()
+                for request in marked & self._futures.keys():
                     self._end(request, self._sampler.remove(request))
-                self._aborted.clear()
+                # These alone, in one call: a mark that another thread has made since would be lost by clearing all.
+                self._aborted.difference_update(marked)
                 for request, ended in self._sampler.step() if self._futures else ():
                     self._end(request, ended)
                 await asyncio.sleep(0)  # the turn of whoever has waited: a request that comes now is in the next step
@@ -91,6 +93,8 @@ class RequestQueue:
             self._end_all(asyncio.CancelledError())  # the event loop is closing
 
     def _end(self, request: Request, ended: Completion | BaseException) -> None:
+        # A mark that came while it took its last step is of no further use, and would end it if it is asked for again.
+        self._aborted.discard(request)
         future = self._futures.pop(request)
         if future.done():  # cancelled, and its task has not had its turn yet
             return

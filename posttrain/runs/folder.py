@@ -251,6 +251,13 @@ class RunFolder:
             SourceError: a newer version wrote it; a stage of ours beside its own would be neither's layout.
         """
         before = self.run() if self.exists else RunRecord.from_json({})
+        self.require_known(before)
+        run = replace(before, schema=SCHEMA, **changes)
+        self.write(run)
+        return run
+
+    def require_known(self, before: RunRecord) -> None:
+        """Raises SourceError if a newer version wrote the folder, by its run.json."""
         if before.newer:
             raise SourceError(
                 "the run folder was written by a newer version, and this one would damage it",
@@ -260,9 +267,6 @@ class RunFolder:
                 remedy="go on with the version that wrote it, or choose another folder with --out; `posttrain report` "
                 "and `posttrain samples` read it here too",
             )
-        run = replace(before, schema=SCHEMA, **changes)
-        self.write(run)
-        return run
 
     def write(self, document: WholeFile) -> None:
         write_json(self.path / document.FILE, document.to_json())

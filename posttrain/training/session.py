@@ -115,6 +115,8 @@ def train(
     folder = run.stage(stage.name)
     ctx = StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
     with run.locked():
+        if run.exists:
+            run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:
             shutil.rmtree(folder.path)
         begin_run(run, run.path.name, [stage], keep_others=True)

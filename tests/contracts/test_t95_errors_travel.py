@@ -9,6 +9,7 @@ import copy
 import importlib
 import pickle
 import pkgutil
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,34 @@ def test_t95_what_cannot_travel_arrives_as_its_text(tmp_path: Path) -> None:
     error = ConfigError("odd", where=tmp_path, found=odd, remedy="none")
     other = pickle.loads(pickle.dumps(error))
     assert other.where == tmp_path and other.found == str(odd) and str(other) == str(error)
+
+
+class Keyworded(Exception):
+    """As httpx and openai have them: written by pickle, and refused by their own constructor when they are read."""
+
+    def __init__(self, message: str, *, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Unwilling:
+    def __reduce__(self) -> str:
+        raise RuntimeError("it holds a handle")
+
+    def __str__(self) -> str:
+        return "a connection"
+
+
+def _raises_with(make: Callable[[], object]) -> None:
+    raise ConfigError("no answer", where="judge", found=make(), remedy="wait")
+
+
+def _keyworded() -> object:
+    return Keyworded("too many requests", status=429)
+
+
+@pytest.mark.parametrize(("make", "text"), [(_keyworded, "too many requests"), (Unwilling, "a connection")])
+def test_t95_what_fails_only_on_the_other_side_arrives_as_its_text(make: Callable[[], object], text: str) -> None:
+    with ProcessPoolExecutor(1) as pool, pytest.raises(ConfigError, match="no answer") as caught:
+        pool.submit(_raises_with, make).result()
+    assert caught.value.found == text and caught.value.where == "judge"

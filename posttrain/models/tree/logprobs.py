@@ -181,6 +181,9 @@ class Policy(TreeModel):
             virtual = logits.shape[0] - rows.input_ids.shape[1]
             parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
             places.append(of_branch_S)
+        # Of no token, as in a micro-batch whose responses were all masked; `cat` of nothing would end the step.
+        if not parts:
+            return torch.empty(0, self.transformer.config.get_text_config().vocab_size, device=self.device)
         # The rows were taken branch by branch; the caller's order is that of index_S.
         return torch.cat(parts)[torch.cat(places).argsort()]
 

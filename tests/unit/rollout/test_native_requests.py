@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from posttrain.errors import EngineError, NonFiniteError
 from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.requests import RequestQueue
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import tiny_model
 from tests.unit.rollout.test_native_engine import fresh_logprobs, ids_of, recurrent_model, some_prompts
@@ -239,6 +240,66 @@ def test_requests_of_another_event_loop_are_refused() -> None:
         assert len((await task).ids) == 30
 
     asyncio.run(ask())
+
+
+class OneStep:
+    """Ends each request in its first step, during which somebody else may do something."""
+
+    def __init__(self, meanwhile: Callable[[], None]):
+        self.meanwhile = meanwhile
+        self.requests: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def step(self) -> list[tuple[Request, Completion]]:
+        self.meanwhile()
+        ended, self.requests = self.requests, []
+        return [(request, Completion((5,), (-0.5,), FinishReason.LENGTH)) for request in ended]
+
+    def remove(self, request: Request) -> Completion:
+        self.requests.remove(request)
+        return Completion((), (), FinishReason.ABORTED)
+
+
+def test_an_abort_in_a_requests_last_step_is_not_of_the_next_time_that_it_is_asked_for() -> None:
+    request, sampler = Request([1], LONG), OneStep(lambda: None)
+    queue = RequestQueue(sampler)
+
+    async def ask_twice() -> list[FinishReason]:
+        sampler.meanwhile = lambda: queue.abort(request)
+        first = await queue.complete(request)
+        sampler.meanwhile = lambda: None
+        return [first.finish, (await queue.complete(request)).finish]
+
+    assert asyncio.run(ask_twice()) == [FinishReason.LENGTH, FinishReason.LENGTH]
+
+
+def test_an_abort_while_another_is_carried_out_is_not_lost() -> None:
+    """From any thread means at any moment: here while the queue takes the first of two out of the batch."""
+    first, second = Request([1], LONG), Request([2], LONG)
+
+    class Removing(OneStep):
+        steps = 0
+
+        def step(self) -> list[tuple[Request, Completion]]:
+            self.steps += 1  # an abort that is lost shows: the request ends by itself, later
+            return super().step() if self.steps == 9 else []
+
+        def remove(self, request: Request) -> Completion:
+            if request is first:
+                queue.abort(second)
+            return super().remove(request)
+
+    queue = RequestQueue(Removing(lambda: None))
+
+    async def ask() -> list[FinishReason]:
+        tasks = [asyncio.create_task(queue.complete(request)) for request in (first, second)]
+        await turns(1)
+        queue.abort(first)
+        return [(await task).finish for task in tasks]
+
+    assert asyncio.run(ask()) == [FinishReason.ABORTED, FinishReason.ABORTED]
 
 
 # ---------------------------------------------------------------- weights that change meanwhile

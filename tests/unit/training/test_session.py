@@ -12,7 +12,7 @@ import pytest
 
 import posttrain as pt
 from posttrain.config import DPO, SFT
-from posttrain.errors import PosttrainError, ResumeError, RowError
+from posttrain.errors import PosttrainError, ResumeError, RowError, SourceError
 from posttrain.runs.folder import RunFolder
 from posttrain.training import session
 from posttrain.training.loop import Interrupted, Loop
@@ -100,6 +100,17 @@ def test_fresh_begins_the_stage_anew_and_leaves_the_others(
     assert stages(out) == {"sft": "done", "dpo": "done"}
     assert [line["step"] for line in run.metrics("train")] == [1, 2]
     assert (out / "sft" / "model").is_dir()
+
+
+def test_fresh_clears_nothing_of_a_newer_version(start: Path, rows: Path, tmp_path: Path) -> None:
+    """It is refused, and before its stage is gone: what that version trained cannot be made again here."""
+    (tmp_path / "mine" / "sft" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "run.json").write_text('{"schema": 99, "stages": [{"name": "sft"}]}')
+    (tmp_path / "mine" / "sft" / "stage.json").write_text('{"schema": 99, "status": "done"}')
+    with pytest.raises(SourceError, match="newer version"):
+        train(SFT(**SETTINGS), start, rows, out=tmp_path / "mine", fresh=True)
+    assert (tmp_path / "mine" / "sft" / "model").is_dir()
+    assert json.loads((tmp_path / "mine" / "sft" / "stage.json").read_text())["schema"] == 99
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("stopped", remedy="again")], ids=["now", "later"])

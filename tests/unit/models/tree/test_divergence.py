@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -25,7 +27,7 @@ from posttrain.models.reference import AdapterOffReference, LiveReference
 from posttrain.models.tree import projection
 from posttrain.models.tree.divergence import sample_tokens
 from posttrain.models.tree.logprobs import Policy
-from posttrain.types import Batch
+from posttrain.types import Against, Batch, Wants
 from tests.fixtures import random_trees, tiny_model
 
 BATCH = collate(random_trees(3, branches=2, mask_probability=0.7))
@@ -69,6 +71,20 @@ def test_rows_of_the_padded_path_are_the_trees_distributions() -> None:
         logprobs_N = policy(BATCH).logprobs_N
         index_N = torch.arange(BATCH.count.tokens)
         close(dense(policy, BATCH)[index_N, BATCH.target_ids_N], logprobs_N)
+
+
+@pytest.mark.parametrize("path", ["tree", "padded", "rows"])
+def test_responses_of_which_nothing_trains(path: str) -> None:
+    """A micro-batch may hold nothing but masked responses: they have no distributions, and the step goes on."""
+    policy, teacher = policies()
+    masked = [
+        replace(tree, branches=tuple(replace(b, loss_mask=np.zeros_like(b.loss_mask)) for b in tree.branches))
+        for tree in random_trees(2, branches=2)
+    ]
+    wants = Wants(against=Against(teacher, 0.5), distributions_at=torch.empty(0, dtype=torch.long))
+    out = policy(collate(masked), wants, path=path)
+    assert out.divergence_N.shape == out.logprobs_N.shape == (0,)
+    assert len(out.distributions.log_probs(out.distributions.states_SD)) == 0
 
 
 def test_no_chunk_is_larger_than_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
