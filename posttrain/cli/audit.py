@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from posttrain.auditing import AuditReport
 
 
 def audit(
@@ -42,8 +45,6 @@ def audit(
     from rich.console import Console
 
     from posttrain.auditing import audit as look
-    from posttrain.cli.findings import show_findings
-    from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.data.read import read
     from posttrain.data.unread import reading_notes
@@ -62,11 +63,8 @@ def audit(
         )
         fixed = report.fix(fix) if fix is not None else None
         page = report.write(out) if out is not None else None
-    if json:
-        for finding in report:
-            echo_json(finding.record())
-    else:
-        show_findings(Console(), report)
+    _show(report, json)
+    # With --json, stdout is the findings alone, for whoever pipes it on.
     if len(report.corpus) and not rows.is_remote:
         for sentence in reading_notes(rows.counts, rows.format):
             typer.echo(sentence, err=json)
@@ -75,3 +73,17 @@ def audit(
             typer.echo(str(line), err=json)
     if report.errors:
         raise typer.Exit(1)
+
+
+def _show(report: AuditReport, json: bool) -> None:
+    """The findings as a table for people, or as JSON lines."""
+    from rich.console import Console
+
+    from posttrain.cli.findings import show_findings
+    from posttrain.cli.outputs import echo_json
+
+    if not json:
+        show_findings(Console(), report)
+        return
+    for finding in report:
+        echo_json(finding.record())

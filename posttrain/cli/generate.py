@@ -35,25 +35,19 @@ def generate(
 
     The model folder's generation_config.json changes no sampling: what is not said here has the default shown here.
     """
+    from posttrain.cli.batch import answer_file
+    from posttrain.cli.chat import chat
     from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
-    from posttrain.cli.unused import note_unused, refuse_unused
-    from posttrain.errors import ConfigError
+    from posttrain.cli.unused import note_unused
     from posttrain.models import resolve
     from posttrain.types import Message
 
     check_out(out)
-    if prompts is None:
-        refuse_unused("answers go to a file where prompts come from one", "write `--prompts FILE` too", out=bool(out))
-    if prompts is None and sys.stdin.isatty():
-        refuse_unused("a conversation has one answer at a time", "write `--prompts FILE` too", samples=samples > 1)
+    _refuse_contradictions(prompts, out, samples, temperature)
     if temperature == 0:
         why = "at temperature 0 the likeliest token is taken"
         note_unused(why, top_k=top_k is not None, top_p=top_p != 1, min_p=min_p != 0, seed=seed != 0)
-    if samples > 1 and temperature == 0:
-        raise ConfigError(
-            "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"
-        )
     require_policy(resolve(model, say=lambda line: typer.echo(line, err=True)))
     asked = [prompt.prompt for prompt in read_prompts(prompts)] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
@@ -72,13 +66,23 @@ def generate(
         seed=seed,
     )
     if asked is not None:
-        from posttrain.cli.batch import answer_file
-
         answer_file(speaker, asked, out, samples)
     elif piped is not None:
         for answer in next(speaker.answers([(Message("user", piped),)], samples)):
             typer.echo(answer.text)
     else:
-        from posttrain.cli.chat import chat
-
         chat(speaker, seed)
+
+
+def _refuse_contradictions(prompts: str | None, out: Path | None, samples: int, temperature: float) -> None:
+    from posttrain.cli.unused import refuse_unused
+    from posttrain.errors import ConfigError
+
+    if prompts is None:
+        refuse_unused("answers go to a file where prompts come from one", "write `--prompts FILE` too", out=bool(out))
+    if prompts is None and sys.stdin.isatty():
+        refuse_unused("a conversation has one answer at a time", "write `--prompts FILE` too", samples=samples > 1)
+    if samples > 1 and temperature == 0:
+        raise ConfigError(
+            "temperature 0 draws the same answer each time", remedy="write `--temperature 0.7`, or `--samples 1`"
+        )

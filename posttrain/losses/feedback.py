@@ -183,17 +183,11 @@ def feedback_loss(
     assert batch.num_branches == batch.num_trees, "feedback has one response per tree"
     if reference_N is None:
         raise no_reference()
-    if batch.label_P is None:
-        raise ConfigError(
-            "this objective needs to know which responses are good, and the rows do not say",
-            where="feedback_loss",
-            expected="a label per row",
-            remedy="give rows of feedback (prompt, completion, label), or comparisons",
-        )
+    good_P = _labels(batch).to(policy.logprobs_N.device)
     responses = Responses.of(policy, reference_N, batch)
     if row.coupling is not None and statistics is None:
         statistics = row.coupling.of_batch(responses, parameters)
-    beta, good_P = parameters["beta"], batch.label_P.to(policy.logprobs_N.device)
+    beta = parameters["beta"]
     reward_P = beta * responses.against_reference()
     # Statistics are log-ratios in nats; rewards are beta times those.
     point_P = beta * statistics["point"].to(reward_P) if statistics else torch.zeros_like(reward_P)
@@ -221,6 +215,18 @@ def feedback_loss(
         },
         per_branch={"logprob": responses.logprob_B.detach()},
     )
+
+
+def _labels(batch: Batch) -> Tensor:
+    """Which responses are good, [P] of bool."""
+    if batch.label_P is None:
+        raise ConfigError(
+            "this objective needs to know which responses are good, and the rows do not say",
+            where="feedback_loss",
+            expected="a label per row",
+            remedy="give rows of feedback (prompt, completion, label), or comparisons",
+        )
+    return batch.label_P
 
 
 def _by_label(responses: Responses, reward_P: Tensor, good_P: Tensor) -> dict[str, Metric]:

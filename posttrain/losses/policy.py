@@ -51,18 +51,13 @@ def policy_loss(
     seen = _seen(row, parameters, policy, batch, on_policy)
     ratio_N = RATIOS[row.ratio].of(seen.log_ratio_N, batch)
     tokens = SURROGATES[row.surrogate].of(ratio_N, seen.advantage_N, seen.logprob_N, parameters)
-    weight = CORRECTIONS[row.correction].weight
-    policy_N = tokens.loss_N
-    if weight is not None:
-        assert seen.gap_N is not None
-        policy_N = policy_N * weight(seen.gap_N, parameters)
     reduction = REDUCTIONS[row.reduction]
 
     # One reduction for every term, so that kl_beta weighs a token's KL against that token's own advantage.
     def share(values_N: Tensor) -> Tensor:
         return reduction.total(values_N, batch, parameters)
 
-    terms = {"policy_loss": share(policy_N)}
+    terms = {"policy_loss": share(_corrected(row, parameters, seen, tokens.loss_N))}
     total = teaching = terms["policy_loss"]
     if row.kl_place == "loss":
         terms["kl_loss"] = share(_kl_term(row, seen, policy, ratio_N))
@@ -85,6 +80,15 @@ def policy_loss(
         per_branch=per_branch(seen, ratio_N.detach()),
         teaching=over_denominator(teaching, whole),
     )
+
+
+def _corrected(row: OnlineRow, parameters: Parameters, seen: Seen, loss_N: Tensor) -> Tensor:
+    """Each token's loss, weighted for the gap between the engine that sampled it and the trainer."""
+    weight = CORRECTIONS[row.correction].weight
+    if weight is None:
+        return loss_N
+    assert seen.gap_N is not None
+    return loss_N * weight(seen.gap_N, parameters)
 
 
 def _kl_term(row: OnlineRow, seen: Seen, policy: TokenLogprobs, ratio_N: Tensor) -> Tensor:

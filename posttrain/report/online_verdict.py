@@ -139,8 +139,6 @@ def _score_finding(stage: Stage, found: Learned) -> Statement:
     kind, said = "plain", "no clear change"
     if found.change.clear:
         kind, said = ("good", "clearly better") if found.change.value > 0 else ("bad", "clearly worse")
-    elif found.ends_step == found.first_step:
-        kind, said = "warn", "nothing was gained"
     detail = (
         f"step {count(found.first_step)} to step {count(found.ends_step)} {difference(found.change.value, unit)} "
         f"(95 % interval {spread}) over the same {count(found.change.n)} tasks"

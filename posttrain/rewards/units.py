@@ -55,7 +55,6 @@ _KNOWN: dict[str, tuple[str, Fraction | int, str]] = {
     "hour": ("time", 3600, "h hr hrs hours"),
     "day": ("time", 86_400, "days"),
     "week": ("time", 604_800, "weeks wk wks"),
-    "mph": ("speed", 1, ""),
     "dollar": ("dollar", 1, "$ dollars usd"),
     "cent": ("dollar", Fraction(1, 100), "cents ¢"),
     "euro": ("euro", 1, "€ euros eur"),
@@ -128,7 +127,8 @@ def unit_of(words: Sequence[str]) -> tuple[Unit | None, int]:
             continue  # taken with the word before it
         else:
             power = sign * raised * _power_behind(words, place)
-            known = _TABLE.get(word) or _TABLE.get(low)
+            # In any case but for single letters, whose case is their meaning: M is no metre, S no second.
+            known = _TABLE.get(low if len(word) > 1 or word in ONE_LETTER else word)
             raised = 1
             if known is None:
                 own.append((_singular(low), power))

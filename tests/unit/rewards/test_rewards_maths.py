@@ -97,6 +97,11 @@ def test_gold_answers_of_known_data_sets() -> None:
         ("5 million", "5", False),
         ("5 million", "5,000,000", True),
         ("2 dozen eggs", "24 eggs", True),
+        (r"5 \text{ M}", r"5 \text{ m}", False),
+        (r"5 \text{ M}", r"5 \text{ M}", True),
+        (r"5 \text{ N}", "5 newtons", True),
+        ("5 KM", "5000 m", True),
+        ("60 mph", r"96.56064 \text{ km/h}", True),
         ("( 1 , 2 )", "(1,2)", True),
     ],
 )
