@@ -1,6 +1,6 @@
 """How a model is asked: what it answers, what is worth knowing about any answers, and where they are written.
 
-A kind of suite gets an `Asking` and returns its figures; see `posttrain.evaluate.suites`.
+A kind of suite gets an `SuiteRun` and returns its figures; see `posttrain.evaluate.suites`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SampledAnswers:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class SuiteRun:
     """What a suite needs to ask a model and to write what it said."""
 
     asked: EvaluatedModel
@@ -114,7 +114,7 @@ class Suite(Protocol):
     @property
     def name(self) -> str: ...
 
-    def ask(self, asking: Asking) -> Figures:
+    def ask(self, asking: SuiteRun) -> Figures:
         """Ask the model, write `evaluations/<name>.jsonl` under `asking.out`, and return the figures."""
         ...
 

@@ -27,10 +27,10 @@ from posttrain.config.suites import SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.evaluate.asking import (
-    Asking,
     EvaluatedModel,
     SampledAnswers,
     Suite,
+    SuiteRun,
     baseline_path,
     undisturbed,
 )
@@ -114,7 +114,7 @@ def evaluate_suites(
         baseline: where the start's answers are kept. None or `out`: this is the start, and they are kept here.
     """
     progress = progress or Progress()
-    asking = Asking(asked, SampledAnswers(asked, progress), out, out if baseline is None else baseline, progress)
+    asking = SuiteRun(asked, SampledAnswers(asked, progress), out, out if baseline is None else baseline, progress)
     evaluation: SuiteFigures = {}
     with undisturbed(asked.model):
         for suite in suites:

@@ -3,7 +3,7 @@
     rubric = Rubric([resolve({"kind": "math"}), resolve({"kind": "overlong", "max_length": 512, "buffer": 64})])
     rubric.score([Sampled(prompt, "\\\\boxed{4}", task, FinishReason.STOP_TOKEN, tokens=6, group=0)])
 
-functions.py rubric.py              what a reward is, and several together
+scorer.py rubric.py                 what a reward is, and several together
 registry.py building.py imported.py from a recipe's entry to one, functions of the user's own among them
 text.py maths.py code.py gym.py     verifiers: the response against the row
 answers.py notation.py formula.py reading.py forms.py equality.py     what an answer says as mathematics, for maths.py
@@ -12,9 +12,9 @@ model.py judge.py endpoint.py       other models' opinions
 sandbox/                            where code runs
 """
 
-from posttrain.rewards.functions import BatchReward, Sampled, Scorer, SingleReward
 from posttrain.rewards.registry import require_rewards, resolve, rubric_of
 from posttrain.rewards.rubric import GoldFailure, Rubric, Scored, gold_check, unjudged
+from posttrain.rewards.scorer import BatchReward, Sampled, Scorer, SingleReward
 
 __all__ = [
     "BatchReward",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.rewards.functions import RewardFunction, Scorer
+from posttrain.rewards.scorer import RewardFunction, Scorer
 
 if TYPE_CHECKING:  # the recipe's records load torch, for the table of objectives among them
     from posttrain.config.rewards import RewardSettings

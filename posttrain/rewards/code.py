@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import RewardError
 from posttrain.rewards.building import options
-from posttrain.rewards.functions import Scorer
 from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
+from posttrain.rewards.scorer import Scorer
 from posttrain.rewards.text import after_thoughts
 from posttrain.types import Message, Task
 

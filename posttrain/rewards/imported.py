@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, unknown
 from posttrain.rewards import text
-from posttrain.rewards.functions import RewardFunction, Scorer
+from posttrain.rewards.scorer import RewardFunction, Scorer
 
 if TYPE_CHECKING:
     from posttrain.config.rewards import FunctionReward

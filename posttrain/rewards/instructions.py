@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.errors import RewardError, unknown
 from posttrain.rewards.building import plain
-from posttrain.rewards.functions import Scorer
 from posttrain.rewards.language import published_language, share
+from posttrain.rewards.scorer import Scorer
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
 

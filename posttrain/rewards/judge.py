@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from posttrain.rewards.building import beside, options
 from posttrain.rewards.endpoint import Endpoint
-from posttrain.rewards.functions import Scorer
+from posttrain.rewards.scorer import Scorer
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
 

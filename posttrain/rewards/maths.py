@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from posttrain.rewards.answers import boxed, gold_answer, is_cut, stated, wanted
 from posttrain.rewards.building import options
 from posttrain.rewards.equality import may_ask, verdict
-from posttrain.rewards.functions import Scorer
+from posttrain.rewards.scorer import Scorer
 from posttrain.rewards.text import answer_of, missing
 from posttrain.types import Message, Task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.rewards.building import beside, options
-from posttrain.rewards.functions import Scorer
+from posttrain.rewards.scorer import Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, Task
 

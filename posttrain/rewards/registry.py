@@ -26,8 +26,8 @@ from posttrain.rewards import (
     text,
 )
 from posttrain.rewards.building import Build, of_row, options, plain
-from posttrain.rewards.functions import CallForm, Scorer
 from posttrain.rewards.rubric import Rubric
+from posttrain.rewards.scorer import Asking, Scorer
 
 if TYPE_CHECKING:  # the recipe's records load torch, for the table of objectives among them
     from posttrain.config import rewards as config
@@ -52,7 +52,7 @@ def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
     build = REWARDS[settings.kind]
     scorer = build(settings, Path(folder) if folder is not None else None)
     # Asked now and not at the first response: a wrong signature would otherwise end the run after its first rollout.
-    CallForm.of(scorer.function, scorer.name)
+    Asking.of(scorer.function, scorer.name)
     return scorer
 
 

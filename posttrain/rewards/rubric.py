@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from posttrain.errors import ConfigError, RewardError
-from posttrain.rewards.functions import Sampled, Scorer
+from posttrain.rewards.scorer import Sampled, Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
 

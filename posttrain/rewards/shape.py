@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from posttrain.rewards.functions import Sampled, Scorer
+from posttrain.rewards.scorer import Sampled, Scorer
 from posttrain.rewards.text import Prompt
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task

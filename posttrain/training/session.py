@@ -23,7 +23,7 @@ from posttrain.errors import ConfigError
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.report import write_report
-from posttrain.rewards.functions import RewardFunction
+from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.objectives import kind_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.evaluate.asking import Asking, Figures, general_figures, write_answers
+from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
 from posttrain.evaluate.questions import AnswerJudge, Question
 from posttrain.intervals import mean
 from posttrain.sampling import SamplingDistribution
@@ -31,7 +31,7 @@ class AnswerSuite:
     """Stop ids and seed are the evaluation's own."""
     samples_per_prompt: int = 1
 
-    def ask(self, asking: Asking) -> Figures:
+    def ask(self, asking: SuiteRun) -> Figures:
         groups, texts = asking.answers.to(self.name, self.questions, self.sampling, self.samples_per_prompt)
         scores = [
             [float(self.judge(text, question)) for text in answers]

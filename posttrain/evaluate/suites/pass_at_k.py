@@ -14,7 +14,7 @@ from posttrain.config.rewards import RewardSettings
 from posttrain.config.suites import PassAtKSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import RowError
-from posttrain.evaluate.asking import Asking, Figures, general_figures
+from posttrain.evaluate.asking import Figures, SuiteRun, general_figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve, write_counts
 from posttrain.evaluate.questions import question, require_gold
 from posttrain.evaluate.suites.number import NEEDS, last_number_equals
@@ -43,7 +43,7 @@ class PassAtK:
     modules: Path | None = None
     """Where reward functions are looked for first."""
 
-    def ask(self, asking: Asking) -> Figures:
+    def ask(self, asking: SuiteRun) -> Figures:
         groups, texts = asking.answers.to(self.name, self.tasks, self.sampling, self.samples)
         return judge_samples(self, groups, texts, asking.out) | general_figures(groups, texts)
 

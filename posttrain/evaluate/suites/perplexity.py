@@ -24,7 +24,7 @@ from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
-from posttrain.evaluate.asking import Asking, Figures, baseline_path
+from posttrain.evaluate.asking import Figures, SuiteRun, baseline_path
 from posttrain.evaluate.figures import perplexity, perplexity_change
 from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.suites.answers import GREEDY
@@ -54,7 +54,7 @@ class Perplexity:
     sampling: SamplingDistribution = GREEDY
     answers: Literal["own", "given"] = "own"
 
-    def ask(self, asking: Asking) -> Figures:
+    def ask(self, asking: SuiteRun) -> Figures:
         encoder = asking.asked.encoder
         # The key goes into the kept file: answers to other prompts would make every later change meaningless.
         key = questions_key(self, encoder)
@@ -88,7 +88,7 @@ class Perplexity:
             "perplexity_change": perplexity_change(nats, before, lengths),
         }
 
-    def _fixed(self, asking: Asking) -> list[FixedAnswer]:
+    def _fixed(self, asking: SuiteRun) -> list[FixedAnswer]:
         encoder = asking.asked.encoder
         if self.answers == "given":
             return given_answers(self, encoder)

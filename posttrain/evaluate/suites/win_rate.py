@@ -24,7 +24,7 @@ from statistics import fmean
 from posttrain.config.suites import WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
-from posttrain.evaluate.asking import Asking, Figures, general_figures, write_answers
+from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
 from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
@@ -52,7 +52,7 @@ class WinRate:
     sampling: SamplingDistribution = GREEDY
     samples_per_prompt: int = 1
 
-    def ask(self, asking: Asking) -> Figures:
+    def ask(self, asking: SuiteRun) -> Figures:
         groups, texts = asking.answers.to(self.name, self.questions, self.sampling, self.samples_per_prompt)
         # The judge scores all answers of a suite in one pass, and may not be trained yet.
         unjudged = [[None] * len(answers) for answers in texts]

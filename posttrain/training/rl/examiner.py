@@ -21,8 +21,8 @@ from torch import nn
 
 from posttrain.config.online import SamplingStage
 from posttrain.outputs import Mean, Metric
-from posttrain.rewards.functions import Sampled
 from posttrain.rewards.rubric import Rubric
+from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import FinishReason
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress

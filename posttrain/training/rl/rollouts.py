@@ -18,8 +18,8 @@ from torch import Tensor
 
 from posttrain.advantages import TIE, reward_tensor
 from posttrain.data.trees import collate, packed, to_device
-from posttrain.rewards.functions import Sampled
 from posttrain.rewards.rubric import Scored
+from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree
 from posttrain.runs.records.sampled import RolloutLine

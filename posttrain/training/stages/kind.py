@@ -27,7 +27,7 @@ from posttrain.models.folders.export import PendingSave
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
-from posttrain.rewards.functions import RewardFunction
+from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import DataCounts, StageRecord

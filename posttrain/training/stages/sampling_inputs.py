@@ -15,7 +15,7 @@ from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
 from posttrain.errors import ConfigError
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.rewards import Rubric, Scorer, resolve
-from posttrain.rewards.functions import CallForm, RewardFunction
+from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.gold import check_gold
 from posttrain.training.checks.preflight import Check
@@ -166,7 +166,7 @@ def _passed(function: Any) -> Scorer:
             remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
         )
     scorer = function if isinstance(function, Scorer) else Scorer(_name_of(function), function)
-    CallForm.of(scorer.function, scorer.name)
+    Asking.of(scorer.function, scorer.name)
     return scorer
 
 

@@ -9,7 +9,7 @@ import pytest
 from posttrain.config import load_recipe
 from posttrain.config.online import OnlineStage
 from posttrain.rewards import resolve
-from posttrain.rewards.functions import Sampled
+from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, RowRef, Task
 

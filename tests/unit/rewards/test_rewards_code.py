@@ -10,8 +10,8 @@ import pytest
 from posttrain.errors import RewardError
 from posttrain.rewards import Sampled, gold_check
 from posttrain.rewards.code import Code, checks, program_of, same_output
-from posttrain.rewards.functions import Scorer
 from posttrain.rewards.sandbox import Limits
+from posttrain.rewards.scorer import Scorer
 from posttrain.types import Message, RowRef, Task
 
 ASKED = (Message("user", "Write f, which adds one."),)

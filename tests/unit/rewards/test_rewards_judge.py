@@ -16,8 +16,8 @@ import pytest
 from posttrain.errors import ConfigError, RewardError
 from posttrain.rewards import Sampled
 from posttrain.rewards.endpoint import Endpoint
-from posttrain.rewards.functions import Scorer
 from posttrain.rewards.judge import Judge, ring
+from posttrain.rewards.scorer import Scorer
 from posttrain.types import Message, RowRef, Task
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]

@@ -15,8 +15,8 @@ from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.reward.scoring import RewardModel
 from posttrain.models.tree.heads import with_head
 from posttrain.rewards import Sampled
-from posttrain.rewards.functions import Scorer
 from posttrain.rewards.model import RatingModel
+from posttrain.rewards.scorer import Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Comparison, Feedback, Message, RowRef, Task
 from tests.fixtures import byte_tokenizer, tiny_model

@@ -69,14 +69,14 @@ _EXTRAS_OF_MANY = {"tokens": "tokens", "finishes": "finish", "groups": "group"}
 
 
 @dataclass(frozen=True, slots=True)
-class CallForm:
-    """How a function wants to be called: CallForm(many=True, extras={"groups": "group"})."""
+class Asking:
+    """How a function wants to be called: Asking(many=True, extras={"groups": "group"})."""
 
     many: bool
     extras: dict[str, str]
 
     @staticmethod
-    def of(function: RewardFunction, name: str) -> CallForm:
+    def of(function: RewardFunction, name: str) -> Asking:
         """Reads it off the signature.
 
         Raises:
@@ -94,7 +94,7 @@ class CallForm:
         others = positional[3:] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
         if any(p.default is p.empty and p.name not in known for p in others):
             raise _bad_signature(name, function)
-        return CallForm(many, {p.name: known[p.name] for p in others if p.name in known})
+        return Asking(many, {p.name: known[p.name] for p in others if p.name in known})
 
 
 def _signature_remedy(function: RewardFunction) -> str:
@@ -143,11 +143,11 @@ class Scorer:
         """
         if not items:
             return []
-        asking = CallForm.of(self.function, self.name)
+        asking = Asking.of(self.function, self.name)
         values = self._many(asking, items) if asking.many else self._each(asking, items)
         return [self._checked(value, item) for value, item in zip(values, items, strict=True)]
 
-    def _each(self, asking: CallForm, items: Sequence[Sampled]) -> list[Any]:
+    def _each(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
         calls = [
             functools.partial(
                 self.function,
@@ -163,7 +163,7 @@ class Scorer:
             return values
         return run_async(self._gathered(values, items))
 
-    def _many(self, asking: CallForm, items: Sequence[Sampled]) -> list[Any]:
+    def _many(self, asking: Asking, items: Sequence[Sampled]) -> list[Any]:
         first, last = items[0], items[-1]
         where = f"{first.task.row} to {last.task.row}" if len(items) > 1 else str(first.task.row)
         extras = {name: [_field(item, of) for item in items] for name, of in asking.extras.items()}
