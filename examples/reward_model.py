@@ -44,6 +44,8 @@ def main() -> None:
     model = ScoreModel(loaded.model)
     with tempfile.TemporaryDirectory() as folder:
         trees = pt.encode(pt.read(given.pairs), encoder, store=Path(folder))
+        if len(trees) <= given.held_out:
+            parser.error(f"--held-out {given.held_out} leaves none of the {len(trees)} pairs to train on")
         rows, held_out = trees[: len(trees) - given.held_out], trees[len(trees) - given.held_out :]
         print(f"held-out accuracy before {accuracy(model, held_out, given):.1%}")
         train(given, model, rows)
