@@ -64,6 +64,36 @@ stages:
 """
 
 
+def sampling_stages() -> list[str]:
+    """The sections of the methods that train on what their policy samples."""
+    return [
+        "## Reinforcement learning: one method per row of the online table\n",
+        "[rl.md](rl.md) says what a step is, [online.md](online.md) has the methods and their parameters, "
+        "[rewards.md](rewards.md) the rewards. The keys of every stage that trains but `rows_per_step`, those of the "
+        f"row, and:\n\n{samplers()}\n",
+        table(OnlineStage, leave_out=tuple(fields_of(TrainingStage))),
+        "Beside those, `ppo` has:\n",
+        table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
+        *group("sampling", online.RolloutSampling),
+        *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
+        *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
+        *group("choices", online.Choices),
+        *group("examine", online.HeldOutTasks),
+        *group("stop", online.Stop),
+        *group("encoding", online.PromptEncoding),
+        "## Pairs and demonstrations of its own: `method: online_dpo`, `method: rft`\n",
+        f"{inspect.cleandoc(OnlineDPO.__doc__ or '')} The keys of reinforcement learning but `choices` and "
+        "`kl_target`, and:\n",
+        table(OnlineDPO, leave_out=tuple(fields_of(SamplingStage))),
+        f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
+        table(RFT, leave_out=tuple(fields_of(SamplingStage))),
+        "## Distillation over the vocabulary: `method: gkd`\n",
+        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, "
+        "and:\n",
+        table(GKD, leave_out=tuple(name for name in fields_of(SamplingStage) if name != "completions_per_prompt")),
+    ]
+
+
 def recipe_reference() -> str:
     """The page, from the records of `posttrain.config`; a test holds docs/recipes.md equal to it."""
     sft_keys = [name for name in fields_of(SFT) if name not in fields_of(RowStage)]
@@ -100,30 +130,7 @@ def recipe_reference() -> str:
         "[reward-models.md](reward-models.md) says more. The keys above, and:\n",
         table(Reward, leave_out=tuple(fields_of(RowStage))),
         *reward_groups(),
-        "## Reinforcement learning: one method per row of the online table\n",
-        "[rl.md](rl.md) says what a step is, [online.md](online.md) has the methods and their parameters, "
-        "[rewards.md](rewards.md) the rewards. The keys of every stage that trains but `rows_per_step`, those of the "
-        f"row, and:\n\n{samplers()}\n",
-        table(OnlineStage, leave_out=tuple(fields_of(TrainingStage))),
-        "Beside those, `ppo` has:\n",
-        table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
-        *group("sampling", online.RolloutSampling),
-        *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
-        *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
-        *group("choices", online.Choices),
-        *group("examine", online.HeldOutTasks),
-        *group("stop", online.Stop),
-        *group("encoding", online.PromptEncoding),
-        "## Pairs and demonstrations of its own: `method: online_dpo`, `method: rft`\n",
-        f"{inspect.cleandoc(OnlineDPO.__doc__ or '')} The keys of reinforcement learning but `choices` and "
-        "`kl_target`, and:\n",
-        table(OnlineDPO, leave_out=tuple(fields_of(SamplingStage))),
-        f"{inspect.cleandoc(RFT.__doc__ or '')} The same, and:\n",
-        table(RFT, leave_out=tuple(fields_of(SamplingStage))),
-        "## Distillation over the vocabulary: `method: gkd`\n",
-        f"{inspect.cleandoc(GKD.__doc__ or '')} The keys of reinforcement learning but `choices` and `kl_target`, "
-        "and:\n",
-        table(GKD, leave_out=tuple(name for name in fields_of(SamplingStage) if name != "completions_per_prompt")),
+        *sampling_stages(),
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",
         table(Correction, leave_out=("method",)),
