@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from posttrain.config.addresses import masked
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
@@ -106,12 +107,12 @@ class Places:
         # From the value outwards: a default has no line of its own, the group around it has.
         for length in range(len(path), -1, -1):
             if path[:length] in self.overrides:
-                return f"override {self.overrides[path[:length]]}"
+                return f"override {masked(self.overrides[path[:length]])}"
             if path[:length] in self.lines:
                 return f"{self.source}, line {self.lines[path[:length]]}"
             for inner, assignment in self.overrides.items():
                 if length == len(path) and inner[:length] == path:  # the group that an override made
-                    return f"override {assignment}"
+                    return f"override {masked(assignment)}"
         return self.source
 
 

@@ -70,3 +70,22 @@ def test_names_are_checked() -> None:
         tasks("chain_sum", max_term=3)
     with pytest.raises(ConfigError, match="refuses these settings"):
         tasks("chain_sum", min_terms=9, max_terms=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("prime_factorization", "three times five"),  # int() of it
+        ("countdown", "9**9**9"),  # which the rule computes
+        ("game_of_life", '{"a": 1}'),
+        ("coin_flip", "1" * 4000),
+    ],
+)
+def test_an_answer_that_the_rule_cannot_bear_is_wrong(name: str, answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    row = tasks(name, size=1)[0]
+    scorer = resolve({"kind": "reasoning_gym"})
+    assert scorer.score([Sampled(row.prompt, answer, row)]) == [0.0]
+    assert f"row 1: reasoning_gym: the rule of `{name}`: " in caplog.text and "counts as 0" in caplog.text
+    assert row.answer is not None and scorer.score([Sampled(row.prompt, row.answer, row)]) == [1.0], (
+        "the next is judged"
+    )
