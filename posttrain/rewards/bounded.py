@@ -107,10 +107,10 @@ def is_quick(pattern: str) -> bool:
     return not set("*+?{|(").intersection(pattern)
 
 
-def warn(reward: str, task: Task, what: str, completion: str) -> None:
-    """Says why a response got 0 without being judged."""
-    _LOG.warning(
-        "%s: %s: %s on a response of %d characters, which counts as 0", task.row, reward, what, len(completion)
+def say_zero(reward: str, task: Task, why: object, completion: str, *, level: int = logging.WARNING) -> None:
+    """Says in the log why a response got 0 without being judged."""
+    _LOG.log(
+        level, "%s: %s: %s on a response of %d characters, which counts as 0", task.row, reward, why, len(completion)
     )
 
 

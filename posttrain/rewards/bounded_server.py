@@ -25,8 +25,26 @@ GRACE = 0.1
 """Seconds between the two timers."""
 
 
+REPLIES = os.dup(1)
+"""Where replies go. What a rule prints to the usual place must be no reply."""
+REFUSED = ("subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "webbrowser.", "urllib.", "ftplib.", "smtplib.")
+HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.putenv", "os.unsetenv")
+"""What an import does."""
+
+
 class LateError(BaseException):
     """The time is over; no `Exception`, which the code that is being timed may catch."""
+
+
+def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    """Ends what no reward does: processes, the network, changes of files.
+
+    Nine of reasoning-gym's rules evaluate an answer as Python. This stops what an answer does by the front door; it is
+    no sandbox, and nothing that is meant to run a policy's programs (`code` has one that is).
+    """
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event.startswith(REFUSED) or (event.startswith("os.") and event not in HARMLESS):
+        raise PermissionError(f"{event} is not for rewards")
 
 
 def count(pattern: str, flags: int, text: str, whole: bool, most: int) -> int:
@@ -87,6 +105,8 @@ def late(number: int, frame: FrameType | None) -> None:
 
 def serve() -> None:
     signal.signal(signal.SIGVTALRM, late)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    sys.addaudithook(refuse)
     for line in sys.stdin:
         work, seconds, arguments = json.loads(line)
         PREPARED.get(work, lambda **_: None)(**arguments)
@@ -108,12 +128,13 @@ def serve() -> None:
 
 
 def say(reply: Any) -> None:
-    os.write(1, json.dumps(reply).encode() + b"\n")
+    os.write(REPLIES, json.dumps(reply).encode() + b"\n")
 
 
 def main() -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for module in sys.argv[1:]:
         importlib.import_module(module)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -89,13 +90,16 @@ def reasoning_gym(
         "entry": entry,
         "answer": answer_of(completion, tag) or None,
     }
+    rule = f"the rule of `{given['name']}`"
     try:
         # In a process: several rules compute what the answer says ("9**9**9" of a countdown), and few expect nonsense.
         reply = bounded.Allowance(SECONDS).ask("gym", "reasoning_gym.factory", **question)
     except bounded.TooSlowError as error:
-        reply = {"raised": str(error)}
+        bounded.say_zero("reasoning_gym", task, f"{rule}: {error}", completion)
+        return 0.0
     if isinstance(reply, dict):
-        bounded.warn("reasoning_gym", task, f"the rule of `{given['name']}`: {reply['raised']}", completion)
+        # Some rules raise on any answer of another form than theirs, so that this is no warning.
+        bounded.say_zero("reasoning_gym", task, f"{rule}: {reply['raised']}", completion, level=logging.INFO)
         return 0.0
     score = float(reply)
     # A part of the score goes to a long answer that only contains the right one: a policy learns to write these.

@@ -117,7 +117,7 @@ def check(
         # As IFEval does: an empty answer has no comma, and would otherwise meet every prohibition.
         return bool(answer.strip()) and checker(answer, **arguments, **given)
     except bounded.TooSlowError as error:
-        bounded.warn("instructions", task, f"{name}: {error}", answer)
+        bounded.say_zero("instructions", task, f"{name}: {error}", answer)
         return False
     except (TypeError, ValueError, re.error) as error:
         raise RewardError(

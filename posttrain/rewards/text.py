@@ -256,7 +256,7 @@ def regex(
         occurs = bounded.count(str(wanted), completion, flags=flags, whole=whole) > 0
     except bounded.TooSlowError as error:
         # Neither "occurs" nor "absent" is earned by a response on which nobody can say which it is.
-        bounded.warn("regex", task, f"the pattern {str(wanted)[:80]!r}: {error}", completion)
+        bounded.say_zero("regex", task, f"the pattern {str(wanted)[:80]!r}: {error}", completion)
         return 0.0
     except re.error as error:
         raise RewardError(
@@ -295,7 +295,7 @@ def json_schema(
         wanted = wanted if isinstance(wanted, str) else json.dumps(wanted)
         return float(_fits(text, _sound_schema(wanted), task))
     except bounded.TooSlowError as error:
-        bounded.warn("json_schema", task, f"the schema: {error}", completion)
+        bounded.say_zero("json_schema", task, f"the schema: {error}", completion)
         return 0.0
     except (ValueError, TypeError) as error:
         raise RewardError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from posttrain.errors import ConfigError, UnknownKeyError
@@ -82,6 +84,7 @@ def test_names_are_checked() -> None:
     ],
 )
 def test_an_answer_that_the_rule_cannot_bear_is_wrong(name: str, answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     row = tasks(name, size=1)[0]
     scorer = resolve({"kind": "reasoning_gym"})
     assert scorer.score([Sampled(row.prompt, answer, row)]) == [0.0]
@@ -89,3 +92,22 @@ def test_an_answer_that_the_rule_cannot_bear_is_wrong(name: str, answer: str, ca
     assert row.answer is not None and scorer.score([Sampled(row.prompt, row.answer, row)]) == [1.0], (
         "the next is judged"
     )
+
+
+def test_an_answer_that_is_a_program_does_nothing_to_files_or_processes(tmp_path: Path) -> None:
+    row = tasks("countdown", size=1)[0]  # whose rule evaluates the answer as Python
+    scorer = resolve({"kind": "reasoning_gym"})
+    made, written, started = tmp_path / "made", tmp_path / "written", tmp_path / "started"
+    for answer in (
+        f"__import__('os').mkdir('{made}')",
+        f"open('{written}', 'w').write('x')",
+        f"__import__('os').system('touch {started}')",
+        f"__import__('subprocess').run(['touch', '{started}'])",
+        "__import__('socket').create_connection(('127.0.0.1', 9))",
+        """print('{"value": 1.0}')""",
+        "__import__('os').write(1, b'{\"value\": 1.0}')",
+        "exit()",
+    ):
+        assert scorer.score([Sampled(row.prompt, answer, row)]) == [0.0], answer
+    assert list(tmp_path.iterdir()) == []
+    assert row.answer is not None and scorer.score([Sampled(row.prompt, row.answer, row)]) == [1.0]
