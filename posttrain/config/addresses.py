@@ -9,7 +9,10 @@ import re
 
 _SECRET = (
     r"[\w.~-]*(?:api_?key|(?<![A-Za-z])(?:key|token|secret|passwd|password|pass|pwd|auth|authorization|signature|sig|"
-    r"credentials?|bearer)(?![A-Za-z])|token|secret|password)[\w.~-]*"
+    r"credentials?|bearer)(?![A-Za-z])|token(?!s)|secret|password)[\w.~-]*"
+)
+_NAME = re.compile(
+    r"(?:\w+_)?(?:api_?key|secret|password|passwd)|(?:hf|access|auth|api|bearer)_token|key|token", re.IGNORECASE
 )
 _IN_QUERY = re.compile(rf"(?P<name>[?&;#]{_SECRET}=)(?P<value>[^&;#\s]+)", re.IGNORECASE)
 # Greedy up to the last @: a password may hold any sign, also / and @, and what is left of it would be shown.
@@ -27,5 +30,12 @@ def credential_in(address: str) -> str | None:
 
     An @ anywhere counts as one, since a password may hold a slash; in a path it is written %40.
     """
-    shown = masked(address if "://" in address else _BARE.sub("***@", address))
-    return shown if shown != address else None
+    whole = address if "://" in address else _BARE.sub("x://***@", address)
+    if _BEFORE_HOST.search(whole) is None and _IN_QUERY.search(whole) is None:
+        return None
+    return masked(whole).removeprefix("x://")
+
+
+def is_secret_name(key: str) -> bool:
+    """Whether a key's value is a secret by its name: `api_key`, `token`; not `key_env` or `pad_token`."""
+    return _NAME.fullmatch(key) is not None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from posttrain.config.addresses import masked
+from posttrain.config.addresses import is_secret_name, masked
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
     return UnknownKeyError(
         problem,
         where=places.of(spot.path),
-        found=f"{key}: {_shown(value)}",
+        found=_shown_entry(key, value),
         expected=expected,
         remedy=f"{remedy} (docs/recipes.md explains every key)",
     )
@@ -347,12 +347,19 @@ def _advice(spot: Spot) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+        text = "{" + ", ".join(_shown_entry(key, item) for key, item in value.items()) + "}"
     elif isinstance(value, (list, tuple)):
         text = "[" + ", ".join(_shown(item) for item in value) + "]"
     else:
         text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+        text = masked(text)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _shown_entry(key: object, value: object) -> str:
+    # A key written where `key_env` should stand: the error is read by others, in logs of a cluster.
+    is_secret = isinstance(value, str) and isinstance(key, str) and is_secret_name(key)
+    return f"{key}: ***" if is_secret else f"{key}: {_shown(value)}"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import random
+import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from posttrain.rewards import Sampled, bounded, resolve
+from posttrain.rewards.answers import final_value
+from posttrain.rewards.code import fenced_blocks, program_of
+from posttrain.rewards.form import is_malformed
+from posttrain.rewards.language import detect
+from posttrain.rewards.numbers import last_number
+from posttrain.rewards.refusal import is_refusal
 from tests import hostile
 
 MOST_SECONDS = 0.3
@@ -54,6 +62,39 @@ def test_the_matrix_is_as_large_as_it_says() -> None:
     for name, make in hostile.TEXTS.items():
         assert SHORT - 100 <= len(make(SHORT)) <= SHORT + 100, name
         assert make(SHORT) == make(SHORT)
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "code": lambda text: program_of(text, hostile.PROMPT, hostile.task_of(None, {"entry_point": "f"})),
+    "malformed": is_malformed,
+    "language": detect,
+    "last number": last_number,
+    "final value": final_value,
+    "refusal": is_refusal,
+}
+"""What else reads responses: the program in one, metrics of rollouts, evaluations."""
+FENCES = {
+    "a fence with a long language": lambda size: f"```{'a' * size}",
+    "fences on one line": lambda size: hostile.repeated("```a ", size),
+    "backticks": lambda size: "`" * size,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_reads_responses_bears_them(name: str) -> None:
+    for label, make in {**hostile.TEXTS, **FENCES}.items():
+        text = make(LONG)
+        began = time.thread_time()
+        READERS[name](text)
+        assert time.thread_time() - began < MOST_SECONDS, label
+
+
+def test_fenced_blocks_are_those_of_the_pattern() -> None:
+    draw = random.Random(7)
+    for _ in range(400):
+        text = "".join(draw.choices(["```", "`", "\n", "python", " ", "x = 1", "py\n"], k=draw.randrange(12)))
+        pattern = re.compile(r"```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+        assert fenced_blocks(text) == pattern.findall(text), repr(text)
 
 
 # ---------------------------------------------------------------- what an ended search counts as

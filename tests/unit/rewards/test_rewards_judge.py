@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.config.addresses import is_secret_name
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import Places
+from posttrain.config.load import parse_recipe
 from posttrain.config.rewards import JudgeReward
 from posttrain.errors import ConfigError, RewardError
 from posttrain.rewards import Sampled, resolve
@@ -271,6 +273,27 @@ def test_a_credential_in_the_address_is_refused_and_not_shown(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://host:8000/v1", "https://host/deployments/my-key/v1?api-version=2024-10-21"])
 def test_an_address_without_one_is_taken(url: str) -> None:
     assert JudgeReward(kind="judge", url=url, model="m").url == url
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{kind: judge, model: m, ulr: 'https://host/v1?api_key=pw-123'}",
+        "{kind: judge, model: m, url: 'http://host/v1', api_key: pw-123}",
+        "{kind: judge, model: m, url: {of: 'http://me:pw-123@host', token: pw-123}}",
+        "{kind: judge, model: m, url: 'ftp://me:pw-123@host'}",
+    ],
+)
+def test_no_mistake_of_a_recipe_shows_a_credential(entry: str) -> None:
+    recipe = f"model: m\nstages:\n  - {{method: grpo, data: d.jsonl, rewards: [{entry}]}}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(recipe)
+    assert "***" in str(caught.value) and "pw-123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "is_secret"), [("api_key", 1), ("token", 1), ("key_env", 0), ("pad_token", 0)])
+def test_names_of_secrets(name: str, is_secret: int) -> None:
+    assert is_secret_name(name) == is_secret
 
 
 def test_an_override_with_a_credential_is_not_shown() -> None:
