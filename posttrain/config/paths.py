@@ -18,7 +18,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
-from posttrain.config.suites import AnySuite, PassAtKSuite, WinRateSuite
+from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
@@ -110,7 +110,7 @@ class _Files:
 
     def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
-        if isinstance(suite, PassAtKSuite):
+        if isinstance(suite, (PassAtKSuite, FunctionSuite)):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
             path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))
