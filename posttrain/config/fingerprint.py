@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.custom import CustomStage
+from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
 from posttrain.config.stages import StageSettings
 
@@ -41,6 +43,10 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
+    if isinstance(stage, CustomStage):  # its name may stay while its formula changes
+        settings["objective"] = source_fingerprint(
+            stage.objective, None if stage.modules is None else Path(stage.modules)
+        )
     if "engine" in settings:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
     if "examine" in settings:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import posttrain.errors as errors
+from posttrain.config.custom import CustomStage
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
@@ -93,10 +94,12 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage)
+        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomStage)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
+        if isinstance(stage, CustomStage):
+            changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
             engine = stage.engine

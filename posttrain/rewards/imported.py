@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.functions import file_of, unwrapped
-from posttrain.errors import ConfigError, PosttrainError, nearest_file, unknown
+from posttrain.errors import ConfigError, PosttrainError, did_you_mean, nearest_file, unknown
 from posttrain.rewards import text
 from posttrain.rewards.scorer import Scorer
 
@@ -128,7 +128,7 @@ def _no_such_file(address: str, file: Path, what: str, key: str) -> ConfigError:
         f"the {what} function `{address}` is in a file that is not there",
         found=str(file),
         expected=f"one of {', '.join(there[:8])}" if there else f"a Python file in {file.parent}",
-        remedy=f"did you mean `{near}`?" if near else f"write `{key}: file.py:name`, relative to the recipe",
+        remedy=did_you_mean(near, f"write `{key}: file.py:name`, relative to the recipe"),
     )
 
 

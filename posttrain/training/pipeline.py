@@ -38,6 +38,7 @@ from posttrain.training.evaluation import (
     summarise,
     write_recipe_cross_scores,
 )
+from posttrain.training.own_objective import require_objective
 from posttrain.training.provenance import now
 from posttrain.training.rl.tasks import tasks_fingerprint
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
@@ -170,8 +171,10 @@ def _check_devices(recipe: Recipe) -> None:
 
 
 def _check_rewards(recipe: Recipe) -> None:
-    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage."""
+    """Makes every reward and objective once, so that a function that is not there is refused now, not hours later at
+    its stage."""
     for stage in recipe.stages:
+        require_objective(stage)
         if isinstance(stage, SamplingStage):
             require_rewards(stage.rewards, folder=stage.modules, where=f"{stage.name}.rewards")
             require_rewards(stage.examine.rewards, folder=stage.modules, where=f"{stage.name}.examine.rewards")
@@ -273,7 +276,9 @@ def _refuse_changed(record: StageRecord, identity: str, stage: StageSettings, fo
     raise ResumeError(
         f"the stage `{stage.name}` was interrupted, and what it depends on has changed since",
         where=folder.path,
-        found=f"changed: {', '.join(changed)}" if changed else "the data or the start model has other content",
+        found=f"changed: {', '.join(changed)}"
+        if changed
+        else "the data or the start model has other content, or the function of `objective` another source",
         remedy="undo the change to go on, or run with --fresh to begin anew",
     )
 

@@ -188,6 +188,8 @@ class StageRecord(WholeFile):
     """tree or padded: the path on which log-probs were computed."""
     reference: str | None = None
     """Where the reference policy's log-probs came from: cached, live, adapter_off."""
+    objective: str | None = None
+    """The loss, where it has another name than the method: of `custom_pairwise` the function, of `rft` `sft`."""
     tokens_per_microbatch: int | None = None
     arithmetic: str | None = None
     """Rows, steps and epochs in a sentence."""

@@ -133,5 +133,6 @@ def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
         "parameters": ParameterCounts(gradient.evidence["total"], gradient.evidence["trainable"]),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
+        "objective": None if work.algorithm.name == work.stage.method else work.algorithm.name,
         "tokens_per_microbatch": work.tokens_per_microbatch,
     }

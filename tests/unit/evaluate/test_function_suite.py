@@ -1,4 +1,4 @@
-"""The suite of kind function: a user's own function judges the answers, in a recipe by its address, in Python itself."""
+"""The suite of kind function: one's own function judges the answers, in a recipe by its address, in Python itself."""
 
 from __future__ import annotations
 
