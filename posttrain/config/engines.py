@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from posttrain.config.values import Float, Int, Settings
+from posttrain.config.values import Float, Int, Settings, require_no_credential
 
 
 class NativeEngineSettings(Settings):
@@ -36,6 +36,12 @@ class VLLMServedSettings(Settings):
     """Prompts in flight at a time."""
     patience: Float = Field(default=60.0, ge=0)
     """Seconds for which a server that cannot be reached is tried again."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _without_credential(cls, url: Any) -> Any:
+        # There is no `key_env` here: the development endpoints that take weights check no key.
+        return require_no_credential(url, "take it out; reach a server on another machine through a tunnel (`ssh -L`)")
 
 
 class VLLMColocatedSettings(Settings):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from posttrain.config.addresses import is_secret_name, masked
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
@@ -106,12 +107,12 @@ class Places:
         # From the value outwards: a default has no line of its own, the group around it has.
         for length in range(len(path), -1, -1):
             if path[:length] in self.overrides:
-                return f"override {self.overrides[path[:length]]}"
+                return f"override {masked(self.overrides[path[:length]])}"
             if path[:length] in self.lines:
                 return f"{self.source}, line {self.lines[path[:length]]}"
             for inner, assignment in self.overrides.items():
                 if length == len(path) and inner[:length] == path:  # the group that an override made
-                    return f"override {assignment}"
+                    return f"override {masked(assignment)}"
         return self.source
 
 
@@ -285,7 +286,7 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
     return UnknownKeyError(
         problem,
         where=places.of(spot.path),
-        found=f"{key}: {_shown(value)}",
+        found=_shown_entry(key, value),
         expected=expected,
         remedy=f"{remedy} (docs/recipes.md explains every key)",
     )
@@ -346,12 +347,19 @@ def _advice(spot: Spot) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+        text = "{" + ", ".join(_shown_entry(key, item) for key, item in value.items()) + "}"
     elif isinstance(value, (list, tuple)):
         text = "[" + ", ".join(_shown(item) for item in value) + "]"
     else:
         text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+        text = masked(text)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _shown_entry(key: object, value: object) -> str:
+    # A key written where `key_env` should stand: the error is read by others, in logs of a cluster.
+    is_secret = isinstance(value, str) and isinstance(key, str) and is_secret_name(key)
+    return f"{key}: ***" if is_secret else f"{key}: {_shown(value)}"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -12,7 +12,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.values import Float, Int, Pattern, Settings, as_text, choose, refuse, require_unique
+from posttrain.config.values import (
+    Float,
+    Int,
+    Pattern,
+    Settings,
+    as_text,
+    choose,
+    refuse,
+    require_no_credential,
+    require_unique,
+)
 
 
 class RewardSettings(Settings):
@@ -313,6 +323,14 @@ class JudgeReward(RewardSettings):
     """After a failure that may pass; the waits double."""
     timeout: Float = Field(default=120.0, gt=0)
     """Seconds for one answer."""
+
+    # Before the form is checked, whose error shows what is written.
+    @field_validator("url", mode="before")
+    @classmethod
+    def _without_credential(cls, url: Any) -> Any:
+        return require_no_credential(
+            url, "take it out, export it as an environment variable, and name that: `key_env: NAME`"
+        )
 
 
 class FunctionReward(RewardSettings):

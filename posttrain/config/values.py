@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
+from posttrain.config.addresses import credential_in
 from posttrain.config.explain import explain
 from posttrain.errors import unknown
 
@@ -116,6 +117,19 @@ def _name_or_names(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)):
         return value
     raise refuse("this is neither text nor a list of texts", remedy="write a name, or a list such as [q_proj, v_proj]")
+
+
+def require_no_credential(address: Any, remedy: str) -> Any:
+    """An address without a password, key or token in it: every run folder and report keeps a copy of its recipe."""
+    shown = credential_in(address) if isinstance(address, str) else None
+    if shown is not None:
+        raise refuse(
+            "the address holds a credential, which every copy of the recipe would show",
+            found=shown,
+            expected="scheme, host, port and path alone, such as http://localhost:8000/v1",
+            remedy=remedy,
+        )
+    return address
 
 
 Float = Annotated[float, BeforeValidator(_number)]

@@ -7,7 +7,8 @@ scorer.py rubric.py                 what a reward is, and several together
 registry.py building.py imported.py from a recipe's entry to one, functions of the user's own among them
 text.py maths.py code.py gym.py     verifiers: the response against the row
 answers.py notation.py formula.py reading.py forms.py equality.py     what an answer says as mathematics, for maths.py
-shape.py language.py refusal.py instructions.py     how the response is, whatever it says
+shape.py language.py refusal.py instructions.py instructions_own.py     how the response is, whatever it says
+bounded.py bounded_server.py        what may take for ever on a hostile response, ended in time
 model.py judge.py endpoint.py       other models' opinions
 sandbox/                            where code runs
 """

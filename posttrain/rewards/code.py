@@ -36,6 +36,23 @@ if TYPE_CHECKING:
 _BLOCK = re.compile(r"```[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 
 
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """(language, code) of each fenced block, the last one open or not, in one pass.
+
+    fenced_blocks("```python\nx = 1\n```") == [("python", "x = 1\n")]
+    """
+    blocks = []
+    # A fence opens with a whole line. Behind the last line end none can; tried there, each of 20,000 would search the
+    # rest of the text for one.
+    last, start = text.rfind("\n"), text.find("```")
+    while 0 <= start < last:
+        match = _BLOCK.match(text, start)
+        assert match is not None
+        blocks.append((match["language"], match["code"]))
+        start = text.find("```", match.end())
+    return blocks
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramCheck:
     """One thing that a program is asked: tests to pass, or an input and what should be printed."""
@@ -180,8 +197,8 @@ def _bad_tests(task: Task, tests: Any) -> RewardError:
 
 def program_of(answer: str, prompt: Sequence[Message], task: Task) -> str:
     """The program in an answer: its last block of Python, or all of it; after the prompt's beginning if it has one."""
-    blocks = [block["code"] for block in _BLOCK.finditer(answer) if block["language"].lower() in ("", "py", "python")]
-    code = str(blocks[-1]) if blocks else answer if "```" not in answer else ""
+    blocks = [code for language, code in fenced_blocks(answer) if language.lower() in ("", "py", "python")]
+    code = blocks[-1] if blocks else answer if "```" not in answer else ""
     beginning = _beginning(prompt, task)
     entry = task.metadata.get("entry_point")
     if beginning and entry and not re.search(rf"^(?:async )?def {re.escape(str(entry))}\b", code, re.MULTILINE):
@@ -198,8 +215,8 @@ def _beginning(prompt: Sequence[Message], task: Task) -> str:
     text = prompt[-1].content or "" if prompt else ""
     if not entry or f"def {entry}(" not in text:
         return ""
-    blocks = [block["code"] for block in _BLOCK.finditer(text) if f"def {entry}(" in block["code"]]
-    text = str(blocks[-1]) if blocks else text
+    blocks = [code for _, code in fenced_blocks(text) if f"def {entry}(" in code]
+    text = blocks[-1] if blocks else text
     try:
         ast.parse(text)
     except SyntaxError:

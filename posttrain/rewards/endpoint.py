@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.addresses import credential_in
 from posttrain.errors import ConfigError, RewardError
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -33,7 +34,7 @@ class Endpoint:
 
     Raises (from `ask`):
         RewardError: no answer after all retries, or one without a text.
-        ConfigError: the endpoint refuses: no such model, no such key.
+        ConfigError: the endpoint refuses: no such model, no such key. Also from the constructor: a credential in `url`.
     """
 
     url: str
@@ -53,6 +54,14 @@ class Endpoint:
     """How many were sent; cached answers do not count."""
 
     def __post_init__(self) -> None:
+        shown = credential_in(self.url)
+        if shown is not None:
+            # Errors and cached questions show the address.
+            raise ConfigError(
+                "the judge's address holds a credential",
+                found=shown,
+                remedy="take it out, export it as an environment variable, and name that in `key_env`",
+            )
         self._lock = threading.Lock()
         self._next = 0.0
         self._chance = random.Random(0)
@@ -90,13 +99,13 @@ class Endpoint:
                 return self._sent(urllib.request.Request(url, json.dumps(body).encode(), headers))
             except urllib.error.HTTPError as error:
                 with error:
-                    trouble = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
+                    trouble = self._hidden(f"HTTP {error.code}: {error.read(500).decode(errors='replace')}")
                 # A wrong key or model fails the same way each time; retrying would only hide it for minutes.
                 if error.code not in RETRIED:
                     raise self._refused(error.code, trouble) from None
                 pause = _seconds(error.headers.get("Retry-After"))
             except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                trouble, pause = f"{type(error).__name__}: {error}", None
+                trouble, pause = self._hidden(f"{type(error).__name__}: {error}"), None
             if attempt < self.retries:
                 # Some chance in the wait, or all threads that failed together would come back together.
                 backoff = self.first_wait * 2**attempt * (1 + self._chance.random() / 2)
@@ -117,8 +126,14 @@ class Endpoint:
             raise ValueError("the answer holds no text")
         return content
 
+    def _hidden(self, text: str) -> str:
+        """Without the key: servers quote the one that they refuse, and errors stand in logs and run folders."""
+        key = os.environ.get(self.key_env, "").strip() if self.key_env else ""
+        return text.replace(key, "***") if key else text
+
     def _key(self, name: str) -> str:
-        key = os.environ.get(name)
+        # A line end, as `$(cat key.txt)` does not leave but a file of variables may, makes a header invalid.
+        key = os.environ.get(name, "").strip()
         if not key:
             raise ConfigError(
                 f"the environment variable {name} is not set", where=self.url, remedy=f"export {name}=... with the key"

@@ -7,17 +7,23 @@ tasks_of("reasoning_gym:chain_sum?size=100&seed=0&max_terms=2&distinct=true")   
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from posttrain.errors import ConfigError, unknown
+from posttrain.rewards import bounded
 from posttrain.rewards.text import answer_of, gold, missing
 from posttrain.types import Message, RowRef, Task
 
 SOURCE = "reasoning_gym:"
+SECONDS = 1.0
+"""Of computing for one answer: some rules integrate, or run a program of the row's."""
 
 
 def tasks(name: str, size: int = 1000, seed: int = 0, distinct: bool = False, **config: Any) -> list[Task]:
@@ -75,8 +81,27 @@ def reasoning_gym(
     given = task.metadata.get("reasoning_gym")
     if given is None:
         return None
-    dataset = _dataset(given["name"], json.dumps({"size": 1, "seed": 0, **given["config"]}, sort_keys=True))
-    score = float(dataset.score_answer(answer_of(completion, tag) or None, given["entry"]))
+    settings = json.dumps({"size": 1, "seed": 0, **given["config"]}, sort_keys=True)
+    _dataset(given["name"], settings)  # here as well, so that a task that there is not is named
+    entry = base64.b64encode(pickle.dumps(given["entry"])).decode()
+    question = {
+        "name": given["name"],
+        "settings": settings,
+        "entry": entry,
+        "answer": answer_of(completion, tag) or None,
+    }
+    rule = f"the rule of `{given['name']}`"
+    try:
+        # In a process: several rules compute what the answer says ("9**9**9" of a countdown), and few expect nonsense.
+        reply = bounded.Allowance(SECONDS).ask("gym", "reasoning_gym.factory", **question)
+    except bounded.TooSlowError as error:
+        bounded.say_zero("reasoning_gym", task, f"{rule}: {error}", completion)
+        return 0.0
+    if isinstance(reply, dict):
+        # Some rules raise on any answer of another form than theirs, so that this is no warning.
+        bounded.say_zero("reasoning_gym", task, f"{rule}: {reply['raised']}", completion, level=logging.INFO)
+        return 0.0
+    score = float(reply)
     # A part of the score goes to a long answer that only contains the right one: a policy learns to write these.
     return score if partial or score >= 1 else 0.0
 

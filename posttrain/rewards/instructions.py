@@ -7,7 +7,7 @@ Zhou et al. 2023, arXiv:2311.07911, table 1. Our own code, in two variants:
   each, a postscript may stand in the middle of a line, `[]` is a placeholder, *word* is not the first word `word`, a
   line of "-" alone is a bullet, and a text too short to tell its language is in every language.
 - `own` reads the constraints as people do: whole words, "don't" as one word, a postscript at the beginning of a line,
-  and so on (the functions whose names begin with `_own`).
+  and so on (`instructions_own`).
 
 Deviations of `strict` from the authors':
 
@@ -22,6 +22,7 @@ Deviations of `strict` from the authors':
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -30,8 +31,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.errors import RewardError, unknown
+from posttrain.rewards import bounded
 from posttrain.rewards.building import plain
-from posttrain.rewards.language import published_language, share
+from posttrain.rewards.instructions_own import OWN, Checker, compare
+from posttrain.rewards.language import published_language
 from posttrain.rewards.scorer import Scorer
 from posttrain.rewards.text import answer_of
 from posttrain.types import Message, Task
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
     from posttrain.config.rewards import InstructionsReward
 
 
-Checker = Callable[..., bool]
 Variant = Literal["strict", "own"]
 
 
@@ -61,7 +63,8 @@ def instructions(
     if not wanted:
         return None
     answer = answer_of(completion)
-    met = [check(answer, name, arguments, task, variant) for name, arguments in wanted]
+    allowance = bounded.Allowance()
+    met = [check(answer, name, arguments, task, variant, allowance) for name, arguments in wanted]
     return sum(met) / len(met) if partial else float(all(met))
 
 
@@ -88,18 +91,34 @@ def constraints(task: Task) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, variant: Variant = "strict") -> bool:
-    """Whether an answer meets one constraint; an empty answer meets none, as in IFEval."""
+def check(
+    answer: str,
+    name: str,
+    arguments: Mapping[str, Any],
+    task: Task,
+    variant: Variant = "strict",
+    allowance: bounded.Allowance | None = None,
+) -> bool:
+    """Whether an answer meets one constraint; an empty answer meets none, as in IFEval.
+
+    Args:
+        allowance: time for the row's own patterns, shared by its constraints; one that takes longer is not met.
+    """
     checker = (OWN if variant == "own" else {}).get(name) or CONSTRAINTS.get(name)
     if checker is None:
         otherwise = "docs/rewards.md lists them"
         raise unknown("constraint", name, CONSTRAINTS, error=RewardError, where=task.row, otherwise=otherwise)
     # Without the answer itself: what the error lists are the arguments that a row can give.
-    known = list(inspect.signature(checker).parameters)[1:]
+    known = [parameter for parameter in inspect.signature(checker).parameters if parameter not in ("answer", "count")]
+    # Those that search for patterns of the row's own are given the search, which is bounded.
+    given = {"count": _counter(allowance)} if "count" in inspect.signature(checker).parameters else {}
     try:
-        inspect.signature(checker).bind(answer, **arguments)
+        inspect.signature(checker).bind(answer, **arguments, **given)
         # As IFEval does: an empty answer has no comma, and would otherwise meet every prohibition.
-        return bool(answer.strip()) and checker(answer, **arguments)
+        return bool(answer.strip()) and checker(answer, **arguments, **given)
+    except bounded.TooSlowError as error:
+        bounded.say_zero("instructions", task, f"{name}: {error}", answer)
+        return False
     except (TypeError, ValueError, re.error) as error:
         raise RewardError(
             f"the arguments of {name!r} are wrong",
@@ -110,35 +129,36 @@ def check(answer: str, name: str, arguments: Mapping[str, Any], task: Task, vari
         ) from None
 
 
-def _compare(count: int, relation: str, number: int) -> bool:
-    if relation == "less than":
-        return count < number
-    if relation == "at least":
-        return count >= number
-    raise ValueError(f"the relation {relation!r} is neither 'at least' nor 'less than'")
+Count = Callable[..., int]
+"""count(pattern, text, flags=0, most=1): how often the pattern occurs, `most` times at most."""
+MANY = 1 << 62
+
+
+def _counter(allowance: bounded.Allowance | None) -> Count:
+    return functools.partial(bounded.count, allowance=allowance)
 
 
 # ---------------------------------------------------------------- words and letters
 
 
-def _keywords(answer: str, keywords: Sequence[str]) -> bool:
+def _keywords(answer: str, keywords: Sequence[str], *, count: Count) -> bool:
     """Each is a regular expression, found in any case and inside other words."""
-    return all(re.search(word, answer, re.IGNORECASE) for word in keywords)
+    return all(count(word, answer, flags=re.IGNORECASE) for word in keywords)
 
 
-def _keyword_frequency(answer: str, keyword: str, frequency: int, relation: str) -> bool:
-    return _compare(len(re.findall(keyword.strip(), answer, re.IGNORECASE)), relation, frequency)
+def _keyword_frequency(answer: str, keyword: str, frequency: int, relation: str, *, count: Count) -> bool:
+    return compare(count(keyword.strip(), answer, flags=re.IGNORECASE, most=MANY), relation, frequency)
 
 
-def _forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
+def _forbidden_words(answer: str, forbidden_words: Sequence[str], *, count: Count) -> bool:
     # Not escaped, as published: files of IFEval's kind hold patterns here.
-    return not any(re.search(rf"\b{word}\b", answer, re.IGNORECASE) for word in forbidden_words)
+    return not any(count(rf"\b{word}\b", answer, flags=re.IGNORECASE) for word in forbidden_words)
 
 
 def _letter_frequency(answer: str, letter: str, let_frequency: int, let_relation: str) -> bool:
     if len(letter) != 1:
         raise ValueError(f"{letter!r} is no letter")
-    return _compare(answer.lower().count(letter.lower()), let_relation, let_frequency)
+    return compare(answer.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def _language(answer: str, language: str) -> bool:
@@ -149,12 +169,12 @@ def _language(answer: str, language: str) -> bool:
 
 def _number_words(answer: str, num_words: int, relation: str) -> bool:
     """Runs of letters, digits and _: "don't" and "well-known" are two."""
-    return _compare(len(re.findall(r"\w+", answer)), relation, num_words)
+    return compare(len(re.findall(r"\w+", answer)), relation, num_words)
 
 
 def _number_sentences(answer: str, num_sentences: int, relation: str) -> bool:
     pieces = re.split(r"(?<=[.!?])[\"')\]\u201d]*\s+|\n+", answer.strip())
-    return _compare(sum(bool(re.search(r"\w", piece)) for piece in pieces), relation, num_sentences)
+    return compare(sum(bool(re.search(r"\w", piece)) for piece in pieces), relation, num_sentences)
 
 
 _PUNCTUATION = re.compile(r"[^\w\s.'\u2019/=+\-]|--+|\.\.\.+")
@@ -168,7 +188,7 @@ def _capital_word_frequency(answer: str, capital_frequency: int, capital_relatio
         clitic = _CLITIC.search(word)
         parts = [word] if clitic is None else [word[: clitic.start()], clitic.group()]
         count += sum(part.isupper() for part in parts)
-    return _compare(count, capital_relation, capital_frequency)
+    return compare(count, capital_relation, capital_frequency)
 
 
 def _capital(answer: str) -> bool:
@@ -225,10 +245,12 @@ def _placeholders(answer: str, num_placeholders: int) -> bool:
 _POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 
 
-def _postscript(answer: str, postscript_marker: str) -> bool:
+def _postscript(answer: str, postscript_marker: str, *, count: Count) -> bool:
     """Anywhere, in any case; the dots of the usual two markers are required, and a blank may follow each."""
     marker = postscript_marker.strip()
-    return re.search(_POSTSCRIPTS.get(marker, marker.lower()), answer.lower()) is not None
+    if marker in _POSTSCRIPTS:
+        return re.search(_POSTSCRIPTS[marker], answer.lower()) is not None
+    return count(marker.lower(), answer.lower()) > 0
 
 
 _STAR_BULLET = re.compile(r"^[^\S\n]*\*[^*].*$", re.MULTILINE)
@@ -247,9 +269,12 @@ def _highlights(answer: str, num_highlights: int) -> bool:
     return single + double >= num_highlights
 
 
-def _sections(answer: str, section_spliter: str, num_sections: int) -> bool:
+def _sections(answer: str, section_spliter: str, num_sections: int, *, count: Count) -> bool:
     """The word, which is a regular expression, before a number."""
-    return sum(1 for _ in re.finditer(rf"{section_spliter.strip()}\s?\d+", answer)) >= num_sections
+    word = section_spliter.strip()
+    if bounded.is_quick(word):  # so is the whole: what follows the word gives nothing back
+        return sum(1 for _ in re.finditer(rf"{word}\s?\d+", answer)) >= num_sections
+    return count(rf"{word}\s?\d+", answer, most=MANY) >= num_sections
 
 
 def _title(answer: str) -> bool:
@@ -306,78 +331,6 @@ def _quoted(answer: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
-# ---------------------------------------------------------------- as people read them
-
-
-def _occurrences(answer: str, word: str) -> int:
-    # Not `\b`: it would miss a keyword that begins or ends with a sign, such as C++.
-    return len(re.findall(rf"(?<!\w){re.escape(word.strip())}(?!\w)", answer, re.IGNORECASE))
-
-
-def _own_keywords(answer: str, keywords: Sequence[str]) -> bool:
-    return all(_occurrences(answer, word) for word in keywords)
-
-
-def _own_keyword_frequency(answer: str, keyword: str, frequency: int, relation: str) -> bool:
-    return _compare(_occurrences(answer, keyword), relation, frequency)
-
-
-def _own_forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
-    return not any(_occurrences(answer, word) for word in forbidden_words)
-
-
-def _own_language(answer: str, language: str) -> bool:
-    detected = share(answer, language)
-    # A text too short to tell meets nothing here, where the published checker lets it pass.
-    return detected is not None and detected > 0.5
-
-
-def _own_number_words(answer: str, num_words: int, relation: str) -> bool:
-    return _compare(len(re.findall(r"\w+(?:['\u2019-]\w+)*", answer)), relation, num_words)
-
-
-def _own_capital_words(answer: str, capital_frequency: int, capital_relation: str) -> bool:
-    words = re.findall(r"[^\W\d_]+(?:['-][^\W\d_]+)*", answer)
-    return _compare(sum(word.isupper() for word in words), capital_relation, capital_frequency)
-
-
-def _own_capital(answer: str) -> bool:
-    return answer.isupper() and _own_language(answer.lower(), "en")
-
-
-def _own_lowercase(answer: str) -> bool:
-    return answer.islower() and _own_language(answer, "en")
-
-
-def _own_first_word(answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs stand between empty lines; stars and quotation marks around the word do not matter."""
-    parts = [part.strip() for part in re.split(r"\n[^\S\n]*\n", answer) if part.strip()]
-    if len(parts) != num_paragraphs or not 1 <= nth_paragraph <= len(parts):
-        return False
-    word = parts[nth_paragraph - 1].split()[0].strip("\"'\u201c\u2018*_")
-    return re.split(r"[.,?!:;'\"]", word)[0].lower() == first_word.lower()
-
-
-def _own_placeholders(answer: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[[^\[\]\n]+\]", answer)) >= num_placeholders
-
-
-def _own_postscript(answer: str, postscript_marker: str) -> bool:
-    letters = [re.escape(letter) for letter in postscript_marker.strip() if letter.isalnum()]
-    pattern = r"^[^\S\n]*" + r"\.?\s?".join(letters) + r"[.:\s]"
-    return re.search(pattern, answer, re.IGNORECASE | re.MULTILINE) is not None
-
-
-def _own_bullets(answer: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-)[^\S\n]*\S", answer, re.MULTILINE)) == num_bullets
-
-
-def _own_highlights(answer: str, num_highlights: int) -> bool:
-    bold = re.findall(r"\*\*([^\n*]+)\*\*", answer)
-    italic = re.findall(r"(?<!\*)\*([^\n*]+)\*(?!\*)", answer)
-    return sum(bool(text.strip()) for text in bold + italic) >= num_highlights
-
-
 CONSTRAINTS: dict[str, Checker] = {
     "keywords:existence": _keywords,
     "keywords:frequency": _keyword_frequency,
@@ -406,23 +359,6 @@ CONSTRAINTS: dict[str, Checker] = {
     "punctuation:no_comma": _no_comma,
 }
 """The authors' names and decisions: the variant `strict`."""
-
-OWN: dict[str, Checker] = {
-    "keywords:existence": _own_keywords,
-    "keywords:frequency": _own_keyword_frequency,
-    "keywords:forbidden_words": _own_forbidden_words,
-    "language:response_language": _own_language,
-    "length_constraints:number_words": _own_number_words,
-    "length_constraints:nth_paragraph_first_word": _own_first_word,
-    "detectable_content:number_placeholders": _own_placeholders,
-    "detectable_content:postscript": _own_postscript,
-    "detectable_format:number_bullet_lists": _own_bullets,
-    "detectable_format:number_highlighted_sections": _own_highlights,
-    "change_case:capital_word_frequency": _own_capital_words,
-    "change_case:english_capital": _own_capital,
-    "change_case:english_lowercase": _own_lowercase,
-}
-"""What the variant `own` decides in another way."""
 
 
 def build(settings: InstructionsReward, folder: Path | None) -> Scorer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from posttrain.errors import ConfigError, RewardError
+from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.rewards.scorer import Sampled, Scorer
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
@@ -151,7 +151,8 @@ def _tried(scorer: Scorer, items: Sequence[Sampled]) -> list[tuple[float | None,
     """The scores; where one row breaks the reward, row by row, so that the others are still checked."""
     try:
         return [(value, "") for value in scorer.score(items)]
-    except RewardError as error:
+    # Of the row, both; a model or a package that is not there is no matter of any row, and ends the check.
+    except (RewardError, DataError) as error:
         if len(items) == 1:
             return [(None, error.problem)]
         return [outcome for item in items for outcome in _tried(scorer, [item])]

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.errors import ConfigError, RewardError
+from posttrain.errors import ConfigError, PosttrainError, RewardError
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task
 
@@ -140,6 +140,7 @@ class Scorer:
 
         Raises:
             RewardError: the function raised, or gave something else; names it and the row.
+            PosttrainError: the function raised one, which is left as it is.
         """
         if not items:
             return []
@@ -175,8 +176,8 @@ class Scorer:
             # the keys of a mapping, and a set in whatever order, are no scores of these responses
             ordered = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
             listed = list(values) if ordered else None  # a generator runs here
-        except RewardError:
-            raise
+        except PosttrainError as error:
+            raise _placed(error, where) from None
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
         if listed is None or len(listed) != len(items):
@@ -192,8 +193,8 @@ class Scorer:
     def _guarded(self, call: Callable[[], Any], item: Sampled) -> Any:
         try:
             return call()
-        except RewardError:
-            raise
+        except PosttrainError as error:
+            raise _placed(error, str(item.task.row)) from None
         except Exception as error:  # the boundary: other people's code
             raise self._raised(error, str(item.task.row)) from error
 
@@ -201,8 +202,8 @@ class Scorer:
         async def one(value: Any, item: Sampled) -> Any:
             try:
                 return await value if inspect.isawaitable(value) else value
-            except RewardError:
-                raise
+            except PosttrainError as error:
+                raise _placed(error, str(item.task.row)) from None
             except Exception as error:  # the same boundary
                 raise self._raised(error, str(item.task.row)) from error
 
@@ -233,6 +234,15 @@ class Scorer:
             expected="a finite number, or None to abstain",
             remedy="mend the function; a response that cannot be judged is None, not NaN",
         )
+
+
+def _placed(error: PosttrainError, where: str) -> PosttrainError:
+    """posttrain's own error with its own problem and remedy ("install it"), and the row if it names no place.
+
+    "Mend the function" would be wrong of a model that is not there.
+    """
+    error.where = where if error.where is None else error.where
+    return error
 
 
 def _place_of(error: Exception) -> str:

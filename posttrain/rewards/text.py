@@ -11,11 +11,12 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 from posttrain.errors import MissingExtraError, RewardError
+from posttrain.rewards import bounded
 from posttrain.types import Message, Task
 
 Prompt = Sequence[Message]
@@ -92,9 +93,10 @@ def fuzzy(
     return score if score >= at_least else 0.0
 
 
-MOST_COMPARISONS = 1 << 24
-"""Pairs of equal letters that are looked at for one score, a second or two: the search is cubic in the worst case, and
-a policy may repeat a letter eight thousand times. Of a stretch that is too much only its equal ends count as alike."""
+MOST_WORK = 5 << 19
+"""Pairs of equal letters, or as much work of another kind, that one score may cost: a fifth of a second. The search is
+cubic in the worst case, and a policy may repeat a letter eight thousand times. Of a stretch that would be too much only
+its equal ends count as alike."""
 
 
 def _alike(one: str, other: str) -> float:
@@ -107,26 +109,98 @@ def _alike(one: str, other: str) -> float:
 
 def _matching(left: str, right: str) -> int:
     """The characters in `SequenceMatcher.get_matching_blocks`, long stretches first, as far as the work allows."""
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
     matched, work = 0, 0
     stretches = [(-len(left), 0, len(left), 0, len(right))]
     while stretches:
         _, start, end, other_start, other_end = heapq.heappop(stretches)
-        # difflib holds each letter against all equal ones of the other text, those before the stretch included.
-        letters, others = Counter(left[start:end]), Counter(right[:other_end])
-        cost = sum(count * others[letter] for letter, count in letters.items())
-        if work + cost > MOST_COMPARISONS:
-            matched += _equal_ends(left[start:end], right[other_start:other_end])
+        one, other = left[start:end], right[other_start:other_end]
+        cost, search = _cheapest(one, other)
+        if work + cost > MOST_WORK:
+            matched += _equal_ends(one, other)
             continue
         work += cost
-        at, other_at, size = matcher.find_longest_match(start, end, other_start, other_end)
+        at, other_at, size = search(one, other)
         if not size:
             continue
         matched += size
+        at, other_at = at + start, other_at + other_start
         for stretch in ((start, at, other_start, other_at), (at + size, end, other_at + size, other_end)):
             if stretch[0] < stretch[1] and stretch[2] < stretch[3]:
                 heapq.heappush(stretches, (stretch[0] - stretch[1], *stretch))
     return matched
+
+
+Search = Callable[[str, str], tuple[int, int, int]]
+"""(a, b) -> where their longest common piece begins in a, where in b, and its length: of several the first in a, and of
+these the first in b, as difflib chooses."""
+
+
+def _cheapest(one: str, other: str) -> tuple[int, Search]:
+    """The work of the search that costs less, in pairs of equal letters (some 80 ns each)."""
+    letters, others = Counter(one), Counter(other)
+    # Measured: a letter that is counted and looked up costs as much as 4 pairs, the first of its kind 12 more, a state
+    # of the automaton 25, and a letter that is led through it 5.
+    by_pairs = sum(count * others[letter] for letter, count in letters.items())
+    by_pairs += 4 * (len(one) + len(other)) + 12 * len(others)
+    by_states = 25 * len(one) + 5 * len(other) + 4 * len(others)
+    return (by_pairs, _longest_by_pairs) if by_pairs <= by_states else (by_states, _longest_by_states)
+
+
+def _longest_by_pairs(one: str, other: str) -> tuple[int, int, int]:
+    match = difflib.SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
+    return match.a, match.b, match.size
+
+
+def _longest_by_states(one: str, other: str) -> tuple[int, int, int]:
+    """In linear time: the other text is led through the suffix automaton of the one (Blumer et al. 1985)."""
+    ends, links, lengths, steps = _suffix_automaton(one)
+    best = (0, 0, 0)
+    state = size = 0
+    for place, letter in enumerate(other):
+        while state and letter not in steps[state]:
+            state = links[state]
+            size = lengths[state]
+        if letter not in steps[state]:
+            continue
+        state, size = steps[state][letter], size + 1
+        at = ends[state] - size + 1
+        # Of equal ones the first in `one`; that it is the first in `other` too is the order in which they are met.
+        if size > best[2] or (size == best[2] and at < best[0]):
+            best = (at, place - size + 1, size)
+    return best
+
+
+def _suffix_automaton(text: str) -> tuple[list[int], list[int], list[int], list[dict[str, int]]]:
+    """Of each state: where its pieces end first, its suffix link, the length of its longest piece, its transitions."""
+    ends, links, lengths, steps = [-1], [-1], [0], [dict[str, int]()]
+    last = 0
+    for place, letter in enumerate(text):
+        made = len(steps)
+        ends.append(place)
+        lengths.append(lengths[last] + 1)
+        links.append(0)
+        steps.append({})
+        state = last
+        while state >= 0 and letter not in steps[state]:
+            steps[state][letter] = made
+            state = links[state]
+        if state >= 0:
+            target = steps[state][letter]
+            if lengths[target] == lengths[state] + 1:
+                links[made] = target
+            else:
+                # `target` stands for longer pieces too, which end at other places: it is split.
+                split = len(steps)
+                ends.append(ends[target])
+                lengths.append(lengths[state] + 1)
+                links.append(links[target])
+                steps.append(dict(steps[target]))
+                while state >= 0 and steps[state].get(letter) == target:
+                    steps[state][letter] = split
+                    state = links[state]
+                links[target] = links[made] = split
+        last = made
+    return ends, links, lengths, steps
 
 
 def _equal_ends(one: str, other: str) -> int:
@@ -166,21 +240,33 @@ def regex(
 ) -> float | None:
     """1 where the pattern occurs in the response: the recipe's, or the row's own `pattern`; abstains without either.
 
+    0, and a warning, where the search takes longer than `bounded.SECONDS` of computing.
+
     Args:
         whole: the pattern has to match the response from its start to its end.
         absent: 1 where it does not occur.
+
+    Raises:
+        RewardError: the row's `pattern` is no regular expression.
     """
     wanted = task.metadata.get("pattern") if pattern is None else pattern
     if wanted is None:
         return None
-    compiled = _compiled(str(wanted), ignore_case)
-    match = compiled.fullmatch(completion) if whole else compiled.search(completion)
-    return float((match is None) == absent)
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:
-    return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
+    flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+    try:
+        occurs = bounded.count(str(wanted), completion, flags=flags, whole=whole) > 0
+    except bounded.TooSlowError as error:
+        # Neither "occurs" nor "absent" is earned by a response on which nobody can say which it is.
+        bounded.say_zero("regex", task, f"the pattern {str(wanted)[:80]!r}: {error}", completion)
+        return 0.0
+    except re.error as error:
+        raise RewardError(
+            "the row's `pattern` is no regular expression",
+            where=task.row,
+            found=f"{wanted} ({error})",
+            remedy="correct the row: put a backslash before ( ) [ ] . * + ? that are meant as they stand",
+        ) from None
+    return float(occurs != absent)
 
 
 # ---------------------------------------------------------------- JSON
@@ -197,34 +283,57 @@ def json_schema(
     """
     answer = answer_of(completion)
     fenced = _FENCED.findall(answer)
+    text = fenced[0] if len(fenced) == 1 else answer
     try:
         # NaN and Infinity are Python's extension; another parser would refuse the answer that earned the reward.
-        value = json.loads(fenced[0] if len(fenced) == 1 else answer, parse_constant=_no_constant)
+        json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return 0.0
     wanted = task.metadata.get("schema") if schema is None else schema
-    if isinstance(wanted, str):
-        wanted = json.loads(wanted)
-    return 1.0 if wanted is None else float(_fits(value, wanted, task))
+    if wanted is None:
+        return 1.0
+    try:
+        wanted = wanted if isinstance(wanted, str) else json.dumps(wanted)
+        return float(_fits(text, _sound_schema(wanted), task))
+    except bounded.TooSlowError as error:
+        bounded.say_zero("json_schema", task, f"the schema: {error}", completion)
+        return 0.0
+    except (ValueError, TypeError) as error:
+        raise RewardError(
+            "the schema is no JSON schema", where=task.row, found=error, remedy="correct the schema"
+        ) from None
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _fits(value: Any, schema: Mapping[str, Any], task: Task) -> bool:
+def _fits(text: str, schema: str, task: Task) -> bool:
+    """Whether JSON fits a schema, asked of a process: a schema may hold patterns, and lead to itself without end."""
+    reply = bounded.Allowance().ask("fits", "jsonschema", text=text, schema=schema)
+    if isinstance(reply, bool):
+        return reply
+    raise RewardError(
+        "the schema leads to what is not there",
+        where=task.row,
+        found=reply["refused"],
+        remedy="correct its $ref; a schema from the network has to stand in the schema itself, under `$defs`",
+    )
+
+
+@lru_cache(maxsize=256)
+def _sound_schema(text: str) -> str:
+    """The text of a JSON schema, if it is one; raises ValueError with what is wrong."""
     try:
         import jsonschema
     except ImportError:
         raise missing("jsonschema", "json_schema") from None
+    schema = json.loads(text)
     try:
-        checker = jsonschema.validators.validator_for(schema)
-        checker.check_schema(schema)
+        jsonschema.validators.validator_for(schema).check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise RewardError(
-            "the schema is no JSON schema", where=task.row, found=error.message, remedy="correct the schema"
-        ) from None
-    return bool(checker(schema).is_valid(value))
+        raise ValueError(error.message) from None
+    return text
 
 
 def missing(package: str, kind: str) -> MissingExtraError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from posttrain.errors import ConfigError, UnknownKeyError
@@ -70,3 +72,42 @@ def test_names_are_checked() -> None:
         tasks("chain_sum", max_term=3)
     with pytest.raises(ConfigError, match="refuses these settings"):
         tasks("chain_sum", min_terms=9, max_terms=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("prime_factorization", "three times five"),  # int() of it
+        ("countdown", "9**9**9"),  # which the rule computes
+        ("game_of_life", '{"a": 1}'),
+        ("coin_flip", "1" * 4000),
+    ],
+)
+def test_an_answer_that_the_rule_cannot_bear_is_wrong(name: str, answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    row = tasks(name, size=1)[0]
+    scorer = resolve({"kind": "reasoning_gym"})
+    assert scorer.score([Sampled(row.prompt, answer, row)]) == [0.0]
+    assert f"row 1: reasoning_gym: the rule of `{name}`: " in caplog.text and "counts as 0" in caplog.text
+    assert row.answer is not None and scorer.score([Sampled(row.prompt, row.answer, row)]) == [1.0], (
+        "the next is judged"
+    )
+
+
+def test_an_answer_that_is_a_program_does_nothing_to_files_or_processes(tmp_path: Path) -> None:
+    row = tasks("countdown", size=1)[0]  # whose rule evaluates the answer as Python
+    scorer = resolve({"kind": "reasoning_gym"})
+    made, written, started = tmp_path / "made", tmp_path / "written", tmp_path / "started"
+    for answer in (
+        f"__import__('os').mkdir('{made}')",
+        f"open('{written}', 'w').write('x')",
+        f"__import__('os').system('touch {started}')",
+        f"__import__('subprocess').run(['touch', '{started}'])",
+        "__import__('socket').create_connection(('127.0.0.1', 9))",
+        """print('{"value": 1.0}')""",
+        "__import__('os').write(1, b'{\"value\": 1.0}')",
+        "exit()",
+    ):
+        assert scorer.score([Sampled(row.prompt, answer, row)]) == [0.0], answer
+    assert list(tmp_path.iterdir()) == []
+    assert row.answer is not None and scorer.score([Sampled(row.prompt, row.answer, row)]) == [1.0]

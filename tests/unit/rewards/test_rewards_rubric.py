@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from posttrain.errors import ConfigError, RewardError, UnknownKeyError
+from posttrain.errors import (
+    ConfigError,
+    EncodingError,
+    MissingExtraError,
+    ModelError,
+    PosttrainError,
+    RewardError,
+    UnknownKeyError,
+)
 from posttrain.rewards import Rubric, Sampled, Scored, Scorer, gold_check, resolve, rubric_of
 from posttrain.rewards.registry import REWARDS
 from posttrain.rollout.engine import FinishReason
@@ -150,6 +158,45 @@ def test_an_exception_names_the_function_and_the_row() -> None:
         scores(lazily)
     with pytest.raises(RewardError, match="raised KeyError"):
         scores(many)
+
+
+@pytest.mark.parametrize("kind", [ModelError, MissingExtraError, ConfigError, EncodingError])
+def test_our_own_errors_keep_their_problem_and_their_remedy(kind: type[PosttrainError]) -> None:
+    def fail() -> NoReturn:
+        raise kind("there is no such model", remedy="name a folder")
+
+    def mine(prompt: Any, completion: str, task: Task) -> float:
+        fail()
+
+    async def later(prompt: Any, completion: str, task: Task) -> float:
+        fail()
+
+    def many(prompts: Any, completions: Any, tasks: Any) -> list[float]:
+        fail()
+
+    for function in (mine, later, many):
+        with pytest.raises(kind) as caught:
+            scores(function)
+        shown = str(caught.value)
+        assert "sums.jsonl, row 1" in shown and "there is no such model" in shown and "name a folder" in shown
+        assert "mend the function" not in shown
+
+
+def test_their_own_place_is_kept() -> None:
+    def mine(prompt: Any, completion: str, task: Task) -> float:
+        raise ModelError("there is no such model", where="models/judge", remedy="name a folder")
+
+    with pytest.raises(ModelError) as caught:
+        scores(mine)
+    assert caught.value.where == "models/judge"
+
+
+def test_a_model_that_is_not_there_ends_the_gold_check() -> None:
+    def mine(prompt: Any, completion: str, task: Task) -> float:
+        raise ModelError("there is no such model", remedy="name a folder")
+
+    with pytest.raises(ModelError, match="no such model"):
+        gold_check([task(1, "4"), task(2, "5")], [Scorer("mine", mine, gold=lambda task: task.answer)])
 
 
 # ---------------------------------------------------------------- several

@@ -98,12 +98,20 @@ def test_fuzzy_by_characters_of_long_texts() -> None:
 
 
 @pytest.mark.parametrize("letter", ["e", "the "])
-def test_fuzzy_by_characters_of_a_repeated_letter_is_bounded(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MOST_COMPARISONS", 1 << 20)
-    began = time.process_time()
+def test_fuzzy_by_characters_of_a_repeated_letter_is_bounded(letter: str) -> None:
     answer = "the reward of a response sits on its last sampled token. " * 60
+    began = time.thread_time()
     assert score("fuzzy", letter * 8000, answer=answer, measure="characters") < 0.6
-    assert time.process_time() - began < 5, "minutes without a bound"
+    assert time.thread_time() - began < 0.5, "minutes without a bound"
+
+
+@pytest.mark.parametrize("letters", ["ab", "abc ", "abcdefghij"])
+def test_both_searches_find_what_difflib_finds(letters: str) -> None:
+    draw = random.Random(5)
+    for _ in range(40):
+        one, other = ("".join(draw.choices(letters, k=draw.randrange(1, 60))) for _ in range(2))
+        expected = difflib.SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
+        assert text._longest_by_states(one, other) == text._longest_by_pairs(one, other) == tuple(expected)
 
 
 def test_regex() -> None:
