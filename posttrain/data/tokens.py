@@ -226,7 +226,7 @@ def _has_plain_backend(tokenizer: Any) -> bool:
     from transformers import TokenizersBackend  # here, since a tokenizer of another kind needs no transformers
 
     kind = type(tokenizer)
-    return isinstance(tokenizer, TokenizersBackend) or all(
+    return isinstance(tokenizer, TokenizersBackend) and all(
         getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("__call__", "_encode_plus")
     )
 

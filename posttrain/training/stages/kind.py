@@ -23,7 +23,6 @@ from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.base import Output
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
-from posttrain.models.folders.export import PendingSave
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
@@ -177,11 +176,33 @@ class Prepared(Generic[I]):
     """The day on which the run began, which an attempt that goes on from here keeps."""
 
 
+class Pending(Protocol):
+    """A model on its way to its folder: a `PendingSave`, or `NotSaved`."""
+
+    def wait(self) -> object:
+        """Until it is there and was read back; what it gives is said to the user as text."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """What stands in the place of a save under `export: none`: NotSaved("dpo")."""
+
+    stage: str
+
+    def wait(self) -> str:
+        return f"{self.stage}: no model folder is written (`export: none`)"
+
+    def discard(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The model on its way to its folder, and what has to be said of the stage as a whole."""
 
-    pending: PendingSave
+    pending: Pending
     warnings: Sequence[str] = ()
 
 
