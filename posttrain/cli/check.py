@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from posttrain.cli.options import Out, Overrides, RecipeName
 from posttrain.cli.run import with_out
 
 
-def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
+Explain = Annotated[bool, typer.Option("--explain", help="Say of each line what it proves and why it matters.")]
+
+
+def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None, explain: Explain = False) -> None:
     """Prove what a recipe needs, before anything is trained: its rows, its masks, its identities, its memory.
 
     Exits with 1 if a check fails.
@@ -29,6 +34,6 @@ def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> N
             progress.say(note)
         proven = check_recipe(loaded, progress=progress)
     for stage, preflight in proven.items():
-        show_preflight(console, stage, preflight)
+        show_preflight(console, stage, preflight, explain=explain)
     if any(preflight.failed for preflight in proven.values()):
         raise typer.Exit(1)

@@ -17,13 +17,20 @@ LONGEST_PIECE = 400
 """Characters of a piece of a row; of longer ones the middle is left out."""
 
 
-def show_preflight(console: Console, stage: str, proven: Preflight) -> None:
+def show_preflight(console: Console, stage: str, proven: Preflight, *, explain: bool = False) -> None:
+    """explain: under each line what it proves, why that matters, and what to do where it does not hold."""
+    from posttrain.training.checks.explained import EXPLAINED  # a table of texts
+
     console.print(Text(f"\n{stage}", style="bold"))
     for check in proven.checks:
         mark, style = MARKS[check.status]
         console.print(Text.assemble("  ", (mark, style), f"  {check.title}: {check.detail}"), soft_wrap=True)
         if check.remedy and check.status != "pass":
             console.print(Text(f"        {check.remedy}"), soft_wrap=True)
+        if explain:
+            row = EXPLAINED[check.name]
+            for line in (row.proves, f"Without it: {row.matters}", f"If it fails: {row.otherwise}"):
+                console.print(Text(f"        {line}", style="dim"), soft_wrap=True)
     if proven.rows:
         console.print(Text("  rows as the model sees them; what trains is marked", style="dim"))
     show_rows(console, proven.rows)
