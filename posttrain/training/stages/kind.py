@@ -29,6 +29,7 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
@@ -67,6 +68,8 @@ class StageContext(Generic[S_co]):
     differently."""
     proof_only: bool = False
     """Nothing will be trained, so nothing is computed beyond what the checks ask."""
+    show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None
+    """Called with the stage's name and its first rows as the model will see them, before all others are read."""
     answers: AnswerSettings | None = None
     """How the start is asked, for kinds that let it answer; None: as its folder says."""
 
