@@ -11,6 +11,7 @@ import pytest
 
 from posttrain.config import parse_recipe
 from posttrain.errors import RowError
+from posttrain.runs.progress import Phase, Progress
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.training.pipeline import check_recipe
 from posttrain.training.stages import reading
@@ -26,9 +27,7 @@ def recipe(tmp_path: Path) -> Any:
     return parse_recipe(text, [f"out={tmp_path / 'runs'}", f"model={tmp_path / 'start'}"], folder=tmp_path)
 
 
-def test_the_first_rows_are_shown_before_the_others_are_looked_at(
-    recipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_rows_are_shown_before_the_others_are_looked_at(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, list[str]]] = []
 
     def show(stage: str, rows: Sequence[DecodedRow]) -> None:
@@ -43,3 +42,21 @@ def test_the_first_rows_are_shown_before_the_others_are_looked_at(
         check_recipe(recipe, show_first=show)
     assert "71" in str(refused.value)
     assert shown == [("sft", ["0.<|im_end|>", "1.<|im_end|>", "2.<|im_end|>"])]
+
+
+def test_tasks_are_counted_while_they_are_read_and_their_rewards_tried(tmp_path: Path) -> None:
+    save_start(tmp_path / "start")
+    (tmp_path / "tasks.jsonl").write_text("".join(f'{{"prompt": "{i}?", "answer": "{i}"}}\n' for i in range(20)))
+    text = (
+        "name: tasks\nstages:\n  - {method: grpo, data: tasks.jsonl, steps: 1, held_out: 0, rewards: [{kind: math}], "
+    )
+    text += "preflight: off, sampling: {max_new_tokens: 4}}\n"
+    recipe = parse_recipe(text, [f"out={tmp_path / 'runs'}", f"model={tmp_path / 'start'}"], folder=tmp_path)
+    ended: dict[str, float] = {}
+
+    class Counted(Progress):
+        def show_end(self, phase: Phase) -> None:
+            ended[phase.title] = phase.done
+
+    check_recipe(recipe, progress=Counted())
+    assert ended["grpo: reading the tasks"] == 20 and ended["grpo: trying the rewards"] == 20
