@@ -18,7 +18,8 @@ WITHOUT_EFFECT = ("name", "log", "modules", "checkpoint", "preflight", "audit", 
 """Keys that change what is written or shown, not the weights."""
 COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "logprobs", "device")
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
-
+EXPORT_WITHOUT_EFFECT = ("save",)
+"""Whether there is a folder at all: a stage that is done and has none is run again where one is asked for."""
 
 KEPT = "keep"
 """Of `examine`: which of a run's weights it ends with, and no step of it. A run may be resumed with the other, and a
@@ -45,8 +46,9 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
     if "examine" in settings:
         settings["examine"][KEPT] = "best"  # the default, so that stages of older runs keep their hash
-    for key in COMPUTE_WITHOUT_EFFECT:
-        settings.get("compute", {}).pop(key, None)
+    for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):
+        for key in keys:
+            settings.get(group, {}).pop(key, None)
     inputs = {"version": VERSION, "stage": settings, "data": list(data), "start_model": start_model, "seed": seed}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -67,6 +69,7 @@ def _differences(before: Any, after: Any, path: str) -> list[str]:
         for key in before.keys() | after.keys():
             inner = f"{path}.{key}" if path else key
             ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
+            ignored = ignored or (path == "export" and key in EXPORT_WITHOUT_EFFECT)
             ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
             ignored = ignored or (path == "examine" and key == KEPT)
             if not ignored:

@@ -5,6 +5,7 @@ Recipe(name="mine", model="embedded", stages=[SFT(data="sft.jsonl"), DPO(data="p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from posttrain.config.chain import check_adapters
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
-from posttrain.config.stages import STAGES, Stage, StageSettings
+from posttrain.config.stages import STAGES, Stage, StageSettings, TrainingStage
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
@@ -109,10 +110,24 @@ class Recipe(Settings):
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
+        _check_saved(self.stages)
         for index, suite in enumerate(self.evaluate.suites):
             if isinstance(suite, WinRateSuite) and suite.reward_model.stage is not None:
                 _check_judge(suite.reward_model.stage, before, ("evaluate", "suites", index, "reward_model", "stage"))
         return self
+
+
+def _check_saved(stages: Sequence[StageSettings]) -> None:
+    """Only the last stage may write no model: whatever comes after one starts from its folder, or asks it."""
+    for index, stage in enumerate(stages[:-1]):
+        if isinstance(stage, TrainingStage) and not stage.export.save:
+            raise refuse(
+                f"`{stage.name}` writes no model, and `{stages[index + 1].name}` comes after it",
+                path=("stages", index, "export"),
+                found="export: none",
+                expected="a model folder, or no later stage",
+                remedy="leave `export` out, or make it the last stage",
+            )
 
 
 def data_of(stage: StageSettings) -> dict[str, Data]:
@@ -137,7 +152,14 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     judges = [stage.name for stage in stages.values() if stage.OUTPUTS == "reward"]
     if name in judges:
-        return
+        if stages[name].export.save:
+            return
+        raise refuse(
+            f"`{name}` writes no reward model that could judge",
+            path=path,
+            found=f"`export: none` in `{name}`",
+            remedy=f"leave `export` out of `{name}`",
+        )
     raise refuse(
         f"no stage named `{name}` trains a reward model",
         path=path,

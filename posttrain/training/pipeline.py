@@ -8,7 +8,7 @@ they asked the start.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.evaluation import (
@@ -97,12 +98,20 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     return RunResult(run.path, run.summary(), report)
 
 
-def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Preflight]:
+def check_recipe(
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None,
+) -> dict[str, Preflight]:
     """The preflight of every training stage, and no training: {stage: Preflight}.
 
     A stage that starts from a model which does not exist yet is checked on the recipe's start model, whose shape is
     the same; a stage whose data an earlier stage has yet to write is not checked, and a line says so. Of a stage that
     trains nothing, what it works on is read.
+
+    Args:
+        show_first: called with a stage's name and its first rows before all its rows are read and encoded.
 
     Raises:
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
@@ -121,7 +130,13 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
                 progress.say(f"{stage.name}: not checked; its data is written by `{written[0]}` during the run")
                 continue
             ctx: StageContext[Any] = StageContext(
-                stage, recipe.model, scratch.stage(stage.name), recipe.seed, progress, proof_only=True
+                stage,
+                recipe.model,
+                scratch.stage(stage.name),
+                recipe.seed,
+                progress,
+                proof_only=True,
+                show_first=show_first,
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):

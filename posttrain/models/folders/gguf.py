@@ -99,9 +99,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 def require_gguf(where: object) -> None:
     """Raises MissingExtraError if the package that reads the format is not installed."""
     if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError(
-            "reading a GGUF file needs the package gguf", where=where, remedy='pip install "posttrain[gguf]"'
-        )
+        raise MissingExtraError("reading a GGUF file needs the package gguf", where=where, remedy="pip install gguf")
 
 
 def _text(reader: Any, key: str) -> str | None:

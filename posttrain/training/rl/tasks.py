@@ -9,7 +9,7 @@ order.more(3, 1, 4, used)    # four others for the same step, where some turned 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -103,12 +103,17 @@ def tasks_fingerprint(data: Data) -> str:
 
 
 def add_prompts(
-    store: PromptStore, tasks: Iterable[Task], encoder: Encoder | CountedPrompts, longest: int | None
+    store: PromptStore,
+    tasks: Iterable[Task],
+    encoder: Encoder | CountedPrompts,
+    longest: int | None,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, int]:
     """Encode tasks into a store; how many were read ("read"), and dropped by reason.
 
     Args:
         longest: tokens of the longest prompt that leaves room for an answer; None: no limit.
+        progress: called with the number of tasks that were just read.
 
     Raises:
         EncodingError, TemplateError: a task that cannot be encoded; it names the row.
@@ -116,6 +121,8 @@ def add_prompts(
     counts = {"read": 0}
     for task in tasks:
         counts["read"] += 1
+        if progress is not None:
+            progress(1)
         try:
             ids = encoder.prompt(task.prompt, task.tools)
         except EncodingError as error:
@@ -137,12 +144,14 @@ def load_tasks(
     folder: Path,
     longest: int | None,
     seed: int,
+    progress: Callable[[float], None] | None = None,
 ) -> TaskSet:
     """All of a stage's tasks.
 
     Args:
         given: tasks that are there already, in place of `data`.
         folder: where those of files are kept while the stage runs.
+        progress: called with the number of tasks that were just read.
 
     Raises:
         EmptyDatasetError: no task is left to train on.
@@ -156,11 +165,11 @@ def load_tasks(
         require_kind(given, Task)
         notes += notes_of(given)
     rows = _only_tasks(given) if given is not None else read_tasks(data, notes) if data is not None else ()
-    dropped = add_prompts(store, rows, encoder, longest)
+    dropped = add_prompts(store, rows, encoder, longest, progress)
     read = dropped.pop("read")
     if isinstance(held_out, Data):
         others = PromptFile(folder)
-        add_prompts(others, read_tasks(held_out), encoder, longest)
+        add_prompts(others, read_tasks(held_out), encoder, longest, progress)
         train, apart = Prompts(store, np.arange(len(store))), Prompts(others, np.arange(len(others)))
     else:
         # By question, not by row: the same question with another id on both sides would be examined on what it trains.

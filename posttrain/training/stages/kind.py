@@ -23,13 +23,13 @@ from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.base import Output
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
-from posttrain.models.folders.export import PendingSave
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
@@ -68,6 +68,8 @@ class StageContext(Generic[S_co]):
     differently."""
     proof_only: bool = False
     """Nothing will be trained, so nothing is computed beyond what the checks ask."""
+    show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None
+    """Called with the stage's name and its first rows as the model will see them, before all others are read."""
     answers: AnswerSettings | None = None
     """How the start is asked, for kinds that let it answer; None: as its folder says."""
 
@@ -177,11 +179,33 @@ class Prepared(Generic[I]):
     """The day on which the run began, which an attempt that goes on from here keeps."""
 
 
+class Pending(Protocol):
+    """A model on its way to its folder: a `PendingSave`, or `NotSaved`."""
+
+    def wait(self) -> object:
+        """Until it is there and was read back; what it gives is said to the user as text."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """What stands in the place of a save under `export: none`: NotSaved("dpo")."""
+
+    stage: str
+
+    def wait(self) -> str:
+        return f"{self.stage}: no model folder is written (`export: none`)"
+
+    def discard(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The model on its way to its folder, and what has to be said of the stage as a whole."""
 
-    pending: PendingSave
+    pending: Pending
     warnings: Sequence[str] = ()
 
 

@@ -9,11 +9,11 @@ import torch
 
 from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
-from posttrain.models.folders.export import ExportSettings, PendingSave, begin_save
+from posttrain.models.folders.export import ExportSettings, begin_save
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.runs.progress import Progress
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.kind import Prepared, StageContext
+from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageContext
 
 
 def load_policy(
@@ -52,11 +52,14 @@ def export_settings(ctx: StageContext[Any], prepared: Prepared[Any], steps: int)
     return ExportSettings(prepared.merge, speech.stop_ids, speech, prepared.inputs.prompts, info=info)
 
 
-def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -> PendingSave:
+def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -> Pending:
     """Begin to save the policy; the save is read back while the suites ask it."""
     loaded = prepared.loaded
+    # Also where nothing is saved: it sets the tokenizer's template, under which the suites ask.
     settings = export_settings(ctx, prepared, steps)
     # The model in memory is another one now, and a next stage may start from it.
     loaded.speech = Speech.of(prepared.inputs.encoder)
+    if not ctx.stage.export.save:
+        return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return begin_save(prepared.work.policy.model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base)

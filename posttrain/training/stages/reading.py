@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from posttrain.data.round_trip import require_written
 from posttrain.data.split import row_contents, split_by_content
 from posttrain.data.store import encode
 from posttrain.data.write import write_jsonl
-from posttrain.errors import DataError
+from posttrain.errors import DataError, EncodingError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.of_data import (
     NAMED_ROWS,
@@ -38,7 +40,7 @@ from posttrain.training.checks.of_data import (
     unread_columns_check,
     unread_keys_check,
 )
-from posttrain.training.checks.preflight import Check
+from posttrain.training.checks.preflight import SEARCHED_TREES, SHOWN_ROWS, Check, decoded_rows
 from posttrain.training.objectives import Algorithm
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_rows
@@ -172,6 +174,8 @@ class _Reader:
 
     def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
         ctx, stage = self.ctx, self.ctx.stage
+        if split == "train" and ctx.show_first is not None:
+            self._show_first(data, examples, ctx.show_first)
         examples, rejected = self._read(split, data, examples)
         findings = files_check(split, examples) + unread_columns_check(split, examples)
         findings += unread_keys_check(split, examples)
@@ -193,6 +197,25 @@ class _Reader:
         prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
         findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
         return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories, prompts)
+
+    def _show_first(
+        self, data: Data | None, examples: Examples | None, show: Callable[[str, Sequence[DecodedRow]], None]
+    ) -> None:
+        """The first rows as the model will see them, at once: of a file of a gigabyte the last row is encoded half an
+        hour later, and a wrong mask is seen in the first. A row that cannot be encoded is refused here, too."""
+        if examples is None and data is not None:  # a beginning of the file alone: `_read` looks at every row of it
+            data = data.model_copy(update={"limit": min(SEARCHED_TREES, data.limit or SEARCHED_TREES)})
+        examples, _ = self._read("train", data, examples)
+        trees: list[TokenTree] = []
+        for row in islice(self._recast(examples), SEARCHED_TREES):
+            try:
+                trees += self.encoder.example(row).trees
+            except EncodingError:
+                if examples.options.bad_rows == "stop":
+                    raise
+            if len(trees) >= SHOWN_ROWS:
+                break
+        show(self.ctx.folder.name, decoded_rows(trees, self.encoder))
 
     def _read(self, split: str, data: Data | None, examples: Examples | None) -> tuple[Examples, Path]:
         """The rows, and the file of those that could not be read."""

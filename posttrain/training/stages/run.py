@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.config import stage_yaml
+from posttrain.models.adapters.kinds import trainable_parameters
 from posttrain.models.tree.model import TreeModel
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartModel
@@ -103,7 +104,8 @@ def _train_stage(
     for warning in outcome.finished.warnings:
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
     # Only now: readers take `output` as the promise that the model is there and was read back.
-    folder.write_stage(output=OUTPUT_NAMES[kind.outputs], steps=outcome.steps)
+    output = OUTPUT_NAMES[kind.outputs] if ctx.stage.export.save else None
+    folder.write_stage(output=output, steps=outcome.steps)
     return outcome
 
 
@@ -122,15 +124,14 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
 def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
     """What stage.json says once the stage has passed its preflight."""
     work, source = prepared.work, prepared.loaded.source
-    # The one check that has counted them, and the record must not contradict preflight.json.
-    gradient = next(check for check in prepared.preflight.checks if check.name == "gradient")
+    counted = trainable_parameters(work.policy.model)
     return {
         "fingerprint": work.identity,
         "date": prepared.date,
         "environment": environment(work.policy.device),
         "start_model": StartModel(source.name, str(source.folder), prepared.start_weights),
         "data": prepared.inputs.counts,
-        "parameters": ParameterCounts(gradient.evidence["total"], gradient.evidence["trainable"]),
+        "parameters": ParameterCounts(counted.total, counted.trainable),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
         "tokens_per_microbatch": work.tokens_per_microbatch,

@@ -17,7 +17,7 @@ from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.runs.records.stage import DataCounts
-from posttrain.training.checks.gold import check_gold
+from posttrain.training.checks.gold import check_gold, tried_on
 from posttrain.training.checks.preflight import Check
 from posttrain.training.rl import engines
 from posttrain.training.rl.engines import Sampler
@@ -72,15 +72,17 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
     encoder = _encoder(ctx, start)
     rubric = rubric_of_stage(stage, ctx.rewards)
     counted = CountedPrompts(encoder)
-    tasks = load_tasks(
-        stage.data,
-        stage.held_out,
-        ctx.examples,
-        counted,
-        folder=ctx.folder.path,
-        longest=_longest_prompt(stage, start.positions),
-        seed=ctx.seed,
-    )
+    with ctx.progress.phase(f"{ctx.folder.name}: reading the tasks", unit="tasks") as phase:
+        tasks = load_tasks(
+            stage.data,
+            stage.held_out,
+            ctx.examples,
+            counted,
+            folder=ctx.folder.path,
+            longest=_longest_prompt(stage, start.positions),
+            seed=ctx.seed,
+            progress=phase.advance,
+        )
     ctx.say(*tasks.counts.notes)
     # Of all prompts together: one row with a strange letter is no reason to stop.
     counted.require_written()
@@ -90,11 +92,14 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
     )
     # A server that does not answer is found here, before the model is loaded.
     engines.require(stage)
+    total = len(tried_on(tasks.train, every=ctx.proof_only))
+    with ctx.progress.phase(f"{ctx.folder.name}: trying the rewards", total=total, unit="tasks") as phase:
+        gold = check_gold(tasks.train, rubric, every=ctx.proof_only, progress=phase.advance)
     return SamplingInputs(
         tasks,
         order,
         rubric,
-        check_gold(tasks.train, rubric, every=ctx.proof_only),
+        gold,
         encoder,
         tasks.counts,
         (*tasks.fingerprints, *(_content_of(function) for function in ctx.rewards)),
