@@ -14,6 +14,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -220,8 +221,8 @@ class Lane:
             self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()
-        if self._folder:  # a server that was killed has left it
-            remove_tree(self._folder)
+        if self._folder:
+            _remove_what_is_left(self._folder)
 
     def _read(self, deadline: float) -> dict[str, Any]:
         data = b""
@@ -232,6 +233,16 @@ class Lane:
                 raise EOFError
             data += part
         return dict(json.loads(data))
+
+
+def _remove_what_is_left(folder: str) -> None:
+    """A server that was killed leaves its folder, and its programs, which die a moment later, make files until then."""
+    for pause in (0.01, 0.1, 1.0):
+        with suppress(OSError):
+            remove_tree(folder)
+            return
+        time.sleep(pause)
+    remove_tree(folder)
 
 
 def _last_line(printed: bytes) -> list[str]:

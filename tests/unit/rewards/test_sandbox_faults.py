@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import TrainingError
-from posttrain.rewards.sandbox import Limits, Outcome, Sandbox
+from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, lane
 from posttrain.rewards.sandbox.inside.removal import remove_tree
 from posttrain.rewards.sandbox.lane import Lane
 from tests.unit.rewards.programs import PATIENCE, RIGHT, TESTS, children
@@ -23,9 +23,9 @@ QUIET = "import time\ntime.sleep(0.2)\ndef f(x):\n    return x + 1\n"
 WAITING_TESTS = "import time\ntime.sleep(0.2)\n" + TESTS
 
 
-def die(lane: Lane) -> None:
-    lane._process.kill()
-    lane._process.wait()
+def die(one: Lane) -> None:
+    one._process.kill()
+    one._process.wait()
 
 
 @BOTH
@@ -42,9 +42,9 @@ def test_a_job_whose_second_server_dies_stops_the_run(monkeypatch: pytest.Monkey
         start = one._start
 
         def start_dead() -> Lane:
-            lane = start()
-            die(lane)
-            return lane
+            dead = start()
+            die(dead)
+            return dead
 
         die(one._lanes[0])
         monkeypatch.setattr(one, "_start", start_dead)
@@ -65,8 +65,8 @@ def killing(one: Sandbox, wanted: Callable[[list[int]], int], times: int) -> thr
         for _ in range(times):
             seen: list[int] = []
             while len(seen) < 2 and time.monotonic() < deadline:
-                lane = one._lanes[0]._process.pid
-                seen = sorted(children(lane) - idle if lane == server else children(lane))[-2:]
+                now = one._lanes[0]._process.pid
+                seen = sorted(children(now) - idle if now == server else children(now))[-2:]
                 time.sleep(0.01)
             time.sleep(0.05)
             os.kill(wanted(seen), signal.SIGKILL)
@@ -87,13 +87,31 @@ def test_a_job_whose_process_was_killed_runs_again(wanted: Callable[[list[int]],
     assert verdict.passed, verdict
 
 
+def test_a_job_whose_process_is_killed_each_time_stops_the_run() -> None:
+    with Sandbox(namespaces=False) as one:
+        thread = killing(one, min, times=2)
+        with pytest.raises(TrainingError, match="the worker process was killed from outside; then the worker process"):
+            one.run_tests(QUIET, WAITING_TESTS, seconds=PATIENCE)
+        thread.join()
+
+
+def test_a_kernel_that_cannot_meter_calls_lacks_that_layer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = "\nfrom posttrain.rewards.sandbox.inside import meter\nmeter.works = lambda: False\nrun(int("
+    monkeypatch.setattr(lane, "_START", lane._START.replace("\nrun(int(", without))
+    with Sandbox() as one:
+        assert not one.layers["metered threads"] and one.layers["seccomp"]
+        assert one.run_tests(RIGHT, TESTS, seconds=PATIENCE).passed
+        told = one.run_tests("import os\ndef f(x): os.chmod('/', 0)", TESTS, seconds=PATIENCE).message
+        assert "Operation not permitted" in told
+
+
 def test_a_limit_of_the_programs_is_its_own_fault() -> None:
     """The kernel enforces the limit of CPU time by the same signal as the shortage of memory."""
     with Sandbox(Limits(seconds=0.1), namespaces=False) as one:
-        lane = one._lanes[0]
+        first = one._lanes[0]
         ended = one.run_script("while True: pass", seconds=PATIENCE)
         assert ended.outcome is Outcome.CRASHED
-        assert one._lanes[0] is lane, "it ran again"
+        assert one._lanes[0] is first, "it ran again"
 
 
 def test_scratch_folders_are_where_the_user_wants_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
