@@ -15,7 +15,7 @@ import pytest
 from posttrain.errors import TrainingError
 from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, lane
 from posttrain.rewards.sandbox.inside.removal import remove_tree
-from posttrain.rewards.sandbox.lane import Lane
+from posttrain.rewards.sandbox.lane import Lane, Unconfined
 from tests.unit.rewards.programs import PATIENCE, RIGHT, TESTS, children
 
 BOTH = pytest.mark.parametrize("namespaces", [None, False], ids=["namespaces", "without"])
@@ -53,6 +53,19 @@ def test_a_job_whose_second_server_dies_stops_the_run(monkeypatch: pytest.Monkey
         assert str(caught.value).count("the lane's server is gone: it died of signal 9") == 2
         monkeypatch.undo()
         assert one.run_tests(RIGHT, TESTS, seconds=PATIENCE).passed
+
+
+def test_a_job_whose_layer_failed_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise Unconfined("mount: Cannot allocate memory")
+
+    with Sandbox() as one:
+        monkeypatch.setattr(one._lanes[0], "run", fail)
+        assert one.run_tests(RIGHT, TESTS, seconds=PATIENCE).passed
+        monkeypatch.setattr(Lane, "run", fail)
+        with pytest.raises(TrainingError, match="cannot confine"):
+            one.run_tests(RIGHT, TESTS)
+        monkeypatch.undo()
 
 
 def killing(one: Sandbox, wanted: Callable[[list[int]], int], times: int) -> threading.Thread:
