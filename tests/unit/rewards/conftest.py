@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from posttrain.rewards.sandbox import Limits, Sandbox, lane
+from tests.unit.rewards.programs import FILES
 
 
 @pytest.fixture(scope="module", params=["namespaces", "without"])
@@ -15,10 +16,6 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     wanted = None if request.param == "namespaces" else False
     with Sandbox(Limits(seconds=1.0, memory_mb=128), namespaces=wanted) as one:
         yield one
-
-
-FILES = 100
-"""That a program may make in `layers`: few, for a disk may need milliseconds to remove each."""
 
 
 @pytest.fixture(scope="module", params=["namespaces", "without", "old kernel"])

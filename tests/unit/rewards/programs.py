@@ -10,6 +10,8 @@ TESTS = "assert f(2) == 3\nassert f(5) == 6\nassert all(map(lambda n: f(n) == n 
 RIGHT = "def f(x):\n    return x + 1\n"
 PATIENCE = 20.0
 """Wall time for what ends by itself: a busy machine may give a right program little of a second."""
+FILES = 100
+"""That a program may make in `layers`: few, for a disk may need milliseconds to remove each."""
 
 
 def does(sandbox: Sandbox, program: str, **places: object) -> str:

@@ -12,8 +12,7 @@ import pytest
 
 from posttrain.rewards.sandbox import Limits, Sandbox
 from posttrain.rewards.sandbox.inside import seccomp
-from tests.unit.rewards.conftest import FILES
-from tests.unit.rewards.programs import PATIENCE, RIGHT, TESTS, TRY, does
+from tests.unit.rewards.programs import FILES, PATIENCE, RIGHT, TESTS, TRY, does
 
 COLUMN = {"x86_64": 0, "aarch64": 1}.get(seccomp.MACHINE, 0)
 
