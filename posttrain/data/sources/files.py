@@ -185,7 +185,8 @@ def resolve_sources(data: Any, split: str = "train", longest_row: int = LONGEST_
     """The sources that a path, glob, folder, hub id, rows in memory, or a list of these stands for; nothing is read.
 
     `split` chooses in folders and patterns whose files or parts are named after splits, and on the hub; `longest_row`
-    is in bytes. Raises SourceError for what is not there, for one file under two names and for pipes and devices, ConfigError for an empty list and for what is neither path nor rows.
+    is in bytes. Raises SourceError for what is not there, for one file under two names and for pipes and devices,
+    ConfigError for an empty list and for what is neither path nor rows.
     """
     items = data_items(data)
     sources: list[DataSource] = []
@@ -406,7 +407,7 @@ def _beyond_memory(name: str) -> SourceError:
         "reading the file takes more memory than there is",
         where=name,
         expected="rows that fit into memory one at a time",
-        remedy="lower `longest_row_mb`, so that the row is named; Parquet with very large row groups: write it anew with "
+        remedy="lower `longest_row_mb`, so that the row is named; write Parquet of very large row groups anew with "
         "smaller ones",
     )
 
