@@ -34,6 +34,6 @@ def remedy_of(folder: Path, otherwise: str) -> str:
     if not files:
         return otherwise
     return (
-        f"the folder brings Python of its own, {', '.join(files)}, which would run with your rights and is not run: take "
-        "a version of transformers that has the architecture itself, or a folder converted to one that it has"
+        f"the folder brings Python of its own, {', '.join(files)}, which would run with your rights and is not run: "
+        "take a version of transformers that has the architecture itself, or a folder converted to one that it has"
     )
