@@ -19,6 +19,7 @@ from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
 from posttrain.cli.score import score
+from posttrain.cli.terminal import echo
 
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
@@ -47,7 +48,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"posttrain {version('posttrain')}")
+        echo(f"posttrain {version('posttrain')}")
         raise typer.Exit
 
 

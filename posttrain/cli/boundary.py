@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from posttrain.cli.outputs import refusal_of
+from posttrain.cli.terminal import terminal
 from posttrain.errors import PosttrainError
 
 
@@ -51,7 +51,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 def show(error: PosttrainError) -> None:
     """The error on stderr: the problem in red, the rest as it is."""
     first, _, details = str(error).partition("\n")
-    Console(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
+    terminal(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
     if details:
         _say(details)
 
@@ -62,7 +62,7 @@ def again(arguments: list[str]) -> str:
 
 
 def _say(text: str, style: str = "") -> None:
-    Console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+    terminal(stderr=True).print(Text(text, style=style), soft_wrap=True)
 
 
 def _write_traceback(error: Exception) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from posttrain.cli.speaker import Speaker
+from posttrain.cli.terminal import printable, terminal
 from posttrain.types import Message
 
 HELP = "an empty line or /exit ends, /reset begins anew"
@@ -14,7 +13,7 @@ HELP = "an empty line or /exit ends, /reset begins anew"
 
 def chat(speaker: Speaker, seed: int) -> None:
     """Read a line, stream the answer, remember both; Ctrl-C stops an answer, or the conversation at the prompt."""
-    console = Console()
+    console = terminal()
     console.print(HELP, style="dim", highlight=False)
     conversation: list[Message] = []
     while True:
@@ -39,7 +38,7 @@ def _answer(speaker: Speaker, conversation: list[Message], seed: int) -> str:
     try:
         for piece in speaker.stream(conversation, seed):
             pieces.append(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(printable(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.write(" (stopped)")

@@ -21,17 +21,16 @@ def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None, expl
 
     Exits with 1 if a check fails.
     """
-    from rich.console import Console
-
     from posttrain.cli.progress import progress_on
     from posttrain.cli.proof import show_first, show_preflight
+    from posttrain.cli.terminal import terminal
     from posttrain.config import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides or [], out))
 
     from posttrain.training.pipeline import check_recipe  # after the recipe: a mistake in it is shown without a wait
 
-    console = Console()
+    console = terminal()
     shown: set[str] = set()
 
     def show(stage: str, rows: Sequence[DecodedRow]) -> None:

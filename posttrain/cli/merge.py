@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from posttrain.cli.terminal import echo
+
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -37,9 +39,9 @@ def merge(
 ) -> None:
     """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
     import torch
-    from rich.console import Console
 
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.models.adapters.combine import PRUNING, merge_adapters
 
@@ -50,7 +52,7 @@ def merge(
     if not adapter and not weights:
         note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
-    with progress_on(Console(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
+    with progress_on(terminal(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
         report = merge_adapters(
             start,
             out,
@@ -62,9 +64,9 @@ def merge(
             seed=seed,
             say=progress.say,
         )
-    typer.echo(str(report))
+    echo(str(report))
     if report.rounding:
-        typer.echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
+        echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
 
 
 def _numbers(text: str | None) -> list[float]:

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from posttrain.cli.terminal import echo_exact
 from posttrain.errors import ConfigError, PosttrainError, SourceError
 
 REMEDIES = {
@@ -53,7 +52,7 @@ def echo_json(record: Mapping[str, Any]) -> None:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         line = json.dumps(record, default=str)
-    typer.echo(line)
+    echo_exact(line, json=True)
 
 
 def check_out(path: Path | None) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from posttrain.cli.terminal import escaping
 from posttrain.runs.progress import Phase, PlainProgress, Progress, clock
 
 
@@ -67,4 +68,4 @@ class TerminalProgress(Progress):
 
 def progress_on(console: Console) -> Progress:
     """A bar where a person looks at a terminal, plain lines in a log or a pipe."""
-    return TerminalProgress(console) if console.is_terminal else PlainProgress(console.file)
+    return TerminalProgress(console) if console.is_terminal else PlainProgress(escaping(console.file))

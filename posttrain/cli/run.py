@@ -17,11 +17,11 @@ def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh:
 
 
 def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from posttrain.cli.progress import progress_on
     from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
+    from posttrain.cli.terminal import terminal
     from posttrain.config import find_recipe, load_recipe
     from posttrain.runs.folder import RunFolder
 
@@ -30,7 +30,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
     from posttrain.training.pipeline import run_recipe
 
-    console = Console()
+    console = terminal()
     with progress_on(console) as progress:
         try:
             result = run_recipe(loaded, fresh=fresh, progress=progress)

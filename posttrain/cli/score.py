@@ -33,10 +33,9 @@ def score(
     One line per row: its place, the rewards in the order of its responses, and their lengths. With several models, also
     the rewards of each.
     """
-    from rich.console import Console
-
     from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
@@ -49,7 +48,7 @@ def score(
 
     from posttrain.cli.reward_rows import Tally, open_models, scored_rows
 
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         opened = open_models(models, head, progress)
         with progress.phase("scoring", total=len(examples), unit="rows") as phase:
             rows = scored_rows(opened, examples, combine, std_weight, head, normalised, phase)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.schema import data_of
+from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
 
 VERSION = 1
@@ -39,6 +40,8 @@ def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model:
     for key in data_of(stage):
         # Content counts, not the path: a data set that was moved is the same data set.
         settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
+        if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
+            del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()

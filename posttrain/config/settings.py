@@ -44,6 +44,8 @@ class Data(Settings):
     """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
+    longest_row_mb: Int = Field(default=64, ge=1)
+    """Megabytes of text in one row of JSON. A longer one is a bad row: to read it takes some eight times its size."""
 
     @model_validator(mode="before")
     @classmethod

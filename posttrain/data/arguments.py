@@ -106,6 +106,12 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
+def checked_megabytes(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _wrong_type(name, value, "a whole number of megabytes from 1", f"{name}=64")
+    return value
+
+
 def checked_kind(kind: Any) -> ExampleKind | None:
     if kind is None or any(kind is known for known in KIND_NAMES):
         return cast("ExampleKind | None", kind)

@@ -22,6 +22,7 @@ from posttrain.data.arguments import (
     checked_flag,
     checked_kind,
     checked_limit,
+    checked_megabytes,
     checked_text,
     named_format,
     names,
@@ -33,6 +34,7 @@ from posttrain.data.roles import Rules
 from posttrain.data.row_reader import ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.sources.hub import HubSource
+from posttrain.data.sources.json_rows import MEGABYTE
 from posttrain.data.sources.source import Broken, DataSource
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import DataError, EmptyDatasetError, RowError
@@ -56,6 +58,7 @@ def read(
     split: str = "train",
     allow_ties: bool = False,
     dialogues_in_text: DialoguesInText = "refuse",
+    longest_row_mb: int = 64,
     scan: bool = True,
 ) -> Examples:
     """Examples from files, globs, folders, hub ids, or rows in memory.
@@ -74,6 +77,7 @@ def read(
     split: which split of a folder, pattern or hub data set
     allow_ties: keep pairs with equal scores, and lists in which only worse responses are level
     dialogues_in_text: "refuse" a text that is a whole dialogue with the marks of a prompt format, or "keep" it as it is
+    longest_row_mb: megabytes of text in one row of JSON; a longer one is a bad row, and never in memory as a whole
     scan: read all rows once now, so that a bad row is found before anything else is done; False leaves that to the
         first iteration. A hub data set is never scanned: it would be downloaded twice.
 
@@ -92,8 +96,9 @@ def read(
         rejected_path=Path(rejected_path) if rejected_path is not None else None,
         limit=checked_limit(limit),
     )
+    longest = checked_megabytes("longest_row_mb", longest_row_mb)
     # Everything about the arguments is checked above, before a file is opened: a misspelt option must not cost a scan.
-    resolved = resolve_sources(data, checked_text("split", split, "train"))
+    resolved = resolve_sources(data, checked_text("split", split, "train"), longest * MEGABYTE)
     examples = Examples(resolved.sources, replace(options, notes=resolved.notes))
     if scan and not examples.is_remote:
         examples.scan()

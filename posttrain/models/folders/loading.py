@@ -28,6 +28,7 @@ from posttrain.models.adapters.quantised import quantisation, require_quantisati
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
 from posttrain.models.folders.hub import Say
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
@@ -192,16 +193,20 @@ def _load_whole(
     tokenizer = load_tokenizer(source.folder)
     try:
         with quiet():
-            # No `trust_remote_code`, here or anywhere: a folder's own code never runs.
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placement
+                source.folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placement,
             )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a causal language model",
             where=source.folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="check config.json against the weights; a model that needs code of its own is not run",
+            remedy=remedy_of(source.folder, "check config.json against the weights"),
         ) from error
     notices = _check_keys(model, info["missing_keys"], info["unexpected_keys"], source.folder)
     return _without_folder_defaults(model.eval()), tokenizer, notices

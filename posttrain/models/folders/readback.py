@@ -32,7 +32,7 @@ def main(request_path: str) -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])  # as the parent computes: sums over threads round by their number
 
-    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
     prompts = [prompt_ids(tokenizer, prompt["messages"], prompt["tools"]) for prompt in request["prompts"]]
     if "score_rows" in request:
         model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
@@ -60,10 +60,10 @@ def load_plain(folder: str, dtype: Any) -> Any:
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     from peft import PeftModel
 
-    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype, trust_remote_code=False)
     return PeftModel.from_pretrained(base, folder).eval()
 
 
@@ -83,11 +83,13 @@ def load_plain_reward(folder: str, dtype: Any, outputs: int) -> Any:
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     from peft import PeftModel
 
     base = named_base(adapter)
-    plain = AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=outputs)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base, dtype=dtype, num_labels=outputs, trust_remote_code=False
+    )
     return PeftModel.from_pretrained(plain, folder).eval()
 
 

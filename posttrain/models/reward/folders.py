@@ -35,6 +35,7 @@ from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
@@ -212,14 +213,14 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
         with quiet():
             # A backbone without a `score` layer loads too, under a head of noise; `missing_keys` is what shows it.
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                source.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a reward model",
             where=source.folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="check config.json against the weights; a model that needs code of its own is not run",
+            remedy=remedy_of(source.folder, "check config.json against the weights"),
         ) from error
     if not is_reward_model(model):
         raise _no_reward_model(source, f"{type(model).__name__}, an encoder")

@@ -83,6 +83,7 @@ def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
             bad_rows=data.bad_rows,
             split=data.split,
             dialogues_in_text=data.dialogues_in_text,
+            longest_row_mb=data.longest_row_mb,
         )
         notes += notes_of(examples)
         yield from _only_tasks(examples)

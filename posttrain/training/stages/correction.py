@@ -102,4 +102,5 @@ def _read(data: Data, rejected: Path) -> Examples:
         limit=data.limit,
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
+        longest_row_mb=data.longest_row_mb,
     )

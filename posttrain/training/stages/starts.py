@@ -23,6 +23,7 @@ from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 
@@ -197,14 +198,14 @@ def _of_files(source: ModelSource) -> tuple[Any, int | None]:
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     except Exception as error:  # transformers raises whatever its parts raise
         raise ModelError(
             "the model's config cannot be read",
             where=folder / "config.json",
             found=f"{type(error).__name__}: {error}",
             expected="an architecture that this version of transformers knows",
-            remedy="copy or download the folder again",
+            remedy=remedy_of(folder, "copy or download the folder again"),
         ) from error
 
 
