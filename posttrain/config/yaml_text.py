@@ -9,7 +9,7 @@ a second key of the same name is refused with both lines.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -27,10 +27,12 @@ _PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Document:
-    """Document({"seed": 3}, {(): 1, ("seed",): 1}); lines count from 1."""
+    """Document({"seed": 3}, {(): 1, ("seed",): 1}, {("seed",): "3"}); lines count from 1."""
 
     value: Any
     lines: dict[KeyPath, int]
+    texts: dict[KeyPath, str] = field(default_factory=dict)
+    """Single values as they were typed: 5e-6, which is 5e-06 once it is a number."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,9 +55,9 @@ def parse(text: str, source: str) -> Document:
             expected="a few levels of keys and lists",
             remedy="look for brackets that are opened and never closed",
         ) from None
-    lines: dict[KeyPath, int] = {}
-    value = None if root is None else _build(root, (), lines, source, ())
-    return Document(value, lines)
+    document = Document(None, {}, {})
+    value = None if root is None else _build(root, (), document, source, ())
+    return replace(document, value=value)
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -63,7 +65,9 @@ def parse_value(text: str, source: str) -> Any:
     return parse(text, source).value
 
 
-def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str, above: tuple[yaml.Node, ...]) -> Any:
+def _build(node: yaml.Node, path: KeyPath, document: Document, source: str, above: tuple[yaml.Node, ...]) -> Any:
+    """The node's value; where it stands and how it was typed is noted in `document`."""
+    lines = document.lines
     # The key's own line where there is one: an alias stands where its anchor was written, perhaps far above.
     lines.setdefault(path, node.start_mark.line + 1)
     # An alias of a group around it would be built for ever.
@@ -71,9 +75,10 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
         raise ConfigError("an alias holds itself", where=f"{source}, line {lines[path]}", remedy="write the values out")
     above = (*above, node)
     if isinstance(node, yaml.ScalarNode):
+        document.texts[path] = node.value
         return _scalar(node, source)
     if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*path, index), lines, source, above) for index, item in enumerate(node.value)]
+        return [_build(item, (*path, index), document, source, above) for index, item in enumerate(node.value)]
     result: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key_node, value_node in node.value:
@@ -82,7 +87,7 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
         if key is None:
             raise ConfigError("a key is not text", where=f"{source}, line {line}", remedy="write `key: value`")
         if key == "<<" and key_node.tag == _PLAIN:
-            merged = _merged(_build(value_node, (*path, "<<"), {}, source, above), merged)
+            merged = _merged(_build(value_node, (*path, "<<"), Document(None, {}), source, above), merged)
             continue
         if key in result:
             raise ConfigError(
@@ -92,7 +97,7 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
                 remedy="keep one of the two",
             )
         lines[(*path, key)] = line
-        result[key] = _build(value_node, (*path, key), lines, source, above)
+        result[key] = _build(value_node, (*path, key), document, source, above)
     # Keys of the group itself win over what it merges in, as YAML has it.
     return {**merged, **result}
 

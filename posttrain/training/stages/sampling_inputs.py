@@ -79,7 +79,7 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
         counted,
         folder=ctx.folder.path,
         longest=_longest_prompt(stage, start.positions),
-        seed=ctx.seed,
+        seed=ctx.split_seed,
     )
     ctx.say(*tasks.counts.notes)
     # Of all prompts together: one row with a strange letter is no reason to stop.
@@ -97,7 +97,7 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
         check_gold(tasks.train, rubric, every=ctx.proof_only),
         encoder,
         tasks.counts,
-        (*tasks.fingerprints, *(_content_of(function) for function in ctx.rewards)),
+        (*tasks.fingerprints, *(content_of(function) for function in ctx.rewards)),
         prompts_of((prompt.task for prompt in tasks.train), encoder),
     )
 
@@ -174,7 +174,7 @@ def _name_of(function: RewardFunction) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
-def _content_of(function: RewardFunction) -> str:
+def content_of(function: RewardFunction) -> str:
     """What a function does, as far as its source tells; a changed one is another run."""
     try:
         text = inspect.getsource(function)
