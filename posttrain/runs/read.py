@@ -198,7 +198,11 @@ def read_run(folder: Path) -> RunContents:
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
-        earlier=[_read_stage(files, kept.path, StageEntry.from_json({})) for kept in RunFolder(folder).earlier()],
+        earlier=[
+            _read_stage(files, kept.path, StageEntry.from_json({}))
+            for kept in RunFolder(folder).earlier()
+            if kept.path.resolve().parent == folder.resolve()  # as for stages: a link could show somebody else's files
+        ],
     )
 
 

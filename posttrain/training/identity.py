@@ -17,6 +17,7 @@ from typing import Any
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
+from posttrain.data.sources.hub import HubSource
 from posttrain.data.sources.source import DataSource
 from posttrain.errors import SourceError
 from posttrain.models.folders.fingerprint import weights_fingerprint
@@ -53,14 +54,14 @@ def identity_of_call(ctx: StageContext[Any]) -> StageIdentity:
     if isinstance(ctx.examples, Examples):
         options = ctx.examples.options
         asked = _hash([_said(options.format, options.columns, options.rules, options.limit, options.bad_rows)])
-        hashed.contents["data"] = combine_fingerprints([hashed.add(ctx.examples.sources), asked])
+        hashed.contents["data"] = combine_fingerprints([hashed.add(ctx.examples.sources, by_commit=False), asked])
     elif ctx.examples is not None:
         hashed.contents["data"] = _hash(
             [_said(task.prompt, task.answer, task.metadata, task.tools) for task in ctx.examples]
         )
     for key, data in data_of(ctx.stage).items():
         if data.path and key not in hashed.contents:
-            hashed.contents[key] = hashed.add(open_sources(list(data.path), data.split))
+            hashed.contents[key] = hashed.add(open_sources(list(data.path), data.split), by_commit=False)
     if ctx.rewards:
         hashed.contents["rewards"] = _hash([content_of(function) for function in ctx.rewards])
     if isinstance(ctx.start, LoadedModel):
@@ -75,8 +76,17 @@ class _Hashed:
         self.contents: dict[str, str] = {}
         self.sources: list[tuple[DataSource, str]] = []
 
-    def add(self, sources: Sequence[DataSource]) -> str:
-        found = [source.fingerprint() for source in sources]
+    def add(self, sources: Sequence[DataSource], *, by_commit: bool = True) -> str:
+        """Hashes them.
+
+        Args:
+            by_commit: whether the hub is asked for the commit of its rows; else they count by their name, for a program
+                may work without a network on rows that it has already.
+        """
+        found = [
+            source.fingerprint() if by_commit or not isinstance(source, HubSource) else _hash([_said(source)])
+            for source in sources
+        ]
         self.sources += zip(sources, found, strict=True)
         return combine_fingerprints(found)
 
