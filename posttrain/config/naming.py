@@ -117,7 +117,7 @@ def _no_key(word: str, key: str, known: list[str], template: str, places: Places
 
 def _typed(path: KeyPath, texts: Mapping[KeyPath, str], places: Places) -> str | None:
     """The value as it was typed, by the last override that set it or the file; None of a default."""
-    for place, assignment in reversed(places.overrides.items()):
+    for place, assignment in reversed(list(places.overrides.items())):
         if path[: len(place)] == place:
             # An override of the whole group took the file's values with it.
             return parse(assignment.partition("=")[2], f"override {assignment}").texts.get(path[len(place) :])
