@@ -52,6 +52,14 @@ stages:
 
 - **Overrides.** `posttrain run recipe.yaml dpo.beta=0.2 seed=3 sft.compute.precision=fp32`: a stage's name or a key of
   the recipe, then the keys inside it. Values are YAML; items of a list are named by their `name`.
+- **Names carry settings.** `name: mine-{dpo.beta}-{seed}` runs in `runs/mine-0.2-3` with `dpo.beta=0.2 seed=3`, so
+  that each point of a sweep has a folder of its own. A word in braces is a key as an override has it; it is filled in
+  after the overrides, with the value as it was typed, and signs that no folder should have become `-`.
+- **Nothing finished is lost.** A finished stage whose settings, seeds, data or start changed runs again, and its
+  earlier result is kept as `dpo.1`, `dpo.2`, ... in the run folder; the report shows them beside the present one.
+  `--fresh` removes the current results alone.
+- **Seeds.** `seed` starts every random stream but one: a held-out share is drawn from `split_seed`, so that runs of
+  several seeds are measured on the same rows.
 - **Paths** in a recipe are relative to its file, paths in an override to where the command runs. `package://NAME` is
   data that comes with posttrain. A missing file is refused, with the nearest name, before anything is loaded.
 - **Unknown keys** are refused, with the nearest one. An option exists only where it is used: `gamma` is a key of simpo
@@ -59,8 +67,9 @@ stages:
 - **YAML** is read by the 1.2 rules: `1e-5` is a number, `no` is text unless a key wants true or false, and a key that
   is written twice is refused.
 - **Python** has the same records: `pt.SFT(learning_rate=2e-5)`, `pt.DPO(beta=0.1)`, `pt.Preference("simpo", gamma=1)`.
-  `pt.train(stage, model, rows, out="runs/mine")` runs one. Stages of different names may share a folder and its report;
-  the same call goes on after an interruption, and `fresh=True` begins its stage anew.
+  `pt.train(stage, model, rows, out="runs/mine", seed=0, split_seed=0)` runs one. Stages of different names may share a
+  folder and its report, which compares those that started from one model; the same call goes on after an interruption,
+  and `fresh=True` begins its stage anew.
 """
 
 

@@ -49,6 +49,10 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(f"{change.suite}: {change.said}", markup=False, highlight=False)
     for stage, warning in folder.warnings():
         console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
+    for kept in folder.earlier():
+        replaced = kept.stage().replaced
+        because = f" ({'; '.join(replaced.because)})" if replaced is not None else ""
+        console.print(f"earlier {kept.path}{because}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
 

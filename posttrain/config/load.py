@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from posttrain.config import overrides as command_line
 from posttrain.config.explain import Places, explain
+from posttrain.config.naming import STAND_IN, fill_name, has_keys
 from posttrain.config.paths import resolve_paths
 from posttrain.config.schema import SCHEMA, Recipe
 from posttrain.config.yaml_text import parse
@@ -65,10 +66,14 @@ def parse_recipe(
     # Overrides before validation, on the plain document: a mistake in one is reported like any other, with its own
     # place.
     places = Places(source, document.lines, command_line.apply(raw, overrides))
+    template = raw["name"]
     try:
-        recipe = Recipe.model_validate(raw)
+        # Keys in braces are filled in once every value is known, defaults included.
+        recipe = Recipe.model_validate({**raw, "name": STAND_IN} if has_keys(template) else raw)
     except ValidationError as error:
         raise explain(error, Recipe, raw, places) from None
+    if has_keys(template):
+        recipe = recipe.model_copy(update={"name": fill_name(template, recipe, document.texts, places)})
     recipe, assumed = resolve_paths(recipe, raw, folder or Path.cwd(), places)
     recipe._notes = (*notes, *assumed)
     return recipe

@@ -29,11 +29,14 @@ class Recipe(Settings):
     schema_version: Int = Field(default=SCHEMA, alias="schema")
     """Version of these keys."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Letters, digits, . - and _; names the run folder, `<out>/<name>`. The file's name if absent."""
+    """Letters, digits, . - and _; names the run folder, `<out>/<name>`. The file's name if absent. Keys in braces carry
+    settings: mine-{dpo.beta}-{seed}."""
     model: str
     """The model that the first stage starts from: a catalogue name, a folder, or a hub id."""
     seed: Int = Field(default=0, ge=0, lt=2**32)
     """Where all random streams start. Equal seeds on one machine give equal runs."""
+    split_seed: Int = Field(default=0, ge=0, lt=2**32)
+    """What a held-out share is drawn from, apart from `seed`: runs of several seeds are measured on the same rows."""
     out: str = "runs"
     """Folder that holds run folders; relative to where the command runs."""
     evaluate: Evaluation = Evaluation()
@@ -169,6 +172,6 @@ def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | 
     )
 
 
-def stage_yaml(stage: StageSettings) -> str:
-    """The stage's config.yaml: every value, defaults included."""
-    return dump(stage.model_dump(mode="json", by_alias=True))
+def stage_yaml(stage: StageSettings, **seeds: int) -> str:
+    """The stage's config.yaml: every value, defaults included, and the run's `seed` and `split_seed` if given."""
+    return dump({**stage.model_dump(mode="json", by_alias=True), **seeds})

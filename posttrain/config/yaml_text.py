@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -34,10 +34,12 @@ _MOST_DIGITS = 1000
 
 @dataclass(frozen=True)
 class Document:
-    """Document({"seed": 3}, {(): 1, ("seed",): 1}); lines count from 1."""
+    """Document({"seed": 3}, {(): 1, ("seed",): 1}, {("seed",): "3"}); lines count from 1."""
 
     value: Any
     lines: dict[KeyPath, int]
+    texts: dict[KeyPath, str] = field(default_factory=dict)
+    """Single values as they were typed: 5e-6, which is 5e-06 once it is a number."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,9 +57,9 @@ def parse(text: str, source: str) -> Document:
         raise _not_yaml(error, text, source) from None
     except RecursionError:
         raise _too_deep(source) from None
-    lines: dict[KeyPath, int] = {}
-    value = None if root is None else _build(root, (), lines, source, (), itertools.count())
-    return Document(value, lines)
+    document = Document(None, {}, {})
+    value = None if root is None else _build(root, (), document, source, (), itertools.count())
+    return replace(document, value=value)
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -68,11 +70,12 @@ def parse_value(text: str, source: str) -> Any:
 def _build(
     node: yaml.Node,
     path: KeyPath,
-    lines: dict[KeyPath, int],
+    document: Document,
     source: str,
     above: tuple[yaml.Node, ...],
     built: Iterator[int],
 ) -> Any:
+    """The node's value; where it stands and how it was typed is noted in `document`."""
     if len(above) > _DEEPEST:
         raise _too_deep(f"{source}, line {node.start_mark.line + 1}")
     if next(built) > _MOST_NODES:
@@ -82,6 +85,7 @@ def _build(
             expected="a recipe: a few hundred keys",
             remedy="write the values out instead of aliases of aliases",
         )
+    lines = document.lines
     # The key's own line where there is one: an alias stands where its anchor was written, perhaps far above.
     lines.setdefault(path, node.start_mark.line + 1)
     # An alias of a group around it would be built for ever.
@@ -89,9 +93,10 @@ def _build(
         raise ConfigError("an alias holds itself", where=f"{source}, line {lines[path]}", remedy="write the values out")
     above = (*above, node)
     if isinstance(node, yaml.ScalarNode):
+        document.texts[path] = node.value
         return _scalar(node, source)
     if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*path, index), lines, source, above, built) for index, item in enumerate(node.value)]
+        return [_build(item, (*path, index), document, source, above, built) for index, item in enumerate(node.value)]
     result: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key_node, value_node in node.value:
@@ -100,7 +105,7 @@ def _build(
         if key is None:
             raise ConfigError("a key is not text", where=f"{source}, line {line}", remedy="write `key: value`")
         if key == "<<" and key_node.tag == _PLAIN:
-            merged = _merged(_build(value_node, (*path, "<<"), {}, source, above, built), merged)
+            merged = _merged(_build(value_node, (*path, "<<"), Document(None, {}), source, above, built), merged)
             continue
         if key in result:
             raise ConfigError(
@@ -110,7 +115,7 @@ def _build(
                 remedy="keep one of the two",
             )
         lines[(*path, key)] = line
-        result[key] = _build(value_node, (*path, key), lines, source, above, built)
+        result[key] = _build(value_node, (*path, key), document, source, above, built)
     # Keys of the group itself win over what it merges in, as YAML has it.
     return {**merged, **result}
 

@@ -15,9 +15,11 @@ from markupsafe import Markup, escape
 
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Chart
+from posttrain.report.comparison import compared_earlier, compared_siblings
 from posttrain.report.cross import cross_view
 from posttrain.report.distributions import interval_chart
 from posttrain.report.evaluation import Table, final_table
+from posttrain.report.lineage import lanes
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
@@ -72,6 +74,9 @@ def render(run: RunContents) -> str:
         cross=cross_view(run),
         passk=passk_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
+        lanes=lanes(run),
+        compared=compared_siblings(run),
+        earlier=compared_earlier(run),
         suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),
         configs=_configs(run),
         files=_files(run),

@@ -10,7 +10,9 @@ reads them all. Standard library only, so that a report needs nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +26,13 @@ from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedR
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
-from posttrain.runs.records.stage import HeldOutScore, StageRecord
+from posttrain.runs.records.stage import HeldOutScore, Replaced, StageRecord
 
 RESERVED_NAMES = ("start", "evaluations")
 """Names that no stage may have; `start` holds what the first model scored before any training."""
+
+EARLIER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.([1-9][0-9]*)")
+"""The folder of an earlier result of a stage: `dpo.1`. No stage's own name has a dot."""
 
 AnyLine = TypeVar("AnyLine", bound=LogLine)
 AnyFile = TypeVar("AnyFile", bound=WholeFile)
@@ -193,6 +198,41 @@ class RunFolder:
         folders = [self.stage(entry.name) for entry in self.run().stages] if self.exists else []
         return [folder for folder in folders if folder.exists]
 
+    # -- results that other settings or data gave before
+
+    def earlier(self, stage: str | None = None) -> list[StageFolder]:
+        """Finished results that were moved aside (`dpo.1`, `dpo.2`), by stage and number; of one stage, or of all."""
+        found = [(match[1], int(match[2])) for path in self._folders() if (match := EARLIER.fullmatch(path.name))]
+        named = [(name, number) for name, number in sorted(found) if stage in (None, name)]
+        folders = [self.stage(f"{name}.{number}") for name, number in named]
+        return [folder for folder in folders if folder.exists]
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.is_dir()] if self.path.is_dir() else []
+
+    def set_aside(self, stage: StageFolder, because: Sequence[str], when: str) -> StageFolder:
+        """Move a stage's folder to its next free number, `dpo.1`, and note there why; gives the folder as it is now.
+
+        Raises:
+            ConfigError: the system does not move it. Nothing is lost: it stays where it is.
+        """
+        stage.close()
+        # Numbers of whatever lies there, not of what is whole: a name that is taken must never be written over.
+        taken = [int(match[2]) for path in self.path.glob(f"{stage.name}.*") if (match := EARLIER.fullmatch(path.name))]
+        target = self.stage(f"{stage.name}.{max(taken, default=0) + 1}")
+        try:
+            os.rename(stage.path, target.path)
+        except OSError as error:
+            raise ConfigError(
+                "the earlier result of this stage cannot be moved aside, and is not overwritten",
+                where=stage.path,
+                found=f"{error.strerror} (to {target.path.name})",
+                expected=f"to rename the folder to `{target.path.name}`",
+                remedy="make the run folder writable, or choose another folder with --out (from Python: out=)",
+            ) from None
+        target.write_stage(replaced=Replaced(when, tuple(because)))
+        return target
+
     # -- what the stages came to, as the command line shows it
 
     def evaluations(self) -> dict[str, SuiteScores]:
@@ -300,6 +340,37 @@ class RunFolder:
                     remedy="wait for it or stop it, or choose another folder with --out",
                 )
             yield
+
+
+def remove_results(folders: Sequence[Path]) -> None:
+    """Remove folders of results, or none of them where it is clear beforehand that one cannot be removed.
+
+    Raises:
+        ConfigError: a link, whose content lies elsewhere; the system refuses it. Results that stay although they were
+            to go would be taken for those of the run that follows.
+    """
+    for folder in folders:
+        if folder.is_symlink():
+            raise ConfigError(
+                "the stage's folder is a link, and what it leads to is not removed",
+                where=folder,
+                found=f"a link to {os.readlink(folder)}",
+                expected="a folder",
+                remedy=f"remove the link (`rm {folder}`) to begin anew and keep what it leads to",
+            )
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                "the results that are there cannot be removed",
+                where=folder,
+                found=f"{error.filename or folder}: {error.strerror}",
+                expected="a folder that this user may remove",
+                remedy=f"remove it yourself (`rm -r {folder}`), or choose another folder with --out (in Python: out=)",
+            ) from None
 
 
 def make_folder(path: Path) -> None:

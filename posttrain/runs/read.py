@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posttrain.errors import SourceError
-from posttrain.runs.folder import RESERVED_NAMES
+from posttrain.runs.folder import EARLIER, RESERVED_NAMES, RunFolder
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     Figure,
@@ -145,6 +145,8 @@ class RunContents:
     """Rewards of several policies' answers by several reward models."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
+    earlier: list[Stage] = field(default_factory=list)
+    """Results of the stages that other settings or data gave before: `dpo.1`, `dpo.2`."""
 
     @property
     def status(self) -> str:
@@ -196,6 +198,11 @@ def read_run(folder: Path) -> RunContents:
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
+        earlier=[
+            _read_stage(files, kept.path, StageEntry.from_json({}))
+            for kept in RunFolder(folder).earlier()
+            if kept.path.resolve().parent == folder.resolve()  # as for stages: a link could show somebody else's files
+        ],
     )
 
 
@@ -204,7 +211,8 @@ def _entries(files: Files, about: RunRecord | None) -> dict[str, StageEntry]:
     folder = files.root
     listed = {entry.name: entry for entry in (about.stages if about is not None else ()) if entry.name}
     others = [path.name for path in sorted(folder.iterdir()) if path.name not in (*listed, *RESERVED_NAMES[:1])]
-    stray = [name for name in others if _is_stage(folder / name)]
+    # A result that was moved aside is read apart: as a stage it would stand in tables beside the one after it.
+    stray = [name for name in others if _is_stage(folder / name) and not EARLIER.fullmatch(name)]
     # Most likely a mistyped path: an empty report of it would look like a run that did nothing.
     if not any((folder / name).exists() for name in RUN_FILES) and not stray:
         raise SourceError(

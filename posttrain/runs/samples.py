@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError, did_you_mean, nearest
+from posttrain.runs.folder import EARLIER
 from posttrain.runs.records.run import RunRecord
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.sample_log import Sample, SampleLog
@@ -184,7 +185,12 @@ def _stage_folders(run: Path) -> list[Path]:
     order = [entry.name for entry in about.stages] if about is not None else []
     folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name != "start"]
     place = {name: index for index, name in enumerate(order)}
-    return sorted(folders, key=lambda folder: (place.get(folder.name, len(place)), folder.name))
+
+    def when(folder: Path) -> tuple[int, str]:
+        # Results that were moved aside come first: the last is what is shown where no stage is named.
+        return (-1 if EARLIER.fullmatch(folder.name) else place.get(folder.name, len(place))), folder.name
+
+    return sorted(folders, key=when)
 
 
 def _near_folder(run: Path) -> dict[str, str]:

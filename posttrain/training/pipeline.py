@@ -1,8 +1,8 @@
 """A recipe from its first stage to its report.
 
-Each stage starts from the last model before it. A finished stage is not run again unless its inputs changed, an
-interrupted one goes on from its checkpoint. After every stage that trains, the same suites ask the new model what
-they asked the start.
+Each stage starts from the last model before it. A finished stage is not run again unless its inputs changed, and then
+its earlier result is kept under another name; an interrupted one goes on from its checkpoint. After every stage that
+trains, the same suites ask the new model what they asked the start.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from posttrain.config import Recipe, StageSettings, TrainingStage, data_of, stage_fingerprint, what_changed
+from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.online import SamplingStage
-from posttrain.errors import ConfigError, ResumeError, SourceError
+from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
-from posttrain.models.folders.loading import LoadedModel, resolve
-from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.report import write_report
 from posttrain.rewards import require_rewards
-from posttrain.runs.folder import RunFolder, StageFolder, make_folder
+from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.checks.preflight import Preflight
+from posttrain.training.earlier import clear_checkpoints, make_room
 from posttrain.training.evaluation import (
     evaluate_stage,
     evaluate_start,
@@ -39,8 +36,8 @@ from posttrain.training.evaluation import (
     summarise,
     write_recipe_cross_scores,
 )
+from posttrain.training.identity import identity_of_recipe
 from posttrain.training.provenance import now
-from posttrain.training.rl.tasks import tasks_fingerprint
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
@@ -62,7 +59,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     """Run what is not finished yet, evaluate, and write the report.
 
     Args:
-        fresh: forget what the run folder holds and begin anew.
+        fresh: forget what the run folder holds and begin anew; earlier results that were moved aside stay.
 
     Raises:
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
@@ -73,7 +70,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     run = RunFolder(recipe.folder)
     with run.locked():
         if fresh:
-            _forget(run)
+            _forget(run, progress)
         for note in recipe.notes:
             progress.say(note)
         if left := left_over(run, recipe.stages):
@@ -137,6 +134,7 @@ def check_recipe(
                 progress,
                 proof_only=True,
                 show_first=show_first,
+                split_seed=recipe.split_seed,
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):
@@ -209,10 +207,20 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     for stage in recipe.stages:
         folder = run.stage(stage.name)
         evaluate = stage.OUTPUTS == "policy" and (recipe.evaluate.every_stage or stage.name in last)
-        with Timed(run, folder, stage):
+        with Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
-            ctx = StageContext(_with_data(stage, run), model, folder, recipe.seed, progress, answers=own)
-            _run_unless_done(ctx, run, recipe, own, evaluate=evaluate)
+            ctx = StageContext(
+                _with_data(stage, run),
+                model,
+                folder,
+                recipe.seed,
+                progress,
+                answers=own,
+                split_seed=recipe.split_seed,
+            )
+            with ctx.doing("hashing the data and the start model"):
+                ctx = replace(ctx, identity=identity_of_recipe(ctx, own))
+            _run_unless_done(ctx, run, recipe, own, timed, evaluate=evaluate)
         if stage.OUTPUTS == "policy":
             model, answers = folder.model, own
             asked += [(folder, model, answers)] if evaluate else []
@@ -221,23 +229,29 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
 
 
 def _run_unless_done(
-    ctx: StageContext[StageSettings], run: RunFolder, recipe: Recipe, answers: AnswerSettings, *, evaluate: bool
+    ctx: StageContext[StageSettings],
+    run: RunFolder,
+    recipe: Recipe,
+    answers: AnswerSettings,
+    timed: Timed,
+    *,
+    evaluate: bool,
 ) -> None:
     """Run the stage, unless it ran before on the same inputs; its model is asked the suites either way."""
     folder, progress = ctx.folder, ctx.progress
-    record = folder.stage() if folder.exists else StageRecord()
-    with ctx.doing("hashing the data and the start model"):
-        identity = _quick_identity(ctx, answers)
 
     def ask(model: Any, tokenizer: Any) -> None:
         evaluate_stage(folder, recipe, model, answers, progress, tokenizer=tokenizer)
 
     outcome = None
-    if _is_done(record, identity, folder, ctx.stage):
+    make_room(ctx, run, timed)
+    record = folder.stage() if folder.exists else StageRecord()
+    if _is_done(record, ctx):
         ctx.say("done before, and nothing that it depends on has changed")
     else:
-        _refuse_changed(record, identity, ctx.stage, folder)
-        outcome = run_stage(ctx, identity=identity, evaluate=ask if evaluate else None)
+        if record.status == "done":
+            clear_checkpoints(folder)
+        outcome = run_stage(ctx, evaluate=ask if evaluate else None)
     if outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
         evaluate_stage(folder, recipe, folder.model, answers, progress)
     summarise(run, recipe)
@@ -253,56 +267,35 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     return stage.model_copy(update=written)
 
 
-# ---------------------------------------------------------------- done before, changed since
+# ---------------------------------------------------------------- done before, or to be done anew
 
 
-def _quick_identity(ctx: StageContext[StageSettings], answers: AnswerSettings) -> str:
-    """The stage's fingerprint from file contents alone, without loading anything."""
-    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
-    contents = [tasks_fingerprint(data) for data in data_of(ctx.stage).values() if data.path]
-    if isinstance(kind_of_stage(ctx.stage), MakingKind):
-        # Its settings do not say how the model is asked that it lets answer: the stage that trained it does.
-        contents.append(answers.encoding.template_identity)
-    start = folder_fingerprint(resolve(ctx.start).folder)
-    return stage_fingerprint(ctx.stage, data=contents, start_model=start, seed=ctx.seed)
-
-
-def _is_done(record: StageRecord, identity: str, folder: StageFolder, stage: StageSettings) -> bool:
-    kind = kind_of_stage(stage)
-    if isinstance(kind, TrainingKind) and not kind.ends_as_asked(stage, record):
+def _is_done(record: StageRecord, ctx: StageContext[StageSettings]) -> bool:
+    assert ctx.identity is not None
+    kind = kind_of_stage(ctx.stage)
+    if isinstance(kind, TrainingKind) and not kind.ends_as_asked(ctx.stage, record):
         return False
-    output = folder.path / OUTPUT_NAMES[kind.outputs]
-    return record.status == "done" and record.quick_identity == identity and output.exists()
+    output = ctx.folder.path / OUTPUT_NAMES[kind.outputs]
+    return record.status == "done" and record.quick_identity == ctx.identity.quick and output.exists()
 
 
-def _refuse_changed(record: StageRecord, identity: str, stage: StageSettings, folder: StageFolder) -> None:
-    """A stage that began with other inputs is not continued with these."""
-    if record.status == "done":
-        # It is finished, and its inputs changed: it is run again, from the start.
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        return
-    if record.quick_identity in (None, identity) or not folder.checkpoints.exists():
-        return
-    before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
-    changed = what_changed(before, stage)
-    raise ResumeError(
-        f"the stage `{stage.name}` was interrupted, and what it depends on has changed since",
-        where=folder.path,
-        found=f"changed: {', '.join(changed)}" if changed else "the data or the start model has other content",
-        remedy="undo the change to go on, or run with --fresh to begin anew",
-    )
+def _forget(run: RunFolder, progress: Progress) -> None:
+    """--fresh: only what posttrain itself wrote is removed, and no earlier result that was moved aside.
 
-
-def _forget(run: RunFolder) -> None:
-    """--fresh: only what posttrain itself wrote is removed."""
+    Raises:
+        ConfigError: something cannot be removed; what stays would be taken for a result of the run that follows.
+    """
     if not run.exists:
         return
     try:
         names = [entry.name for entry in run.run().stages]
     except SourceError:  # a record that cannot be read is no reason not to begin anew
-        names = [path.parent.name for path in run.path.glob("*/stage.json")]
-    for name in [*names, "start"]:
-        shutil.rmtree(run.stage(name).path, ignore_errors=True)
+        names = [path.parent.name for path in run.path.glob("*/stage.json") if not EARLIER.fullmatch(path.parent.name)]
+    remove_results([run.stage(name).path for name in [*names, "start"]])
     # By name, never the folder: a run folder may hold a user's own files.
     for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)
+    if kept := run.earlier():
+        progress.say(
+            f"earlier results stay, --fresh removes the current ones alone: {', '.join(folder.name for folder in kept)}"
+        )

@@ -7,10 +7,9 @@ run.report, run.model, run.metrics()
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.report import write_report
 from posttrain.rewards.scorer import RewardFunction
-from posttrain.runs.folder import RunFolder
+from posttrain.runs.folder import RunFolder, remove_results
 from posttrain.runs.progress import Progress
+from posttrain.training.earlier import make_room
+from posttrain.training.identity import identity_of_call
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
@@ -80,6 +81,7 @@ def train(
     out: str | Path,
     rewards: Sequence[RewardFunction] = (),
     seed: int = 0,
+    split_seed: int = 0,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Run:
@@ -87,7 +89,8 @@ def train(
 
     Called again after an interruption, with the same arguments and a model that is loaded anew, it goes on from the
     last checkpoint. A loaded model is trained in place. Several stages may share a folder, each under its own name:
-    they stand in one run.json and one report, in the order in which they were first trained.
+    they stand in one run.json and one report, in the order in which they were first trained. A finished stage of the
+    same name, but of other settings, data or start, is kept as `<stage>.1` and so on.
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...).
@@ -95,11 +98,15 @@ def train(
             `datasets.Dataset`; for a stage that samples, a list of `Task` too.
         rewards: for a stage that samples: functions `(prompt, completion, task) -> float | None`, beside those that the
             stage names.
-        fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay.
+        seed: where all random streams start.
+        split_seed: what a held-out share is drawn from, so that several seeds are measured on the same rows.
+        fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay, and so do earlier
+            results.
 
     Raises:
         ConfigError: an adapter is asked for in the stage and the model is loaded already; rewards are given to a stage
-            that asks none.
+            that asks none; what `fresh` is to forget cannot be removed.
+        ResumeError: the stage was interrupted, and its settings, data or start have changed since.
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
     _require_stage(stage, rewards)
@@ -113,15 +120,26 @@ def train(
     examples = _examples(data, stage)
     run = RunFolder(Path(out))
     folder = run.stage(stage.name)
-    ctx = StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
+    ctx = StageContext(
+        stage,
+        model,
+        folder,
+        seed,
+        progress or Progress(),
+        examples=examples,
+        rewards=rewards,
+        split_seed=split_seed,
+    )
     with run.locked():
         if run.exists:
             run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:
-            shutil.rmtree(folder.path)
+            remove_results([folder.path])
         begin_run(run, run.path.name, [stage], keep_others=True)
         try:
-            with Timed(run, folder, stage):
+            with Timed(run, folder, stage) as timed:
+                ctx = replace(ctx, identity=identity_of_call(ctx))
+                make_room(ctx, run, timed, resumes_by_content=False)
                 outcome = run_stage(ctx)
                 assert outcome is not None  # it trains
         except BaseException as error:

@@ -152,12 +152,17 @@ class SavedDataset:
 
 def combined_fingerprint(sources: Sequence[DataSource]) -> str:
     """One hash of several sources in their order; that of one source is the source's own."""
+    return combine_fingerprints([source.fingerprint() for source in sources])
+
+
+def combine_fingerprints(fingerprints: Sequence[str]) -> str:
+    """`combined_fingerprint` of sources whose own are known already."""
     # So that one file has the same fingerprint whether it is named alone or found in a folder.
-    if len(sources) == 1:
-        return sources[0].fingerprint()
+    if len(fingerprints) == 1:
+        return fingerprints[0]
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.fingerprint().encode())
+    for fingerprint in fingerprints:
+        digest.update(fingerprint.encode())
     return digest.hexdigest()
 
 

@@ -96,11 +96,16 @@ def notes_of(examples: Examples) -> list[str]:
     return [*examples.counts.notes, *unread_keys(examples.counts.unread_keys)]
 
 
-def tasks_fingerprint(data: Data) -> str:
-    """Content of a recipe's `data`; an address that makes tasks is its own content."""
-    files = [path for path in data.path if not is_generated(path)]
-    content = combined_fingerprint(open_sources(files, data.split)) if files else ""
-    return _hash([content, *(path for path in data.path if is_generated(path))])
+def tasks_fingerprint(data: Data, files: str | None = None) -> str:
+    """Content of a recipe's `data`; an address that makes tasks is its own content.
+
+    Args:
+        files: content of its files, where that is known already; "" where it names none.
+    """
+    if files is None:
+        named = [path for path in data.path if not is_generated(path)]
+        files = combined_fingerprint(open_sources(named, data.split)) if named else ""
+    return _hash([files, *(path for path in data.path if is_generated(path))])
 
 
 def add_prompts(
@@ -153,6 +158,7 @@ def load_tasks(
         given: tasks that are there already, in place of `data`.
         folder: where those of files are kept while the stage runs.
         progress: called with the number of tasks that were just read.
+        seed: that a share to hold out is drawn from, a run's `split_seed`.
 
     Raises:
         EmptyDatasetError: no task is left to train on.

@@ -23,6 +23,7 @@ from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.base import Output
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
+from posttrain.data.sources.source import DataSource
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
@@ -44,6 +45,21 @@ S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
 S = TypeVar("S", bound=StageSettings)
 T = TypeVar("T", bound=TrainingStage)
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class StageIdentity:
+    """What a stage rests on, as far as it is known without loading it; `training/identity.py` makes it.
+
+    StageIdentity("9f2c41...", {"data": "77aa...", "start_model": "e6f2..."}, files=((FileSource(...), "77aa..."),))
+    """
+
+    quick: str
+    """Hash of the settings, the seeds and the contents: a finished stage with another one runs again."""
+    contents: Mapping[str, str]
+    """Hashes by key of the data, and of the start model."""
+    files: tuple[tuple[DataSource, str], ...] = ()
+    """The files that were hashed, each with what it held then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,10 @@ class StageContext(Generic[S_co]):
     """Called with the stage's name and its first rows as the model will see them, before all others are read."""
     answers: AnswerSettings | None = None
     """How the start is asked, for kinds that let it answer; None: as its folder says."""
+    split_seed: int = 0
+    """What a held-out share is drawn from; apart from `seed`, so that seeds are measured on the same rows."""
+    identity: StageIdentity | None = None
+    """What it rests on; None where nothing will be trained, or nobody asks."""
 
     def say(self, *lines: str) -> None:
         """Each line, under the stage's name."""

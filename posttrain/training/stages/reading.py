@@ -109,7 +109,7 @@ def read_rows(
     _write_dropped(ctx.folder, [training])
     every = training.rows
     # By content, not by place: the same row trains or is held out whatever stands before it in the file.
-    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.seed, "split"))
+    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.split_seed, "split"))
     if stage.held_out and not out:
         ctx.say(
             f"no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing is measured on "

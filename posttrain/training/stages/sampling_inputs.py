@@ -80,7 +80,7 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
             counted,
             folder=ctx.folder.path,
             longest=_longest_prompt(stage, start.positions),
-            seed=ctx.seed,
+            seed=ctx.split_seed,
             progress=phase.advance,
         )
     ctx.say(*tasks.counts.notes)
@@ -102,7 +102,7 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
         gold,
         encoder,
         tasks.counts,
-        (*tasks.fingerprints, *(_content_of(function) for function in ctx.rewards)),
+        (*tasks.fingerprints, *(content_of(function) for function in ctx.rewards)),
         prompts_of((prompt.task for prompt in tasks.train), encoder),
     )
 
@@ -179,7 +179,7 @@ def _name_of(function: RewardFunction) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
-def _content_of(function: RewardFunction) -> str:
+def content_of(function: RewardFunction) -> str:
     """What a function does, as far as its source tells; a changed one is another run."""
     try:
         text = inspect.getsource(function)

@@ -72,6 +72,11 @@ def stages(out: Path) -> dict[str, str]:
     return {entry.name: entry.status for entry in RunFolder(out).run().stages}
 
 
+def stopped_after_saving(loop: Loop, whole: Any = Loop.run) -> int:
+    whole(loop)
+    raise KeyboardInterrupt
+
+
 def test_a_second_stage_in_the_same_folder_keeps_the_first(
     start: Path, rows: Path, pairs: Path, tmp_path: Path
 ) -> None:
@@ -87,13 +92,17 @@ def test_a_second_stage_in_the_same_folder_keeps_the_first(
 
 
 def test_fresh_begins_the_stage_anew_and_leaves_the_others(
-    start: Path, rows: Path, pairs: Path, tmp_path: Path
+    start: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "mine"
     train(SFT(**SETTINGS), start, rows, out=out)
     train(DPO(**SETTINGS), start, pairs, out=out)
     other = DPO(**{**SETTINGS, "learning_rate": 2e-3})
-    with pytest.raises(ResumeError, match="fresh=True"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "run", stopped_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            train(DPO(**SETTINGS), start, pairs, out=out, fresh=True)
+    with pytest.raises(ResumeError, match=r"`learning_rate` 0\.001 -> 0\.002(.|\n)*fresh=True"):
         train(other, start, pairs, out=out)
     assert stages(out) == {"sft": "done", "dpo": "failed"}
     run = train(other, start, pairs, out=out, fresh=True)
