@@ -45,10 +45,14 @@ def audit(
     from rich.console import Console
 
     from posttrain.auditing import audit as look
+    from posttrain.cli.outputs import check_out, check_out_folder
     from posttrain.cli.progress import progress_on
     from posttrain.data.read import read
     from posttrain.data.unread import reading_notes
 
+    # Before a model is loaded for the log-probs, which takes long.
+    check_out(fix, "the cleaned copy")
+    check_out_folder(out, "the report")
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(Console(stderr=True)) as progress:
         measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None

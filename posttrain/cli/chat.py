@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 
 from posttrain.cli.speaker import Speaker
+from posttrain.training.interrupts import Stopped
 from posttrain.types import Message
 
 HELP = "an empty line or /exit ends, /reset begins anew"
@@ -20,6 +21,8 @@ def chat(speaker: Speaker, seed: int) -> None:
     while True:
         try:
             line = console.input("[bold cyan]you[/bold cyan]  ").strip()
+        except Stopped:  # a signal from outside ends the command, not an answer
+            raise
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
@@ -41,6 +44,8 @@ def _answer(speaker: Speaker, conversation: list[Message], seed: int) -> str:
             pieces.append(piece)
             sys.stdout.write(piece)
             sys.stdout.flush()
+    except Stopped:
+        raise
     except KeyboardInterrupt:
         sys.stdout.write(" (stopped)")
     sys.stdout.write("\n")

@@ -39,6 +39,7 @@ def merge(
     import torch
     from rich.console import Console
 
+    from posttrain.cli.outputs import check_out_folder
     from posttrain.cli.progress import progress_on
     from posttrain.cli.unused import note_unused
     from posttrain.models.adapters.combine import PRUNING, merge_adapters
@@ -50,6 +51,7 @@ def merge(
     if not adapter and not weights:
         note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
+    check_out_folder(out, "the model")
     with progress_on(Console(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
         report = merge_adapters(
             start,

@@ -35,12 +35,13 @@ def score(
     """
     from rich.console import Console
 
-    from posttrain.cli.outputs import echo_json
+    from posttrain.cli.outputs import check_out, echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.cli.unused import note_unused
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
 
+    check_out(out, "the rewards")
     if len(models) == 1:
         note_unused("one model alone is not combined", combine=combine != "mean", std_weight=std_weight != 1)
     elif combine != "mean_minus_std":

@@ -26,6 +26,7 @@ from posttrain.report import write_report
 from posttrain.rewards.scorer import RewardFunction
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
+from posttrain.training.interrupts import ending_signals
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
@@ -87,7 +88,8 @@ def train(
 
     Called again after an interruption, with the same arguments and a model that is loaded anew, it goes on from the
     last checkpoint. A loaded model is trained in place. Several stages may share a folder, each under its own name:
-    they stand in one run.json and one report, in the order in which they were first trained.
+    they stand in one run.json and one report, in the order in which they were first trained. SIGTERM and SIGHUP end it
+    as Ctrl-C does: after the step under way, with a checkpoint (in the main thread, which alone hears of signals).
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...).
@@ -114,7 +116,7 @@ def train(
     run = RunFolder(Path(out))
     folder = run.stage(stage.name)
     ctx = StageContext(stage, model, folder, seed, progress or Progress(), examples=examples, rewards=rewards)
-    with run.locked():
+    with ending_signals(), run.locked(ctx.progress.say):
         if run.exists:
             run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:
