@@ -33,6 +33,7 @@ from posttrain.models.folders.fingerprint import base_fingerprint, weights_finge
 from posttrain.models.folders.manifest import publish, refuse_foreign, temporary_folder, write_manifest
 from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import check_vocabulary
+from posttrain.runs.disk import writing
 from posttrain.runs.owner import scratch_folder
 
 READ_BACK_SECONDS = 900.0
@@ -102,6 +103,7 @@ def begin_save(
         ExportError: the folder holds something that posttrain did not write, an adapter alone cannot be loaded without
             what is in memory, an adapter cannot be merged, or merging changed what the model computes.
         ModelError: the tokenizer has ids without embeddings.
+        SourceError: the system refuses the files: a full disk, say.
     """
     settings = settings or ExportSettings()
     folder = Path(folder)
@@ -122,7 +124,8 @@ def begin_save(
     scratch = scratch_folder("readback")
     try:
         adapter_only = isinstance(model, PeftModel) and not settings.merge
-        expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
+        with writing(folder):
+            expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
         request = {**expected.request, "folder": str(temporary.resolve())}
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         process = _start(scratch)
@@ -166,8 +169,9 @@ class PendingSave:
             answer, logits = self._answer()
             difference = self._compare(answer, logits)
             read_back = {"largest_logit_difference": difference, "text": answer["text"]}
-            manifest = write_manifest(self._temporary, {**self._info, "read_back": read_back})
-            publish(self._temporary, self.folder)
+            with writing(self.folder):
+                manifest = write_manifest(self._temporary, {**self._info, "read_back": read_back})
+                publish(self._temporary, self.folder)
         finally:
             self.discard()
         return ExportReport(

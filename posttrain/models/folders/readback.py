@@ -174,7 +174,8 @@ def end_with_parent() -> None:
     itself. A pipe closes however the other end dies, on every system."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through `sys.stdin`: its lock, held by this thread, would abort the interpreter at its orderly end.
+        os.read(0, 1)
         os._exit(1)  # at once, whatever torch is doing in other threads
 
     threading.Thread(target=watch, daemon=True).start()

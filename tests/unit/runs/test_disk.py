@@ -15,6 +15,8 @@ from posttrain.errors import ResumeError, SourceError
 from posttrain.runs import disk, owner
 from posttrain.runs.files import JsonlLog, read_jsonl, write_text
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.heartbeat import Heartbeat
+from posttrain.runs.progress import Progress
 
 
 def failing(number: int) -> Any:
@@ -86,6 +88,12 @@ def test_a_log_on_a_full_disk_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"metrics\.jsonl: the file cannot be written"):
         log.append({"step": 2})
     log.close()
+
+
+def test_a_pulse_that_cannot_be_written_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", failing(errno.ENOSPC))
+    with Heartbeat(tmp_path, Progress()):
+        pass
 
 
 def test_a_line_that_is_taken_in_parts_is_whole(tmp_path: Path) -> None:
