@@ -45,11 +45,15 @@ def audit(
 ) -> None:
     """Look at a data set before a model is trained on it. Exits with 1 if a finding is an error."""
     from posttrain.auditing import audit as look
+    from posttrain.cli.outputs import check_out, check_out_folder
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
     from posttrain.data.read import read
     from posttrain.data.unread import reading_notes
 
+    # Before a model is loaded for the log-probs, which takes long.
+    check_out(fix, "the cleaned copy")
+    check_out_folder(out, "the report")
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
     with progress_on(terminal(stderr=True)) as progress:
         measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None

@@ -6,6 +6,7 @@ import sys
 
 from posttrain.cli.speaker import Speaker
 from posttrain.cli.terminal import printable, terminal
+from posttrain.training.interrupts import Stopped
 from posttrain.types import Message
 
 HELP = "an empty line or /exit ends, /reset begins anew"
@@ -19,6 +20,8 @@ def chat(speaker: Speaker, seed: int) -> None:
     while True:
         try:
             line = console.input("[bold cyan]you[/bold cyan]  ").strip()
+        except Stopped:  # a signal from outside ends the command, not an answer
+            raise
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
@@ -40,6 +43,8 @@ def _answer(speaker: Speaker, conversation: list[Message], seed: int) -> str:
             pieces.append(piece)
             sys.stdout.write(printable(piece))
             sys.stdout.flush()
+    except Stopped:
+        raise
     except KeyboardInterrupt:
         sys.stdout.write(" (stopped)")
     sys.stdout.write("\n")

@@ -40,6 +40,7 @@ def merge(
     """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
     import torch
 
+    from posttrain.cli.outputs import check_out_folder
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
@@ -52,6 +53,7 @@ def merge(
     if not adapter and not weights:
         note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
+    check_out_folder(out, "the model")
     with progress_on(terminal(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
         report = merge_adapters(
             start,

@@ -27,6 +27,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
 
+    from posttrain.training.interrupts import Stopped
     from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
     from posttrain.training.pipeline import run_recipe
 
@@ -35,7 +36,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         try:
             result = run_recipe(loaded, fresh=fresh, progress=progress)
         except Interrupted as stop:
-            raise KeyboardInterrupt(stop.problem) from stop
+            raise Stopped(stop.number, stop.problem) from stop
     folder = RunFolder(result.folder)
     if evaluations := folder.evaluations():
         console.print(final_table(evaluations))

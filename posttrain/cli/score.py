@@ -33,13 +33,14 @@ def score(
     One line per row: its place, the rewards in the order of its responses, and their lengths. With several models, also
     the rewards of each.
     """
-    from posttrain.cli.outputs import echo_json
+    from posttrain.cli.outputs import check_out, echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
 
+    check_out(out, "the rewards")
     if len(models) == 1:
         note_unused("one model alone is not combined", combine=combine != "mean", std_weight=std_weight != 1)
     elif combine != "mean_minus_std":

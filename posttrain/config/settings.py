@@ -187,6 +187,9 @@ class Checkpoints(Settings):
 
     every_steps: Int = Field(default=50, ge=1)
     """Steps between checkpoints; at most this many are lost."""
+    every_minutes: Float | None = Field(default=10.0, gt=0)
+    """Minutes after which a step is followed by a checkpoint, whatever `every_steps` says; null: steps alone count. No
+    number of the run depends on it."""
     keep: Int = Field(default=2, ge=1)
     """How many are kept; the one before the last still stands if the machine dies while writing."""
 

@@ -26,6 +26,7 @@ from posttrain.report.passk import passk_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.verdict import verdict
+from posttrain.runs.files import write_bytes
 from posttrain.runs.read import RunContents, read_run
 from posttrain.runs.values import as_text
 
@@ -51,10 +52,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     folder = Path(run_dir)
     page = render(read_run(folder))
     path = folder / REPORT
-    draft = folder / f".{REPORT}.{os.getpid()}"
     # Lone surrogates, which broken generations can hold, have no UTF-8; a "?" in their place is better than no report.
-    draft.write_bytes(page.encode("utf-8", errors="replace"))
-    draft.replace(path)
+    write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
 
 

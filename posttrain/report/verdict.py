@@ -13,6 +13,7 @@ from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
+from posttrain.report.text import moment
 from posttrain.runs.read import Curve, RunContents, Stage
 from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.preflight import CheckRecord
@@ -102,7 +103,8 @@ def headline(run: RunContents) -> str:
     if stopped.status == "failed" or run.status == "failed":
         return f"The run failed {where}.{before}"
     if stopped.status == "interrupted":
-        return f"The run was interrupted {where}.{before}"
+        gone = f": the process is gone since {moment(run.gone_since)}" if run.gone_since else ""
+        return f"The run was interrupted {where}{gone}.{before}"
     if stopped.status == "running":
         return f"The run is {where}, still going on or killed without a word.{before}"
     return f"The run ended {where}, and did not say how.{before}"

@@ -12,14 +12,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from posttrain.errors import ConfigError, ResumeError, SourceError
+from posttrain.runs.disk import Lock, lock
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
+from posttrain.runs.owner import LOCK, clear_owner, is_dead, read_owner, write_owner
 from posttrain.runs.records.base import LogLine, WholeFile
 from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
@@ -324,22 +327,45 @@ class RunFolder:
         return Summary.from_json(read_json(path)).stages if path.exists() else {}
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         """Hold the folder for one process; the lock ends with the process, however it dies.
+
+        Args:
+            say: receives a line where the file system has no locks.
 
         Raises ResumeError if another process runs the same recipe into the same folder, ConfigError if the folder
         cannot be made.
         """
         make_folder(self.path)
         # The lock is the kernel's, not a file with a process id: after a crash nothing stale is left to clear away.
-        with (self.path / ".lock").open("a+") as file:
-            if not _lock(file.fileno()):
+        with (self.path / LOCK).open("a+") as file:
+            state = _taken(file)
+            owner = read_owner(self.path / LOCK) if state is Lock.MISSING else None
+            if state is Lock.BUSY or (owner is not None and owner.is_here and not owner.is_dead):
                 raise ResumeError(
                     "another process is writing to this run folder",
                     where=self.path,
                     remedy="wait for it or stop it, or choose another folder with --out",
                 )
-            yield
+            if state is Lock.MISSING:
+                say(
+                    f"{self.path}: this file system has no locks; a second run into this folder is noticed on this "
+                    "machine alone"
+                )
+            write_owner(file)
+            self.remove_drafts()
+            try:
+                yield
+            finally:
+                # A run that ends in any orderly way leaves no name; one that is killed leaves its own.
+                clear_owner(file)
+
+    def remove_drafts(self) -> None:
+        """Remove the temporary files of writers that were killed, in this folder and those of its stages."""
+        for pattern in (".*.tmp", "*/.*.tmp", "*/evaluations/.*.tmp"):
+            for path in self.path.glob(pattern):
+                if is_dead(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def remove_results(folders: Sequence[Path]) -> None:
@@ -391,14 +417,10 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
-def _lock(handle: int) -> bool:
-    if os.name == "nt":  # no advisory lock of this kind there; two runs in one folder are the user's care
-        return True
-    import fcntl
-
-    try:
-        # Not waiting: a second run that hangs in silence until the first has ended looks like a fault of its own.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _taken(file: IO[Any]) -> Lock:
+    """The lock; tried again, since a report that looks whether the run lives has it for an instant."""
+    for _ in range(2):
+        if (state := lock(file)) is not Lock.BUSY:
+            return state
+        time.sleep(0.03)
+    return lock(file)

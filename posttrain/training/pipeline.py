@@ -37,7 +37,9 @@ from posttrain.training.evaluation import (
     write_recipe_cross_scores,
 )
 from posttrain.training.identity import identity_of_recipe
+from posttrain.training.interrupts import ending_signals
 from posttrain.training.provenance import now
+from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
@@ -66,9 +68,9 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     """
     progress = progress or Progress()
     _check_devices(recipe)
-    _check_rewards(recipe)
+    _check_rewards(recipe, fresh=fresh)
     run = RunFolder(recipe.folder)
-    with run.locked():
+    with ending_signals(), run.locked(progress.say):
         if fresh:
             _forget(run, progress)
         for note in recipe.notes:
@@ -182,10 +184,16 @@ def _check_devices(recipe: Recipe) -> None:
                 raise
 
 
-def _check_rewards(recipe: Recipe) -> None:
-    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage."""
+def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
+    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage; and
+    looks for the servers that a stage asks."""
+    run = RunFolder(recipe.folder)
     for stage in recipe.stages:
         if isinstance(stage, SamplingStage):
+            folder = run.stage(stage.name)
+            # A stage that is done asks nobody any more.
+            if fresh or not (folder.exists and folder.stage().status == "done"):
+                require_servers(stage)
             require_rewards(stage.rewards, folder=stage.modules, where=f"{stage.name}.rewards")
             require_rewards(stage.examine.rewards, folder=stage.modules, where=f"{stage.name}.examine.rewards")
 

@@ -27,6 +27,7 @@ from posttrain.runs.folder import RunFolder, remove_results
 from posttrain.runs.progress import Progress
 from posttrain.training.earlier import make_room
 from posttrain.training.identity import identity_of_call
+from posttrain.training.interrupts import ending_signals
 from posttrain.training.objectives import kind_of
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
@@ -90,7 +91,8 @@ def train(
     Called again after an interruption, with the same arguments and a model that is loaded anew, it goes on from the
     last checkpoint. A loaded model is trained in place. Several stages may share a folder, each under its own name:
     they stand in one run.json and one report, in the order in which they were first trained. A finished stage of the
-    same name, but of other settings, data or start, is kept as `<stage>.1` and so on.
+    same name, but of other settings, data or start, is kept as `<stage>.1` and so on. SIGTERM and SIGHUP end the run as
+    Ctrl-C does: after the step under way, with a checkpoint (in the main thread, which alone hears of signals).
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...).
@@ -130,7 +132,7 @@ def train(
         rewards=rewards,
         split_seed=split_seed,
     )
-    with run.locked():
+    with ending_signals(), run.locked(ctx.progress.say):
         if run.exists:
             run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:

@@ -14,8 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from posttrain.cli.app import app
-from posttrain.cli.outputs import check_out, refusal_of
+from posttrain.cli.outputs import check_out
 from posttrain.errors import ConfigError
+from posttrain.runs.disk import refusal_of
 from posttrain.training.loop import Interrupted, Loop
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model

@@ -1,9 +1,10 @@
 """Reads a saved folder back in a fresh process, the way any other program would: plain `transformers`, plain `peft`.
 
-    python -m posttrain.models.folders.readback request.json
+    python -m posttrain.models.folders.readback request.json [parent]
 
-The parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and
-the answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
+With `parent`, its standard input is a pipe whose other end the parent holds: when that closes, this process ends. The
+parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and the
+answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
 `logits.npy` in the request's folder. The parent (`export.PendingSave`) compares, and computes its own side by the same
 functions.
 """
@@ -11,7 +12,9 @@ functions.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -168,5 +171,19 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[
         return f"{type(error).__name__}: {error}"
 
 
+def end_with_parent() -> None:
+    """A parent that is killed ends nothing itself: without this, a process with a whole model in memory lives on by
+    itself. A pipe closes however the other end dies, on every system."""
+
+    def watch() -> None:
+        # Not through `sys.stdin`: its lock, held by this thread, would abort the interpreter at its orderly end.
+        os.read(0, 1)
+        os._exit(1)  # at once, whatever torch is doing in other threads
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["parent"]:
+        end_with_parent()
     main(sys.argv[1])

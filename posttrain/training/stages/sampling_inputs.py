@@ -22,6 +22,7 @@ from posttrain.training.checks.preflight import Check
 from posttrain.training.rl import engines
 from posttrain.training.rl.engines import Sampler
 from posttrain.training.rl.learners import KLWeight
+from posttrain.training.rl.servers import require_servers
 from posttrain.training.rl.tasks import TaskOrder, TaskSet, load_tasks
 from posttrain.training.stages.kind import Learning, StageContext
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
@@ -90,7 +91,8 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
     order = TaskOrder.plan(
         len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=ctx.seed
     )
-    # A server that does not answer is found here, before the model is loaded.
+    # A server that is gone, or is another than was meant, is found here, before the model is loaded.
+    require_servers(stage)
     engines.require(stage)
     total = len(tried_on(tasks.train, every=ctx.proof_only))
     with ctx.progress.phase(f"{ctx.folder.name}: trying the rewards", total=total, unit="tasks") as phase:
