@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from posttrain.arguments import checked_list, checked_path, checked_text
 from posttrain.config import overrides as command_line
 from posttrain.config.explain import Places, explain
 from posttrain.config.paths import resolve_paths
@@ -29,7 +30,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UnknownKeyError: keys that no option has, each with the nearest.
         ConfigError: any other mistake; several mistakes are shown together, each with its line.
     """
-    path = Path(path)
+    path = checked_path("path", path, "recipe.yaml")
+    lines = checked_list("overrides", overrides, of="settings", example='["dpo.beta=0.2"]')
+    overrides = [checked_text("overrides", line, "dpo.beta=0.2") for line in lines]
     try:
         # With or without the mark that Windows editors put first: left in, it would be part of the first key.
         text = path.read_text(encoding="utf-8-sig")

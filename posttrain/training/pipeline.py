@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.arguments import checked_flag, checked_instance
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of, stage_fingerprint, what_changed
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
@@ -30,6 +31,7 @@ from posttrain.rewards import require_rewards
 from posttrain.runs.folder import RunFolder, StageFolder, make_folder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.showing import Shown, showing
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.evaluation import (
     evaluate_stage,
@@ -57,16 +59,23 @@ class RunResult:
     report: Path
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = None) -> RunResult:
+def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -> RunResult:
     """Run what is not finished yet, evaluate, and write the report.
 
     Args:
         fresh: forget what the run folder holds and begin anew.
+        progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
 
     Raises:
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    checked_flag("fresh", fresh)
+    with showing(progress, in_logs=True) as shown:
+        return _run(recipe, fresh, shown)
+
+
+def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
     _check_devices(recipe)
     _check_rewards(recipe)
     run = RunFolder(recipe.folder)
@@ -97,17 +106,30 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     return RunResult(run.path, run.summary(), report)
 
 
-def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Preflight]:
+def check_recipe(recipe: Recipe, *, progress: Shown = None) -> dict[str, Preflight]:
     """The preflight of every training stage, and no training: {stage: Preflight}.
 
     A stage that starts from a model which does not exist yet is checked on the recipe's start model, whose shape is
     the same; a stage whose data an earlier stage has yet to write is not checked, and a line says so. Of a stage that
     trains nothing, what it works on is read.
 
+    Args:
+        progress: as of `run_recipe`.
+
     Raises:
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    with showing(progress, in_logs=True) as shown:
+        return _check(recipe, shown)
+
+
+def _require_recipe(recipe: Any) -> None:
+    remedy = "write `pt.load_recipe(PATH)`, which reads and checks the file"
+    checked_instance("recipe", recipe, Recipe, expected="a Recipe", remedy=remedy)
+
+
+def _check(recipe: Recipe, progress: Progress) -> dict[str, Preflight]:
     results: dict[str, Preflight] = {}
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
