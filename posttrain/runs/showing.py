@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from posttrain.arguments import wrong_argument
@@ -93,8 +94,7 @@ class NotebookProgress(Progress):
         print(text, flush=True)
 
     def show_begin(self, phase: Phase) -> None:
-        from IPython.display import display  # a notebook has it
-
+        display = import_module("IPython.display").display  # a notebook has it
         self._lines[phase] = display(_Line(f"{phase.title} ..."), display_id=True)
 
     def show_update(self, phase: Phase) -> None:
