@@ -202,6 +202,7 @@ class Run:
         return self._stage_folder.metrics(split)
 
     def alarms(self) -> list[dict[str, Any]]:
+        """The lines of alarms.jsonl: {"name", "severity", "step", "message", "remedy", ...}; [] where nothing rang."""
         return [alarm.to_json() for alarm in self._stage_folder.alarms()]
 
     def summary(self) -> RunSummary:
