@@ -65,7 +65,8 @@ PLACES = {
 }
 """The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
-NOT_DRAWN = {"__main__"}
+NOT_DRAWN = {"__main__", "arguments"}
+"""The door of the program, and the checks at the doors of functions, which parts of every layer import as they do errors."""
 
 WIDTH, MARGIN, GUTTER = 1000, 24, 92
 BOX, GAP = 62, 30

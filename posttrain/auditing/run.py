@@ -112,6 +112,8 @@ def audit(
         subject = _subject(examples, sets, selected, category, seed, shown)
         if held_out is not None:
             subject.held_out = Corpus(as_examples(held_out, bad_rows="skip", scan=False), seed=seed)
+            if not len(subject.held_out):  # every share of nothing is a warning of numpy's, and no finding
+                raise wrong_argument("held_out", held_out, expected="rows", remedy="leave `held_out` out")
         if model is not None and subject.corpus.kind is Comparison:
             subject.measured = _measure(subject.corpus, examples, model, shown)
         findings, ran = _run_checks(selected, subject, shown)

@@ -84,7 +84,7 @@ def as_messages(prompt: Any) -> tuple[Message, ...]:
         found=described(odd),
         expected="a user's text, or turns as posttrain.types.Message or as objects with `role` and `content`",
         example='encoder.prompt([{"role": "user", "content": "2 + 2?"}])',
-        remedy="write each turn as {'role': 'user', 'content': '...'}",
+        remedy='write each turn as `{"role": "user", "content": "..."}`',
     )
 
 

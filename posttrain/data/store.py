@@ -59,7 +59,7 @@ def encode(
         expected="an encoder of the model's tokenizer",
         remedy="write `pt.Encoder(loaded.tokenizer, loaded.speech.settings())`",
     )
-    if progress is not None and not callable(progress):
+    if progress is not None and (isinstance(progress, type) or not callable(progress)):
         raise wrong_argument(
             "progress",
             progress,

@@ -47,7 +47,13 @@ def score_answers(
     """
     prompts = [as_messages(prompt) for prompt in checked_list("prompts", prompts, of="prompts", example='["2 + 2?"]')]
     _require_answers(answers, len(prompts))
-    _require_mapping("scorers", scorers, "{'reward': open_scorer(...)}")
+    example = "{'reward': open_scorer('runs/mine/reward/model')}"
+    _require_mapping("scorers", scorers, example)
+    for judge, scorer in scorers.items():
+        if not callable(getattr(scorer, "score", None)):  # anybody's object with this method is a scorer
+            raise wrong_argument(
+                f"scorers[{judge!r}]", scorer, expected="what open_scorer gives", remedy=f"write `scorers={example}`"
+            )
     return {
         judge: {policy: list(scorer.score(prompts, texts)) for policy, texts in answers.items()}
         for judge, scorer in scorers.items()

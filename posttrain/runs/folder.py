@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from posttrain.arguments import checked_path
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
 from posttrain.runs.records.base import LogLine, WholeFile
@@ -168,8 +169,8 @@ def read_answers(folder: Path, suite: str) -> list[AnswerLine]:
 class RunFolder:
     """runs/<recipe>/"""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path):
+        self.path = checked_path("path", path, "runs/mine")
 
     @property
     def exists(self) -> bool:

@@ -12,7 +12,6 @@ import pytest
 from datasets import Dataset
 
 import posttrain as pt
-from posttrain.data import read as reading
 from posttrain.data.given import as_examples, as_messages
 from posttrain.errors import ConfigError, SourceError
 from posttrain.runs.progress import PlainProgress
@@ -36,7 +35,7 @@ def test_rows_in_every_form_are_encoded_and_audited_as_their_file_is(form: Any, 
     wanted = [tree.ids.tolist() for tree in (row.branches[0] for row in pt.encode(path, asked, store=tmp_path / "a"))]
     found = pt.encode(form(ROWS), asked, store=tmp_path / "b")
     assert [row.branches[0].ids.tolist() for row in found] == wanted
-    held_out = pt.audit(form(ROWS), held_out=form(ROWS), against=form(ROWS), checks=["held_out", "contamination"])
+    held_out = pt.audit(form(ROWS), held_out=form(ROWS), against=form(ROWS), checks=["split_overlap", "contamination"])
     assert len(held_out.corpus) == 4 and held_out.findings
 
 
@@ -75,7 +74,7 @@ def test_a_store_that_is_not_there_is_our_error(tmp_path: Path) -> None:
 
 
 def test_a_long_scan_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "QUICK_SECONDS", -1.0)
+    monkeypatch.setattr(sys.modules[pt.read.__module__], "QUICK_SECONDS", -1.0)
     stream = io.StringIO()
     pt.read([ROWS[0]] * 5000, progress=PlainProgress(stream, every=0.0, stall_after=None))
     assert "reading rows in memory (list)" in stream.getvalue() and "4,096 rows" in stream.getvalue()
