@@ -141,7 +141,8 @@ def signature(name: str, value: Callable[..., Any]) -> str:
             star = True
         annotation = "" if parameter.annotation is parameter.empty else f": {plain(parameter.annotation)}"
         default = "" if parameter.default is parameter.empty else f" = {plain_default(parameter.default)}"
-        mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        mark = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+        mark = "**" if parameter.kind is parameter.VAR_KEYWORD else mark
         star = star or mark == "*"
         shown.append(f"{mark}{parameter.name}{annotation}{default}")
     returned = known.return_annotation

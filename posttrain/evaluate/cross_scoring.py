@@ -45,8 +45,8 @@ def score_answers(
     Raises:
         ConfigError: an argument is no list of these, or a policy has another number of answers than there are prompts.
     """
-    prompts = [as_messages(prompt) for prompt in checked_list("prompts", prompts, of="prompts", example='["2 + 2?"]')]
-    _require_answers(answers, len(prompts))
+    asked = [as_messages(prompt) for prompt in checked_list("prompts", prompts, of="prompts", example='["2 + 2?"]')]
+    _require_answers(answers, len(asked))
     example = "{'reward': open_scorer('runs/mine/reward/model')}"
     _require_mapping("scorers", scorers, example)
     for judge, scorer in scorers.items():
@@ -55,7 +55,7 @@ def score_answers(
                 f"scorers[{judge!r}]", scorer, expected="what open_scorer gives", remedy=f"write `scorers={example}`"
             )
     return {
-        judge: {policy: list(scorer.score(prompts, texts)) for policy, texts in answers.items()}
+        judge: {policy: list(scorer.score(asked, texts)) for policy, texts in answers.items()}
         for judge, scorer in scorers.items()
     }
 
