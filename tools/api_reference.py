@@ -23,9 +23,9 @@ import posttrain as pt
 rows = [{"prompt": f"{n} + 1?", "completion": f"{n + 1}."} for n in range(24)]
 
 run = pt.train(pt.SFT(steps=2, rows_per_step=4), "embedded", rows, held_out=rows[:2], out="runs/mine")
-print(run.summary())                       # status, held-out figures, alarms, where the model lies
-run.metrics("train").loss                  # a pandas column
-policy = run.load()                        # the trained model, to train on or to ask
+print(run.summary())  # status, held-out figures, alarms, where the model lies
+run.metrics("train").loss  # a pandas column
+policy = run.load()  # the trained model, to train on or to ask
 ```
 
 - **Rows** are what `pt.read` takes, wherever data is taken: a path, glob, folder or hub id, a list or generator of
@@ -45,7 +45,7 @@ policy = run.load()                        # the trained model, to train on or t
 
 ```python
 try:
-    pt.train("dpo", "embedded", rows, out="runs/pairs")   # demonstrations, where pairs are needed
+    pt.train("dpo", "embedded", rows, out="runs/pairs")  # demonstrations, where pairs are needed
 except pt.PosttrainError as error:
     print(error.remedy)
 
@@ -53,9 +53,9 @@ for finding in pt.audit(rows, progress=False):
     print(finding.check, finding.message)
 
 encoder = pt.Encoder(policy.tokenizer, policy.speech.settings())
-encoder.prompt([{"role": "user", "content": "2 + 1?"}])    # ids, as training and inference build them
+encoder.prompt([{"role": "user", "content": "2 + 1?"}])  # ids, as training and inference build them
 
-again = pt.Run.open("runs/mine")                           # a run of another day
+again = pt.Run.open("runs/mine")  # a run of another day
 ```
 """
 

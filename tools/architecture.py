@@ -66,7 +66,7 @@ PLACES = {
 """The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
 NOT_DRAWN = {"__main__", "arguments"}
-"""The door of the program, and the checks at the doors of functions, which parts of every layer import as they do errors."""
+"""The door of the program, and the checks at the doors of functions, which every layer imports as it does errors."""
 
 WIDTH, MARGIN, GUTTER = 1000, 24, 92
 BOX, GAP = 62, 30
