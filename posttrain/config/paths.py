@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import posttrain.errors as errors
+from posttrain.arguments import checked_path
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
@@ -42,7 +43,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         SourceError: there is neither; says the nearest.
     """
-    path = Path(name).expanduser()
+    path = checked_path("name", name, "quickstart").expanduser()
     if path.is_file():
         return path
     shipped = {path.stem: path for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))}

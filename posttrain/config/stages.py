@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import Field, create_model, model_validator
 
+from posttrain.arguments import checked_text
 from posttrain.config.adapters import Continue
 from posttrain.config.base import Output, RowStage, StageSettings
 from posttrain.config.base import TrainingStage as TrainingStage
@@ -355,6 +356,7 @@ def Preference(method: str, **options: Any) -> PreferenceStage:
         UnknownKeyError: no row of that name, or an option that it does not have.
         ConfigError: a value that it does not admit.
     """
+    checked_text("method", method, "simpo")
     if method not in PREFERENCES:
         raise unknown("method", method, PREFERENCES)
     return PREFERENCES[method](**options)

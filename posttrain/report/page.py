@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from posttrain.arguments import checked_path
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Chart
 from posttrain.report.comparison import compared_earlier, compared_siblings
@@ -49,7 +50,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     Raises:
         SourceError: `run_dir` is no run folder.
     """
-    folder = Path(run_dir)
+    folder = checked_path("run_dir", run_dir, "runs/mine")
     page = render(read_run(folder))
     path = folder / REPORT
     # Lone surrogates, which broken generations can hold, have no UTF-8; a "?" in their place is better than no report.

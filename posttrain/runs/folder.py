@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from posttrain.arguments import checked_path
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.runs.disk import Lock, lock
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
@@ -176,8 +177,8 @@ def read_answers(folder: Path, suite: str) -> list[AnswerLine]:
 class RunFolder:
     """runs/<recipe>/"""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path):
+        self.path = checked_path("path", path, "runs/mine")
 
     @property
     def exists(self) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from posttrain.arguments import checked_flag, checked_list, checked_path, checked_seed, checked_text, checked_whole
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError, did_you_mean, nearest
 from posttrain.runs.folder import EARLIER
 from posttrain.runs.records.run import RunRecord
@@ -112,6 +113,16 @@ def samples(
         UnknownKeyError: no stage, step or part of that name; names what there is.
         ConfigError: nothing is asked for; no prompt contains the text.
     """
+    folder = checked_path("run", run, "runs/mine")
+    for name, number in (("best", best), ("worst", worst), ("random", random)):
+        checked_whole(name, number, least=-(2**32))  # one below 0 is refused with the others
+    for name, text in (("stage", stage), ("prompt", prompt), ("part", part)):
+        if text is not None:
+            checked_text(name, text, "...")
+    checked_seed(seed)
+    checked_flag("held_out", held_out)
+    if steps is not None:
+        steps = [checked_whole("steps", step) for step in checked_list("steps", steps, of="steps", example="[1, 30]")]
     choice = Choice(best, worst, random, part, prompt, seed)
     if min(best, worst, random) < 0 or not best + worst + random:
         raise ConfigError(
@@ -120,7 +131,7 @@ def samples(
             expected="counts from 0 up, at least one of them above 0",
             remedy="leave the three out for one of each",
         )
-    path, others = find_log(Path(run), stage, EXAMINATIONS if held_out else ROLLOUTS)
+    path, others = find_log(folder, stage, EXAMINATIONS if held_out else ROLLOUTS)
     log = SampleLog(path)
     _require_some(log)
     chosen = _chosen_steps(log, steps, choice)

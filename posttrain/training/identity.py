@@ -51,14 +51,13 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
 def identity_of_call(ctx: StageContext[Any]) -> StageIdentity:
     """Of `train(...)`: rows and functions that a program passed, and a start that may be in memory."""
     hashed = _Hashed()
-    if isinstance(ctx.examples, Examples):
-        options = ctx.examples.options
-        asked = _hash([_said(options.format, options.columns, options.rules, options.limit, options.bad_rows)])
-        hashed.contents["data"] = combine_fingerprints([hashed.add(ctx.examples.sources, by_commit=False), asked])
-    elif ctx.examples is not None:
-        hashed.contents["data"] = _hash(
-            [_said(task.prompt, task.answer, task.metadata, task.tools) for task in ctx.examples]
-        )
+    for key, rows in (("data", ctx.examples), ("held_out", ctx.held_out)):
+        if isinstance(rows, Examples):
+            options = rows.options
+            asked = _hash([_said(options.format, options.columns, options.rules, options.limit, options.bad_rows)])
+            hashed.contents[key] = combine_fingerprints([hashed.add(rows.sources, by_commit=False), asked])
+        elif rows is not None:
+            hashed.contents[key] = _hash([_said(task.prompt, task.answer, task.metadata, task.tools) for task in rows])
     for key, data in data_of(ctx.stage).items():
         if data.path and key not in hashed.contents:
             hashed.contents[key] = hashed.add(open_sources(list(data.path), data.split), by_commit=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import checked_flag, checked_instance
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
@@ -27,6 +28,7 @@ from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, 
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.showing import Shown, showing
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.earlier import clear_checkpoints, make_room
 from posttrain.training.evaluation import (
@@ -57,16 +59,23 @@ class RunResult:
     report: Path
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = None) -> RunResult:
+def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -> RunResult:
     """Run what is not finished yet, evaluate, and write the report.
 
     Args:
         fresh: forget what the run folder holds and begin anew; earlier results that were moved aside stay.
+        progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
 
     Raises:
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    checked_flag("fresh", fresh)
+    with showing(progress, in_logs=True) as shown:
+        return _run(recipe, fresh, shown)
+
+
+def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
     _check_devices(recipe)
     _check_rewards(recipe, fresh=fresh)
     run = RunFolder(recipe.folder)
@@ -100,7 +109,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
 def check_recipe(
     recipe: Recipe,
     *,
-    progress: Progress | None = None,
+    progress: Shown = None,
     show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None,
 ) -> dict[str, Preflight]:
     """The preflight of every training stage, and no training: {stage: Preflight}.
@@ -111,11 +120,24 @@ def check_recipe(
 
     Args:
         show_first: called with a stage's name and its first rows before all its rows are read and encoded.
+        progress: as of `run_recipe`.
 
     Raises:
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    with showing(progress, in_logs=True) as shown:
+        return _check(recipe, shown, show_first)
+
+
+def _require_recipe(recipe: Any) -> None:
+    remedy = "write `pt.load_recipe(PATH)`, which reads and checks the file"
+    checked_instance("recipe", recipe, Recipe, expected="a Recipe", remedy=remedy)
+
+
+def _check(
+    recipe: Recipe, progress: Progress, show_first: Callable[[str, Sequence[DecodedRow]], None] | None
+) -> dict[str, Preflight]:
     results: dict[str, Preflight] = {}
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)

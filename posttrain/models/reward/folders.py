@@ -23,6 +23,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
+from posttrain.arguments import checked_text
 from posttrain.config.adapters import AdapterSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
@@ -32,12 +33,13 @@ from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.adapters.folders import misfit
 from posttrain.models.adapters.folding import cpu_copy, merged_copy
 from posttrain.models.adapters.kinds import add_adapter
+from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
-from posttrain.models.folders.source import ModelSource, base_of, resolve
+from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
@@ -163,7 +165,7 @@ def load_reward_folder(
     name_or_path: str | Path,
     *,
     head: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     say: Say | None = None,
 ) -> RewardFolder:
@@ -176,6 +178,10 @@ def load_reward_folder(
         ModelError: nothing has this name, or it is not a reward model.
         ConfigError: a foreign model has several outputs and none was named.
     """
+    require_name(name_or_path)
+    device, dtype = device_of(device), dtype_of(dtype)
+    if head is not None:
+        checked_text("head", head, "helpfulness")
     source = resolve(name_or_path, say=say)
     record = read_reward_file(source.folder)
     if source.layout == "adapter":

@@ -143,7 +143,7 @@ def add_prompts(
 
 def load_tasks(
     data: Data | None,
-    held_out: float | Data,
+    held_out: float | Data | Tasks,
     given: Tasks | None,
     encoder: Encoder | CountedPrompts,
     *,
@@ -155,6 +155,7 @@ def load_tasks(
     """All of a stage's tasks.
 
     Args:
+        held_out: a share of the tasks, or the tasks that are asked now and then.
         given: tasks that are there already, in place of `data`.
         folder: where those of files are kept while the stage runs.
         progress: called with the number of tasks that were just read.
@@ -174,9 +175,12 @@ def load_tasks(
     rows = _only_tasks(given) if given is not None else read_tasks(data, notes) if data is not None else ()
     dropped = add_prompts(store, rows, encoder, longest, progress)
     read = dropped.pop("read")
-    if isinstance(held_out, Data):
-        others = PromptFile(folder)
-        add_prompts(others, read_tasks(held_out), encoder, longest, progress)
+    if not isinstance(held_out, int | float):
+        if isinstance(held_out, Examples):
+            require_kind(held_out, Task)
+        apart_rows = read_tasks(held_out) if isinstance(held_out, Data) else _only_tasks(held_out)
+        others: PromptStore = PromptFile(folder) if isinstance(held_out, Data | Examples) else PromptList()
+        add_prompts(others, apart_rows, encoder, longest, progress)
         train, apart = Prompts(store, np.arange(len(store))), Prompts(others, np.arange(len(others)))
     else:
         # By question, not by row: the same question with another id on both sides would be examined on what it trains.

@@ -27,7 +27,7 @@ from posttrain.data.sources.source import DataSource
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
-from posttrain.rewards.scorer import RewardFunction
+from posttrain.rewards.scorer import RewardFunction, Scorer
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import DecodedRow
@@ -45,6 +45,10 @@ S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
 S = TypeVar("S", bound=StageSettings)
 T = TypeVar("T", bound=TrainingStage)
 V = TypeVar("V")
+
+
+RewardSpec = RewardFunction | Scorer | Mapping[str, Any] | str
+"""What a program may pass as a reward: a function, or what a recipe writes, of which a kind's name is the shortest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,10 @@ class StageContext(Generic[S_co]):
     progress: Progress
     examples: Examples | Sequence[Task] | None = None
     """Rows that are there already, in the place of `stage.data`."""
-    rewards: Sequence[RewardFunction] = ()
-    """Functions, for a stage that samples; beside those that it names."""
+    held_out: Examples | Sequence[Task] | None = None
+    """Rows to measure on that are there already, in the place of `stage.held_out`."""
+    rewards: Sequence[RewardSpec] = ()
+    """Functions or entries, for a stage that samples; beside those that it names."""
     resumed: StageRecord | None = None
     """stage.json of the attempt that this one goes on from; its micro-batch size is kept, since another one rounds
     differently."""

@@ -102,8 +102,10 @@ def read_rows(
     reader = _Reader(ctx, objective, encoder, categories)
     assert ctx.examples is None or isinstance(ctx.examples, Examples)  # a list of tasks is for stages that sample
     training = reader.encoded("train", stage.data, ctx.examples)
-    if isinstance(stage.held_out, Data):
-        apart = reader.encoded("held_out", stage.held_out, None)
+    if ctx.held_out is not None or isinstance(stage.held_out, Data):
+        assert ctx.held_out is None or isinstance(ctx.held_out, Examples)
+        named = stage.held_out if isinstance(stage.held_out, Data) else None
+        apart = reader.encoded("held_out", named, ctx.held_out)
         _write_dropped(ctx.folder, [training, apart])
         return _with_file(objective, training, apart, encoder)
     _write_dropped(ctx.folder, [training])
@@ -191,7 +193,8 @@ class _Reader:
             if name in ONE_ORDER:
                 _require_one_order(rows, name)
         categories: Categories = {}
-        if self.categories is not None and (split == "held_out" or not isinstance(stage.held_out, Data)):
+        apart = ctx.held_out is not None or isinstance(stage.held_out, Data)
+        if self.categories is not None and (split == "held_out" or not apart):
             categories = self.categories(examples)
         proof = encoding_check(split, rows)
         prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
