@@ -18,6 +18,7 @@ LAYERS = {
     "types": 0,
     "outputs": 0,
     "errors": 0,
+    "lazy_torch": 0,
     "sampling": 0,
     "intervals": 0,
     "embedded": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from posttrain.cli.options import Out, Overrides, RecipeName
-from posttrain.cli.run import with_out
+from posttrain.cli.run import require_models, with_out
 
 
 def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
@@ -20,6 +20,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> N
     from posttrain.config import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides or [], out))
+    require_models(loaded)
 
     from posttrain.training.pipeline import check_recipe  # after the recipe: a mistake in it is shown without a wait
 
