@@ -55,7 +55,7 @@ def find_recipe(name: str) -> Path:
             "this is data, not a recipe",
             where=name,
             expected="a YAML file that names the data, or a recipe that comes with posttrain",
-            remedy=f"`posttrain new chat --data {name}` writes a recipe for it; `posttrain audit {name}` reads its rows",
+            remedy=f"`posttrain new chat --data {name}` writes a recipe for it; `posttrain audit {name}` reads it",
         )
     if path.is_file():
         return path

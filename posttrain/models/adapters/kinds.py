@@ -28,6 +28,7 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.bottleneck import BottleneckLayer
 from posttrain.models.adapters.configs import matching_modules, peft_config
 from posttrain.models.adapters.facts import KINDS, type_merges
+from posttrain.models.adapters.size import require_size
 from posttrain.models.folders.quiet import quiet
 
 __all__ = [
@@ -84,7 +85,8 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
         seed: of the adapter's own random stream; the global one is left as it was.
 
     Raises:
-        ConfigError: a target matches no module, or the kind cannot sit on this model.
+        ConfigError: a target matches no module, a layer cannot have the rank, or the kind cannot sit on this model.
+        MemoryLimitError: the adapter and its optimizer take more memory than is free.
         ModelError: the model carries an adapter already.
     """
     if isinstance(model, PeftModel):
@@ -101,6 +103,7 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
             remedy="start from an adapter's folder, or choose a kind to begin with, `kind: lora`",
         )
     config = peft_config(model, adapter)
+    require_size(model, adapter)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
