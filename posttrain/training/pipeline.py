@@ -101,14 +101,15 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     """The preflight of every training stage, and no training: {stage: Preflight}.
 
     A stage that starts from a model which does not exist yet is checked on the recipe's start model, whose shape is
-    the same; a stage whose data an earlier stage has yet to write is not checked, and a line says so. Of a stage that
-    trains nothing, what it works on is read.
+    the same. Of a stage that trains nothing, what it works on is read; a stage whose data it has yet to write is
+    checked on rows that stand in for them, or not at all, and a line says so.
 
     Raises:
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
     progress = progress or Progress()
     results: dict[str, Preflight] = {}
+    stood_in: set[str] = set()
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
     _check_rewards(recipe)
@@ -117,15 +118,28 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
             written = [data.stage for data in data_of(stage).values() if data.stage is not None]
-            if written:
-                progress.say(f"{stage.name}: not checked; its data is written by `{written[0]}` during the run")
+            if unknown := [name for name in written if name not in stood_in]:
+                progress.say(f"{stage.name}: not checked; its data is written by `{unknown[0]}` during the run")
                 continue
+            if written:
+                progress.say(
+                    f"{stage.name}: checked on stand-ins for the rows of `{written[0]}`, which pair each wanted answer "
+                    "with another row's; the rejected sides, and what their lengths take, are known in the run"
+                )
             ctx: StageContext[Any] = StageContext(
-                stage, recipe.model, scratch.stage(stage.name), recipe.seed, progress, proof_only=True
+                _with_data(stage, scratch),
+                recipe.model,
+                scratch.stage(stage.name),
+                recipe.seed,
+                progress,
+                proof_only=True,
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):
-                kind.inputs(ctx)
+                inputs = kind.inputs(ctx)
+                if kind.stand_in is not None:
+                    progress.say(f"{stage.name}: {kind.stand_in(ctx, inputs)}")
+                    stood_in.add(stage.name)
             else:
                 ctx.folder.write_stage(name=stage.name, method=stage.method, status="running")
                 results[stage.name] = prepare(replace(ctx, stage=_as_checked(ctx.stage, recipe))).preflight

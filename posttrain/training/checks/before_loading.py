@@ -54,7 +54,5 @@ def require_room(folder: Path, adapter: AdapterSettings | None, device: torch.de
             where=folder,
             found=f"{memory.total_bytes / 1e9:.1f} GB before any activation\n{memory.table()}",
             expected=f"at most {memory.available_bytes / 1e9:.1f} GB, which are free",
-            remedy="train a LoRA adapter instead of all weights, `adapter: {rank: 16}`"
-            if adapter is None
-            else STEP_REMEDY,
+            remedy=smaller if adapter is None else STEP_REMEDY,
         )
