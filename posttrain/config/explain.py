@@ -31,6 +31,7 @@ WORDS = {
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "list_type": "a list",
     "model_attributes_type": "a group of keys",
     "model_type": "a group of keys",
@@ -38,6 +39,22 @@ WORDS = {
     "too_short": "at least one item",
     "tuple_type": "a list",
 }
+
+
+EXAMPLES = {
+    "data": "rows.jsonl",
+    "epochs": "1",
+    "learning_rate": "2e-5",
+    "method": "sft",
+    "model": "embedded",
+    "name": "mine",
+    "path": "rows.jsonl",
+    "prompts": "questions.jsonl",
+    "stages": "[{method: sft, data: rows.jsonl}]",
+    "steps": "100",
+    "teacher": "smollm2-135m-instruct",
+}
+"""What to write for keys that have no default to show."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,8 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
             remedy=f"write `{spot.path[-1]}: {near}`" if near else _advice(spot),
         )
     expected = WORDS.get(kind, detail["msg"].removeprefix("Input should be "))
+    if kind == "too_long":  # pydantic's own words name its types: "Tuple should have ... after validation"
+        expected = f"at most {context['max_length']} items, not {context['actual_length']}"
     if kind == "string_pattern_mismatch" and spot.option is not None:
         expected = spot.option.description or expected
     return ConfigError(
@@ -333,8 +352,21 @@ def _advice(spot: Spot) -> str:
     default = spot.option.default
     has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
     if not has_value or isinstance(default, BaseModel) or not spot.option.description:
-        return f"write `{name}: ...` -- {description}" if description else f"write `{name}: ...`"
+        example = _example(name, spot.option)
+        written = f"write `{name}: {example}`, say" if example else f"correct `{name}`"
+        return f"{written} -- {description}" if description else written
     return f"write `{name}: {_shown(default)}`, say -- {description}"
+
+
+def _example(name: str, option: FieldInfo) -> str | None:
+    """A value that can be written as it is: "2e-5", or of a group its first key with its default, "{rank: 16}"."""
+    if name in EXAMPLES:
+        return EXAMPLES[name]
+    for record in records_in(option.annotation):
+        for key, inner in fields_of(record).items():
+            if key not in ("kind", "method") and isinstance(inner.default, (str, int, float)):
+                return f"{{{key}: {_shown(inner.default)}}}"
+    return None
 
 
 def _shown(value: object) -> str:

@@ -122,3 +122,20 @@ def test_a_rate_in_any_spelling_is_a_number(tmp_path: Path) -> None:
             "data: 'package://preferences.jsonl'}\n"
         )
         assert load_recipe(path).stages[0].learning_rate == 2e-5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected", "remedy"),
+    [
+        ("optimizer: {betas: [0.9, 0.99, 0.999]}", "at most 2 items, not 3", "`betas: [0.9, 0.95]`"),
+        ("learning_rate: fast", "a number", "`learning_rate: 2e-5`"),
+        ("steps: many", "a whole number", "`steps: 100`"),
+        ("name: a b", "Letters, digits", "`name: mine`"),
+        ("compute: 3", "a group of keys", "`compute: {tokens_per_microbatch: auto}`"),
+        ("adapter: [1]", "a group of keys", "`adapter: {rank: 16}`"),
+    ],
+)
+def test_a_remedy_is_something_that_can_be_written(written: str, expected: str, remedy: str) -> None:
+    shown = refused(sft=written)
+    assert f"expected: {expected}" in shown and f"write {remedy}, say" in shown
+    assert "..." not in shown and "Tuple" not in shown
