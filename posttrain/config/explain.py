@@ -239,13 +239,16 @@ def _unknown_key(spot: Spot, model: type[BaseModel], data: object, value: object
     problem = f"`{spell(data, spot.path)}` is not a key"
     expected: str | None = None
     # Before the nearest name: another tool's word for a key is often near to a key that means something else.
-    if (elsewhere := key_advice(key, value, spot.record, _stage_at(spot.path, model, data), model)) is not None:
-        remedy = elsewhere
+    around = (key, value, spot.record, _stage_at(spot.path, model, data), model)
+    if (foreign := foreign_key(*around)) is not None:
+        remedy = foreign
     elif owners:
         problem = (
             f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
         )
         remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
+    elif (place := misplaced_key(*around)) is not None:
+        remedy = place
     elif (words := OTHER_TOOLS.get(key) or OTHER_TOOLS_ONLINE.get(key)) is not None:
         remedy = f"remove it: here it is `{words.partition(',')[0]}`, which other methods have"
     elif (near := nearest(key, own, cutoff=STRICT)) is not None:
@@ -261,43 +264,62 @@ def _unknown_key(spot: Spot, model: type[BaseModel], data: object, value: object
     )
 
 
-def key_advice(
+def foreign_key(
     key: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
 ) -> str | None:
-    """What to write for a key that another tool uses, or that stands in the wrong place; None where it is neither.
+    """What to write for a key that another tool uses; None where it is none of them, or has no place around here.
 
     Args:
         record: the group in which the key was found.
         stage: the stage around it; at the top of a recipe, the recipe's first one.
         root: the recipe, or the stage where there is no recipe.
     """
-    scopes = {
-        record: "",
-        **({stage: f" in the stage, beside `method: {tag_of(stage)}`"} if stage and stage is not record else {}),
-        **({root: " at the left margin of the recipe"} if root is not record and root is not stage else {}),
-    }
-    for words in (OTHER_TOOLS_ONLINE.get(key), OTHER_TOOLS.get(key), key):
-        name, comma, remark = (words or "").partition(",")
-        head, _, inner = name.partition(".")
-        # Only where a record has the key: `temperature` means nothing to a stage that samples nothing.
-        for scope, place in scopes.items():
-            if head not in fields_of(scope) or (name == key and scope is record):
-                continue
-            if name == "method":
-                return _method_advice(key, value)
-            if place and scope is stage and record is root and not remark and not isinstance(value, (Mapping, list)):
-                written = f"{head}: {{{inner}: {_shown(value)}}}" if inner else f"{name}: {_shown(value)}"
-                return f"it belongs in a stage: `stages: [{{method: {tag_of(stage)}, {written}}}]`"
-            return f"write `{name}`{comma}{remark}{place}"
-    if key in NOT_HERE:
-        return f"remove it: posttrain has no `{key}`; {NOT_HERE[key]}"
-    for scope, place in scopes.items():
+    for words in (OTHER_TOOLS_ONLINE.get(key), OTHER_TOOLS.get(key)):
+        if words is not None and (advice := _placed(words, value, record, stage, root)) is not None:
+            return _method_advice(key, value) if words == "method" else advice
+    return f"remove it: posttrain has no `{key}`; {NOT_HERE[key]}" if key in NOT_HERE else None
+
+
+def misplaced_key(
+    key: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> str | None:
+    """Where a key of posttrain belongs that stands in the wrong group; the arguments are those of `foreign_key`."""
+    if (advice := _placed(key, value, record, stage, root)) is not None:
+        return advice
+    for scope, place in _scopes(record, stage, root).items():
         for group, option in fields_of(scope).items():
-            if group not in ("stages", "evaluate") and any(
-                key in fields_of(inner) for inner in records_in(option.annotation)
-            ):
+            inside = any(key in fields_of(inner) for inner in records_in(option.annotation))
+            if inside and group not in ("stages", "evaluate"):
                 return f"write `{group}.{key}`{place}"
     return None
+
+
+def _placed(
+    words: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> str | None:
+    """ "optimizer.clip_norm" -> write `optimizer.clip_norm` in the stage, beside `method: sft`"""
+    name, comma, remark = words.partition(",")
+    head, _, inner = name.partition(".")
+    # Only where a record has the key: `temperature` means nothing to a stage that samples nothing.
+    for scope, place in _scopes(record, stage, root).items():
+        if head not in fields_of(scope):
+            continue
+        if scope is stage and record is root and place and not remark and not isinstance(value, (Mapping, list)):
+            written = f"{head}: {{{inner}: {_shown(value)}}}" if inner else f"{name}: {_shown(value)}"
+            return f"it belongs in a stage: `stages: [{{method: {tag_of(stage)}, {written}}}]`"
+        return f"write `{name}`{comma}{remark}{place}"
+    return None
+
+
+def _scopes(
+    record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> dict[type[BaseModel], str]:
+    """The records where a key may belong, from the inside outwards, with the words for the place."""
+    scopes = {record: ""}
+    if stage is not None:
+        scopes.setdefault(stage, f" in the stage, beside `method: {tag_of(stage)}`")
+    scopes.setdefault(root, " at the left margin of the recipe")
+    return scopes
 
 
 def _method_advice(key: str, value: object) -> str:

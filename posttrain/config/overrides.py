@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.config.explain import KeyPath, fields_of, key_advice, records_in, tag_of
+from posttrain.config.explain import KeyPath, fields_of, foreign_key, misplaced_key, records_in, tag_of
 from posttrain.config.schema import Recipe
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, UnknownKeyError, unknown
@@ -89,7 +89,10 @@ def of_a_stage(word: str, assignment: str, stages: list[Any]) -> str | None:
         if record is not None and word in fields_of(record):
             return f"write `{_name(item)}.{assignment}`"
     for item, record in known:
-        if record is not None and (advice := key_advice(word, assignment.partition("=")[2], record, record, Recipe)):
+        if record is None:
+            continue
+        around = (word, assignment.partition("=")[2], record, record, Recipe)
+        if advice := foreign_key(*around) or misplaced_key(*around):
             head = "write `"
             return f"{head}{_name(item)}.{advice.removeprefix(head)}" if advice.startswith(head) else advice
     return None
