@@ -193,7 +193,10 @@ def test_overrides(place: Path, override: str) -> None:
 VERBS: dict[str, tuple[list[str], list[str]]] = {
     "a recipe that is not there": (["run", "mien.yaml"], ["did you mean `mine.yaml`?"]),
     "a folder for a recipe": (["run", "empty"], ["a folder"]),
-    "rows for a recipe": (["run", "good.jsonl"], ["not YAML"]),
+    "rows for a recipe": (
+        ["run", "good.jsonl"],
+        ["this is data, not a recipe", "posttrain new chat --data good.jsonl"],
+    ),
     "a file for the run folders": (["run", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
     "the same for check": (["check", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
     "no model": (["generate", "modle", "--prompts", "good.jsonl"], ["no model is called", "did you mean `model`?"]),
