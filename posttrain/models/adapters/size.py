@@ -13,11 +13,15 @@ from transformers.pytorch_utils import Conv1D
 
 from posttrain.config.adapters import AdaLoRA, AdapterSettings, LowRank
 from posttrain.errors import ConfigError, MemoryLimitError
-from posttrain.models.adapters.configs import matching_modules
+from posttrain.models.adapters.configs import ALL_LINEAR, matching_modules
 from posttrain.models.devices import available_bytes
 
 BYTES = 4
 """Of a parameter of the adapter, its gradient or one of its two moments: all are fp32."""
+
+
+FEW = 16
+"""Outputs below which a layer is a router or a head; the default rank of an adapter."""
 
 
 def require_size(model: nn.Module, adapter: AdapterSettings) -> None:
@@ -33,6 +37,10 @@ def require_size(model: nn.Module, adapter: AdapterSettings) -> None:
     sides = {name: _sides(module) for name, module in matching_modules(model, adapter.targets).items()}
     if not sides:  # a model without a linear layer, which `peft` refuses
         return
+    # `all-linear` takes along the few outputs of a router and the head of a reward model, which trains whole: nobody
+    # named them, and their rank is no limit for the others.
+    if adapter.targets == ALL_LINEAR:
+        sides = {name: both for name, both in sides.items() if min(both) >= FEW} or sides
     narrowest = min(sides, key=lambda name: min(sides[name]))
     highest = min(sides[narrowest])
     # A product of an [out, rank] and a [rank, in] matrix has no higher rank than the weight it is added to.

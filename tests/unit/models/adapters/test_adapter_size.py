@@ -12,7 +12,7 @@ from posttrain.config.adapters import AdaLoRA, LoRA
 from posttrain.errors import ConfigError, MemoryLimitError
 from posttrain.models.adapters import kinds
 from posttrain.models.adapters.kinds import add_adapter
-from posttrain.models.adapters.size import require_room
+from posttrain.models.adapters.size import require_room, require_size
 from posttrain.training.checks import before_loading
 from tests.fixtures import tiny_model
 
@@ -38,6 +38,15 @@ def test_the_highest_rank_that_a_layer_has_is_taken() -> None:
     assert add_adapter(model, LoRA(rank=smallest, targets=["k_proj"])).peft_config["default"].r == smallest
     with pytest.raises(ConfigError):
         add_adapter(tiny_model(), LoRA(rank=smallest + 1, targets=["k_proj"]))
+
+
+def test_the_few_outputs_of_a_head_or_a_router_limit_no_other_layer() -> None:
+    model = tiny_model()
+    widest = max(min(m.weight.shape) for n, m in model.named_modules() if n.endswith("_proj"))
+    model.score = torch.nn.Linear(32, 1)
+    require_size(model, LoRA(rank=min(16, widest)))
+    with pytest.raises(ConfigError, match="higher than the rank"):
+        require_size(model, LoRA(rank=2, targets=["score"]))
 
 
 def test_an_adapter_larger_than_the_memory_is_refused_with_its_parts() -> None:
