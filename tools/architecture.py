@@ -66,7 +66,7 @@ PLACES = {
 }
 """The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
-NOT_DRAWN = {"__main__"}
+NOT_DRAWN = {"__main__", "lazy_torch"}
 
 WIDTH, MARGIN, GUTTER = 1000, 24, 92
 BOX, GAP = 62, 30

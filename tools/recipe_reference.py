@@ -15,8 +15,9 @@ from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
 from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.engines import ENGINES
-from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
+from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
@@ -60,8 +61,11 @@ stages:
   `--fresh` removes the current results alone.
 - **Seeds.** `seed` starts every random stream but one: a held-out share is drawn from `split_seed`, so that runs of
   several seeds are measured on the same rows.
-- **Paths** in a recipe are relative to its file, paths in an override to where the command runs. `package://NAME` is
-  data that comes with posttrain. A missing file is refused, with the nearest name, before anything is loaded.
+- **Paths** in a recipe are relative to its file, paths in an override to where the command runs: of data, models,
+  prompts, templates, reward models and modules alike (`out` alone is relative to where the command runs). A model is
+  a catalogue name, or else a folder that is there, or else a hub id; `./NAME` is always a path, and a folder of a
+  recipe that is only where the command runs is refused. `package://NAME` is data that comes with posttrain. A missing
+  file is refused, with the nearest name, before anything is loaded.
 - **Unknown keys** are refused, with the nearest one. An option exists only where it is used: `gamma` is a key of simpo
   and of no other method.
 - **YAML** is read by the 1.2 rules: `1e-5` is a number, `no` is text unless a key wants true or false, and a key that
@@ -291,10 +295,12 @@ def rates() -> str:
 
 
 def names() -> str:
-    lines = ["| elsewhere | here |", "|---|---|"]
-    for name, words in [*OTHER_TOOLS.items(), *OTHER_TOOLS_ONLINE.items()]:
-        here, comma, remark = words.partition(",")
-        lines.append(f"| `{name}` | `{here}`{comma}{remark} |")
+    lines = ["Keys of TRL, Axolotl, LLaMA-Factory, OpenRLHF and verl:\n", "| elsewhere | here |", "|---|---|"]
+    for table in (OTHER_TOOLS, OTHER_TOOLS_ONLINE, NOT_HERE):
+        for words in dict.fromkeys(table.values()):
+            here, comma, remark = words.partition(",")
+            said = f"none: {words}" if table is NOT_HERE else f"`{here}`{comma}{remark}"
+            lines.append(f"| {', '.join(f'`{name}`' for name in table if table[name] == words)} | {said} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from posttrain.cli.options import Out, Overrides, RecipeName
-from posttrain.cli.run import with_out
+from posttrain.cli.run import require_models, with_out
 
 if TYPE_CHECKING:
     from posttrain.runs.records.preflight import DecodedRow
@@ -27,6 +27,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None, expl
     from posttrain.config import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides or [], out))
+    require_models(loaded)
 
     from posttrain.training.pipeline import check_recipe  # after the recipe: a mistake in it is shown without a wait
 

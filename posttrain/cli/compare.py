@@ -29,6 +29,10 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
+    from posttrain.models import require_known, resolve
+
+    for name in (a, b):  # before torch is loaded, which the next lines do
+        require_known(name)
     from posttrain.cli.outputs import check_out
     from posttrain.cli.progress import progress_on
     from posttrain.cli.speaker import Speaker, read_prompts, require_policy
@@ -36,7 +40,6 @@ def compare(
     from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
-    from posttrain.models import resolve
 
     check_out(out)
     if temperature == 0:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posttrain.cli.options import Fresh, Out, Overrides, RecipeName
 from posttrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from posttrain.config import Recipe
 
 
 def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh: Fresh = False) -> None:
@@ -26,6 +30,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     from posttrain.runs.folder import RunFolder
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
+    require_models(loaded)
 
     from posttrain.training.interrupts import Stopped
     from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
@@ -56,6 +61,19 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(f"earlier {kept.path}{because}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
+
+
+def require_models(recipe: Recipe) -> None:
+    """Refuse names that no model can have while nothing is loaded; what lies in the folders is seen later.
+
+    Raises:
+        ModelError: names the key.
+    """
+    from posttrain.config.paths import models_of
+    from posttrain.models import require_known
+
+    for key, name in models_of(recipe):
+        require_known(name, where=f"`{key}`")
 
 
 def with_out(overrides: list[str], out: Path | None) -> list[str]:

@@ -39,12 +39,15 @@ def score(
     from posttrain.cli.unused import note_unused
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
+    from posttrain.models import require_known
 
     check_out(out, "the rewards")
     if len(models) == 1:
         note_unused("one model alone is not combined", combine=combine != "mean", std_weight=std_weight != 1)
     elif combine != "mean_minus_std":
         note_unused(f"`--combine {combine}` knows no standard deviation", std_weight=std_weight != 1)
+    for name in models:  # before torch is loaded
+        require_known(name)
     examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
 
     from posttrain.cli.reward_rows import Tally, open_models, scored_rows

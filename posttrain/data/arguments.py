@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.arguments import checked_whole, described
+from posttrain.arguments import checked_whole, described, wrong_argument
 from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
 from posttrain.data.refusals import BadRows, named_type, quoted
 from posttrain.errors import ConfigError, nearest, unknown

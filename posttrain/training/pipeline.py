@@ -115,8 +115,8 @@ def check_recipe(
     """The preflight of every training stage, and no training: {stage: Preflight}.
 
     A stage that starts from a model which does not exist yet is checked on the recipe's start model, whose shape is
-    the same; a stage whose data an earlier stage has yet to write is not checked, and a line says so. Of a stage that
-    trains nothing, what it works on is read.
+    the same. Of a stage that trains nothing, what it works on is read; a stage whose data it has yet to write is
+    checked on rows that stand in for them, or not at all, and a line says so.
 
     Args:
         show_first: called with a stage's name and its first rows before all its rows are read and encoded.
@@ -139,6 +139,7 @@ def _check(
     recipe: Recipe, progress: Progress, show_first: Callable[[str, Sequence[DecodedRow]], None] | None
 ) -> dict[str, Preflight]:
     results: dict[str, Preflight] = {}
+    stood_in: set[str] = set()
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
     _check_rewards(recipe)
@@ -147,11 +148,16 @@ def _check(
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
             written = [data.stage for data in data_of(stage).values() if data.stage is not None]
-            if written:
-                progress.say(f"{stage.name}: not checked; its data is written by `{written[0]}` during the run")
+            if unknown := [name for name in written if name not in stood_in]:
+                progress.say(f"{stage.name}: not checked; its data is written by `{unknown[0]}` during the run")
                 continue
+            if written:
+                progress.say(
+                    f"{stage.name}: checked on stand-ins for the rows of `{written[0]}`, which pair each wanted answer "
+                    "with another row's; the rejected sides, and what their lengths take, are known in the run"
+                )
             ctx: StageContext[Any] = StageContext(
-                stage,
+                _with_data(stage, scratch),
                 recipe.model,
                 scratch.stage(stage.name),
                 recipe.seed,
@@ -162,7 +168,10 @@ def _check(
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):
-                kind.inputs(ctx)
+                inputs = kind.inputs(ctx)
+                if kind.stand_in is not None:
+                    progress.say(f"{stage.name}: {kind.stand_in(ctx, inputs)}")
+                    stood_in.add(stage.name)
             else:
                 ctx.folder.write_stage(name=stage.name, method=stage.method, status="running")
                 results[stage.name] = prepare(replace(ctx, stage=_as_checked(ctx.stage, recipe))).preflight
@@ -282,7 +291,9 @@ def _run_unless_done(
         if record.status == "done":
             clear_checkpoints(folder)
         outcome = run_stage(ctx, evaluate=ask if evaluate else None)
-    if outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
+    if outcome is None and evaluate and isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save:
+        ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")
+    elif outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
         evaluate_stage(folder, recipe, folder.model, answers, progress)
     summarise(run, recipe)
 
@@ -305,8 +316,10 @@ def _is_done(record: StageRecord, ctx: StageContext[StageSettings]) -> bool:
     kind = kind_of_stage(ctx.stage)
     if isinstance(kind, TrainingKind) and not kind.ends_as_asked(ctx.stage, record):
         return False
-    output = ctx.folder.path / OUTPUT_NAMES[kind.outputs]
-    return record.status == "done" and record.quick_identity == ctx.identity.quick and output.exists()
+    is_there = (ctx.folder.path / OUTPUT_NAMES[kind.outputs]).exists()
+    # Under `export: none` the figures are the result, and no folder belongs to them.
+    is_there = is_there or (isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save)
+    return record.status == "done" and record.quick_identity == ctx.identity.quick and is_there
 
 
 def _forget(run: RunFolder, progress: Progress) -> None:

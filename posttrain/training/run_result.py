@@ -156,8 +156,20 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The folder that transformers, peft and vLLM load."""
-        return self._stage_folder.model
+        """The folder that transformers, peft and vLLM load.
+
+        Raises:
+            ConfigError: the stage ended without one, under `export: none`.
+        """
+        folder = self._stage_folder
+        if folder.exists and (record := folder.stage()).status == "done" and record.output is None:
+            raise ConfigError(
+                f"the stage `{self.stage}` wrote no model folder",
+                where=folder.path,
+                found="`export: none`",
+                remedy="train it without `export`, which is `auto` then",
+            )
+        return folder.model
 
     @property
     def report(self) -> Path:

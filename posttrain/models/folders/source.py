@@ -65,11 +65,31 @@ def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
     if isinstance(name_or_path, str) and looks_like_hub_id(name):
         return _inspect(name, "hub", download(name, say=say))
 
-    near = nearest(name, CATALOGUE)
-    raise ModelError(
+    raise _no_such_model(name, None)
+
+
+def require_known(name_or_path: str | Path, where: object = None) -> None:
+    """Refuse a name that no model can have, by the file system alone: nothing is hashed, fetched or imported for it.
+
+    What a verb asks before it loads torch; `resolve` then looks into the folder.
+
+    Args:
+        where: the key or the option that says the name.
+
+    Raises:
+        ModelError: it is no catalogue name, no path that is there, and no hub id; the nearest is given.
+    """
+    name = str(name_or_path)
+    if name not in CATALOGUE and not Path(name).expanduser().exists() and not looks_like_hub_id(name):
+        raise _no_such_model(name, where)
+
+
+def _no_such_model(name: str, where: object) -> ModelError:
+    return ModelError(
         f"no model is called {name!r}",
+        where=where,
         expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=did_you_mean(near, _where_to_look(path)),
+        remedy=did_you_mean(nearest(name, CATALOGUE), _where_to_look(Path(name).expanduser())),
     )
 
 

@@ -278,9 +278,12 @@ class MakingKind(Generic[S, V]):
 
     outputs: Output
     inputs: Callable[[StageContext[S]], V]
-    """Read what it works on, so that a bad row is found before a model is loaded; all that `check_recipe` does."""
+    """Read what it works on, so that a bad row is found before a model is loaded."""
     make: Callable[[StageContext[S], V], DataCounts]
     """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data"."""
+    stand_in: Callable[[StageContext[S], V], str] | None = None
+    """For `check_recipe`: write an output of the same form, as far as it is known without a model that answers, so that
+    the stages behind this one can be checked; says in a sentence what the rows are and what is not known yet."""
 
 
 StageKind = TrainingKind[Any, Any, Any] | MakingKind[Any, Any]

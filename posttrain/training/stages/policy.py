@@ -11,7 +11,9 @@ from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
 from posttrain.models.folders.export import ExportSettings, begin_save
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.source import resolve
 from posttrain.runs.progress import Progress
+from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageContext
 
@@ -23,6 +25,7 @@ def load_policy(
     if isinstance(start, LoadedModel):
         start.model.to(device)
         return start
+    require_room(resolve(start, say=progress.say).folder, stage.adapter, device)
     # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
     loaded = load(start, adapter=stage.adapter, device=device, seed=stream_seed(seed, "adapter"), say=progress.say)
     for notice in loaded.notices:
