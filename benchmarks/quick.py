@@ -31,11 +31,8 @@ def once(options: dict[str, Any], pairs: Any) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         stage = pt.DPO(steps=6, rows_per_step=8, learning_rate=1e-4, audit={"on_error": "off"}, **options)
         clock, processor = time.perf_counter(), time.process_time()
-        pt.train(stage, "embedded", pairs, out=Path(folder) / "run", **({"progress": False} if QUIET else {}))
+        pt.train(stage, "embedded", pairs, out=Path(folder) / "run", progress=False)
         return time.perf_counter() - clock, time.process_time() - processor
-
-
-QUIET = False
 
 
 def main() -> None:

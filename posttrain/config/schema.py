@@ -155,7 +155,8 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     judges = [stage.name for stage in stages.values() if stage.OUTPUTS == "reward"]
     if name in judges:
-        if stages[name].export.save:
+        judge = stages[name]
+        if not isinstance(judge, TrainingStage) or judge.export.save:
             return
         raise refuse(
             f"`{name}` writes no reward model that could judge",
