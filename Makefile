@@ -3,17 +3,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two environments in one folder: what a user has (the core, which the demo proves to be enough), and with it what the
+# tests and checks need (linters, a type checker, the packages of the extras).
+USER_READY := $(VENV)/.installed
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-quick check format bench clean
 
-$(READY): pyproject.toml constraints.txt
+$(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $(USER_READY)
+
+$(READY): $(USER_READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit,rl]'
 	touch $(READY)
 
-demo: $(READY)
+demo: $(USER_READY)
 	$(BIN)/posttrain quickstart
 
 test: $(READY)

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
     from posttrain.training.pipeline import check_recipe, run_recipe
-    from posttrain.training.session import Run, load, train
+    from posttrain.training.run_result import Run
+    from posttrain.training.session import load, train
 
 _HOMES = {
     "AdaLoRA": "posttrain.config",
@@ -82,7 +83,7 @@ _HOMES = {
     "PromptTuning": "posttrain.config",
     "QLoRA": "posttrain.config",
     "Recipe": "posttrain.config",
-    "Run": "posttrain.training.session",
+    "Run": "posttrain.training.run_result",
     "Reward": "posttrain.config",
     "RewardModel": "posttrain.models.reward.scoring",
     "SFT": "posttrain.config",

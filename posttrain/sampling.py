@@ -12,12 +12,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.errors import ConfigError
+from posttrain.lazy_torch import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,8 @@ class RandomStream:
         size = exponentials_V.shape[0]
         if exponentials_V.device.type == "cpu":
             if self._host is None:
+                import numpy as np  # not needed to read a recipe, which this module is loaded for too
+
                 self._host = np.random.Generator(np.random.SFC64(self._key))
             exponentials_V.copy_(torch.from_numpy(self._host.standard_exponential(size)))
         else:

@@ -56,16 +56,17 @@ PLACES = {
     "losses": Place(14, 38, "pure functions, literal tables"),
     "diagnostics": Place(42, 66, "metrics, checks, alarms"),
     "runs": Place(70, 100, "the run folder: records, files, progress"),
-    "types": Place(0, 15, "the nouns"),
-    "outputs": Place(17, 34, "what comes back"),
-    "errors": Place(36, 51, "one exception tree"),
-    "sampling": Place(53, 68, "one distribution"),
-    "intervals": Place(70, 83, "confidence"),
-    "embedded": Place(85, 100, "the model inside"),
+    "types": Place(0, 13, "the nouns"),
+    "outputs": Place(15, 27, "what comes back"),
+    "errors": Place(29, 42, "one exception tree"),
+    "arguments": Place(44, 58, "checks at the door"),
+    "sampling": Place(60, 73, "one distribution"),
+    "intervals": Place(75, 85, "confidence"),
+    "embedded": Place(87, 100, "the model inside"),
 }
 """The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
-NOT_DRAWN = {"__main__"}
+NOT_DRAWN = {"__main__", "lazy_torch"}
 
 WIDTH, MARGIN, GUTTER = 1000, 24, 92
 BOX, GAP = 62, 30

@@ -18,6 +18,8 @@ LAYERS = {
     "types": 0,
     "outputs": 0,
     "errors": 0,
+    "arguments": 0,
+    "lazy_torch": 0,
     "sampling": 0,
     "intervals": 0,
     "embedded": 0,
@@ -45,7 +47,7 @@ LAYERS = {
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 
 FOLDER_READERS = {
-    "report": {"types", "outputs", "errors", "intervals", "diagnostics", "runs"},
+    "report": {"types", "outputs", "errors", "arguments", "intervals", "diagnostics", "runs"},
     "board": {"types", "outputs", "errors", "intervals", "diagnostics", "runs", "report"},
 }
 """Parts that read run folders and files only, and what they may import for that."""

@@ -16,8 +16,9 @@ from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, Tra
 from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.custom import CustomStage
 from posttrain.config.engines import ENGINES
-from posttrain.config.explain import OTHER_TOOLS, OTHER_TOOLS_ONLINE, fields_of, records_in, tag_of
+from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
+from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.stages import (
@@ -53,15 +54,27 @@ stages:
 
 - **Overrides.** `posttrain run recipe.yaml dpo.beta=0.2 seed=3 sft.compute.precision=fp32`: a stage's name or a key of
   the recipe, then the keys inside it. Values are YAML; items of a list are named by their `name`.
-- **Paths** in a recipe are relative to its file, paths in an override to where the command runs. `package://NAME` is
-  data that comes with posttrain. A missing file is refused, with the nearest name, before anything is loaded.
+- **Names carry settings.** `name: mine-{dpo.beta}-{seed}` runs in `runs/mine-0.2-3` with `dpo.beta=0.2 seed=3`, so
+  that each point of a sweep has a folder of its own. A word in braces is a key as an override has it; it is filled in
+  after the overrides, with the value as it was typed, and signs that no folder should have become `-`.
+- **Nothing finished is lost.** A finished stage whose settings, seeds, data or start changed runs again, and its
+  earlier result is kept as `dpo.1`, `dpo.2`, ... in the run folder; the report shows them beside the present one.
+  `--fresh` removes the current results alone.
+- **Seeds.** `seed` starts every random stream but one: a held-out share is drawn from `split_seed`, so that runs of
+  several seeds are measured on the same rows.
+- **Paths** in a recipe are relative to its file, paths in an override to where the command runs: of data, models,
+  prompts, templates, reward models and modules alike (`out` alone is relative to where the command runs). A model is
+  a catalogue name, or else a folder that is there, or else a hub id; `./NAME` is always a path, and a folder of a
+  recipe that is only where the command runs is refused. `package://NAME` is data that comes with posttrain. A missing
+  file is refused, with the nearest name, before anything is loaded.
 - **Unknown keys** are refused, with the nearest one. An option exists only where it is used: `gamma` is a key of simpo
   and of no other method.
 - **YAML** is read by the 1.2 rules: `1e-5` is a number, `no` is text unless a key wants true or false, and a key that
   is written twice is refused.
 - **Python** has the same records: `pt.SFT(learning_rate=2e-5)`, `pt.DPO(beta=0.1)`, `pt.Preference("simpo", gamma=1)`.
-  `pt.train(stage, model, rows, out="runs/mine")` runs one. Stages of different names may share a folder and its report;
-  the same call goes on after an interruption, and `fresh=True` begins its stage anew.
+  `pt.train(stage, model, rows, out="runs/mine", seed=0, split_seed=0)` runs one. Stages of different names may share a
+  folder and its report, which compares those that started from one model; the same call goes on after an interruption,
+  and `fresh=True` begins its stage anew.
 """
 
 
@@ -288,10 +301,12 @@ def rates() -> str:
 
 
 def names() -> str:
-    lines = ["| elsewhere | here |", "|---|---|"]
-    for name, words in [*OTHER_TOOLS.items(), *OTHER_TOOLS_ONLINE.items()]:
-        here, comma, remark = words.partition(",")
-        lines.append(f"| `{name}` | `{here}`{comma}{remark} |")
+    lines = ["Keys of TRL, Axolotl, LLaMA-Factory, OpenRLHF and verl:\n", "| elsewhere | here |", "|---|---|"]
+    for table in (OTHER_TOOLS, OTHER_TOOLS_ONLINE, NOT_HERE):
+        for words in dict.fromkeys(table.values()):
+            here, comma, remark = words.partition(",")
+            said = f"none: {words}" if table is NOT_HERE else f"`{here}`{comma}{remark}"
+            lines.append(f"| {', '.join(f'`{name}`' for name in table if table[name] == words)} | {said} |")
     return "\n".join(lines) + "\n"
 
 

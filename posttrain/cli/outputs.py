@@ -7,30 +7,15 @@ import errno
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from posttrain.errors import ConfigError, PosttrainError, SourceError
-
-REMEDIES = {
-    errno.EACCES: "give a path that this user may read and write (`ls -ld` shows who may)",
-    errno.EPERM: "give a path that this user may read and write (`ls -ld` shows who may)",
-    errno.EROFS: "the disk is read-only: give a path on another one (--out)",
-    errno.ENOSPC: "free some room, or give a path on another disk (--out)",
-    errno.EDQUOT: "free some room, or give a path on another disk (--out)",
-    errno.ENOTDIR: "part of the path is a file: give another path (--out)",
-    errno.EEXIST: "something else has this name: give another path (--out)",
-    errno.EISDIR: "a folder has this name: give another path, or remove the folder",
-    errno.ENAMETOOLONG: "give a shorter path (--out)",
-}
-"""Refusals of the operating system that are no fault of posttrain, and what to do about each."""
-
-_SYSTEM = re.compile(r"\(os error (\d+)\)")
+from posttrain.cli.terminal import echo_exact
+from posttrain.errors import ConfigError
+from posttrain.runs.disk import REMEDIES
 
 
 def accept_any_text() -> None:
@@ -53,13 +38,14 @@ def echo_json(record: Mapping[str, Any]) -> None:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         line = json.dumps(record, default=str)
-    typer.echo(line)
+    echo_exact(line, json=True)
 
 
-def check_out(path: Path | None) -> None:
-    """
+def check_out(path: Path | None, what: str = "the answers") -> None:
+    """Tries whether a file of this name can be written, and leaves all as it was.
+
     Raises:
-        ConfigError: a file of this name cannot be written.
+        ConfigError: it cannot.
     """
     if path is None:
         return
@@ -71,29 +57,47 @@ def check_out(path: Path | None) -> None:
         problem, remedy = f"{there} is a file", REMEDIES[errno.ENOTDIR]
     elif not os.access(there, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         problem, remedy = f"{path if path.exists() else there} may not be written by this user", REMEDIES[errno.EACCES]
+    # Rights do not tell all: a disk may be read-only, full, or none that holds files, such as /proc.
+    elif (refused := _refused(path.absolute())) is not None:
+        problem = f"{refused.strerror or refused}, in the folder {path.absolute().parent}"
+        remedy = REMEDIES.get(refused.errno or 0, "give a path in another folder")
     if problem is not None:
         raise ConfigError(
-            "the answers cannot be written there", where=path, found=problem, expected="a file", remedy=remedy
+            f"{what} cannot be written there", where=path, found=problem, expected="a file", remedy=remedy
         )
 
 
-def refusal_of(error: BaseException) -> PosttrainError | None:
-    """What the operating system refused, in our words; None for anything that may be a fault of posttrain.
+def check_out_folder(path: Path | None, what: str) -> None:
+    """The same for a folder that a verb will make, or write into."""
+    if path is not None:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(
+                f"{what} cannot be written there",
+                where=path,
+                found="a file",
+                expected="a folder",
+                remedy="give another path, or remove the file",
+            )
+        check_out(path / ".posttrain", what)
 
-    Libraries that write in another language wrap it: "I/O error: No space left on device (os error 28)".
-    """
-    refused = _of_system(error)
-    remedy = None if refused is None else REMEDIES.get(refused.errno or 0)
-    if refused is None or remedy is None:
+
+def _refused(path: Path) -> OSError | None:
+    """What the system says to a file beside `path`, whose name is as long; its folders are made for it, and removed."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    probe = path.with_name(f"{path.name[:-8]}.{os.getpid():07d}"[: max(len(path.name), 8)])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with probe.open("xb") as file:
+            file.write(b"\n")
+        probe.unlink()
+    except FileExistsError:  # of all names this one: the folder is one that holds files
         return None
-    where = refused.filename2 or refused.filename  # of a rename the name that is meant, not the temporary one
-    return SourceError("the system refuses it", where=where, found=refused.strerror, remedy=remedy)
-
-
-def _of_system(error: BaseException | None) -> OSError | None:
-    if error is None or isinstance(error, OSError):
+    except OSError as error:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
         return error
-    number = _SYSTEM.search(str(error))
-    if number is not None:
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    return _of_system(error.__cause__)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it was not made after all
+                folder.rmdir()
+    return None

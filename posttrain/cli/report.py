@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.terminal import echo_exact
+
 
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder that holds run.json.")],
@@ -14,4 +16,4 @@ def report(
     """Write a run's report again, from what is in its folder: finished, interrupted or still going on."""
     from posttrain.report import write_report
 
-    typer.echo(str(write_report(run_dir)))
+    echo_exact(str(write_report(run_dir)))

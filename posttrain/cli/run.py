@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posttrain.cli.options import Fresh, Out, Overrides, RecipeName
 from posttrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from posttrain.config import Recipe
 
 
 def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh: Fresh = False) -> None:
@@ -17,25 +21,27 @@ def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh:
 
 
 def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from posttrain.cli.progress import progress_on
     from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
+    from posttrain.cli.terminal import terminal
     from posttrain.config import find_recipe, load_recipe
     from posttrain.runs.folder import RunFolder
 
     loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
+    require_models(loaded)
 
+    from posttrain.training.interrupts import Stopped
     from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
     from posttrain.training.pipeline import run_recipe
 
-    console = Console()
+    console = terminal()
     with progress_on(console) as progress:
         try:
             result = run_recipe(loaded, fresh=fresh, progress=progress)
         except Interrupted as stop:
-            raise KeyboardInterrupt(stop.problem) from stop
+            raise Stopped(stop.number, stop.problem) from stop
     folder = RunFolder(result.folder)
     if evaluations := folder.evaluations():
         console.print(final_table(evaluations))
@@ -49,8 +55,25 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(f"{change.suite}: {change.said}", markup=False, highlight=False)
     for stage, warning in folder.warnings():
         console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
+    for kept in folder.earlier():
+        replaced = kept.stage().replaced
+        because = f" ({'; '.join(replaced.because)})" if replaced is not None else ""
+        console.print(f"earlier {kept.path}{because}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
+
+
+def require_models(recipe: Recipe) -> None:
+    """Refuse names that no model can have while nothing is loaded; what lies in the folders is seen later.
+
+    Raises:
+        ModelError: names the key.
+    """
+    from posttrain.config.paths import models_of
+    from posttrain.models import require_known
+
+    for key, name in models_of(recipe):
+        require_known(name, where=f"`{key}`")
 
 
 def with_out(overrides: list[str], out: Path | None) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.terminal import echo, echo_exact
+
 
 def samples(
     run: Annotated[Path, typer.Argument(metavar="RUN[/STAGE]", help="A run folder, or one of its stages.")],
@@ -53,8 +55,8 @@ def samples(
         seed=seed,
     )
     for line in json_lines(picked) if json else text_lines(picked, part):
-        typer.echo(line)
+        echo_exact(line, json=True) if json else echo(line)
     for note in picked.notes:
-        typer.echo(f"{picked.path.name}: {note}", err=True)
+        echo(f"{picked.path.name}: {note}", err=True)
     if picked.others:
-        typer.echo(f"other stages that sampled: {', '.join(picked.others)} (--stage NAME)", err=True)
+        echo(f"other stages that sampled: {', '.join(picked.others)} (--stage NAME)", err=True)

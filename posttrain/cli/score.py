@@ -33,23 +33,26 @@ def score(
     One line per row: its place, the rewards in the order of its responses, and their lengths. With several models, also
     the rewards of each.
     """
-    from rich.console import Console
-
-    from posttrain.cli.outputs import echo_json
+    from posttrain.cli.outputs import check_out, echo_json
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
+    from posttrain.models import require_known
 
+    check_out(out, "the rewards")
     if len(models) == 1:
         note_unused("one model alone is not combined", combine=combine != "mean", std_weight=std_weight != 1)
     elif combine != "mean_minus_std":
         note_unused(f"`--combine {combine}` knows no standard deviation", std_weight=std_weight != 1)
+    for name in models:  # before torch is loaded
+        require_known(name)
     examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
 
     from posttrain.cli.reward_rows import Tally, open_models, scored_rows
 
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         opened = open_models(models, head, progress)
         with progress.phase("scoring", total=len(examples), unit="rows") as phase:
             rows = scored_rows(opened, examples, combine, std_weight, head, normalised, phase)

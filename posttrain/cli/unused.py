@@ -7,8 +7,7 @@ is written out as its default changes nothing anyway.
 
 from __future__ import annotations
 
-import typer
-
+from posttrain.cli.terminal import echo
 from posttrain.errors import ConfigError
 
 
@@ -18,7 +17,7 @@ def note_unused(why: str, **given: bool) -> None:
     note_unused("at temperature 0 the likeliest token is taken", top_p=top_p != 1.0, seed=seed != 0)
     """
     if options := _names(given):
-        typer.echo(f"note: {', '.join(options)} {'has' if len(options) == 1 else 'have'} no effect: {why}", err=True)
+        echo(f"note: {', '.join(options)} {'has' if len(options) == 1 else 'have'} no effect: {why}", err=True)
 
 
 def refuse_unused(why: str, remedy: str, **given: bool) -> None:

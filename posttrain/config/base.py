@@ -222,8 +222,8 @@ class RowStage(TrainingStage):
     """A stage that trains on rows that are there before it begins."""
 
     rows_per_step: Int = Field(default=32, ge=1)
-    """Rows (pairs, for preferences) of one update, on all devices together: 32 as in LIMA and Zephyr. Micro-batches
-    are filled by themselves."""
+    """Rows (pairs, for preferences) of one update: 32 as in LIMA and Zephyr. Micro-batches are filled by
+    themselves."""
 
     @property
     def reference_kind(self) -> str | None:

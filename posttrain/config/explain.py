@@ -15,66 +15,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from posttrain.config.addresses import is_secret_name, masked
+from posttrain.config.other_tools import METHOD_OF_LOSS, NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE, STRICT
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
-
-OTHER_TOOLS = {
-    "batch_size": "rows_per_step, the rows of a whole step",
-    "bf16": "compute.precision",
-    "fp16": "compute.precision",
-    "gradient_accumulation_steps": "rows_per_step, the rows of a whole step; micro-batches are filled by themselves",
-    "gradient_checkpointing": "compute.activation_checkpointing",
-    "lora": "adapter",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "lora_r": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "lora_target_modules": "adapter.targets",
-    "loss_type": "method",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "schedule.kind",
-    "max_grad_norm": "optimizer.clip_norm",
-    "max_prompt_length": "max_length",
-    "max_seq_length": "max_length",
-    "max_steps": "steps",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "output_dir": "out",
-    "per_device_train_batch_size": "rows_per_step, the rows of a whole step; micro-batches are filled by themselves",
-    "ref_model": "reference.kind",
-    "sequence_len": "max_length",
-    "warmup_ratio": "schedule.warmup_ratio",
-    "warmup_steps": "schedule.warmup_ratio, a share of the steps",
-    "weight_decay": "optimizer.weight_decay",
-}
-"""What other tools call a thing, and what it is called here, with a word where the two differ."""
-
-OTHER_TOOLS_ONLINE = {
-    "batch_size": "prompts_per_step, the prompts of a whole step; completions are prompts_per_step x "
-    "completions_per_prompt",
-    "epsilon": "clip_low, and clip_high",
-    "generation_batch_size": "prompts_per_step, which counts prompts and not completions",
-    "gradient_accumulation_steps": "prompts_per_step, the prompts of a whole step; micro-batches are filled by "
-    "themselves",
-    "group_size": "completions_per_prompt",
-    "kl_coef": "kl_beta",
-    "max_completion_length": "sampling.max_new_tokens",
-    "mini_batch_size": "prompts_per_update, which counts prompts and not completions",
-    "num_generations": "completions_per_prompt",
-    "num_iterations": "updates_per_rollout, which counts optimizer updates and not passes",
-    "num_ppo_epochs": "updates_per_rollout, which counts optimizer updates and not passes",
-    "per_device_train_batch_size": "prompts_per_step, the prompts of a whole step; completions are prompts_per_step x "
-    "completions_per_prompt",
-    "reward_funcs": "rewards",
-    "rollout_batch_size": "prompts_per_step",
-    "temperature": "sampling.temperature",
-    "beta": "kl_beta",
-}
-"""The same for stages that sample."""
 
 WORDS = {
     "bool_parsing": "true or false",
@@ -85,6 +32,7 @@ WORDS = {
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "list_type": "a list",
     "model_attributes_type": "a group of keys",
     "model_type": "a group of keys",
@@ -92,6 +40,22 @@ WORDS = {
     "too_short": "at least one item",
     "tuple_type": "a list",
 }
+
+
+EXAMPLES = {
+    "data": "rows.jsonl",
+    "epochs": "1",
+    "learning_rate": "2e-5",
+    "method": "sft",
+    "model": "embedded",
+    "name": "mine",
+    "path": "rows.jsonl",
+    "prompts": "questions.jsonl",
+    "stages": "[{method: sft, data: rows.jsonl}]",
+    "steps": "100",
+    "teacher": "smollm2-135m-instruct",
+}
+"""What to write for keys that have no default to show."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +68,12 @@ class Places:
 
     def of(self, path: KeyPath) -> str:
         """The closest place that is known: the value's own, or that of the group around it."""
-        # From the value outwards: a default has no line of its own, the group around it has.
+        # Before any line: what an override replaced as a whole still has the lines of what stood there.
         for length in range(len(path), -1, -1):
             if path[:length] in self.overrides:
                 return f"override {masked(self.overrides[path[:length]])}"
+        # From the value outwards: a default has no line of its own, the group around it has.
+        for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
                 return f"{self.source}, line {self.lines[path[:length]]}"
             for inner, assignment in self.overrides.items():
@@ -231,7 +197,7 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
     context = detail.get("ctx", {})
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(spot, data, detail["input"], places)
+        return _unknown_key(spot, model, data, detail["input"], places)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_tag(spot, data, context, places)
     if kind == "posttrain":
@@ -253,6 +219,8 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
             remedy=f"write `{spot.path[-1]}: {near}`" if near else _advice(spot),
         )
     expected = WORDS.get(kind, detail["msg"].removeprefix("Input should be "))
+    if kind == "too_long":  # pydantic's own words name its types: "Tuple should have ... after validation"
+        expected = f"at most {context['max_length']} items, not {context['actual_length']}"
     if kind == "string_pattern_mismatch" and spot.option is not None:
         expected = spot.option.description or expected
     return ConfigError(
@@ -264,22 +232,27 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
     )
 
 
-def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> UnknownKeyError:
+def _unknown_key(spot: Spot, model: type[BaseModel], data: object, value: object, places: Places) -> UnknownKeyError:
     key = str(spot.path[-1])
     own = list(fields_of(spot.record))
     # A key of a sibling is the right key in the wrong place: to propose a near name would mislead.
     owners = [tag for tag, record in _family(spot.record).items() if key in fields_of(record)]
     problem = f"`{spell(data, spot.path)}` is not a key"
     expected: str | None = None
-    if owners:
+    # Before the nearest name: another tool's word for a key is often near to a key that means something else.
+    around = (key, value, spot.record, _stage_at(spot.path, model, data), model)
+    if (foreign := foreign_key(*around)) is not None:
+        remedy = foreign
+    elif owners:
         problem = (
             f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
         )
         remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
-    # Before the nearest name: another tool's word for a key is often near to a key that means something else.
-    elif (elsewhere := _elsewhere(key, spot.record)) is not None:
-        remedy = f"write {elsewhere}"
-    elif (near := nearest(key, own)) is not None:
+    elif (place := misplaced_key(*around)) is not None:
+        remedy = place
+    elif (words := OTHER_TOOLS.get(key) or OTHER_TOOLS_ONLINE.get(key)) is not None:
+        remedy = f"remove it: here it is `{words.partition(',')[0]}`, which other methods have"
+    elif (near := nearest(key, own, cutoff=STRICT)) is not None:
         remedy = did_you_mean(near)
     else:
         expected, remedy = f"one of {', '.join(own)}", "remove it"
@@ -292,18 +265,79 @@ def _unknown_key(spot: Spot, data: object, value: object, places: Places) -> Unk
     )
 
 
-def _elsewhere(key: str, record: type[BaseModel]) -> str | None:
-    """The right place of a key that another tool uses, or that stands one level too high."""
-    own = fields_of(record)
-    for words in (OTHER_TOOLS.get(key), OTHER_TOOLS_ONLINE.get(key)):
-        name, comma, remark = (words or "").partition(",")
-        # Only where this record has the key: `temperature` means nothing to a stage that samples nothing.
-        if name.split(".")[0] in own:
-            return f"`{name}`{comma}{remark}"
-    for group, option in own.items():
-        if any(key in fields_of(inner) for inner in records_in(option.annotation)):
-            return f"`{group}.{key}`"
+def foreign_key(
+    key: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> str | None:
+    """What to write for a key that another tool uses; None where it is none of them, or has no place around here.
+
+    Args:
+        record: the group in which the key was found.
+        stage: the stage around it; at the top of a recipe, the recipe's first one.
+        root: the recipe, or the stage where there is no recipe.
+    """
+    for words in (OTHER_TOOLS_ONLINE.get(key), OTHER_TOOLS.get(key)):
+        if words is not None and (advice := _placed(words, value, record, stage, root)) is not None:
+            return _method_advice(key, value) if words == "method" else advice
+    return f"remove it: posttrain has no `{key}`; {NOT_HERE[key]}" if key in NOT_HERE else None
+
+
+def misplaced_key(
+    key: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> str | None:
+    """Where a key of posttrain belongs that stands in the wrong group; the arguments are those of `foreign_key`."""
+    if (advice := _placed(key, value, record, stage, root)) is not None:
+        return advice
+    for scope, place in _scopes(record, stage, root).items():
+        for group, option in fields_of(scope).items():
+            inside = any(key in fields_of(inner) for inner in records_in(option.annotation))
+            if inside and group not in ("stages", "evaluate"):
+                return f"write `{group}.{key}`{place}"
     return None
+
+
+def _placed(
+    words: str, value: object, record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> str | None:
+    """ "optimizer.clip_norm" -> write `optimizer.clip_norm` in the stage, beside `method: sft`"""
+    name, comma, remark = words.partition(",")
+    head, _, inner = name.partition(".")
+    # Only where a record has the key: `temperature` means nothing to a stage that samples nothing.
+    for scope, place in _scopes(record, stage, root).items():
+        if head not in fields_of(scope):
+            continue
+        if scope is stage and record is root and place and not remark and not isinstance(value, (Mapping, list)):
+            written = f"{head}: {{{inner}: {_shown(value)}}}" if inner else f"{name}: {_shown(value)}"
+            return f"it belongs in a stage: `stages: [{{method: {tag_of(stage)}, {written}}}]`"
+        return f"write `{name}`{comma}{remark}{place}"
+    return None
+
+
+def _scopes(
+    record: type[BaseModel], stage: type[BaseModel] | None, root: type[BaseModel]
+) -> dict[type[BaseModel], str]:
+    """The records where a key may belong, from the inside outwards, with the words for the place."""
+    scopes = {record: ""}
+    if stage is not None:
+        scopes.setdefault(stage, f" in the stage, beside `method: {tag_of(stage)}`")
+    scopes.setdefault(root, " at the left margin of the recipe")
+    return scopes
+
+
+def _method_advice(key: str, value: object) -> str:
+    """`loss_type: ipo` -> write `method: ipo`; `sigmoid`, which is what `dpo` computes, -> `method: dpo`."""
+    method = METHOD_OF_LOSS.get(str(value), str(value))
+    return f"remove it, and write `method: {method}` in the stage: the loss is the stage's method"
+
+
+def _stage_at(path: KeyPath, model: type[BaseModel], data: object) -> type[BaseModel] | None:
+    """The record of the stage around a path; of a recipe's first stage, where the path is in none."""
+    if "stages" not in fields_of(model):
+        return model
+    at = path[1] if path[:1] == ("stages",) and len(path) > 1 else 0
+    written = _child(_child(data, "stages"), at)
+    method = written.get("method") if isinstance(written, Mapping) else None
+    kinds = {tag_of(record): record for record in records_in(fields_of(model)["stages"].annotation)}
+    return kinds.get(str(method)) or kinds.get("sft")
 
 
 def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: Places) -> ConfigError:
@@ -341,8 +375,21 @@ def _advice(spot: Spot) -> str:
     default = spot.option.default
     has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
     if not has_value or isinstance(default, BaseModel) or not spot.option.description:
-        return f"write `{name}: ...` -- {description}" if description else f"write `{name}: ...`"
+        example = _example(name, spot.option)
+        written = f"write `{name}: {example}`, say" if example else f"correct `{name}`"
+        return f"{written} -- {description}" if description else written
     return f"write `{name}: {_shown(default)}`, say -- {description}"
+
+
+def _example(name: str, option: FieldInfo) -> str | None:
+    """A value that can be written as it is: "2e-5", or of a group its first key with its default, "{rank: 16}"."""
+    if name in EXAMPLES:
+        return EXAMPLES[name]
+    for record in records_in(option.annotation):
+        for key, inner in fields_of(record).items():
+            if key not in ("kind", "method") and isinstance(inner.default, (str, int, float)):
+                return f"{{{key}: {_shown(inner.default)}}}"
+    return None
 
 
 def _shown(value: object) -> str:

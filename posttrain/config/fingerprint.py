@@ -11,71 +11,70 @@ from typing import Any
 from posttrain.config.custom import CustomStage
 from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
+from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
+from posttrain.runs.differences import (
+    COMPUTE_WITHOUT_EFFECT,
+    ENGINE_WITH_EFFECT,
+    EXPORT_WITHOUT_EFFECT,
+    KEPT,
+    WITHOUT_EFFECT,
+    Difference,
+    setting_differences,
+)
 
 VERSION = 1
 """Raised when stages begin to compute something else from the same settings."""
 
-WITHOUT_EFFECT = ("name", "log", "modules", "checkpoint", "preflight", "audit", "alarms")
-"""Keys that change what is written or shown, not the weights."""
-COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "logprobs", "device")
-"""How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 
-
-KEPT = "keep"
-"""Of `examine`: which of a run's weights it ends with, and no step of it. A run may be resumed with the other, and a
-finished stage remembers which it was (`examine_keep` of stage.json)."""
-ENGINE_WITH_EFFECT = "kind"
-"""Of `engine`: where a server is, or how much fits into memory, changes no result."""
-
-
-def stage_fingerprint(stage: StageSettings, *, data: Sequence[str], start_model: str, seed: int) -> str:
+def stage_fingerprint(
+    stage: StageSettings, *, data: Sequence[str], start_model: str, seed: int, split_seed: int | None = None
+) -> str:
     """A sha256 over everything that the stage's result depends on.
 
     Args:
         data: content hashes of the stage's data, in the order of `data_of(stage)`. File names do not count.
         start_model: the fingerprint of the weights that it starts from.
+        split_seed: that a held-out share is drawn from; None: `seed`.
     """
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     for key in data_of(stage):
         # Content counts, not the path: a data set that was moved is the same data set.
         settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
+        if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
+            del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
-    if isinstance(stage, CustomStage):  # its name may stay while its formula changes
-        settings["objective"] = source_fingerprint(
-            stage.objective, None if stage.modules is None else Path(stage.modules)
-        )
+    if (own := objective_fingerprint(stage)) is not None:  # its name may stay while its formula changes
+        settings["objective"] = own
     if "engine" in settings:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
     if "examine" in settings:
         settings["examine"][KEPT] = "best"  # the default, so that stages of older runs keep their hash
-    for key in COMPUTE_WITHOUT_EFFECT:
-        settings.get("compute", {}).pop(key, None)
+    for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):
+        for key in keys:
+            settings.get(group, {}).pop(key, None)
     inputs = {"version": VERSION, "stage": settings, "data": list(data), "start_model": start_model, "seed": seed}
+    # Only a share is drawn. And where both seeds are equal the split is the one of older runs, which had one seed for
+    # both: their finished stages keep their hash.
+    if split_seed not in (None, seed) and isinstance(settings.get("held_out"), float) and settings["held_out"]:
+        inputs["split_seed"] = split_seed
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def what_changed(before: Mapping[str, Any], after: StageSettings) -> list[str]:
-    """The keys whose effect differs between a stage's stored config and this one: ["beta", "optimizer.betas"].
+def objective_fingerprint(stage: StageSettings) -> str | None:
+    """Of the source of a stage's own objective; None where the loss is one of posttrain's."""
+    if not isinstance(stage, CustomStage):
+        return None
+    return source_fingerprint(stage.objective, None if stage.modules is None else Path(stage.modules))
+
+
+def what_changed(before: Mapping[str, Any], after: StageSettings, **seeds: int) -> list[Difference]:
+    """The settings whose effect differs between a stage's stored config and this one, with both values.
 
     Args:
         before: the stored config.yaml, parsed.
+        seeds: `seed` and `split_seed` of the run as it is now; left out, they are not compared.
     """
-    return sorted(_differences(dict(before), after.model_dump(mode="json"), ""))
-
-
-def _differences(before: Any, after: Any, path: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        # Nested, so that the message names `optimizer.clip_norm` and not the whole group.
-        changes = []
-        for key in before.keys() | after.keys():
-            inner = f"{path}.{key}" if path else key
-            ignored = key in WITHOUT_EFFECT if not path else path == "compute" and key in COMPUTE_WITHOUT_EFFECT
-            ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
-            ignored = ignored or (path == "examine" and key == KEPT)
-            if not ignored:
-                changes += _differences(before.get(key), after.get(key), inner)
-        return changes
-    return [] if before == after else [path]
+    return setting_differences(before, {**after.model_dump(mode="json"), **seeds})

@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from posttrain.arguments import checked_list, checked_path, checked_text
 from posttrain.config import overrides as command_line
 from posttrain.config.explain import Places, explain
+from posttrain.config.naming import STAND_IN, fill_name, has_keys
 from posttrain.config.paths import resolve_paths
 from posttrain.config.schema import SCHEMA, Recipe
 from posttrain.config.yaml_text import parse
@@ -29,7 +31,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UnknownKeyError: keys that no option has, each with the nearest.
         ConfigError: any other mistake; several mistakes are shown together, each with its line.
     """
-    path = Path(path)
+    path = checked_path("path", path, "recipe.yaml")
+    overrides = _override_lines(overrides)  # before the file: parse_recipe comes to them later
     try:
         # With or without the mark that Windows editors put first: left in, it would be part of the first key.
         text = path.read_text(encoding="utf-8-sig")
@@ -57,7 +60,10 @@ def parse_recipe(
         source: what errors call the recipe.
         name: the recipe's name if it has none of its own.
     """
-    document = parse(text, source)
+    overrides = _override_lines(overrides)
+    folder = None if folder is None else checked_path("folder", folder, "recipes")
+    source, name = checked_text("source", source, "recipe.yaml"), checked_text("name", name, "mine")
+    document = parse(checked_text("text", text, "schema: 1\n..."), source)
     raw = _group(document.value, source)
     # Said, not refused: a recipe without it is one of today, and stays readable when the keys change.
     notes = [] if "schema" in raw else [f"{source}: no `schema:`; read as schema {SCHEMA}"]
@@ -65,13 +71,22 @@ def parse_recipe(
     # Overrides before validation, on the plain document: a mistake in one is reported like any other, with its own
     # place.
     places = Places(source, document.lines, command_line.apply(raw, overrides))
+    template = raw["name"]
     try:
-        recipe = Recipe.model_validate(raw)
+        # Keys in braces are filled in once every value is known, defaults included.
+        recipe = Recipe.model_validate({**raw, "name": STAND_IN} if has_keys(template) else raw)
     except ValidationError as error:
         raise explain(error, Recipe, raw, places) from None
+    if has_keys(template):
+        recipe = recipe.model_copy(update={"name": fill_name(template, recipe, document.texts, places)})
     recipe, assumed = resolve_paths(recipe, raw, folder or Path.cwd(), places)
     recipe._notes = (*notes, *assumed)
     return recipe
+
+
+def _override_lines(overrides: Any) -> list[str]:
+    lines = checked_list("overrides", overrides, of="settings", example='["dpo.beta=0.2"]')
+    return [checked_text("overrides", line, "dpo.beta=0.2") for line in lines]
 
 
 def _group(value: Any, source: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
+from posttrain.arguments import checked_text
 from posttrain.config.fields import parameter_field
 from posttrain.config.sampled import (
     ONLINE_RATE,
@@ -432,6 +433,7 @@ def Online(method: str, **options: Any) -> SamplingStage:
         UnknownKeyError: no row of that name, or an option that it does not have.
         ConfigError: a value that it does not admit.
     """
+    checked_text("method", method, "grpo")
     if method not in SAMPLING_STAGES:
         method = online_row(method)[0]  # another name of a row, or the error that names the nearest one
     return SAMPLING_STAGES[method](**options)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.config.explain import KeyPath
+from posttrain.config.explain import KeyPath, fields_of, foreign_key, misplaced_key, records_in, tag_of
 from posttrain.config.schema import Recipe
 from posttrain.config.yaml_text import parse_value
-from posttrain.errors import ConfigError, unknown
+from posttrain.errors import ConfigError, UnknownKeyError, unknown
 
 SHORT_FORMS = ("data", "held_out", "keep")
 """Groups that a path may stand for; an override of one of their keys writes the path out first."""
@@ -64,6 +64,13 @@ def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
     if word in names:
         return ("stages", names.index(word))
     known = [name for name in names if name is not None] + keys
+    if isinstance(stages, list) and (advice := of_a_stage(word, assignment, stages)):
+        raise UnknownKeyError(
+            f"`{word}` is neither a stage nor a key of the recipe",
+            where=f"override {assignment}",
+            found=word,
+            remedy=advice,
+        )
     raise unknown(
         "stage or key",
         word,
@@ -72,6 +79,23 @@ def _start(recipe: dict[str, Any], word: str, assignment: str) -> KeyPath:
         where=f"override {assignment}",
         found=word,
     )
+
+
+def of_a_stage(word: str, assignment: str, stages: list[Any]) -> str | None:
+    """What to write for `learning_rate=1e-5` or `save_steps=10`, which are a stage's keys or another tool's."""
+    kinds = {tag_of(record): record for record in records_in(fields_of(Recipe)["stages"].annotation)}
+    known = [(item, kinds.get(str(item.get("method")))) for item in stages if isinstance(item, dict)]
+    for item, record in known:
+        if record is not None and word in fields_of(record):
+            return f"write `{_name(item)}.{assignment}`"
+    for item, record in known:
+        if record is None:
+            continue
+        around = (word, assignment.partition("=")[2], record, record, Recipe)
+        if advice := foreign_key(*around) or misplaced_key(*around):
+            head = "write `"
+            return f"{head}{_name(item)}.{advice.removeprefix(head)}" if advice.startswith(head) else advice
+    return None
 
 
 def _name(item: Any) -> str | None:

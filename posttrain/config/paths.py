@@ -1,21 +1,26 @@
 """Which files a recipe means, settled before anything is loaded.
 
-Paths in a recipe are relative to its file, paths in an override to where the command runs, and `package://NAME` is
-data that comes with posttrain. A file that is not there is refused with the nearest name that is.
+One rule for data, models, prompts, templates and rewards: a path in a recipe is relative to its file, a path in an
+override to where the command runs, and `package://NAME` is data that comes with posttrain. A file that is not there is
+refused with the nearest name that is. Models have names too: one of `CATALOGUE_NAMES` is always that model, anything
+else that is there as a folder is that folder, and what is not there may be a hub id.
 """
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import posttrain.errors as errors
+from posttrain.arguments import checked_path
 from posttrain.config.custom import CustomStage
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
+from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
@@ -31,6 +36,9 @@ PACKAGE = Path(__file__).parent.parent
 RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 """Recipes that come with the package, and those of a source checkout."""
 
+CATALOGUE_NAMES = ("embedded", "smollm2-135m-instruct")
+"""The models of `posttrain.models.folders.catalogue`, a layer above; a folder of such a name does not replace one."""
+
 GENERATED = "reasoning_gym:"
 """An address that makes tasks instead of a file that holds them."""
 
@@ -43,7 +51,14 @@ def find_recipe(name: str) -> Path:
     Raises:
         SourceError: there is neither; says the nearest.
     """
-    path = Path(name).expanduser()
+    path = checked_path("name", name, "quickstart").expanduser()
+    if path.is_file() and path.name.endswith(SUFFIXES) and not _is_json_group(path):
+        raise errors.SourceError(
+            "this is data, not a recipe",
+            where=name,
+            expected="a YAML file that names the data, or a recipe that comes with posttrain",
+            remedy=f"`posttrain new chat --data {name}` writes a recipe for it; `posttrain audit {name}` reads it",
+        )
     if path.is_file():
         return path
     shipped = {path.stem: path for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))}
@@ -60,6 +75,14 @@ def find_recipe(name: str) -> Path:
         expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
         remedy=errors.did_you_mean(_beside(name, near) if near in there else near, "check the path"),
     )
+
+
+def _is_json_group(path: Path) -> bool:
+    """A recipe may be JSON, which is YAML: a group of keys. Rows in a .json file are a list."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> tuple[Recipe, list[str]]:
@@ -84,6 +107,17 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
     return recipe.model_copy(update={"stages": stages, "evaluate": evaluate, "model": model}), files.assumed
 
 
+def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Every model that the recipe names, with its key: ("model", "embedded"), ("gkd.teacher", "/home/me/large")."""
+    yield "model", recipe.model
+    for stage in recipe.stages:
+        if isinstance(teacher := vars(stage).get("teacher"), str):
+            yield f"{stage.name}.teacher", teacher
+    for suite in recipe.evaluate.suites:
+        if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
+            yield f"evaluate.suites.{suite.name}.reward_model.path", suite.reward_model.path
+
+
 class _Files:
     """The files of one recipe, and what is wrong with them; see `resolve_paths`."""
 
@@ -102,6 +136,9 @@ class _Files:
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
+            changes["rewards"] = self._rewards(stage.rewards, (*here, "rewards"))
+            judges = self._rewards(stage.examine.rewards, (*here, "examine", "rewards"))
+            changes["examine"] = stage.examine.model_copy(update={"rewards": judges})
             engine = stage.engine
             if isinstance(engine, VLLMServedSettings) and engine.weights_folder is not None:
                 path = self._base((*here, "engine", "weights_folder")) / Path(engine.weights_folder).expanduser()
@@ -115,16 +152,48 @@ class _Files:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
         if isinstance(suite, (PassAtKSuite, FunctionSuite)):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
+        if isinstance(suite, PassAtKSuite):
+            changes["rewards"] = self._rewards(suite.rewards, (*here, "rewards"))
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
             path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))
             changes["reward_model"] = suite.reward_model.model_copy(update={"path": path})
         return suite.model_copy(update=changes)
 
     def model(self, text: str, path: KeyPath) -> str:
-        return self._file(text, path) if _is_path(text) else text
+        if text in CATALOGUE_NAMES:
+            return text
+        if text.startswith((".", "/", "~", PACKAGE_SCHEME)):
+            return self._file(text, path, local=True)
+        base = self._base(path)
+        if (base / text).exists():
+            return str((base / text).resolve())
+        # Loading a model looks where the command runs: the same recipe would be of another model from another folder.
+        if Path(text).exists():
+            self.mistakes.append(
+                errors.ConfigError(
+                    f"`{spell(self._raw, path)}` names a folder that is where the command runs, not beside the recipe",
+                    where=self._places.of(path),
+                    found=text,
+                    expected=f"a folder in {base}, where paths in a recipe begin",
+                    remedy=f"write `{os.path.relpath(text, base)}`, or give it on the command line, "
+                    f"`{spell(self._raw, path)}={text}`",
+                )
+            )
+        return text
 
     def _data(self, data: Data, path: KeyPath) -> Data:
-        return data.model_copy(update={"path": tuple(self._file(text, path) for text in data.path)})
+        # The path's own key, not the group's: an override of `data.path` is an override, however the group was written.
+        name = spell(self._raw, path)
+        located = [self._file(text, (*path, "path", at), name=name) for at, text in enumerate(data.path)]
+        return data.model_copy(update={"path": tuple(located)})
+
+    def _rewards(self, rewards: tuple[AnyReward, ...], path: KeyPath) -> tuple[AnyReward, ...]:
+        return tuple(self._reward(reward, (*path, at)) for at, reward in enumerate(rewards))
+
+    def _reward(self, reward: AnyReward, path: KeyPath) -> AnyReward:
+        if isinstance(reward, ModelReward):
+            return reward.model_copy(update={"model": self.model(reward.model, (*path, "model"))})
+        return reward
 
     def _modules(self, text: str | None, path: KeyPath) -> str:
         return str(self._folder) if text is None else self._file(text, path, local=True)
@@ -134,14 +203,15 @@ class _Files:
         # An override is typed in a shell, whose completion knows the paths from there.
         return Path.cwd() if self._places.of(path).startswith("override ") else self._folder
 
-    def _file(self, text: str, path: KeyPath, *, local: bool = False) -> str:
+    def _file(self, text: str, path: KeyPath, *, local: bool = False, name: str | None = None) -> str:
         """What is there as an absolute path; else `text`, and a mistake is noted.
 
         Args:
             local: it is no id of a hub data set, however much it looks like one.
+            name: what errors call it, if not by its own key: the group that a path stands for.
         """
         located = _locate(text, self._base(path), local=local)
-        name = spell(self._raw, path)
+        name = name or spell(self._raw, path)
         if isinstance(located, str):
             if located == text and not Path(located).is_absolute() and not text.startswith(("hub:", GENERATED)):
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")
@@ -155,11 +225,6 @@ class _Files:
             errors.ConfigError(problem, where=self._places.of(path), found=text, expected=expected, remedy=remedy)
         )
         return text
-
-
-def _is_path(model: str) -> bool:
-    """A model is a path only if it looks like one: a folder named as a catalogue entry is must not replace it."""
-    return model.startswith((".", "/", "~", PACKAGE_SCHEME))
 
 
 def _locate(text: str, folder: Path, *, local: bool = False) -> str | tuple[str, str]:

@@ -5,6 +5,7 @@ Recipe(name="mine", model="embedded", stages=[SFT(data="sft.jsonl"), DPO(data="p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from posttrain.config.chain import check_adapters
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
-from posttrain.config.stages import STAGES, Stage, StageSettings
+from posttrain.config.stages import STAGES, Stage, StageSettings, TrainingStage
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
@@ -28,11 +29,14 @@ class Recipe(Settings):
     schema_version: Int = Field(default=SCHEMA, alias="schema")
     """Version of these keys."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Letters, digits, . - and _; names the run folder, `<out>/<name>`. The file's name if absent."""
+    """Letters, digits, . - and _; names the run folder, `<out>/<name>`. The file's name if absent. Keys in braces carry
+    settings: mine-{dpo.beta}-{seed}."""
     model: str
     """The model that the first stage starts from: a catalogue name, a folder, or a hub id."""
     seed: Int = Field(default=0, ge=0, lt=2**32)
     """Where all random streams start. Equal seeds on one machine give equal runs."""
+    split_seed: Int = Field(default=0, ge=0, lt=2**32)
+    """What a held-out share is drawn from, apart from `seed`: runs of several seeds are measured on the same rows."""
     out: str = "runs"
     """Folder that holds run folders; relative to where the command runs."""
     evaluate: Evaluation = Evaluation()
@@ -109,10 +113,24 @@ class Recipe(Settings):
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
+        _check_saved(self.stages)
         for index, suite in enumerate(self.evaluate.suites):
             if isinstance(suite, WinRateSuite) and suite.reward_model.stage is not None:
                 _check_judge(suite.reward_model.stage, before, ("evaluate", "suites", index, "reward_model", "stage"))
         return self
+
+
+def _check_saved(stages: Sequence[StageSettings]) -> None:
+    """Only the last stage may write no model: whatever comes after one starts from its folder, or asks it."""
+    for index, stage in enumerate(stages[:-1]):
+        if isinstance(stage, TrainingStage) and not stage.export.save:
+            raise refuse(
+                f"`{stage.name}` writes no model, and `{stages[index + 1].name}` comes after it",
+                path=("stages", index, "export"),
+                found="export: none",
+                expected="a model folder, or no later stage",
+                remedy="leave `export` out, or make it the last stage",
+            )
 
 
 def data_of(stage: StageSettings) -> dict[str, Data]:
@@ -137,7 +155,15 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     judges = [stage.name for stage in stages.values() if stage.OUTPUTS == "reward"]
     if name in judges:
-        return
+        judge = stages[name]
+        if not isinstance(judge, TrainingStage) or judge.export.save:
+            return
+        raise refuse(
+            f"`{name}` writes no reward model that could judge",
+            path=path,
+            found=f"`export: none` in `{name}`",
+            remedy=f"leave `export` out of `{name}`",
+        )
     raise refuse(
         f"no stage named `{name}` trains a reward model",
         path=path,
@@ -147,6 +173,6 @@ def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | 
     )
 
 
-def stage_yaml(stage: StageSettings) -> str:
-    """The stage's config.yaml: every value, defaults included."""
-    return dump(stage.model_dump(mode="json", by_alias=True))
+def stage_yaml(stage: StageSettings, **seeds: int) -> str:
+    """The stage's config.yaml: every value, defaults included, and the run's `seed` and `split_seed` if given."""
+    return dump({**stage.model_dump(mode="json", by_alias=True), **seeds})

@@ -44,6 +44,8 @@ class Data(Settings):
     """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
+    longest_row_mb: Int = Field(default=64, ge=1)
+    """Megabytes of text in one row of JSON. A longer one is a bad row: to read it takes some eight times its size."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,18 +187,29 @@ class Checkpoints(Settings):
 
     every_steps: Int = Field(default=50, ge=1)
     """Steps between checkpoints; at most this many are lost."""
+    every_minutes: Float | None = Field(default=10.0, gt=0)
+    """Minutes after which a step is followed by a checkpoint, whatever `every_steps` says; null: steps alone count. No
+    number of the run depends on it."""
     keep: Int = Field(default=2, ge=1)
     """How many are kept; the one before the last still stands if the machine dies while writing."""
 
 
 class PreflightSettings(Settings):
-    """What is proven before step 1."""
+    """What is proven before step 1. A mode alone may stand for the group: `preflight: fast`."""
 
+    mode: Literal["full", "fast", "off"] = "full"
+    """`full` proves all of it. `fast` leaves out what compares whole passes with each other, `off` everything but
+    non-finite weights; both are said in the report. For experiments that are repeated (docs/preflight.md)."""
     on_failure: Literal["stop", "warn"] = "stop"
     """Whether a failed check stops the stage."""
     dead_layers: Literal["stop", "warn"] = "stop"
     """Whether an adapter's layer that gets no gradient is a failed check. `warn` trains the other layers; the dead
     ones keep the model as it was."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
 
 
 class Audit(Settings):
@@ -266,11 +279,19 @@ class AlarmSettings(Settings):
 
 
 class Export(Settings):
-    """The model folder that a stage writes."""
+    """The model folder that a stage writes. `export: none` stands for `{save: false}`."""
 
+    save: bool = True
+    """false: no model folder is written, and none is read back, which takes most of a small experiment's time. The
+    figures stay, the weights do not: no later stage can start from this one."""
     merge: AutoBool = "auto"
     """Fold an adapter into the weights, so that any tool loads the folder; false writes the adapter alone. `auto` folds
     what can be folded, and says so before training where an adapter cannot (docs/adapters.md)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"save": False} if value == "none" else value
 
 
 class Log(Settings):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
 from pydantic import Field, create_model, model_validator
 
+from posttrain.arguments import checked_text
 from posttrain.config.base import Output, RowStage, StageSettings, require_reference_fits
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.custom import CustomPairwise, CustomTokens
@@ -347,6 +348,7 @@ def Preference(method: str, **options: Any) -> PreferenceStage:
         UnknownKeyError: no row of that name, or an option that it does not have.
         ConfigError: a value that it does not admit.
     """
+    checked_text("method", method, "simpo")
     if method not in PREFERENCES:
         raise unknown("method", method, PREFERENCES)
     return PREFERENCES[method](**options)

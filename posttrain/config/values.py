@@ -28,6 +28,8 @@ class Settings(BaseModel):
         validate_default=True,
         populate_by_name=True,
         allow_inf_nan=False,
+        # A validator for each of 150 records at import would take half of the time that it takes to refuse a typo.
+        defer_build=True,
     )
 
     def __init__(self, /, **values: Any) -> None:

@@ -8,8 +8,10 @@ a second key of the same name is refused with both lines.
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -23,14 +25,21 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 _TRUTHS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = "plain"
+_MOST_NODES = 100_000
+"""Keys and values of a recipe, aliases written out. Nine aliases of nine aliases, nine times, are 400 million."""
+_DEEPEST = 100
+_MOST_DIGITS = 1000
+"""Python refuses to read a whole number of more than 4,300 digits with an error of its own."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """Document({"seed": 3}, {(): 1, ("seed",): 1}); lines count from 1."""
+    """Document({"seed": 3}, {(): 1, ("seed",): 1}, {("seed",): "3"}); lines count from 1."""
 
     value: Any
     lines: dict[KeyPath, int]
+    texts: dict[KeyPath, str] = field(default_factory=dict)
+    """Single values as they were typed: 5e-6, which is 5e-06 once it is a number."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,15 +56,10 @@ def parse(text: str, source: str) -> Document:
     except yaml.YAMLError as error:
         raise _not_yaml(error, text, source) from None
     except RecursionError:
-        raise ConfigError(
-            "the YAML is nested too deep",
-            where=source,
-            expected="a few levels of keys and lists",
-            remedy="look for brackets that are opened and never closed",
-        ) from None
-    lines: dict[KeyPath, int] = {}
-    value = None if root is None else _build(root, (), lines, source, ())
-    return Document(value, lines)
+        raise _too_deep(source) from None
+    document = Document(None, {}, {})
+    value = None if root is None else _build(root, (), document, source, (), itertools.count())
+    return replace(document, value=value)
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -63,7 +67,25 @@ def parse_value(text: str, source: str) -> Any:
     return parse(text, source).value
 
 
-def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str, above: tuple[yaml.Node, ...]) -> Any:
+def _build(
+    node: yaml.Node,
+    path: KeyPath,
+    document: Document,
+    source: str,
+    above: tuple[yaml.Node, ...],
+    built: Iterator[int],
+) -> Any:
+    """The node's value; where it stands and how it was typed is noted in `document`."""
+    if len(above) > _DEEPEST:
+        raise _too_deep(f"{source}, line {node.start_mark.line + 1}")
+    if next(built) > _MOST_NODES:
+        raise ConfigError(
+            f"the YAML has more than {_MOST_NODES:,} values, aliases written out",
+            where=f"{source}, line {node.start_mark.line + 1}",
+            expected="a recipe: a few hundred keys",
+            remedy="write the values out instead of aliases of aliases",
+        )
+    lines = document.lines
     # The key's own line where there is one: an alias stands where its anchor was written, perhaps far above.
     lines.setdefault(path, node.start_mark.line + 1)
     # An alias of a group around it would be built for ever.
@@ -71,9 +93,10 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
         raise ConfigError("an alias holds itself", where=f"{source}, line {lines[path]}", remedy="write the values out")
     above = (*above, node)
     if isinstance(node, yaml.ScalarNode):
+        document.texts[path] = node.value
         return _scalar(node, source)
     if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*path, index), lines, source, above) for index, item in enumerate(node.value)]
+        return [_build(item, (*path, index), document, source, above, built) for index, item in enumerate(node.value)]
     result: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key_node, value_node in node.value:
@@ -82,7 +105,7 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
         if key is None:
             raise ConfigError("a key is not text", where=f"{source}, line {line}", remedy="write `key: value`")
         if key == "<<" and key_node.tag == _PLAIN:
-            merged = _merged(_build(value_node, (*path, "<<"), {}, source, above), merged)
+            merged = _merged(_build(value_node, (*path, "<<"), Document(None, {}), source, above, built), merged)
             continue
         if key in result:
             raise ConfigError(
@@ -92,9 +115,18 @@ def _build(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: st
                 remedy="keep one of the two",
             )
         lines[(*path, key)] = line
-        result[key] = _build(value_node, (*path, key), lines, source, above)
+        result[key] = _build(value_node, (*path, key), document, source, above, built)
     # Keys of the group itself win over what it merges in, as YAML has it.
     return {**merged, **result}
+
+
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(
+        "the YAML is nested too deep",
+        where=where,
+        expected="a few levels of keys and lists",
+        remedy="look for brackets that are opened and never closed, and for aliases of aliases",
+    )
 
 
 def _merged(addition: Any, so_far: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +157,8 @@ def _resolved(text: str) -> Any:
         return None
     if text in _TRUTHS:
         return _TRUTHS[text]
+    if len(text) > _MOST_DIGITS:
+        return text
     if _INT.fullmatch(text):
         return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
     if _FLOAT.fullmatch(text):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from posttrain.arguments import checked_whole, described, wrong_argument
 from posttrain.data.formats import COLUMNS, FORMATS, KIND_NAMES, ExampleKind, Format
 from posttrain.data.refusals import BadRows, named_type, quoted
 from posttrain.errors import ConfigError, nearest, unknown
@@ -19,12 +20,12 @@ def named_format(name: Any, kind: ExampleKind | None) -> Format | None:
     """The format of that name; None for "auto"."""
     if name == "auto":
         return None
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise unknown(
             "format",
             name,
             FORMATS,
-            found=repr(name),
+            found=repr(name) if isinstance(name, str) else described(name),
             expected=f"'auto' or one of {quoted(FORMATS)}",
             otherwise="leave `format` out to have it detected",
         )
@@ -106,6 +107,10 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
+def checked_megabytes(name: str, value: Any) -> int:
+    return checked_whole(name, value, least=1, example=64)
+
+
 def checked_kind(kind: Any) -> ExampleKind | None:
     if kind is None or any(kind is known for known in KIND_NAMES):
         return cast("ExampleKind | None", kind)
@@ -119,25 +124,17 @@ def checked_kind(kind: Any) -> ExampleKind | None:
     )
 
 
-def checked_text(name: str, value: Any, example: str) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(name, value, "text", f"{name}={example!r}")
-    return value
-
-
-def checked_flag(name: str, value: Any) -> bool:
-    """A text is refused, for "no" would count as yes."""
-    if not isinstance(value, bool):
-        raise _wrong_type(name, value, "True or False", f"{name}=True")
-    return value
-
-
 def names(argument: str, value: Any, example: str) -> dict[str, str]:
     """A map from text to text, such as `columns` and `roles`; None is an empty one."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _wrong_type(argument, value, "a map from a name to a name", f"{argument}={example}")
+        raise wrong_argument(
+            argument,
+            value,
+            expected="a map from a name to a name",
+            remedy=f"write it as `{argument}={example}`, or leave `{argument}` out",
+        )
     # YAML and JSON also give numbers, flags and lists here, and none of them names a column.
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
@@ -148,12 +145,3 @@ def names(argument: str, value: Any, example: str) -> dict[str, str]:
                 remedy=f"write the names as text: `{argument}={{{str(key)!r}: {str(item)!r}}}`",
             )
     return dict(value)
-
-
-def _wrong_type(name: str, value: Any, expected: str, example: str) -> ConfigError:
-    return ConfigError(
-        f"`{name}` is {named_type(value)}",
-        found=repr(value),
-        expected=expected,
-        remedy=f"write it as `{example}`, or leave `{name}` out",
-    )

@@ -25,7 +25,9 @@ from typing import IO, Any, BinaryIO, overload
 
 import numpy as np
 
+from posttrain.arguments import checked_path
 from posttrain.data.blocks import ARRAYS, Block, EncodeCounts
+from posttrain.errors import SourceError
 from posttrain.types import Branch, RowRef, TokenTree
 
 STORE_SCHEMA = 3
@@ -34,8 +36,11 @@ _SHOWN_FINDINGS = 20
 _CHECK_BYTES = 1 << 22
 
 
-class TornStoreError(Exception):
-    """A store on disk is incomplete or altered; the caller makes it again."""
+class TornStoreError(SourceError):
+    """A store on disk is missing, incomplete or altered; `store.encode` makes it again."""
+
+    def __init__(self, problem: str):
+        super().__init__(problem, remedy="encode the rows again: `pt.encode(examples, encoder, store=FOLDER)`")
 
 
 class StoreWriter:
@@ -131,8 +136,8 @@ class EncodedDataset(Sequence[TokenTree]):
         TornStoreError: a file is missing, too short or altered.
     """
 
-    def __init__(self, folder: Path, *, check: bool = True):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, check: bool = True):
+        self.folder = checked_path("folder", folder, "cache/encoded-1f0c")
         meta = _read_meta(self.folder)
         if check:
             _check_files(self.folder, meta)
@@ -270,8 +275,9 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TornStoreError(f"{_META} cannot be read ({error})") from error
-    if meta.get("schema") != STORE_SCHEMA:
-        raise TornStoreError(f"{_META} is of schema {meta.get('schema')}, this is {STORE_SCHEMA}")
+    schema = meta.get("schema") if isinstance(meta, dict) else None
+    if schema != STORE_SCHEMA:
+        raise TornStoreError(f"{_META} is of schema {schema}, this is {STORE_SCHEMA}")
     return meta
 
 

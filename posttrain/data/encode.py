@@ -22,7 +22,9 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from posttrain.arguments import checked_instance, wrong_argument
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.given import Conversation, as_messages
 from posttrain.data.round_trip import RoundTrip, require_written
 from posttrain.data.templates.clock import deterministic_rendering
 from posttrain.data.templates.drafts import Drafter, RowFindings
@@ -31,8 +33,8 @@ from posttrain.data.templates.template import DOCUMENTED_SPLITS, ChatTemplate, P
 from posttrain.data.tokens import Tokens
 from posttrain.data.tree_key import make_tree
 from posttrain.data.truncate import DROP_REASONS, Draft, fit_length
-from posttrain.errors import ConfigError, EncodingError, RowError, TemplateError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, Task, TokenTree
+from posttrain.errors import EncodingError, RowError, TemplateError
+from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, StepwiseFeedback, Task, TokenTree
 
 ENCODER_VERSION = 2
 """Part of every cache key; grows whenever the same messages would give other ids or masks."""
@@ -101,6 +103,14 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, settings: EncoderSettings | None = None):
         self.tokenizer = tokenizer
+        if settings is not None:
+            checked_instance(
+                "settings",
+                settings,
+                EncoderSettings,
+                expected="pt.EncoderSettings(...), or None",
+                remedy="write `pt.Encoder(tokenizer, pt.EncoderSettings(max_length=1024))`",
+            )
         self.settings = settings or EncoderSettings()
         self.tokens = Tokens(tokenizer)
         self.template = ChatTemplate(
@@ -140,22 +150,18 @@ class Encoder:
 
     # ------------------------------------------------------------ the public ways in
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def prompt(self, messages: Conversation, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The ids that the model continues: the conversation and the generation prompt.
+
+        Args:
+            messages: turns, as `Message`s or as objects with `role` and `content`; a text is a user's turn.
 
         Raises:
             TemplateError: the template refuses or hides the messages.
             EncodingError: a text holds a special token's name and the settings refuse that.
-            ConfigError: the messages are no `Message`s.
+            ConfigError: what was passed is no conversation.
         """
-        if others := [message for message in messages if not isinstance(message, Message)]:
-            raise ConfigError(
-                "a conversation is a list of `Message`s",
-                found=f"{type(others[0]).__name__}: {others[0]!r}"[:120],
-                expected="Messages of posttrain.types",
-                example='encoder.prompt([Message("user", "2 + 2?")])',
-                remedy="`from posttrain.types import Message`, then write each turn as Message(role, content)",
-            )
+        messages = as_messages(messages)
         self._drafter.special_findings(messages)
         return self._drafter.prompt(messages, tools)
 
@@ -238,6 +244,13 @@ class Encoder:
             annotations: dict[str, Any] = {"margin": row.margin, "scores": scores}
         elif isinstance(row, Feedback):
             responses, annotations = [row.response], {"label": row.good}
+        elif not isinstance(row, StepwiseFeedback):
+            raise wrong_argument(
+                "row",
+                row,
+                expected="an example: Demonstration, Comparison, Feedback or Task",
+                remedy="read rows first: `for row in pt.read(rows): encoder.example(row)`",
+            )
         else:
             raise EncodingError(
                 "steps are scored by a reward model, and this encoder has none",

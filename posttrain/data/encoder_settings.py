@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from posttrain.arguments import checked_list, checked_text, checked_whole, wrong_argument
 from posttrain.data.templates.clock import date_of
 from posttrain.data.templates.header import check_values
 from posttrain.data.truncate import TRUNCATIONS, Truncation
@@ -73,11 +74,10 @@ class EncoderSettings:
         _one_of("special_tokens_in_text", self.special_tokens_in_text, ("keep", "refuse"))
         _one_of("lossy", self.lossy, ("refuse", "allow"))
 
+        self._require_types()
         check_values(self.template_kwargs)
         if self.date is not None:
             date_of(self.date)
-        # A tuple of Python's ints whatever was given: settings are compared, and saved as JSON.
-        object.__setattr__(self, "stop_ids", tuple(int(number) for number in self.stop_ids))
         for role in self.train_roles:
             _one_of("train_roles", role, ("system", "user", "assistant", "tool"))
 
@@ -98,9 +98,32 @@ class EncoderSettings:
                 remedy="use `train_on: assistant_only` with `train_roles`, or leave `train_roles` out",
             )
 
+    def _require_types(self) -> None:
+        """From Python anything may come in; what YAML cannot write is refused here and not inside an encoding."""
+        if self.max_length is not None:
+            # Also for a length below 2, which has a refusal of its own.
+            checked_whole("max_length", self.max_length, least=-(2**63), example=1024)
+        checked_text("template", self.template, "chat")
+        for name, value, example in (
+            ("template_kwargs", self.template_kwargs, {"enable_thinking": False}),
+            ("train_roles", self.train_roles, {"tool": True}),
+        ):
+            if not isinstance(value, Mapping):
+                raise wrong_argument(
+                    name,
+                    value,
+                    expected="a map from a name to its value",
+                    remedy=f"write it as `{name}={example}`, or leave `{name}` out",
+                )
+        if self.date is not None:
+            checked_text("date", self.date, "2026-11-30")
+        numbers = checked_list("stop_ids", self.stop_ids, of="token ids", example="(2, 107)")
+        # A tuple of Python's ints whatever was given: settings are compared, and saved as JSON.
+        object.__setattr__(self, "stop_ids", tuple(checked_whole("stop_ids", number, example=2) for number in numbers))
+
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return
     raise unknown(
         key,

@@ -10,19 +10,21 @@ Every row that is read is either kept or counted under the reason for which it w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.arguments import checked_flag, checked_path, checked_text
 from posttrain.data.arguments import (
     checked_bad_rows,
     checked_columns,
     checked_dialogues,
-    checked_flag,
     checked_kind,
     checked_limit,
-    checked_text,
+    checked_megabytes,
     named_format,
     names,
 )
@@ -33,11 +35,16 @@ from posttrain.data.roles import Rules
 from posttrain.data.row_reader import ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
 from posttrain.data.sources.hub import HubSource
+from posttrain.data.sources.json_rows import MEGABYTE
 from posttrain.data.sources.source import Broken, DataSource
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import DataError, EmptyDatasetError, RowError
+from posttrain.runs.progress import QUICK_SECONDS, Progress
+from posttrain.runs.showing import Shown, showing
 from posttrain.types import Example, RowRef
 
+SCAN_STRIDE = 1024
+"""Rows between two looks at the clock."""
 DialoguesInText = Literal["refuse", "keep"]
 
 __all__ = ["BadRows", "Examples", "ReadOptions", "RowCounts", "read"]
@@ -56,7 +63,9 @@ def read(
     split: str = "train",
     allow_ties: bool = False,
     dialogues_in_text: DialoguesInText = "refuse",
+    longest_row_mb: int = 64,
     scan: bool = True,
+    progress: Shown = None,
 ) -> Examples:
     """Examples from files, globs, folders, hub ids, or rows in memory.
 
@@ -74,8 +83,10 @@ def read(
     split: which split of a folder, pattern or hub data set
     allow_ties: keep pairs with equal scores, and lists in which only worse responses are level
     dialogues_in_text: "refuse" a text that is a whole dialogue with the marks of a prompt format, or "keep" it as it is
+    longest_row_mb: megabytes of text in one row of JSON; a longer one is a bad row, and never in memory as a whole
     scan: read all rows once now, so that a bad row is found before anything else is done; False leaves that to the
         first iteration. A hub data set is never scanned: it would be downloaded twice.
+    progress: of the scan, where it takes more than a moment; None shows it in a terminal or notebook, False never
 
     Raises SourceError, RowError, EmptyDatasetError (now, or while iterating), ConfigError, UnknownKeyError.
     """
@@ -89,14 +100,17 @@ def read(
         ),
         kind=kind,
         bad_rows=checked_bad_rows(bad_rows, rejected_path),
-        rejected_path=Path(rejected_path) if rejected_path is not None else None,
+        rejected_path=None if rejected_path is None else checked_path("rejected_path", rejected_path, "bad.jsonl"),
         limit=checked_limit(limit),
     )
+    longest = checked_megabytes("longest_row_mb", longest_row_mb)
     # Everything about the arguments is checked above, before a file is opened: a misspelt option must not cost a scan.
-    resolved = resolve_sources(data, checked_text("split", split, "train"))
+    resolved = resolve_sources(data, checked_text("split", split, "train"), longest * MEGABYTE)
     examples = Examples(resolved.sources, replace(options, notes=resolved.notes))
-    if scan and not examples.is_remote:
-        examples.scan()
+    checked_flag("scan", scan)
+    with showing(progress) as shown:
+        if scan and not examples.is_remote:
+            examples.scan(shown)
     return examples
 
 
@@ -152,10 +166,19 @@ class Examples:
         assert self._counts is not None
         return self._counts
 
-    def scan(self) -> RowCounts:
+    def scan(self, progress: Progress | None = None) -> RowCounts:
         """Reads every row once and keeps only the counts. Raises what iterating raises."""
-        for _ in self:
-            pass
+        with ExitStack() as shown:
+            began, phase = time.monotonic(), None
+            for number, _ in enumerate(self, 1):
+                # In strides, and not before it takes a while: a line for each row would cost as much as reading it.
+                if progress is None or number % SCAN_STRIDE:
+                    continue
+                if phase is not None:
+                    phase.advance(SCAN_STRIDE)
+                elif time.monotonic() - began > QUICK_SECONDS:
+                    title = f"reading {self.sources[0].name}" + (" and others" if len(self.sources) > 1 else "")
+                    phase = shown.enter_context(progress.phase(title, unit="rows", done=number))
         return self.counts
 
     @property

@@ -18,6 +18,7 @@ REASONS = {
     "bad_json": "the line is not valid JSON",
     "duplicate_key": "an object names a key twice",
     "bad_encoding": "the line is not valid UTF-8",
+    "too_long": "the row has more text than `longest_row_mb` allows",
     "truncated": "the file ends in the middle of the row",
     "wrong_shape": "the row's keys or the type of a value fit no format",
     "mixed_kinds": "the row is of another kind than the rows before it",

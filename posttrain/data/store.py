@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from posttrain.arguments import checked_instance, checked_path, checked_whole, wrong_argument
+from posttrain.data.arguments import checked_bad_rows
 from posttrain.data.blocks import Block, EncodeCounts, encode_block
 from posttrain.data.dataset import EncodedDataset, StoreWriter, TornStoreError
 from posttrain.data.encode import Encoder
+from posttrain.data.given import as_examples
 from posttrain.data.refusals import BadRows
 from posttrain.data.truncate import DROP_REASONS
 from posttrain.data.workers import WorkerPool, WorkerStartError, cores
@@ -28,7 +32,7 @@ _ALONE = 8192
 
 
 def encode(
-    examples: Iterable[Example],
+    examples: Iterable[Example] | Any,
     encoder: Encoder,
     *,
     store: Path | str,
@@ -38,7 +42,8 @@ def encode(
 ) -> EncodedDataset:
     """Encode rows into a store below the folder `store`, or use the one that is there for the same rows.
 
-    examples: read twice where a store exists (once to recognise it), so anything but a re-iterable is put in a list.
+    examples: of `read`, a list, or whatever `read` takes (rows, tables, paths). Read twice where a store exists, once
+        to recognise it, so an iterator is put in a list.
     workers: processes; None uses all cores once there are many rows. The result does not depend on it.
     progress: called with the number of rows that were just done.
     bad_rows: what to do with a row that cannot be encoded faithfully: stop with its error, or drop and count it.
@@ -47,9 +52,25 @@ def encode(
         EncodingError: a row cannot be encoded faithfully; it names the row.
         EmptyDatasetError: no tree is left to train on.
     """
-    if isinstance(examples, Iterator):
-        examples = list(examples)
-    parent = Path(store)
+    checked_instance(
+        "encoder",
+        encoder,
+        Encoder,
+        expected="an encoder of the model's tokenizer",
+        remedy="write `pt.Encoder(loaded.tokenizer, loaded.speech.settings())`",
+    )
+    if progress is not None and (isinstance(progress, type) or not callable(progress)):
+        raise wrong_argument(
+            "progress",
+            progress,
+            expected="a function of the number of rows that were just done",
+            remedy="write `progress=lambda rows: print(rows)`, or leave `progress` out",
+        )
+    if workers is not None:
+        checked_whole("workers", workers, least=1, example=4)
+    checked_bad_rows(bad_rows, None)
+    parent = checked_path("store", store, "cache")
+    examples = as_examples(examples)
     report = progress or (lambda rows: None)
     notes = list(encoder.notes)
     if any(parent.glob("encoded-*")):
@@ -108,7 +129,7 @@ def _open(folder: Path, notes: list[str]) -> EncodedDataset | None:
     try:
         dataset = EncodedDataset(folder)
     except TornStoreError as torn:
-        notes.append(f"the encoded rows in {folder} are damaged ({torn}) and are made again")
+        notes.append(f"the encoded rows in {folder} are damaged ({torn.problem}) and are made again")
         return None
     notes.append(f"used the encoded rows in {folder} again ({len(dataset):,} trees): rows and settings are unchanged")
     dataset.notes, dataset.reused = tuple(notes), True

@@ -54,6 +54,7 @@ class Tokens:
         self._pieces: dict[str, list[int]] = {}
         self._cached_ids = 0
         self._unchecked = _CHECKED_TEXTS
+        self._has_plain_backend = _has_plain_backend(tokenizer)
         self._cuts = self._provable_cuts()
 
     # ------------------------------------------------------------ text to ids
@@ -164,6 +165,17 @@ class Tokens:
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [[int(number) for number in ids] for ids in encoded]
 
+    def _call_backend(self, texts: list[str]) -> list[list[int]]:
+        """`_call` without what transformers puts around the Rust tokenizer, which costs as much as the tokenizer does
+        on texts as short as a turn. Only for a tokenizer that asks its backend so itself, and `ids` compares the two
+        on the run's first texts.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        if backend.truncation is not None or backend.padding is not None:  # set by somebody since; rule 3
+            return self._call(texts)
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
     def _ids_by_pieces(self, text: str, cuts: re.Pattern[str]) -> list[int]:
         pieces = _split_before(text, cuts)
         missing = [piece for piece in dict.fromkeys(pieces) if piece not in self._pieces]
@@ -180,7 +192,8 @@ class Tokens:
         if self._cached_ids > _CACHED_IDS:
             self._pieces = {piece: self._pieces[piece] for piece in keep if piece in self._pieces}
             self._cached_ids = sum(map(len, self._pieces.values()))
-        for piece, ids in zip(missing, self._call(missing), strict=True):
+        call = self._call_backend if self._has_plain_backend else self._call
+        for piece, ids in zip(missing, call(missing), strict=True):
             self._pieces[piece] = ids
             self._cached_ids += len(ids)
 
@@ -204,6 +217,18 @@ class Tokens:
             if self.whole(before + token + after) != self.whole(before) + self.whole(token + after):
                 return None
         return cuts
+
+
+def _has_plain_backend(tokenizer: Any) -> bool:
+    """Whether calling the tokenizer is calling its Rust backend, with nothing of a class's own in between."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return False
+    from transformers import TokenizersBackend  # here, since a tokenizer of another kind needs no transformers
+
+    kind = type(tokenizer)
+    return isinstance(tokenizer, TokenizersBackend) and all(
+        getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("__call__", "_encode_plus")
+    )
 
 
 def _split_before(text: str, cuts: re.Pattern[str]) -> list[str]:

@@ -163,7 +163,10 @@ def _read_parcel(pipe: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """A worker: an encoder first, then chunks, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; the closed pipe ends this one
+    # Ctrl-C and a closed terminal are the parent's to handle; the closed pipe ends this one.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the blocks
     chunks = sys.stdin.buffer

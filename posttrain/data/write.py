@@ -10,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from posttrain.runs.disk import writing
+from posttrain.runs.owner import owner_tag, remove_dead
+
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes one JSON object per line and returns how many; the file appears under its name when it is complete."""
@@ -30,14 +33,17 @@ class JsonlWriter:
 
     def __enter__(self) -> JsonlWriter:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{id(self)}.part")
-            self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                remove_dead(self.path.parent, f".{self.path.name}.")  # of a process that was killed while it wrote
+                self._temporary = self.path.with_name(f".{self.path.name}.{owner_tag()}-{id(self)}.part")
+                self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json_line(row) + "\n")
+        if self._file is not None and self.path is not None:
+            with writing(self.path):
+                self._file.write(json_line(row) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -45,13 +51,15 @@ class JsonlWriter:
         if self._file is None or self.path is None:
             return
         if kind is None:
-            # On disk before it has its name: after a power cut the name would stand for an empty file.
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
+            with writing(self.path):
+                # On disk before it has its name: after a power cut the name would stand for an empty file.
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._temporary.replace(self.path)
         else:  # the block failed: half a file must not be taken for the whole
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is still to be written has no room on a full disk
+                self._file.close()
             with contextlib.suppress(FileNotFoundError):
                 self._temporary.unlink()
 

@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from posttrain.arguments import checked_list, wrong_argument
+from posttrain.data.given import Conversation, as_messages
+from posttrain.errors import ConfigError
 from posttrain.evaluate.agreement import agreement
 from posttrain.evaluate.reward_scorers import RewardScorer
 from posttrain.evaluate.suites.win_rate import outcome
@@ -23,7 +27,6 @@ from posttrain.intervals import average, unbounded
 from posttrain.runs.folder import RunFolder, read_answers
 from posttrain.runs.records.evaluation import AnswerLine, Figure
 from posttrain.runs.records.reward import CrossAgreement, CrossCell, CrossScores
-from posttrain.types import Message
 
 AnswersByModel = Mapping[str, Sequence[str]]
 """{policy: its answers, one per prompt}; the first policy is the one that the others are compared with."""
@@ -32,11 +35,27 @@ RewardsByJudge = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def score_answers(
-    prompts: Sequence[Sequence[Message]], answers: AnswersByModel, scorers: Mapping[str, RewardScorer]
+    prompts: Sequence[Conversation], answers: AnswersByModel, scorers: Mapping[str, RewardScorer]
 ) -> dict[str, dict[str, list[float]]]:
-    """Every reward model's rewards of every policy's answers."""
+    """Every reward model's rewards of every policy's answers.
+
+    Args:
+        prompts: conversations, each a user's text or a list of turns.
+
+    Raises:
+        ConfigError: an argument is no list of these, or a policy has another number of answers than there are prompts.
+    """
+    asked = [as_messages(prompt) for prompt in checked_list("prompts", prompts, of="prompts", example='["2 + 2?"]')]
+    _require_answers(answers, len(asked))
+    example = "{'reward': open_scorer('runs/mine/reward/model')}"
+    _require_mapping("scorers", scorers, example)
+    for judge, scorer in scorers.items():
+        if not callable(getattr(scorer, "score", None)):  # anybody's object with this method is a scorer
+            raise wrong_argument(
+                f"scorers[{judge!r}]", scorer, expected="what open_scorer gives", remedy=f"write `scorers={example}`"
+            )
     return {
-        judge: {policy: list(scorer.score(prompts, texts)) for policy, texts in answers.items()}
+        judge: {policy: list(scorer.score(asked, texts)) for policy, texts in answers.items()}
         for judge, scorer in scorers.items()
     }
 
@@ -47,7 +66,12 @@ def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> CrossScore
     Each cell has the rewards, their mean, the win rate against the first policy (ties half, intervals over prompts),
     and the mean in standard deviations of that reward model, for their scales differ. agreement: of each two reward
     models, over all policies' answers; pairs are two policies' answers to one prompt.
+
+    Raises:
+        ConfigError: an argument is no such mapping, or some answers have no reward.
     """
+    _require_answers(answers)
+    _require_rewards(answers, rewards)
     policies = list(answers)
     first = policies[0]
     cells: dict[str, dict[str, CrossCell]] = {}
@@ -65,6 +89,48 @@ def cross_scores(answers: AnswersByModel, rewards: RewardsByJudge) -> CrossScore
         found = agreement(*(_by_prompt(rewards[judge], policies) for judge in judges))
         agreed.append(CrossAgreement(judges, found.same_order, found.spearman, found.kendall))
     return CrossScores(len(answers[first]), tuple(policies), tuple(rewards), cells, tuple(agreed))
+
+
+def _require_mapping(name: str, value: Any, example: str) -> None:
+    if not isinstance(value, Mapping) or not value:
+        raise wrong_argument(
+            name, value, expected="a mapping by name, of one or more", remedy=f"write `{name}={example}`"
+        )
+
+
+def _require_answers(answers: Any, prompts: int | None = None) -> None:
+    """One list of texts for each policy, all as long as the prompts are many."""
+    _require_mapping("answers", answers, "{'start': ['4', '5'], 'dpo': ['four', 'five']}")
+    counts = {}
+    for policy, texts in answers.items():
+        listed = checked_list(f"answers[{policy!r}]", texts, of="texts", example="['4', '5']")
+        if odd := [text for text in listed if not isinstance(text, str)]:
+            raise wrong_argument(f"answers[{policy!r}]", odd[0], expected="texts", remedy="give each answer's text")
+        counts[policy] = len(listed)
+    first = next(iter(counts)) if prompts is None else "prompts"
+    wanted = counts[first] if prompts is None else prompts
+    for policy, count in counts.items():
+        if count != wanted:
+            raise ConfigError(
+                f"`{policy}` has {count:,} answers, and there are {wanted:,} of `{first}`",
+                where=f"answers[{policy!r}]",
+                remedy="give one answer for each prompt, in the prompts' order",
+            )
+
+
+def _require_rewards(answers: AnswersByModel, rewards: Any) -> None:
+    """Rewards of each reward model, for every answer of every policy."""
+    _require_mapping("rewards", rewards, "{'reward': {'start': [0.1, 0.2], 'dpo': [0.4, 0.3]}}")
+    for judge, by_policy in rewards.items():
+        for policy, texts in answers.items():
+            given = by_policy.get(policy) if isinstance(by_policy, Mapping) else None
+            if not isinstance(given, Sequence) or len(given) != len(texts):
+                raise wrong_argument(
+                    f"rewards[{judge!r}][{policy!r}]",
+                    given,
+                    expected=f"a list of {len(texts):,} numbers, one for each answer",
+                    remedy="pass what score_answers(prompts, answers, scorers) gives",
+                )
 
 
 def _cell(

@@ -1,4 +1,5 @@
-"""Objectives as pure functions: log-probs in, `LossOutput` out. Imports with nothing but torch present.
+"""Objectives as pure functions: log-probs in, `LossOutput` out. Needs torch and nothing else, and loads it when the
+first number is computed.
 
 A loss knows no model, config, device group or file. It divides by the step's *global* count, so the gradients of
 micro-batches and ranks add up to the gradient of the whole step, however the step is cut.
@@ -28,17 +29,48 @@ A loss trusts its row: parameters are checked once, before the first step, by th
     kl.py          KL between policy and reference: estimators and exact values, named by direction
     reduce.py      sums and means over tokens, branches and sides
     parameters.py  what a parameter means and where it may lie
+
+Names are imported when they are first used.
 """
 
-from posttrain.losses.custom import custom_pairwise_loss, custom_token_loss, objective
-from posttrain.losses.distillation import distillation_loss
-from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
-from posttrain.losses.online import ONLINE, OnlineRow
-from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
-from posttrain.losses.policy import policy_loss
-from posttrain.losses.preference import Term, mixed_loss, pairwise_loss
-from posttrain.losses.sft import sft_loss
-from posttrain.losses.value import value_loss
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.losses.custom import custom_pairwise_loss, custom_token_loss, objective
+    from posttrain.losses.distillation import distillation_loss
+    from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
+    from posttrain.losses.online import ONLINE, OnlineRow
+    from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
+    from posttrain.losses.policy import policy_loss
+    from posttrain.losses.preference import Term, mixed_loss, pairwise_loss
+    from posttrain.losses.sft import sft_loss
+    from posttrain.losses.value import value_loss
+
+_HOMES = {
+    "FEEDBACK": "feedback",
+    "FeedbackRow": "feedback",
+    "OBJECTIVES": "feedback",
+    "ONLINE": "online",
+    "OnlineRow": "online",
+    "PAIRWISE": "pairwise",
+    "PARAMETERS": "pairwise",
+    "PairwiseRow": "pairwise",
+    "Term": "preference",
+    "custom_pairwise_loss": "custom",
+    "custom_token_loss": "custom",
+    "distillation_loss": "distillation",
+    "feedback_loss": "feedback",
+    "mixed_loss": "preference",
+    "objective": "custom",
+    "pairwise_loss": "preference",
+    "policy_loss": "policy",
+    "sft_loss": "sft",
+    "value_loss": "value",
+}
+"""Public name -> module that holds it."""
 
 __all__ = [
     "FEEDBACK",
@@ -61,3 +93,9 @@ __all__ = [
     "sft_loss",
     "value_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -24,11 +24,10 @@ import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.errors import ConfigError, PosttrainError, TrainingError, unknown
+from posttrain.lazy_torch import torch
 from posttrain.losses import scores
 from posttrain.losses.links import Rewards
 from posttrain.losses.pairwise import PairwiseRow
@@ -38,6 +37,9 @@ from posttrain.losses.responses import Pairs
 from posttrain.losses.sft import sft_loss
 from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
 from posttrain.types import Batch, Count
+
+if TYPE_CHECKING:  # a recipe's reader knows this file, and starts without torch
+    from torch import Tensor
 
 ObjectiveKind = Literal["pairwise", "tokens"]
 
@@ -265,9 +267,11 @@ def _called(
 
 def _require_one_each(objective: ObjectiveFunction, what: str, values: Any, like: Tensor, each: str) -> None:
     # A mean in their place would be divided once more, by the step's count: a loss that depends on the split.
-    if isinstance(values, Tensor) and values.shape == like.shape:
+    if isinstance(values, torch.Tensor) and values.shape == like.shape:
         return
-    shown = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    shown = f"a {type(values).__name__}"
+    if isinstance(values, torch.Tensor):
+        shown = f"a tensor of shape {list(values.shape)}"
     raise TrainingError(
         f"the objective `{objective.name}` did not give one value for each {each}",
         found=f"{what}: {shown}",

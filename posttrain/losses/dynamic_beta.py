@@ -21,15 +21,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from posttrain.lazy_torch import F, torch
 from posttrain.losses.links import Rewards
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses
 
-if TYPE_CHECKING:  # the losses need torch alone
-    import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # the losses need torch alone
+    from torch import Tensor
 
 LEAST_BETA = 1e-3
 """Below, a step would hardly be a preference."""

@@ -26,12 +26,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.errors import ConfigError
+from posttrain.lazy_torch import F, torch
 from posttrain.losses.pairwise import PAIRWISE, PARAMETERS, PairwiseRow
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.preference import kl_metrics
@@ -39,6 +37,9 @@ from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
 from posttrain.losses.responses import Coupling, Parameters, Responses, StepStatistics, no_reference
 from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
 from posttrain.types import Batch, Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # ---------------------------------------------------------------- links
 

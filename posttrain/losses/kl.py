@@ -28,11 +28,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.errors import ConfigError
+from posttrain.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def k1(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:

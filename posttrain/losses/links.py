@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.errors import ConfigError
+from posttrain.lazy_torch import F, torch
 from posttrain.losses.reduce import branch_sums, mean_or_zero, tree_sums
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses, refuse_ties
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.losses import dynamic_beta, links, scores
 from posttrain.losses.links import Rewards
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses
 from posttrain.losses.scores import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

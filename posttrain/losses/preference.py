@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from posttrain.lazy_torch import torch
 from posttrain.losses import links, scores
 from posttrain.losses.kl import k1, k2, k3
 from posttrain.losses.links import Rewards
@@ -16,6 +15,9 @@ from posttrain.losses.reduce import over_denominator, token_metrics
 from posttrain.losses.responses import Coupling, Pairs, Parameters, Responses, StepStatistics
 from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
 from posttrain.types import Batch, Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHOSEN_NLL = PairwiseRow(
     scores.LOGPROB_SUM,

@@ -7,10 +7,13 @@ means are defined as 0, and no gradient flows through it.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from posttrain.outputs import Mean, Metric, TokenLogprobs, Total
 from posttrain.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def branch_sums(values_N: Tensor, batch: Batch) -> Tensor:

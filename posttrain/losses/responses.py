@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from posttrain.errors import ConfigError, DataError
+from posttrain.lazy_torch import torch
 from posttrain.losses.reduce import branch_sums, branch_tokens
 from posttrain.outputs import TokenLogprobs
 from posttrain.types import Batch, RowRef
 
-if TYPE_CHECKING:  # the losses need torch alone
-    import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # the losses need torch alone
+    from torch import Tensor
 
 Parameters = Mapping[str, float]
-StepStatistics = Mapping[str, Tensor]
+StepStatistics: TypeAlias = "Mapping[str, Tensor]"
 """Statistics of the whole step, one value for each tree of a batch, [P] each: {"shift": tensor([0.1, 0.1])}."""
 
 

@@ -20,19 +20,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.errors import ConfigError
+from posttrain.lazy_torch import F, torch
 from posttrain.losses.parameters import Parameter, resolve
 from posttrain.losses.reduce import loss_mean, over_denominator
 from posttrain.losses.responses import Pairs, refuse_ties
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.outputs import Deviation, LossOutput, Mean, Metric, Scores, Total
 from posttrain.types import Batch, Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # ---------------------------------------------------------------- rewards to losses
 

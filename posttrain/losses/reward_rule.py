@@ -18,14 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePath
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.errors import ConfigError, DataError
+from posttrain.lazy_torch import F, torch
 from posttrain.types import RowRef
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Combine = Literal["mean", "worst", "mean_minus_std"]
 Pooling = Literal["last", "mean", "steps"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from posttrain.lazy_torch import F, torch
 from posttrain.losses.reduce import branch_sums, mean_or_zero
 from posttrain.losses.responses import Parameters, Responses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_EXPONENT = 30.0
 """Where e^x goes on as a straight line: e^30 is 1e13, and no loss needs more of it."""

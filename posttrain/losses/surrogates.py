@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from posttrain.lazy_torch import torch
 from posttrain.losses.reduce import branch_sums, branch_tokens, mean_or_zero
 from posttrain.types import Batch, Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Parameters = Mapping[str, float]
 LARGEST_LOG_RATIO = 20.0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from posttrain.models.folders.loading import load as load
     from posttrain.models.folders.manifest import verify_manifest as verify_manifest
     from posttrain.models.folders.source import ModelSource as ModelSource
+    from posttrain.models.folders.source import require_known as require_known
     from posttrain.models.folders.source import resolve as resolve
     from posttrain.models.tree.logprobs import Policy as Policy
 
@@ -40,7 +41,7 @@ _HOMES = {
     "folders.loading": ("LoadedModel", "load"),
     "tree.logprobs": ("Policy",),
     "folders.manifest": ("verify_manifest",),
-    "folders.source": ("ModelSource", "resolve"),
+    "folders.source": ("ModelSource", "require_known", "resolve"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

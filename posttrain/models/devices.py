@@ -8,6 +8,7 @@ from __future__ import annotations
 import psutil
 import torch
 
+from posttrain.arguments import described, wrong_argument
 from posttrain.errors import ConfigError
 
 EXPECTED = "auto, cpu, cuda, cuda:N or mps"
@@ -19,13 +20,16 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
     Raises:
         ConfigError: the device is not known, or this machine does not have it.
     """
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(
-            f"there is no device {str(name)!r}", found=name, expected=EXPECTED, remedy="write auto, or one of these"
+            f"there is no device {str(name)[:80]!r}",
+            found=described(name),
+            expected=EXPECTED,
+            remedy="write auto, or one of these",
         ) from None
     if device.type == "cuda":
         _check_cuda(device)
@@ -37,6 +41,34 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
             remedy="write `device: cpu`, or `device: auto`, which takes what there is",
         )
     return device
+
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Names of `compute.precision` and of `transformers`, for weights."""
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """dtype_of("bf16") -> torch.bfloat16; a dtype of torch is itself.
+
+    Raises:
+        ConfigError: weights cannot be of it.
+    """
+    found = DTYPES.get(name) if isinstance(name, str) else name
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise wrong_argument(
+        "dtype",
+        name,
+        expected=f"a dtype of torch with a fraction, or one of {', '.join(DTYPES)}",
+        remedy='write `dtype="bf16"`, or leave `dtype` out for fp32',
+    )
 
 
 def _check_cuda(device: torch.device) -> None:

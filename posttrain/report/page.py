@@ -13,17 +13,21 @@ from pathlib import Path, PurePath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from posttrain.arguments import checked_path
 from posttrain.report.answers import answer_suites
 from posttrain.report.charts import Chart
+from posttrain.report.comparison import compared_earlier, compared_siblings
 from posttrain.report.cross import cross_view
 from posttrain.report.distributions import interval_chart
 from posttrain.report.evaluation import Table, final_table
+from posttrain.report.lineage import lanes
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.verdict import verdict
+from posttrain.runs.files import write_bytes
 from posttrain.runs.read import RunContents, read_run
 from posttrain.runs.values import as_text
 
@@ -46,13 +50,11 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     Raises:
         SourceError: `run_dir` is no run folder.
     """
-    folder = Path(run_dir)
+    folder = checked_path("run_dir", run_dir, "runs/mine")
     page = render(read_run(folder))
     path = folder / REPORT
-    draft = folder / f".{REPORT}.{os.getpid()}"
     # Lone surrogates, which broken generations can hold, have no UTF-8; a "?" in their place is better than no report.
-    draft.write_bytes(page.encode("utf-8", errors="replace"))
-    draft.replace(path)
+    write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
 
 
@@ -72,6 +74,9 @@ def render(run: RunContents) -> str:
         cross=cross_view(run),
         passk=passk_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
+        lanes=lanes(run),
+        compared=compared_siblings(run),
+        earlier=compared_earlier(run),
         suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),
         configs=_configs(run),
         files=_files(run),

@@ -167,6 +167,10 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
         yield "Stop tokens among them", number(data.stop_share, "share")
     if data.held_out_rows is not None:
         yield "Held-out tasks" if is_online(stage) else "Held-out rows", count(data.held_out_rows)
+    if about.seed is not None:
+        yield "Seed", str(about.seed)
+    if about.split_seed is not None:
+        yield "Seed of the held-out split", str(about.split_seed)
     if about.reference:
         yield "Reference", about.reference.replace("_", " ")
     if about.logprobs:

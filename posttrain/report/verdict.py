@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from posttrain.report.evaluation import Movement, Table, TableRow
+from posttrain.report.lineage import lanes
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
+from posttrain.report.text import moment
 from posttrain.runs.read import Curve, RunContents, Stage
 from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.preflight import CheckRecord
@@ -92,7 +94,7 @@ def headline(run: RunContents) -> str:
     done = [stage.name for stage in run.stages if stage.status == "done"]
     if run.status == "done":
         took = f" in {duration(run.seconds)}" if run.seconds is not None else ""
-        return f"The run finished{took}: {', then '.join(done) or 'no stage'}."
+        return f"The run finished{took}: {_order(run, done) or 'no stage'}."
     stopped = next((stage for stage in run.stages if stage.status not in ("done", "planned")), None)
     before = f" {_enumeration(done)} {'was' if len(done) == 1 else 'were'} finished before." if done else ""
     if stopped is None:
@@ -101,10 +103,26 @@ def headline(run: RunContents) -> str:
     if stopped.status == "failed" or run.status == "failed":
         return f"The run failed {where}.{before}"
     if stopped.status == "interrupted":
-        return f"The run was interrupted {where}.{before}"
+        gone = f": the process is gone since {moment(run.gone_since)}" if run.gone_since else ""
+        return f"The run was interrupted {where}{gone}.{before}"
     if stopped.status == "running":
         return f"The run is {where}, still going on or killed without a word.{before}"
     return f"The run ended {where}, and did not say how.{before}"
+
+
+def _order(run: RunContents, done: list[str]) -> str:
+    """What followed what: "sft, then dpo"; or, of stages that share a start, "a, b and c, each from embedded"."""
+    lines = [
+        (lane, names)
+        for lane in lanes(run)
+        if (names := [run.stages[place].name for place in lane.places if run.stages[place].name in done])
+    ]
+    origins = {lane.model or lane.origin for lane, _ in lines}
+    if len(lines) < 2:
+        return ", then ".join(done)
+    if len(origins) == 1 and all(len(names) == 1 for _, names in lines):
+        return f"{_enumeration([names[0] for _, names in lines])}, each from {origins.pop()}"
+    return "; ".join(f"{', then '.join(names)} from {lane.model or lane.origin}" for lane, names in lines)
 
 
 def _tally(run: RunContents, table: Table) -> str:

@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import random
+import socket
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,6 +159,25 @@ class Endpoint:
             turn = max(now, self._next)
             self._next = turn + 60.0 / self.per_minute
         time.sleep(max(0.0, turn - now))
+
+
+def why_unreachable(url: str) -> str | None:
+    """Why nobody can answer at `url`: the port refuses, or no such host is known. None where somebody may.
+
+    A connection is opened and closed; nothing is sent. A host that is silent may be slow, so it is no reason, and
+    neither is one that a proxy stands before: what the proxy reaches is not seen from here.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname
+    if host is None or (parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)):
+        return None
+    try:
+        socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=3.0).close()
+    except (ConnectionRefusedError, socket.gaierror) as error:
+        return error.strerror or str(error)
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def _seconds(text: str | None) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from posttrain.arguments import checked_path, wrong_argument
 from posttrain.errors import PosttrainError
 from posttrain.rewards import (
     code,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # the recipe's records load torch, for the table of objective
     from posttrain.config import rewards as config
     from posttrain.config.rewards import RewardSettings
 
-Spec = Union["RewardSettings", Mapping[str, Any]]
+Spec = Union["RewardSettings", Mapping[str, Any], str]
 
 
 def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
@@ -46,9 +47,21 @@ def resolve(spec: Spec, *, folder: str | Path | None = None) -> Scorer:
         ConfigError, UnknownKeyError: a kind, a key or a value that there is not, a module that cannot be imported.
     """
     from posttrain.config.rewards import RewardList
+    from posttrain.config.values import Settings
 
+    if isinstance(spec, str):  # the name of a kind alone
+        spec = {"kind": spec}
+    if not isinstance(spec, Mapping | Settings):
+        raise wrong_argument(
+            "spec",
+            spec,
+            expected="an entry of a recipe's `rewards`, or the name of a kind",
+            remedy='write `resolve({"kind": "math"})`; docs/rewards.md shows the kinds',
+        )
+    if folder is not None:
+        folder = checked_path("folder", folder, "recipes")
     entries: Any = [spec]
-    settings = RewardList(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
+    settings: Any = RewardList(rewards=entries).rewards[0] if isinstance(spec, Mapping) else spec
     build = REWARDS[settings.kind]
     scorer = build(settings, Path(folder) if folder is not None else None)
     # Asked now and not at the first response: a wrong signature would otherwise end the run after its first rollout.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from posttrain.arguments import checked_instance, checked_list
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.rewards.scorer import Sampled, Scorer
 from posttrain.rollout.engine import FinishReason
@@ -39,6 +40,10 @@ class Rubric:
     """
 
     def __init__(self, scorers: Sequence[Scorer]):
+        example = 'Rubric([resolve({"kind": "math"})])'
+        scorers = checked_list("scorers", scorers, of="rewards", example=example)
+        for scorer in scorers:
+            checked_instance("scorers", scorer, Scorer, expected="what `resolve` gives", remedy=f"write `{example}`")
         names = [scorer.name for scorer in scorers]
         double = next((name for index, name in enumerate(names) if name in names[:index]), None)
         if not names or double:

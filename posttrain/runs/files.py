@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.errors import SourceError
+from posttrain.runs.disk import set_mode, sync_folder, writing
+from posttrain.runs.owner import owner_tag
 
 Content = dict[str, Any]
 """A JSON object as it stands in a file; `posttrain.runs.records` says what its keys mean."""
@@ -50,24 +52,39 @@ def plain(value: Any, where: str = "value") -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old content or the new, never half of it."""
+    """Write a file so that a crash leaves the old content or the new, never half of it.
+
+    Raises:
+        SourceError: the system refuses it (a full disk, no right to write there).
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_text`, of what is encoded already."""
+    with writing(path):
+        _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within one file system.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # In the same folder, since a rename is atomic only within one file system. The name says whose it is, so that the
+    # next run can remove the draft of a writer that was killed.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner_tag()}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             # Before the rename: the name could else reach the disk before the content, and a power cut would leave an
             # empty file.
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a run folder is meant to be shared
+        set_mode(temporary, 0o644)  # mkstemp makes it private; a run folder is meant to be shared
         os.replace(temporary, path)
     # Ctrl-C too, which is no Exception: the draft would stay in the folder for good.
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,17 +105,6 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable; Windows neither needs nor allows it."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # ---------------------------------------------------------------- append-only logs
 
 
@@ -113,19 +119,25 @@ class JsonlLog:
     def __init__(self, path: Path, durable: Literal["process", "machine"] = "process"):
         self.path = path
         self.durable = durable
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
-        # Unbuffered: a line that still lies in this process is lost with it at `kill -9`.
-        self._file = path.open("ab", buffering=0)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(path)
+            # Unbuffered: a line that still lies in this process is lost with it at `kill -9`.
+            self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(plain(record, self.path.name), ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
+        text = json.dumps(plain(record, self.path.name), ensure_ascii=False, allow_nan=False) + "\n"
+        left = memoryview(text.encode())
+        with writing(self.path):
+            # A disk that is nearly full takes a part and says so only when it is asked for the rest.
+            while left:
+                left = left[self._file.write(left) :]
         if self.durable == "machine":
             self.sync()
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

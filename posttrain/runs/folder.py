@@ -10,24 +10,33 @@ reads them all. Standard library only, so that a report needs nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+from posttrain.arguments import checked_path
 from posttrain.errors import ConfigError, ResumeError, SourceError
+from posttrain.runs.disk import Lock, lock
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
+from posttrain.runs.owner import LOCK, clear_owner, is_dead, read_owner, write_owner
 from posttrain.runs.records.base import LogLine, WholeFile
 from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
-from posttrain.runs.records.stage import HeldOutScore, StageRecord
+from posttrain.runs.records.stage import HeldOutScore, Replaced, StageRecord
 
 RESERVED_NAMES = ("start", "evaluations")
 """Names that no stage may have; `start` holds what the first model scored before any training."""
+
+EARLIER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.([1-9][0-9]*)")
+"""The folder of an earlier result of a stage: `dpo.1`. No stage's own name has a dot."""
 
 AnyLine = TypeVar("AnyLine", bound=LogLine)
 AnyFile = TypeVar("AnyFile", bound=WholeFile)
@@ -168,8 +177,8 @@ def read_answers(folder: Path, suite: str) -> list[AnswerLine]:
 class RunFolder:
     """runs/<recipe>/"""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path):
+        self.path = checked_path("path", path, "runs/mine")
 
     @property
     def exists(self) -> bool:
@@ -192,6 +201,41 @@ class RunFolder:
         # A stage that is listed and has no folder yet has not begun: nothing of it can be read.
         folders = [self.stage(entry.name) for entry in self.run().stages] if self.exists else []
         return [folder for folder in folders if folder.exists]
+
+    # -- results that other settings or data gave before
+
+    def earlier(self, stage: str | None = None) -> list[StageFolder]:
+        """Finished results that were moved aside (`dpo.1`, `dpo.2`), by stage and number; of one stage, or of all."""
+        found = [(match[1], int(match[2])) for path in self._folders() if (match := EARLIER.fullmatch(path.name))]
+        named = [(name, number) for name, number in sorted(found) if stage in (None, name)]
+        folders = [self.stage(f"{name}.{number}") for name, number in named]
+        return [folder for folder in folders if folder.exists]
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.is_dir()] if self.path.is_dir() else []
+
+    def set_aside(self, stage: StageFolder, because: Sequence[str], when: str) -> StageFolder:
+        """Move a stage's folder to its next free number, `dpo.1`, and note there why; gives the folder as it is now.
+
+        Raises:
+            ConfigError: the system does not move it. Nothing is lost: it stays where it is.
+        """
+        stage.close()
+        # Numbers of whatever lies there, not of what is whole: a name that is taken must never be written over.
+        taken = [int(match[2]) for path in self.path.glob(f"{stage.name}.*") if (match := EARLIER.fullmatch(path.name))]
+        target = self.stage(f"{stage.name}.{max(taken, default=0) + 1}")
+        try:
+            os.rename(stage.path, target.path)
+        except OSError as error:
+            raise ConfigError(
+                "the earlier result of this stage cannot be moved aside, and is not overwritten",
+                where=stage.path,
+                found=f"{error.strerror} (to {target.path.name})",
+                expected=f"to rename the folder to `{target.path.name}`",
+                remedy="make the run folder writable, or choose another folder with --out (from Python: out=)",
+            ) from None
+        target.write_stage(replaced=Replaced(when, tuple(because)))
+        return target
 
     # -- what the stages came to, as the command line shows it
 
@@ -284,22 +328,76 @@ class RunFolder:
         return Summary.from_json(read_json(path)).stages if path.exists() else {}
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         """Hold the folder for one process; the lock ends with the process, however it dies.
+
+        Args:
+            say: receives a line where the file system has no locks.
 
         Raises ResumeError if another process runs the same recipe into the same folder, ConfigError if the folder
         cannot be made.
         """
         make_folder(self.path)
         # The lock is the kernel's, not a file with a process id: after a crash nothing stale is left to clear away.
-        with (self.path / ".lock").open("a+") as file:
-            if not _lock(file.fileno()):
+        with (self.path / LOCK).open("a+") as file:
+            state = _taken(file)
+            owner = read_owner(self.path / LOCK) if state is Lock.MISSING else None
+            if state is Lock.BUSY or (owner is not None and owner.is_here and not owner.is_dead):
                 raise ResumeError(
                     "another process is writing to this run folder",
                     where=self.path,
                     remedy="wait for it or stop it, or choose another folder with --out",
                 )
-            yield
+            if state is Lock.MISSING:
+                say(
+                    f"{self.path}: this file system has no locks; a second run into this folder is noticed on this "
+                    "machine alone"
+                )
+            write_owner(file)
+            self.remove_drafts()
+            try:
+                yield
+            finally:
+                # A run that ends in any orderly way leaves no name; one that is killed leaves its own.
+                clear_owner(file)
+
+    def remove_drafts(self) -> None:
+        """Remove the temporary files of writers that were killed, in this folder and those of its stages."""
+        for pattern in (".*.tmp", "*/.*.tmp", "*/evaluations/.*.tmp"):
+            for path in self.path.glob(pattern):
+                if is_dead(path.name):
+                    path.unlink(missing_ok=True)
+
+
+def remove_results(folders: Sequence[Path]) -> None:
+    """Remove folders of results, or none of them where it is clear beforehand that one cannot be removed.
+
+    Raises:
+        ConfigError: a link, whose content lies elsewhere; the system refuses it. Results that stay although they were
+            to go would be taken for those of the run that follows.
+    """
+    for folder in folders:
+        if folder.is_symlink():
+            raise ConfigError(
+                "the stage's folder is a link, and what it leads to is not removed",
+                where=folder,
+                found=f"a link to {os.readlink(folder)}",
+                expected="a folder",
+                remedy=f"remove the link (`rm {folder}`) to begin anew and keep what it leads to",
+            )
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                "the results that are there cannot be removed",
+                where=folder,
+                found=f"{error.filename or folder}: {error.strerror}",
+                expected="a folder that this user may remove",
+                remedy=f"remove it yourself (`rm -r {folder}`), or choose another folder with --out (in Python: out=)",
+            ) from None
 
 
 def make_folder(path: Path) -> None:
@@ -320,14 +418,10 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
-def _lock(handle: int) -> bool:
-    if os.name == "nt":  # no advisory lock of this kind there; two runs in one folder are the user's care
-        return True
-    import fcntl
-
-    try:
-        # Not waiting: a second run that hangs in silence until the first has ended looks like a fault of its own.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _taken(file: IO[Any]) -> Lock:
+    """The lock; tried again, since a report that looks whether the run lives has it for an instant."""
+    for _ in range(2):
+        if (state := lock(file)) is not Lock.BUSY:
+            return state
+        time.sleep(0.03)
+    return lock(file)

@@ -22,6 +22,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -125,8 +126,10 @@ class Heartbeat:
         )
         # A fixed name is enough: the thread starts after the first beat and is joined before the last.
         writing = self.path.with_suffix(".writing")
-        writing.write_text(json.dumps(record.to_json()) + "\n", encoding="utf-8")
-        os.replace(writing, self.path)
+        # On a full disk too the run ends by what it could not write, and not by its pulse.
+        with suppress(OSError):
+            writing.write_text(json.dumps(record.to_json()) + "\n", encoding="utf-8")
+            os.replace(writing, self.path)
 
 
 def _now() -> str:

@@ -5,11 +5,11 @@
             for batch in batches:
                 phase.advance(1, tokens=5_123, note="loss 0.61")
 
-`Progress` itself is silent, for use from Python; `PlainProgress` writes a line now and then, for logs and pipes;
-the bar for terminals is in posttrain/cli/progress.py. A watcher thread says when a phase has not moved for a
-while, and in a log what is under way before ten seconds are over without a line: a reward of 30 seconds, a model that
-is loaded, a judge that thinks. It reads two numbers and writes text: it draws no random number and touches no tensor,
-so training is bit for bit the same with it and without it. Standard library only.
+`Progress` itself is silent; `PlainProgress` writes a line now and then, for logs and pipes; the bar for terminals is in
+`runs.terminal`, the line of a notebook and the choice between them in `runs.showing`. A watcher thread says when a
+phase has not moved for a while, and in a log what is under way before ten seconds are over without a line: a reward of
+30 seconds, a model that is loaded, a judge that thinks. It reads two numbers and writes text: it draws no random number
+and touches no tensor, so training is bit for bit the same with it and without it. Standard library only.
 """
 
 from __future__ import annotations

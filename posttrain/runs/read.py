@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posttrain.errors import SourceError
-from posttrain.runs.folder import RESERVED_NAMES
+from posttrain.runs.folder import EARLIER, RESERVED_NAMES, RunFolder
+from posttrain.runs.owner import gone_since
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     Figure,
@@ -30,7 +31,7 @@ from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
 from posttrain.runs.records.stage import Machine, StageRecord
 from posttrain.runs.sampled import SampledStage, read_sampled
 from posttrain.runs.tolerant import Files, Problem
-from posttrain.runs.values import as_number
+from posttrain.runs.values import as_number, missing_steps
 
 MOST_PAIRS = 20_000
 MOST_COMPLETIONS = 5_000
@@ -145,6 +146,11 @@ class RunContents:
     """Rewards of several policies' answers by several reward models."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
+    earlier: list[Stage] = field(default_factory=list)
+    """Results of the stages that other settings or data gave before: `dpo.1`, `dpo.2`."""
+    gone_since: str | None = None
+    """When the process was last heard of, of a run whose files say `running` while it is gone: it was killed. Its
+    status, and that of its stage, is then interrupted."""
 
     @property
     def status(self) -> str:
@@ -179,6 +185,14 @@ def read_run(folder: Path) -> RunContents:
     about = files.document(folder / "run.json", RunRecord)
     entries = _entries(files, about)
     stages = [_read_stage(files, folder / name, entry) for name, entry in entries.items()]
+    about = about if about is not None else RunRecord.from_json({})
+    gone = None
+    if "running" in (about.status, *(stage.status for stage in stages)):
+        gone = gone_since(folder)
+    if gone is not None:
+        # A process that is killed writes no last word: what its files say last would be said for ever.
+        about = replace(about, status="interrupted" if about.status == "running" else about.status)
+        stages = [replace(stage, status="interrupted") if stage.status == "running" else stage for stage in stages]
     evaluated = any(stage.evaluated.scores for stage in stages)
     # summary.json repeats the figures without their intervals, so it is read only where nothing better is left.
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
@@ -187,7 +201,7 @@ def read_run(folder: Path) -> RunContents:
     return RunContents(
         folder=folder,
         name=folder.resolve().name,
-        about=about if about is not None else RunRecord.from_json({}),
+        about=about,
         recipe=files.text(folder / "recipe.yaml"),
         start=_with_summary(_read_evaluated(files, folder / "start"), figures.get("start", {})),
         stages=[
@@ -196,6 +210,12 @@ def read_run(folder: Path) -> RunContents:
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
+        earlier=[
+            _read_stage(files, kept.path, StageEntry.from_json({}))
+            for kept in RunFolder(folder).earlier()
+            if kept.path.resolve().parent == folder.resolve()  # as for stages: a link could show somebody else's files
+        ],
+        gone_since=gone,
     )
 
 
@@ -204,7 +224,8 @@ def _entries(files: Files, about: RunRecord | None) -> dict[str, StageEntry]:
     folder = files.root
     listed = {entry.name: entry for entry in (about.stages if about is not None else ()) if entry.name}
     others = [path.name for path in sorted(folder.iterdir()) if path.name not in (*listed, *RESERVED_NAMES[:1])]
-    stray = [name for name in others if _is_stage(folder / name)]
+    # A result that was moved aside is read apart: as a stage it would stand in tables beside the one after it.
+    stray = [name for name in others if _is_stage(folder / name) and not EARLIER.fullmatch(name)]
     # Most likely a mistyped path: an empty report of it would look like a run that did nothing.
     if not any((folder / name).exists() for name in RUN_FILES) and not stray:
         raise SourceError(
@@ -240,6 +261,10 @@ def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
     if about.seconds is None and status != "planned":
         about = replace(about, seconds=entry.seconds)
     curves, epochs_per_step = _read_curves(files, folder / "metrics.jsonl")
+    first = min((curve.steps[0] for curve in curves.get("train", {}).values() if curve.steps), default=1)
+    # The beginning alone: a log that was cut and gone on with lacks it, one that was thinned by hand does not.
+    if lacking := missing_steps((), last=int(first) - 1):
+        files.note(folder / "metrics.jsonl", f"lacks {lacking}: the curves begin at step {int(first)}")
     checkpoints = folder / "checkpoints"
     stage = Stage(
         name=folder.name,

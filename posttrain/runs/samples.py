@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from posttrain.arguments import checked_flag, checked_list, checked_path, checked_seed, checked_text, checked_whole
 from posttrain.errors import ConfigError, SourceError, UnknownKeyError, did_you_mean, nearest
+from posttrain.runs.folder import EARLIER
 from posttrain.runs.records.run import RunRecord
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.sample_log import Sample, SampleLog
@@ -111,6 +113,16 @@ def samples(
         UnknownKeyError: no stage, step or part of that name; names what there is.
         ConfigError: nothing is asked for; no prompt contains the text.
     """
+    folder = checked_path("run", run, "runs/mine")
+    for name, number in (("best", best), ("worst", worst), ("random", random)):
+        checked_whole(name, number, least=-(2**32))  # one below 0 is refused with the others
+    for name, text in (("stage", stage), ("prompt", prompt), ("part", part)):
+        if text is not None:
+            checked_text(name, text, "...")
+    checked_seed(seed)
+    checked_flag("held_out", held_out)
+    if steps is not None:
+        steps = [checked_whole("steps", step) for step in checked_list("steps", steps, of="steps", example="[1, 30]")]
     choice = Choice(best, worst, random, part, prompt, seed)
     if min(best, worst, random) < 0 or not best + worst + random:
         raise ConfigError(
@@ -119,7 +131,7 @@ def samples(
             expected="counts from 0 up, at least one of them above 0",
             remedy="leave the three out for one of each",
         )
-    path, others = find_log(Path(run), stage, EXAMINATIONS if held_out else ROLLOUTS)
+    path, others = find_log(folder, stage, EXAMINATIONS if held_out else ROLLOUTS)
     log = SampleLog(path)
     _require_some(log)
     chosen = _chosen_steps(log, steps, choice)
@@ -184,7 +196,12 @@ def _stage_folders(run: Path) -> list[Path]:
     order = [entry.name for entry in about.stages] if about is not None else []
     folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name != "start"]
     place = {name: index for index, name in enumerate(order)}
-    return sorted(folders, key=lambda folder: (place.get(folder.name, len(place)), folder.name))
+
+    def when(folder: Path) -> tuple[int, str]:
+        # Results that were moved aside come first: the last is what is shown where no stage is named.
+        return (-1 if EARLIER.fullmatch(folder.name) else place.get(folder.name, len(place))), folder.name
+
+    return sorted(folders, key=when)
 
 
 def _near_folder(run: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 LARGEST = 1e100
@@ -60,3 +61,19 @@ def as_mapping(value: object) -> dict[str, Any]:
 
 def as_list(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
+
+
+def missing_steps(steps: Iterable[float], last: int | None = None) -> str:
+    """The steps from 1 to `last` (None: the largest there is) that are not in `steps`, in words; "" if none is missing.
+
+    missing_steps([5, 6, 9]) -> "steps 1 to 4, 7 to 8"
+    """
+    there = {int(step) for step in steps}
+    parts: list[str] = []
+    begin = 1
+    # Only the gaps are walked: a run may have a million steps.
+    for step in [*sorted(step for step in there if step > 0), (max(there, default=0) if last is None else last) + 1]:
+        if step > begin:
+            parts.append(f"{begin} to {step - 1}" if step - 1 > begin else f"{begin}")
+        begin = max(begin, step + 1)
+    return f"step{'s' if len(parts) > 1 or 'to' in parts[0] else ''} {', '.join(parts)}" if parts else ""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ from torch import Tensor, nn
 
 from posttrain.errors import CheckpointError, ResumeError
 from posttrain.models.folders.finite import is_finite
+from posttrain.runs.disk import sync_folder, writing
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts
 
 MANIFEST = "manifest.json"
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_NAME = re.compile(r"step-\d{8,}")
 ASIDE = ".replaced-"
 """Prefix of a checkpoint that makes room for a new one of the same step, until that one has been read back."""
 
@@ -62,12 +65,22 @@ def save(
     """Write a checkpoint, verify what lies on disk, then drop all but the newest `keep`.
 
     A kill at any moment leaves either the old set or the old set and the new one.
+
+    Raises:
+        SourceError: the system refuses it: a full disk, say.
+        CheckpointError: it is on the disk, and not as it was written.
     """
+    with writing(folder / f"step-{step:08d}"):
+        return _save(folder, step, _parts(model, optimizer, others), state, keep)
+
+
+def _save(
+    folder: Path, step: int, parts: dict[str, tuple[nn.Module, Optimizer]], state: Mapping[str, Any], keep: int
+) -> Path:
     target = folder / f"step-{step:08d}"
     writing = folder / f".writing-step-{step:08d}"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    parts = _parts(model, optimizer, others)
     weights = {name: p.detach().cpu().contiguous() for name, p in _trainable(parts).items()}
     # Frozen weights are the start model's, whose fingerprint is part of the run's identity.
     save_file(weights, writing / FILES[0])
@@ -91,7 +104,7 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(target, aside)
     os.replace(writing, target)
-    _sync(folder)
+    sync_folder(folder)
     # Read back from the disk, before the older ones go: a full disk or a bad block would show at the resume only.
     read(target)
     shutil.rmtree(aside, ignore_errors=True)
@@ -121,21 +134,25 @@ def read(path: Path) -> Checkpoint:
     remedy = f"remove {path.name} to go on from the checkpoint before it, or start anew with --fresh"
     if not (path / MANIFEST).exists():
         raise CheckpointError("the checkpoint has no manifest: it is torn", where=path, remedy=remedy)
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _read_manifest(path / MANIFEST, remedy)
     for name in FILES:
         if not (path / name).exists():
             raise CheckpointError(f"the checkpoint lacks {name}", where=path, remedy=remedy)
-        identity = _identity(path / name)
-        if identity != manifest.get(name):
-            raise CheckpointError(
-                f"{name} is not what was saved",
-                where=path,
-                found=identity,
-                expected=manifest.get(name),
-                remedy=remedy,
-            )
+        # The hashes themselves tell nobody anything: two lines of 64 letters for one fact.
+        if _identity(path / name) != manifest[name]:
+            raise CheckpointError(f"{name} is not what was saved", where=path, remedy=remedy)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(path, int(state["step"]), state)
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # also of bytes that are no text
+        manifest = None
+    if not isinstance(manifest, dict) or any(name not in manifest for name in FILES):
+        raise CheckpointError(f"{MANIFEST} is not what was saved", where=path.parent, remedy=remedy)
+    return manifest
 
 
 def non_finite(path: Path) -> list[str]:
@@ -224,7 +241,19 @@ def _put_back(folder: Path) -> None:
 
 
 def _whole_checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.exists() else []
+    there = folder.iterdir() if folder.exists() else ()
+    return sorted(path for path in there if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def strangers(folder: Path) -> list[str]:
+    """What lies among the checkpoints and is none: a user's notes, a copy under another name. Nothing reads it."""
+    there = folder.iterdir() if folder.exists() else ()
+    # Hidden names are drafts of our own, or the system's.
+    return sorted(
+        path.name
+        for path in there
+        if not path.name.startswith(".") and not (_NAME.fullmatch(path.name) and path.is_dir())
+    )
 
 
 def random_state() -> dict[str, str]:

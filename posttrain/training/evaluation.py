@@ -102,27 +102,30 @@ def evaluate_stage(
 
 def summarise(run: RunFolder, recipe: Recipe) -> None:
     """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures, a stage
-    that samples its held-out score at the start, at its best, at the end, and of the weights that it kept.
+    that samples its held-out score at the start, at its best, at the end, and of the weights that it kept. Earlier
+    results of the stages (`dpo.1`) stand last.
 
     And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
     """
-    table: dict[str, dict[str, float | None]] = {}
-    for folder in [run.start, *(run.stage(stage.name) for stage in recipe.stages)]:
-        evaluation = folder.document(SuiteScores)
-        reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
-        examined = folder.stage().held_out_score if folder.exists else None
-        figures: dict[str, float | None] = {}
-        for suite, metrics in evaluation.suites.items() if evaluation else ():
-            figures |= {f"{suite}.{metric}": figure.value for metric, figure in metrics.items()}
-        for head, scored in (("untrained", reward.untrained), ("trained", reward.trained)) if reward else ():
-            figures |= {f"{head}.{metric}": figure.value for metric, figure in (scored or {}).items()}
-        if examined is not None:
-            moments = {"start": examined.start, "best": examined.best, "last": examined.last, "kept": examined.kept}
-            figures |= {f"{HELD_OUT}.{moment}": score.value for moment, score in moments.items()}
-        if figures:
-            table[folder.name] = figures
+    stages = [run.start, *(run.stage(stage.name) for stage in recipe.stages)]
+    table = {folder.name: figures for folder in [*stages, *run.earlier()] if (figures := _figures(folder))}
     run.write(Summary(table))
     suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
     if suites:
-        folders = {folder.name: folder.path for folder in [run.start, *(run.stage(s.name) for s in recipe.stages)]}
-        write_changes(run.path, changes_of_run(folders, suites))
+        write_changes(run.path, changes_of_run({folder.name: folder.path for folder in stages}, suites))
+
+
+def _figures(folder: StageFolder) -> dict[str, float | None]:
+    """A stage's rows of summary.json; {} where nothing was measured."""
+    evaluation = folder.document(SuiteScores)
+    reward = folder.document(RewardEvaluation) or folder.document(StepEvaluation)
+    examined = folder.stage().held_out_score if folder.exists else None
+    figures: dict[str, float | None] = {}
+    for suite, metrics in evaluation.suites.items() if evaluation else ():
+        figures |= {f"{suite}.{metric}": figure.value for metric, figure in metrics.items()}
+    for head, scored in (("untrained", reward.untrained), ("trained", reward.trained)) if reward else ():
+        figures |= {f"{head}.{metric}": figure.value for metric, figure in (scored or {}).items()}
+    if examined is not None:
+        moments = {"start": examined.start, "best": examined.best, "last": examined.last, "kept": examined.kept}
+        figures |= {f"{HELD_OUT}.{moment}": score.value for moment, score in moments.items()}
+    return figures

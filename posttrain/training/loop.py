@@ -12,6 +12,7 @@ happens around a step (`source.py`). What a run can go on from is in `saving.py`
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +44,12 @@ SAMPLED_ROWS = 3
 
 
 class Interrupted(TrainingError):
-    """The user stopped the run; it can go on from its checkpoint."""
+    """The user stopped the run, or a signal did; it can go on from its checkpoint."""
+
+    def __init__(self, problem: str, *, remedy: str, number: int = signal.SIGINT, **details: Any):
+        self.number = number
+        """Of the signal."""
+        super().__init__(problem, remedy=remedy, **details)
 
 
 class Loop:
@@ -102,9 +108,11 @@ class Loop:
         if not state.is_ended:
             if (why := self.hooks.why_stop()) is not None:
                 self.progress.say(f"{self.folder.name}: ended after step {self.step}: {why}")
-            # Before the last measurement: where the best weights are put back, those are measured and exported.
-            self.hooks.finish()
-            self._measure("end")
+            # All steps are taken and the last one has no checkpoint yet: an end here would lose those since the last.
+            with self.saver.guarded():
+                # Before the last measurement: where the best weights are put back, those are measured and exported.
+                self.hooks.finish()
+                self._measure("end")
             # Marked before it is saved: a run that is killed during the export resumes to the export alone.
             state.is_ended = True
             self.saver.save()
@@ -120,12 +128,13 @@ class Loop:
                 self._after_step()
             while self.step < steps and self.hooks.why_stop() is None:
                 self._one_step(phase)
-                if interrupted():
+                if (number := interrupted()) is not None:
                     self.saver.save()
                     raise Interrupted(
-                        f"stopped after step {self.step} of {steps}, with a checkpoint",
+                        f"stopped{_by(number)} after step {self.step} of {steps}, with a checkpoint",
                         where=self.folder.path,
                         remedy="run the same command again to go on",
+                        number=number,
                     )
 
     def _one_step(self, phase: Phase) -> None:
@@ -185,7 +194,9 @@ class Loop:
                     self._write_samples()
             # Only now: a checkpoint before would not be measured again, one after this would be measured twice.
             self.saver.measured()
-            if _due(stage.checkpoint.every_steps, self.step) and not last:
+            # Whichever comes first: fifty steps of a large model may be hours.
+            due = _due(stage.checkpoint.every_steps, self.step) or self.saver.is_due(stage.checkpoint.every_minutes)
+            if due and not last:
                 self.saver.save()
 
     # ------------------------------------------------------------ what is written
@@ -325,6 +336,11 @@ def _measured_in_slices(
         rows.extend(measured.rows)
         phase.advance(len(taken), tokens=measured.tokens)
     return Measured(metric_tools.merge(parts), per_tree, tuple(rows))
+
+
+def _by(number: int) -> str:
+    """Ctrl-C needs no name: whoever pressed it knows."""
+    return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -1,36 +1,36 @@
 """A recipe from its first stage to its report.
 
-Each stage starts from the last model before it. A finished stage is not run again unless its inputs changed, an
-interrupted one goes on from its checkpoint. After every stage that trains, the same suites ask the new model what
-they asked the start.
+Each stage starts from the last model before it. A finished stage is not run again unless its inputs changed, and then
+its earlier result is kept under another name; an interrupted one goes on from its checkpoint. After every stage that
+trains, the same suites ask the new model what they asked the start.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from posttrain.config import Recipe, StageSettings, TrainingStage, data_of, stage_fingerprint, what_changed
+from posttrain.arguments import checked_flag, checked_instance
+from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.online import SamplingStage
-from posttrain.errors import ConfigError, ResumeError, SourceError
+from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
-from posttrain.models.folders.loading import LoadedModel, resolve
-from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.report import write_report
 from posttrain.rewards import require_rewards
-from posttrain.runs.folder import RunFolder, StageFolder, make_folder
+from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.showing import Shown, showing
 from posttrain.training.checks.preflight import Preflight
+from posttrain.training.earlier import clear_checkpoints, make_room
 from posttrain.training.evaluation import (
     evaluate_stage,
     evaluate_start,
@@ -38,9 +38,11 @@ from posttrain.training.evaluation import (
     summarise,
     write_recipe_cross_scores,
 )
+from posttrain.training.identity import identity_of_recipe
+from posttrain.training.interrupts import ending_signals
 from posttrain.training.own_objective import require_objective
 from posttrain.training.provenance import now
-from posttrain.training.rl.tasks import tasks_fingerprint
+from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
@@ -58,22 +60,29 @@ class RunResult:
     report: Path
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None = None) -> RunResult:
+def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -> RunResult:
     """Run what is not finished yet, evaluate, and write the report.
 
     Args:
-        fresh: forget what the run folder holds and begin anew.
+        fresh: forget what the run folder holds and begin anew; earlier results that were moved aside stay.
+        progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
 
     Raises:
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    checked_flag("fresh", fresh)
+    with showing(progress, in_logs=True) as shown:
+        return _run(recipe, fresh, shown)
+
+
+def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
     _check_devices(recipe)
-    _check_rewards(recipe)
+    _check_rewards(recipe, fresh=fresh)
     run = RunFolder(recipe.folder)
-    with run.locked():
+    with ending_signals(), run.locked(progress.say):
         if fresh:
-            _forget(run)
+            _forget(run, progress)
         for note in recipe.notes:
             progress.say(note)
         if left := left_over(run, recipe.stages):
@@ -98,18 +107,40 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Progress | None
     return RunResult(run.path, run.summary(), report)
 
 
-def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[str, Preflight]:
+def check_recipe(
+    recipe: Recipe,
+    *,
+    progress: Shown = None,
+    show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None,
+) -> dict[str, Preflight]:
     """The preflight of every training stage, and no training: {stage: Preflight}.
 
     A stage that starts from a model which does not exist yet is checked on the recipe's start model, whose shape is
-    the same; a stage whose data an earlier stage has yet to write is not checked, and a line says so. Of a stage that
-    trains nothing, what it works on is read.
+    the same. Of a stage that trains nothing, what it works on is read; a stage whose data it has yet to write is
+    checked on rows that stand in for them, or not at all, and a line says so.
+
+    Args:
+        show_first: called with a stage's name and its first rows before all its rows are read and encoded.
+        progress: as of `run_recipe`.
 
     Raises:
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
-    progress = progress or Progress()
+    _require_recipe(recipe)
+    with showing(progress, in_logs=True) as shown:
+        return _check(recipe, shown, show_first)
+
+
+def _require_recipe(recipe: Any) -> None:
+    remedy = "write `pt.load_recipe(PATH)`, which reads and checks the file"
+    checked_instance("recipe", recipe, Recipe, expected="a Recipe", remedy=remedy)
+
+
+def _check(
+    recipe: Recipe, progress: Progress, show_first: Callable[[str, Sequence[DecodedRow]], None] | None
+) -> dict[str, Preflight]:
     results: dict[str, Preflight] = {}
+    stood_in: set[str] = set()
     # The suites first: a question file that is not there is found before a model is loaded.
     _check_devices(recipe)
     _check_rewards(recipe)
@@ -118,15 +149,30 @@ def check_recipe(recipe: Recipe, *, progress: Progress | None = None) -> dict[st
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
             written = [data.stage for data in data_of(stage).values() if data.stage is not None]
-            if written:
-                progress.say(f"{stage.name}: not checked; its data is written by `{written[0]}` during the run")
+            if unknown := [name for name in written if name not in stood_in]:
+                progress.say(f"{stage.name}: not checked; its data is written by `{unknown[0]}` during the run")
                 continue
+            if written:
+                progress.say(
+                    f"{stage.name}: checked on stand-ins for the rows of `{written[0]}`, which pair each wanted answer "
+                    "with another row's; the rejected sides, and what their lengths take, are known in the run"
+                )
             ctx: StageContext[Any] = StageContext(
-                stage, recipe.model, scratch.stage(stage.name), recipe.seed, progress, proof_only=True
+                _with_data(stage, scratch),
+                recipe.model,
+                scratch.stage(stage.name),
+                recipe.seed,
+                progress,
+                proof_only=True,
+                show_first=show_first,
+                split_seed=recipe.split_seed,
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):
-                kind.inputs(ctx)
+                inputs = kind.inputs(ctx)
+                if kind.stand_in is not None:
+                    progress.say(f"{stage.name}: {kind.stand_in(ctx, inputs)}")
+                    stood_in.add(stage.name)
             else:
                 ctx.folder.write_stage(name=stage.name, method=stage.method, status="running")
                 results[stage.name] = prepare(replace(ctx, stage=_as_checked(ctx.stage, recipe))).preflight
@@ -170,12 +216,17 @@ def _check_devices(recipe: Recipe) -> None:
                 raise
 
 
-def _check_rewards(recipe: Recipe) -> None:
+def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
     """Makes every reward and objective once, so that a function that is not there is refused now, not hours later at
-    its stage."""
+    its stage; and looks for the servers that a stage asks."""
+    run = RunFolder(recipe.folder)
     for stage in recipe.stages:
         require_objective(stage)
         if isinstance(stage, SamplingStage):
+            folder = run.stage(stage.name)
+            # A stage that is done asks nobody any more.
+            if fresh or not (folder.exists and folder.stage().status == "done"):
+                require_servers(stage)
             require_rewards(stage.rewards, folder=stage.modules, where=f"{stage.name}.rewards")
             require_rewards(stage.examine.rewards, folder=stage.modules, where=f"{stage.name}.examine.rewards")
 
@@ -197,10 +248,20 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     for stage in recipe.stages:
         folder = run.stage(stage.name)
         evaluate = stage.OUTPUTS == "policy" and (recipe.evaluate.every_stage or stage.name in last)
-        with Timed(run, folder, stage):
+        with Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
-            ctx = StageContext(_with_data(stage, run), model, folder, recipe.seed, progress, answers=own)
-            _run_unless_done(ctx, run, recipe, own, evaluate=evaluate)
+            ctx = StageContext(
+                _with_data(stage, run),
+                model,
+                folder,
+                recipe.seed,
+                progress,
+                answers=own,
+                split_seed=recipe.split_seed,
+            )
+            with ctx.doing("hashing the data and the start model"):
+                ctx = replace(ctx, identity=identity_of_recipe(ctx, own))
+            _run_unless_done(ctx, run, recipe, own, timed, evaluate=evaluate)
         if stage.OUTPUTS == "policy":
             model, answers = folder.model, own
             asked += [(folder, model, answers)] if evaluate else []
@@ -209,24 +270,32 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
 
 
 def _run_unless_done(
-    ctx: StageContext[StageSettings], run: RunFolder, recipe: Recipe, answers: AnswerSettings, *, evaluate: bool
+    ctx: StageContext[StageSettings],
+    run: RunFolder,
+    recipe: Recipe,
+    answers: AnswerSettings,
+    timed: Timed,
+    *,
+    evaluate: bool,
 ) -> None:
     """Run the stage, unless it ran before on the same inputs; its model is asked the suites either way."""
     folder, progress = ctx.folder, ctx.progress
-    record = folder.stage() if folder.exists else StageRecord()
-    with ctx.doing("hashing the data and the start model"):
-        identity = _quick_identity(ctx, answers)
 
     def ask(model: Any, tokenizer: Any) -> None:
         evaluate_stage(folder, recipe, model, answers, progress, tokenizer=tokenizer)
 
     outcome = None
-    if _is_done(record, identity, folder, ctx.stage):
+    make_room(ctx, run, timed)
+    record = folder.stage() if folder.exists else StageRecord()
+    if _is_done(record, ctx):
         ctx.say("done before, and nothing that it depends on has changed")
     else:
-        _refuse_changed(record, identity, ctx.stage, folder)
-        outcome = run_stage(ctx, identity=identity, evaluate=ask if evaluate else None)
-    if outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
+        if record.status == "done":
+            clear_checkpoints(folder)
+        outcome = run_stage(ctx, evaluate=ask if evaluate else None)
+    if outcome is None and evaluate and isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save:
+        ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")
+    elif outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
         evaluate_stage(folder, recipe, folder.model, answers, progress)
     summarise(run, recipe)
 
@@ -241,58 +310,37 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     return stage.model_copy(update=written)
 
 
-# ---------------------------------------------------------------- done before, changed since
+# ---------------------------------------------------------------- done before, or to be done anew
 
 
-def _quick_identity(ctx: StageContext[StageSettings], answers: AnswerSettings) -> str:
-    """The stage's fingerprint from file contents alone, without loading anything."""
-    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
-    contents = [tasks_fingerprint(data) for data in data_of(ctx.stage).values() if data.path]
-    if isinstance(kind_of_stage(ctx.stage), MakingKind):
-        # Its settings do not say how the model is asked that it lets answer: the stage that trained it does.
-        contents.append(answers.encoding.template_identity)
-    start = folder_fingerprint(resolve(ctx.start).folder)
-    return stage_fingerprint(ctx.stage, data=contents, start_model=start, seed=ctx.seed)
-
-
-def _is_done(record: StageRecord, identity: str, folder: StageFolder, stage: StageSettings) -> bool:
-    kind = kind_of_stage(stage)
-    if isinstance(kind, TrainingKind) and not kind.ends_as_asked(stage, record):
+def _is_done(record: StageRecord, ctx: StageContext[StageSettings]) -> bool:
+    assert ctx.identity is not None
+    kind = kind_of_stage(ctx.stage)
+    if isinstance(kind, TrainingKind) and not kind.ends_as_asked(ctx.stage, record):
         return False
-    output = folder.path / OUTPUT_NAMES[kind.outputs]
-    return record.status == "done" and record.quick_identity == identity and output.exists()
+    is_there = (ctx.folder.path / OUTPUT_NAMES[kind.outputs]).exists()
+    # Under `export: none` the figures are the result, and no folder belongs to them.
+    is_there = is_there or (isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save)
+    return record.status == "done" and record.quick_identity == ctx.identity.quick and is_there
 
 
-def _refuse_changed(record: StageRecord, identity: str, stage: StageSettings, folder: StageFolder) -> None:
-    """A stage that began with other inputs is not continued with these."""
-    if record.status == "done":
-        # It is finished, and its inputs changed: it is run again, from the start.
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        return
-    if record.quick_identity in (None, identity) or not folder.checkpoints.exists():
-        return
-    before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
-    changed = what_changed(before, stage)
-    raise ResumeError(
-        f"the stage `{stage.name}` was interrupted, and what it depends on has changed since",
-        where=folder.path,
-        found=f"changed: {', '.join(changed)}"
-        if changed
-        else "the data or the start model has other content, or the function of `objective` another source",
-        remedy="undo the change to go on, or run with --fresh to begin anew",
-    )
+def _forget(run: RunFolder, progress: Progress) -> None:
+    """--fresh: only what posttrain itself wrote is removed, and no earlier result that was moved aside.
 
-
-def _forget(run: RunFolder) -> None:
-    """--fresh: only what posttrain itself wrote is removed."""
+    Raises:
+        ConfigError: something cannot be removed; what stays would be taken for a result of the run that follows.
+    """
     if not run.exists:
         return
     try:
         names = [entry.name for entry in run.run().stages]
     except SourceError:  # a record that cannot be read is no reason not to begin anew
-        names = [path.parent.name for path in run.path.glob("*/stage.json")]
-    for name in [*names, "start"]:
-        shutil.rmtree(run.stage(name).path, ignore_errors=True)
+        names = [path.parent.name for path in run.path.glob("*/stage.json") if not EARLIER.fullmatch(path.parent.name)]
+    remove_results([run.stage(name).path for name in [*names, "start"]])
     # By name, never the folder: a run folder may hold a user's own files.
     for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)
+    if kept := run.earlier():
+        progress.say(
+            f"earlier results stay, --fresh removes the current ones alone: {', '.join(folder.name for folder in kept)}"
+        )

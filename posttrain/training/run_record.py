@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import Any
+from typing import Any, Self
 
 from posttrain.config import StageSettings
 from posttrain.data.templates.clock import today
@@ -61,10 +61,15 @@ class Timed:
     def __init__(self, run: RunFolder, folder: StageFolder, stage: StageSettings):
         self.run, self.folder, self.stage = run, folder, stage
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.started = time.monotonic()
         self.before = self.folder.stage() if self.folder.exists else StageRecord()
         self._entry("running")
+        return self
+
+    def anew(self) -> None:
+        """The result that was there before is another stage's by now; its time is none of this one's."""
+        self.before = StageRecord()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         spent = time.monotonic() - self.started

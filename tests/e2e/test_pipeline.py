@@ -190,7 +190,7 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
             run(tmp_path, text=text)
     assert json.loads((tmp_path / "runs" / "small" / "sft" / "stage.json").read_text())["status"] == "interrupted"
     rows.write_text(rows.read_text() + json.dumps({"prompt": "Say 99.", "completion": "It is 99."}) + "\n")
-    with pytest.raises(ResumeError, match="the data or the start model has other content"):
+    with pytest.raises(ResumeError, match="`data` has other content"):
         run(tmp_path, text=text)
     with pytest.raises(ResumeError, match="learning_rate"):
         run(tmp_path, "sft.learning_rate=1e-4", text=text)

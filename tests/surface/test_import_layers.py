@@ -1,6 +1,6 @@
 """The import layers of the package, read from its source: nothing is imported, every file counts.
 
-types outputs errors sampling intervals <- losses advantages diagnostics runs <- data config <- models
+types outputs errors arguments sampling intervals <- losses advantages diagnostics runs <- data config <- models
     <- rollout rewards auditing environments <- evaluate curation inference serve <- training <- cli
 
 `report` and `board` read run folders only, and nothing imports them but what writes a page at its end.

@@ -222,7 +222,7 @@ def train_process(rank: int, world: int, folder: Path, settings: Settings) -> No
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     model = new_model(settings, tokenizer)
     losses = train(model, np.load(folder / "ids.npy"), settings)
     if rank == 0:

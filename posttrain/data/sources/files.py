@@ -6,7 +6,6 @@ iterated again; nothing is held in memory but the row in hand and a buffer.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import io
@@ -16,7 +15,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,8 +23,9 @@ from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
 from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
-from posttrain.data.sources.json_rows import json_rows
+from posttrain.data.sources.json_rows import LONGEST_ROW, MEGABYTE, json_rows
 from posttrain.data.sources.memory import data_items, memory_source
+from posttrain.data.sources.patterns import is_open_pipe, matching, require_distinct, require_regular
 from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import DataSource, Numbered
@@ -42,6 +42,8 @@ class FileSource:
     """One file: FileSource(Path("pairs.jsonl"))."""
 
     path: Path
+    longest_row: int = LONGEST_ROW
+    """Bytes of a row of JSON; a longer one is refused before it is in memory."""
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ class FileSource:
             ) from error
         except OSError as error:
             raise _unreadable_file(self.name, error) from error
+        except MemoryError as error:
+            raise _beyond_memory(self.name) from error
 
     def _rows(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
@@ -76,9 +80,9 @@ class FileSource:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
                 with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER_BYTES) as unpacked:
-                    yield from json_rows(unpacked, self.name)
+                    yield from json_rows(unpacked, self.name, self.longest_row)
             else:
-                yield from json_rows(file, self.name)
+                yield from json_rows(file, self.name, self.longest_row)
 
     def fingerprint(self) -> str:
         try:
@@ -94,6 +98,7 @@ class PipeSource:
 
     name: str
     content: bytes = field(repr=False)
+    longest_row: int = LONGEST_ROW
 
     def rows(self) -> Iterator[Numbered]:
         if not self.content:
@@ -102,7 +107,7 @@ class PipeSource:
 
     def _json(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.BytesIO(self.content), _BUFFER_BYTES) as file:
-            yield from json_rows(file, self.name)
+            yield from json_rows(file, self.name, self.longest_row)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
@@ -147,12 +152,17 @@ class SavedDataset:
 
 def combined_fingerprint(sources: Sequence[DataSource]) -> str:
     """One hash of several sources in their order; that of one source is the source's own."""
+    return combine_fingerprints([source.fingerprint() for source in sources])
+
+
+def combine_fingerprints(fingerprints: Sequence[str]) -> str:
+    """`combined_fingerprint` of sources whose own are known already."""
     # So that one file has the same fingerprint whether it is named alone or found in a folder.
-    if len(sources) == 1:
-        return sources[0].fingerprint()
+    if len(fingerprints) == 1:
+        return fingerprints[0]
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.fingerprint().encode())
+    for fingerprint in fingerprints:
+        digest.update(fingerprint.encode())
     return digest.hexdigest()
 
 
@@ -167,16 +177,21 @@ class ResolvedSources:
     notes: tuple[str, ...] = ()
 
 
+LONGEST_PIPE = 1 << 30
+"""Bytes that are read from a pipe, all of which stay in memory."""
+
+
 def open_sources(data: Any, split: str = "train") -> tuple[DataSource, ...]:
     """The sources of `resolve_sources` alone."""
     return resolve_sources(data, split).sources
 
 
-def resolve_sources(data: Any, split: str = "train") -> ResolvedSources:
+def resolve_sources(data: Any, split: str = "train", longest_row: int = LONGEST_ROW) -> ResolvedSources:
     """The sources that a path, glob, folder, hub id, rows in memory, or a list of these stands for; nothing is read.
 
-    `split` chooses in folders and patterns whose files or parts are named after splits, and on the hub.
-    Raises SourceError for what is not there, ConfigError for an empty list and for what is neither path nor rows.
+    `split` chooses in folders and patterns whose files or parts are named after splits, and on the hub; `longest_row`
+    is in bytes. Raises SourceError for what is not there, for one file under two names and for pipes and devices,
+    ConfigError for an empty list and for what is neither path nor rows.
     """
     items = data_items(data)
     sources: list[DataSource] = []
@@ -200,7 +215,12 @@ def resolve_sources(data: Any, split: str = "train") -> ResolvedSources:
             remedy="name it once; where its rows are to count double, copy the file "
             f"(`cp {shlex.quote(twice[0])} {shlex.quote(str(copy))}`) and name both",
         )
-    return ResolvedSources(tuple(sources), tuple(notes))
+    require_distinct(place for source in sources if (place := _path_of(source)) is not None)
+    bounded = (
+        replace(source, longest_row=longest_row) if isinstance(source, FileSource | PipeSource) else source
+        for source in sources
+    )
+    return ResolvedSources(tuple(bounded), tuple(notes))
 
 
 def _path_of(source: DataSource) -> Path | None:
@@ -221,9 +241,10 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder_sources(path, split)
-    if path.is_fifo():
-        return ResolvedSources((PipeSource(text, path.read_bytes()),))
+    if is_open_pipe(path):
+        return ResolvedSources((PipeSource(text, _piped(path)),))
     if path.exists():
+        require_regular(path)
         return ResolvedSources((FileSource(path),))
     if _MAGIC.search(text):
         return _glob_sources(text, split)
@@ -234,9 +255,22 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     raise _not_found(text, path)
 
 
+def _piped(path: Path) -> bytes:
+    with path.open("rb") as pipe:
+        content = pipe.read(LONGEST_PIPE + 1)
+    if len(content) > LONGEST_PIPE:
+        raise SourceError(
+            f"the pipe gives more than {LONGEST_PIPE // MEGABYTE:,} MB, which would have to stay in memory",
+            where=path,
+            expected="rows that fit, or a file",
+            remedy="write what it gives to a file and name that: `COMMAND > rows.jsonl`",
+        )
+    return content
+
+
 def _glob_sources(pattern: str, split: str) -> ResolvedSources:
     whole = str(Path(pattern).expanduser())
-    paths = sorted(Path(name) for name in glob.glob(whole, recursive=True))
+    paths = matching(whole)
     files = [path for path in paths if path.is_file()]
     if not files:
         raise SourceError(
@@ -370,6 +404,16 @@ def _unreadable_file(name: str, error: OSError) -> SourceError:
         found=error.strerror or str(error),
         expected="a file that this user may read",
         remedy="check the path and its permissions (`ls -l`)",
+    )
+
+
+def _beyond_memory(name: str) -> SourceError:
+    return SourceError(
+        "reading the file takes more memory than there is",
+        where=name,
+        expected="rows that fit into memory one at a time",
+        remedy="lower `longest_row_mb`, so that the row is named; write Parquet of very large row groups anew with "
+        "smaller ones",
     )
 
 

@@ -29,6 +29,12 @@ _FRAGMENTS = (
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
+MEGABYTE = 1 << 20
+LONGEST_ROW = 64 * MEGABYTE
+"""Bytes of one row, its Unicode text and its Python objects being some eight times that. Without a bound, two
+megabytes of gzip are one row of two gigabytes, and the process dies before it can say which row it was."""
+_EXCERPT_BYTES = 1 << 10
+"""What is kept of a row that is too long, for its error and the file of skipped rows."""
 _TURNS_ON_A_LINE = re.compile(rb'\[\s*\{\s*"(?:role|from|content|value)"[^\n]*\]\s*\n\s*\[')
 """A list of turns on each line, which is no array of rows; the reader of lines says what to do with it."""
 
@@ -70,34 +76,58 @@ def _repeated_key(key: str, content: str, ref: RowRef) -> Broken:
 # ---------------------------------------------------------------- one object per line
 
 
-def line_rows(stream: BinaryIO, name: str) -> Iterator[Numbered]:
+def line_rows(stream: BinaryIO, name: str, longest_row: int = LONGEST_ROW) -> Iterator[Numbered]:
     """Rows of a JSONL file. Blank lines are no rows; a byte order mark and CRLF are no part of one."""
-    row = offset = 0
+    row = offset = number = 0
     decoder = _Decoder()
-    for number, line in enumerate(stream, 1):
+    # `readline` with a size, and not iteration: a line is never in memory beyond the longest row.
+    while line := stream.readline(longest_row + 2):
+        number += 1
         start, offset = offset, offset + len(line)
+        too_long = len(line.rstrip(b"\r\n")) > longest_row
+        while too_long and not line.endswith(b"\n") and (more := stream.readline(_CHUNK_BYTES)):
+            offset += len(more)
+            line = line[:_EXCERPT_BYTES] + more[-1:]
         if number == 1 and line.startswith(codecs.BOM_UTF8):
             line, start = line[3:], 3
         if not line.strip():
             continue
         row += 1
         note = "" if row == number else f"line {number}"
+        ref = RowRef(name, row)
+        if too_long:
+            yield row, _too_long(line, offset - start, longest_row, ref), note
+            continue
         try:
             decoder.repeated = None  # of this line alone
             value = decoder.decode(line.decode())
         except UnicodeDecodeError as error:
-            yield row, _bad_encoding(line, error, start, RowRef(name, row)), note
+            yield row, _bad_encoding(line, error, start, ref), note
         except (ValueError, RecursionError) as error:
             # Only the last line can lack its line break, and then it may be half a row and not a wrong one.
             at_end = not line.endswith(b"\n")
-            yield row, _bad_line(line.decode(), error, at_end, RowRef(name, row)), note
+            yield row, _bad_line(line.decode(), error, at_end, ref), note
         else:
             key = decoder.repeated
-            yield (
-                row,
-                value if key is None else _repeated_key(key, line.decode().rstrip("\r\n"), RowRef(name, row)),
-                note,
-            )
+            yield row, value if key is None else _repeated_key(key, line.decode().rstrip("\r\n"), ref), note
+
+
+def _too_long(line: bytes, size: int, longest_row: int, ref: RowRef) -> Broken:
+    beginning = line[:_EXCERPT_BYTES].decode(errors="backslashreplace").rstrip("\r\n")
+    return Broken(
+        RowError(
+            f"the row has {size / MEGABYTE:,.1f} MB of text",
+            reason="too_long",
+            where=ref,
+            found=f"{shown(beginning)} and so on",
+            expected=f"at most {longest_row / MEGABYTE:,.1f} MB in one row (`longest_row_mb`)",
+            example='{"prompt": "2 + 2?", "completion": "4"}',
+            remedy="write one row a line; if the row is meant, set `longest_row_mb` higher: reading it takes some "
+            "eight times its size in memory. `bad_rows: skip` leaves such rows out and counts them",
+        ),
+        "too_long",
+        beginning,
+    )
 
 
 def _bad_encoding(line: bytes, error: UnicodeDecodeError, start: int, ref: RowRef) -> Broken:
@@ -192,13 +222,15 @@ def _truncated_file(
 # ---------------------------------------------------------------- one array
 
 
-def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Numbered]:
+def array_rows(
+    stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES, longest_row: int = LONGEST_ROW
+) -> Iterator[Numbered]:
     """Elements of one JSON array, in order, holding no more of the file than a chunk and the element in hand.
 
-    Raises SourceError, with the row and byte where it happens, for an array that is cut off or broken: after a
-    syntax error nothing that follows can be told apart, so these rows cannot be skipped.
+    Raises SourceError, with the row and byte where it happens, for an array that is cut off or broken, or whose element
+    is longer than a row may be: nothing that follows can be told apart, so these rows cannot be skipped.
     """
-    window = _Window(stream, name, chunk_bytes)
+    window = _Window(stream, name, chunk_bytes, longest_row)
     row = 0
     window.expect("[", 0)
     closing = window.peek(0) == "]"
@@ -220,8 +252,8 @@ def array_rows(stream: BinaryIO, name: str, chunk_bytes: int = _CHUNK_BYTES) -> 
 class _Window:
     """The part of the file in memory, and the place in it that is read next."""
 
-    def __init__(self, stream: BinaryIO, name: str, chunk_bytes: int):
-        self.stream, self.name, self.chunk_bytes = stream, name, chunk_bytes
+    def __init__(self, stream: BinaryIO, name: str, chunk_bytes: int, longest_row: int):
+        self.stream, self.name, self.chunk_bytes, self.longest_row = stream, name, chunk_bytes, longest_row
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.json = _Decoder()
         self.text = ""
@@ -277,6 +309,7 @@ class _Window:
     def element(self, row: int) -> Any:
         """The value at `at`, which moves behind it; Broken for one with a key named twice."""
         self.peek(row)
+        ref = RowRef(self.name, row)
         # Tried again with more text until it can be decoded; `fill` doubles, so that the retries cost twice at most.
         while True:
             try:
@@ -294,9 +327,16 @@ class _Window:
             else:
                 # "1" may go on as "12", "1." as "1.5": a value counts only when what follows it is in sight.
                 if self.ended or self._is_complete(end):
+                    if end - self.at > self.longest_row:
+                        raise _too_long(self.text[self.at :][:200].encode(), end - self.at, self.longest_row, ref).error
                     content, self.at = self.text[self.at : end], end
                     key = self.json.repeated
-                    return value if key is None else _repeated_key(key, content, RowRef(self.name, row))
+                    return value if key is None else _repeated_key(key, content, ref)
+            # Characters, which are no more than the bytes: a row of the limit in bytes is never refused here.
+            if len(self.text) - self.at > self.longest_row:
+                raise _too_long(
+                    self.text[self.at :][:200].encode(), len(self.text) - self.at, self.longest_row, ref
+                ).error
             self.fill()
 
     def _is_complete(self, end: int) -> bool:
@@ -347,13 +387,13 @@ def _is_fragment(text: str, at: int) -> bool:
 # ---------------------------------------------------------------- which of the two
 
 
-def json_rows(stream: Any, name: str) -> Iterator[Numbered]:
+def json_rows(stream: Any, name: str, longest_row: int = LONGEST_ROW) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
     head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()  # a byte order mark is no part of the first row
     if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):
-        return array_rows(stream, name)
+        return array_rows(stream, name, longest_row=longest_row)
     if text.startswith(b"{"):
         refuse_one_object(text, name)
-    return line_rows(stream, name)
+    return line_rows(stream, name, longest_row)

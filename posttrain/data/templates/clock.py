@@ -24,6 +24,7 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension
 
+from posttrain.data.templates.constants import require_small_constants
 from posttrain.errors import ConfigError, TemplateError
 
 CLOCK = "strftime_now"
@@ -61,20 +62,26 @@ class _Generation(Extension):
 
 
 @lru_cache(maxsize=64)
-def _parsed(source: str) -> nodes.Template | None:
-    """The template's syntax tree, or None if Jinja cannot parse it; rendering then refuses it in Jinja's own words."""
+def parsed(source: str) -> nodes.Template | None:
+    """The template's syntax tree, or None if Jinja cannot parse it; rendering then refuses it in Jinja's own words.
+
+    Raises:
+        TemplateError: it has constants that are too large to be worked out.
+    """
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     environment.globals.clear()  # else `lipsum` would count as known, and be found nowhere
     try:
-        return environment.parse(source)
+        tree = environment.parse(source)
     except jinja2.TemplateSyntaxError:
         return None
+    require_small_constants(tree)  # before anything compiles it, which would work them out
+    return tree
 
 
 @lru_cache(maxsize=64)
 def values_read(source: str) -> frozenset[str]:
     """The names that a template reads and does not set: values_read("{{ mood }}") -> {"mood"}."""
-    tree = _parsed(source)
+    tree = parsed(source)
     try:
         return frozenset(meta.find_undeclared_variables(tree)) if tree is not None else frozenset()
     except jinja2.TemplateSyntaxError:  # a filter that nobody knows: rendering refuses it
@@ -88,7 +95,7 @@ def reads_clock(source: str) -> bool:
 
 def random_parts(source: str) -> list[str]:
     """The parts of a template that give another text at each rendering: ["the filter `random`"]; [] for nearly all."""
-    tree = _parsed(source)
+    tree = parsed(source)
     if tree is None:
         return []
     parts = ["the filter `random`"] if any(node.name == "random" for node in tree.find_all(nodes.Filter)) else []
@@ -136,7 +143,7 @@ def _formatted(moment: datetime.datetime, code: str) -> str | None:
 
 def _codes_of(source: str) -> list[str]:
     """The codes of all formats where each is written out in the template, else every code there is."""
-    tree = _parsed(source)
+    tree = parsed(source)
     all_codes = [flag + letter for flag in ("", *_FLAGS) for letter in _CODE_LETTERS]
     if tree is None:
         return all_codes

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.exceptions import TemplateSyntaxError, UndefinedError
 
+from posttrain.data.templates.bounds import Exceeded
 from posttrain.errors import TemplateError
 
 _TEMPLATE_FILES = ("<template>", "<unknown>")
@@ -35,6 +36,15 @@ def render_fault(error: Exception, label: str, source: Any, messages: Sequence[M
             found=_line(source, error.lineno),
             expected="a template that Jinja can compile",
             remedy="correct that line, or name another template (`template: chatml`, or a file)",
+        )
+    if isinstance(error, Exceeded | MemoryError | RecursionError):
+        return TemplateError(
+            f"{label} does not come to an end, or grows without one: {error}"
+            if isinstance(error, Exceeded)
+            else f"{label} takes more memory or depth than there is ({type(error).__name__})",
+            found=f"{_line(source, _line_number(error))} with a conversation of roles: {roles}",
+            expected="a template that goes through the conversation a few times",
+            remedy="correct that line of the template, or name another template (`template: chatml`, or a file)",
         )
     # `raise_exception` in a template raises exactly this class; its subclasses are faults of the template's code.
     if isinstance(error, JinjaError) and not isinstance(error, UndefinedError):

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
+from posttrain.data.templates.bounds import Exceeded
 from posttrain.data.templates.call_text import ArgumentForm, call_in_form, lost_part
 from posttrain.data.tokens import Tokens
 from posttrain.errors import TemplateError
@@ -66,10 +67,16 @@ def rendered_or_none(
     *,
     add_generation_prompt: bool = False,
 ) -> str | None:
-    """`template.render`, or None if it refuses the conversation."""
+    """`template.render`, or None if it refuses the conversation.
+
+    Raises:
+        TemplateError: it does not come to an end.
+    """
     try:
         return template.render(messages, tools, add_generation_prompt=add_generation_prompt)
-    except TemplateError:
+    except TemplateError as error:
+        if isinstance(error.__cause__, Exceeded):
+            raise  # every further probe would take as long again
         return None  # the template refuses such conversations; a row that needs them is refused aloud
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from posttrain.data.templates.bounds import bounded
 from posttrain.data.templates.builtin import jinja_string, template_source
 from posttrain.data.templates.call_text import call_in_form, plain_data
 from posttrain.data.templates.faults import render_fault
@@ -122,15 +123,19 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses the messages, by its own check or by a fault.
         """
+        source = template_for(self.source, tools)
         try:
-            result = self.tokens.tokenizer.apply_chat_template(
-                list(messages),
-                tools=[plain_data(tool) for tool in tools] or None,
-                chat_template=template_for(self.source, tools),
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **{**self.kwargs, **values},
-            )
+            with bounded(source):
+                result = self.tokens.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=[plain_data(tool) for tool in tools] or None,
+                    chat_template=source,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **{**self.kwargs, **values},
+                )
+        except TemplateError:
+            raise
         except Exception as error:  # whatever a template's code may do wrong becomes an error that says so
             raise render_fault(error, self.label, self.source, messages) from error
         return self._text(result)

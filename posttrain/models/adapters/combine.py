@@ -27,6 +27,7 @@ from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError
 from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_facts
 from posttrain.models.adapters.folders import check_base, load_adapter, misfit
+from posttrain.models.adapters.methods import EXACT, METHODS, PRUNING, SAME_RANK, require_method
 from posttrain.models.folders.export import ExportReport, ExportSettings, save_model
 from posttrain.models.folders.fingerprint import base_fingerprint
 from posttrain.models.folders.hub import Say
@@ -37,11 +38,6 @@ from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 
-EXACT = "cat"
-SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-ANY_RANK = (EXACT, "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
-METHODS = (*ANY_RANK[:2], *SAME_RANK, *ANY_RANK[2:])
-PRUNING = tuple(name for name in METHODS if name.startswith(("ties", "dare", "magnitude")))
 COMBINED = "combined"
 NOT_COMBINED = ("use_dora", "use_rslora", "lora_bias", "modules_to_save")
 """Settings of LoRA that `peft`'s mixing passes over: it combines the factors and drops the rest without a word."""
@@ -154,10 +150,7 @@ def _check_request(
             found="a whole model",
             remedy="give an adapter's folder, or name adapters with --adapter",
         )
-    if method not in METHODS:
-        raise ConfigError(
-            f"there is no method {method!r}", where="--method", expected=", ".join(METHODS), remedy="choose one of them"
-        )
+    require_method(method)
     if weights and len(weights) != len(parts):
         raise ConfigError(
             "there is not one weight for each adapter",

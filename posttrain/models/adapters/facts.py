@@ -1,6 +1,7 @@
 """What an adapter's folder says of itself in `adapter_config.json`, before anything is loaded.
 
 `folders.source` finds an adapter's base by it, and a recipe's check decides by it whether a stage can begin there.
+Nothing here imports `peft`: a name that no model has is refused without the seconds that it takes to load.
 """
 
 from __future__ import annotations
@@ -8,12 +9,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import ModelError
-from posttrain.models.adapters.kinds import KINDS, type_merges
 from posttrain.models.folders.weight_files import GET_AGAIN
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+KINDS = {
+    "LORA": "lora",
+    "ADALORA": "adalora",
+    "IA3": "ia3",
+    "OFT": "oft",
+    "BOTTLENECK": "bottleneck",
+    "PREFIX_TUNING": "prefix",
+    "PROMPT_TUNING": "prompt",
+    "P_TUNING": "p_tuning",
+}
+"""What `peft` calls a kind -> what a recipe calls it."""
+
+NEVER_MERGED = (
+    *("BOTTLENECK", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW"),
+)
+"""Kinds that no change of the weights can stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +68,8 @@ def adapter_facts(folder: Path) -> AdapterFacts:
         virtual_tokens=int(config.get("num_virtual_tokens") or 0),
         continues=peft_type != "P_TUNING" and not config.get("prefix_projection"),
     )
+
+
+def type_merges(peft_type: Any) -> bool:
+    """type_merges("LORA") -> True"""
+    return getattr(peft_type, "value", peft_type) not in NEVER_MERGED

@@ -27,6 +27,8 @@ from posttrain.config.adapters import AdapterSettings, LoRA, PromptTuning
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.bottleneck import BottleneckLayer
 from posttrain.models.adapters.configs import matching_modules, peft_config
+from posttrain.models.adapters.facts import KINDS, type_merges
+from posttrain.models.adapters.size import require_size
 from posttrain.models.folders.quiet import quiet
 
 __all__ = [
@@ -47,24 +49,6 @@ __all__ = [
 
 ADAPTER_PARTS = ("lora_", ".ranknum.", ".ia3_", ".oft_", ".bottleneck_", "modules_to_save.", "trainable_tokens_")
 """What `peft` writes into the names of an adapter's own parameters."""
-
-KINDS = {
-    "LORA": "lora",
-    "ADALORA": "adalora",
-    "IA3": "ia3",
-    "OFT": "oft",
-    "BOTTLENECK": "bottleneck",
-    "PREFIX_TUNING": "prefix",
-    "PROMPT_TUNING": "prompt",
-    "P_TUNING": "p_tuning",
-}
-"""What `peft` calls a kind -> what a recipe calls it."""
-
-NEVER_MERGED = (
-    *("BOTTLENECK", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"),
-    *("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW"),
-)
-"""Kinds that no change of the weights can stand for."""
 
 PROBE_LENGTH = 2
 
@@ -101,7 +85,8 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
         seed: of the adapter's own random stream; the global one is left as it was.
 
     Raises:
-        ConfigError: a target matches no module, or the kind cannot sit on this model.
+        ConfigError: a target matches no module, a layer cannot have the rank, or the kind cannot sit on this model.
+        MemoryLimitError: the adapter and its optimizer take more memory than is free.
         ModelError: the model carries an adapter already.
     """
     if isinstance(model, PeftModel):
@@ -118,6 +103,7 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
             remedy="start from an adapter's folder, or choose a kind to begin with, `kind: lora`",
         )
     config = peft_config(model, adapter)
+    require_size(model, adapter)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -182,11 +168,6 @@ def virtual_tokens(model: nn.Module) -> int:
 def merges(model: nn.Module) -> bool:
     """Whether the adapter can be folded into the weights; True without one."""
     return not isinstance(model, PeftModel) or type_merges(model.active_peft_config.peft_type)
-
-
-def type_merges(peft_type: Any) -> bool:
-    """type_merges("LORA") -> True"""
-    return getattr(peft_type, "value", peft_type) not in NEVER_MERGED
 
 
 def adapter_dropout(model: nn.Module) -> float:

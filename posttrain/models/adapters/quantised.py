@@ -69,7 +69,9 @@ def dequantised(causal_lm: Any) -> Any:
     # Built anew from the config: `model.dequantize()` of `transformers` works in place, on a model that trains on.
     settings = causal_lm.config.to_dict()
     kept = {key: settings[key] for key in settings if key not in ("quantization_config", "_model_name_or_path")}
-    plain = AutoModelForCausalLM.from_config(type(causal_lm.config).from_dict(kept), dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_config(
+        type(causal_lm.config).from_dict(kept), dtype=torch.float32, trust_remote_code=False
+    )
 
     weights = {name.replace(".base_layer.", "."): p for name, p in causal_lm.named_parameters()}
     for name, module in causal_lm.named_modules():

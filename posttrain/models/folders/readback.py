@@ -1,9 +1,10 @@
 """Reads a saved folder back in a fresh process, the way any other program would: plain `transformers`, plain `peft`.
 
-    python -m posttrain.models.folders.readback request.json
+    python -m posttrain.models.folders.readback request.json [parent]
 
-The parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and
-the answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
+With `parent`, its standard input is a pipe whose other end the parent holds: when that closes, this process ends. The
+parent runs this file by its path, so that not one line of posttrain's loading code stands between the files and the
+answer. `request.json` names the folder and the probe; the answer is `answer.json` (tokenizer's ids, greedy ids) and
 `logits.npy` in the request's folder. The parent (`export.PendingSave`) compares, and computes its own side by the same
 functions.
 """
@@ -11,7 +12,9 @@ functions.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ def main(request_path: str) -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])  # as the parent computes: sums over threads round by their number
 
-    tokenizer = AutoTokenizer.from_pretrained(request["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
     prompts = [prompt_ids(tokenizer, prompt["messages"], prompt["tools"]) for prompt in request["prompts"]]
     if "score_rows" in request:
         model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
@@ -60,10 +63,10 @@ def load_plain(folder: str, dtype: Any) -> Any:
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     from peft import PeftModel
 
-    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype, trust_remote_code=False)
     return PeftModel.from_pretrained(base, folder).eval()
 
 
@@ -83,11 +86,13 @@ def load_plain_reward(folder: str, dtype: Any, outputs: int) -> Any:
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     from peft import PeftModel
 
     base = named_base(adapter)
-    plain = AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=outputs)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base, dtype=dtype, num_labels=outputs, trust_remote_code=False
+    )
     return PeftModel.from_pretrained(plain, folder).eval()
 
 
@@ -166,5 +171,19 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[
         return f"{type(error).__name__}: {error}"
 
 
+def end_with_parent() -> None:
+    """A parent that is killed ends nothing itself: without this, a process with a whole model in memory lives on by
+    itself. A pipe closes however the other end dies, on every system."""
+
+    def watch() -> None:
+        # Not through `sys.stdin`: its lock, held by this thread, would abort the interpreter at its orderly end.
+        os.read(0, 1)
+        os._exit(1)  # at once, whatever torch is doing in other threads
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["parent"]:
+        end_with_parent()
     main(sys.argv[1])

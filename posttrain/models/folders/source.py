@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.errors import ModelError, did_you_mean, nearest
+from posttrain.arguments import wrong_argument
+from posttrain.errors import ConfigError, ModelError, did_you_mean, nearest
 from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_facts
 from posttrain.models.folders.catalogue import CATALOGUE, folder_of, is_here, pull
 from posttrain.models.folders.hub import Say, download, looks_like_hub_id
@@ -50,7 +51,9 @@ def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
     Raises:
         ModelError: nothing has this name (the nearest is given), the folder holds no model or is not what was saved,
             or the hub cannot be reached.
+        ConfigError: it is no name and no path.
     """
+    require_name(name_or_path)
     name = str(name_or_path)
     path = Path(name).expanduser()
     if isinstance(name_or_path, str) and name in CATALOGUE:
@@ -62,11 +65,59 @@ def resolve(name_or_path: str | Path, *, say: Say | None = None) -> ModelSource:
     if isinstance(name_or_path, str) and looks_like_hub_id(name):
         return _inspect(name, "hub", download(name, say=say))
 
-    near = nearest(name, CATALOGUE)
-    raise ModelError(
+    raise _no_such_model(name, None)
+
+
+def require_known(name_or_path: str | Path, where: object = None) -> None:
+    """Refuse a name that no model can have, by the file system alone: nothing is hashed, fetched or imported for it.
+
+    What a verb asks before it loads torch; `resolve` then looks into the folder.
+
+    Args:
+        where: the key or the option that says the name.
+
+    Raises:
+        ModelError: it is no catalogue name, no path that is there, and no hub id; the nearest is given.
+    """
+    name = str(name_or_path)
+    if name not in CATALOGUE and not Path(name).expanduser().exists() and not looks_like_hub_id(name):
+        raise _no_such_model(name, where)
+
+
+def _no_such_model(name: str, where: object) -> ModelError:
+    return ModelError(
         f"no model is called {name!r}",
+        where=where,
         expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=did_you_mean(near, _where_to_look(path)),
+        remedy=did_you_mean(nearest(name, CATALOGUE), _where_to_look(Path(name).expanduser())),
+    )
+
+
+def require_name(name_or_path: Any) -> None:
+    """Refuses what can be no model's name, before anything is read for it; a model in memory is told how to be saved.
+
+    Raises:
+        ConfigError: it is neither text nor a path.
+    """
+    if isinstance(name_or_path, str | Path) and str(name_or_path) and "\0" not in str(name_or_path):
+        return
+    # By the modules of its classes: only whoever passes a model has loaded torch.
+    in_memory = any(
+        kind.__module__.partition(".")[0] in ("torch", "transformers", "peft") for kind in type(name_or_path).__mro__
+    )
+    if in_memory:
+        raise ConfigError(
+            "a model in memory has no folder, so neither its tokenizer nor what it was loaded from is known",
+            found=type(name_or_path).__name__,
+            expected="a catalogue name, a folder or a hub id; to train, also what pt.load(...) gives",
+            remedy="save both, `model.save_pretrained('start')` and `tokenizer.save_pretrained('start')`, and give "
+            "`'start'`",
+        )
+    raise wrong_argument(
+        "model",
+        name_or_path,
+        expected="a catalogue name, a folder or a hub id; to train, also what pt.load(...) gives",
+        remedy='write a name such as "embedded" (`posttrain models list` shows those that there are)',
     )
 
 

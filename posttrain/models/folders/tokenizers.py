@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain.errors import ModelError
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.weight_files import GET_AGAIN
 
@@ -38,13 +39,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # every tokenizer's code raises its own
         raise ModelError(
             "the tokenizer cannot be read",
             where=folder,
             found=f"{type(error).__name__}: {error}",
-            remedy=GET_AGAIN,
+            remedy=remedy_of(folder, GET_AGAIN),
         ) from error
 
 

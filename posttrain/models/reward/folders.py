@@ -23,6 +23,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
+from posttrain.arguments import checked_text
 from posttrain.config.adapters import AdapterSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError, ModelError
@@ -32,11 +33,13 @@ from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.adapters.folders import misfit
 from posttrain.models.adapters.folding import cpu_copy, merged_copy
 from posttrain.models.adapters.kinds import add_adapter
+from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.quiet import quiet
-from posttrain.models.folders.source import ModelSource, base_of, resolve
+from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
@@ -162,7 +165,7 @@ def load_reward_folder(
     name_or_path: str | Path,
     *,
     head: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     say: Say | None = None,
 ) -> RewardFolder:
@@ -175,6 +178,10 @@ def load_reward_folder(
         ModelError: nothing has this name, or it is not a reward model.
         ConfigError: a foreign model has several outputs and none was named.
     """
+    require_name(name_or_path)
+    device, dtype = device_of(device), dtype_of(dtype)
+    if head is not None:
+        checked_text("head", head, "helpfulness")
     source = resolve(name_or_path, say=say)
     record = read_reward_file(source.folder)
     if source.layout == "adapter":
@@ -212,14 +219,14 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
         with quiet():
             # A backbone without a `score` layer loads too, under a head of noise; `missing_keys` is what shows it.
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                source.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a reward model",
             where=source.folder,
             found=f"{type(error).__name__}: {error}",
-            remedy="check config.json against the weights; a model that needs code of its own is not run",
+            remedy=remedy_of(source.folder, "check config.json against the weights"),
         ) from error
     if not is_reward_model(model):
         raise _no_reward_model(source, f"{type(model).__name__}, an encoder")

@@ -10,7 +10,7 @@ through `RewardModel`, so a response has one reward everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
+from posttrain.arguments import checked_instance, checked_whole
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.given import Conversation, as_examples, as_messages
 from posttrain.data.reward_encode import Rated, RewardEncoder
 from posttrain.data.trees import collate, packed, to_device
 from posttrain.errors import ConfigError, DataError
@@ -56,6 +58,14 @@ class RewardModel:
     """
 
     def __init__(self, folder: RewardFolder, *, path: str = "tree", tokens_per_microbatch: int = TOKENS_PER_MICROBATCH):
+        checked_instance(
+            "folder",
+            folder,
+            RewardFolder,
+            expected="a reward model's folder that was loaded",
+            remedy="write `pt.load_reward(PATH)`, which gives a RewardModel",
+        )
+        checked_whole("tokens_per_microbatch", tokens_per_microbatch, least=1, example=TOKENS_PER_MICROBATCH)
         self.folder = folder
         self.rule = folder.rule
         self.model = ScoreModel.of(folder.loaded.model, folder.rule, path=path)
@@ -73,8 +83,8 @@ class RewardModel:
 
     def score(
         self,
-        prompt: str | Sequence[Message] | Sequence[Mapping[str, Any]],
-        response: str | Sequence[Message],
+        prompt: Conversation,
+        response: Conversation,
         *,
         head: str | None = None,
         normalised: bool = False,
@@ -82,20 +92,21 @@ class RewardModel:
         """The reward of one response, a finished one: scored at the end of its turn.
 
         Args:
-            prompt: a user's text, or the messages before the response.
+            prompt: a user's text, or the messages before the response, as `Message`s or objects.
+            response: the assistant's text, or its messages.
             head: an attribute, group, condition or ensemble member by name, in place of the mix.
             normalised: with the scale and shift that were stored with the model.
 
         Raises:
             ConfigError: no such head, or no normalisation; a conditional model was not told by which condition.
         """
-        answer = (Message("assistant", response),) if isinstance(response, str) else tuple(response)
-        rated = Rated(_messages(prompt), (answer,), RowRef("prompt", 1))
+        answer = (Message("assistant", response),) if isinstance(response, str) else as_messages(response)
+        rated = Rated(as_messages(prompt), (answer,), RowRef("prompt", 1))
         return self._rate([rated], head, normalised)[0].rewards[0]
 
     def score_rows(
         self,
-        examples: Iterable[Example],
+        examples: Iterable[Example] | Any,
         *,
         head: str | None = None,
         normalised: bool = False,
@@ -105,13 +116,17 @@ class RewardModel:
 
         Args:
             examples: comparisons (all responses), feedback (one, in steps or not), demonstrations
-                (the last answer).
+                (the last answer); or whatever `read` takes: rows, tables, paths.
             progress: called with the rows and tokens of each window.
 
         Raises:
             DataError: a row has no response, or one that is too long.
         """
-        rows = iter(examples)
+        return self._ratings(iter(as_examples(examples)), head, normalised, progress)
+
+    def _ratings(
+        self, rows: Iterator[Example], head: str | None, normalised: bool, progress: Callable[[int, int], None]
+    ) -> Iterator[Rating]:
         while window := list(islice(rows, WINDOW)):
             ratings = self._rate([scored_part(example) for example in window], head, normalised)
             progress(len(window), sum(sum(rating.tokens) for rating in ratings))
@@ -191,7 +206,7 @@ def load_reward(
     name_or_path: str | Path,
     *,
     head: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     say: Say | None = None,
 ) -> RewardModel:
@@ -238,9 +253,3 @@ def scored_part(example: Example) -> Rated:
         expected="a pair, a ranked list, a response with a label, or a conversation with an answer",
         remedy="add the responses: `posttrain generate MODEL --prompts FILE --out FILE` writes some",
     )
-
-
-def _messages(prompt: str | Sequence[Message] | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return tuple(turn if isinstance(turn, Message) else Message(**turn) for turn in prompt)

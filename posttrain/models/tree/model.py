@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from posttrain.arguments import checked_instance
 from posttrain.errors import ModelError
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens, waits_for_gradient
 from posttrain.models.tree.attention import TreeLayout, current_tree, probe_backend, tree_implementation
@@ -67,6 +68,13 @@ class TreeModel(ProvableModel):
         dropout: bool = False,
         activation_checkpointing: bool = False,
     ):
+        checked_instance(
+            "model",
+            model,
+            nn.Module,
+            expected="a model of `transformers`, or a `peft` model around one",
+            remedy="write `pt.Policy(loaded.model)`, where `loaded = pt.load(NAME)`",
+        )
         super().__init__(model, autocast=autocast, dropout=dropout)
         self.virtual_tokens = virtual_tokens(model)
         """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""

@@ -29,6 +29,9 @@ from posttrain.rewards.sandbox.lane import (
     settings_of,
 )
 
+ATTEMPTS = 2
+"""Runs of a job that ends by a fault of the machine's, before the run stops."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -143,14 +146,32 @@ class Sandbox:
         self.close()
 
     def _run(self, role: bytes, files: Sequence[IO[bytes]], seconds: float | None) -> End:
+        """One job; once more, on a new lane, if it came to its end by a fault that is not the program's.
+
+        Raises:
+            TrainingError: it did so twice. A zero would say that the program is wrong, and nobody has judged it.
+        """
         lane = self._free.get()
+        faults: list[str] = []
         try:
-            return lane.run(role, files, self.limits.seconds if seconds is None else seconds)
-        except Unconfined as trouble:
-            raise _not_confined(trouble) from None
-        except (OSError, ValueError, EOFError):  # the server is gone: nothing of the job is left, and nothing is proven
-            lane = self._another_for(lane)
-            return End({"seconds": 0.0, "timed_out": False, "worker": -1, "harness": -1})
+            while True:
+                try:
+                    end = lane.run(role, files, self.limits.seconds if seconds is None else seconds)
+                    if not end.killed:
+                        return end
+                    faults.append(f"the {end.killed} process was killed from outside")
+                except Unconfined as trouble:
+                    if faults:
+                        raise _not_confined(trouble) from None
+                    faults.append(f"a layer did not hold: {trouble}")
+                except (OSError, ValueError, EOFError):
+                    faults.append(f"the lane's server is gone: {lane.died_of()}")
+                if len(faults) == ATTEMPTS:
+                    raise _not_judged(faults)
+                lane = self._another_for(lane)
+                _begin_again(files)
+        except TrainingError:
+            raise
         except BaseException:  # an interrupt: the answer to this job must not be taken for the next one's
             lane = self._another_for(lane)
             raise
@@ -204,6 +225,22 @@ def _not_confined(trouble: Unconfined) -> TrainingError:
         found=str(trouble),
         remedy="`python -m benchmarks.sandbox --layers` shows each layer; a limit may be too low for Python to start",
     )
+
+
+def _not_judged(faults: Sequence[str]) -> TrainingError:
+    return TrainingError(
+        "the sandbox could not judge a program: its processes ended early, on a second lane as well",
+        found="; then ".join(faults),
+        expected="processes that nothing but the sandbox ends",
+        remedy="if memory runs out (the system's log names what it killed), lower `memory_mb` or `lanes`",
+    )
+
+
+def _begin_again(files: Sequence[IO[bytes]]) -> None:
+    """A job's files as they were: what goes in is read from its start, and what came out is gone."""
+    for file in files:
+        file.seek(0)
+    files[-1].truncate(0)
 
 
 def _read_record(result: IO[bytes]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
 from posttrain.errors import ConfigError, TrainingError
+from posttrain.rewards.sandbox.inside.removal import remove_tree
 
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
@@ -96,9 +98,13 @@ class Limits:
     file_mb: int = 4
     """Any one file, and what a script may print."""
     open_files: int = 64
+    threads: int = 64
+    """At once, on Linux from 5.5; each takes address space for its stack."""
+    files: int = 1024
+    """In the scratch folder; without namespaces, all that were made there, those that were removed as well."""
 
     def __post_init__(self) -> None:
-        for name, value in (("seconds", self.seconds), ("memory_mb", self.memory_mb), ("file_mb", self.file_mb)):
+        for name, value in asdict(self).items():
             if not value > 0:
                 raise ConfigError(
                     f"the sandbox's `{name}` is not positive", found=value, remedy=f"write `{name}: 5`, say"
@@ -119,6 +125,8 @@ class End:
     def __init__(self, answer: dict[str, Any]):
         self.seconds = float(answer["seconds"])
         self.timed_out = bool(answer["timed_out"])
+        self.killed = str(answer["killed"])
+        """The side that the system or somebody killed, "worker" or "harness"; empty where none was."""
         self.status = int(answer["worker"] if answer["harness"] is None else answer["harness"])
 
     @property
@@ -165,7 +173,7 @@ class Lane:
             self._process.kill()
             _, trouble = self._process.communicate()
             here.close()
-            last = trouble.decode(errors="replace").strip().splitlines()[-1:]
+            last = _last_line(trouble)
             raise TrainingError(
                 "the sandbox's server does not start",
                 found="; ".join(last) or None,
@@ -175,13 +183,14 @@ class Lane:
             self.close()
             raise Refused(hello["refused"])
         self.layers: dict[str, bool] = hello["layers"]
+        self._folder: str = hello["folder"]
 
     def run(self, role: bytes, files: Sequence[IO[bytes]], seconds: float) -> End:
         """One job.
 
         Raises:
             Unconfined: a side could not be confined, and did not run.
-            EOFError: the server has died.
+            EOFError, OSError, ValueError: the server has died; `died_of` says of what.
         """
         deadline = time.monotonic() + seconds + ANSWER_SECONDS
         socket.send_fds(self._control, [struct.pack("!cd", role, seconds)], [file.fileno() for file in files])
@@ -190,6 +199,18 @@ class Lane:
         if select.select([self._process.stderr], [], [], 0)[0]:  # only a side that is not yet confined has this pipe
             raise Unconfined(os.read(self._process.stderr.fileno(), 4096).decode(errors="replace").strip())
         return end
+
+    def died_of(self) -> str:
+        """What is known of the end of a server that no longer answers."""
+        assert self._process.stderr is not None
+        try:
+            status = self._process.wait(START_SECONDS / 30)
+        except subprocess.TimeoutExpired:
+            return "it does not answer"
+        # Only what is there: a child that lives a moment longer holds the pipe open.
+        there = select.select([self._process.stderr], [], [], 0)[0]
+        last = _last_line(os.read(self._process.stderr.fileno(), 65536)) if there else []
+        return "; ".join([f"it died of signal {-status}" if status < 0 else f"it ended with exit code {status}", *last])
 
     def close(self) -> None:
         self._control.close()  # the server ends what runs, and itself
@@ -200,6 +221,8 @@ class Lane:
             self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()
+        if self._folder:
+            _remove_what_is_left(self._folder)
 
     def _read(self, deadline: float) -> dict[str, Any]:
         data = b""
@@ -210,6 +233,21 @@ class Lane:
                 raise EOFError
             data += part
         return dict(json.loads(data))
+
+
+def _remove_what_is_left(folder: str) -> None:
+    """A server that was killed leaves its folder, and its programs, which die a moment later, make files until then."""
+    for pause in (0.01, 0.1, 1.0):
+        with suppress(OSError):
+            remove_tree(folder)
+            return
+        time.sleep(pause)
+    remove_tree(folder)
+
+
+def _last_line(printed: bytes) -> list[str]:
+    """The end of a traceback, which names the error; empty where nothing was printed."""
+    return printed.decode(errors="replace").strip().splitlines()[-1:]
 
 
 _PACKAGES = ("posttrain", "posttrain.rewards", "posttrain.rewards.sandbox", "posttrain.rewards.sandbox.inside")
@@ -239,6 +277,10 @@ def settings_of(limits: Limits, packages: bool) -> dict[str, Any]:
         "scratch_bytes": limits.scratch_mb << 20,
         "file_bytes": limits.file_mb << 20,
         "open_files": limits.open_files,
+        "threads": limits.threads,
+        "files": limits.files,
+        # Asked here: the server's environment is empty, so that it would take /tmp whatever the user wants.
+        "scratch": tempfile.gettempdir(),
     }
 
 

@@ -27,6 +27,15 @@ class StartModel(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced(Record):
+    """Why a finished stage was moved aside: Replaced("2026-03-02T08:00:00+00:00", ("`beta` 0.1 -> 0.5",))"""
+
+    when: str | None
+    because: tuple[str, ...]
+    """What differs in the run that came after it: settings from this stage's value to the later one, contents."""
+
+
+@dataclass(frozen=True, slots=True)
 class Machine(Record):
     """What the stage was computed on.
 
@@ -179,9 +188,17 @@ class StageRecord(WholeFile):
     """Hash of the settings and of the files that the stage depends on: a finished stage with another one runs again."""
     fingerprint: str | None = None
     """Hash of the settings, the encoded rows and the start's weights: a checkpoint of another one is refused."""
+    seed: int | None = None
+    """Where the stage's random streams start."""
+    split_seed: int | None = None
+    """What a held-out share was drawn from."""
+    contents: Mapping[str, str] | None = None
+    """Hashes of what the stage rests on beside its settings: its data by key, and `start_model`."""
     date: str | None = None
     environment: Machine | None = None
     start_model: StartModel | None = None
+    end_weights: str | None = optional_key()
+    """Fingerprint of the trained weights, of a model that was passed loaded: it may be passed on to another stage."""
     data: DataCounts | None = None
     parameters: ParameterCounts | None = None
     logprobs: str | None = None
@@ -209,6 +226,8 @@ class StageRecord(WholeFile):
     """Why the last step without an update had none."""
     updates: int | None = None
     held_out_score: HeldOutScore | None = None
+    replaced: Replaced | None = optional_key()
+    """Of a result that was moved to `<stage>.1` and so on, before its stage ran again on other inputs."""
     more: Mapping[str, Any] = other_keys()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from posttrain.data.formats.advice import answer_path
@@ -17,9 +17,19 @@ GOLD_TASKS = 200
 """Tasks whose own answers the verifiers are tried on before training; `posttrain check` tries all."""
 
 
-def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Check:
-    """Every verifier accepts the rows' own answers: no model can be right where it does not."""
-    tried = prompts if every else prompts[:GOLD_TASKS]
+def tried_on(prompts: Sequence[Prompt], *, every: bool) -> Sequence[Prompt]:
+    """The tasks on whose own answers verifiers are tried."""
+    return prompts if every else prompts[:GOLD_TASKS]
+
+
+def check_gold(
+    prompts: Sequence[Prompt], rubric: Rubric, *, every: bool, progress: Callable[[float], None] | None = None
+) -> Check:
+    """Every verifier accepts the rows' own answers: no model can be right where it does not.
+
+    progress: called with the number of tasks that verifiers were just tried on.
+    """
+    tried = tried_on(prompts, every=every)
     # Rewards that know the right answer; a length or format reward has none to be tried on.
     verifiers = [scorer for scorer in rubric.scorers if (scorer.inner or scorer).gold is not None]
     title = "verifiers accept the rows' own answers"
@@ -31,6 +41,8 @@ def check_gold(prompts: Sequence[Prompt], rubric: Rubric, *, every: bool) -> Che
         tasks = [prompt.task for prompt in tried[first : first + GOLD_TASKS]]
         failures += gold_check(tasks, verifiers)
         silent += unjudged(tasks, verifiers)
+        if progress is not None:
+            progress(len(tasks))
     evidence = {
         "tasks": len(tried),
         "unjudged": len(silent),

@@ -25,7 +25,7 @@ from posttrain.runs.records.preflight import DecodedRow
 from posttrain.training.balance import check_router
 from posttrain.training.checks import gradient, preflight
 from posttrain.training.checks.gold import GOLD_TASKS
-from posttrain.training.checks.memory import working_memory
+from posttrain.training.checks.memory import Working, activation_bytes_per_token, working_memory
 from posttrain.training.checks.plan import plan_step
 from posttrain.training.checks.preflight import Check
 from posttrain.training.checks.sampler import check_sampler
@@ -54,32 +54,28 @@ def prove(ctx: StageContext[SamplingStage], subject: Subject[SamplingInputs, Rol
     """All checks, on completions of the start, and the tokens of a micro-batch."""
     stage, policy, inputs = ctx.stage, subject.policy, subject.inputs
     assert isinstance(policy, Policy)
-    objective, sampler, tasks = subject.learning.algorithm, subject.learning.sampler, inputs.tasks
-    rows = probe_trees(stage, sampler.engine, inputs.encoder, tasks.train)
-    checks = [
-        subject.finite,
-        _check_tasks(tasks),
-        inputs.gold,
-        preflight.check_bos(rows, inputs.encoder.tokens.bos_id),
-        preflight.check_repeat(policy, rows),
-        preflight.choose_path(policy, rows, stage.compute.logprobs),
-        preflight.check_leak(policy, rows),
-        check_sampler(stage, policy, rows, shared=sampler.sync is None),
-    ]
-    itself = preflight.PolicyAsReference(policy) if objective.needs_reference else None
-    # What the learner will make of scored completions, without learning: pairs, or columns of old log-probs.
-    taught = [_pair(tree) for tree in rows] if objective.unit == "pairs" else own_columns(stage, policy, rows)
-    checks.append(gradient.check_gradient(policy, itself, objective, taught, dead_layers=stage.preflight.dead_layers))
-    if (router := check_router(objective, policy)) is not None:
-        checks.append(router)
+    tasks, mode = inputs.tasks, stage.preflight.mode
+    if mode == "off":
+        # Nothing is sampled: the shortest prompt with an answer of one token, to measure what a token costs.
+        rows = [_prompt_tree(min(tasks.train[:SEARCHED_PROMPTS], key=lambda prompt: len(prompt.ids)))]
+        preflight.set_path(policy, stage.compute.logprobs)
+        checks = [subject.finite, preflight.check_mode(mode)]
+    else:
+        rows = probe_trees(stage, subject.learning.sampler.engine, inputs.encoder, tasks.train)
+        checks = [subject.finite, _check_tasks(tasks), inputs.gold, *_model_checks(stage, subject, rows)]
 
     # No completion is there yet that is as long as the longest may become.
     longest = tasks.train.longest + stage.sampling.max_new_tokens
     answers = stage.completions_per_prompt * stage.sampling.max_new_tokens
+    measured = preflight.probes(rows)[0]
+    if mode == "full":
+        working = working_memory(policy, [measured])
+    else:
+        working = Working(activation_bytes_per_token(policy, measured))
     budget, memory = plan_step(
         stage,
         policy,
-        working_memory(policy, preflight.probes(rows)[:1]),
+        working,
         make_tree([0] * (longest - 1), [([0], [True])], rows[0].row),
         # An adapter's start is the model without it; all weights' start is a copy.
         live_reference=stage.needs_reference and stage.adapter is None,
@@ -88,7 +84,34 @@ def prove(ctx: StageContext[SamplingStage], subject: Subject[SamplingInputs, Rol
         wanted=whole_groups(tasks.train.longest, answers),
     )
     checks.append(preflight.check_memory(memory))
-    return Proven(preflight.Preflight(tuple(checks), _shown(rows, inputs.encoder), memory), budget)
+    shown = () if mode == "off" else _shown(rows, inputs.encoder)
+    return Proven(preflight.Preflight(tuple(checks), shown, memory), budget)
+
+
+def _model_checks(
+    stage: SamplingStage, subject: Subject[SamplingInputs, RolloutLearning], rows: Sequence[TokenTree]
+) -> list[Check]:
+    """Of the policy, its engine and its objective; a `fast` preflight takes the path and the gradient alone."""
+    policy, objective = subject.policy, subject.learning.algorithm
+    assert isinstance(policy, Policy)
+    whole = stage.preflight.mode == "full"
+    checks = [preflight.check_bos(rows, subject.inputs.encoder.tokens.bos_id)]
+    checks += [preflight.check_repeat(policy, rows)] if whole else []
+    checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
+    if whole:
+        checks.append(preflight.check_leak(policy, rows))
+        checks.append(check_sampler(stage, policy, rows, shared=subject.learning.sampler.sync is None))
+    itself = preflight.PolicyAsReference(policy) if objective.needs_reference else None
+    # What the learner will make of scored completions, without learning: pairs, or columns of old log-probs.
+    taught = [_pair(tree) for tree in rows] if objective.unit == "pairs" else own_columns(stage, policy, rows)
+    checks.append(gradient.check_gradient(policy, itself, objective, taught, dead_layers=stage.preflight.dead_layers))
+    if (router := check_router(objective, policy)) is not None:
+        checks.append(router)
+    return checks if whole else [*checks, preflight.check_mode("fast")]
+
+
+def _prompt_tree(prompt: Prompt) -> TokenTree:
+    return make_tree(prompt.ids[:-1], [([prompt.ids[-1]], [True])], prompt.task.row)
 
 
 def whole_groups(prompt: int, answers: int) -> int:

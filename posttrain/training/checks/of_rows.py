@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.config.base import RowStage
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.models.tree.model import TreeModel
 from posttrain.training.balance import check_router
 from posttrain.training.checks import gradient, preflight
-from posttrain.training.checks.memory import working_memory
+from posttrain.training.checks.memory import Working, activation_bytes_per_token, working_memory
 from posttrain.training.checks.own import check_own
 from posttrain.training.checks.plan import plan_step
 from posttrain.training.checks.preflight import Check
@@ -32,13 +32,18 @@ def prove(
 ) -> Proven:
     """All checks, on a few rows, with the policy as its own reference; and the tokens of a micro-batch."""
     with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks") as phase:
-        checks = [subject.finite, *_data_checks(ctx.stage, subject.inputs)]
-        phase.advance(len(checks))
-        checks += _model_checks(ctx.stage, subject, check_start)
-
         stage, policy, rows = ctx.stage, subject.policy, subject.inputs.rows
-        # After the path is chosen: a padded step takes other memory than a tree's.
-        working = working_memory(policy, [preflight.shortened(preflight.probes(rows)[0], MEASURED_TOKENS)])
+        mode = stage.preflight.mode
+        checks = [subject.finite, *(_data_checks(stage, subject.inputs) if mode != "off" else ())]
+        phase.advance(len(checks))
+        measured = preflight.shortened(preflight.probes(rows)[0], MEASURED_TOKENS)
+        if mode == "full":
+            checks += _model_checks(stage, subject, check_start)
+            # After the path is chosen: a padded step takes other memory than a tree's.
+            working = working_memory(policy, [measured])
+        else:
+            checks += _few_model_checks(stage, subject, mode)
+            working = Working(activation_bytes_per_token(policy, measured))
         budget, memory = plan_step(
             stage,
             policy,
@@ -93,6 +98,25 @@ def _model_checks(
         checks.append(gradient.check_gradient(policy, itself, objective, rows, dead_layers=stage.preflight.dead_layers))
     router = check_router(objective, policy)
     return checks if router is None else [*checks, router]
+
+
+def _few_model_checks(
+    stage: RowStage, subject: Subject[RowInputs, Learning], mode: Literal["fast", "off"]
+) -> list[Check]:
+    """What costs two passes of the shortest rows: their path, and whether the objective has a gradient at all."""
+    policy, objective, rows = subject.policy, subject.learning.algorithm, subject.inputs.rows
+    said = preflight.check_mode(mode)
+    if mode == "off":
+        preflight.set_path(policy, stage.compute.logprobs)
+        return [said]
+    short = preflight.probes(rows)
+    itself = preflight.PolicyAsReference(policy) if objective.needs_reference else None
+    with policy.without_dropout():
+        return [
+            preflight.choose_path(policy, short, stage.compute.logprobs),
+            gradient.check_gradient(policy, itself, objective, short, dead_layers=stage.preflight.dead_layers),
+            said,
+        ]
 
 
 def _first(rows: Sequence[TokenTree]) -> list[TokenTree]:

@@ -286,9 +286,9 @@ def choose_path(policy: TreeModel, trees: Sequence[TokenTree], asked: Literal["a
         ModelError: the policy is not causal: it would train on what it sees.
         torch.OutOfMemoryError and its like: running out of memory says nothing about the model, and chooses nothing.
     """
-    wanted: Route = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
+    set_path(policy, asked)
+    wanted = policy.path
     # The proof sets `policy.path` to a slower one where the wanted one does not hold.
-    policy.path = wanted
     proven = path_probes(trees, PROBED_TOKENS.get(policy.device.type, PROBED_TOKENS["cpu"]))
     policy.prove(proven)
     check = _path_check(policy, wanted, asked, longest=max(map(row_length, proven)))
@@ -397,6 +397,29 @@ def check_identity(policy: TreeModel, reference: Reference, algorithm: Algorithm
     equal = apart <= max(allowed, 1e-3) and abs(loss - exact) <= max(allowed, 1e-3) * max(1.0, abs(exact))
     remedy = None if equal else "the reference is not the policy's start: run with --fresh to compute it again"
     return Check("identity", "policy = reference at step 0", "pass" if equal else "fail", detail, evidence, remedy)
+
+
+LEFT_OUT = {
+    "fast": "two equal calls, no leak between branches, the reference at step 0, the sampler's log-probs, and the "
+    "measured memory of a step",
+    "off": "nothing but finite weights",
+}
+"""What a preflight that is not whole says of itself; the second is what it proves."""
+
+
+def check_mode(mode: Literal["fast", "off"]) -> Check:
+    """The line by which a report names a preflight that is not whole."""
+    # Paths are proven all the same: a policy's first forward does it where nobody has (`models.tree.paths`).
+    remedy = "before a result counts, run once with `preflight: full`, or `posttrain check`"
+    if mode == "fast":
+        return Check("mode", "fast preflight", "pass", f"not proven: {LEFT_OUT[mode]}", {"mode": mode}, remedy)
+    detail = f"`preflight: off`: {LEFT_OUT[mode]} was proven of this run"
+    return Check("mode", "no preflight", "warn", detail, {"mode": mode}, remedy)
+
+
+def set_path(policy: TreeModel, asked: Literal["auto", "tree", "padded"]) -> None:
+    """The fastest path that is asked for, unproven: the first forward proves it, or takes a slower one."""
+    policy.path = "padded" if policy.virtual_tokens or asked == "padded" else "tree"
 
 
 def check_memory(memory: MemoryPlan) -> Check:

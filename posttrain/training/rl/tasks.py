@@ -9,7 +9,7 @@ order.more(3, 1, 4, used)    # four others for the same step, where some turned 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -83,6 +83,7 @@ def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
             bad_rows=data.bad_rows,
             split=data.split,
             dialogues_in_text=data.dialogues_in_text,
+            longest_row_mb=data.longest_row_mb,
         )
         notes += notes_of(examples)
         yield from _only_tasks(examples)
@@ -95,20 +96,30 @@ def notes_of(examples: Examples) -> list[str]:
     return [*examples.counts.notes, *unread_keys(examples.counts.unread_keys)]
 
 
-def tasks_fingerprint(data: Data) -> str:
-    """Content of a recipe's `data`; an address that makes tasks is its own content."""
-    files = [path for path in data.path if not is_generated(path)]
-    content = combined_fingerprint(open_sources(files, data.split)) if files else ""
-    return _hash([content, *(path for path in data.path if is_generated(path))])
+def tasks_fingerprint(data: Data, files: str | None = None) -> str:
+    """Content of a recipe's `data`; an address that makes tasks is its own content.
+
+    Args:
+        files: content of its files, where that is known already; "" where it names none.
+    """
+    if files is None:
+        named = [path for path in data.path if not is_generated(path)]
+        files = combined_fingerprint(open_sources(named, data.split)) if named else ""
+    return _hash([files, *(path for path in data.path if is_generated(path))])
 
 
 def add_prompts(
-    store: PromptStore, tasks: Iterable[Task], encoder: Encoder | CountedPrompts, longest: int | None
+    store: PromptStore,
+    tasks: Iterable[Task],
+    encoder: Encoder | CountedPrompts,
+    longest: int | None,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, int]:
     """Encode tasks into a store; how many were read ("read"), and dropped by reason.
 
     Args:
         longest: tokens of the longest prompt that leaves room for an answer; None: no limit.
+        progress: called with the number of tasks that were just read.
 
     Raises:
         EncodingError, TemplateError: a task that cannot be encoded; it names the row.
@@ -116,6 +127,8 @@ def add_prompts(
     counts = {"read": 0}
     for task in tasks:
         counts["read"] += 1
+        if progress is not None:
+            progress(1)
         try:
             ids = encoder.prompt(task.prompt, task.tools)
         except EncodingError as error:
@@ -130,19 +143,23 @@ def add_prompts(
 
 def load_tasks(
     data: Data | None,
-    held_out: float | Data,
+    held_out: float | Data | Tasks,
     given: Tasks | None,
     encoder: Encoder | CountedPrompts,
     *,
     folder: Path,
     longest: int | None,
     seed: int,
+    progress: Callable[[float], None] | None = None,
 ) -> TaskSet:
     """All of a stage's tasks.
 
     Args:
+        held_out: a share of the tasks, or the tasks that are asked now and then.
         given: tasks that are there already, in place of `data`.
         folder: where those of files are kept while the stage runs.
+        progress: called with the number of tasks that were just read.
+        seed: that a share to hold out is drawn from, a run's `split_seed`.
 
     Raises:
         EmptyDatasetError: no task is left to train on.
@@ -156,11 +173,14 @@ def load_tasks(
         require_kind(given, Task)
         notes += notes_of(given)
     rows = _only_tasks(given) if given is not None else read_tasks(data, notes) if data is not None else ()
-    dropped = add_prompts(store, rows, encoder, longest)
+    dropped = add_prompts(store, rows, encoder, longest, progress)
     read = dropped.pop("read")
-    if isinstance(held_out, Data):
-        others = PromptFile(folder)
-        add_prompts(others, read_tasks(held_out), encoder, longest)
+    if not isinstance(held_out, int | float):
+        if isinstance(held_out, Examples):
+            require_kind(held_out, Task)
+        apart_rows = read_tasks(held_out) if isinstance(held_out, Data) else _only_tasks(held_out)
+        others: PromptStore = PromptFile(folder) if isinstance(held_out, Data | Examples) else PromptList()
+        add_prompts(others, apart_rows, encoder, longest, progress)
         train, apart = Prompts(store, np.arange(len(store))), Prompts(others, np.arange(len(others)))
     else:
         # By question, not by row: the same question with another id on both sides would be examined on what it trains.

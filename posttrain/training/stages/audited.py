@@ -37,7 +37,9 @@ def check_of(report: AuditReport) -> Check:
     serious = [f"{finding.check}: {finding.message}" for finding in report if finding.severity != "note"]
     if serious:
         detail += (
-            f" ({serious[0]}" + (f"; and {len(serious) - 1} more" if len(serious) > 1 else "") + "; see findings.jsonl)"
+            f" ({serious[0]}"
+            + (f"; and {len(serious) - 1} more" if len(serious) > 1 else "")
+            + "; `posttrain audit` shows all)"
         )
     remedy = "; ".join(finding.remedy for finding in report.errors) or None
     return Check("audit", "data audit", "warn" if report.errors else "pass", detail, evidence, remedy)

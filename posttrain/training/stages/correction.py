@@ -16,7 +16,7 @@ from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.correction_pairs import Answering, correction_pairs
+from posttrain.training.stages.correction_pairs import Answering, correction_pairs, stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 
 
@@ -86,8 +86,26 @@ def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) ->
     )
 
 
+def stand_in_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) -> str:
+    """Pairs of the rows' own answers: the prompts and chosen sides are what will train, the rejected sides are not.
+
+    Raises:
+        RowError: a row says no wanted answer.
+    """
+    ctx.folder.path.mkdir(parents=True, exist_ok=True)
+    prompts = stand_in_pairs(inputs.rows, ctx.folder.path / OUTPUT_NAMES["data"])
+    kept = inputs.keep.counts.kept if inputs.keep is not None else 0
+    asked = ctx.stage.samples_per_prompt
+    also = f" and {kept:,} prompts to keep" if kept else ""
+    return (
+        f"{prompts:,} prompts with a wanted answer{also} are read; {(prompts + kept) * asked:,} answers of the model "
+        f"will be sampled. Not known before: how many of them differ from the wanted ones and make pairs, and how long "
+        f"they are (at most {ctx.stage.sampling.max_new_tokens} tokens)"
+    )
+
+
 CORRECTION: MakingKind[Correction, CorrectionInputs] = MakingKind(
-    outputs=Correction.OUTPUTS, inputs=rows_to_correct, make=make_corrections
+    outputs=Correction.OUTPUTS, inputs=rows_to_correct, make=make_corrections, stand_in=stand_in_corrections
 )
 
 
@@ -102,4 +120,5 @@ def _read(data: Data, rejected: Path) -> Examples:
         limit=data.limit,
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
+        longest_row_mb=data.longest_row_mb,
     )

@@ -159,6 +159,28 @@ def correction_pairs(
     return counts
 
 
+def stand_in_pairs(rows: Iterable[Example], out: Path) -> int:
+    """Pairs as `correction_pairs` writes them, with another row's answer where the model's own would stand; returns
+    how many. What a check can see of the stage that trains on them before a model has answered anything.
+
+    Raises:
+        RowError: a row without a wanted answer.
+    """
+    wanted = [*map(_wanted, rows)]
+    with JsonlWriter(out) as pairs:
+        for at, row in enumerate(wanted):
+            others = (wanted[(at + step) % len(wanted)].answer.content or "" for step in range(1, len(wanted)))
+            text = next((other for other in others if other.strip() != (row.answer.content or "").strip()), "...")
+            pair = {
+                "prompt": [_turn(message) for message in row.prompt],
+                "chosen": [_turn(row.answer)],
+                "rejected": [_turn(Message("assistant", text))],
+                "row": str(row.row),
+            }
+            pairs.write({**pair, "tools": [dict(tool) for tool in row.tools]} if row.tools else pair)
+    return len(wanted)
+
+
 def _judged(
     row: Wanted, group: Sequence[Completion], encoder: Encoder, keep_truncated: bool
 ) -> Iterator[tuple[str, Completion, str | None]]:

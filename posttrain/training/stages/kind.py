@@ -23,13 +23,14 @@ from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.base import Output
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
-from posttrain.models.folders.export import PendingSave
+from posttrain.data.sources.source import DataSource
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
-from posttrain.rewards.scorer import RewardFunction
+from posttrain.rewards.scorer import RewardFunction, Scorer
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
@@ -44,6 +45,25 @@ S_co = TypeVar("S_co", bound=StageSettings, covariant=True)
 S = TypeVar("S", bound=StageSettings)
 T = TypeVar("T", bound=TrainingStage)
 V = TypeVar("V")
+
+
+RewardSpec = RewardFunction | Scorer | Mapping[str, Any] | str
+"""What a program may pass as a reward: a function, or what a recipe writes, of which a kind's name is the shortest."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageIdentity:
+    """What a stage rests on, as far as it is known without loading it; `training/identity.py` makes it.
+
+    StageIdentity("9f2c41...", {"data": "77aa...", "start_model": "e6f2..."}, files=((FileSource(...), "77aa..."),))
+    """
+
+    quick: str
+    """Hash of the settings, the seeds and the contents: a finished stage with another one runs again."""
+    contents: Mapping[str, str]
+    """Hashes by key of the data, and of the start model."""
+    files: tuple[tuple[DataSource, str], ...] = ()
+    """The files that were hashed, each with what it held then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +81,23 @@ class StageContext(Generic[S_co]):
     progress: Progress
     examples: Examples | Sequence[Task] | None = None
     """Rows that are there already, in the place of `stage.data`."""
-    rewards: Sequence[RewardFunction] = ()
-    """Functions, for a stage that samples; beside those that it names."""
+    held_out: Examples | Sequence[Task] | None = None
+    """Rows to measure on that are there already, in the place of `stage.held_out`."""
+    rewards: Sequence[RewardSpec] = ()
+    """Functions or entries, for a stage that samples; beside those that it names."""
     resumed: StageRecord | None = None
     """stage.json of the attempt that this one goes on from; its micro-batch size is kept, since another one rounds
     differently."""
     proof_only: bool = False
     """Nothing will be trained, so nothing is computed beyond what the checks ask."""
+    show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None
+    """Called with the stage's name and its first rows as the model will see them, before all others are read."""
     answers: AnswerSettings | None = None
     """How the start is asked, for kinds that let it answer; None: as its folder says."""
+    split_seed: int = 0
+    """What a held-out share is drawn from; apart from `seed`, so that seeds are measured on the same rows."""
+    identity: StageIdentity | None = None
+    """What it rests on; None where nothing will be trained, or nobody asks."""
 
     def say(self, *lines: str) -> None:
         """Each line, under the stage's name."""
@@ -177,11 +205,33 @@ class Prepared(Generic[I]):
     """The day on which the run began, which an attempt that goes on from here keeps."""
 
 
+class Pending(Protocol):
+    """A model on its way to its folder: a `PendingSave`, or `NotSaved`."""
+
+    def wait(self) -> object:
+        """Until it is there and was read back; what it gives is said to the user as text."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """What stands in the place of a save under `export: none`: NotSaved("dpo")."""
+
+    stage: str
+
+    def wait(self) -> str:
+        return f"{self.stage}: no model folder is written (`export: none`)"
+
+    def discard(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The model on its way to its folder, and what has to be said of the stage as a whole."""
 
-    pending: PendingSave
+    pending: Pending
     warnings: Sequence[str] = ()
 
 
@@ -228,9 +278,12 @@ class MakingKind(Generic[S, V]):
 
     outputs: Output
     inputs: Callable[[StageContext[S]], V]
-    """Read what it works on, so that a bad row is found before a model is loaded; all that `check_recipe` does."""
+    """Read what it works on, so that a bad row is found before a model is loaded."""
     make: Callable[[StageContext[S], V], DataCounts]
     """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data"."""
+    stand_in: Callable[[StageContext[S], V], str] | None = None
+    """For `check_recipe`: write an output of the same form, as far as it is known without a model that answers, so that
+    the stages behind this one can be checked; says in a sentence what the rows are and what is not known yet."""
 
 
 StageKind = TrainingKind[Any, Any, Any] | MakingKind[Any, Any]

@@ -9,11 +9,13 @@ import torch
 
 from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
-from posttrain.models.folders.export import ExportSettings, PendingSave, begin_save
+from posttrain.models.folders.export import ExportSettings, begin_save
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.source import resolve
 from posttrain.runs.progress import Progress
+from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.kind import Prepared, StageContext
+from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageContext
 
 
 def load_policy(
@@ -23,6 +25,7 @@ def load_policy(
     if isinstance(start, LoadedModel):
         start.model.to(device)
         return start
+    require_room(resolve(start, say=progress.say).folder, stage.adapter, device)
     # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
     loaded = load(start, adapter=stage.adapter, device=device, seed=stream_seed(seed, "adapter"), say=progress.say)
     for notice in loaded.notices:
@@ -52,11 +55,14 @@ def export_settings(ctx: StageContext[Any], prepared: Prepared[Any], steps: int)
     return ExportSettings(prepared.merge, speech.stop_ids, speech, prepared.inputs.prompts, info=info)
 
 
-def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -> PendingSave:
+def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -> Pending:
     """Begin to save the policy; the save is read back while the suites ask it."""
     loaded = prepared.loaded
+    # Also where nothing is saved: it sets the tokenizer's template, under which the suites ask.
     settings = export_settings(ctx, prepared, steps)
     # The model in memory is another one now, and a next stage may start from it.
     loaded.speech = Speech.of(prepared.inputs.encoder)
+    if not ctx.stage.export.save:
+        return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return begin_save(prepared.work.policy.model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base)

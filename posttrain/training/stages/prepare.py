@@ -14,6 +14,7 @@ from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.training.checks.memory import explain_out_of_memory, program_bytes
 from posttrain.training.checks.plan import enforce, fixed_memory, prove_weights
+from posttrain.training.identity import require_unchanged
 from posttrain.training.stages.kind import Prepared, StageContext, Subject
 from posttrain.training.stages.speech import run_date
 from posttrain.training.stages.starts import resolve_start
@@ -34,6 +35,7 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
     start = resolve_start(stage, ctx.start, device)
     ctx.say(*start.notes)
     inputs = kind.inputs(ctx, start)
+    require_unchanged(ctx.identity)
 
     # Asked before the model is there; afterwards it would count the model's own bytes as the program's.
     program = program_bytes(device, ctx.start.model if isinstance(ctx.start, LoadedModel) else None)
@@ -43,7 +45,9 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
         finite = prove_weights(stage, policy, folder)
         # Of the weights as they are now: a model from Python may have been trained since it was loaded.
         start_weights = weights_fingerprint(policy.model)
-    identity = stage_fingerprint(stage, data=inputs.fingerprints, start_model=start_weights, seed=ctx.seed)
+    identity = stage_fingerprint(
+        stage, data=inputs.fingerprints, start_model=start_weights, seed=ctx.seed, split_seed=ctx.split_seed
+    )
 
     subject = Subject(inputs, loaded, policy, kind.objective(ctx, inputs, policy), finite, program)
     with explain_out_of_memory(fixed_memory(policy), "the checks before step 1"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from posttrain.data.round_trip import require_written
 from posttrain.data.split import row_contents, split_by_content
 from posttrain.data.store import encode
 from posttrain.data.write import write_jsonl
-from posttrain.errors import DataError
+from posttrain.errors import DataError, EncodingError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.records.logs import DroppedRow
+from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.training.checks.of_data import (
     NAMED_ROWS,
@@ -38,7 +40,7 @@ from posttrain.training.checks.of_data import (
     unread_columns_check,
     unread_keys_check,
 )
-from posttrain.training.checks.preflight import Check
+from posttrain.training.checks.preflight import SEARCHED_TREES, SHOWN_ROWS, Check, decoded_rows
 from posttrain.training.objectives import Algorithm
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_rows
@@ -100,14 +102,16 @@ def read_rows(
     reader = _Reader(ctx, objective, encoder, categories)
     assert ctx.examples is None or isinstance(ctx.examples, Examples)  # a list of tasks is for stages that sample
     training = reader.encoded("train", stage.data, ctx.examples)
-    if isinstance(stage.held_out, Data):
-        apart = reader.encoded("held_out", stage.held_out, None)
+    if ctx.held_out is not None or isinstance(stage.held_out, Data):
+        assert ctx.held_out is None or isinstance(ctx.held_out, Examples)
+        named = stage.held_out if isinstance(stage.held_out, Data) else None
+        apart = reader.encoded("held_out", named, ctx.held_out)
         _write_dropped(ctx.folder, [training, apart])
         return _with_file(objective, training, apart, encoder)
     _write_dropped(ctx.folder, [training])
     every = training.rows
     # By content, not by place: the same row trains or is held out whatever stands before it in the file.
-    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.seed, "split"))
+    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.split_seed, "split"))
     if stage.held_out and not out:
         ctx.say(
             f"no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing is measured on "
@@ -172,6 +176,8 @@ class _Reader:
 
     def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
         ctx, stage = self.ctx, self.ctx.stage
+        if split == "train" and ctx.show_first is not None:
+            self._show_first(data, examples, ctx.show_first)
         examples, rejected = self._read(split, data, examples)
         findings = files_check(split, examples) + unread_columns_check(split, examples)
         findings += unread_keys_check(split, examples)
@@ -187,12 +193,32 @@ class _Reader:
             if name in ONE_ORDER:
                 _require_one_order(rows, name)
         categories: Categories = {}
-        if self.categories is not None and (split == "held_out" or not isinstance(stage.held_out, Data)):
+        apart = ctx.held_out is not None or isinstance(stage.held_out, Data)
+        if self.categories is not None and (split == "held_out" or not apart):
             categories = self.categories(examples)
         proof = encoding_check(split, rows)
         prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
         findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
         return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories, prompts)
+
+    def _show_first(
+        self, data: Data | None, examples: Examples | None, show: Callable[[str, Sequence[DecodedRow]], None]
+    ) -> None:
+        """The first rows as the model will see them, at once: of a file of a gigabyte the last row is encoded half an
+        hour later, and a wrong mask is seen in the first. A row that cannot be encoded is refused here, too."""
+        if examples is None and data is not None:  # a beginning of the file alone: `_read` looks at every row of it
+            data = data.model_copy(update={"limit": min(SEARCHED_TREES, data.limit or SEARCHED_TREES)})
+        examples, _ = self._read("train", data, examples)
+        trees: list[TokenTree] = []
+        for row in islice(self._recast(examples), SEARCHED_TREES):
+            try:
+                trees += self.encoder.example(row).trees
+            except EncodingError:
+                if examples.options.bad_rows == "stop":
+                    raise
+            if len(trees) >= SHOWN_ROWS:
+                break
+        show(self.ctx.folder.name, decoded_rows(trees, self.encoder))
 
     def _read(self, split: str, data: Data | None, examples: Examples | None) -> tuple[Examples, Path]:
         """The rows, and the file of those that could not be read."""
@@ -275,6 +301,7 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
         split=data.split,
         allow_ties=data.allow_ties,
         dialogues_in_text=data.dialogues_in_text,
+        longest_row_mb=data.longest_row_mb,
     )
 
 

@@ -35,7 +35,16 @@ from posttrain.training.checks.preflight import Check, probes
 from posttrain.training.objectives import Algorithm, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.stages import reward_evaluation
-from posttrain.training.stages.kind import Finished, Learning, Prepared, Proven, StageContext, Subject, TrainingKind
+from posttrain.training.stages.kind import (
+    Finished,
+    Learning,
+    NotSaved,
+    Prepared,
+    Proven,
+    StageContext,
+    Subject,
+    TrainingKind,
+)
 from posttrain.training.stages.policy import autocast_of, export_settings
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.rows import keeps_dropout, require_steps, row_objective, row_source
@@ -102,6 +111,8 @@ def finish_reward(
     )
     # A policy that was given in Python stays what it was: the head stands on a copy, so its speech is not set here.
     settings = export_settings(ctx, prepared, steps)
+    if not ctx.stage.export.save:
+        return Finished(NotSaved(ctx.folder.name))
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return Finished(begin_export(ctx.stage, work, prepared.loaded, encoder, ctx.folder.model, settings))
 

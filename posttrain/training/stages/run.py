@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.config import stage_yaml
+from posttrain.models.adapters.kinds import trainable_parameters
+from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartModel
 from posttrain.training import checkpoint
 from posttrain.training.checks.plan import say_checks
+from posttrain.training.identity import require_unchanged
 from posttrain.training.loop import Loop
 from posttrain.training.provenance import environment, now
 from posttrain.training.stages.kind import OUTPUT_NAMES, Finished, Prepared, StageContext, TrainingKind
@@ -33,28 +37,27 @@ class Outcome:
     finished: Finished
 
 
-def run_stage(
-    ctx: StageContext[Any], *, identity: str | None = None, evaluate: Callable[[Any, Any], None] | None = None
-) -> Outcome | None:
+def run_stage(ctx: StageContext[Any], *, evaluate: Callable[[Any, Any], None] | None = None) -> Outcome | None:
     """A whole stage of any kind, with its records; what it makes lies in the stage's folder.
 
     Args:
-        identity: what the stage depends on, as far as it is known without loading; kept in stage.json.
         evaluate: called with the trained model and its tokenizer, while the export is read back.
 
     Returns:
         The trained model, still in memory; None of a kind that trains nothing.
     """
     kind = kind_of_stage(ctx.stage)
-    ctx = replace(ctx, resumed=_begin_records(ctx, identity))
+    ctx = replace(ctx, resumed=_begin_records(ctx))
     if isinstance(kind, TrainingKind):
         return _train_stage(ctx, kind, evaluate)
-    counts = kind.make(ctx, kind.inputs(ctx))
+    inputs = kind.inputs(ctx)
+    require_unchanged(ctx.identity)
+    counts = kind.make(ctx, inputs)
     ctx.folder.write_stage(data=counts, output=OUTPUT_NAMES[kind.outputs])
     return None
 
 
-def _begin_records(ctx: StageContext[Any], identity: str | None) -> StageRecord:
+def _begin_records(ctx: StageContext[Any]) -> StageRecord:
     """stage.json and config.yaml of a stage that begins or goes on; gives what stage.json said before."""
     folder = ctx.folder
     record = folder.stage() if folder.exists else StageRecord()
@@ -62,13 +65,16 @@ def _begin_records(ctx: StageContext[Any], identity: str | None) -> StageRecord:
     if checkpoint.latest(folder.checkpoints) is None:
         folder.forget_logs()
         record = StageRecord()
-    folder.write_config(stage_yaml(ctx.stage))
+    folder.write_config(stage_yaml(ctx.stage, seed=ctx.seed, split_seed=ctx.split_seed))
     folder.write_stage(
         name=folder.name,
         method=ctx.stage.method,
         status="running",
         started=record.started or now(),
-        quick_identity=identity,
+        seed=ctx.seed,
+        split_seed=ctx.split_seed,
+        quick_identity=None if ctx.identity is None else ctx.identity.quick,
+        contents=None if ctx.identity is None else ctx.identity.contents,
         environment=environment(),
         output=None,
         error=None,
@@ -103,7 +109,12 @@ def _train_stage(
     for warning in outcome.finished.warnings:
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
     # Only now: readers take `output` as the promise that the model is there and was read back.
-    folder.write_stage(output=OUTPUT_NAMES[kind.outputs], steps=outcome.steps)
+    folder.write_stage(
+        output=OUTPUT_NAMES[kind.outputs] if ctx.stage.export.save else None,
+        steps=outcome.steps,
+        # It was trained in place and may be passed to the next call: the next stage's start is known by this hash.
+        end_weights=weights_fingerprint(outcome.policy.model) if isinstance(ctx.start, LoadedModel) else None,
+    )
     return outcome
 
 
@@ -122,15 +133,14 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
 def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
     """What stage.json says once the stage has passed its preflight."""
     work, source = prepared.work, prepared.loaded.source
-    # The one check that has counted them, and the record must not contradict preflight.json.
-    gradient = next(check for check in prepared.preflight.checks if check.name == "gradient")
+    counted = trainable_parameters(work.policy.model)
     return {
         "fingerprint": work.identity,
         "date": prepared.date,
         "environment": environment(work.policy.device),
         "start_model": StartModel(source.name, str(source.folder), prepared.start_weights),
         "data": prepared.inputs.counts,
-        "parameters": ParameterCounts(gradient.evidence["total"], gradient.evidence["trainable"]),
+        "parameters": ParameterCounts(counted.total, counted.trainable),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
         "objective": None if work.algorithm.name == work.stage.method else work.algorithm.name,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.runs.records.stage import DataCounts
-from posttrain.training.checks.gold import check_gold
+from posttrain.training.checks.gold import check_gold, tried_on
 from posttrain.training.checks.preflight import Check
 from posttrain.training.rl import engines
 from posttrain.training.rl.engines import Sampler
 from posttrain.training.rl.learners import KLWeight
+from posttrain.training.rl.servers import require_servers
 from posttrain.training.rl.tasks import TaskOrder, TaskSet, load_tasks
-from posttrain.training.stages.kind import Learning, StageContext
+from posttrain.training.stages.kind import Learning, RewardSpec, StageContext
 from posttrain.training.stages.speech import date_without_effect, prompts_of, run_date, spoken_apart, stage_encoding
 from posttrain.training.stages.starts import Start
 from posttrain.types import Against
@@ -72,15 +74,17 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
     encoder = _encoder(ctx, start)
     rubric = rubric_of_stage(stage, ctx.rewards)
     counted = CountedPrompts(encoder)
-    tasks = load_tasks(
-        stage.data,
-        stage.held_out,
-        ctx.examples,
-        counted,
-        folder=ctx.folder.path,
-        longest=_longest_prompt(stage, start.positions),
-        seed=ctx.seed,
-    )
+    with ctx.progress.phase(f"{ctx.folder.name}: reading the tasks", unit="tasks") as phase:
+        tasks = load_tasks(
+            stage.data,
+            stage.held_out if ctx.held_out is None else ctx.held_out,
+            ctx.examples,
+            counted,
+            folder=ctx.folder.path,
+            longest=_longest_prompt(stage, start.positions),
+            seed=ctx.split_seed,
+            progress=phase.advance,
+        )
     ctx.say(*tasks.counts.notes)
     # Of all prompts together: one row with a strange letter is no reason to stop.
     counted.require_written()
@@ -88,16 +92,20 @@ def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs
     order = TaskOrder.plan(
         len(tasks.train), stage.prompts_per_step, epochs=stage.epochs, steps=stage.steps, seed=ctx.seed
     )
-    # A server that does not answer is found here, before the model is loaded.
+    # A server that is gone, or is another than was meant, is found here, before the model is loaded.
+    require_servers(stage)
     engines.require(stage)
+    total = len(tried_on(tasks.train, every=ctx.proof_only))
+    with ctx.progress.phase(f"{ctx.folder.name}: trying the rewards", total=total, unit="tasks") as phase:
+        gold = check_gold(tasks.train, rubric, every=ctx.proof_only, progress=phase.advance)
     return SamplingInputs(
         tasks,
         order,
         rubric,
-        check_gold(tasks.train, rubric, every=ctx.proof_only),
+        gold,
         encoder,
         tasks.counts,
-        (*tasks.fingerprints, *(_content_of(function) for function in ctx.rewards)),
+        (*tasks.fingerprints, *(content_of(function) for function in ctx.rewards)),
         prompts_of((prompt.task for prompt in tasks.train), encoder),
     )
 
@@ -130,14 +138,14 @@ def _longest_prompt(stage: SamplingStage, positions: int | None) -> int | None:
 # ---------------------------------------------------------------- rewards
 
 
-def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -> Rubric:
-    """The rewards that the stage names and the functions that were passed.
+def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardSpec]) -> Rubric:
+    """The rewards that the stage names and those that were passed.
 
     Raises:
         ConfigError: there is none; a function that cannot be called as a reward.
     """
     named = [resolve(spec, folder=stage.modules) for spec in stage.rewards]
-    passed = [_passed(function) for function in functions]
+    passed = [_passed(function, stage) for function in functions]
     if not named and not passed and not stage.needs_rewards:
         if keys := stage.waits_for_rewards:
             raise ConfigError(
@@ -156,14 +164,18 @@ def rubric_of_stage(stage: SamplingStage, functions: Sequence[RewardFunction]) -
     return Rubric([*named, *passed])
 
 
-def _passed(function: Any) -> Scorer:
-    """A function that a program passed; held against the signature now, not when the first completion is scored."""
+def _passed(function: Any, stage: SamplingStage) -> Scorer:
+    """A reward that a program passed; held against the signature now, not when the first completion is scored."""
+    if isinstance(function, str):
+        function = {"kind": function}
+    if isinstance(function, Mapping):
+        return resolve(function, folder=stage.modules)
     if not isinstance(function, Scorer) and not callable(function):
         raise ConfigError(
             "a reward that was passed is no function",
             found=f"{type(function).__name__}: {function!r}"[:80],
-            expected="functions (prompt, completion, task) -> float or None",
-            remedy="the kinds of docs/rewards.md stand in the stage: `pt.GRPO(rewards=[{'kind': 'math'}], ...)`",
+            expected="functions (prompt, completion, task) -> float or None, or entries such as {'kind': 'math'}",
+            remedy="write a function, or name a kind of docs/rewards.md: `rewards=['math']`",
         )
     scorer = function if isinstance(function, Scorer) else Scorer(_name_of(function), function)
     Asking.of(scorer.function, scorer.name)
@@ -174,10 +186,13 @@ def _name_of(function: RewardFunction) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
-def _content_of(function: RewardFunction) -> str:
-    """What a function does, as far as its source tells; a changed one is another run."""
+def content_of(function: RewardSpec) -> str:
+    """What a reward does, as far as its entry or source tells; a changed one is another run."""
     try:
-        text = inspect.getsource(function)
+        if isinstance(function, str | Mapping):
+            text = json.dumps(function, sort_keys=True, default=repr)
+        else:
+            text = inspect.getsource(function.function if isinstance(function, Scorer) else function)
     except (OSError, TypeError):  # typed at a prompt, or no plain function
         text = repr(type(function))
     return hashlib.sha256(text.encode()).hexdigest()

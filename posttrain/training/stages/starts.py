@@ -6,6 +6,7 @@ start.tokenizer, start.positions, start.notes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,10 @@ from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
+from posttrain.models.folders.own_code import remedy_of
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
+from posttrain.models.folders.weight_files import GET_AGAIN
 
 CONTINUE = "write `adapter: {kind: continue}` to go on training it"
 
@@ -196,15 +199,26 @@ def _of_files(source: ModelSource) -> tuple[Any, int | None]:
 
 
 def _config(folder: Path) -> Any:
+    path = folder / "config.json"
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    except Exception as error:  # transformers raises whatever its parts raise
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ModelError(
-            "the model's config cannot be read",
-            where=folder / "config.json",
-            found=f"{type(error).__name__}: {error}",
+            "the model's config cannot be read", where=path, found=error, expected="JSON", remedy=GET_AGAIN
+        ) from error
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    except Exception as error:  # transformers raises whatever its parts raise
+        kind = written.get("model_type") if isinstance(written, dict) else None
+        raise ModelError(
+            "transformers does not take the model's config",
+            where=path,
+            found=f"model_type: {kind}; {type(error).__name__}: {error}",
             expected="an architecture that this version of transformers knows",
-            remedy="copy or download the folder again",
+            # Another copy of the same file would be refused as this one is.
+            remedy=remedy_of(
+                folder, "install a newer transformers, or use a model of another architecture" if kind else GET_AGAIN
+            ),
         ) from error
 
 

@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 from posttrain.cli.app import app
 from posttrain.cli.boundary import guarded
 from posttrain.cli.chat import chat
-from posttrain.cli.outputs import refusal_of
 from posttrain.cli.proof import LONGEST_PIECE, show_preflight
 from posttrain.cli.run import with_out
 from posttrain.cli.speaker import Speaker, read_prompts
 from posttrain.cli.tables import figure, final_table, side_by_side
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
+from posttrain.runs.disk import refusal_of
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.runs.records.preflight import DecodedPiece, DecodedRow
@@ -130,7 +130,7 @@ class Check:
 
 
 class Interrupted(Exception):
-    problem = "stopped after step 3 of 9"
+    problem, number = "stopped after step 3 of 9", 2
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from posttrain.config import (
     load_recipe,
     parse_recipe,
     stage_fingerprint,
+    stage_yaml,
     what_changed,
 )
 from posttrain.config.explain import fields_of
@@ -565,7 +566,27 @@ def test_a_template_file_counts_by_content(tmp_path: Path) -> None:
 def test_what_changed_names_the_keys() -> None:
     before = parse(dump(DPO(data="a").model_dump(mode="json")), "t").value
     after = DPO(data="a", beta=0.3, optimizer={"clip_norm": None}, log={"samples_every": 1}, name="x")
-    assert what_changed(before, after) == ["beta", "optimizer.clip_norm"]
+    assert [str(one) for one in what_changed(before, after)] == [
+        "`beta` 0.1 -> 0.3",
+        "`optimizer.clip_norm` 1.0 -> none",
+    ]
+
+
+def test_what_changed_names_the_seeds_where_both_are_known() -> None:
+    stage = DPO(data="a")
+    before = parse(stage_yaml(stage, seed=0, split_seed=0), "t").value
+    assert [str(one) for one in what_changed(before, stage, seed=3, split_seed=0)] == ["`seed` 0 -> 3"]
+    # Of an older version, which wrote none.
+    assert what_changed(parse(stage_yaml(stage), "t").value, stage, seed=3, split_seed=0) == []
+
+
+def test_the_split_seed_is_part_of_what_a_share_is_drawn_from() -> None:
+    stage = SFT(held_out=0.1)
+    assert fingerprint(stage, split_seed=1) != fingerprint(stage, split_seed=2)
+    # As stages of older versions, which drew the split from the seed: they stay done.
+    assert fingerprint(stage, seed=3, split_seed=3) == fingerprint(stage, seed=3)
+    for whole in (SFT(held_out=0), SFT(held_out={"path": "b.jsonl"})):
+        assert fingerprint(whole, split_seed=1) == fingerprint(whole, split_seed=2)
 
 
 # ---------------------------------------------------------------- the page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -36,6 +38,34 @@ def test_the_kept_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         text = f"<|im_start|>{number}<|im_end|>number {number}"
         assert tokens.ids(text) == tokens.whole(text)
     assert tokens._cached_ids < 120
+
+
+def test_the_backend_is_asked_without_the_library_around_it_and_says_the_same() -> None:
+    tokenizer = bpe_tokenizer(template="CHATML")
+    tokens = Tokens(tokenizer)
+    assert tokens._has_plain_backend
+    texts = ["", "hello", "Ünïcode <|im_end|> he llo", "a" * 3000]
+    assert tokens._call_backend(texts) == tokens._call(texts)
+    # Set by somebody after the encoder was made: ids still depend on the text alone.
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    expected = tokens._call(texts)
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert tokens._call_backend(texts) == expected and len(expected[3]) > 9
+
+
+def test_a_tokenizer_with_a_call_of_its_own_is_asked_itself() -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, *arguments: Any, **options: Any) -> Any:
+            loud = [one.upper() for one in text] if isinstance(text, list) else text.upper()
+            return super().__call__(loud, *arguments, **options)
+
+    plain = byte_tokenizer("CHATML")
+    shouting = Shouting(tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token)
+    tokens = Tokens(shouting)
+    tokens._unchecked = 0  # nothing is compared, so nothing else saves the ids
+    assert tokens.ids("abc") == Tokens(plain).ids("ABC")
 
 
 def test_no_cut_before_a_token_that_swallows_blanks() -> None:

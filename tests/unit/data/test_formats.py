@@ -614,7 +614,8 @@ def test_every_reason_of_a_row_is_tested() -> None:
         "bad_encoding",
         "truncated",
         "mixed_kinds",
-    }  # test_sources.py, test_read.py
+        "too_long",
+    }  # test_sources.py, test_bounds.py, test_read.py
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(REASONS)
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import posttrain.losses
+
+LOSSES = Path(posttrain.losses.__file__).parent
+TABLES = ("pairwise", "feedback", "online", "reward", "reward_rule")
 PROBE = """
 import importlib, json, sys
 loaded = []
@@ -28,11 +33,18 @@ def _packages(names: set[str]) -> set[str]:
 
 
 def test_losses_need_torch_and_the_nouns_and_the_table_of_algorithms_no_more() -> None:
-    losses, algorithms = _loaded_after("posttrain.losses", "posttrain.training.objectives")
+    modules = [f"posttrain.losses.{path.stem}" for path in sorted(LOSSES.glob("*.py")) if path.stem != "__init__"]
+    *_, losses, algorithms = _loaded_after("posttrain.losses", *modules, "posttrain.training.objectives")
     assert "torch" in losses
     assert not _packages(algorithms) & HEAVY
     own = {name for name in losses if name.startswith("posttrain.") and not name.startswith("posttrain.losses")}
-    assert own == {"posttrain.types", "posttrain.outputs", "posttrain.errors"}
+    assert own == {"posttrain.types", "posttrain.outputs", "posttrain.errors", "posttrain.lazy_torch"}
+
+
+def test_the_tables_of_losses_load_no_torch() -> None:
+    """Else a typo in a recipe waits for it: the keys and defaults of a recipe are rows of these tables."""
+    *_, tables = _loaded_after("posttrain.losses", *(f"posttrain.losses.{name}" for name in TABLES), "posttrain.config")
+    assert not _packages(tables) & {"torch", "numpy", "transformers", "peft", "datasets"}
 
 
 def test_diagnostics_need_not_even_torch() -> None:

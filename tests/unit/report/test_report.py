@@ -51,6 +51,7 @@ from posttrain.report.summaries import (
 )
 from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
+from posttrain.runs.folder import RunFolder
 from posttrain.runs.read import Curve, RunContents, read_run
 from posttrain.runs.records.evaluation import Direction, Figure, Meaning
 from posttrain.runs.records.logs import Alarm
@@ -421,6 +422,27 @@ def test_a_run_that_did_not_end_says_where_and_how_to_go_on(tmp_path, status, gr
     assert found.grade == grade and words in found.headline
     assert any("goes on from step-00000012" in action.text for action in found.actions)
     assert (found.actions[0].text == error) is (status == "failed")
+
+
+def test_a_killed_run_is_not_shown_as_running(tmp_path):
+    folder = write_fake_run(tmp_path / "run", HEALTHY)
+    change_json(folder / "run.json", status="running")
+    change_json(folder / "dpo" / "stage.json", status="running")
+    (folder / "dpo" / "heartbeat.json").write_text('{"time": "2026-03-01T12:00:05+00:00"}')
+    with RunFolder(folder).locked():  # its process lives
+        assert judged(folder).grade == "still running"
+    found = judged(folder)
+    assert found.grade == "interrupted"
+    assert "interrupted in stage dpo at step 12 of 12: the process is gone since 2026-03-01 12:00 UTC" in found.headline
+    assert "interrupted" in write_report(folder).read_text()
+
+
+def test_curves_that_lack_their_beginning_are_told(tmp_path):
+    folder = write_fake_run(tmp_path / "run", HEALTHY)
+    log = folder / "dpo" / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if json.loads(line)["step"] > 4))
+    problems = [problem.message for problem in read_run(folder).problems]
+    assert problems == ["lacks steps 1 to 4: the curves begin at step 5"]
 
 
 # ---------------------------------------------------------------- a stage's view

@@ -49,8 +49,9 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatc
     path = tmp_path / "a" / "x.txt"
     write_text(path, "old")
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SourceError, match=r"x\.txt: the file cannot be written") as refused:
         write_text(path, "new")
+    assert "disk full" in str(refused.value) and str(path.parent) in str(refused.value)
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["x.txt"]  # and no temporary file
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posttrain.errors import CheckpointError, SourceError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training import checkpoint
@@ -101,3 +102,77 @@ def test_another_number_of_threads_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "get_num_threads", lambda: before + 3)
     (line,) = resumed()
     assert f"had {before} threads and has {before + 3} now" in line
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "null", '{"state.json": {}}', "\udcff"])
+def test_a_damaged_manifest_is_named(content: str, tmp_path: Path) -> None:
+    path = save(tmp_path, "a")
+    (path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not what was saved") as refused:
+        checkpoint.latest(tmp_path)
+    assert refused.value.where == path and "remove step-00000003" in refused.value.remedy
+
+
+def test_an_altered_file_is_named_in_one_line(tmp_path: Path) -> None:
+    path = save(tmp_path, "a")
+    (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.latest(tmp_path)
+    assert str(refused.value).splitlines() == [
+        f"{path}: state.json is not what was saved",
+        "  remedy:   remove step-00000003 to go on from the checkpoint before it, or start anew with --fresh",
+    ]
+
+
+def test_what_is_no_checkpoint_is_left_alone_and_told_once(tmp_path: Path) -> None:
+    run_loop(work_of(), tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-notes.txt").write_text("the good one")
+    (checkpoints / "step-00000003 copy").mkdir()
+    work, heard = work_of(), Heard()
+    loop = Loop(work, StageFolder(tmp_path), heard)
+    loop.run()
+    loop.folder.close()
+    told = [line for line in heard.lines if "is no checkpoint" in line]
+    assert len(told) == 1 and "step-00000003 copy, step-notes.txt" in told[0]
+    assert (checkpoints / "step-notes.txt").exists() and (checkpoints / "step-00000003 copy").is_dir()
+
+
+def test_a_full_disk_is_told_with_the_checkpoints_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(SourceError, match="step-00000003: the file cannot be written") as refused:
+        save(tmp_path, "a")
+    assert "No space left on device" in str(refused.value) and "free some room" in refused.value.remedy
+
+
+def test_a_log_that_was_cut_is_told_when_the_run_goes_on(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path)
+    loop = Loop(work_of(), folder, Progress())
+    take = loop._one_step
+
+    def killed(phase: Any) -> None:
+        if loop.step == 7:
+            raise Killed
+        take(phase)
+
+    loop._one_step = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        loop.run()
+    folder.close()
+    log = tmp_path / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if '"step": 1,' not in line and '"step": 2,' not in line]
+    for content, words in (
+        ("".join(kept), "lacks steps 1 to 2: curves and report begin at step 3"),
+        ("".join(lines[:3]), "lacks steps 3 to 6: curves and report have no points there"),
+        ("", "lacks steps 1 to 6: curves and report begin at step 7"),
+        ("".join(lines), None),
+    ):
+        log.write_text(content)
+        heard = Heard()
+        Loop(work_of(), StageFolder(tmp_path), heard).saver.resume()
+        told = [line for line in heard.lines if "metrics.jsonl lacks" in line]
+        assert told == ([] if words is None else [f"{tmp_path.name}: metrics.jsonl {words}"])

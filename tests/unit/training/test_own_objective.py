@@ -176,8 +176,8 @@ def start(tmp_path: Path) -> Path:
 def test_a_run_has_the_functions_name_its_check_and_its_metric(folder: Path, start: Path, quick_export: None) -> None:
     trained = stage(folder, **SETTINGS)
     run = pt.train(trained, start, folder / "pairs.jsonl", out=folder / "mine")
-    lines = run.metrics("train")
-    assert lines[0]["values"]["loss"] == pytest.approx(1.0) and lines[0]["values"]["inside"] == 1.0
+    lines = run.lines("train")
+    assert lines[0].values["loss"] == pytest.approx(1.0) and lines[0].values["inside"] == 1.0
     record = RunFolder(run.folder).stage("custom_pairwise").stage()
     assert record.objective == "my_losses.py:hinge_squared"
     checks = json.loads((run.folder / "custom_pairwise" / "preflight.json").read_text())["checks"]

@@ -38,17 +38,16 @@ def test_rewards_of_a_stage_that_asks_none_are_not_ignored(tmp_path: Path) -> No
 def test_what_is_no_reward_is_refused_before_the_model_is_loaded() -> None:
     """It would else raise when the first completion is scored, after the preflight."""
     stage = pt.GRPO(prompts_per_step=2, completions_per_prompt=2)
-    assert "pt.GRPO(rewards=[{'kind': 'math'}], ...)" in refused(lambda: rubric_of_stage(stage, ["math"]))  # type: ignore[list-item]
+    assert "`rewards=['math']`" in refused(lambda: rubric_of_stage(stage, [3]))  # type: ignore[list-item]
+    assert "did you mean `math`?" in refused(lambda: rubric_of_stage(stage, ["maths"]))
     assert "(prompt, completion, task)" in refused(lambda: rubric_of_stage(stage, [lambda text: 1.0]))
 
 
 def test_load_encoder_and_audit_say_what_they_take() -> None:
     assert "write `adapter=pt.LoRA(rank=16)`" in refused(lambda: pt.load("embedded", adapter="lora"))  # type: ignore[arg-type]
     assert "pt.Encoder(loaded.tokenizer" in refused(lambda: pt.Encoder("embedded"))
-    assert "pt.audit(pt.read('pairs.jsonl', bad_rows='skip'))" in refused(lambda: pt.audit("pairs.jsonl"))  # type: ignore[arg-type]
-    loaded = pt.load("embedded")
-    turns: Any = [{"role": "user", "content": "Hi"}]
-    assert 'Message("user", "2 + 2?")' in refused(lambda: pt.Encoder(loaded.tokenizer).prompt(turns))
+    assert "`pt.load_reward(PATH)`" in refused(lambda: pt.RewardModel("runs/mine"))  # type: ignore[arg-type]
+    assert "`pt.Policy(loaded.model)`" in refused(lambda: pt.Policy("embedded"))  # type: ignore[arg-type]
 
 
 def polite(prompt: Any, completion: str, task: Any, *, word: str = "please") -> float:

@@ -72,6 +72,11 @@ def stages(out: Path) -> dict[str, str]:
     return {entry.name: entry.status for entry in RunFolder(out).run().stages}
 
 
+def stopped_after_saving(loop: Loop, whole: Any = Loop.run) -> int:
+    whole(loop)
+    raise KeyboardInterrupt
+
+
 def test_a_second_stage_in_the_same_folder_keeps_the_first(
     start: Path, rows: Path, pairs: Path, tmp_path: Path
 ) -> None:
@@ -83,22 +88,26 @@ def test_a_second_stage_in_the_same_folder_keeps_the_first(
     record = RunFolder(out).run()
     assert (record.status, record.created) == ("done", created)
     assert [folder.name for folder in RunFolder(out).stages()] == ["sft", "dpo"]
-    assert run.report.exists() and run.metrics("train")
+    assert run.report.exists() and len(run.metrics("train")) == 2
 
 
 def test_fresh_begins_the_stage_anew_and_leaves_the_others(
-    start: Path, rows: Path, pairs: Path, tmp_path: Path
+    start: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "mine"
     train(SFT(**SETTINGS), start, rows, out=out)
     train(DPO(**SETTINGS), start, pairs, out=out)
     other = DPO(**{**SETTINGS, "learning_rate": 2e-3})
-    with pytest.raises(ResumeError, match="fresh=True"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "run", stopped_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            train(DPO(**SETTINGS), start, pairs, out=out, fresh=True)
+    with pytest.raises(ResumeError, match=r"`learning_rate` 0\.001 -> 0\.002(.|\n)*fresh=True"):
         train(other, start, pairs, out=out)
     assert stages(out) == {"sft": "done", "dpo": "failed"}
     run = train(other, start, pairs, out=out, fresh=True)
     assert stages(out) == {"sft": "done", "dpo": "done"}
-    assert [line["step"] for line in run.metrics("train")] == [1, 2]
+    assert list(run.metrics("train").step) == [1, 2]
     assert (out / "sft" / "model").is_dir()
 
 
@@ -166,7 +175,7 @@ def test_rows_in_memory_train_like_a_file(start: Path, rows: Path, tmp_path: Pat
     weights = []
     for name, data in (("file", rows), ("list", listed), ("generator", iter(listed)), ("frame", pd.DataFrame(listed))):
         run = train(SFT(**SETTINGS), start, data, out=tmp_path / name)
-        weights.append([line["values"]["loss"] for line in run.metrics("train")])
+        weights.append(list(run.metrics("train").loss))
     assert weights[0] and all(one == weights[0] for one in weights)
 
 

@@ -4,7 +4,7 @@ Every layer stands alone, so that a machine that lacks one still has the others:
 
     limits      time, memory, size of files, number of files, core dumps        any Unix
     session     own session and process group                                   any Unix
-    seccomp     no new process or program, no signal, no socket, no tracing     Linux on x86-64 and arm64
+    seccomp     what `inside/seccomp.py` lists: processes, signals, sockets ... Linux on x86-64 and arm64
     landlock    files: the standard library read-only, the scratch folder       Linux 5.13 and later
     namespaces  own users, network, processes, mounts, System V objects         Linux, where they may be made
 
@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from posttrain.rewards.sandbox.inside.seccomp import number
+
 LINUX = sys.platform == "linux"
-MACHINE = platform.machine()
 NOBODY = 65534
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -31,6 +31,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 
 MNT_DETACH = 2
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
 O_PATH = 0o10000000
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 SCRATCH = "/tmp"
@@ -116,7 +117,7 @@ def _build_root(readable: Sequence[str], hidden: Sequence[str]) -> None:
         _mount("tmpfs", root + path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k")
     os.makedirs(root + SCRATCH, exist_ok=True)
     os.chdir(root)
-    _call("syscall", _number("pivot_root"), b".", b".")
+    _call("syscall", number("pivot_root"), b".", b".")
     _call("umount2", b".", MNT_DETACH)
     os.chdir("/")
     _read_only("/", recursive=False)
@@ -144,7 +145,7 @@ def _without_nested(paths: Sequence[str]) -> list[str]:
 def _read_only(path: str, *, recursive: bool = True) -> None:
     attributes = struct.pack("QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
     flags = AT_RECURSIVE if recursive else 0
-    _call("syscall", _number("mount_setattr"), AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+    _call("syscall", number("mount_setattr"), AT_FDCWD, path.encode(), flags, attributes, len(attributes))
 
 
 def own_processes(proc: int) -> int:
@@ -161,10 +162,10 @@ def children_are_own(processes: int) -> None:
     _call("setns", processes, NEWPID)
 
 
-def mount_scratch(size: int) -> None:
-    """A scratch folder of this process's own, in memory, of so many bytes."""
+def mount_scratch(size: int, files: int) -> None:
+    """A scratch folder of this process's own, in memory, of so many bytes and files."""
     _call("unshare", NEWNS)
-    _mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes=1024,mode=700")
+    _mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes={files},mode=700")
 
 
 # ---------------------------------------------------------------- limits and privileges
@@ -243,127 +244,29 @@ def restrict_files(version: int, readable: Sequence[str], writable: Sequence[str
 
 # ---------------------------------------------------------------- seccomp: which system calls
 
-_NUMBERS = {  # x86-64, arm64
-    "pivot_root": (155, 41),
-    "mount_setattr": (442, 442),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "prlimit64": (302, 261),
-}
-_FORBIDDEN = {
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "kcmp": (312, 272),
-    "move_pages": (279, 239),
-    "migrate_pages": (256, 238),
-    "setpriority": (141, 140),
-    "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119),
-    "sched_setaffinity": (203, 122),
-    "sched_setattr": (314, 274),
-    "ioprio_set": (251, 30),
-    "prctl": (157, 167),
-    "seccomp": (317, 277),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "open_by_handle_at": (304, 265),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    "fanotify_init": (300, 262),
-    "personality": (135, 92),
-    "reboot": (169, 142),
-    "kexec_load": (246, 104),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "sethostname": (170, 161),
-    "quotactl": (179, 60),
-    "swapon": (167, 224),
-}
-"""Processes and programs, signals, sockets, other processes' memory, mounts, and memory that no limit counts."""
-
-_AUDIT = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
-_CLONE_THREAD = 0x10000
-
-
-def _number(name: str) -> int:
-    return _NUMBERS[name][_AUDIT[MACHINE][0]]
-
-
-def seccomp_filter() -> bytes | None:
-    """The filter as a BPF program; None where its system-call numbers are not known here."""
-    if not LINUX or MACHINE not in _AUDIT or struct.calcsize("P") != 8:
-        return None
-    column, architecture = _AUDIT[MACHINE]
-    code: list[tuple[int, int, int, int]] = []
-
-    def refuse(number: int | None, error: int = _EPERM) -> None:
-        if number is not None:
-            code.extend([(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | error)])
-
-    code += [(_LOAD, 0, 0, _ARCH_AT), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
-    code += [(_LOAD, 0, 0, _NUMBER_AT)]
-    if MACHINE == "x86_64":  # the x32 calls are the same ones under other numbers
-        code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _ERRNO | _EPERM)]
-    for numbers in _FORBIDDEN.values():
-        refuse(numbers[column])
-    refuse(_number("clone3"), _ENOSYS)  # its flags lie in memory, out of a filter's sight; libc falls back to clone
-    code += [(_EQUAL, 0, 4, _number("clone")), (_LOAD, 0, 0, _FIRST_ARGUMENT_AT)]
-    code += [(_ANY_BIT, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
-    code += [(_EQUAL, 0, 3, _number("prlimit64")), (_LOAD, 0, 0, _FIRST_ARGUMENT_AT)]  # of another process
-    code += [(_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
-    return b"".join(struct.pack("HBBI", *one) for one in code)
-
 
 def install_filter(program: bytes) -> None:
+    """From here on the filter holds, for this process and all its threads."""
+    _buffer, header = _filter_header(program)
+    _call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
+
+
+def install_metered_filter(program: bytes) -> int:
+    """The same; gives the descriptor on which the kernel asks about calls that the filter hands on (inside/meter.py).
+
+    Raises:
+        OSError: a kernel before 5.0, or one where a filter further out listens already.
+    """
+    _buffer, header = _filter_header(program)
+    return _call("syscall", number("seccomp"), SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, header)
+
+
+def end_thread() -> None:
+    """The system call by which one thread ends; `os._exit` would end the process, by another one."""
+    _call("syscall", number("exit"), 0)
+
+
+def _filter_header(program: bytes) -> tuple[object, ctypes.c_char_p]:
+    """`struct sock_fprog`, and the buffer that it points to, which the caller has to keep until the call is done."""
     buffer = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _call("prctl", PR_SET_SECCOMP, 2, ctypes.c_char_p(header), 0, 0)
+    return buffer, ctypes.c_char_p(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)))

@@ -7,7 +7,8 @@ forks from holds the interpreter and these modules, so that neither side finds a
 
     job      one byte, the role (t: tests, s: script), the wall seconds, and the files
              t: the program, the tests, the result      s: the program, the input, the output
-    answer   {"seconds": 0.02, "timed_out": false, "worker": 0, "harness": 0}    wait statuses
+    answer   {"seconds": 0.02, "timed_out": false, "worker": 0, "harness": 0, "killed": ""}
+             wait statuses; and the side that was killed by neither the server nor a limit
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import gc
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -27,22 +27,33 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from posttrain.rewards.sandbox.inside import harness, linux, worker
+from posttrain.rewards.sandbox.inside import harness, linux, meter, worker
+from posttrain.rewards.sandbox.inside.removal import remove_tree
+from posttrain.rewards.sandbox.inside.seccomp import seccomp_filter
 
 JOB = struct.Struct("!cd")
+PREFIX = "posttrain-sandbox-"
+CPU_SLACK = 0.5
+"""Seconds by which the CPU time that the kernel reports may lie below the limit that it enforced."""
 
 
 class Server:
-    def __init__(self, control: socket.socket, settings: Mapping[str, Any]):
+    def __init__(self, control: socket.socket, settings: Mapping[str, Any], processes: int | None):
         self.control = control
         self.settings = settings
-        self.readable = linux.without_hidden(settings["readable"], settings["hidden"])
-        self.filter = linux.seccomp_filter()
-        self.landlock = linux.landlock_version()
-        self.processes: int | None = None
+        self.processes = processes
         """This process's PID namespace; None where there are no namespaces."""
+        self.readable = linux.without_hidden(settings["readable"], settings["hidden"])
+        self.filter = seccomp_filter()
+        metered = self.filter is not None and meter.works()
+        # In namespaces the scratch folder's file system counts files itself.
+        self.metered = seccomp_filter(meter_threads=True, meter_files=processes is None) if metered else None
+        """The filter of the untrusted side; None where the kernel cannot meter calls."""
+        self.landlock = linux.landlock_version()
+        self.base = tempfile.mkdtemp(prefix=PREFIX, dir=settings["scratch"]) if processes is None else ""
+        """Where scratch folders are made; with namespaces each side has a file system of its own instead."""
         self.folder = ""
-        """Where scratch folders are made; unused with namespaces."""
+        """The job's."""
         self.alarm, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -54,6 +65,7 @@ class Server:
             "limits": True,
             "session": True,
             "seccomp": self.filter is not None,
+            "metered threads": self.metered is not None,
             "landlock": self.landlock > 0,
             "user namespace": spaces,
             "network namespace": spaces,
@@ -62,25 +74,32 @@ class Server:
         }
 
     def serve(self) -> None:
-        _tell(self.control, {"layers": self.layers()})
-        while True:
-            data, files, _, _ = socket.recv_fds(self.control, JOB.size, 3)
-            if not data:
-                return
-            role, seconds = JOB.unpack(data)
-            _tell(self.control, self.job(role, seconds, files))
+        try:
+            _tell(self.control, {"layers": self.layers(), "folder": self.base})
+            while True:
+                data, files, _, _ = socket.recv_fds(self.control, JOB.size, 3)
+                if not data:
+                    return
+                role, seconds = JOB.unpack(data)
+                _tell(self.control, self.job(role, seconds, files))
+        finally:
+            if self.base:
+                remove_tree(self.base)
 
     def job(self, role: bytes, seconds: float, files: list[int]) -> dict[str, Any]:
         started = time.monotonic()
-        self.folder = tempfile.mkdtemp(prefix="posttrain-sandbox-") if self.processes is None else ""
+        self.folder = tempfile.mkdtemp(dir=self.base) if self.base else ""
         sides: dict[str, int] = {}
+        limits = {"threads": self.settings["threads"], "files": self.settings["files"]}
+        counts = None if self.metered is None else meter.Meter(**limits)
         try:
             if role == b"t":
                 program, tests, result = files
                 (to_worker, from_harness), (to_harness, from_worker) = os.pipe(), os.pipe()
                 sides["worker"] = self.fork(
-                    lambda: worker.serve(program, to_worker, from_worker), {program, to_worker, from_worker}
+                    lambda: worker.serve(program, to_worker, from_worker), {program, to_worker, from_worker}, counts
                 )
+                # The tests are trusted, and what they do is not metered.
                 sides["harness"] = self.fork(
                     lambda: harness.judge(tests, result, from_harness, to_harness),
                     {tests, result, from_harness, to_harness},
@@ -88,63 +107,98 @@ class Server:
                 files += [to_worker, from_harness, to_harness, from_worker]
             else:
                 program, given, output = files
-                sides["worker"] = self.fork(lambda: worker.script(program), {program}, given, output)
+                sides["worker"] = self.fork(lambda: worker.script(program), {program}, counts, given, output)
             for fd in files:  # a side must see the end of a pipe when the other side dies
                 os.close(fd)
-            timed_out, statuses = self.wait(sides, started + seconds)
+            ending = self.wait(sides, started + seconds, counts)
         finally:
+            if counts is not None:
+                counts.close()
             if self.folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
-        return {"seconds": time.monotonic() - started, "timed_out": timed_out, "harness": None} | statuses
+                remove_tree(self.folder)
+        return {"seconds": time.monotonic() - started, "harness": None} | ending
 
-    def wait(self, sides: Mapping[str, int], deadline: float) -> tuple[bool, dict[str, int]]:
+    def wait(self, sides: Mapping[str, int], deadline: float, counts: meter.Meter | None) -> dict[str, Any]:
         """Until the deciding side has ended, the caller has gone or the time is up; then nothing of either is left."""
         decides = sides.get("harness", sides["worker"])
-        statuses: dict[int, int] = {}
-        timed_out = False
-        while decides not in statuses:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                timed_out = True
-                break
-            ready, _, _ = select.select([self.alarm, self.control.fileno()], [], [], left)
+        ended: dict[int, tuple[int, float]] = {}
+        poll = select.poll()
+        for watched in (self.alarm, self.control, counts):
+            if watched is not None:
+                poll.register(watched, select.POLLIN)
+        while decides not in ended and (left := deadline - time.monotonic()) > 0:
+            ready = dict(poll.poll(left * 1000))
             if self.control.fileno() in ready:  # no job comes before this one is answered: the caller has hung up
                 break
             if self.alarm in ready:
                 os.read(self.alarm, 4096)
-            _reap(sides, statuses, os.WNOHANG)
+                _reap(sides, ended, os.WNOHANG)
+            if counts is not None and (asked := counts.fileno()) in ready:
+                going_on = counts.served(ready[asked])
+                if not going_on or counts.fileno() != asked:
+                    poll.unregister(asked)
+                if going_on:
+                    poll.register(counts, select.POLLIN)
+        timed_out = decides not in ended and deadline <= time.monotonic()
+        _reap(sides, ended, os.WNOHANG)  # the last moment at which a death is not of this process's making
+        killed = [name for name, pid in sides.items() if pid in ended and self.killed_from_outside(*ended[pid])]
         for pid in sides.values():
-            if pid not in statuses:
+            if pid not in ended:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-        _reap(sides, statuses, 0)
-        return timed_out, {name: statuses[pid] for name, pid in sides.items()}
+        _reap(sides, ended, 0)
+        statuses = {name: ended[pid][0] for name, pid in sides.items()}
+        return {"timed_out": timed_out, "killed": "" if timed_out else " and ".join(killed)} | statuses
 
-    def fork(self, run: Callable[[], None], keep: set[int], given: int | None = None, output: int | None = None) -> int:
+    def killed_from_outside(self, status: int, cpu_seconds: float) -> bool:
+        """Whether a side that ended so was killed by the system or by somebody: it says nothing of the program.
+
+        The filter lets no program send a signal, to itself either; the kernel's own reason is the limit of CPU time.
+        """
+        within_limit = cpu_seconds < self.settings["cpu_seconds"] - CPU_SLACK
+        return self.filter is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == 9 and within_limit
+
+    def fork(
+        self,
+        run: Callable[[], None],
+        keep: set[int],
+        counts: meter.Meter | None = None,
+        given: int | None = None,
+        output: int | None = None,
+    ) -> int:
         """A confined child; as the first process of a PID namespace where there are namespaces."""
         if self.processes is not None:
             linux.next_child_is_first()
         try:
             pid = os.fork()
             if not pid:
-                self.become(run, keep, given, output)
+                self.become(run, keep, counts, given, output)
         finally:
             if self.processes is not None:
                 linux.children_are_own(self.processes)
+        if counts is not None:
+            counts.forked()
         return pid
 
-    def become(self, run: Callable[[], None], keep: set[int], given: int | None, output: int | None) -> None:
+    def become(
+        self,
+        run: Callable[[], None],
+        keep: set[int],
+        counts: meter.Meter | None,
+        given: int | None,
+        output: int | None,
+    ) -> None:
         """The child: confined, then `run`, then gone; never returns."""
         code, confined = 1, False
         try:
             nothing = os.open("/dev/null", os.O_RDWR)
             for standard, fd in ((0, given), (1, output)):
                 os.dup2(nothing if fd is None else fd, standard)
-            self.confine()
+            self.confine(counts)
             os.dup2(nothing, 2)
-            _close_all_but(keep)
+            _close_all_but(keep)  # the listener with them, or the program would answer for itself
             confined = True
             run()
             code = 0
@@ -158,7 +212,7 @@ class Server:
                 sys.stdout.flush()
             os._exit(code)
 
-    def confine(self) -> None:
+    def confine(self, counts: meter.Meter | None) -> None:
         settings = self.settings
         linux.die_with_parent()
         signal.set_wakeup_fd(-1)
@@ -166,10 +220,11 @@ class Server:
         if os.getsid(0) != os.getpid():
             os.setsid()
         if self.processes is not None:
-            linux.mount_scratch(settings["scratch_bytes"])
+            linux.mount_scratch(settings["scratch_bytes"], settings["files"])
             scratch = linux.SCRATCH
         else:
             scratch = tempfile.mkdtemp(dir=self.folder)
+            os.environ.update({"HOME": scratch, "TMPDIR": scratch})
         os.chdir(scratch)
         linux.set_limits(
             seconds=settings["cpu_seconds"],
@@ -185,16 +240,19 @@ class Server:
         linux.no_new_privileges()
         if self.landlock:
             linux.restrict_files(self.landlock, self.readable, [scratch])
-        if self.filter is not None:
+        if counts is not None and self.metered is not None:
+            counts.installed(self.metered)
+        elif self.filter is not None:
             linux.install_filter(self.filter)
 
 
-def _reap(sides: Mapping[str, int], statuses: dict[int, int], flags: int) -> None:
+def _reap(sides: Mapping[str, int], ended: dict[int, tuple[int, float]], flags: int) -> None:
+    """Puts the wait status and the CPU seconds of every side that has ended into `ended`."""
     for pid in sides.values():
-        if pid not in statuses:
-            found, status = os.waitpid(pid, flags)
+        if pid not in ended:
+            found, status, used = os.wait4(pid, flags)
             if found:
-                statuses[pid] = status
+                ended[pid] = status, used.ru_utime + used.ru_stime
 
 
 def _close_all_but(keep: set[int]) -> None:
@@ -228,11 +286,11 @@ def run(control_fd: int, settings: Mapping[str, Any]) -> None:
             os.waitpid(child, 0)
             return
         linux.die_with_parent()
-        server = Server(control, {**settings, "readable": ["/"], "hidden": []})
-        server.processes = linux.own_processes(proc)
+        processes = linux.own_processes(proc)
         os.close(proc)
+        server = Server(control, {**settings, "readable": ["/"], "hidden": []}, processes)
     else:
-        server = Server(control, settings)
+        server = Server(control, settings, None)
     os.umask(0o077)
     sys.path += settings["packages"]
     gc.freeze()

@@ -15,15 +15,20 @@ from safetensors import SafetensorError
 from posttrain.config import stage_fingerprint, what_changed
 from posttrain.config.online import GRPO
 from posttrain.errors import CheckpointError, NonFiniteError, RewardError
+from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import BestExamination
 from posttrain.training import checkpoint
+from posttrain.training.earlier import make_room
 from posttrain.training.loop import Loop
 from posttrain.training.pipeline import _is_done
+from posttrain.training.run_record import Timed, begin_run
+from posttrain.training.stages.kind import StageContext, StageIdentity
 from posttrain.training.stages.sampling_end import conclude
 from posttrain.types import Task
 from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of, untimed
 
+SAME = StageIdentity("i", {})
 MOVING: dict[str, Any] = {
     **WHOLE,
     "steps": 4,
@@ -84,7 +89,7 @@ def same(whole: Loop, resumed: Loop, folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("scored", [3 + 12 + 5, 3 + 12 + 12 + 1], ids=["in a rollout", "in an examination"])
 def test_a_reward_that_raises_loses_no_whole_step(start: Path, tmp_path: Path, scored: int, monkeypatch: Any) -> None:
     # The reward's source is part of what a run is: the one that fails has to be the one that does not.
-    monkeypatch.setattr("posttrain.training.stages.sampling_inputs._content_of", lambda function: function.__name__)
+    monkeypatch.setattr("posttrain.training.stages.sampling_inputs.content_of", lambda function: function.__name__)
     folders = tmp_path / "whole", tmp_path / "halves"
     whole = run(loop_of(start, folders[0], rewards=[noisy], **MOVING))
     said = Said()
@@ -236,9 +241,26 @@ def test_a_finished_stage_is_run_again_for_other_weights(start: Path, tmp_path: 
     loop = run(loop_of(start, tmp_path, steps=1))
     (loop.folder.model).mkdir()
     record = replace(loop.folder.stage(), status="done", quick_identity="i")
-    best, last = GRPO(data="a.jsonl"), GRPO(data="a.jsonl", examine={"keep": "last"})
-    assert _is_done(record, "i", loop.folder, best) and not _is_done(record, "i", loop.folder, last)
-    assert _is_done(replace(record, examine_keep="last"), "i", loop.folder, last)
+    best, last = (
+        StageContext(GRPO(data="a.jsonl", examine={"keep": keep}), start, loop.folder, 0, Progress(), identity=SAME)
+        for keep in ("best", "last")
+    )
+    assert _is_done(record, best) and not _is_done(record, last)
+    assert _is_done(replace(record, examine_keep="last"), last)
+
+
+def test_a_finished_stage_that_ended_with_other_weights_is_kept(start: Path, tmp_path: Path) -> None:
+    """`examine.keep` is in no hash, since a run may be resumed with the other; of a finished one it is the result."""
+    loop = run(loop_of(start, tmp_path / "grpo", steps=1))
+    loop.folder.write_stage(name="grpo", method="grpo", status="done", quick_identity="i")
+    folder = RunFolder(tmp_path)
+    stage = GRPO(data="a.jsonl", examine={"keep": "last"})
+    ctx = StageContext(stage, start, loop.folder, 0, Said(), identity=SAME)
+    begin_run(folder, "mine", [stage])
+    with Timed(folder, loop.folder, stage) as timed:
+        make_room(ctx, folder, timed)
+    replaced = folder.stage("grpo.1").stage().replaced
+    assert replaced is not None and replaced.because == ("`examine.keep` best -> last",)
 
 
 def test_broken_weights_take_no_checkpoints_place(start: Path, tmp_path: Path) -> None:

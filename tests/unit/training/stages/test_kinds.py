@@ -20,7 +20,14 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.stage import DataCounts
 from posttrain.training.pipeline import _with_data
 from posttrain.training.stages.correction import CORRECTION
-from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind, row_of_type
+from posttrain.training.stages.kind import (
+    OUTPUT_NAMES,
+    MakingKind,
+    StageContext,
+    StageIdentity,
+    TrainingKind,
+    row_of_type,
+)
 from posttrain.training.stages.reward import REWARD
 from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.run import run_stage
@@ -72,7 +79,8 @@ def test_a_stage_that_trains_nothing_has_the_records_of_one_that_does(
     folder = StageFolder(tmp_path / "correction")
     (folder.path).mkdir()
     (folder.path / "dropped.jsonl").write_text("of an earlier attempt")
-    assert run_stage(StageContext(Correction(), "embedded", folder, 0, Progress()), identity="i") is None
+    ctx = StageContext(Correction(), "embedded", folder, 0, Progress(), identity=StageIdentity("i", {"data": "d"}))
+    assert run_stage(ctx) is None
     record = folder.stage()
     assert (record.output, record.quick_identity) == ("data.jsonl", "i")
     assert record.data is not None and record.data.kept == 3

@@ -1,0 +1,25 @@
+"""Every call that reads a model folder says that the folder's own code is not run; left out, transformers asks."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_CODE = ("PeftModel",)
+"""`peft` takes no such argument and reads no code: it puts tensors on a model that is there."""
+
+
+def test_no_call_leaves_it_open() -> None:
+    calls, open_calls = 0, []
+    for path in [*(ROOT / "posttrain").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr not in ("from_pretrained", "from_config") or ast.unparse(node.func.value) in WITHOUT_CODE:
+                continue
+            calls += 1
+            passed = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if passed.get("trust_remote_code") != "False":
+                open_calls.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert calls > 10 and open_calls == []

@@ -1,0 +1,121 @@
+"""One rule for every path: of a recipe beside its file, of an override where the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.config import load_recipe
+from posttrain.config.paths import CATALOGUE_NAMES, models_of
+from posttrain.errors import ConfigError
+from posttrain.models.folders.catalogue import CATALOGUE
+
+ROWS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+RECIPE = """
+schema: 1
+model: m_good
+evaluate: {suites: [{kind: match, name: asked, prompts: asked.jsonl, pattern: x},
+  {kind: pass_at_k, name: tried, prompts: asked.jsonl, rewards: [{kind: reward_model, model: judge}]},
+  {kind: win_rate, name: won, prompts: asked.jsonl, reward_model: judge}]}
+stages:
+- {method: dpo, data: mine.jsonl, held_out: held.jsonl}
+- {method: gkd, data: mine.jsonl, teacher: m_good}
+- {method: grpo, data: mine.jsonl, rewards: [{kind: reward_model, model: judge}]}
+- {method: correction, data: mine.jsonl, keep: held.jsonl}
+"""
+
+
+def filled(folder: Path) -> Path:
+    for name in ("m_good", "judge"):
+        (folder / name).mkdir(parents=True)
+    for name in ("mine", "held", "asked"):
+        (folder / f"{name}.jsonl").write_text(ROWS)
+    return folder
+
+
+@pytest.fixture
+def sub(tmp_path: Path) -> Path:
+    folder = filled(tmp_path / "sub")
+    (folder / "rel.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.mark.parametrize("started_from", ["sub", "."])
+def test_a_recipe_means_the_same_files_wherever_it_is_started(
+    started_from: str, sub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sub.parent / started_from)
+    recipe = load_recipe(sub / "rel.yaml")
+    preference, distilled, online, corrected = recipe.stages
+    assert recipe.model == str(sub / "m_good") == distilled.teacher  # type: ignore[union-attr]
+    assert preference.data is not None and preference.data.path == (str(sub / "mine.jsonl"),)
+    assert preference.held_out.path == (str(sub / "held.jsonl"),)  # type: ignore[union-attr]
+    assert corrected.keep.path == (str(sub / "held.jsonl"),)  # type: ignore[union-attr]
+    assert online.rewards[0].model == str(sub / "judge")  # type: ignore[union-attr]
+    asked, tried, won = recipe.evaluate.suites
+    assert asked.prompts == str(sub / "asked.jsonl")
+    assert tried.rewards[0].model == won.reward_model.path == str(sub / "judge")  # type: ignore[union-attr]
+    assert dict(models_of(recipe)).keys() == {"model", "gkd.teacher", "evaluate.suites.won.reward_model.path"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dpo.data=there.jsonl",
+        "dpo.data.path=there.jsonl",
+        "dpo.data.path=[there.jsonl]",
+        "dpo.held_out.path=there.jsonl",
+        "correction.keep.path=there.jsonl",
+        "evaluate.suites.asked.prompts=there.jsonl",
+        "model=there",
+        "gkd.teacher=there",
+        "grpo.rewards=[{kind: reward_model, model: there}]",
+        "evaluate.suites.won.reward_model=there",
+    ],
+)
+def test_an_override_means_files_of_the_working_folder_for_every_key(
+    override: str, sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    (here / "there").mkdir(parents=True)
+    (here / "there.jsonl").write_text(ROWS)
+    monkeypatch.chdir(here)
+    dumped = load_recipe(sub / "rel.yaml", [override]).to_yaml()
+    assert str(here / "there") in dumped
+    monkeypatch.chdir(sub)
+    if override.endswith((".jsonl", ".jsonl]")):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(sub / "rel.yaml", [override])
+        # The override did it, not the recipe's line.
+        assert str(caught.value.where) == f"override {override}" and f"a file in {sub}" in str(caught.value)
+
+
+def test_a_limit_on_the_command_line_does_not_move_the_recipes_file(
+    sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = load_recipe(sub / "rel.yaml", ["dpo.data.limit=3"]).stages[0]
+    assert stage.data is not None and stage.data.path == (str(sub / "mine.jsonl"),)
+
+
+def test_a_folder_that_only_the_command_sees_is_not_used_in_silence(
+    sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (sub / "rel.yaml").write_text(RECIPE.replace("model: m_good", "model: other", 1))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(sub / "rel.yaml")
+    assert "`model` names a folder that is where the command runs, not beside the recipe" in str(caught.value)
+    assert "write `../elsewhere/other`, or give it on the command line, `model=other`" in str(caught.value)
+    assert load_recipe(sub / "rel.yaml", ["model=other"]).model == str(tmp_path / "elsewhere" / "other")
+
+
+def test_names_of_models_stay_names(sub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sub / "embedded").mkdir()
+    monkeypatch.chdir(sub)
+    for name in ("embedded", "owner/name"):
+        assert load_recipe(sub / "rel.yaml", [f"model={name}"]).model == name
+    assert load_recipe(sub / "rel.yaml", ["model=./embedded"]).model == str(sub / "embedded")
+    assert set(CATALOGUE_NAMES) == set(CATALOGUE)
