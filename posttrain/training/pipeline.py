@@ -36,7 +36,7 @@ from posttrain.training.evaluation import (
     evaluate_start,
     judge_earlier,
     summarise,
-    write_recipe_cross_scores,
+    write_run_cross_scores,
 )
 from posttrain.training.identity import identity_of_recipe
 from posttrain.training.interrupts import ending_signals
@@ -100,7 +100,7 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
             with suppress(Exception):
                 write_report(run.path)
             raise
-        write_recipe_cross_scores(run, recipe)
+        write_run_cross_scores(run, recipe.evaluate.suites)
         run.write_run(status="done", ended=now())
         with progress.doing("writing the report"):
             report = write_report(run.path)

@@ -212,6 +212,8 @@ class StageRecord(WholeFile):
     """Rows, steps and epochs in a sentence."""
     steps: int | None = None
     """That were taken, once the stage is done."""
+    stopped: str | None = None
+    """Why it ended before its last step."""
     output: str | None = None
     """What the next stage takes, inside this folder: model, or data.jsonl."""
     alarms_not_watched: Mapping[str, str] | None = None

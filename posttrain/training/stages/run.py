@@ -122,7 +122,7 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
     """Run the loop and begin the export; `outcome.finished.pending.wait()` gives the model folder its name."""
     started = time.monotonic()
     measured = kind.measure_start(ctx, prepared)
-    loop = Loop(prepared.work, ctx.folder, ctx.progress)
+    loop = Loop(prepared.work, ctx.folder, ctx.progress, ctx.on_step)
     ctx.folder.write_stage(arithmetic=loop.arithmetic())
     ctx.progress.say(loop.arithmetic())
     steps = loop.run()
