@@ -114,6 +114,7 @@ def _few_model_checks(
     with policy.without_dropout():
         return [
             preflight.choose_path(policy, short, stage.compute.logprobs),
+            *([check_own(policy, objective, rows)] if objective.own else []),
             gradient.check_gradient(policy, itself, objective, short, dead_layers=stage.preflight.dead_layers),
             said,
         ]

@@ -29,7 +29,7 @@ RELATIVE_ERROR = 1e-3
 
 def check_own(policy: TreeModel, algorithm: Algorithm, trees: Sequence[TokenTree]) -> Check:
     """Called on the model's own figures, and on ones that are half a nat apart; see the module's docstring."""
-    title = f"objective {algorithm.name}"
+    title, name = "objective of one's own", algorithm.name
     rows = [shortened(trees[index], PROBE_LENGTH) for index in range(min(ROWS, len(trees)))]
     batch = to_device(collate(rows), policy.device)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def check_own(policy: TreeModel, algorithm: Algorithm, trees: Sequence[TokenTree
                 "objective",
                 title,
                 "fail",
-                f"its {what} {where} is not finite, on {', '.join(str(tree.row) for tree in rows)}",
+                f"the {what} of `{name}` {where} is not finite, on {', '.join(str(tree.row) for tree in rows)}",
                 {"loss": float(loss)},
                 "bound what overflows: a logarithm of 0, a square root at 0, an exponential of a whole response",
             )
@@ -62,12 +62,13 @@ def check_own(policy: TreeModel, algorithm: Algorithm, trees: Sequence[TokenTree
             "objective",
             title,
             "fail",
-            f"{len(rows)} rows one by one have another gradient than together: {apart:.1e} apart, of {largest:.1e}",
+            f"`{name}`: {len(rows)} rows one by one have another gradient than together: {apart:.1e} apart, of "
+            f"{largest:.1e}",
             evidence,
             "make each loss of its own pair or token alone; what is compared with other rows depends on how the step "
             "is cut into micro-batches",
         )
-    detail = f"finite at the start and away from it; {len(rows)} rows have the same gradient together and one by one"
+    detail = f"`{name}`: finite at the start and away from it; {len(rows)} rows have one gradient together and one by one"
     return Check("objective", title, "pass", detail, evidence)
 
 
