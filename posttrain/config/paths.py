@@ -16,7 +16,7 @@ from pathlib import Path
 
 import posttrain.errors as errors
 from posttrain.arguments import checked_path
-from posttrain.config.custom import CustomStage
+from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
@@ -128,7 +128,7 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomStage)
+        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomPairwise, CustomTokens)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def check_own(policy: TreeModel, algorithm: Algorithm, trees: Sequence[TokenTree
             "make each loss of its own pair or token alone; what is compared with other rows depends on how the step "
             "is cut into micro-batches",
         )
-    detail = f"`{name}`: finite at the start and away from it; {len(rows)} rows have one gradient together and one by one"
+    detail = f"`{name}`: finite at the start and away from it; {len(rows)} rows have one gradient, together or apart"
     return Check("objective", title, "pass", detail, evidence)
 
 
@@ -96,7 +97,7 @@ def _of_one(
 ) -> tuple[Tensor, Tensor]:
     """The same of one row by itself, over the count of all of them: a micro-batch of the step."""
     of_row_N = (batch.tree_B[batch.branch_N] == place).to(reference_N.device)
-    columns = {
+    columns: dict[str, Any] = {
         entry.name: value[of_row_N]
         for entry in fields(given)
         if isinstance(value := getattr(given, entry.name), Tensor) and value.shape == reference_N.shape
