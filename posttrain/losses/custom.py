@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from posttrain.arguments import checked_flag, checked_name, wrong_argument
 from posttrain.errors import ConfigError, PosttrainError, TrainingError, unknown
 from posttrain.lazy_torch import torch
 from posttrain.losses import scores
@@ -76,7 +77,7 @@ class ObjectiveFunction:
 
     @property
     def name(self) -> str:
-        return str(vars(self.function).get("__qualname__", self.function.__name__))
+        return self.function.__qualname__
 
     @property
     def more(self) -> tuple[str, ...]:
@@ -132,8 +133,9 @@ def objective(
     Raises:
         ConfigError: no such kind, an entropy of pairs, or a signature that cannot be called so.
     """
-    if (kind, reference) not in PLACES:
-        raise unknown("kind", kind, ("pairwise", "tokens"), where="@pt.objective")
+    checked_name("kind", kind, ("pairwise", "tokens"))
+    checked_flag("reference", reference)
+    checked_flag("entropy", entropy)
     if entropy and kind == "pairwise":
         raise ConfigError(
             "a pairwise objective is given sums over responses, and an entropy is one of tokens",
@@ -149,6 +151,13 @@ def objective(
 
 
 def _require_places(function: Callable[..., Any], places: tuple[str, ...]) -> None:
+    if not inspect.isfunction(function):
+        raise wrong_argument(
+            "function",
+            function,
+            expected=f"a function ({', '.join(places)}, ...parameters)",
+            remedy="put the decorator above a `def`",
+        )
     parameters = list(inspect.signature(function).parameters.values())
     by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters) or (

@@ -138,6 +138,7 @@ def test_what_a_function_may_not_give(function: Any, words: list[str]) -> None:
         (lambda: declared(lambda chosen_P: chosen_P), ConfigError, "chosen_P, rejected_P"),
         (lambda: declared(lambda chosen_P, rejected_P=0: chosen_P), ConfigError, "without defaults"),
         (lambda: declared(own_simpo.function, kind="pairs"), UnknownKeyError, "pairwise"),
+        (lambda: declared(3), ConfigError, "above a `def`"),
         (lambda: declared(own_simpo.function, entropy=True), ConfigError, "an entropy is one of tokens"),
         (lambda: own_dpo.resolve({"bta": 1}, where="x"), UnknownKeyError, "did you mean `beta`?"),
         (lambda: own_simpo.resolve({}, where="x"), ConfigError, "needs a value for `gamma`"),
