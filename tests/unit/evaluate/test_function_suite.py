@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,10 @@ def test_the_table_of_a_run_has_the_change_over_the_same_prompts(rows: Path, tmp
     assert [line["score"] for line in lines] == [len(line["completion"].encode()) for line in lines]
 
 
-def test_an_edited_function_is_asked_again_and_the_same_is_not(rows: Path, tmp_path: Path) -> None:
+def test_an_edited_function_is_asked_again_and_the_same_is_not(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     out = RunFolder(tmp_path / "run").start
     out.path.mkdir(parents=True)
     model = tiny_model(vocab=len(TOKENIZER))
@@ -182,7 +186,7 @@ def test_an_edited_function_is_asked_again_and_the_same_is_not(rows: Path, tmp_p
     written = (out.path / "evaluations" / "mine.jsonl").stat().st_mtime_ns
     assert ask() == 0 and (out.path / "evaluations" / "mine.jsonl").stat().st_mtime_ns == written
     # As long, and saved within the same second: what Python's own cache of modules would take for the old one.
-    (rows.parent / "my_eval.py").write_text(MODULE.replace('"please" in answer', '"p" not in answer'))
+    (rows.parent / "my_eval.py").write_text(MODULE.replace('"please" in answer', '"pl" not in answer'))
     assert ask() == 1
     assert read_json(out.path / "evaluations" / "metrics.json")["mine"]["score"]["title"] == "score"
 
