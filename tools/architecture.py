@@ -45,6 +45,7 @@ PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
     "training": Place(0, 100, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(14, 66, "suites, held-out scores and win rates, each figure with its interval"),
+    "starting": Place(70, 100, "a recipe for rows of one's own"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
     "auditing": Place(70, 100, "what is wrong with the rows"),

@@ -34,6 +34,7 @@ LAYERS = {
     "auditing": 4,
     "environments": 4,
     "evaluate": 5,
+    "starting": 5,
     "curation": 5,
     "inference": 5,
     "serve": 5,

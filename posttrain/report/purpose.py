@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist, median
 
 from posttrain.intervals import prompts_to_tell, prompts_within
@@ -97,7 +98,7 @@ def _goals(table: Table) -> Iterator[Shortfall]:
             f"{row.suite}: the goal of {aim} is missed with {last.value}.",
             spread if sure else f"{spread}; the goal lies within it: chance may have decided".lstrip("; "),
         )
-        remedy = "Read the answers that fail, below; add rows for what they were asked, then raise `epochs` or `learning_rate`."
+        remedy = "Read the answers that fail, below; add rows for what they were asked, then raise `epochs`."
         yield Shortfall(finding, Statement(finding.kind, remedy, f"{row.suite}: goal missed"))
 
 
@@ -248,7 +249,7 @@ def _in_pieces(values: Sequence[float], most: int) -> list[float]:
     if len(values) <= most:
         return list(values)
     edges = [piece * len(values) // most for piece in range(most + 1)]
-    return [sum(values[low:high]) / (high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [sum(values[low:high]) / (high - low) for low, high in pairwise(edges)]
 
 
 # ---------------------------------------------------------------- whether the answers go anywhere

@@ -1,4 +1,4 @@
-"""Verdicts on runs that ended well and failed whoever started them: each on a planted case, and quiet on a healthy one."""
+"""Verdicts on runs that ended well and failed whoever started them: planted cases, and a healthy run that stays clean."""
 
 from __future__ import annotations
 
