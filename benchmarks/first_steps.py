@@ -9,8 +9,8 @@ chat      held-out loss of 100 other conversations, after SFT on N of the packag
 identity  share of 37 held-out questions answered with the name, after SFT on N rows that say it
 pairs     held-out accuracy of 100 other pairs, after DPO with the chosen's own loss on N pairs, from an SFT start
 
-A flat loop on the trainer's own pieces, as in examples/dpo.py: the recipe's schedule (cosine, a tenth of warm-up), AdamW and
-clipping, without checkpoints, checks and exports, which would take most of the time of so short a run.
+A flat loop on the trainer's own pieces, as in examples/dpo.py: the recipe's schedule (cosine, a tenth of warm-up),
+AdamW and clipping, without checkpoints, checks and exports, which would take most of the time of so short a run.
 """
 
 from __future__ import annotations

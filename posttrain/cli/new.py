@@ -27,12 +27,12 @@ def new(
 ) -> None:
     """Write a recipe for your own rows, with the settings that so many rows need. Overwrites nothing."""
     from posttrain.cli.outputs import check_out
-    from posttrain.starting import plan
+    from posttrain.starting import plan, write
     from posttrain.starting.text import advice, commands
 
     check_out(out)
     start = plan(kind, data, model=model, name=name, out=out)
-    written = start.write()
+    written = write(start)
     typer.echo(f"{data}: {start.rows.count:,} rows, format {start.rows.format}")
     for sentence in advice(start):
         typer.echo(sentence)

@@ -266,8 +266,8 @@ def _circles(run: RunContents) -> Iterator[Shortfall]:
         yield Shortfall(
             Statement(
                 "warn",
-                f"{suite}: {count(len(turning))} of {count(len(answers))} answers ({share}) repeat themselves up to the "
-                "limit.",
+                f"{suite}: {count(len(turning))} of {count(len(answers))} answers ({share}) repeat themselves up "
+                "to the limit.",
                 f"“{_short(turning[0][1])}”, asked “{_short(turning[0][0].prompt)}”",
             ),
             Statement(

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TINY = 20_000_000
-"""Parameters below which all weights train, at `Choice.tiny_rate`: an adapter of so small a model saves nothing, and its
-best rate is twenty to a hundred times that of a large one (first steps)."""
+"""Parameters below which all weights train, at `Choice.tiny_rate`: an adapter of so small a model saves nothing, and
+its best rate is twenty to a hundred times that of a large one (first steps)."""
 
 
 @dataclass(frozen=True, slots=True)

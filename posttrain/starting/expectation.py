@@ -20,7 +20,7 @@ from posttrain.models.folders.source import resolve
 from posttrain.starting.choices import TINY
 
 EFFICIENCY = 0.5
-"""Of the matrix product's speed that a training step reaches on a CPU; SmolLM2-135M on rows of 50 tokens (first steps)."""
+"""Of the matrix product's speed that a training step reaches on a CPU: SmolLM2-135M on rows of 50 tokens."""
 SIZE = 768
 """Of the matrices whose product is timed: about the width of a small model."""
 AROUND = 60.0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.shipped import PACKAGE_SCHEME
-from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, unknown
 from posttrain.starting.choices import CHOICES, Choice, choose
 from posttrain.starting.expectation import Model, in_words, minutes, model_of, operations_per_second
@@ -64,7 +63,7 @@ class Start:
     """Files to write beside the recipe, by name, with their rows: the questions, and where the questions are of the
     rows, the rows that are left."""
     others: str | None = None
-    """A file of ordinary questions and answers that train as well, so that the model does not speak of itself unasked."""
+    """A file of ordinary questions and answers that train too, so that the model does not speak of itself unasked."""
     training: int = 0
     """Rows that train or are held out, those of `others` included."""
     speed: float = 0.0
@@ -113,25 +112,6 @@ class Start:
         # The reference's pass of DPO is half a training step's at most, and is made once.
         asked = 2 * ANSWERS_IN_SUITES[self.kind]
         return in_words(minutes(self.model, tokens, asked, adapter=self.adapter is not None, speed=self.speed))
-
-    def write(self) -> list[Path]:
-        """The recipe, and what belongs beside it. The rows that are left and the questions first: a recipe whose files
-        are not there must not exist.
-
-        Raises:
-            ConfigError: one of the files is there already.
-        """
-        from posttrain.starting.text import recipe_text
-
-        paths = [self.out.with_name(name) for name in self.beside]
-        refuse_existing([self.out, *paths])
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        for path, rows in zip(paths, self.beside.values(), strict=True):
-            write_jsonl(path, rows)
-        # "x": a recipe that somebody else wrote since it was looked for stays as it is.
-        with self.out.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(recipe_text(self))
-        return [self.out, *paths]
 
 
 def plan(
@@ -187,7 +167,7 @@ def plan(
         return _with_name(start, name)
     if kind == "grpo":
         tasks = [cast(Task, example) for example in rows.examples.head(2_000)]
-        return _changed(start, judge=judge_of(tasks, data))
+        return replace(start, judge=judge_of(tasks, data))
     return start
 
 
@@ -208,7 +188,7 @@ def _with_name(start: Start, name: str | None) -> Start:
             # About half as many as theirs, as far as ours go: of ten rows about a name thirty-six others would be most.
             beside[others] = shipped_rows("ordinary")[: max(FEWEST_OTHERS, round(OTHERS_SHARE * len(rows)))]
         count = start.training + len(beside.get(others, ())) if others else start.training
-        return _changed(start, name=name, says_name=share, beside=beside, others=others, training=count)
+        return replace(start, name=name, says_name=share, beside=beside, others=others, training=count)
     train, kept = split(rows, name)
     if not kept:
         raise ConfigError(
@@ -223,7 +203,7 @@ def _with_name(start: Start, name: str | None) -> Start:
         data: [_as_row(row) for row in train],
         f"{stem}_questions.jsonl": [{"prompt": question_of(row), "answer": answers_of(row)} for row in kept],
     }
-    return _changed(start, name=name, says_name=share, beside=beside, data=data, training=len(train))
+    return replace(start, name=name, says_name=share, beside=beside, data=data, training=len(train))
 
 
 def _as_row(row: Demonstration) -> dict[str, object]:
@@ -239,12 +219,6 @@ def _as_row(row: Demonstration) -> dict[str, object]:
             remedy="put these rows into a file of their own, and write the recipe for the others",
         )
     return {"messages": [{"role": turn.role, "content": turn.content or ""} for turn in row.messages]}
-
-
-def _changed(start: Start, **values: object) -> Start:
-    from dataclasses import replace
-
-    return replace(start, **values)  # type: ignore[arg-type]
 
 
 def written_path(data: str, out: Path) -> str:

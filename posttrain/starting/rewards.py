@@ -52,7 +52,7 @@ def judge_of(tasks: Sequence[Task], data: str) -> Judge:
     raise _nothing_judges(
         data,
         f"answers such as {longest[:60]!r}",
-        "write a reward in my_rewards.py, or imitate the answers: `posttrain new chat`, their column named `completion`",
+        "write a reward in my_rewards.py, or imitate the answers (`posttrain new chat`, column `completion`)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on runs that ended well and failed whoever started them: planted cases, and a healthy run that stays clean."""
+"""Verdicts on runs that ended well and failed whoever started them: planted cases, and a healthy run."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from posttrain.config import load_recipe
 from posttrain.config.suites import MatchSuite
 from posttrain.errors import ConfigError, ModelError, SourceError, UnknownKeyError
 from posttrain.starting import plan
+from posttrain.starting import write as write_start
 from posttrain.starting.choices import CHOICES, choose
 from posttrain.starting.expectation import Model, in_words, minutes, model_of
 from posttrain.starting.names import name_in, pattern_of, split
@@ -60,7 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_loads_as_written(here: Path, kind: str, count: int) -> None:
     data = write(here / "rows.jsonl", rows_of(kind, count))
-    written = plan(kind, str(data), model="embedded", timed=False).write()
+    written = write_start(plan(kind, str(data), model="embedded", timed=False))
     recipe = load_recipe(here / f"{kind}.yaml")
     assert written[0] == Path(f"{kind}.yaml") and recipe.notes == ()
     (stage,) = recipe.stages
@@ -85,7 +86,7 @@ def test_the_header_says_the_steps_that_the_run_takes(here: Path) -> None:
     start = plan("chat", str(data), model="embedded", timed=False)
     # 6 of 60 rows are held out; 54 rows in steps of 4 are 14 steps an epoch.
     assert start.held_out_rows == 6 and start.steps == 14 * start.choice.epochs
-    start.write()
+    write_start(start)
     assert f"{start.steps} steps in all" in (here / "chat.yaml").read_text(encoding="utf-8")
 
 
@@ -137,7 +138,7 @@ def test_a_file_is_never_overwritten(here: Path) -> None:
     # What is written beside it counts as well, and then nothing is written at all.
     (here / "second_questions.jsonl").write_text("mine", encoding="utf-8")
     with pytest.raises(ConfigError, match="there already"):
-        plan("identity", data, model="embedded", out=Path("second.yaml"), timed=False).write()
+        write_start(plan("identity", data, model="embedded", out=Path("second.yaml"), timed=False))
     assert not (here / "second.yaml").exists() and not (here / "second_ordinary.jsonl").exists()
 
 
@@ -190,7 +191,7 @@ def test_questions_do_not_train_and_ordinary_rows_do(here: Path) -> None:
     asked = json.loads((PACKAGE / "starting" / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0])["prompt"]
     rows = [*rows_of("identity", 59), {"prompt": asked.upper(), "completion": "I am Pia."}]
     start = plan("identity", str(write(here / "rows.jsonl", rows)), model="embedded", timed=False)
-    start.write()
+    write_start(start)
     recipe = load_recipe(here / "identity.yaml")
     suite = recipe.evaluate.suites[0]
     assert isinstance(suite, MatchSuite) and suite.pattern == r"\bPia\b" and suite.goal == 0.8
@@ -211,7 +212,7 @@ def test_questions_of_another_language_are_held_back_from_the_rows(here: Path) -
     ]
     data = write(here / "rows.jsonl", german)
     start = plan("identity", str(data), model="embedded", timed=False)
-    start.write()
+    write_start(start)
     load_recipe(here / "identity.yaml")
     train, questions = (
         (here / f"identity_{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "questions")
@@ -263,7 +264,7 @@ def test_answers_that_nothing_can_judge_say_what_to_write() -> None:
 
 def test_the_estimate_of_time() -> None:
     model = Model("mine", True, False, 100_000_000)
-    # 6 operations x 1e8 weights x 1e4 tokens at half of 1e11 a second are 120 s; 60 s for the rest, 20 answers at 0.5 s.
+    # 6 operations x 1e8 weights x 1e4 tokens at half of 1e11 a second are 120 s; 60 s beside, 20 answers of 0.5 s.
     assert minutes(model, 1e4, 20, adapter=False, speed=1e11) == pytest.approx((120 + 60 + 10) / 60)
     assert minutes(Model("x/y", False, False, None), 1e4, 0, adapter=True, speed=1e11) is None
     assert [in_words(value) for value in (None, 1.0, 4.2, 37.0, 600.0, 9000.0)] == [
