@@ -16,7 +16,6 @@ from pathlib import Path
 
 from posttrain.models.folders.catalogue import CATALOGUE, folder_of, is_here
 from posttrain.models.folders.hub import looks_like_hub_id
-from posttrain.models.folders.source import resolve
 from posttrain.starting.choices import TINY
 
 EFFICIENCY = 0.5
@@ -60,6 +59,8 @@ def model_of(name: str) -> Model:
     if path.exists():
         return Model(str(path.resolve()), True, False, _parameters_in(path) if path.is_dir() else None)
     if not looks_like_hub_id(name):
+        from posttrain.models.folders.source import resolve  # loads torch, which a right name does without
+
         resolve(name)  # raises, with the nearest name
     return Model(name, False, False, _parameters_said(name))
 

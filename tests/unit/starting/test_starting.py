@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -305,3 +307,14 @@ def test_the_command_says_what_to_type_next(here: Path) -> None:
     for text in ("60 rows", "posttrain check identity.yaml", "posttrain run identity.yaml", "runs/identity/sft/model"):
         assert text in result.output
     assert CliRunner().invoke(app, ["new", "identity", "--data", str(data)]).exit_code == 2
+
+
+def test_a_recipe_is_written_without_loading_torch(here: Path) -> None:
+    data = write(here / "rows.jsonl", rows_of("identity", 60))
+    code = (
+        "import sys; from posttrain.starting import plan, write; "
+        f"write(plan('identity', {str(data)!r}, model='embedded')); "
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
+    assert done.returncode == 0, done.stderr
