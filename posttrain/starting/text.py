@@ -90,7 +90,7 @@ def _few(kind: str) -> str:
     if kind == "grpo":
         return "nothing can be held out, so nothing tells learning from luck. Write 200 tasks or more."
     if kind == "chat":
-        return "the model learns a tone from them at most, and hardly a row can be spared to measure with. Write 100 or more."
+        return "the model learns a tone from them at most, and hardly a row can be spared. Write 100 or more."
     return "the model learns them by heart, and hardly a pair can be spared to measure with. Collect 200 or more."
 
 
