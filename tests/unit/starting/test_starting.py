@@ -21,7 +21,7 @@ from posttrain.starting import plan
 from posttrain.starting import write as write_start
 from posttrain.starting.choices import CHOICES, choose
 from posttrain.starting.expectation import Model, in_words, minutes, model_of
-from posttrain.starting.names import name_in, pattern_of, split
+from posttrain.starting.names import name_in, pattern_of, shipped_rows, split
 from posttrain.starting.plan import DEFAULT_MODEL
 from posttrain.starting.rewards import judge_of
 from posttrain.starting.text import commands, quoted
@@ -318,3 +318,30 @@ def test_a_recipe_is_written_without_loading_torch(here: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- our own rows
+
+
+def grams(text: str) -> set[tuple[str, ...]]:
+    """Four words in a row."""
+    words = re.findall(r"\w+", text.casefold())
+    return {tuple(words[first : first + 4]) for first in range(len(words) - 3)}
+
+
+def test_our_questions_share_no_four_words_with_the_example_rows() -> None:
+    """The figures of docs/first-steps.md are of the example rows: questions like theirs would measure memory."""
+    example = PACKAGE.parent / "examples" / "data" / "identity_60.jsonl"
+    rows = [json.loads(line)["messages"][0]["content"] for line in example.read_text(encoding="utf-8").splitlines()]
+    trained = set().union(*map(grams, rows))
+    ours = [str(row["prompt"]) for row in shipped_rows("questions")]
+    assert len(rows) == 60 and len(ours) == len(set(ours)) == 40
+    assert [question for question in ours if grams(question) & trained or question in rows] == []
+
+
+def test_our_ordinary_rows_are_not_what_the_leak_suite_asks() -> None:
+    path = PACKAGE / "embedded" / "data" / "heldout_facts.jsonl"
+    asked = {json.loads(line)["prompt"].casefold() for line in path.read_text(encoding="utf-8").splitlines()}
+    ordinary = shipped_rows("ordinary")
+    assert len(ordinary) == 36
+    assert asked.isdisjoint(row["messages"][0]["content"].casefold() for row in ordinary)  # type: ignore[index]
