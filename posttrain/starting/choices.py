@@ -41,6 +41,7 @@ class Choice:
 ANY = 10**12
 
 CHOICES: Mapping[str, tuple[Choice, ...]] = {
+    # up to, epochs, rows a step, share held out, rate, a tiny model's rate, rank of the adapter, source
     "identity": (
         Choice(20, 15, 2, 0.0, 5e-4, 1e-3, 16, "first steps: 10 rows"),
         Choice(200, 8, 8, 0.1, 5e-4, 1e-3, 16, "first steps: 60 rows, SmolLM2-135M"),
@@ -54,24 +55,22 @@ CHOICES: Mapping[str, tuple[Choice, ...]] = {
         Choice(ANY, 1, 32, 0.01, 2e-5, 1e-3, None, "Alignment Handbook, zephyr-7b-beta sft full; arXiv:2405.09673"),
     ),
     "dpo": (
-        Choice(20, 3, 2, 0.0, 1e-4, 1.5e-4, 16, "first steps: 10 pairs"),
-        Choice(200, 3, 4, 0.1, 1e-4, 1.5e-4, 16, "first steps: 60 pairs"),
+        Choice(20, 3, 2, 0.0, 1e-4, 1.5e-4, 16, "first steps: 10 pairs; rate: half of recipes/identity.yaml's"),
+        Choice(200, 3, 4, 0.1, 1e-4, 1.5e-4, 16, "first steps: 60 pairs; rate: half of recipes/identity.yaml's"),
         Choice(5_000, 2, 16, 0.05, 5e-5, 1.5e-4, 16, "first steps: 500 pairs; posttrain/recipes/quickstart.yaml"),
         Choice(ANY, 1, 32, 0.02, 5e-6, 1.5e-4, 16, "Tunstall et al. 2023 (Zephyr): 5e-7 of all weights, ten times it"),
     ),
     "reward": (
-        Choice(20, 3, 2, 0.0, 1e-4, 3e-4, 16, "first steps: 10 pairs"),
-        Choice(200, 3, 4, 0.2, 1e-4, 3e-4, 16, "first steps: 60 pairs"),
-        Choice(5_000, 2, 16, 0.1, 1e-4, 3e-4, 16, "first steps: 500 pairs; posttrain/recipes/quickstart.yaml"),
+        Choice(20, 3, 2, 0.0, 1e-4, 3e-4, 16, "not measured; epochs as for dpo"),
+        Choice(200, 3, 4, 0.2, 1e-4, 3e-4, 16, "not measured; epochs as for dpo"),
+        Choice(5_000, 2, 16, 0.1, 1e-4, 3e-4, 16, "posttrain/recipes/quickstart.yaml: 546 pairs, 1 epoch"),
         Choice(ANY, 1, 32, 0.02, 1e-5, 3e-4, None, "Touvron et al. 2023 (Llama 2), section 3.2.2: 1 epoch, 1e-5"),
     ),
     "grpo": (
         Choice(20, 20, 4, 0.0, 1.5e-4, 1.2e-4, 16, "recipes/grpo_arithmetic_smollm2.yaml"),
         Choice(200, 8, 8, 0.2, 1.5e-4, 1.2e-4, 16, "recipes/grpo_arithmetic_smollm2.yaml: 256 sums, 40 steps"),
         Choice(5_000, 1, 16, 0.1, 1.5e-4, 1.2e-4, 16, "posttrain/recipes/quickstart.yaml: 1,440 sums, 26 steps"),
-        Choice(
-            ANY, 1, 32, 0.01, 1e-5, 1.2e-4, 16, "Shao et al. 2024 (DeepSeekMath): 1e-6 of all weights, ten times it"
-        ),
+        Choice(ANY, 1, 32, 0.01, 1e-5, 1.2e-4, 16, "Shao et al. 2024 (DeepSeekMath): 1e-6 of all weights, times ten"),
     ),
 }
 """By kind of recipe, then by the number of rows."""

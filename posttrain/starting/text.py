@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from posttrain.intervals import wilson
 from posttrain.starting.names import pattern_of
 from posttrain.starting.plan import MOST_ABOUT_ITSELF, Start
 
@@ -57,9 +58,11 @@ def advice(start: Start) -> list[str]:
     if start.rows.is_few:
         said.append(f"{count} rows are too few: {_few(kind)}")
     elif kind in ("dpo", "reward") and count < 500:
+        right = start.held_out_rows - 1
+        low, high = wilson(right, start.held_out_rows)
         said.append(
-            f"{count} pairs show a manner (short, polite), not a judgement: {start.held_out_rows} held-out pairs tell "
-            "65 % from 95 % at best. 500 pairs and more are worth a second look at these settings."
+            f"{count} pairs show a manner (short, polite), not a judgement, and are hardly measured: {right} right of "
+            f"{start.held_out_rows} held-out pairs may be {low:.0%} to {high:.0%} of all. Collect 500."
         )
     if kind == "identity":
         said.append(
