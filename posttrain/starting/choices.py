@@ -43,15 +43,15 @@ ANY = 10**12
 CHOICES: Mapping[str, tuple[Choice, ...]] = {
     # up to, epochs, rows a step, share held out, rate, a tiny model's rate, rank of the adapter, source
     "identity": (
-        Choice(20, 15, 2, 0.0, 5e-4, 1e-3, 16, "first steps: 10 rows"),
-        Choice(200, 8, 8, 0.1, 5e-4, 1e-3, 16, "first steps: 60 rows, SmolLM2-135M"),
-        Choice(5_000, 3, 8, 0.05, 2e-4, 1e-3, 16, "recipes/identity.yaml; first steps: 1,000 rows"),
+        Choice(20, 10, 4, 0.0, 5e-4, 1e-3, 16, "first steps: 10 rows; rate: as for 60 rows"),
+        Choice(200, 5, 8, 0.1, 5e-4, 1e-3, 16, "first steps: 60 rows, SmolLM2-135M"),
+        Choice(5_000, 3, 8, 0.05, 2e-4, 1e-3, 16, "recipes/identity.yaml: 239 pairs, 3 epochs"),
         Choice(ANY, 1, 32, 0.01, 2e-4, 1e-3, 16, "Alignment Handbook, zephyr-7b-beta qlora: 2e-4, 1 epoch"),
     ),
     "chat": (
-        Choice(20, 5, 2, 0.0, 2e-4, 1e-3, 16, "first steps: 10 rows"),
-        Choice(200, 4, 4, 0.1, 2e-4, 1e-3, 16, "first steps: 60 rows"),
-        Choice(5_000, 3, 16, 0.05, 2e-4, 1e-3, 16, "first steps: 1,000 rows"),
+        Choice(20, 5, 2, 0.0, 2e-4, 1e-3, 16, "first steps: 10 rows; rate: recipes/sft_sharegpt.yaml"),
+        Choice(200, 4, 4, 0.1, 2e-4, 1e-3, 16, "first steps: 60 rows; rate: recipes/sft_sharegpt.yaml"),
+        Choice(5_000, 3, 16, 0.05, 2e-4, 1e-3, 16, "first steps: 1,000 rows; rate: recipes/sft_sharegpt.yaml"),
         Choice(ANY, 1, 32, 0.01, 2e-5, 1e-3, None, "Alignment Handbook, zephyr-7b-beta sft full; arXiv:2405.09673"),
     ),
     "dpo": (
