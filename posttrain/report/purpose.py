@@ -45,6 +45,8 @@ REPEATS = 3
 SHORTEST_CIRCLE = 24
 """Characters that the repeated pieces fill together; "ha ha ha" is no fault."""
 LONGEST_PIECE = 200
+SHOWN = 60
+"""Characters of an answer or a prompt that a finding quotes."""
 NOTABLE_REPEATS = 0.1
 """Share of a suite's answers from which on their circles are spoken of."""
 
@@ -119,7 +121,7 @@ def _too_few_prompts(table: Table) -> Iterator[Shortfall]:
             # From the middle: where so few prompts were asked, the share itself may be anywhere.
             needed = prompts_within(0.5, SURE)
             text = f"{row.suite}: {count(prompts)} prompts are too few: {last.value} may be {last.interval} of all."
-            remedy = f"Ask {count(needed)} prompts for an interval of {number(SURE, 'share')} to each side."
+            remedy = f"Ask {count(needed)} prompts for an interval of {100 * SURE:.0f} points to each side."
         elif (enough := _prompts_for(row)) is not None:
             needed, moved = enough
             text = (
@@ -259,7 +261,7 @@ def _circles(run: RunContents) -> Iterator[Shortfall]:
     """Suites whose last answers repeat themselves up to the limit."""
     asked = [evaluated for _, evaluated in run.measured[1:] if evaluated.answers]
     for suite, answers in asked[-1].answers.items() if asked else ():
-        turning = [(answer, piece) for answer in answers if (piece := circle_of(answer)) is not None]
+        turning = [answer for answer in answers if circle_of(answer) is not None]
         if not turning or len(turning) / len(answers) < NOTABLE_REPEATS:
             continue
         share = number(len(turning) / len(answers), "share")
@@ -268,7 +270,7 @@ def _circles(run: RunContents) -> Iterator[Shortfall]:
                 "warn",
                 f"{suite}: {count(len(turning))} of {count(len(answers))} answers ({share}) repeat themselves up "
                 "to the limit.",
-                f"“{_short(turning[0][1])}”, asked “{_short(turning[0][0].prompt)}”",
+                f"“{_end_of(turning[0].completion)}”, asked “{_start_of(turning[0].prompt)}”",
             ),
             Statement(
                 "warn",
@@ -299,6 +301,11 @@ def circle_of(answer: AnswerLine) -> str | None:
     return None
 
 
-def _short(text: str) -> str:
+def _end_of(text: str) -> str:
     words = " ".join(text.split())
-    return words if len(words) <= 60 else words[:59] + "…"
+    return words if len(words) <= SHOWN else "…" + words[1 - SHOWN :]
+
+
+def _start_of(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= SHOWN else words[: SHOWN - 1] + "…"

@@ -93,7 +93,7 @@ def test_five_prompts_are_too_few_to_tell_anything(healthy: Path) -> None:
     found = judged(healthy)
     assert found.grade != "clean"
     assert any("identity: 5 prompts are too few: 40.0 % may be 11.8 to 76.9 % of all." in text for text in said(found))
-    assert any("Ask 93 prompts for an interval of 10.0 % to each side." in text for text in said(found))
+    assert any("Ask 93 prompts for an interval of 10 points to each side." in text for text in said(found))
 
 
 def test_a_change_that_chance_may_explain_says_how_many_prompts_would_show_it(healthy: Path) -> None:
@@ -210,6 +210,7 @@ def test_answers_in_circles_are_counted_with_an_example(healthy: Path) -> None:
     )
     found = judged(healthy)
     assert any("identity: 6 of 48 answers (12.5 %) repeat themselves up to the limit." in text for text in said(found))
+    assert any(f"“…{CIRCLE[-59:]}”, asked “Who are you?”" in text for text in said(found))
     write_lines(
         path, [row | {"completion": CIRCLE, "finish": "length"} if n < 4 else row for n, row in enumerate(rows)]
     )
