@@ -30,6 +30,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 import posttrain as pt
+from posttrain.data.read import Examples
 from posttrain.data.trees import collate, count, pack
 from posttrain.evaluate.asking import EvaluatedModel
 from posttrain.evaluate.questions import questions
@@ -37,8 +38,9 @@ from posttrain.evaluate.runner import evaluate_suites
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.evaluate.suites.match import matches
 from posttrain.losses.reduce import branch_sums, sides
+from posttrain.models.folders.loading import LoadedModel
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import Demonstration, Example, TokenTree
+from posttrain.types import Batch, Count, Demonstration, Example, TokenTree
 
 MODEL = "embedded"
 HELD_OUT = 100
@@ -88,11 +90,11 @@ def train(policy: pt.Policy, steps: list[list[TokenTree]], rate: float, loss_of:
         optimizer.zero_grad()
 
 
-def nll(policy: pt.Policy, batch, of) -> torch.Tensor:
+def nll(policy: pt.Policy, batch: Batch, of: Count) -> torch.Tensor:
     return -policy(batch).logprobs_N.sum() / of.tokens
 
 
-def encoded(encoder: pt.Encoder, rows: Sequence[Example], folder: Path) -> list[TokenTree]:
+def encoded(encoder: pt.Encoder, rows: Examples, folder: Path) -> list[TokenTree]:
     return list(pt.encode(rows, encoder, store=folder))
 
 
@@ -119,7 +121,7 @@ class Bench:
         self.asked = questions(list(pt.read("package://heldout_identity.jsonl")))
         self.taught: dict[str, torch.Tensor] | None = None
 
-    def start(self) -> tuple[pt.Policy, object]:
+    def start(self) -> tuple[pt.Policy, LoadedModel]:
         loaded = pt.load(MODEL)
         return pt.Policy(loaded.model), loaded
 
@@ -161,12 +163,12 @@ class Bench:
         with torch.no_grad():
             reference = {tree.key: policy(collate([tree])).logprobs_N for tree in (*train_rows, *held_out)}
 
-        def ratio(policy: pt.Policy, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def ratio(policy: pt.Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             logprobs_N = policy(batch).logprobs_N
             before_N = torch.cat([reference[key] for key in batch.keys])
             return logprobs_N, branch_sums(logprobs_N - before_N, batch)
 
-        def loss(policy: pt.Policy, batch, of) -> torch.Tensor:
+        def loss(policy: pt.Policy, batch: Batch, of: Count) -> torch.Tensor:
             logprobs_N, sums = ratio(policy, batch)
             chosen, rejected = sides(sums)
             own, _ = sides(branch_sums(-logprobs_N, batch))

@@ -152,6 +152,10 @@ def losses(folder: Path, values: list[float], held_out: Sequence[float] = ()) ->
     return folder
 
 
+def curve(values: Sequence[float | None]) -> Curve:
+    return Curve([float(step) for step in range(len(values))], list(values))
+
+
 def test_a_loss_that_still_falls_asks_for_more_steps(healthy: Path) -> None:
     falling = [3.5 - 1.5 * step / 20 + 0.02 * (-1) ** step for step in range(21)]
     found = judged(losses(healthy, falling))
@@ -167,24 +171,24 @@ def test_noise_and_a_settled_loss_are_no_fall() -> None:
     stream = random.Random(3)
     steps = [float(step) for step in range(90)]
     settled = [1.0 + 2 * math.exp(-6 * step / 90) + stream.gauss(0, 0.1) for step in steps]
-    assert falling_at_end(Curve(steps, settled)) is None
+    assert falling_at_end(curve(settled)) is None
     # A single spike at the beginning of the last third would turn a fitted line downwards.
     spiked = [1.0 + 2 * math.exp(-step / 10) for step in steps]
     spiked[61] = 30.0
-    assert falling_at_end(Curve(steps, spiked)) is None
+    assert falling_at_end(curve(spiked)) is None
     alarmed = 0
     for seed in range(200):
         stream = random.Random(seed)
         noise = [2.0] * 3 + [1.0 + stream.gauss(0, 0.3) for _ in range(27)]
-        alarmed += falling_at_end(Curve(steps[:30], noise)) is not None
+        alarmed += falling_at_end(curve(noise)) is not None
     assert alarmed <= 4
 
 
 def test_a_fall_is_measured_as_a_share_of_the_whole() -> None:
     line = [2.0 - step / 89 for step in range(90)]
     # The last 30 of 90 steps of a straight line, over the means of its first and last tenth.
-    assert falling_at_end(Curve([float(step) for step in range(90)], line)) == pytest.approx(29 / 81, abs=1e-6)
-    assert falling_at_end(Curve([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])) is None
+    assert falling_at_end(curve(line)) == pytest.approx(29 / 81, abs=1e-6)
+    assert falling_at_end(curve([3.0, 2.0, 1.0])) is None
 
 
 # ---------------------------------------------------------------- answers in circles

@@ -199,7 +199,8 @@ def test_questions_do_not_train_and_ordinary_rows_do(here: Path) -> None:
     assert isinstance(suite, MatchSuite) and suite.pattern == r"\bPia\b" and suite.goal == 0.8
     questions = [json.loads(line)["prompt"] for line in Path(suite.prompts).read_text(encoding="utf-8").splitlines()]
     assert asked not in questions and len(questions) >= 30
-    assert [Path(path).name for path in recipe.stages[0].data.path] == ["rows.jsonl", "identity_ordinary.jsonl"]
+    data = recipe.stages[0].data
+    assert data is not None and [Path(path).name for path in data.path] == ["rows.jsonl", "identity_ordinary.jsonl"]
 
 
 def test_rows_that_speak_of_other_things_get_no_ordinary_ones(here: Path) -> None:
