@@ -53,6 +53,9 @@ class SampledSuite(SuiteSettings):
 
     samples_per_prompt: Int = Field(default=1, ge=1)
     """Answers per prompt; more than one needs a temperature above 0."""
+    goal: Float | None = Field(default=None, ge=0, le=1)
+    """The share that the run sets out to reach: at least, or with `wanted: false` at most. It changes no training and
+    no answer; the report says whether the run came there."""
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
