@@ -148,6 +148,43 @@ def paired_difference(before: Sequence[float] | np.ndarray, after: Sequence[floa
     return Difference(change.value, change.low, change.high, change.n)
 
 
+# ---------------------------------------------------------------- how many prompts it takes
+
+
+def prompts_within(share_seen: float, half_width: float) -> int:
+    """How many prompts a share needs for a Wilson interval of at most so much to each side: (0.5, 0.1) -> 93.
+
+    Raises nothing; `half_width` lies between 0 and 0.5.
+    """
+    low, high = 1, 1
+    while _half_width(share_seen, high) > half_width:
+        low, high = high, 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _half_width(share_seen, middle) <= half_width else (middle + 1, high)
+    return high
+
+
+def prompts_to_tell(change: float, half_width: float, prompts: int) -> int | None:
+    """How many prompts would part a change from zero, were it as large as it looks: (0.1, 0.2, 30) -> 120.
+
+    An interval shrinks with the root of the number of prompts. None where nothing changed: no number would do.
+
+    Args:
+        change: the mean change that was seen.
+        half_width: of its 95 % interval.
+        prompts: over which it was seen.
+    """
+    if change == 0 or prompts < 1:
+        return None
+    return max(prompts + 1, FEWEST_PROMPTS, math.ceil(prompts * (half_width / change) ** 2))
+
+
+def _half_width(share_seen: float, n: int) -> float:
+    low, high = wilson(share_seen * n, n)
+    return (high - low) / 2
+
+
 def quantile(ordered: Sequence[float], place: float) -> float:
     """Linear interpolation between the values of a sorted list (the definition of numpy and R's type 7)."""
     at = (len(ordered) - 1) * place

@@ -43,11 +43,12 @@ class Place:
 
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
-    "training": Place(0, 100, "one loop for every method; a kind of stage is a row of a table, a method too"),
+    "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(14, 66, "suites, held-out scores and win rates, each figure with its interval"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
-    "auditing": Place(70, 100, "what is wrong with the rows"),
+    "auditing": Place(70, 84, "flaws of the rows"),
+    "starting": Place(88, 100, "your own rows"),
     "models": Place(14, 80, "log-probs over token trees, adapters, model folders, reward heads"),
     "data": Place(14, 38, "rows to Examples to TokenTrees"),
     "config": Place(42, 80, "recipes: keys, values, errors"),

@@ -34,6 +34,7 @@ LAYERS = {
     "rollout": 4,
     "rewards": 4,
     "auditing": 4,
+    "starting": 4,
     "environments": 4,
     "evaluate": 5,
     "curation": 5,

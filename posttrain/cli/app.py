@@ -14,6 +14,7 @@ from posttrain.cli.compare import compare
 from posttrain.cli.generate import generate
 from posttrain.cli.merge import merge
 from posttrain.cli.models import models
+from posttrain.cli.new import new
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
@@ -24,6 +25,7 @@ from posttrain.cli.usage import Verb, Verbs
 
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
+    "new": new,
     "run": run,
     "check": check,
     "audit": audit,

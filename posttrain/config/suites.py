@@ -54,6 +54,9 @@ class SampledSuite(SuiteSettings):
 
     samples_per_prompt: Int = Field(default=1, ge=1)
     """Answers per prompt; more than one needs a temperature above 0."""
+    goal: Float | None = Field(default=None, ge=0, le=1)
+    """The share that the run sets out to reach: at least, or with `wanted: false` at most. It changes no training and
+    no answer; the report says whether the run came there."""
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
@@ -212,6 +215,10 @@ class FunctionSuite(SampledSuite):
     """Given to the function by name, besides the prompt, the answer and the row."""
     higher_is_better: bool = True
     """false: the table calls a fall better; the metric is then called `unwanted_score`."""
+    # A function may give any number, so that a goal is no share.
+    goal: Float | None = None
+    """The score that the run sets out to reach: at least, or with `higher_is_better: false` at most. It changes no
+    answer; the report says whether the run came there."""
     modules: str | None = None
     """Folder in which the function's module is looked for first; the recipe's own if absent."""
 

@@ -18,14 +18,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from posttrain.config.suites import SuiteSettings
+from posttrain.config.suites import SampledSuite, SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
+from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.evaluate.asking import (
     EvaluatedModel,
     SampledAnswers,
@@ -95,7 +97,7 @@ def evaluate_model(
         known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
     evaluation = {suite.name: known[suite.name] for suite in suites}
     folder.write(SuiteScores(evaluation))
-    _write_meanings(suites, folder.path)
+    _write_meanings(suites, evaluation, folder.path)
     write_json(_identities_path(folder.path), SuiteIdentities(identities).to_json())
     return evaluation
 
@@ -123,11 +125,22 @@ def evaluate_suites(
     return evaluation
 
 
-def _write_meanings(suites: Sequence[SuiteSettings], out: Path) -> None:
-    """evaluations/metrics.json, if a kind has figures of its own: how the report calls and judges them."""
+def _write_meanings(suites: Sequence[SuiteSettings], evaluation: SuiteFigures, out: Path) -> None:
+    """evaluations/metrics.json, if a kind has figures of its own, or a suite a goal: how the report calls and judges
+    them."""
     meanings = {suite.name: metrics for suite in suites if (metrics := SUITES[type(suite)].metrics)}
+    for suite in suites:
+        if isinstance(suite, SampledSuite) and suite.goal is not None:
+            own = meanings.get(suite.name, {})
+            asked = {name: own.get(name) or meaning(name) for name in evaluation[suite.name]}
+            goals = {name: replace(said, goal=suite.goal) for name, said in asked.items() if said.primary}
+            meanings[suite.name] = {**own, **goals}
+    path = out / "evaluations" / "metrics.json"
     if meanings:
-        write_json(out / "evaluations" / "metrics.json", SuiteMeanings(meanings).to_json())
+        write_json(path, SuiteMeanings(meanings).to_json())
+    else:
+        # A goal that was taken out of the recipe since must not be missed for ever.
+        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- asked before
@@ -156,7 +169,8 @@ def _identities(
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
         kind = SUITES[type(suite)]
-        asking = suite.model_dump(exclude=set(kind.beside))
+        # A goal changes no answer: a recipe that gets one is not asked everything anew.
+        asking = suite.model_dump(exclude={*kind.beside, "goal"})
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
         # Only where a kind has some: figures of older runs keep their hash.
         asked += [kind.content(suite)] if kind.content is not None else []

@@ -11,6 +11,7 @@ from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
 from posttrain.report.online_verdict import online_findings
 from posttrain.report.panels import AlarmGroup, group_alarms, sentence
+from posttrain.report.purpose import Shortfall, goals_missed, shortfalls
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
 from posttrain.report.text import moment
@@ -60,7 +61,10 @@ def verdict(run: RunContents, table: Table) -> RunVerdict:
     """Judge the whole run."""
     found = [*_movements(table), *_reach(run), *(finding for stage in run.stages for finding in _training(stage))]
     found += [finding for stage in run.stages for finding in _alarm_findings(stage)]
-    actions = _actions(run, table)
+    # Figures of a run that broke off are not its result, so they fall short of nothing.
+    short = shortfalls(run, table) if run.status == "done" else []
+    found += [one.finding for one in short]
+    actions = _actions(run, table, short)
     # Stable: within a kind the suites stay before the curves, and the curves before the alarms.
     found.sort(key=lambda finding: KINDS.index(finding.kind))
     kind, grade = _grade(run, found, actions)
@@ -136,6 +140,9 @@ def _tally(run: RunContents, table: Table) -> str:
     if judged:
         better, worse = judged.count(Movement.BETTER), judged.count(Movement.WORSE)
         parts.append(f"{better or 'None'} of {len(judged)} measures clearly better, {worse or 'none'} worse")
+    missed, goals = goals_missed(table)
+    if missed and run.status == "done":
+        parts.append(f"{missed} of {goals} goals missed" if goals > 1 else "the goal is missed")
     groups = [group for stage in run.stages for group in group_alarms(stage)]
     critical = sum(group.severity == "critical" for group in groups)
     if groups:
@@ -286,8 +293,8 @@ def alarm_name(group: AlarmGroup) -> str:
 # ---------------------------------------------------------------- what to do
 
 
-def _actions(run: RunContents, table: Table) -> list[Statement]:
-    actions: list[Statement] = []
+def _actions(run: RunContents, table: Table, short: Sequence[Shortfall]) -> list[Statement]:
+    actions = [one.action for one in short if one.action is not None]
     for stage in run.stages:
         actions += _stopped(stage)
         actions += [

@@ -114,6 +114,8 @@ class Meaning(Record):
     """For STILL: how far from zero it may go without anybody minding."""
     primary: Annotated[bool, bool] = False
     """What a suite is asked for; the others describe the answers. A metric that nobody knows counts as asked for."""
+    goal: float | None = optional_key()
+    """That the recipe set for this figure: at least, or for DOWN at most."""
 
     @classmethod
     def parse(cls, content: object) -> Self | None:

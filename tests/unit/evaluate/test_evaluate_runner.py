@@ -25,7 +25,7 @@ from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer,
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
-from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.evaluation import Figure, SuiteMeanings, SuiteScores
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, chat, tiny_model
@@ -192,6 +192,25 @@ def test_a_suite_is_not_asked_again_while_nothing_changed(tmp_path: Path, monkey
     changed = evaluate_model(scored, suites, later, baseline=folder.path, tokenizer=TOKENIZER)
     assert changed["drift"]["perplexity_change"].value < -0.5  # the start's answers changed, so it is asked again
     assert set(read_json(later.path / "evaluations" / "identity.json")) == {"names", "drift"}
+
+
+def test_a_goal_is_recorded_and_asks_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites, folder, scored = recipe_suites(tmp_path), StageFolder(tmp_path / "start"), model()
+    meanings = folder.path / "evaluations" / "metrics.json"
+    first = evaluate_model(scored, suites, folder, baseline=folder.path, tokenizer=TOKENIZER)
+    assert not meanings.exists()
+
+    def refused(*_: object, **__: object) -> object:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(NativeEngine, "generate", refused)
+    aimed = [suites[0].model_copy(update={"goal": 0.8}), suites[1]]
+    assert evaluate_model(scored, aimed, folder, baseline=folder.path, tokenizer=TOKENIZER) == first
+    recorded = SuiteMeanings.from_json(read_json(meanings)).suites
+    # The figure that the suite is asked for has the goal; its length and its cut answers have none.
+    assert {name: said.goal for name, said in recorded["names"].items()} == {"match": 0.8}
+    evaluate_model(scored, suites, folder, baseline=folder.path, tokenizer=TOKENIZER)
+    assert not meanings.exists()
 
 
 def test_a_folder_is_evaluated_as_the_model_in_it(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_module_that_cannot_be_imported_names_its_line(rows: Path) -> None:
 def test_the_table_of_a_run_has_the_change_over_the_same_prompts(rows: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.write_run(name="run", status="done", stages=())
-    suite = settings(rows, lambda prompt, answer, row: float(len(answer.encode())), higher_is_better=False)
+    suite = settings(rows, lambda prompt, answer, row: float(len(answer.encode())), higher_is_better=False, goal=40)
     for folder, seed in ((run.start, 0), (run.stage("sft"), 1)):
         folder.path.mkdir(parents=True)
         evaluate_model(
@@ -166,6 +166,7 @@ def test_the_table_of_a_run_has_the_change_over_the_same_prompts(rows: Path, tmp
     run.stage("sft").write_stage(name="sft", method="sft", status="done")
     row = final_table(read_run(run.path)).rows[0]
     assert (row.suite, row.metric, row.meaning.wanted.name) == ("mine", "unwanted_score", "DOWN")
+    assert row.meaning.goal == 40
     lines = read_jsonl(run.start.path / "evaluations" / "mine.jsonl")
     assert [line["score"] for line in lines] == [len(line["completion"].encode()) for line in lines]
 
