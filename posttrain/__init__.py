@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Data,
         LoRA,
         Mix,
+        Objective,
         Online,
         Preference,
         PrefixTuning,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from posttrain.data.read import read
     from posttrain.data.store import encode
     from posttrain.errors import PosttrainError
+    from posttrain.losses.custom import objective
     from posttrain.models.reward.scoring import RewardModel, load_reward
     from posttrain.models.tree.logprobs import Policy
     from posttrain.report import write_report
@@ -70,6 +72,7 @@ _HOMES = {
     "LoRA": "posttrain.config",
     "Mix": "posttrain.config",
     "OFT": "posttrain.config",
+    "Objective": "posttrain.config",
     "Online": "posttrain.config",
     "PPO": "posttrain.config",
     "PTuning": "posttrain.config",
@@ -90,6 +93,7 @@ _HOMES = {
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
     "load_reward": "posttrain.models.reward.scoring",
+    "objective": "posttrain.losses.custom",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
     "samples": "posttrain.runs.samples",
@@ -115,6 +119,7 @@ __all__ = [
     "EncoderSettings",
     "LoRA",
     "Mix",
+    "Objective",
     "Online",
     "PTuning",
     "Policy",
@@ -133,6 +138,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_reward",
+    "objective",
     "read",
     "run_recipe",
     "samples",

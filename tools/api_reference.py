@@ -34,6 +34,8 @@ policy = run.load()  # the trained model, to train on or to ask
 - **Stages** are records (`pt.DPO(beta=0.1)`), or what a recipe writes: `"dpo"`, `{"method": "dpo", "beta": 0.1}`.
 - **Rewards** are functions `(prompt, completion, task) -> float | None`, names of kinds (`"math"`), or entries
   (`{"kind": "math"}`); one may stand for a list of one ([rewards](rewards.md)).
+- **Functions of your own** as losses, suites (`evaluate=[...]`) and callbacks (`on_step=f`) are on
+  [a page of their own](extending.md).
 - **Conversations** are a user's text, or turns as `Message`s or as `{"role": ..., "content": ...}`.
 - **Models** are names and folders, or what `pt.load` gave. A model of `transformers` in memory is saved first, with its
   tokenizer: `model.save_pretrained("start")`, `tokenizer.save_pretrained("start")`, then `"start"`.
@@ -63,7 +65,19 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Train": ("train", "Run", "load", "load_reward"),
     "Look at data": ("read", "audit", "Encoder", "EncoderSettings", "encode", "EncodedDataset"),
     "Recipes": ("load_recipe", "check_recipe", "run_recipe", "Recipe", "Data"),
-    "Stages": ("SFT", "DPO", "Preference", "Mix", "ConditionalSFT", "Reward", "GRPO", "PPO", "Online"),
+    "Stages": (
+        "SFT",
+        "DPO",
+        "Preference",
+        "Mix",
+        "Objective",
+        "objective",
+        "ConditionalSFT",
+        "Reward",
+        "GRPO",
+        "PPO",
+        "Online",
+    ),
     "Adapters": (
         "LoRA",
         "QLoRA",

@@ -14,6 +14,7 @@ from posttrain.config import online, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
 from posttrain.config.curriculum import PassRateCurriculum
+from posttrain.config.custom import CustomStage
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
@@ -135,6 +136,11 @@ def recipe_reference() -> str:
         f"{Mix.__doc__} The keys above, and:\n",
         table(Mix, leave_out=tuple(fields_of(ReferencedStage))),
         *group("losses", MixTerm),
+        "## Objectives of your own: `method: custom_pairwise`, `method: custom_tokens`\n",
+        f"{inspect.cleandoc(CustomStage.__doc__ or '')} `custom_pairwise` takes comparisons and has `encoding` and "
+        "`audit` as preferences do; `custom_tokens` takes demonstrations, with the `encoding` of `sft`. The keys of "
+        "every stage that trains, and:\n",
+        table(CustomStage, leave_out=tuple(fields_of(RowStage))),
         "## Feedback as imitation: `method: conditional_sft`\n",
         f"{inspect.cleandoc(ConditionalSFT.__doc__ or '')} The keys above, and:\n",
         table(ConditionalSFT, leave_out=tuple(fields_of(RowStage))),

@@ -5,6 +5,7 @@ settings.py adapters.py reward_model.py rewards.py engines.py curriculum.py suit
 load.py yaml_text.py overrides.py paths.py  a file and the command line to a Recipe
 chain.py                                    what each stage starts from, as far as adapters go
 values.py fields.py explain.py              kinds of value, and errors in the reader's words
+custom.py functions.py                      functions of a user's own, as objectives and by their addresses
 fingerprint.py                              what a stage's result depends on
 
 docs/recipes.md is written from the records themselves.
@@ -24,6 +25,7 @@ from posttrain.config.adapters import (
     PTuning,
     QLoRA,
 )
+from posttrain.config.custom import CustomStage, Objective
 from posttrain.config.fingerprint import stage_fingerprint, what_changed
 from posttrain.config.load import load_recipe, parse_recipe
 from posttrain.config.online import GRPO, PPO, Online, OnlineStage
@@ -62,10 +64,12 @@ __all__ = [
     "ConditionalSFT",
     "Continue",
     "Correction",
+    "CustomStage",
     "Data",
     "Evaluation",
     "LoRA",
     "Mix",
+    "Objective",
     "Online",
     "OnlineStage",
     "PTuning",

@@ -25,6 +25,7 @@ from posttrain.config.settings import (
     Log,
     OptimizerSettings,
     PreflightSettings,
+    ReferenceSettings,
     Schedule,
 )
 from posttrain.config.values import AutoWeight, Float, Int, Settings, either, refuse
@@ -41,6 +42,7 @@ LEARNING_RATES: Mapping[str, tuple[float, str]] = {
     "apo_down": (2e-7, "D'Oosterlinck et al. 2024, arXiv:2408.06266, section 5.2"),
     "exo_pair": (1e-6, "Ji et al. 2024, arXiv:2402.00856, appendix B"),
     "mpo": (5e-6, "Wang et al. 2024, arXiv:2411.10442, section 7"),
+    "custom_tokens": (2e-5, "as sft"),
     "nca_pair": (5e-6, "Chen et al. 2024, arXiv:2402.05369, appendix C"),
 }
 """Rates of full fine-tuning, with their sources; a row that is not named takes `PREFERENCE_RATE`."""
@@ -232,3 +234,16 @@ class RowStage(TrainingStage):
     def objective_names(self) -> tuple[str, ...]:
         """The rows of the tables of losses that the stage's loss is made of."""
         return (self.method,)
+
+
+def require_reference_fits(adapter: AdapterSettings | None, reference: ReferenceSettings) -> None:
+    """For validators: refuses `adapter_off` where the model without its adapter is not the stage's start."""
+    # A fresh LoRA changes nothing, so the model without it is the start; virtual tokens change it from their first
+    # values on.
+    if reference.kind == "adapter_off" and adapter is not None and (adapter.VIRTUAL or isinstance(adapter, Continue)):
+        raise refuse(
+            f"the model without its adapter ({adapter.kind}) is not the start of this stage",
+            path=("reference", "kind"),
+            found="adapter_off",
+            remedy="remove `reference.kind`, or write `cached` or `live`",
+        )

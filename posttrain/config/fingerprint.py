@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.custom import CustomStage
+from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
@@ -44,6 +46,8 @@ def stage_fingerprint(
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()
+    if (own := objective_fingerprint(stage)) is not None:  # its name may stay while its formula changes
+        settings["objective"] = own
     if "engine" in settings:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
     if "examine" in settings:
@@ -57,6 +61,13 @@ def stage_fingerprint(
     if split_seed not in (None, seed) and isinstance(settings.get("held_out"), float) and settings["held_out"]:
         inputs["split_seed"] = split_seed
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def objective_fingerprint(stage: StageSettings) -> str | None:
+    """Of the source of a stage's own objective; None where the loss is one of posttrain's."""
+    if not isinstance(stage, CustomStage):
+        return None
+    return source_fingerprint(stage.objective, None if stage.modules is None else Path(stage.modules))
 
 
 def what_changed(before: Mapping[str, Any], after: StageSettings, **seeds: int) -> list[Difference]:

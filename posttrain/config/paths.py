@@ -16,6 +16,7 @@ from pathlib import Path
 
 import posttrain.errors as errors
 from posttrain.arguments import checked_path
+from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.online import SamplingStage
@@ -23,7 +24,7 @@ from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
-from posttrain.config.suites import AnySuite, PassAtKSuite, WinRateSuite
+from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
@@ -127,10 +128,12 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage)
+        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomPairwise, CustomTokens)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
+        if isinstance(stage, CustomStage):
+            changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
             changes["rewards"] = self._rewards(stage.rewards, (*here, "rewards"))
@@ -147,8 +150,9 @@ class _Files:
 
     def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
-        if isinstance(suite, PassAtKSuite):
+        if isinstance(suite, (PassAtKSuite, FunctionSuite)):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
+        if isinstance(suite, PassAtKSuite):
             changes["rewards"] = self._rewards(suite.rewards, (*here, "rewards"))
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
             path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))

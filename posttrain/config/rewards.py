@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from posttrain.config.functions import ADDRESS
 from posttrain.config.values import (
     Float,
     Int,
@@ -339,8 +340,9 @@ class FunctionReward(RewardSettings):
     kind: Literal["function"]
     """`function`: your own."""
     # The form only: whether there is such a function is known where its module's folder is.
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-    """`module:function`; the module is looked for beside the recipe and among what is installed."""
+    function: str = Field(pattern=ADDRESS)
+    """`file.py:function`, or `module:function`; the module is looked for beside the recipe and among what is
+    installed."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Given to the function by name, besides the prompt, the completion and the task."""
     verifies: bool = False

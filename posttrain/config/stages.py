@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import Field, create_model, model_validator
 
 from posttrain.arguments import checked_text
-from posttrain.config.adapters import Continue
-from posttrain.config.base import Output, RowStage, StageSettings
+from posttrain.config.base import Output, RowStage, StageSettings, require_reference_fits
 from posttrain.config.base import TrainingStage as TrainingStage
+from posttrain.config.custom import CustomPairwise, CustomTokens
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
 from posttrain.config.reward_model import (
@@ -113,17 +113,7 @@ class ReferencedStage(PreferenceStage):
 
     @model_validator(mode="after")
     def _reference_fits(self) -> Self:
-        adapter = self.adapter
-        off = self.reference.kind == "adapter_off"
-        # A fresh LoRA changes nothing, so the model without it is the start; virtual tokens change it from their first
-        # values on.
-        if off and adapter is not None and (adapter.VIRTUAL or isinstance(adapter, Continue)):
-            raise refuse(
-                f"the model without its adapter ({adapter.kind}) is not the start of this stage",
-                path=("reference", "kind"),
-                found="adapter_off",
-                remedy="remove `reference.kind`, or write `cached` or `live`",
-            )
+        require_reference_fits(self.adapter, self.reference)
         return self
 
     @property
@@ -333,6 +323,8 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "conditional_sft": ConditionalSFT,
     **PREFERENCES,
     "mix": Mix,
+    "custom_pairwise": CustomPairwise,
+    "custom_tokens": CustomTokens,
     "reward": Reward,
     **SAMPLING_STAGES,
     "correction": Correction,

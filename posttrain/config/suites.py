@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from posttrain.config.functions import Function, address_of
 from posttrain.config.rewards import AnyReward
 from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
 
@@ -202,6 +203,30 @@ class PassAtKSuite(SuiteSettings):
         return self
 
 
+class FunctionSuite(SampledSuite):
+    """A function of yours: `(prompt, answer, row) -> float | bool | None`, or of lists."""
+
+    kind: Literal["function"]
+    """`function`: your own."""
+    function: Function
+    """`file.py:function`, relative to the recipe, or `module:function`; from Python the function itself. None where it
+    cannot judge an answer."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Given to the function by name, besides the prompt, the answer and the row."""
+    higher_is_better: bool = True
+    """false: the table calls a fall better; the metric is then called `unwanted_score`."""
+    # A function may give any number, so that a goal is no share.
+    goal: Float | None = None
+    """The score that the run sets out to reach: at least, or with `higher_is_better: false` at most. It changes no
+    answer; the report says whether the run came there."""
+    modules: str | None = None
+    """Folder in which the function's module is looked for first; the recipe's own if absent."""
+
+    @property
+    def address(self) -> str:
+        return address_of(self.function)
+
+
 AnySuite = Annotated[
     MatchSuite
     # one kind a line; what is done with each is posttrain.evaluate.suites.SUITES
@@ -209,7 +234,8 @@ AnySuite = Annotated[
     | NumberSuite
     | PerplexitySuite
     | WinRateSuite
-    | PassAtKSuite,
+    | PassAtKSuite
+    | FunctionSuite,
     Field(discriminator="kind"),
 ]
 """Every kind of suite that a recipe may have."""

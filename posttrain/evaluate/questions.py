@@ -89,6 +89,14 @@ def question(example: Example) -> Question:
             return Question(messages[:last], messages[last].content, example.row, example.tools)
 
 
+def as_task(example: Example) -> Task:
+    """A row as what a reward is given: itself, or its question without further columns."""
+    if isinstance(example, Task):
+        return example
+    asked = question(example)
+    return Task(asked.prompt, asked.answer, asked.row, {}, asked.tools)
+
+
 def require_gold(asked: Iterable[Question], judge: AnswerJudge, answer: str = "an `answer`") -> None:
     """Every row's own answer must satisfy the judge, or no model could ever be right on that row.
 

@@ -168,9 +168,12 @@ def _identities(
         kept = baseline_path(baseline, suite.name)
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
+        kind = SUITES[type(suite)]
         # A goal changes no answer: a recipe that gets one is not asked everything anew.
-        asking = suite.model_dump(exclude={*SUITES[type(suite)].beside, "goal"})
+        asking = suite.model_dump(exclude={*kind.beside, "goal"})
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
+        # Only where a kind has some: figures of older runs keep their hash.
+        asked += [kind.content(suite)] if kind.content is not None else []
         content = json.dumps(asked, sort_keys=True, default=repr)
         identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
     return identities

@@ -22,6 +22,7 @@ A loss trusts its row: parameters are checked once, before the first step, by th
     surrogates.py  its columns: ratio, surrogate, reduction, correction; online_fit.py says which go together
     policy.py      the loss of a batch of responses, by one of its rows; policy_metrics.py is what it reports
     value.py       the value model's loss
+    custom.py      a user's own function of pairs or tokens
     reward.py      reward models on ordered or scored responses; reward_rule.py makes rewards of the head's outputs
     process.py     reward models of steps
     distillation.py  a teacher's distributions over the whole vocabulary
@@ -38,6 +39,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from posttrain.losses.custom import custom_pairwise_loss, custom_token_loss, objective
     from posttrain.losses.distillation import distillation_loss
     from posttrain.losses.feedback import FEEDBACK, OBJECTIVES, FeedbackRow, feedback_loss
     from posttrain.losses.online import ONLINE, OnlineRow
@@ -57,9 +59,12 @@ _HOMES = {
     "PARAMETERS": "pairwise",
     "PairwiseRow": "pairwise",
     "Term": "preference",
+    "custom_pairwise_loss": "custom",
+    "custom_token_loss": "custom",
     "distillation_loss": "distillation",
     "feedback_loss": "feedback",
     "mixed_loss": "preference",
+    "objective": "custom",
     "pairwise_loss": "preference",
     "policy_loss": "policy",
     "sft_loss": "sft",
@@ -77,9 +82,12 @@ __all__ = [
     "OnlineRow",
     "PairwiseRow",
     "Term",
+    "custom_pairwise_loss",
+    "custom_token_loss",
     "distillation_loss",
     "feedback_loss",
     "mixed_loss",
+    "objective",
     "pairwise_loss",
     "policy_loss",
     "sft_loss",

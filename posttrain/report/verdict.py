@@ -182,7 +182,9 @@ def _what_ran(stage: Stage) -> Statement:
 
 
 def _called(stage: Stage) -> str:
-    return stage.name if stage.method == stage.name else f"{stage.name} ({stage.method})"
+    # Of a method that only says `custom`, the function is what somebody wants to see.
+    called = [name for name in (stage.method, stage.about.objective) if name and name != stage.name]
+    return f"{stage.name} ({', '.join(called)})" if called else stage.name
 
 
 # ---------------------------------------------------------------- what moved

@@ -63,7 +63,14 @@ class BatchReward(Protocol):
 RewardFunction = Callable[..., Any]
 """A SingleReward or a BatchReward, or an async function that is one."""
 
-_PLACES = {"prompt": 0, "prompts": 0, "completion": 1, "completions": 1, "task": 2, "tasks": 2}
+_PLACES = {
+    name: place
+    for place, names in enumerate((("prompt",), ("completion", "answer"), ("task", "row")))
+    for one in names
+    for name in (one, f"{one}s")
+}
+_MANY = ("completions", "answers")
+"""Names of the second parameter of a function that takes many responses at once."""
 _EXTRAS = {"tokens": "tokens", "finish": "finish"}
 _EXTRAS_OF_MANY = {"tokens": "tokens", "finishes": "finish", "groups": "group"}
 
@@ -76,8 +83,11 @@ class Asking:
     extras: dict[str, str]
 
     @staticmethod
-    def of(function: RewardFunction, name: str) -> Asking:
+    def of(function: RewardFunction, name: str, what: str = "reward") -> Asking:
         """Reads it off the signature.
+
+        Args:
+            what: a "reward", or what else the function is, for errors.
 
         Raises:
             ConfigError: the function does not take a prompt, a completion and a task, or needs something unknown.
@@ -86,14 +96,14 @@ class Asking:
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         star = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         if len(positional) < 3 and not star:
-            raise _bad_signature(name, function)
+            raise _bad_signature(name, function, what)
         if any(_PLACES.get(p.name, place) != place for place, p in enumerate(positional[:3])):
-            raise _bad_signature(name, function)  # called by place: it would judge the prompt as the completion
-        many = len(positional) > 1 and positional[1].name == "completions"
+            raise _bad_signature(name, function, what)  # called by place: it would judge the prompt as the completion
+        many = len(positional) > 1 and positional[1].name in _MANY
         known = _EXTRAS_OF_MANY if many else _EXTRAS
         others = positional[3:] + [p for p in parameters if p.kind is p.KEYWORD_ONLY]
         if any(p.default is p.empty and p.name not in known for p in others):
-            raise _bad_signature(name, function)
+            raise _bad_signature(name, function, what)
         return Asking(many, {p.name: known[p.name] for p in others if p.name in known})
 
 
@@ -110,9 +120,9 @@ def _signature_remedy(function: RewardFunction) -> str:
     return "give every other parameter a default, or a value under `parameters` in the recipe"
 
 
-def _bad_signature(name: str, function: RewardFunction) -> ConfigError:
+def _bad_signature(name: str, function: RewardFunction, what: str) -> ConfigError:
     return ConfigError(
-        f"the reward `{name}` cannot be called with a prompt, a completion and a task",
+        f"the {what} `{name}` cannot be called with a prompt, a completion and a task",
         found=f"{name}{inspect.signature(function)}",
         expected="(prompt, completion, task) or (prompts, completions, tasks); also tokens, finish, or groups",
         remedy=_signature_remedy(function),
@@ -134,6 +144,8 @@ class Scorer:
     """The verifier that this reward reshapes; the gold check asks that one."""
     needs: str = "answer"
     """What a row must have for a verifier to judge it, as a sentence names it: "they have no ..."."""
+    what: str = "reward"
+    """What errors call it: a function that judges the answers of a suite is asked in the same way."""
 
     def score(self, items: Sequence[Sampled]) -> list[float | None]:
         """A number or None for each response, in their order.
@@ -144,7 +156,7 @@ class Scorer:
         """
         if not items:
             return []
-        asking = Asking.of(self.function, self.name)
+        asking = Asking.of(self.function, self.name, self.what)
         values = self._many(asking, items) if asking.many else self._each(asking, items)
         return [self._checked(value, item) for value, item in zip(values, items, strict=True)]
 
@@ -182,7 +194,7 @@ class Scorer:
             raise self._raised(error, where) from error
         if listed is None or len(listed) != len(items):
             raise RewardError(
-                f"the reward `{self.name}` did not give one value per response",
+                f"the {self.what} `{self.name}` did not give one value per response",
                 where=where,
                 found=f"{len(listed)} values" if listed is not None else f"a {type(values).__name__}",
                 expected=f"a list of {len(items)} numbers or None",
@@ -211,7 +223,7 @@ class Scorer:
 
     def _raised(self, error: Exception, where: str) -> RewardError:
         return RewardError(
-            f"the reward `{self.name}` raised {type(error).__name__}",
+            f"the {self.what} `{self.name}` raised {type(error).__name__}",
             where=where,
             found=f"{type(error).__name__}: {error}{_place_of(error)}",
             remedy="mend the function; return None where it cannot judge a response",
@@ -228,7 +240,7 @@ class Scorer:
         if math.isfinite(number):
             return number
         raise RewardError(
-            f"the reward `{self.name}` gave what is no finite number",
+            f"the {self.what} `{self.name}` gave what is no finite number",
             where=item.task.row,
             found=f"{value!r} ({type(value).__name__}) for {item.completion[:80]!r}",
             expected="a finite number, or None to abstain",

@@ -32,6 +32,7 @@ START_MODEL = "start_model"
 SAID = {
     START_MODEL: "the start model has other weights",
     "template": "the start model is asked in another way",
+    "objective": "the function of `objective` has another source",
     "rewards": "the functions that were passed as rewards are others",
 }
 LONGEST_VALUE = 60

@@ -6,6 +6,7 @@ Answers that are there already, from the same model and the same questions, stay
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,38 @@ from posttrain.runs.records.run import Summary
 from posttrain.training.checks.memory import EVALUATION_REMEDY, explain_out_of_memory
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.speech import AnswerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RunSuites:
+    """What every model of a run is asked: RunSuites(run, recipe.evaluate.suites, seed=0)."""
+
+    run: RunFolder
+    suites: tuple[SuiteSettings, ...]
+    seed: int
+    """The run's."""
+
+    def ask(
+        self, folder: StageFolder, model: Any, answers: AnswerSettings, progress: Progress, *, tokenizer: Any = None
+    ) -> None:
+        """Ask the suites; answers that are there already, from the same model and the same questions, stay."""
+        if not self.suites:
+            return
+        doing = progress.doing(f"{folder.name}: evaluation")
+        with explain_out_of_memory(None, "the evaluation", EVALUATION_REMEDY), doing:
+            evaluate_model(
+                model,
+                [_with_judge(suite, self.run) for suite in self.suites],
+                folder,
+                # Every stage is asked the same questions with the same draws as the start, or a difference says
+                # nothing.
+                baseline=self.run.start.path,
+                seed=stream_seed(self.seed, "evaluation"),
+                progress=progress,
+                tokenizer=tokenizer,
+                encoding=answers.encoding,
+                device=answers.device,
+            )
 
 
 def evaluate_start(run: RunFolder, recipe: Recipe, answers: AnswerSettings, progress: Progress) -> None:
@@ -49,11 +82,11 @@ def judge_earlier(
     summarise(run, recipe)
 
 
-def write_recipe_cross_scores(run: RunFolder, recipe: Recipe) -> None:
+def write_run_cross_scores(run: RunFolder, suites: Sequence[SuiteSettings]) -> None:
     """What the win rates' reward models gave every policy, side by side."""
     judges = {
         suite.name: suite.reward_model.stage or Path(str(suite.reward_model.path)).name
-        for suite in recipe.evaluate.suites
+        for suite in suites
         if isinstance(suite, WinRateSuite)
     }
     folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
@@ -82,35 +115,27 @@ def evaluate_stage(
     *,
     tokenizer: Any = None,
 ) -> None:
-    """Ask the suites; answers that are there already, from the same model and the same questions, stay."""
-    if not recipe.evaluate.suites:
-        return
-    with explain_out_of_memory(None, "the evaluation", EVALUATION_REMEDY), progress.doing(f"{folder.name}: evaluation"):
-        evaluate_model(
-            model,
-            [_with_judge(suite, RunFolder(recipe.folder)) for suite in recipe.evaluate.suites],
-            folder,
-            # Every stage is asked the same questions with the same draws as the start, or a difference says nothing.
-            baseline=recipe.folder / "start",
-            seed=stream_seed(recipe.seed, "evaluation"),
-            progress=progress,
-            tokenizer=tokenizer,
-            encoding=answers.encoding,
-            device=answers.device,
-        )
+    """Of a recipe; see `RunSuites.ask`."""
+    asked = RunSuites(RunFolder(recipe.folder), recipe.evaluate.suites, recipe.seed)
+    asked.ask(folder, model, answers, progress, tokenizer=tokenizer)
 
 
 def summarise(run: RunFolder, recipe: Recipe) -> None:
+    """Of a recipe; see `write_summary`."""
+    write_summary(run, [stage.name for stage in recipe.stages], recipe.evaluate.suites)
+
+
+def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[SuiteSettings]) -> None:
     """summary.json: {stage: {suite.metric: value}}, the start first; a reward model has its held-out figures, a stage
     that samples its held-out score at the start, at its best, at the end, and of the weights that it kept. Earlier
     results of the stages (`dpo.1`) stand last.
 
     And pass_at_k.json, where a suite asks for it: what each stage did to the reach of the policy before it.
     """
-    stages = [run.start, *(run.stage(stage.name) for stage in recipe.stages)]
+    stages = [run.start, *(run.stage(name) for name in stage_names)]
     table = {folder.name: figures for folder in [*stages, *run.earlier()] if (figures := _figures(folder))}
     run.write(Summary(table))
-    suites = [suite.name for suite in recipe.evaluate.suites if isinstance(suite, PassAtKSuite)]
+    suites = [suite.name for suite in asked if isinstance(suite, PassAtKSuite)]
     if suites:
         write_changes(run.path, changes_of_run({folder.name: folder.path for folder in stages}, suites))
 

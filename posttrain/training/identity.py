@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
+from posttrain.config.fingerprint import objective_fingerprint
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
 from posttrain.data.sources.hub import HubSource
@@ -90,6 +91,8 @@ class _Hashed:
         return combine_fingerprints(found)
 
     def identity(self, ctx: StageContext[Any], start_model: str) -> StageIdentity:
+        if (own := objective_fingerprint(ctx.stage)) is not None:
+            self.contents["objective"] = own
         quick = stage_fingerprint(
             ctx.stage,
             data=list(self.contents.values()),

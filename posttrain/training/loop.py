@@ -32,6 +32,7 @@ from posttrain.training import faults
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
 from posttrain.training.interrupts import deferred_interrupt
+from posttrain.training.on_step import OnStep, StepReport, tell
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.saving import Saver
@@ -55,10 +56,14 @@ class Interrupted(TrainingError):
 class Loop:
     """One stage's training: Loop(work, folder, progress).run() -> steps taken in all."""
 
-    def __init__(self, work: Work, folder: StageFolder, progress: Progress):
+    def __init__(self, work: Work, folder: StageFolder, progress: Progress, on_step: OnStep | None = None):
         self.work = work
         self.folder = folder
         self.progress = progress
+        self.on_step = on_step
+        self._asked_to_stop = False
+        self._held_out: dict[str, float] | None = None
+        self._rung: list[Alarm] = []
         stage = work.stage
         self.source, self.units = _source_of(work)
         self.hooks = work.hooks
@@ -106,7 +111,8 @@ class Loop:
             self._measure("start")
         self._take_steps()
         if not state.is_ended:
-            if (why := self.hooks.why_stop()) is not None:
+            if (why := self._why_stop()) is not None:
+                self.folder.write_stage(stopped=why)
                 self.progress.say(f"{self.folder.name}: ended after step {self.step}: {why}")
             # All steps are taken and the last one has no checkpoint yet: an end here would lose those since the last.
             with self.saver.guarded():
@@ -126,7 +132,7 @@ class Loop:
         ):
             if not self.saver.state.is_measured:  # the run ended between a step and what follows it
                 self._after_step()
-            while self.step < steps and self.hooks.why_stop() is None:
+            while self.step < steps and self._why_stop() is None:
                 self._one_step(phase)
                 if (number := interrupted()) is not None:
                     self.saver.save()
@@ -137,7 +143,11 @@ class Loop:
                         number=number,
                     )
 
+    def _why_stop(self) -> str | None:
+        return "on_step asked for it" if self._asked_to_stop else self.hooks.why_stop()
+
     def _one_step(self, phase: Phase) -> None:
+        self._held_out, self._rung = None, []
         started = time.perf_counter()
         parts: list[Measured] = []
         updates: list[Update] = []
@@ -159,6 +169,18 @@ class Loop:
         self._say_not_watched(values)
         self._after_step()
         phase.advance(1, note=_note(values))
+        if self.on_step is not None:
+            self._tell(self.on_step, values)
+
+    def _tell(self, function: OnStep, values: dict[str, float]) -> None:
+        """The user's own function; the step is whole and measured by now, so an error in it loses nothing."""
+        seconds, epoch = self.saver.state.seconds, self.units.epoch_after(self.step)
+        report = StepReport(self.step, self.source.steps, epoch, seconds, values, self._held_out, tuple(self._rung))
+        try:
+            self._asked_to_stop = tell(function, report, self.work.policy.model)
+        except TrainingError:
+            self.saver.save()
+            raise
 
     def _update(self, trees: Sequence[TokenTree], index: int, phase: Phase) -> tuple[Measured, Update]:
         """One update; `index` counts them from 0."""
@@ -228,7 +250,7 @@ class Loop:
             self._write_held_out(Measured(dict(examination.measure(self.step))))
 
     def _write_held_out(self, measured: Measured) -> None:
-        values = self._write_metrics(measured, "held_out")
+        values = self._held_out = self._write_metrics(measured, "held_out")
         alarms = self.alarms.check(self.step, values, split="held_out", last_good_checkpoint=self.saver.latest)
         self._raise_alarms(alarms)
 
@@ -288,6 +310,7 @@ class Loop:
             self.progress.say(f"{self.folder.name}: alarms that cannot ring here: {reasons}")
 
     def _raise_alarms(self, alarms: Sequence[Alarm]) -> None:
+        self._rung += alarms
         for alarm in alarms:
             self.folder.append(alarm)
             self.progress.say(f"{alarm.severity}: {alarm.name} at step {alarm.step}: {alarm.message}. {alarm.remedy}")

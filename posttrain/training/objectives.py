@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, unknown
+from posttrain.losses.custom import custom_pairwise_loss, custom_token_loss
 from posttrain.losses.distillation import distillation_loss
 from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners
 from posttrain.losses.kl import AdaptiveKL, KLWeight
@@ -57,6 +58,7 @@ from posttrain.types import (
 
 if TYPE_CHECKING:  # the table of methods loads no model library, and no recipe
     from posttrain.config import ConditionalSFT, Mix, PreferenceStage, Reward
+    from posttrain.config.custom import CustomStage
     from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage
     from posttrain.config.stages import SFT
     from posttrain.models.tree.router import RouterLoss
@@ -91,6 +93,8 @@ class Algorithm:
     """What the policy has to give."""
     router: RouterLoss | None = None
     """The load-balancing loss of a mixture of experts, added to the method's own; `wants.routing` goes with it."""
+    own: bool = False
+    """A function of the user's: nothing is known of it but what the preflight proves."""
 
     def __post_init__(self) -> None:
         # A router's loss on a policy that was not asked for its routing would be 0, and nobody would see it missing.
@@ -331,6 +335,25 @@ def _mixture(stage: Mix, inputs: OnlineInputs) -> Algorithm:
     return mix([(term.loss, term.weight, term.parameters) for term in stage.losses])
 
 
+def _custom(stage: CustomStage, inputs: OnlineInputs) -> Algorithm:
+    """The user's own function; what kind of rows it takes is the method's."""
+    # Here, since it reads the recipe's records: the table of algorithms is loaded without a recipe.
+    from posttrain.training.own_objective import load_objective
+
+    declared, parameters = load_objective(stage)
+    pairwise = declared.kind == "pairwise"
+    return Algorithm(
+        stage.address,
+        METHODS[stage.method].kind,
+        "pairs" if pairwise else "tokens",
+        declared.reference,
+        parameters,
+        partial(custom_pairwise_loss if pairwise else custom_token_loss, declared, parameters),
+        wants=Wants(entropy=declared.entropy),
+        own=True,
+    )
+
+
 def _reward_model(stage: Reward, inputs: OnlineInputs) -> Algorithm:
     return reward_algorithm(stage.objective.kind, stage.objective.parameters, stage.rule)
 
@@ -360,6 +383,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         **{name: Method(Comparison, "pairwise", _preference, _pairwise) for name in PAIRWISE},
         **{name: Method(Feedback, "feedback", _preference, _feedback) for name in FEEDBACK},
         "mix": Method(Comparison, "preference", _mixture),
+        "custom_pairwise": Method(Comparison, "custom", _custom),
+        "custom_tokens": Method(Demonstration, "custom", _custom),
         "reward": Method(Comparison, "reward", _reward_model, _reward),
         **{name: Method(Task, "online", _policy_gradient) for name in ONLINE},
         "online_dpo": Method(Task, "pairwise", _sampled_pairs),

@@ -36,10 +36,11 @@ from posttrain.training.evaluation import (
     evaluate_start,
     judge_earlier,
     summarise,
-    write_recipe_cross_scores,
+    write_run_cross_scores,
 )
 from posttrain.training.identity import identity_of_recipe
 from posttrain.training.interrupts import ending_signals
+from posttrain.training.own_objective import require_objective
 from posttrain.training.provenance import now
 from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
@@ -99,7 +100,7 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
             with suppress(Exception):
                 write_report(run.path)
             raise
-        write_recipe_cross_scores(run, recipe)
+        write_run_cross_scores(run, recipe.evaluate.suites)
         run.write_run(status="done", ended=now())
         with progress.doing("writing the report"):
             report = write_report(run.path)
@@ -216,10 +217,11 @@ def _check_devices(recipe: Recipe) -> None:
 
 
 def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
-    """Makes every reward once, so that a function that is not there is refused now, not hours later at its stage; and
-    looks for the servers that a stage asks."""
+    """Makes every reward and objective once, so that a function that is not there is refused now, not hours later at
+    its stage; and looks for the servers that a stage asks."""
     run = RunFolder(recipe.folder)
     for stage in recipe.stages:
+        require_objective(stage)
         if isinstance(stage, SamplingStage):
             folder = run.stage(stage.name)
             # A stage that is done asks nobody any more.

@@ -69,7 +69,7 @@ class RunSummary:
     held_out: Mapping[str, Course]
     """By metric."""
     suites: Mapping[str, tuple[Figure | None, Figure]]
-    """{suite.metric: (of the start, of this stage's model)}; a stage that `train` ran has none, since nothing asked."""
+    """{suite.metric: (of the start, of this stage's model)}; none where nothing was asked."""
     alarms: tuple[str, ...]
     """Name and step of each."""
     warnings: tuple[str, ...]

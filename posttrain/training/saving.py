@@ -230,7 +230,7 @@ class Saver:
             return
         if kept.state["identity"] != self.work.identity:
             raise ResumeError(
-                "the recipe, the data or the start model changed since this checkpoint was written",
+                "the recipe, the data, the start model or the objective's source changed since this checkpoint",
                 where=kept.path,
                 remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
             )

@@ -7,7 +7,7 @@ run.report, run.model, run.metrics()
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from posttrain.arguments import checked_flag, checked_path, checked_seed
 from posttrain.config import AdapterSettings, TrainingStage
+from posttrain.config.suites import SuiteSettings
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.source import require_name
@@ -24,15 +25,19 @@ from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, remove_results
 from posttrain.runs.showing import Shown, showing
 from posttrain.training.earlier import make_room
+from posttrain.training.evaluation import RunSuites
 from posttrain.training.identity import identity_of_call
 from posttrain.training.interrupts import ending_signals
+from posttrain.training.on_step import OnStep, require_callable
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended
 from posttrain.training.run_result import Run
 from posttrain.training.session_inputs import examples_of, held_out_of, require_model, rewards_of, stage_of
+from posttrain.training.session_suites import ask_start, suites_of, write_tables
 from posttrain.training.stages.kind import RewardSpec, StageContext
 from posttrain.training.stages.run import run_stage
+from posttrain.training.stages.speech import answer_settings
 
 
 def load(
@@ -78,6 +83,8 @@ def train(
     rewards: Sequence[RewardSpec] | RewardSpec = (),
     seed: int = 0,
     split_seed: int = 0,
+    evaluate: Sequence[SuiteSettings | Mapping[str, Any]] | SuiteSettings | Mapping[str, Any] = (),
+    on_step: OnStep | None = None,
     fresh: bool = False,
     progress: Shown = None,
 ) -> Run:
@@ -99,19 +106,27 @@ def train(
             `(prompt, completion, task) -> float | None`, names of kinds ("math"), or entries ({"kind": "math"}).
         seed: where all random streams start.
         split_seed: what a held-out share is drawn from, so that several seeds are measured on the same rows.
+        evaluate: suites, as a recipe has them ({"name": "tone", "kind": "match", ...}) or as records, asked of the
+            start before the stage trains and of its model after; files are relative to where the program runs.
+        on_step: called with a `StepReport` after every step; gives None, or "stop" to end the stage there, with its
+            model exported. It changes no number. An error in it ends the run, with a checkpoint.
         fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay, and so do earlier
             results.
         progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
 
     Raises:
         ConfigError: an argument is none of these; an adapter is asked for in the stage and the model is loaded already;
-            rewards are given to a stage that asks none; what `fresh` is to forget cannot be removed.
+            rewards are given to a stage that asks none; a suite that the run's start was not asked; what `fresh` is to
+            forget cannot be removed.
+        TrainingError: `on_step` raised, or gave something else.
         ResumeError: the stage was interrupted, and its settings, data or start have changed since.
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
     """
     stage = stage_of(stage)
     require_model(model, stage)
     passed = rewards_of(rewards, stage)
+    require_callable(on_step)
+    suites = suites_of(evaluate, stage)
     run = RunFolder(checked_path("out", out, "runs/mine"))
     checked_seed(seed)
     checked_seed(split_seed)
@@ -127,12 +142,14 @@ def train(
             held_out=None if held_out is None else held_out_of(held_out, stage),
             rewards=passed,
             split_seed=split_seed,
+            on_step=on_step,
         )
-        return _train(ctx, run, fresh)
+        return _train(ctx, RunSuites(run, suites, seed), fresh)
 
 
-def _train(ctx: StageContext[TrainingStage], run: RunFolder, fresh: bool) -> Run:
+def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool) -> Run:
     """The stage with the records of its run folder, from the first to the report."""
+    run = asked.run
     stage, folder = ctx.stage, ctx.folder
     with ending_signals(), run.locked(ctx.progress.say):
         if run.exists:
@@ -144,8 +161,10 @@ def _train(ctx: StageContext[TrainingStage], run: RunFolder, fresh: bool) -> Run
             with Timed(run, folder, stage) as timed:
                 ctx = replace(ctx, identity=identity_of_call(ctx))
                 make_room(ctx, run, timed, resumes_by_content=False)
-                outcome = run_stage(ctx)
+                outcome = run_stage(ctx, evaluate=_asking(ctx, asked) if asked.suites else None)
                 assert outcome is not None  # it trains
+                if asked.suites:
+                    write_tables(asked)
         except BaseException as error:
             run.write_run(status=how_it_ended(error), ended=now())
             # The report of a failed run is worth having; that it fails too must not hide why.
@@ -155,3 +174,14 @@ def _train(ctx: StageContext[TrainingStage], run: RunFolder, fresh: bool) -> Run
         run.write_run(status="done", ended=now())
         write_report(run.path)
     return Run(run.path, stage.name, outcome.steps)
+
+
+def _asking(ctx: StageContext[TrainingStage], asked: RunSuites) -> Callable[[Any, Any], None]:
+    """Asks the start now; gives what asks the trained model."""
+    answers = answer_settings(ctx.stage, ctx.start, str(asked.run.run().date))
+    ask_start(asked, ctx, answers)
+
+    def ask(model: Any, tokenizer: Any) -> None:
+        asked.ask(ctx.folder, model, answers, ctx.progress, tokenizer=tokenizer)
+
+    return ask

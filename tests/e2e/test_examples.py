@@ -40,6 +40,15 @@ def test_an_example_on_pairs_begins_at_ln_2_and_learns(
     assert first == 0.6931 and last < first
 
 
+@pytest.mark.slow
+def test_the_example_with_a_loss_of_its_own_learns(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "objective.py", pairs, "--steps", 3, "--out", tmp_path / "run")
+    first, *_, last = losses(capsys.readouterr().out)
+    assert first == 1.0 and last < first
+
+
 def test_the_grpo_example_samples_and_updates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,7 @@ print(result.summary["sft"]["brevity.words"] <= 3, "words in an answer" in resul
 def test_a_suite_is_a_record_a_file_and_a_row(tmp_path: Path) -> None:
     copy = PackageCopy.into(tmp_path / "copy")
     copy.insert("config/suites.py", "class RewardModelOf(Settings):\n", RECORD)
-    copy.insert("config/suites.py", "    | PassAtKSuite,\n", "    | WordySuite\n")
+    copy.insert("config/suites.py", "    | PassAtKSuite\n", "    | WordySuite\n")
     copy.write("evaluate/suites/wordy.py", FILE)
     copy.insert("evaluate/suites/__init__.py", "__all__ = [", IMPORTS)
     copy.insert(

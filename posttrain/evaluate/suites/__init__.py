@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from posttrain.config.suites import (
     ExactSuite,
+    FunctionSuite,
     MatchSuite,
     NumberSuite,
     PassAtKSuite,
@@ -22,7 +23,7 @@ from posttrain.config.suites import (
 )
 from posttrain.evaluate.asking import Suite
 from posttrain.evaluate.questions import Question, examples_of, questions
-from posttrain.evaluate.suites import exact, match, number, pass_at_k, perplexity, win_rate
+from posttrain.evaluate.suites import exact, function, match, number, pass_at_k, perplexity, win_rate
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.evaluate.suites.kind import SuiteKind
 from posttrain.sampling import SamplingDistribution
@@ -36,6 +37,7 @@ SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
     PerplexitySuite: SuiteKind(perplexity.load),
     WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",)),
     PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
+    FunctionSuite: SuiteKind(function.load, function.METRICS, beside=("modules",), content=function.content),
 }
 """What is done with each kind of a recipe's suites."""
 

@@ -30,5 +30,7 @@ class SuiteKind:
     written beside the figures, for the report reads folders and no kinds."""
     beside: tuple[str, ...] = ()
     """Settings that change no answer: a change of theirs alone does not have the model asked again."""
+    content: Callable[[Any], str] | None = None
+    """(settings) -> what its figures depend on beside the settings and the rows: the source of a function."""
     rejudge: Rejudge | None = None
     """Judges answers that were kept, without asking the model: their judge may have been trained since."""

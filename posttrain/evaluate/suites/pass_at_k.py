@@ -16,7 +16,7 @@ from posttrain.data.write import write_jsonl
 from posttrain.errors import RowError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve, write_counts
-from posttrain.evaluate.questions import question, require_gold
+from posttrain.evaluate.questions import as_task, question, require_gold
 from posttrain.evaluate.suites.number import NEEDS, last_number_equals
 from posttrain.intervals import mean
 from posttrain.rewards import Sampled, gold_check, rubric_of
@@ -50,7 +50,7 @@ class PassAtK:
 
 def load(settings: PassAtKSuite, examples: list[Example], sampling: SamplingDistribution) -> PassAtK:
     """Raises RowError where the suite would not accept a row's own answer."""
-    tasks = [example if isinstance(example, Task) else _task(example) for example in examples]
+    tasks = [as_task(example) for example in examples]
     modules = None if settings.modules is None else Path(settings.modules)
     if not settings.rewards:
         require_gold([question(task) for task in tasks], last_number_equals, NEEDS)
@@ -76,11 +76,6 @@ def load(settings: PassAtKSuite, examples: list[Example], sampling: SamplingDist
         settings.right_from,
         modules,
     )
-
-
-def _task(example: Example) -> Task:
-    asked = question(example)
-    return Task(asked.prompt, asked.answer, asked.row, {}, asked.tools)
 
 
 def judge_samples(

@@ -205,11 +205,15 @@ class StageRecord(WholeFile):
     """tree or padded: the path on which log-probs were computed."""
     reference: str | None = None
     """Where the reference policy's log-probs came from: cached, live, adapter_off."""
+    objective: str | None = None
+    """The loss, where it has another name than the method: of `custom_pairwise` the function, of `rft` `sft`."""
     tokens_per_microbatch: int | None = None
     arithmetic: str | None = None
     """Rows, steps and epochs in a sentence."""
     steps: int | None = None
     """That were taken, once the stage is done."""
+    stopped: str | None = None
+    """Why it ended before its last step."""
     output: str | None = None
     """What the next stage takes, inside this folder: model, or data.jsonl."""
     alarms_not_watched: Mapping[str, str] | None = None

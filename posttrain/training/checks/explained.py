@@ -119,6 +119,13 @@ EXPLAINED: Mapping[str, Explanation] = _table(
         "The margin of a pair would be fiction: the chosen answer would be read with the rejected one in view.",
         "`compute: {logprobs: padded}`.",
     ),
+    objective=Explanation(
+        "objective of one's own",
+        "A function of the user's own gives finite losses and gradients where training begins and half a nat from it, "
+        "and rows one by one have the gradient that they have together.",
+        "A loss that looks at the other rows of its batch trains something else for every size of micro-batch.",
+        "Bound what overflows; make each loss of its own pair or token alone (docs/extending.md).",
+    ),
     identity=Explanation(
         "policy = reference at step 0",
         "Before the first update the loss has the value that it must have there (DPO: ln 2, margin 0); of a stage that "

@@ -11,6 +11,7 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.training.balance import check_router
 from posttrain.training.checks import gradient, preflight
 from posttrain.training.checks.memory import Working, activation_bytes_per_token, working_memory
+from posttrain.training.checks.own import check_own
 from posttrain.training.checks.plan import plan_step
 from posttrain.training.checks.preflight import Check
 from posttrain.training.objectives import Algorithm
@@ -88,6 +89,8 @@ def _model_checks(
         checks.append(preflight.check_repeat(policy, rows))
         checks.append(preflight.choose_path(policy, rows, stage.compute.logprobs))
         checks.append(preflight.check_leak(policy, rows))
+        if objective.own:
+            checks.append(check_own(policy, objective, rows))
         if itself is not None:
             checks.append(preflight.check_identity(policy, itself, objective, rows))
         if check_start is not None:
@@ -111,6 +114,7 @@ def _few_model_checks(
     with policy.without_dropout():
         return [
             preflight.choose_path(policy, short, stage.compute.logprobs),
+            *([check_own(policy, objective, rows)] if objective.own else []),
             gradient.check_gradient(policy, itself, objective, short, dead_layers=stage.preflight.dead_layers),
             said,
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from posttrain.auditing import AuditReport, audit
 from posttrain.config import TrainingStage
+from posttrain.config.custom import CustomPairwise
 from posttrain.config.stages import PreferenceStage, Reward
 from posttrain.data.read import Examples
 from posttrain.data.write import write_jsonl
@@ -20,7 +21,7 @@ def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, pr
         DataError: a finding has the severity `error`, and `audit.on_error` is `stop`.
     """
     # The audit asks what makes pairs worth learning from; demonstrations and feedback have no such settings.
-    if not isinstance(stage, PreferenceStage | Reward) or stage.audit.on_error == "off":
+    if not isinstance(stage, PreferenceStage | CustomPairwise | Reward) or stage.audit.on_error == "off":
         return ()
     report = audit(examples, cheap=True, progress=progress)
     write_jsonl(folder.path / "findings.jsonl", (finding.record() for finding in report))

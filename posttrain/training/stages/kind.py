@@ -34,6 +34,7 @@ from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
+from posttrain.training.on_step import OnStep
 from posttrain.training.source import Hooks, Source, Units
 from posttrain.training.stages.speech import AnswerSettings
 from posttrain.training.stages.starts import Start
@@ -92,6 +93,8 @@ class StageContext(Generic[S_co]):
     """Nothing will be trained, so nothing is computed beyond what the checks ask."""
     show_first: Callable[[str, Sequence[DecodedRow]], None] | None = None
     """Called with the stage's name and its first rows as the model will see them, before all others are read."""
+    on_step: OnStep | None = None
+    """Told of every step; from Python alone."""
     answers: AnswerSettings | None = None
     """How the start is asked, for kinds that let it answer; None: as its folder says."""
     split_seed: int = 0

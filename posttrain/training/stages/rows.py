@@ -77,7 +77,8 @@ def row_policy(ctx: StageContext[RowStage], inputs: RowInputs, device: torch.dev
 def keeps_dropout(ctx: StageContext[Any], inputs: RowInputs, loaded: LoadedModel) -> bool:
     """Whether the adapter's dropout stays on: only where the loss compares the policy with nothing."""
     # Dropout draws another policy at each call: a log-ratio to the start would be noise at step 0.
-    noisy, imitates = adapter_dropout(loaded.model) > 0, inputs.objective.unit == "tokens"
+    noisy = adapter_dropout(loaded.model) > 0
+    imitates = inputs.objective.unit == "tokens" and not inputs.objective.needs_reference
     if noisy and not imitates:
         ctx.say("adapter.dropout is off: with it, policy and reference would differ at step 0")
     return noisy and imitates

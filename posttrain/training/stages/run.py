@@ -122,7 +122,7 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
     """Run the loop and begin the export; `outcome.finished.pending.wait()` gives the model folder its name."""
     started = time.monotonic()
     measured = kind.measure_start(ctx, prepared)
-    loop = Loop(prepared.work, ctx.folder, ctx.progress)
+    loop = Loop(prepared.work, ctx.folder, ctx.progress, ctx.on_step)
     ctx.folder.write_stage(arithmetic=loop.arithmetic())
     ctx.progress.say(loop.arithmetic())
     steps = loop.run()
@@ -143,5 +143,6 @@ def _facts(prepared: Prepared[Any]) -> dict[str, Any]:
         "parameters": ParameterCounts(counted.total, counted.trainable),
         "logprobs": work.policy.path,
         "reference": prepared.reference_kind,
+        "objective": None if work.algorithm.name == work.stage.method else work.algorithm.name,
         "tokens_per_microbatch": work.tokens_per_microbatch,
     }

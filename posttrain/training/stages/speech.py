@@ -23,7 +23,7 @@ from posttrain.data.speech import Speech
 from posttrain.data.templates.clock import TODAY, today
 from posttrain.errors import EncodingError
 from posttrain.models.folders.export_files import SpokenPrompt
-from posttrain.models.folders.loading import resolve
+from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.training.checks.preflight import Check
@@ -71,13 +71,13 @@ class AnswerSettings:
     device: str
 
 
-def answer_settings(stage: TrainingStage | None, start: str | Path, run: str) -> AnswerSettings:
+def answer_settings(stage: TrainingStage | None, start: LoadedModel | str | Path, run: str) -> AnswerSettings:
     """How a stage speaks to its model, given what it starts from; without a stage, as the start was trained.
 
     Args:
         run: the day on which the run began.
     """
-    spoken = speech_of(resolve(start))
+    spoken = start.speech if isinstance(start, LoadedModel) else speech_of(resolve(start))
     if stage is None:
         return AnswerSettings(spoken.settings(), "auto")
     return AnswerSettings(stage_encoding(stage, spoken, run)[0], stage.compute.device)

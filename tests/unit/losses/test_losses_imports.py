@@ -38,7 +38,7 @@ def test_losses_need_torch_and_the_nouns_and_the_table_of_algorithms_no_more() -
     assert "torch" in losses
     assert not _packages(algorithms) & HEAVY
     own = {name for name in losses if name.startswith("posttrain.") and not name.startswith("posttrain.losses")}
-    assert own == {"posttrain.types", "posttrain.outputs", "posttrain.errors", "posttrain.lazy_torch"}
+    assert own == {f"posttrain.{name}" for name in ("types", "outputs", "errors", "arguments", "lazy_torch")}
 
 
 def test_the_tables_of_losses_load_no_torch() -> None:
