@@ -46,6 +46,7 @@ from posttrain.data.templates.proof import (
     prove_turn,
     read_prompt_end,
 )
+from posttrain.data.templates.rendering import Rendering
 from posttrain.data.templates.thought_probe import probe_thoughts
 from posttrain.data.templates.thoughts import split_thoughts
 from posttrain.data.tokens import Tokens
@@ -89,6 +90,7 @@ class ChatTemplate:
         if tokens.eos_text is not None and tokens.eos_id is not None:
             self._eos = StopToken(tokens.eos_text, tokens.eos_id)
         self._lead = ""
+        self._rendering = Rendering(tokens.tokenizer)
         self.layout, plain = self._probe()
         self._prefill = self.layout.prefill
         self.calls = probe_calls(self, self.layout.prefill)
@@ -126,13 +128,12 @@ class ChatTemplate:
         source = template_for(self.source, tools)
         try:
             with bounded(source):
-                result = self.tokens.tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=[plain_data(tool) for tool in tools] or None,
-                    chat_template=source,
+                result = self._rendering(
+                    source,
+                    messages,
+                    tools=[plain_data(tool) for tool in tools],
                     add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                    **{**self.kwargs, **values},
+                    values={**self.kwargs, **values},
                 )
         except TemplateError:
             raise
