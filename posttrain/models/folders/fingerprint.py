@@ -17,15 +17,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from posttrain.models.adapters.kinds import ADAPTER_PARTS
+from posttrain.models.folders.own_code import class_fingerprint
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over all parameters and persistent buffers by name, dtype, shape and bytes, the adapter included.
 
-    The scale of each adapter counts too: alpha changes what a model computes and no weight. Tied tensors count once.
+    The scale of each adapter counts too: alpha changes what a model computes and no weight. So does the code of a class
+    that a folder brought. Tied tensors count once.
     Two models with the same fingerprint and the same config give the same log-probs.
     """
-    return _digest(model.state_dict(), _adapter_settings(model))
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return _digest(model.state_dict(), [*_adapter_settings(model), *class_fingerprint(plain)])
 
 
 def base_fingerprint(model: PeftModel) -> str:
