@@ -33,8 +33,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def base_fingerprint(model: PeftModel) -> str:
     """`weights_fingerprint` of the model under the adapter, as it is when it is loaded by itself."""
-    state = model.get_base_model().state_dict()
-    return _digest({_plain_name(name): tensor for name, tensor in state.items() if not _belongs_to_adapter(name)}, ())
+    base = model.get_base_model()
+    state = {_plain_name(name): tensor for name, tensor in base.state_dict().items() if not _belongs_to_adapter(name)}
+    return _digest(state, class_fingerprint(base))
 
 
 def backbone_fingerprint(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ import pytest
 import posttrain as pt
 from posttrain.config import parse_recipe
 from posttrain.errors import ModelError, UnknownKeyError
+from posttrain.models.folders.export import ExportSettings, save_model
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.models.folders.own_code import folder_code
@@ -169,3 +170,15 @@ stages: [{{method: sft, data: rows.jsonl, steps: 2, rows_per_step: 2, held_out: 
     with pytest.raises(ModelError, match=r"mine\.py"):
         run.load()
     assert type(run.load(model_code="run").model).__name__ == "Model"
+
+
+def test_an_adapter_alone_is_read_back_and_loaded_over_a_base_of_its_own_code(new: Path) -> None:
+    edit(
+        new / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "mine.Tokenizer"]}, tokenizer_class="Tokenizer"
+    )
+    loaded = pt.load(new, adapter=pt.LoRA(rank=2), model_code="run", progress=False)
+    assert type(loaded.tokenizer).__module__.endswith(".mine")
+    settings = ExportSettings(merge=False, new_tokens=2)
+    save_model(loaded.model, loaded.tokenizer, new.parent / "adapter", settings, base=loaded.base)
+    again = pt.load(new.parent / "adapter", model_code="run", progress=False)
+    assert type(again.model.get_base_model()).__name__ == "Model"
