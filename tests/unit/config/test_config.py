@@ -30,7 +30,7 @@ from posttrain.config import (
     what_changed,
 )
 from posttrain.config.explain import fields_of
-from posttrain.config.paths import PACKAGE, RECIPE_FOLDERS
+from posttrain.config.find import PACKAGE, RECIPE_FOLDERS
 from posttrain.config.stages import ReferencedStage
 from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.config.yaml_text import dump, parse
@@ -459,7 +459,7 @@ def test_recipes_are_found_by_file_and_by_name(folder: Path, monkeypatch: pytest
     shipped = folder / "shipped"
     shipped.mkdir()
     (shipped / "identity.yaml").write_text("x")
-    monkeypatch.setattr("posttrain.config.paths.RECIPE_FOLDERS", (shipped,))
+    monkeypatch.setattr("posttrain.config.find.RECIPE_FOLDERS", (shipped,))
     assert find_recipe("identity") == shipped / "identity.yaml"
     assert find_recipe(str(shipped / "identity.yaml")) == shipped / "identity.yaml"
     with pytest.raises(SourceError, match="did you mean `identity`"):
@@ -600,6 +600,7 @@ def test_the_page_is_current() -> None:
 
 def test_every_key_has_a_word_of_explanation() -> None:
     from posttrain.config.explain import records_in
+    from posttrain.config.meanings import meaning_of
 
     waiting: list[Any] = [Recipe, *STAGES.values(), *PREFERENCES.values()]
     seen = set()
@@ -609,7 +610,7 @@ def test_every_key_has_a_word_of_explanation() -> None:
             continue
         seen.add(record)
         for name, option in fields_of(record).items():
-            assert option.description, f"{record.__name__}.{name}"
+            assert meaning_of(record, name), f"{record.__name__}.{name}"
             waiting += list(records_in(option.annotation))
     assert len(seen) > 25
 
