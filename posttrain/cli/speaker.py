@@ -57,8 +57,9 @@ class Speaker:
         require_policy(resolve(name, say=say))
         with folder_code(model_code):
             loaded = load(name, device=device_of(device), say=say)
-            for notice in notice_of(loaded.base.folder) if say is not None else ():
-                say(notice)
+            if say is not None:
+                for notice in notice_of(loaded.base.folder):
+                    say(notice)
         self.tokenizer = loaded.tokenizer
         self.encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
         self.engine = NativeEngine(loaded.model)

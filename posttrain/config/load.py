@@ -75,12 +75,14 @@ def parse_recipe(
     template = raw["name"]
     # Keys in braces are filled in once every value is known, defaults included.
     filled = {**raw, "name": STAND_IN} if has_keys(template) else raw
-    # Twice: the validator of all kinds of stage takes longer to build than a mistake should take to be shown.
-    for record in (_of_kinds_used(raw), Recipe):
-        try:
-            recipe = record.model_validate(filled)
-        except ValidationError as error:
-            raise explain(error, record, raw, places) from None
+    # The validator of all kinds of stage takes longer to build than a mistake should take to be shown.
+    record = _of_kinds_used(raw)
+    try:
+        checked = record.model_validate(filled)
+    except ValidationError as error:
+        raise explain(error, record, raw, places) from None
+    # What every caller knows is a `Recipe`; these values have passed its checks, which `record` inherits.
+    recipe = Recipe.model_construct(checked.model_fields_set, **dict(checked))
     if has_keys(template):
         recipe = recipe.model_copy(update={"name": fill_name(template, recipe, document.texts, places)})
     recipe, assumed = resolve_paths(recipe, raw, folder or Path.cwd(), places)

@@ -39,7 +39,8 @@ def _texts(kind: type) -> Mapping[str, str]:
     assert isinstance(parsed, ast.ClassDef)
     texts = {}
     for field, text in zip(parsed.body, parsed.body[1:], strict=False):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if is_field and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            texts[field.target.id] = inspect.cleandoc(str(text.value.value))  # type: ignore[union-attr]
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = inspect.cleandoc(str(text.value.value))
     return texts

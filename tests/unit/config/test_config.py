@@ -642,3 +642,13 @@ def test_thresholds_of_alarms_have_a_key(folder: Path) -> None:
 def test_wrong_thresholds_are_refused_by_name(folder: Path, alarms: dict[str, Any], words: str) -> None:
     error = refused(folder, with_stage(method="sft", alarms=alarms))
     assert words in str(error) and "sft.alarms.thresholds" in str(error)
+
+
+def test_a_recipe_that_was_read_is_the_one_that_python_makes() -> None:
+    text = """{name: mine, model: embedded, stages: [
+        {method: sft, data: package://demonstrations.jsonl}, {method: dpo, data: package://preferences.jsonl}]}"""
+    read = parse_recipe(text)
+    assert type(read) is Recipe and {"name", "model", "stages"} <= read.model_fields_set
+    made = Recipe(**{name: getattr(read, name) for name in read.model_fields_set})
+    assert made.model_dump() == read.model_dump() and made.to_yaml() == read.to_yaml()
+    assert [type(stage) for stage in read.stages] == [STAGES["sft"], STAGES["dpo"]]

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import posttrain as pt
+from posttrain.cli.app import app
 from posttrain.config import parse_recipe
 from posttrain.errors import ModelError, UnknownKeyError
 from posttrain.models.folders.export import ExportSettings, save_model
@@ -182,3 +184,12 @@ def test_an_adapter_alone_is_read_back_and_loaded_over_a_base_of_its_own_code(ne
     save_model(loaded.model, loaded.tokenizer, new.parent / "adapter", settings, base=loaded.base)
     again = pt.load(new.parent / "adapter", model_code="run", progress=False)
     assert type(again.model.get_base_model()).__name__ == "Model"
+
+
+def test_a_command_refuses_it_whatever_is_answered_and_runs_it_by_its_option(new: Path) -> None:
+    command = ["generate", str(new), "--max-new-tokens", "1"]
+    refused = CliRunner().invoke(app, command, input="y\n")
+    assert refused.exit_code == 2 and "`--model-code run`" in refused.output
+    assert not (new.parent / "it-ran").exists()
+    allowed = CliRunner().invoke(app, [*command, "--model-code", "run"], input="y\n")
+    assert allowed.exit_code == 0 and "mine.py (AutoConfig, in config.json)" in allowed.output
