@@ -652,3 +652,11 @@ def test_a_recipe_that_was_read_is_the_one_that_python_makes() -> None:
     made = Recipe(**{name: getattr(read, name) for name in read.model_fields_set})
     assert made.model_dump() == read.model_dump() and made.to_yaml() == read.to_yaml()
     assert [type(stage) for stage in read.stages] == [STAGES["sft"], STAGES["dpo"]]
+
+
+def test_the_meaning_of_a_key_is_the_text_under_its_field() -> None:
+    from posttrain.config.meanings import meaning_of
+
+    assert str(meaning_of(Recipe, "schema")) == "Version of these keys."  # by the name that a recipe writes
+    assert meaning_of(PREFERENCES["dpo"], "epochs") == meaning_of(STAGES["sft"], "epochs")  # inherited by both
+    assert meaning_of(PREFERENCES["dpo"], "beta")  # described by its table
