@@ -17,6 +17,7 @@ from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.custom import CustomStage
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
+from posttrain.config.meanings import meaning_of
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
@@ -192,7 +193,7 @@ def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, option in fields_of(record).items():
         if name not in leave_out:
-            lines.append(f"| `{name}` | {values(option)} | {default(option)} | {_cell(option.description)} |")
+            lines.append(f"| `{name}` | {values(option)} | {default(option)} | {_cell(meaning_of(record, name))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -281,11 +282,11 @@ def preferences() -> str:
 
 def parameters() -> str:
     # A parameter means the same in every method that has it: one line each.
-    known = {key: option for stage in PREFERENCES.values() for key, option in fields_of(stage).items()}
+    known = {key: (stage, option) for stage in PREFERENCES.values() for key, option in fields_of(stage).items()}
     lines = ["| parameter | value | meaning |", "|---|---|---|"]
-    for key, option in known.items():
+    for key, (stage, option) in known.items():
         if key not in fields_of(PreferenceStage) and key not in fields_of(ReferencedStage):
-            lines.append(f"| `{key}` | {values(option)} | {_cell(option.description)} |")
+            lines.append(f"| `{key}` | {values(option)} | {_cell(meaning_of(stage, key))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,9 +9,9 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from posttrain.runs.records import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.base import Record
 from posttrain.runs.records.evaluation import BaselineKey
+from posttrain.runs.records.files import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.run import LACKED, SCHEMA
 
 HEAD = """# The run folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from posttrain.cli.options import ModelCode
 from posttrain.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def audit(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Findings as JSON lines on stdout.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of samples and of the length balance.")] = 0,
+    model_code: ModelCode = "refuse",
 ) -> None:
     """Look at a data set before a model is trained on it. Exits with 1 if a finding is an error."""
     from posttrain.auditing import audit as look
@@ -50,12 +52,13 @@ def audit(
     from posttrain.cli.terminal import terminal
     from posttrain.data.read import read
     from posttrain.data.unread import reading_notes
+    from posttrain.models.folders.own_code import folder_code
 
     # Before a model is loaded for the log-probs, which takes long.
     check_out(fix, "the cleaned copy")
     check_out_folder(out, "the report")
     rows = read(data, format=format, split=split, bad_rows="skip", scan=False)
-    with progress_on(terminal(stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress, folder_code(model_code):
         measured_on = read(held_out, bad_rows="skip", scan=False) if held_out else None
         report = look(
             rows,

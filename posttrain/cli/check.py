@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from posttrain.cli.options import Out, Overrides, RecipeName
-from posttrain.cli.run import require_models, with_out
+from posttrain.cli.run import read_recipe, with_out
 
 if TYPE_CHECKING:
     from posttrain.runs.records.preflight import DecodedRow
@@ -21,15 +21,13 @@ def check(recipe: RecipeName, overrides: Overrides = None, out: Out = None, expl
 
     Exits with 1 if a check fails.
     """
+    loaded = read_recipe(recipe, with_out(overrides or [], out))
+
+    # After the recipe: a mistake in it is shown without a wait for what only a check needs.
     from posttrain.cli.progress import progress_on
     from posttrain.cli.proof import show_first, show_preflight
     from posttrain.cli.terminal import terminal
-    from posttrain.config import find_recipe, load_recipe
-
-    loaded = load_recipe(find_recipe(recipe), with_out(overrides or [], out))
-    require_models(loaded)
-
-    from posttrain.training.pipeline import check_recipe  # after the recipe: a mistake in it is shown without a wait
+    from posttrain.training.pipeline import check_recipe
 
     console = terminal()
     shown: set[str] = set()

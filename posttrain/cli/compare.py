@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.options import Device, Longest, Seed, System, Temperature, Template
+from posttrain.cli.options import Device, Longest, ModelCode, Seed, System, Temperature, Template
 
 First = Annotated[str, typer.Argument(metavar="A", help="The first model: a catalogue name, a folder or a hub id.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="The second.")]
@@ -27,6 +27,7 @@ def compare(
     max_new_tokens: Longest = 128,
     seed: Seed = 0,
     device: Device = "auto",
+    model_code: ModelCode = "refuse",
 ) -> None:
     """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
     from posttrain.models import require_known, resolve
@@ -56,6 +57,7 @@ def compare(
                 system=system,
                 template=template,
                 device=device,
+                model_code=model_code,
                 say=progress.say,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,

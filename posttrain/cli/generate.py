@@ -31,6 +31,7 @@ def generate(
     max_new_tokens: options.Longest = 256,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    model_code: options.ModelCode = "refuse",
 ) -> None:
     """Talk to a model; answer a file with --prompts; answer one prompt from a pipe.
 
@@ -59,6 +60,7 @@ def generate(
         system=system,
         template=template,
         device=device,
+        model_code=model_code,
         say=lambda line: echo(line, err=True),
         temperature=temperature,
         top_k=top_k,

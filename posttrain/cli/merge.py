@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from posttrain.cli.options import ModelCode
 from posttrain.cli.terminal import echo
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -36,6 +37,7 @@ def merge(
     ] = 0.5,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Of the saved weights.")] = "fp32",
     seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
+    model_code: ModelCode = "refuse",
 ) -> None:
     """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
     from posttrain.cli.outputs import check_out_folder
@@ -61,8 +63,13 @@ def merge(
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
     from posttrain.models.adapters.combine import merge_adapters
+    from posttrain.models.folders.own_code import folder_code
 
-    with progress_on(terminal(stderr=True)) as progress, progress.phase("merging and reading back", unit="files"):
+    with (
+        progress_on(terminal(stderr=True)) as progress,
+        progress.phase("merging and reading back", unit="files"),
+        folder_code(model_code),
+    ):
         report = merge_adapters(
             start,
             out,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,10 @@ Template = Annotated[
         metavar="NAME",
         help="auto (as the model was trained), chat (its own template), chatml, raw (bare text), or a Jinja file.",
     ),
+]
+ModelCode = Annotated[
+    Literal["refuse", "run"],
+    typer.Option("--model-code", help="run: run the Python files of the model's folder, with your rights."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system message says.")]

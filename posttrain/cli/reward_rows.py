@@ -9,13 +9,16 @@ from posttrain.data.read import Examples
 from posttrain.evaluate.steps import RIGHT
 from posttrain.losses.reward_rule import Combine
 from posttrain.models.devices import device_of
+from posttrain.models.folders.own_code import ModelCode
 from posttrain.models.reward.scoring import RewardModel, ensemble_rating, load_reward
 from posttrain.runs.progress import Phase, Progress
 from posttrain.types import Comparison, Example, StepwiseFeedback
 
 
-def open_models(names: Sequence[str], head: str | None, progress: Progress) -> list[RewardModel]:
-    return [load_reward(name, head=head, device=device_of(), say=progress.say) for name in names]
+def open_models(
+    names: Sequence[str], head: str | None, progress: Progress, model_code: ModelCode = "refuse"
+) -> list[RewardModel]:
+    return [load_reward(name, head=head, device=device_of(), model_code=model_code, say=progress.say) for name in names]
 
 
 def scored_rows(

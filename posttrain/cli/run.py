@@ -21,19 +21,17 @@ def run(recipe: RecipeName, overrides: Overrides = None, out: Out = None, fresh:
 
 
 def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) -> None:
+    loaded = read_recipe(recipe, with_out(overrides, out))
+
+    # After the recipe: a mistake in it is shown without a wait for what only a run needs.
     from rich.text import Text
 
     from posttrain.cli.progress import progress_on
     from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
     from posttrain.cli.terminal import terminal
-    from posttrain.config import find_recipe, load_recipe
     from posttrain.runs.folder import RunFolder
-
-    loaded = load_recipe(find_recipe(recipe), with_out(overrides, out))
-    require_models(loaded)
-
     from posttrain.training.interrupts import Stopped
-    from posttrain.training.loop import Interrupted  # after the recipe: a mistake in it is shown without a wait
+    from posttrain.training.loop import Interrupted
     from posttrain.training.pipeline import run_recipe
 
     console = terminal()
@@ -61,6 +59,22 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(f"earlier {kept.path}{because}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
+
+
+def read_recipe(recipe: str, overrides: list[str]) -> Recipe:
+    """A recipe by file or name, with its models' names checked.
+
+    Raises:
+        PosttrainError: there is no such recipe, or it has a mistake.
+    """
+    from posttrain.config.find import find_recipe
+
+    path = find_recipe(recipe)  # before the records of a recipe are built
+    from posttrain.config.load import load_recipe
+
+    loaded = load_recipe(path, overrides)
+    require_models(loaded)
+    return loaded
 
 
 def require_models(recipe: Recipe) -> None:

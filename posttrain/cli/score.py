@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from posttrain.cli.options import ModelCode
+
 
 def score(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A reward model's folder or hub id.")],
@@ -27,6 +29,7 @@ def score(
         bool, typer.Option("--normalised", help="With the scale and shift that are stored with the model.")
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Score only this many rows.")] = None,
+    model_code: ModelCode = "refuse",
 ) -> None:
     """Write the reward of every response in a file.
 
@@ -53,7 +56,7 @@ def score(
     from posttrain.cli.reward_rows import Tally, open_models, scored_rows
 
     with progress_on(terminal(stderr=True)) as progress:
-        opened = open_models(models, head, progress)
+        opened = open_models(models, head, progress, model_code)
         with progress.phase("scoring", total=len(examples), unit="rows") as phase:
             rows = scored_rows(opened, examples, combine, std_weight, head, normalised, phase)
             tally = Tally()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from posttrain.data.speech import Speech
     from posttrain.evaluate.questions import Question
     from posttrain.models.folders.loading import ModelSource
+    from posttrain.models.folders.own_code import ModelCode
 
 BATCH = 64
 """Prompts that are answered before their answers are handed on."""
@@ -41,18 +42,24 @@ class Speaker:
         system: str | None = None,
         template: str = "auto",
         device: str = "auto",
+        model_code: ModelCode = "refuse",
         say: Callable[[str], None] | None = None,
         **sampling: Any,
     ):
         from posttrain.data.encode import Encoder
         from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
+        from posttrain.models.folders.own_code import folder_code, notice_of
         from posttrain.rollout.native import NativeEngine
         from posttrain.sampling import SamplingDistribution
 
         SamplingDistribution(**sampling)  # a mistake in it is shown before a model is loaded
         require_policy(resolve(name, say=say))
-        loaded = load(name, device=device_of(device), say=say)
+        with folder_code(model_code):
+            loaded = load(name, device=device_of(device), say=say)
+            if say is not None:
+                for notice in notice_of(loaded.base.folder):
+                    say(notice)
         self.tokenizer = loaded.tokenizer
         self.encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
         self.engine = NativeEngine(loaded.model)

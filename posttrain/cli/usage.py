@@ -139,8 +139,8 @@ def _as_setting(option: str, typed: Sequence[str]) -> str:
 def _override(setting: str, typed: Sequence[str]) -> str:
     """What to write for an option that is a key of the recipe: `sft.epochs=3`, by the recipe's own stages."""
     from posttrain.config.explain import fields_of
+    from posttrain.config.find import find_recipe
     from posttrain.config.overrides import of_a_stage
-    from posttrain.config.paths import find_recipe
     from posttrain.config.schema import Recipe
     from posttrain.config.yaml_text import parse
 

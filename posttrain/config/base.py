@@ -29,7 +29,7 @@ from posttrain.config.settings import (
     Schedule,
 )
 from posttrain.config.values import AutoWeight, Float, Int, Settings, either, refuse
-from posttrain.runs.folder import RESERVED_NAMES
+from posttrain.runs.layout import RESERVED_NAMES
 
 LEARNING_RATES: Mapping[str, tuple[float, str]] = {
     "sft": (2e-5, "Alignment Handbook, zephyr-7b-beta sft"),

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from posttrain.config.addresses import is_secret_name, masked
+from posttrain.config.meanings import meaning_of
 from posttrain.config.other_tools import METHOD_OF_LOSS, NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE, STRICT
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
@@ -222,7 +223,7 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
     if kind == "too_long":  # pydantic's own words name its types: "Tuple should have ... after validation"
         expected = f"at most {context['max_length']} items, not {context['actual_length']}"
     if kind == "string_pattern_mismatch" and spot.option is not None:
-        expected = spot.option.description or expected
+        expected = _meaning(spot) or expected
     return ConfigError(
         f"`{name}` has a wrong value",
         where=where,
@@ -371,14 +372,19 @@ def _advice(spot: Spot) -> str:
     if spot.option is None:
         return "docs/recipes.md shows every key with an example"
     name = next((step for step in reversed(spot.path) if isinstance(step, str)), "it")
-    description = (spot.option.description or "").split("\n")[0]
+    description = (_meaning(spot) or "").split("\n")[0]
     default = spot.option.default
     has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
-    if not has_value or isinstance(default, BaseModel) or not spot.option.description:
+    if not has_value or isinstance(default, BaseModel) or not description:
         example = _example(name, spot.option)
         written = f"write `{name}: {example}`, say" if example else f"correct `{name}`"
         return f"{written} -- {description}" if description else written
     return f"write `{name}: {_shown(default)}`, say -- {description}"
+
+
+def _meaning(spot: Spot) -> str | None:
+    key = next((key for key, option in fields_of(spot.record).items() if option is spot.option), None)
+    return None if key is None else meaning_of(spot.record, key)
 
 
 def _example(name: str, option: FieldInfo) -> str | None:

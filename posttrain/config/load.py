@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from posttrain.arguments import checked_list, checked_path, checked_text
 from posttrain.config import overrides as command_line
@@ -14,6 +14,7 @@ from posttrain.config.explain import Places, explain
 from posttrain.config.naming import STAND_IN, fill_name, has_keys
 from posttrain.config.paths import resolve_paths
 from posttrain.config.schema import SCHEMA, Recipe
+from posttrain.config.stages import STAGES
 from posttrain.config.yaml_text import parse
 from posttrain.errors import ConfigError, SourceError
 
@@ -72,16 +73,34 @@ def parse_recipe(
     # place.
     places = Places(source, document.lines, command_line.apply(raw, overrides))
     template = raw["name"]
+    # Keys in braces are filled in once every value is known, defaults included.
+    filled = {**raw, "name": STAND_IN} if has_keys(template) else raw
+    # The validator of all kinds of stage takes longer to build than a mistake should take to be shown.
+    record = _of_kinds_used(raw)
     try:
-        # Keys in braces are filled in once every value is known, defaults included.
-        recipe = Recipe.model_validate({**raw, "name": STAND_IN} if has_keys(template) else raw)
+        checked = record.model_validate(filled)
     except ValidationError as error:
-        raise explain(error, Recipe, raw, places) from None
+        raise explain(error, record, raw, places) from None
+    # What every caller knows is a `Recipe`; these values have passed its checks, which `record` inherits.
+    recipe = Recipe.model_construct(checked.model_fields_set, **dict(checked))
     if has_keys(template):
         recipe = recipe.model_copy(update={"name": fill_name(template, recipe, document.texts, places)})
     recipe, assumed = resolve_paths(recipe, raw, folder or Path.cwd(), places)
     recipe._notes = (*notes, *assumed)
     return recipe
+
+
+def _of_kinds_used(raw: dict[str, Any]) -> type[Recipe]:
+    """A `Recipe` that knows only the kinds of stage that these stages name; all, where a name is none."""
+    stages = raw.get("stages")
+    named = [stage.get("method") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    methods = [method for method in named if isinstance(method, str) and method in STAGES]
+    if not isinstance(stages, list) or not methods or len(methods) < len(stages):
+        return Recipe
+    kinds = tuple(STAGES[method] for method in dict.fromkeys(methods))
+    union: Any = kinds[0] if len(kinds) == 1 else Annotated[Union[kinds], Field(discriminator="method")]  # noqa: UP007
+    fields: Any = {"stages": (tuple[union, ...], Recipe.model_fields["stages"])}
+    return create_model("Recipe", __base__=Recipe, **fields)
 
 
 def _override_lines(overrides: Any) -> list[str]:

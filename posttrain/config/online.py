@@ -404,9 +404,8 @@ def _online(method: str, row: OnlineRow) -> type[OnlineStage]:
             Field(description="The model to learn from: a catalogue name, a folder, or a hub id."),
         )
     base = PPOStage if row.needs_values else OnlineStage
-    plain = {"use_attribute_docstrings": False}  # there is no source to look for them in; looking takes a second
     text = f"{base.__doc__}\n\n{row.source}"
-    stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, __cls_kwargs__=plain, **fields)
+    stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, **fields)
     stage.__qualname__ = method
     return stage
 

@@ -86,6 +86,7 @@ OTHER_TOOLS: Mapping[str, str] = _by_name(
         "model": "model_name_or_path base_model pretrain model_id model_path",
         "model, the adapter's folder": "adapter_name_or_path lora_model_dir",
         "teacher": "teacher_model teacher_model_name_or_path",
+        "model_code, which takes run or refuse": "trust_remote_code trust_remote_code_model",
         "seed": "data_seed random_seed",
         # Preferences
         "method": "loss_type pref_loss rl trainer_type stage finetuning_stage",
@@ -183,7 +184,6 @@ NOT_HERE: Mapping[str, str] = _by_name(
             "dataloader_num_workers dataset_num_proc preprocessing_num_workers dataset_prepared_path "
             "dataset_processes overwrite_cache streaming dataloader_pin_memory remove_unused_columns"
         ),
-        "a model folder's own code never runs": "trust_remote_code trust_remote_code_model",
         "a run trains and measures; leave stages out to do less": "do_train do_predict do_eval_only",
         "parts of the vocabulary or the head are not trained beside an adapter": (
             "lora_modules_to_save modules_to_save additional_target"

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import posttrain.errors as errors
-from posttrain.arguments import checked_path
 from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
+from posttrain.config.find import beside, entries
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
@@ -32,9 +32,6 @@ from posttrain.data.templates.builtin import BUILTIN
 
 TEMPLATES = ("auto", "chat", *BUILTIN)
 """Names of chat templates; anything else is the path of a Jinja file."""
-PACKAGE = Path(__file__).parent.parent
-RECIPE_FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
-"""Recipes that come with the package, and those of a source checkout."""
 
 CATALOGUE_NAMES = ("embedded", "smollm2-135m-instruct")
 """The models of `posttrain.models.folders.catalogue`, a layer above; a folder of such a name does not replace one."""
@@ -43,46 +40,6 @@ GENERATED = "reasoning_gym:"
 """An address that makes tasks instead of a file that holds them."""
 
 _GLOB = re.compile(r"[*?\[]")
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe by its file, or by the name of one that comes with posttrain: "quickstart".
-
-    Raises:
-        SourceError: there is neither; says the nearest.
-    """
-    path = checked_path("name", name, "quickstart").expanduser()
-    if path.is_file() and path.name.endswith(SUFFIXES) and not _is_json_group(path):
-        raise errors.SourceError(
-            "this is data, not a recipe",
-            where=name,
-            expected="a YAML file that names the data, or a recipe that comes with posttrain",
-            remedy=f"`posttrain new chat --data {name}` writes a recipe for it; `posttrain audit {name}` reads it",
-        )
-    if path.is_file():
-        return path
-    shipped = {path.stem: path for folder in RECIPE_FOLDERS for path in sorted(folder.glob("*.yaml"))}
-    if name in shipped:
-        return shipped[name]
-    there = list(_entries(path.parent, ".yaml", ".yml"))
-    near = errors.nearest(path.name, [*there, *shipped])
-    if near is None and path.suffix:  # "recipes/identity.yaml" of somebody who has no checkout
-        near = errors.nearest(path.stem, shipped)
-    raise errors.SourceError(
-        "there is no such recipe",
-        where=name,
-        found="a folder" if path.is_dir() else None,
-        expected=f"a YAML file, or one of {', '.join(shipped)}" if shipped else "a YAML file",
-        remedy=errors.did_you_mean(_beside(name, near) if near in there else near, "check the path"),
-    )
-
-
-def _is_json_group(path: Path) -> bool:
-    """A recipe may be JSON, which is YAML: a group of keys. Rows in a .json file are a list."""
-    if path.suffix != ".json":
-        return False
-    with path.open("rb") as file:
-        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> tuple[Recipe, list[str]]:
@@ -254,20 +211,7 @@ def _locate(text: str, folder: Path, *, local: bool = False) -> str | tuple[str,
 def _nearest_file(text: str, path: Path) -> tuple[str, str]:
     if not path.parent.is_dir():
         return f"a file in {path.parent}", f"there is no folder {path.parent} either; check the path"
-    known = list(_entries(path.parent))
+    known = list(entries(path.parent))
     near = errors.nearest_file(path.name, known)
     remedy = f"it has {', '.join(known[:8])}" if known else "it is empty; check the path"
-    return f"a file in {path.parent}", errors.did_you_mean(near and _beside(text, near), remedy)
-
-
-def _entries(folder: Path, *endings: str) -> Iterator[str]:
-    if folder.is_dir():
-        for entry in sorted(folder.iterdir()):
-            if not entry.name.startswith(".") and (not endings or entry.suffix in endings):
-                yield entry.name
-
-
-def _beside(text: str | Path, name: str) -> str:
-    """`name` in the folder of `text`, written as that is: _beside("./pears.json", "pairs.jsonl") -> "./pairs.jsonl"."""
-    dots = "./" if str(text).startswith("./") else ""
-    return f"{dots}{Path(text).parent / name}"
+    return f"a file in {path.parent}", errors.did_you_mean(near and beside(text, near), remedy)

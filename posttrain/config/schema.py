@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -33,6 +33,9 @@ class Recipe(Settings):
     settings: mine-{dpo.beta}-{seed}."""
     model: str
     """The model that the first stage starts from: a catalogue name, a folder, or a hub id."""
+    model_code: Literal["refuse", "run"] = "refuse"
+    """`run` runs the Python files that a model's folder brings (`auto_map`) with your rights, of every model that the
+    recipe names: read them first. `refuse` names them and ends."""
     seed: Int = Field(default=0, ge=0, lt=2**32)
     """Where all random streams start. Equal seeds on one machine give equal runs."""
     split_seed: Int = Field(default=0, ge=0, lt=2**32)

@@ -310,8 +310,7 @@ def _preference(method: str, row: PairwiseRow | FeedbackRow) -> type[PreferenceS
     )
     # The paper stands in the record's docstring, where `help()` finds it.
     text = f"{base.__doc__}\n\n{row.source}"
-    plain = {"use_attribute_docstrings": False}  # there is no source to look for them in; looking takes a second
-    stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, __cls_kwargs__=plain, **fields)
+    stage = create_model(method, __base__=base, __module__=__name__, __doc__=text, **fields)
     stage.__qualname__ = method
     return stage
 

@@ -23,7 +23,6 @@ class Settings(BaseModel):
         # A mistyped key that is dropped leaves its default in force, and the run looks fine.
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         # Defaults come from the tables of losses: they are checked as what a user writes is.
         validate_default=True,
         populate_by_name=True,

@@ -32,9 +32,6 @@ from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.records.stage import HeldOutScore, Replaced, StageRecord
 
-RESERVED_NAMES = ("start", "evaluations")
-"""Names that no stage may have; `start` holds what the first model scored before any training."""
-
 EARLIER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.([1-9][0-9]*)")
 """The folder of an earlier result of a stage: `dpo.1`. No stage's own name has a dot."""
 

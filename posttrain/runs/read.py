@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posttrain.errors import SourceError
-from posttrain.runs.folder import EARLIER, RESERVED_NAMES, RunFolder
+from posttrain.runs.folder import EARLIER, RunFolder
+from posttrain.runs.layout import RESERVED_NAMES
 from posttrain.runs.owner import gone_since
 from posttrain.runs.records.evaluation import (
     AnswerLine,

@@ -22,6 +22,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
+from posttrain.models.folders.own_code import folder_code
 from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
@@ -72,7 +73,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -
     """
     _require_recipe(recipe)
     checked_flag("fresh", fresh)
-    with showing(progress, in_logs=True) as shown:
+    with showing(progress, in_logs=True) as shown, folder_code(recipe.model_code):
         return _run(recipe, fresh, shown)
 
 
@@ -127,7 +128,7 @@ def check_recipe(
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
     _require_recipe(recipe)
-    with showing(progress, in_logs=True) as shown:
+    with showing(progress, in_logs=True) as shown, folder_code(recipe.model_code):
         return _check(recipe, shown, show_first)
 
 

@@ -23,6 +23,7 @@ from posttrain.diagnostics.metrics import METRICS
 from posttrain.errors import ConfigError, MissingExtraError, SourceError, unknown
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
+from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.folders.source import resolve
 from posttrain.models.reward.folders import is_reward_folder
 from posttrain.models.reward.scoring import RewardModel, load_reward
@@ -284,7 +285,11 @@ class Run:
     # ------------------------------------------------------------ the model
 
     def load(
-        self, *, dtype: str | torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self,
+        *,
+        dtype: str | torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        model_code: ModelCode = "refuse",
     ) -> LoadedModel | RewardModel:
         """The trained model, as `pt.load` gives it; of a stage that trained a reward model, as `pt.load_reward`.
 
@@ -301,8 +306,9 @@ class Run:
                 remedy="train it to its end: call pt.train again with the same arguments, and it goes on",
             )
         if is_reward_folder(resolve(self.model)):
-            return load_reward(self.model, dtype=dtype, device=device)
-        return loading.load(self.model, dtype=dtype, device=device)
+            return load_reward(self.model, dtype=dtype, device=device, model_code=model_code)
+        with folder_code(model_code):
+            return loading.load(self.model, dtype=dtype, device=device)
 
     # ------------------------------------------------------------ how it is shown
 

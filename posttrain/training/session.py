@@ -20,6 +20,7 @@ from posttrain.config import AdapterSettings, TrainingStage
 from posttrain.config.suites import SuiteSettings
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
+from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.folders.source import require_name
 from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, remove_results
@@ -47,6 +48,7 @@ def load(
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    model_code: ModelCode = "refuse",
     progress: Shown = None,
 ) -> LoadedModel:
     """A model by catalogue name, folder or hub id, with a fresh adapter if one is given; see `models.loading.load`.
@@ -55,6 +57,8 @@ def load(
         dtype: of the weights: torch's, or its name ("bf16").
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for what there is.
         seed: of the fresh adapter.
+        model_code: "run" runs the Python files that the folder brings (`auto_map`) with your rights; "refuse" names
+            them in an error.
         progress: of downloads and conversions; None shows it in a terminal or notebook, False never.
 
     Raises:
@@ -62,7 +66,8 @@ def load(
     """
     require_name(name_or_path)
     checked_seed(seed)
-    with showing(progress) as shown, shown.phase(f"loading {name_or_path}", unit="files"):
+    loading_phase = f"loading {name_or_path}"
+    with showing(progress) as shown, shown.phase(loading_phase, unit="files"), folder_code(model_code):
         return loading.load(
             name_or_path,
             adapter=adapter,

@@ -1,4 +1,7 @@
-"""Every call that reads a model folder says that the folder's own code is not run; left out, transformers asks."""
+"""Every call that reads a model folder says whether the folder's own code is run; left out, transformers asks.
+
+It says no, or what the one question `code_runs(folder)` answers. The fresh process that reads a save back is told.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,17 @@ def test_no_call_leaves_it_open() -> None:
                 continue
             calls += 1
             passed = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            if passed.get("trust_remote_code") != "False":
+            if passed.get("trust_remote_code") not in ("False", "model_code"):
                 open_calls.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert calls > 10 and open_calls == []
+
+
+def test_the_value_comes_from_the_one_question() -> None:
+    answers = set()
+    for path in (ROOT / "posttrain").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "model_code":
+                answers.add((path.name, ast.unparse(node.value).partition("(")[0]))
+    told = {("readback.py", "request['model_code']")}
+    asked = {(name, "code_runs") for name in ("loading.py", "tokenizers.py", "folders.py", "starts.py")}
+    assert answers == told | asked

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from posttrain.config.adapters import QLoRA
 from posttrain.errors import ConfigError, MissingExtraError
+from posttrain.models.folders.own_code import ran_own_code
 
 
 def require_quantisation(device: torch.device) -> None:
@@ -69,9 +70,11 @@ def dequantised(causal_lm: Any) -> Any:
     # Built anew from the config: `model.dequantize()` of `transformers` works in place, on a model that trains on.
     settings = causal_lm.config.to_dict()
     kept = {key: settings[key] for key in settings if key not in ("quantization_config", "_model_name_or_path")}
-    plain = AutoModelForCausalLM.from_config(
-        type(causal_lm.config).from_dict(kept), dtype=torch.float32, trust_remote_code=False
-    )
+    config = type(causal_lm.config).from_dict(kept)
+    if ran_own_code(causal_lm):  # the class is here, and the folder that it came from is no longer named
+        plain = type(causal_lm)(config)
+    else:
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
     weights = {name.replace(".base_layer.", "."): p for name, p in causal_lm.named_parameters()}
     for name, module in causal_lm.named_modules():

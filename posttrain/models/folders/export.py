@@ -31,6 +31,7 @@ from posttrain.models.folders import readback
 from posttrain.models.folders.export_files import Expected, ExportSettings, Writer, write_model
 from posttrain.models.folders.fingerprint import base_fingerprint, weights_fingerprint
 from posttrain.models.folders.manifest import publish, refuse_foreign, temporary_folder, write_manifest
+from posttrain.models.folders.own_code import ran_own_code
 from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.tokenizers import check_vocabulary
 from posttrain.runs.disk import writing
@@ -126,7 +127,9 @@ def begin_save(
         adapter_only = isinstance(model, PeftModel) and not settings.merge
         with writing(folder):
             expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
-        request = {**expected.request, "folder": str(temporary.resolve())}
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        code = ran_own_code(plain, tokenizer)
+        request = {**expected.request, "folder": str(temporary.resolve()), "model_code": code}
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         process = _start(scratch)
         info = _manifest_info(model, settings, adapter_only, base)
@@ -292,6 +295,8 @@ def _manifest_info(
 def _start(scratch: Path) -> subprocess.Popen[bytes]:
     # Offline: what the folder lacks must be missing there too, not quietly fetched from the hub.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # `transformers` copies a folder's own code there before it runs it; this folder is about to get another name.
+    environment["HF_MODULES_CACHE"] = str(scratch / "modules")
     # -P: the modules beside readback.py must not shadow packages of the same name (gguf, tokenizers).
     command = [sys.executable, "-P", str(Path(readback.__file__)), str(scratch / "request.json"), "parent"]
     with (scratch / "errors.txt").open("wb") as errors:

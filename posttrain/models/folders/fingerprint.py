@@ -17,21 +17,25 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from posttrain.models.adapters.kinds import ADAPTER_PARTS
+from posttrain.models.folders.own_code import class_fingerprint
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over all parameters and persistent buffers by name, dtype, shape and bytes, the adapter included.
 
-    The scale of each adapter counts too: alpha changes what a model computes and no weight. Tied tensors count once.
+    The scale of each adapter counts too: alpha changes what a model computes and no weight. So does the code of a class
+    that a folder brought. Tied tensors count once.
     Two models with the same fingerprint and the same config give the same log-probs.
     """
-    return _digest(model.state_dict(), _adapter_settings(model))
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return _digest(model.state_dict(), [*_adapter_settings(model), *class_fingerprint(plain)])
 
 
 def base_fingerprint(model: PeftModel) -> str:
     """`weights_fingerprint` of the model under the adapter, as it is when it is loaded by itself."""
-    state = model.get_base_model().state_dict()
-    return _digest({_plain_name(name): tensor for name, tensor in state.items() if not _belongs_to_adapter(name)}, ())
+    base = model.get_base_model()
+    state = {_plain_name(name): tensor for name, tensor in base.state_dict().items() if not _belongs_to_adapter(name)}
+    return _digest(state, class_fingerprint(base))
 
 
 def backbone_fingerprint(model: nn.Module) -> str:

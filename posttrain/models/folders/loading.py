@@ -30,7 +30,7 @@ from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
 from posttrain.models.folders.hub import Say
-from posttrain.models.folders.own_code import remedy_of
+from posttrain.models.folders.own_code import code_runs, notice_of, remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
@@ -197,13 +197,14 @@ def _load_whole(
         return _without_folder_defaults(read.model), read.tokenizer, [f"{path.name}: dequantised from {read.tensors}"]
 
     tokenizer = load_tokenizer(source.folder)
+    model_code = code_runs(source.folder)
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 source.folder,
                 dtype=dtype,
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=model_code,
                 output_loading_info=True,
                 **placement,
             )
@@ -215,7 +216,7 @@ def _load_whole(
             remedy=remedy_of(source.folder, "check config.json against the weights"),
         ) from error
     notices = _check_keys(model, info["missing_keys"], info["unexpected_keys"], source.folder)
-    return _without_folder_defaults(model.eval()), tokenizer, notices
+    return _without_folder_defaults(model.eval()), tokenizer, [*notice_of(source.folder), *notices]
 
 
 def _without_folder_defaults(model: PreTrainedModel) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from posttrain.errors import ExportError, ModelError
+from posttrain.models.folders.own_code import code_fingerprint
 
 MANIFEST = "posttrain_manifest.json"
 SCHEMA = 1
@@ -126,6 +127,9 @@ def folder_fingerprint(folder: Path) -> str:
     else:
         paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in HASHED_SUFFIXES]
         hashes = {path.name: sha256_of(path) for path in paths}
+    # Where the folder's own code is run, it decides too what is computed, and refused code changes nothing.
+    if code := code_fingerprint(folder):
+        hashes["model_code"] = " ".join(code)
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 

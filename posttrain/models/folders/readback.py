@@ -35,17 +35,19 @@ def main(request_path: str) -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])  # as the parent computes: sums over threads round by their number
 
-    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    # What made the model in memory, and nothing else: the parent says it of each save.
+    model_code = request["model_code"]
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=model_code)
     prompts = [prompt_ids(tokenizer, prompt["messages"], prompt["tools"]) for prompt in request["prompts"]]
     if "score_rows" in request:
-        model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"])
+        model = load_plain_reward(request["folder"], getattr(torch, request["dtype"]), request["outputs"], model_code)
         np.save(out / "logits.npy", row_scores(model, request["score_rows"], tokenizer.pad_token_id))
         probe = tokenizer_ids(tokenizer, request["text"])
         answer = {"greedy": [], "text": None, "probe_ids": probe, "prompt_ids": prompts}
         (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
         return
 
-    model = load_plain(request["folder"], getattr(torch, request["dtype"]))
+    model = load_plain(request["folder"], getattr(torch, request["dtype"]), model_code)
     np.save(out / "logits.npy", probe_logits(model, request["row"]))
     greedy, _ = greedy_ids(model, request["prompt"], request["stop_ids"], request["new_tokens"])
     answer = {
@@ -57,16 +59,16 @@ def main(request_path: str) -> None:
     (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
-def load_plain(folder: str, dtype: Any) -> Any:
+def load_plain(folder: str, dtype: Any, model_code: bool = False) -> Any:
     """A whole model, or an adapter on the base that its own config names."""
     from transformers import AutoModelForCausalLM
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=model_code).eval()
     from peft import PeftModel
 
-    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype, trust_remote_code=False)
+    base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype, trust_remote_code=model_code)
     return PeftModel.from_pretrained(base, folder).eval()
 
 
@@ -80,18 +82,20 @@ def named_base(adapter_config: Path) -> str:
     return str(config["base_model_name_or_path"])
 
 
-def load_plain_reward(folder: str, dtype: Any, outputs: int) -> Any:
+def load_plain_reward(folder: str, dtype: Any, outputs: int, model_code: bool = False) -> Any:
     """A whole reward model, or an adapter and its head on the base that its own config names."""
     from transformers import AutoModelForSequenceClassification
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=model_code
+        ).eval()
     from peft import PeftModel
 
     base = named_base(adapter)
     plain = AutoModelForSequenceClassification.from_pretrained(
-        base, dtype=dtype, num_labels=outputs, trust_remote_code=False
+        base, dtype=dtype, num_labels=outputs, trust_remote_code=model_code
     )
     return PeftModel.from_pretrained(plain, folder).eval()
 

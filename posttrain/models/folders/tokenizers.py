@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from posttrain.errors import ModelError
-from posttrain.models.folders.own_code import remedy_of
+from posttrain.models.folders.own_code import code_runs, remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.weight_files import GET_AGAIN
 
@@ -37,9 +37,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             expected="one of " + ", ".join(TOKENIZER_FILES),
             remedy="save the model's own tokenizer into the folder; another one has other ids",
         )
+    model_code = code_runs(folder)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=model_code)
     except Exception as error:  # every tokenizer's code raises its own
         raise ModelError(
             "the tokenizer cannot be read",

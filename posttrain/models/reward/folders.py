@@ -37,7 +37,7 @@ from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import LoadedModel, load
-from posttrain.models.folders.own_code import remedy_of
+from posttrain.models.folders.own_code import code_runs, notice_of, remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
@@ -215,11 +215,16 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
     if source.layout != "model" or not is_reward_folder(source):
         raise _no_reward_model(source, "a language model" if source.layout == "model" else source.layout)
     tokenizer = load_tokenizer(source.folder)
+    model_code = code_runs(source.folder)
     try:
         with quiet():
             # A backbone without a `score` layer loads too, under a head of noise; `missing_keys` is what shows it.
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                source.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                source.folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=model_code,
+                output_loading_info=True,
             )
     except Exception as error:
         raise ModelError(
@@ -239,7 +244,8 @@ def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
         )
     check_vocabulary(model, tokenizer, source.folder)
     fingerprint = weights_fingerprint(model)
-    return LoadedModel(model.eval(), tokenizer, source, fingerprint, source, speech=speech_of(source))
+    notices = tuple(notice_of(source.folder))
+    return LoadedModel(model.eval(), tokenizer, source, fingerprint, source, notices, speech=speech_of(source))
 
 
 def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say: Say | None) -> LoadedModel:

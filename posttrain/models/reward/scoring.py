@@ -27,6 +27,7 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Combine, RewardRule, combine
 from posttrain.models.folders.hub import Say
+from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.reward.folders import RewardFolder, load_reward_folder
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.outputs import Scores
@@ -208,18 +209,22 @@ def load_reward(
     head: str | None = None,
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    model_code: ModelCode | None = None,
     say: Say | None = None,
 ) -> RewardModel:
     """A reward model by folder or hub id: one of ours, or any decoder saved as `...ForSequenceClassification`.
 
     Args:
         head: which output of a foreign model with several is the reward.
+        model_code: "run" runs the Python files that the folder brings (`auto_map`) with your rights; None is what
+            the recipe around says, else "refuse", which names them in an error.
 
     Raises:
         ModelError: nothing has this name, or it is no reward model.
         ConfigError: a foreign model has several outputs and none was named.
     """
-    return RewardModel(load_reward_folder(name_or_path, head=head, dtype=dtype, device=device, say=say))
+    with folder_code(model_code):
+        return RewardModel(load_reward_folder(name_or_path, head=head, dtype=dtype, device=device, say=say))
 
 
 def ensemble_rating(ratings: Sequence[Rating], how: Combine, std_weight: float = 1.0) -> Rating:

@@ -24,7 +24,7 @@ from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
-from posttrain.models.folders.own_code import remedy_of
+from posttrain.models.folders.own_code import code_runs, remedy_of
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.models.folders.weight_files import GET_AGAIN
@@ -206,8 +206,9 @@ def _config(folder: Path) -> Any:
         raise ModelError(
             "the model's config cannot be read", where=path, found=error, expected="JSON", remedy=GET_AGAIN
         ) from error
+    model_code = code_runs(folder)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=model_code).get_text_config()
     except Exception as error:  # transformers raises whatever its parts raise
         kind = written.get("model_type") if isinstance(written, dict) else None
         raise ModelError(

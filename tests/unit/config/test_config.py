@@ -30,7 +30,7 @@ from posttrain.config import (
     what_changed,
 )
 from posttrain.config.explain import fields_of
-from posttrain.config.paths import PACKAGE, RECIPE_FOLDERS
+from posttrain.config.find import PACKAGE, RECIPE_FOLDERS
 from posttrain.config.stages import ReferencedStage
 from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.config.yaml_text import dump, parse
@@ -459,7 +459,7 @@ def test_recipes_are_found_by_file_and_by_name(folder: Path, monkeypatch: pytest
     shipped = folder / "shipped"
     shipped.mkdir()
     (shipped / "identity.yaml").write_text("x")
-    monkeypatch.setattr("posttrain.config.paths.RECIPE_FOLDERS", (shipped,))
+    monkeypatch.setattr("posttrain.config.find.RECIPE_FOLDERS", (shipped,))
     assert find_recipe("identity") == shipped / "identity.yaml"
     assert find_recipe(str(shipped / "identity.yaml")) == shipped / "identity.yaml"
     with pytest.raises(SourceError, match="did you mean `identity`"):
@@ -600,6 +600,7 @@ def test_the_page_is_current() -> None:
 
 def test_every_key_has_a_word_of_explanation() -> None:
     from posttrain.config.explain import records_in
+    from posttrain.config.meanings import meaning_of
 
     waiting: list[Any] = [Recipe, *STAGES.values(), *PREFERENCES.values()]
     seen = set()
@@ -609,7 +610,7 @@ def test_every_key_has_a_word_of_explanation() -> None:
             continue
         seen.add(record)
         for name, option in fields_of(record).items():
-            assert option.description, f"{record.__name__}.{name}"
+            assert meaning_of(record, name), f"{record.__name__}.{name}"
             waiting += list(records_in(option.annotation))
     assert len(seen) > 25
 
@@ -641,3 +642,21 @@ def test_thresholds_of_alarms_have_a_key(folder: Path) -> None:
 def test_wrong_thresholds_are_refused_by_name(folder: Path, alarms: dict[str, Any], words: str) -> None:
     error = refused(folder, with_stage(method="sft", alarms=alarms))
     assert words in str(error) and "sft.alarms.thresholds" in str(error)
+
+
+def test_a_recipe_that_was_read_is_the_one_that_python_makes() -> None:
+    text = """{name: mine, model: embedded, stages: [
+        {method: sft, data: package://demonstrations.jsonl}, {method: dpo, data: package://preferences.jsonl}]}"""
+    read = parse_recipe(text)
+    assert type(read) is Recipe and {"name", "model", "stages"} <= read.model_fields_set
+    made = Recipe(**{name: getattr(read, name) for name in read.model_fields_set})
+    assert made.model_dump() == read.model_dump() and made.to_yaml() == read.to_yaml()
+    assert [type(stage) for stage in read.stages] == [STAGES["sft"], STAGES["dpo"]]
+
+
+def test_the_meaning_of_a_key_is_the_text_under_its_field() -> None:
+    from posttrain.config.meanings import meaning_of
+
+    assert str(meaning_of(Recipe, "schema")) == "Version of these keys."  # by the name that a recipe writes
+    assert meaning_of(PREFERENCES["dpo"], "epochs") == meaning_of(STAGES["sft"], "epochs")  # inherited by both
+    assert meaning_of(PREFERENCES["dpo"], "beta")  # described by its table

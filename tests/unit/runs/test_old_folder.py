@@ -22,8 +22,8 @@ from posttrain.runs.cursor import Cursor
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import RunContents, read_run
-from posttrain.runs.records import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.evaluation import SuiteScores
+from posttrain.runs.records.files import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.logs import HeldOutRow, MetricsLine
 from posttrain.runs.records.reward import RewardEvaluation
 from posttrain.runs.records.run import SCHEMA

@@ -18,9 +18,9 @@ import pytest
 from posttrain.diagnostics.alarms import non_finite
 from posttrain.intervals import Score
 from posttrain.runs import records
-from posttrain.runs.records import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.base import Exact, LogLine, Record, WholeFile, keys_of, optional_key, other_keys
 from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning, SuiteMeanings, SuiteScores
+from posttrain.runs.records.files import RUN_FILES, STAGE_FILES
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.sampled import RolloutLine

@@ -1,0 +1,4 @@
+"""Names inside a run folder, for who needs to know them and not what lies under them."""
+
+RESERVED_NAMES = ("start", "evaluations")
+"""Names that no stage may have; `start` holds what the first model scored before any training."""

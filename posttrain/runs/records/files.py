@@ -1,0 +1,55 @@
+"""Which record each file of a run folder holds: the table that `docs/run-folder.md` is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from posttrain.runs.records.base import Record
+from posttrain.runs.records.evaluation import (
+    AnswerLine,
+    BaselineAnswer,
+    PassAtKChanges,
+    PassAtKCounts,
+    SuiteIdentities,
+    SuiteMeanings,
+    SuiteScores,
+)
+from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
+from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
+from posttrain.runs.records.run import RunRecord, Summary
+from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.records.stage import StageRecord
+
+RUN_FILES: Mapping[str, type[Record]] = {
+    "run.json": RunRecord,
+    "summary.json": Summary,
+    "cross_scores.json": CrossScores,
+    "pass_at_k.json": PassAtKChanges,
+}
+"""Files of a run's folder and what they hold."""
+
+STAGE_FILES: Mapping[str, type[Record]] = {
+    "stage.json": StageRecord,
+    "preflight.json": PreflightRecord,
+    "heartbeat.json": HeartbeatRecord,
+    "metrics.jsonl": MetricsLine,
+    "samples.jsonl": WatchedRow,
+    "alarms.jsonl": Alarm,
+    "pairs.jsonl": HeldOutRow,
+    "dropped.jsonl": DroppedRow,
+    "data.jsonl": CorrectedPair,
+    "rollouts.jsonl": RolloutLine,
+    "examinations.jsonl": ExaminationLine,
+    "evaluation.json": SuiteScores,
+    "evaluations/<suite>.jsonl": AnswerLine,
+    "evaluations/<suite>.counts.json": PassAtKCounts,
+    "evaluations/identity.json": SuiteIdentities,
+    "evaluations/metrics.json": SuiteMeanings,
+    "baseline/<suite>.jsonl": BaselineAnswer,
+    "reward_evaluation.json": RewardEvaluation,
+    "reward_scores.jsonl": PairRewards,
+    "step_evaluation.json": StepEvaluation,
+    "step_scores.jsonl": StepRewards,
+}
+"""Files of a stage's folder and what they, or each of their lines, hold."""
