@@ -41,8 +41,8 @@ class TerminalProgress(Progress):
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[state]}", markup=False, style="dim"),
             )
-            # While a bar is shown, rich takes stdout too and prints its lines above the bar, on the console's stream: of
-            # `posttrain score ... > rewards.jsonl` the rows would go to the terminal, and the file would be empty.
+            # While a bar is shown, rich takes stdout too and prints its lines above the bar, on the console's stream:
+            # the rows of `posttrain score ... > rewards.jsonl` would go to the terminal, and the file would be empty.
             above = sys.stdout is not None and sys.stdout.isatty()
             self._bars = RichProgress(
                 *columns, console=self.console, transient=True, refresh_per_second=4, redirect_stdout=above

@@ -211,9 +211,18 @@ class Rated:
 
 @pytest.mark.parametrize(
     "typed",
-    [[HOSTILE], [f"--{HOSTILE}"], ["run", f"--{HOSTILE}"], ["samples", "x", "--step", HOSTILE]]
-    + [["score", "a", "b", "--combine", HOSTILE], ["generate", "x", HOSTILE], ["models", HOSTILE]]
-    + [["models", "list", HOSTILE], ["models", "list", f"--{HOSTILE}"], ["models", "pull", "a", f"--{HOSTILE}"]],
+    [
+        [HOSTILE],
+        [f"--{HOSTILE}"],
+        ["run", f"--{HOSTILE}"],
+        ["samples", "x", "--step", HOSTILE],
+        ["score", "a", "b", "--combine", HOSTILE],
+        ["generate", "x", HOSTILE],
+        ["models", HOSTILE],
+        ["models", "list", HOSTILE],
+        ["models", "list", f"--{HOSTILE}"],
+        ["models", "pull", "a", f"--{HOSTILE}"],
+    ],
     ids=lambda typed: " ".join(typed).replace(HOSTILE, "HOSTILE"),
 )
 def test_a_mistyped_command_is_escaped_and_answered_in_our_form(typed: list[str]) -> None:
