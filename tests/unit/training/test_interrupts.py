@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,16 @@ from tests.training import run_loop, weights_of, work_of
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def unignored() -> Iterator[None]:
+    """`nohup` starts the tests with SIGHUP ignored, a shell's background with SIGINT."""
+    wanted = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -177,10 +186,7 @@ def test_in_a_step_it_saves_and_the_run_goes_on(at: str, number: int, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_in_the_last_measurement_no_step_is_lost(number: int, tmp_path: Path, request: Any) -> None:
-    # A shell starts what runs in its background with SIGINT ignored.
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_in_the_last_measurement_no_step_is_lost(number: int, tmp_path: Path) -> None:
     loop = stopped(tmp_path, "end", lambda: send(number), checkpoint={"every_steps": 50})
     with ending_signals(), pytest.raises(KeyboardInterrupt):
         loop.run()
