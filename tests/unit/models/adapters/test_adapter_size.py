@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.config import SFT
 from posttrain.config.adapters import AdaLoRA, LoRA, QLoRA
 from posttrain.errors import ConfigError, MemoryLimitError
 from posttrain.models.adapters import kinds, size
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.adapters.size import require_room, require_size
+from posttrain.runs.progress import Progress
 from posttrain.training.checks import before_loading
+from posttrain.training.stages import policy
 from tests.fixtures import tiny_model
 
 
@@ -110,3 +113,11 @@ def test_a_model_larger_than_the_memory_is_not_loaded(tmp_path: Path, monkeypatc
     # Whoever loads a torn file names it.
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     assert before_loading.parameters_in(tmp_path) == 0
+
+
+def test_a_stage_asks_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(before_loading, "available_bytes", lambda _: 1000)
+    monkeypatch.setattr(policy, "load", never)
+    with pytest.raises(MemoryLimitError, match="the machine's memory does not hold the model"):
+        policy.load_policy(SFT(), tmp_path, torch.device("cpu"), 0, Progress())
