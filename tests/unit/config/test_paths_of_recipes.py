@@ -156,8 +156,12 @@ def test_so_do_the_files_that_an_online_stage_names(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("modules", "there"), ("encoding.template", "there.jinja"), ("engine.weights_folder", "there")]
-    + [("examine.rewards", "[{kind: reward_model, model: there}]")],
+    [
+        ("modules", "there"),
+        ("encoding.template", "there.jinja"),
+        ("engine.weights_folder", "there"),
+        ("examine.rewards", "[{kind: reward_model, model: there}]"),
+    ],
 )
 def test_so_do_overrides_of_them(key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sub, here = filled(tmp_path / "sub"), tmp_path / "here"
