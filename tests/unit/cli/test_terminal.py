@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -54,6 +55,11 @@ def screens(monkeypatch: pytest.MonkeyPatch) -> tuple[Screen, Screen]:
 def test_what_a_terminal_obeys_is_shown_and_all_else_is_left() -> None:
     assert printable(HOSTILE).startswith(SHOWN) and not RAW.search(printable(HOSTILE))
     assert "\\u202egnp\\u2066" in printable(HOSTILE)
+    controls = (*range(0x20), *range(0x7F, 0xA0))
+    directions = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    obeyed = [chr(number) for number in (*controls, *directions) if chr(number) not in "\t\n"]
+    assert [ast.literal_eval(f'"{printable(letter)}"') for letter in obeyed] == obeyed
+    assert all(printable(letter).isascii() and printable(letter).isprintable() for letter in obeyed)
     for text in ("Grüße 你好 😀", "a\n\tb", "\u200d", "שלום"):
         assert printable(text) == text
 
