@@ -146,6 +146,24 @@ def test_the_time_of_a_stage_is_not_that_of_the_result_before_it(start: Path, ro
     assert seconds is not None and seconds < 1e5
 
 
+def test_a_result_whose_next_attempt_failed_is_kept_too(start: Path, rows: Path) -> None:
+    run(start)
+    before = weights(folder_of(start) / "first")
+    RunFolder(folder_of(start)).stage("first").write_stage(status="failed")  # before it could begin: its model is there
+    run(start, "first.learning_rate=2e-3")
+    assert weights(folder_of(start) / "first.1") == before
+
+
+def test_stages_of_another_recipe_in_the_folder_are_said(start: Path, rows: Path) -> None:
+    run(start)
+    (start.parent / "small.yaml").write_text(RECIPE.replace("START", str(start)).rpartition("  - {name: second")[0])
+    heard = Heard()
+    recipe = load_recipe(start.parent / "small.yaml", [f"out='{start.parent / 'runs'}'"])
+    run_recipe(recipe, progress=heard)
+    assert any("holds second of another recipe" in line for line in heard.lines)
+    assert (folder_of(start) / "second" / "model").is_dir()
+
+
 def test_a_moved_file_is_no_change(start: Path, rows: Path) -> None:
     run(start)
     (start.parent / "moved.jsonl").write_bytes(rows.read_bytes())

@@ -51,13 +51,14 @@ def test_no_mode_changes_a_weight_and_each_but_full_says_what_it_left_out(
     fast, record = trained(start, tmp_path / "fast", preflight="fast")
     said = next(check for check in record.checks if check.name == "mode")
     assert fast == whole and "no leak between branches" in said.detail and said.remedy
-    assert "gradient" in {check.name for check in record.checks}
+    assert {"gradient", "data"} <= {check.name for check in record.checks}
 
     monkeypatch.setattr(of_rows.preflight, "choose_path", too_dear)
     monkeypatch.setattr(of_rows.gradient, "check_gradient", too_dear)
     off, record = trained(start, tmp_path / "off", preflight="off")
     said = next(check for check in record.checks if check.name == "mode")
     assert off == whole and said.status == "warn" and "preflight: off" in said.detail
+    assert "data" not in {check.name for check in record.checks}
 
 
 @pytest.mark.parametrize("mode", ["fast", "off"])
