@@ -199,6 +199,19 @@ def test_a_result_that_cannot_be_moved_is_not_written_over(
     assert "Permission denied" in str(caught.value) and weights(folder_of(start) / "first") == before
 
 
+def test_numbers_go_on_whatever_lies_there(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for _ in range(11):
+        folder.stage("dpo").path.mkdir()
+        folder.stage("dpo").write_stage(name="dpo", status="done")
+        folder.set_aside(folder.stage("dpo"), ["`seed` 0 -> 1"], "2026-03-01T12:00:00+00:00")
+    assert [kept.name for kept in folder.earlier()] == [f"dpo.{number}" for number in range(1, 12)]
+    (tmp_path / "dpo.20").mkdir()  # a result that was torn, or a user's own notes
+    folder.stage("dpo").path.mkdir()
+    kept = folder.set_aside(folder.stage("dpo"), ["`seed` 0 -> 1"], "2026-03-01T12:00:00+00:00")
+    assert kept.name == "dpo.21" and list((tmp_path / "dpo.20").iterdir()) == []
+
+
 # ---------------------------------------------------------------- --fresh
 
 
