@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def test_a_result_whose_next_attempt_failed_is_kept_too(start: Path, rows: Path)
     RunFolder(folder_of(start)).stage("first").write_stage(status="failed")  # before it could begin: its model is there
     run(start, "first.learning_rate=2e-3")
     assert weights(folder_of(start) / "first.1") == before
+
+
+def test_a_finished_stage_without_its_model_is_made_again_from_its_start(start: Path, rows: Path) -> None:
+    run(start)
+    before = weights(folder_of(start) / "second")
+    shutil.rmtree(folder_of(start) / "second" / "model")
+    lines = run(start)
+    # From the checkpoint of its last step it would take no step, and say so.
+    assert not any("goes on after step" in line for line in lines)
+    assert weights(folder_of(start) / "second") == before and earlier_names(start) == []
 
 
 def test_stages_of_another_recipe_in_the_folder_are_said(start: Path, rows: Path) -> None:
