@@ -196,7 +196,7 @@ def test_a_scored_file_of_a_hostile_name_is_shown_escaped(tmp_path: Path, monkey
     row = {"prompt": HOSTILE, "chosen": HOSTILE, "rejected": "x", HOSTILE: 1}
     file.write_text(json.dumps(row) + "\n")
     monkeypatch.setattr("posttrain.models.require_known", lambda name: None)
-    monkeypatch.setattr("posttrain.cli.reward_rows.open_models", lambda names, head, progress: [Rated()])
+    monkeypatch.setattr("posttrain.cli.reward_rows.open_models", lambda *_: [Rated()])
     streams = screens(monkeypatch)
     score(["judge"], str(file))
     score(["judge"], str(file), out=tmp_path / f"{HOSTILE}.out")
