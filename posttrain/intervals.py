@@ -185,6 +185,15 @@ def _half_width(share_seen: float, n: int) -> float:
     return (high - low) / 2
 
 
+def chance_of_fall(values: Sequence[float]) -> float:
+    """How often values in random order fall as clearly as these: Mann and Kendall's test, one-sided, by the normal
+    approximation with its correction (Mann 1945, doi:10.2307/1907187)."""
+    total = len(values)
+    signs = sum((values[j] < values[i]) - (values[j] > values[i]) for i in range(total) for j in range(i + 1, total))
+    deviation = math.sqrt(total * (total - 1) * (2 * total + 5) / 18)
+    return 1 - NormalDist().cdf((signs - 1) / deviation)
+
+
 def quantile(ordered: Sequence[float], place: float) -> float:
     """Linear interpolation between the values of a sorted list (the definition of numpy and R's type 7)."""
     at = (len(ordered) - 1) * place

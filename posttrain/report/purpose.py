@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist, median
+from statistics import median
 
-from posttrain.intervals import prompts_to_tell, prompts_within
+from posttrain.intervals import chance_of_fall, prompts_to_tell, prompts_within
 from posttrain.report.evaluation import Movement, Table, TableRow
 from posttrain.report.numbers import count, difference, number
 from posttrain.report.online_panels import is_online
@@ -228,17 +228,9 @@ def falling_at_end(curve: Curve) -> float | None:
     last = _in_pieces(last, 60)
     slopes = [(last[j] - last[i]) / (j - i) for i in range(len(last)) for j in range(i + 1, len(last))]
     share = -median(slopes) * (len(last) - 1) / (ends[0] - ends[1])
-    if share < STILL_FALLING or _chance_of_fall(last) > CERTAIN:
+    if share < STILL_FALLING or chance_of_fall(last) > CERTAIN:
         return None
     return min(1.0, share)
-
-
-def _chance_of_fall(values: Sequence[float]) -> float:
-    """How often values in random order fall as clearly: one-sided, by the normal approximation with its correction."""
-    total = len(values)
-    signs = sum((values[j] < values[i]) - (values[j] > values[i]) for i in range(total) for j in range(i + 1, total))
-    deviation = math.sqrt(total * (total - 1) * (2 * total + 5) / 18)
-    return 1 - NormalDist().cdf((signs - 1) / deviation)
 
 
 def _falls(curve: Curve) -> bool:
