@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -284,3 +285,19 @@ def nearest_file(name: str, there: Iterable[str]) -> str | None:
     names = list(there)
     stem = nearest(name.split(".")[0], [file.split(".")[0] for file in names])
     return nearest(name, [file for file in names if file.split(".")[0] == stem], cutoff=0.0) if stem else None
+
+
+# ---------------------------------------------------------------- other people's code
+
+
+def place_of(error: BaseException, *, caller: str) -> str:
+    """ " (rewards.py:12, in polite)": where a user's own function failed; "" where none of its lines ran.
+
+    The last line of the function's own file: the very last may be deep in a library that its author never saw.
+
+    Args:
+        caller: the file that called the function, whose frames are passed over: `__file__`.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != caller]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""

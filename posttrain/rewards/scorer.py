@@ -19,12 +19,11 @@ import functools
 import inspect
 import math
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.errors import ConfigError, PosttrainError, RewardError
+from posttrain.errors import ConfigError, PosttrainError, RewardError, place_of
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task
 
@@ -225,7 +224,7 @@ class Scorer:
         return RewardError(
             f"the {self.what} `{self.name}` raised {type(error).__name__}",
             where=where,
-            found=f"{type(error).__name__}: {error}{_place_of(error)}",
+            found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",
             remedy="mend the function; return None where it cannot judge a response",
         )
 
@@ -255,13 +254,6 @@ def _placed(error: PosttrainError, where: str) -> PosttrainError:
     """
     error.where = where if error.where is None else error.where
     return error
-
-
-def _place_of(error: Exception) -> str:
-    """ " (rewards.py:12, in polite)": the last line of the function's own file that ran; "" where none did."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _field(item: Sampled, name: str) -> Any:
