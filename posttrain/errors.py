@@ -289,6 +289,10 @@ def nearest_file(name: str, there: Iterable[str]) -> str | None:
 
 # ---------------------------------------------------------------- other people's code
 
+FOREIGN = (Exception, SystemExit)
+"""What a user's own function may raise that becomes a named error. `sys.exit(0)`, at the end of a script of which a
+recipe names a function, would else end the command without a word and with the exit code of success."""
+
 
 def place_of(error: BaseException, *, caller: str) -> str:
     """ " (rewards.py:12, in polite)": where a user's own function failed; "" where none of its lines ran.

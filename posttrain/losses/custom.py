@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.arguments import checked_flag, checked_name, wrong_argument
-from posttrain.errors import ConfigError, PosttrainError, TrainingError, place_of, unknown
+from posttrain.errors import FOREIGN, ConfigError, PosttrainError, TrainingError, place_of, unknown
 from posttrain.lazy_torch import torch
 from posttrain.losses import scores
 from posttrain.losses.links import Rewards
@@ -258,7 +258,7 @@ def _called(
         said = objective.function(*given, **named, **parameters)
     except PosttrainError:
         raise
-    except Exception as error:  # the boundary: other people's code
+    except FOREIGN as error:  # the boundary: other people's code
         raise TrainingError(
             f"the objective `{objective.name}` raised {type(error).__name__}",
             found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.errors import ConfigError, PosttrainError, RewardError, place_of
+from posttrain.errors import FOREIGN, ConfigError, PosttrainError, RewardError, place_of
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task
 
@@ -189,7 +189,7 @@ class Scorer:
             listed = list(values) if ordered else None  # a generator runs here
         except PosttrainError as error:
             raise _placed(error, where) from None
-        except Exception as error:  # the boundary: other people's code
+        except FOREIGN as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
         if listed is None or len(listed) != len(items):
             raise RewardError(
@@ -206,7 +206,7 @@ class Scorer:
             return call()
         except PosttrainError as error:
             raise _placed(error, str(item.task.row)) from None
-        except Exception as error:  # the boundary: other people's code
+        except FOREIGN as error:  # the boundary: other people's code
             raise self._raised(error, str(item.task.row)) from error
 
     async def _gathered(self, values: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
@@ -215,12 +215,12 @@ class Scorer:
                 return await value if inspect.isawaitable(value) else value
             except PosttrainError as error:
                 raise _placed(error, str(item.task.row)) from None
-            except Exception as error:  # the same boundary
+            except FOREIGN as error:  # the same boundary
                 raise self._raised(error, str(item.task.row)) from error
 
         return list(await asyncio.gather(*(one(value, item) for value, item in zip(values, items, strict=True))))
 
-    def _raised(self, error: Exception, where: str) -> RewardError:
+    def _raised(self, error: BaseException, where: str) -> RewardError:
         return RewardError(
             f"the {self.what} `{self.name}` raised {type(error).__name__}",
             where=where,

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from torch import nn
 
 from posttrain.arguments import wrong_argument
-from posttrain.errors import TrainingError, place_of
+from posttrain.errors import FOREIGN, TrainingError, place_of
 from posttrain.evaluate.asking import undisturbed
 from posttrain.runs.records.logs import Alarm
 
@@ -83,7 +83,7 @@ def tell(function: OnStep, report: StepReport, model: nn.Module) -> bool:
         # A function that draws a number, or puts the model into another mode to try it, must not change the next step.
         with undisturbed(model):
             said = function(told)
-    except Exception as error:  # the boundary: other people's code
+    except FOREIGN as error:  # the boundary: other people's code
         raise TrainingError(
             f"step {report.step}: `on_step={name}` raised {type(error).__name__}",
             found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,6 +62,10 @@ def test_the_summary_says_how_held_out_figures_went(run: Run) -> None:
     said = str(summary)
     assert "dpo: done, 120 steps" in said and "held-out loss" in said and "alarm" in said and "report.html" in said
     assert str(run) == said and repr(run).startswith("Run('")
+    # A path to a folder that is not there would be taken for the model.
+    assert str(run.folder / "dpo" / "model") in said
+    shutil.rmtree(run.folder / "dpo" / "model")
+    assert "none is written" in str(run.summary())
 
 
 def test_a_notebook_shows_the_summary_with_its_text_escaped(run: Run) -> None:
