@@ -30,11 +30,12 @@ def compare(
     model_code: ModelCode = "refuse",
 ) -> None:
     """Show what two models answer to the same prompts; at temperature 0, so that only the models differ."""
+    from posttrain.cli.outputs import check_out
     from posttrain.models import require_known, resolve
 
+    check_out(out)
     for name in (a, b):  # before torch is loaded, which the next lines do
         require_known(name)
-    from posttrain.cli.outputs import check_out
     from posttrain.cli.progress import progress_on
     from posttrain.cli.speaker import Speaker, read_prompts, require_policy
     from posttrain.cli.tables import side_by_side
@@ -42,7 +43,6 @@ def compare(
     from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
 
-    check_out(out)
     if temperature == 0:
         note_unused("at temperature 0 the likeliest token is taken", seed=seed != 0)
     asked = read_prompts(prompts)[:limit]

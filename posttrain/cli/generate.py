@@ -37,17 +37,17 @@ def generate(
 
     The model folder's generation_config.json changes no sampling: what is not said here has the default shown here.
     """
+    from posttrain.cli.outputs import check_out
     from posttrain.models import require_known, resolve
 
+    check_out(out)
     require_known(model)  # before torch is loaded, which the next lines do
     from posttrain.cli.batch import answer_file
     from posttrain.cli.chat import chat
-    from posttrain.cli.outputs import check_out
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
     from posttrain.cli.unused import note_unused
     from posttrain.types import Message
 
-    check_out(out)
     _refuse_contradictions(prompts, out, samples, temperature)
     if temperature == 0:
         why = "at temperature 0 the likeliest token is taken"

@@ -53,10 +53,10 @@ def merge(
         note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
 
     require_method(method)
+    check_out_folder(out, "the model")
     for name in (start, *(adapter or ())):
         require_known(name)
     numbers = _numbers(weights)
-    check_out_folder(out, "the model")
 
     import torch  # after all that can be refused without it
 

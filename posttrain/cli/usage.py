@@ -58,7 +58,7 @@ class Verb(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:
-            _refuse(of_options(error, str(ctx.info_name), typed))
+            _refuse(of_options(error, _path(ctx), typed))
 
 
 class Verbs(TyperGroup):
@@ -71,12 +71,19 @@ class Verbs(TyperGroup):
         except UsageError as error:
             if not typed:  # no verb at all: typer shows the help
                 raise
-            _refuse(of_options(error, "", typed))
+            _refuse(of_options(error, _path(ctx), typed))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
+            if _path(ctx):  # `posttrain models show`: other tools' verbs mean nothing below a verb
+                _refuse(of_word(args, _path(ctx), list(self.commands)))
             _refuse(of_verb(args[0], args[1:], list(self.commands)))
         return super().resolve_command(ctx, args)
+
+
+def _path(ctx: Any) -> str:
+    """The words between `posttrain` and the options: "models list"; "" of the command itself."""
+    return "" if ctx.parent is None else f"{_path(ctx.parent)} {ctx.info_name}".strip()
 
 
 def _refuse(error: PosttrainError) -> NoReturn:
@@ -100,6 +107,17 @@ def of_verb(typed: str, rest: Sequence[str], verbs: Sequence[str]) -> ConfigErro
         remedy += ", where the recipe's stages say the `method` (docs/recipes.md)"
     return ConfigError(
         f"there is no command `{typed}`", where="posttrain", expected=f"one of {', '.join(verbs)}", remedy=remedy
+    )
+
+
+def of_word(typed: Sequence[str], verb: str, words: Sequence[str]) -> ConfigError:
+    """The error for a word that a verb with verbs of its own does not have: of_word(["lst"], "models", ...)."""
+    near = nearest(typed[0], words)
+    return ConfigError(
+        f"there is no command `{verb} {typed[0]}`",
+        where=f"posttrain {verb}",
+        expected=f"one of {', '.join(words)}",
+        remedy=did_you_mean(f"posttrain {verb} {near}" if near else None, f"see `posttrain {verb} --help`"),
     )
 
 

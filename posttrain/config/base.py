@@ -83,6 +83,11 @@ class StageSettings(Settings):
     data: Data | None = None
     """The rows. A recipe's stage needs them; in Python they can be passed apart."""
 
+    @property
+    def keeps_output(self) -> bool:
+        """Whether a later stage finds what this one made: a model folder may be spared (`export: none`)."""
+        return True
+
     @model_validator(mode="after")
     def _free_name(self) -> Self:
         # The stage's folder would be mixed with the run's own files.
@@ -152,6 +157,10 @@ class TrainingStage(StageSettings):
             if wrong:
                 raise refuse(problem, path=path, remedy=remedy)
         return self
+
+    @property
+    def keeps_output(self) -> bool:
+        return self.export.save
 
     @property
     def exports_adapter(self) -> bool | None:

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from posttrain.config.chain import check_adapters
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
-from posttrain.config.stages import STAGES, Stage, StageSettings, TrainingStage
+from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
@@ -126,7 +126,7 @@ class Recipe(Settings):
 def _check_saved(stages: Sequence[StageSettings]) -> None:
     """Only the last stage may write no model: whatever comes after one starts from its folder, or asks it."""
     for index, stage in enumerate(stages[:-1]):
-        if isinstance(stage, TrainingStage) and not stage.export.save:
+        if not stage.keeps_output:
             raise refuse(
                 f"`{stage.name}` writes no model, and `{stages[index + 1].name}` comes after it",
                 path=("stages", index, "export"),
@@ -158,8 +158,7 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     judges = [stage.name for stage in stages.values() if stage.OUTPUTS == "reward"]
     if name in judges:
-        judge = stages[name]
-        if not isinstance(judge, TrainingStage) or judge.export.save:
+        if stages[name].keeps_output:
             return
         raise refuse(
             f"`{name}` writes no reward model that could judge",

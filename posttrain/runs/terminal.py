@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import IO, TYPE_CHECKING
@@ -40,7 +41,12 @@ class TerminalProgress(Progress):
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[state]}", markup=False, style="dim"),
             )
-            self._bars = RichProgress(*columns, console=self.console, transient=True, refresh_per_second=4)
+            # While a bar is shown, rich takes stdout too and prints its lines above the bar, on the console's stream:
+            # the rows of `posttrain score ... > rewards.jsonl` would go to the terminal, and the file would be empty.
+            above = sys.stdout is not None and sys.stdout.isatty()
+            self._bars = RichProgress(
+                *columns, console=self.console, transient=True, refresh_per_second=4, redirect_stdout=above
+            )
             self._bars.start()
         self._tasks[phase] = self._bars.add_task(phase.title, total=phase.total, completed=int(phase.done), state="")
 

@@ -294,7 +294,7 @@ def _run_unless_done(
         if record.status == "done":
             clear_checkpoints(folder)
         outcome = run_stage(ctx, evaluate=ask if evaluate else None)
-    if outcome is None and evaluate and isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save:
+    if outcome is None and evaluate and not ctx.stage.keeps_output:
         if recipe.evaluate.suites:
             ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")
     elif outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
@@ -322,7 +322,7 @@ def _is_done(record: StageRecord, ctx: StageContext[StageSettings]) -> bool:
         return False
     is_there = (ctx.folder.path / OUTPUT_NAMES[kind.outputs]).exists()
     # Under `export: none` the figures are the result, and no folder belongs to them.
-    is_there = is_there or (isinstance(ctx.stage, TrainingStage) and not ctx.stage.export.save)
+    is_there = is_there or not ctx.stage.keeps_output
     return record.status == "done" and record.quick_identity == ctx.identity.quick and is_there
 
 

@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError, did_you_mean, nearest, unknown
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.source import require_name
 from posttrain.rewards.scorer import Scorer
-from posttrain.training.objectives import kind_of
+from posttrain.training.objectives import kind_of, objective_of
 from posttrain.training.stages.kind import RewardSpec
 from posttrain.types import Task
 
@@ -111,6 +111,8 @@ def examples_of(data: Any, stage: TrainingStage) -> Examples | Sequence[Task]:
     Raises what `read` raises; RowError for examples of another kind.
     """
     kind = kind_of(stage.method)
+    if kind is not Task:  # what a reward stage's rows say depends on its objective
+        kind = objective_of(stage).kind
     if isinstance(data, Iterator):
         data = list(data)
     if isinstance(data, Examples):

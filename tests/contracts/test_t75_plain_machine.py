@@ -47,7 +47,7 @@ pairs.write_text(
 quick = {"steps": 3, "rows_per_step": 8, "compute": {"device": "cpu"}}
 sft = pt.train(pt.SFT(learning_rate=1e-3, **quick), "embedded", said, out=folder / "runs" / "sft")
 dpo = pt.train(pt.DPO(learning_rate=1e-3, beta=0.1, **quick), sft.model, pairs, out=folder / "runs" / "dpo")
-losses = {run.stage: [line["values"]["loss"] for line in run.metrics("train")] for run in (sft, dpo)}
+losses = {run.stage: [line.values["loss"] for line in run.lines("train")] for run in (sft, dpo)}
 print(json.dumps({"losses": losses, "models": [str(run.model) for run in (sft, dpo)]}))
 """
 

@@ -204,7 +204,7 @@ def test_every_kind_goes_through_a_whole_stage(tmp_path: Path, name: str, option
     }[name]
     stage = pt.Reward(steps=3, rows_per_step=6, learning_rate=1e-3, held_out=0.25, normalise="whiten", **options)
     run = pt.train(stage, "embedded", pt.read(files), out=tmp_path / "run")
-    assert [m["step"] for m in run.metrics("train")] == [1, 2, 3]
+    assert [line.step for line in run.lines("train")] == [1, 2, 3]
     reward = pt.load_reward(run.model)
     assert reward.rule.scale is not None
     head = reward.rule.names[0] if reward.rule.conditions else None

@@ -61,6 +61,6 @@ def test_a_reward_is_a_record_a_file_and_a_row(tmp_path: Path) -> None:
     copy.insert("rewards/registry.py", '    "function": imported.build,\n', '    "vowels": plain(vowels),\n')
     (tmp_path / "mine.yaml").write_text(RECIPE)
     (tmp_path / "kind.yaml").write_text(RECIPE.replace("kind: vowels", "kind: vowel"))
-    (tmp_path / "key.yaml").write_text(RECIPE.replace("of: aeiouy", "off: aeiouy"))
+    (tmp_path / "key.yaml").write_text(RECIPE.replace("of: aeiouy", "ofs: aeiouy"))
     said = copy.run(PROGRAM, tmp_path).splitlines()
     assert said[:2] == ["did you mean `vowels`?", "did you mean `of`?"] and said[-1] == "True"

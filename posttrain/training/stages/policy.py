@@ -62,7 +62,7 @@ def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -
     settings = export_settings(ctx, prepared, steps)
     # The model in memory is another one now, and a next stage may start from it.
     loaded.speech = Speech.of(prepared.inputs.encoder)
-    if not ctx.stage.export.save:
+    if not ctx.stage.keeps_output:
         return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return begin_save(prepared.work.policy.model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base)

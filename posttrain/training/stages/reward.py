@@ -111,7 +111,7 @@ def finish_reward(
     )
     # A policy that was given in Python stays what it was: the head stands on a copy, so its speech is not set here.
     settings = export_settings(ctx, prepared, steps)
-    if not ctx.stage.export.save:
+    if not ctx.stage.keeps_output:
         return Finished(NotSaved(ctx.folder.name))
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
         return Finished(begin_export(ctx.stage, work, prepared.loaded, encoder, ctx.folder.model, settings))

@@ -110,7 +110,7 @@ def _train_stage(
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
     # Only now: readers take `output` as the promise that the model is there and was read back.
     folder.write_stage(
-        output=OUTPUT_NAMES[kind.outputs] if ctx.stage.export.save else None,
+        output=OUTPUT_NAMES[kind.outputs] if ctx.stage.keeps_output else None,
         steps=outcome.steps,
         # It was trained in place and may be passed to the next call: the next stage's start is known by this hash.
         end_weights=weights_fingerprint(outcome.policy.model) if isinstance(ctx.start, LoadedModel) else None,

@@ -315,7 +315,7 @@ def test_a_biased_but_usable_file_passes(tmp_path: Path) -> None:
     rows = changed(CLEAN, 0.9, lambda chosen, rejected: (f"{chosen} {rejected}", f"Sure, I can help! {rejected}"))
     (check,) = audited(DPO(), write_pairs(tmp_path / "biased.jsonl", rows), tmp_path / "dpo")
     assert check.status == "pass" and check.evidence["warnings"] >= 2
-    assert "findings.jsonl" in check.detail
+    assert "`posttrain audit` shows all" in check.detail
 
 
 def test_the_packaged_preferences_pass(tmp_path: Path) -> None:

@@ -317,3 +317,23 @@ def test_a_reward_that_takes_long_is_named_in_the_log_of_a_real_run(tmp_path: Pa
         run(loop_of(start, tmp_path / "grpo", rewards=[slow], progress=progress, **options))
     said = [line for line in stream.getvalue().splitlines() if "`score` for" in line]
     assert said and all(line.startswith("grpo: training  0/1 steps") for line in said), stream.getvalue()[-2000:]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_printed_under_a_bar_stays_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`posttrain score MODEL FILE > rewards.jsonl`: stderr is a terminal, stdout a file."""
+    monkeypatch.setattr("sys.stdout", file := io.StringIO())
+    console = Console(file=Terminal(), force_terminal=True, width=40)
+    with TerminalProgress(console) as progress, progress.phase("scoring", total=2) as phase:
+        phase.advance()
+        print('{"row": "' + "a" * 100 + '"}')
+    assert file.getvalue() == '{"row": "' + "a" * 100 + '"}\n'
+    # Where both are one terminal, a line above the bar and not on it.
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
+    with TerminalProgress(console) as progress, progress.phase("scoring", total=2):
+        print("a line")
+    assert screen.getvalue() == "" and "a line\n" in console.file.getvalue()  # type: ignore[attr-defined]

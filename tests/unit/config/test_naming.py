@@ -39,6 +39,8 @@ def name_of(folder: Path, template: str, *overrides: str) -> str:
         ("a{sft.learning_rate}", ("sft.learning_rate=1e-5", "sft.learning_rate=2e-5"), "a2e-5"),
         ("a{dpo.adapter.rank}", ("dpo.adapter={kind: lora, rank: 4}",), "a4"),
         ("a{dpo.adapter.rank}", ("dpo.adapter={kind: lora}",), "a16"),  # the file's 8 went with the group
+        ("a{dpo.adapter.rank}", ("dpo.adapter={kind: lora, rank: 4}", "dpo.adapter.rank=6"), "a6"),
+        ("a-{evaluate.suites.identity.pattern}", ("evaluate.suites.identity.pattern=(Pia)",), "a-Pia"),
         ("a-{sft.held_out}-{split_seed}-{dpo.export.merge}", (), "a-0.05-0-auto"),  # defaults
         ("a-{sft.steps}", (), "a-none"),
         ("a-{model}", ("model=ada/small model",), "a-ada-small-model"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,58 @@ def test_names_of_models_stay_names(sub: Path, monkeypatch: pytest.MonkeyPatch) 
         assert load_recipe(sub / "rel.yaml", [f"model={name}"]).model == name
     assert load_recipe(sub / "rel.yaml", ["model=./embedded"]).model == str(sub / "embedded")
     assert set(CATALOGUE_NAMES) == set(CATALOGUE)
+
+
+ONLINE = """
+schema: 1
+model: m_good
+evaluate: {suites: [{kind: pass_at_k, name: tried, prompts: asked.jsonl, modules: judge, rewards: [{kind: exact}]}]}
+stages:
+- method: grpo
+  data: mine.jsonl
+  modules: judge
+  rewards: [{kind: exact}]
+  encoding: {template: chat.jinja}
+  examine: {rewards: [{kind: reward_model, model: judge}]}
+  engine: {kind: vllm_served, url: "http://127.0.0.1:8000", weights_folder: synced}
+"""
+
+
+@pytest.mark.parametrize("started_from", ["sub", "."])
+def test_so_do_the_files_that_an_online_stage_names(
+    started_from: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sub = filled(tmp_path / "sub")
+    (sub / "chat.jinja").write_text("{{ messages }}")
+    (sub / "rel.yaml").write_text(ONLINE)
+    monkeypatch.chdir(sub.parent / started_from)
+    recipe = load_recipe(sub / "rel.yaml")
+    stage: Any = recipe.stages[0]
+    assert stage.modules == str(sub / "judge") and stage.encoding.template == str(sub / "chat.jinja")
+    assert stage.examine.rewards[0].model == str(sub / "judge")
+    assert stage.engine.weights_folder == str(sub / "synced"), "which the run makes"
+    suite: Any = recipe.evaluate.suites[0]
+    assert suite.modules == str(sub / "judge")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("modules", "there"),
+        ("encoding.template", "there.jinja"),
+        ("engine.weights_folder", "there"),
+        ("examine.rewards", "[{kind: reward_model, model: there}]"),
+    ],
+)
+def test_so_do_overrides_of_them(key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sub, here = filled(tmp_path / "sub"), tmp_path / "here"
+    (sub / "chat.jinja").write_text("{{ messages }}")
+    (sub / "rel.yaml").write_text(ONLINE)
+    (here / "there").mkdir(parents=True)
+    (here / "there.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(here)
+    assert str(here / "there") in load_recipe(sub / "rel.yaml", [f"grpo.{key}={value}"]).to_yaml()
+    if key != "engine.weights_folder":
+        monkeypatch.chdir(sub)
+        with pytest.raises(ConfigError, match="there"):
+            load_recipe(sub / "rel.yaml", [f"grpo.{key}={value.replace('there', './there')}"])

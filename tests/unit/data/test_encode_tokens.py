@@ -68,6 +68,27 @@ def test_a_tokenizer_with_a_call_of_its_own_is_asked_itself() -> None:
     assert tokens.ids("abc") == Tokens(plain).ids("ABC")
 
 
+def test_an_encoding_of_its_own_is_asked_itself() -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text: Any, *arguments: Any, **options: Any) -> Any:
+            return super()._encode_plus([one.upper() for one in text], *arguments, **options)
+
+    plain = byte_tokenizer("CHATML")
+    tokens = Tokens(Shouting(tokenizer_object=plain.backend_tokenizer, eos_token=plain.eos_token))
+    tokens._unchecked = 0
+    assert tokens.ids("abc") == Tokens(plain).ids("ABC")
+
+
+def test_the_backend_adds_nothing_and_splits_what_the_tokenizer_splits() -> None:
+    bos = byte_tokenizer("CHATML", add_bos=True)
+    tokens = Tokens(bos)
+    assert tokens._call_backend(["a"]) == tokens._call(["a"]) and len(tokens._call(["a"])[0]) == 1
+    for splits in (True, False):
+        bos.split_special_tokens = splits
+        assert tokens._call_backend(["<|im_end|>"]) == tokens._call(["<|im_end|>"])
+        assert (len(tokens._call_backend(["<|im_end|>"])[0]) == 1) is not splits
+
+
 def test_no_cut_before_a_token_that_swallows_blanks() -> None:
     tokenizer = byte_tokenizer("CHATML")
     tokenizer.add_tokens([AddedToken("<mask>", lstrip=True, rstrip=True, special=True)], special_tokens=True)

@@ -366,7 +366,7 @@ ANSWERS = {"start": ["aa", "bbbb", "c"], "dpo": ["aaaa", "bbbb", "cc"]}
 
 def test_cross_scores_by_hand() -> None:
     judges = {"long": Lengths(1.0), "short": Lengths(-1.0)}
-    record = cross_scores(ANSWERS, score_answers([(), (), ()], ANSWERS, judges))
+    record = cross_scores(ANSWERS, score_answers(["1?", "2?", "3?"], ANSWERS, judges))
     assert (record.prompts, record.policies, record.reward_models) == (3, ("start", "dpo"), ("long", "short"))
     assert record.cells["long"]["dpo"].mean.value == pytest.approx(10 / 3)
     assert record.cells["long"]["dpo"].win_rate.value == pytest.approx((1 + 0.5 + 1) / 3)

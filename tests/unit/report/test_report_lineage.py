@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from posttrain.report.comparison import compared_earlier, compared_siblings
+from posttrain.report.comparison import COLOURS, compared_earlier, compared_siblings
 from posttrain.report.lineage import lanes
 from posttrain.report.page import render
 from posttrain.report.verdict import headline
+from posttrain.runs.differences import START_MODEL
 from posttrain.runs.read import read_run
 from posttrain.runs.samples import find_log
 
@@ -137,7 +139,7 @@ def test_without_run_json_an_earlier_result_is_none_of_the_stages(tmp_path: Path
 
 def test_an_earlier_config_that_is_torn_keeps_no_report_from_being_written(tmp_path: Path) -> None:
     with_earlier(tmp_path)
-    for text in ("a: [", "- 1\n", "a: &a [*a]\nb: " + "[" * 50):
+    for text in ("a: [", "- 1\n", "a: &a [*a]\nb: " + "[" * 50, "[" * 600):
         (tmp_path / "dpo.1" / "config.yaml").write_text(text)
         assert "Earlier results in this folder" in render(read_run(tmp_path))
 
@@ -149,3 +151,78 @@ def test_samples_are_those_of_the_present_result(tmp_path: Path) -> None:
     path, others = find_log(tmp_path, None, "rollouts.jsonl")
     assert path.parent.name == "dpo" and others == ("dpo.1",)
     assert find_log(tmp_path, "dpo.1", "rollouts.jsonl")[0].parent.name == "dpo.1"
+
+
+# ---------------------------------------------------------------- what is compared, and what is not
+
+
+def compared(folder: Path) -> dict[str, list[str]]:
+    """The rows of the one comparison of siblings."""
+    (table,) = compared_siblings(read_run(folder))
+    return {row.label: row.cells for row in table.rows}
+
+
+def test_a_reward_model_and_a_policy_of_one_start_are_not_compared(tmp_path: Path) -> None:
+    write_stage(tmp_path / "dpo", BASE)
+    write_stage(tmp_path / "judge", BASE, method="reward")
+    write_run(tmp_path, "dpo", "judge")
+    assert compared_siblings(read_run(tmp_path)) == []
+
+
+def test_a_stage_that_names_no_start_goes_on_from_the_one_before_it(tmp_path: Path) -> None:
+    write_stage(tmp_path / "sft", BASE)
+    write_stage(tmp_path / "pairs", BASE, start_model=None, method="correction")
+    write_run(tmp_path, "sft", "pairs")
+    assert drawn(tmp_path) == [("start", "embedded", ["sft", "pairs"])]
+
+
+def test_contents_that_are_the_same_are_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        # The hash of one start differs by the fresh adapter alone.
+        contents = {"data": "d", "held_out": f"held-{name}", START_MODEL: f"start-{name}"}
+        write_stage(tmp_path / name, BASE, contents=contents)
+    write_run(tmp_path, "a", "b")
+    rows = compared(tmp_path)
+    assert rows["held_out, content"] == ["held-a", "held-b"]
+    assert not {"data, content", "start model, weights"} & rows.keys()
+    assert "seed" not in rows, "a row of which nothing is known"
+
+
+def test_the_start_of_an_earlier_result_is_compared(tmp_path: Path) -> None:
+    for name, weights in (("dpo.1", "before"), ("dpo", "after")):
+        write_stage(tmp_path / name, BASE, contents={START_MODEL: weights})
+    write_run(tmp_path, "dpo", recipe=True)
+    (table,) = compared_earlier(read_run(tmp_path))
+    assert {row.label: row.cells for row in table.rows}["start model, weights"] == ["before", "after"]
+    assert table.said == "dpo.1: why it was replaced is not known"
+
+
+def test_an_earlier_result_of_a_stage_that_is_gone_stands_alone(tmp_path: Path) -> None:
+    with_earlier(tmp_path)
+    shutil.rmtree(tmp_path / "dpo")
+    write_run(tmp_path, "other", recipe=True)
+    (table,) = compared_earlier(read_run(tmp_path))
+    assert table.columns == ["dpo.1"] and "Earlier results in this folder" in render(read_run(tmp_path))
+
+
+def test_status_score_and_suites_have_their_rows(tmp_path: Path) -> None:
+    moments = {"step": 0, "value": 0.25, "low": 0.2, "high": 0.3, "n": 60}
+    score = dict.fromkeys(("start", "best", "last", "kept"), moments)
+    write_stage(tmp_path / "a", BASE, held_out_score=score)
+    write_stage(tmp_path / "b", BASE, status="failed")
+    figures = {"identity": {"match": {"value": 0.5}, "length": {"value": 12.0}}}
+    (tmp_path / "a" / "evaluation.json").write_text(json.dumps(figures))
+    write_run(tmp_path, "a", "b")
+    rows = compared(tmp_path)
+    assert rows["status"] == ["done", "failed"]
+    assert rows["held-out score, start → saved"] == ["0.250 (0.200 to 0.300) → 0.250 (0.200 to 0.300)", "–"]
+    assert rows["identity: share that matches"][1] == "–" and not any("length" in label for label in rows)
+
+
+def test_no_more_curves_are_drawn_than_there_are_colours(tmp_path: Path) -> None:
+    names = [f"s{number}" for number in range(10)]
+    for name in names:
+        write_stage(tmp_path / name, BASE)
+    write_run(tmp_path, *names)
+    (table,) = compared_siblings(read_run(tmp_path))
+    assert table.columns == names and len(table.charts[0].keys) == len(COLOURS)

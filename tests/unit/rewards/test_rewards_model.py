@@ -12,6 +12,7 @@ import torch
 
 from posttrain.data.encode import EncoderSettings
 from posttrain.losses.reward_rule import RewardRule
+from posttrain.models.reward.folders import RewardFolder
 from posttrain.models.reward.scoring import RewardModel
 from posttrain.models.tree.heads import with_head
 from posttrain.rewards import Sampled
@@ -81,11 +82,9 @@ def test_an_answer_that_was_cut_is_not_scored_as_a_finished_one(fake: Fake) -> N
 def test_the_model_reads_no_stop_token_where_none_was_sampled() -> None:
     tokenizer = byte_tokenizer("CHATML")
     model = with_head(tiny_model("llama", vocab=len(tokenizer)), init="normal")
-    folder = SimpleNamespace(
-        loaded=SimpleNamespace(model=model, tokenizer=tokenizer), rule=RewardRule(), encoding=EncoderSettings()
-    )
+    loaded: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
     reward = RatingModel("nowhere")
-    reward._model = RewardModel(folder)  # type: ignore[arg-type]
+    reward._model = RewardModel(RewardFolder(loaded, RewardRule(), EncoderSettings()))
     whole, cut = Scorer("rm", reward).score([ROWS[1], replace(ROWS[1], finish=FinishReason.LENGTH)])
     encoder = reward.model.encoder
     ids = [*encoder.prompt(ROWS[1].prompt), *encoder.tokens.ids("aaaa")]

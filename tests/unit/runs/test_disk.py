@@ -57,6 +57,17 @@ def test_a_folder_that_cannot_be_synced_is_written(
     assert (tmp_path / "a.txt").read_text() == "whole"
 
 
+def test_a_disk_that_fails_is_no_file_system_that_lacks_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    monkeypatch.setattr(os, "chmod", failing(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        disk.sync_folder(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        disk.set_mode(tmp_path, 0o600)
+
+
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
@@ -130,7 +141,8 @@ def dead_tag() -> str:
 
 
 def test_the_next_run_removes_the_drafts_of_killed_writers(tmp_path: Path) -> None:
-    dead, living, elsewhere = dead_tag(), owner.owner_tag(), f"00000000-{os.getpid()}"
+    dead, living = dead_tag(), owner.owner_tag()
+    elsewhere = f"00000000-{dead.split('-')[1]}"  # the number is free here, and says nothing of the other machine
     for folder in (tmp_path, tmp_path / "sft", tmp_path / "sft" / "evaluations"):
         folder.mkdir(exist_ok=True)
         for tag in (dead, living, elsewhere):
@@ -148,7 +160,7 @@ def test_scratch_folders_of_dead_processes_go(tmp_path: Path, monkeypatch: pytes
     (other / "kept.txt").write_text("")
     (tmp_path / f"posttrain-pull-{dead}-a").mkdir()
     (tmp_path / f"posttrain-pull-{dead}-a" / "big.gguf").write_text("")
-    (tmp_path / f"posttrain-pull-{dead}-link").symlink_to(other)  # another user may have put it there
+    (tmp_path / f"posttrain-pull-{dead}-link").symlink_to(other / "kept.txt")  # another user may have put it there
     (tmp_path / f"posttrain-readback-{dead}-a").mkdir()  # another purpose
     mine = owner.scratch_folder("pull")
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -193,10 +205,34 @@ def test_a_run_without_its_process_is_gone(tmp_path: Path, monkeypatch: pytest.M
     now = owner._text(owner.datetime.datetime.now(owner.datetime.UTC))
     assert owner.gone_since(left_by(tmp_path / "c", 1, "00000000", pulse=now)) is None
     assert owner.gone_since(left_by(tmp_path / "d", 1, "00000000", pulse=OLD)) == OLD
+    assert owner.gone_since(left_by(tmp_path / "g", 1, "00000000")) is None  # not a word of it yet
+    # The number has another process by now; the lock of the one that is written there is free.
+    reused = left_by(tmp_path / "h", os.getpid(), pulse=OLD)
+    (reused / "dpo").mkdir()
+    (reused / "dpo" / "heartbeat.json").write_text('{"time": "2026-03-01T12:50:00+00:00"}')
+    assert owner.gone_since(reused) == "2026-03-01T12:50:00+00:00"  # the last of its stages' pulses
     # Without locks the process decides.
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
     assert owner.gone_since(left_by(tmp_path / "e", dead, pulse=OLD)) == OLD
     assert owner.gone_since(left_by(tmp_path / "f", os.getpid(), pulse=OLD)) is None
+
+
+def test_a_lock_that_is_held_is_a_run_that_lives_whatever_its_file_says(tmp_path: Path) -> None:
+    dead = int(dead_tag().split("-")[1])
+    with RunFolder(tmp_path).locked():
+        (tmp_path / "sft").mkdir()
+        (tmp_path / "sft" / "heartbeat.json").write_text(f'{{"time": "{OLD}"}}')
+        (tmp_path / ".lock").write_text(f'{{"host": "{owner.host_tag()}", "pid": {dead}, "since": "{OLD}"}}')
+        assert owner.gone_since(tmp_path) is None
+
+
+def test_what_another_user_owns_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, dead = left_by(tmp_path / "a", 1, "00000000"), dead_tag()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", failing(errno.EPERM))
+        assert not owner.is_dead(dead)
+    monkeypatch.setattr(Path, "open", failing(errno.EACCES))
+    assert owner.gone_since(run) is None  # neither its lock nor its file can be read
 
 
 def test_to_look_whether_a_run_lives_does_not_stop_one(tmp_path: Path) -> None:

@@ -101,3 +101,21 @@ def test_a_notebooks_line_is_rewritten_seldom_and_without_control_characters(not
 def test_a_silent_progress_is_the_base() -> None:
     with showing(False) as shown:
         assert type(shown) is Progress
+
+
+def test_a_stderr_that_is_closed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert kind(True) == "Progress"
+
+
+def test_what_rows_say_is_escaped_in_a_log_and_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    with showing(True) as shown:
+        shown.say("row \x1b[2J\u202e")
+    assert log.getvalue() == "row \\x1b[2J\\u202e\n"
+    NotebookProgress(stall_after=None).say("row \x1b[2J\u202e")
+    assert capsys.readouterr().out == "row \\x1b[2J\\u202e\n"

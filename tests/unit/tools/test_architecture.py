@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tools.architecture import BOX, FLOW, GAP, Box, arrows, boxes, picture, reduced, route
+from tools.architecture import BOX, FLOW, GAP, NOT_DRAWN, Box, arrows, boxes, picture, reduced, route
 from tools.imports import LAYERS, PACKAGE, ROOT, modules, part_graph
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -41,7 +41,7 @@ def test_every_step_of_the_flow_names_a_file_that_makes_it() -> None:
 def test_a_box_for_every_part_and_a_head_for_every_arrow() -> None:
     graph = part_graph(modules())
     texts = [element.text for element in drawn().iter(f"{SVG}text")]
-    assert [part for part in graph if part != "__main__" and part not in texts] == []
+    assert [part for part in graph if part not in NOT_DRAWN and part not in texts] == []
     assert [file for _, file in FLOW if file and file not in texts] == []
     paths = [path for path in drawn().iter(f"{SVG}path") if path.get("class") == "arrow"]
     assert len(paths) == len(arrows(graph))
@@ -68,7 +68,7 @@ def test_the_longer_way_stands_for_the_shorter() -> None:
 
 def test_no_arrow_runs_through_a_box_and_no_two_in_one_column() -> None:
     graph = part_graph(modules())
-    places = boxes([part for part in LAYERS if part in graph and part != "__main__"])
+    places = boxes([part for part in LAYERS if part in graph and part not in NOT_DRAWN])
     for one, other in itertools.combinations(places.values(), 2):
         assert one.top != other.top or one.right < other.left or other.right < one.left, "boxes of a layer overlap"
     taken: list[float] = []

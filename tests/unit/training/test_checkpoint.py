@@ -129,12 +129,13 @@ def test_what_is_no_checkpoint_is_left_alone_and_told_once(tmp_path: Path) -> No
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "step-notes.txt").write_text("the good one")
     (checkpoints / "step-00000003 copy").mkdir()
+    (checkpoints / "step-00000099").write_text("a file, no folder")
     work, heard = work_of(), Heard()
     loop = Loop(work, StageFolder(tmp_path), heard)
     loop.run()
     loop.folder.close()
     told = [line for line in heard.lines if "is no checkpoint" in line]
-    assert len(told) == 1 and "step-00000003 copy, step-notes.txt" in told[0]
+    assert len(told) == 1 and "step-00000003 copy, step-00000099, step-notes.txt" in told[0]
     assert (checkpoints / "step-notes.txt").exists() and (checkpoints / "step-00000003 copy").is_dir()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,34 @@ def test_the_time_of_a_stage_is_not_that_of_the_result_before_it(start: Path, ro
     assert seconds is not None and seconds < 1e5
 
 
+def test_a_result_whose_next_attempt_failed_is_kept_too(start: Path, rows: Path) -> None:
+    run(start)
+    before = weights(folder_of(start) / "first")
+    RunFolder(folder_of(start)).stage("first").write_stage(status="failed")  # before it could begin: its model is there
+    run(start, "first.learning_rate=2e-3")
+    assert weights(folder_of(start) / "first.1") == before
+
+
+def test_a_finished_stage_without_its_model_is_made_again_from_its_start(start: Path, rows: Path) -> None:
+    run(start)
+    before = weights(folder_of(start) / "second")
+    shutil.rmtree(folder_of(start) / "second" / "model")
+    lines = run(start)
+    # From the checkpoint of its last step it would take no step, and say so.
+    assert not any("goes on after step" in line for line in lines)
+    assert weights(folder_of(start) / "second") == before and earlier_names(start) == []
+
+
+def test_stages_of_another_recipe_in_the_folder_are_said(start: Path, rows: Path) -> None:
+    run(start)
+    (start.parent / "small.yaml").write_text(RECIPE.replace("START", str(start)).rpartition("  - {name: second")[0])
+    heard = Heard()
+    recipe = load_recipe(start.parent / "small.yaml", [f"out='{start.parent / 'runs'}'"])
+    run_recipe(recipe, progress=heard)
+    assert any("holds second of another recipe" in line for line in heard.lines)
+    assert (folder_of(start) / "second" / "model").is_dir()
+
+
 def test_a_moved_file_is_no_change(start: Path, rows: Path) -> None:
     run(start)
     (start.parent / "moved.jsonl").write_bytes(rows.read_bytes())
@@ -179,6 +208,19 @@ def test_a_result_that_cannot_be_moved_is_not_written_over(
     with pytest.raises(ConfigError, match="cannot be moved aside") as caught:
         run(start, "seed=1")
     assert "Permission denied" in str(caught.value) and weights(folder_of(start) / "first") == before
+
+
+def test_numbers_go_on_whatever_lies_there(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for _ in range(11):
+        folder.stage("dpo").path.mkdir()
+        folder.stage("dpo").write_stage(name="dpo", status="done")
+        folder.set_aside(folder.stage("dpo"), ["`seed` 0 -> 1"], "2026-03-01T12:00:00+00:00")
+    assert [kept.name for kept in folder.earlier()] == [f"dpo.{number}" for number in range(1, 12)]
+    (tmp_path / "dpo.20").mkdir()  # a result that was torn, or a user's own notes
+    folder.stage("dpo").path.mkdir()
+    kept = folder.set_aside(folder.stage("dpo"), ["`seed` 0 -> 1"], "2026-03-01T12:00:00+00:00")
+    assert kept.name == "dpo.21" and list((tmp_path / "dpo.20").iterdir()) == []
 
 
 # ---------------------------------------------------------------- --fresh

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,28 @@ import typer
 
 from posttrain.cli.boundary import guarded
 from posttrain.cli.chat import _answer
+from posttrain.config import load_recipe
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.interrupts import Stopped, _Ending, deferred_interrupt, ending_signals
 from posttrain.training.loop import Interrupted, Loop
+from posttrain.training.pipeline import run_recipe
+from tests.online import save_start
 from tests.training import run_loop, weights_of, work_of
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def unignored() -> Iterator[None]:
+    """`nohup` starts the tests with SIGHUP ignored, a shell's background with SIGINT."""
+    wanted = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -92,7 +105,8 @@ def test_a_second_one_changes_nothing() -> None:
         finally:
             send(signal.SIGTERM)
             send(signal.SIGHUP)
-    assert stop.value.code == 143
+            saved = True
+    assert stop.value.code == 143 and saved
 
 
 def test_one_that_comes_after_the_last_look_is_not_lost() -> None:
@@ -172,10 +186,7 @@ def test_in_a_step_it_saves_and_the_run_goes_on(at: str, number: int, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_in_the_last_measurement_no_step_is_lost(number: int, tmp_path: Path, request: Any) -> None:
-    # A shell starts what runs in its background with SIGINT ignored.
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_in_the_last_measurement_no_step_is_lost(number: int, tmp_path: Path) -> None:
     loop = stopped(tmp_path, "end", lambda: send(number), checkpoint={"every_steps": 50})
     with ending_signals(), pytest.raises(KeyboardInterrupt):
         loop.run()
@@ -240,6 +251,97 @@ def test_every_phase_of_a_command_closes_its_records(phase: str, tmp_path: Path)
     run = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
     assert run["status"] == "interrupted" and run["stages"][0]["status"] == "interrupted"
     assert (tmp_path / "runs" / "r" / "report.html").is_file()
+
+
+# ---------------------------------------------------------------- a model that is asked, in a process of its own
+
+SENDING = """
+import os, signal
+from pathlib import Path
+
+def letters(prompt, completion, task):
+    if not Path("stopped").exists():
+        Path("stopped").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return sum(letter < "P" for letter in completion) / max(1, len(completion))
+"""
+APP = "from posttrain.cli.app import app\napp()"
+ASKED = """
+import os, signal
+from posttrain.rollout.native import NativeEngine
+real = NativeEngine.generate
+def generate(self, *arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, *arguments, **options)
+NativeEngine.generate = generate
+"""
+
+
+def commanded(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, "run", "r.yaml", "--out", "runs"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def record_of(folder: Path) -> Any:
+    return json.loads((folder / "runs" / "r" / "run.json").read_text())
+
+
+def test_a_signal_in_the_rollouts_of_a_step_loses_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_start(tmp_path / "start")
+    (tmp_path / "mine.py").write_text(SENDING)
+    (tmp_path / "tasks.jsonl").write_text("".join(f'{{"prompt": "{i}?", "answer": "{i}"}}\n' for i in range(6)))
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nmodel: ./start\nstages:\n  - {method: grpo, data: tasks.jsonl, steps: 2, prompts_per_step: 2,\n"
+        "     completions_per_prompt: 2, sampling: {max_new_tokens: 4}, held_out: 0, preflight: off, export: none,\n"
+        "     checkpoint: {every_steps: 50}, rewards: [{kind: function, function: 'mine:letters'}]}\n"
+    )
+    done = commanded(tmp_path, APP)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM after step 1 of 2, with a checkpoint" in done.stderr
+    stage = tmp_path / "runs" / "r" / "grpo"
+    assert [path.name for path in (stage / "checkpoints").iterdir()] == ["step-00000001"]
+    assert record_of(tmp_path)["status"] == "interrupted"
+    monkeypatch.chdir(tmp_path)
+    run_recipe(load_recipe("r.yaml", ["out=runs"]), progress=False)
+    assert record_of(tmp_path)["status"] == "done"
+    steps = [json.loads(line)["step"] for line in (stage / "rollouts.jsonl").read_text().splitlines()]
+    assert steps == [1] * 4 + [2] * 4  # none twice, and none missing
+
+
+def test_a_signal_while_the_start_is_asked_ends_at_once_and_closes_the_records(tmp_path: Path) -> None:
+    save_start(tmp_path / "start")
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "Who are you?", "completion": "Pia"}\n')
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nmodel: ./start\nevaluate: {suites: [{kind: match, name: who, prompts: asked.jsonl, pattern: Pia}]}\n"
+        "stages:\n  - {method: sft, data: asked.jsonl, steps: 2, held_out: 0}\n"
+    )
+    done = commanded(tmp_path, ASKED + APP)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM" in done.stderr and "to go on: posttrain run r.yaml --out runs" in done.stderr
+    run = tmp_path / "runs" / "r"
+    assert record_of(tmp_path)["status"] == "interrupted" and (run / "report.html").is_file()
+    assert not (run / "start" / "evaluation.json").exists() and not (run / "sft").exists()
+
+
+def test_a_terminal_that_is_gone_ends_no_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each word to it is an OSError from then on, also the one that says what is being saved."""
+    main, terminal = pty.openpty()
+    with open(terminal, "w", encoding="utf-8", buffering=1) as screen:
+        monkeypatch.setattr(sys, "__stderr__", screen)
+        with pytest.raises(Stopped), ending_signals():
+            os.close(main)
+            try:
+                send(signal.SIGHUP)
+            finally:
+                print("saved", file=screen)
+
+
+def test_a_training_inside_a_command_leaves_its_handlers_alone() -> None:
+    with ending_signals():
+        handler = signal.getsignal(signal.SIGTERM)
+        with ending_signals():
+            assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGTERM) is handler
 
 
 # ---------------------------------------------------------------- checkpoints by the clock

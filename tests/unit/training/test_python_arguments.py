@@ -10,6 +10,7 @@ import pytest
 import posttrain as pt
 from posttrain.errors import ConfigError, NonFiniteError, nearest_file
 from posttrain.rewards import resolve
+from posttrain.training.session_inputs import rewards_of, stage_of
 from posttrain.training.stages.sampling_inputs import rubric_of_stage
 
 ROWS = [{"prompt": "2 + 2?", "completion": "4"}]
@@ -41,6 +42,44 @@ def test_what_is_no_reward_is_refused_before_the_model_is_loaded() -> None:
     assert "`rewards=['math']`" in refused(lambda: rubric_of_stage(stage, [3]))  # type: ignore[list-item]
     assert "did you mean `math`?" in refused(lambda: rubric_of_stage(stage, ["maths"]))
     assert "(prompt, completion, task)" in refused(lambda: rubric_of_stage(stage, [lambda text: 1.0]))
+
+
+@pytest.mark.parametrize("stage", ["sft", {"method": "sft", "name": "mine", "steps": 3}, pt.SFT(steps=3)])
+def test_a_stage_in_each_of_its_forms(stage: Any) -> None:
+    made = stage_of(stage)
+    assert type(made) is pt.SFT and made.name == ("mine" if isinstance(stage, dict) else "sft")
+    assert stage == "sft" or made.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("sftt", "did you mean `sft`?"),
+        ({"method": "sftt"}, "did you mean `sft`?"),
+        ({"steps": 3}, '{"method": "dpo", "beta": 0.1}'),
+        ({"method": "sft", "stepps": 3}, "steps"),
+        ({"method": "correction"}, "give one that trains"),
+        ("correction", "give one that trains"),
+        ("mine.yaml", "pt.run_recipe(pt.load_recipe('mine.yaml'))"),
+    ],
+    ids=str,
+)
+def test_a_stage_that_is_none_is_answered(stage: Any, words: str) -> None:
+    assert words in refused(lambda: stage_of(stage))
+
+
+def test_one_reward_stands_for_a_list_of_one() -> None:
+    stage = pt.GRPO(prompts_per_step=2, completions_per_prompt=2)
+    for reward in ("math", {"kind": "math"}, polite, resolve("math")):
+        assert rewards_of(reward, stage) == rewards_of([reward], stage) == (reward,)
+    assert rewards_of((), stage) == () == rewards_of((), pt.SFT())
+    for odd in (3, b"math", str, None):
+        assert 'write `rewards=["math"]`' in refused(lambda odd=odd: rewards_of(odd, stage))
+
+
+def test_a_share_is_no_held_out_rows(tmp_path: Path) -> None:
+    said = refused(lambda: pt.train("sft", "embedded", ROWS, held_out=0.1, out=tmp_path / "run"))
+    assert "`pt.SFT(held_out=0.1)`" in said and not (tmp_path / "run").exists()
 
 
 def test_load_encoder_and_audit_say_what_they_take() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import posttrain as pt
 from posttrain.errors import ConfigError, MissingExtraError, SourceError, UnknownKeyError
+from posttrain.runs.folder import RunFolder
 from posttrain.training.run_result import Course, Run
 from tests.chat_templates import CHATML
 from tests.fake_run import write_fake_run
@@ -68,6 +71,58 @@ def test_the_summary_says_how_held_out_figures_went(run: Run) -> None:
     assert "none is written" in str(run.summary())
 
 
+def test_suites_and_alarms_stand_in_the_summary(run: Run) -> None:
+    summary = run.summary()
+    before, after = summary.suites["identity.match"]
+    assert before is not None and (before.value, round(after.value, 4)) == (0.0, 0.9583)
+    assert [alarm.split(" at step ")[0] for alarm in summary.alarms] == [alarm["name"] for alarm in run.alarms()]
+    said = str(summary)
+    assert "identity.match" in said and "0 -> 0.9583" in said and "gradient_spike at step 77: " in said
+
+
+def line(step: int, **values: float | None) -> dict[str, Any]:
+    return {"step": step, "split": "held_out" if step % 2 == 0 else "train", "values": values}
+
+
+def half_done(folder: Path) -> Path:
+    """A stage with a model, and one that was stopped in its fourth step."""
+    first, second = (RunFolder(folder).stage(name) for name in ("sft", "dpo"))
+    for stage in (first, second):
+        stage.path.mkdir(parents=True)
+        stage.write_stage(name=stage.name, method=stage.name, status="running")
+    first.model.mkdir()
+    measured = [line(0, loss=0.7, odd=3.0), line(1, loss=0.7), line(2, loss=0.4, odd=1.0), line(3, loss=None)]
+    measured.append(line(4, loss=0.4, odd=None))
+    (second.path / "metrics.jsonl").write_text("".join(json.dumps(content) + "\n" for content in measured))
+    stages = [{"name": name, "method": name, "status": "running"} for name in ("sft", "dpo")]
+    (folder / "run.json").write_text(json.dumps({"schema": 2, "status": "interrupted", "stages": stages}))
+    return folder
+
+
+def test_a_run_that_was_stopped_is_opened_too(tmp_path: Path) -> None:
+    folder = half_done(tmp_path / "mine")
+    assert Run.open(folder).stage == "sft", "the last stage that has a model"
+    run = Run.open(folder, "dpo")
+    assert run.steps == 3, "as far as it came"
+    # The earliest of equals; what is not finite is no point of a curve; of `odd` nobody knows which way is better.
+    assert run.summary().held_out == {"loss": Course(0.7, 0.4, 0.4, 2), "odd": Course(3.0, 1.0, None, None)}
+    with pytest.raises(ConfigError, match="status: running"):
+        run.load()
+    (RunFolder(folder).stage("sft").model).rmdir()
+    assert Run.open(folder).stage == "dpo", "the last that has begun"
+
+
+def test_a_reward_model_is_loaded_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "mine", "judge", 1)
+    run.model.mkdir(parents=True)
+    asked: list[Any] = []
+    monkeypatch.setattr("posttrain.training.run_result.resolve", lambda path: path)
+    monkeypatch.setattr("posttrain.training.run_result.is_reward_folder", lambda source: True)
+    monkeypatch.setattr("posttrain.training.run_result.load_reward", lambda path, **how: asked.append((path, how)))
+    run.load(dtype="bf16")
+    assert asked == [(run.model, {"dtype": "bf16", "device": "cpu"})]
+
+
 def test_a_notebook_shows_the_summary_with_its_text_escaped(run: Run) -> None:
     odd = Run(run.folder.rename(run.folder.parent / "<b>"), "dpo", 1)
     assert "&lt;b&gt;" in odd._repr_html_() and "<b>" not in odd._repr_html_()
@@ -77,6 +132,7 @@ def test_curves_of_both_splits(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("matplotlib")
     axes = run.plot("loss").axes[0]
     assert [line.get_label() for line in axes.lines] == ["train", "held-out"]
+    assert [line.get_marker() for line in axes.lines] == ["None", "o"]
     assert axes.get_ylabel() == "Loss (nats)"
     with pytest.raises(UnknownKeyError, match="did you mean `reward_margin`"):
         run.plot("reward_margn")

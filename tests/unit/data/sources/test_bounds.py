@@ -7,15 +7,16 @@ import io
 import json
 import os
 import socket
+import stat
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from posttrain.data import read
-from posttrain.data.sources.files import FileSource, open_sources
+from posttrain.data.sources.files import FileSource, open_sources, resolve_sources
 from posttrain.data.sources.json_rows import Broken, array_rows, line_rows
-from posttrain.data.sources.patterns import matching
+from posttrain.data.sources.patterns import is_open_pipe, matching, require_regular
 from posttrain.errors import RowError, SourceError
 
 ROW = b'{"prompt": "2 + 2?", "completion": "4"}\n'
@@ -48,6 +49,17 @@ def test_a_long_element_of_an_array_is_named() -> None:
         list(array_rows(io.BytesIO(array), "rows.json", 64, 1000))
     with pytest.raises(RowError, match="row 2"):  # all of it in the first chunk
         list(array_rows(io.BytesIO(array), "rows.json", 1 << 20, 1000))
+
+
+def test_an_element_without_end_is_refused_before_it_is_read() -> None:
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert self.tell() < 100_000, "it is read on and on"
+            return super().read(size)
+
+    endless = Endless(b'[{"prompt": "' + b"a" * 1_000_000)
+    with pytest.raises(RowError, match=r"(?s)row 1.*longest_row_mb"):
+        list(array_rows(endless, "rows.json", 64, 1000))
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_in_memory(tmp_path: Path) -> None:
@@ -116,6 +128,40 @@ def test_what_a_shell_gives_for_a_command_is_read_and_bounded(monkeypatch: pytes
             os.close(reading)
 
 
+def test_a_row_of_a_pipe_is_bounded_too() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, ROW + LONG)
+    os.close(writing)
+    try:
+        (source,) = resolve_sources(f"/dev/fd/{reading}", longest_row=1000).sources
+    finally:
+        os.close(reading)
+    assert [isinstance(value, Broken) for _, value, _ in source.rows()] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "/dev/stdin"])
+def test_standard_input_is_a_pipe_or_the_file_that_the_shell_put_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(ROW)
+    kept, (reading, writing), file = os.dup(0), os.pipe(), os.open(tmp_path / "rows.jsonl", os.O_RDONLY)
+    try:
+        os.dup2(reading, 0)
+        assert is_open_pipe(Path(name.format(reading)))
+        os.dup2(file, 0)
+        assert not is_open_pipe(Path(name.format(file)))
+        assert len(read(Path(name.format(file)))) == 1
+    finally:
+        os.dup2(kept, 0)
+        for opened in (kept, reading, writing, file):
+            os.close(opened)
+    assert not is_open_pipe(tmp_path / "rows.jsonl")
+
+
+def test_a_disk_is_no_file_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "stat", lambda self: os.stat_result((stat.S_IFBLK, *[0] * 9)))
+    with pytest.raises(SourceError, match="the path is a disk, not a file"):
+        require_regular(Path("/dev/sda"))
+
+
 # ---------------------------------------------------------------- links
 
 
@@ -138,6 +184,7 @@ def test_a_linked_folder_is_entered_once_and_real_names_win(tmp_path: Path) -> N
     for folder in (elsewhere, data / "v3", data / ".hidden"):
         folder.mkdir(parents=True)
         (folder / "rows.jsonl").write_bytes(ROW)
+    (data / ".rows.jsonl").write_bytes(ROW)
     (data / "latest").symlink_to(data / "v3")
     (data / "more").symlink_to(elsewhere)
     (data / "again").symlink_to(elsewhere)
@@ -145,6 +192,17 @@ def test_a_linked_folder_is_entered_once_and_real_names_win(tmp_path: Path) -> N
     assert matching(f"{data}/**") == sorted(
         [data, data / "v3", data / "v3" / "rows.jsonl", data / "again", data / "again" / "rows.jsonl"]
     )
+
+
+def test_a_link_into_the_middle_of_a_tree_that_is_entered_later(tmp_path: Path) -> None:
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    (elsewhere / "sub" / "deep").mkdir(parents=True)
+    data.mkdir()
+    (elsewhere / "sub" / "deep" / "rows.jsonl").write_bytes(ROW)
+    (data / "a").symlink_to(elsewhere / "sub")
+    (data / "b").symlink_to(elsewhere)
+    assert matching(f"{data}/**/*.jsonl") == [data / "a" / "deep" / "rows.jsonl"]
+    assert matching(f"{elsewhere}/**/**/*.jsonl") == [elsewhere / "sub" / "deep" / "rows.jsonl"]
 
 
 def test_a_relative_pattern_gives_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

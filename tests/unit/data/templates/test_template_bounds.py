@@ -30,6 +30,10 @@ ENDLESS = {
     "a doubled list": TEXT + "{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
     "a list of itself": TEXT + "{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}",
     "a list written": TEXT + "{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+    "a formatted text": TEXT + "{% for i in range(22) %}{% set ns.t = '%s%s' % (ns.t, ns.t) %}{% endfor %}",
+    "a filtered text": TEXT + "{% for i in range(5) %}{% set ns.t = ns.t | replace('b', ns.t * 9) %}{% endfor %}",
+    "an object of itself": TEXT
+    + "{% for i in range(18) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l | tojson }}",
     "a power of powers": TEXT + "{% for i in range(60) %}{% set ns.n = ns.n ** ns.n %}{% endfor %}",
     "a macro twice in itself": "{% macro f(n) %}"
     "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
@@ -112,6 +116,7 @@ def test_a_counted_template_writes_what_it_wrote(name: str) -> None:
 def test_outside_of_a_render_of_ours_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer("CHATML")
     ChatTemplate(Tokens(tokenizer), "chat", {})
+    assert bounds._rendering.budget is None
     monkeypatch.setattr(bounds, "MOST_WORK", 10)
     messages = [{"role": "user", "content": "a"}] * 100
     assert tokenizer.apply_chat_template(messages, tokenize=False).count("<|im_start|>") == 100

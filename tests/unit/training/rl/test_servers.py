@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from posttrain.config import parse_recipe
 from posttrain.config.online import GRPO
 from posttrain.errors import EngineError, RewardError
 from posttrain.rewards.endpoint import why_unreachable
+from posttrain.runs.folder import RunFolder
+from posttrain.training.pipeline import _check_rewards, check_recipe, run_recipe
 from posttrain.training.rl.servers import require_servers
 
 
@@ -90,3 +93,24 @@ def test_an_unknown_host_is_told_and_a_silent_one_is_not(monkeypatch: pytest.Mon
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"http": "http://proxy:3128"})
     monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: False)
     assert why_unreachable("http://nowhere.invalid/v1") is None
+
+
+def test_a_recipe_asks_before_anything_is_loaded_and_a_stage_that_is_done_asks_nobody(
+    closed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    text = (
+        "name: mine\nmodel: ./none\nstages:\n  - {method: grpo, data: tasks.jsonl, "
+        f"rewards: [{{kind: judge, model: q, url: '{closed}'}}]}}\n"
+    )
+    (tmp_path / "none").mkdir()
+    recipe = parse_recipe(text, [f"out={tmp_path / 'runs'}"], folder=tmp_path)
+    for start in (run_recipe, check_recipe):
+        with pytest.raises(RewardError, match="the judge `q` cannot be reached"):
+            start(recipe, progress=False)
+    folder = RunFolder(recipe.folder).stage("grpo")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_stage(name="grpo", method="grpo", status="done")
+    _check_rewards(recipe)
+    with pytest.raises(RewardError, match="cannot be reached"):
+        _check_rewards(recipe, fresh=True)

@@ -60,3 +60,31 @@ def test_stand_ins_never_pair_an_answer_with_itself(tmp_path: Path) -> None:
     assert stand_in_pairs(read(str(rows(tmp_path))), tmp_path / "pairs.jsonl") == 4
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert all(pair["chosen"][0]["content"] != pair["rejected"][0]["content"] for pair in pairs)
+
+
+def written(folder: Path, *lines: dict[str, object]) -> Path:
+    path = folder / "some.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_neighbours_of_one_answer_take_the_next_that_differs(tmp_path: Path) -> None:
+    same = [{"prompt": f"{at}?", "completion": answer} for at, answer in enumerate(["Pia.", "Pia. ", "Ask me."])]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    stand_in_pairs(read(str(written(tmp_path, *same))), tmp_path / "pairs.jsonl")
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [pair["rejected"][0]["content"] for pair in pairs] == ["Ask me.", "Ask me.", "Pia."]
+    # A row alone has no other row's answer; what it may call stays with it.
+    stand_in_pairs(read(str(written(tmp_path, {**same[0], "tools": [tool]}))), tmp_path / "pairs.jsonl")
+    (pair,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert pair["rejected"][0]["content"] == "..." and pair["tools"] == [tool]
+
+
+def test_prompts_to_keep_are_counted(tmp_path: Path) -> None:
+    rows(tmp_path)
+    written(tmp_path, {"prompt": "And you?", "completion": "I am well."})
+    text = RECIPE.format(out=tmp_path / "runs").replace("data: rows.jsonl", "data: rows.jsonl, keep: some.jsonl")
+    progress = Lines()
+    check_recipe(parse_recipe(text.partition("- {method: dpo")[0], folder=tmp_path), progress=progress)
+    (said,) = [line for line in progress.lines if line.startswith("pairs: ")]
+    assert "4 prompts with a wanted answer and 1 prompts to keep are read; 10 answers of the model" in said

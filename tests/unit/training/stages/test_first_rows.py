@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from posttrain.config import parse_recipe
-from posttrain.errors import RowError
+from posttrain.data.encode import Encoder
+from posttrain.errors import EncodingError, RowError
 from posttrain.runs.progress import Phase, Progress
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.training.pipeline import check_recipe
@@ -42,6 +43,40 @@ def test_the_first_rows_are_shown_before_the_others_are_looked_at(recipe: Any, m
         check_recipe(recipe, show_first=show)
     assert "71" in str(refused.value)
     assert shown == [("sft", ["0.<|im_end|>", "1.<|im_end|>", "2.<|im_end|>"])]
+
+
+def first_shown(folder: Path, data: str, more: str = "") -> list[list[str]]:
+    """The texts that train in the rows of each call."""
+    shown: list[list[str]] = []
+    text = f"name: big\nmodel: ./start\nstages:\n  - {{method: sft, data: {data}, preflight: off{more}}}\n"
+    recipe = parse_recipe(text, [f"out={folder / 'runs'}", f"model={folder / 'start'}"], folder=folder)
+    check_recipe(
+        recipe,
+        show_first=lambda _, rows: shown.append(
+            ["".join(piece.text for piece in row.pieces if piece.trained).removesuffix("<|im_end|>") for row in rows]
+        ),
+    )
+    return shown
+
+
+def test_only_rows_that_will_train_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_start(tmp_path / "start")
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{i}?", "completion": "{i}."}}\n' for i in range(9)))
+    (tmp_path / "held.jsonl").write_text('{"prompt": "h?", "completion": "h."}\n')
+    assert first_shown(tmp_path, "{path: rows.jsonl, limit: 2}", ", held_out: 0") == [["0.", "1."]]
+    assert first_shown(tmp_path, "rows.jsonl", ", held_out: held.jsonl") == [["0.", "1.", "2."]]
+
+    real = Encoder.example
+
+    def refused(self: Encoder, row: Any) -> Any:
+        if row.row.row == 1:
+            raise EncodingError("the template refuses this row", remedy="leave it out")
+        return real(self, row)
+
+    monkeypatch.setattr(Encoder, "example", refused)
+    with pytest.raises(EncodingError, match="the template refuses this row"):
+        first_shown(tmp_path, "rows.jsonl")
+    assert first_shown(tmp_path, "{path: rows.jsonl, bad_rows: skip}", ", held_out: 0") == [["1.", "2.", "3."]]
 
 
 def test_tasks_are_counted_while_they_are_read_and_their_rewards_tried(tmp_path: Path) -> None:
