@@ -120,7 +120,7 @@ def test_a_reward_model_is_loaded_as_one(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("posttrain.training.run_result.is_reward_folder", lambda source: True)
     monkeypatch.setattr("posttrain.training.run_result.load_reward", lambda path, **how: asked.append((path, how)))
     run.load(dtype="bf16")
-    assert asked == [(run.model, {"dtype": "bf16", "device": "cpu"})]
+    assert asked == [(run.model, {"dtype": "bf16", "device": "cpu", "model_code": "refuse"})]
 
 
 def test_a_notebook_shows_the_summary_with_its_text_escaped(run: Run) -> None:
