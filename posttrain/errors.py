@@ -272,8 +272,12 @@ def did_you_mean(near: str | None, otherwise: str = "") -> str:
 
 def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
-    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
-    return matches[0] if matches else None
+    # By letters alone: `SFT.steps` means `sft`, with which it has not one character in common.
+    by_letters: dict[str, str] = {}
+    for candidate in candidates:
+        by_letters.setdefault(candidate.casefold(), candidate)
+    matches = difflib.get_close_matches(word.casefold(), list(by_letters), n=1, cutoff=cutoff)
+    return by_letters[matches[0]] if matches else None
 
 
 def nearest_file(name: str, there: Iterable[str]) -> str | None:
