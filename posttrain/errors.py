@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -271,8 +272,12 @@ def did_you_mean(near: str | None, otherwise: str = "") -> str:
 
 def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The candidate most like `word`, or None: nearest("max_promt_length", [...]) -> "max_prompt_length"."""
-    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=cutoff)
-    return matches[0] if matches else None
+    # By letters alone: `SFT.steps` means `sft`, with which it has not one character in common.
+    by_letters: dict[str, str] = {}
+    for candidate in candidates:
+        by_letters.setdefault(candidate.casefold(), candidate)
+    matches = difflib.get_close_matches(word.casefold(), list(by_letters), n=1, cutoff=cutoff)
+    return by_letters[matches[0]] if matches else None
 
 
 def nearest_file(name: str, there: Iterable[str]) -> str | None:
@@ -284,3 +289,23 @@ def nearest_file(name: str, there: Iterable[str]) -> str | None:
     names = list(there)
     stem = nearest(name.split(".")[0], [file.split(".")[0] for file in names])
     return nearest(name, [file for file in names if file.split(".")[0] == stem], cutoff=0.0) if stem else None
+
+
+# ---------------------------------------------------------------- other people's code
+
+FOREIGN = (Exception, SystemExit)
+"""What a user's own function may raise that becomes a named error. `sys.exit(0)`, at the end of a script of which a
+recipe names a function, would else end the command without a word and with the exit code of success."""
+
+
+def place_of(error: BaseException, *, caller: str) -> str:
+    """ " (rewards.py:12, in polite)": where a user's own function failed; "" where none of its lines ran.
+
+    The last line of the function's own file: the very last may be deep in a library that its author never saw.
+
+    Args:
+        caller: the file that called the function, whose frames are passed over: `__file__`.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != caller]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""

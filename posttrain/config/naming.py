@@ -76,12 +76,15 @@ def _find(key: str, template: str, document: Mapping[str, Any], places: Places) 
         path.append(step)
         node = inner
     if isinstance(node, (dict, list)):
+        # Of its keys one that a name can hold: `data` begins with `path`, which is a list.
+        inside = node.items() if isinstance(node, dict) else ()
+        single = [name for name, value in inside if value is not None and not isinstance(value, (dict, list))]
         raise ConfigError(
             f"`{{{key}}}` in the recipe's name is no single value",
             where=places.of(("name",)),
             found="a list" if isinstance(node, list) else f"a group of keys: {', '.join(_keys(node))}",
             expected="a key that holds a number, a text, true or false",
-            remedy=f"write `{{{key}.{_keys(node)[0]}}}`" if _keys(node) else "name another key",
+            remedy=f"write `{{{key}.{single[0]}}}`, say" if single else "name another key",
         )
     return tuple(path), node
 

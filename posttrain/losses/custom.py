@@ -21,13 +21,12 @@ recipe's `parameters`.
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.arguments import checked_flag, checked_name, wrong_argument
-from posttrain.errors import ConfigError, PosttrainError, TrainingError, unknown
+from posttrain.errors import FOREIGN, ConfigError, PosttrainError, TrainingError, place_of, unknown
 from posttrain.lazy_torch import torch
 from posttrain.losses import scores
 from posttrain.losses.links import Rewards
@@ -259,14 +258,21 @@ def _called(
         said = objective.function(*given, **named, **parameters)
     except PosttrainError:
         raise
-    except Exception as error:  # the boundary: other people's code
+    except FOREIGN as error:  # the boundary: other people's code
         raise TrainingError(
             f"the objective `{objective.name}` raised {type(error).__name__}",
-            found=f"{type(error).__name__}: {error}{_place_of(error)}",
+            found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",
             remedy="mend the function",
         ) from error
     losses, metrics = said if isinstance(said, tuple) and len(said) == 2 else (said, {})
     _require_one_each(objective, "its losses", losses, like, each)
+    if not isinstance(metrics, Mapping):
+        raise TrainingError(
+            f"the objective `{objective.name}` gave metrics without names",
+            found=f"beside its losses a {type(metrics).__name__}",
+            expected="the losses alone, or (losses, {name: values})",
+            remedy='write `return losses, {"margin": values}`',
+        )
     found: dict[str, Metric] = {}
     for name, values in metrics.items():
         _require_one_each(objective, f"its metric `{name}`", values, like, each)
@@ -297,10 +303,3 @@ def _joined(objective: ObjectiveFunction, metrics: dict[str, Metric], own: dict[
             remedy=f"call it `{objective.name}_{taken[0]}`, for instance",
         )
     return metrics | own
-
-
-def _place_of(error: Exception) -> str:
-    """ " (my_losses.py:12, in hinge)": the last line of the function's own file that ran."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""

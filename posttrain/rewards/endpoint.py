@@ -90,15 +90,17 @@ class Endpoint:
         return self.cache / key[:2] / f"{key}.json"
 
     def _asked(self, body: Mapping[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self.key_env:
-            headers["Authorization"] = f"Bearer {self._key(self.key_env)}"
+        key = self._key(self.key_env) if self.key_env else None
         url = self.url.rstrip("/") + "/chat/completions"
         trouble = ""
         for attempt in range(self.retries + 1):
             self._wait_for_turn()
             try:
-                return self._sent(urllib.request.Request(url, json.dumps(body).encode(), headers))
+                request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+                if key is not None:
+                    # Not among its headers: those go to whatever host a redirect names, the key with them.
+                    request.add_unredirected_header("Authorization", f"Bearer {key}")
+                return self._sent(request)
             except urllib.error.HTTPError as error:
                 with error:
                     trouble = self._hidden(f"HTTP {error.code}: {error.read(500).decode(errors='replace')}")
@@ -113,7 +115,7 @@ class Endpoint:
                 backoff = self.first_wait * 2**attempt * (1 + self._chance.random() / 2)
                 time.sleep(min(LONGEST_WAIT, pause if pause is not None else backoff))
         raise RewardError(
-            f"the judge {self.model!r} did not answer",
+            f"the judge `{self.model}` did not answer",
             where=self.url,
             found=f"{trouble} (asked {self.retries + 1} times)",
             remedy="see that the endpoint runs; what was answered is cached, so that a new run goes on from there",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.functions import file_of, unwrapped
-from posttrain.errors import ConfigError, PosttrainError, did_you_mean, nearest_file, unknown
+from posttrain.errors import FOREIGN, ConfigError, PosttrainError, did_you_mean, nearest_file, unknown
 from posttrain.rewards import text
 from posttrain.rewards.scorer import Scorer
 
@@ -89,7 +89,7 @@ def imported(address: str, folder: Path | None, *, what: str = "reward", key: st
         target: Any = importlib.import_module(module_name) if file is None else _from_file(file)
     except PosttrainError:  # an objective that is declared wrong says so itself
         raise
-    except Exception as error:  # the boundary: other people's code
+    except FOREIGN as error:  # the boundary: other people's code
         looked = "what is installed" if folder is None else f"{folder} and what is installed"
         raise ConfigError(
             f"the {what} function `{address}` cannot be imported",
@@ -111,7 +111,7 @@ def imported(address: str, folder: Path | None, *, what: str = "reward", key: st
     return target
 
 
-def _place_in(file: Path | None, error: Exception) -> str:
+def _place_in(file: Path | None, error: BaseException) -> str:
     """ " (line 3)": where the user's own module failed; "" where it never ran."""
     if isinstance(error, SyntaxError):
         return ""  # its text has the line

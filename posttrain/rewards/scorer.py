@@ -19,12 +19,11 @@ import functools
 import inspect
 import math
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.errors import ConfigError, PosttrainError, RewardError
+from posttrain.errors import FOREIGN, ConfigError, PosttrainError, RewardError, place_of
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, Task
 
@@ -190,7 +189,7 @@ class Scorer:
             listed = list(values) if ordered else None  # a generator runs here
         except PosttrainError as error:
             raise _placed(error, where) from None
-        except Exception as error:  # the boundary: other people's code
+        except FOREIGN as error:  # the boundary: other people's code
             raise self._raised(error, where) from error
         if listed is None or len(listed) != len(items):
             raise RewardError(
@@ -207,7 +206,7 @@ class Scorer:
             return call()
         except PosttrainError as error:
             raise _placed(error, str(item.task.row)) from None
-        except Exception as error:  # the boundary: other people's code
+        except FOREIGN as error:  # the boundary: other people's code
             raise self._raised(error, str(item.task.row)) from error
 
     async def _gathered(self, values: Sequence[Any], items: Sequence[Sampled]) -> list[Any]:
@@ -216,16 +215,16 @@ class Scorer:
                 return await value if inspect.isawaitable(value) else value
             except PosttrainError as error:
                 raise _placed(error, str(item.task.row)) from None
-            except Exception as error:  # the same boundary
+            except FOREIGN as error:  # the same boundary
                 raise self._raised(error, str(item.task.row)) from error
 
         return list(await asyncio.gather(*(one(value, item) for value, item in zip(values, items, strict=True))))
 
-    def _raised(self, error: Exception, where: str) -> RewardError:
+    def _raised(self, error: BaseException, where: str) -> RewardError:
         return RewardError(
             f"the {self.what} `{self.name}` raised {type(error).__name__}",
             where=where,
-            found=f"{type(error).__name__}: {error}{_place_of(error)}",
+            found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",
             remedy="mend the function; return None where it cannot judge a response",
         )
 
@@ -255,13 +254,6 @@ def _placed(error: PosttrainError, where: str) -> PosttrainError:
     """
     error.where = where if error.where is None else error.where
     return error
-
-
-def _place_of(error: Exception) -> str:
-    """ " (rewards.py:12, in polite)": the last line of the function's own file that ran; "" where none did."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def _field(item: Sampled, name: str) -> Any:

@@ -234,9 +234,10 @@ def written_path(data: str, out: Path) -> str:
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
-    """
+    """No recipe that somebody worked on is overwritten.
+
     Raises:
-        ConfigError: one of the files is there already: no recipe that somebody worked on is overwritten.
+        ConfigError: one of the files is there already; names a free one.
     """
     for path in paths:
         if path.exists():

@@ -4,16 +4,23 @@ refused, and never written over.
     finished, other inputs     moved to `<stage>.1`; a line says what differs and where it is     `make_room`
     interrupted, other inputs  refused: neither its checkpoint nor its curves belong to these       `make_room`
     all else                   left to the stage, which goes on from its checkpoint or begins
+
+Results from which a stage is to begin are neither moved nor removed by it (`require_inputs_elsewhere`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from posttrain.config import what_changed
+from posttrain.config import StageSettings, data_of, what_changed
 from posttrain.config.online import SamplingStage
 from posttrain.config.yaml_text import parse
-from posttrain.errors import ResumeError
+from posttrain.data.read import Examples
+from posttrain.data.sources.files import FileSource, SavedDataset
+from posttrain.errors import ConfigError, ResumeError
 from posttrain.runs.differences import Difference, all_differences
 from posttrain.runs.folder import RunFolder, StageFolder, remove_results
 from posttrain.runs.records.stage import StageRecord
@@ -33,7 +40,7 @@ def make_room(ctx: StageContext[Any], run: RunFolder, timed: Timed, *, resumes_b
 
     Raises:
         ResumeError: the stage was interrupted, and what it rests on has changed since.
-        ConfigError: the earlier result cannot be moved.
+        ConfigError: the earlier result cannot be moved, or is what the stage begins from.
     """
     folder = ctx.folder
     if not folder.exists or ctx.identity is None:
@@ -43,6 +50,7 @@ def make_room(ctx: StageContext[Any], run: RunFolder, timed: Timed, *, resumes_b
     if record.status == "done" or record.output is not None:
         if (because := _because(record, ctx)) is None:
             return
+        require_inputs_elsewhere([folder.path], inputs_of(ctx.start, [ctx.stage], (ctx.examples, ctx.held_out)))
         kept = run.set_aside(folder, because, now())
         timed.anew()
         ctx.say(f"{'; '.join(because)}: it runs again, and the earlier result is kept in {kept.path}")
@@ -59,6 +67,39 @@ def make_room(ctx: StageContext[Any], run: RunFolder, timed: Timed, *, resumes_b
             found="; ".join(changed) or "the data or the start model has other content",
             remedy="undo the change to go on, or start it anew with --fresh (from Python: fresh=True)",
         )
+
+
+def inputs_of(start: Any, stages: Iterable[StageSettings], rows: Iterable[Any] = ()) -> Iterator[str]:
+    """The paths that stages read: of a start that is not loaded yet, of their data, and of rows that are read when they
+    are needed. Data that an earlier stage of the recipe writes is not there before that stage has run."""
+    # A name of the catalogue is no path, even where a folder that the command runs in holds the results.
+    if isinstance(start, str | Path) and Path(start).exists():
+        yield str(start)
+    for stage in stages:
+        for data in data_of(stage).values():
+            yield from data.path if data.stage is None else ()
+    for examples in rows:
+        if isinstance(examples, Examples):
+            yield from (source.name for source in examples.sources if isinstance(source, FileSource | SavedDataset))
+
+
+def require_inputs_elsewhere(results: Sequence[Path], inputs: Iterable[str]) -> None:
+    """To be called before results are moved or removed: a model that a stage is to begin from would be lost with them.
+
+    Raises:
+        ConfigError: one of the inputs lies in a folder of results.
+    """
+    for given in inputs:
+        for folder in results:
+            if Path(os.path.realpath(given)).is_relative_to(os.path.realpath(folder)):
+                raise ConfigError(
+                    "a stage begins from results that make room for its own",
+                    where=folder,
+                    found=f"{given}, which lies in this folder",
+                    expected="a start model and data outside of the folder that the stage writes",
+                    remedy="choose another folder with --out (from Python: out=) or another name for the stage, or "
+                    "move what it begins from elsewhere",
+                )
 
 
 def clear_checkpoints(folder: StageFolder) -> None:

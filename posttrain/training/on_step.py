@@ -12,7 +12,6 @@ measured and the model is exported; the learning rate's schedule is cut off. It 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from types import MappingProxyType
 from torch import nn
 
 from posttrain.arguments import wrong_argument
-from posttrain.errors import TrainingError
+from posttrain.errors import FOREIGN, TrainingError, place_of
 from posttrain.evaluate.asking import undisturbed
 from posttrain.runs.records.logs import Alarm
 
@@ -84,25 +83,21 @@ def tell(function: OnStep, report: StepReport, model: nn.Module) -> bool:
         # A function that draws a number, or puts the model into another mode to try it, must not change the next step.
         with undisturbed(model):
             said = function(told)
-    except Exception as error:  # the boundary: other people's code
+    except FOREIGN as error:  # the boundary: other people's code
         raise TrainingError(
             f"step {report.step}: `on_step={name}` raised {type(error).__name__}",
-            found=f"{type(error).__name__}: {error}{_place_of(error)}",
+            found=f"{type(error).__name__}: {error}{place_of(error, caller=__file__)}",
             expected='a function that takes a step and gives None, or "stop"',
             remedy="mend the function and run again: it goes on from this step's checkpoint",
         ) from error
-    if said is None or said == STOP:
-        return said == STOP
+    if said is None:
+        return False
+    # By its type first: an array answers `==` with an array, and a table with a table.
+    if isinstance(said, str) and said == STOP:
+        return True
     raise TrainingError(
         f"step {report.step}: `on_step={name}` gave what says neither to go on nor to stop",
         found=repr(said)[:80],
         expected='None, or "stop"',
         remedy="return nothing to go on; run again: it goes on from this step's checkpoint",
     )
-
-
-def _place_of(error: Exception) -> str:
-    """ " (train.py:12, in stop_early)": the last line of the function's own file that ran."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return f" ({own[-1].filename}:{own[-1].lineno}, in {own[-1].name})" if own else ""

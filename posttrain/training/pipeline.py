@@ -31,7 +31,7 @@ from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
 from posttrain.runs.showing import Shown, showing
 from posttrain.training.checks.preflight import Preflight
-from posttrain.training.earlier import clear_checkpoints, make_room
+from posttrain.training.earlier import clear_checkpoints, inputs_of, make_room, require_inputs_elsewhere
 from posttrain.training.evaluation import (
     evaluate_stage,
     evaluate_start,
@@ -83,7 +83,7 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
     run = RunFolder(recipe.folder)
     with ending_signals(), run.locked(progress.say):
         if fresh:
-            _forget(run, progress)
+            _forget(run, recipe, progress)
         for note in recipe.notes:
             progress.say(note)
         if left := left_over(run, recipe.stages):
@@ -295,7 +295,8 @@ def _run_unless_done(
             clear_checkpoints(folder)
         outcome = run_stage(ctx, evaluate=ask if evaluate else None)
     if outcome is None and evaluate and not ctx.stage.keeps_output:
-        ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")
+        if recipe.evaluate.suites:
+            ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")
     elif outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
         evaluate_stage(folder, recipe, folder.model, answers, progress)
     summarise(run, recipe)
@@ -325,11 +326,12 @@ def _is_done(record: StageRecord, ctx: StageContext[StageSettings]) -> bool:
     return record.status == "done" and record.quick_identity == ctx.identity.quick and is_there
 
 
-def _forget(run: RunFolder, progress: Progress) -> None:
+def _forget(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     """--fresh: only what posttrain itself wrote is removed, and no earlier result that was moved aside.
 
     Raises:
-        ConfigError: something cannot be removed; what stays would be taken for a result of the run that follows.
+        ConfigError: something cannot be removed; what stays would be taken for a result of the run that follows. Or the
+            recipe begins from it.
     """
     if not run.exists:
         return
@@ -337,7 +339,9 @@ def _forget(run: RunFolder, progress: Progress) -> None:
         names = [entry.name for entry in run.run().stages]
     except SourceError:  # a record that cannot be read is no reason not to begin anew
         names = [path.parent.name for path in run.path.glob("*/stage.json") if not EARLIER.fullmatch(path.parent.name)]
-    remove_results([run.stage(name).path for name in [*names, "start"]])
+    results = [run.stage(name).path for name in [*names, "start"]]
+    require_inputs_elsewhere(results, inputs_of(recipe.model, recipe.stages))
+    remove_results(results)
     # By name, never the folder: a run folder may hold a user's own files.
     for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)

@@ -80,6 +80,11 @@ class Timed:
         warnings = self.folder.stage().warnings if self.folder.exists else ()
         # Where whoever reads run.json alone sees what the stage says is wrong with itself as a whole.
         self._entry(status, seconds=seconds, warnings=warnings or None)
+        # What stopped before the stage wrote anything (a file that is not there for a moment, Ctrl-C) is no word on the
+        # result that lies in its folder: marked as failed, it would be trained again.
+        if error is not None and self.folder.exists and self.folder.stage().status == "done":
+            self.folder.close()
+            return
         self.folder.write_stage(
             status=status,
             seconds=seconds,

@@ -94,7 +94,10 @@ class RunSummary:
             lines.append((name, f"{after.value:.4g}" if before is None else f"{before.value:.4g} -> {after.value:.4g}"))
         lines += [("alarm", alarm) for alarm in self.alarms]
         lines += [("warning", warning) for warning in self.warnings]
-        lines += [("model", str(self.folder / self.stage / "model")), ("report", str(self.folder / "report.html"))]
+        model = self.folder / self.stage / "model"
+        # Not there under `export: none`, and while the stage has not ended: a path to nothing would be taken for one.
+        lines.append(("model", str(model) if model.is_dir() else "none is written"))
+        lines.append(("report", str(self.folder / "report.html")))
         return lines
 
     def __str__(self) -> str:
@@ -240,7 +243,7 @@ class Run:
             status=record.status,
             steps=self.steps,
             seconds=record.seconds,
-            seed=_seed_of(record),
+            seed=record.seed,
             start=record.model_name,
             rows=None if record.data is None else record.data.rows,
             held_out=_courses(folder.metrics("held_out")),
@@ -324,11 +327,6 @@ class Run:
 
 def _last_step(lines: Sequence[MetricsLine]) -> int:
     return max((line.step or 0 for line in lines), default=0)
-
-
-def _seed_of(record: StageRecord) -> int | None:
-    seed = record.to_json().get("seed")
-    return seed if isinstance(seed, int) else None
 
 
 def _curve(lines: Sequence[MetricsLine], metric: object) -> list[tuple[int, float]]:

@@ -25,7 +25,7 @@ from posttrain.models.folders.source import require_name
 from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, remove_results
 from posttrain.runs.showing import Shown, showing
-from posttrain.training.earlier import make_room
+from posttrain.training.earlier import inputs_of, make_room, require_inputs_elsewhere
 from posttrain.training.evaluation import RunSuites
 from posttrain.training.identity import identity_of_call
 from posttrain.training.interrupts import ending_signals
@@ -122,7 +122,7 @@ def train(
     Raises:
         ConfigError: an argument is none of these; an adapter is asked for in the stage and the model is loaded already;
             rewards are given to a stage that asks none; a suite that the run's start was not asked; what `fresh` is to
-            forget cannot be removed.
+            forget cannot be removed, or the stage begins from it.
         TrainingError: `on_step` raised, or gave something else.
         ResumeError: the stage was interrupted, and its settings, data or start have changed since.
         PosttrainError: whatever the stage refuses; the report is written all the same and shows how far it came.
@@ -160,6 +160,7 @@ def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool) -> R
         if run.exists:
             run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:
+            require_inputs_elsewhere([folder.path], inputs_of(ctx.start, [stage], (ctx.examples, ctx.held_out)))
             remove_results([folder.path])
         begin_run(run, run.path.name, [stage], keep_others=True)
         try:

@@ -25,7 +25,14 @@ from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
 from posttrain.data.sources.json_rows import LONGEST_ROW, MEGABYTE, json_rows
 from posttrain.data.sources.memory import data_items, memory_source
-from posttrain.data.sources.patterns import is_open_pipe, matching, require_distinct, require_regular
+from posttrain.data.sources.patterns import (
+    is_meant_as_file,
+    is_open_pipe,
+    matching,
+    require_distinct,
+    require_regular,
+    require_whole_links,
+)
 from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import DataSource, Numbered
@@ -235,6 +242,10 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     if not isinstance(item, str | Path):
         return ResolvedSources((memory_source(item, split),))
     text = str(item)
+    if not text:  # which pathlib takes for the folder that the command runs in
+        raise SourceError(
+            "the path is empty", expected="a file, a folder, a pattern or a hub id", remedy="name the rows"
+        )
     if text.startswith(PACKAGE_SCHEME):
         return ResolvedSources((FileSource(shipped_file(text)),))
     # What exists wins over what could be a pattern or a hub id: a folder may be called `a[1]`, or `owner/name`.
@@ -246,6 +257,7 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     if path.exists():
         require_regular(path)
         return ResolvedSources((FileSource(path),))
+    require_whole_links([path])
     if _MAGIC.search(text):
         return _glob_sources(text, split)
     # A misspelt path looks like a hub id: only without a file's ending, and not inside a folder that exists.
@@ -271,7 +283,7 @@ def _piped(path: Path) -> bytes:
 def _glob_sources(pattern: str, split: str) -> ResolvedSources:
     whole = str(Path(pattern).expanduser())
     paths = matching(whole)
-    files = [path for path in paths if path.is_file()]
+    files = [path for path in paths if is_meant_as_file(path)]
     if not files:
         raise SourceError(
             f"no file matches the pattern {pattern!r}",
@@ -286,6 +298,7 @@ def _glob_sources(pattern: str, split: str) -> ResolvedSources:
 
 def _files_of_split(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> ResolvedSources:
     selection = select_files(files, split, base, whole_folder=whole_folder)
+    require_whole_links(selection.files)
     return ResolvedSources(tuple(FileSource(path) for path in selection.files), selection.notes)
 
 
@@ -332,7 +345,7 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
 def _data_files(paths: Iterable[Path]) -> list[Path]:
     # Sorted, since the order in which a file system lists a folder differs between machines, and rows follow it.
     named = [path for path in sorted(paths) if path.name.endswith(SUFFIXES) and path.name not in _NOT_DATA]
-    return [path for path in named if path.name[0] not in "._" and path.is_file()]
+    return [path for path in named if path.name[0] not in "._" and is_meant_as_file(path)]
 
 
 def _is_hidden(relative: PurePath) -> bool:

@@ -93,6 +93,29 @@ def require_distinct(paths: Iterable[Path]) -> None:
             )
 
 
+def is_meant_as_file(path: Path) -> bool:
+    """A file, or a link that leads nowhere: passed over like a folder, a part of a data set would be missing from its
+    rows without a word (the hub's cache and git-annex are made of links)."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def require_whole_links(paths: Iterable[Path]) -> None:
+    """To be called with the files that were chosen.
+
+    Raises:
+        SourceError: a link that leads nowhere.
+    """
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise SourceError(
+                "the file is a link that leads nowhere",
+                where=path,
+                found=f"a link to {os.readlink(path)}",
+                expected="a file",
+                remedy="get again what it leads to, or remove the link: its rows would be missing",
+            )
+
+
 def require_regular(path: Path) -> None:
     """
     Raises:

@@ -23,7 +23,8 @@ from posttrain.rollout.vllm_server import COMMAND
 
 
 def require_servers(stage: SamplingStage) -> None:
-    """
+    """Look once, for a moment, whether somebody listens at each address of the stage.
+
     Raises:
         EngineError: nobody listens where the engine shall be.
         RewardError: nobody listens where a judge shall be.

@@ -89,6 +89,15 @@ def test_what_gives_no_folder_is_refused(tmp_path: Path, template: str, problem:
     assert caught.value.where == f"override name={template}"
 
 
+@pytest.mark.parametrize("group", ["dpo.adapter", "dpo.data", "dpo.schedule"])
+def test_the_key_that_is_proposed_for_a_group_gives_a_name(tmp_path: Path, group: str) -> None:
+    with pytest.raises(ConfigError, match="is no single value") as caught:
+        name_of(tmp_path, f"a-{{{group}}}")
+    proposed = caught.value.remedy.split("`")[1]
+    assert proposed.startswith(f"{{{group}.")
+    assert name_of(tmp_path, f"a-{proposed}").startswith("a-")
+
+
 def test_the_written_recipe_has_the_name_that_the_run_has(tmp_path: Path) -> None:
     name_of(tmp_path, "mine-{seed}")
     assert "name: mine-007\n" in load_recipe(tmp_path / "mine.yaml").to_yaml()

@@ -121,6 +121,8 @@ def declared(function: Any, **options: Any) -> ObjectiveFunction:
         (lambda chosen_P, rejected_P: (chosen_P - rejected_P).mean(), ["its losses: a tensor of shape []", "[3]"]),
         (lambda chosen_P, rejected_P: 1.0, ["its losses: a float"]),
         (lambda chosen_P, rejected_P: (chosen_P, {"odd": 2.0}), ["its metric `odd`: a float"]),
+        (lambda chosen_P, rejected_P: (chosen_P, rejected_P), ["metrics without names", "a Tensor", "return losses"]),
+        (lambda chosen_P, rejected_P: (chosen_P, None), ["metrics without names", "a NoneType"]),
         (lambda chosen_P, rejected_P: (chosen_P, {"loss": chosen_P}), ["`loss`, which every run has"]),
         (lambda chosen_P, rejected_P: chosen_P / None, ["raised TypeError", "test_losses_custom.py"]),
     ],

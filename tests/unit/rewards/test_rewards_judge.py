@@ -57,6 +57,10 @@ class Server:
                 self.end_headers()
                 self.wfile.write(json.dumps(reply).encode())
 
+            def do_GET(self) -> None:  # where a POST was redirected
+                outer.seen.append((self.path, dict(self.headers), {}))
+                self.send_error(404)
+
             def log_message(self, format: str, *args: Any) -> None:
                 return
 
@@ -313,6 +317,20 @@ def test_a_key_that_the_server_quotes_is_not_shown(server: Server, monkeypatch: 
 
 
 # ---------------------------------------------------------------- asking
+
+
+def test_a_redirect_does_not_carry_the_key_to_another_host(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    other = Server()
+    try:
+        server.answer, server.headers = lambda body: (302, "elsewhere"), {"Location": f"{other.url}/elsewhere"}
+        with pytest.raises(ConfigError, match="refuses the request"):
+            Endpoint(server.url, "m", key_env="JUDGE_KEY").ask([{"role": "user", "content": "q"}])
+    finally:
+        other.close()
+    assert server.seen[0][1]["Authorization"] == "Bearer secret"
+    (redirected,) = other.seen
+    assert "Authorization" not in redirected[1]
 
 
 def test_the_request(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from posttrain.errors import (
     UnknownKeyError,
 )
 from posttrain.rewards import Rubric, Sampled, Scored, Scorer, gold_check, resolve, rubric_of
+from posttrain.rewards.imported import imported
 from posttrain.rewards.registry import REWARDS
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import Message, RowRef, Task
@@ -158,6 +160,26 @@ def test_an_exception_names_the_function_and_the_row() -> None:
         scores(lazily)
     with pytest.raises(RewardError, match="raised KeyError"):
         scores(many)
+
+
+def test_a_function_that_exits_does_not_end_the_command_in_silence(tmp_path: Path) -> None:
+    def leaves(prompt: Any, completion: str, task: Task) -> float:
+        sys.exit(0)
+
+    async def later(prompt: Any, completion: str, task: Task) -> float:
+        sys.exit(0)
+
+    def many(prompts: Any, completions: Any, tasks: Any) -> list[float]:
+        sys.exit(0)
+
+    for function in (leaves, later, many):
+        with pytest.raises(RewardError, match="raised SystemExit"):
+            scores(function)
+    # A script that ends itself, of which a recipe names a function.
+    (tmp_path / "script.py").write_text("import sys\ndef polite(prompt, completion, task): return 1.0\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"cannot be imported") as caught:
+        imported("script.py:polite", tmp_path)
+    assert "SystemExit" in str(caught.value) and "line 3" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [ModelError, MissingExtraError, ConfigError, EncodingError])

@@ -155,6 +155,23 @@ def test_a_result_whose_next_attempt_failed_is_kept_too(start: Path, rows: Path)
     assert weights(folder_of(start) / "first.1") == before
 
 
+def test_an_attempt_that_never_began_says_nothing_of_the_result_that_is_there(
+    start: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the stage would be trained again by the next call, though nothing that it rests on has changed."""
+    run(start)
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "identity_of_recipe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(start)
+    assert RunFolder(folder_of(start)).stage("first").stage().status == "done"
+    assert sum("done before" in line for line in run(start)) == 2
+
+
+def interrupted(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_a_finished_stage_without_its_model_is_made_again_from_its_start(start: Path, rows: Path) -> None:
     run(start)
     before = weights(folder_of(start) / "second")
@@ -274,6 +291,38 @@ def test_a_removal_that_fails_is_named(start: Path, rows: Path, monkeypatch: pyt
     with pytest.raises(ConfigError, match="first: the results that are there cannot be removed") as caught:
         run(start, fresh=True)
     assert "model: Permission denied" in str(caught.value) and "rm -r" in str(caught.value)
+
+
+# ---------------------------------------------------------------- a start inside of what makes room
+
+
+def test_results_from_which_a_stage_begins_are_neither_moved_nor_removed(
+    start: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    train(SFT(**SETTINGS), start, rows, out=out)
+    before, model = weights(out / "sft"), out / "sft" / "model"
+    inside = write_rows(out / "sft" / "rows.jsonl", 8)
+    for given, data in ((model, rows), (str(model), rows), (start, inside)):
+        for fresh in (False, True):
+            with pytest.raises(ConfigError, match="begins from results that make room for its own") as caught:
+                train(SFT(**{**SETTINGS, "steps": 3}), given, data, out=out, fresh=fresh)
+            assert "sft" in str(caught.value.found) and "out=" in str(caught.value)
+            assert weights(out / "sft") == before and not RunFolder(out).earlier()
+    # Another stage of the folder begins from it, and what is loaded already needs no folder.
+    train(SFT(name="next", **SETTINGS), model, rows, out=out)
+    train(SFT(**SETTINGS), load(model), rows, out=out)
+    assert weights(out / "sft.1") == before
+
+
+def test_fresh_keeps_a_model_from_which_the_recipe_begins(start: Path, rows: Path) -> None:
+    run(start)
+    begun = folder_of(start) / "second" / "model"
+    before = begun.stat()
+    for overrides in ((f"model={begun}",), (f"first.data={write_rows(begun.parent / 'rows.jsonl', 8)}",)):
+        with pytest.raises(ConfigError, match="begins from results"):
+            run(start, *overrides, fresh=True)
+        assert begun.stat() == before and weights(folder_of(start) / "first")
 
 
 # ---------------------------------------------------------------- rows that change under the run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ def test_the_summary_says_how_held_out_figures_went(run: Run) -> None:
     said = str(summary)
     assert "dpo: done, 120 steps" in said and "held-out loss" in said and "alarm" in said and "report.html" in said
     assert str(run) == said and repr(run).startswith("Run('")
+    # A path to a folder that is not there would be taken for the model.
+    assert str(run.folder / "dpo" / "model") in said
+    shutil.rmtree(run.folder / "dpo" / "model")
+    assert "none is written" in str(run.summary())
 
 
 def test_suites_and_alarms_stand_in_the_summary(run: Run) -> None:
@@ -115,7 +120,7 @@ def test_a_reward_model_is_loaded_as_one(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("posttrain.training.run_result.is_reward_folder", lambda source: True)
     monkeypatch.setattr("posttrain.training.run_result.load_reward", lambda path, **how: asked.append((path, how)))
     run.load(dtype="bf16")
-    assert asked == [(run.model, {"dtype": "bf16", "device": "cpu"})]
+    assert asked == [(run.model, {"dtype": "bf16", "device": "cpu", "model_code": "refuse"})]
 
 
 def test_a_notebook_shows_the_summary_with_its_text_escaped(run: Run) -> None:

@@ -189,6 +189,9 @@ def test_an_error_in_the_function_is_named_and_loses_no_step(start: Path, rows: 
 def test_what_says_neither_to_go_on_nor_to_stop(start: Path, rows: Path, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(TrainingError, match="neither to go on nor to stop"):
         train(SFT(**SETTINGS), start, rows, out=tmp_path / "mine", on_step=lambda step: True)  # type: ignore[arg-type, return-value]
+    answer = np.array([1.0, 2.0])  # which answers `== "stop"` with an array
+    with pytest.raises(TrainingError, match="neither to go on nor to stop"):
+        train(SFT(**SETTINGS), start, rows, out=tmp_path / "array", on_step=lambda step: answer)  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError, match="`on_step` is a str"):
         train(SFT(**SETTINGS), "no-such-model", rows, out=tmp_path / "mine", on_step="print")  # type: ignore[arg-type]
 

@@ -225,3 +225,27 @@ def test_one_file_under_two_names_is_refused_with_both(tmp_path: Path, kind: str
         with pytest.raises(SourceError, match=r"rows-a.jsonl' and '.*rows-b.jsonl' are one file"):
             open_sources(named)
     assert len(read(second)) == 1  # a link alone is as good as a file
+
+
+# ---------------------------------------------------------------- links that lead nowhere
+
+
+def test_a_broken_link_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("train-1.jsonl", "test-1.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "train-2.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for data in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.jsonl", tmp_path / "train-2.jsonl"):
+        with pytest.raises(SourceError, match="a link that leads nowhere") as caught:
+            open_sources(str(data))
+        assert caught.value.where == tmp_path / "train-2.jsonl" and "gone.jsonl" in str(caught.value)
+    # The rows of another split are not asked for.
+    assert len(open_sources(str(tmp_path), "test")) == 1
+    (tmp_path / "gone.jsonl").write_text('{"prompt": "c", "completion": "d"}\n')
+    assert len(open_sources(str(tmp_path / "train-*.jsonl"))) == 2
+
+
+def test_an_empty_path_is_not_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="the path is empty"):
+        open_sources("")
