@@ -313,9 +313,9 @@ def _placed(
     for scope, place in _scopes(record, stage, root).items():
         if head not in fields_of(scope):
             continue
-        pasted = scope is stage and record is root and place and not remark and not isinstance(value, (Mapping, list))
+        pasted = record is root and place and not remark and not isinstance(value, (Mapping, list))
         # `bf16: true` is `compute.precision` in another tool's words, and `precision: true` would be refused in turn.
-        if pasted and _fits(scope, name, value):
+        if pasted and scope is stage and _fits(scope, name, value):
             written = f"{head}: {{{inner}: {_shown(value)}}}" if inner else f"{name}: {_shown(value)}"
             return f"it belongs in a stage: `stages: [{{method: {tag_of(stage)}, {written}}}]`"
         return f"write `{name}`{comma}{remark}{place}"
@@ -329,7 +329,7 @@ def _fits(record: type[BaseModel], name: str, value: object) -> bool:
     if inner:
         return any(_fits(group, inner, value) for group in records_in(option.annotation) if inner in fields_of(group))
     try:
-        TypeAdapter(option.annotation).validate_python(value)
+        TypeAdapter[Any](option.annotation).validate_python(value)
     except ValidationError:
         return False
     return True
