@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -329,7 +329,8 @@ def _fits(record: type[BaseModel], name: str, value: object) -> bool:
     if inner:
         return any(_fits(group, inner, value) for group in records_in(option.annotation) if inner in fields_of(group))
     try:
-        TypeAdapter[Any](option.annotation).validate_python(value)
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, option.annotation))
+        adapter.validate_python(value)
     except ValidationError:
         return False
     return True
