@@ -32,7 +32,7 @@ def new(
     from posttrain.starting import plan, write
     from posttrain.starting.text import advice, commands
 
-    check_out(out)
+    check_out(out, "the recipe")
     start = plan(kind, data, model=model, name=name, out=out)
     written = write(start)
     echo(f"{data}: {start.rows.count:,} rows, format {start.rows.format}")

@@ -51,8 +51,15 @@ def check_out(path: Path | None, what: str = "the answers") -> None:
         return
     there = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     problem, remedy = None, ""
-    if path.is_dir():
+    if str(path).startswith("-"):
+        # `--fix --out page`: the parser takes the next word as the file, whatever it looks like.
+        problem, remedy = f"`{path}`, which is an option", "write the name of the file after the option before it"
+    elif path.is_dir():
         problem, remedy = "a folder", REMEDIES[errno.EISDIR]
+    # A file is written beside its name and renamed: root would replace /dev/null itself, for every program, or the
+    # link /dev/stdout.
+    elif path.absolute().parent == Path("/dev") or (path.exists() and not path.is_file()):
+        problem, remedy = "a device or a pipe", "name a file; to see the result only, leave the option out"
     elif not there.is_dir():
         problem, remedy = f"{there} is a file", REMEDIES[errno.ENOTDIR]
     elif not os.access(there, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):

@@ -27,8 +27,9 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
     from rich.text import Text
 
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table
+    from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table, verdict_lines
     from posttrain.cli.terminal import terminal
+    from posttrain.report import verdict_of
     from posttrain.runs.folder import RunFolder
     from posttrain.training.interrupts import Stopped
     from posttrain.training.loop import Interrupted
@@ -57,6 +58,7 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         replaced = kept.stage().replaced
         because = f" ({'; '.join(replaced.because)})" if replaced is not None else ""
         console.print(f"earlier {kept.path}{because}", soft_wrap=True, markup=False, highlight=False)
+    console.print(verdict_lines(verdict_of(result.folder)), soft_wrap=True)
     console.print(f"run     {result.folder}", soft_wrap=True, highlight=False)
     console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.report.verdict import RunVerdict
 from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
@@ -18,6 +19,7 @@ SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
 GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward", "abstained_share")
 """Metrics of every suite that the report shows and the final table leaves out."""
 
+_GRADES = {"bad": "bold red", "warn": "bold yellow"}
 _PASS_AT_K = re.compile(r"pass_at_(\d+)")
 
 
@@ -50,6 +52,24 @@ def _label(suite: str, metric: str) -> str:
     if k := _PASS_AT_K.fullmatch(metric):
         return f"{suite} pass@{k[1]}"
     return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
+
+
+MOST_FINDINGS = 3
+"""Findings of the verdict under the tables; the report has all, with what to do about each."""
+
+
+def verdict_lines(verdict: RunVerdict) -> Text:
+    """The report's verdict in a few lines: its grade, its headline, and what is worst.
+
+    A table of figures alone lets a run that taught the wrong thing look like any other to whoever never opens the page.
+    """
+    lines = Text(f"verdict {verdict.grade}: {verdict.headline}", style=_GRADES.get(verdict.kind, ""))
+    worst = [finding for finding in verdict.found if finding.kind == verdict.kind and finding.kind in _GRADES]
+    for finding in worst[:MOST_FINDINGS]:
+        lines.append(f"\n        {finding.text}")
+    if len(worst) > MOST_FINDINGS:
+        lines.append(f"\n        and {len(worst) - MOST_FINDINGS} more, in the report")
+    return lines
 
 
 def reward_table(evaluations: Mapping[str, RewardEvaluation]) -> Table:

@@ -9,14 +9,21 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from posttrain.config.addresses import is_secret_name, masked
 from posttrain.config.meanings import meaning_of
-from posttrain.config.other_tools import METHOD_OF_LOSS, NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE, STRICT
+from posttrain.config.other_tools import (
+    METHOD_OF_LOSS,
+    NOT_HERE,
+    OTHER_TOOLS,
+    OTHER_TOOLS_ONLINE,
+    STRICT,
+    to_switch_off,
+)
 from posttrain.errors import ConfigError, UnknownKeyError, did_you_mean, nearest, unknown
 
 if TYPE_CHECKING:
@@ -229,7 +236,7 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
         where=where,
         found=_shown(detail["input"]),
         expected=expected,
-        remedy=_advice(spot),
+        remedy=to_switch_off(spot.path, detail["input"]) or _advice(spot),
     )
 
 
@@ -306,11 +313,27 @@ def _placed(
     for scope, place in _scopes(record, stage, root).items():
         if head not in fields_of(scope):
             continue
-        if scope is stage and record is root and place and not remark and not isinstance(value, (Mapping, list)):
+        pasted = record is root and place and not remark and not isinstance(value, (Mapping, list))
+        # `bf16: true` is `compute.precision` in another tool's words, and `precision: true` would be refused in turn.
+        if pasted and scope is stage and _fits(scope, name, value):
             written = f"{head}: {{{inner}: {_shown(value)}}}" if inner else f"{name}: {_shown(value)}"
             return f"it belongs in a stage: `stages: [{{method: {tag_of(stage)}, {written}}}]`"
         return f"write `{name}`{comma}{remark}{place}"
     return None
+
+
+def _fits(record: type[BaseModel], name: str, value: object) -> bool:
+    """Whether a value is of the kind that the record takes under this key, which may lie in a group: "adapter.rank"."""
+    key, _, inner = name.partition(".")
+    option = fields_of(record)[key]
+    if inner:
+        return any(_fits(group, inner, value) for group in records_in(option.annotation) if inner in fields_of(group))
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, option.annotation))
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _scopes(
@@ -352,7 +375,9 @@ def _unknown_tag(spot: Spot, data: object, context: Mapping[str, Any], places: P
             expected=f"one of {', '.join(choices)}",
             remedy=f"add `{key}:`",
         )
-    return unknown(key, context["tag"], choices, where=places.of(path), found=f"{key}: {context['tag']}")
+    error = unknown(key, context["tag"], choices, where=places.of(path), found=f"{key}: {context['tag']}")
+    error.remedy = to_switch_off(spot.path, context["tag"]) or error.remedy
+    return error
 
 
 def _family(record: type[BaseModel]) -> dict[str, type[BaseModel]]:

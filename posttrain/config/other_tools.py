@@ -8,7 +8,7 @@ what others call it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def _by_name(table: Mapping[str, str]) -> dict[str, str]:
@@ -202,5 +202,24 @@ METHOD_OF_LOSS = {
 }
 """Values of `loss_type` and its like whose method has another name here."""
 
+OFF_WORDS = ("false", "no", "none", "off")
+"""What is written to be rid of something, where a key does not know the word itself."""
+
+SWITCHED_OFF = {
+    "adapter": "null",
+    "export": "none",
+    "preflight": "off",
+    "schedule": "{kind: constant, warmup_ratio: 0}",
+}
+"""Groups that can be switched off, and what to write for it: an example that switches them on would mislead."""
+
 STRICT = 0.75
 """How like a key must be to what was written to be proposed: below it, `report_to` is like `export`."""
+
+
+def to_switch_off(path: Sequence[str | int], value: object) -> str | None:
+    """What to write instead of `export: off`, by the path of the key; None where the value means something else."""
+    key = next((step for step in reversed(path) if isinstance(step, str)), "")
+    if key not in SWITCHED_OFF or str(value).lower() not in OFF_WORDS:
+        return None
+    return f"to be without it, write `{key}: {SWITCHED_OFF[key]}`"

@@ -26,6 +26,7 @@ from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
 from posttrain.data.sources.hub import HUB_ID
+from posttrain.data.sources.not_found import unlike_a_path
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
 from posttrain.data.templates.builtin import BUILTIN
@@ -117,7 +118,8 @@ class _Files:
         return suite.model_copy(update=changes)
 
     def model(self, text: str, path: KeyPath) -> str:
-        if text in CATALOGUE_NAMES:
+        # An empty name stays one, which no model has: joined to the folder, it would be the folder itself.
+        if text in CATALOGUE_NAMES or not text.strip():
             return text
         if text.startswith((".", "/", "~", PACKAGE_SCHEME)):
             return self._file(text, path, local=True)
@@ -169,6 +171,20 @@ class _Files:
         """
         located = _locate(text, self._base(path), local=local)
         name = name or spell(self._raw, path)
+        if not text.startswith((PACKAGE_SCHEME, GENERATED)) and (
+            refusal := unlike_a_path(text, self._base(path) / Path(text).expanduser())
+        ):
+            problem = f"`{name}` names no file: {refusal.problem}"
+            self.mistakes.append(
+                errors.ConfigError(
+                    problem,
+                    where=self._places.of(path),
+                    found=refusal.found,
+                    expected=refusal.expected,
+                    remedy=refusal.remedy,
+                )
+            )
+            return text
         if isinstance(located, str):
             if located == text and not Path(located).is_absolute() and not text.startswith(("hub:", GENERATED)):
                 self.assumed.append(f"{name}: {text} is no file here; read as the id of a hub data set")

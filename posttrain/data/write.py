@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from posttrain.runs.disk import writing
+from posttrain.runs.disk import require_replaceable, writing
 from posttrain.runs.owner import owner_tag, remove_dead
 
 
@@ -33,6 +33,7 @@ class JsonlWriter:
 
     def __enter__(self) -> JsonlWriter:
         if self.path is not None:
+            require_replaceable(self.path)
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 remove_dead(self.path.parent, f".{self.path.name}.")  # of a process that was killed while it wrote

@@ -7,5 +7,6 @@ It reads files only; nothing of training or models is imported, and the page ope
 """
 
 from posttrain.report.page import write_report
+from posttrain.report.verdict import verdict_of
 
-__all__ = ["write_report"]
+__all__ = ["verdict_of", "write_report"]

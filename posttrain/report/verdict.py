@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from posttrain.report.evaluation import Movement, Table, TableRow
+from posttrain.report.evaluation import Movement, Table, TableRow, final_table
 from posttrain.report.lineage import lanes
 from posttrain.report.numbers import count, duration, number, short_count
 from posttrain.report.online_panels import is_online
@@ -15,7 +16,7 @@ from posttrain.report.purpose import Shortfall, goals_missed, shortfalls
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
 from posttrain.report.text import moment
-from posttrain.runs.read import Curve, RunContents, Stage
+from posttrain.runs.read import Curve, RunContents, Stage, read_run
 from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.preflight import CheckRecord
 
@@ -55,6 +56,16 @@ class RunVerdict:
     found: list[Statement]
     """What moved and what went wrong."""
     actions: list[Statement]
+
+
+def verdict_of(run_dir: Path) -> RunVerdict:
+    """The verdict of the run in this folder, as its report has it.
+
+    Raises:
+        SourceError: `run_dir` is no run folder.
+    """
+    run = read_run(run_dir)
+    return verdict(run, final_table(run))
 
 
 def verdict(run: RunContents, table: Table) -> RunVerdict:
@@ -313,8 +324,10 @@ def _actions(run: RunContents, table: Table, short: Sequence[Shortfall]) -> list
             )
     for row in table.rows:
         if row.last and row.last.change is Movement.WORSE:
+            # Not every stage has a beta: an SFT stage's reader would look for a key that is refused.
             text = (
-                "If the model should keep what it was: lower the learning rate, train fewer steps, or raise beta."
+                "If the model should keep what it was: lower the learning rate, train fewer steps, or raise `beta`, "
+                "where the method has one."
                 if row.meaning.wanted is Direction.STILL
                 else "Read its answers before and after, below, and see what became worse."
             )

@@ -48,6 +48,22 @@ _SYSTEM = re.compile(r"\(os error (\d+)\)")
 # ---------------------------------------------------------------- refused
 
 
+def require_replaceable(path: Path) -> None:
+    """To be asked before a file is renamed to `path`.
+
+    Raises:
+        SourceError: a device, a pipe or a socket has this name: root would replace /dev/null for the whole machine.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SourceError(
+            "the file cannot be written",
+            where=path,
+            found="a device, a pipe or a socket, which a file would replace",
+            expected="a file, or a name that is free",
+            remedy="give the path of a file",
+        )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What writes `path`.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.errors import SourceError
-from posttrain.runs.disk import set_mode, sync_folder, writing
+from posttrain.runs.disk import require_replaceable, set_mode, sync_folder, writing
 from posttrain.runs.owner import owner_tag
 
 Content = dict[str, Any]
@@ -67,6 +67,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
+    require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic only within one file system. The name says whose it is, so that the
     # next run can remove the draft of a writer that was killed.

@@ -25,6 +25,7 @@ from posttrain.data.sources.columnar import arrow_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
 from posttrain.data.sources.json_rows import LONGEST_ROW, MEGABYTE, json_rows
 from posttrain.data.sources.memory import data_items, memory_source
+from posttrain.data.sources.not_found import not_found, unlike_a_path
 from posttrain.data.sources.patterns import (
     is_meant_as_file,
     is_open_pipe,
@@ -37,7 +38,7 @@ from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import DataSource, Numbered
 from posttrain.data.sources.splits import SUFFIXES, Split, choose_split, mixed_note, select_files, split_of
-from posttrain.errors import SourceError, did_you_mean, nearest_file
+from posttrain.errors import SourceError
 
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
 _MAGIC = re.compile(r"[*?\[]")
@@ -242,14 +243,12 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     if not isinstance(item, str | Path):
         return ResolvedSources((memory_source(item, split),))
     text = str(item)
-    if not text:  # which pathlib takes for the folder that the command runs in
-        raise SourceError(
-            "the path is empty", expected="a file, a folder, a pattern or a hub id", remedy="name the rows"
-        )
     if text.startswith(PACKAGE_SCHEME):
         return ResolvedSources((FileSource(shipped_file(text)),))
     # What exists wins over what could be a pattern or a hub id: a folder may be called `a[1]`, or `owner/name`.
     path = Path(text).expanduser()
+    if (refusal := unlike_a_path(text, path)) is not None:
+        raise refusal
     if path.is_dir():
         return _folder_sources(path, split)
     if is_open_pipe(path):
@@ -264,7 +263,7 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     hub = HUB_ID.fullmatch(text) if isinstance(item, str) else None
     if hub and not text.endswith(SUFFIXES) and (text.startswith("hub:") or not path.parent.exists()):
         return ResolvedSources((HubSource(hub["id"], hub["config"], hub["revision"], split),))
-    raise _not_found(text, path)
+    raise not_found(text, path)
 
 
 def _piped(path: Path) -> bytes:
@@ -374,26 +373,6 @@ def _refuse_several_folders(resolved: ResolvedSources, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- refusals
-
-
-def _not_found(text: str, path: Path) -> SourceError:
-    parent = path.parent
-    beside = sorted(item.name for item in parent.iterdir()) if parent.is_dir() else []
-    if near := nearest_file(path.name, beside):
-        remedy = did_you_mean(str(parent / near))
-    elif not parent.is_dir():
-        remedy = f"the folder `{parent}` does not exist either (seen from `{Path.cwd()}`): check the path"
-    else:
-        data = [name for name in beside if name.endswith(SUFFIXES)]
-        remedy = f"check the path (seen from `{Path.cwd()}`)"
-        remedy += f"; data files there: {', '.join(f'`{name}`' for name in data[:6])}" if data else ""
-    return SourceError(
-        "there is no such file or folder",
-        where=text,
-        found="nothing under this name",
-        expected="a file, a folder, a pattern such as 'data/*.jsonl', or a hub id such as 'owner/name'",
-        remedy=remedy,
-    )
 
 
 def _empty_source(name: str, problem: str) -> SourceError:

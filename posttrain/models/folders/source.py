@@ -6,17 +6,22 @@ to, and a recipe's check stops here, since it needs the files' words only.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.arguments import wrong_argument
+from posttrain.config.addresses import masked
 from posttrain.errors import ConfigError, ModelError, did_you_mean, nearest
 from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_facts
 from posttrain.models.folders.catalogue import CATALOGUE, folder_of, is_here, pull
 from posttrain.models.folders.hub import Say, download, looks_like_hub_id
 from posttrain.models.folders.manifest import verify_manifest
 from posttrain.models.folders.weight_files import check_weight_files
+
+_HUB_PAGE = re.compile(r"(?:hf|https?)://(?:\S*@)?(?:huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)(?:/|$)", re.IGNORECASE)
+"""The page of a model on the hub, as a browser shows its address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +85,21 @@ def require_known(name_or_path: str | Path, where: object = None) -> None:
         ModelError: it is no catalogue name, no path that is there, and no hub id; the nearest is given.
     """
     name = str(name_or_path)
-    if name not in CATALOGUE and not Path(name).expanduser().exists() and not looks_like_hub_id(name):
+    there = bool(name.strip()) and Path(name).expanduser().exists()  # Path("") is the working folder
+    if name not in CATALOGUE and not there and not looks_like_hub_id(name):
         raise _no_such_model(name, where)
 
 
 def _no_such_model(name: str, where: object) -> ModelError:
+    if page := _HUB_PAGE.match(name):
+        remedy = f"write the hub id alone: `{page['id']}`"
+    else:
+        remedy = did_you_mean(nearest(name, CATALOGUE), _where_to_look(Path(name).expanduser()))
     return ModelError(
-        f"no model is called {name!r}",
+        f"no model is called {masked(name)!r}",
         where=where,
         expected="a folder, a hub id (owner/name), or one of " + ", ".join(CATALOGUE),
-        remedy=did_you_mean(nearest(name, CATALOGUE), _where_to_look(Path(name).expanduser())),
+        remedy=remedy,
     )
 
 

@@ -62,3 +62,27 @@ def test_every_verb_looks_before_it_loads(
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and "cannot be written there" in result.stderr
+
+
+def test_an_option_is_not_taken_for_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`audit pairs.jsonl --fix --out page` wrote the cleaned copy into a file called `--out`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written there") as refused:
+        check_out(Path("--out"))
+    assert "option" in str(refused.value.found)
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout"])
+def test_a_device_is_not_replaced_by_a_file(name: str) -> None:
+    """A file that is renamed to /dev/null takes the device's place, for every program of the machine."""
+    with pytest.raises(ConfigError, match="cannot be written there") as refused:
+        check_out(Path(name))
+    assert "device" in str(refused.value.found)
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ConfigError, match="cannot be written there"):
+            check_out(tmp_path / name)

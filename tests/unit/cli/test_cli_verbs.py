@@ -27,6 +27,8 @@ from posttrain.cli.speaker import Speaker, read_prompts
 from posttrain.cli.tables import figure, final_table, side_by_side
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
+from posttrain.report.statement import Statement
+from posttrain.report.verdict import RunVerdict
 from posttrain.runs.disk import refusal_of
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.evaluation import Figure, SuiteScores
@@ -109,6 +111,9 @@ class Called:
     recipe: Any = None
     options: dict[str, Any] = field(default_factory=dict)
     error: BaseException | None = None
+    verdict: RunVerdict = field(
+        default_factory=lambda: RunVerdict("good", "clean", "The run finished: sft.", [], [], [])
+    )
 
 
 @dataclass
@@ -151,6 +156,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Called:
         "posttrain.training.pipeline": {"run_recipe": run_recipe, "check_recipe": check_recipe},
         "posttrain.training.loop": {"Interrupted": Interrupted},
     }
+    monkeypatch.setattr("posttrain.report.verdict_of", lambda folder: called.verdict)
     for name, content in fakes.items():
         module = ModuleType(name)
         module.__dict__.update(content)
@@ -165,7 +171,23 @@ def test_run_passes_overrides_and_says_where_things_are(folder: Path, pipeline: 
     assert (pipeline.recipe.seed, pipeline.recipe.stages[0].epochs) == (3, 2.0)
     assert pipeline.recipe.folder == folder / "o" / "mine"
     assert pipeline.options["fresh"] is True
-    assert result.stdout.splitlines() == ["run     runs/mine", "report  r.html"]
+    assert result.stdout.splitlines() == [
+        "verdict clean: The run finished: sft.",
+        "run     runs/mine",
+        "report  r.html",
+    ]
+
+
+def test_run_says_the_verdict_and_what_is_worst(folder: Path, pipeline: Called) -> None:
+    """A leak of 100 % was a line of the table like any other; that it is bad stood in the report alone."""
+    worse = [Statement("bad", f"leak {number}: clearly worse.") for number in range(1, 6)]
+    found = [*worse, Statement("warn", "few rows"), Statement("good", "identity: clearly better.")]
+    pipeline.verdict = RunVerdict("bad", "needs attention", "The run finished: sft.", [], found, [])
+    result = CliRunner().invoke(app, ["run", str(folder / "mine.yaml")])
+    first, *said, more, _, _ = result.stdout.splitlines()
+    assert first == "verdict needs attention: The run finished: sft."
+    assert [line.strip() for line in said] == [finding.text for finding in worse[:3]]
+    assert more.strip() == "and 2 more, in the report"
 
 
 @pytest.mark.parametrize("name", ["2024", "it's", "null", "a b"])

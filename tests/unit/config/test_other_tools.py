@@ -10,6 +10,7 @@ from posttrain.config import SFT, STAGES, load_recipe, parse_recipe
 from posttrain.config.explain import fields_of, records_in
 from posttrain.config.other_tools import METHOD_OF_LOSS, NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.schema import Recipe
+from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError
 
 RECIPE = """
@@ -75,6 +76,10 @@ def test_the_table_is_broad_and_says_one_thing_of_each_name() -> None:
         ({"grpo": "num_generations: 8"}, "write `completions_per_prompt`"),
         ({"top": "lora_r: 8"}, "it belongs in a stage: `stages: [{method: sft, adapter: {rank: 8}}]`"),
         ({"top": "learning_rate: 2e-5"}, "it belongs in a stage: `stages: [{method: sft, learning_rate: 2e-05}]`"),
+        ({"top": "bf16: true"}, "write `compute.precision` in the stage, beside `method: sft`"),
+        ({"top": "use_peft: true"}, "write `adapter` in the stage, beside `method: sft`"),
+        ({"top": "optimizer: adamw_8bit"}, "write `optimizer` in the stage, beside `method: sft`"),
+        ({"top": "adapter: lora"}, "it belongs in a stage: `stages: [{method: sft, adapter: lora}]`"),
         ({"top": "adapter: {rank: 3}"}, "write `adapter` in the stage, beside `method: sft`"),
         ({"top": "gradient_accumulation_steps: 8"}, "write `rows_per_step`, the rows of a whole step"),
         ({"top": "datasets: [{path: x}]"}, "write `data` in the stage"),
@@ -139,3 +144,20 @@ def test_a_remedy_is_something_that_can_be_written(written: str, expected: str, 
     shown = refused(sft=written)
     assert f"expected: {expected}" in shown and f"write {remedy}, say" in shown
     assert "..." not in shown and "Tuple" not in shown
+
+
+@pytest.mark.parametrize(
+    ("written", "remedy"),
+    [
+        ("export: off", "`export: none`"),
+        ("preflight: false", "`preflight: off`"),
+        ("adapter: none", "`adapter: null`"),
+        ("adapter: false", "`adapter: null`"),
+        ("schedule: none", "`schedule: {kind: constant, warmup_ratio: 0}`"),
+    ],
+)
+def test_who_writes_off_is_not_told_to_switch_it_on(written: str, remedy: str) -> None:
+    """`export: off` was answered with "write `export: {save: true}`"."""
+    assert f"to be without it, write {remedy}" in refused(sft=written)
+    key, _, value = remedy.strip("`").partition(": ")
+    assert SFT(**{key: parse_value(value, "test")}).method == "sft"

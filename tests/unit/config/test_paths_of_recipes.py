@@ -9,8 +9,9 @@ import pytest
 
 from posttrain.config import load_recipe
 from posttrain.config.paths import CATALOGUE_NAMES, models_of
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, ModelError
 from posttrain.models.folders.catalogue import CATALOGUE
+from posttrain.models.folders.source import require_known
 
 ROWS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 RECIPE = """
@@ -175,3 +176,37 @@ def test_so_do_overrides_of_them(key: str, value: str, tmp_path: Path, monkeypat
         monkeypatch.chdir(sub)
         with pytest.raises(ConfigError, match="there"):
             load_recipe(sub / "rel.yaml", [f"grpo.{key}={value.replace('there', './there')}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("''", "the name of the data is empty"),
+        ("'https://me:hush@host/rows.jsonl?sig=hush'", "rows are not read from an address"),
+        ("gone.jsonl", "the link leads to no file"),
+    ],
+)
+def test_a_name_that_can_be_no_file_is_said_to_be_none(tmp_path: Path, written: str, said: str) -> None:
+    """`''` was the recipe's own folder, with all the rows in it; an address was looked for as a folder."""
+    (tmp_path / "other.jsonl").write_text(ROWS)
+    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
+    (tmp_path / "mine.yaml").write_text(f"schema: 1\nmodel: embedded\nstages:\n- {{method: dpo, data: {written}}}\n")
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_recipe(tmp_path / "mine.yaml")
+    assert "`dpo.data` names no file" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_empty_model_is_not_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / "mine.yaml").write_text("schema: 1\nmodel: ''\nstages:\n- {method: dpo, data: mine.jsonl}\n")
+    (_, model), *_ = models_of(load_recipe(tmp_path / "mine.yaml"))
+    with pytest.raises(ModelError, match="no model is called ''"):
+        require_known(model, where="`model`")
+
+
+def test_a_page_of_the_hub_is_answered_with_its_id_and_without_its_credential() -> None:
+    with pytest.raises(ModelError) as caught:
+        require_known("https://me:hush@huggingface.co/Qwen/Qwen2.5-0.5B/tree/main")
+    assert "`Qwen/Qwen2.5-0.5B`" in caught.value.remedy
+    assert "hush" not in str(caught.value)

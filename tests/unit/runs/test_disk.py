@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.write import write_jsonl
+from posttrain.data.write import JsonlWriter, write_jsonl
 from posttrain.errors import ResumeError, SourceError
 from posttrain.runs import disk, owner
 from posttrain.runs.files import JsonlLog, read_jsonl, write_text
@@ -241,3 +241,16 @@ def test_to_look_whether_a_run_lives_does_not_stop_one(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open() as reader:
         disk.lock(reader, shared=True)
         assert owner._lock_of(tmp_path / ".lock") is disk.Lock.HELD  # two readers do not see each other
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_a_file_takes_no_pipes_place(name: str, tmp_path: Path) -> None:
+    """Nor a device's: `generate --out /dev/null` by root left a file there, for every program of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(SourceError, match="cannot be written"):
+        write_text(tmp_path / name, "x")
+    with pytest.raises(SourceError, match="cannot be written"), JsonlWriter(tmp_path / name) as writer:
+        writer.write({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / name).is_fifo()
