@@ -256,7 +256,6 @@ def _resolve_item(item: Any, split: str) -> ResolvedSources:
     if path.exists():
         require_regular(path)
         return ResolvedSources((FileSource(path),))
-    require_whole_links([path])
     if _MAGIC.search(text):
         return _glob_sources(text, split)
     # A misspelt path looks like a hub id: only without a file's ending, and not inside a folder that exists.

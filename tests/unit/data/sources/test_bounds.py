@@ -235,9 +235,9 @@ def test_a_broken_link_is_not_passed_over(tmp_path: Path) -> None:
         (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}\n')
     (tmp_path / "train-2.jsonl").symlink_to(tmp_path / "gone.jsonl")
     for data in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.jsonl", tmp_path / "train-2.jsonl"):
-        with pytest.raises(SourceError, match="a link that leads nowhere") as caught:
+        with pytest.raises(SourceError, match=r"a link that leads nowhere|the link leads to no file") as caught:
             open_sources(str(data))
-        assert caught.value.where == tmp_path / "train-2.jsonl" and "gone.jsonl" in str(caught.value)
+        assert str(caught.value.where) == str(tmp_path / "train-2.jsonl") and "gone.jsonl" in str(caught.value)
     # The rows of another split are not asked for.
     assert len(open_sources(str(tmp_path), "test")) == 1
     (tmp_path / "gone.jsonl").write_text('{"prompt": "c", "completion": "d"}\n')
@@ -247,5 +247,5 @@ def test_a_broken_link_is_not_passed_over(tmp_path: Path) -> None:
 def test_an_empty_path_is_not_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceError, match="the path is empty"):
+    with pytest.raises(SourceError, match="the name of the data is empty"):
         open_sources("")
