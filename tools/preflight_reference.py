@@ -41,7 +41,9 @@ stages:
 
 None of it changes a weight. The report names the mode, and `off` is a warning there. With `export: none` the figures
 stay and the weights do not: it is refused in a recipe where another stage comes after it. `python -m
-benchmarks.quick` measures what each of them costs."""
+benchmarks.quick` measures what each of them costs. Six steps of DPO on the embedded model, in a process that has
+trained before, medians of three on 2 cores: 7.0 s with everything, 2.0 s with `fast` and no export, 1.9 s with `off`
+and none; nearly all of the rest was the fresh process that reads the save back."""
 
 
 def page() -> str:
