@@ -16,7 +16,8 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from enum import Enum
+from typing import Any, Final, Literal
 
 import torch
 from peft import PeftModel
@@ -25,13 +26,24 @@ from torch import nn
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder
-from posttrain.rollout.engine import Completion, FinishReason, OnFinish, Request
+from posttrain.rollout.engine import Alternatives, Completion, FinishReason, OnFinish, Request
 from posttrain.rollout.native_requests import NativeStepSampler
 from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.rows import Row, sample_tokens
+from posttrain.rollout.text import Decode
 from posttrain.sampling import RandomStream, SamplingDistribution
 
 logger = logging.getLogger(__name__)
+
+
+class AdapterChoice(Enum):
+    """What an engine's `adapter` may be besides a name and None."""
+
+    ACTIVE = "active"
+    """Whichever is active as it samples, or none where the model has none."""
+
+
+ACTIVE: Final = AdapterChoice.ACTIVE
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Layer types whose state is the keys and values of each token; others are recomputed."""
@@ -61,8 +73,12 @@ class NativeEngine:
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
         prefill_tokens: prompt tokens of one forward pass.
+        decode: ids to text, `encoder.tokens.decode`; needed by stop strings alone.
+        adapter: which adapter of a `PeftModel` samples: its name, None for the base without any, or ACTIVE, whichever
+            is active then. Several engines may share one model: each switches to its own while it samples, and back.
 
     Raises:
+        ConfigError: an `adapter` that the model does not have.
         ModelError: an encoder-decoder.
     """
 
@@ -75,10 +91,14 @@ class NativeEngine:
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
         autocast: torch.dtype | None = None,
+        decode: Decode | None = None,
+        adapter: str | Literal[AdapterChoice.ACTIVE] | None = ACTIVE,
     ):
         config = _text_config(model)
         self.model = model
         self.autocast = autocast
+        self.decode = decode
+        self.adapter = adapter
         self.policy_version = policy_version
         self.stats = DecodeStats()
         """Of the last call, or of all requests since one came to an idle engine."""
@@ -193,6 +213,20 @@ class NativeEngine:
                 row.logprobs.append(float(logprobs_V[number]))
                 row.answer.append(int(number))
         return row.logprobs
+
+    def prompt_scores(self, prompts: Sequence[Sequence[int]], *, top: int = 0) -> list[list[Alternatives | None]]:
+        """Raw log-probs of every prompt token after the first, None at the first, which nothing predicts.
+
+        Whole prompts are computed without a cache, in batches of at most `prefill_tokens`; logits are held for a
+        bounded number of tokens at a time.
+
+        Args:
+            top: how many of the likeliest ids to give at each token.
+
+        Raises:
+            ConfigError: a prompt is empty or too long for the model; `top` below 0.
+        """
+        raise NotImplementedError
 
     def abort(self, request: Request | None = None) -> None:
         """End a request, or without one the running `generate` and all requests; from a signal handler or another
