@@ -44,8 +44,9 @@ def generate(
     require_known(model)  # before torch is loaded, which the next lines do
     from posttrain.cli.batch import answer_file
     from posttrain.cli.chat import chat
-    from posttrain.cli.speaker import Speaker, read_pipe, read_prompts, require_policy
+    from posttrain.cli.speaker import Speaker, read_pipe, read_prompts
     from posttrain.cli.unused import note_unused
+    from posttrain.models.reward.folders import require_policy
     from posttrain.types import Message
 
     _refuse_contradictions(prompts, out, samples, temperature)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, EmptyDatasetError, ModelError, SourceError
+from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
 from posttrain.types import Message, RowRef
 
 if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
+    from posttrain.data.questions import Question
     from posttrain.data.speech import Speech
-    from posttrain.evaluate.questions import Question
-    from posttrain.models.folders.loading import ModelSource
     from posttrain.models.folders.own_code import ModelCode
 
 BATCH = 64
@@ -50,6 +49,7 @@ class Speaker:
         from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
         from posttrain.models.folders.own_code import folder_code, notice_of
+        from posttrain.models.reward.folders import require_policy
         from posttrain.rollout.native import NativeEngine
         from posttrain.sampling import SamplingDistribution
 
@@ -95,23 +95,6 @@ class Speaker:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def require_policy(source: ModelSource) -> None:
-    """
-    Raises:
-        ModelError: the folder holds a reward model, whose head gives scores: what it would say is noise.
-    """
-    from posttrain.models.reward.folders import is_reward_folder
-
-    if is_reward_folder(source):
-        raise ModelError(
-            "the folder holds a reward model, which gives scores and no answers",
-            where=source.folder,
-            expected="a language model",
-            remedy=f"`posttrain score {source.name} FILE` uses it; to talk to a model, give that of a stage which "
-            "trains a policy",
-        )
-
-
 def _spoken(template: str, speech: Speech) -> EncoderSettings:
     """`auto` asks the model as it was trained; another template is named, and keeps the folder's day and ends.
 
@@ -133,7 +116,7 @@ def read_prompts(path: str | Path) -> list[Question]:
         EmptyDatasetError: it holds no prompt.
     """
     from posttrain.data import read
-    from posttrain.evaluate.questions import Question, questions
+    from posttrain.data.questions import Question, questions
 
     if not str(path).endswith(".txt"):
         return questions(read(path))

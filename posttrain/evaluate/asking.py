@@ -19,9 +19,9 @@ from torch import nn
 
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.questions import Question
 from posttrain.data.write import write_jsonl
 from posttrain.evaluate.figures import distinct
-from posttrain.evaluate.questions import Question
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine

@@ -20,13 +20,13 @@ from torch import nn
 
 from posttrain.config.suites import PerplexitySuite
 from posttrain.data.encode import Encoder
+from posttrain.data.questions import Question, questions
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.asking import Figures, SuiteRun, baseline_path
 from posttrain.evaluate.figures import perplexity, perplexity_change
-from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason

@@ -1,0 +1,22 @@
+"""All strategies: one literal row each. A new one is its record in `posttrain.config.strategies`, its file in
+`strategies/`, and its row here; docs/inference.md has a line for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from posttrain.config.strategies import BestOfN, StrategySettings
+from posttrain.inference.solution import Solution
+from posttrain.inference.solving import Solving
+from posttrain.inference.strategies import best_of_n
+
+Solve = Callable[[Solving, Any], Awaitable[Solution]]
+"""(a prompt that is being solved, the strategy's settings) -> what was found. `SpendingEnded` may come through: the
+caller then takes `solving.leading`."""
+
+STRATEGIES: Mapping[type[StrategySettings], Solve] = {
+    BestOfN: best_of_n.solve,
+}
+"""What carries out each strategy."""
