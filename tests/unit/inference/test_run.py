@@ -111,3 +111,30 @@ def test_a_reward_model_does_not_answer(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError):
         solve(tmp_path, "2 + 2?", STRATEGY)
+
+
+def test_nodes_stand_in_the_order_of_the_calls_not_of_their_ends():
+    from tests.inference import run, scripted
+
+    solving = scripted({"2 + 2?": ["a", "b", "c"]})
+    slow = asyncio.Event()
+    engine = solving.asked.engine
+    first = engine.generate_one
+
+    async def generate_one(request):
+        if request.completion == 0:
+            await slow.wait()
+        else:
+            slow.set()
+        return await first(request)
+
+    engine.generate_one = generate_one
+
+    async def both():
+        one, two = await asyncio.gather(solving.sample(1), solving.sample(2))
+        (value,) = await solving.ask(solving.task.prompt, kind="value", about=one)
+        return solving.solution(two[0]), one[0], value
+
+    found, one, value = run(both())
+    assert [node.text for node in found.nodes[:3]] == ["a", "b", "c"] and found.chosen == 1
+    assert found.nodes[value.number] is value and value.parents == (one.number,) == (0,)
