@@ -33,6 +33,7 @@ def generate(
     min_p: options.MinP = 0.0,
     repetition_penalty: options.Penalty = 1.0,
     max_new_tokens: options.Longest = 256,
+    stop: options.Stop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     model_code: options.ModelCode = "refuse",
@@ -95,6 +96,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
         seed=seed,
     )
     if chosen is not None:
