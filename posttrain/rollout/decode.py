@@ -235,14 +235,14 @@ class CachedDecoder:
         self._prefill(sorted(continued, key=lambda place: len(place.missing)))
         for place in places:
             if place.fresh_prompt is not None:
-                store.keep(tuple(place.ids), partial(self._cache.read, place.slots.first, place.slots.length), self._weights)
+                store.keep(
+                    tuple(place.ids), partial(self._cache.read, place.slots.first, place.slots.length), self._weights
+                )
 
     def _prefill(self, places: Sequence[Place]) -> None:
         for batch in batches_of(places, self._prefill_tokens):
             self._cache.prefilling([place.slots for place in batch])
-            self.lm.last_logits(
-                **prefill_inputs(batch, self.lm.device), past_key_values=self._cache, use_cache=True
-            )
+            self.lm.last_logits(**prefill_inputs(batch, self.lm.device), past_key_values=self._cache, use_cache=True)
             self.stats.prefilled += sum(len(place.missing) for place in batch)
 
     def _copy_held(self, place: Place) -> bool:
@@ -279,9 +279,9 @@ class CachedDecoder:
         for continues, row in rows.items():
             if row not in self.rows:  # it had to give its cells back; another one will come
                 continue
-            plain_V = self.lm.last_logits(
-                input_ids=torch.tensor([row.ids], device=self.lm.device), use_cache=False
-            )[0].float()
+            plain_V = self.lm.last_logits(input_ids=torch.tensor([row.ids], device=self.lm.device), use_cache=False)[
+                0
+            ].float()
             logprobs_V, kept_V = plain_V.log_softmax(0), logits_RV[self.rows.index(row)].float().log_softmax(0)
             # Of the likeliest alone: far down, rounding is as large as log-probs are.
             ids = logprobs_V.topk(min(PROVEN_IDS, len(logprobs_V))).indices
@@ -354,7 +354,6 @@ class CachedDecoder:
             if slot < len(self.rows):
                 self.rows[slot] = last
                 self._cache.move(len(self.rows), slot, last.cached)
-
 
     def _keep(self, gone: set[int]) -> None:
         """Keep those that have come to an end: what was given up half-way, or is not finite, nobody continues."""

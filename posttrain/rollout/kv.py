@@ -100,8 +100,8 @@ class _SlotLayer(CacheLayerMixin):
     def _after_past(self, block: Tensor, states_RHLD: Tensor) -> Tensor:
         """The rows' earlier tokens and, after them, those of this pass: [R, heads, past + L, head size].
 
-            row 0   . . . k k|n n n      k  kept      .  cells that the mask hides
-            row 1   k k k k k|n . .      n  new       |  where the pass begins
+        row 0   . . . k k|n n n      k  kept      .  cells that the mask hides
+        row 1   k k k k k|n . .      n  new       |  where the pass begins
         """
         prompts, past = self.span.prompts, self.span.past
         assert prompts is not None

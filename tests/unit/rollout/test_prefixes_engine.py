@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from posttrain.errors import NonFiniteError
 from posttrain.rollout import decode
 from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.rollout.native import CACHE_TOLERANCE, NativeEngine
@@ -24,8 +25,24 @@ SAMPLING = SamplingDistribution(temperature=0.7, max_new_tokens=9, stop_ids=froz
 ENDLESS = replace(SAMPLING, stop_ids=frozenset())
 ROOM = 5_000
 
-FAMILIES = ("bloom", "opt", "falcon", "cohere2", "gpt_oss", "dbrx", "olmoe", "stablelm")
-"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, more mixtures of experts."""
+FAMILIES = ("bloom", "opt", "falcon", "cohere2", "gpt_oss", "dbrx", "olmoe", "stablelm", "deepseek_v3")
+"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, latent attention (values of
+another size than keys), more mixtures of experts."""
+FIELDS = {
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "qk_head_dim": 16,
+        "v_head_dim": 12,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    }
+}
 
 
 def rounds_of(engine: NativeEngine, seed: int, rounds: int = 3) -> Iterator[tuple[list[list[int]], list[Completion]]]:
@@ -42,9 +59,7 @@ def rounds_of(engine: NativeEngine, seed: int, rounds: int = 3) -> Iterator[tupl
 def agree(model: PreTrainedModel, settings: dict[str, int], tolerance: float = CACHE_TOLERANCE, seed: int = 0) -> None:
     plain, keeping = NativeEngine(model, **settings), NativeEngine(model, prefix_tokens=ROOM, **settings)
     reused = 0
-    for (asked, expected), (prompts, completions) in zip(
-        rounds_of(plain, seed), rounds_of(keeping, seed), strict=True
-    ):
+    for (asked, expected), (prompts, completions) in zip(rounds_of(plain, seed), rounds_of(keeping, seed), strict=True):
         assert prompts == asked
         for one, other in zip(expected, completions, strict=True):
             assert one.ids == other.ids and one.finish == other.finish
@@ -63,7 +78,7 @@ def test_every_architecture_samples_the_same_after_kept_prefixes(arch: str) -> N
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_too(family: str) -> None:
-    agree(family_model(family), {}, tolerance=1e-4)
+    agree(family_model(family, **FIELDS.get(family, {})), {}, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mistral", "gpt2", "qwen3_moe"])
@@ -84,7 +99,9 @@ def test_random_trees_of_prompts(seed: int) -> None:
     tree: list[list[int]] = [[1]]
     for _ in range(40):
         stem = rng.choice(tree)
-        tree.append([*stem[: rng.randrange(1, len(stem) + 1)], *(rng.randrange(97) for _ in range(rng.randrange(1, 14)))])
+        tree.append(
+            [*stem[: rng.randrange(1, len(stem) + 1)], *(rng.randrange(97) for _ in range(rng.randrange(1, 14)))]
+        )
     plain = NativeEngine(model)
     keeping = NativeEngine(model, prefix_tokens=rng.choice([5, 60, 300, ROOM]), max_rows=rng.choice([3, 64]))
     for _ in range(5):
@@ -132,7 +149,7 @@ def test_a_prompt_is_found_while_the_first_that_had_it_is_still_sampled() -> Non
 
     async def ask() -> None:
         first = asyncio.create_task(engine.generate_one(Request([*system, 8, 9], ENDLESS)))
-        while not engine.stats.steps or not engine.in_flight:
+        while engine.stats.steps != 2 or not engine.in_flight:  # the batch before had nine
             await asyncio.sleep(0)
         assert engine.stats.reused == 0
         await engine.generate_one(Request([*system, 10, 11], ENDLESS))
@@ -168,6 +185,49 @@ def test_requests_and_streams_use_and_keep_prefixes() -> None:
             assert tuple(engine.stream(asked, ENDLESS)) == expected
         assert engine.stats.reused == (len(asked) - 1 if round_number else 0)
         asked = [*asked, *expected]
+
+
+def forward_sizes(engine: NativeEngine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """(rows, new tokens, cells of a row) of each prefill after kept tokens, from now on."""
+    sizes, proper = [], engine._lm.last_logits
+
+    def counted(**inputs: torch.Tensor) -> torch.Tensor:
+        if "attention_mask" in inputs and inputs["input_ids"].shape[1] > 1:
+            sizes.append((*inputs["input_ids"].shape, inputs["attention_mask"].shape[1]))
+        return proper(**inputs)
+
+    monkeypatch.setattr(engine._lm, "last_logits", counted)
+    return sizes
+
+
+def test_a_forward_pass_counts_what_stands_before_its_tokens_and_pads_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows with 40 kept tokens: their cells count, or a long past would make a forward of any size; and a row that
+    lacks three tokens is not padded to one that lacks thirty."""
+    engine, rng = NativeEngine(tiny_model(), prefix_tokens=ROOM, prefill_tokens=150), random.Random(0)
+    stem = list(range(40, 81))
+    engine.generate([stem], ENDLESS)
+    sizes = forward_sizes(engine, monkeypatch)
+    lacking = [4, 20, 3, 20, 4, 20]
+    engine.generate(
+        [[*stem, index, *(rng.randrange(97) for _ in range(n))] for index, n in enumerate(lacking)], ENDLESS
+    )
+    assert engine.stats.prefilled == sum(lacking)
+    assert sizes and all(rows * cells <= 150 for rows, _, cells in sizes)
+    assert sum(rows * new for rows, new, _ in sizes) <= engine.stats.prefilled + 2
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2"])
+def test_padding_behind_a_long_past_stands_on_no_position_that_the_model_lacks(family: str) -> None:
+    """One row has a past of 119 of 128 positions, the other lacks 30 tokens."""
+    model = family_model(family)
+    plain, engine = NativeEngine(model), NativeEngine(model, prefix_tokens=ROOM)
+    stems = [[index % 97 for index in range(119)], list(range(60, 70))]
+    engine.generate(stems, replace(ENDLESS, max_new_tokens=1))
+    grown = [[*stems[0], 7, 8], [*stems[1], *range(30)]]
+    for expected, group in zip(plain.generate(grown, ENDLESS), engine.generate(grown, ENDLESS), strict=True):
+        assert group[0].ids == expected[0].ids
+        assert group[0].logprobs == pytest.approx(expected[0].logprobs, abs=1e-4)
+    assert engine.stats.reused >= 118
 
 
 # ---------------------------------------------------------------- memory and weights
@@ -332,6 +392,33 @@ def test_a_prefill_that_computes_something_else_is_found_out_and_switched_off(
     assert engine.path == "cached"
     engine.generate(grown, SAMPLING)
     assert engine.stats.reused == 0
+
+
+def test_completions_that_wait_for_a_prompt_do_not_get_what_was_found_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last prompt's cells are held for those of its completions that wait; here they are of the wrong prefill."""
+    model, proper = tiny_model(), decode.prefill_inputs
+
+    def shifted(*args: object) -> dict[str, torch.Tensor]:
+        inputs = proper(*args)  # type: ignore[arg-type]
+        return {**inputs, "position_ids": inputs["position_ids"] + 1} if "position_ids" in inputs else inputs
+
+    monkeypatch.setattr(decode, "prefill_inputs", shifted)
+    engine, prompt = NativeEngine(model, prefix_tokens=ROOM, max_rows=2), some_prompts()[1]
+    engine.generate([prompt], SAMPLING)
+    grown = [*prompt, 8, 9, 4]
+    expected = NativeEngine(model).generate([grown], SAMPLING, completions_per_prompt=5)
+    assert ids_of(engine.generate([grown], SAMPLING, completions_per_prompt=5)) == ids_of(expected)
+
+
+def test_broken_weights_are_not_the_stores_fault(caplog: pytest.LogCaptureFixture) -> None:
+    model, prompts = tiny_model(), some_prompts()
+    engine = NativeEngine(model, prefix_tokens=ROOM)
+    engine.generate(prompts, SAMPLING)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.data[0, 0] = float("nan")  # not counted: the keys are kept, and right
+    with caplog.at_level(logging.WARNING), pytest.raises(NonFiniteError, match="not finite"):
+        engine.generate(prompts, SAMPLING)
+    assert engine.stats.reused > 0 and not caplog.text
 
 
 def test_the_window_is_shorter_than_what_is_reused() -> None:
