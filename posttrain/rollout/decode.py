@@ -223,8 +223,6 @@ class CachedDecoder:
         for span in store.find(tuple(place.ids), self._weights):
             self._cache.store(place.slots, span.layers, span.start, span.count)
             past += span.count
-        if past and (continues := past < len(place.ids)) not in store.proven:
-            self._to_prove.setdefault(continues, self.rows[place.slots.first])
         return replace(place, slots=replace(place.slots, past=past))
 
     def _prefill_and_keep(self, places: Sequence[Place], store: PrefixStore) -> None:
@@ -234,10 +232,11 @@ class CachedDecoder:
         continued = [place for place in places if place.slots.past and place.missing]
         self._prefill(sorted(continued, key=lambda place: len(place.missing)))
         for place in places:
+            slots = place.slots
+            if slots.past and (continues := bool(place.missing)) not in store.proven:
+                self._to_prove.setdefault(continues, self.rows[slots.first])
             if place.fresh_prompt is not None:
-                store.keep(
-                    tuple(place.ids), partial(self._cache.read, place.slots.first, place.slots.length), self._weights
-                )
+                store.keep(tuple(place.ids), partial(self._cache.read, slots.first, slots.length), self._weights)
 
     def _prefill(self, places: Sequence[Place]) -> None:
         for batch in batches_of(places, self._prefill_tokens):
@@ -267,7 +266,7 @@ class CachedDecoder:
         if self._to_prove and self._prefixes is not None and self._kept_differs(logits_RV, self._prefixes):
             # Nothing was drawn from these logits yet: all rows enter again, and are computed from their first token.
             waiting.extendleft(reversed(self.rows))
-            self.rows = []
+            self.rows.clear()  # the same list: the caller may have taken it before it asked for logits
             self.admit(waiting)
             logits_RV = self._step(waiting)
         return logits_RV
@@ -279,10 +278,9 @@ class CachedDecoder:
         for continues, row in rows.items():
             if row not in self.rows:  # it had to give its cells back; another one will come
                 continue
-            plain_V = self.lm.last_logits(input_ids=torch.tensor([row.ids], device=self.lm.device), use_cache=False)[
-                0
-            ].float()
-            logprobs_V, kept_V = plain_V.log_softmax(0), logits_RV[self.rows.index(row)].float().log_softmax(0)
+            ids_1T = torch.tensor([row.ids], device=self.lm.device)
+            logprobs_V = self.lm.last_logits(input_ids=ids_1T, use_cache=False)[0].float().log_softmax(0)
+            kept_V = logits_RV[self.rows.index(row)].float().log_softmax(0)
             # Of the likeliest alone: far down, rounding is as large as log-probs are.
             ids = logprobs_V.topk(min(PROVEN_IDS, len(logprobs_V))).indices
             gap = float((logprobs_V - kept_V)[ids].abs().max())

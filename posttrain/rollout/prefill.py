@@ -75,14 +75,13 @@ def prefill_inputs(batch: Sequence[Place], device: torch.device) -> dict[str, Te
         return {"input_ids": padded}
     pasts_R1 = torch.tensor([[place.slots.past] for place in batch], device=device)
     ends_R1 = torch.tensor([[len(place.missing)] for place in batch], device=device)
-    columns_C = torch.arange(-past, longest, device=device)
     return {
         "input_ids": padded,
         # The last token's own for padding: behind a long past it would stand beyond a model's last position.
         "position_ids": pasts_R1 + torch.minimum(torch.arange(longest, device=device), ends_R1 - 1),
         # A row's cells are neighbours, its past right before its new tokens, so a window spans the columns that it
-        # spans in the sequence. Some models (OPT, BLOOM) count positions in this mask, so padding is not in it.
-        "attention_mask": (columns_C >= -pasts_R1) & (columns_C < ends_R1),
+        # spans in the sequence. BLOOM counts its positions in this mask.
+        "attention_mask": torch.arange(-past, longest, device=device) >= -pasts_R1,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from posttrain.errors import NonFiniteError
 from posttrain.rollout import decode
 from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.rollout.native import CACHE_TOLERANCE, NativeEngine
+from posttrain.rollout.prefill import Place
 from posttrain.sampling import SamplingDistribution
 from tests.families import family_model
 from tests.fixtures import ARCHITECTURES, SLIDING_WINDOW, tiny_model
@@ -370,39 +372,72 @@ def test_keys_that_depend_on_the_length_to_come_are_not_kept(caplog: pytest.LogC
     assert engine.stats.reused == 0
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_a_prefill_that_computes_something_else_is_found_out_and_switched_off(
-    rows: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The planted fault: new tokens after kept ones stand one position too far on."""
-    model, proper = tiny_model(), decode.prefill_inputs
+def plant_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New tokens after kept ones stand one position too far on."""
+    proper = decode.prefill_inputs
 
-    def shifted(*args: object) -> dict[str, torch.Tensor]:
-        inputs = proper(*args)  # type: ignore[arg-type]
+    def shifted(batch: Sequence[Place], device: torch.device) -> dict[str, torch.Tensor]:
+        inputs = proper(batch, device)
         return {**inputs, "position_ids": inputs["position_ids"] + 1} if "position_ids" in inputs else inputs
 
     monkeypatch.setattr(decode, "prefill_inputs", shifted)
-    engine, prompts = NativeEngine(model, prefix_tokens=ROOM), some_prompts(rows, longest=20)
-    first = engine.generate(prompts, SAMPLING)
-    grown = [[*p, *group[0].ids, 8, 9, 4] for p, group in zip(prompts, first, strict=True)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_rows": 3}, {"cache_tokens": 60}, {"cache_tokens": 100}], ids=str)
+def test_a_prefill_that_computes_something_else_is_found_out_and_switched_off(
+    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plant = tiny_model(), [list(range(30, 50)), [1, 2, 3]]
+    plant_a_fault(monkeypatch)
+    engine = NativeEngine(model, prefix_tokens=ROOM, **settings)
+    engine.generate(plant, SAMPLING)
+    # Some are sampled for a while before the first that continues something comes.
+    prompts = [*some_prompts(3, longest=30), *([*ids, 8, 9, 4] for ids in plant)]
+    longer = replace(SAMPLING, max_new_tokens=30)
     with caplog.at_level(logging.WARNING):
-        answers = engine.generate(grown, SAMPLING, completions_per_prompt=2)
-    assert ids_of(answers) == ids_of(NativeEngine(model).generate(grown, SAMPLING, completions_per_prompt=2))
-    assert "prefixes of earlier sequences are not reused" in caplog.text
+        answers = engine.generate(prompts, longer, completions_per_prompt=2)
+    assert ids_of(answers) == ids_of(NativeEngine(model).generate(prompts, longer, completions_per_prompt=2))
+    assert caplog.text.count("prefixes of earlier sequences are not reused") == 1
     assert engine.path == "cached"
-    engine.generate(grown, SAMPLING)
+    engine.generate(prompts, SAMPLING)
     assert engine.stats.reused == 0
+
+
+def test_a_step_that_finds_a_fault_gives_logits_for_the_rows_that_were_taken_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`sample_tokens(decoder.rows, decoder.next_logits(waiting), ...)` takes the list first."""
+    plant_a_fault(monkeypatch)
+    engine = NativeEngine(tiny_model(), prefix_tokens=ROOM)
+    engine.generate([[1, 2, 3]], SAMPLING)
+    decoder, waiting = engine._fresh_decoder(), deque([engine.row_of(Request([1, 2, 3, 4, 5], SAMPLING))])
+    with engine.sampling():
+        decoder.admit(waiting)
+        rows = decoder.rows
+        logits_RV = decoder.next_logits(waiting)
+    assert engine._prefixes is not None and engine._prefixes.tokens == 0
+    assert rows is decoder.rows and len(rows) == len(logits_RV) == 1
+
+
+def test_a_row_that_gave_its_cells_back_before_its_proof_proves_nothing() -> None:
+    engine = NativeEngine(tiny_model(), prefix_tokens=ROOM)
+    engine.generate([[1, 2, 3]], SAMPLING)
+    decoder = engine._fresh_decoder()
+    assert isinstance(decoder, decode.CachedDecoder) and engine._prefixes is not None
+    first, second = (engine.row_of(Request([1, 2, last], SAMPLING)) for last in (3, 4))
+    waiting = deque([first, second])
+    with engine.sampling():
+        decoder.admit(waiting)
+        assert decoder._to_prove == {False: first}
+        decoder.retire([first])
+        assert len(decoder.next_logits(waiting)) == 1
+    assert engine._prefixes.proven == set()
 
 
 def test_completions_that_wait_for_a_prompt_do_not_get_what_was_found_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last prompt's cells are held for those of its completions that wait; here they are of the wrong prefill."""
-    model, proper = tiny_model(), decode.prefill_inputs
-
-    def shifted(*args: object) -> dict[str, torch.Tensor]:
-        inputs = proper(*args)  # type: ignore[arg-type]
-        return {**inputs, "position_ids": inputs["position_ids"] + 1} if "position_ids" in inputs else inputs
-
-    monkeypatch.setattr(decode, "prefill_inputs", shifted)
+    model = tiny_model()
+    plant_a_fault(monkeypatch)
     engine, prompt = NativeEngine(model, prefix_tokens=ROOM, max_rows=2), some_prompts()[1]
     engine.generate([prompt], SAMPLING)
     grown = [*prompt, 8, 9, 4]
