@@ -27,6 +27,7 @@ from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder
 from posttrain.rollout.engine import Alternatives, Completion, FinishReason, OnFinish, Request
 from posttrain.rollout.native_requests import NativeStepSampler
+from posttrain.rollout.prefixes import PrefixStore, prefix_store, weights_now
 from posttrain.rollout.prompt_scores import prompt_scores, require_scorable
 from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.rows import Row, sample_tokens
@@ -66,10 +67,15 @@ class NativeEngine:
         decode: ids to text, `encoder.tokens.decode`; needed by stop strings alone.
         adapter: which adapter of a `PeftModel` samples: its name, None for the base without any, or ACTIVE, whichever
             is active then. Several engines may share one model: each switches to its own while it samples, and back.
+        prefix_tokens: tokens of sequences that have ended whose keys and values are kept, also while nothing is
+            sampled, for prompts that begin with them, as those of search and chats do; `score` never uses them.
+            Each costs what a token of the cache costs; the least recently used go first. A new `policy_version` empties
+            it. 0 keeps nothing, so that the memory is the trainer's.
 
     Raises:
         ConfigError: an `adapter` that the model does not have.
         ModelError: an encoder-decoder.
+        ConfigError: `prefix_tokens` is negative.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class NativeEngine:
         autocast: torch.dtype | None = None,
         decode: Decode | None = None,
         adapter: AdapterName = ACTIVE,
+        prefix_tokens: int = 0,
     ):
         config = text_config(model)
         self.model = model
@@ -100,6 +107,7 @@ class NativeEngine:
         self._max_rows = max_rows or (64 if self._lm.device.type == "cpu" else 256)
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
+        self._prefixes = prefix_store(prefix_tokens, config, CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE)
         self._num_layers: int = config.num_hidden_layers
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
         self.path: Literal["cached", "recomputed"] = "cached"
@@ -172,6 +180,7 @@ class NativeEngine:
                 decoder.admit(waiting)
                 self._step(decoder, waiting)
             yield row.answer[-1]
+        decoder.retire([row])  # ended as others end: what it computed is kept for a prompt that goes on from here
 
     def update_weights(self, model: nn.Module, version: int) -> None:
         """Note the version: the weights are the trainer's own, so nothing is copied.
@@ -353,13 +362,16 @@ class NativeEngine:
 
     def _fresh_decoder(self) -> Decoder:
         self.stats = DecodeStats()
-        return self._decoder(self.stats)
+        if self._prefixes is not None:
+            self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
+        return self._decoder(self.stats, self._prefixes)
 
-    def _decoder(self, stats: DecodeStats) -> Decoder:
+    def _decoder(self, stats: DecodeStats, prefixes: PrefixStore | None = None) -> Decoder:
+        """`score` gives no prefixes: it says what the weights of the moment compute, to prove that they arrived."""
         if self.path == "recomputed":
             return RecomputingDecoder(self._lm, stats, self._max_rows, self._cache_tokens)
         return CachedDecoder(
-            self._lm, self._num_layers, stats, self._max_rows, self._cache_tokens, self._prefill_tokens
+            self._lm, self._num_layers, stats, self._max_rows, self._cache_tokens, self._prefill_tokens, prefixes
         )
 
     # ------------------------------------------------------------ the proof
@@ -409,4 +421,5 @@ class NativeEngine:
 
     def _switch_off(self, reason: str) -> None:
         self.path = "recomputed"
+        self._prefixes = None
         logger.warning("%s is sampled without a cache, which is slow: %s", type(causal_lm(self.model)).__name__, reason)
