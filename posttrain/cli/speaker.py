@@ -43,6 +43,7 @@ class Speaker:
         device: str = "auto",
         model_code: ModelCode = "refuse",
         say: Callable[[str], None] | None = None,
+        prefix_tokens: int = 0,
         **sampling: Any,
     ):
         from posttrain.data.encode import Encoder
@@ -62,7 +63,7 @@ class Speaker:
                     say(notice)
         self.tokenizer = loaded.tokenizer
         self.encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
-        self.engine = NativeEngine(loaded.model, decode=self.encoder.tokens.decode)
+        self.engine = NativeEngine(loaded.model, decode=self.encoder.tokens.decode, prefix_tokens=prefix_tokens)
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
 

@@ -22,6 +22,9 @@ from posttrain.config.strategies.sampling import BestOfN
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
+PREFIX_TOKENS = 32_768
+"""Tokens whose keys and values an engine keeps for continuations: a search goes on from what it has just drawn."""
+
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
 }
