@@ -31,7 +31,14 @@ from posttrain.rollout.prefixes import PrefixStore, prefix_store, weights_now
 from posttrain.rollout.prompt_scores import prompt_scores, require_scorable
 from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.rows import Row, sample_tokens
-from posttrain.rollout.sampled_model import causal_lm, evaluating, layers_without_keys, text_config
+from posttrain.rollout.sampled_model import (
+    causal_lm,
+    evaluating,
+    layers_without_keys,
+    require_known_ids,
+    text_config,
+    vocabulary_of,
+)
 from posttrain.rollout.text import Decode, StopSearch
 from posttrain.sampling import RandomStream, SamplingDistribution
 
@@ -110,6 +117,7 @@ class NativeEngine:
         self._prefixes = prefix_store(prefix_tokens, config, CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE)
         self._num_layers: int = config.num_hidden_layers
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._vocabulary = vocabulary_of(model)
         self.path: Literal["cached", "recomputed"] = "cached"
         odd = layers_without_keys(config)
         if virtual:
@@ -135,7 +143,7 @@ class NativeEngine:
         """See `Engine.generate`.
 
         Raises:
-            ConfigError: a prompt is empty or too long for the model or the cache.
+            ConfigError: a prompt is empty, too long for the model or the cache, or has ids that the model lacks.
             NonFiniteError: the model's logits are not finite.
         """
         if completions_per_prompt < 1:
@@ -226,9 +234,9 @@ class NativeEngine:
             top: how many of the likeliest ids to give at each token.
 
         Raises:
-            ConfigError: a prompt is empty or too long for the model; `top` below 0.
+            ConfigError: a prompt is empty, too long for the model, or has ids that it lacks; `top` below 0.
         """
-        require_scorable(prompts, top, self._positions)
+        require_scorable(prompts, top, self._positions, self._vocabulary)
         ids, lm = [tuple(map(int, prompt)) for prompt in prompts], self._lm.model
         with self.sampling():
             tolerance = CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE
@@ -339,6 +347,7 @@ class NativeEngine:
             raise ConfigError(
                 "the prompt has no tokens", where=where, remedy="begin it with the BOS token or a template"
             )
+        require_known_ids(prompt, where, self._vocabulary)
         limit = sampling.max_new_tokens
         if self._positions is not None:
             if len(prompt) >= self._positions:
