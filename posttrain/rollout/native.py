@@ -318,7 +318,8 @@ class NativeEngine:
     def _fresh_decoder(self) -> Decoder:
         self.stats = DecodeStats()
         if self._prefixes is not None:
-            self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
+            with self.sampling():  # as it samples, which is not how it stands between two steps
+                self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
         return self._decoder(self.stats, self._prefixes)
 
     def _decoder(self, stats: DecodeStats, prefixes: PrefixStore | None = None) -> Decoder:

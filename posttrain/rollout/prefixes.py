@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from posttrain.errors import ConfigError
@@ -167,13 +168,15 @@ class PrefixStore:
 
 
 def weights_now(model: nn.Module, version: int, autocast: torch.dtype | None) -> Hashable:
-    """What keys and values depend on beside the ids: the weights, by their version, and the precision.
+    """What keys and values depend on beside the ids: weights by their version, the adapters in use, and the precision.
 
     Torch counts the changes in place of each parameter (not those of `parameter.data`), so an optimizer's update is seen
     even where nobody raised the version.
     """
-    changes = (-1 if parameter.is_inference() else parameter._version for parameter in model.parameters())
-    return version, autocast, tuple(changes)
+    changes = tuple(-1 if parameter.is_inference() else parameter._version for parameter in model.parameters())
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    adapters = tuple((tuple(layer.active_adapters), layer.disable_adapters) for layer in layers)
+    return version, autocast, changes, adapters
 
 
 def prefix_store(tokens: int, config: Any, tolerance: float) -> PrefixStore | None:
