@@ -29,8 +29,8 @@ ENDLESS = replace(SAMPLING, stop_ids=frozenset())
 ROOM = 5_000
 
 FAMILIES = ("bloom", "opt", "falcon", "cohere2", "gpt_oss", "dbrx", "olmoe", "stablelm", "deepseek_v3")
-"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, latent attention (values of
-another size than keys), more mixtures of experts."""
+"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, latent attention
+(values of another size than keys), more mixtures of experts."""
 FIELDS = {
     "deepseek_v3": {
         "num_key_value_heads": 4,
