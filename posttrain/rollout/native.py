@@ -61,11 +61,11 @@ class NativeEngine:
             fp32). None is the weights' own.
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
-        prefill_tokens: prompt tokens of one forward pass.
         prefix_tokens: tokens of sequences that have ended whose keys and values are kept, also while nothing is
             sampled, for prompts that begin with them, as those of search and chats do; `score` never uses them.
             Each costs what a token of the cache costs; the least recently used go first. A new `policy_version` empties
             it. 0 keeps nothing, so that the memory is the trainer's.
+        prefill_tokens: prompt tokens of one forward pass.
 
     Raises:
         ModelError: an encoder-decoder.
@@ -78,10 +78,10 @@ class NativeEngine:
         *,
         max_rows: int | None = None,
         cache_tokens: int = 32_768,
+        prefix_tokens: int = 0,
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
         autocast: torch.dtype | None = None,
-        prefix_tokens: int = 0,
     ):
         config = _text_config(model)
         self.model = model
