@@ -221,8 +221,8 @@ class CachedDecoder:
     def _copy_kept(self, place: Place, store: PrefixStore) -> Place:
         past = 0
         for span in store.find(tuple(place.ids), self._weights):
-            self._cache.store(place.slots, span.layers, span.start, span.count)
-            past += span.count
+            self._cache.store(place.slots, span.layers, span.start, span.length)
+            past += span.length
         return replace(place, slots=replace(place.slots, past=past))
 
     def _prefill_and_keep(self, places: Sequence[Place], store: PrefixStore) -> None:

@@ -115,7 +115,7 @@ class _SlotLayer(CacheLayerMixin):
         return joined
 
     def store(self, where: PromptSlots, sequence: KeyValue, start: int, count: int) -> None:
-        """Copy the first `count` tokens of `sequence`; they are those from `start` on of a row that ends at the cursor."""
+        """Copy the first `count` tokens of `sequence`: those from `start` on of a row that ends at the cursor."""
         if not self.is_initialized:  # the first of a new cache, and nothing was computed for it
             self.lazy_initialization(sequence[0][None], sequence[1][None])
         # Right-aligned: all rows end at the cursor, so one column is the next token of each.

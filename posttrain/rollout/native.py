@@ -70,7 +70,6 @@ class NativeEngine:
             fp32). None is the weights' own.
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
-        prefill_tokens: prompt tokens of one forward pass.
         decode: ids to text, `encoder.tokens.decode`; needed by stop strings alone.
         adapter: which adapter of a `PeftModel` samples: its name, None for the base without any, or ACTIVE, whichever
             is active then. Several engines may share one model: each switches to its own while it samples, and back.
@@ -78,11 +77,11 @@ class NativeEngine:
             sampled, for prompts that begin with them, as those of search and chats do; `score` never uses them.
             Each costs what a token of the cache costs; the least recently used go first. A new `policy_version` empties
             it. 0 keeps nothing, so that the memory is the trainer's.
+        prefill_tokens: prompt tokens of one forward pass.
 
     Raises:
-        ConfigError: an `adapter` that the model does not have.
+        ConfigError: an `adapter` that the model does not have; `prefix_tokens` is negative.
         ModelError: an encoder-decoder.
-        ConfigError: `prefix_tokens` is negative.
     """
 
     def __init__(
@@ -91,12 +90,12 @@ class NativeEngine:
         *,
         max_rows: int | None = None,
         cache_tokens: int = 32_768,
+        prefix_tokens: int = 0,
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
         autocast: torch.dtype | None = None,
         decode: Decode | None = None,
         adapter: AdapterName = ACTIVE,
-        prefix_tokens: int = 0,
     ):
         config = text_config(model)
         self.model = model
@@ -372,7 +371,8 @@ class NativeEngine:
     def _fresh_decoder(self) -> Decoder:
         self.stats = DecodeStats()
         if self._prefixes is not None:
-            self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
+            with self.sampling():  # as it samples, which is not how it stands between two steps
+                self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
         return self._decoder(self.stats, self._prefixes)
 
     def _decoder(self, stats: DecodeStats, prefixes: PrefixStore | None = None) -> Decoder:

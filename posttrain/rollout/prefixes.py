@@ -1,12 +1,12 @@
 """Keys and values of sequences that have ended, for prompts that begin with them.
 
-Search asks for `prompt`, then for `prompt + step 1`, then for `prompt + step 1 + step 2`; a chat asks for each turn after
-all turns before it. What such prompts have in common is computed once and copied from here.
+Search asks for `prompt`, then for `prompt + step 1`, then for `prompt + step 1 + step 2`; a chat asks for each turn
+after all turns before it. What such prompts have in common is computed once and copied from here.
 
     store = PrefixStore(tokens=32_768, tolerance=1e-3)
     store.begin(weights)
     store.keep((1, 70, 71, 52), read, weights)          # read(start, count): keys and values of those of its tokens
-    store.find((1, 70, 71, 99), weights)                # -> [Span(..., start=0, count=3)]: 99 alone is to be computed
+    store.find((1, 70, 71, 99), weights)                # -> [Span(..., start=0, length=3)]: 99 alone is to be computed
 
 The store is a radix tree over token ids (Zheng et al. 2024, "SGLang", section 3). A node holds the keys and values of
 its own tokens alone; those before them lie in its ancestors, so what a thousand beams share is held once:
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from posttrain.errors import ConfigError
@@ -40,11 +41,11 @@ ReadCells = Callable[[int, int], Layers]
 
 
 class Span(NamedTuple):
-    """Kept cells of a sequence: its tokens from `start` to `start + count` are the first `count` of `layers`."""
+    """Kept cells of a sequence: its tokens from `start` to `start + length` are the first `length` of `layers`."""
 
     layers: Layers
     start: int
-    count: int
+    length: int
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +102,7 @@ class PrefixStore:
         return spans
 
     def keep(self, ids: tuple[int, ...], read: ReadCells, weights: Hashable) -> None:
-        """Keep a sequence; only what is not kept yet is read. Where the store is too small for all of it, its beginning."""
+        """Keep a sequence, or its beginning where the store is too small for all; only what is not kept yet is read."""
         if weights != self.weights or not self.tokens:
             return
         node, length = self._root, 0
@@ -167,13 +168,15 @@ class PrefixStore:
 
 
 def weights_now(model: nn.Module, version: int, autocast: torch.dtype | None) -> Hashable:
-    """What keys and values depend on beside the ids: the weights, by their version, and the precision.
+    """What keys and values depend on beside the ids: weights by their version, the adapters in use, and the precision.
 
-    Torch counts the changes in place of each parameter (not those of `parameter.data`), so an optimizer's update is seen
-    even where nobody raised the version.
+    Torch counts the changes in place of each parameter (not those of `parameter.data`), so an optimizer's update is
+    seen even where nobody raised the version.
     """
-    changes = (-1 if parameter.is_inference() else parameter._version for parameter in model.parameters())
-    return version, autocast, tuple(changes)
+    changes = tuple(-1 if parameter.is_inference() else parameter._version for parameter in model.parameters())
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    adapters = tuple((tuple(layer.active_adapters), layer.disable_adapters) for layer in layers)
+    return version, autocast, changes, adapters
 
 
 def prefix_store(tokens: int, config: Any, tolerance: float) -> PrefixStore | None:

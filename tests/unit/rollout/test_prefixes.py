@@ -53,7 +53,7 @@ def test_a_node_holds_its_own_tokens_alone() -> None:
     assert store.cells == 6
     assert [found(store, ids) for ids in [(1, 2, 3, 4, 5, 6), (1, 2, 3, 8), (1, 2, 9), (2,), ()]] == [5, 4, 2, 0, 0]
     spans: list[Span] = store.find((1, 2, 3, 8), WEIGHTS)
-    assert [(span.start, span.count) for span in spans] == [(0, 3), (3, 1)]
+    assert [(span.start, span.length) for span in spans] == [(0, 3), (3, 1)]
 
 
 def test_what_is_kept_already_is_not_read_again() -> None:

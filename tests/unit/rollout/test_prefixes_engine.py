@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from posttrain.errors import NonFiniteError
@@ -28,8 +29,8 @@ ENDLESS = replace(SAMPLING, stop_ids=frozenset())
 ROOM = 5_000
 
 FAMILIES = ("bloom", "opt", "falcon", "cohere2", "gpt_oss", "dbrx", "olmoe", "stablelm", "deepseek_v3")
-"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, latent attention (values of
-another size than keys), more mixtures of experts."""
+"""Beside `ARCHITECTURES`: ALiBi, positions counted in the mask, attention sinks, partly rotary, latent attention
+(values of another size than keys), more mixtures of experts."""
 FIELDS = {
     "deepseek_v3": {
         "num_key_value_heads": 4,
@@ -279,6 +280,23 @@ def test_an_optimizer_step_is_seen_where_nobody_raised_the_version() -> None:
     optimizer.step()
     assert ids_of(engine.generate(prompts, SAMPLING)) == ids_of(NativeEngine(model).generate(prompts, SAMPLING))
     assert engine.stats.reused == 0
+
+
+def test_another_adapter_finds_nothing_of_the_one_before() -> None:
+    prompts = some_prompts()
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(tiny_model(), config)
+    model.add_adapter("second", config)
+    engine = NativeEngine(model, prefix_tokens=ROOM)
+    engine.generate(prompts, SAMPLING)
+    model.set_adapter("second")
+    assert ids_of(engine.generate(prompts, SAMPLING)) == ids_of(NativeEngine(model).generate(prompts, SAMPLING))
+    assert engine.stats.reused == 0
+    with model.disable_adapter():
+        assert ids_of(engine.generate(prompts, SAMPLING)) == ids_of(NativeEngine(model).generate(prompts, SAMPLING))
+        assert engine.stats.reused == 0
+        engine.generate(prompts, SAMPLING)
+        assert engine.stats.reused > 0
 
 
 def test_weights_that_change_in_mid_flight_leave_nothing_of_the_old_ones() -> None:
