@@ -18,19 +18,27 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
-from posttrain.config.strategies.sampling import BestOfN
+from posttrain.config.strategies.sampling import (
+    AdaptiveConsistency,
+    BestOfN,
+    EarlyStoppingConsistency,
+    SelfConsistency,
+)
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "self_consistency": SelfConsistency,
+    "early_stopping_consistency": EarlyStoppingConsistency,
+    "adaptive_consistency": AdaptiveConsistency,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN,
-    Field(),
+    BestOfN | SelfConsistency | EarlyStoppingConsistency | AdaptiveConsistency,
+    Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
 
@@ -64,4 +72,14 @@ def strategy_of(value: Any) -> StrategySettings:
     )
 
 
-__all__ = ["STRATEGY_KINDS", "AnyStrategy", "BestOfN", "Settings", "StrategySettings", "strategy_of"]
+__all__ = [
+    "STRATEGY_KINDS",
+    "AdaptiveConsistency",
+    "AnyStrategy",
+    "BestOfN",
+    "EarlyStoppingConsistency",
+    "SelfConsistency",
+    "Settings",
+    "StrategySettings",
+    "strategy_of",
+]
