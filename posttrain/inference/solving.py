@@ -192,11 +192,10 @@ class Solving:
         made: list[Node] = []
 
         def keep(completion: Completion) -> None:
-            node = self._node(completion, kind, parents, messages, whole[: len(whole) - len(before)], before, step)
+            prompt = whole[: len(whole) - len(before)]
+            node = self._node(completion, kind, parents, messages, prompt, before, step)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
-            node.open = not node.ended and len(node.path_ids) < self.longest_answer(
-                len(whole) - len(before), **sampling
-            )
+            node.open = not node.ended and len(node.path_ids) < self.longest_answer(len(prompt), **sampling)
             self.nodes.append(node)
             made.append(node)
 
