@@ -10,7 +10,9 @@ from typing import Any
 from posttrain.config.strategies import (
     AdaptiveConsistency,
     BestOfN,
+    DeepConf,
     EarlyStoppingConsistency,
+    LikeliestAnswer,
     SelfConsistency,
     StrategySettings,
 )
@@ -19,7 +21,9 @@ from posttrain.inference.solving import Solving
 from posttrain.inference.strategies import (
     adaptive_consistency,
     best_of_n,
+    deepconf,
     early_stopping_consistency,
+    likeliest_answer,
     self_consistency,
 )
 
@@ -32,5 +36,7 @@ STRATEGIES: Mapping[type[StrategySettings], Solve] = {
     SelfConsistency: self_consistency.solve,
     EarlyStoppingConsistency: early_stopping_consistency.solve,
     AdaptiveConsistency: adaptive_consistency.solve,
+    DeepConf: deepconf.solve,
+    LikeliestAnswer: likeliest_answer.solve,
 }
 """What carries out each strategy."""

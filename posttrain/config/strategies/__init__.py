@@ -21,7 +21,9 @@ from posttrain.config.strategies.base import StrategySettings
 from posttrain.config.strategies.sampling import (
     AdaptiveConsistency,
     BestOfN,
+    DeepConf,
     EarlyStoppingConsistency,
+    LikeliestAnswer,
     SelfConsistency,
 )
 from posttrain.config.values import Settings
@@ -32,12 +34,14 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "self_consistency": SelfConsistency,
     "early_stopping_consistency": EarlyStoppingConsistency,
     "adaptive_consistency": AdaptiveConsistency,
+    "deepconf": DeepConf,
+    "likeliest_answer": LikeliestAnswer,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN | SelfConsistency | EarlyStoppingConsistency | AdaptiveConsistency,
+    BestOfN | SelfConsistency | EarlyStoppingConsistency | AdaptiveConsistency | DeepConf | LikeliestAnswer,
     Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
@@ -77,7 +81,9 @@ __all__ = [
     "AdaptiveConsistency",
     "AnyStrategy",
     "BestOfN",
+    "DeepConf",
     "EarlyStoppingConsistency",
+    "LikeliestAnswer",
     "SelfConsistency",
     "Settings",
     "StrategySettings",

@@ -44,10 +44,11 @@ def elected(
     members = [answers[place] for place in vote.members] or answers[:1]
     if not members:
         return solving.solution(None, stopped, **facts)
-    return solving.solution(_representative(members, settings), stopped, **facts)
+    return solving.solution(representative(members, settings), stopped, **facts)
 
 
-def _representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
+def representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
+    """Of answers that say the same, the one whose text is given."""
     if settings.text == "first":
         return members[0]
     return first_best(members, [fmean(node.logprobs) if node.logprobs else float("-inf") for node in members])
