@@ -113,6 +113,23 @@ def test_it_stops_as_soon_as_nothing_can_be_better():
     assert found.answer == "" and found.spent.requests == 1 and found.stopped is Stopped.DONE
 
 
+def test_it_goes_on_where_a_longer_answer_may_yet_be_better():
+    class Slow(Vocabulary):
+        def logprobs(self, said):
+            table = {"": (0.2, 0.1, 0.7), "aaa": (1e-9, 1e-9, 1.0)}
+            return [math.log(value) for value in table.get(said, (1.0, 1e-9, 1e-9))]
+
+    # log 0.7 = -0.36 for the empty answer; log 0.2 is -1.6, over 4 tokens -0.40, over 4 ** 2 -0.10
+    assert searched(Slow(0), 2, 1.0).answer == "" and searched(Slow(0), 2, 2.0).answer == "aaa"
+
+    class Short(Vocabulary):
+        def logprobs(self, said):
+            return [math.log(value) for value in ((1e-9, 1e-9, 1.0) if said else (0.6, 0.1, 0.3))]
+
+    # times its length: log 0.3 = -1.2 for the empty answer, 2 log 0.6 = -1.0 for "a", which 4 tokens would make -2.0
+    assert searched(Short(0), 2, -1.0).answer == "a"
+
+
 def test_a_limit_of_tokens_gives_the_best_until_then():
     class Endless(Vocabulary):
         def logprobs(self, said):
