@@ -18,7 +18,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
-from posttrain.config.strategies.sampling import BestOfN
+from posttrain.config.strategies.sampling import (
+    AdaptiveConsistency,
+    BestOfN,
+    DeepConf,
+    EarlyStoppingConsistency,
+    LikeliestAnswer,
+    SelfConsistency,
+)
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
@@ -27,13 +34,18 @@ PREFIX_TOKENS = 32_768
 
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "self_consistency": SelfConsistency,
+    "early_stopping_consistency": EarlyStoppingConsistency,
+    "adaptive_consistency": AdaptiveConsistency,
+    "deepconf": DeepConf,
+    "likeliest_answer": LikeliestAnswer,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN,
-    Field(),
+    BestOfN | SelfConsistency | EarlyStoppingConsistency | AdaptiveConsistency | DeepConf | LikeliestAnswer,
+    Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
 
@@ -67,4 +79,16 @@ def strategy_of(value: Any) -> StrategySettings:
     )
 
 
-__all__ = ["STRATEGY_KINDS", "AnyStrategy", "BestOfN", "Settings", "StrategySettings", "strategy_of"]
+__all__ = [
+    "STRATEGY_KINDS",
+    "AdaptiveConsistency",
+    "AnyStrategy",
+    "BestOfN",
+    "DeepConf",
+    "EarlyStoppingConsistency",
+    "LikeliestAnswer",
+    "SelfConsistency",
+    "Settings",
+    "StrategySettings",
+    "strategy_of",
+]

@@ -21,7 +21,7 @@ def test_every_node_has_a_line_below_its_parent():
         '│  └─ 2  value  8 tokens  "Mark: 7"',
         '└─ 1  answer  self 7  8 tokens  "no\\nidea"',
         '   └─ 3  value  8 tokens  "Mark: 7"',
-        "test: done, 4 draws, 26 tokens, answers 2",
+        "test: done, 4 draws, 26 tokens, answers 2, abstained 0",
     ]
 
 
