@@ -93,9 +93,10 @@ def scripted(
     spend: Mapping[str, Any] | None = None,
     scorers: Scorers | None = None,
     raw_logprobs: bool = False,
+    encoder: Any = None,
 ) -> Solving:
     """A prompt that is being solved on a scripted engine."""
-    encoder = encoder_of()
+    encoder = encoder or encoder_of()
     asked = Asked(ScriptedEngine(encoder, script), encoder, scorers or Scorers(), seed=0)
     task = Task((Message("user", prompt),), answer, RowRef("prompts", 1))
     drawn = SamplingDistribution(**{"temperature": 1.0, "max_new_tokens": 200, **(sampling or {})})

@@ -111,10 +111,11 @@ class Scorers:
             ConfigError: no scorer of steps where steps are judged, or one that marks steps otherwise.
             ModelError: a reward model that cannot be loaded.
         """
-        for settings in strategy.scorers:
-            grader = self.grader(settings)
-            if isinstance(strategy, StepStrategy) and isinstance(grader, _Model):
-                grader.require_marks(strategy)
+        for part in strategy.parts:
+            for settings in part.scorers:
+                grader = self.grader(settings)
+                if isinstance(part, StepStrategy) and isinstance(grader, _Model):
+                    grader.require_marks(part)
 
 
 def require_steps(grader: Grader, settings: ScorerSettings) -> None:

@@ -16,11 +16,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from posttrain.config.strategies.base import SENTENCE, AnswerEquality, ScorerSettings, Spending
+from posttrain.config.strategies.base import SENTENCE, AnswerEquality, ScorerSettings, Spending, StrategySampling
 from posttrain.data.encode import Encoder
 from posttrain.inference.answers import Equality
 from posttrain.inference.scorers import Scorers
@@ -32,6 +32,8 @@ from posttrain.types import Message, Task
 SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n\n")
 """What ends a sentence. The token that completes one of these may hold the beginning of the next sentence; it stays in
 the step, for the ids that were sampled are what the next step continues."""
+
+Made = TypeVar("Made")
 
 _ENDED = (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
 
@@ -54,6 +56,19 @@ class Asked:
     seed: int = 0
     folder: Path | None = None
     """Of the recipe: where functions are looked for that it names."""
+    _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What a strategy needs for all prompts, made for the first of them: an index, demonstrations, another model."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    def located(self, path: str) -> str:
+        """A file or folder that the strategy names: beside the recipe if it is there, else as it stands."""
+        beside = None if self.folder is None else self.folder / Path(path).expanduser()
+        return str(beside) if beside is not None and beside.exists() else path
 
     def equality(self, settings: AnswerEquality) -> Equality:
         """When two answers are one."""
@@ -87,6 +102,13 @@ class Solving:
         self.spend = spend
         self.label = label
         self.raw_logprobs = raw_logprobs
+        self.prompt = task.prompt
+        """The conversation that answers begin after: the task's, and what a strategy put before or into it. Scorers see
+        the task's own."""
+        self.facts: dict[str, float] = {}
+        """What the solution will say of the whole, whichever strategy ends it."""
+        self.notes: list[str] = []
+        """The same in words."""
         self.nodes: list[Node] = []
         self.leading: Node | None = None
         """The best so far: what becomes the answer if the spending ends. A strategy sets it as it goes."""
@@ -121,7 +143,7 @@ class Solving:
             SpendingEnded: nothing may be spent any more.
         """
         assert after is None or after.open, "an answer that has ended cannot be continued"
-        messages = self.task.prompt if after is None else after.messages
+        messages = self.prompt if after is None else after.messages
         prompt_ids = self.prompt_ids(messages) if after is None else after.prompt_ids
         before = () if after is None else after.path_ids
         return await self.continue_ids(
@@ -143,16 +165,19 @@ class Solving:
         *,
         kind: str,
         about: Sequence[Node] = (),
+        by: Asked | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """`count` answers to another conversation: a critique, a mark, a vote, a revision. Arguments as `sample`.
 
         Args:
             about: the nodes that it is about; its parents.
+            by: another model that is asked, without the task's tools; its tokens are counted like those of the first.
         """
         asked = tuple(messages)
         parents = tuple(node.number for node in about)
-        return await self.continue_ids(asked, self.prompt_ids(asked), (), count, parents=parents, kind=kind, **sampling)
+        ids = self.prompt_ids(asked) if by is None else tuple(by.encoder.prompt(asked))
+        return await self.continue_ids(asked, ids, (), count, parents=parents, kind=kind, by=by, **sampling)
 
     async def continue_ids(
         self,
@@ -165,12 +190,16 @@ class Solving:
         kind: str,
         step: str | int | None = None,
         alternatives: int | None = None,
+        by: Asked | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """Draws after any ids, also ids that nobody sampled (a "Wait" that is put into an answer)."""
         assert count >= 1, "settings refuse fewer draws than 1"
         before = tuple(map(int, before_ids))
         whole = (*map(int, prompt_ids), *before)
+        by = by or self.asked
+        if by is not self.asked:
+            sampling = {"stop_ids": by.encoder.stop_ids, **sampling}
         drawn, stops = self._drawn(len(before), step, sampling)
         # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
         first = self._draws[whole]
@@ -183,13 +212,14 @@ class Solving:
         made: list[Node] = []
 
         def keep(completion: Completion) -> None:
-            node = self._node(completion, kind, parents, messages, whole[: len(whole) - len(before)], before, step)
+            prompt = whole[: len(whole) - len(before)]
+            node = self._node(completion, kind, parents, messages, prompt, before, step, by.encoder.tokens.decode)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
             node.open = not node.ended and len(node.path_ids) < self._longest(sampling)
             self.nodes.append(node)
             made.append(node)
 
-        await self._complete(requests, keep)
+        await self._complete(requests, keep, by.engine)
         return made
 
     def _node(
@@ -201,8 +231,8 @@ class Solving:
         prompt_ids: tuple[int, ...],
         before: tuple[int, ...],
         step: str | int | None,
+        decode: Callable[[Sequence[int]], str],
     ) -> Node:
-        decode = self.asked.encoder.tokens.decode
         # A step keeps the separator, which belongs to what the next step continues.
         cut_before = completion.stopped_by if step is None else None
 
@@ -247,7 +277,7 @@ class Solving:
             drawn = replace(drawn, stop=(*stops, *(SENTENCE_ENDS if step == SENTENCE else (step,))))
         return replace(drawn, max_new_tokens=left), stops
 
-    async def _complete(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
+    async def _complete(self, requests: Sequence[Request], keep: Callable[[Completion], None], engine: Engine) -> None:
         """Every completion goes to `keep`, in the order of the requests.
 
         Raises:
@@ -255,7 +285,7 @@ class Solving:
         """
         self._began = time.monotonic() if self._began is None else self._began
         if self.spend.tokens is None:
-            await self._wave(requests, keep)
+            await self._wave(requests, keep, engine)
             return
         # One call after the other, and of a call as many draws at once as could all be paid: which draw gets the last
         # tokens must not depend on what else the engine does.
@@ -271,14 +301,14 @@ class Solving:
                 if longest > left:
                     shorter = replace(wave[0].sampling, max_new_tokens=left)
                     wave = [replace(wave[0], sampling=shorter)]
-                await self._wave(wave, keep)
+                await self._wave(wave, keep, engine)
                 if longest > left and not self.nodes[-1].ended and len(self.nodes[-1].ids) == left:
                     self.nodes[-1].note = "the spending ended here"
                     raise SpendingEnded(Stopped.TOKENS)
 
-    async def _wave(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
+    async def _wave(self, requests: Sequence[Request], keep: Callable[[Completion], None], engine: Engine) -> None:
         """Requests side by side; at the end of time they come back as they are, so that their tokens are counted."""
-        engine, timer = self.asked.engine, None
+        timer = None
         if self.spend.seconds is not None:
             assert self._began is not None
             left = self._began + self.spend.seconds - time.monotonic()
@@ -326,6 +356,11 @@ class Solving:
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(self.asked.encoder.prompt(tuple(messages), self.task.tools))
 
+    def draw_as(self, sampling: StrategySampling) -> None:
+        """Draw by other settings from here on: those of a strategy inside another one."""
+        drawn = SamplingDistribution(**sampling.model_dump())
+        self.sampling = replace(drawn, stop_ids=self.asked.encoder.stop_ids, seed=self.asked.seed)
+
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text that is put into an answer."""
         return tuple(self.asked.encoder.tokens.ids(text))
@@ -357,7 +392,9 @@ class Solving:
         """
         text = answer if answer is not None else ("" if chosen is None else chosen.answer)
         number = None if chosen is None else chosen.number
-        return Solution(self.label, self.task, text, number, tuple(self.nodes), self.spent, stopped, facts)
+        whole = {**self.facts, **facts}
+        nodes, notes = tuple(self.nodes), tuple(self.notes)
+        return Solution(self.label, self.task, text, number, nodes, self.spent, stopped, whole, notes)
 
 
 def first_best(nodes: Sequence[Node], scores: Sequence[float]) -> Node:

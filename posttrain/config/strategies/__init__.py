@@ -18,21 +18,40 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
+from posttrain.config.strategies.context import FewShot, Retrieval
+from posttrain.config.strategies.reasoning import (
+    BudgetForcing,
+    ChainOfThought,
+    CritiqueBy,
+    SelfRefine,
+    SelfVerification,
+)
 from posttrain.config.strategies.sampling import BestOfN
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "chain_of_thought": ChainOfThought,
+    "budget_forcing": BudgetForcing,
+    "self_refine": SelfRefine,
+    "critique_by": CritiqueBy,
+    "self_verification": SelfVerification,
+    "few_shot": FewShot,
+    "retrieval": Retrieval,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN,
-    Field(),
+    BestOfN | ChainOfThought | BudgetForcing | SelfRefine | CritiqueBy | SelfVerification | FewShot | Retrieval,
+    Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
+
+for _wrapping in (FewShot, Retrieval):
+    # Their `then` is one of the union that they are in themselves, which is complete only here.
+    _wrapping.model_rebuild(_types_namespace={"AnyStrategy": AnyStrategy})
 
 
 def strategy_of(value: Any) -> StrategySettings:
@@ -64,4 +83,18 @@ def strategy_of(value: Any) -> StrategySettings:
     )
 
 
-__all__ = ["STRATEGY_KINDS", "AnyStrategy", "BestOfN", "Settings", "StrategySettings", "strategy_of"]
+__all__ = [
+    "STRATEGY_KINDS",
+    "AnyStrategy",
+    "BestOfN",
+    "BudgetForcing",
+    "ChainOfThought",
+    "CritiqueBy",
+    "FewShot",
+    "Retrieval",
+    "SelfRefine",
+    "SelfVerification",
+    "Settings",
+    "StrategySettings",
+    "strategy_of",
+]

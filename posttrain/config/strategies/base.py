@@ -172,6 +172,11 @@ class StrategySettings(Settings):
         values = (getattr(self, name) for name in type(self).model_fields)
         return tuple(value for value in values if isinstance(value, ScorerSettings))
 
+    @property
+    def parts(self) -> tuple[StrategySettings, ...]:
+        """Itself, and after it the strategy that it wraps, where it wraps one."""
+        return (self,)
+
 
 class StepStrategy(StrategySettings):
     """A strategy that builds an answer step by step."""
