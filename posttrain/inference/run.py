@@ -32,6 +32,7 @@ from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.source import resolve
 from posttrain.models.reward.folders import require_policy
 from posttrain.models.reward.scoring import RewardModel
+from posttrain.rewards.scorer import run_async
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.showing import Shown, showing
 from posttrain.sampling import SamplingDistribution
@@ -61,7 +62,9 @@ def solve_all(
         PosttrainError: what a scorer raises.
     """
     asked.scorers.check(strategy)
-    return asyncio.run(_solve_all(asked, tasks, strategy, on_solution, at_once))
+    # Also where a loop runs already, as in a notebook.
+    solutions: list[Solution] = run_async(_solve_all(asked, tasks, strategy, on_solution, at_once))
+    return solutions
 
 
 async def _solve_all(

@@ -11,7 +11,7 @@ from posttrain.inference.solution import Node
 
 
 class Election(NamedTuple):
-    """Election(chosen=<Node 2>, votes=3, voters=5): three of five answers that end on something say what node 2 does."""
+    """Election(chosen=<Node 2>, votes=3, voters=5): three of five answers say what node 2 does."""
 
     chosen: Node
     """The earliest member of the largest class; of equal classes the one that occurs first."""

@@ -75,7 +75,8 @@ async def _forced(solving: Solving, settings: BudgetForcing) -> Solution:
             continue
         forced = node.finish is not FinishReason.STOP_STRING
         _note(solving, settings, len(written), waits, forced)
-        if forced and node.finish is FinishReason.LENGTH and cap is None:
+        # Shorter than it might be: the model has no further position, and none for an answer.
+        if node.finish is FinishReason.LENGTH and (cap is None or len(node.path_ids) < room):
             node.note = "the whole answer's length ended within the thought"
             return solving.solution(node)
         break

@@ -13,6 +13,7 @@ Deviations:
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from posttrain.config.strategies import SelfVerification
@@ -31,8 +32,8 @@ async def solve(solving: Solving, settings: SelfVerification) -> Solution:
     stopped = Stopped.DONE
     try:
         await solving.sample(settings.n)
-        for answer in [node for node in solving.nodes if node.kind == "answer"]:
-            await check(solving, settings, answer)
+        answers = [node for node in solving.nodes if node.kind == "answer"]
+        await asyncio.gather(*(check(solving, settings, answer) for answer in answers))
     except SpendingEnded as ended:
         # What is checked by now is chosen from; an answer whose checks were not all paid has those that were.
         stopped = ended.reason
@@ -63,10 +64,8 @@ def verdicts_of(solving: Solving, answer: Node) -> list[bool | None]:
 
 def verdict_of(text: str) -> bool | None:
     """The last verdict of a check: verdict_of("Not wrong, I find: right.") is True; None where there is none."""
-    last = None
-    for last in _VERDICT.finditer(text):
-        pass
-    return None if last is None else last[2] is not None
+    found = list(_VERDICT.finditer(text))
+    return found[-1][2] is not None if found else None
 
 
 def choose(solving: Solving, settings: SelfVerification, answers: list[Node]) -> Node:
