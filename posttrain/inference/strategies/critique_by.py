@@ -30,9 +30,7 @@ from posttrain.rollout.native import NativeEngine
 async def solve(solving: Solving, settings: CritiqueBy) -> Solution:
     asked = solving.asked
     critic = asked.once(critic_key(settings.critic), lambda: loaded_critic(asked, settings.critic))
-    solution = await refine(solving, settings, critic)
-    tokens = sum(len(node.ids) for node in solution.nodes if node.kind == "critique")
-    return replace(solution, facts={**solution.facts, "critic_tokens": tokens})
+    return await refine(solving, settings, critic)
 
 
 def critic_key(name: str) -> tuple[str, str]:

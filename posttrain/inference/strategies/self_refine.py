@@ -42,6 +42,8 @@ async def refine(solving: Solving, settings: RefiningStrategy, critic: Asked | N
         asked = settings.critique_text.format(question=question, answer=answer.answer, stop_phrase=phrase)
         [critique] = await solving.ask(asking(solving.prompt, asked), kind="critique", about=[answer], by=critic)
         solving.facts["rounds"] = round_number
+        if critic is not None:
+            solving.facts["critic_tokens"] = solving.facts.get("critic_tokens", 0) + len(critique.ids)
         if phrase is not None and phrase.casefold() in critique.text.casefold():
             critique.note, stopped = "content", Stopped.AGREED
             break

@@ -33,7 +33,11 @@ async def solve(solving: Solving, settings: SelfVerification) -> Solution:
     try:
         await solving.sample(settings.n)
         answers = [node for node in solving.nodes if node.kind == "answer"]
-        await asyncio.gather(*(check(solving, settings, answer) for answer in answers))
+        # All are waited for: a check that is given up in the middle would have tokens that nobody counts.
+        ends = await asyncio.gather(*(check(solving, settings, answer) for answer in answers), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
     except SpendingEnded as ended:
         # What is checked by now is chosen from; an answer whose checks were not all paid has those that were.
         stopped = ended.reason
