@@ -25,7 +25,7 @@ from posttrain.data.encode import Encoder
 from posttrain.inference.answers import Equality
 from posttrain.inference.scorers import Scorers
 from posttrain.inference.solution import Node, Solution, Spent, Stopped
-from posttrain.rollout.engine import Completion, Engine, FinishReason, Request
+from posttrain.rollout.engine import Completion, Engine, FinishReason, Request, SampledToken
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, Task
 
@@ -36,6 +36,9 @@ the step, for the ids that were sampled are what the next step continues."""
 Made = TypeVar("Made")
 
 _ENDED = (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
+
+Watch = Callable[[SampledToken], bool]
+"""Looks at a draw's tokens as they are sampled; True ends the draw after this token, which is kept and counted."""
 
 
 class SpendingEnded(Exception):
@@ -113,6 +116,8 @@ class Solving:
         self.leading: Node | None = None
         """The best so far: what becomes the answer if the spending ends. A strategy sets it as it goes."""
         self._occurrence = occurrence
+        self._enough: set[Request] = set()
+        """Requests that their watch has ended: no sign of the time's end."""
         self._draws: Counter[tuple[int, ...]] = Counter()
         self._spent = Spent()
         self._calls = 0
@@ -131,6 +136,7 @@ class Solving:
         step: str | int | None = None,
         kind: str | None = None,
         alternatives: int | None = None,
+        watch: Callable[[], Watch] | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """`count` draws that go on with the answer after `after`, or begin one.
@@ -140,6 +146,7 @@ class Solving:
             step: end each draw where a step ends: a separator, "sentence", or a number of tokens. None: to the end.
             kind: of the nodes; `answer` without `step`, else `step`.
             alternatives: also the raw log-probs of the k likeliest tokens.
+            watch: makes what looks at one draw's tokens, and may end it; its node is then neither ended nor whole.
             sampling: fields of `SamplingDistribution` that differ here, such as `temperature=0.0`.
 
         Raises:
@@ -158,6 +165,7 @@ class Solving:
             step=step,
             kind=kind or ("answer" if step is None else "step"),
             alternatives=alternatives,
+            watch=watch,
             **sampling,
         )
 
@@ -194,6 +202,7 @@ class Solving:
         step: str | int | None = None,
         alternatives: int | None = None,
         by: Asked | None = None,
+        watch: Callable[[], Watch] | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """Draws after any ids, also ids that nobody sampled (a "Wait" that is put into an answer)."""
@@ -221,13 +230,60 @@ class Solving:
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
             # Cut before its own limit: the model has no further position.
             at_end = completion.finish is FinishReason.LENGTH and len(node.ids) < request.sampling.max_new_tokens
-            node.open = not node.ended and not at_end and len(node.path_ids) < self._longest(sampling)
-            self._asked_as[id(node)] = (call, len(made))
-            self.nodes.append(node)
+            longest = self.longest_answer(len(prompt), **sampling)
+            node.open = not node.ended and not at_end and len(node.path_ids) < longest
+            self._keep(node, (call, len(made)))
             made.append(node)
 
-        await self._complete(requests, keep, by.engine)
+        await self._complete(requests, keep, by.engine, watch)
         return made
+
+    async def expand(
+        self, answers: Sequence[tuple[int, ...]], alternatives: int, *, parents: Sequence[tuple[int, ...]], kind: str
+    ) -> list[Node]:
+        """The likeliest next token after each of several beginnings of an answer, side by side, and the raw log-probs
+        of the k likeliest beside it: one sampled token each. For strategies that choose the tokens themselves.
+
+        Args:
+            answers: the ids that stand so far, of each beginning.
+            parents: of each node.
+
+        Raises:
+            SpendingEnded: nothing may be spent any more.
+        """
+        prompt, decode = self.prompt_ids(self.prompt), self.asked.encoder.tokens.decode
+        drawn = replace(self.sampling, temperature=0.0, max_new_tokens=1)
+        requests = [Request((*prompt, *answer), drawn, alternatives=alternatives) for answer in answers]
+        self._spent = self._spent + Spent(read=sum(len(request.prompt) for request in requests))
+        made: list[Node] = []
+        call, self._calls = self._calls, self._calls + 1
+
+        def keep(completion: Completion, _: Request) -> None:
+            place = len(made)
+            node = self._node(completion, kind, parents[place], self.prompt, prompt, answers[place], 1, decode)
+            self._keep(node, (call, place))
+            made.append(node)
+
+        await self._complete(requests, keep, self.asked.engine)
+        return made
+
+    def compose(self, ids: Sequence[int], *, ended: bool, parents: tuple[int, ...] = (), kind: str = "answer") -> Node:
+        """An answer of ids that were chosen elsewhere: a node that sampled nothing itself.
+
+        Args:
+            ended: whether the last id is a stop token.
+        """
+        finish = FinishReason.STOP_TOKEN if ended else FinishReason.LENGTH
+        said = self.asked.encoder.tokens.decode(ids[:-1] if ended else ids)
+        about = (len(self.nodes), kind, parents, self.prompt, self.prompt_ids(self.prompt))
+        node = Node(*about, tuple(ids), (), (), finish, text="", answer=said, ended=ended)
+        call, self._calls = self._calls, self._calls + 1
+        self._keep(node, (call, 0))
+        return node
+
+    def _keep(self, node: Node, asked_as: tuple[int, int]) -> None:
+        self._asked_as[id(node)] = asked_as
+        self.nodes.append(node)
 
     def _node(
         self,
@@ -265,9 +321,11 @@ class Solving:
             alternatives=completion.alternatives,
         )
 
-    def _longest(self, sampling: Mapping[str, Any]) -> int:
-        """Tokens that the whole answer may have."""
-        return int(sampling.get("max_new_tokens", self.sampling.max_new_tokens))
+    def longest_answer(self, prompt_tokens: int, **sampling: Any) -> int:
+        """Tokens that the whole answer may have: as asked, and no further than the model's last position."""
+        asked = int(sampling.get("max_new_tokens", self.sampling.max_new_tokens))
+        context = self.asked.engine.context_tokens
+        return asked if context is None else min(asked, context - prompt_tokens)
 
     def _drawn(
         self, before: int, step: str | int | None, sampling: Mapping[str, Any]
@@ -285,7 +343,11 @@ class Solving:
         return replace(drawn, max_new_tokens=left), stops
 
     async def _complete(
-        self, requests: Sequence[Request], keep: Callable[[Completion, Request], None], engine: Engine
+        self,
+        requests: Sequence[Request],
+        keep: Callable[[Completion, Request], None],
+        engine: Engine,
+        watch: Callable[[], Watch] | None = None,
     ) -> None:
         """Every completion goes to `keep`, in the order of the requests.
 
@@ -294,7 +356,7 @@ class Solving:
         """
         self._began = time.monotonic() if self._began is None else self._began
         if self.spend.tokens is None:
-            await self._wave(requests, keep, engine)
+            await self._wave(requests, keep, engine, watch)
             return
         # One call after the other, and of a call as many draws at once as could all be paid: which draw gets the last
         # tokens must not depend on what else the engine does.
@@ -310,16 +372,22 @@ class Solving:
                 if longest > left:
                     shorter = replace(wave[0].sampling, max_new_tokens=left)
                     wave = [replace(wave[0], sampling=shorter)]
-                await self._wave(wave, keep, engine)
+                await self._wave(wave, keep, engine, watch)
                 if longest > left and not self.nodes[-1].ended and len(self.nodes[-1].ids) == left:
                     self.nodes[-1].note = "the spending ended here"
                     raise SpendingEnded(Stopped.TOKENS)
 
     async def _wave(
-        self, requests: Sequence[Request], keep: Callable[[Completion, Request], None], engine: Engine
+        self,
+        requests: Sequence[Request],
+        keep: Callable[[Completion, Request], None],
+        engine: Engine,
+        watch: Callable[[], Watch] | None,
     ) -> None:
         """Requests side by side; at the end of time they come back as they are, so that their tokens are counted."""
         timer = None
+        if watch is not None:
+            requests = [self._watched(request, watch(), engine) for request in requests]
         if self.spend.seconds is not None:
             assert self._began is not None
             left = self._began + self.spend.seconds - time.monotonic()
@@ -339,12 +407,25 @@ class Solving:
         finally:
             if timer is not None:
                 timer.cancel()
-        for task, request in zip(tasks, requests, strict=True):
+        out_of_time = False
+        for request, task in zip(requests, tasks, strict=True):
             completion = task.result()
             self._spent = self._spent + Spent(sampled=len(completion.ids), requests=1)
             keep(completion, request)
-        if any(task.result().finish is FinishReason.ABORTED for task in tasks):
+            out_of_time |= completion.finish is FinishReason.ABORTED and request not in self._enough
+        if out_of_time:
             raise SpendingEnded(Stopped.SECONDS)
+
+    def _watched(self, request: Request, enough: Watch, engine: Engine) -> Request:
+        """The request with a watch that ends it."""
+
+        def look(token: SampledToken) -> None:
+            if enough(token):
+                self._enough.add(watched)
+                engine.abort(watched)
+
+        watched = replace(request, on_token=look)
+        return watched
 
     # ------------------------------------------------------------ scoring
 
@@ -411,7 +492,7 @@ class Solving:
     def _renumber(self) -> None:
         """Nodes in the order in which they were asked for. Calls that ran side by side ended in an order that depends
         on what else the engine did, and the same seed is to give the same tree."""
-        ordered = sorted(self.nodes, key=lambda node: self._asked_as.get(id(node), (node.number, 0)))
+        ordered = sorted(self.nodes, key=lambda node: self._asked_as[id(node)])
         numbers = {node.number: number for number, node in enumerate(ordered)}
         for node in ordered:
             node.number, node.parents = numbers[node.number], tuple(numbers[parent] for parent in node.parents)

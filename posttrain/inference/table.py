@@ -9,12 +9,15 @@ from functools import partial
 from typing import Any
 
 from posttrain.config.strategies import (
+    AdaptiveConsistency,
     BestOfN,
     BudgetForcing,
     ChainOfThought,
     CritiqueBy,
+    EarlyStoppingConsistency,
     FewShot,
     Retrieval,
+    SelfConsistency,
     SelfRefine,
     SelfVerification,
     StrategySettings,
@@ -22,12 +25,15 @@ from posttrain.config.strategies import (
 from posttrain.inference.solution import Solution
 from posttrain.inference.solving import Solving
 from posttrain.inference.strategies import (
+    adaptive_consistency,
     best_of_n,
     budget_forcing,
     chain_of_thought,
     critique_by,
+    early_stopping_consistency,
     few_shot,
     retrieval,
+    self_consistency,
     self_refine,
     self_verification,
 )
@@ -51,5 +57,8 @@ STRATEGIES: Mapping[type[StrategySettings], Solve] = {
     SelfVerification: self_verification.solve,
     FewShot: partial(few_shot.solve, carry_out=carry_out),
     Retrieval: partial(retrieval.solve, carry_out=carry_out),
+    SelfConsistency: self_consistency.solve,
+    EarlyStoppingConsistency: early_stopping_consistency.solve,
+    AdaptiveConsistency: adaptive_consistency.solve,
 }
 """What carries out each strategy."""

@@ -156,6 +156,11 @@ class NativeEngine:
         return await self._requests.complete(request)
 
     @property
+    def context_tokens(self) -> int | None:
+        """See `Engine.context_tokens`."""
+        return self._positions
+
+    @property
     def in_flight(self) -> int:
         """See `Engine.in_flight`."""
         return len(self._requests)

@@ -57,6 +57,9 @@ class ColocatedEngine:
         MissingExtraError: vLLM is not installed.
     """
 
+    context_tokens: int | None = None
+    """See `Engine.context_tokens`: vLLM has its own limit, which is not asked for."""
+
     def __init__(
         self,
         model: str | Path,

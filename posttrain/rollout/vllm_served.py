@@ -75,6 +75,9 @@ class ServedEngine:
         patience, timeout: see `VLLMServer`.
     """
 
+    context_tokens: int | None = None
+    """See `Engine.context_tokens`: vLLM has its own limit, which is not asked for."""
+
     def __init__(
         self,
         url: str,

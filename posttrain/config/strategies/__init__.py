@@ -26,7 +26,12 @@ from posttrain.config.strategies.reasoning import (
     SelfRefine,
     SelfVerification,
 )
-from posttrain.config.strategies.sampling import BestOfN
+from posttrain.config.strategies.sampling import (
+    AdaptiveConsistency,
+    BestOfN,
+    EarlyStoppingConsistency,
+    SelfConsistency,
+)
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
@@ -39,12 +44,25 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "self_verification": SelfVerification,
     "few_shot": FewShot,
     "retrieval": Retrieval,
+    "self_consistency": SelfConsistency,
+    "early_stopping_consistency": EarlyStoppingConsistency,
+    "adaptive_consistency": AdaptiveConsistency,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN | ChainOfThought | BudgetForcing | SelfRefine | CritiqueBy | SelfVerification | FewShot | Retrieval,
+    BestOfN
+    | SelfConsistency
+    | EarlyStoppingConsistency
+    | AdaptiveConsistency
+    | ChainOfThought
+    | BudgetForcing
+    | SelfRefine
+    | CritiqueBy
+    | SelfVerification
+    | FewShot
+    | Retrieval,
     Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
@@ -85,13 +103,16 @@ def strategy_of(value: Any) -> StrategySettings:
 
 __all__ = [
     "STRATEGY_KINDS",
+    "AdaptiveConsistency",
     "AnyStrategy",
     "BestOfN",
     "BudgetForcing",
     "ChainOfThought",
     "CritiqueBy",
+    "EarlyStoppingConsistency",
     "FewShot",
     "Retrieval",
+    "SelfConsistency",
     "SelfRefine",
     "SelfVerification",
     "Settings",

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from posttrain.config.strategies import ChainOfThought
 from posttrain.config.strategies.reasoning import STEP_BY_STEP
+from posttrain.inference.choosing import candidates, vote_of
 from posttrain.inference.demonstrations import shots_of, with_shots
 from posttrain.inference.prompts import last_user, with_question, with_system
 from posttrain.inference.solution import Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
-from posttrain.inference.voting import majority
 
 
 async def solve(solving: Solving, settings: ChainOfThought) -> Solution:
@@ -43,10 +43,11 @@ async def solve(solving: Solving, settings: ChainOfThought) -> Solution:
     except SpendingEnded as ended:
         # Fewer chains than asked for still vote.
         stopped = ended.reason
-    answers = [node for node in solving.nodes if node.kind == "answer"]
+    answers = candidates(solving, stopped)
     if not answers:
         return solving.solution(None, stopped)
     if settings.votes == 1:
         return solving.solution(answers[0], stopped)
-    election = majority(answers, solving.asked.equality(settings.answers))
-    return solving.solution(election.chosen, stopped, votes=election.votes, answers=len(answers))
+    vote = vote_of(answers, solving.asked.equality(settings.answers))
+    chosen = answers[vote.members[0]] if vote.members else answers[0]
+    return solving.solution(chosen, stopped, votes=vote.count, answers=len(answers))

@@ -17,11 +17,11 @@ import asyncio
 import re
 
 from posttrain.config.strategies import SelfVerification
+from posttrain.inference.choosing import candidates, vote_of
 from posttrain.inference.prompts import asking, question_text
 from posttrain.inference.scorers import ABSTAINED
 from posttrain.inference.solution import Node, Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
-from posttrain.inference.voting import majority
 
 SCORE = "verified"
 """What the share of checks is called in a node's scores."""
@@ -41,7 +41,7 @@ async def solve(solving: Solving, settings: SelfVerification) -> Solution:
     except SpendingEnded as ended:
         # What is checked by now is chosen from; an answer whose checks were not all paid has those that were.
         stopped = ended.reason
-    answers = [node for node in solving.nodes if node.kind == "answer"]
+    answers = candidates(solving, stopped)
     if not answers:
         return solving.solution(None, stopped)
     for answer in answers:
@@ -76,7 +76,8 @@ def choose(solving: Solving, settings: SelfVerification, answers: list[Node]) ->
     equality = solving.asked.equality(settings.answers)
     if settings.choose == "vote":
         passed = [node for node in answers if node.scores[SCORE] >= settings.at_least]
-        return majority(passed or answers, equality).chosen
+        vote = vote_of(passed or answers, equality)
+        return (passed or answers)[vote.members[0] if vote.members else 0]
     numbers = equality.classes([node.answer for node in answers])
     votes = [0 if number is None else numbers.count(number) for number in numbers]
     best = max(range(len(answers)), key=lambda at: (answers[at].scores[SCORE], votes[at], -at))

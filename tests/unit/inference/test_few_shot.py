@@ -98,7 +98,7 @@ def test_another_strategy_answers_and_its_tokens_are_the_same_count(rows):
     solving = scripted({"2 + 2?": ["4", "four", "five"]})
     settings = FewShot(demonstrations=shots(rows), then={"kind": "best_of_n", "n": 3, "scorer": LENGTH})
     found = solve(solving, settings)
-    assert found.answer == "four" and found.facts == {"demonstrations": 2, "answers": 3}
+    assert found.answer == "four" and found.facts == {"demonstrations": 2, "answers": 3, "abstained": 0}
     assert found.spent.sampled == 2 + 5 + 5 == recounted(found.nodes) == solving.asked.engine.sampled
     assert len(answers_before(solving)) == 2
 
