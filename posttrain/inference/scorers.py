@@ -113,7 +113,11 @@ class Scorers:
         """
         for settings in strategy.scorers:
             grader = self.grader(settings)
-            if isinstance(strategy, StepStrategy) and isinstance(grader, _Model):
+            if not isinstance(strategy, StepStrategy) or strategy.judging == "answers":
+                continue
+            if strategy.judging == "steps":
+                require_steps(grader, settings)
+            if isinstance(grader, _Model):
                 grader.require_marks(strategy)
 
 

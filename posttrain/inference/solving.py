@@ -13,12 +13,16 @@ So a strategy that asks in a fixed order is repeated by its seed, whatever else 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from posttrain.config.strategies.base import SENTENCE, AnswerEquality, ScorerSettings, Spending
 from posttrain.data.encode import Encoder
@@ -58,6 +62,16 @@ class Asked:
     def equality(self, settings: AnswerEquality) -> Equality:
         """When two answers are one."""
         return Equality(settings, self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Continued:
+    """What draws go on from: the conversation, its ids, and the answer's ids so far."""
+
+    messages: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    before_ids: tuple[int, ...]
+    parents: tuple[int, ...]
 
 
 class Solving:
@@ -120,21 +134,8 @@ class Solving:
         Raises:
             SpendingEnded: nothing may be spent any more.
         """
-        assert after is None or after.open, "an answer that has ended cannot be continued"
-        messages = self.task.prompt if after is None else after.messages
-        prompt_ids = self.prompt_ids(messages) if after is None else after.prompt_ids
-        before = () if after is None else after.path_ids
-        return await self.continue_ids(
-            messages,
-            prompt_ids,
-            before,
-            count,
-            parents=() if after is None else (after.number,),
-            step=step,
-            kind=kind or ("answer" if step is None else "step"),
-            alternatives=alternatives,
-            **sampling,
-        )
+        (made,) = await self.sample_each([after], count, step=step, kind=kind, alternatives=alternatives, **sampling)
+        return made
 
     async def ask(
         self,
@@ -154,6 +155,66 @@ class Solving:
         parents = tuple(node.number for node in about)
         return await self.continue_ids(asked, self.prompt_ids(asked), (), count, parents=parents, kind=kind, **sampling)
 
+    async def sample_each(
+        self, after: Sequence[Node | None], count: int = 1, *, kind: str | None = None, **how: Any
+    ) -> list[list[Node]]:
+        """`sample` after each of several nodes, all draws side by side: a list of `count` nodes for each.
+
+        Calls that run side by side would number their nodes in the order in which they come back; here the order is
+        that of `after`.
+        """
+        kind = kind or ("answer" if how.get("step") is None else "step")
+        return await self._continue_each([self._after(node) for node in after], count, kind=kind, **how)
+
+    async def ask_each(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Node]]],
+        count: int = 1,
+        *,
+        kind: str,
+        **sampling: Any,
+    ) -> list[list[Node]]:
+        """`ask` with several conversations, each with the nodes that it is about, side by side: as `sample_each`."""
+        asked = []
+        for messages, about in conversations:
+            parents = tuple(node.number for node in about)
+            asked.append(_Continued(tuple(messages), self.prompt_ids(messages), (), parents))
+        return await self._continue_each(asked, count, kind=kind, **sampling)
+
+    def part(self, of: Node, text: str, *, kind: str, answer: str = "") -> Node:
+        """A node for a piece of what another node says, such as one proposal in a list: it has no tokens of its own,
+        so that they are not counted twice."""
+        node = replace(
+            of,
+            number=len(self.nodes),
+            kind=kind,
+            parents=(of.number,),
+            ids=(),
+            logprobs=(),
+            alternatives=(),
+            text=text,
+            answer=answer,
+            ended=False,
+            open=False,
+            scores={},
+            step_scores=(),
+            facts={},
+            note="",
+        )
+        self.nodes.append(node)
+        return node
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers that are no draws of tokens: they depend on the seed, the prompt and the purpose alone."""
+        content = f"{self.asked.seed} {self._occurrence} {purpose} {list(self.prompt_ids(self.task.prompt))}"
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(content.encode(), digest_size=16).digest()))
+
+    def _after(self, node: Node | None) -> _Continued:
+        if node is None:
+            return _Continued(self.task.prompt, self.prompt_ids(self.task.prompt), (), ())
+        assert node.open, "an answer that has ended cannot be continued"
+        return _Continued(node.messages, node.prompt_ids, node.path_ids, (node.number,))
+
     async def continue_ids(
         self,
         messages: tuple[Message, ...],
@@ -168,26 +229,49 @@ class Solving:
         **sampling: Any,
     ) -> list[Node]:
         """Draws after any ids, also ids that nobody sampled (a "Wait" that is put into an answer)."""
-        assert count >= 1, "settings refuse fewer draws than 1"
         before = tuple(map(int, before_ids))
-        whole = (*map(int, prompt_ids), *before)
-        drawn, stops = self._drawn(len(before), step, sampling)
-        # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
-        first = self._draws[whole]
-        self._draws[whole] += count
+        one = _Continued(messages, tuple(map(int, prompt_ids)), before, parents)
+        (made,) = await self._continue_each([one], count, kind=kind, step=step, alternatives=alternatives, **sampling)
+        return made
+
+    async def _continue_each(
+        self,
+        continued: Sequence[_Continued],
+        count: int,
+        *,
+        kind: str,
+        step: str | int | None = None,
+        alternatives: int | None = None,
+        **sampling: Any,
+    ) -> list[list[Node]]:
+        assert count >= 1, "settings refuse fewer draws than 1"
         alternatives = 0 if alternatives is None and self.raw_logprobs else alternatives
-        requests = [
-            Request(whole, drawn, first + index, self._occurrence, alternatives=alternatives) for index in range(count)
-        ]
-        self._spent = self._spent + Spent(read=len(whole))
-        made: list[Node] = []
+        requests: list[Request] = []
+        read = 0
+        for one in continued:
+            whole = (*one.prompt_ids, *one.before_ids)
+            drawn, stops = self._drawn(len(one.before_ids), step, sampling)
+            # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
+            first = self._draws[whole]
+            self._draws[whole] += count
+            requests += [
+                Request(whole, drawn, first + index, self._occurrence, alternatives=alternatives)
+                for index in range(count)
+            ]
+            read += len(whole)
+        self._spent = self._spent + Spent(read=read)
+        made: list[list[Node]] = [[] for _ in continued]
+        # `_complete` gives completions in the order of the requests.
+        places = iter([place for place in range(len(continued)) for _ in range(count)])
 
         def keep(completion: Completion) -> None:
-            node = self._node(completion, kind, parents, messages, whole[: len(whole) - len(before)], before, step)
+            place = next(places)
+            one = continued[place]
+            node = self._node(completion, kind, one.parents, one.messages, one.prompt_ids, one.before_ids, step)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
             node.open = not node.ended and len(node.path_ids) < self._longest(sampling)
             self.nodes.append(node)
-            made.append(node)
+            made[place].append(node)
 
         await self._complete(requests, keep)
         return made
@@ -265,8 +349,10 @@ class Solving:
                 left = self.spend.tokens - self._spent.sampled
                 if left < 1:
                     raise SpendingEnded(Stopped.TOKENS)
-                longest = waiting[0].sampling.max_new_tokens
-                paid = max(1, left // longest)
+                limits = [request.sampling.max_new_tokens for request in waiting]
+                # Draws after different nodes have different limits.
+                paid = max(1, sum(total <= left for total in accumulate(limits)))
+                longest = limits[0]
                 wave, waiting = waiting[:paid], waiting[paid:]
                 if longest > left:
                     shorter = replace(wave[0].sampling, max_new_tokens=left)
