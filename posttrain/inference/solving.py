@@ -156,9 +156,10 @@ class Solving:
         return await self.continue_ids(asked, self.prompt_ids(asked), (), count, parents=parents, kind=kind, **sampling)
 
     async def sample_each(
-        self, after: Sequence[Node | None], count: int = 1, *, kind: str | None = None, **how: Any
+        self, after: Sequence[Node | None], count: int | Sequence[int] = 1, *, kind: str | None = None, **how: Any
     ) -> list[list[Node]]:
-        """`sample` after each of several nodes, all draws side by side: a list of `count` nodes for each.
+        """`sample` after each of several nodes, all draws side by side: a list of `count` nodes for each (or of its own
+        count).
 
         Calls that run side by side would number their nodes in the order in which they come back; here the order is
         that of `after`.
@@ -184,30 +185,15 @@ class Solving:
     def part(self, of: Node, text: str, *, kind: str, answer: str = "") -> Node:
         """A node for a piece of what another node says, such as one proposal in a list: it has no tokens of its own,
         so that they are not counted twice."""
-        node = replace(
-            of,
-            number=len(self.nodes),
-            kind=kind,
-            parents=(of.number,),
-            ids=(),
-            logprobs=(),
-            alternatives=(),
-            text=text,
-            answer=answer,
-            ended=False,
-            open=False,
-            scores={},
-            step_scores=(),
-            facts={},
-            note="",
-        )
+        node = of.part(len(self.nodes), kind, text, answer)
         self.nodes.append(node)
         return node
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers that are no draws of tokens: they depend on the seed, the prompt and the purpose alone."""
         content = f"{self.asked.seed} {self._occurrence} {purpose} {list(self.prompt_ids(self.task.prompt))}"
-        return np.random.default_rng(int.from_bytes(hashlib.blake2b(content.encode(), digest_size=16).digest()))
+        digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
 
     def _after(self, node: Node | None) -> _Continued:
         if node is None:
@@ -237,32 +223,33 @@ class Solving:
     async def _continue_each(
         self,
         continued: Sequence[_Continued],
-        count: int,
+        count: int | Sequence[int],
         *,
         kind: str,
         step: str | int | None = None,
         alternatives: int | None = None,
         **sampling: Any,
     ) -> list[list[Node]]:
-        assert count >= 1, "settings refuse fewer draws than 1"
+        counts = [count] * len(continued) if isinstance(count, int) else list(count)
+        assert min(counts, default=1) >= 1, "settings refuse fewer draws than 1"
         alternatives = 0 if alternatives is None and self.raw_logprobs else alternatives
         requests: list[Request] = []
         read = 0
-        for one in continued:
+        for one, times in zip(continued, counts, strict=True):
             whole = (*one.prompt_ids, *one.before_ids)
             drawn, stops = self._drawn(len(one.before_ids), step, sampling)
             # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
             first = self._draws[whole]
-            self._draws[whole] += count
+            self._draws[whole] += times
             requests += [
                 Request(whole, drawn, first + index, self._occurrence, alternatives=alternatives)
-                for index in range(count)
+                for index in range(times)
             ]
             read += len(whole)
         self._spent = self._spent + Spent(read=read)
         made: list[list[Node]] = [[] for _ in continued]
         # `_complete` gives completions in the order of the requests.
-        places = iter([place for place in range(len(continued)) for _ in range(count)])
+        places = iter([place for place, times in enumerate(counts) for _ in range(times)])
 
         def keep(completion: Completion) -> None:
             place = next(places)

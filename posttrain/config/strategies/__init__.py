@@ -19,18 +19,32 @@ from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
 from posttrain.config.strategies.sampling import BestOfN
+from posttrain.config.strategies.search import (
+    Dvts,
+    GraphOfThoughts,
+    Mcts,
+    ParticleFilter,
+    PrmBeam,
+    TreeOfThoughts,
+)
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "prm_beam": PrmBeam,
+    "dvts": Dvts,
+    "particle_filter": ParticleFilter,
+    "mcts": Mcts,
+    "tree_of_thoughts": TreeOfThoughts,
+    "graph_of_thoughts": GraphOfThoughts,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN,
-    Field(),
+    BestOfN | PrmBeam | Dvts | ParticleFilter | Mcts | TreeOfThoughts | GraphOfThoughts,
+    Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
 
@@ -64,4 +78,17 @@ def strategy_of(value: Any) -> StrategySettings:
     )
 
 
-__all__ = ["STRATEGY_KINDS", "AnyStrategy", "BestOfN", "Settings", "StrategySettings", "strategy_of"]
+__all__ = [
+    "STRATEGY_KINDS",
+    "AnyStrategy",
+    "BestOfN",
+    "Dvts",
+    "GraphOfThoughts",
+    "Mcts",
+    "ParticleFilter",
+    "PrmBeam",
+    "Settings",
+    "StrategySettings",
+    "TreeOfThoughts",
+    "strategy_of",
+]

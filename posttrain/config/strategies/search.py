@@ -99,7 +99,8 @@ class Mcts(StepStrategy):
     width: Int = Field(default=4, ge=1)
     """Next steps that are drawn when a state is expanded."""
     widening: Float = Field(default=0.0, ge=0, lt=1)
-    """A state that was visited N times has room for width * N^widening next steps (progressive widening); 0: `width`."""
+    """A state that was visited N times has room for width * N^widening next steps (progressive widening); 0: always
+    `width`."""
     exploration: Float = Field(default=1.4, ge=0)
     """c of UCT: Q + c sqrt(ln N of the parent / N); values are from 0 to 1."""
     max_depth: Int = Field(default=16, ge=1)
@@ -217,10 +218,10 @@ Find what is wrong in it or could be better, and write the improved answer."""
 
     @model_validator(mode="after")
     def _places_are_named(self) -> Self:
-        for name, needed in self.NEEDS.items():
-            text = getattr(self, name)  # noqa: B009 - the names are those of the fields above
+        for name, text in self.model_dump().items():
+            needed = self.NEEDS[name]
             missing = [place for place in needed if f"{{{place}}}" not in text]
-            # {{x}} and {x} alike: a name that nothing replaces would be shown to the model as it stands.
+            # A name that nothing replaces would be shown to the model as it stands.
             others = [place for place in re.findall(r"\{([a-z_]+)\}", text) if place not in needed]
             if missing or others:
                 wrong = missing or others
@@ -245,7 +246,8 @@ class TreeOfThoughts(StepStrategy):
     k: Int = Field(default=5, ge=1)
     """Next steps of each state."""
     judge: Literal["valued", "voted", "scorer"] = "valued"
-    """`valued`: the model judges each state by itself; `voted`: it chooses among all of them; `scorer`: `scorer` does."""
+    """`valued`: the model judges each state by itself; `voted`: it chooses among all of them; `scorer`: judged by
+    `scorer`."""
     scale: Literal["words", "marks"] = "words"
     """Of `valued`: the words sure (20), maybe (1) and impossible (0.001), or marks from 1 to 10."""
     judgements: Int = Field(default=3, ge=1)
@@ -262,7 +264,7 @@ class TreeOfThoughts(StepStrategy):
     floor: Float | None = None
     """In depth: states of a lower value are not gone on with; null: 1 in words, 5 in marks, 0 of a scorer."""
     max_states: Int = Field(default=50, ge=1)
-    """In depth: most states that are judged."""
+    """In depth: once so many states were judged, no further one is gone on with."""
     max_steps: Int = Field(default=4, ge=1)
     """Steps from the question to a last state."""
     prompts: ThoughtPrompts = ThoughtPrompts()
