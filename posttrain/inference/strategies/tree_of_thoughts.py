@@ -8,9 +8,9 @@
     depth     the next thoughts of a state by value, best first; those of at least the floor are gone on with, until one
               comes to its end; back where there is none, for at most `max_states` states   (algorithm 2)
 
-Yao et al. 2023, arXiv:2305.10601, section 3. Thoughts are sampled (each goes on with the answer) or proposed (one request
-lists k). States are valued one by one (sure 20, maybe 1, impossible 0.001, or marks from 1 to 10; means of several) or
-voted on (a state's value is its votes), or judged by a scorer.
+Yao et al. 2023, arXiv:2305.10601, section 3. Thoughts are sampled (each goes on with the answer) or proposed (one
+request lists k). States are valued one by one (sure 20, maybe 1, impossible 0.001, or marks from 1 to 10; means of
+several) or voted on (a state's value is its votes), or judged by a scorer.
 
 Deviations
  1. Means and not sums of values, which order alike; a judgement that says no value counts as none, and a state without
