@@ -125,8 +125,9 @@ def test_visits_and_values_add_up(seed):
 
 
 def test_no_state_is_deeper_than_it_may_be():
-    found = solve(30, tree={"": ["A|", "B|"], **{f"{one}|": ["c|", "d|"] for one in "AB"}, "A|c|": ["e."], "A|d|": ["f."],
-                            "B|c|": ["g."], "B|d|": ["h."]}, values=lambda answer: 0.5, max_depth=2)  # fmt: skip
+    tree = {"": ["A|", "B|"], "A|": ["c|", "d|"], "B|": ["c|", "d|"]}
+    tree |= {state: ["e."] for state in ("A|c|", "A|d|", "B|c|", "B|d|")}
+    found = solve(30, tree=tree, values=lambda answer: 0.5, max_depth=2)
     assert all(node.ended for node in found.nodes if node.parents) and found.answer == "A|c|e."
 
 
