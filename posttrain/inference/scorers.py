@@ -113,9 +113,16 @@ class Scorers:
         """
         for part in strategy.parts:
             for settings in part.scorers:
-                grader = self.grader(settings)
-                if isinstance(part, StepStrategy) and isinstance(grader, _Model):
-                    grader.require_marks(part)
+                self._check_one(part, settings)
+
+    def _check_one(self, strategy: StrategySettings, settings: ScorerSettings) -> None:
+        grader = self.grader(settings)
+        if not isinstance(strategy, StepStrategy) or strategy.judging == "answers":
+            return
+        if strategy.judging == "steps":
+            require_steps(grader, settings)
+        if isinstance(grader, _Model):
+            grader.require_marks(strategy)
 
 
 def require_steps(grader: Grader, settings: ScorerSettings) -> None:

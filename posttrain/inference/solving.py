@@ -12,73 +12,42 @@ So a strategy that asks in a fixed order is repeated by its seed, whatever else 
 
 from __future__ import annotations
 
-import asyncio
-import time
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-from posttrain.config.strategies.base import SENTENCE, AnswerEquality, ScorerSettings, Spending, StrategySampling
-from posttrain.data.encode import Encoder
-from posttrain.inference.answers import Equality
-from posttrain.inference.scorers import Scorers
+import numpy as np
+
+from posttrain.config.strategies.base import SENTENCE, ScorerSettings, Spending, StrategySampling
+from posttrain.inference.asked import Asked
+from posttrain.inference.drawing import Drawing, SpendingEnded, Watch
 from posttrain.inference.solution import Node, Solution, Spent, Stopped
-from posttrain.rollout.engine import Completion, Engine, FinishReason, Request, SampledToken
+from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, Task
+
+__all__ = ["SENTENCE_ENDS", "Asked", "Solving", "SpendingEnded", "Watch", "first_best"]
 
 SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n\n")
 """What ends a sentence. The token that completes one of these may hold the beginning of the next sentence; it stays in
 the step, for the ids that were sampled are what the next step continues."""
 
-Made = TypeVar("Made")
-
 _ENDED = (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
-
-Watch = Callable[[SampledToken], bool]
-"""Looks at a draw's tokens as they are sampled; True ends the draw after this token, which is kept and counted."""
-
-
-class SpendingEnded(Exception):
-    """Nothing may be spent any more; `Solving` turns it into a solution of what there is."""
-
-    def __init__(self, reason: Stopped):
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Who is asked, for all prompts alike: Asked(engine, encoder, scorers, seed=0)."""
+class _Continued:
+    """What draws go on from: the conversation, its ids, and the answer's ids so far."""
 
-    engine: Engine
-    encoder: Encoder
-    scorers: Scorers
-    seed: int = 0
-    folder: Path | None = None
-    """Of the recipe: where functions are looked for that it names."""
-    _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def once(self, key: object, make: Callable[[], Made]) -> Made:
-        """What a strategy needs for all prompts, made for the first: an index, demonstrations, another model."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: Made = self._made[key]
-        return made
-
-    def located(self, path: str) -> str:
-        """A file or folder that the strategy names: beside the recipe if it is there, else as it stands."""
-        beside = None if self.folder is None else self.folder / Path(path).expanduser()
-        return str(beside) if beside is not None and beside.exists() else path
-
-    def equality(self, settings: AnswerEquality) -> Equality:
-        """When two answers are one."""
-        return Equality(settings, self.folder)
+    messages: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    before_ids: tuple[int, ...]
+    parents: tuple[int, ...]
 
 
-class Solving:
+class Solving(Drawing):
     """One prompt that is being solved.
 
     Args:
@@ -99,10 +68,10 @@ class Solving:
         occurrence: int = 0,
         raw_logprobs: bool = False,
     ):
+        super().__init__(spend)
         self.asked = asked
         self.task = task
         self.sampling = replace(sampling, stop_ids=asked.encoder.stop_ids, seed=asked.seed)
-        self.spend = spend
         self.label = label
         self.raw_logprobs = raw_logprobs
         self.prompt = task.prompt
@@ -112,19 +81,10 @@ class Solving:
         """What the solution will say of the whole, whichever strategy ends it."""
         self.notes: list[str] = []
         """The same in words."""
-        self.nodes: list[Node] = []
         self.leading: Node | None = None
         """The best so far: what becomes the answer if the spending ends. A strategy sets it as it goes."""
         self._occurrence = occurrence
-        self._enough: set[Request] = set()
-        """Requests that their watch has ended: no sign of the time's end."""
         self._draws: Counter[tuple[int, ...]] = Counter()
-        self._spent = Spent()
-        self._calls = 0
-        self._asked_as: dict[int, tuple[int, int]] = {}
-        """Of each node by its identity: which call it came of, and which draw of it."""
-        self._paying = asyncio.Lock()
-        self._began: float | None = None
 
     # ------------------------------------------------------------ drawing
 
@@ -152,22 +112,9 @@ class Solving:
         Raises:
             SpendingEnded: nothing may be spent any more.
         """
-        assert after is None or after.open, "an answer that has ended cannot be continued"
-        messages = self.prompt if after is None else after.messages
-        prompt_ids = self.prompt_ids(messages) if after is None else after.prompt_ids
-        before = () if after is None else after.path_ids
-        return await self.continue_ids(
-            messages,
-            prompt_ids,
-            before,
-            count,
-            parents=() if after is None else (after.number,),
-            step=step,
-            kind=kind or ("answer" if step is None else "step"),
-            alternatives=alternatives,
-            watch=watch,
-            **sampling,
-        )
+        how = {"step": step, "kind": kind, "alternatives": alternatives, "watch": watch, **sampling}
+        (made,) = await self.sample_each([after], count, **how)
+        return made
 
     async def ask(
         self,
@@ -190,6 +137,52 @@ class Solving:
         ids = self.prompt_ids(asked) if by is None else tuple(by.encoder.prompt(asked))
         return await self.continue_ids(asked, ids, (), count, parents=parents, kind=kind, by=by, **sampling)
 
+    async def sample_each(
+        self, after: Sequence[Node | None], count: int | Sequence[int] = 1, *, kind: str | None = None, **how: Any
+    ) -> list[list[Node]]:
+        """`sample` after each of several nodes, all draws side by side: a list of `count` nodes for each (or of its own
+        count).
+
+        Calls that run side by side would number their nodes in the order in which they come back; here the order is
+        that of `after`.
+        """
+        kind = kind or ("answer" if how.get("step") is None else "step")
+        return await self._continue_each([self._after(node) for node in after], count, kind=kind, **how)
+
+    async def ask_each(
+        self,
+        conversations: Sequence[tuple[Sequence[Message], Sequence[Node]]],
+        count: int = 1,
+        *,
+        kind: str,
+        **sampling: Any,
+    ) -> list[list[Node]]:
+        """`ask` with several conversations, each with the nodes that it is about, side by side: as `sample_each`."""
+        asked = []
+        for messages, about in conversations:
+            parents = tuple(node.number for node in about)
+            asked.append(_Continued(tuple(messages), self.prompt_ids(messages), (), parents))
+        return await self._continue_each(asked, count, kind=kind, **sampling)
+
+    def part(self, of: Node, text: str, *, kind: str, answer: str = "") -> Node:
+        """A node for a piece of what another node says, such as one proposal in a list: it has no tokens of its own,
+        so that they are not counted twice."""
+        node = of.part(len(self.nodes), kind, text, answer)
+        self._keep(node, (self._call(), 0))
+        return node
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers that are no draws of tokens: they depend on the seed, the prompt and the purpose alone."""
+        content = f"{self.asked.seed} {self._occurrence} {purpose} {list(self.prompt_ids(self.prompt))}"
+        digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+    def _after(self, node: Node | None) -> _Continued:
+        if node is None:
+            return _Continued(self.prompt, self.prompt_ids(self.prompt), (), ())
+        assert node.open, "an answer that has ended cannot be continued"
+        return _Continued(node.messages, node.prompt_ids, node.path_ids, (node.number,))
+
     async def continue_ids(
         self,
         messages: tuple[Message, ...],
@@ -206,34 +199,63 @@ class Solving:
         **sampling: Any,
     ) -> list[Node]:
         """Draws after any ids, also ids that nobody sampled (a "Wait" that is put into an answer)."""
-        assert count >= 1, "settings refuse fewer draws than 1"
         before = tuple(map(int, before_ids))
-        whole = (*map(int, prompt_ids), *before)
+        one = _Continued(messages, tuple(map(int, prompt_ids)), before, parents)
+        how = {"step": step, "alternatives": alternatives, "by": by, "watch": watch, **sampling}
+        (made,) = await self._continue_each([one], count, kind=kind, **how)
+        return made
+
+    async def _continue_each(
+        self,
+        continued: Sequence[_Continued],
+        count: int | Sequence[int],
+        *,
+        kind: str,
+        step: str | int | None = None,
+        alternatives: int | None = None,
+        by: Asked | None = None,
+        watch: Callable[[], Watch] | None = None,
+        **sampling: Any,
+    ) -> list[list[Node]]:
+        counts = [count] * len(continued) if isinstance(count, int) else list(count)
+        assert min(counts, default=1) >= 1, "settings refuse fewer draws than 1"
+        alternatives = 0 if alternatives is None and self.raw_logprobs else alternatives
         by = by or self.asked
         if by is not self.asked:
             sampling = {"stop_ids": by.encoder.stop_ids, **sampling}
-        drawn, stops = self._drawn(len(before), step, sampling)
-        # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
-        first = self._draws[whole]
-        self._draws[whole] += count
-        alternatives = 0 if alternatives is None and self.raw_logprobs else alternatives
-        requests = [
-            Request(whole, drawn, first + index, self._occurrence, alternatives=alternatives) for index in range(count)
-        ]
-        self._spent = self._spent + Spent(read=len(whole))
-        made: list[Node] = []
-        call, self._calls = self._calls, self._calls + 1
+        decode = by.encoder.tokens.decode
+        requests: list[Request] = []
+        read = 0
+        for one, times in zip(continued, counts, strict=True):
+            whole = (*one.prompt_ids, *one.before_ids)
+            drawn, stops = self._drawn(len(one.before_ids), step, sampling)
+            # Numbers are taken before anything is awaited: which draw is which depends on the order of the calls alone.
+            first = self._draws[whole]
+            self._draws[whole] += times
+            requests += [
+                Request(whole, drawn, first + index, self._occurrence, alternatives=alternatives)
+                for index in range(times)
+            ]
+            read += len(whole)
+        self._spent = self._spent + Spent(read=read)
+        made: list[list[Node]] = [[] for _ in continued]
+        call, at = self._call(), 0
+        # `_complete` gives completions in the order of the requests.
+        places = iter([place for place, times in enumerate(counts) for _ in range(times)])
 
         def keep(completion: Completion, request: Request) -> None:
-            prompt = whole[: len(whole) - len(before)]
-            node = self._node(completion, kind, parents, messages, prompt, before, step, by.encoder.tokens.decode)
+            nonlocal at
+            place = next(places)
+            one = continued[place]
+            node = self._node(completion, kind, one.parents, one.messages, one.prompt_ids, one.before_ids, step, decode)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
             # Cut before its own limit: the model has no further position.
             at_end = completion.finish is FinishReason.LENGTH and len(node.ids) < request.sampling.max_new_tokens
-            longest = self.longest_answer(len(prompt), **sampling)
+            longest = self.longest_answer(len(one.prompt_ids), **sampling)
             node.open = not node.ended and not at_end and len(node.path_ids) < longest
-            self._keep(node, (call, len(made)))
-            made.append(node)
+            self._keep(node, (call, at))
+            at += 1
+            made[place].append(node)
 
         await self._complete(requests, keep, by.engine, watch)
         return made
@@ -256,7 +278,7 @@ class Solving:
         requests = [Request((*prompt, *answer), drawn, alternatives=alternatives) for answer in answers]
         self._spent = self._spent + Spent(read=sum(len(request.prompt) for request in requests))
         made: list[Node] = []
-        call, self._calls = self._calls, self._calls + 1
+        call = self._call()
 
         def keep(completion: Completion, _: Request) -> None:
             place = len(made)
@@ -277,13 +299,8 @@ class Solving:
         said = self.asked.encoder.tokens.decode(ids[:-1] if ended else ids)
         about = (len(self.nodes), kind, parents, self.prompt, self.prompt_ids(self.prompt))
         node = Node(*about, tuple(ids), (), (), finish, text="", answer=said, ended=ended)
-        call, self._calls = self._calls, self._calls + 1
-        self._keep(node, (call, 0))
+        self._keep(node, (self._call(), 0))
         return node
-
-    def _keep(self, node: Node, asked_as: tuple[int, int]) -> None:
-        self._asked_as[id(node)] = asked_as
-        self.nodes.append(node)
 
     def _node(
         self,
@@ -342,91 +359,6 @@ class Solving:
             drawn = replace(drawn, stop=(*stops, *(SENTENCE_ENDS if step == SENTENCE else (step,))))
         return replace(drawn, max_new_tokens=left), stops
 
-    async def _complete(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Completion, Request], None],
-        engine: Engine,
-        watch: Callable[[], Watch] | None = None,
-    ) -> None:
-        """Every completion goes to `keep`, in the order of the requests.
-
-        Raises:
-            SpendingEnded: before or after the last; what was drawn until then was kept.
-        """
-        self._began = time.monotonic() if self._began is None else self._began
-        if self.spend.tokens is None:
-            await self._wave(requests, keep, engine, watch)
-            return
-        # One call after the other, and of a call as many draws at once as could all be paid: which draw gets the last
-        # tokens must not depend on what else the engine does.
-        async with self._paying:
-            waiting = list(requests)
-            while waiting:
-                left = self.spend.tokens - self._spent.sampled
-                if left < 1:
-                    raise SpendingEnded(Stopped.TOKENS)
-                longest = waiting[0].sampling.max_new_tokens
-                paid = max(1, left // longest)
-                wave, waiting = waiting[:paid], waiting[paid:]
-                if longest > left:
-                    shorter = replace(wave[0].sampling, max_new_tokens=left)
-                    wave = [replace(wave[0], sampling=shorter)]
-                await self._wave(wave, keep, engine, watch)
-                if longest > left and not self.nodes[-1].ended and len(self.nodes[-1].ids) == left:
-                    self.nodes[-1].note = "the spending ended here"
-                    raise SpendingEnded(Stopped.TOKENS)
-
-    async def _wave(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[Completion, Request], None],
-        engine: Engine,
-        watch: Callable[[], Watch] | None,
-    ) -> None:
-        """Requests side by side; at the end of time they come back as they are, so that their tokens are counted."""
-        timer = None
-        if watch is not None:
-            requests = [self._watched(request, watch(), engine) for request in requests]
-        if self.spend.seconds is not None:
-            assert self._began is not None
-            left = self._began + self.spend.seconds - time.monotonic()
-            if left <= 0:
-                raise SpendingEnded(Stopped.SECONDS)
-
-            def end() -> None:
-                for request in requests:
-                    engine.abort(request)
-
-            timer = asyncio.get_running_loop().call_later(left, end)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(engine.generate_one(request)) for request in requests]
-        except* Exception as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            if timer is not None:
-                timer.cancel()
-        out_of_time = False
-        for request, task in zip(requests, tasks, strict=True):
-            completion = task.result()
-            self._spent = self._spent + Spent(sampled=len(completion.ids), requests=1)
-            keep(completion, request)
-            out_of_time |= completion.finish is FinishReason.ABORTED and request not in self._enough
-        if out_of_time:
-            raise SpendingEnded(Stopped.SECONDS)
-
-    def _watched(self, request: Request, enough: Watch, engine: Engine) -> Request:
-        """The request with a watch that ends it."""
-
-        def look(token: SampledToken) -> None:
-            if enough(token):
-                self._enough.add(watched)
-                engine.abort(watched)
-
-        watched = replace(request, on_token=look)
-        return watched
-
     # ------------------------------------------------------------ scoring
 
     async def score(self, nodes: Sequence[Node], scorer: ScorerSettings, *, partial: bool = False) -> list[float]:
@@ -439,9 +371,6 @@ class Solving:
             ConfigError: the scorer cannot judge what it gets.
         """
         return await self.asked.scorers.score(self, nodes, scorer, partial=partial)
-
-    def count_scored(self, tokens: int) -> None:
-        self._spent = self._spent + Spent(scored=tokens)
 
     # ------------------------------------------------------------ texts and ids
 
@@ -458,16 +387,6 @@ class Solving:
         return tuple(self.asked.encoder.tokens.ids(text))
 
     # ------------------------------------------------------------ the end
-
-    @property
-    def spent(self) -> Spent:
-        seconds = 0.0 if self._began is None else time.monotonic() - self._began
-        return replace(self._spent, seconds=seconds)
-
-    @property
-    def tokens_left(self) -> int | None:
-        """Tokens that may still be sampled; None: no limit."""
-        return None if self.spend.tokens is None else self.spend.tokens - self._spent.sampled
 
     def solution(
         self,
@@ -488,15 +407,6 @@ class Solving:
         whole = {**self.facts, **facts}
         nodes, notes = tuple(self.nodes), tuple(self.notes)
         return Solution(self.label, self.task, text, number, nodes, self.spent, stopped, whole, notes)
-
-    def _renumber(self) -> None:
-        """Nodes in the order in which they were asked for. Calls that ran side by side ended in an order that depends
-        on what else the engine did, and the same seed is to give the same tree."""
-        ordered = sorted(self.nodes, key=lambda node: self._asked_as[id(node)])
-        numbers = {node.number: number for number, node in enumerate(ordered)}
-        for node in ordered:
-            node.number, node.parents = numbers[node.number], tuple(numbers[parent] for parent in node.parents)
-        self.nodes = ordered
 
 
 def first_best(nodes: Sequence[Node], scores: Sequence[float]) -> Node:

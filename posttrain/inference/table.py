@@ -14,13 +14,19 @@ from posttrain.config.strategies import (
     BudgetForcing,
     ChainOfThought,
     CritiqueBy,
+    Dvts,
     EarlyStoppingConsistency,
     FewShot,
+    GraphOfThoughts,
+    Mcts,
+    ParticleFilter,
+    PrmBeam,
     Retrieval,
     SelfConsistency,
     SelfRefine,
     SelfVerification,
     StrategySettings,
+    TreeOfThoughts,
 )
 from posttrain.inference.solution import Solution
 from posttrain.inference.solving import Solving
@@ -30,12 +36,18 @@ from posttrain.inference.strategies import (
     budget_forcing,
     chain_of_thought,
     critique_by,
+    dvts,
     early_stopping_consistency,
     few_shot,
+    graph_of_thoughts,
+    mcts,
+    particle_filter,
+    prm_beam,
     retrieval,
     self_consistency,
     self_refine,
     self_verification,
+    tree_of_thoughts,
 )
 
 Solve = Callable[[Solving, Any], Awaitable[Solution]]
@@ -60,5 +72,11 @@ STRATEGIES: Mapping[type[StrategySettings], Solve] = {
     SelfConsistency: self_consistency.solve,
     EarlyStoppingConsistency: early_stopping_consistency.solve,
     AdaptiveConsistency: adaptive_consistency.solve,
+    PrmBeam: prm_beam.solve,
+    Dvts: dvts.solve,
+    ParticleFilter: particle_filter.solve,
+    Mcts: mcts.solve,
+    TreeOfThoughts: tree_of_thoughts.solve,
+    GraphOfThoughts: graph_of_thoughts.solve,
 }
 """What carries out each strategy."""

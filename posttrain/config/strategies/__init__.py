@@ -32,6 +32,14 @@ from posttrain.config.strategies.sampling import (
     EarlyStoppingConsistency,
     SelfConsistency,
 )
+from posttrain.config.strategies.search import (
+    Dvts,
+    GraphOfThoughts,
+    Mcts,
+    ParticleFilter,
+    PrmBeam,
+    TreeOfThoughts,
+)
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
@@ -47,6 +55,12 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "self_consistency": SelfConsistency,
     "early_stopping_consistency": EarlyStoppingConsistency,
     "adaptive_consistency": AdaptiveConsistency,
+    "prm_beam": PrmBeam,
+    "dvts": Dvts,
+    "particle_filter": ParticleFilter,
+    "mcts": Mcts,
+    "tree_of_thoughts": TreeOfThoughts,
+    "graph_of_thoughts": GraphOfThoughts,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
@@ -56,6 +70,12 @@ AnyStrategy = Annotated[
     | SelfConsistency
     | EarlyStoppingConsistency
     | AdaptiveConsistency
+    | PrmBeam
+    | Dvts
+    | ParticleFilter
+    | Mcts
+    | TreeOfThoughts
+    | GraphOfThoughts
     | ChainOfThought
     | BudgetForcing
     | SelfRefine
@@ -109,13 +129,19 @@ __all__ = [
     "BudgetForcing",
     "ChainOfThought",
     "CritiqueBy",
+    "Dvts",
     "EarlyStoppingConsistency",
     "FewShot",
+    "GraphOfThoughts",
+    "Mcts",
+    "ParticleFilter",
+    "PrmBeam",
     "Retrieval",
     "SelfConsistency",
     "SelfRefine",
     "SelfVerification",
     "Settings",
     "StrategySettings",
+    "TreeOfThoughts",
     "strategy_of",
 ]

@@ -186,6 +186,11 @@ class StepStrategy(StrategySettings):
     max_steps: Int = Field(default=40, ge=1)
     """Most steps of one answer; the last one may go on to the end."""
 
+    @property
+    def judging(self) -> Literal["steps", "either", "answers"]:
+        """What its scorer is asked about: answers that are still written, finished ones, or whichever it can judge."""
+        return "answers"
+
     @model_validator(mode="after")
     def _step_is_something(self) -> Self:
         if self.step == "" or (isinstance(self.step, int) and self.step < 1):
