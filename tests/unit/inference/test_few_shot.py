@@ -175,10 +175,10 @@ def test_the_file_is_read_once_for_all_questions(rows, tmp_path):
     assert solve(solving, FewShot(demonstrations=shots(rows))).answer == "4"
 
 
-@pytest.mark.parametrize("kind", ["tree_of_thoughts", "graph_of_thoughts"])
-def test_searches_that_write_prompts_of_their_own_have_the_examples_in_them(rows, kind):
+@pytest.mark.parametrize("inner", ["tree_of_thoughts", {"kind": "graph_of_thoughts", "scorer": LENGTH}])
+def test_searches_that_write_prompts_of_their_own_have_the_examples_in_them(rows, inner):
     solving = scripted(lambda before, number: "4")
-    found = solve(solving, FewShot(demonstrations=shots(rows, choose="nearest"), then=kind))
+    found = solve(solving, FewShot(demonstrations=shots(rows, choose="nearest"), then=inner))
     judged = [node for node in found.nodes if len(node.messages) == 1]
     assert judged and all("a4" in node.messages[0].content for node in judged)
     assert found.spent.sampled == recounted(found.nodes) == solving.asked.engine.sampled
