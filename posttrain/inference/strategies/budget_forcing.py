@@ -7,7 +7,8 @@ What is put in is not sampled: later draws read it, so it counts as read, and it
 sampled and is counted. Facts of a solution, whose means over prompts are the paper's (section 3.2):
 
     thinking_tokens    length of the thought, every "Wait" included, the marks not
-    within_budget      1 where it is no longer than the cap and no shorter than the floor: its mean is their "control"
+    within_budget      1 where it is no longer than the cap and no shorter than the floor (its tokens, or else all waits
+                       were made before the cap): its mean is their "control"
     waits, forced      how often the thought was made to go on, and whether its end was put there
 
 Deviations:
@@ -74,7 +75,7 @@ async def _forced(solving: Solving, settings: BudgetForcing) -> Solution:
             node.note = f"its end was taken back, and `{settings.wait}` put there"
             continue
         forced = node.finish is not FinishReason.STOP_STRING
-        _note(solving, settings, len(written), waits, forced)
+        _note(solving, settings, len(written), waits, node.finish)
         # Shorter than it might be: the model has no further position, and none for an answer.
         if node.finish is FinishReason.LENGTH and (cap is None or len(node.path_ids) < room):
             node.note = "the whole answer's length ended within the thought"
@@ -93,14 +94,15 @@ async def _forced(solving: Solving, settings: BudgetForcing) -> Solution:
     return solving.solution(await draw(before, limit, "answer", None))
 
 
-def _note(solving: Solving, settings: BudgetForcing, length: int, waits: int, forced: bool) -> None:
+def _note(solving: Solving, settings: BudgetForcing, length: int, waits: int, finish: FinishReason) -> None:
     """The facts of the thought, also for a solution that the end of the spending makes."""
     cap, floor = settings.max_thinking_tokens, settings.min_thinking_tokens
-    long_enough = waits == settings.waits if floor is None else length >= floor
+    # A thought that ran into the cap is as long as it may be, however few of its ends were taken back.
+    long_enough = waits == settings.waits or finish is FinishReason.LENGTH if floor is None else length >= floor
     solving.facts.update(
         thinking_tokens=length,
         waits=waits,
-        forced=float(forced),
+        forced=float(finish is not FinishReason.STOP_STRING),
         within_budget=float(long_enough and (cap is None or length <= cap)),
     )
 

@@ -8,7 +8,7 @@ Scale", arXiv:2502.01839, algorithm 1).
 Deviations:
 1. The paper compares the best few in pairs where their shares are near; here votes part equal shares.
 2. A check reads the answer as it stands; the paper has it rewritten as theorem, lemmas and proof first.
-3. A check without a verdict says nothing, and an answer whose checks all say nothing is chosen last.
+3. A check without a verdict, or one that was cut, says nothing; an answer of which all checks say nothing is chosen last.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def solve(solving: Solving, settings: SelfVerification) -> Solution:
         answer.scores[SCORE] = sum(verdicts) / len(verdicts) if verdicts else ABSTAINED
         answer.facts["checks"] = len(verdicts)
     checks = [node for node in solving.nodes if node.kind == "check"]
-    unread = sum(verdict_of(node.text) is None for node in checks)
+    unread = sum(_verdict(node) is None for node in checks)
     chosen = choose(solving, settings, answers)
     return solving.solution(chosen, stopped, answers=len(answers), checks=len(checks), without_verdict=unread)
 
@@ -63,7 +63,12 @@ async def check(solving: Solving, settings: SelfVerification, answer: Node) -> N
 def verdicts_of(solving: Solving, answer: Node) -> list[bool | None]:
     """What each check of an answer says."""
     checks = [node for node in solving.nodes if node.kind == "check" and answer.number in node.parents]
-    return [verdict_of(node.text) for node in checks]
+    return [_verdict(node) for node in checks]
+
+
+def _verdict(check: Node) -> bool | None:
+    # "It is right that 2 and 2" may still come to say that the answer is wrong.
+    return verdict_of(check.text) if check.ended else None
 
 
 def verdict_of(text: str) -> bool | None:

@@ -95,12 +95,16 @@ def test_the_cap_counts_the_waits_and_wins_over_the_floor():
     # "ab" and "Wait" are 6 of 7 tokens; a second wait would leave no token to think with
     script = {OPEN: ["ab</think>"], OPEN + "abWait": ["c</think>"], OPEN + "abWaitc</think>\n\n": ["4"]}
     found = run(budget_forcing.solve(single(script), BudgetForcing(max_thinking_tokens=7, waits=2, final=None)))
-    assert found.facts == {"thinking_tokens": 7, "waits": 1, "forced": 1.0, "within_budget": 0.0}
+    assert found.facts == {"thinking_tokens": 7, "waits": 1, "forced": 1.0, "within_budget": 1.0}
     short = run(budget_forcing.solve(
         single({OPEN: ["ab</think>"], OPEN + "ab</think>\n\n": ["4"]}),
-        BudgetForcing(max_thinking_tokens=2, waits=2, final=None),
+        BudgetForcing(max_thinking_tokens=2, waits=2, final=None, min_thinking_tokens=2),
     ))  # fmt: skip
-    assert short.facts["waits"] == 0 and short.facts["within_budget"] == 0.0
+    assert short.facts["waits"] == 0 and short.facts["within_budget"] == 1.0
+    # it ended by itself, and a wait had no room
+    script = {OPEN: ["ab</think>"], OPEN + "ab</think>": ["4"]}
+    ended = run(budget_forcing.solve(single(script), BudgetForcing(max_thinking_tokens=6, waits=2)))
+    assert ended.facts == {"thinking_tokens": 2, "waits": 0, "forced": 0.0, "within_budget": 0.0}
 
 
 def test_a_mark_that_the_cap_cuts_in_half_is_left_out():
@@ -149,7 +153,7 @@ def test_without_a_cap_a_thought_may_take_the_whole_answer_and_says_so():
     solving = thinking({OPEN: ["abcdefgh..."]}, sampling={"max_new_tokens": 5})
     found = run(budget_forcing.solve(solving, forced(waits=1)))
     assert found.answer == "abcde" and "within the thought" in found.nodes[0].note
-    assert found.facts["within_budget"] == 0.0
+    assert found.facts["within_budget"] == 1.0
 
 
 def test_a_limit_of_tokens_leaves_what_was_thought_and_its_facts():

@@ -22,6 +22,7 @@ SHORT = {"sampling": {"max_new_tokens": 6}}
 ASK = {"critique_prompt": "c {question}{answer}{stop_phrase}", "revise_prompt": "r {question}{answer}{critique}"}
 STRATEGIES = {
     "chain_of_thought": {"instruction": "Think.", "votes": 2, **SHORT},
+    "budget_forcing": {"begin": "[", "end": "]", "max_thinking_tokens": 4, "waits": 1, "final": None, **SHORT},
     "self_refine": {"stop_unchanged": False, **ASK, **SHORT},
     "critique_by": {"critic": "other", **ASK, **SHORT},
     "self_verification": {"n": 2, "checks": 2, "check_tokens": 4, "check_prompt": "{question}{answer}", **SHORT},

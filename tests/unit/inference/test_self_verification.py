@@ -51,7 +51,7 @@ def test_a_vote_among_the_verified():
 
 
 def test_checks_without_a_verdict_say_nothing():
-    verdicts = {"3": ["hm"], "4": ["hm", "wrong"], "5": ["hm"]}
+    verdicts = {"3": ["hm"], "4": ["hm", "wrong"], "5": ["hm", "It is right that..."]}
     found = run(self_verification.solve(scripted(script(["3", "4", "5"], **verdicts)), verifying()))
     assert found.answer == "4" and found.facts["without_verdict"] == 5
     assert [node.scores["verified"] for node in found.answers] == [ABSTAINED, 0.0, ABSTAINED]
