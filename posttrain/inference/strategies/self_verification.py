@@ -8,7 +8,7 @@ Scale", arXiv:2502.01839, algorithm 1).
 Deviations:
 1. The paper compares the best few in pairs where their shares are near; here votes part equal shares.
 2. A check reads the answer as it stands; the paper has it rewritten as theorem, lemmas and proof first.
-3. A check without a verdict, or one that was cut, says nothing; an answer of which all checks say nothing is chosen last.
+3. A check without a verdict, or one that was cut, says nothing; an answer with no other checks is chosen last.
 """
 
 from __future__ import annotations
