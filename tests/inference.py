@@ -118,9 +118,10 @@ def scripted(
     scorers: Scorers | None = None,
     raw_logprobs: bool = False,
     top: Top | None = None,
+    encoder: Any = None,
 ) -> Solving:
     """A prompt that is being solved on a scripted engine."""
-    encoder = _encoder()
+    encoder = encoder or _encoder()
     asked = Asked(ScriptedEngine(encoder, script, top=top), encoder, scorers or Scorers(), seed=0)
     task = Task((Message("user", prompt),), answer, RowRef("prompts", 1))
     drawn = SamplingDistribution(**{"temperature": 1.0, "max_new_tokens": 200, **(sampling or {})})
@@ -140,3 +141,49 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def length_of(prompt: Any, completion: str, task: Any) -> float:
     """A reward: {"kind": "function", "function": "tests.inference:length_of"}."""
     return float(len(completion))
+
+
+# ---------------------------------------------------------------- answers that are scored while they are written
+
+
+class StepGrader:
+    """Scores by the text so far: StepGrader(lambda answer: {"a|": 0.9}.get(answer, 0.0))."""
+
+    def __init__(self, value: Callable[[str], float | None], judges_steps: bool = True):
+        self.value, self.judges_steps = value, judges_steps
+        self.asked: list[str] = []
+        """Every answer that was judged, in order."""
+
+    async def grade(self, solving: Solving, nodes: Sequence[Any]) -> list[float | None]:
+        self.asked += [node.answer for node in nodes]
+        return [self.value(node.answer) for node in nodes]
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class StepScorers(Scorers):
+    """Every scorer is this grader."""
+
+    def __init__(self, value: Callable[[str], float | None] | Mapping[str, float], judges_steps: bool = True):
+        super().__init__()
+        self.by_script = StepGrader(value if callable(value) else value.__getitem__, judges_steps)
+
+    def grader(self, settings: Any) -> Any:
+        return self.by_script
+
+
+def tree_script(steps: Mapping[str, Sequence[str]], prompt: str = "2 + 2?") -> Callable[[str, int], str]:
+    """A script from answers so far to what may follow: {"": ["a|", "b|"], "a|": ["c.", "d."]}.
+
+    Without a stop string a draw goes on along first choices to the end, as a model would.
+    """
+
+    def said(before: str, number: int) -> str:
+        so_far = before.removeprefix(prompt).removeprefix("\n")
+        text = steps[so_far][number % len(steps[so_far])]
+        while so_far + text in steps:
+            text += steps[so_far + text][0]
+        return text
+
+    return said

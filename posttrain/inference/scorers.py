@@ -111,10 +111,18 @@ class Scorers:
             ConfigError: no scorer of steps where steps are judged, or one that marks steps otherwise.
             ModelError: a reward model that cannot be loaded.
         """
-        for settings in strategy.scorers:
-            grader = self.grader(settings)
-            if isinstance(strategy, StepStrategy) and isinstance(grader, _Model):
-                grader.require_marks(strategy)
+        for part in strategy.parts:
+            for settings in part.scorers:
+                self._check_one(part, settings)
+
+    def _check_one(self, strategy: StrategySettings, settings: ScorerSettings) -> None:
+        grader = self.grader(settings)
+        if not isinstance(strategy, StepStrategy) or strategy.judging == "answers":
+            return
+        if strategy.judging == "steps":
+            require_steps(grader, settings)
+        if isinstance(grader, _Model):
+            grader.require_marks(strategy)
 
 
 def require_steps(grader: Grader, settings: ScorerSettings) -> None:

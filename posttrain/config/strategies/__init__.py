@@ -18,6 +18,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
+from posttrain.config.strategies.context import FewShot, Retrieval
+from posttrain.config.strategies.reasoning import (
+    BudgetForcing,
+    ChainOfThought,
+    CritiqueBy,
+    SelfRefine,
+    SelfVerification,
+)
 from posttrain.config.strategies.sampling import (
     AdaptiveConsistency,
     BestOfN,
@@ -25,6 +33,14 @@ from posttrain.config.strategies.sampling import (
     EarlyStoppingConsistency,
     LikeliestAnswer,
     SelfConsistency,
+)
+from posttrain.config.strategies.search import (
+    Dvts,
+    GraphOfThoughts,
+    Mcts,
+    ParticleFilter,
+    PrmBeam,
+    TreeOfThoughts,
 )
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
@@ -39,15 +55,50 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "adaptive_consistency": AdaptiveConsistency,
     "deepconf": DeepConf,
     "likeliest_answer": LikeliestAnswer,
+    "prm_beam": PrmBeam,
+    "dvts": Dvts,
+    "particle_filter": ParticleFilter,
+    "mcts": Mcts,
+    "tree_of_thoughts": TreeOfThoughts,
+    "graph_of_thoughts": GraphOfThoughts,
+    "chain_of_thought": ChainOfThought,
+    "budget_forcing": BudgetForcing,
+    "self_refine": SelfRefine,
+    "critique_by": CritiqueBy,
+    "self_verification": SelfVerification,
+    "few_shot": FewShot,
+    "retrieval": Retrieval,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN | SelfConsistency | EarlyStoppingConsistency | AdaptiveConsistency | DeepConf | LikeliestAnswer,
+    BestOfN
+    | SelfConsistency
+    | EarlyStoppingConsistency
+    | AdaptiveConsistency
+    | DeepConf
+    | LikeliestAnswer
+    | PrmBeam
+    | Dvts
+    | ParticleFilter
+    | Mcts
+    | TreeOfThoughts
+    | GraphOfThoughts
+    | ChainOfThought
+    | BudgetForcing
+    | SelfRefine
+    | CritiqueBy
+    | SelfVerification
+    | FewShot
+    | Retrieval,
     Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
+
+for _wrapping in (FewShot, Retrieval):
+    # Their `then` is one of the union that they are in themselves, which is complete only here.
+    _wrapping.model_rebuild(_types_namespace={"AnyStrategy": AnyStrategy})
 
 
 def strategy_of(value: Any) -> StrategySettings:
@@ -84,11 +135,24 @@ __all__ = [
     "AdaptiveConsistency",
     "AnyStrategy",
     "BestOfN",
+    "BudgetForcing",
+    "ChainOfThought",
+    "CritiqueBy",
     "DeepConf",
+    "Dvts",
     "EarlyStoppingConsistency",
+    "FewShot",
+    "GraphOfThoughts",
     "LikeliestAnswer",
+    "Mcts",
+    "ParticleFilter",
+    "PrmBeam",
+    "Retrieval",
     "SelfConsistency",
+    "SelfRefine",
+    "SelfVerification",
     "Settings",
     "StrategySettings",
+    "TreeOfThoughts",
     "strategy_of",
 ]

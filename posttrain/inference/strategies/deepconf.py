@@ -24,14 +24,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from posttrain.config.strategies import DeepConf
 from posttrain.inference.answers import Equality
 from posttrain.inference.choosing import Vote, candidates, vote_of
+from posttrain.inference.drawing import ENDED_EARLY
 from posttrain.inference.solution import Node, Solution, Stopped
-from posttrain.inference.solving import ENDED_EARLY, Solving, SpendingEnded
+from posttrain.inference.solving import Solving, SpendingEnded
 from posttrain.inference.strategies.self_consistency import representative
 from posttrain.rollout.engine import Alternatives, SampledToken
 
@@ -84,7 +86,7 @@ def _elected(
     threshold: float,
 ) -> Solution:
     kept, vote = _vote(answers, equality, threshold)
-    facts: dict[str, float] = {
+    facts: dict[str, Any] = {
         "answers": len(solving.nodes),
         "ended_early": sum(node.note == ENDED_EARLY for node in solving.nodes),
         "voting": sum(number is not None for number in vote.numbers),

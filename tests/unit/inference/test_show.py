@@ -30,3 +30,9 @@ def test_long_texts_are_cut_to_the_width_and_say_so():
     lines = tree_lines(found, width=80)
     assert all(len(line) <= 80 for line in lines[:2])
     assert '4..."' in lines[1]
+
+
+def test_what_a_strategy_says_in_words_stands_below_and_whole():
+    solving = scripted({"2 + 2?": ["4"]})
+    solving.notes.append("in the prompt: " + "a" * 200)
+    assert tree_lines(run(best_of_n.solve(solving, BestOfN(n=1, scorer="logprob"))))[-1] == f"  {solving.notes[0]}"

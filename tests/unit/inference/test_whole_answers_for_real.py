@@ -7,10 +7,11 @@ import torch
 
 from posttrain.config.strategies import STRATEGY_KINDS, strategy_of
 from posttrain.config.strategies.base import StepStrategy
+from posttrain.inference.drawing import ENDED_EARLY
 from posttrain.inference.run import solve_all
 from posttrain.inference.scorers import Scorers
 from posttrain.inference.solution import Stopped, recounted
-from posttrain.inference.solving import ENDED_EARLY, Asked
+from posttrain.inference.solving import Asked
 from posttrain.rollout.native import NativeEngine
 from posttrain.types import Message, RowRef, Task
 from tests.encoding import encoder_of
