@@ -6,8 +6,8 @@
     soft   label(s) = share of the whole answers that go on from s which are right
     hard   label(s) = 1 if any of them is right, else 0
 
-Wang et al. 2023, arXiv:2312.08935 (Math-Shepherd), section 3.3: there N answers are written to their end from each step of
-a solution; here they are those that a tree search wrote anyway (`mcts`, with rollouts or without; `prm_beam`).
+Wang et al. 2023, arXiv:2312.08935 (Math-Shepherd), section 3.3: there N answers are written to their end from each step
+of a solution; here they are those that a tree search wrote anyway (`mcts`, with rollouts or without; `prm_beam`).
 
 Deviations
  1. The number of answers after a step is what the search made of it, and not the same N for all: `least` asks for more.
