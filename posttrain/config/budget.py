@@ -1,12 +1,12 @@
 """The suite `budget`: strategies of test-time compute, measured against the tokens that they spend.
 
-    - name: spent
-      kind: budget
-      prompts: heldout.jsonl
-      samples: 32
-      scorers: {reward: {stage: reward}}
-      strategies: [{name: early, kind: early_stopping, n: 32}]
-      at: {early: {n: [8, 16, 32]}}
+- name: spent
+  kind: budget
+  prompts: heldout.jsonl
+  samples: 32
+  scorers: {reward: {stage: reward}}
+  strategies: [{name: early, kind: early_stopping, n: 32}]
+  at: {early: {n: [8, 16, 32]}}
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from posttrain.config.strategies.base import AnswerEquality, AnyScorer, Strategy
 from posttrain.config.suite_settings import SuiteSettings
 from posttrain.config.values import Float, Int, refuse, require_unique
 from posttrain.errors import ConfigError, unknown
-
 
 ScorerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """What tables and pictures call a scorer."""
@@ -61,7 +60,7 @@ class BudgetSuite(SuiteSettings):
     modules: str | None = None
     """Folder in which the modules of `kind: function` are looked for first; the recipe's own if absent."""
     scorers: dict[ScorerName, AnyScorer] = Field(default_factory=dict)
-    """Who chooses in best-of-n, plain and weighted, each under a name: `{reward: {stage: reward}, logprob: logprob}`."""
+    """Who chooses in best-of-n, plain and weighted, each under a name: `{judge: {stage: reward}, logprob: logprob}`."""
     strategies: tuple[AnyStrategy, ...] = ()
     """Strategies that are run as they are. One that says nothing of `sampling` draws as the suite does: its draws are
     then the pool's."""
@@ -110,7 +109,7 @@ class BudgetSuite(SuiteSettings):
             )
         if not 1 <= self.n[0] <= self.n[-1] <= self.samples:
             raise refuse(
-                "nothing can be said of more answers than are drawn" if self.n[0] >= 1 else "there is no choice among 0",
+                "no choice is made among more answers than are drawn" if self.n[0] >= 1 else "n is below 1",
                 path=("n",),
                 found=f"n: {list(self.n)}, samples: {self.samples}",
                 expected="each n from 1 to `samples`",

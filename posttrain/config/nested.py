@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from posttrain.config.strategies.base import RewardModelScorer
+from posttrain.config.rewards import ModelReward
+from posttrain.config.strategies.base import RewardModelScorer, StrategySettings
 from posttrain.config.values import Settings
 
 KeyPath = tuple[str | int, ...]
@@ -53,7 +54,22 @@ def changed_within(record: S, change: Callable[[Settings, KeyPath], Settings], p
         if after is not before and after != before:
             changes[name] = after
     changed: Any = change(record.model_copy(update=changes) if changes else record, path)
-    return changed  # type: ignore[no-any-return]
+    return changed
+
+
+def models_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Every model that is named in it, with the key's path: of scorers, rewards and strategies."""
+    for path, found in records_within(record):
+        for key in model_keys(found):
+            if isinstance(name := getattr(found, key), str):
+                yield (*path, key), name
+
+
+def model_keys(record: Settings) -> tuple[str, ...]:
+    """The keys of this very record that name a model."""
+    if isinstance(record, StrategySettings):
+        return record.MODELS
+    return ("model",) if isinstance(record, RewardModelScorer | ModelReward) else ()
 
 
 def scorers_of(record: Settings) -> Iterator[tuple[KeyPath, RewardModelScorer]]:

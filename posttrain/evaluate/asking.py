@@ -58,7 +58,9 @@ class EvaluatedModel:
             encoding: how prompts become ids: `LoadedModel.speech.settings()`; the tokenizer's own template, with the
                 values that its export wrote into it, if not given.
         """
-        return cls(model, Encoder(tokenizer, encoding), NativeEngine(model), seed)
+        encoder = Encoder(tokenizer, encoding)
+        # Strategies end steps with strings, which an engine finds in the text of what it has drawn.
+        return cls(model, encoder, NativeEngine(model, decode=encoder.tokens.decode), seed)
 
 
 class SampledAnswers:

@@ -3,8 +3,8 @@ r"""What a choice among n answers is worth, from one pool of N answers to a prom
     best_of([3.0, 1.0, 2.0], [1, 0, 0], [1, 2, 3])        # [1/3, 2/3, 1]
 
 Best-of-n is exact. With the scores in descending order, the i-th answer is the highest of a random n-subset with
-probability C(N-i, n-1) / C(N, n); of equal scores the earliest draw counts, and since draws are exchangeable each of them
-is as likely to be it. So a group of g equal scores that m answers beat wins with
+probability C(N-i, n-1) / C(N, n); of equal scores the earliest draw counts, and since draws are exchangeable each of
+them is as likely to be it. So a group of g equal scores that m answers beat wins with
 
     [C(N-m, n) - C(N-m-g, n)] / C(N, n)
 
@@ -12,8 +12,8 @@ and is then right as often as its members are. A pool costs N answers, where a s
 sum and be noisier at each (the estimator of pass@k, Chen et al. 2021, arXiv:2107.03374, Eq. 1, is that for the oracle).
 
 Majority and weighted best-of-n (`posttrain.inference.strategies`) depend on the whole subset: over all C(N, n) subsets
-where these are at most MOST_SUBSETS, else over so many random ones, the same for all methods and prompts. At 1,000 subsets
-the standard error from that is at most 0.016 for one prompt, and 0.016 / sqrt(prompts) for a figure.
+where these are at most MOST_SUBSETS, else over so many random ones, the same for all methods and prompts. At 1,000
+subsets the standard error from that is at most 0.016 for one prompt, and 0.016 / sqrt(prompts) for a figure.
 
 Ties between classes of equal answers are averaged too: the class counts that was said first, which each is with a
 probability as large as its number of members.
@@ -75,11 +75,11 @@ def majority(classes_N: Sequence[int | None], right_N: Sequence[float], subsets_
         classes_N: the number of each answer's class, None of what says nothing (`inference.answers.Equality.classes`).
     """
     members_NC = _members(classes_N)
-    right_N = np.asarray(right_N, dtype=float)
+    right = np.asarray(right_N, dtype=float)
     counts_SC = subsets_SN.astype(float) @ members_NC
     # Which member speaks for its class is the earliest draw, so each of them equally often.
-    rights_SC = subsets_SN @ (members_NC * right_N[:, None]) / np.maximum(counts_SC, 1)
-    return _of_best_class(counts_SC, rights_SC, counts_SC, subsets_SN @ right_N / subsets_SN.sum(axis=1))
+    rights_SC = subsets_SN @ (members_NC * right[:, None]) / np.maximum(counts_SC, 1)
+    return _of_best_class(counts_SC, rights_SC, counts_SC, subsets_SN @ right / subsets_SN.sum(axis=1))
 
 
 def weighted(
@@ -122,9 +122,7 @@ def _best_right(scores_N: np.ndarray, right_N: np.ndarray, chosen_SN: np.ndarray
     return np.asarray(best_SN @ right_N / np.maximum(best_SN.sum(axis=1), 1))
 
 
-def _of_best_class(
-    sums_SC: np.ndarray, rights_SC: np.ndarray, counts_SC: np.ndarray, without_S: np.ndarray
-) -> float:
+def _of_best_class(sums_SC: np.ndarray, rights_SC: np.ndarray, counts_SC: np.ndarray, without_S: np.ndarray) -> float:
     """The mean over subsets of how right the class with the largest sum is, ties averaged.
 
     Args:

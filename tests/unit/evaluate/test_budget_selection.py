@@ -1,4 +1,4 @@
-"""What a choice among n answers is worth: by hand, and against choosing as the strategies do from every ordered draw."""
+"""What a choice among n answers is worth: by hand, and against choosing as strategies do from every ordered draw."""
 
 from __future__ import annotations
 
