@@ -9,7 +9,6 @@ The draws are those that a strategy makes which asks for 32 answers with the sam
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from posttrain.config.strategies.base import ScorerSettings, Spending
 from posttrain.inference.run import side_by_side
 from posttrain.inference.solution import Node, Spent
 from posttrain.inference.solving import Asked, Solving
+from posttrain.rewards.scorer import run_async
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task
 
@@ -87,7 +87,7 @@ def draw_pools(
         return pool
 
     began = time.monotonic()
-    pools = asyncio.run(side_by_side(asked, tasks, draw))
+    pools: list[Pool] = run_async(side_by_side(asked, tasks, draw))
     return Pools(pools, samples, time.monotonic() - began)
 
 
@@ -115,5 +115,5 @@ def score_pools(
         on_pool(pool)
 
     began = time.monotonic()
-    asyncio.run(side_by_side(asked, [pool.task for pool in pools.prompts], score))
+    run_async(side_by_side(asked, [pool.task for pool in pools.prompts], score))
     pools.scoring_seconds[name] = time.monotonic() - began

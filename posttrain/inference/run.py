@@ -32,6 +32,7 @@ from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.source import resolve
 from posttrain.models.reward.folders import require_policy
 from posttrain.models.reward.scoring import RewardModel
+from posttrain.rewards.scorer import run_async
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.showing import Shown, showing
 from posttrain.sampling import SamplingDistribution
@@ -71,7 +72,9 @@ def solve_all(
         on_solution(index, solution)
         return solution
 
-    return asyncio.run(side_by_side(asked, tasks, solve, at_once))
+    # Also where a loop runs already, as in a notebook.
+    solutions: list[Solution] = run_async(side_by_side(asked, tasks, solve, at_once))
+    return solutions
 
 
 async def side_by_side(

@@ -93,6 +93,9 @@ class Solving:
         self._occurrence = occurrence
         self._draws: Counter[tuple[int, ...]] = Counter()
         self._spent = Spent()
+        self._calls = 0
+        self._asked_as: dict[int, tuple[int, int]] = {}
+        """Of each node by its identity: which call it came of, and which draw of it."""
         self._paying = asyncio.Lock()
         self._began: float | None = None
 
@@ -181,11 +184,15 @@ class Solving:
         ]
         self._spent = self._spent + Spent(read=len(whole))
         made: list[Node] = []
+        call, self._calls = self._calls, self._calls + 1
 
-        def keep(completion: Completion) -> None:
+        def keep(completion: Completion, request: Request) -> None:
             node = self._node(completion, kind, parents, messages, whole[: len(whole) - len(before)], before, step)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
-            node.open = not node.ended and len(node.path_ids) < self._longest(sampling)
+            # Cut before its own limit: the model has no further position.
+            at_end = completion.finish is FinishReason.LENGTH and len(node.ids) < request.sampling.max_new_tokens
+            node.open = not node.ended and not at_end and len(node.path_ids) < self._longest(sampling)
+            self._asked_as[id(node)] = (call, len(made))
             self.nodes.append(node)
             made.append(node)
 
@@ -247,7 +254,7 @@ class Solving:
             drawn = replace(drawn, stop=(*stops, *(SENTENCE_ENDS if step == SENTENCE else (step,))))
         return replace(drawn, max_new_tokens=left), stops
 
-    async def _complete(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
+    async def _complete(self, requests: Sequence[Request], keep: Callable[[Completion, Request], None]) -> None:
         """Every completion goes to `keep`, in the order of the requests.
 
         Raises:
@@ -276,7 +283,7 @@ class Solving:
                     self.nodes[-1].note = "the spending ended here"
                     raise SpendingEnded(Stopped.TOKENS)
 
-    async def _wave(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
+    async def _wave(self, requests: Sequence[Request], keep: Callable[[Completion, Request], None]) -> None:
         """Requests side by side; at the end of time they come back as they are, so that their tokens are counted."""
         engine, timer = self.asked.engine, None
         if self.spend.seconds is not None:
@@ -298,10 +305,10 @@ class Solving:
         finally:
             if timer is not None:
                 timer.cancel()
-        for task in tasks:
+        for task, request in zip(tasks, requests, strict=True):
             completion = task.result()
             self._spent = self._spent + Spent(sampled=len(completion.ids), requests=1)
-            keep(completion)
+            keep(completion, request)
         if any(task.result().finish is FinishReason.ABORTED for task in tasks):
             raise SpendingEnded(Stopped.SECONDS)
 
@@ -356,8 +363,18 @@ class Solving:
             answer: the text, where it is not that of `chosen`.
         """
         text = answer if answer is not None else ("" if chosen is None else chosen.answer)
+        self._renumber()
         number = None if chosen is None else chosen.number
         return Solution(self.label, self.task, text, number, tuple(self.nodes), self.spent, stopped, facts)
+
+    def _renumber(self) -> None:
+        """Nodes in the order in which they were asked for. Calls that ran side by side ended in an order that depends
+        on what else the engine did, and the same seed is to give the same tree."""
+        ordered = sorted(self.nodes, key=lambda node: self._asked_as.get(id(node), (node.number, 0)))
+        numbers = {node.number: number for number, node in enumerate(ordered)}
+        for node in ordered:
+            node.number, node.parents = numbers[node.number], tuple(numbers[parent] for parent in node.parents)
+        self.nodes = ordered
 
 
 def first_best(nodes: Sequence[Node], scores: Sequence[float]) -> Node:
