@@ -25,6 +25,7 @@ from posttrain.config.nested import changed_within, model_keys, models_within
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
+from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer, StrategySettings
@@ -78,6 +79,8 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
+        if isinstance(stage, Search):
+            yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
             yield f"evaluate.suites.{suite.name}.reward_model.path", suite.reward_model.path
@@ -100,6 +103,9 @@ class _Files:
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
+        if isinstance(stage, Search):
+            stage = self._strategies_of(stage, here)
+            changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, CustomStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):

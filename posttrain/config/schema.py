@@ -15,6 +15,7 @@ from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
+from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
@@ -115,6 +116,9 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
+            for inner, scorer in scorers_of(stage) if isinstance(stage, Search) else ():
+                if scorer.stage is not None:
+                    _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)

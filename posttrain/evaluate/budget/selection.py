@@ -126,15 +126,14 @@ def _of_best_class(sums_SC: np.ndarray, rights_SC: np.ndarray, counts_SC: np.nda
     """The mean over subsets of how right the class with the largest sum is, ties averaged.
 
     Args:
-        counts_SC: members of each class that the subset holds; all weights of one may be 0, and it has a vote still.
-        without_S: what counts where no answer of the subset belongs to a class.
+        counts_SC: members of each class that the subset holds.
+        without_S: what counts where no answer of the subset has a vote of any weight.
     """
-    voted_S = (counts_SC > 0).any(axis=1)
-    if not voted_S.any():
+    if sums_SC.shape[1] == 0:
         return float(without_S.mean())
-    sums_SC = np.where(counts_SC > 0, sums_SC, -1.0)
+    # A class that the subset does not hold has a sum of 0, as one has whose weights are all 0.
     best_S = sums_SC.max(axis=1)
     # Of equal sums the class counts that was said first: which that is depends on how often each was said.
     tied_SC = counts_SC * (sums_SC >= (best_S - _TIE * np.abs(best_S))[:, None])
     values_S = (tied_SC * rights_SC).sum(axis=1) / np.maximum(tied_SC.sum(axis=1), 1)
-    return float(np.where(voted_S, values_S, without_S).mean())
+    return float(np.where(best_S > 0, values_S, without_S).mean())

@@ -40,9 +40,9 @@ def chosen_weighted(draw, classes, scores, weights):
     for index in draw:
         if classes[index] is not None:
             sums[classes[index]] = sums.get(classes[index], 0.0) + weights[index]
-    if not sums:
+    top = max(sums.values(), default=0.0)
+    if top == 0:  # no vote has any weight
         return chosen_best(draw, scores)
-    top = max(sums.values())
     best = next(number for number in sums if sums[number] >= top - 1e-12)
     return chosen_best([index for index in draw if classes[index] == best], scores)
 
@@ -79,8 +79,8 @@ def test_weighted_by_hand() -> None:
     classes, right, scores = [0, 0, 1], [0, 0, 1], [0.3, 0.3, 0.9]
     assert weighted(classes, scores, scores, right, subsets(3, 3)) == 1
     assert weighted(classes, scores, [0.5, 0.5, 0.9], right, subsets(3, 3)) == 0
-    # weights of 0 are votes too
-    assert weighted([0, None], [-800.0, 3.0], [0.0, 1.0], [1, 0], subsets(2, 2)) == 1
+    # where no vote has any weight, the highest score counts
+    assert weighted([0, None], [-800.0, 3.0], [0.0, 1.0], [1, 0], subsets(2, 2)) == 0
 
 
 # ---------------------------------------------------------------- against every draw
