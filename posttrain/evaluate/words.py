@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def percent(value: float) -> str:
     """percent(0.614) == "61", the sign of per cent left to the sentence."""
-    return f"{100 * value:.0f}"
+    return f"{100 * value:.0f}".replace("-", "\u2212")
 
 
 def in_points(value: float) -> str:

@@ -11,7 +11,7 @@ from posttrain.runs.read import RunContents
 from posttrain.runs.records.budget import BudgetChoice, BudgetCurve, BudgetCurves, BudgetFinding, BudgetPoint
 from posttrain.runs.records.evaluation import Figure
 
-COLOURS = ("accent", "chosen", "rejected", "second", "good", "bad", "warn", "ink")
+COLOURS = ("accent", "chosen", "rejected", "second", "bad", "ink", "warn", "good")
 """Of what chooses: majority, each scorer, each strategy, in this order and then from the beginning."""
 LOOKS = {"oracle": "rule", "weighted": "held-out"}
 """How a kind's line is drawn where it is not solid: weighted by a scorer is its plain line dashed."""
@@ -104,7 +104,7 @@ def _policy(policy: str, record: BudgetCurves) -> PolicyBudget:
     curves = [curve for curve in record.curves if _known(curve)]
     charts = [
         _chart(policy, curves, lambda point: point.tokens, "tokens that the model sampled for one prompt", "tokens"),
-        _chart(policy, curves, lambda point: point.seconds, "seconds of one prompt, all prompts side by side", "s"),
+        _chart(policy, curves, lambda point: point.seconds, "seconds of one prompt, all side by side", "seconds"),
     ]
     difficulty = record.difficulty
     return PolicyBudget(
@@ -117,7 +117,7 @@ def _policy(policy: str, record: BudgetCurves) -> PolicyBudget:
         if difficulty is None
         else [
             DifficultyRow(
-                interval(one.low, one.high, "share"),
+                number(one.low, "share") if one.low == one.high else interval(one.low, one.high, "share"),
                 count(one.prompts),
                 " / ".join(dict.fromkeys(one.choices)),
                 number(one.chosen, "share"),
