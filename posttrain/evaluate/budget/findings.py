@@ -143,11 +143,16 @@ def _best(table: PoolTable, curves: Sequence[Curve], chosen: Sequence[BudgetChoi
 def _fell(curve: Curve, found: tuple[int, Difference]) -> BudgetFinding:
     n, fell = found
     last = curve.points[-1]
-    who = f"the scorer `{curve.scorer}` is over-optimised" if curve.scorer else "the votes favour a wrong answer"
+    if n == curve.points[0].n:
+        who = f"the scorer `{curve.scorer}` prefers" if curve.scorer else "the votes favour"
+        who += " wrong answers from the beginning; take one answer as it comes"
+    else:
+        who = f"the scorer `{curve.scorer}` is over-optimised" if curve.scorer else "the votes favour a wrong answer"
+        who += f"; stop near n = {n}"
     return BudgetFinding(
         "warn",
         f"`{curve.name}` falls as n grows: {percent(curve.at_n(n).value)} % at n = {n}, {percent(last.value)} % at "
-        f"n = {last.n} ({_interval(fell)}, measured from the peak of other prompts): {who}; stop near n = {n}.",
+        f"n = {last.n} ({_interval(fell)}, measured from the peak of other prompts): {who}.",
     )
 
 
