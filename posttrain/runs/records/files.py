@@ -40,6 +40,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "pairs.jsonl": HeldOutRow,
     "dropped.jsonl": DroppedRow,
     "data.jsonl": CorrectedPair,
+    "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,
     "examinations.jsonl": ExaminationLine,
     "evaluation.json": SuiteScores,
