@@ -60,6 +60,7 @@ class EvaluatedModel:
                 values that its export wrote into it, if not given.
         """
         encoder = Encoder(tokenizer, encoding)
+        # Strategies end steps with strings, which an engine finds in the text of what it has drawn.
         return cls(model, encoder, NativeEngine(model, decode=encoder.tokens.decode), seed)
 
 

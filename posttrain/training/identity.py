@@ -16,6 +16,8 @@ from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.config.fingerprint import objective_fingerprint
+from posttrain.config.nested import models_within
+from posttrain.config.search import Search
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
 from posttrain.data.sources.hub import HubSource
@@ -46,6 +48,10 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
     if isinstance(kind_of_stage(ctx.stage), MakingKind):
         # Its settings do not say how the model is asked that it lets answer: the stage that trained it does.
         hashed.contents["template"] = answers.encoding.template_identity
+    if isinstance(ctx.stage, Search):
+        # A reward model that was trained anew lies where the one before it lay.
+        for path, name in models_within(ctx.stage):
+            hashed.contents[".".join(map(str, path))] = folder_fingerprint(resolve(name).folder)
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.functions import Function
 from posttrain.config.rewards import AnyReward
-from posttrain.config.suites import Sampling
+from posttrain.config.suite_settings import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
 
 StepAggregate = Literal["last", "min", "product", "mean"]
@@ -154,6 +154,10 @@ class StrategySettings(Settings):
     """One way to spend compute on an answer."""
 
     IS_FAMILY: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold the path of a file or folder: in a recipe they are relative to it."""
+    MODELS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name another model: a catalogue name, a folder or a hub id."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """What tables and pictures call it; null: its kind."""
