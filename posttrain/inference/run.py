@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.arguments import checked_seed
-from posttrain.config.strategies import StrategySettings, strategy_of
+from posttrain.config.strategies import PREFIX_TOKENS, StrategySettings, strategy_of
 from posttrain.config.strategies.base import LogProbScorer, ScorerSettings
 from posttrain.data.encode import Encoder
 from posttrain.data.given import as_examples
@@ -40,8 +40,6 @@ from posttrain.types import Message, RowRef, Task
 
 T = TypeVar("T")
 
-PREFIX_TOKENS = 32_768
-"""Tokens whose keys and values the engine keeps for continuations: a search goes on from what it has just drawn."""
 AT_ONCE = 32
 """Prompts that are solved at the same time: enough to fill the engine's batch with what each asks one after another."""
 
@@ -174,7 +172,7 @@ def solve(
             require_policy(resolve(model, say=shown.say))
             model = load(model, device=device_of(device), say=shown.say)
         encoder = Encoder(model.tokenizer, model.speech.settings())
-        engine = NativeEngine(model.model, decode=encoder.tokens.decode)
+        engine = NativeEngine(model.model, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
         with Scorers(device=device_of(device).type, models=reward_models) as scorers:
             asked = Asked(engine, encoder, scorers, seed)
             with shown.phase(settings.label, total=len(tasks), unit="prompts") as phase:

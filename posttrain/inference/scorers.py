@@ -112,10 +112,18 @@ class Scorers:
             ConfigError: no scorer of steps where steps are judged, or one that marks steps otherwise.
             ModelError: a reward model that cannot be loaded.
         """
-        for settings in strategy.scorers:
-            grader = self.grader(settings)
-            if isinstance(strategy, StepStrategy) and isinstance(grader, _Model):
-                grader.require_marks(strategy)
+        for part in strategy.parts:
+            for settings in part.scorers:
+                self._check_one(part, settings)
+
+    def _check_one(self, strategy: StrategySettings, settings: ScorerSettings) -> None:
+        grader = self.grader(settings)
+        if not isinstance(strategy, StepStrategy) or strategy.judging == "answers":
+            return
+        if strategy.judging == "steps":
+            require_steps(grader, settings)
+        if isinstance(grader, _Model):
+            grader.require_marks(strategy)
 
 
 def require_steps(grader: Grader, settings: ScorerSettings) -> None:
@@ -144,6 +152,13 @@ class _Model:
         self.settings, self.model = settings, model
         self.of_steps = model.rule.pooling == "steps"
         self.judges_steps = self.of_steps
+        if not self.of_steps and "aggregate" in settings.model_fields_set:
+            raise ConfigError(
+                "`aggregate` makes one score of those of an answer's steps, and this reward model scores whole answers",
+                where=model.name,
+                found=f"aggregate: {settings.aggregate}",
+                remedy="leave `aggregate` out, or take a process reward model (`head: steps`, docs/reward-models.md)",
+            )
         model.rule.index(settings.head) if settings.head is not None else None
 
     def require_marks(self, strategy: StepStrategy) -> None:
@@ -288,7 +303,14 @@ class _Self:
         self.marks = settings.marks
 
     async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
-        return [await self._mark(solving, node) for node in nodes]
+        marks: list[float | None] = []
+        for node in nodes:
+            mark = await self._mark(solving, node)
+            marks.append(mark)
+            if mark is not None:
+                # Kept at once: the spending may end before the last of them is marked.
+                node.scores["self"] = mark
+        return marks
 
     async def _mark(self, solving: Solving, node: Node) -> float | None:
         question = "\n\n".join(message.content or "" for message in solving.task.prompt)

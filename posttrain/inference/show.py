@@ -34,6 +34,8 @@ def tree_lines(solution: Solution, *, width: int = WIDTH) -> list[str]:
     lines.append(
         f"{solution.strategy}: {solution.stopped}, {spent.requests:,} draws, {spent.sampled:,} tokens{scored}{facts}"
     )
+    # Not cut: they say which documents were read and which were not.
+    lines += [f"  {note}" for note in solution.notes]
     return lines
 
 

@@ -102,6 +102,11 @@ class Node:
         """The answer's ids up to here."""
         return self.before_ids + self.ids
 
+    def part(self, number: int, kind: str, text: str, answer: str) -> Node:
+        """A piece of what this node says, without tokens of its own; nothing continues its ids."""
+        whole = (self.messages, self.prompt_ids, self.before_ids)
+        return Node(number, kind, (self.number,), *whole, (), (), self.finish, text, answer)
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -123,6 +128,8 @@ class Solution:
     stopped: Stopped
     facts: Mapping[str, float] = field(default_factory=dict)
     """What the strategy says of the whole: {"votes": 11, "answers": 16}."""
+    notes: tuple[str, ...] = ()
+    """The same in words: which documents stood before the question, and which had no room."""
 
     @property
     def answers(self) -> list[Node]:

@@ -176,6 +176,11 @@ class StrategySettings(Settings):
         values = (getattr(self, name) for name in type(self).model_fields)
         return tuple(value for value in values if isinstance(value, ScorerSettings))
 
+    @property
+    def parts(self) -> tuple[StrategySettings, ...]:
+        """Itself, and after it the strategy that it wraps, where it wraps one."""
+        return (self,)
+
 
 class StepStrategy(StrategySettings):
     """A strategy that builds an answer step by step."""
@@ -184,6 +189,11 @@ class StepStrategy(StrategySettings):
     """Where a step ends: with this text, with `sentence`, or after so many tokens."""
     max_steps: Int = Field(default=40, ge=1)
     """Most steps of one answer; the last one may go on to the end."""
+
+    @property
+    def judging(self) -> Literal["steps", "either", "answers"]:
+        """What its scorer is asked about: answers that are still written, finished ones, or whichever it can judge."""
+        return "answers"
 
     @model_validator(mode="after")
     def _step_is_something(self) -> Self:

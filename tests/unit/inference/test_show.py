@@ -21,7 +21,7 @@ def test_every_node_has_a_line_below_its_parent():
         '│  └─ 2  value  8 tokens  "Mark: 7"',
         '└─ 1  answer  self 7  8 tokens  "no\\nidea"',
         '   └─ 3  value  8 tokens  "Mark: 7"',
-        "test: done, 4 draws, 26 tokens, answers 2",
+        "test: done, 4 draws, 26 tokens, answers 2, abstained 0",
     ]
 
 
@@ -30,3 +30,9 @@ def test_long_texts_are_cut_to_the_width_and_say_so():
     lines = tree_lines(found, width=80)
     assert all(len(line) <= 80 for line in lines[:2])
     assert '4..."' in lines[1]
+
+
+def test_what_a_strategy_says_in_words_stands_below_and_whole():
+    solving = scripted({"2 + 2?": ["4"]})
+    solving.notes.append("in the prompt: " + "a" * 200)
+    assert tree_lines(run(best_of_n.solve(solving, BestOfN(n=1, scorer="logprob"))))[-1] == f"  {solving.notes[0]}"
