@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -26,6 +26,9 @@ from posttrain.errors import ConfigError, unknown
 
 ScorerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """What tables and pictures call a scorer."""
+
+
+S = TypeVar("S", bound=StrategySettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +95,8 @@ class BudgetSuite(SuiteSettings):
         if "sampling" not in info.data:  # it has a mistake of its own, which is reported
             return strategies
         # Now and not when it runs: a recipe that is written out holds every value, and must read back the same.
-        drawn = {"sampling": info.data["sampling"]}
         return tuple(
-            strategy if "sampling" in strategy.model_fields_set else strategy.model_copy(update=drawn)
-            for strategy in strategies
+            _drawing_as(strategy, info.data["sampling"], (place,)) for place, strategy in enumerate(strategies)
         )
 
     @model_validator(mode="after")
@@ -164,6 +165,37 @@ class BudgetSuite(SuiteSettings):
                     yield MeasuredStrategy(label, strategy.label, key, value, _with(strategy, key, value))
             if strategy.label not in self.at:
                 yield MeasuredStrategy(strategy.label, strategy.label, None, None, strategy)
+
+
+def _drawing_as(strategy: S, sampling: StrategySampling, path: tuple[str | int, ...]) -> S:
+    """The strategy, or the one that it wraps, with this sampling where it says nothing of its own."""
+    inner = {name: value for name in type(strategy).model_fields if _is_strategy(value := getattr(strategy, name))}
+    if inner:
+        changed = {name: _drawing_as(value, sampling, (*path, name)) for name, value in inner.items()}
+        return strategy.model_copy(update=changed)
+    if "sampling" in strategy.model_fields_set:
+        return strategy
+    given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
+    kind = type(strategy)
+    try:
+        return kind(**given, sampling=sampling)
+    except ConfigError as error:
+        refused = error
+    try:
+        # One that draws nothing has a longest answer all the same.
+        return kind(**given, sampling=StrategySampling(temperature=0.0, max_new_tokens=sampling.max_new_tokens))
+    except ConfigError:
+        raise refuse(
+            f"`{strategy.label}` cannot draw as the suite does: {refused.problem}",
+            path=path,
+            found=refused.found or "",
+            expected=refused.expected or "",
+            remedy=refused.remedy or "give the strategy its own `sampling`",
+        ) from None
+
+
+def _is_strategy(value: Any) -> bool:
+    return isinstance(value, StrategySettings)
 
 
 def _powers(samples: int) -> tuple[int, ...]:

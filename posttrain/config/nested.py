@@ -13,11 +13,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from posttrain.config.rewards import ModelReward
-from posttrain.config.strategies.base import RewardModelScorer, StrategySettings
+from posttrain.config.strategies import CritiqueBy, Retrieval
+from posttrain.config.strategies.base import RewardModelScorer
+from posttrain.config.strategies.demonstrations import Demonstrations, EmbeddingSimilarity
 from posttrain.config.values import Settings
 
 KeyPath = tuple[str | int, ...]
 S = TypeVar("S", bound=Settings)
+
+MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
+    RewardModelScorer: ("model",),
+    ModelReward: ("model",),
+    CritiqueBy: ("critic",),
+}
+"""Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
+FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
+    Retrieval: ("documents",),
+    Demonstrations: ("path",),
+    EmbeddingSimilarity: ("model",),
+}
+"""Keys that hold the path of a file or folder, in a recipe relative to it."""
 
 
 def records_within(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Settings]]:
@@ -65,11 +80,16 @@ def models_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
                 yield (*path, key), name
 
 
+def files_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Every file and folder that its strategies name, with the key's path."""
+    for path, found in records_within(record):
+        for key in FILE_KEYS.get(type(found), ()):
+            yield (*path, key), getattr(found, key)
+
+
 def model_keys(record: Settings) -> tuple[str, ...]:
     """The keys of this very record that name a model."""
-    if isinstance(record, StrategySettings):
-        return record.MODELS
-    return ("model",) if isinstance(record, RewardModelScorer | ModelReward) else ()
+    return MODEL_KEYS.get(type(record), ())
 
 
 def scorers_of(record: Settings) -> Iterator[tuple[KeyPath, RewardModelScorer]]:

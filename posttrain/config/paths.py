@@ -21,14 +21,14 @@ from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.find import beside, entries
-from posttrain.config.nested import changed_within, model_keys, models_within
+from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, models_within
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
-from posttrain.config.strategies.base import AnswerEquality, RewardsScorer, StrategySettings
+from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
 from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
@@ -144,9 +144,8 @@ class _Files:
                 for key in model_keys(found)
                 if isinstance(name := getattr(found, key), str)
             }
-            if isinstance(found, StrategySettings):
-                named = {key: getattr(found, key) for key in found.FILES}
-                changes |= {key: self._file(name, (*path, key)) for key, name in named.items() if isinstance(name, str)}
+            for key in FILE_KEYS.get(type(found), ()):
+                changes[key] = self._file(getattr(found, key), (*path, key), local=True)
             if isinstance(found, RewardsScorer | AnswerEquality):
                 changes["modules"] = self._modules(found.modules, (*path, "modules"))
             return found.model_copy(update=changes) if changes else found

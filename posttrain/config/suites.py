@@ -12,6 +12,7 @@ from posttrain.config.functions import Function, address_of
 from posttrain.config.rewards import AnyReward
 from posttrain.config.suite_settings import Sampling as Sampling
 from posttrain.config.suite_settings import SuiteSettings as SuiteSettings
+from posttrain.config.suite_settings import without_empty_stop as without_empty_stop
 from posttrain.config.values import Float, Int, Pattern, Settings, refuse, require_unique
 
 

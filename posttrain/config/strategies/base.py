@@ -154,10 +154,6 @@ class StrategySettings(Settings):
     """One way to spend compute on an answer."""
 
     IS_FAMILY: ClassVar[bool] = True
-    FILES: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold the path of a file or folder: in a recipe they are relative to it."""
-    MODELS: ClassVar[tuple[str, ...]] = ()
-    """Fields that name another model: a catalogue name, a folder or a hub id."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """What tables and pictures call it; null: its kind."""

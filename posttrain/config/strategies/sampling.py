@@ -168,10 +168,11 @@ class LikeliestAnswer(StrategySettings):
 
     @model_validator(mode="after")
     def _nothing_is_drawn(self) -> Self:
-        neutral = StrategySampling(temperature=0.0)
+        neutral, unset = StrategySampling(temperature=0.0), StrategySampling()
         for key in type(self.sampling).model_fields:
             value = getattr(self.sampling, key)
-            if key in self.sampling.model_fields_set - {"max_new_tokens"} and value != getattr(neutral, key):
+            # A recipe that is written out holds every default, and must read back.
+            if key != "max_new_tokens" and value not in (getattr(neutral, key), getattr(unset, key)):
                 raise refuse(
                     f"beam search draws nothing, so that `{key}` has no meaning",
                     path=("sampling", key),

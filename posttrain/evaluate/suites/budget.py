@@ -21,7 +21,7 @@ import numpy as np
 
 from posttrain.config.budget import BudgetSuite, MeasuredStrategy
 from posttrain.config.functions import source_fingerprint
-from posttrain.config.nested import changed_within, model_keys, records_within, scorers_of
+from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, records_within, scorers_of
 from posttrain.config.strategies import PREFIX_TOKENS
 from posttrain.config.strategies.base import LogProbScorer
 from posttrain.config.values import Settings
@@ -34,6 +34,7 @@ from posttrain.evaluate.budget.findings import choices, difficulty_of, findings
 from posttrain.evaluate.budget.selection import MOST_SUBSETS
 from posttrain.evaluate.rightness import Given, Rightness
 from posttrain.inference.lines import in_order, write_trees
+from posttrain.inference.named import named_content
 from posttrain.inference.pool import Pools, draw_pools, score_pools
 from posttrain.inference.run import solve_all
 from posttrain.inference.scorers import Scorers
@@ -41,8 +42,6 @@ from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked
 from posttrain.inference.strategies.best_of_n import weights
 from posttrain.intervals import average, mean
-from posttrain.models.folders.loading import resolve
-from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import write_json
@@ -255,11 +254,10 @@ def content(settings: BudgetSuite) -> str:
     """Scorers and strategies by what their models and functions hold, not by where these lie: a reward model that was
     trained anew in the same folder has the suite asked again, a run folder that was moved has not."""
 
-    def by_content(record: Settings, _: object) -> Settings:
-        keys = [key for key in model_keys(record) if isinstance(getattr(record, key), str)]
-        names = {key: folder_fingerprint(resolve(getattr(record, key)).folder) for key in keys}
-        places = {"modules": None} if "modules" in type(record).model_fields else {}
-        return record.model_copy(update=names | places) if names or places else record
+    def without_places(record: Settings, _: object) -> Settings:
+        keys = (*model_keys(record), *FILE_KEYS.get(type(record), ()))
+        places = {key: None for key in (*keys, "modules") if key in type(record).model_fields}
+        return record.model_copy(update=places) if places else record
 
     functions = [
         source_fingerprint(function, None if folder is None else Path(folder))
@@ -267,10 +265,10 @@ def content(settings: BudgetSuite) -> str:
         if (function := vars(record).get("function")) is not None
         for folder in [vars(record).get("modules") or settings.modules]
     ]
-    said = changed_within(settings, by_content).model_dump(
+    said = changed_within(settings, without_places).model_dump(
         mode="json", include={"scorers", "strategies", "rewards", "answers"}
     )
-    return json.dumps([said, functions], sort_keys=True)
+    return json.dumps([said, named_content(settings), functions], sort_keys=True)
 
 
 BESIDE = ("modules", "scorers", "strategies", "rewards", "answers")

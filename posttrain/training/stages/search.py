@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from posttrain.config.search import Search
 from posttrain.config.strategies import PREFIX_TOKENS
-from posttrain.config.strategies.base import ScorerSettings, Spending
+from posttrain.config.strategies.base import SENTENCE, ScorerSettings, Spending, StepStrategy
 from posttrain.data.encode import Encoder
 from posttrain.data.questions import as_task
 from posttrain.data.read import Examples, read
 from posttrain.data.unread import unread_keys
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
+from posttrain.inference.labels import step_labels
 from posttrain.inference.lines import write_trees
 from posttrain.inference.rows import WITHOUT, Kept, Right, StepLabels, pairs, steps, winners, write_rows
 from posttrain.inference.run import solve_all
@@ -193,14 +195,19 @@ def _labels_of(stage: Search) -> StepLabels:
     """What labels the steps of this strategy's trees.
 
     Raises:
-        ConfigError: it builds no answer step by step.
+        ConfigError: it builds no answer step by step, or its steps end after so many tokens and no text parts them.
     """
+    drawing = stage.strategy.parts[-1]
+    mark = drawing.step if isinstance(drawing, StepStrategy) else None
+    if isinstance(mark, str) and mark != SENTENCE:
+        return partial(step_labels, mark=mark)
+    found = "no steps" if mark is None else f"step: {mark}"
     raise ConfigError(
         f"the strategy `{stage.strategy.label}` has no steps that could be labelled",
         where=f"{stage.name}.rows",
-        found=f"rows: steps, strategy: {stage.strategy.label}",
-        expected="a strategy that builds an answer step by step",
-        remedy="write `rows: winners` or `rows: pairs`",
+        found=f"rows: steps, of a strategy with {found}",
+        expected="a strategy that builds an answer step by step, with a text that parts its steps",
+        remedy='take `mcts` or `prm_beam` with `step: "\\n\\n"`, or write `rows: winners` or `rows: pairs`',
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from posttrain.config import load_recipe, parse_recipe
 from posttrain.config.budget import BudgetSuite
-from posttrain.config.nested import models_within, scorers_of, with_scorers
+from posttrain.config.nested import files_within, models_within, scorers_of, with_scorers
 from posttrain.config.paths import models_of
+from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.errors import ConfigError
 
 BEST = {"kind": "best_of_n", "n": 4, "scorer": "logprob", "name": "best"}
@@ -141,3 +143,67 @@ def test_scorers_are_found_and_changed_wherever_they_stand() -> None:
     trained = with_scorers(found, lambda one: one.model_copy(update={"model": f"/{one.stage}", "stage": None}))
     assert [scorer.model for _, scorer in scorers_of(trained)] == ["/x", "/y"]
     assert trained.n == found.n and [scorer.stage for _, scorer in scorers_of(found)] == ["x", "y"]
+
+
+# ---------------------------------------------------------------- every strategy of the table
+
+
+NEEDS: dict[str, dict] = {
+    "budget_forcing": {"waits": 1},
+    "critique_by": {"critic": "embedded"},
+    "few_shot": {"demonstrations": "sums.jsonl", "then": {"kind": "best_of_n", "n": 2, "scorer": "logprob"}},
+    "retrieval": {"documents": "docs", "then": "chain_of_thought"},
+}
+"""What a kind needs beside a scorer."""
+
+
+def entry_of(kind: str) -> dict:
+    record = STRATEGY_KINDS[kind]
+    scorer = {"scorer": "logprob"} if "scorer" in record.model_fields else {}
+    return {"kind": kind, **scorer, **NEEDS.get(kind, {})}
+
+
+@pytest.mark.parametrize("kind", STRATEGY_KINDS)
+def test_every_strategy_draws_as_the_suite_and_reads_back(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    (tmp_path / "docs").mkdir()
+    entry = entry_of(kind)
+    recipe = parse_recipe(
+        json.dumps(
+            {
+                "schema": 1,
+                "name": "mine",
+                "model": "embedded",
+                "evaluate": {
+                    "suites": [
+                        {
+                            "name": "spent",
+                            "kind": "budget",
+                            "prompts": "sums.jsonl",
+                            "strategies": [entry],
+                            "sampling": {"temperature": 0.9, "max_new_tokens": 600},
+                        }
+                    ]
+                },
+                "stages": [{"method": "search", "data": "sums.jsonl", "strategy": entry}],
+            }
+        ),
+        folder=tmp_path,
+    )
+    (found,) = recipe.evaluate.suites
+    (run,) = found.runs()
+    assert run.settings.parts[-1].sampling.max_new_tokens == 600
+    assert run.settings.parts[-1].sampling.temperature in (0.9, 0.0)  # one that draws nothing has none
+    again = parse_recipe(recipe.to_yaml())
+    assert again.evaluate == recipe.evaluate and again.stages == recipe.stages
+    named = {path[-1]: name for path, name in files_within(found)}
+    assert named == {
+        "few_shot": {"path": str(tmp_path / "sums.jsonl")},
+        "retrieval": {"documents": str(tmp_path / "docs")},
+    }.get(kind, {})
+
+
+def test_a_strategy_that_cannot_draw_as_the_suite_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot draw as the suite does") as caught:
+        suite(strategies=[{"kind": "budget_forcing", "max_thinking_tokens": 256}], sampling={"max_new_tokens": 100})
+    assert "max_thinking_tokens: 256" in str(caught.value) and caught.value.remedy
