@@ -50,13 +50,15 @@ class State:
     def add(self, nodes: Sequence[Node]) -> list[State]:
         """Next steps as children; the new ones, for a step that says what another does is no state of its own."""
         self.drawn += len(nodes)
-        known = {child.node.ids for child in self.children if child.node is not None}
+        known = {child.node.ids: child.node for child in self.children if child.node is not None}
         new = []
         for node in nodes:
             if node.ids in known:
-                node.note = "said before"
+                # One dict for both: what the first is found to be worth, the second is worth too. Labels of steps are
+                # shares of all draws, also of those that agree.
+                node.note, node.scores = "said before", known[node.ids].scores
                 continue
-            known.add(node.ids)
+            known[node.ids] = node
             new.append(State(node, self))
         self.children += new
         return new
