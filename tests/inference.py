@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from posttrain.config.strategies.base import Spending
+from posttrain.data.encode import Encoder
 from posttrain.inference.scorers import Scorers
 from posttrain.inference.solving import Asked, Solving
-from posttrain.rollout.engine import Alternatives, Completion, FinishReason, Request
+from posttrain.rollout.engine import Alternatives, Completion, FinishReason, Request, SampledToken
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, RowRef, Task
 from tests.encoding import encoder_of
 
 T = TypeVar("T")
 Script = Mapping[str, Sequence[str]] | Callable[[str, int], str]
+Top = Callable[[str, Sequence[int]], Sequence[tuple[int, float]]]
 """{text before the draws: the draws}, or (text before, number of the draw) -> draw. The text is that of the last user
 turn, and of the answer so far after a line break; a draw that ends in "..." goes on for ever (it is cut)."""
 
@@ -28,9 +31,22 @@ class ScriptedEngine:
     """`Engine.generate_one` by a script, with stop strings, limits and aborts as real engines have them."""
 
     policy_version = 0
+    context_tokens: int | None = None
 
-    def __init__(self, encoder: Any, script: Script, logprob: Callable[[int], float] = lambda number: -0.5):
-        self.encoder, self.script, self.logprob = encoder, script, logprob
+    def __init__(
+        self,
+        encoder: Any,
+        script: Script,
+        logprob: Callable[[int], float] = lambda number: -0.5,
+        top: Top | None = None,
+    ):
+        """
+        Args:
+            logprob: of a sampled id.
+            top: (text before the draw, its ids up to and with one) -> (id, log-prob) of the likeliest in that id's
+                place, likeliest first.
+        """
+        self.encoder, self.script, self.logprob, self.top = encoder, script, logprob, top
         self.requests: list[Request] = []
         self.sampled = 0
         """Tokens that were given out: what strategies must have counted."""
@@ -55,12 +71,20 @@ class ScriptedEngine:
             ids, finish, stopped_by = ids[:limit], FinishReason.LENGTH, None
         if request in self.aborted:
             ids, finish, stopped_by = ids[:1], FinishReason.ABORTED, None
+        logprobs = [self.logprob(number) for number in ids]
+        tops = [() if self.top is None else tuple(self.top(before, ids[: at + 1])) for at in range(len(ids))]
+        alternatives = [Alternatives(*both) for both in zip(logprobs, tops, strict=True)]
+        for length, number in enumerate(ids if request.on_token is not None else (), 1):
+            request.on_token(SampledToken(number, logprobs[length - 1], alternatives[length - 1]))
+            if request in self.aborted and length < len(ids):  # after the last token there is nothing to end
+                ids, finish, stopped_by = ids[:length], FinishReason.ABORTED, None
+                break
         if finish is FinishReason.STOP_TOKEN and len(ids) == 1:
             finish = FinishReason.EMPTY
         self.sampled += len(ids)
-        logprobs = tuple(self.logprob(number) for number in ids)
-        alternatives = () if request.alternatives is None else tuple(Alternatives(value, ()) for value in logprobs)
-        return Completion(tuple(ids), logprobs, finish, stopped_by=stopped_by, alternatives=alternatives)
+        said = len(ids)
+        raw = () if request.alternatives is None else tuple(alternatives[:said])
+        return Completion(tuple(ids), tuple(logprobs[:said]), finish, stopped_by=stopped_by, alternatives=raw)
 
     def before(self, prompt: Sequence[int]) -> str:
         """The last user turn, and after a line break what stands of the answer already."""
@@ -93,13 +117,21 @@ def scripted(
     spend: Mapping[str, Any] | None = None,
     scorers: Scorers | None = None,
     raw_logprobs: bool = False,
+    top: Top | None = None,
+    encoder: Any = None,
 ) -> Solving:
     """A prompt that is being solved on a scripted engine."""
-    encoder = encoder_of()
-    asked = Asked(ScriptedEngine(encoder, script), encoder, scorers or Scorers(), seed=0)
+    encoder = encoder or _encoder()
+    asked = Asked(ScriptedEngine(encoder, script, top=top), encoder, scorers or Scorers(), seed=0)
     task = Task((Message("user", prompt),), answer, RowRef("prompts", 1))
     drawn = SamplingDistribution(**{"temperature": 1.0, "max_new_tokens": 200, **(sampling or {})})
     return Solving(asked, task, drawn, Spending(**(spend or {})), "test", raw_logprobs=raw_logprobs)
+
+
+@cache
+def _encoder() -> Encoder:
+    """Made once: a tokenizer takes ten times as long as solving a prompt."""
+    return encoder_of()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -128,6 +128,8 @@ class Solution:
     stopped: Stopped
     facts: Mapping[str, float] = field(default_factory=dict)
     """What the strategy says of the whole: {"votes": 11, "answers": 16}."""
+    notes: tuple[str, ...] = ()
+    """The same in words: which documents stood before the question, and which had no room."""
 
     @property
     def answers(self) -> list[Node]:

@@ -12,56 +12,29 @@ So a strategy that asks in a fixed order is repeated by its seed, whatever else 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from posttrain.config.strategies.base import SENTENCE, AnswerEquality, ScorerSettings, Spending
-from posttrain.data.encode import Encoder
-from posttrain.inference.answers import Equality
-from posttrain.inference.scorers import Scorers
+from posttrain.config.strategies.base import SENTENCE, ScorerSettings, Spending, StrategySampling
+from posttrain.inference.asked import Asked
+from posttrain.inference.drawing import Drawing, SpendingEnded, Watch
 from posttrain.inference.solution import Node, Solution, Spent, Stopped
-from posttrain.rollout.engine import Completion, Engine, FinishReason, Request
+from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, Task
+
+__all__ = ["SENTENCE_ENDS", "Asked", "Solving", "SpendingEnded", "Watch", "first_best"]
 
 SENTENCE_ENDS = (". ", "! ", "? ", ".\n", "!\n", "?\n", "\n\n")
 """What ends a sentence. The token that completes one of these may hold the beginning of the next sentence; it stays in
 the step, for the ids that were sampled are what the next step continues."""
 
 _ENDED = (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
-
-
-class SpendingEnded(Exception):
-    """Nothing may be spent any more; `Solving` turns it into a solution of what there is."""
-
-    def __init__(self, reason: Stopped):
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who is asked, for all prompts alike: Asked(engine, encoder, scorers, seed=0)."""
-
-    engine: Engine
-    encoder: Encoder
-    scorers: Scorers
-    seed: int = 0
-    folder: Path | None = None
-    """Of the recipe: where functions are looked for that it names."""
-
-    def equality(self, settings: AnswerEquality) -> Equality:
-        """When two answers are one."""
-        return Equality(settings, self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +47,7 @@ class _Continued:
     parents: tuple[int, ...]
 
 
-class Solving:
+class Solving(Drawing):
     """One prompt that is being solved.
 
     Args:
@@ -95,20 +68,23 @@ class Solving:
         occurrence: int = 0,
         raw_logprobs: bool = False,
     ):
+        super().__init__(spend)
         self.asked = asked
         self.task = task
         self.sampling = replace(sampling, stop_ids=asked.encoder.stop_ids, seed=asked.seed)
-        self.spend = spend
         self.label = label
         self.raw_logprobs = raw_logprobs
-        self.nodes: list[Node] = []
+        self.prompt = task.prompt
+        """The conversation that answers begin after: the task's, and what a strategy put before or into it. Scorers see
+        the task's own."""
+        self.facts: dict[str, float] = {}
+        """What the solution will say of the whole, whichever strategy ends it."""
+        self.notes: list[str] = []
+        """The same in words."""
         self.leading: Node | None = None
         """The best so far: what becomes the answer if the spending ends. A strategy sets it as it goes."""
         self._occurrence = occurrence
         self._draws: Counter[tuple[int, ...]] = Counter()
-        self._spent = Spent()
-        self._paying = asyncio.Lock()
-        self._began: float | None = None
 
     # ------------------------------------------------------------ drawing
 
@@ -120,6 +96,7 @@ class Solving:
         step: str | int | None = None,
         kind: str | None = None,
         alternatives: int | None = None,
+        watch: Callable[[], Watch] | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """`count` draws that go on with the answer after `after`, or begin one.
@@ -129,12 +106,14 @@ class Solving:
             step: end each draw where a step ends: a separator, "sentence", or a number of tokens. None: to the end.
             kind: of the nodes; `answer` without `step`, else `step`.
             alternatives: also the raw log-probs of the k likeliest tokens.
+            watch: makes what looks at one draw's tokens, and may end it; its node is then neither ended nor whole.
             sampling: fields of `SamplingDistribution` that differ here, such as `temperature=0.0`.
 
         Raises:
             SpendingEnded: nothing may be spent any more.
         """
-        (made,) = await self.sample_each([after], count, step=step, kind=kind, alternatives=alternatives, **sampling)
+        how = {"step": step, "kind": kind, "alternatives": alternatives, "watch": watch, **sampling}
+        (made,) = await self.sample_each([after], count, **how)
         return made
 
     async def ask(
@@ -144,16 +123,19 @@ class Solving:
         *,
         kind: str,
         about: Sequence[Node] = (),
+        by: Asked | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """`count` answers to another conversation: a critique, a mark, a vote, a revision. Arguments as `sample`.
 
         Args:
             about: the nodes that it is about; its parents.
+            by: another model that is asked, without the task's tools; its tokens are counted like those of the first.
         """
         asked = tuple(messages)
         parents = tuple(node.number for node in about)
-        return await self.continue_ids(asked, self.prompt_ids(asked), (), count, parents=parents, kind=kind, **sampling)
+        ids = self.prompt_ids(asked) if by is None else tuple(by.encoder.prompt(asked))
+        return await self.continue_ids(asked, ids, (), count, parents=parents, kind=kind, by=by, **sampling)
 
     async def sample_each(
         self, after: Sequence[Node | None], count: int | Sequence[int] = 1, *, kind: str | None = None, **how: Any
@@ -186,18 +168,18 @@ class Solving:
         """A node for a piece of what another node says, such as one proposal in a list: it has no tokens of its own,
         so that they are not counted twice."""
         node = of.part(len(self.nodes), kind, text, answer)
-        self.nodes.append(node)
+        self._keep(node, (self._call(), 0))
         return node
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers that are no draws of tokens: they depend on the seed, the prompt and the purpose alone."""
-        content = f"{self.asked.seed} {self._occurrence} {purpose} {list(self.prompt_ids(self.task.prompt))}"
+        content = f"{self.asked.seed} {self._occurrence} {purpose} {list(self.prompt_ids(self.prompt))}"
         digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
 
     def _after(self, node: Node | None) -> _Continued:
         if node is None:
-            return _Continued(self.task.prompt, self.prompt_ids(self.task.prompt), (), ())
+            return _Continued(self.prompt, self.prompt_ids(self.prompt), (), ())
         assert node.open, "an answer that has ended cannot be continued"
         return _Continued(node.messages, node.prompt_ids, node.path_ids, (node.number,))
 
@@ -212,12 +194,15 @@ class Solving:
         kind: str,
         step: str | int | None = None,
         alternatives: int | None = None,
+        by: Asked | None = None,
+        watch: Callable[[], Watch] | None = None,
         **sampling: Any,
     ) -> list[Node]:
         """Draws after any ids, also ids that nobody sampled (a "Wait" that is put into an answer)."""
         before = tuple(map(int, before_ids))
         one = _Continued(messages, tuple(map(int, prompt_ids)), before, parents)
-        (made,) = await self._continue_each([one], count, kind=kind, step=step, alternatives=alternatives, **sampling)
+        how = {"step": step, "alternatives": alternatives, "by": by, "watch": watch, **sampling}
+        (made,) = await self._continue_each([one], count, kind=kind, **how)
         return made
 
     async def _continue_each(
@@ -228,11 +213,17 @@ class Solving:
         kind: str,
         step: str | int | None = None,
         alternatives: int | None = None,
+        by: Asked | None = None,
+        watch: Callable[[], Watch] | None = None,
         **sampling: Any,
     ) -> list[list[Node]]:
         counts = [count] * len(continued) if isinstance(count, int) else list(count)
         assert min(counts, default=1) >= 1, "settings refuse fewer draws than 1"
         alternatives = 0 if alternatives is None and self.raw_logprobs else alternatives
+        by = by or self.asked
+        if by is not self.asked:
+            sampling = {"stop_ids": by.encoder.stop_ids, **sampling}
+        decode = by.encoder.tokens.decode
         requests: list[Request] = []
         read = 0
         for one, times in zip(continued, counts, strict=True):
@@ -248,20 +239,68 @@ class Solving:
             read += len(whole)
         self._spent = self._spent + Spent(read=read)
         made: list[list[Node]] = [[] for _ in continued]
+        call, at = self._call(), 0
         # `_complete` gives completions in the order of the requests.
         places = iter([place for place, times in enumerate(counts) for _ in range(times)])
 
-        def keep(completion: Completion) -> None:
+        def keep(completion: Completion, request: Request) -> None:
+            nonlocal at
             place = next(places)
             one = continued[place]
-            node = self._node(completion, kind, one.parents, one.messages, one.prompt_ids, one.before_ids, step)
+            node = self._node(completion, kind, one.parents, one.messages, one.prompt_ids, one.before_ids, step, decode)
             node.ended = completion.finish in _ENDED or completion.stopped_by in stops
-            node.open = not node.ended and len(node.path_ids) < self._longest(sampling)
-            self.nodes.append(node)
+            # Cut before its own limit: the model has no further position.
+            at_end = completion.finish is FinishReason.LENGTH and len(node.ids) < request.sampling.max_new_tokens
+            longest = self.longest_answer(len(one.prompt_ids), **sampling)
+            node.open = not node.ended and not at_end and len(node.path_ids) < longest
+            self._keep(node, (call, at))
+            at += 1
             made[place].append(node)
 
-        await self._complete(requests, keep)
+        await self._complete(requests, keep, by.engine, watch)
         return made
+
+    async def expand(
+        self, answers: Sequence[tuple[int, ...]], alternatives: int, *, parents: Sequence[tuple[int, ...]], kind: str
+    ) -> list[Node]:
+        """The likeliest next token after each of several beginnings of an answer, side by side, and the raw log-probs
+        of the k likeliest beside it: one sampled token each. For strategies that choose the tokens themselves.
+
+        Args:
+            answers: the ids that stand so far, of each beginning.
+            parents: of each node.
+
+        Raises:
+            SpendingEnded: nothing may be spent any more.
+        """
+        prompt, decode = self.prompt_ids(self.prompt), self.asked.encoder.tokens.decode
+        drawn = replace(self.sampling, temperature=0.0, max_new_tokens=1)
+        requests = [Request((*prompt, *answer), drawn, alternatives=alternatives) for answer in answers]
+        self._spent = self._spent + Spent(read=sum(len(request.prompt) for request in requests))
+        made: list[Node] = []
+        call = self._call()
+
+        def keep(completion: Completion, _: Request) -> None:
+            place = len(made)
+            node = self._node(completion, kind, parents[place], self.prompt, prompt, answers[place], 1, decode)
+            self._keep(node, (call, place))
+            made.append(node)
+
+        await self._complete(requests, keep, self.asked.engine)
+        return made
+
+    def compose(self, ids: Sequence[int], *, ended: bool, parents: tuple[int, ...] = (), kind: str = "answer") -> Node:
+        """An answer of ids that were chosen elsewhere: a node that sampled nothing itself.
+
+        Args:
+            ended: whether the last id is a stop token.
+        """
+        finish = FinishReason.STOP_TOKEN if ended else FinishReason.LENGTH
+        said = self.asked.encoder.tokens.decode(ids[:-1] if ended else ids)
+        about = (len(self.nodes), kind, parents, self.prompt, self.prompt_ids(self.prompt))
+        node = Node(*about, tuple(ids), (), (), finish, text="", answer=said, ended=ended)
+        self._keep(node, (self._call(), 0))
+        return node
 
     def _node(
         self,
@@ -272,8 +311,8 @@ class Solving:
         prompt_ids: tuple[int, ...],
         before: tuple[int, ...],
         step: str | int | None,
+        decode: Callable[[Sequence[int]], str],
     ) -> Node:
-        decode = self.asked.encoder.tokens.decode
         # A step keeps the separator, which belongs to what the next step continues.
         cut_before = completion.stopped_by if step is None else None
 
@@ -299,9 +338,11 @@ class Solving:
             alternatives=completion.alternatives,
         )
 
-    def _longest(self, sampling: Mapping[str, Any]) -> int:
-        """Tokens that the whole answer may have."""
-        return int(sampling.get("max_new_tokens", self.sampling.max_new_tokens))
+    def longest_answer(self, prompt_tokens: int, **sampling: Any) -> int:
+        """Tokens that the whole answer may have: as asked, and no further than the model's last position."""
+        asked = int(sampling.get("max_new_tokens", self.sampling.max_new_tokens))
+        context = self.asked.engine.context_tokens
+        return asked if context is None else min(asked, context - prompt_tokens)
 
     def _drawn(
         self, before: int, step: str | int | None, sampling: Mapping[str, Any]
@@ -318,66 +359,6 @@ class Solving:
             drawn = replace(drawn, stop=(*stops, *(SENTENCE_ENDS if step == SENTENCE else (step,))))
         return replace(drawn, max_new_tokens=left), stops
 
-    async def _complete(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
-        """Every completion goes to `keep`, in the order of the requests.
-
-        Raises:
-            SpendingEnded: before or after the last; what was drawn until then was kept.
-        """
-        self._began = time.monotonic() if self._began is None else self._began
-        if self.spend.tokens is None:
-            await self._wave(requests, keep)
-            return
-        # One call after the other, and of a call as many draws at once as could all be paid: which draw gets the last
-        # tokens must not depend on what else the engine does.
-        async with self._paying:
-            waiting = list(requests)
-            while waiting:
-                left = self.spend.tokens - self._spent.sampled
-                if left < 1:
-                    raise SpendingEnded(Stopped.TOKENS)
-                limits = [request.sampling.max_new_tokens for request in waiting]
-                # Draws after different nodes have different limits.
-                paid = max(1, sum(total <= left for total in accumulate(limits)))
-                longest = limits[0]
-                wave, waiting = waiting[:paid], waiting[paid:]
-                if longest > left:
-                    shorter = replace(wave[0].sampling, max_new_tokens=left)
-                    wave = [replace(wave[0], sampling=shorter)]
-                await self._wave(wave, keep)
-                if longest > left and not self.nodes[-1].ended and len(self.nodes[-1].ids) == left:
-                    self.nodes[-1].note = "the spending ended here"
-                    raise SpendingEnded(Stopped.TOKENS)
-
-    async def _wave(self, requests: Sequence[Request], keep: Callable[[Completion], None]) -> None:
-        """Requests side by side; at the end of time they come back as they are, so that their tokens are counted."""
-        engine, timer = self.asked.engine, None
-        if self.spend.seconds is not None:
-            assert self._began is not None
-            left = self._began + self.spend.seconds - time.monotonic()
-            if left <= 0:
-                raise SpendingEnded(Stopped.SECONDS)
-
-            def end() -> None:
-                for request in requests:
-                    engine.abort(request)
-
-            timer = asyncio.get_running_loop().call_later(left, end)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(engine.generate_one(request)) for request in requests]
-        except* Exception as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            if timer is not None:
-                timer.cancel()
-        for task in tasks:
-            completion = task.result()
-            self._spent = self._spent + Spent(sampled=len(completion.ids), requests=1)
-            keep(completion)
-        if any(task.result().finish is FinishReason.ABORTED for task in tasks):
-            raise SpendingEnded(Stopped.SECONDS)
-
     # ------------------------------------------------------------ scoring
 
     async def score(self, nodes: Sequence[Node], scorer: ScorerSettings, *, partial: bool = False) -> list[float]:
@@ -391,29 +372,21 @@ class Solving:
         """
         return await self.asked.scorers.score(self, nodes, scorer, partial=partial)
 
-    def count_scored(self, tokens: int) -> None:
-        self._spent = self._spent + Spent(scored=tokens)
-
     # ------------------------------------------------------------ texts and ids
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(self.asked.encoder.prompt(tuple(messages), self.task.tools))
+
+    def draw_as(self, sampling: StrategySampling) -> None:
+        """Draw by other settings from here on: those of a strategy inside another one."""
+        drawn = SamplingDistribution(**sampling.model_dump())
+        self.sampling = replace(drawn, stop_ids=self.asked.encoder.stop_ids, seed=self.asked.seed)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text that is put into an answer."""
         return tuple(self.asked.encoder.tokens.ids(text))
 
     # ------------------------------------------------------------ the end
-
-    @property
-    def spent(self) -> Spent:
-        seconds = 0.0 if self._began is None else time.monotonic() - self._began
-        return replace(self._spent, seconds=seconds)
-
-    @property
-    def tokens_left(self) -> int | None:
-        """Tokens that may still be sampled; None: no limit."""
-        return None if self.spend.tokens is None else self.spend.tokens - self._spent.sampled
 
     def solution(
         self,
@@ -429,8 +402,11 @@ class Solving:
             answer: the text, where it is not that of `chosen`.
         """
         text = answer if answer is not None else ("" if chosen is None else chosen.answer)
+        self._renumber()
         number = None if chosen is None else chosen.number
-        return Solution(self.label, self.task, text, number, tuple(self.nodes), self.spent, stopped, facts)
+        whole = {**self.facts, **facts}
+        nodes, notes = tuple(self.nodes), tuple(self.notes)
+        return Solution(self.label, self.task, text, number, nodes, self.spent, stopped, whole, notes)
 
 
 def first_best(nodes: Sequence[Node], scores: Sequence[float]) -> Node:

@@ -18,7 +18,22 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from posttrain.config.strategies.base import StrategySettings
-from posttrain.config.strategies.sampling import BestOfN
+from posttrain.config.strategies.context import FewShot, Retrieval
+from posttrain.config.strategies.reasoning import (
+    BudgetForcing,
+    ChainOfThought,
+    CritiqueBy,
+    SelfRefine,
+    SelfVerification,
+)
+from posttrain.config.strategies.sampling import (
+    AdaptiveConsistency,
+    BestOfN,
+    DeepConf,
+    EarlyStoppingConsistency,
+    LikeliestAnswer,
+    SelfConsistency,
+)
 from posttrain.config.strategies.search import (
     Dvts,
     GraphOfThoughts,
@@ -30,23 +45,60 @@ from posttrain.config.strategies.search import (
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
+PREFIX_TOKENS = 32_768
+"""Tokens whose keys and values an engine keeps for continuations: a search goes on from what it has just drawn."""
+
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "self_consistency": SelfConsistency,
+    "early_stopping_consistency": EarlyStoppingConsistency,
+    "adaptive_consistency": AdaptiveConsistency,
+    "deepconf": DeepConf,
+    "likeliest_answer": LikeliestAnswer,
     "prm_beam": PrmBeam,
     "dvts": Dvts,
     "particle_filter": ParticleFilter,
     "mcts": Mcts,
     "tree_of_thoughts": TreeOfThoughts,
     "graph_of_thoughts": GraphOfThoughts,
+    "chain_of_thought": ChainOfThought,
+    "budget_forcing": BudgetForcing,
+    "self_refine": SelfRefine,
+    "critique_by": CritiqueBy,
+    "self_verification": SelfVerification,
+    "few_shot": FewShot,
+    "retrieval": Retrieval,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
 AnyStrategy = Annotated[
     # one kind a line, as in STRATEGY_KINDS
-    BestOfN | PrmBeam | Dvts | ParticleFilter | Mcts | TreeOfThoughts | GraphOfThoughts,
+    BestOfN
+    | SelfConsistency
+    | EarlyStoppingConsistency
+    | AdaptiveConsistency
+    | DeepConf
+    | LikeliestAnswer
+    | PrmBeam
+    | Dvts
+    | ParticleFilter
+    | Mcts
+    | TreeOfThoughts
+    | GraphOfThoughts
+    | ChainOfThought
+    | BudgetForcing
+    | SelfRefine
+    | CritiqueBy
+    | SelfVerification
+    | FewShot
+    | Retrieval,
     Field(discriminator="kind"),
 ]
 """Every kind of strategy that a recipe may have."""
+
+for _wrapping in (FewShot, Retrieval):
+    # Their `then` is one of the union that they are in themselves, which is complete only here.
+    _wrapping.model_rebuild(_types_namespace={"AnyStrategy": AnyStrategy})
 
 
 def strategy_of(value: Any) -> StrategySettings:
@@ -80,13 +132,25 @@ def strategy_of(value: Any) -> StrategySettings:
 
 __all__ = [
     "STRATEGY_KINDS",
+    "AdaptiveConsistency",
     "AnyStrategy",
     "BestOfN",
+    "BudgetForcing",
+    "ChainOfThought",
+    "CritiqueBy",
+    "DeepConf",
     "Dvts",
+    "EarlyStoppingConsistency",
+    "FewShot",
     "GraphOfThoughts",
+    "LikeliestAnswer",
     "Mcts",
     "ParticleFilter",
     "PrmBeam",
+    "Retrieval",
+    "SelfConsistency",
+    "SelfRefine",
+    "SelfVerification",
     "Settings",
     "StrategySettings",
     "TreeOfThoughts",

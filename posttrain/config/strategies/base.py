@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.functions import Function
 from posttrain.config.rewards import AnyReward
-from posttrain.config.suites import Sampling
+from posttrain.config.suite_settings import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
 
 StepAggregate = Literal["last", "min", "product", "mean"]
@@ -171,6 +171,11 @@ class StrategySettings(Settings):
         """The scorers that it names, wherever they stand among its keys."""
         values = (getattr(self, name) for name in type(self).model_fields)
         return tuple(value for value in values if isinstance(value, ScorerSettings))
+
+    @property
+    def parts(self) -> tuple[StrategySettings, ...]:
+        """Itself, and after it the strategy that it wraps, where it wraps one."""
+        return (self,)
 
 
 class StepStrategy(StrategySettings):

@@ -188,7 +188,7 @@ class Frontier:
         if choose == "best":
             return self.solution_of(first_best(candidates, scores), stopped)
         equality = self.solving.asked.equality(answers or AnswerEquality())
-        return self.solution_of(weighted_best(candidates, scores, self.scorer, equality), stopped)
+        return self.solution_of(weighted_best(candidates, scores, self.scorer, equality)[0], stopped)
 
     def solution_of(self, chosen: Node, stopped: Stopped) -> Solution:
         chosen.note = "chosen"

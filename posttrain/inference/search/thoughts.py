@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from posttrain.types import Message, Task
+from posttrain.types import Message
 
 WORD_VALUES = {"sure": 20.0, "likely": 1.0, "maybe": 1.0, "impossible": 0.001}
 """Yao et al. 2023, arXiv:2305.10601, in the code of its Game of 24; "maybe" is asked for and "likely" read too."""
@@ -32,9 +32,9 @@ def filled(prompt: str, **places: str) -> tuple[Message, ...]:
     return (Message("user", _PLACE.sub(lambda found: places.get(found[1], found[0]), prompt)),)
 
 
-def question_of(task: Task) -> str:
+def question_of(prompt: Sequence[Message]) -> str:
     """The prompt's text, all turns of it."""
-    return "\n\n".join(message.content or "" for message in task.prompt)
+    return "\n\n".join(message.content or "" for message in prompt)
 
 
 def numbered(texts: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from posttrain.inference.solving import Solving, SpendingEnded
 
 async def solve(solving: Solving, settings: GraphOfThoughts) -> Solution:
     search = Frontier(solving, settings.scorer)
-    question, stopped = question_of(solving.task), Stopped.DONE
+    question, stopped = question_of(solving.prompt), Stopped.DONE
 
     async def judged(nodes: list[Node]) -> list[Node]:
         await search.judge(nodes)

@@ -74,7 +74,7 @@ async def solve(solving: Solving, settings: TreeOfThoughts) -> Solution:
 class _Thoughts:
     def __init__(self, solving: Solving, settings: TreeOfThoughts):
         self.solving, self.settings, self.prompts = solving, settings, settings.prompts
-        self.question = question_of(solving.task)
+        self.question = question_of(solving.prompt)
         self.judged = 0
         self.best: _State | None = None
 

@@ -57,10 +57,43 @@ def test_weighted_sums_the_scores_of_equal_answers():
     assert found.nodes[1].scores["logprob"] == -0.5
 
 
-def test_scores_of_reward_models_count_as_probabilities():
-    assert best_of_n.weight(0.0, best().scorer) == 0.5
-    assert best_of_n.weight(-1e6, best().scorer) == 0.0 and best_of_n.weight(ABSTAINED, best().scorer) == 0.0
-    assert math.isclose(best_of_n.weight(-0.5, BestOfN(scorer="logprob").scorer), math.exp(-0.5))
+def weights(scorer, *scores):
+    return best_of_n.weights(scores, BestOfN(n=1, scorer=scorer).scorer)
+
+
+def test_logits_count_as_probabilities():
+    outcome = {"model": "reward"}
+    assert weights(outcome, 0.0, math.log(3), -1e6, ABSTAINED) == pytest.approx([0.5, 0.75, 0, 0])
+    assert weights(outcome, 1e6) == [1.0]
+
+
+def test_logs_of_probabilities_count_in_their_ratio_however_small_they_are():
+    for scorer in ("logprob", {"model": "reward", "aggregate": "product"}):
+        assert weights(scorer, -2000.0, -2000.0 + math.log(3), ABSTAINED) == pytest.approx([1 / 3, 1, 0])
+        assert weights(scorer, ABSTAINED) == [0]
+
+
+def test_rewards_and_marks_are_summed_as_they_are():
+    # a verifier's 0 has no vote: as a logit it would have half of one, and two wrong answers would beat a right one
+    assert weights({"kind": "rewards", "rewards": [{"kind": "math"}]}, 0.0, 1.0, -1.0, ABSTAINED) == [0, 1, 0, 0]
+    assert weights("self", 7.5) == [7.5]
+
+
+def test_two_wrong_answers_do_not_outvote_a_right_one():
+    solving = scripted({"2 + 2?": ["5", "5", "4"]}, answer="4")
+    found = run(best_of_n.solve(solving, best(choose="weighted", scorer=MATHS)))
+    assert found.answer == "4" and found.facts == {"answers": 3, "abstained": 0, "votes": 1, "share": 1.0}
+
+
+def test_where_nothing_has_weight_the_highest_score_counts():
+    # no answer is right: all have the reward 0, and the earliest counts
+    found = run(
+        best_of_n.solve(scripted({"2 + 2?": ["5", "6", "6"]}, answer="4"), best(choose="weighted", scorer=MATHS))
+    )
+    assert found.chosen == 0 and found.facts["share"] == 0
+
+
+MATHS = {"kind": "rewards", "rewards": [{"kind": "math"}]}
 
 
 def test_several_draws_at_temperature_0_are_refused():
@@ -86,3 +119,29 @@ def test_without_answers_there_is_an_empty_one():
 def test_graders_are_made_once_and_closed():
     with Scorers() as scorers:
         assert scorers.grader(best().scorer) is scorers.grader(best().scorer)
+
+
+def test_an_answer_that_the_spending_cut_is_not_chosen_over_a_whole_one():
+    # "fi" of "fives" is longer than "4", and was not finished
+    solving = scripted({"2 + 2?": ["4", "fives"]}, sampling={"max_new_tokens": 6}, spend={"tokens": 4})
+    found = run(best_of_n.solve(solving, best(n=2)))
+    assert [node.text for node in found.nodes] == ["4", "fi"] and found.answer == "4"
+
+
+def test_marks_that_were_paid_for_still_choose():
+    said = {"4": "3", "five": "9", "six": "10"}
+    script = lambda before, draw: [*said][draw] if before == "2 + 2?" else said[before.split("\n\n")[3]]  # noqa: E731
+    found = run(best_of_n.solve(scripted(script), best(scorer="self")))
+    assert found.answer == "six" and found.stopped is Stopped.DONE
+    # 2 + 5 + 4 tokens of answers, 2 of each mark: the third is not paid any more
+    limited = scripted(script, sampling={"max_new_tokens": 5}, spend={"tokens": 11 + 2 + 2})
+    found = run(best_of_n.solve(limited, best(scorer="self")))
+    assert found.answer == "five" and found.stopped is Stopped.TOKENS
+    assert found.spent.sampled == recounted(found.nodes) == limited.asked.engine.sampled == 15
+
+
+def test_where_nobody_could_judge_the_earliest_is_given():
+    found = run(
+        best_of_n.solve(scripted(lambda before, draw: "no mark" if "mark" in before else "4"), best(scorer="self"))
+    )
+    assert found.chosen == 0 and found.facts["abstained"] == 3
