@@ -30,8 +30,6 @@ class State:
     """N."""
     total: float = 0.0
     """W: the sum of the values that were backed up through it."""
-    worth: float | None = None
-    """Its own value, where that cannot change: of a closed answer, or of a state that was judged as it stands."""
 
     @property
     def mean(self) -> float:
