@@ -138,6 +138,12 @@ def test_a_scorer_within_is_checked_before_anything_is_drawn(rows):
         solving.asked.scorers.check(settings)
 
 
+def test_a_scorer_of_answers_is_refused_for_a_search_within(rows):
+    settings = FewShot(demonstrations=rows, then={"kind": "prm_beam", "scorer": LENGTH})
+    with pytest.raises(ConfigError, match="judges finished answers"):
+        scripted({}).asked.scorers.check(settings)
+
+
 def test_a_kind_alone_may_stand_for_the_inner_strategy(rows):
     assert FewShot(demonstrations=rows, then="self_refine").then == SelfRefine()
 
