@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from posttrain.config.strategies.base import Spending
+from posttrain.data.encode import Encoder
 from posttrain.inference.scorers import Scorers
 from posttrain.inference.solving import Asked, Solving
 from posttrain.rollout.engine import Alternatives, Completion, FinishReason, Request, SampledToken
@@ -20,7 +22,7 @@ from tests.encoding import encoder_of
 
 T = TypeVar("T")
 Script = Mapping[str, Sequence[str]] | Callable[[str, int], str]
-Top = Callable[[Sequence[int]], Sequence[tuple[int, float]]]
+Top = Callable[[str, Sequence[int]], Sequence[tuple[int, float]]]
 """{text before the draws: the draws}, or (text before, number of the draw) -> draw. The text is that of the last user
 turn, and of the answer so far after a line break; a draw that ends in "..." goes on for ever (it is cut)."""
 
@@ -41,7 +43,8 @@ class ScriptedEngine:
         """
         Args:
             logprob: of a sampled id.
-            top: (the answer's ids up to and with one) -> (id, log-prob) of the likeliest in its place, likeliest first.
+            top: (text before the draw, its ids up to and with one) -> (id, log-prob) of the likeliest in that id's
+                place, likeliest first.
         """
         self.encoder, self.script, self.logprob, self.top = encoder, script, logprob, top
         self.requests: list[Request] = []
@@ -69,7 +72,8 @@ class ScriptedEngine:
         if request in self.aborted:
             ids, finish, stopped_by = ids[:1], FinishReason.ABORTED, None
         logprobs = [self.logprob(number) for number in ids]
-        alternatives = [self._alternatives(ids[: length + 1], value) for length, value in enumerate(logprobs)]
+        tops = [() if self.top is None else tuple(self.top(before, ids[: at + 1])) for at in range(len(ids))]
+        alternatives = [Alternatives(*both) for both in zip(logprobs, tops, strict=True)]
         for length, number in enumerate(ids if request.on_token is not None else (), 1):
             request.on_token(SampledToken(number, logprobs[length - 1], alternatives[length - 1]))
             if request in self.aborted and length < len(ids):  # after the last token there is nothing to end
@@ -81,9 +85,6 @@ class ScriptedEngine:
         said = len(ids)
         raw = () if request.alternatives is None else tuple(alternatives[:said])
         return Completion(tuple(ids), tuple(logprobs[:said]), finish, stopped_by=stopped_by, alternatives=raw)
-
-    def _alternatives(self, ids: Sequence[int], logprob: float) -> Alternatives:
-        return Alternatives(logprob, () if self.top is None else tuple(self.top(ids)))
 
     def before(self, prompt: Sequence[int]) -> str:
         """The last user turn, and after a line break what stands of the answer already."""
@@ -120,11 +121,17 @@ def scripted(
     encoder: Any = None,
 ) -> Solving:
     """A prompt that is being solved on a scripted engine."""
-    encoder = encoder or encoder_of()
+    encoder = encoder or _encoder()
     asked = Asked(ScriptedEngine(encoder, script, top=top), encoder, scorers or Scorers(), seed=0)
     task = Task((Message("user", prompt),), answer, RowRef("prompts", 1))
     drawn = SamplingDistribution(**{"temperature": 1.0, "max_new_tokens": 200, **(sampling or {})})
     return Solving(asked, task, drawn, Spending(**(spend or {})), "test", raw_logprobs=raw_logprobs)
+
+
+@cache
+def _encoder() -> Encoder:
+    """Made once: a tokenizer takes ten times as long as solving a prompt."""
+    return encoder_of()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

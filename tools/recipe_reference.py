@@ -22,6 +22,7 @@ from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineSt
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
+from posttrain.config.search import Search
 from posttrain.config.stages import (
     PREFERENCES,
     SFT,
@@ -33,6 +34,8 @@ from posttrain.config.stages import (
     ReferencedStage,
     Reward,
 )
+from posttrain.config.strategies import STRATEGY_KINDS
+from posttrain.config.strategies import base as strategy_base
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
@@ -154,6 +157,9 @@ def recipe_reference() -> str:
         "## Own mistakes as data: `method: correction`\n",
         f"{Correction.__doc__}\n",
         table(Correction, leave_out=("method",)),
+        "## What a search finds as data: `method: search`\n",
+        f"{inspect.cleandoc(Search.__doc__ or '')}\n",
+        table(Search, leave_out=("method",)),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -164,10 +170,35 @@ def recipe_reference() -> str:
         ],
         *group("reward_model", suites.RewardModelOf),
         *group("sampling", suites.Sampling),
+        *strategies(),
         "## Names from other tools\n",
         names(),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def strategies() -> list[str]:
+    """Strategies of test-time compute, in suites of kind `budget` and in `method: search`."""
+    shared = [name for name in fields_of(strategy_base.StrategySettings) if name != "kind"]
+    return [
+        "## Strategies of test-time compute\n",
+        "In `strategies` of a suite of kind `budget`, and as `strategy` of `method: search`. Keys of every strategy:\n",
+        table(strategy_base.StrategySettings),
+        *[
+            part
+            for kind, record in STRATEGY_KINDS.items()
+            for part in group(f"strategy: {{kind: {kind}}}", record, ("kind", *shared))
+        ],
+        *group("sampling of a strategy", strategy_base.StrategySampling),
+        *group("spend", strategy_base.Spending),
+        *group("answers", strategy_base.AnswerEquality),
+        "Who scores, by `kind`; a path alone is a reward model:\n",
+        *[
+            part
+            for record in records_in(strategy_base.AnyScorer)
+            for part in group(f"scorer: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+    ]
 
 
 def samplers() -> str:

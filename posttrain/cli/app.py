@@ -20,6 +20,7 @@ from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
 from posttrain.cli.score import score
+from posttrain.cli.solve import solve
 from posttrain.cli.terminal import echo
 from posttrain.cli.usage import Verb, Verbs
 
@@ -28,6 +29,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "new": new,
     "run": run,
     "check": check,
+    "solve": solve,
     "audit": audit,
     "generate": generate,
     "compare": compare,

@@ -33,6 +33,7 @@ def generate(
     min_p: options.MinP = 0.0,
     repetition_penalty: options.Penalty = 1.0,
     max_new_tokens: options.Longest = 256,
+    stop: options.Stop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     model_code: options.ModelCode = "refuse",
@@ -67,6 +68,7 @@ def generate(
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts
     from posttrain.cli.strategies import solve_prompts
     from posttrain.cli.unused import note_unused, refuse_unused
+    from posttrain.config.strategies import PREFIX_TOKENS
     from posttrain.models.reward.folders import require_policy
     from posttrain.types import Message
 
@@ -89,12 +91,14 @@ def generate(
         device=device,
         model_code=model_code,
         say=lambda line: echo(line, err=True),
+        prefix_tokens=PREFIX_TOKENS if chosen is not None else 0,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
         seed=seed,
     )
     if chosen is not None:
@@ -118,7 +122,7 @@ def generate(
         chat(speaker, seed)
 
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop")
 
 
 def _strategy(ctx: typer.Context, kind: str, assignments: list[str], reward: str | None) -> StrategySettings:

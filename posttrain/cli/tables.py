@@ -21,6 +21,8 @@ GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "re
 
 _GRADES = {"bad": "bold red", "warn": "bold yellow"}
 _PASS_AT_K = re.compile(r"pass_at_(\d+)")
+_OF_STRATEGIES = re.compile(r"(oracle|majority)_at_\d+|(best|weighted)_of_\d+_.+|solved_by_.+")
+"""Shares of prompts that a suite of kind budget measures."""
 
 
 def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
@@ -126,7 +128,7 @@ def figure(measured: Figure | StepScore | None, metric: str) -> str:
     if measured is None or (value := measured.value) is None or not math.isfinite(value):
         return "-"
     low, high = measured.low, measured.high
-    is_share = metric in SHARES or _PASS_AT_K.fullmatch(metric) is not None
+    is_share = metric in SHARES or any(names.fullmatch(metric) for names in (_PASS_AT_K, _OF_STRATEGIES))
     if is_share or metric.endswith("_change"):
         text, sign, scale = "%", "+" if metric.endswith("_change") else "", 100
     else:

@@ -13,18 +13,24 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import posttrain.errors as errors
+from posttrain.config.budget import BudgetSuite
 from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.find import beside, entries
+from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, models_within
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
+from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
+from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
+from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.not_found import unlike_a_path
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
@@ -39,6 +45,8 @@ CATALOGUE_NAMES = ("embedded", "smollm2-135m-instruct")
 
 GENERATED = "reasoning_gym:"
 """An address that makes tasks instead of a file that holds them."""
+
+S = TypeVar("S", bound=Settings)
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -71,9 +79,14 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
+        if isinstance(stage, Search):
+            yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
             yield f"evaluate.suites.{suite.name}.reward_model.path", suite.reward_model.path
+        if isinstance(suite, BudgetSuite):
+            for path, name in models_within(suite):
+                yield ".".join(map(str, ("evaluate", "suites", suite.name, *path))), name
 
 
 class _Files:
@@ -90,6 +103,9 @@ class _Files:
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
+        if isinstance(stage, Search):
+            stage = self._strategies_of(stage, here)
+            changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, CustomStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
@@ -108,7 +124,9 @@ class _Files:
 
     def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
-        if isinstance(suite, (PassAtKSuite, FunctionSuite)):
+        if isinstance(suite, BudgetSuite):
+            suite = self._strategies_of(suite, here)
+        if isinstance(suite, (PassAtKSuite, FunctionSuite, BudgetSuite)):
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
         if isinstance(suite, PassAtKSuite):
             changes["rewards"] = self._rewards(suite.rewards, (*here, "rewards"))
@@ -116,6 +134,23 @@ class _Files:
             path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))
             changes["reward_model"] = suite.reward_model.model_copy(update={"path": path})
         return suite.model_copy(update=changes)
+
+    def _strategies_of(self, record: S, here: KeyPath) -> S:
+        """The record with the files and models of its strategies, scorers and rewards, wherever they stand in it."""
+
+        def located(found: Settings, path: KeyPath) -> Settings:
+            changes: dict[str, object] = {
+                key: self.model(name, (*path, key))
+                for key in model_keys(found)
+                if isinstance(name := getattr(found, key), str)
+            }
+            for key in FILE_KEYS.get(type(found), ()):
+                changes[key] = self._file(getattr(found, key), (*path, key), local=True)
+            if isinstance(found, RewardsScorer | AnswerEquality):
+                changes["modules"] = self._modules(found.modules, (*path, "modules"))
+            return found.model_copy(update=changes) if changes else found
+
+        return changed_within(record, located, here)
 
     def model(self, text: str, path: KeyPath) -> str:
         # An empty name stays one, which no model has: joined to the folder, it would be the folder itself.

@@ -34,6 +34,7 @@ from posttrain.config.reward_model import (
     Steps,
     Whiten,
 )
+from posttrain.config.search import Search
 from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, choose, refuse
@@ -327,6 +328,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "reward": Reward,
     **SAMPLING_STAGES,
     "correction": Correction,
+    "search": Search,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

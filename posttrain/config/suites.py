@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.budget import BudgetSuite
 from posttrain.config.functions import Function, address_of
 from posttrain.config.rewards import AnyReward
-from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
-
-
-class Sampling(Settings):
-    """How tokens are drawn. Every field is explicit: a model folder's generation_config.json changes none of them."""
-
-    # Greedy, whatever the model folder says: two evaluations of one model are then the same.
-    temperature: Float = Field(default=0.0, ge=0)
-    """0 takes the likeliest token."""
-    top_k: Int | None = Field(default=None, ge=1)
-    """Only the k likeliest tokens; null: all."""
-    top_p: Float = Field(default=1.0, gt=0, le=1)
-    """The likeliest tokens that hold this share together; 1: all."""
-    min_p: Float = Field(default=0.0, ge=0, le=1)
-    """Only tokens at least this share as likely as the likeliest; 0: all."""
-    repetition_penalty: Float = Field(default=1.0, gt=0)
-    """Divides the scores of tokens in the prompt or the answer; 1: none."""
-    presence_penalty: Float = 0.0
-    """Subtracted from the score of each token that the answer holds."""
-    frequency_penalty: Float = 0.0
-    """Subtracted once for each time that the answer holds it."""
-    max_new_tokens: Int = Field(default=128, ge=1)
-    """Longest answer."""
-
-
-class SuiteSettings(Settings):
-    """One set of prompts and what makes an answer good."""
-
-    IS_FAMILY: ClassVar[bool] = True
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Letters, digits, - and _; names the suite's file and its row in the final table."""
-    prompts: Annotated[str, BeforeValidator(as_text)]
-    """File with the prompts, in any format that training reads; relative to the recipe."""
-    limit: Int | None = Field(default=None, ge=1)
-    """Use only the first so many prompts."""
-    sampling: Sampling = Sampling()
-    """How the answers are drawn; greedy by default, so that a run repeats."""
+from posttrain.config.suite_settings import Sampling as Sampling
+from posttrain.config.suite_settings import SuiteSettings as SuiteSettings
+from posttrain.config.suite_settings import without_empty_stop as without_empty_stop
+from posttrain.config.values import Float, Int, Pattern, Settings, refuse, require_unique
 
 
 class SampledSuite(SuiteSettings):
@@ -235,6 +202,7 @@ AnySuite = Annotated[
     | PerplexitySuite
     | WinRateSuite
     | PassAtKSuite
+    | BudgetSuite
     | FunctionSuite,
     Field(discriminator="kind"),
 ]

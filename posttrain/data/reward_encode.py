@@ -77,6 +77,8 @@ class RewardEncoder(Encoder):
                 self.rule.step_mark,
                 self.rule.system,
                 needs,
+                # What is kept on disk is found by this text: rows that were encoded by an earlier rule have another.
+                *(("empty ends are no steps",) if self.rule.pooling == "steps" else ()),
             )
         )
         self.version = hashlib.sha256(f"{self.version} {rule_text}".encode()).hexdigest()
@@ -260,7 +262,11 @@ class RewardEncoder(Encoder):
         while (at := text.find(mark, at + 1)) >= 0:
             mask[places[int(np.searchsorted(ends, at + len(mark) - 1, side="right"))]] = True
         mask[places[-1:]] = True
-        return Branch(branch.ids, _without_repeats(mask, places, pieces))
+        words = [
+            "" if int(branch.ids[place]) in self.stop_ids else piece
+            for place, piece in zip(places, pieces, strict=True)
+        ]
+        return Branch(branch.ids, _without_repeats(mask, places, words))
 
     def _piece(self, number: int) -> str:
         if number not in self._pieces:
@@ -280,14 +286,17 @@ class RewardEncoder(Encoder):
             )
 
 
-def _without_repeats(mask: np.ndarray, places: np.ndarray, pieces: Sequence[str]) -> np.ndarray:
-    """Drops the ends of empty steps: of two ends with only white space between them, the later one is kept."""
+def _without_repeats(mask: np.ndarray, places: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """Drops the ends of empty steps: those with only white space, or a stop token, since the end before them.
+
+    So a response that ends with the mark has the scores that it had while it was written, and none for a step that is
+    not there. One end always stays.
+    """
     ends = [index for index, place in enumerate(places) if mask[place]]
-    start = 0
+    start, kept = 0, 0
     for index, following in zip(ends, [*ends[1:], None], strict=True):
-        words = "".join(pieces[start : index + 1]).strip()
-        if not words and following is not None:
-            mask[places[index]] = False
+        if "".join(words[start : index + 1]).strip() or (following is None and not kept):
+            start, kept = index + 1, kept + 1
         else:
-            start = index + 1
+            mask[places[index]] = False
     return mask

@@ -23,6 +23,7 @@ import numpy as np
 
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts
+from posttrain.evaluate.words import in_points, percent
 from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.evaluation import Figure, PassAtKChange, PassAtKChanges, PassAtKPoint
@@ -110,17 +111,17 @@ class ReachChange:
         if self.verdict is ReachVerdict.CANNOT_TELL and last.may_have_risen and self.unsolved >= LEAST_UNSOLVED:
             return (
                 f" The gain at {last.k} attempts leaves out 0, but so few prompts changed that chance makes as large a "
-                f"difference {_percent(last.p)} times in 100; ask more prompts."
+                f"difference {percent(last.p)} times in 100; ask more prompts."
             )
         if self.verdict is ReachVerdict.CANNOT_TELL:
             return (
-                f" In {last.k} attempts {base} solves {_percent(last.base.value)} % of them, so there is no room "
+                f" In {last.k} attempts {base} solves {percent(last.base.value)} % of them, so there is no room "
                 "above it; ask harder prompts."
             )
         if self.verdict is ReachVerdict.SHARPENED and last.fell:
             return " It narrowed: prompts that were within reach no longer are."
         if self.verdict is ReachVerdict.SHARPENED and last.difference.high > 0:
-            return f" A gain of up to {_percent(last.difference.high)} points would not show on so few prompts."
+            return f" A gain of up to {percent(last.difference.high)} points would not show on so few prompts."
         return ""
 
     def record(self, base: str, trained: str) -> PassAtKChange:
@@ -213,17 +214,9 @@ def _moved(point: ReachPoint) -> str:
     word = "rose" if point.rose else "fell" if point.fell else still
     sign = point.difference
     return (
-        f"{word}, {_percent(point.base.value)} to {_percent(point.trained.value)} % "
-        f"({_points(sign.value)} points [{_points(sign.low)}, {_points(sign.high)}])"
+        f"{word}, {percent(point.base.value)} to {percent(point.trained.value)} % "
+        f"({in_points(sign.value)} points [{in_points(sign.low)}, {in_points(sign.high)}])"
     )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.0f}".replace("-", "−") if abs(value) >= 0.005 else "0"
 
 
 # ---------------------------------------------------------------- of a run

@@ -14,6 +14,8 @@ from posttrain.rollout.engine import Completion, Engine, FinishReason, Request, 
 
 Watch = Callable[[SampledToken], bool]
 """Looks at a draw's tokens as they are sampled; True ends the draw after this token, which is kept and counted."""
+ENDED_EARLY = "ended early"
+"""The note of a draw that its watch has ended."""
 Keep = Callable[[Completion, Request], None]
 """Makes a node of a completion."""
 
@@ -144,6 +146,8 @@ class Drawing:
             completion = task.result()
             self._spent = self._spent + Spent(sampled=len(completion.ids), requests=1)
             keep(completion, request)
+            if completion.finish is FinishReason.ABORTED and request in self._enough:
+                self.nodes[-1].note = ENDED_EARLY
             out_of_time |= completion.finish is FinishReason.ABORTED and request not in self._enough
         if out_of_time:
             raise SpendingEnded(Stopped.SECONDS)

@@ -1,6 +1,6 @@
 """Labels of steps from a tree of tries: rows that train a process reward model, without anybody who reads steps.
 
-    rows = step_labels(solution, lambda node: node.scores["rewards"] > 0.5, mark="\\n\\n")
+    rows = step_labels(solution, by_score("rewards", above=0.5), mark="\\n\\n")
     # [StepwiseFeedback(prompt, steps=("3 * 4 = 12", "2 + 12 = 14"), labels=(0.75, 1.0), row=...)]
 
     soft   label(s) = share of the whole answers that go on from s which are right
@@ -28,6 +28,19 @@ from posttrain.types import StepwiseFeedback
 
 Right = Callable[[Node], bool | None]
 """(a whole answer's node) -> whether the answer is right; None where nobody can tell, so that it does not count."""
+
+
+def by_score(scorer: str = "rewards", *, above: float = 0.5) -> Right:
+    """Right are answers with a higher score; None for those that the search drew and never judged.
+
+    Args:
+        scorer: what the score is called in `Node.scores`: `rewards`, `reward` (a model's), `logprob`, `self`.
+    """
+
+    def right(node: Node) -> bool | None:
+        return node.scores[scorer] > above if scorer in node.scores else None
+
+    return right
 
 
 def step_labels(

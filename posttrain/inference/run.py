@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.arguments import checked_seed
-from posttrain.config.strategies import StrategySettings, strategy_of
-from posttrain.config.strategies.base import LogProbScorer
+from posttrain.config.strategies import PREFIX_TOKENS, StrategySettings, strategy_of
+from posttrain.config.strategies.base import LogProbScorer, ScorerSettings
 from posttrain.data.encode import Encoder
 from posttrain.data.given import as_examples
 from posttrain.data.questions import as_task
@@ -38,8 +38,8 @@ from posttrain.runs.showing import Shown, showing
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, RowRef, Task
 
-PREFIX_TOKENS = 32_768
-"""Tokens whose keys and values the engine keeps for continuations: a search goes on from what it has just drawn."""
+T = TypeVar("T")
+
 AT_ONCE = 32
 """Prompts that are solved at the same time: enough to fill the engine's batch with what each asks one after another."""
 
@@ -51,29 +51,37 @@ def solve_all(
     *,
     on_solution: Callable[[int, Solution], None] = lambda index, solution: None,
     at_once: int = AT_ONCE,
+    judged_by: Sequence[ScorerSettings] = (),
 ) -> list[Solution]:
     """A solution for each task, in their order.
 
     Args:
         on_solution: called as each is found, with its index.
+        judged_by: scorers that the solutions are given to afterwards: what these need of a draw is kept, too.
 
     Raises:
         ConfigError: a scorer that cannot judge what the strategy gives it; a prompt that the model cannot hold.
         PosttrainError: what a scorer raises.
     """
     asked.scorers.check(strategy)
+
+    async def solve(index: int, occurrence: int) -> Solution:
+        solution = await solve_one(asked, tasks[index], strategy, occurrence, judged_by=judged_by)
+        on_solution(index, solution)
+        return solution
+
     # Also where a loop runs already, as in a notebook.
-    solutions: list[Solution] = run_async(_solve_all(asked, tasks, strategy, on_solution, at_once))
+    solutions: list[Solution] = run_async(side_by_side(asked, tasks, solve, at_once))
     return solutions
 
 
-async def _solve_all(
-    asked: Asked,
-    tasks: Sequence[Task],
-    strategy: StrategySettings,
-    on_solution: Callable[[int, Solution], None],
-    at_once: int,
-) -> list[Solution]:
+async def side_by_side(
+    asked: Asked, tasks: Sequence[Task], work: Callable[[int, int], Awaitable[T]], at_once: int = AT_ONCE
+) -> list[T]:
+    """What `work(index, occurrence)` gives for each task, in their order, so many of them at the same time.
+
+    `occurrence` counts the equal prompts before a task, which get draws of their own.
+    """
     places = asyncio.Semaphore(at_once)
     seen: Counter[tuple[int, ...]] = Counter()
     occurrences = []
@@ -82,11 +90,9 @@ async def _solve_all(
         occurrences.append(seen[ids])
         seen[ids] += 1
 
-    async def one(index: int) -> Solution:
+    async def one(index: int) -> T:
         async with places:
-            solution = await solve_one(asked, tasks[index], strategy, occurrences[index])
-            on_solution(index, solution)
-            return solution
+            return await work(index, occurrences[index])
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -96,7 +102,14 @@ async def _solve_all(
     return [task.result() for task in running]
 
 
-async def solve_one(asked: Asked, task: Task, strategy: StrategySettings, occurrence: int = 0) -> Solution:
+async def solve_one(
+    asked: Asked,
+    task: Task,
+    strategy: StrategySettings,
+    occurrence: int = 0,
+    *,
+    judged_by: Sequence[ScorerSettings] = (),
+) -> Solution:
     """One task; what its spending ends, ends with the best that there is."""
     solving = Solving(
         asked,
@@ -105,7 +118,7 @@ async def solve_one(asked: Asked, task: Task, strategy: StrategySettings, occurr
         strategy.spend,
         strategy.label,
         occurrence=occurrence,
-        raw_logprobs=any(isinstance(scorer, LogProbScorer) for scorer in strategy.scorers),
+        raw_logprobs=any(isinstance(scorer, LogProbScorer) for scorer in (*strategy.scorers, *judged_by)),
     )
     try:
         return await STRATEGIES[type(strategy)](solving, strategy)
@@ -159,7 +172,7 @@ def solve(
             require_policy(resolve(model, say=shown.say))
             model = load(model, device=device_of(device), say=shown.say)
         encoder = Encoder(model.tokenizer, model.speech.settings())
-        engine = NativeEngine(model.model, decode=encoder.tokens.decode)
+        engine = NativeEngine(model.model, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
         with Scorers(device=device_of(device).type, models=reward_models) as scorers:
             asked = Asked(engine, encoder, scorers, seed)
             with shown.phase(settings.label, total=len(tasks), unit="prompts") as phase:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,7 +30,7 @@ from posttrain.config.strategies.base import (
 )
 from posttrain.errors import ConfigError
 from posttrain.inference.solution import Node
-from posttrain.models.reward.scoring import Rating, RewardModel, load_reward
+from posttrain.models.reward.scoring import RewardModel, load_reward
 from posttrain.rewards import Rubric, Sampled, rubric_of
 from posttrain.types import Comparison, Feedback, Message, Task
 
@@ -181,39 +182,61 @@ class _Model:
             )
 
     async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
-        ratings = self._rate(solving.task, nodes)
+        groups = [_Alike.of(group) for group in _by_conversation(nodes)]
+        rows = [group.row(solving.task) for group in groups]
+        ratings = list(self.model.score_rows(rows, head=self.settings.head))
         solving.count_scored(sum(sum(rating.tokens) for rating in ratings))
-        rewards = [reward for rating in ratings for reward in rating.rewards]
         if not self.of_steps:
-            return list(rewards)
-        steps = [steps for rating in ratings for steps in rating.steps or ()]
+            return [
+                rating.rewards[place] for group, rating in zip(groups, ratings, strict=True) for place in group.places
+            ]
+        steps = [
+            rating.steps[place]
+            for group, rating in zip(groups, ratings, strict=True)
+            for place in group.places
+            if rating.steps is not None
+        ]
         for node, own in zip(nodes, steps, strict=True):
             node.step_scores = own
         return [aggregate(own, self.settings.aggregate) for own in steps]
 
-    def _rate(self, task: Task, nodes: Sequence[Node]) -> list[Rating]:
-        """Answers to one conversation as one row, so that the model reads the prompt once."""
-        groups: list[list[Node]] = []
-        for node in nodes:
-            if groups and groups[-1][0].messages == node.messages:
-                groups[-1].append(node)
-            else:
-                groups.append([node])
-        rows: list[Any] = []
-        for group in groups:
-            # One that was cut is scored at its last token: a stop token that nobody sampled would make it a finished
-            # one. An answer without text has no other token.
-            answers = tuple(
-                (Message("assistant", node.answer, complete=node.ended or not node.answer.strip()),) for node in group
-            )
-            if len(answers) == 1:
-                rows.append(Feedback(task.prompt, answers[0], True, task.row, task.tools))
-            else:
-                rows.append(Comparison(task.prompt, answers, 0, task.row, tools=task.tools))
-        return list(self.model.score_rows(rows, head=self.settings.head))
-
     def close(self) -> None:
         """Nothing was started."""
+
+
+def _by_conversation(nodes: Sequence[Node]) -> list[list[Node]]:
+    groups: list[list[Node]] = []
+    for node in nodes:
+        if groups and groups[-1][0].messages == node.messages:
+            groups[-1].append(node)
+        else:
+            groups.append([node])
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Answers to one conversation, each different one once: _Alike((4, 5), places=(0, 1, 0)) of 4, 5 and 4."""
+
+    answers: tuple[tuple[Message, ...], ...]
+    places: tuple[int, ...]
+    """Of each node, its answer among `answers`."""
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> _Alike:
+        # One that was cut is scored at its last token: a stop token that nobody sampled would make it a finished one.
+        # An answer without text has no other token.
+        keys = [(node.answer, node.ended or not node.answer.strip()) for node in nodes]
+        # Read once and scored alike; and a comparison whose responses are all the same is no row that can be encoded.
+        known = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        answers = tuple((Message("assistant", text, complete=complete),) for text, complete in known)
+        return cls(answers, tuple(known[key] for key in keys))
+
+    def row(self, task: Task) -> Feedback | Comparison:
+        """All of them as one row, so that the model reads the prompt once."""
+        if len(self.answers) == 1:
+            return Feedback(task.prompt, self.answers[0], True, task.row, task.tools)
+        return Comparison(task.prompt, self.answers, 0, task.row, tools=task.tools)
 
 
 def aggregate(steps: Sequence[float], how: StepAggregate) -> float:

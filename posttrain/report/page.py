@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from posttrain.arguments import checked_path
 from posttrain.report.answers import answer_suites
+from posttrain.report.budget import budget_view
 from posttrain.report.charts import Chart
 from posttrain.report.comparison import compared_earlier, compared_siblings
 from posttrain.report.cross import cross_view
@@ -73,6 +74,7 @@ def render(run: RunContents) -> str:
         interval_charts=_interval_charts(table),
         cross=cross_view(run),
         passk=passk_view(run),
+        budget=budget_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
         lanes=lanes(run),
         compared=compared_siblings(run),

@@ -70,7 +70,12 @@ def verdict_of(run_dir: Path) -> RunVerdict:
 
 def verdict(run: RunContents, table: Table) -> RunVerdict:
     """Judge the whole run."""
-    found = [*_movements(table), *_reach(run), *(finding for stage in run.stages for finding in _training(stage))]
+    found = [
+        *_movements(table),
+        *_reach(run),
+        *_spent(run),
+        *(finding for stage in run.stages for finding in _training(stage)),
+    ]
     found += [finding for stage in run.stages for finding in _alarm_findings(stage)]
     # Figures of a run that broke off are not its result, so they fall short of nothing.
     short = shortfalls(run, table) if run.status == "done" else []
@@ -241,6 +246,16 @@ def _reach(run: RunContents) -> Iterator[Statement]:
     for change in run.pass_at_k:
         if change.said:
             yield Statement("good" if change.verdict == "widened" else "plain", f"{change.suite}: {change.said}")
+
+
+def _spent(run: RunContents) -> Iterator[Statement]:
+    """Which strategy is best at the largest price, of the last model that each suite asked."""
+    last = {suite: record for _, evaluated in run.measured for suite, record in evaluated.budgets.items()}
+    for suite, record in last.items():
+        # The first sentence is the answer; what else the curves say stands in their section.
+        if record.findings and record.findings[0].said:
+            found = record.findings[0]
+            yield Statement("good" if found.kind == "good" else "plain", f"{suite}: {found.said}")
 
 
 def _training(stage: Stage) -> Iterator[Statement]:

@@ -15,6 +15,7 @@ from posttrain.errors import SourceError
 from posttrain.runs.folder import EARLIER, RunFolder
 from posttrain.runs.layout import RESERVED_NAMES
 from posttrain.runs.owner import gone_since
+from posttrain.runs.records.budget import BudgetCurves
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     Figure,
@@ -67,6 +68,8 @@ class Evaluated:
     """Of suites that ask for pass@k."""
     meanings: Mapping[str, Mapping[str, Meaning]] = field(default_factory=dict)
     """{suite: {metric: Meaning}} of the figures that a suite's kind explains itself."""
+    budgets: Mapping[str, BudgetCurves] = field(default_factory=dict)
+    """Of suites that measure strategies against what they spend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,18 +355,23 @@ def _read_pairs(files: Files, path: Path) -> dict[str, list[HeldOutRow]]:
 def _read_evaluated(files: Files, folder: Path) -> Evaluated:
     figures = files.document(folder / "evaluation.json", SuiteScores)
     evaluations = folder / "evaluations"
-    answers, counts = {}, {}
+    answers, counts, budgets = {}, {}, {}
     for path in sorted(evaluations.iterdir()) if evaluations.is_dir() else ():
+        if path.name.endswith(".trees.jsonl"):
+            continue  # the page shows what came of them
         if path.suffix == ".jsonl" and (lines := files.lines(path, AnswerLine, MOST_COMPLETIONS)):
             answers[path.stem] = lines
         elif path.name.endswith(".counts.json") and (found := files.document(path, PassAtKCounts)):
             counts[path.name.removesuffix(".counts.json")] = found
+        elif path.name.endswith(".budget.json") and (spent := files.document(path, BudgetCurves)):
+            budgets[path.name.removesuffix(".budget.json")] = spent
     meanings = files.document(evaluations / "metrics.json", SuiteMeanings)
     return Evaluated(
         figures.suites if figures is not None else {},
         answers,
         counts,
         meanings.suites if meanings is not None else {},
+        budgets,
     )
 
 

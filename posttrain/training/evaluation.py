@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import Recipe
+from posttrain.config.budget import BudgetSuite
+from posttrain.config.nested import scorers_of, with_scorers
+from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
@@ -45,7 +48,7 @@ class RunSuites:
         with explain_out_of_memory(None, "the evaluation", EVALUATION_REMEDY), doing:
             evaluate_model(
                 model,
-                [_with_judge(suite, self.run) for suite in self.suites],
+                self._askable(folder, progress),
                 folder,
                 # Every stage is asked the same questions with the same draws as the start, or a difference says
                 # nothing.
@@ -56,6 +59,19 @@ class RunSuites:
                 encoding=answers.encoding,
                 device=answers.device,
             )
+
+    def _askable(self, folder: StageFolder, progress: Progress) -> list[SuiteSettings]:
+        """The suites with their judges' models. One whose scorer is yet to be trained is asked when it is: its answers
+        are chosen by the scorer while they are drawn, so that there is nothing to ask before."""
+        suites = []
+        for suite in self.suites:
+            resolved = _with_judge(suite, self.run)
+            waits = [scorer.stage for _, scorer in scorers_of(resolved) if scorer.stage is not None]
+            if isinstance(resolved, BudgetSuite) and waits:
+                progress.say(f"{folder.name}: the suite `{suite.name}` is asked when `{waits[0]}` is trained")
+            else:
+                suites.append(resolved)
+        return suites
 
 
 def evaluate_start(run: RunFolder, recipe: Recipe, answers: AnswerSettings, progress: Progress) -> None:
@@ -72,11 +88,10 @@ def judge_earlier(
     recipe: Recipe,
     progress: Progress,
 ) -> None:
-    """The win rates of models that were asked before the reward model was trained that judges them."""
-    suites = [suite for suite in recipe.evaluate.suites if isinstance(suite, WinRateSuite)]
-    if all(suite.reward_model.stage != judge for suite in suites):
+    """What models are asked that were there before the reward model was trained that judges them."""
+    if all(judge not in _judges_of(suite) for suite in recipe.evaluate.suites):
         return
-    # Only the win rates are new: answers and other suites stay, see `evaluate_stage`.
+    # Only win rates and budgets are new: answers and other suites stay, see `evaluate_stage`.
     for folder, model, answers in asked:
         evaluate_stage(folder, recipe, model, answers, progress)
     summarise(run, recipe)
@@ -95,15 +110,36 @@ def write_run_cross_scores(run: RunFolder, suites: Sequence[SuiteSettings]) -> N
         write_cross_scores(run.path, record)
 
 
+def _judges_of(suite: SuiteSettings) -> set[str | None]:
+    """The stages that train what judges in a suite."""
+    if isinstance(suite, WinRateSuite):
+        return {suite.reward_model.stage}
+    return {scorer.stage for _, scorer in scorers_of(suite)}
+
+
+def with_trained(scorer: RewardModelScorer, run: RunFolder) -> RewardModelScorer:
+    """A scorer with `stage: NAME` resolved to that stage's model, once it is trained; until then as it is."""
+    if scorer.stage is None or (model := _trained(scorer.stage, run)) is None:
+        return scorer
+    return scorer.model_copy(update={"model": str(model), "stage": None})
+
+
+def _trained(stage: str, run: RunFolder) -> Path | None:
+    folder = run.stage(stage)
+    is_there = folder.exists and folder.stage().status == "done" and folder.model.is_dir()
+    return folder.model if is_there else None
+
+
 def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
-    """A suite with `reward_model: {stage: NAME}` resolved to that stage's model, once it is trained."""
+    """A suite with `reward_model: {stage: NAME}` resolved to that stage's model, once it is trained; and so its
+    scorers."""
+    if isinstance(suite, BudgetSuite):
+        return with_scorers(suite, lambda scorer: with_trained(scorer, run))
     if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
         return suite
-    judge = run.stage(suite.reward_model.stage)
+    judge = _trained(suite.reward_model.stage, run)
     # Until then the suite says itself that its judge is yet to be trained.
-    if not judge.exists or judge.stage().status != "done" or not judge.model.is_dir():
-        return suite
-    return suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge.model))})
+    return suite if judge is None else suite.model_copy(update={"reward_model": RewardModelOf(path=str(judge))})
 
 
 def evaluate_stage(

@@ -18,7 +18,9 @@ from posttrain.arguments import checked_flag, checked_instance
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
+from posttrain.config.nested import with_scorers
 from posttrain.config.online import SamplingStage
+from posttrain.config.search import Search
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
@@ -37,6 +39,7 @@ from posttrain.training.evaluation import (
     evaluate_start,
     judge_earlier,
     summarise,
+    with_trained,
     write_run_cross_scores,
 )
 from posttrain.training.identity import identity_of_recipe
@@ -155,8 +158,8 @@ def _check(
                 continue
             if written:
                 progress.say(
-                    f"{stage.name}: checked on stand-ins for the rows of `{written[0]}`, which pair each wanted answer "
-                    "with another row's; the rejected sides, and what their lengths take, are known in the run"
+                    f"{stage.name}: checked on stand-ins for the rows of `{written[0]}`; what the model answers there, "
+                    "and what its length takes, is known in the run"
                 )
             ctx: StageContext[Any] = StageContext(
                 _with_data(stage, scratch),
@@ -303,12 +306,15 @@ def _run_unless_done(
 
 
 def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
-    """The stage with `data: {stage: NAME}` resolved to the file that stage wrote."""
+    """The stage with `data: {stage: NAME}` resolved to the file that stage wrote, a search's `scorer: {stage: NAME}`
+    to the reward model that stage trained."""
     written = {
         key: data.model_copy(update={"path": (str(run.stage(data.stage).path / OUTPUT_NAMES["data"]),), "stage": None})
         for key, data in data_of(stage).items()
         if data.stage is not None
     }
+    if isinstance(stage, Search):
+        stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))
     return stage.model_copy(update=written)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from posttrain.arguments import wrong_argument
 from posttrain.config import Evaluation, TrainingStage
+from posttrain.config.budget import BudgetSuite
 from posttrain.config.suites import SuiteSettings
 from posttrain.errors import ConfigError
 from posttrain.evaluate.suites import load_suite
+from posttrain.evaluate.suites.budget import require_scorers
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.runs.records.evaluation import SuiteScores
 from posttrain.training.evaluation import RunSuites, write_run_cross_scores, write_summary
@@ -52,6 +54,8 @@ def suites_of(evaluate: Any, stage: TrainingStage) -> tuple[SuiteSettings, ...]:
     # Now, so that a function or a file that is not there is refused before a model is loaded.
     for suite in suites:
         load_suite(suite)
+        if isinstance(suite, BudgetSuite):
+            require_scorers(suite)
     return suites
 
 

@@ -29,7 +29,9 @@ from posttrain.config.strategies.reasoning import (
 from posttrain.config.strategies.sampling import (
     AdaptiveConsistency,
     BestOfN,
+    DeepConf,
     EarlyStoppingConsistency,
+    LikeliestAnswer,
     SelfConsistency,
 )
 from posttrain.config.strategies.search import (
@@ -43,8 +45,22 @@ from posttrain.config.strategies.search import (
 from posttrain.config.values import Settings
 from posttrain.errors import unknown
 
+PREFIX_TOKENS = 32_768
+"""Tokens whose keys and values an engine keeps for continuations: a search goes on from what it has just drawn."""
+
 STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "best_of_n": BestOfN,
+    "self_consistency": SelfConsistency,
+    "early_stopping_consistency": EarlyStoppingConsistency,
+    "adaptive_consistency": AdaptiveConsistency,
+    "deepconf": DeepConf,
+    "likeliest_answer": LikeliestAnswer,
+    "prm_beam": PrmBeam,
+    "dvts": Dvts,
+    "particle_filter": ParticleFilter,
+    "mcts": Mcts,
+    "tree_of_thoughts": TreeOfThoughts,
+    "graph_of_thoughts": GraphOfThoughts,
     "chain_of_thought": ChainOfThought,
     "budget_forcing": BudgetForcing,
     "self_refine": SelfRefine,
@@ -52,15 +68,6 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "self_verification": SelfVerification,
     "few_shot": FewShot,
     "retrieval": Retrieval,
-    "self_consistency": SelfConsistency,
-    "early_stopping_consistency": EarlyStoppingConsistency,
-    "adaptive_consistency": AdaptiveConsistency,
-    "prm_beam": PrmBeam,
-    "dvts": Dvts,
-    "particle_filter": ParticleFilter,
-    "mcts": Mcts,
-    "tree_of_thoughts": TreeOfThoughts,
-    "graph_of_thoughts": GraphOfThoughts,
 }
 """Every strategy by its kind; what each does is `posttrain.inference.table.STRATEGIES`."""
 
@@ -70,6 +77,8 @@ AnyStrategy = Annotated[
     | SelfConsistency
     | EarlyStoppingConsistency
     | AdaptiveConsistency
+    | DeepConf
+    | LikeliestAnswer
     | PrmBeam
     | Dvts
     | ParticleFilter
@@ -129,10 +138,12 @@ __all__ = [
     "BudgetForcing",
     "ChainOfThought",
     "CritiqueBy",
+    "DeepConf",
     "Dvts",
     "EarlyStoppingConsistency",
     "FewShot",
     "GraphOfThoughts",
+    "LikeliestAnswer",
     "Mcts",
     "ParticleFilter",
     "PrmBeam",

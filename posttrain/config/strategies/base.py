@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.functions import Function
 from posttrain.config.rewards import AnyReward
-from posttrain.config.suites import Sampling
+from posttrain.config.suite_settings import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
 
 StepAggregate = Literal["last", "min", "product", "mean"]

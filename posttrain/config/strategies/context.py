@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from posttrain.config.strategies.base import ScorerSettings, StrategySettings
+from posttrain.config.strategies.base import ScorerSettings, Spending, StrategySampling, StrategySettings
 from posttrain.config.strategies.demonstrations import AnySimilarity, BM25Similarity, Demonstrations
 from posttrain.config.strategies.prompts import require_placeholders
 from posttrain.config.values import Int, refuse
@@ -38,7 +38,8 @@ class ContextStrategy(StrategySettings):
     def _one_place_for_each_key(self) -> Self:
         if self.then is None:
             return self
-        if "sampling" in self.model_fields_set:
+        # A recipe that is written out holds every default, and must read back.
+        if self.sampling != StrategySampling():
             raise refuse(
                 "`sampling` has no part where another strategy answers",
                 path=("sampling",),
@@ -46,7 +47,7 @@ class ContextStrategy(StrategySettings):
                 expected="the sampling of the strategy that draws",
                 remedy="write `sampling` under `then`",
             )
-        if "spend" in self.then.model_fields_set:
+        if self.then.spend != Spending():
             raise refuse(
                 "what a prompt may cost is limited once, for both strategies",
                 path=("then", "spend"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from posttrain.config.budget import BudgetSuite
 from posttrain.config.suites import (
     ExactSuite,
     FunctionSuite,
@@ -24,7 +25,7 @@ from posttrain.config.suites import (
 from posttrain.data.questions import Question, questions
 from posttrain.evaluate.asking import Suite
 from posttrain.evaluate.questions import examples_of
-from posttrain.evaluate.suites import exact, function, match, number, pass_at_k, perplexity, win_rate
+from posttrain.evaluate.suites import budget, exact, function, match, number, pass_at_k, perplexity, win_rate
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.evaluate.suites.kind import SuiteKind
 from posttrain.sampling import SamplingDistribution
@@ -38,6 +39,7 @@ SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
     PerplexitySuite: SuiteKind(perplexity.load),
     WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",)),
     PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
+    BudgetSuite: SuiteKind(budget.load, beside=budget.BESIDE, content=budget.content),
     FunctionSuite: SuiteKind(function.load, function.METRICS, beside=("modules",), content=function.content),
 }
 """What is done with each kind of a recipe's suites."""

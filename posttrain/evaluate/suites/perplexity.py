@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from posttrain.config.suite_settings import without_empty_stop
 from posttrain.config.suites import PerplexitySuite
 from posttrain.data.encode import Encoder
 from posttrain.data.questions import Question, questions
@@ -177,7 +178,7 @@ def questions_key(suite: Perplexity, encoder: Encoder) -> str:
     """
     prompts = [[repr(message) for message in question.prompt] for question in suite.questions]
     ids = [encoder.tokens.ids(question.text) for question in suite.questions]
-    drawn = {**asdict(suite.sampling), "stop_ids": None}
+    drawn = {**without_empty_stop(asdict(suite.sampling)), "stop_ids": None}
     wanted = [question.answer for question in suite.questions] if suite.answers == "given" else []
     content = json.dumps([suite.answers, prompts, ids, wanted, drawn], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

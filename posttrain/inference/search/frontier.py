@@ -133,8 +133,13 @@ class Frontier:
     # ------------------------------------------------------------ keeping
 
     def best(self, nodes: Sequence[Node], count: int) -> list[Node]:
-        """The `count` nodes with the highest scores, best first; of equal ones the earlier."""
-        return sorted(nodes, key=lambda node: (-self.scores[node.number], node.number))[:count]
+        """The `count` nodes with the highest scores, best first; of equal ones the earlier, of equal answers one."""
+        # Rounded: log-probs differ in their 7th digit with what else is in the engine's batch, and of two draws of one
+        # text the earlier must be kept whatever that is.
+        ranked = sorted(nodes, key=lambda node: (-round(self.scores[node.number], 5), node.number))
+        # Two draws that say the same are one answer: kept twice, they would crowd out the next best.
+        different = {(node.answer, node.open): node for node in reversed(ranked)}
+        return [node for node in ranked if different[node.answer, node.open] is node][:count]
 
     def keep(self, nodes: Sequence[Node], kept: Sequence[Node]) -> list[Node]:
         """Those of `kept` that can go on; the others of `nodes` are noted as pruned where they were not finished."""

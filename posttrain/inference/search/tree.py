@@ -10,7 +10,7 @@ UCT(s) = W(s) / N(s) + c sqrt(ln N(parent) / N(s))               Kocsis, Szepesv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.inference.solution import Node
@@ -24,6 +24,8 @@ class State:
     """None: the prompt itself."""
     parent: State | None = None
     children: list[State] = field(default_factory=list)
+    drawn: int = 0
+    """Next steps that were drawn from it; equal ones are one child."""
     visits: int = 0
     """N."""
     total: float = 0.0
@@ -45,10 +47,19 @@ class State:
     def depth(self) -> int:
         return 0 if self.parent is None else self.parent.depth + 1
 
-    def add(self, node: Node) -> State:
-        child = State(node, self)
-        self.children.append(child)
-        return child
+    def add(self, nodes: Sequence[Node]) -> list[State]:
+        """Next steps as children; the new ones, for a step that says what another does is no state of its own."""
+        self.drawn += len(nodes)
+        known = {child.node.ids for child in self.children if child.node is not None}
+        new = []
+        for node in nodes:
+            if node.ids in known:
+                node.note = "said before"
+                continue
+            known.add(node.ids)
+            new.append(State(node, self))
+        self.children += new
+        return new
 
     def below(self) -> Iterator[State]:
         """Itself and all states after it."""
@@ -66,9 +77,9 @@ def uct(state: State, exploration: float) -> float:
 
 
 def descend(root: State, exploration: float, room: Callable[[State], int]) -> State:
-    """Down by UCT, of equal bounds to the earlier child, until a state has fewer children than it has room for."""
+    """Down by UCT, of equal bounds to the earlier child, to a state with room for more next steps than were drawn."""
     state = root
-    while state.children and len(state.children) >= room(state):
+    while state.children and state.drawn >= room(state):
         bounds = [uct(child, exploration) for child in state.children]
         state = state.children[bounds.index(max(bounds))]
     return state

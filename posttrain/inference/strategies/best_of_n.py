@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from posttrain.config.strategies import BestOfN
 from posttrain.config.strategies.base import LogProbScorer, RewardModelScorer, ScorerSettings
@@ -45,7 +46,7 @@ async def solve(solving: Solving, settings: BestOfN) -> Solution:
         # Marks cost tokens too: those that were given until now still choose.
         stopped, label = ended.reason, label_of(settings.scorer)
         scores = [node.scores.get(label, ABSTAINED) for node in answers]
-    facts: dict[str, float] = {"answers": len(answers), "abstained": sum(score == ABSTAINED for score in scores)}
+    facts: dict[str, Any] = {"answers": len(answers), "abstained": sum(score == ABSTAINED for score in scores)}
     if settings.choose == "best":
         return solving.solution(first_best(answers, scores), stopped, **facts)
     best, vote = weighted_best(answers, scores, settings.scorer, solving.asked.equality(settings.answers))

@@ -35,6 +35,7 @@ async def solve(solving: Solving, settings: GraphOfThoughts) -> Solution:
     try:
         thoughts = await judged(await solving.sample(settings.generate))
         for _ in range(settings.rounds):
+            search.rounds += 1
             kept = search.best(thoughts, settings.keep)
             choices = numbered([node.answer for node in kept])
             asked = filled(settings.prompts.merge, question=question, choices=choices)

@@ -20,7 +20,8 @@ Deviations
     to the best leaf; rStar and others mark such paths as done.
  2. The search keeps all answers that it saw, and gives the best of them by default (`choose: completed`): the most
     visited move, which games play, is a move and not yet an answer.
- 3. Values of reward models are the sigmoids of their logits, since c weighs against values from 0 to 1.
+ 3. Of equal next steps of one state there is one; the others were paid for and fill their places.
+ 4. Values of reward models are the sigmoids of their logits, since c weighs against values from 0 to 1.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ async def solve(solving: Solving, settings: Mcts) -> Solution:
     stopped = Stopped.DONE
     try:
         for _ in range(settings.simulations):
-            state = descend(search.root, settings.exploration, search.room)
-            if not state.closed and (state.visits or state is search.root):
-                state = await search.expand(state)
+            state = await search.select()
             back_up(state, await search.evaluate(state))
     except SpendingEnded as ended:
         stopped = await search.steps.interrupted(ended)
@@ -59,11 +58,17 @@ class _Search:
     def room(self, state: State) -> int:
         return 0 if state.closed else int(self.settings.width * max(1, state.visits) ** self.settings.widening)
 
-    async def expand(self, state: State) -> State:
-        """Next steps for which the state has room; the first of them."""
-        (drawn,) = await self.steps.grow([state.node], self.room(state) - len(state.children))
-        children = [state.add(node) for node in drawn]
-        return children[0]
+    async def select(self) -> State:
+        """The state to evaluate: one that was not visited, a new one, or a closed one again."""
+        while True:
+            state = descend(self.root, self.settings.exploration, self.room)
+            if state.closed or (state is not self.root and not state.visits):
+                return state
+            (drawn,) = await self.steps.grow([state.node], self.room(state) - state.drawn)
+            new = state.add(drawn)
+            if new:
+                return new[0]
+            # All were said before: the state has no room now, and the way down leads through it.
 
     async def evaluate(self, state: State) -> float:
         node = state.node

@@ -15,7 +15,9 @@ Deviations
     written.
  2. The paper ends with best-of-n weighted (`choose: weighted`); `best` is the default here, for answers that are no
     numbers have no vote.
- 3. Answers that were cut at `max_new_tokens` are chosen only where none ended.
+ 3. Of equal answers so far one is kept, and the draws that are left go to the kept ones in turn, so that their number
+    stays: a model that is sure of itself would fill all places with one step (search-and-learn: `filter_duplicates`).
+ 4. Answers that were cut at `max_new_tokens` are chosen only where none ended.
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ async def solve(solving: Solving, settings: PrmBeam) -> Solution:
             kept = search.best(candidates, places)
             live = search.keep(candidates, kept)
             places -= len(kept) - len(live)
-            rows = await search.grow(live, settings.width)
+            rows = await search.grow(live, shares(places * settings.width, len(live)))
     except SpendingEnded as ended:
         stopped = await search.interrupted(ended)
     return search.solution(stopped, choose=settings.choose, answers=settings.answers)
+
+
+def shares(total: int, among: int) -> list[int]:
+    """A total in whole parts as equal as can be, the larger ones first: shares(7, 3) == [3, 2, 2]."""
+    return [total // among + (place < total % among) for place in range(among)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from posttrain.config.strategies import SelfConsistency
 from posttrain.config.strategies.sampling import VotingStrategy
@@ -38,16 +39,23 @@ def elected(
     answers = candidates(solving, stopped)
     vote = vote_of(answers, equality)
     voting = sum(number is not None for number in vote.numbers)
-    facts = {"answers": len(answers), "voting": voting, "votes": vote.count, "share": vote.share, **facts}
+    said: dict[str, Any] = {
+        "answers": len(answers),
+        "voting": voting,
+        "votes": vote.count,
+        "share": vote.share,
+        **facts,
+    }
     for node, number in zip(answers, vote.numbers, strict=True):
         node.facts["votes"] = 0.0 if number is None else vote.sums[number]
     members = [answers[place] for place in vote.members] or answers[:1]
     if not members:
-        return solving.solution(None, stopped, **facts)
-    return solving.solution(_representative(members, settings), stopped, **facts)
+        return solving.solution(None, stopped, **said)
+    return solving.solution(representative(members, settings), stopped, **said)
 
 
-def _representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
+def representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
+    """Of answers that say the same, the one whose text is given."""
     if settings.text == "first":
         return members[0]
     return first_best(members, [fmean(node.logprobs) if node.logprobs else float("-inf") for node in members])

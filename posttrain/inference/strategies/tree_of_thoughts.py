@@ -178,7 +178,9 @@ class _Thoughts:
         else:
             values = await self._valued(states)
         for state, node, value in zip(states, nodes, values, strict=True):
-            state.value = node.facts["value"] = value
+            state.value = value
+            if value != ABSTAINED:
+                node.facts["value"] = value
 
     async def _valued(self, states: Sequence[_State]) -> list[float]:
         words = self.settings.scale == "words"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from posttrain.runs.records.base import Record
+from posttrain.runs.records.budget import BudgetCurves, SolutionLine
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     BaselineAnswer,
@@ -39,11 +40,14 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "pairs.jsonl": HeldOutRow,
     "dropped.jsonl": DroppedRow,
     "data.jsonl": CorrectedPair,
+    "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,
     "examinations.jsonl": ExaminationLine,
     "evaluation.json": SuiteScores,
     "evaluations/<suite>.jsonl": AnswerLine,
     "evaluations/<suite>.counts.json": PassAtKCounts,
+    "evaluations/<suite>.budget.json": BudgetCurves,
+    "evaluations/<suite>.trees.jsonl": SolutionLine,
     "evaluations/identity.json": SuiteIdentities,
     "evaluations/metrics.json": SuiteMeanings,
     "baseline/<suite>.jsonl": BaselineAnswer,

@@ -11,17 +11,20 @@ from typing import Any
 from posttrain.config import Correction, Reward, StageSettings, TrainingStage
 from posttrain.config.base import RowStage
 from posttrain.config.online import SamplingStage
+from posttrain.config.search import Search
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.reward import REWARD
 from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.sampling import SAMPLING
+from posttrain.training.stages.search import SEARCH
 
 KINDS: Mapping[type[StageSettings], StageKind] = {
     RowStage: ROWS,
     Reward: REWARD,
     SamplingStage: SAMPLING,
     Correction: CORRECTION,
+    Search: SEARCH,
 }
 """The kind of each type of settings, for all types that derive from it; the nearest row counts."""
 

@@ -236,3 +236,14 @@ def test_resampling_is_repeated_by_its_seed_and_differs_with_the_prompt():
 
     assert drawn() == drawn()
     assert len({tuple(drawn(prompt=f"{number} + 2?")) for number in range(5)}) > 1
+
+
+def test_equal_steps_are_one_beam_whose_draws_the_others_share():
+    tree = {"": ["a|", "a|", "b|", "c|"], "a|": ["1.", "2.", "3."], "b|": ["4.", "5."]}
+    scores = {"a|": 0.9, "b|": 0.5, "c|": 0.1, **{f"a|{n}.": 0.1 * n for n in (1, 2, 3)}, "b|4.": 0.2, "b|5.": 0.4}
+    found = run(prm_beam.solve(solving_of(tree, scores), beam()))
+    assert [node.answer for node in found.nodes[4:]] == ["a|1.", "a|2.", "b|4.", "b|5."] and found.answer == "b|5."
+    # a alone: all four draws go on with it
+    found = run(prm_beam.solve(solving_of({"": ["a|"], "a|": ["1.", "2.", "3."]}, scores), beam()))
+    assert [node.answer for node in found.nodes[4:]] == ["a|1.", "a|2.", "a|3.", "a|1."]
+    assert prm_beam.shares(7, 3) == [3, 2, 2] and prm_beam.shares(0, 0) == []

@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.config.strategies import Mcts, PrmBeam
 from posttrain.errors import ConfigError
-from posttrain.inference.labels import step_labels
+from posttrain.inference.labels import by_score, step_labels
 from posttrain.inference.strategies import mcts, prm_beam
 from tests.inference import StepScorers, run, scripted, tree_script
 
@@ -92,3 +92,11 @@ def test_steps_of_a_number_of_tokens_are_labelled_where_they_end_with_a_mark():
 def test_wrong_arguments(wrong):
     with pytest.raises(ConfigError):
         step_labels(tree_of(1), is_four, **wrong)
+
+
+def test_answers_that_were_drawn_and_never_judged_do_not_count():
+    # one simulation below a: of a|c| and a|4. only the first was judged, and then written to its end
+    found = tree_of(3)
+    assert [node.answer for node in found.nodes if node.kind == "answer" and not node.scores] == ["a|4.", "a|c|4."]
+    assert step_labels(found, by_score("rewards"), mark="|") == []
+    assert labelled(step_labels(tree_of(), by_score("rewards", above=0.5), mark="|"))["a|4."] == (2 / 3, 1.0)

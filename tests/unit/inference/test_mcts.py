@@ -147,7 +147,7 @@ def test_siblings_are_added_as_visits_grow():
 def test_descent_stops_where_there_is_room():
     root = State(None)
     assert descend(root, 1.0, lambda state: 2) is root
-    root.children = [State(None, root), State(None, root)]
+    root.children, root.drawn = [State(None, root), State(None, root)], 2
     back_up(root.children[0], 1.0)
     assert descend(root, 1.0, lambda state: 2) is root.children[1]
     assert descend(root, 1.0, lambda state: 3) is root
@@ -198,3 +198,13 @@ def test_settings():
     with pytest.raises(ConfigError, match="judges finished answers"):
         StepScorers({}, judges_steps=False).check(state)
     StepScorers({}, judges_steps=False).check(Mcts(scorer=PLAIN))
+
+
+def test_equal_next_steps_are_one_state_and_a_state_that_only_repeats_is_gone_through():
+    tree = {"": ["A|", "A|", "A|"], "A|": ["1.", "1."]}
+    found = solve(3, tree=tree, values={"A|": 0.5, "A|1.": 0.9}, width=2)
+    assert [node.note for node in found.nodes] == ["", "said before", "chosen", "said before"]
+    assert visits(found) == {"A|": 3, "A|1.": 2}
+    # with room for a third at the fourth visit, which says the same again
+    found = solve(6, tree=tree, values={"A|": 0.5, "A|1.": 0.9}, width=1, widening=0.5)
+    assert visits(found) == {"A|": 6, "A|1.": 5}
