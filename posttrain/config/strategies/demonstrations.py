@@ -68,7 +68,8 @@ class Demonstrations(Settings):
     def _keys_are_used(self) -> Self:
         # A key that changes nothing would be taken for one that does.
         for key, users in (("seed", ("random",)), ("similarity", ("nearest", "diverse")), ("diversity", ("diverse",))):
-            if key in self.model_fields_set and self.choose not in users:
+            # Its value, and not whether it is written: a recipe that is written out holds every default.
+            if getattr(self, key) != type(self).model_fields[key].default and self.choose not in users:
                 raise refuse(
                     f"`{key}` has no part in `choose: {self.choose}`",
                     path=(key,),

@@ -234,7 +234,7 @@ class SelfVerification(StrategySettings):
         require_different_draws(self, self.n, "n")
         require_different_draws(self, self.checks, "checks")
         require_placeholders(self.check_prompt, "check_prompt", ("question", "answer"))
-        if "at_least" in self.model_fields_set and self.choose == "best":
+        if self.at_least != type(self).model_fields["at_least"].default and self.choose == "best":
             raise refuse(
                 "`at_least` has no part in `choose: best`",
                 path=("at_least",),
