@@ -83,6 +83,13 @@ class SamplingDistribution:
         return self.top_k is not None or self.top_p < 1 or self.min_p > 0
 
     @property
+    def drawing(self) -> tuple[float | None, ...]:
+        """What decides a draw. Completions that differ in nothing of it are drawn at once, whatever else they ask: each
+        request of a server has a seed of its own."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return (self.temperature, self.top_k, self.top_p, self.min_p, *penalties)
+
+    @property
     def is_plain(self) -> bool:
         """Softmax of logits / temperature over the whole vocabulary: what `Policy(batch, temperature=...)` computes.
 
