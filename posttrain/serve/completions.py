@@ -165,8 +165,9 @@ class _Answer:
         asked, prompt = self._asked, self._prompt(choice)
         entry: dict[str, Any] = {"index": choice, "text": prompt.text if asked.echo else "", "logprobs": None}
         if asked.logprobs is not None and asked.echo:
-            for number, said in zip(prompt.ids, self._scores[choice // asked.sample.n], strict=True):
-                self._lists[choice].add(number, said)
+            scores = self._scores[choice // asked.sample.n]
+            for at, (number, said) in enumerate(zip(prompt.ids, scores, strict=True)):
+                self._lists[choice].add(number, said, in_text=at >= prompt.unwritten)
         if asked.sample.prompt_logprobs is not None:
             entry["prompt_logprobs"] = prompt_logprobs(
                 self._names, prompt.ids, self._scores[choice // asked.sample.n]
@@ -179,7 +180,8 @@ class _Answer:
         asked, entry = self._asked, {"index": piece.choice, "text": piece.text, "logprobs": None}
         if asked.logprobs is not None:
             for token in piece.tokens:
-                self._lists[piece.choice].add(token.id, token.alternatives)
+                shown = token.id not in self._policy.detokenizer.special
+                self._lists[piece.choice].add(token.id, token.alternatives, in_text=shown)
         if asked.sample.return_token_ids:
             entry["token_ids"] = [token.id for token in piece.tokens]
         entry |= reasons(piece, asked.sample)

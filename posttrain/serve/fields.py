@@ -142,8 +142,9 @@ class Fields:
                 f"the field `{self.param(name)[:SHOWN]}` is not known here",
                 param=self.param(name),
                 found=shown(value),
-                expected=f"fields among {', '.join(known)}",
-                remedy=did_you_mean(nearest(name, known), f"leave `{self.param(name)[:SHOWN]}` out"),
+                remedy=did_you_mean(
+                    nearest(name[:SHOWN], known), "leave it out; docs/serve.md has the fields that there are"
+                ),
                 code="unknown_field",
             )
 

@@ -42,13 +42,14 @@ class CompletionLogprobs:
     """Of the text until here: a token's offset is where its first character stands, an echoed prompt counted."""
     _rows: list[tuple[str, float | None, dict[str, float] | None, int]] = field(default_factory=list)
 
-    def add(self, number: int, said: Alternatives | None) -> None:
+    def add(self, number: int, said: Alternatives | None, *, in_text: bool = True) -> None:
+        """One token more; `in_text`: whether the text shows it, as it does not show a special token."""
         name = self.names.of(number)
         data = self.names.texts.of(number).bytes
         # A token that begins within a character belongs to the one that is under way.
         inside = bool(data) and data[0] & 0xC0 == 0x80
         offset = max(0, self.characters - inside)
-        self.characters += sum(byte & 0xC0 != 0x80 for byte in data)
+        self.characters += sum(byte & 0xC0 != 0x80 for byte in data) if in_text else 0
         if said is None:
             self._rows.append((name, None, None, offset))
             return

@@ -18,6 +18,8 @@ class Prompt:
 
     ids: list[int]
     text: str
+    unwritten: int = 0
+    """How many ids stand before the text: those that the tokenizer puts before texts."""
 
 
 def given_prompts(fields: Fields) -> list[str | list[int]]:
@@ -69,7 +71,7 @@ def encoded(policy: ServedPolicy, given: list[Any], *, add_special_tokens: bool)
             ids = tokens.ids(item)
             # A text that has it already, as templates write it, would have two.
             begins = bool(added) and ids[: len(added)] == added
-            prompts.append(Prompt(ids if begins else [*added, *ids], item))
+            prompts.append(Prompt(ids, item) if begins else Prompt([*added, *ids], item, len(added)))
             continue
         check_ids(policy, item, f"prompt[{index}]" if len(given) > 1 else "prompt")
         prompts.append(Prompt(list(item), policy.encoder.tokens.decode(item)))

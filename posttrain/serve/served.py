@@ -134,9 +134,9 @@ class Detokenizer:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.texts = TokenTexts(tokenizer)
-        self._special = frozenset(int(number) for number in tokenizer.all_special_ids)
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        self._special |= {int(number) for number, token in added.items() if token.special}
+        special = {int(number) for number, token in added.items() if token.special}
+        self.special = frozenset(special | {int(number) for number in tokenizer.all_special_ids})
 
     def __call__(self, ids: Sequence[int]) -> str:
         """Without special tokens."""
@@ -144,7 +144,7 @@ class Detokenizer:
 
     def showing(self, shown: frozenset[int]) -> Callable[[Sequence[int]], str]:
         """A function of ids that leaves special tokens out, but for these: the marks of thoughts and calls."""
-        hidden = self._special - shown
+        hidden = self.special - shown
 
         def decode(ids: Sequence[int]) -> str:
             visible = [number for number in ids if number not in hidden]
