@@ -96,7 +96,9 @@ def load_served(
         own = replace(loaded, tokenizer=tokenizer, speech=speech_of(folder), source=folder)
         policies[adapter] = _policy(adapter, own, peft_model, adapter, **options)
         policies[adapter].is_adapter_of = called
-    return Served(policies, created=int(time.time()), hidden=_hidden(source, *sources.values()))
+    # A template of one's own is named in errors as it was given: a path.
+    own_template = () if template in ("auto", "chat", "chatml", "raw") else (template,)
+    return Served(policies, created=int(time.time()), hidden=(*own_template, *_hidden(source, *sources.values())))
 
 
 def name_of(source: ModelSource) -> str:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.encode import Encoder
 from posttrain.data.templates.clock import LIVE, values_read
 from posttrain.data.templates.header import split_header
+from posttrain.data.templates.template import ChatTemplate
+from posttrain.data.templates.thoughts import ThoughtMarks, marks_order, thought_state
 from posttrain.errors import PosttrainError, did_you_mean, nearest
 from posttrain.serve.refusals import RequestRefused, refused
 from posttrain.serve.token_text import TokenTexts
-from posttrain.serve.chat_prompts import thought_marks
 from posttrain.serve.call_format import CallFormat, call_format
 
 if TYPE_CHECKING:
@@ -126,6 +127,14 @@ _SET_BY_THE_SERVER = frozenset(
     ]
 )
 """What no request may give to a template: its text, what is rendered, and how."""
+
+
+def thought_marks(template: ChatTemplate) -> Sequence[ThoughtMarks]:
+    """The marks of a template that knows thoughts. <think> stands in every list of marks, as a guess: in the answers of
+    a model whose template has no thoughts it is text."""
+    form = template.thoughts
+    opens = thought_state(marks_order(template.layout.generation, form.marks)) != "none"
+    return form.marks if form.key is not None or form.rewrites or opens else ()
 
 
 class Detokenizer:
