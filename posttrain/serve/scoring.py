@@ -18,7 +18,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from posttrain.errors import DataError, EncodingError
+from posttrain.errors import ConfigError, DataError, EncodingError
 from posttrain.models.reward.scoring import Rating, RewardModel
 from posttrain.serve.body import read_object
 from posttrain.serve.fields import Fields, shown
@@ -218,6 +218,15 @@ async def _rate(
             ratings += await while_connected(request, ask)
         except (DataError, EncodingError) as error:
             raise _unscored(error, rows) from error
+        except RequestRefused:
+            raise
+        except ConfigError as error:  # no such output, or none was named where the model judges by one
+            raise refused(
+                error.problem,
+                param="normalised" if normalised and head is None else "head",
+                expected=error.expected,
+                remedy="name an output of the model as `head`, or leave `head` and `normalised` out",
+            ) from error
     tokens = sum(sum(rating.tokens) for rating in ratings)
     state.thread.meter.scored_tokens += tokens
     begin = {

@@ -31,8 +31,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def adapter(base: Path, out: Path, kind: Any = LORA, size: float = 0.3, **manifest: Any) -> Path:
-    model = add_adapter(load(base).model, kind, seed=0)
+def adapter(start: Path, out: Path, kind: Any = LORA, size: float = 0.3, **manifest: Any) -> Path:
+    model = add_adapter(load(start).model, kind, seed=0)
     disturb(model, size).save_pretrained(out)
     if manifest:
         write_manifest(out, {"kind": "adapter", **manifest})

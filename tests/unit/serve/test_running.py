@@ -74,8 +74,9 @@ def test_streams_of_several_clients_are_each_their_own() -> None:
         ]
         connections = [opened(port, body) for body in bodies]
         texts = [connection.getresponse().read().decode() for connection in connections]
-        alone = [opened(port, {**body, "stream": False}).getresponse().read().decode() for body in bodies]
-        for connection in connections:
+        again = [opened(port, {**body, "stream": False}) for body in bodies]
+        alone = [connection.getresponse().read().decode() for connection in again]
+        for connection in connections + again:
             connection.close()
     for text, whole in zip(texts, alone, strict=True):
         chunks = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
