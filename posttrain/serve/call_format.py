@@ -143,11 +143,8 @@ def _place(notation: str, text: str) -> tuple[int, Reading, str] | None:
     name = text.find(TOOL)
     arguments = probe_call()["function"]["arguments"]
     middle = text[name + len(TOOL) : text.find("{", name)] if notation == "named_json" else ""
-    if notation == "named_json":
-        starts = [name] if name >= 0 and "{" in text[name:] else []
-    else:
-        starts = list(range(name + 1))
-    for at in starts:
+    # Behind its name alone; the others begin anywhere before it. No name, no place: find gives -1.
+    for at in range(max(name, 0) if notation == "named_json" else 0, name + 1):
         reading = NOTATIONS[notation](text, at, middle)
         if reading is not None and [(call.name, dict(call.arguments)) for call in reading.calls] == [(TOOL, arguments)]:
             return at, reading, middle

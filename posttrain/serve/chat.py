@@ -66,9 +66,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         top_logprobs=_top_logprobs(fields),
         template_kwargs=template_kwargs(fields),
         continue_final_message=fields.flag("continue_final_message"),
-        add_generation_prompt=fields.flag(
-            "add_generation_prompt", not fields.any("continue_final_message")
-        ),
+        add_generation_prompt=fields.flag("add_generation_prompt", not fields.any("continue_final_message")),
     )
     _refuse_unsupported(fields)
     fields.finish(IGNORED)
@@ -180,9 +178,7 @@ class _Answer:
         )
         room = require_room(policy, self._prompt.ids, "messages")
         if asked.sample.prompt_logprobs is not None:
-            (self._scores,) = await score_prompts(
-                self._state, policy, [self._prompt.ids], asked.sample.prompt_logprobs
-            )
+            (self._scores,) = await score_prompts(self._state, policy, [self._prompt.ids], asked.sample.prompt_logprobs)
         sampling = asked.sample.distribution(room, policy.encoder.stop_ids)
         self._rows = [
             Row(policy.engine, self._prompt.ids, sampling, completion=index, alternatives=asked.top_logprobs)
@@ -320,5 +316,3 @@ def _call(part: Part) -> dict[str, Any]:
     number = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     arguments = json.dumps(part.call.arguments, ensure_ascii=False)
     return {"id": number, "type": "function", "function": {"name": part.call.name, "arguments": arguments}}
-
-

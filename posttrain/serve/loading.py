@@ -1,6 +1,6 @@
 """A name becomes what is served: one base with its adapters by name, or one reward model.
 
-    load_served("embedded", adapters={"sums": "runs/sums/grpo/model"})       # Served with `embedded` and `sums`
+load_served("embedded", adapters={"sums": "runs/sums/grpo/model"})       # Served with `embedded` and `sums`
 """
 
 from __future__ import annotations
@@ -86,12 +86,17 @@ def load_served(
         say(notice)  # type: ignore[misc]
     sources = {adapter: resolve(folder, say=say) for adapter, folder in adapters.items()}
     peft_model = _with_adapters(loaded, sources)
-    options = {"max_rows": max_rows, "cache_tokens": cache_tokens, "template": template}
-    policies = {called: _policy(called, loaded, peft_model, None if adapters else ACTIVE, **options)}
+
+    def policy(called: str, own: LoadedModel, adapter: AdapterName) -> ServedPolicy:
+        return _policy(
+            called, own, peft_model, adapter, max_rows=max_rows, cache_tokens=cache_tokens, template=template
+        )
+
+    policies = {called: policy(called, loaded, None if adapters else ACTIVE)}
     for adapter, folder in sources.items():
         tokenizer = load_tokenizer(folder.folder) if has_tokenizer(folder.folder) else loaded.tokenizer
         own = replace(loaded, tokenizer=tokenizer, speech=speech_of(folder), source=folder)
-        policies[adapter] = _policy(adapter, own, peft_model, adapter, **options)
+        policies[adapter] = policy(adapter, own, adapter)
         policies[adapter].is_adapter_of = called
     # A template of one's own is named in errors as it was given: a path.
     own_template = () if template in ("auto", "chat", "chatml", "raw") else (template,)

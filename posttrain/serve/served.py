@@ -1,7 +1,7 @@
 """What is served, by name: a policy with its engine and its words, or a reward model.
 
-    served = Served({"embedded": ServedPolicy("embedded", engine, encoder, longest=2048, vocabulary=49_152)})
-    served.policy("embedded").encoder.prompt(messages)
+served = Served({"embedded": ServedPolicy("embedded", engine, encoder, longest=2048, vocabulary=49_152)})
+served.policy("embedded").encoder.prompt(messages)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from posttrain.data.templates.header import split_header
 from posttrain.data.templates.template import ChatTemplate
 from posttrain.data.templates.thoughts import ThoughtMarks, marks_order, thought_state
 from posttrain.errors import PosttrainError, did_you_mean, nearest
+from posttrain.serve.call_format import CallFormat, call_format
 from posttrain.serve.refusals import RequestRefused, refused
 from posttrain.serve.token_text import TokenTexts
-from posttrain.serve.call_format import CallFormat, call_format
 
 if TYPE_CHECKING:
     from posttrain.models.reward.scoring import RewardModel
@@ -61,7 +61,9 @@ class ServedPolicy:
         # Special tokens are left out of answers, but these are how thoughts and calls are known.
         marks = [text for pair in thought_marks(self.encoder.template) for text in (pair.open, pair.close)]
         added = self.encoder.tokens.added
-        self.thought_ids = frozenset(number for text, number in added.items() if text and any(text in mark for mark in marks))
+        self.thought_ids = frozenset(
+            number for text, number in added.items() if text and any(text in mark for mark in marks)
+        )
         written = self.calls.written if self.calls is not None else ""
         self.mark_ids = self.thought_ids | {number for text, number in added.items() if text and text in written}
 

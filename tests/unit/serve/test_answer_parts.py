@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def joined(parts: list[Part]) -> list[Part]:
 def read(text: str, *, cuts: list[int] | None = None, **options: object) -> list[Part]:
     parts = AnswerParts(tools=TOOLS, **options)  # type: ignore[arg-type]
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts or [])})
-    found = [part for start, end in zip(places, places[1:], strict=False) for part in parts.push(text[start:end])]
+    found = [part for start, end in pairwise(places) for part in parts.push(text[start:end])]
     return joined(found + parts.finish())
 
 

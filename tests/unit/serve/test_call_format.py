@@ -56,7 +56,7 @@ NOTATION_OF = {
     "LLAMA31": "json",
     "MISTRAL11": "named_json",
 }
-ARGUMENTS: dict[str, Any] = {"city": "Sankt Pölten, \"old\" town's", "days": 3, "share": 0.5, "now": True}
+ARGUMENTS: dict[str, Any] = {"city": 'Sankt Pölten, "old" town\'s', "days": 3, "share": 0.5, "now": True}
 DEEP: dict[str, Any] = {"list": [1, "b"], "nested": {"deep": "c"}}
 PROPERTIES = {
     "city": {"type": "string"},
@@ -157,7 +157,9 @@ def test_python_notation_runs_and_reads_nothing_but_literals(text: str) -> None:
 
 
 @pytest.mark.parametrize("notation", sorted(NOTATIONS))
-@pytest.mark.parametrize("text", ["", "{", "[", "[{", '{"name": 1}', "a" * 50, '{"a":' * 3000, "<function=", "call:a{b:"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[", "[{", '{"name": 1}', "a" * 50, '{"a":' * 3000, "<function=", "call:a{b:"]
+)
 def test_torn_calls_are_no_calls(notation: str, text: str) -> None:
     assert NOTATIONS[notation](text, 0, "\n```json\n") is None
 

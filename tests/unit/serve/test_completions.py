@@ -113,7 +113,7 @@ def test_prompt_logprobs_in_the_shape_of_vllm(client: TestClient) -> None:
     ids = POLICY.encoder.tokens.ids("Hi")
     entry = asked(client, prompt="Hi", max_tokens=1, prompt_logprobs=2)["choices"][0]["prompt_logprobs"]
     assert entry[0] is None
-    assert list(entry[1])[0] == str(ids[1]), "the token itself comes first"
+    assert next(iter(entry[1])) == str(ids[1]), "the token itself comes first"
     assert entry[1][str(ids[1])]["decoded_token"] == "i"
     assert {one["rank"] for one in entry[1].values()} >= {1, 2}
 
@@ -142,7 +142,13 @@ def rounded(value: Any) -> Any:
     """Log-probs to four figures: a batch of another size rounds otherwise."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list) else f"{value:.4f}" if isinstance(value, float) else value
+    return (
+        [rounded(item) for item in value]
+        if isinstance(value, list)
+        else f"{value:.4f}"
+        if isinstance(value, float)
+        else value
+    )
 
 
 @pytest.mark.parametrize(("keep", "text"), [(False, "one"), (True, "one\n")])
@@ -151,7 +157,9 @@ def test_stop_strings(keep: bool, text: str) -> None:
         body: dict[str, Any] = {"prompt": "Hi", "stop": ["\n", "x"], "include_stop_str_in_output": keep}
         choice = asked(client, **body)["choices"][0]
         assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (text, "stop", "\n")
-        pieces = [json.loads(e) for e in events_of(client.post("/v1/completions", json={**body, "stream": True}).text)[:-1]]
+        pieces = [
+            json.loads(e) for e in events_of(client.post("/v1/completions", json={**body, "stream": True}).text)[:-1]
+        ]
         assert "".join(p["choices"][0]["text"] for p in pieces) == text
 
 
