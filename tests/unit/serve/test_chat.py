@@ -123,7 +123,7 @@ def test_values_of_the_template() -> None:
             error = refused(client, chat_template_kwargs={name: "x"})
             assert error["param"] == f"chat_template_kwargs.{name}"
         assert refused(client, chat_template_kwargs={"enable_thinking": "x" * 3000})["param"] == "chat_template_kwargs"
-        assert refused(client, reasoning_effort="high")["param"] == "chat_template_kwargs.reasoning_effort"
+        assert refused(client, reasoning_effort="high")["param"] == "reasoning_effort"
         assert asked(client, chat_template_kwargs={"enable_thinking": None})
 
 

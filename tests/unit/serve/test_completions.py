@@ -220,6 +220,7 @@ def test_a_fault_in_a_stream_is_an_event_of_its_own() -> None:
         ({"prompt": [[5], [-1]]}, "prompt[1]", "id that the model does not have"),
         ({"prompt": "Hi", "temprature": 1}, "temprature", "did you mean `temperature`"),
         ({"prompt": "Hi", "temperature": -1}, "temperature", "from 0"),
+        ({"prompt": "Hi", "temperature": 1e-300}, "temperature", "temperature: 0"),
         ({"prompt": "Hi", "temperature": "1"}, "temperature", "number"),
         ({"prompt": "Hi", "temperature": True}, "temperature", "number"),
         ({"prompt": "Hi", "top_p": 0}, "top_p", "temperature: 0"),
