@@ -226,6 +226,20 @@ def test_without_tools_no_call_is_looked_for() -> None:
     assert prompts[0] == prompts[1], "a model that is to call none is shown none"
 
 
+def test_marks_of_calls_are_shown_where_tools_are() -> None:
+    with client_of(family("MISTRAL", "[TOOL_CALLS]x")) as client:
+        assert asked(client)["choices"][0]["message"]["content"] == "x"
+        assert asked(client, tools=TOOLS)["choices"][0]["message"]["content"] == "[TOOL_CALLS]x"
+
+
+def test_a_thought_that_was_begun_goes_on() -> None:
+    policy = family("QWEN35_THINK", " and 2</think>4.")
+    messages = [*HI, {"role": "assistant", "content": "2"}]
+    with client_of(policy) as client:
+        message = asked(client, messages=messages, continue_final_message=True)["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("and 2", "4.")
+
+
 def test_a_call_that_the_limit_cuts_is_text() -> None:
     with client_of(family("HERMES", f"<tool_call>\n{ADD}\n</tool_call>", finish=FinishReason.LENGTH)) as client:
         choice = asked(client, tools=TOOLS, max_tokens=20)["choices"][0]
