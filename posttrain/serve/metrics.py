@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 SPAN = 10.0
 """Seconds over which tokens/s are measured."""
+LEAST_BUSY = 0.5
+"""Seconds of work from which a rate is told."""
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Meter:
     """By route and status."""
     finishes: Counter[str] = field(default_factory=Counter)
     """Completions by why they ended; "cancelled" where the client was gone."""
+    busy_since: float = 0.0
+    """When the first of the completions that are in flight came to an idle server, by the clock of `time.monotonic`."""
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
     _in_span: int = 0
 
@@ -44,6 +48,18 @@ class Meter:
         if not self._recent:
             return 0.0
         return self._in_span / max(1.0, min(SPAN, time.monotonic() - self._recent[0][0]))
+
+    def busy_rate(self) -> float:
+        """Tokens/s since the server was last idle, or over the last ten seconds; 0 where that is too short to tell.
+
+        Idle seconds say nothing of how fast a queue gets shorter: a rate that counts them, a moment after a small
+        request, sends clients away for a minute.
+        """
+        now = time.monotonic()
+        span = min(SPAN, now - self.busy_since)
+        if span < LEAST_BUSY:
+            return 0.0
+        return sum(count for at, count in self._recent if at >= now - span) / span
 
     def _forget(self) -> None:
         oldest = time.monotonic() - SPAN

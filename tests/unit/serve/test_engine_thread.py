@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from posttrain.rollout.engine import Completion
 from posttrain.sampling import SamplingDistribution
 from posttrain.serve.engine_thread import EngineThread, Event, Row
+from posttrain.serve.metrics import Meter
 from posttrain.serve.refusals import RequestRefused
 from tests.unit.serve.kit import ScriptedEngine, encoder_of
 
@@ -93,10 +95,13 @@ def test_a_full_queue_says_when_to_come_back() -> None:
                 with pytest.raises(RequestRefused, match="the queue is full") as told:
                     thread.submit(rows(held, 2))
                 assert told.value.status == 429 and 1 <= int(told.value.headers["Retry-After"]) <= 60
-                thread.meter.count_tokens(10)  # 10 tokens/s, and 150 to come: two of three rows are 50 of them each
+                assert told.value.headers["Retry-After"] == "1", "nothing is known of its speed yet"
+                # 10 tokens/s for two seconds, whatever was before; 150 tokens to come, of which a row is 50.
+                thread.meter.busy_since -= 2
+                thread.meter.count_tokens(20)
                 with pytest.raises(RequestRefused) as told:
                     thread.submit(rows(held, 2))
-                assert told.value.headers["Retry-After"] == "5"
+                assert told.value.headers["Retry-After"] in ("5", "6")
                 with pytest.raises(RequestRefused, match="more completions than the queue holds") as told:
                     thread.submit(rows(held, 5))
                 assert told.value.status == 400
@@ -104,6 +109,17 @@ def test_a_full_queue_says_when_to_come_back() -> None:
             await until(lambda: held.in_flight == 0)
 
     asyncio.run(main())
+
+
+def test_idle_seconds_slow_no_queue() -> None:
+    """A small request, nine idle seconds, and then a hundred tokens in one: 100 tokens/s, not 10."""
+    meter = Meter()
+    now = time.monotonic()
+    meter._recent.extend([(now - 9.5, 5), (now - 0.5, 50), (now - 0.2, 50)])
+    meter._in_span = 105
+    meter.busy_since = now - 1
+    assert meter.busy_rate() == pytest.approx(100, rel=0.1)
+    assert meter.rate() == pytest.approx(105 / 9.5, rel=0.1)
 
 
 def test_a_row_that_fails_ends_alone() -> None:

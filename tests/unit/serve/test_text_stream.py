@@ -98,12 +98,15 @@ def test_a_stop_string_within_a_token(keep: bool) -> None:
     assert ("".join(pieces), stopped) == ("hel" if keep else "h", "el")
 
 
-@given(st.lists(st.sampled_from([" a", "b", " ", "cd"]), max_size=4 * WINDOW))
-def test_a_tokenizer_that_drops_the_first_blank_keeps_all_others(pieces: list[str]) -> None:
+@given(st.lists(st.sampled_from([" a", "b", " ", " ", "cd"]), max_size=4 * WINDOW), st.booleans())
+def test_a_tokenizer_that_drops_blanks_at_the_beginning_keeps_all_others(pieces: list[str], all_blanks: bool) -> None:
     """SentencePiece: a window of ids by itself would lose the blank before its first word."""
+    # Blanks alone, as long as the context of a window: only comparing shows that it cannot begin there.
+    pieces = ["x", *pieces, *[" "] * 20, "y", *["z"] * WINDOW]
 
     def decode(ids: Sequence[int]) -> str:
-        return "".join(pieces[number] for number in ids).removeprefix(" ")
+        text = "".join(pieces[number] for number in ids)
+        return text.lstrip(" ") if all_blanks else text.removeprefix(" ")
 
     stream = TextStream(decode)
     assert "".join([stream.push(number) for number in range(len(pieces))]) + stream.finish() == decode(
@@ -116,3 +119,11 @@ def test_a_window_never_begins_within_a_character() -> None:
     ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
     stream = TextStream(Detokenizer(byte_tokenizer()))
     assert "".join([stream.push(number) for number in ids]) + stream.finish() == text
+
+
+def test_a_text_that_is_held_back_for_long_is_not_forgotten() -> None:
+    """Longer than a window: it may be the beginning of a stop string until its last letter."""
+    stop, text = "a" * 90, "a" * 89 + "b"
+    stream = TextStream(DECODE, [stop])
+    ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    assert [piece for piece in map(stream.push, ids) if piece] == [text]
