@@ -30,10 +30,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 import posttrain as pt
+from posttrain.data.questions import questions
 from posttrain.data.read import Examples
 from posttrain.data.trees import collate, count, pack
 from posttrain.evaluate.asking import EvaluatedModel
-from posttrain.evaluate.questions import questions
 from posttrain.evaluate.runner import evaluate_suites
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.evaluate.suites.match import matches

@@ -23,6 +23,7 @@ from posttrain.losses.online import ONLINE
 from posttrain.losses.policy import policy_loss
 from posttrain.rollout.engine import Completion
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.text import completion_text
 from posttrain.rollout.turns import completion_tree
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Task, TokenTree
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def train(given: argparse.Namespace, policy: pt.Policy, encoder: pt.Encoder, tasks: Sequence[Task]) -> None:
-    engine = NativeEngine(policy.model)  # samples from the weights that train
+    engine = NativeEngine(policy.model, decode=encoder.tokens.decode)  # samples from the weights that train
     optimizer = torch.optim.AdamW(policy.parameters(), lr=given.learning_rate, betas=(0.9, 0.95), fused=True)
     order = torch.randperm(len(tasks), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -68,7 +69,7 @@ def train(given: argparse.Namespace, policy: pt.Policy, encoder: pt.Encoder, tas
         )
         groups = engine.generate(prompts, sampling, completions_per_prompt=given.completions_per_prompt)
 
-        texts = [[encoder.tokens.decode(one.answer_ids) for one in group] for group in groups]
+        texts = [[completion_text(one, encoder.tokens.decode) for one in group] for group in groups]
         rewards_B = torch.tensor(
             [reward(text, task) for task, of_group in zip(asked, texts, strict=True) for text in of_group]
         )

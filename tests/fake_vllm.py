@@ -37,6 +37,11 @@ NEUTRAL = {
 }
 
 
+def letters(ids: Sequence[int]) -> str:
+    """The text of ids, as this vLLM's tokenizer has it: a character for each, from "!" on."""
+    return "".join(chr(33 + number) for number in ids)
+
+
 @dataclass
 class Output:
     """One completion."""
@@ -45,6 +50,9 @@ class Output:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str | None = None
+    stop_reason: int | str | None = None
+    likeliest: list[dict[int, float]] = field(default_factory=list)
+    """As many as were asked for, and the sampled one."""
 
 
 class FakeEngine:
@@ -99,11 +107,17 @@ class FakeEngine:
                 output.finish = "abort"
                 break
             logits = self._next(prompt, output.ids)
-            chosen, logprob = self._draw(logits, prompt, output.ids, asked, generator)
+            chosen, told = self._draw(logits, prompt, output.ids, asked, generator)
             output.ids.append(chosen)
-            output.logprobs.append(max(logprob, -9999.0))
+            output.logprobs.append(max(float(told[chosen]), -9999.0))
+            top = [*told.topk(asked.get("logprobs") or 0).indices.tolist(), chosen]
+            output.likeliest.append({number: float(told[number]) for number in top})
             if chosen in asked["stop_token_ids"]:
-                output.finish = "stop"
+                output.finish, output.stop_reason = "stop", chosen
+                break
+            strings = [string for string in asked.get("stop") or [] if string in letters(output.ids)]
+            if strings and asked.get("detokenize", True):
+                output.finish, output.stop_reason = "stop", strings[0]
                 break
             if len(prompt) + len(output.ids) >= longest:
                 break
@@ -124,7 +138,7 @@ class FakeEngine:
         answer: list[int],
         asked: Mapping[str, Any],
         generator: torch.Generator,
-    ) -> tuple[int, float]:
+    ) -> tuple[int, torch.Tensor]:
         raw = torch.log_softmax(logits, dim=-1)
         for number in {*prompt, *answer}:
             scale = asked["repetition_penalty"]
@@ -146,7 +160,7 @@ class FakeEngine:
             processed = (probs / probs.sum()).log()
             chosen = int(torch.multinomial(probs, 1, generator=generator))
         told = processed if self.mode == "processed_logprobs" else raw
-        return chosen, float(told[chosen])
+        return chosen, told
 
     def prompt_logprobs(self, prompt: Sequence[int]) -> list[float | None]:
         logprobs = torch.log_softmax(self.logits(prompt)[:-1], dim=-1)
@@ -328,7 +342,7 @@ class FakeServer:
         if body["model"] != "tiny":
             raise ValueError(f"The model `{body['model']}` does not exist.")
         prompt = body["prompt"]
-        told = None
+        told, named = None, body.get("return_tokens_as_token_ids")
         if body.get("prompt_logprobs") is not None:
             values = self.engine.prompt_logprobs(prompt)
             told = [None if v is None else {str(i): {"logprob": v}} for i, v in zip(prompt, values, strict=True)]
@@ -339,9 +353,15 @@ class FakeServer:
                 "token_ids": output.ids,
                 "prompt_token_ids": prompt,
                 "prompt_logprobs": told,
-                "logprobs": {"token_logprobs": output.logprobs},
+                "logprobs": {
+                    "token_logprobs": output.logprobs,
+                    "top_logprobs": [
+                        {f"token_id:{number}" if named else letters([number]): value for number, value in place.items()}
+                        for place in output.likeliest
+                    ],
+                },
                 "finish_reason": output.finish,
-                "stop_reason": None,
+                "stop_reason": output.stop_reason,
             }
             for output in self.engine.sample(prompt, body)
         ]
@@ -356,10 +376,12 @@ def as_output(output: Output) -> types.SimpleNamespace:
         index=output.index,
         token_ids=tuple(output.ids),
         logprobs=[
-            {number: types.SimpleNamespace(logprob=value)}
-            for number, value in zip(output.ids, output.logprobs, strict=True)
+            {other: types.SimpleNamespace(logprob=told) for other, told in place.items()}
+            | {number: types.SimpleNamespace(logprob=value)}
+            for number, value, place in zip(output.ids, output.logprobs, output.likeliest, strict=True)
         ],
         finish_reason=output.finish,
+        stop_reason=output.stop_reason,
     )
 
 

@@ -37,14 +37,14 @@ def _rows(
         phase.advance(1, tokens=sum(answer.tokens for answer in answers))
         for answer in answers:
             yield {
-                "prompt": _written(prompt),
+                "prompt": written(prompt),
                 "completion": answer.text,
                 "tokens": answer.tokens,
                 "finish": answer.finish,
             }
 
 
-def _written(prompt: Sequence[Message]) -> Any:
+def written(prompt: Sequence[Message]) -> Any:
     """Plain text where it is one question; the messages where it is a conversation. Training reads both."""
     if len(prompt) == 1 and prompt[0].role == "user":
         return prompt[0].content

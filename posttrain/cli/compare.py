@@ -37,11 +37,12 @@ def compare(
     for name in (a, b):  # before torch is loaded, which the next lines do
         require_known(name)
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.speaker import Speaker, read_prompts, require_policy
+    from posttrain.cli.speaker import Speaker, read_prompts
     from posttrain.cli.tables import side_by_side
     from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
+    from posttrain.models.reward.folders import require_policy
 
     if temperature == 0:
         note_unused("at temperature 0 the likeliest token is taken", seed=seed != 0)

@@ -40,4 +40,13 @@ TopP = Annotated[float, typer.Option("--top-p", help="The likeliest tokens that 
 MinP = Annotated[float, typer.Option("--min-p", help="Only tokens this share as likely as the likeliest.")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repetition.")]
 Longest = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End an answer before this text; may be given several times. A newline is one that the shell writes, "
+        "$'\\n' in bash: a backslash and an n are taken as they are.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal answers.")]

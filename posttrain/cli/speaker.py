@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, EmptyDatasetError, ModelError, SourceError
+from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
 from posttrain.types import Message, RowRef
 
 if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
+    from posttrain.data.questions import Question
     from posttrain.data.speech import Speech
-    from posttrain.evaluate.questions import Question
-    from posttrain.models.folders.loading import ModelSource
     from posttrain.models.folders.own_code import ModelCode
 
 BATCH = 64
@@ -44,12 +43,14 @@ class Speaker:
         device: str = "auto",
         model_code: ModelCode = "refuse",
         say: Callable[[str], None] | None = None,
+        prefix_tokens: int = 0,
         **sampling: Any,
     ):
         from posttrain.data.encode import Encoder
         from posttrain.models import load, resolve
         from posttrain.models.devices import device_of
         from posttrain.models.folders.own_code import folder_code, notice_of
+        from posttrain.models.reward.folders import require_policy
         from posttrain.rollout.native import NativeEngine
         from posttrain.sampling import SamplingDistribution
 
@@ -62,25 +63,29 @@ class Speaker:
                     say(notice)
         self.tokenizer = loaded.tokenizer
         self.encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
-        self.engine = NativeEngine(loaded.model)
+        self.engine = NativeEngine(loaded.model, decode=self.encoder.tokens.decode, prefix_tokens=prefix_tokens)
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
 
     def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[SpokenAnswer]]:
         """`samples` answers to each prompt, in the order of the prompts."""
+        from posttrain.rollout.text import completion_text
+
         for start in range(0, len(prompts), BATCH):
             ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
             for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
                 yield [
-                    SpokenAnswer(self._text(completion.answer_ids), len(completion.ids), str(completion.finish))
+                    SpokenAnswer(completion_text(completion, self._text), len(completion.ids), str(completion.finish))
                     for completion in group
                 ]
 
     def stream(self, conversation: Sequence[Message], seed: int) -> Iterator[str]:
-        """One answer as it is sampled, piece by piece."""
+        """One answer as it is sampled, piece by piece; what may be the beginning of a stop string waits."""
         from dataclasses import replace
 
-        ids, shown = list[int](), ""
+        from posttrain.rollout.text import cut_at_stop, settled
+
+        ids, shown, stop = list[int](), "", self.sampling.stop
         prompt = self.encoder.prompt((*self.opening, *conversation))
         for number in self.engine.stream(prompt, replace(self.sampling, seed=seed)):
             if number in self.encoder.stop_ids:
@@ -88,28 +93,14 @@ class Speaker:
             ids.append(number)
             text = self._text(ids)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of a character is still to come
+                text = settled(text, stop)
                 yield text[len(shown) :]
                 shown = text
+        if stop:  # nothing comes any more that could complete what was held back
+            yield cut_at_stop(self._text(ids), stop)[len(shown) :]
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def require_policy(source: ModelSource) -> None:
-    """
-    Raises:
-        ModelError: the folder holds a reward model, whose head gives scores: what it would say is noise.
-    """
-    from posttrain.models.reward.folders import is_reward_folder
-
-    if is_reward_folder(source):
-        raise ModelError(
-            "the folder holds a reward model, which gives scores and no answers",
-            where=source.folder,
-            expected="a language model",
-            remedy=f"`posttrain score {source.name} FILE` uses it; to talk to a model, give that of a stage which "
-            "trains a policy",
-        )
 
 
 def _spoken(template: str, speech: Speech) -> EncoderSettings:
@@ -133,7 +124,7 @@ def read_prompts(path: str | Path) -> list[Question]:
         EmptyDatasetError: it holds no prompt.
     """
     from posttrain.data import read
-    from posttrain.evaluate.questions import Question, questions
+    from posttrain.data.questions import Question, questions
 
     if not str(path).endswith(".txt"):
         return questions(read(path))

@@ -59,6 +59,7 @@ EXAMPLES = {
     "name": "mine",
     "path": "rows.jsonl",
     "prompts": "questions.jsonl",
+    "scorer": "logprob",
     "stages": "[{method: sft, data: rows.jsonl}]",
     "steps": "100",
     "teacher": "smollm2-135m-instruct",

@@ -13,6 +13,7 @@ from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
+from posttrain.config.suites import without_empty_stop
 from posttrain.runs.differences import (
     COMPUTE_WITHOUT_EFFECT,
     ENGINE_WITH_EFFECT,
@@ -43,6 +44,9 @@ def stage_fingerprint(
         settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
         if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
             del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
+    for group in (settings, settings.get("examine") or {}):
+        if group.get("sampling"):
+            group["sampling"] = without_empty_stop(group["sampling"])
     template = Path(settings.get("encoding", {}).get("template", ""))
     if template.is_file():  # what it holds counts, wherever it lies
         settings["encoding"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -32,6 +33,20 @@ class Sampling(Settings):
     """Subtracted once for each time that the answer holds it."""
     max_new_tokens: Int = Field(default=128, ge=1)
     """Longest answer."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end an answer, which is cut before the first that comes: `stop: ["\\n\\n", "Q:"]`. One alone may stand
+    for the list. Every token that was sampled counts and trains, those that spell the text too."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, stop: Any) -> Any:
+        return (stop,) if isinstance(stop, str) else stop
+
+
+def without_empty_stop(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampling's values as hashes take them: `stop` is younger than they are, so that where there is none, what older
+    runs made keeps its hash and is not made again."""
+    return {key: value for key, value in sampling.items() if key != "stop" or value}
 
 
 class SuiteSettings(Settings):

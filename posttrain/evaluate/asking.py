@@ -19,12 +19,13 @@ from torch import nn
 
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.questions import Question
 from posttrain.data.write import write_jsonl
 from posttrain.evaluate.figures import distinct
-from posttrain.evaluate.questions import Question
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.text import completion_text
 from posttrain.runs.folder import answers_path
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.evaluation import AnswerLine
@@ -36,7 +37,7 @@ Figures = dict[str, Score]
 CompletionGroups = list[list[Completion]]
 """Completions by prompt."""
 Texts = list[list[str]]
-"""Their texts, the stop token left off."""
+"""Their texts, without the stop token, and cut before a stop string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class EvaluatedModel:
             encoding: how prompts become ids: `LoadedModel.speech.settings()`; the tokenizer's own template, with the
                 values that its export wrote into it, if not given.
         """
-        return cls(model, Encoder(tokenizer, encoding), NativeEngine(model), seed)
+        encoder = Encoder(tokenizer, encoding)
+        return cls(model, encoder, NativeEngine(model, decode=encoder.tokens.decode), seed)
 
 
 class SampledAnswers:
@@ -86,7 +88,7 @@ class SampledAnswers:
                     completions_per_prompt=per_prompt,
                     on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),
                 )
-            texts = [[encoder.tokens.decode(completion.answer_ids) for completion in group] for group in groups]
+            texts = [[completion_text(completion, encoder.tokens.decode) for completion in group] for group in groups]
             self._given[key] = groups, texts
         return self._given[key]
 

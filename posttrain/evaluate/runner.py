@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from posttrain.config.suites import SampledSuite, SuiteSettings
+from posttrain.config.suites import SampledSuite, SuiteSettings, without_empty_stop
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.diagnostics.suite_metrics import meaning
@@ -171,6 +171,7 @@ def _identities(
         kind = SUITES[type(suite)]
         # A goal changes no answer: a recipe that gets one is not asked everything anew.
         asking = suite.model_dump(exclude={*kind.beside, "goal"})
+        asking["sampling"] = without_empty_stop(asking["sampling"])
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
         # Only where a kind has some: figures of older runs keep their hash.
         asked += [kind.content(suite)] if kind.content is not None else []

@@ -5,7 +5,8 @@ prefilled once however many completions it gets. `RecomputingDecoder` runs the w
 serves models whose state is no keys and values (recurrent layers), and the first is held against it.
 
 A prefill computes keys and values of all tokens but the last. The last token goes through the ordinary step, so
-there is one place where logits come from.
+there is one place where logits come from. What is kept of earlier sequences (`posttrain.rollout.prefixes`) is copied
+instead: a sequence that continues one that has ended begins with all that was computed of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -22,19 +24,25 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens
-from posttrain.rollout.kv import KeyValue, PromptSlots, SlotCache, own_cells
+from posttrain.rollout.kv import SlotCache, own_cells
+from posttrain.rollout.prefill import Place, batches_of, places_of, prefill_inputs, siblings
+from posttrain.rollout.prefixes import Layers, PrefixStore
 from posttrain.rollout.rows import Row
 
 SMALLEST_GROWTH = 64
 """Columns added at least when the cache has no room for a step; each growth copies it."""
+PROVEN_IDS = 8
+"""Likeliest next tokens whose log-probs are compared with and without a kept prefix."""
 
 
 @dataclass(slots=True)
 class DecodeStats:
-    """What a call of `generate` computed: DecodeStats(prefilled=400, steps=120, decoded=5_210, preempted=0)."""
+    """What a call of `generate` computed: DecodeStats(prefilled=400, reused=0, steps=120, decoded=5_210)."""
 
     prefilled: int = 0
     """Prompt tokens whose keys and values were computed; a prompt's last token belongs to the first step."""
+    reused: int = 0
+    """Prompt tokens whose keys and values were kept from earlier sequences (`prefix_tokens`), and so not computed."""
     steps: int = 0
     decoded: int = 0
     """Tokens that went through steps: one per live row and step."""
@@ -116,10 +124,18 @@ class CachedDecoder:
     Args:
         cache_tokens: cells (slots x width) that the cache may have; when rows outgrow it, the shortest wait again.
         prefill_tokens: tokens of one prefill forward, padding included; a longer prompt has one of its own.
+        prefixes: what is kept of earlier sequences; None computes every prompt from its first token.
     """
 
     def __init__(
-        self, lm: CausalLM, num_layers: int, stats: DecodeStats, max_rows: int, cache_tokens: int, prefill_tokens: int
+        self,
+        lm: CausalLM,
+        num_layers: int,
+        stats: DecodeStats,
+        max_rows: int,
+        cache_tokens: int,
+        prefill_tokens: int,
+        prefixes: PrefixStore | None = None,
     ):
         self.lm = lm
         self.stats = stats
@@ -128,8 +144,12 @@ class CachedDecoder:
         self._max_rows = max_rows
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
-        self._held: tuple[tuple[int, ...], list[KeyValue]] | None = None
+        self._held: tuple[tuple[int, ...], Layers] | None = None
         """A prompt that some of its completions still wait for, and its keys and values."""
+        self._prefixes = prefixes
+        self._weights = prefixes.weights if prefixes is not None else None
+        self._to_prove: dict[bool, Row] = {}
+        """Rows that begin with kept tokens in a way (`PrefixStore.proven`) that nothing was compared for yet."""
 
     # ------------------------------------------------------------ rows enter
 
@@ -145,8 +165,12 @@ class CachedDecoder:
         if not newcomers:
             return
         self.rows += newcomers
-        places = _places(newcomers, first)
-        self._prefill([place for place in places if not self._copy_held(place)])
+        places = places_of(newcomers, first)
+        missing = [place for place in places if place.ids and not self._copy_held(place)]
+        if self._prefixes is None:
+            self._prefill(missing)
+        else:
+            self._prefill_after_kept(missing, self._prefixes)
         self._hold(places[-1], waiting)
 
     def enlarge(self, waiting: deque[Row]) -> None:
@@ -184,24 +208,49 @@ class CachedDecoder:
         self._cache.reset_to(slots, width, cursor=longest)
         self.stats.peak_cells = max(self.stats.peak_cells, slots * width)
 
-    def _prefill(self, places: list[_Place]) -> None:
-        for batch in _batches([place for place in places if place.ids], self._prefill_tokens):
-            longest = max(len(place.ids) for place in batch)
-            # Right padding: causal attention never looks at it, and its keys and values are not copied.
-            padded = [place.ids + [0] * (longest - len(place.ids)) for place in batch]
-            self._cache.prefilling([place.slots for place in batch])
-            self.lm.last_logits(
-                input_ids=torch.tensor(padded, device=self.lm.device), past_key_values=self._cache, use_cache=True
-            )
-            self.stats.prefilled += sum(len(place.ids) for place in batch)
+    def _prefill_after_kept(self, places: Sequence[Place], store: PrefixStore) -> None:
+        """Copy what is kept of each sequence, compute the others' tokens, and keep the prompts for those that come."""
+        leading, following = siblings([self._copy_kept(place, store) for place in places])
+        self._prefill_and_keep(leading, store)
+        # By now what they share is kept; what was copied before is a part of what is found.
+        following = [self._copy_kept(place, store) for place in following]
+        self._prefill_and_keep(following, store)
+        for place in (*leading, *following):
+            self.stats.reused += len(place.ids) - len(place.missing)
 
-    def _copy_held(self, place: _Place) -> bool:
+    def _copy_kept(self, place: Place, store: PrefixStore) -> Place:
+        past = 0
+        for span in store.find(tuple(place.ids), self._weights):
+            self._cache.store(place.slots, span.layers, span.start, span.length)
+            past += span.length
+        return replace(place, slots=replace(place.slots, past=past))
+
+    def _prefill_and_keep(self, places: Sequence[Place], store: PrefixStore) -> None:
+        # Apart, so that sequences without a past go the way that they go without a store; the others by what is
+        # missing, since it is what padding is computed for.
+        self._prefill([place for place in places if not place.slots.past])
+        continued = [place for place in places if place.slots.past and place.missing]
+        self._prefill(sorted(continued, key=lambda place: len(place.missing)))
+        for place in places:
+            slots = place.slots
+            if slots.past and (continues := bool(place.missing)) not in store.proven:
+                self._to_prove.setdefault(continues, self.rows[slots.first])
+            if place.fresh_prompt is not None:
+                store.keep(tuple(place.ids), partial(self._cache.read, slots.first, slots.length), self._weights)
+
+    def _prefill(self, places: Sequence[Place]) -> None:
+        for batch in batches_of(places, self._prefill_tokens):
+            self._cache.prefilling([place.slots for place in batch])
+            self.lm.last_logits(**prefill_inputs(batch, self.lm.device), past_key_values=self._cache, use_cache=True)
+            self.stats.prefilled += sum(len(place.missing) for place in batch)
+
+    def _copy_held(self, place: Place) -> bool:
         if self._held is None or self._held[0] != place.fresh_prompt:
             return False
         self._cache.store(place.slots, self._held[1])
         return True
 
-    def _hold(self, last: _Place, waiting: deque[Row]) -> None:
+    def _hold(self, last: Place, waiting: deque[Row]) -> None:
         """Keep the last prompt while some of its completions wait: it is not computed twice."""
         split = waiting and not waiting[0].answer and waiting[0].prompt == last.fresh_prompt
         if split and last.ids:
@@ -213,6 +262,38 @@ class CachedDecoder:
     # ------------------------------------------------------------ rows advance
 
     def next_logits(self, waiting: deque[Row]) -> Tensor:
+        logits_RV = self._step(waiting)
+        if self._to_prove and self._prefixes is not None and self._kept_differs(logits_RV, self._prefixes):
+            # Nothing was drawn from these logits yet: all rows enter again, and are computed from their first token.
+            waiting.extendleft(reversed(self.rows))
+            self.rows.clear()  # the same list: the caller may have taken it before it asked for logits
+            self.admit(waiting)
+            logits_RV = self._step(waiting)
+        return logits_RV
+
+    def _kept_differs(self, logits_RV: Tensor, store: PrefixStore) -> bool:
+        """The first time that a row begins with kept tokens, and the first time that computed ones follow them: score
+        it without a cache; True if the store had to be disabled."""
+        rows, self._to_prove = self._to_prove, {}
+        for continues, row in rows.items():
+            if row not in self.rows:  # it had to give its cells back; another one will come
+                continue
+            ids_1T = torch.tensor([row.ids], device=self.lm.device)
+            logprobs_V = self.lm.last_logits(input_ids=ids_1T, use_cache=False)[0].float().log_softmax(0)
+            kept_V = logits_RV[self.rows.index(row)].float().log_softmax(0)
+            # Of the likeliest alone: far down, rounding is as large as log-probs are.
+            ids = logprobs_V.topk(min(PROVEN_IDS, len(logprobs_V))).indices
+            gap = float((logprobs_V - kept_V)[ids].abs().max())
+            if logprobs_V.isnan().any():  # broken weights, which no store is to blame for
+                continue
+            if not gap <= store.tolerance:
+                store.disable(f"log-probs after a kept prefix differ by {gap:.2g} from those without")
+                self._held = None
+                return True
+            store.proven.add(continues)
+        return False
+
+    def _step(self, waiting: deque[Row]) -> Tensor:
         if self._cache.is_full:
             self._make_room(waiting)
         lengths = [row.cached for row in self.rows]
@@ -262,6 +343,7 @@ class CachedDecoder:
 
     def retire(self, finished: Sequence[Row]) -> None:
         gone = set(map(id, finished))
+        self._keep(gone)
         for slot in reversed(range(len(self.rows))):
             if id(self.rows[slot]) not in gone:
                 continue
@@ -270,6 +352,14 @@ class CachedDecoder:
             if slot < len(self.rows):
                 self.rows[slot] = last
                 self._cache.move(len(self.rows), slot, last.cached)
+
+    def _keep(self, gone: set[int]) -> None:
+        """Keep those that have come to an end: what was given up half-way, or is not finite, nobody continues."""
+        if self._prefixes is None:
+            return
+        for slot, row in enumerate(self.rows):
+            if id(row) in gone and row.finish is not None:
+                self._prefixes.keep(tuple(row.ids[:-1]), partial(self._cache.read, slot, row.cached), self._weights)
 
 
 class RecomputingDecoder:
@@ -307,48 +397,3 @@ class RecomputingDecoder:
     def retire(self, finished: Sequence[Row]) -> None:
         gone = set(map(id, finished))
         self.rows = [row for row in self.rows if id(row) not in gone]
-
-
-# ---------------------------------------------------------------- prefill
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A sequence to prefill, without its last token, and the neighbouring slots of the rows that begin with it."""
-
-    ids: list[int]
-    slots: PromptSlots
-    fresh_prompt: tuple[int, ...] | None
-    """The prompt that it is, None for a row that comes back with a part of its answer."""
-
-
-def _places(rows: Sequence[Row], first: int) -> list[_Place]:
-    """Neighbouring rows with the same sequence share one place."""
-    places: list[_Place] = []
-    start = 0
-    for index in range(1, len(rows) + 1):
-        if (
-            index < len(rows)
-            and not rows[index].answer
-            and not rows[start].answer
-            and rows[index].prompt == rows[start].prompt
-        ):
-            continue
-        row = rows[start]
-        slots = PromptSlots(first + start, first + index, row.cached)
-        places.append(_Place(row.ids[:-1], slots, None if row.answer else row.prompt))
-        start = index
-    return places
-
-
-def _batches(places: Sequence[_Place], tokens: int) -> list[list[_Place]]:
-    """Cut into forward passes of at most `tokens` cells, padding included."""
-    batches: list[list[_Place]] = []
-    longest = 0
-    for place in places:
-        longest = max(longest, len(place.ids))
-        if not batches or longest * (len(batches[-1]) + 1) > tokens:
-            batches.append([])
-            longest = len(place.ids)
-        batches[-1].append(place)
-    return batches

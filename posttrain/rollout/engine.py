@@ -182,6 +182,12 @@ class Engine(Protocol):
     policy_version: int
     """Version of the weights that the engine samples from; whoever changes them raises it."""
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of a prompt with its completion; None: not known here. Whoever goes on with an answer piece by
+        piece has to stop there: a completion is cut at the last position, and a prompt that fills them is refused."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -214,7 +220,8 @@ class Engine(Protocol):
         ones, and its `versions` say so.
 
         Raises:
-            ConfigError: as `generate`.
+            ConfigError: as `generate`; or the engine cannot give what the request asks for beside its ids.
+            EngineError: the request's `on_token` raised.
         """
         ...
 

@@ -32,6 +32,8 @@ class PromptSlots:
     first: int
     last: int
     length: int
+    past: int = 0
+    """Of its tokens, how many the slots have already; a prefill computes the others."""
 
 
 KeyValue = tuple[Tensor, Tensor]
@@ -52,7 +54,10 @@ class _Span:
 
     @property
     def past(self) -> int:
-        return 0 if self.prompts is not None else self.cursor - self.oldest
+        """Columns before those that the forward pass computes."""
+        if self.prompts is not None:
+            return max(where.past for where in self.prompts)
+        return self.cursor - self.oldest
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -81,8 +86,10 @@ class _SlotLayer(CacheLayerMixin):
         span = self.span
         if span.prompts is not None:
             for index, where in enumerate(span.prompts):
-                self.store(where, (key_states[index], value_states[index]))
-            return key_states, value_states
+                self.store(where, (key_states[index], value_states[index]), where.past, where.length - where.past)
+            if not span.past:
+                return key_states, value_states
+            return self._after_past(self.keys, key_states), self._after_past(self.values, value_states)
         now = slice(span.cursor, span.cursor + 1)
         self.keys[: span.rows, :, now] = key_states
         self.values[: span.rows, :, now] = value_states
@@ -90,15 +97,35 @@ class _SlotLayer(CacheLayerMixin):
         visible = slice(span.oldest, span.cursor + 1)
         return self.keys[: span.rows, :, visible], self.values[: span.rows, :, visible]
 
-    def store(self, where: PromptSlots, sequence: KeyValue) -> None:
-        """Copy a sequence's first `where.length` tokens so that they end at the cursor."""
-        # Right-aligned: all rows end at the cursor, so one column is the next token of each.
-        columns = slice(self.span.cursor - where.length, self.span.cursor)
-        self.keys[where.first : where.last, :, columns] = sequence[0][:, : where.length]
-        self.values[where.first : where.last, :, columns] = sequence[1][:, : where.length]
+    def _after_past(self, block: Tensor, states_RHLD: Tensor) -> Tensor:
+        """The rows' earlier tokens and, after them, those of this pass: [R, heads, past + L, head size].
 
-    def read(self, slot: int, length: int) -> KeyValue:
-        columns = slice(self.span.cursor - length, self.span.cursor)
+        row 0   . . . k k|n n n      k  kept      .  cells that the mask hides
+        row 1   k k k k k|n . .      n  new       |  where the pass begins
+        """
+        prompts, past = self.span.prompts, self.span.past
+        assert prompts is not None
+        rows, heads, length, size = states_RHLD.shape
+        # Zeros for the same reason as in `_block`.
+        joined = states_RHLD.new_zeros(rows, heads, past + length, size)
+        for index, where in enumerate(prompts):
+            begin = self.span.cursor - where.length
+            joined[index, :, past - where.past : past] = block[where.first, :, begin : begin + where.past]
+        joined[:, :, past:] = states_RHLD
+        return joined
+
+    def store(self, where: PromptSlots, sequence: KeyValue, start: int, count: int) -> None:
+        """Copy the first `count` tokens of `sequence`: those from `start` on of a row that ends at the cursor."""
+        if not self.is_initialized:  # the first of a new cache, and nothing was computed for it
+            self.lazy_initialization(sequence[0][None], sequence[1][None])
+        # Right-aligned: all rows end at the cursor, so one column is the next token of each.
+        begin = self.span.cursor - where.length + start
+        self.keys[where.first : where.last, :, begin : begin + count] = sequence[0][:, :count]
+        self.values[where.first : where.last, :, begin : begin + count] = sequence[1][:, :count]
+
+    def read(self, slot: int, length: int, start: int, count: int) -> KeyValue:
+        begin = self.span.cursor - length + start
+        columns = slice(begin, begin + count)
         return self.keys[slot, :, columns].clone(), self.values[slot, :, columns].clone()
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -191,14 +218,20 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 layer.move(source, target, length)
 
-    def read(self, slot: int, length: int) -> list[KeyValue]:
-        """A copy of a slot's last `length` tokens, layer by layer."""
-        return [layer.read(slot, length) for layer in self.slot_layers]
+    def read(self, slot: int, length: int, start: int = 0, count: int | None = None) -> list[KeyValue | None]:
+        """A copy, layer by layer, of `count` tokens from `start` on of a slot whose row has `length`; None: all further
+        ones. A layer that keeps nothing of its own, since it reads an earlier one's, is None."""
+        count = length - start if count is None else count
+        return [layer.read(slot, length, start, count) if layer.is_initialized else None for layer in self.slot_layers]
 
-    def store(self, where: PromptSlots, layers: Sequence[KeyValue]) -> None:
-        """Put what `read` gave into slots, so that it ends at the cursor."""
+    def store(
+        self, where: PromptSlots, layers: Sequence[KeyValue | None], start: int = 0, count: int | None = None
+    ) -> None:
+        """Put what `read` gave into slots as the tokens from `start` on of a row that ends at the cursor."""
+        count = where.length - start if count is None else count
         for layer, sequence in zip(self.slot_layers, layers, strict=True):
-            layer.store(where, sequence)
+            if sequence is not None:
+                layer.store(where, sequence, start, count)
 
 
 def own_cells(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -27,10 +27,18 @@ from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder
 from posttrain.rollout.engine import Alternatives, Completion, FinishReason, OnFinish, Request
 from posttrain.rollout.native_requests import NativeStepSampler
+from posttrain.rollout.prefixes import PrefixStore, prefix_store, weights_now
 from posttrain.rollout.prompt_scores import prompt_scores, require_scorable
 from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.rows import Row, sample_tokens
-from posttrain.rollout.sampled_model import causal_lm, evaluating, layers_without_keys, text_config
+from posttrain.rollout.sampled_model import (
+    causal_lm,
+    evaluating,
+    layers_without_keys,
+    require_known_ids,
+    text_config,
+    vocabulary_of,
+)
 from posttrain.rollout.text import Decode, StopSearch
 from posttrain.sampling import RandomStream, SamplingDistribution
 
@@ -62,13 +70,17 @@ class NativeEngine:
             fp32). None is the weights' own.
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
-        prefill_tokens: prompt tokens of one forward pass.
         decode: ids to text, `encoder.tokens.decode`; needed by stop strings alone.
         adapter: which adapter of a `PeftModel` samples: its name, None for the base without any, or ACTIVE, whichever
             is active then. Several engines may share one model: each switches to its own while it samples, and back.
+        prefix_tokens: tokens of sequences that have ended whose keys and values are kept, also while nothing is
+            sampled, for prompts that begin with them, as those of search and chats do; `score` never uses them.
+            Each costs what a token of the cache costs; the least recently used go first. A new `policy_version` empties
+            it. 0 keeps nothing, so that the memory is the trainer's.
+        prefill_tokens: prompt tokens of one forward pass.
 
     Raises:
-        ConfigError: an `adapter` that the model does not have.
+        ConfigError: an `adapter` that the model does not have; `prefix_tokens` is negative.
         ModelError: an encoder-decoder.
     """
 
@@ -78,6 +90,7 @@ class NativeEngine:
         *,
         max_rows: int | None = None,
         cache_tokens: int = 32_768,
+        prefix_tokens: int = 0,
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
         autocast: torch.dtype | None = None,
@@ -100,8 +113,10 @@ class NativeEngine:
         self._max_rows = max_rows or (64 if self._lm.device.type == "cpu" else 256)
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
+        self._prefixes = prefix_store(prefix_tokens, config, CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE)
         self._num_layers: int = config.num_hidden_layers
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._vocabulary = vocabulary_of(model)
         self.path: Literal["cached", "recomputed"] = "cached"
         odd = layers_without_keys(config)
         if virtual:
@@ -127,7 +142,7 @@ class NativeEngine:
         """See `Engine.generate`.
 
         Raises:
-            ConfigError: a prompt is empty or too long for the model or the cache.
+            ConfigError: a prompt is empty, too long for the model or the cache, or has ids that the model lacks.
             NonFiniteError: the model's logits are not finite.
         """
         if completions_per_prompt < 1:
@@ -156,6 +171,11 @@ class NativeEngine:
         return await self._requests.complete(request)
 
     @property
+    def context_tokens(self) -> int | None:
+        """See `Engine.context_tokens`."""
+        return self._positions
+
+    @property
     def in_flight(self) -> int:
         """See `Engine.in_flight`."""
         return len(self._requests)
@@ -172,6 +192,7 @@ class NativeEngine:
                 decoder.admit(waiting)
                 self._step(decoder, waiting)
             yield row.answer[-1]
+        decoder.retire([row])  # ended as others end: what it computed is kept for a prompt that goes on from here
 
     def update_weights(self, model: nn.Module, version: int) -> None:
         """Note the version: the weights are the trainer's own, so nothing is copied.
@@ -217,9 +238,9 @@ class NativeEngine:
             top: how many of the likeliest ids to give at each token.
 
         Raises:
-            ConfigError: a prompt is empty or too long for the model; `top` below 0.
+            ConfigError: a prompt is empty, too long for the model, or has ids that it lacks; `top` below 0.
         """
-        require_scorable(prompts, top, self._positions)
+        require_scorable(prompts, top, self._positions, self._vocabulary)
         ids, lm = [tuple(map(int, prompt)) for prompt in prompts], self._lm.model
         with self.sampling():
             tolerance = CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE
@@ -330,6 +351,7 @@ class NativeEngine:
             raise ConfigError(
                 "the prompt has no tokens", where=where, remedy="begin it with the BOS token or a template"
             )
+        require_known_ids(prompt, where, self._vocabulary)
         limit = sampling.max_new_tokens
         if self._positions is not None:
             if len(prompt) >= self._positions:
@@ -353,13 +375,17 @@ class NativeEngine:
 
     def _fresh_decoder(self) -> Decoder:
         self.stats = DecodeStats()
-        return self._decoder(self.stats)
+        if self._prefixes is not None:
+            with self.sampling():  # as it samples, which is not how it stands between two steps
+                self._prefixes.begin(weights_now(self.model, self.policy_version, self.autocast))
+        return self._decoder(self.stats, self._prefixes)
 
-    def _decoder(self, stats: DecodeStats) -> Decoder:
+    def _decoder(self, stats: DecodeStats, prefixes: PrefixStore | None = None) -> Decoder:
+        """`score` gives no prefixes: it says what the weights of the moment compute, to prove that they arrived."""
         if self.path == "recomputed":
             return RecomputingDecoder(self._lm, stats, self._max_rows, self._cache_tokens)
         return CachedDecoder(
-            self._lm, self._num_layers, stats, self._max_rows, self._cache_tokens, self._prefill_tokens
+            self._lm, self._num_layers, stats, self._max_rows, self._cache_tokens, self._prefill_tokens, prefixes
         )
 
     # ------------------------------------------------------------ the proof
@@ -409,4 +435,5 @@ class NativeEngine:
 
     def _switch_off(self, reason: str) -> None:
         self.path = "recomputed"
+        self._prefixes = None
         logger.warning("%s is sampled without a cache, which is slow: %s", type(causal_lm(self.model)).__name__, reason)

@@ -20,6 +20,7 @@ from posttrain.models.tree.projection import apply_head, chunk_rows, read_head
 from posttrain.models.tree.rope import forget_lengths, static_positions
 from posttrain.rollout.alternatives import alternatives_of
 from posttrain.rollout.engine import Alternatives
+from posttrain.rollout.sampled_model import require_known_ids
 
 LogitsOf = Callable[[Tensor, Tensor], Tensor]
 """(rows [N], columns [N]) of a batch -> their logits [N, V]."""
@@ -73,10 +74,11 @@ def prompt_scores(
     return scores
 
 
-def require_scorable(prompts: Sequence[Sequence[int]], top: int, positions: int | None) -> None:
+def require_scorable(prompts: Sequence[Sequence[int]], top: int, positions: int | None, vocabulary: int) -> None:
     """
     Raises:
-        ConfigError: a prompt is empty or longer than the model's `positions`, or `top` is below 0.
+        ConfigError: a prompt is empty, longer than the model's `positions`, or has ids beyond its `vocabulary`; or
+            `top` is below 0.
     """
     if top < 0:
         raise ConfigError("`top` is out of range", found=top, expected="0 or more", remedy="ask for 0 or more")
@@ -84,6 +86,7 @@ def require_scorable(prompts: Sequence[Sequence[int]], top: int, positions: int 
         where = f"prompt {index}"
         if not prompt:
             raise ConfigError("the prompt has no tokens", where=where, remedy="leave it out")
+        require_known_ids(prompt, where, vocabulary)
         if positions is not None and len(prompt) > positions:
             raise ConfigError(
                 "the prompt is longer than the model",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
 
-from posttrain.errors import ModelError
+from posttrain.errors import ConfigError, ModelError
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Layer types whose state is the keys and values of each token; others are recomputed."""
@@ -49,3 +49,25 @@ def layers_without_keys(config: Any) -> list[str]:
     """Layer types whose state `SlotCache` cannot hold: ["linear_attention"] for Qwen3-Next."""
     declared = getattr(config, "layer_types", None) or ()
     return sorted(set(declared) - ATTENTION_LAYERS)
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """Ids that it has an embedding of, which may be more than the tokenizer's."""
+    return int(causal_lm(model).get_input_embeddings().weight.shape[0])
+
+
+def require_known_ids(prompt: Sequence[int], where: str, vocabulary: int) -> None:
+    """
+    Raises:
+        ConfigError: an id that the model has no embedding of. Within a step it would be an error of all requests, and
+            on a GPU the end of the process.
+    """
+    if min(prompt) < 0 or max(prompt) >= vocabulary:
+        wrong, place = next((number, at) for at, number in enumerate(prompt) if not 0 <= number < vocabulary)
+        raise ConfigError(
+            "the prompt has an id that the model does not have",
+            where=f"{where}, token {place}",
+            found=wrong,
+            expected=f"0 to {vocabulary - 1}",
+            remedy="make the ids with the model's own tokenizer",
+        )

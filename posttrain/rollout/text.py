@@ -22,11 +22,24 @@ def completion_text(completion: Completion, decode: Decode) -> str:
     with the stop string "\\n\\n" give "Four.".
     """
     text = decode(completion.answer_ids)
-    if completion.stopped_by is None:
-        return text
-    # The first: sampling ended with the token that completed it, so it was not there before.
-    at = text.find(completion.stopped_by)
-    return text if at < 0 else text[:at]
+    return text if completion.stopped_by is None else cut_at_stop(text, (completion.stopped_by,))
+
+
+def cut_at_stop(text: str, strings: Sequence[str]) -> str:
+    """The text before the first of the strings, all of it where there is none."""
+    return text[: min((at for string in strings if (at := text.find(string)) >= 0), default=len(text))]
+
+
+def settled(text: str, strings: Sequence[str]) -> str:
+    """The beginning of a text that is still growing which no stop string can take back any more:
+    settled("Four.\\n", ("\\n\\n",)) -> "Four."
+    """
+    text = cut_at_stop(text, strings)
+    longest = max((min(len(string) - 1, len(text)) for string in strings), default=0)
+    for length in range(longest, 0, -1):
+        if any(string.startswith(text[-length:]) for string in strings):
+            return text[:-length]
+    return text
 
 
 SPAN = 16

@@ -16,21 +16,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from posttrain.errors import EngineError, MissingExtraError
-from posttrain.rollout.engine import START, Completion, OnFinish, Request, Versions
-from posttrain.rollout.requests import RequestQueue
+from posttrain.errors import ConfigError, EngineError, MissingExtraError
+from posttrain.rollout.engine import START, Completion, OnFinish, Request, SampledToken, Versions
+from posttrain.rollout.requests import RequestQueue, hand_over
 from posttrain.rollout.vllm_requests import (
     Sampled,
+    alternatives_of,
     completions_of,
     nonsense,
     refuse_empty,
+    refuse_request,
     refuse_unlike,
     request_fields,
     request_seed,
@@ -55,6 +57,9 @@ class ColocatedEngine:
         MissingExtraError: vLLM is not installed.
     """
 
+    context_tokens: int | None = None
+    """See `Engine.context_tokens`: vLLM has its own limit, which is not asked for."""
+
     def __init__(
         self,
         model: str | Path,
@@ -73,6 +78,7 @@ class ColocatedEngine:
             ) from error
         self.policy_version = policy_version
         self._parameters = vllm.SamplingParams
+        self._without_tokenizer = bool(options.get("skip_tokenizer_init"))
         self._folder = WeightFolder(folder)
         self._unusable: str | None = None
         self._dropped = False
@@ -105,6 +111,7 @@ class ColocatedEngine:
         """
         refuse_unlike(sampling)
         refuse_empty(prompts, completions_per_prompt)
+        self._refuse_strings(sampling)
         self._prepare()
         seen: Counter[tuple[int, ...]] = Counter()
         parameters = []
@@ -135,8 +142,8 @@ class ColocatedEngine:
         Raises:
             ConfigError, EngineError: as `generate`.
         """
-        refuse_unlike(request.sampling)
-        refuse_empty([request.prompt], 1)
+        refuse_request(request)
+        self._refuse_strings(request.sampling)
         self._refuse_unusable()
         # No weights are taken while it is in flight, so the version after it is the version that sampled it.
         completion = await self._requests.complete(request)
@@ -228,7 +235,17 @@ class ColocatedEngine:
         return outputs
 
     def _sampling_parameters(self, fields: dict[str, Any]) -> Any:
-        return self._parameters(**fields, detokenize=False)
+        # Text is made for stop strings alone: ids in, ids out.
+        return self._parameters(**fields, detokenize=bool(fields["stop"]))
+
+    def _refuse_strings(self, sampling: SamplingDistribution) -> None:
+        if sampling.stop and self._without_tokenizer:
+            raise ConfigError(
+                "vLLM finds stop strings with its tokenizer, and this engine was started without one",
+                where=WHERE,
+                found=f"stop: {', '.join(map(repr, sampling.stop))}, skip_tokenizer_init: true",
+                remedy="leave `stop` out, or use the native engine or a server",
+            )
 
     def _prepare(self) -> None:
         self._refuse_in_flight("answer a batch")  # vLLM's own loop would take the outputs of the requests for its own
@@ -252,22 +269,31 @@ class ColocatedEngine:
             )
 
 
+@dataclass(slots=True)
+class _Running:
+    """A request that vLLM has."""
+
+    name: str
+    latest: Any = None
+    """vLLM's last output of it, since it gives none for a request that is aborted; None before the first."""
+    given: int = 0
+    """Tokens that its `on_token` has had."""
+
+
 class _StepSampler:
     """`posttrain.rollout.requests.StepSampler` over `vllm.LLMEngine`, whose scheduler lets requests join at a step."""
 
     def __init__(self, engine: Any, make_parameters: Callable[[dict[str, Any]], Any]):
         self._engine, self._make_parameters = engine, make_parameters
         self._requests: dict[str, Request] = {}
-        self._latest: dict[Request, Any] = {}
-        """vLLM's last output of each, since it gives none for a request that is aborted; None before the first."""
+        self._running: dict[Request, _Running] = {}
         self._ids = (f"posttrain-{number}" for number in count())
 
     def add(self, request: Request) -> None:
         name = next(self._ids)
         rows = {"prompt_token_ids": [int(number) for number in request.prompt]}
         self._engine.add_request(name, rows, self._make_parameters(request_fields(request)))
-        self._requests[name] = request
-        self._latest[request] = None
+        self._requests[name], self._running[request] = request, _Running(name)
 
     def step(self) -> list[tuple[Request, Completion | Exception]]:
         ended: list[tuple[Request, Completion | Exception]] = []
@@ -276,34 +302,55 @@ class _StepSampler:
             # Of a request that was aborted in this step, or of somebody else's.
             if request is None:
                 continue
-            self._latest[request] = output.outputs[0]
-            if not output.finished:
-                continue
+            running = self._running[request]
+            running.latest = output.outputs[0]
             try:
-                ended.append((request, _completion(_sampled(output.outputs[0]), request)))
+                if (failed := self._hand_over(request, running)) is not None:
+                    ended.append((request, failed))
+                    if not output.finished:
+                        self._engine.abort_request([running.name])
+                elif output.finished:
+                    ended.append((request, _completion(_sampled(running.latest), request)))
             except EngineError as error:
                 ended.append((request, error))
         for request, _ in ended:
             self._forget(request)
         return ended
 
-    def remove(self, request: Request) -> Completion:
-        latest = self._latest[request]
-        self._engine.abort_request([self._forget(request)])
-        sampled = Sampled((), (), "abort") if latest is None else replace(_sampled(latest), finish="abort")
-        return _completion(sampled, request)
+    @staticmethod
+    def _hand_over(request: Request, running: _Running) -> EngineError | None:
+        if request.on_token is None:
+            return None
+        # Counted, since vLLM's list of ids may be one that grows.
+        fresh = _sampled(running.latest, running.given)
+        running.given += len(fresh.ids)
+        top = request.alternatives
+        raw = [None] * len(fresh.ids) if top is None else alternatives_of(fresh, top, WHERE)
+        for number, logprob, alternatives in zip(fresh.ids, fresh.logprobs, raw, strict=True):
+            token = SampledToken(number, min(float(logprob), 0.0), alternatives)
+            if (failed := hand_over(request, token)) is not None:
+                return failed
+        return None
 
-    def _forget(self, request: Request) -> str:
-        name = next(name for name, own in self._requests.items() if own is request)
-        del self._requests[name], self._latest[request]
-        return name
+    def remove(self, request: Request) -> Completion:
+        running = self._forget(request)
+        self._engine.abort_request([running.name])
+        sampled = Sampled((), (), None) if running.latest is None else _sampled(running.latest)
+        return _completion(replace(sampled, finish="abort"), request)
+
+    def _forget(self, request: Request) -> _Running:
+        running = self._running.pop(request)
+        del self._requests[running.name]
+        return running
 
 
 def _completion(sampled: Sampled, request: Request) -> Completion:
-    return completions_of([sampled], request.sampling, 1, START, WHERE)[0]
+    return completions_of([sampled], request.sampling, 1, START, WHERE, request.alternatives)[0]
 
 
-def _sampled(output: Any) -> Sampled:
-    ids = list(output.token_ids)
-    logprobs = [place[number].logprob for place, number in zip(output.logprobs or [], ids, strict=True)]
-    return Sampled(ids, logprobs, output.finish_reason)
+def _sampled(output: Any, first: int = 0) -> Sampled:
+    """From the id at `first` on."""
+    ids, places = list(output.token_ids)[first:], list(output.logprobs or [])[first:]
+    logprobs = [place[number].logprob for place, number in zip(places, ids, strict=True)]
+    likeliest = [{number: float(one.logprob) for number, one in place.items()} for place in places]
+    return Sampled(ids, logprobs, output.finish_reason, output.stop_reason, likeliest)

@@ -9,22 +9,28 @@ Where the two differ, and what is done about it:
 2. vLLM raises temperatures between 0 and 0.01 to 0.01: refused.
 3. vLLM refuses several greedy completions of one prompt: one is asked for, and repeated.
 4. A seed repeats a completion only where the server computes the same logits; its batches change them by rounding.
+5. Of two stop strings that one token completes, vLLM names the first of the list, or the one that ends first; the
+   native engine the one that begins first.
+6. vLLM reports one kind of log-prob, that of the distribution drawn from, which training needs. `Request.alternatives`
+   are raw: they are refused where the two differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import ConfigError, EngineError
-from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
+from posttrain.rollout.engine import Alternatives, Completion, FinishReason, Request, Versions
 from posttrain.sampling import SamplingDistribution
 
 SMALLEST_TEMPERATURE = 0.01
 """vLLM's `_MAX_TEMP`: what lies between 0 and this is raised to it."""
+TOKEN_ID = "token_id:"
+"""What vLLM writes before an id under `return_tokens_as_token_ids`."""
 IMPOSSIBLE = -9998.0
 """vLLM writes minus infinity as -9999; nothing that was sampled is that unlikely."""
 
@@ -36,6 +42,10 @@ class Sampled:
     ids: Sequence[int]
     logprobs: Sequence[float]
     finish: str | None
+    reason: object = None
+    """vLLM's `stop_reason`: the stop string, or the id of the stop token."""
+    likeliest: Sequence[Mapping[int, float]] | None = None
+    """The log-probs of the likeliest ids at each id, and perhaps its own, in no order; None where nobody asked."""
 
 
 def refuse_unlike(sampling: SamplingDistribution) -> None:
@@ -59,6 +69,27 @@ def refuse_unlike(sampling: SamplingDistribution) -> None:
         )
 
 
+def refuse_request(request: Request) -> None:
+    """`refuse_unlike` and `refuse_empty` of one request, and what vLLM cannot say of its tokens.
+
+    Raises:
+        ConfigError: as they do; or alternatives of a distribution whose log-probs are not raw.
+    """
+    sampling = request.sampling
+    refuse_unlike(sampling)
+    refuse_empty([request.prompt], 1)
+    raw = sampling.temperature in (0, 1) and not sampling.has_penalties and not sampling.is_truncated
+    if request.alternatives is not None and not raw:
+        raise ConfigError(
+            "vLLM reports the log-probs of the distribution that it draws from, and alternatives are raw",
+            found=f"alternatives={request.alternatives}, temperature={sampling.temperature}"
+            + (", penalties" if sampling.has_penalties else "")
+            + (", truncation" if sampling.is_truncated else ""),
+            expected="temperature 0 or 1, without penalties and truncation, where the two are the same",
+            remedy="leave `alternatives` out, or use the native engine",
+        )
+
+
 def refuse_empty(prompts: Sequence[Sequence[int]], completions_per_prompt: int) -> None:
     """Raises:
     ConfigError: a prompt without tokens, or no completion asked for.
@@ -74,8 +105,14 @@ def refuse_empty(prompts: Sequence[Sequence[int]], completions_per_prompt: int) 
             )
 
 
-def sampling_fields(sampling: SamplingDistribution, completions: int, seed: int) -> dict[str, Any]:
-    """All fields that decide what is drawn, by the names of `vllm.SamplingParams` and of /v1/completions."""
+def sampling_fields(
+    sampling: SamplingDistribution, completions: int, seed: int, alternatives: int = 0
+) -> dict[str, Any]:
+    """All fields that decide what is drawn and where it ends, by the names of `vllm.SamplingParams` and of
+    /v1/completions.
+
+    alternatives: how many of the likeliest ids are reported beside each sampled one.
+    """
     return {
         "n": 1 if sampling.is_greedy else completions,
         "max_tokens": sampling.max_new_tokens,
@@ -88,11 +125,14 @@ def sampling_fields(sampling: SamplingDistribution, completions: int, seed: int)
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "seed": seed,
-        "stop": [],
+        "stop": list(sampling.stop),
+        # All ids are kept, the string's too; and its text is looked for as the native engine's `decode` writes it.
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
         "stop_token_ids": sorted(sampling.stop_ids),
         # The eos token of the model folder is no stop of ours unless it is among stop_ids.
         "ignore_eos": True,
-        "logprobs": 0,  # of the sampled token alone
+        "logprobs": alternatives,  # 0: of the sampled token alone
     }
 
 
@@ -106,13 +146,21 @@ def request_seed(seed: int, prompt: Sequence[int], occurrence: int) -> int:
 def request_fields(request: Request) -> dict[str, Any]:
     """`sampling_fields` of one request: the seed that vLLM gives the same completion of a whole prompt."""
     seed = request_seed(request.sampling.seed, request.prompt, request.occurrence)
-    return sampling_fields(request.sampling, 1, seed + request.completion)
+    return sampling_fields(request.sampling, 1, seed + request.completion, request.alternatives or 0)
 
 
 def completions_of(
-    answers: Sequence[Sampled], sampling: SamplingDistribution, wanted: int, versions: Versions, where: str
+    answers: Sequence[Sampled],
+    sampling: SamplingDistribution,
+    wanted: int,
+    versions: Versions,
+    where: str,
+    alternatives: int | None = None,
 ) -> list[Completion]:
     """The completions of one prompt, each checked; one greedy answer stands for all of them.
+
+    Args:
+        alternatives: as the request asks for them.
 
     Raises:
         EngineError: an answer that no server with this interface gives.
@@ -121,10 +169,15 @@ def completions_of(
         answers = list(answers) * wanted
     if len(answers) != wanted:
         raise nonsense("another number of completions than was asked for", where, len(answers), wanted)
-    return [_completion(answer, sampling, versions, f"{where}, completion {k}") for k, answer in enumerate(answers)]
+    return [
+        _completion(answer, sampling, versions, alternatives, f"{where}, completion {k}")
+        for k, answer in enumerate(answers)
+    ]
 
 
-def _completion(answer: Sampled, sampling: SamplingDistribution, versions: Versions, where: str) -> Completion:
+def _completion(
+    answer: Sampled, sampling: SamplingDistribution, versions: Versions, alternatives: int | None, where: str
+) -> Completion:
     ids = tuple(answer.ids)
     if len(answer.logprobs) != len(ids):
         raise nonsense("ids and log-probs of different lengths", where, len(answer.logprobs), len(ids))
@@ -140,14 +193,42 @@ def _completion(answer: Sampled, sampling: SamplingDistribution, versions: Versi
         raise nonsense("more tokens than were asked for", where, len(ids), sampling.max_new_tokens)
     # Rounding may put a certain token just above 0.
     logprobs = tuple(min(float(value), 0.0) for value in answer.logprobs)
-    return Completion(ids, logprobs, _finish(ids, answer.finish, sampling, where), versions)
+    finish = _finish(ids, answer, sampling, where)
+    return Completion(
+        ids,
+        logprobs,
+        finish,
+        versions,
+        stopped_by=str(answer.reason) if finish is FinishReason.STOP_STRING else None,
+        alternatives=() if alternatives is None else alternatives_of(answer, alternatives, where),
+    )
+
+
+def alternatives_of(answer: Sampled, top: int, where: str) -> tuple[Alternatives, ...]:
+    """Of each id, likeliest first.
+
+    Raises:
+        EngineError: the answer has fewer than it was asked for.
+    """
+    own = [min(float(value), 0.0) for value in answer.logprobs]
+    if top == 0 or not own:  # aborted before its first token
+        return tuple(map(Alternatives, own))
+    places = answer.likeliest
+    if places is None or len(places) != len(own) or any(len(place) < top for place in places):
+        raise nonsense(f"fewer than {top} alternatives", where, short(places), f"{top} at each of {len(own)} ids")
+    return tuple(
+        # vLLM adds the sampled id where it is not among them.
+        Alternatives(value, tuple(sorted(place.items(), key=lambda pair: (-pair[1], pair[0]))[:top]))
+        for value, place in zip(own, places, strict=True)
+    )
 
 
 def _is_logprob(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and IMPOSSIBLE < value <= 1e-3
 
 
-def _finish(ids: tuple[int, ...], finish: str | None, sampling: SamplingDistribution, where: str) -> FinishReason:
+def _finish(ids: tuple[int, ...], answer: Sampled, sampling: SamplingDistribution, where: str) -> FinishReason:
+    finish = answer.finish
     if finish == "abort":
         return FinishReason.ABORTED
     stopped = bool(ids) and ids[-1] in sampling.stop_ids
@@ -156,6 +237,8 @@ def _finish(ids: tuple[int, ...], finish: str | None, sampling: SamplingDistribu
     # A stop token at the very limit is reported as either.
     if stopped:
         return FinishReason.EMPTY if len(ids) == 1 else FinishReason.STOP_TOKEN
+    if finish == "stop" and answer.reason in sampling.stop:
+        return FinishReason.STOP_STRING
     if finish == "stop":
         raise nonsense("a completion that stopped at no stop token", where, ids[-1], sorted(sampling.stop_ids))
     return FinishReason.LENGTH
@@ -189,7 +272,18 @@ def sampled_of(choice: dict[str, Any], prompt: Sequence[int], where: str) -> Sam
         logprobs = []  # aborted before its first token
     if not isinstance(ids, list) or not isinstance(logprobs, list):
         raise nonsense("no token ids or log-probs", where, short(choice), "token_ids and logprobs.token_logprobs")
-    return Sampled(ids, logprobs, choice.get("finish_reason"))
+    likeliest = reported.get("top_logprobs") if isinstance(reported, dict) else None
+    return Sampled(ids, logprobs, choice.get("finish_reason"), choice.get("stop_reason"), _by_id(likeliest, where))
+
+
+def _by_id(places: Any, where: str) -> list[dict[int, float]] | None:
+    """[{"token_id:53": -0.5}] -> [{53: -0.5}]: texts of tokens name no id, since two ids may have the same one."""
+    if places is None:
+        return None
+    try:
+        return [{int(name.removeprefix(TOKEN_ID)): float(value) for name, value in place.items()} for place in places]
+    except (AttributeError, TypeError, ValueError):
+        raise nonsense("alternatives that are not named by their ids", where, short(places), "token_id:53") from None
 
 
 def short(value: object) -> str:

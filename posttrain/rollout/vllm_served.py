@@ -32,6 +32,7 @@ from posttrain.rollout.vllm_requests import (
     completions_of,
     nonsense,
     refuse_empty,
+    refuse_request,
     refuse_unlike,
     request_fields,
     request_seed,
@@ -73,6 +74,9 @@ class ServedEngine:
         requests: prompts in flight at a time; the server's scheduler fills its batches from them.
         patience, timeout: see `VLLMServer`.
     """
+
+    context_tokens: int | None = None
+    """See `Engine.context_tokens`: vLLM has its own limit, which is not asked for."""
 
     def __init__(
         self,
@@ -167,10 +171,15 @@ class ServedEngine:
         it; nothing of what it had sampled comes back. One that is asked for while weights are pushed waits for them.
 
         Raises:
-            ConfigError, EngineError: as `generate`.
+            ConfigError, EngineError: as `generate`; the request has an `on_token`, or alternatives that are not raw.
         """
-        refuse_unlike(request.sampling)
-        refuse_empty([request.prompt], 1)
+        refuse_request(request)
+        if request.on_token is not None:
+            raise ConfigError(
+                "the served engine gives a completion when it has ended, not token by token",
+                found="a request with `on_token`",
+                remedy="leave `on_token` out, or use the native or the colocated engine",
+            )
         if request in self._calls:
             raise ValueError("this request is in flight already: make another one for another completion")
         if self._threads is None:
@@ -196,7 +205,7 @@ class ServedEngine:
         answers = self._complete(request.prompt, request_fields(request), self.server.url, call)
         self._same_weights(lost)
         versions = Versions(oldest, self.policy_version)
-        return completions_of(answers, request.sampling, 1, versions, self.server.url)[0]
+        return completions_of(answers, request.sampling, 1, versions, self.server.url, request.alternatives)[0]
 
     def served_model(self) -> ServedModel:
         """The model that the server answers for.
@@ -408,6 +417,7 @@ class ServedEngine:
             "prompt": [int(number) for number in prompt],
             "add_special_tokens": False,
             "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
             "echo": False,
             "stream": False,
         }

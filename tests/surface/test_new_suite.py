@@ -24,7 +24,7 @@ RECORD = '''class WordySuite(SampledSuite):
 FILE = '''
 """`wordy`: the mean number of words of an answer, up to a limit."""
 
-from posttrain.evaluate.questions import questions
+from posttrain.data.questions import questions
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.runs.records.evaluation import Direction, Meaning
 

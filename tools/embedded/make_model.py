@@ -28,7 +28,7 @@ from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.embedded import MODEL
-from tools.embedded import chat, leaks
+from tools.embedded import chat, leaks, long_sums
 from tools.embedded.text import ASSISTANT, BOS, END, EOS, PAD, SYSTEM, USER, WRONG_SHARE, documents
 
 HERE = MODEL.parent
@@ -309,6 +309,9 @@ def write_data(folder: Path) -> None:
     write_jsonl(folder / "demonstrations.jsonl", chat.demonstrations())
     write_jsonl(folder / "preferences.jsonl", chat.preferences())
     write_jsonl(folder / "tasks.jsonl", chat.tasks())
+    write_jsonl(folder / "worked_sums.jsonl", long_sums.demonstrations())
+    write_jsonl(folder / "long_tasks.jsonl", long_sums.tasks())
+    write_jsonl(folder / "heldout_long.jsonl", long_sums.held_out())
     for suite, rows in chat.held_out().items():
         write_jsonl(folder / f"heldout_{suite}.jsonl", rows)
 

@@ -21,8 +21,9 @@ from posttrain.config.suites import (
     SuiteSettings,
     WinRateSuite,
 )
+from posttrain.data.questions import Question, questions
 from posttrain.evaluate.asking import Suite
-from posttrain.evaluate.questions import Question, examples_of, questions
+from posttrain.evaluate.questions import examples_of
 from posttrain.evaluate.suites import exact, function, match, number, pass_at_k, perplexity, win_rate
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.evaluate.suites.kind import SuiteKind

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posttrain.data.questions import Question
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
-from posttrain.evaluate.questions import AnswerJudge, Question
+from posttrain.evaluate.questions import AnswerJudge
 from posttrain.intervals import mean
 from posttrain.sampling import SamplingDistribution
 

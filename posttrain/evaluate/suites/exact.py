@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from posttrain.config.suites import ExactSuite
-from posttrain.evaluate.questions import Question, questions, require_gold
+from posttrain.data.questions import Question, questions
+from posttrain.evaluate.questions import require_gold
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example

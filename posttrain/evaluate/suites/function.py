@@ -19,9 +19,9 @@ from pathlib import Path
 
 from posttrain.config.functions import source_fingerprint
 from posttrain.config.suites import FunctionSuite
+from posttrain.data.questions import as_task, question
 from posttrain.errors import PosttrainError
 from posttrain.evaluate.asking import CompletionGroups, Figures, SuiteRun, Texts, general_figures, write_answers
-from posttrain.evaluate.questions import as_task, question
 from posttrain.intervals import mean
 from posttrain.rewards import Sampled
 from posttrain.rewards.imported import imported, require_parameters

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from posttrain.config.suites import MatchSuite
-from posttrain.evaluate.questions import AnswerJudge, Question, questions
+from posttrain.data.questions import Question, questions
+from posttrain.evaluate.questions import AnswerJudge
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example

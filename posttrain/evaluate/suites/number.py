@@ -5,7 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from posttrain.config.suites import NumberSuite
-from posttrain.evaluate.questions import Question, questions, require_gold
+from posttrain.data.questions import Question, questions
+from posttrain.evaluate.questions import require_gold
 from posttrain.evaluate.suites.answers import AnswerSuite
 from posttrain.rewards.answers import final_value
 from posttrain.rewards.numbers import last_number

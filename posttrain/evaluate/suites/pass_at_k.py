@@ -12,11 +12,12 @@ from typing import Any
 
 from posttrain.config.rewards import RewardSettings
 from posttrain.config.suites import PassAtKSuite
+from posttrain.data.questions import as_task, question
 from posttrain.data.write import write_jsonl
 from posttrain.errors import RowError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures
 from posttrain.evaluate.pass_at_k import PassCounts, curve, write_counts
-from posttrain.evaluate.questions import as_task, question, require_gold
+from posttrain.evaluate.questions import require_gold
 from posttrain.evaluate.suites.number import NEEDS, last_number_equals
 from posttrain.intervals import mean
 from posttrain.rewards import Sampled, gold_check, rubric_of

@@ -18,15 +18,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from posttrain.config.suites import PerplexitySuite
+from posttrain.config.suites import PerplexitySuite, without_empty_stop
 from posttrain.data.encode import Encoder
+from posttrain.data.questions import Question, questions
 from posttrain.data.tree_key import make_tree
 from posttrain.data.trees import collate, pack
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.asking import Figures, SuiteRun, baseline_path
 from posttrain.evaluate.figures import perplexity, perplexity_change
-from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine, FinishReason
@@ -177,7 +177,7 @@ def questions_key(suite: Perplexity, encoder: Encoder) -> str:
     """
     prompts = [[repr(message) for message in question.prompt] for question in suite.questions]
     ids = [encoder.tokens.ids(question.text) for question in suite.questions]
-    drawn = {**asdict(suite.sampling), "stop_ids": None}
+    drawn = {**without_empty_stop(asdict(suite.sampling)), "stop_ids": None}
     wanted = [question.answer for question in suite.questions] if suite.answers == "given" else []
     content = json.dumps([suite.answers, prompts, ids, wanted, drawn], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -22,10 +22,10 @@ from pathlib import Path
 from statistics import fmean
 
 from posttrain.config.suites import WinRateSuite
+from posttrain.data.questions import Question, questions
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
-from posttrain.evaluate.questions import Question, questions
 from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded

@@ -211,6 +211,21 @@ def is_reward_folder(source: ModelSource) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in names or ())
 
 
+def require_policy(source: ModelSource) -> None:
+    """
+    Raises:
+        ModelError: the folder holds a reward model, whose head gives scores: what it would say is noise.
+    """
+    if is_reward_folder(source):
+        raise ModelError(
+            "the folder holds a reward model, which gives scores and no answers",
+            where=source.folder,
+            expected="a language model",
+            remedy=f"`posttrain score {source.name} FILE` uses it; to talk to a model, give that of a stage which "
+            "trains a policy",
+        )
+
+
 def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
     if source.layout != "model" or not is_reward_folder(source):
         raise _no_reward_model(source, "a language model" if source.layout == "model" else source.layout)

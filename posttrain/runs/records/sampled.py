@@ -41,7 +41,7 @@ class RolloutLine(LogLine):
     number: int | None
     """Its place in its prompt's group."""
     finish: str
-    """stop_token, length, empty or aborted."""
+    """stop_token, stop_string, length, empty or aborted."""
     reward: float | None
     """None where nobody judged it."""
     parts: Mapping[str, float | None]

@@ -18,6 +18,7 @@ from posttrain.errors import ConfigError, EngineError, MissingExtraError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.text import Decode
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_folder import WeightFolder
@@ -59,14 +60,23 @@ class Sampler:
 
 
 def require(stage: SamplingStage) -> None:
-    """Refuse an engine that is not there.
+    """Refuse an engine that is not there, or that cannot do what is asked.
 
     Raises:
         MissingExtraError: vLLM is not installed.
         EngineError: the server does not answer, or not as a vLLM server does.
-        ConfigError: it serves nothing, not the model that was named, or sequences that are too short.
+        ConfigError: it serves nothing, not the model that was named, or sequences that are too short; or stop strings
+            are asked of an engine that runs without a tokenizer.
     """
     engine = stage.engine
+    asked = {"sampling": stage.sampling, "examine.sampling": stage.examine.sampling}
+    stopping = [key for key, sampling in asked.items() if sampling is not None and sampling.stop]
+    if stopping and isinstance(engine, VLLMColocatedSettings):
+        raise ConfigError(
+            "the colocated engine runs without a tokenizer, so it finds no stop strings",
+            where=f"{stage.name}: {stopping[0]}.stop",
+            remedy="write `engine: native` or `engine: {kind: vllm_served, url: ...}`, or remove `stop`",
+        )
     if isinstance(engine, VLLMColocatedSettings) and importlib.util.find_spec("vllm") is None:
         raise MissingExtraError(
             "the colocated engine is vLLM, which is not installed",
@@ -86,12 +96,15 @@ def require(stage: SamplingStage) -> None:
             )
 
 
-def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: int) -> Sampler:
+def start(
+    stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: int, decode: Decode | None = None
+) -> Sampler:
     """The stage's engine with the policy's weights in it.
 
     Args:
         prompt: one of the stage's, with which the probe begins.
         longest: tokens of the longest prompt.
+        decode: ids to text, for stop strings.
 
     Raises:
         ConfigError: a prompt that the engine has no room for.
@@ -103,7 +116,13 @@ def start(stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: 
         _require_room(stage, settings, longest)
         # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
         return Sampler(
-            NativeEngine(policy.model, max_rows=settings.rows, cache_tokens=settings.tokens, autocast=policy.autocast)
+            NativeEngine(
+                policy.model,
+                max_rows=settings.rows,
+                cache_tokens=settings.tokens,
+                autocast=policy.autocast,
+                decode=decode,
+            )
         )
     # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)

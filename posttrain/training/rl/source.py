@@ -27,6 +27,7 @@ from posttrain.data.encode import Encoder
 from posttrain.outputs import Metric
 from posttrain.rewards.rubric import Rubric, Scored
 from posttrain.rollout.engine import Completion, Engine, FinishReason
+from posttrain.rollout.text import completion_text
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
@@ -267,7 +268,7 @@ def sample(
     sampled = engine.generate(ids, sampling, completions_per_prompt=completions_per_prompt)
 
     def unscored(completion: Completion) -> Response:
-        return Response(completion, encoder.tokens.decode(list(completion.answer_ids)), Scored(None), None)
+        return Response(completion, completion_text(completion, encoder.tokens.decode), Scored(None), None)
 
     return [
         Group(prompt, tuple(map(unscored, completions))) for prompt, completions in zip(prompts, sampled, strict=True)

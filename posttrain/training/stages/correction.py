@@ -52,12 +52,13 @@ def make_corrections(ctx: StageContext[Correction], inputs: CorrectionInputs) ->
     # Each prompt of `keep` is asked twice: once greedily, for the side to stay at, and once as the others.
     kept = keep.counts.kept if keep is not None else 0
     total = (rows.counts.kept + kept) * stage.samples_per_prompt + kept
+    encoder = Encoder(loaded.tokenizer, answers.encoding if answers else loaded.speech.settings())
     with ctx.progress.phase(f"{folder.name}: own answers", total=total, unit="answers") as phase:
         counts = correction_pairs(
             rows,
             Answering(
-                Encoder(loaded.tokenizer, answers.encoding if answers else loaded.speech.settings()),
-                NativeEngine(loaded.model),
+                encoder,
+                NativeEngine(loaded.model, decode=encoder.tokens.decode),
                 sampling,
                 stage.samples_per_prompt,
                 on_finish=lambda _, __, completion: phase.advance(1, tokens=len(completion.ids)),

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.rollout.engine import Completion, Engine, FinishReason, OnFinish
+from posttrain.rollout.text import completion_text
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.types import Demonstration, Example, Message, RowRef, Task
 
@@ -188,7 +189,7 @@ def _judged(
     seen: set[str] = set()
     special = encoder.tokens.special_pattern(encoder.template.stop_texts)
     for completion in group:
-        text = encoder.tokens.decode(completion.answer_ids)
+        text = completion_text(completion, encoder.tokens.decode)
         reason = None
         if completion.finish is FinishReason.ABORTED:
             reason = "aborted"
@@ -248,7 +249,7 @@ def _likeliest(rows: Iterable[Example], answering: Answering) -> list[Wanted]:
     return [
         Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
         for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)
-        if (text := encoder.tokens.decode(answer.answer_ids)).strip() and not (special and special.search(text))
+        if (text := completion_text(answer, encoder.tokens.decode)).strip() and not (special and special.search(text))
     ]
 
 

@@ -76,7 +76,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
     stage, tasks = ctx.stage, inputs.tasks
     assert isinstance(policy, Policy)
     with ctx.doing("loading the engine"):
-        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest)
+        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest, inputs.encoder.tokens.decode)
     weight = kl_weight(stage)
     against = compared_with(stage, policy, ctx.progress)
     head = value_head(policy) if stage.shares_value_backbone else None

@@ -278,6 +278,34 @@ def test_an_answer_streams_as_it_is_generated(model: str) -> None:
     assert answer.text.startswith("".join(speaker.stream(prompt, 5)))
 
 
+def test_answers_are_cut_before_a_stop_string(model: str) -> None:
+    """In a batch, from a pipe and as a stream; a backslash and an n are no newline."""
+    prompt, options = (Message("user", "hi"),), {"temperature": 0.7, "max_new_tokens": 30, "seed": 5}
+    (whole,) = next(Speaker(model, **options).answers([prompt]))
+    stop = whole.text[9:11]
+    expected = whole.text[: whole.text.index(stop)]
+    speaker = Speaker(model, **options, stop=(stop, "\\n"))
+    (answer,) = next(speaker.answers([prompt]))
+    assert (answer.text, answer.finish) == (expected, "stop_string")
+    assert speaker.sampling.stop == (stop, "\\n")
+    pieces = list(speaker.stream(prompt, 5))
+    assert "".join(pieces) == expected and len(pieces) > 3
+    arguments = ["generate", model, "--max-new-tokens", "30", "--seed", "5", "--stop", "nothing", "--stop", stop]
+    result = CliRunner().invoke(app, arguments, input="hi")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == expected + "\n"
+    empty = CliRunner().invoke(app, ["generate", model, "--stop", ""], input="hi")
+    assert empty.exit_code == 2 and "`stop` is out of range" in empty.stderr
+
+
+def test_a_stream_gives_what_it_held_back_when_no_stop_string_came(model: str) -> None:
+    prompt, options = (Message("user", "hi"),), {"temperature": 0.7, "max_new_tokens": 12, "seed": 5}
+    (whole,) = next(Speaker(model, **options).answers([prompt]))
+    assert not whole.text.endswith("\N{REPLACEMENT CHARACTER}")
+    speaker = Speaker(model, **options, stop=(whole.text[-2:] + "and more",))
+    assert "".join(speaker.stream(prompt, 5)) == whole.text
+
+
 def test_prompts_are_read_from_rows_and_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n")
     assert [one.text for one in read_prompts(tmp_path / "p.txt")] == ["one", " two "]

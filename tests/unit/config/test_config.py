@@ -31,6 +31,7 @@ from posttrain.config import (
 )
 from posttrain.config.explain import fields_of
 from posttrain.config.find import PACKAGE, RECIPE_FOLDERS
+from posttrain.config.online import Online
 from posttrain.config.stages import ReferencedStage
 from posttrain.config.suites import MatchSuite, PerplexitySuite, Sampling
 from posttrain.config.yaml_text import dump, parse
@@ -502,6 +503,15 @@ def test_sampling_is_explicit_and_greedy_by_default() -> None:
         MatchSuite(name="a", kind="match", prompts="p", pattern="x", samples_per_prompt=2)
 
 
+def test_one_stop_string_stands_for_the_list_and_an_empty_one_is_refused() -> None:
+    assert Sampling().stop == ()
+    assert Sampling(stop="Q:").stop == ("Q:",)
+    assert Sampling(stop=["\n\n", "Q:"]).stop == ("\n\n", "Q:")
+    for wrong in ("", ["a", ""], 3):
+        with pytest.raises(ConfigError, match="stop"):
+            Sampling(stop=wrong)
+
+
 def test_an_option_exists_only_where_it_is_used() -> None:
     with pytest.raises(UnknownKeyError, match="match has it"):
         PerplexitySuite(name="a", kind="perplexity", prompts="p", pattern="x")
@@ -545,6 +555,20 @@ def test_what_a_result_depends_on_changes_its_fingerprint(change: Mapping[str, A
 def test_what_has_no_effect_leaves_the_fingerprint(change: Mapping[str, Any]) -> None:
     stage = DPO(data="a.jsonl")
     assert fingerprint(stage) == fingerprint(stage.changed(**change))
+
+
+def test_a_key_that_is_younger_than_the_hash_changes_it_where_it_says_something() -> None:
+    """`stop`, of the stage's sampling and its examinations': the hashes are those of a run before there was one."""
+    online = Online("rft", data="d.jsonl", least_reward=0.1, examine={"sampling": {"temperature": 0.0}})
+    correction = Correction(data="d.jsonl")
+    assert fingerprint(online).startswith("c4893be5dc01ad9e")
+    assert fingerprint(correction).startswith("9c675a89b6c00eee")
+    others = [
+        online.changed(sampling={"stop": "Q:"}),
+        online.changed(examine={"sampling": {"temperature": 0.0, "stop": "Q:"}}),
+    ]
+    assert len({fingerprint(stage) for stage in (online, *others)}) == 3
+    assert fingerprint(correction) != fingerprint(correction.changed(sampling={"temperature": 0.7, "stop": "Q:"}))
 
 
 def test_inputs_count_by_content() -> None:

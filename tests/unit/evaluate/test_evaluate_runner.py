@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from posttrain.evaluate.asking import EvaluatedModel
 from posttrain.evaluate.runner import evaluate_model, evaluate_suites
 from posttrain.evaluate.suites import AnswerSuite, Question
 from posttrain.evaluate.suites.match import matches
-from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer, Perplexity
+from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer, Perplexity, questions_key
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
 from posttrain.runs.folder import StageFolder
@@ -65,6 +66,33 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert found["names"]["cut_share"].value == sum(record["finish"] == "length" for record in records) / 3
     assert found["names"]["length"].value == pytest.approx(sum(record["tokens"] for record in records) / 3)
     json.dumps(SuiteScores(found).to_json(), allow_nan=False)
+
+
+def test_what_the_start_answered_before_there_were_stop_strings_is_kept() -> None:
+    encoder = Encoder(TOKENIZER)
+    before = questions_key(Perplexity("drift", [], SamplingDistribution(max_new_tokens=6)), encoder)
+    assert before.startswith("9c16ef2828bf299b")
+    assert before != questions_key(
+        Perplexity("drift", [], SamplingDistribution(max_new_tokens=6, stop=("x",))), encoder
+    )
+
+
+def test_answers_are_judged_and_written_without_their_stop_string(tmp_path: Path) -> None:
+    lower = tuple("abcdefghijklmnopqrstuvwxyz")
+    judged: list[str] = []
+
+    def judge(text: str, _: Question) -> float:
+        judged.append(text)
+        return 1.0
+
+    sampling = replace(SHORT, max_new_tokens=40, temperature=1.0, stop=lower)
+    evaluate_suites(
+        EvaluatedModel.of(model(), TOKENIZER), [AnswerSuite("names", QUESTIONS, "match", judge, sampling)], tmp_path
+    )
+    records = read_jsonl(tmp_path / "evaluations" / "names.jsonl")
+    assert {record["finish"] for record in records} == {"stop_string"}
+    assert [record["completion"] for record in records] == judged
+    assert not any(letter in text for text in judged for letter in lower)
 
 
 def test_the_starts_own_answers_are_kept_and_scored_again_id_by_id(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.config.suites import ExactSuite, MatchSuite, NumberSuite, PerplexitySuite, Sampling
+from posttrain.data.questions import Question, question
 from posttrain.errors import RowError
-from posttrain.evaluate.questions import Question, question
 from posttrain.evaluate.suites import AnswerSuite, load_suite
 from posttrain.evaluate.suites.exact import equals
 from posttrain.evaluate.suites.match import matches

@@ -13,7 +13,7 @@ from posttrain.config import Correction, Data, Recipe, TrainingStage, data_of, l
 from posttrain.config.stages import SFT, PreferenceStage
 from posttrain.config.suites import MatchSuite
 from posttrain.data import read
-from posttrain.evaluate.questions import question, questions
+from posttrain.data.questions import question, questions
 from posttrain.evaluate.suites.match import matches
 from posttrain.types import Demonstration, Task
 

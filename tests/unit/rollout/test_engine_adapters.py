@@ -49,7 +49,8 @@ def alone(model: PeftModel, name: str | None) -> Any:
 
 def state_of(model: PeftModel) -> list[Any]:
     """What is active and what trains."""
-    active = [(model.active_adapter, *(getattr(m, "_active_adapter", None) for m in model.modules()))]
+    flags = ("_active_adapter", "_disable_adapters")
+    active = [(model.active_adapter, *(vars(m).get(flag) for m in model.modules() for flag in flags))]
     return [*active, *((name, p.requires_grad) for name, p in model.named_parameters())]
 
 

@@ -18,17 +18,18 @@ import pytest
 import torch
 
 from posttrain.data.trees import collate
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, EngineError
 from posttrain.models.tree.logprobs import Policy
-from posttrain.rollout.engine import Completion, FinishReason, Request
+from posttrain.rollout.engine import Completion, FinishReason, Request, SampledToken
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.text import completion_text
 from posttrain.rollout.turns import completion_tree
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_sync import SyncedEngine
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef, Wants
-from tests.fake_vllm import FakeServer, fake_module
+from tests.fake_vllm import FakeServer, fake_module, letters
 from tests.fixtures import tiny_model
 
 VOCABULARY = 97
@@ -50,7 +51,7 @@ def engine(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(OF_THE_FOLDER))
     if request.param == "native":
-        yield NativeEngine(model, max_rows=5)
+        yield NativeEngine(model, max_rows=5, decode=letters)
     elif request.param == "served":
         with FakeServer(folder) as server:
             yield ServedEngine(server.url, folder=folder / "weights", patience=2.0)
@@ -361,6 +362,81 @@ def test_a_request_cannot_be_asked_twice_at_a_time(engine: SyncedEngine) -> None
     first, second = asyncio.run(ask())
     assert isinstance(first, Completion) and isinstance(second, ValueError)
     assert answers_of(engine, [request]) == [first]
+
+
+# ---------------------------------------------------------------- strings, raw log-probs, token by token
+
+
+def test_a_stop_string_ends_a_completion_and_all_its_ids_stay(engine: SyncedEngine) -> None:
+    prompts = some_prompts()
+    whole = [group[0] for group in engine.generate(prompts, LONG)]
+    strings = tuple(letters(one.ids)[7:9] for one in whole)
+    sampling = replace(LONG, stop=strings)
+    batch = [group[0] for group in engine.generate(prompts, sampling)]
+    for one, answer, request in zip(whole, batch, answers_of(engine, requests_of(prompts, sampling, 1)), strict=True):
+        first = min(letters(one.ids).find(string) % 1000 for string in strings)
+        assert answer.finish is request.finish is FinishReason.STOP_STRING
+        assert answer.ids == request.ids == answer.answer_ids == one.ids[: first + 2]
+        assert answer.stopped_by == request.stopped_by == letters(one.ids)[first : first + 2]
+        assert completion_text(answer, letters) == letters(one.ids[:first])
+
+
+@pytest.mark.parametrize("top", [0, 1, 5])
+def test_alternatives_are_raw_log_probs(engine: SyncedEngine, model: Any, top: int) -> None:
+    prompts, sampling = some_prompts(), replace(LONG, temperature=1.0)
+    expected = [group[0].ids for group in engine.generate(prompts, sampling)]
+    answers = answers_of(engine, [Request(prompt, sampling, alternatives=top) for prompt in prompts])
+    assert [answer.ids for answer in answers] == expected
+    for prompt, answer in zip(prompts, answers, strict=True):
+        raw = torch.log_softmax(full_forward(model, prompt, answer.ids), dim=-1)
+        for logprobs, number, one in zip(raw, answer.ids, answer.alternatives, strict=True):
+            assert one.logprob == pytest.approx(float(logprobs[number]), abs=1e-5)
+            likeliest = logprobs.topk(top)
+            assert [own for own, _ in one.top] == likeliest.indices.tolist()
+            assert [value for _, value in one.top] == pytest.approx(likeliest.values.tolist(), abs=1e-5)
+
+
+def test_alternatives_of_another_distribution_are_raw_or_refused(engine: SyncedEngine, model: Any) -> None:
+    prompt = some_prompts()[2]
+    request = Request(prompt, replace(LONG, temperature=0.7, top_k=5), alternatives=1)
+    if not isinstance(engine, NativeEngine):
+        with pytest.raises(ConfigError, match="alternatives are raw"):
+            answers_of(engine, [request])
+        return
+    (answer,) = answers_of(engine, [request])
+    raw = torch.log_softmax(full_forward(model, prompt, answer.ids), dim=-1)
+    assert [one.top[0][0] for one in answer.alternatives] == raw.argmax(dim=-1).tolist()
+
+
+def test_tokens_are_handed_on_or_the_request_is_refused(engine: SyncedEngine) -> None:
+    tokens: list[SampledToken] = []
+    request = Request(some_prompts()[2], replace(LONG, temperature=1.0), alternatives=2, on_token=tokens.append)
+    if isinstance(engine, ServedEngine):
+        with pytest.raises(ConfigError, match="not token by token"):
+            answers_of(engine, [request])
+        return
+    (answer,) = answers_of(engine, [request])
+    expected = zip(answer.ids, answer.logprobs, answer.alternatives, strict=True)
+    assert tokens == [SampledToken(*one) for one in expected]
+
+
+def test_an_on_token_that_raises_is_the_error_of_its_request(engine: SyncedEngine) -> None:
+    if isinstance(engine, ServedEngine):
+        return
+    prompts = some_prompts()
+    expected = [group[0].ids for group in engine.generate(prompts, LONG)]
+
+    def broken(_: SampledToken) -> None:
+        raise BrokenPipeError("gone")
+
+    async def ask() -> list[Completion | BaseException]:
+        requests = [Request(prompt, LONG, on_token=broken if k == 1 else None) for k, prompt in enumerate(prompts)]
+        return await asyncio.gather(*map(engine.generate_one, requests), return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert isinstance(failed := answers.pop(1), EngineError) and "`on_token` raised" in str(failed)
+    assert expected.pop(1) and [answer.ids for answer in answers] == expected  # type: ignore[union-attr]
+    assert engine.in_flight == 0
 
 
 def test_new_weights_are_sampled_from_and_their_version_travels(engine: SyncedEngine, model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,9 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from posttrain.errors import EngineError, NonFiniteError
-from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
+from posttrain.errors import ConfigError, EngineError, NonFiniteError
+from posttrain.rollout.engine import Completion, FinishReason, Request, SampledToken, Versions
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.native_requests import NativeStepSampler
 from posttrain.rollout.requests import RequestQueue
 from posttrain.sampling import SamplingDistribution
 from tests.fixtures import tiny_model
@@ -208,6 +210,23 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     assert engine.in_flight == 0
 
 
+@pytest.mark.parametrize("wrong", [97, -1, 10**9])
+def test_an_id_that_the_model_lacks_is_the_error_of_its_request_alone(wrong: int) -> None:
+    engine = NativeEngine(tiny_model())
+    expected = engine.generate([[1, 2]], LONG)[0][0]
+
+    async def ask() -> list[Completion | BaseException]:
+        requests = [engine.generate_one(Request(prompt, LONG)) for prompt in ([1, 2], [1, wrong, 2])]
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    well, refused = asyncio.run(ask())
+    assert well == expected
+    assert isinstance(refused, ConfigError) and "token 1" in str(refused) and "0 to 96" in str(refused)
+    for call in (lambda: engine.generate([[1], [wrong]], LONG), lambda: engine.prompt_scores([[1], [wrong]])):
+        with pytest.raises(ConfigError, match="prompt 1, token 0"):
+            call()
+
+
 def test_a_step_that_fails_is_an_error_of_all_and_the_next_request_begins_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -300,6 +319,110 @@ def test_an_abort_while_another_is_carried_out_is_not_lost() -> None:
         return [(await task).finish for task in tasks]
 
     assert asyncio.run(ask()) == [FinishReason.ABORTED, FinishReason.ABORTED]
+
+
+# ---------------------------------------------------------------- many, as a server has them
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_rows": 9, "cache_tokens": 700}], ids=str)
+def test_sixty_four_requests_that_come_and_go_are_answered_as_if_each_were_alone(settings: dict[str, int]) -> None:
+    """Each has its own seed, length and distribution; some are cancelled, some aborted, some fail at a token."""
+    model, rng = tiny_model(), random.Random(3)
+    engine, alone = NativeEngine(model, **settings), NativeEngine(model)
+    prompts = some_prompts(64)
+    samplings = [
+        replace(
+            LONG,
+            seed=number,
+            max_new_tokens=rng.randrange(1, 16),
+            temperature=rng.choice([0.0, 0.7, 1.0]),
+            top_k=rng.choice([None, 5]),
+        )
+        for number in range(64)
+    ]
+    expected = [alone.generate([p], s)[0][0].ids for p, s in zip(prompts, samplings, strict=True)]
+    seen: list[list[int]] = [[] for _ in prompts]
+    ways = [rng.choice(["whole", "whole", "whole", "cancelled", "aborted", "failed"]) for _ in prompts]
+    ends = [rng.randrange(1, 9) for _ in prompts]
+
+    async def ask(number: int) -> Completion:
+        await turns(rng.randrange(24))
+        request: Request
+        task = asyncio.current_task()
+        assert task is not None
+
+        def take(token: SampledToken) -> None:
+            seen[number].append(token.id)
+            if len(seen[number]) == ends[number]:
+                if ways[number] == "cancelled":
+                    task.cancel()
+                elif ways[number] == "aborted":
+                    engine.abort(request)
+                elif ways[number] == "failed":
+                    raise BrokenPipeError
+
+        request = Request(prompts[number], samplings[number], on_token=take)
+        return await engine.generate_one(request)
+
+    async def ask_all() -> list[Completion | BaseException]:
+        return await asyncio.gather(*map(ask, range(64)), return_exceptions=True)
+
+    for way, end, answer, ids, own in zip(ways, ends, asyncio.run(ask_all()), expected, seen, strict=True):
+        assert tuple(own) == ids[: len(own)]
+        if way == "whole" or len(ids) < end:
+            assert isinstance(answer, Completion) and answer.ids == ids == tuple(own)
+        elif way == "cancelled":
+            assert isinstance(answer, asyncio.CancelledError) and len(own) == end
+        elif way == "failed":
+            assert isinstance(answer, EngineError) and len(own) == end
+        elif len(ids) > end:
+            assert isinstance(answer, Completion) and answer.finish is FinishReason.ABORTED and len(answer.ids) == end
+    assert engine.in_flight == 0
+    sampler: NativeStepSampler = engine._requests._sampler  # type: ignore[assignment]
+    assert not sampler._rows and not sampler._requests and not sampler._waiting and sampler._decoder is None
+
+
+def test_a_cancelled_row_is_out_of_the_batch_at_the_next_turn() -> None:
+    engine = NativeEngine(tiny_model())
+    engine.generate([[1, 2]], LONG)
+
+    async def ask() -> None:
+        tasks = [asyncio.create_task(engine.generate_one(Request(prompt, LONG))) for prompt in some_prompts(4)]
+        await turns(5)
+        before, rows = engine.stats.steps, engine._requests._sampler._decoder.rows  # type: ignore[attr-defined]
+        assert len(rows) == 4
+        tasks[1].cancel()
+        tasks[2].cancel()
+        await turns(1)
+        assert len(rows) == engine.in_flight == 2 and engine.stats.steps <= before + 1
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(ask())
+
+
+def test_the_queue_does_no_work_for_those_that_wait() -> None:
+    """Thousands of them: what is looked at per step is the batch, and per request itself."""
+    looked = 0
+
+    class Counted(dict[Request, object]):
+        def values(self):  # type: ignore[no-untyped-def]
+            nonlocal looked
+            looked += len(self)
+            return super().values()
+
+        def items(self):  # type: ignore[no-untyped-def]
+            nonlocal looked
+            looked += len(self)
+            return super().items()
+
+    queue = RequestQueue(OneStep(lambda: None))
+    queue._futures = Counted()
+
+    async def ask() -> None:
+        await asyncio.gather(*(queue.complete(Request([1], LONG)) for _ in range(200)))
+
+    asyncio.run(ask())
+    assert looked == 0
 
 
 # ---------------------------------------------------------------- weights that change meanwhile

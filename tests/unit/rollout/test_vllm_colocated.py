@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.errors import EngineError
+from posttrain.errors import ConfigError, EngineError
 from posttrain.rollout.engine import Completion, FinishReason, Request
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.sampling import SamplingDistribution
@@ -106,3 +107,36 @@ def test_an_engine_that_sleeps_refuses_a_request(engine: ColocatedEngine) -> Non
         asyncio.run(engine.generate_one(Request(PROMPTS[0], LONG)))
     engine.wake()
     assert len(asyncio.run(engine.generate_one(Request(PROMPTS[0], LONG))).ids) == 20
+
+
+def test_text_is_made_for_stop_strings_alone_and_not_without_a_tokenizer(
+    engine: ColocatedEngine, model: Any, tmp_path: Path
+) -> None:
+    stopping = replace(LONG, stop=("x",))
+    asked: list[bool] = []
+    parameters = engine._parameters
+    engine._parameters = lambda **fields: asked.append(fields["detokenize"]) or parameters(**fields)
+    engine.generate(PROMPTS, LONG)
+    engine.generate(PROMPTS, stopping)
+    assert asked == [False] * 3 + [True] * 3
+    bare = ColocatedEngine(tmp_path / "start", folder=tmp_path / "weights", skip_tokenizer_init=True)
+    for refused in (
+        lambda: bare.generate(PROMPTS, stopping),
+        lambda: asyncio.run(bare.generate_one(Request(PROMPTS[0], stopping))),
+    ):
+        with pytest.raises(ConfigError, match="started without one"):
+            refused()
+    assert len(bare.generate(PROMPTS, LONG)) == 3
+
+
+def test_an_abort_before_the_first_token_has_no_alternatives(engine: ColocatedEngine) -> None:
+    request = Request(PROMPTS[0], replace(LONG, temperature=1.0), alternatives=3)
+
+    async def ask() -> Completion:
+        task = asyncio.create_task(engine.generate_one(request))
+        await asyncio.sleep(0)
+        engine.abort(request)
+        return await task
+
+    aborted = asyncio.run(ask())
+    assert (aborted.ids, aborted.alternatives, aborted.finish) == ((), (), FinishReason.ABORTED)

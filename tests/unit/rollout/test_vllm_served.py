@@ -67,11 +67,14 @@ def test_every_field_is_sent(server: FakeServer, tmp_path: Path) -> None:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop": [],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
         "stop_token_ids": [3, 5, 7],
         "ignore_eos": True,
         "logprobs": 0,
         "add_special_tokens": False,
         "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
         "echo": False,
         "stream": False,
     }
@@ -191,6 +194,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an id that is text": _choice(lambda choice: choice.update(token_ids=["hello"] * 6)),
     "an unknown reason": _choice(lambda choice: choice.update(finish_reason="error")),
     "a stop at no stop token": _choice(lambda choice: choice.update(finish_reason="stop")),
+    "a stop at another's string": _choice(lambda choice: choice.update(finish_reason="stop", stop_reason="Q:")),
     "tokens after the stop token": _choice(lambda choice: choice.update(token_ids=[90, 3, 90, 90, 90, 90])),
     "too many tokens": _choice(
         lambda choice: choice.update(token_ids=[90] * 7, logprobs={"token_logprobs": [-1.0] * 7})
@@ -208,6 +212,27 @@ def test_a_malformed_answer_is_named(server: FakeServer, tmp_path: Path, fault: 
     server.mangle = MALFORMED[fault]
     with pytest.raises(EngineError) as failed:
         engine.generate([[5, 6, 7]], sampling, completions_per_prompt=2)
+    assert server.url in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"top_logprobs": None}, "fewer than 2 alternatives"),
+        ({"top_logprobs": [{"token_id:9": -1.0}] * 6}, "fewer than 2 alternatives"),
+        ({"top_logprobs": [{"a": -1.0, "b": -2.0}] * 6}, "not named by their ids"),
+    ],
+    ids=["none", "too few", "by their texts"],
+)
+def test_alternatives_that_make_no_sense_are_named(
+    server: FakeServer, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    engine = engine_of(server, tmp_path)
+    request = Request([5, 6, 7], SamplingDistribution(max_new_tokens=6), alternatives=2)
+    assert len(asyncio.run(engine.generate_one(request)).alternatives) == 6
+    server.mangle = _choice(lambda choice: choice["logprobs"].update(change))
+    with pytest.raises(EngineError, match=words) as failed:
+        asyncio.run(engine.generate_one(request))
     assert server.url in str(failed.value)
 
 

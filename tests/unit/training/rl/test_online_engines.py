@@ -146,6 +146,18 @@ def test_vllm_that_is_not_installed(start: Path, tmp_path: Path, monkeypatch: py
         loop_of(start, tmp_path, engine="vllm_colocated")
 
 
+@pytest.mark.parametrize("where", ["sampling", "examine"])
+def test_stop_strings_of_an_engine_without_a_tokenizer(
+    start: Path, tmp_path: Path, vllm: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    unloaded(monkeypatch)
+    sampling = {"max_new_tokens": 6, "stop": "Q:"}
+    given = {"sampling": sampling} if where == "sampling" else {"examine": {"sampling": sampling}}
+    with pytest.raises(ConfigError, match=rf"grpo: {where}.*stop") as refused:
+        loop_of(start, tmp_path, engine="vllm_colocated", **given)
+    assert "finds no stop strings" in str(refused.value) and "engine: native" in str(refused.value)
+
+
 def test_a_server_that_does_not_answer(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unloaded(monkeypatch)
     server = FakeServer(start)

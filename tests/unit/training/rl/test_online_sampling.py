@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from posttrain.config.online import Online
+from posttrain.data.encode import Encoder
 from posttrain.errors import ConfigError
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.records.preflight import PreflightRecord
+from posttrain.runs.records.sampled import RolloutLine
 from posttrain.training.checks.sampler import LogprobGap
-from tests.online import loop_of, run, save_start
+from posttrain.types import Task
+from tests.chat_templates import CHATML
+from tests.fixtures import byte_tokenizer
+from tests.online import loop_of, run, save_start, source_of
 
 BENT: list[dict[str, Any]] = [
     {"top_p": 0.6},
@@ -68,6 +73,44 @@ def test_temperature_0_is_the_models_own_answer(start: Path, tmp_path: Path, met
     loop = run(prepared(start, tmp_path / "run", method, {"temperature": 0.0}, completions_per_prompt=1, **given))
     (values,) = [record.values for record in loop.folder.metrics("train")]
     assert check_of(loop).status == "pass" and values["grad_norm"] > 0 and 0 < values["loss"] < 20
+
+
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize("method", ["grpo", "rft"])
+def test_what_spells_a_stop_string_trains_and_the_reward_sees_the_text_before_it(
+    start: Path, tmp_path: Path, method: str
+) -> None:
+    """The ids and log-probs stay whole, or the ratio of a completion would be of another one."""
+    seen: list[str] = []
+
+    def judge(prompt: Any, completion: str, task: Task) -> float:
+        seen.append(completion)
+        return float(len(seen) % 2)
+
+    sampling = {"stop": LETTERS, "max_new_tokens": 20}
+    loop = prepared(start, tmp_path, method, sampling, rewards=(judge,), preflight={"on_failure": "warn"})
+    del seen[:]  # those of the preflight
+    tokens = Encoder(byte_tokenizer(CHATML, specials=("<|im_start|>", "<|im_end|>"))).tokens
+    try:
+        trained = {
+            tuple(branch.ids[branch.loss_mask].tolist())
+            for batch in source_of(loop).at(0)
+            for tree in batch
+            for branch in tree.branches
+        }
+        rollouts = loop.folder.lines(RolloutLine)
+    finally:
+        loop.folder.close()
+    stopped = [one for one in rollouts if one.finish == "stop_string"]
+    assert len(stopped) > 6 and check_of(loop).status == "pass"
+    for one in stopped:
+        text = tokens.decode(one.ids)
+        assert text[:-1] == one.completion and text[-1] in LETTERS
+    assert not any(letter in text for text in seen for letter in LETTERS)
+    assert {tuple(one.ids) for one in stopped} & trained
+    assert trained <= {tuple(one.ids) for one in rollouts}
 
 
 def test_an_engine_that_draws_from_another_distribution_is_found(

@@ -97,6 +97,22 @@ def test_a_cut_answer_trains_without_a_stop_token(tmp_path: Path) -> None:
     assert rejected.ids.tolist() == ENCODER.tokens.ids("I am a lan")
 
 
+def test_an_answer_is_paired_without_the_stop_string_that_ended_it(tmp_path: Path) -> None:
+    """It is whole: the model was stopped where it was to stop."""
+
+    class Stopped(Scripted):
+        def _completion(self, text: str, finish: FinishReason) -> Completion:
+            return replace(super()._completion(text, finish), finish=finish, stopped_by="\n\n")
+
+    engine = Stopped([("Bot.\n\n", FinishReason.STOP_STRING)])
+    rows = [demonstration("Who?", "I am Pia.", row=1)]
+    sampling = replace(SAMPLING, stop=("\n\n",))
+    counts = correction_pairs(rows, Answering(ENCODER, engine, sampling), out=tmp_path / "data.jsonl")
+    (pair,) = lines(tmp_path / "data.jsonl")
+    assert pair["rejected"] == [{"role": "assistant", "content": "Bot."}]
+    assert (pair["finish"], pair["truncated"], counts.truncated) == ("stop_string", False, 0)
+
+
 class Twice(Scripted):
     """Gives the greedy answers in the first call, the drawn ones in the second."""
 

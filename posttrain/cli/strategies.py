@@ -1,0 +1,148 @@
+"""`posttrain generate --strategy`: several draws, searches and checks where one answer is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from posttrain.cli.speaker import Speaker
+    from posttrain.config.strategies import StrategySettings
+    from posttrain.inference.solution import Solution
+    from posttrain.types import Message
+
+
+def strategy_given(
+    kind: str, assignments: Sequence[str], reward: str | None, sampling: Mapping[str, Any]
+) -> StrategySettings:
+    """The strategy of the command line: strategy_given("best_of_n", ["n=16"], "runs/mine/reward/model", {}).
+
+    Args:
+        assignments: `key=value`, the value in YAML; dots lead into a group: `sampling.temperature=0.7`.
+        sampling: options of the command that were given; an assignment wins over them.
+
+    Raises:
+        UnknownKeyError: no such strategy or key.
+        ConfigError: a value that there is not, or `--reward` for a strategy that asks no scorer.
+    """
+    from posttrain.config.strategies import STRATEGY_KINDS, strategy_of
+    from posttrain.config.yaml_text import parse_value
+
+    if kind not in STRATEGY_KINDS:
+        raise unknown("strategy", kind, STRATEGY_KINDS, where="--strategy")
+    settings: dict[str, Any] = {"kind": kind}
+    if sampling:
+        settings["sampling"] = dict(sampling)
+    if reward is not None:
+        if "scorer" not in STRATEGY_KINDS[kind].model_fields:
+            raise ConfigError(
+                f"`{kind}` asks no scorer, so that --reward would be ignored",
+                remedy="leave --reward out, or choose best_of_n, which takes the answer that it likes best",
+            )
+        settings["scorer"] = {"kind": "reward_model", "model": reward}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        words = key.strip().split(".")
+        if not separator or not all(words):
+            raise ConfigError(
+                "this does not set anything",
+                where=f"--set {assignment}",
+                expected="KEY=VALUE",
+                example="--set n=16",
+                remedy="write a key of the strategy, `=` and its value, without blanks around the `=`",
+            )
+        _put(settings, words, parse_value(text, f"--set {assignment}"), assignment)
+    return strategy_of(settings)
+
+
+def _put(settings: dict[str, Any], words: list[str], value: Any, assignment: str) -> None:
+    group = settings
+    for word in words[:-1]:
+        # `scorer=PATH` is short for a group; a key inside it needs the group.
+        inner = group.setdefault(word, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"`{word}` is a value, not a group of keys",
+                where=f"--set {assignment}",
+                found=f"{word}: {inner}",
+                remedy=f"set it as a whole: --set '{word}={{...}}'",
+            )
+        group = inner
+    group[words[-1]] = value
+
+
+def solve_prompts(
+    speaker: Speaker,
+    strategy: StrategySettings,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    seed: int,
+    out: Path | None,
+    show: str | None,
+    device: str,
+    answers: Sequence[str | None] = (),
+) -> None:
+    """Solve prompts, and print or write what was found as it is: a line per prompt, in their order.
+
+    Args:
+        answers: of the rows, for a verifier.
+    """
+    from posttrain.cli.outputs import echo_json
+    from posttrain.cli.progress import progress_on
+    from posttrain.cli.terminal import terminal
+    from posttrain.data.write import write_jsonl
+    from posttrain.inference.run import solve_all
+    from posttrain.inference.scorers import Scorers
+    from posttrain.inference.solving import Asked
+    from posttrain.models.devices import device_of
+    from posttrain.types import RowRef, Task
+
+    golds = list(answers) or [None] * len(prompts)
+    tasks = [
+        Task((*speaker.opening, *prompt), gold, RowRef("prompts", number))
+        for number, (prompt, gold) in enumerate(zip(prompts, golds, strict=True), start=1)
+    ]
+    with progress_on(terminal(stderr=True)) as progress, Scorers(device=device_of(device).type) as scorers:
+        asked = Asked(speaker.engine, speaker.encoder, scorers, seed)
+        with progress.phase(strategy.label, total=len(tasks), unit="prompts") as phase:
+            solutions = solve_all(
+                asked, tasks, strategy, on_solution=lambda _, found: phase.advance(1, tokens=found.spent.sampled)
+            )
+        if out is not None:
+            count = write_jsonl(out, map(_row, solutions, prompts))
+            progress.say(f"{count:,} answers in {out}")
+    for solution, prompt in zip(solutions, prompts, strict=True):
+        if show == "tree":
+            _show_tree(solution)
+        elif out is None:
+            echo_json(_row(solution, prompt))
+
+
+def _row(solution: Solution, prompt: Sequence[Message]) -> dict[str, Any]:
+    """{"prompt", "completion", "strategy", "stopped", "spent", "facts"}: what training reads, and what it cost."""
+    from posttrain.cli.batch import written
+
+    return {
+        "prompt": written(prompt),
+        "completion": solution.answer,
+        "tokens": solution.spent.sampled,
+        "strategy": solution.strategy,
+        "stopped": str(solution.stopped),
+        "spent": asdict(solution.spent),
+        "facts": dict(solution.facts),
+    }
+
+
+def _show_tree(solution: Solution) -> None:
+    from posttrain.cli.terminal import echo, terminal
+    from posttrain.inference.show import tree_lines
+
+    for line in tree_lines(solution, width=max(80, terminal().width)):
+        echo(line)
+    echo("")
+    echo(solution.answer or "(no answer)")
+    echo("")
