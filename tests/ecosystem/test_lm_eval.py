@@ -21,6 +21,7 @@ ROWS = [
     {"question": "What is 3 plus 4?", "choices": ["7", "8", "12"], "answer": 0},
     {"question": "What is 10 minus 2?", "choices": ["3", "8"], "answer": 1},
     {"question": "Who are you?", "choices": ["I am Pia.", "A lion"], "answer": 0},
+    {"question": "A story about a lion:", "choices": ["The home of a lion is a den.", "The rain"], "answer": 0},
     {"question": "Say hello.", "choices": ["Hello.", "Grüße", "你好"], "answer": 0},
 ]
 CHOOSE = {
