@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,11 @@ class SamplingDistribution:
     max_new_tokens: int = 256
     stop_ids: frozenset[int] = frozenset()
     """A completion ends with the first of these, which belongs to it."""
+    stop: tuple[str, ...] = ()
+    """A completion ends with the token that completes one of these strings in the answer's text; the prompt's does not
+    count. No part of drawing: every sampled id and log-prob is kept, so that ratios stay right, and the text alone is
+    cut before the string (`posttrain.rollout.text.completion_text`). The earliest in the text wins, of two that begin
+    there the longer."""
     seed: int = 0
     """Equal seeds give equal completions; two rollouts of one prompt that should differ need two seeds."""
 
@@ -62,6 +67,7 @@ class SamplingDistribution:
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
         _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0; 1 is none")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_ids", frozenset(int(number) for number in self.stop_ids))
 
     @property
@@ -75,6 +81,13 @@ class SamplingDistribution:
     @property
     def is_truncated(self) -> bool:
         return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def drawing(self) -> tuple[float | None, ...]:
+        """What decides a draw. Completions that differ in nothing of it are drawn at once, whatever else they ask: each
+        request of a server has a seed of its own."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return (self.temperature, self.top_k, self.top_p, self.min_p, *penalties)
 
     @property
     def is_plain(self) -> bool:
@@ -177,6 +190,15 @@ class SamplingDistribution:
         if self.min_p > 0:
             kept_RV &= (scores_RV - scores_RV.amax(dim=-1, keepdim=True)).exp() >= self.min_p
         return kept_RV
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    """A string alone stands for the tuple of it: as a sequence, it would stop at each of its characters."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    for string in strings:
+        # An empty string is in every text: each completion would end with its first token, and say nothing.
+        _require(isinstance(string, str) and string != "", "stop", repr(string), "strings of at least one character")
+    return tuple(dict.fromkeys(strings))
 
 
 def _require(in_range: bool, field: str, found: object, expected: str) -> None:

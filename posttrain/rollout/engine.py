@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from posttrain.errors import ConfigError
+
 if TYPE_CHECKING:
     from posttrain.sampling import SamplingDistribution
 
@@ -29,6 +31,8 @@ class FinishReason(StrEnum):
 
     STOP_TOKEN = "stop_token"
     """A stop token was sampled; it is the last of `ids`."""
+    STOP_STRING = "stop_string"
+    """The text came to hold one of `SamplingDistribution.stop`; the id that completed it is the last of `ids`."""
     LENGTH = "length"
     """The limit was reached: `max_new_tokens`, or the last position that the model has."""
     EMPTY = "empty"
@@ -51,6 +55,28 @@ START = Versions(0, 0)
 """Weights that nobody has updated."""
 
 
+class Alternatives(NamedTuple):
+    """What the model itself said at one token: Alternatives(logprob=-0.69, top=((53, -0.51), (52, -0.69))).
+
+    Raw: log softmax of the logits, in nats, at temperature 1, without penalties and without truncation (vLLM's default,
+    `raw_logprobs`). `Completion.logprobs` has those of the distribution that was drawn from.
+    """
+
+    logprob: float
+    """Of the id that stands there."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(id, log-prob) of the k likeliest, likeliest first; the id that stands there need not be among them."""
+
+
+class SampledToken(NamedTuple):
+    """One token as it is sampled: SampledToken(id=53, logprob=-0.11, alternatives=None)."""
+
+    id: int
+    logprob: float
+    """As in `Completion.logprobs`."""
+    alternatives: Alternatives | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What was sampled after one prompt.
@@ -63,7 +89,7 @@ class Completion:
     Completion(ids=(53, 90, 91, 2), logprobs=(-0.11, nan, nan, -0.02), ..., trains=(True, False, False, True))
 
     Raises:
-        ValueError: `trains` or `logprobs` has another length than `ids`.
+        ValueError: `trains`, `logprobs` or `alternatives` has another length than `ids`.
     """
 
     ids: tuple[int, ...]
@@ -76,6 +102,10 @@ class Completion:
     trains: tuple[bool, ...] = ()
     """One per id: True where the policy sampled it, so that it has a gradient. Empty, as engines leave it, is True for
     all of them."""
+    stopped_by: str | None = None
+    """The stop string that ended it, where `finish` is STOP_STRING."""
+    alternatives: tuple[Alternatives, ...] = ()
+    """One per id where `Request.alternatives` asked for them, else empty."""
 
     def __post_init__(self) -> None:
         if not self.trains:
@@ -84,6 +114,11 @@ class Completion:
             raise ValueError(
                 f"a completion of {len(self.ids)} ids has {len(self.logprobs)} log-probs and a mask of "
                 f"{len(self.trains)}: it needs one of each for every id"
+            )
+        if self.alternatives and len(self.alternatives) != len(self.ids):
+            raise ValueError(
+                f"a completion of {len(self.ids)} ids has alternatives at {len(self.alternatives)} of them: it needs "
+                "them at every id or at none"
             )
 
     @property
@@ -98,7 +133,8 @@ class Completion:
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
-        """The ids without the stop token, as text is made from them."""
+        """The ids without the stop token, as text is made from them. A stop string's ids are among them, since one may
+        begin within a token: `posttrain.rollout.text.completion_text` cuts the text."""
         ended = self.finish in (FinishReason.STOP_TOKEN, FinishReason.EMPTY)
         return self.ids[:-1] if ended else self.ids
 
@@ -108,6 +144,9 @@ class Request:
     """One completion of one prompt, asked for on its own: Request((1, 70, 71), sampling, completion=3).
 
     Two requests are never the same one, whatever they ask, so that each can be aborted.
+
+    Raises:
+        ConfigError: `alternatives` below 0.
     """
 
     prompt: Sequence[int]
@@ -117,6 +156,20 @@ class Request:
     the prompt and this number, so two requests that differ in none of them get the same ids."""
     occurrence: int = 0
     """How many equal prompts stand before this one in a batch, as `generate` counts them."""
+    alternatives: int | None = None
+    """None: none; 0: the raw log-prob of each sampled id; k: of the k likeliest ids beside it. It changes no draw."""
+    on_token: Callable[[SampledToken], None] | None = None
+    """Called with each token as it is sampled, in order, before the completion is given back: from the engine's step,
+    which waits for it, so it must be quick. What it raises ends this request alone, as an EngineError."""
+
+    def __post_init__(self) -> None:
+        if self.alternatives is not None and self.alternatives < 0:
+            raise ConfigError(
+                "`alternatives` is out of range",
+                found=self.alternatives,
+                expected="None, 0 (the sampled id's raw log-prob) or the number of likeliest ids",
+                remedy="ask for 0 or more",
+            )
 
 
 OnFinish = Callable[[int, int, Completion], None]

@@ -16,25 +16,27 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from peft import PeftModel
 from torch import nn
 
-from posttrain.errors import ConfigError, ModelError
+from posttrain.errors import ConfigError
+from posttrain.models.adapters.active import ACTIVE, AdapterName, adapter_in_use, require_adapter
 from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.rollout.decode import CachedDecoder, CausalLM, Decoder, DecodeStats, RecomputingDecoder
-from posttrain.rollout.engine import Completion, FinishReason, OnFinish, Request
+from posttrain.rollout.engine import Alternatives, Completion, FinishReason, OnFinish, Request
 from posttrain.rollout.native_requests import NativeStepSampler
+from posttrain.rollout.prompt_scores import prompt_scores, require_scorable
 from posttrain.rollout.requests import RequestQueue
 from posttrain.rollout.rows import Row, sample_tokens
+from posttrain.rollout.sampled_model import causal_lm, evaluating, layers_without_keys, text_config
+from posttrain.rollout.text import Decode, StopSearch
 from posttrain.sampling import RandomStream, SamplingDistribution
 
 logger = logging.getLogger(__name__)
 
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Layer types whose state is the keys and values of each token; others are recomputed."""
+
 CACHE_TOLERANCE = 1e-3
 """Largest difference in nats between a log-prob from the cache and one without it. Rounding in SmolLM2-135M (30 layers,
 fp32) measures 2e-5."""
@@ -61,8 +63,12 @@ class NativeEngine:
         max_rows: most completions that are sampled at a time; None is 64 on a CPU, where more gain little, else 256.
         cache_tokens: cells of the cache; `prompt + max_new_tokens` of the longest prompt must fit.
         prefill_tokens: prompt tokens of one forward pass.
+        decode: ids to text, `encoder.tokens.decode`; needed by stop strings alone.
+        adapter: which adapter of a `PeftModel` samples: its name, None for the base without any, or ACTIVE, whichever
+            is active then. Several engines may share one model: each switches to its own while it samples, and back.
 
     Raises:
+        ConfigError: an `adapter` that the model does not have.
         ModelError: an encoder-decoder.
     """
 
@@ -75,22 +81,29 @@ class NativeEngine:
         prefill_tokens: int = 4_096,
         policy_version: int = 0,
         autocast: torch.dtype | None = None,
+        decode: Decode | None = None,
+        adapter: AdapterName = ACTIVE,
     ):
-        config = _text_config(model)
+        config = text_config(model)
         self.model = model
         self.autocast = autocast
+        self.decode = decode
+        self.adapter = adapter
         self.policy_version = policy_version
         self.stats = DecodeStats()
         """Of the last call, or of all requests since one came to an idle engine."""
-        self._lm = CausalLM(model)
+        require_adapter(model, adapter)
+        # Flags switch layers off; virtual tokens stand in the wrapper's forward, and below it there are none.
+        lowest = causal_lm(model) if adapter is None else model
+        with adapter_in_use(model, adapter):
+            self._lm, virtual = CausalLM(lowest), virtual_tokens(lowest)
         self._max_rows = max_rows or (64 if self._lm.device.type == "cpu" else 256)
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
         self._num_layers: int = config.num_hidden_layers
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
         self.path: Literal["cached", "recomputed"] = "cached"
-        odd = _layers_without_keys(config)
-        virtual = virtual_tokens(model)
+        odd = layers_without_keys(config)
         if virtual:
             # Virtual tokens take positions that a row then does not have.
             self._positions = None if self._positions is None else self._positions - virtual
@@ -194,6 +207,24 @@ class NativeEngine:
                 row.answer.append(int(number))
         return row.logprobs
 
+    def prompt_scores(self, prompts: Sequence[Sequence[int]], *, top: int = 0) -> list[list[Alternatives | None]]:
+        """Raw log-probs of every prompt token after the first, None at the first, which nothing predicts.
+
+        Whole prompts are computed without a cache, in batches of at most `prefill_tokens`; logits are held for a
+        bounded number of tokens at a time.
+
+        Args:
+            top: how many of the likeliest ids to give at each token.
+
+        Raises:
+            ConfigError: a prompt is empty or too long for the model; `top` below 0.
+        """
+        require_scorable(prompts, top, self._positions)
+        ids, lm = [tuple(map(int, prompt)) for prompt in prompts], self._lm.model
+        with self.sampling():
+            tolerance = CACHE_TOLERANCE if self._is_wide else HALF_TOLERANCE
+            return prompt_scores(lm, causal_lm(lm), ids, top, tokens=self._prefill_tokens, tolerance=tolerance)
+
     def abort(self, request: Request | None = None) -> None:
         """End a request, or without one the running `generate` and all requests; from a signal handler or another
         thread too. The unfinished come back as ABORTED."""
@@ -203,12 +234,12 @@ class NativeEngine:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """No gradients, no dropout, and the precision that trains.
+        """No gradients, no dropout, the precision that trains, and the engine's own adapter.
 
         Entered once for a whole call where that is possible: within it autocast turns each weight into bf16 once.
         """
         precision = torch.autocast(self._lm.device.type, self.autocast) if self.autocast else nullcontext()
-        with torch.no_grad(), evaluating(self.model), precision:
+        with torch.no_grad(), evaluating(self.model), precision, adapter_in_use(self.model, self.adapter):
             yield
 
     def row_of(self, request: Request) -> Row:
@@ -219,7 +250,9 @@ class NativeEngine:
         """
         prompt, sampling = tuple(map(int, request.prompt)), request.sampling
         stream = RandomStream(sampling.seed, prompt, request.completion, request.occurrence)
-        return Row(prompt, 0, request.completion, stream, self._limit(0, prompt, sampling), sampling)
+        limit = self._limit(0, prompt, sampling)
+        stops = self._stop_search(sampling)
+        return Row(prompt, 0, request.completion, stream, limit, sampling, stops=stops, top=request.alternatives)
 
     # ------------------------------------------------------------ the loop
 
@@ -273,9 +306,21 @@ class NativeEngine:
             limit = self._limit(index, prompt, sampling)
             for k in range(completions_per_prompt):
                 stream = RandomStream(sampling.seed, prompt, k, seen[prompt])
-                rows.append(Row(prompt, index, k, stream, limit, sampling))
+                rows.append(Row(prompt, index, k, stream, limit, sampling, stops=self._stop_search(sampling)))
             seen[prompt] += 1
         return rows
+
+    def _stop_search(self, sampling: SamplingDistribution) -> StopSearch | None:
+        """One row's own; a prompt's text never counts, since its ids are never decoded."""
+        if not sampling.stop:
+            return None
+        if self.decode is None:
+            raise ConfigError(
+                "stop strings are found in the text, and this engine knows ids alone",
+                found=f"stop: {', '.join(map(repr, sampling.stop))}",
+                remedy="write `NativeEngine(model, decode=encoder.tokens.decode)`",
+            )
+        return StopSearch(sampling.stop, self.decode)
 
     def _limit(self, index: int, prompt: tuple[int, ...], sampling: SamplingDistribution) -> int:
         """Most new tokens of this prompt: as asked, and no further than the model's last position."""
@@ -322,7 +367,7 @@ class NativeEngine:
     def _prove_cache(self, prompt: tuple[int, ...], sampling: SamplingDistribution) -> None:
         """Before ids are given away one by one: what was sampled from a wrong cache could not be taken back."""
         if self.path == "cached" and not self._proven:
-            self.generate([prompt, prompt[len(prompt) // 2 :]], replace(sampling, max_new_tokens=4))
+            self.generate([prompt, prompt[len(prompt) // 2 :]], replace(sampling, max_new_tokens=4, stop=()))
 
     def _cache_differs(
         self, prompts: Sequence[tuple[int, ...]], completions: list[list[Completion]], sampling: SamplingDistribution
@@ -364,45 +409,4 @@ class NativeEngine:
 
     def _switch_off(self, reason: str) -> None:
         self.path = "recomputed"
-        logger.warning(
-            "%s is sampled without a cache, which is slow: %s", type(_causal_lm(self.model)).__name__, reason
-        )
-
-
-# ---------------------------------------------------------------- the model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards in the mode that it was in."""
-    # Module by module: a frozen part may be in eval mode within a model that trains.
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _causal_lm(model: nn.Module) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _text_config(model: nn.Module) -> Any:
-    """The decoder's config; refuses what cannot be sampled row by row."""
-    config = _causal_lm(model).config
-    if config.is_encoder_decoder:
-        raise ModelError(
-            "the native engine samples from causal language models",
-            found=f"{type(_causal_lm(model)).__name__}, an encoder with a decoder",
-            remedy="use a decoder-only model",
-        )
-    return config.get_text_config(decoder=True)
-
-
-def _layers_without_keys(config: Any) -> list[str]:
-    """Layer types whose state `SlotCache` cannot hold: ["linear_attention"] for Qwen3-Next."""
-    declared = getattr(config, "layer_types", None) or ()
-    return sorted(set(declared) - ATTENTION_LAYERS)
+        logger.warning("%s is sampled without a cache, which is slow: %s", type(causal_lm(self.model)).__name__, reason)

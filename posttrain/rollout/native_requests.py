@@ -9,6 +9,7 @@ from typing import Protocol
 
 from posttrain.rollout.decode import Decoder
 from posttrain.rollout.engine import Completion, FinishReason, Request
+from posttrain.rollout.requests import hand_over
 from posttrain.rollout.rows import Row, sample_tokens
 
 
@@ -40,9 +41,11 @@ class NativeStepSampler:
         """Of the weights that the decoder's keys and values were computed with."""
         self._waiting: deque[Row] = deque()
         self._rows: dict[Request, Row] = {}
+        self._requests: dict[Row, Request] = {}
 
     def add(self, request: Request) -> None:
         self._rows[request] = row = self._engine.row_of(request)
+        self._requests[row] = request
         self._waiting.append(row)
 
     def step(self) -> list[tuple[Request, Completion | Exception]]:
@@ -53,30 +56,34 @@ class NativeStepSampler:
             decoder.enlarge(waiting)
             decoder.admit(waiting)
             logits_RV = decoder.next_logits(waiting)
-            broken = {id(row): error for row, error in sample_tokens(decoder.rows, logits_RV, engine.policy_version)}
-        ended: list[tuple[Request, Completion | Exception]] = []
-        for request, row in self._rows.items():
-            if (error := broken.get(id(row))) is not None:
-                ended.append((request, error))
+            broken = dict(sample_tokens(decoder.rows, logits_RV, engine.policy_version))
+        ended: list[tuple[Row, Completion | Exception]] = []
+        # Outside of `sampling`: `on_token` is somebody else's code, which may train or record gradients.
+        for row in decoder.rows:
+            if (failed := broken.get(row) or hand_over(self._requests[row], row.latest)) is not None:
+                ended.append((row, failed))
             elif (reason := row.finish) is not None:
-                ended.append((request, row.completed(reason, engine.policy_version)))
-        for request, _ in ended:
-            self._forget(request)
-        return ended
+                ended.append((row, row.completed(reason, engine.policy_version)))
+        decoder.retire([row for row, _ in ended])
+        return [(self._forget(row), outcome) for row, outcome in ended]
 
     def remove(self, request: Request) -> Completion:
-        return self._forget(request).completed(FinishReason.ABORTED, self._engine.policy_version)
-
-    def _forget(self, request: Request) -> Row:
-        row = self._rows.pop(request)
+        row = self._rows[request]
         # It may wait: for its first step, or for the cells that it had to give back.
         if row in self._waiting:
             self._waiting.remove(row)
         elif self._decoder is not None:
             self._decoder.retire([row])
+        self._forget(row)
+        return row.completed(FinishReason.ABORTED, self._engine.policy_version)
+
+    def _forget(self, row: Row) -> Request:
+        """Its request; the row is in no batch by now."""
+        request = self._requests.pop(row)
+        del self._rows[request]
         if not self._rows:
             self._decoder = None  # an idle engine keeps no memory from the trainer
-        return row
+        return request
 
     def _current_decoder(self) -> Decoder:
         """The running batch; begun anew where the weights have changed.

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from posttrain.errors import EngineError
-from posttrain.rollout.engine import Completion, Request
+from posttrain.rollout.engine import Completion, Request, SampledToken
 
 
 class StepSampler(Protocol):
@@ -34,6 +34,23 @@ class StepSampler(Protocol):
         ...
 
 
+def hand_over(request: Request, token: SampledToken) -> EngineError | None:
+    """Give a request's `on_token` its token; the error that ends the request where that raises."""
+    if request.on_token is None:
+        return None
+    try:
+        request.on_token(token)
+    except Exception as error:  # whoever waits for this token is not to end those of the others
+        failed = EngineError(
+            "the request's `on_token` raised",
+            found=f"{type(error).__name__}: {error}",
+            remedy="mend it, or let it pass tokens on to something that may fail by itself",
+        )
+        failed.__cause__ = error
+        return failed
+    return None
+
+
 class RequestQueue:
     """Futures of the requests in flight, and the one task that steps them all."""
 
@@ -42,6 +59,8 @@ class RequestQueue:
         self._futures: dict[Request, asyncio.Future[Completion]] = {}
         self._aborted: set[Request] = set()
         self._stepping: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Of the requests in flight."""
 
     def __len__(self) -> int:
         """Requests in flight."""
@@ -57,12 +76,13 @@ class RequestQueue:
         if request in self._futures:
             raise ValueError("this request is in flight already: make another one for another completion")
         loop = asyncio.get_running_loop()
-        if any(future.get_loop() is not loop for future in self._futures.values()):
+        if self._futures and self._loop is not loop:
             raise EngineError(
                 "the engine is answering requests of another event loop",
                 remedy="ask from one event loop, or wait until the other's requests have ended",
             )
         self._sampler.add(request)
+        self._loop = loop
         future = self._futures[request] = loop.create_future()
         if self._stepping is None or self._stepping.done():
             self._stepping = loop.create_task(self._step_until_empty())

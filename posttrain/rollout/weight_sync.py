@@ -24,7 +24,7 @@ from posttrain.data.trees import collate
 from posttrain.errors import WeightSyncError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
-from posttrain.rollout.native import evaluating
+from posttrain.rollout.sampled_model import evaluating
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef
 
