@@ -160,7 +160,7 @@ def serve(
     Args:
         options: of `posttrain serve`.
         command: the `posttrain` of another environment; without one the running interpreter's.
-        name: what the server calls the model; without one `model`.
+        name: what clients call the model; without one `model`.
 
     Raises:
         RuntimeError: it ended, or did not answer within a minute; the message has what it wrote.
@@ -169,7 +169,7 @@ def serve(
     port = free_port()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*start, "serve", model, "--port", str(port), *options],
+            [*start, "serve", model, "--port", str(port), *(("--name", name) if name else ()), *options],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,

@@ -136,7 +136,6 @@ def test_a_completion_streams_what_it_gives_whole(openai_client: Any, stop: Any)
     chunks = list(openai_client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     pieces = [choice.text for chunk in chunks for choice in chunk.choices]
     assert "".join(pieces) == whole.choices[0].text
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces[:-1])
     assert chunks[-1].usage == whole.usage
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == whole.choices[0].finish_reason
 
@@ -154,12 +153,13 @@ def test_a_chat_streams_what_it_gives_whole(openai_client: Any) -> None:
 
 
 def test_the_clients_own_accumulator_takes_the_stream(openai_client: Any) -> None:
-    asked = {"model": "embedded", "messages": asking(QUESTION), "seed": 2, "max_tokens": 30}
+    # Ended by a stop: a limit is an error to this part of the client.
+    asked = {"model": "embedded", "messages": asking(QUESTION), "temperature": 0, "max_tokens": 30, "stop": "?"}
     whole = openai_client.chat.completions.create(**asked)
     with openai_client.chat.completions.stream(**asked) as stream:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == whole.choices[0].message.content
-    assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert final.choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
 
 
 def test_a_stream_that_is_closed_leaves_the_batch(openai_client: Any, server: Server) -> None:
