@@ -135,13 +135,13 @@ def long_ask(number: int) -> Ask:
 
 
 async def hold(port: int, model: str, count: int) -> None:
-    """Read so many endless streams; says so on stdout once each has begun. What is started here is killed."""
+    """Read so many endless streams; says so on stdout once each has a token. What is started here is killed."""
     begun: set[int] = set()
 
     async def one(number: int) -> None:
         asked = long_ask(number)
-        async for _ in events(port, asked.route, streamed(model, asked.body)):
-            if number not in begun:
+        async for chunk in events(port, asked.route, streamed(model, asked.body)):
+            if number not in begun and any(choice.get("token_ids") for choice in chunk["choices"]):
                 begun.add(number)
                 if len(begun) == count:
                     print("holding", flush=True)
@@ -179,8 +179,10 @@ async def kill_clients(server: Server, others: Sequence[Ask], alone: Load, count
     if line != b"holding\n":
         raise RuntimeError("the process that holds the streams ended early")
     reading = [asyncio.create_task(server.stream(ask.route, ask.body)) for ask in others]
-    await asyncio.sleep(0.05)
     before = await asyncio.to_thread(server.metrics)
+    # Killed in the midst of others, or nothing is learned of these.
+    while before["running"] <= count and not all(task.done() for task in reading):
+        before = await asyncio.to_thread(server.metrics)
     os.kill(holder.pid, signal.SIGKILL)
     killed = time.perf_counter()
     await holder.wait()

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from tests.fixtures import byte_tokenizer, tiny_model
 
-WINDOW = 32
-STEPS = 400
+WINDOW = 16
+STEPS = 250
+NOISE = (8, 40)
+"""Characters of nonsense before an ending, from and below."""
 ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
 """What stands before each reply, by the template `TOOLS`."""
 
@@ -51,7 +53,7 @@ def _learn(model: torch.nn.Module, tokenizer: object, replies: Mapping[str, str]
     for _ in range(STEPS):
         rows = []
         for ending in endings * 2:
-            noise = "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randrange(40, 80)))
+            noise = "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randrange(*NOISE)))
             prompt = tokenizer(noise + ending + ASSISTANT, add_special_tokens=False)["input_ids"]
             rows.append((prompt, tokenizer(replies[ending] + "<|im_end|>", add_special_tokens=False)["input_ids"]))
         longest = max(len(prompt) + len(reply) for prompt, reply in rows)
