@@ -7,11 +7,13 @@ import logging
 import secrets
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.cli.terminal import echo
 from posttrain.errors import ConfigError, MissingExtraError
-from posttrain.models.folders.own_code import ModelCode
+
+if TYPE_CHECKING:
+    from posttrain.models.folders.own_code import ModelCode
 
 
 def check_extra() -> None:

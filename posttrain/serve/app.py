@@ -1,4 +1,4 @@
-"""The ASGI app: routes, and what becomes of errors. `create_app(served, Settings())`, for uvicorn or a test's client."""
+"""The ASGI app: routes, and what becomes of errors. `create_app(served, Settings())` is for uvicorn, or a test."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ def create_app(served: Served, settings: Settings | None = None) -> Starlette:
             await state.thread.close()
 
     app = Starlette(
-        routes=[
-            Route(path, _answered(path, handler), methods=[method]) for path, (method, handler) in ROUTES.items()
-        ],
+        routes=[Route(path, _answered(path, handler), methods=[method]) for path, (method, handler) in ROUTES.items()],
         middleware=[Middleware(Guard, settings=settings)],
         exception_handlers={HTTPException: _no_route, Exception: _fault},
         lifespan=lifespan,
@@ -136,7 +134,12 @@ def _answered(path: str, handler: Handler) -> Handler:
         if state.settings.log_requests:
             client = request.client.host if request.client is not None else "-"
             logger.info(
-                "%s %s %s %s %.0f ms", client, request.method, path, response.status_code, 1e3 * (time.monotonic() - begin)
+                "%s %s %s %s %.0f ms",
+                client,
+                request.method,
+                path,
+                response.status_code,
+                1e3 * (time.monotonic() - begin),
             )
         return response
 

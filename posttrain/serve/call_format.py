@@ -25,6 +25,9 @@ from posttrain.serve.call_notations import NOTATIONS, Call, Reading, flexible
 OPTIONAL = ("<|python_tag|>",)
 """What some models write before a call that their template shows without it (Llama 3.1)."""
 
+MOST_TORN = 256
+"""Marks without a call behind them that are looked at: a model that repeats its mark has written no call."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
@@ -61,12 +64,12 @@ class CallFormat:
 
     def _read_announced(self, text: str) -> list[str | Call]:
         parts: list[str | Call] = []
-        opening, start, at = flexible(self.opening), 0, 0
-        while (match := opening.search(text, at)) is not None:
+        opening, start, at, torn = flexible(self.opening), 0, 0, 0
+        while torn < MOST_TORN and (match := opening.search(text, at)) is not None:
             calls, end = self._read_calls(text, match.end())
             if not calls:
                 # Behind the mark's first letter: another one may stand right behind it.
-                at = match.start() + 1
+                at, torn = match.start() + 1, torn + 1
                 continue
             parts += [text[start : match.start()], *calls]
             start = at = end
@@ -140,11 +143,8 @@ def _place(notation: str, text: str) -> tuple[int, Reading, str] | None:
     name = text.find(TOOL)
     arguments = probe_call()["function"]["arguments"]
     middle = text[name + len(TOOL) : text.find("{", name)] if notation == "named_json" else ""
-    if notation == "named_json":
-        starts = [name] if name >= 0 and "{" in text[name:] else []
-    else:
-        starts = list(range(name + 1))
-    for at in starts:
+    # Behind its name alone; the others begin anywhere before it. No name, no place: find gives -1.
+    for at in range(max(name, 0) if notation == "named_json" else 0, name + 1):
         reading = NOTATIONS[notation](text, at, middle)
         if reading is not None and [(call.name, dict(call.arguments)) for call in reading.calls] == [(TOOL, arguments)]:
             return at, reading, middle

@@ -12,6 +12,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 _DECODER = json.JSONDecoder()
@@ -122,15 +123,20 @@ def _pairs(text: str, name: str, at: int, pair: re.Pattern[str], close: str) -> 
     return Reading((Call(name, arguments, typed=False),), at + len(close))
 
 
+_PYTHON_END = re.compile(r"\)\s*\]")
+_MOST_ENDS = 64
+"""Brackets that are tried as the end of a list: a text in it may hold thousands, and each try parses all before it."""
+
+
 def read_python(text: str, at: int, between: str) -> Reading | None:
     """[add(a=1, b='two'), ...]: literals only, nothing is run."""
     if text[at : at + 1] != "[":
         return None
-    for end in (match.end() for match in re.compile(r"\)\s*\]").finditer(text, at)):
+    for end in islice((match.end() for match in _PYTHON_END.finditer(text, at)), _MOST_ENDS):
         try:
             tree = ast.parse(text[at:end], mode="eval").body
             calls = [_python_call(node) for node in getattr(tree, "elts", ())]
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             continue  # the bracket was inside of a text
         if calls and None not in calls:
             return Reading(tuple(call for call in calls if call is not None), end)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from posttrain.serve.answer_parts import AnswerParts, Part
 from posttrain.serve.body import read_object
-from posttrain.serve.chat_prompts import ChatPrompt, chat_prompt
+from posttrain.serve.chat_prompts import ChatPrompt, prompt_of
 from posttrain.serve.completions import Scores, reasons, score_prompts
 from posttrain.serve.engine_thread import Row
 from posttrain.serve.fields import Fields
@@ -28,7 +28,7 @@ from posttrain.serve.refusals import refused
 from posttrain.serve.sampled import Choice, Piece, sampled
 from posttrain.serve.sampling_fields import IGNORED, MOST_TOP, SampleFields, merge_extra_body, read_sampling
 from posttrain.serve.served import ServedPolicy
-from posttrain.serve.state import State, head, in_thread, require_room, usage
+from posttrain.serve.state import State, head, require_room, usage
 from posttrain.serve.streaming import EventStream, guarded_events, while_connected
 from posttrain.serve.text_stream import TextStream
 from posttrain.types import Message
@@ -66,9 +66,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         top_logprobs=_top_logprobs(fields),
         template_kwargs=template_kwargs(fields),
         continue_final_message=fields.flag("continue_final_message"),
-        add_generation_prompt=fields.flag(
-            "add_generation_prompt", not fields.any("continue_final_message")
-        ),
+        add_generation_prompt=fields.flag("add_generation_prompt", not fields.any("continue_final_message")),
     )
     _refuse_unsupported(fields)
     fields.finish(IGNORED)
@@ -162,28 +160,25 @@ class _Answer:
     async def prepare(self) -> None:
         """Everything that may be refused, so that a stream begins only where it can."""
         asked, policy = self._asked, self._policy
-        if asked.tools and policy.calls is None:
+        if asked.tools and (policy.calls is None or not policy.encoder.template.calls.shows_tools):
+            what = "shows no tools" if policy.calls is not None else "writes no tool calls that could be read back"
             raise refused(
-                "the model's chat template writes no tool calls that could be read back",
+                f"the model's chat template {what}",
                 param="tools",
                 expected="no tools for this model",
                 remedy="leave `tools` out, or serve a model whose template calls them",
             )
-        self._prompt = await in_thread(
+        self._prompt = await prompt_of(
             policy,
-            lambda: chat_prompt(
-                policy.encoder_with(asked.template_kwargs),
-                asked.messages,
-                asked.tools,
-                add_generation_prompt=asked.add_generation_prompt,
-                continue_final_message=asked.continue_final_message,
-            ),
+            asked.messages,
+            asked.tools,
+            asked.template_kwargs,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
         )
         room = require_room(policy, self._prompt.ids, "messages")
         if asked.sample.prompt_logprobs is not None:
-            (self._scores,) = await score_prompts(
-                self._state, policy, [self._prompt.ids], asked.sample.prompt_logprobs
-            )
+            (self._scores,) = await score_prompts(self._state, policy, [self._prompt.ids], asked.sample.prompt_logprobs)
         sampling = asked.sample.distribution(room, policy.encoder.stop_ids)
         self._rows = [
             Row(policy.engine, self._prompt.ids, sampling, completion=index, alternatives=asked.top_logprobs)
@@ -321,5 +316,3 @@ def _call(part: Part) -> dict[str, Any]:
     number = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     arguments = json.dumps(part.call.arguments, ensure_ascii=False)
     return {"id": number, "type": "function", "function": {"name": part.call.name, "arguments": arguments}}
-
-

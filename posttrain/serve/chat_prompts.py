@@ -10,6 +10,10 @@ from posttrain.data.encode import Encoder
 from posttrain.data.templates.proof import read_prompt_end
 from posttrain.data.templates.template import ChatTemplate
 from posttrain.data.templates.thoughts import ThoughtMarks, marks_order, thought_state
+from posttrain.errors import EncodingError
+from posttrain.serve.refusals import refused
+from posttrain.serve.served import ServedPolicy, thought_marks
+from posttrain.serve.state import in_thread
 from posttrain.types import Message
 
 
@@ -22,6 +26,45 @@ class ChatPrompt:
     """The pairs around thoughts that the template itself reads or writes; () for one that knows none."""
     opened: ThoughtMarks | None
     """The pair of the thought that the prompt has opened."""
+
+
+async def prompt_of(
+    policy: ServedPolicy,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+) -> ChatPrompt:
+    """`chat_prompt` beside the server's loop, by the policy's encoder.
+
+    Args:
+        values: what the request gives to the template.
+
+    Raises:
+        RequestRefused: the template refuses the conversation, in its own words or the encoder's, or the values.
+    """
+    try:
+        return await in_thread(
+            policy,
+            lambda: chat_prompt(
+                policy.encoder_with(values),
+                messages,
+                tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            ),
+        )
+    except EncodingError as error:
+        # Its remedy is for whoever has rows and recipes; a client has messages.
+        raise refused(
+            error.problem.replace(" of this row", ""),
+            param="messages",
+            found=error.found,
+            expected=error.expected,
+            remedy="send a conversation that this model's template takes",
+        ) from error
 
 
 def chat_prompt(
@@ -52,14 +95,6 @@ def chat_prompt(
         return ChatPrompt(ids, (), None)
     end = _generation_prompt_end(template, plain, template.prompt(plain, tools))
     return ChatPrompt(ids, thought_marks(template), _opened_in(template, end))
-
-
-def thought_marks(template: ChatTemplate) -> Sequence[ThoughtMarks]:
-    """The marks of a template that knows thoughts. <think> stands in every list of marks, as a guess: in the answers of
-    a model whose template has no thoughts it is text."""
-    form = template.thoughts
-    opens = thought_state(marks_order(template.layout.generation, form.marks)) != "none"
-    return form.marks if form.key is not None or form.rewrites or opens else ()
 
 
 def _generation_prompt_end(template: ChatTemplate, before: Sequence[Mapping[str, Any]], context: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -152,9 +153,7 @@ class _Answer:
     def _choices(self) -> list[Choice]:
         sample = self._asked.sample
         return [
-            Choice(
-                TextStream(self._policy.detokenizer, sample.stop, keep_stop=sample.keep_stop), row.sampling.stop_ids
-            )
+            Choice(TextStream(self._policy.detokenizer, sample.stop, keep_stop=sample.keep_stop), row.sampling.stop_ids)
             for row in self._rows
         ]
 
@@ -169,9 +168,7 @@ class _Answer:
             for at, (number, said) in enumerate(zip(prompt.ids, scores, strict=True)):
                 self._lists[choice].add(number, said, in_text=at >= prompt.unwritten)
         if asked.sample.prompt_logprobs is not None:
-            entry["prompt_logprobs"] = prompt_logprobs(
-                self._names, prompt.ids, self._scores[choice // asked.sample.n]
-            )
+            entry["prompt_logprobs"] = prompt_logprobs(self._names, prompt.ids, self._scores[choice // asked.sample.n])
         if asked.sample.return_token_ids:
             entry["prompt_token_ids"] = prompt.ids
         return entry
@@ -258,7 +255,7 @@ async def score_prompts(state: State, policy: ServedPolicy, prompts: list[list[i
         batch.append(prompt)
         if index + 1 == len(prompts) or sum(map(len, batch)) + len(prompts[index + 1]) > SCORED_TOKENS:
             asked, batch = batch, []
-            scores += await state.thread.call(lambda asked=asked: policy.engine.prompt_scores(asked, top=top))
+            scores += await state.thread.call(partial(policy.engine.prompt_scores, asked, top=top))
     state.thread.meter.scored_tokens += sum(map(len, prompts))
     return scores
 

@@ -70,7 +70,7 @@ class Job:
         self._thread.leave(self)
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
-        """Events in the order in which they happened, all that have come since the last look; ends with the last row."""
+        """Events in the order in which they happened, all since the last look at once; ends with the last row."""
         while self._open or self._events:
             await self._arrived.wait()
             self._arrived.clear()
@@ -233,7 +233,7 @@ class EngineThread:
         self._rows += count
 
     def _wait_for(self, count: int) -> int:
-        """Seconds until about `count` rows have ended: their share of the tokens that are still to come, by tokens/s."""
+        """Seconds until about `count` rows have ended: their share of the tokens to come, by tokens/s."""
         left, rate = sum(job.left for job in self._jobs), self.meter.rate()
         if rate <= 0:
             return 1

@@ -1,6 +1,6 @@
 """A name becomes what is served: one base with its adapters by name, or one reward model.
 
-    load_served("embedded", adapters={"sums": "runs/sums/grpo/model"})       # Served with `embedded` and `sums`
+load_served("embedded", adapters={"sums": "runs/sums/grpo/model"})       # Served with `embedded` and `sums`
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.active import ACTIVE, AdapterName, adapter_in_use
-from posttrain.models.adapters.bottleneck import register
 from posttrain.models.adapters.facts import adapter_facts
-from posttrain.models.adapters.folders import check_base, misfit
+from posttrain.models.adapters.folders import load_adapter
 from posttrain.models.adapters.kinds import virtual_tokens
 from posttrain.models.folders.loading import LoadedModel, load
-from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
@@ -89,14 +86,21 @@ def load_served(
         say(notice)  # type: ignore[misc]
     sources = {adapter: resolve(folder, say=say) for adapter, folder in adapters.items()}
     peft_model = _with_adapters(loaded, sources)
-    options = {"max_rows": max_rows, "cache_tokens": cache_tokens, "template": template}
-    policies = {called: _policy(called, loaded, peft_model, None if adapters else ACTIVE, **options)}
+
+    def policy(called: str, own: LoadedModel, adapter: AdapterName) -> ServedPolicy:
+        return _policy(
+            called, own, peft_model, adapter, max_rows=max_rows, cache_tokens=cache_tokens, template=template
+        )
+
+    policies = {called: policy(called, loaded, None if adapters else ACTIVE)}
     for adapter, folder in sources.items():
         tokenizer = load_tokenizer(folder.folder) if has_tokenizer(folder.folder) else loaded.tokenizer
         own = replace(loaded, tokenizer=tokenizer, speech=speech_of(folder), source=folder)
-        policies[adapter] = _policy(adapter, own, peft_model, adapter, **options)
+        policies[adapter] = policy(adapter, own, adapter)
         policies[adapter].is_adapter_of = called
-    return Served(policies, created=int(time.time()), hidden=_hidden(source, *sources.values()))
+    # A template of one's own is named in errors as it was given: a path.
+    own_template = () if template in ("auto", "chat", "chatml", "raw") else (template,)
+    return Served(policies, created=int(time.time()), hidden=(*own_template, *_hidden(source, *sources.values())))
 
 
 def name_of(source: ModelSource) -> str:
@@ -112,10 +116,8 @@ def _with_adapters(loaded: LoadedModel, sources: Mapping[str, ModelSource]) -> A
     """The base with all adapters on it, by their names; the base itself without any."""
     if not sources:
         return loaded.model
-    fingerprint, dtype = loaded.fingerprint, str(loaded.model.dtype)
     kinds: dict[str, str] = {}
     model: Any = loaded.model
-    register()
     for name, source in sources.items():
         if source.layout != "adapter":
             raise ModelError(
@@ -124,7 +126,6 @@ def _with_adapters(loaded: LoadedModel, sources: Mapping[str, ModelSource]) -> A
                 found=f"a start of kind {source.layout}",
                 remedy="serve a whole model by itself: `posttrain serve FOLDER`",
             )
-        check_base(fingerprint, dtype, loaded.base, source)
         kinds[name] = adapter_facts(source.folder).kind
         if len(set(kinds.values())) > 1:
             raise ConfigError(
@@ -133,20 +134,9 @@ def _with_adapters(loaded: LoadedModel, sources: Mapping[str, ModelSource]) -> A
                 found=", ".join(f"{adapter} ({kind})" for adapter, kind in kinds.items()),
                 remedy="serve adapters of one kind, or merge one of them: `posttrain merge FOLDER OUT`",
             )
-        model = _put_on(model, name, source, loaded)
-    model.eval()
-    return model
-
-
-def _put_on(model: Any, name: str, source: ModelSource, loaded: LoadedModel) -> Any:
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):  # `peft` draws what it then overwrites
-            if isinstance(model, PeftModel):
-                model.load_adapter(source.folder, name, is_trainable=False)
-                return model
-            return PeftModel.from_pretrained(model, source.folder, adapter_name=name, is_trainable=False)
-    except Exception as error:
-        raise misfit(source, loaded.base, error) from error
+        model = load_adapter(model, loaded.base, source, name=name, fingerprint=loaded.fingerprint)
+    # `peft` reads an adapter's file onto the first accelerator that it finds.
+    return model.to(loaded.model.device).eval()
 
 
 def _policy(

@@ -1,7 +1,7 @@
 """What the server answers where it refuses: posttrain's error voice in OpenAI's shape.
 
-    raise refused("the prompt is empty", param="prompt", remedy="write a text, or a list of token ids")
-    -> HTTP 400 {"error": {"message": "...", "type": "invalid_request_error", "param": "prompt", "code": null}}
+raise refused("the prompt is empty", param="prompt", remedy="write a text, or a list of token ids")
+-> HTTP 400 {"error": {"message": "...", "type": "invalid_request_error", "param": "prompt", "code": null}}
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ class Choice:
         return "" if token.id in self.stop_ids else self.text.push(token.id)
 
 
-async def sampled(
-    thread: EngineThread, rows: Sequence[Row], choices: Sequence[Choice]
-) -> AsyncGenerator[Piece, None]:
+async def sampled(thread: EngineThread, rows: Sequence[Row], choices: Sequence[Choice]) -> AsyncGenerator[Piece, None]:
     """Pieces of all completions as they come; the rows leave the batch where the generator is closed.
 
     Raises:

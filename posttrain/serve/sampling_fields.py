@@ -107,9 +107,7 @@ def _limit(fields: Fields, default: int | None) -> int | None:
     old = fields.whole("max_tokens", None, least=0)
     new = fields.whole("max_completion_tokens", None, least=0)
     if old is not None and new is not None and old != new:
-        raise fields.wrong(
-            "max_tokens", f"the same as `max_completion_tokens`, which is {new}", "write one of the two"
-        )
+        raise fields.wrong("max_tokens", f"the same as `max_completion_tokens`, which is {new}", "write one of the two")
     limit = new if new is not None else old
     return default if limit is None else limit
 

@@ -1,10 +1,10 @@
 """`/v1/score` and `/pooling`: a reward for each response, and the scores of its steps.
 
-    {"prompt": "2 + 2?", "response": "4"}                     one
-    {"prompt": "2 + 2?", "responses": ["4", "5"]}             several to one prompt, which is computed once
-    {"rows": [{"prompt": ..., "response": ...}, ...]}         a batch
-    {"text_1": "2 + 2?", "text_2": ["4", "5"]}                vLLM's names for the same
-    {"messages": [..., {"role": "assistant", ...}]}           `/pooling`: whole conversations
+{"prompt": "2 + 2?", "response": "4"}                     one
+{"prompt": "2 + 2?", "responses": ["4", "5"]}             several to one prompt, which is computed once
+{"rows": [{"prompt": ..., "response": ...}, ...]}         a batch
+{"text_1": "2 + 2?", "text_2": ["4", "5"]}                vLLM's names for the same
+{"messages": [..., {"role": "assistant", ...}]}           `/pooling`: whole conversations
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from posttrain.errors import DataError, EncodingError
+from posttrain.errors import ConfigError, DataError, EncodingError
 from posttrain.models.reward.scoring import Rating, RewardModel
 from posttrain.serve.body import read_object
 from posttrain.serve.fields import Fields, shown
@@ -211,13 +212,20 @@ async def _rate(
     ratings: list[Rating] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = [row.example(index) for index, row in enumerate(rows[start : start + ROWS_AT_ONCE], start)]
-        ask = state.thread.call(
-            lambda batch=batch: list(model.score_rows(batch, head=head, normalised=normalised))
-        )
+        ask = state.thread.call(partial(_scored, model, batch, head, normalised))
         try:
             ratings += await while_connected(request, ask)
         except (DataError, EncodingError) as error:
             raise _unscored(error, rows) from error
+        except RequestRefused:
+            raise
+        except ConfigError as error:  # no such output, or none was named where the model judges by one
+            raise refused(
+                error.problem,
+                param="normalised" if normalised and head is None else "head",
+                expected=error.expected,
+                remedy="name an output of the model as `head`, or leave `head` and `normalised` out",
+            ) from error
     tokens = sum(sum(rating.tokens) for rating in ratings)
     state.thread.meter.scored_tokens += tokens
     begin = {
@@ -228,6 +236,12 @@ async def _rate(
         "usage": usage(tokens, 0),
     }
     return ratings, begin
+
+
+def _scored(
+    model: RewardModel, rows: Sequence[Comparison | Feedback], head: str | None, normalised: bool
+) -> list[Rating]:
+    return list(model.score_rows(rows, head=head, normalised=normalised))
 
 
 def _unscored(error: DataError | EncodingError, rows: Sequence[Rated]) -> RequestRefused:

@@ -1,7 +1,7 @@
 """What is served, by name: a policy with its engine and its words, or a reward model.
 
-    served = Served({"embedded": ServedPolicy("embedded", engine, encoder, longest=2048, vocabulary=49_152)})
-    served.policy("embedded").encoder.prompt(messages)
+served = Served({"embedded": ServedPolicy("embedded", engine, encoder, longest=2048, vocabulary=49_152)})
+served.policy("embedded").encoder.prompt(messages)
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from posttrain.data.encode import Encoder
 from posttrain.data.templates.clock import LIVE, values_read
 from posttrain.data.templates.header import split_header
+from posttrain.data.templates.template import ChatTemplate
+from posttrain.data.templates.thoughts import ThoughtMarks, marks_order, thought_state
 from posttrain.errors import PosttrainError, did_you_mean, nearest
+from posttrain.serve.call_format import CallFormat, call_format
 from posttrain.serve.refusals import RequestRefused, refused
 from posttrain.serve.token_text import TokenTexts
-from posttrain.serve.chat_prompts import thought_marks
-from posttrain.serve.call_format import CallFormat, call_format
 
 if TYPE_CHECKING:
     from posttrain.models.reward.scoring import RewardModel
@@ -60,7 +61,9 @@ class ServedPolicy:
         # Special tokens are left out of answers, but these are how thoughts and calls are known.
         marks = [text for pair in thought_marks(self.encoder.template) for text in (pair.open, pair.close)]
         added = self.encoder.tokens.added
-        self.thought_ids = frozenset(number for text, number in added.items() if text and any(text in mark for mark in marks))
+        self.thought_ids = frozenset(
+            number for text, number in added.items() if text and any(text in mark for mark in marks)
+        )
         written = self.calls.written if self.calls is not None else ""
         self.mark_ids = self.thought_ids | {number for text, number in added.items() if text and text in written}
 
@@ -126,6 +129,14 @@ _SET_BY_THE_SERVER = frozenset(
     ]
 )
 """What no request may give to a template: its text, what is rendered, and how."""
+
+
+def thought_marks(template: ChatTemplate) -> Sequence[ThoughtMarks]:
+    """The marks of a template that knows thoughts. <think> stands in every list of marks, as a guess: in the answers of
+    a model whose template has no thoughts it is text."""
+    form = template.thoughts
+    opens = thought_state(marks_order(template.layout.generation, form.marks)) != "none"
+    return form.marks if form.key is not None or form.rewrites or opens else ()
 
 
 class Detokenizer:

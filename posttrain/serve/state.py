@@ -72,7 +72,7 @@ def require_room(policy: ServedPolicy, prompt: list[int], param: str, *, new_tok
             param=param,
             code=TOO_LONG,
             found=f"{len(prompt):,} tokens",
-            expected=f"at most {policy.longest - new_tokens:,} of the {policy.longest:,} that prompt and answer may have",
+            expected=f"at most {policy.longest - new_tokens:,} of the {policy.longest:,} for prompt and answer",
             remedy="shorten the prompt",
         )
     return room

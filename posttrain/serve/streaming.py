@@ -33,7 +33,9 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def guarded_events(chunks: AsyncGenerator[dict[str, Any], None], hidden: Sequence[str]) -> AsyncGenerator[bytes, None]:
+async def guarded_events(
+    chunks: AsyncGenerator[dict[str, Any], None], hidden: Sequence[str]
+) -> AsyncGenerator[bytes, None]:
     """Events of the chunks and [DONE]; an error in their midst is an event of its own, since the status is sent.
 
     Args:

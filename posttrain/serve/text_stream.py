@@ -66,7 +66,10 @@ class TextStream:
         return text[len(self._decode(self._window[: self._hidden])) :] if self._hidden else text
 
     def _held(self, text: str) -> int:
-        """How many characters at the end may begin a stop string."""
+        """How many characters at the end are a stop string and what follows it, or may begin one."""
+        starts = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if starts:  # a token may hold all of it; the engine says which of them has ended the completion
+            return len(text) - min(starts)
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             tail = text[-length:]

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from posttrain.serve.body import read_object
 from posttrain.serve.chat import template_kwargs
-from posttrain.serve.chat_prompts import chat_prompt
+from posttrain.serve.chat_prompts import prompt_of
 from posttrain.serve.fields import Fields
 from posttrain.serve.messages import messages_of, tools_in
 from posttrain.serve.prompts import check_ids, encoded
@@ -29,16 +29,10 @@ async def tokenize(request: Request) -> Response:
         fields.must_be("add_special_tokens", [False], "the template writes what a conversation begins with")
         values = template_kwargs(fields)
         fields.finish()
-        ids = await in_thread(
-            policy,
-            lambda: chat_prompt(
-                policy.encoder_with(values),
-                messages,
-                tools,
-                add_generation_prompt=asks,
-                continue_final_message=continues,
-            ).ids,
+        prompt = await prompt_of(
+            policy, messages, tools, values, add_generation_prompt=asks, continue_final_message=continues
         )
+        ids = prompt.ids
     else:
         text = fields.text("prompt")
         if text is None:

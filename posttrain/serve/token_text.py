@@ -1,6 +1,6 @@
 """A token as a text and as bytes, for log-probs: TokenText(" Paris", b" Paris"), TokenText("bytes:\\\\xe2", b"\\xe2").
 
-Half a character has no text. It is written as OpenAI wrote it, so that two such tokens are two, and its bytes are given.
+Half a character has no text. It is written as OpenAI wrote it, so that two such tokens are two; its bytes are given.
 """
 
 from __future__ import annotations
