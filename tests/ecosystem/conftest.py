@@ -18,6 +18,7 @@ from benchmarks.serving import Server, serve
 from posttrain.types import Message
 
 ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = ROOT / "posttrain" / "embedded" / "model"
 COMMAND = ROOT / os.environ.get("POSTTRAIN_COMMAND", ".venv/bin/posttrain")
 """The `posttrain` whose `serve` is asked: the project's own, not that of the clients' environment."""
 
@@ -74,6 +75,16 @@ def direct() -> Direct:
 def server() -> Iterator[Server]:
     """The embedded model, served as a user serves it: without an option."""
     with serve("embedded", command=COMMAND) as running:
+        yield running
+
+
+KEY = "secret-of-the-test"
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[Server]:
+    """With a key, and a queue that is soon full."""
+    with serve("embedded", "--api-key", KEY, "--max-waiting", "2", command=COMMAND) as running:
         yield running
 
 

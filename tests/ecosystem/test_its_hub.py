@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.serving import Server
-from tests.ecosystem.conftest import Direct
+from benchmarks.serving import Server, serve
+from tests.ecosystem.conftest import COMMAND, EMBEDDED, Direct
 
 pytestmark = pytest.mark.ecosystem
 
@@ -56,6 +59,48 @@ def test_best_of_n_takes_the_best(model: Any, direct: Direct) -> None:
     assert len(result.the_one["content"]) == max(lengths)
     assert result.usage.prompt_tokens == 12 * len(direct.chat_ids(QUESTION))
     assert 12 <= result.usage.completion_tokens <= 12 * 12
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with a random head of one number, as `transformers` saves a reward model."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(EMBEDDED, num_labels=1, dtype=torch.float32)
+        torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(folder)
+    return folder
+
+
+def test_best_of_n_by_a_served_reward_model(model: Any, reward_folder: Path) -> None:
+    from its_hub import AbstractOutcomeRewardModel, BestOfN
+
+    from posttrain.models.reward.scoring import load_reward
+
+    class Served(AbstractOutcomeRewardModel):
+        """The rewards that `/v1/score` gives."""
+
+        def score(self, messages: Any, **_: Any) -> Any:
+            rows = [{"prompt": talk[0].content, "response": talk[-1].content} for talk in messages]
+            body = json.dumps({"rows": rows}).encode()
+            asked = urllib.request.Request(f"{rewarding.url}/v1/score", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(asked, timeout=60) as reply:
+                return [row["score"] for row in json.load(reply)["data"]]
+
+        async def ascore(self, messages: Any, orchestrator: Any = None, **more: Any) -> Any:
+            return self.score(messages)
+
+    with serve(str(reward_folder), command=COMMAND) as rewarding:
+        result = BestOfN(Served()).infer(model, QUESTION, 8, return_response_only=False)
+    own = load_reward(reward_folder)
+    wanted = [own.score(QUESTION, response["content"]) for response in result.responses]
+    assert result.scores == pytest.approx(wanted, abs=1e-4)
+    assert result.selected_index == result.scores.index(max(result.scores))
 
 
 def test_its_judge_asks_our_model(model: Any, scripted: Server) -> None:

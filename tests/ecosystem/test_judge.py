@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import Server, serve
+from benchmarks.serving import Server
 from posttrain.errors import ConfigError
 from posttrain.rewards.endpoint import Endpoint, why_unreachable
 from posttrain.rewards.judge import Judge
 from posttrain.types import Message, RowRef, Task
-from tests.ecosystem.conftest import COMMAND, Direct
+from tests.ecosystem.conftest import KEY, Direct
 
 pytestmark = pytest.mark.ecosystem
 
@@ -35,13 +36,22 @@ def test_an_unknown_model_is_refused_at_once(server: Server) -> None:
         Endpoint(f"{server.url}/v1", "embeded").ask([{"role": "user", "content": "Hi"}], max_tokens=1)
 
 
-def test_a_key_of_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_the_environment_is_taken(guarded: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [{"role": "user", "content": QUESTION}]
-    with serve("embedded", "--api-key", "of-the-judge", command=COMMAND) as guarded:
-        with pytest.raises(ConfigError, match="refuses the request"):
-            Endpoint(f"{guarded.url}/v1", "embedded", retries=0).ask(asked, max_tokens=1)
-        monkeypatch.setenv("JUDGE_KEY", "of-the-judge")
-        assert Endpoint(f"{guarded.url}/v1", "embedded", key_env="JUDGE_KEY").ask(asked, max_tokens=4)
+    with pytest.raises(ConfigError, match="refuses the request"):
+        Endpoint(f"{guarded.url}/v1", "embedded", retries=0).ask(asked, max_tokens=1)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    assert Endpoint(f"{guarded.url}/v1", "embedded", key_env="JUDGE_KEY").ask(asked, max_tokens=4)
+
+
+def test_an_endpoint_comes_back_to_a_full_queue(guarded: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    endpoint = Endpoint(f"{guarded.url}/v1", "embedded", key_env="JUDGE_KEY", retries=30, first_wait=0.1)
+    options = {"temperature": 100, "max_tokens": 200, "n": 16}
+    with ThreadPoolExecutor(8) as pool:
+        asked = [[{"role": "user", "content": f"{number}"}] for number in range(8)]
+        assert len(list(pool.map(lambda messages: endpoint.ask(messages, **options), asked))) == 8
+    assert endpoint.requests > 8
 
 
 def test_a_judge_marks(scripted: Server) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.serving import Server
-from tests.ecosystem.conftest import ROOT, Direct
+from tests.ecosystem.conftest import EMBEDDED, Direct
 
 pytestmark = pytest.mark.ecosystem
 
-TOKENIZER = ROOT / "posttrain" / "embedded" / "model"
 NATS = 1e-4
 """Of a whole continuation, between lm-eval's number and ours."""
 ROWS = [
@@ -85,7 +84,7 @@ def completions_at(server: Server, **more: Any) -> dict[str, Any]:
         "base_url": f"{server.url}/v1/completions",
         "model": server.model,
         "tokenizer_backend": "huggingface",
-        "tokenizer": str(TOKENIZER),
+        "tokenizer": str(EMBEDDED),
         "max_length": 512,
         "max_retries": 1,
         **more,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from benchmarks.serving import Server, serve
-from tests.ecosystem.conftest import COMMAND, asking, client_of
+from benchmarks.serving import Server
+from tests.ecosystem.conftest import KEY, asking, client_of
 
 pytestmark = pytest.mark.ecosystem
 
@@ -69,20 +68,14 @@ def test_an_unknown_model_is_not_found(openai_client: Any) -> None:
 # ---------------------------------------------------------------- a server with a key and a short queue
 
 
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[Server]:
-    with serve("embedded", "--api-key", "secret-of-the-test", "--max-waiting", "2", command=COMMAND) as running:
-        yield running
-
-
 def test_a_wrong_key_is_refused(guarded: Server) -> None:
     import openai
 
     with client_of(guarded, "another") as client, pytest.raises(openai.AuthenticationError) as caught:
         client.models.list()
     assert caught.value.status_code == 401
-    assert "secret-of-the-test" not in str(caught.value.body)
-    with client_of(guarded, "secret-of-the-test") as client:
+    assert KEY not in str(caught.value.body)
+    with client_of(guarded, KEY) as client:
         assert client.models.list().data[0].id == "embedded"
 
 
@@ -100,7 +93,7 @@ def _ask_long(client: Any, number: int) -> Any:
 def test_a_full_queue_says_when_to_come_back(guarded: Server) -> None:
     import openai
 
-    with client_of(guarded, "secret-of-the-test") as client, ThreadPoolExecutor(12) as pool:
+    with client_of(guarded, KEY) as client, ThreadPoolExecutor(12) as pool:
         results = list(pool.map(lambda number: _ask_long(client, number), range(12)))
     refused = [result for result in results if isinstance(result, openai.RateLimitError)]
     assert refused
@@ -109,6 +102,6 @@ def test_a_full_queue_says_when_to_come_back(guarded: Server) -> None:
 
 
 def test_the_client_comes_back_and_is_served(guarded: Server) -> None:
-    with client_of(guarded, "secret-of-the-test", retries=20) as client, ThreadPoolExecutor(8) as pool:
+    with client_of(guarded, KEY, retries=20) as client, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda number: _ask_long(client, number), range(8)))
     assert all(len(result.choices) == 16 for result in results)
