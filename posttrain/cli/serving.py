@@ -81,7 +81,8 @@ def serve_model(
     # First: a port that is taken is known in a moment, and a model takes its time to load.
     bound = bound_socket(host, port)
     try:
-        generated = key is None and not is_loopback(host)
+        everywhere = host in ("0.0.0.0", "::")
+        generated = not key and not is_loopback(host)
         # An open server would answer whoever finds it, and an empty key lets everybody in who sends none.
         key = secrets.token_urlsafe(24) if generated else key or None
         with folder_code(model_code):
@@ -89,14 +90,16 @@ def serve_model(
         rows = loading.get("max_rows") or (64 if device_of(device).type == "cpu" else 256)
         settings = Settings(
             key=key,
-            hosts=(*LOOPBACK, *([host] if host not in ("0.0.0.0", "::") else []), *hosts),
+            hosts=(*LOOPBACK, *([] if everywhere else [host]), *hosts),
+            any_address=everywhere,
             max_rows=rows * max(1, len(served.policies)),
             max_waiting=max_waiting,
             log_requests=log_requests,
         )
         logging.basicConfig(level=logging.INFO if log_requests else logging.WARNING, format="%(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+        shown = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{bound.getsockname()[1]}"
         app = create_app(served, settings)
         run(app, bound, grace=grace, host=host, ready=lambda: _ready(address, served, key, generated))
     finally:

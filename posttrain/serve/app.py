@@ -36,7 +36,9 @@ CLIENT_GONE = 499
 
 
 async def health(request: Request) -> Response:
-    return PlainTextResponse("ok")
+    """Whether answers can be had: a server whose engines' thread is gone should be started anew."""
+    state: State = request.app.state.server
+    return PlainTextResponse("ok") if state.thread.is_alive else PlainTextResponse("the engines have ended", 503)
 
 
 async def version(request: Request) -> Response:

@@ -46,6 +46,8 @@ class ChatRequest:
     top_logprobs: int | None
     """None where no log-probs are asked for."""
     template_kwargs: Mapping[str, Any]
+    reasoning_effort: str | None
+    """OpenAI's name for a value that templates of thinking models read."""
     add_generation_prompt: bool
     continue_final_message: bool
 
@@ -65,6 +67,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         sample=read_sampling(fields, default_tokens=None),
         top_logprobs=_top_logprobs(fields),
         template_kwargs=template_kwargs(fields),
+        reasoning_effort=fields.text("reasoning_effort"),
         continue_final_message=fields.flag("continue_final_message"),
         add_generation_prompt=fields.flag("add_generation_prompt", not fields.any("continue_final_message")),
     )
@@ -98,11 +101,8 @@ def _top_logprobs(fields: Fields) -> int | None:
 
 
 def template_kwargs(fields: Fields) -> dict[str, Any]:
-    """What a request gives to the template: `chat_template_kwargs`, and `reasoning_effort` under its own name."""
-    values = {name: value for name, value in fields.mapping("chat_template_kwargs").items() if value is not None}
-    effort = fields.text("reasoning_effort")
-    # OpenAI's name for a value that templates of thinking models read; one that does not read it is refused there.
-    return values if effort is None else {"reasoning_effort": effort, **values}
+    """What a request gives to the template; null is a value that is not given."""
+    return {name: value for name, value in fields.mapping("chat_template_kwargs").items() if value is not None}
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -168,11 +168,16 @@ class _Answer:
                 expected="no tools for this model",
                 remedy="leave `tools` out, or serve a model whose template calls them",
             )
+        values = dict(asked.template_kwargs)
+        if asked.reasoning_effort is not None:
+            if "reasoning_effort" not in policy.template_values:
+                raise policy.reads_no_value("reasoning_effort", "reasoning_effort")
+            values.setdefault("reasoning_effort", asked.reasoning_effort)
         self._prompt = await prompt_of(
             policy,
             asked.messages,
             asked.tools,
-            asked.template_kwargs,
+            values,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
         )

@@ -133,6 +133,10 @@ class EngineThread:
         await asyncio.to_thread(self._thread.join)
         self._loop = None
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def refuse_new(self) -> None:
         """From now on nothing is taken: the server is ending."""
         self._closing = True

@@ -149,7 +149,8 @@ def _policy(
     cache_tokens: int,
     template: str,
 ) -> ServedPolicy:
-    encoder = Encoder(loaded.tokenizer, _spoken(template, loaded.speech))
+    # Each of its own, since each policy's is asked under another lock, and adapters share the base's.
+    encoder = Encoder(copy.deepcopy(loaded.tokenizer), _spoken(template, loaded.speech))
     engine = NativeEngine(
         model,
         max_rows=max_rows,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -34,6 +38,22 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(grace) + AFTER_GRACE,
             )
         )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGHUP too, of a terminal that is closed, which ends the command as the other two do; `nohup` keeps it away.
+        Each is raised again when all is ended, and gives the command its exit code."""
+        with super().capture_signals():
+            hangup: Any = getattr(signal, "SIGHUP", None)  # Windows has none
+            own = hangup is not None and threading.current_thread() is threading.main_thread()
+            if not own or signal.getsignal(hangup) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hangup, before)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         thread = self.state_of_app.thread

@@ -17,6 +17,7 @@ MOST_CHOICES = 128
 MOST_STOPS = 16
 """More than OpenAI's four: a suite ends an answer at every word that may begin the next question."""
 MOST_TOP = 20
+LEAST_TEMPERATURE = 1e-3
 LONGEST_STOP = 1_000
 
 IGNORED = frozenset(
@@ -83,6 +84,11 @@ def read_sampling(fields: Fields, *, default_tokens: int | None) -> SampleFields
         # Without a seed, equal requests are to give different answers: whoever asks 64 times wants 64 samples.
         "seed": secrets.randbits(63) if seed is None else seed,
     }
+    if 0 < drawing["temperature"] < LEAST_TEMPERATURE:
+        # Logits divided by less are no finite numbers any more, or all but one of them are nothing.
+        raise fields.wrong(
+            "temperature", f"0, or at least {LEAST_TEMPERATURE}", "write `temperature: 0` for the likeliest token"
+        )
     if drawing["top_p"] == 0:
         raise fields.wrong("top_p", "above 0 and at most 1", "write `temperature: 0` for the likeliest token")
     _refuse_unsupported(fields)

@@ -7,6 +7,7 @@ what a server on loopback answers. An `Origin` of another site is refused, and n
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -27,6 +28,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings):
         self._app = app
         self._hosts = frozenset(host.lower() for host in settings.hosts)
+        self._any_address = settings.any_address
         self._key = settings.key.encode() if settings.key is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +52,7 @@ class Guard:
         """
         hosts = headers.getlist("host")
         name = host_name(hosts[0]) if len(hosts) == 1 else ""
-        if "*" not in self._hosts and name not in self._hosts:
+        if not (self._hosts & {"*", name} or (self._any_address and _is_address(name))):
             raise RequestRefused(
                 "this server is not asked under that name",
                 status=421,
@@ -93,6 +95,14 @@ def host_name(host: str) -> str:
         return name if closed and (not port or (port[0] == ":" and port[1:].isdecimal())) else ""
     name, _, port = host.partition(":")
     return name.rstrip(".") if not port or port.isdecimal() else ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -64,6 +64,10 @@ class ServedPolicy:
         self.thought_ids = frozenset(
             number for text, number in added.items() if text and any(text in mark for mark in marks)
         )
+        _, sources = split_header(self.encoder.chat_template)  # the header sets what the template reads
+        texts = [sources] if isinstance(sources, str) else list(dict(sources).values())
+        self.template_values = frozenset().union(*map(values_read, texts)) - _SET_BY_THE_SERVER
+        """What a request may give to the template."""
         written = self.calls.written if self.calls is not None else ""
         self.mark_ids = self.thought_ids | {number for text, number in added.items() if text and text in written}
 
@@ -83,6 +87,16 @@ class ServedPolicy:
         self._encoders.move_to_end(key)
         return self._encoders[key]
 
+    def reads_no_value(self, name: str, param: str) -> RequestRefused:
+        """The error for a value that the template does not read; `param` is how the client called it."""
+        read = sorted(self.template_values)
+        return refused(
+            f"the model's chat template reads no value `{name[:80]}` of a request",
+            param=param,
+            expected=f"one of {', '.join(read)}" if read else "none: this template reads no values",
+            remedy=did_you_mean(nearest(name, read), "leave it out"),
+        )
+
     def _encoder_with(self, values: Mapping[str, Any], key: str) -> Encoder:
         param = "chat_template_kwargs"
         if len(key) > LARGEST_VALUES:
@@ -93,18 +107,9 @@ class ServedPolicy:
                 expected=f"at most {LARGEST_VALUES:,}",
                 remedy="give only what the template reads",
             )
-        _, sources = split_header(self.encoder.chat_template)  # the header sets what the template reads
-        texts = [sources] if isinstance(sources, str) else list(dict(sources).values())
-        read = sorted(frozenset().union(*(values_read(text) for text in texts)) - _SET_BY_THE_SERVER)
         for name in values:
-            if name not in read:
-                raise refused(
-                    f"the model's chat template reads no value `{name[:80]}` of a request",
-                    param=f"{param}.{name[:80]}",
-                    found=name[:80],
-                    expected=f"one of {', '.join(read)}" if read else "none: this template reads no values",
-                    remedy=did_you_mean(nearest(name, read), "leave it out"),
-                )
+            if name not in self.template_values:
+                raise self.reads_no_value(name, f"{param}.{name[:80]}")
         settings = self.encoder.settings
         try:
             settings = replace(settings, template_kwargs={**settings.template_kwargs, **values})

@@ -25,6 +25,9 @@ class Settings:
     """What clients say as `Authorization: Bearer KEY`; None lets everybody in who may reach the address."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Names that a request's Host may have; "*" is any."""
+    any_address: bool = False
+    """Whether a Host may be any address in digits, as of a server that listens on all of its machine's: nobody can
+    point an address elsewhere, as names can be."""
     max_rows: int = 64
     max_waiting: int = 256
     largest_body: int = 4 * 2**20

@@ -123,7 +123,7 @@ def test_values_of_the_template() -> None:
             error = refused(client, chat_template_kwargs={name: "x"})
             assert error["param"] == f"chat_template_kwargs.{name}"
         assert refused(client, chat_template_kwargs={"enable_thinking": "x" * 3000})["param"] == "chat_template_kwargs"
-        assert refused(client, reasoning_effort="high")["param"] == "chat_template_kwargs.reasoning_effort"
+        assert refused(client, reasoning_effort="high")["param"] == "reasoning_effort"
         assert asked(client, chat_template_kwargs={"enable_thinking": None})
 
 
@@ -224,6 +224,20 @@ def test_without_tools_no_call_is_looked_for() -> None:
             assert "tool_calls" not in choice["message"] and ADD in choice["message"]["content"]
     prompts = [policy.encoder.tokens.decode(request.prompt) for request in policy.engine.requests]  # type: ignore[attr-defined]
     assert prompts[0] == prompts[1], "a model that is to call none is shown none"
+
+
+def test_marks_of_calls_are_shown_where_tools_are() -> None:
+    with client_of(family("MISTRAL", "[TOOL_CALLS]x")) as client:
+        assert asked(client)["choices"][0]["message"]["content"] == "x"
+        assert asked(client, tools=TOOLS)["choices"][0]["message"]["content"] == "[TOOL_CALLS]x"
+
+
+def test_a_thought_that_was_begun_goes_on() -> None:
+    policy = family("QWEN35_THINK", " and 2</think>4.")
+    messages = [*HI, {"role": "assistant", "content": "2"}]
+    with client_of(policy) as client:
+        message = asked(client, messages=messages, continue_final_message=True)["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("and 2", "4.")
 
 
 def test_a_call_that_the_limit_cuts_is_text() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from posttrain.errors import ModelError
+from posttrain.rollout.engine import Alternatives
 from posttrain.rollout.text import completion_text
 from posttrain.sampling import SamplingDistribution
+from posttrain.serve.logprobs import CompletionLogprobs, TokenNames
 from posttrain.serve.served import ServedPolicy
 from tests.unit.serve.kit import client_of, events_of, scripted_policy, served, tiny_policy
 
@@ -163,6 +167,16 @@ def test_stop_strings(keep: bool, text: str) -> None:
         assert "".join(p["choices"][0]["text"] for p in pieces) == text
 
 
+def test_of_two_tokens_with_one_text_the_larger_number_stays() -> None:
+    texts = POLICY.detokenizer.texts
+    lists = CompletionLogprobs(TokenNames(texts))
+    one, other = POLICY.encoder.tokens.ids("ab")
+    texts._known[other] = texts.of(one)
+    lists.add(other, Alternatives(-2.0, ((one, -0.5), (other, -2.0))))
+    assert lists.take()["top_logprobs"] == [{"a": -0.5}]
+    del texts._known[other]
+
+
 def test_stop_token_ids_and_ignored_ends() -> None:
     policy = scripted_policy("one")
     with client_of(policy) as client:
@@ -170,6 +184,15 @@ def test_stop_token_ids_and_ignored_ends() -> None:
         asked(client, prompt="Hi", stop_token_ids=[70])
     sampling = [request.sampling for request in policy.engine.requests]  # type: ignore[attr-defined]
     assert sampling[0].stop_ids == {70} and sampling[1].stop_ids == {70, *policy.encoder.stop_ids}
+
+
+def test_an_ordinary_token_that_ends_an_answer_is_no_part_of_its_text(client: TestClient) -> None:
+    body: dict[str, Any] = {"prompt": "Hi", "max_tokens": 6, "seed": 8, "return_token_ids": True, "ignore_eos": True}
+    ids = asked(client, **body)["choices"][0]["token_ids"]
+    choice = asked(client, **body, stop_token_ids=[ids[3]])["choices"][0]
+    end = ids.index(ids[3]) + 1
+    assert choice["token_ids"] == ids[:end] and choice["text"] == POLICY.detokenizer(ids[: end - 1])
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", ids[3])
 
 
 def test_a_stream_is_the_answer_in_pieces(client: TestClient) -> None:
@@ -192,6 +215,16 @@ def test_a_stream_is_the_answer_in_pieces(client: TestClient) -> None:
         for name, values in choice["logprobs"].items():
             together = [value for c in own for value in c["logprobs"][name]]
             assert rounded(together) == rounded(values)
+
+
+def test_a_refusal_of_the_models_own_shows_no_folder() -> None:
+    policy = scripted_policy("one")
+    policy.engine.failure = ModelError("broken", where="/secret/model", remedy="mend it")  # type: ignore[attr-defined]
+    what = replace(served(policy), hidden=("/secret/model",))
+    with client_of(what) as client:
+        for stream in (True, False):
+            text = client.post("/v1/completions", json={"prompt": "Hi", "stream": stream}).text
+            assert "broken" in text and "mend it" in text and "secret" not in text
 
 
 def test_a_fault_in_a_stream_is_an_event_of_its_own() -> None:
@@ -220,6 +253,7 @@ def test_a_fault_in_a_stream_is_an_event_of_its_own() -> None:
         ({"prompt": [[5], [-1]]}, "prompt[1]", "id that the model does not have"),
         ({"prompt": "Hi", "temprature": 1}, "temprature", "did you mean `temperature`"),
         ({"prompt": "Hi", "temperature": -1}, "temperature", "from 0"),
+        ({"prompt": "Hi", "temperature": 1e-300}, "temperature", "temperature: 0"),
         ({"prompt": "Hi", "temperature": "1"}, "temperature", "number"),
         ({"prompt": "Hi", "temperature": True}, "temperature", "number"),
         ({"prompt": "Hi", "top_p": 0}, "top_p", "temperature: 0"),

@@ -50,6 +50,14 @@ def test_other_names_can_be_allowed() -> None:
         assert client.get("/health", headers={"host": "any"}).status_code == 200
 
 
+def test_a_server_on_all_addresses_is_asked_by_any_address_and_no_other_name() -> None:
+    with client_of(scripted_policy("ok"), Settings(any_address=True)) as client:
+        for host in ("192.168.1.7:8000", "[fe80::1]:8000", "localhost"):
+            assert client.get("/health", headers={"host": host}).status_code == 200
+        for host in ("evil.example", "192.168.1.7.evil.example", ""):
+            assert client.get("/health", headers={"host": host}).status_code == 421
+
+
 @pytest.mark.parametrize(
     ("origin", "status"),
     [

@@ -96,3 +96,23 @@ def test_a_stop_string_within_a_token(keep: bool) -> None:
     assert len(hello) == 1
     pieces, stopped = written(hello, ["el"], keep)
     assert ("".join(pieces), stopped) == ("hel" if keep else "h", "el")
+
+
+@given(st.lists(st.sampled_from([" a", "b", " ", "cd"]), max_size=4 * WINDOW))
+def test_a_tokenizer_that_drops_the_first_blank_keeps_all_others(pieces: list[str]) -> None:
+    """SentencePiece: a window of ids by itself would lose the blank before its first word."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(pieces[number] for number in ids).removeprefix(" ")
+
+    stream = TextStream(decode)
+    assert "".join([stream.push(number) for number in range(len(pieces))]) + stream.finish() == decode(
+        range(len(pieces))
+    )
+
+
+def test_a_window_never_begins_within_a_character() -> None:
+    text = "é€😀" * 20
+    ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    stream = TextStream(Detokenizer(byte_tokenizer()))
+    assert "".join([stream.push(number) for number in ids]) + stream.finish() == text
