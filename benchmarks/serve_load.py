@@ -44,10 +44,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What so many clients got: Load(clients=64, seconds=3.1, answers=...)."""
+    """What so many clients got: Load(clients=64, seconds=3.1, processor_seconds=2.0, answers=...)."""
 
     clients: int
     seconds: float
+    processor_seconds: float
+    """Of the server."""
     answers: tuple[Answer, ...]
     """In the order of the requests."""
 
@@ -67,12 +69,14 @@ class Load:
     def row(self, alone: Load) -> str:
         return (
             f"| {self.clients} | {self.tokens:,} | {self.rate:,.0f} | {self.waited(0.5):,.0f} | "
-            f"{self.waited(0.95):,.0f} | {self.rate / alone.rate:.2f} |"
+            f"{self.waited(0.95):,.0f} | {self.rate / alone.rate:.2f} | "
+            f"{1000 * self.processor_seconds / self.tokens:.2f} |"
         )
 
 
 HEADER = (
-    "| clients | tokens | tokens/s | first text, median ms | p95 ms | of one client's rate |\n|---|---|---|---|---|---|"
+    "| clients | tokens | tokens/s | first text, median ms | p95 ms | of one client's rate | CPU ms a token |\n"
+    "|---|---|---|---|---|---|---|"
 )
 
 
@@ -109,11 +113,12 @@ async def ask_all(server: Server, requests: Sequence[Ask], clients: int) -> Load
         for number in numbers:  # shared: each request is asked once
             answers[number] = await server.stream(requests[number].route, requests[number].body)
 
-    started = time.perf_counter()
+    before, started = server.processor_seconds(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(client())
-    return Load(clients, time.perf_counter() - started, tuple(answers[number] for number in range(len(requests))))
+    seconds, taken = time.perf_counter() - started, server.processor_seconds() - before
+    return Load(clients, seconds, taken, tuple(answers[number] for number in range(len(requests))))
 
 
 def mixed_up(alone: Load, together: Load) -> list[int]:

@@ -3,8 +3,8 @@
     with serve("embedded") as server:
         answer = await server.stream("/v1/completions", {"prompt": "A cat", "seed": 3})
 
-Standard library only. An HTTP library's own work, on the two cores that the server needs too, would be measured with
-the server's; and streams that are read here byte by byte are no library's interpretation of them.
+No HTTP library: its own work, on the cores that the server needs too, would be measured with the server's; and what is
+read here byte by byte is no library's interpretation of a stream.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from typing import Any
+
+import psutil
 
 from benchmarks.record import ROOT
 
@@ -77,6 +79,11 @@ class Server:
             lines = reply.read().decode().splitlines()
         pairs = (line.split() for line in lines if not line.startswith("#") and "{" not in line)
         return {name.removeprefix("posttrain_"): float(value) for name, value in pairs}
+
+    def processor_seconds(self) -> float:
+        """Of the server's process, all threads together; other work on the machine does not lengthen them."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     async def stream(self, route: str, body: Mapping[str, Any]) -> Answer:
         """
