@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -234,11 +235,13 @@ class EngineThread:
                 remedy=f"ask again in about {wait} s",
                 headers={"Retry-After": str(wait)},
             )
+        if self._rows == 0:
+            self.meter.busy_since = time.monotonic()
         self._rows += count
 
     def _wait_for(self, count: int) -> int:
-        """Seconds until about `count` rows have ended: their share of the tokens to come, by tokens/s."""
-        left, rate = sum(job.left for job in self._jobs), self.meter.rate()
+        """Seconds until about `count` rows have ended: their share of the tokens to come, by tokens/s of work."""
+        left, rate = sum(job.left for job in self._jobs), self.meter.busy_rate()
         if rate <= 0:
             return 1
         return max(1, min(LONGEST_WAIT, math.ceil(left * count / max(1, self._rows) / rate)))

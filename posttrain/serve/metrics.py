@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 SPAN = 10.0
 """Seconds over which tokens/s are measured."""
+LEAST_SPAN = 0.5
+"""Of work without which nothing is said of its speed: the first tokens come after their prompts."""
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Meter:
     """By route and status."""
     finishes: Counter[str] = field(default_factory=Counter)
     """Completions by why they ended; "cancelled" where the client was gone."""
+    busy_since: float = 0.0
+    """When the server last went from nothing to do to something, by the monotonic clock."""
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
     _in_span: int = 0
 
@@ -44,6 +48,17 @@ class Meter:
         if not self._recent:
             return 0.0
         return self._in_span / max(1.0, min(SPAN, time.monotonic() - self._recent[0][0]))
+
+    def busy_rate(self) -> float:
+        """The same without the time in which nobody asked for anything; 0 where too little of it has passed to tell.
+
+        A queue whose wait is told by a rate of idle seconds sends its clients away for a minute, and is empty in three.
+        """
+        now = time.monotonic()
+        start = max(self.busy_since, now - SPAN)
+        if now - start < LEAST_SPAN:
+            return 0.0
+        return sum(count for at, count in self._recent if at >= start) / (now - start)
 
     def _forget(self) -> None:
         oldest = time.monotonic() - SPAN
