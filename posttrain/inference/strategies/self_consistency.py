@@ -43,8 +43,8 @@ def elected(
         node.facts["votes"] = 0.0 if number is None else vote.sums[number]
     members = [answers[place] for place in vote.members] or answers[:1]
     if not members:
-        return solving.solution(None, stopped, **facts)
-    return solving.solution(representative(members, settings), stopped, **facts)
+        return solving.solution(None, stopped, answer=None, **facts)
+    return solving.solution(representative(members, settings), stopped, answer=None, **facts)
 
 
 def representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
