@@ -69,7 +69,7 @@ def _put(settings: dict[str, Any], words: list[str], value: Any, assignment: str
                 f"`{word}` is a value, not a group of keys",
                 where=f"--set {assignment}",
                 found=f"{word}: {inner}",
-                remedy=f"set it as a whole: --set '{word}={{...}}'",
+                remedy=f"set it as a whole: --set {word}={{...}}",
             )
         group = inner
     group[words[-1]] = value

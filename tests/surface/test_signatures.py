@@ -41,6 +41,8 @@ def _parameters(verb: Callable[..., Any] | None) -> Iterator[str]:
     function = inspect.unwrap(verb)
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
+        if hints[name] is typer.Context:  # no option: how a verb asks which ones were written
+            continue
         kind, info = typing.get_args(hints[name])[:2]
         shown = " ".join(_names(info)) if isinstance(info, OptionInfo) else info.metavar
         required = parameter.default is inspect.Parameter.empty
