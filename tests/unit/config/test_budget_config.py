@@ -159,7 +159,8 @@ NEEDS: dict[str, dict] = {
 
 def entry_of(kind: str) -> dict:
     record = STRATEGY_KINDS[kind]
-    scorer = {"scorer": "logprob"} if "scorer" in record.model_fields else {}
+    needed = "scorer" in record.model_fields and record.model_fields["scorer"].is_required()
+    scorer = {"scorer": "logprob"} if needed else {}
     return {"kind": kind, **scorer, **NEEDS.get(kind, {})}
 
 
