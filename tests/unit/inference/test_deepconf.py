@@ -9,8 +9,8 @@ import pytest
 
 from posttrain.config.strategies import DeepConf
 from posttrain.errors import ConfigError
-from posttrain.inference.solution import Stopped, recounted
 from posttrain.inference.drawing import ENDED_EARLY
+from posttrain.inference.solution import Stopped, recounted
 from posttrain.inference.strategies import deepconf
 from posttrain.rollout.engine import Alternatives, FinishReason, SampledToken
 from tests.inference import run, scripted
