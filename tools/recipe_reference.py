@@ -36,6 +36,7 @@ from posttrain.config.stages import (
 )
 from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.config.strategies import base as strategy_base
+from posttrain.config.strategies.demonstrations import AnySimilarity, Demonstrations
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
@@ -192,6 +193,12 @@ def strategies() -> list[str]:
         *group("sampling of a strategy", strategy_base.StrategySampling),
         *group("spend", strategy_base.Spending),
         *group("answers", strategy_base.AnswerEquality),
+        *group("demonstrations", Demonstrations),
+        *[
+            part
+            for record in records_in(AnySimilarity)
+            for part in group(f"similarity: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
         "Who scores, by `kind`; a path alone is a reward model:\n",
         *[
             part
