@@ -1,5 +1,6 @@
 # make demo    set up, then run the quickstart      make check   lint and types
 # make test    set up, then run all tests           make bench   measure against TRL (installs it apart)
+# make ecosystem   other people's clients (openai, lm-eval, inspect-ai, its-hub; installed apart) against `posttrain serve`
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 USER_READY := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick check format bench clean
+.PHONY: demo test test-quick check format bench ecosystem clean
 
 $(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +18,7 @@ $(USER_READY): pyproject.toml constraints.txt
 	touch $(USER_READY)
 
 $(READY): $(USER_READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit,rl]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit,rl,serve]'
 	touch $(READY)
 
 demo: $(USER_READY)
@@ -44,5 +45,18 @@ bench: $(READY)
 	$(VENV)-peer/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/constraints.txt trl peft datasets
 	$(BIN)/python -m benchmarks.against_trl --peer $(VENV)-peer/bin/python
 
+# The clients' pins and ours do not agree everywhere, so they have an environment of their own; the server runs in ours.
+CLIENTS_READY := $(VENV)-ecosystem/.ready
+CLIENTS := $(VENV)-ecosystem/bin/python
+
+$(CLIENTS_READY): tests/ecosystem/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-ecosystem
+	$(CLIENTS) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(CLIENTS) -m pip install --quiet --disable-pip-version-check -r tests/ecosystem/requirements.txt -e .
+	touch $(CLIENTS_READY)
+
+ecosystem: $(READY) $(CLIENTS_READY)
+	POSTTRAIN_COMMAND=$(BIN)/posttrain $(CLIENTS) -m pytest -m ecosystem tests/ecosystem
+
 clean:
-	rm -rf $(VENV) $(VENV)-peer build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-peer $(VENV)-ecosystem build dist *.egg-info

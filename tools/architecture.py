@@ -44,7 +44,8 @@ class Place:
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
     "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
-    "evaluate": Place(14, 66, "suites, held-out scores and win rates, each figure with its interval"),
+    "evaluate": Place(14, 50, "suites, win rates, each figure with its interval"),
+    "serve": Place(53, 67, "OpenAI, by HTTP"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
     "auditing": Place(70, 84, "flaws of the rows"),

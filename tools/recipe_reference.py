@@ -181,6 +181,8 @@ def recipe_reference() -> str:
 def strategies() -> list[str]:
     """Strategies of test-time compute, in suites of kind `budget` and in `method: search`."""
     shared = [name for name in fields_of(strategy_base.StrategySettings) if name != "kind"]
+    for record in STRATEGY_KINDS.values():
+        record.model_rebuild()  # those that wrap others say so only once they are built
     return [
         "## Strategies of test-time compute\n",
         "In `strategies` of a suite of kind `budget`, and as `strategy` of `method: search`. Keys of every strategy:\n",

@@ -20,6 +20,7 @@ from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
 from posttrain.cli.score import score
+from posttrain.cli.serve import serve
 from posttrain.cli.solve import solve
 from posttrain.cli.terminal import echo
 from posttrain.cli.usage import Verb, Verbs
@@ -34,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "compare": compare,
     "score": score,
+    "serve": serve,
     "merge": merge,
     "samples": samples,
     "report": report,

@@ -29,7 +29,8 @@ RECIPE_VERBS = ("run", "check")
 OTHER_VERBS = {
     "run": "train fit finetune fine-tune tune launch start resume execute trainer sft dpo grpo ppo kto orpo simpo rlhf "
     "rl reward rm pretrain distill",
-    "generate": "chat talk ask infer inference predict serve api webchat complete",
+    "generate": "chat talk ask infer inference predict webchat complete",
+    "serve": "server api openai endpoint deploy host",
     "compare": "eval evaluate test benchmark bench",
     "merge": "export fuse merge-lora merge_lora convert",
     "check": "validate verify dry-run preflight lint doctor preprocess",
@@ -42,6 +43,7 @@ ARGUMENTS = {
     "run": "RECIPE",
     "check": "RECIPE",
     "generate": "MODEL",
+    "serve": "MODEL",
     "compare": "A B --prompts FILE",
     "merge": "ADAPTER OUT",
     "report": "RUN",

@@ -13,7 +13,7 @@ from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
 from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
-from posttrain.config.suites import without_empty_stop
+from posttrain.config.suite_settings import without_empty_stop
 from posttrain.runs.differences import (
     COMPUTE_WITHOUT_EFFECT,
     ENGINE_WITH_EFFECT,

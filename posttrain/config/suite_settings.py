@@ -40,12 +40,6 @@ class Sampling(Settings):
         return (stop,) if isinstance(stop, str) else stop
 
 
-def without_empty_stop(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampling's values as hashes take them: `stop` is younger than they are, so that where there is none, what older
-    runs made keeps its hash and is not made again."""
-    return {key: value for key, value in sampling.items() if key != "stop" or value}
-
-
 class SuiteSettings(Settings):
     """One set of prompts and what makes an answer good."""
 
@@ -59,3 +53,9 @@ class SuiteSettings(Settings):
     """Use only the first so many prompts."""
     sampling: Sampling = Sampling()
     """How the answers are drawn; greedy by default, so that a run repeats."""
+
+
+def without_empty_stop(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampling's values as hashes take them: `stop` is younger than they are, so that where there is none, what older
+    runs made keeps its hash and is not made again."""
+    return {key: value for key, value in sampling.items() if key != "stop" or value}

@@ -127,6 +127,10 @@ class RewardEncoder(Encoder):
         encoded = super().example(row)
         if not encoded.trees:
             dropped = encoded.dropped[0]
+            if dropped.reason == "identical_responses":
+                # A comparison of equal responses trains nothing, but each of them has its score.
+                alone = [replace(rated, responses=(response,)) for response in rated.responses]
+                return [tree for one in alone for tree in self.rated(one, condition)]
             raise RowError(
                 f"the row cannot be scored: {dropped.message}",
                 reason=dropped.reason,

@@ -24,7 +24,8 @@ from typing import Any
 
 from torch import nn
 
-from posttrain.config.suites import SampledSuite, SuiteSettings, without_empty_stop
+from posttrain.config.suite_settings import without_empty_stop
+from posttrain.config.suites import SampledSuite, SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.diagnostics.suite_metrics import meaning

@@ -107,7 +107,7 @@ def _made(asked: Asked, settings: Retrieval) -> Library:
                 where=document.source,
                 found=f"{special[1]!r} at character {special[0]:,}",
                 expected="text without the model's special tokens",
-                remedy=f"write it otherwise, or leave the document out: `files` is the pattern {settings.files!r}",
+                remedy="write it otherwise, take the document out of the folder, or leave it out by `files`",
             )
         for number, text in enumerate(cut(document.text, settings.chunk_tokens, settings.overlap_tokens, count), 1):
             bare = Passage(document.source, number, text, 0)

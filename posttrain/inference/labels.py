@@ -52,7 +52,7 @@ def step_labels(
     least: int = 1,
     once: bool = False,
 ) -> list[StepwiseFeedback]:
-    """A row for each whole answer of the tree, its steps labelled by the answers that go on from them.
+    """A row for each different whole answer of the tree, its steps labelled by the answers that go on from them.
 
     Args:
         solution: of a strategy over steps.
@@ -73,7 +73,7 @@ def step_labels(
                 after.setdefault(node.number, []).append(verdict)
 
     labelled: set[int] = set()
-    rows = []
+    rows: dict[tuple[str, ...], StepwiseFeedback] = {}
     for number, verdict in verdicts.items():
         path = solution.path(number)
         labels: dict[int, float] = {}
@@ -84,11 +84,12 @@ def step_labels(
         steps, values = _steps(path, labels, mark)
         if steps and verdict is not None:
             values[-1] = float(verdict)
-        if any(value is not None for value in values):
+        # Answers that several draws gave count as often in the labels, and are one row.
+        if tuple(steps) not in rows and any(value is not None for value in values):
             labelled |= labels.keys()
             task = solution.task
-            rows.append(StepwiseFeedback(task.prompt, tuple(steps), tuple(values), task.row, task.tools))
-    return rows
+            rows[tuple(steps)] = StepwiseFeedback(task.prompt, tuple(steps), tuple(values), task.row, task.tools)
+    return list(rows.values())
 
 
 def _is_whole(node: Node) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -35,11 +35,21 @@ from posttrain.models.reward.scoring import RewardModel, load_reward
 from posttrain.rewards import Rubric, Sampled, rubric_of
 from posttrain.types import Comparison, Feedback, Message, Task
 
-if TYPE_CHECKING:
-    from posttrain.inference.solving import Solving
-
 ABSTAINED = float("-inf")
 """The score of an answer that its scorer could not judge: it is chosen last."""
+
+
+class Solved(Protocol):
+    """What a grader needs of a prompt that is being solved: `posttrain.inference.solving.Solving` is one."""
+
+    task: Task
+    nodes: list[Node]
+
+    async def ask(
+        self, messages: Sequence[Message], count: int = 1, *, kind: str, about: Sequence[Node] = (), **sampling: Any
+    ) -> list[Node]: ...
+
+    def count_scored(self, tokens: int) -> None: ...
 
 
 class Grader(Protocol):
@@ -48,7 +58,7 @@ class Grader(Protocol):
     judges_steps: bool
     """Whether it can judge an answer that is still being written."""
 
-    async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
+    async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
         """A number per node, None where it cannot judge one."""
         ...
 
@@ -92,7 +102,7 @@ class Scorers:
         return self._models[name]
 
     async def score(
-        self, solving: Solving, nodes: Sequence[Node], settings: ScorerSettings, *, partial: bool = False
+        self, solving: Solved, nodes: Sequence[Node], settings: ScorerSettings, *, partial: bool = False
     ) -> list[float]:
         """See `Solving.score`."""
         if not nodes:
@@ -182,7 +192,7 @@ class _Model:
                 remedy=f"write `step: {mark!r}`",
             )
 
-    async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
+    async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
         groups = [_Alike.of(group) for group in _by_conversation(nodes)]
         rows = [group.row(solving.task) for group in groups]
         ratings = list(self.model.score_rows(rows, head=self.settings.head))
@@ -265,10 +275,10 @@ class _LogProb:
     def __init__(self, settings: LogProbScorer):
         self.per_token = settings.per_token
 
-    async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
+    async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
         return [self._logprob(solving, node) for node in nodes]
 
-    def _logprob(self, solving: Solving, node: Node) -> float | None:
+    def _logprob(self, solving: Solved, node: Node) -> float | None:
         logprobs: list[float] = []
         at: Node | None = node
         while at is not None:
@@ -303,7 +313,7 @@ class _Self:
     def __init__(self, settings: SelfScorer):
         self.marks = settings.marks
 
-    async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
+    async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
         marks: list[float | None] = []
         for node in nodes:
             mark = await self._mark(solving, node)
@@ -313,7 +323,7 @@ class _Self:
                 node.scores["self"] = mark
         return marks
 
-    async def _mark(self, solving: Solving, node: Node) -> float | None:
+    async def _mark(self, solving: Solved, node: Node) -> float | None:
         question = "\n\n".join(message.content or "" for message in solving.task.prompt)
         so_far = "" if node.ended else " so far"
         text = _QUESTION.format(question=question, answer=node.answer, so_far=so_far)
@@ -336,7 +346,7 @@ class _Rewards:
     def __init__(self, rubric: Rubric):
         self.rubric = rubric
 
-    async def grade(self, solving: Solving, nodes: Sequence[Node]) -> list[float | None]:
+    async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
         task = solving.task
         items = [Sampled(task.prompt, node.answer, task, node.finish, len(node.path_ids)) for node in nodes]
         return [scored.total for scored in self.rubric.score(items)]

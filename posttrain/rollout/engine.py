@@ -220,7 +220,8 @@ class Engine(Protocol):
         ones, and its `versions` say so.
 
         Raises:
-            ConfigError: as `generate`.
+            ConfigError: as `generate`; or the engine cannot give what the request asks for beside its ids.
+            EngineError: the request's `on_token` raised.
         """
         ...
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from posttrain.config.strategies import context
 from posttrain.config.strategies.base import StrategySettings
 from posttrain.config.strategies.context import FewShot, Retrieval
 from posttrain.config.strategies.reasoning import (
@@ -96,9 +97,9 @@ AnyStrategy = Annotated[
 ]
 """Every kind of strategy that a recipe may have."""
 
-for _wrapping in (FewShot, Retrieval):
-    # Their `then` is one of the union that they are in themselves, which is complete only here.
-    _wrapping.model_rebuild(_types_namespace={"AnyStrategy": AnyStrategy})
+# `then` is one of the union that its own record is a part of, and which is complete only here. Pydantic looks names up
+# in the record's module when it first builds it; `model_rebuild` would build it for recipes without strategies too.
+vars(context)["AnyStrategy"] = AnyStrategy
 
 
 def strategy_of(value: Any) -> StrategySettings:

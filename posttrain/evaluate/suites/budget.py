@@ -22,6 +22,7 @@ import numpy as np
 from posttrain.config.budget import BudgetSuite, MeasuredStrategy
 from posttrain.config.functions import source_fingerprint
 from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, records_within, scorers_of
+from posttrain.config.strategies import PREFIX_TOKENS
 from posttrain.config.strategies.base import LogProbScorer
 from posttrain.config.values import Settings
 from posttrain.data.questions import as_task, question
@@ -42,6 +43,7 @@ from posttrain.inference.solving import Asked
 from posttrain.inference.strategies.best_of_n import weights
 from posttrain.intervals import average, mean
 from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import write_json
 from posttrain.runs.folder import answers_path
 from posttrain.runs.records.budget import BudgetCurves
@@ -78,7 +80,10 @@ class Budget:
         runs = list(self.settings.runs())
         device = next(asking.asked.model.parameters()).device.type
         with Scorers(self.folder, device=device) as scorers:
-            asked = Asked(asking.asked.engine, asking.asked.encoder, scorers, asking.asked.seed, self.folder)
+            encoder = asking.asked.encoder
+            # Of its own, since searches go on from what they have just drawn; it goes when the suite has been asked.
+            engine = NativeEngine(asking.asked.model, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
+            asked = Asked(engine, encoder, scorers, asking.asked.seed, self.folder)
             # All of them before anything is drawn: a pool is dear, and the last strategy's mistake would cost it.
             for settings in self.settings.scorers.values():
                 scorers.grader(settings)

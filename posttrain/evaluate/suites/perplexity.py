@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from posttrain.config.suites import PerplexitySuite, without_empty_stop
+from posttrain.config.suite_settings import without_empty_stop
+from posttrain.config.suites import PerplexitySuite
 from posttrain.data.encode import Encoder
 from posttrain.data.questions import Question, questions
 from posttrain.data.tree_key import make_tree

@@ -1,6 +1,6 @@
 """What the model is asked about its own thoughts, and how its replies are read.
 
-    filled("Question: {question}", question="2 + 2?")     # "Question: 2 + 2?"
+    filled("Question: {question}", question="2 + 2?")      # "Question: 2 + 2?"
     listed("1. add\\n2. multiply")                         # ["add", "multiply"]
     word_value("... so: sure"); mark_value("8"); vote_of("The best is 2.", 3)     # 20.0, 8.0, 1
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from posttrain.types import Message
-
 WORD_VALUES = {"sure": 20.0, "likely": 1.0, "maybe": 1.0, "impossible": 0.001}
 """Yao et al. 2023, arXiv:2305.10601, in the code of its Game of 24; "maybe" is asked for and "likely" read too."""
 
@@ -24,17 +22,12 @@ _MARK = re.compile(r"(?<![\d.])(10|[1-9])(?![\d.]*\d)")
 _NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
 
 
-def filled(prompt: str, **places: str) -> tuple[Message, ...]:
-    """A conversation of one user turn: the prompt, with what stands in braces replaced.
+def filled(prompt: str, **places: str) -> str:
+    """The prompt with what stands in braces replaced.
 
     In one pass: a question that itself says {thoughts} stays as it is.
     """
-    return (Message("user", _PLACE.sub(lambda found: places.get(found[1], found[0]), prompt)),)
-
-
-def question_of(prompt: Sequence[Message]) -> str:
-    """The prompt's text, all turns of it."""
-    return "\n\n".join(message.content or "" for message in prompt)
+    return _PLACE.sub(lambda found: places.get(found[1], found[0]), prompt)
 
 
 def numbered(texts: Sequence[str]) -> str:

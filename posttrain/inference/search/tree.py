@@ -30,8 +30,6 @@ class State:
     """N."""
     total: float = 0.0
     """W: the sum of the values that were backed up through it."""
-    worth: float | None = None
-    """Its own value, where that cannot change: of a closed answer, or of a state that was judged as it stands."""
 
     @property
     def mean(self) -> float:
@@ -50,13 +48,15 @@ class State:
     def add(self, nodes: Sequence[Node]) -> list[State]:
         """Next steps as children; the new ones, for a step that says what another does is no state of its own."""
         self.drawn += len(nodes)
-        known = {child.node.ids for child in self.children if child.node is not None}
+        known = {child.node.ids: child.node for child in self.children if child.node is not None}
         new = []
         for node in nodes:
             if node.ids in known:
-                node.note = "said before"
+                # One dict for both: what the first is found to be worth, the second is worth too. Labels of steps are
+                # shares of all draws, also of those that agree.
+                node.note, node.scores = "said before", known[node.ids].scores
                 continue
-            known.add(node.ids)
+            known[node.ids] = node
             new.append(State(node, self))
         self.children += new
         return new

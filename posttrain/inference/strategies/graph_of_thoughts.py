@@ -18,15 +18,16 @@ Deviations
 from __future__ import annotations
 
 from posttrain.config.strategies.search import GraphOfThoughts
+from posttrain.inference.prompts import asking, question_text
 from posttrain.inference.search.frontier import Frontier
-from posttrain.inference.search.thoughts import filled, numbered, question_of
+from posttrain.inference.search.thoughts import filled, numbered
 from posttrain.inference.solution import Node, Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
 
 
 async def solve(solving: Solving, settings: GraphOfThoughts) -> Solution:
     search = Frontier(solving, settings.scorer)
-    question, stopped = question_of(solving.prompt), Stopped.DONE
+    question, stopped = question_text(solving.prompt), Stopped.DONE
 
     async def judged(nodes: list[Node]) -> list[Node]:
         await search.judge(nodes)
@@ -38,13 +39,14 @@ async def solve(solving: Solving, settings: GraphOfThoughts) -> Solution:
             search.rounds += 1
             kept = search.best(thoughts, settings.keep)
             choices = numbered([node.answer for node in kept])
-            asked = filled(settings.prompts.merge, question=question, choices=choices)
+            merge = filled(settings.prompts.merge, question=question, choices=choices)
+            asked = asking(solving.prompt, merge)
             merged = await judged(await solving.ask(asked, settings.merges, kind="merge", about=kept))
             best = search.best(merged, 1)
             for _ in range(settings.refine):
-                asked = filled(settings.prompts.refine, question=question, thoughts=best[0].answer)
-                refined = await judged(await solving.ask(asked, kind="refine", about=best))
-                merged += refined
+                refine = filled(settings.prompts.refine, question=question, thoughts=best[0].answer)
+                asked = asking(solving.prompt, refine)
+                merged += await judged(await solving.ask(asked, kind="refine", about=best))
                 best = search.best(merged, 1)
             thoughts += merged
     except SpendingEnded as ended:

@@ -73,14 +73,12 @@ class _Search:
     async def evaluate(self, state: State) -> float:
         node = state.node
         assert node is not None, "the prompt alone is expanded and never judged"
-        if state.worth is None:
-            if node.open and self.by_rollout:
-                # Not kept as the state's worth: an estimate, to which the next visit adds another.
-                return await self._rollout(node)
-            (score,) = await self.steps.judge([node])
-            self.steps.finish([node])
-            state.worth = value_of(score, self.settings.scorer)
-        return state.worth
+        if node.open and self.by_rollout:
+            return await self._rollout(node)
+        # Judged once: a closed answer that is selected again costs nothing.
+        (score,) = await self.steps.judge([node])
+        self.steps.finish([node])
+        return value_of(score, self.settings.scorer)
 
     async def _rollout(self, node: Node) -> float:
         answers = await self.solving.sample(self.settings.rollouts, after=node)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from posttrain.config.strategies.search import TreeOfThoughts
+from posttrain.inference.prompts import asking, question_text
 from posttrain.inference.scorers import ABSTAINED
 from posttrain.inference.search.frontier import PRUNED
 from posttrain.inference.search.thoughts import (
@@ -35,7 +36,6 @@ from posttrain.inference.search.thoughts import (
     listed,
     mark_value,
     numbered,
-    question_of,
     vote_of,
     word_value,
 )
@@ -74,7 +74,7 @@ async def solve(solving: Solving, settings: TreeOfThoughts) -> Solution:
 class _Thoughts:
     def __init__(self, solving: Solving, settings: TreeOfThoughts):
         self.solving, self.settings, self.prompts = solving, settings, settings.prompts
-        self.question = question_of(solving.prompt)
+        self.question = question_text(solving.prompt)
         self.judged = 0
         self.best: _State | None = None
 
@@ -159,7 +159,8 @@ class _Thoughts:
         return new
 
     def _asked(self, prompt: str, state: _State, **places: str) -> tuple[Message, ...]:
-        return filled(prompt, question=self.question, thoughts=state.text.strip() or "(none yet)", **places)
+        thoughts = state.text.strip() or "(none yet)"
+        return asking(self.solving.prompt, filled(prompt, question=self.question, thoughts=thoughts, **places))
 
     # ------------------------------------------------------------ judging
 
@@ -197,9 +198,13 @@ class _Thoughts:
 
     async def _votes(self, states: Sequence[_State], nodes: Sequence[Node]) -> list[float]:
         choices = numbered([state.text for state in states])
-        asked = filled(self.prompts.vote, question=self.question, choices=choices)
+        text = filled(self.prompts.vote, question=self.question, choices=choices)
         replies = await self.solving.ask(
-            asked, self.settings.judgements, kind="vote", about=nodes, max_new_tokens=self.settings.judge_tokens
+            asking(self.solving.prompt, text),
+            self.settings.judgements,
+            kind="vote",
+            about=nodes,
+            max_new_tokens=self.settings.judge_tokens,
         )
         votes = [0.0] * len(states)
         for reply in replies:

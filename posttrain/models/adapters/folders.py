@@ -23,13 +23,20 @@ from posttrain.models.folders.weight_files import GET_AGAIN, abbreviated, weight
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def load_adapter(model: Any, base: ModelSource, source: ModelSource) -> PeftModel:
+def load_adapter(
+    model: Any, base: ModelSource, source: ModelSource, *, name: str = "default", fingerprint: str | None = None
+) -> PeftModel:
     """`model` with the folder's adapter on it, ready to train on where it can be (`AdapterFacts.continues`).
+
+    Args:
+        model: the base, or the base with other adapters of the same kind on it.
+        name: what the adapter is called on the model.
+        fingerprint: of the base's weights, where it is known: to work it out reads them all.
 
     Raises:
         ModelError: the base has other weights than those it was trained on, or the files disagree.
     """
-    check_base(weights_fingerprint(model), str(model.dtype), base, source)
+    check_base(fingerprint or weights_fingerprint(model), str(model.dtype), base, source)
     facts = adapter_facts(source.folder)
     register()
     # Read first, for `peft` answers a torn file with a stack trace. Older folders may hold a .bin, which has no header.
@@ -38,14 +45,19 @@ def load_adapter(model: Any, base: ModelSource, source: ModelSource) -> PeftMode
     try:
         with quiet(), torch.random.fork_rng(devices=[]):  # `peft` draws what it then overwrites
             # `peft` loads virtual tokens for use only; they are set to train below.
-            wrapped = PeftModel.from_pretrained(model, source.folder, is_trainable=not facts.virtual_tokens)
+            trains = not facts.virtual_tokens
+            if isinstance(model, PeftModel):
+                model.load_adapter(source.folder, name, is_trainable=trains)
+                wrapped = model
+            else:
+                wrapped = PeftModel.from_pretrained(model, source.folder, adapter_name=name, is_trainable=trains)
     except Exception as error:
         raise misfit(source, base, error) from error
     if saved is not None:
-        _check_keys(wrapped, saved, path)
+        _check_keys(wrapped, saved, path, name)
     if facts.virtual_tokens and facts.continues:
-        wrapped.active_peft_config.inference_mode = False
-        wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight.requires_grad_(True)
+        wrapped.peft_config[name].inference_mode = False
+        wrapped.prompt_encoder[name].embedding.weight.requires_grad_(True)
     return wrapped
 
 
@@ -77,10 +89,10 @@ def check_base(fingerprint: str, dtype: str, base: ModelSource, source: ModelSou
         )
 
 
-def _check_keys(model: PeftModel, saved: set[str], path: Path) -> None:
+def _check_keys(model: PeftModel, saved: set[str], path: Path, name: str) -> None:
     """`peft` passes over weights that are missing or unexpected; both make another adapter than the one saved."""
     with quiet():
-        wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     # Other trainers save the embeddings too, in case they were resized: extra keys, and the same adapter.
     embeddings = {key for key in saved - wanted if "embed" in key or "lm_head" in key}
     missing, unexpected = wanted - saved, saved - wanted

@@ -226,6 +226,16 @@ def test_ended_particles_stay_particles():
     assert found.answer == "a." and len(found.nodes) == 2 and found.nodes[0].facts["copies"] == 2
 
 
+def test_an_ended_particle_weighs_as_often_as_it_was_drawn():
+    # a is drawn three times and b once; then three a weigh as much as b|c, which is of its score
+    tree = {"": ["a.", "b|", "z|", "z|"], "b|": ["c|"], "b|c|": ["d."]}
+    scores = {"a.": math.log(3), "b|": 0.0, "z|": ABSTAINED, "b|c|": math.log(9), "b|c|d.": 0.0}
+    found = run(particle_filter.solve(solving_of(tree, scores), ParticleFilter(n=4, step="|", scorer=PRM)))
+    # 3/4 of the first weights, and 3 * 3 of 18 of the second
+    assert found.nodes[0].facts["weight"] == pytest.approx(0.5)
+    assert found.nodes[4].answer == "b|c|" and found.nodes[4].facts["weight"] == pytest.approx(0.5)
+
+
 def test_resampling_is_repeated_by_its_seed_and_differs_with_the_prompt():
     def drawn(**how):
         tree = {"": [f"{letter}|" for letter in "abcdefgh"]}

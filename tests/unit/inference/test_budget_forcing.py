@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from posttrain.config.strategies import BudgetForcing
@@ -51,6 +53,15 @@ def test_a_thought_is_cut_at_the_cap_and_the_answer_asked_for():
     assert found.spent.sampled == 5 + 3 == recounted(found.nodes) == solving.asked.engine.sampled
     prompt = len(solving.prompt_ids(solving.prompt))
     assert found.spent.read == prompt + (prompt + 5 + len(closing))
+
+
+def test_what_is_put_in_takes_no_room_from_the_answer():
+    # 12 tokens may be written: 7 of the thought (with "Wait", 4 that were put in) and so 3 + 9
+    script = {OPEN: ["a</think>"], OPEN + "aWait": ["bcd..."], OPEN + "aWaitbc</think>\n\nFinal Answer:": ["4" * 40]}
+    solving = single(script)
+    solving.sampling = replace(solving.sampling, max_new_tokens=12)
+    found = run(budget_forcing.solve(solving, BudgetForcing(max_thinking_tokens=7, waits=1)))
+    assert found.answer.endswith("Final Answer:" + "4" * 9) and found.facts["thinking_tokens"] == 7
 
 
 def test_nothing_is_put_before_the_answer_where_there_is_no_final_text():

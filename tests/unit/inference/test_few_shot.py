@@ -138,6 +138,12 @@ def test_a_scorer_within_is_checked_before_anything_is_drawn(rows):
         solving.asked.scorers.check(settings)
 
 
+def test_a_scorer_of_answers_is_refused_for_a_search_within(rows):
+    settings = FewShot(demonstrations=rows, then={"kind": "prm_beam", "scorer": LENGTH})
+    with pytest.raises(ConfigError, match="judges finished answers"):
+        scripted({}).asked.scorers.check(settings)
+
+
 def test_a_kind_alone_may_stand_for_the_inner_strategy(rows):
     assert FewShot(demonstrations=rows, then="self_refine").then == SelfRefine()
 
@@ -182,3 +188,24 @@ def test_searches_that_write_prompts_of_their_own_have_the_examples_in_them(rows
     judged = [node for node in found.nodes if len(node.messages) == 1]
     assert judged and all("a4" in node.messages[0].content for node in judged)
     assert found.spent.sampled == recounted(found.nodes) == solving.asked.engine.sampled
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "few_shot", "demonstrations": "rows.jsonl"},
+        {
+            "kind": "few_shot",
+            "demonstrations": {"path": "a", "choose": "diverse"},
+            "then": {"kind": "self_verification"},
+        },
+        {"kind": "chain_of_thought", "demonstrations": "rows.jsonl"},
+        {"kind": "budget_forcing"},
+        {"kind": "self_refine", "stop_phrase": None},
+        {"kind": "critique_by", "critic": "embedded"},
+        {"kind": "retrieval", "documents": "docs", "then": "chain_of_thought"},
+    ],
+)
+def test_what_is_written_out_with_every_default_reads_back(entry):
+    settings = strategy_of(entry)
+    assert strategy_of(settings.model_dump()) == settings

@@ -100,3 +100,11 @@ def test_answers_that_were_drawn_and_never_judged_do_not_count():
     assert [node.answer for node in found.nodes if node.kind == "answer" and not node.scores] == ["a|4.", "a|c|4."]
     assert step_labels(found, by_score("rewards"), mark="|") == []
     assert labelled(step_labels(tree_of(), by_score("rewards", above=0.5), mark="|"))["a|4."] == (2 / 3, 1.0)
+
+
+def test_draws_that_agree_count_in_the_shares_and_are_one_row():
+    # after a: 4. three times, 5. once
+    found = tree_of(tree={"": ["a|"], "a|": ["4.", "4.", "5.", "4."]}, width=4)
+    assert [node.note for node in found.nodes if node.text == "4."] == ["chosen", "said before", "said before"]
+    rows = step_labels(found, by_score(), mark="|")
+    assert [(row.steps, row.labels) for row in rows] == [(("a", "4."), (0.75, 1.0)), (("a", "5."), (0.75, 0.0))]

@@ -70,6 +70,15 @@ def test_an_outcome_model_scores_where_the_answer_ends():
     assert found.spent.scored >= sum(len(answer) for answer in DRAWS)
 
 
+@pytest.mark.parametrize("pooling", ["last", "steps"])
+def test_answers_that_are_all_the_same_have_the_same_score(pooling):
+    model = reward_model(RewardRule(pooling=pooling, step_mark="," if pooling == "steps" else ""))
+    values, _ = logits(model, "4")
+    found = solved({"model": "mine"}, ["4", "4", "4"], model=model)
+    assert [node.scores["reward"] for node in found.nodes] == pytest.approx([values[-1]] * 3, abs=1e-4)
+    assert found.chosen == 0
+
+
 AGGREGATES = {
     "last": lambda steps: steps[-1],
     "min": min,

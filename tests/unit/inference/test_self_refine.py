@@ -82,6 +82,12 @@ def test_a_scorer_that_stops_rising_ends_the_rounds_and_keeps_the_best():
     assert [node.scores["rewards"] for node in found.nodes if node.kind != "critique"] == [2.0, 3.0, 1.0]
 
 
+def test_an_equal_score_is_no_rise():
+    script = {"2 + 2?": ["55"], critique("55"): ["a"], revise("55", "a"): ["44"]}
+    found = run(self_refine.solve(scripted(script), refining(rounds=9, scorer=LENGTH)))
+    assert found.answer == "55" and found.stopped is Stopped.AGREED
+
+
 def test_a_revision_that_says_nothing_or_was_cut_is_not_taken():
     script = {"2 + 2?": ["5"], critique("5"): ["no"], revise("5", "no"): [""]}
     assert run(self_refine.solve(scripted(script), refining())).answer == "5"

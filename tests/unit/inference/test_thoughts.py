@@ -9,6 +9,7 @@ from posttrain.errors import ConfigError
 from posttrain.inference.search.thoughts import filled, listed, mark_value, numbered, vote_of, word_value
 from posttrain.inference.solution import Stopped, recounted
 from posttrain.inference.strategies import graph_of_thoughts, tree_of_thoughts
+from posttrain.types import Message
 from tests.inference import StepScorers, run, scripted, tree_script
 
 PROMPTS = {
@@ -63,8 +64,7 @@ def test_replies():
 
 
 def test_a_question_that_names_a_place_stays_as_it_is():
-    (message,) = filled("{question} / {thoughts}", question="what is {thoughts}?", thoughts="T")
-    assert message.content == "what is {thoughts}? / T"
+    assert filled("{question} / {thoughts}", question="what is {thoughts}?", thoughts="T") == "what is {thoughts}? / T"
 
 
 # ---------------------------------------------------------------- breadth
@@ -288,3 +288,11 @@ def test_wrong_settings_of_graphs():
     for wrong, message in (({"keep": 4}, "more thoughts are kept"), ({"keep": 1}, "2"), ({"generate": 0}, "1")):
         with pytest.raises(ConfigError, match=message):
             graph(**wrong)
+
+
+def test_the_system_turn_stands_before_what_is_asked_too():
+    solving = scripted(lambda before, number: "sure" if before.startswith("VALUE") else "4.")
+    solving.prompt = (Message("system", "Be brief."), *solving.task.prompt)
+    found = run(tree_of_thoughts.solve(solving, tree(k=1)))
+    values = [node for node in found.nodes if node.kind == "value"]
+    assert [message.content for message in values[0].messages] == ["Be brief.", "VALUE 2 + 2? [4.]"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from posttrain.config.strategies import STRATEGY_KINDS, strategy_of
+from posttrain.config.strategies import PREFIX_TOKENS, STRATEGY_KINDS, strategy_of
 from posttrain.config.strategies.base import StepStrategy
 from posttrain.inference.drawing import ENDED_EARLY
 from posttrain.inference.run import solve_all
@@ -54,7 +54,7 @@ def model():
 
 def solutions(model, kind, prompts, at_once=4, seed=0):
     encoder, weights = model
-    engine = Counting(weights, decode=encoder.tokens.decode)
+    engine = Counting(weights, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
     tasks = [Task((Message("user", text),), None, RowRef("prompts", at)) for at, text in enumerate(prompts, 1)]
     with Scorers() as scorers:
         strategy = strategy_of({"kind": kind, **STRATEGIES[kind]})
@@ -100,7 +100,7 @@ def test_stopping_early_saves_tokens_and_keeps_the_draws(model):
 @pytest.mark.parametrize("limit", ["tokens", "seconds"])
 def test_spending_has_an_end(model, kind, limit):
     encoder, weights = model
-    engine = Counting(weights, decode=encoder.tokens.decode)
+    engine = Counting(weights, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
     task = Task((Message("user", "2 + 2?"),), None, RowRef("prompts", 1))
     settings = {**STRATEGIES[kind], "sampling": {"max_new_tokens": 200}}
     spend = {"tokens": 20} if limit == "tokens" else {"seconds": 0.02}

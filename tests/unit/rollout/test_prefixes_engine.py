@@ -48,6 +48,9 @@ FIELDS = {
 }
 
 
+assert SLIDING_WINDOW < 20  # shorter than what is reused, or the tests below say nothing about windows
+
+
 def rounds_of(engine: NativeEngine, seed: int, rounds: int = 3) -> Iterator[tuple[list[list[int]], list[Completion]]]:
     """What search asks: prompts, then prompts with some of their completions, whole or cut, with a step of its own."""
     rng, prompts = random.Random(seed), some_prompts(4, seed=seed)
@@ -473,8 +476,3 @@ def test_broken_weights_are_not_the_stores_fault(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING), pytest.raises(NonFiniteError, match="not finite"):
         engine.generate(prompts, SAMPLING)
     assert engine.stats.reused > 0 and not caplog.text
-
-
-def test_the_window_is_shorter_than_what_is_reused() -> None:
-    """Else no test above says anything about windows."""
-    assert SLIDING_WINDOW < 20
