@@ -28,7 +28,7 @@ from posttrain.config.values import Settings
 from posttrain.data.questions import as_task, question
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError
-from posttrain.evaluate.asking import EvaluatedModel, Figures, SuiteRun, general_figures
+from posttrain.evaluate.asking import Figures, SuiteRun, general_figures
 from posttrain.evaluate.budget.curves import Curve, CurveKind, CurvePoint, PoolTable, ScorerTable, pool_curves
 from posttrain.evaluate.budget.findings import choices, difficulty_of, findings
 from posttrain.evaluate.budget.selection import MOST_SUBSETS
@@ -42,7 +42,7 @@ from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked
 from posttrain.inference.strategies.best_of_n import weights
 from posttrain.intervals import average, mean
-from posttrain.rollout.engine import Completion, Engine, FinishReason
+from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import write_json
 from posttrain.runs.folder import answers_path
@@ -217,13 +217,6 @@ class Budget:
             return 0
         by_prompt = [right for prompt in zip(*rights, strict=True) for right in prompt]
         return write_trees(path, in_order(runs), by_prompt)
-
-
-def _engine(asked: EvaluatedModel) -> Engine:
-    """The model's engine; the native one keeps what it has computed, for a search goes on from what it has drawn."""
-    if not isinstance(asked.engine, NativeEngine):
-        return asked.engine
-    return NativeEngine(asked.model, decode=asked.encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
 
 
 def load(settings: BudgetSuite, examples: list[Example], sampling: SamplingDistribution) -> Budget:
