@@ -36,11 +36,11 @@ from posttrain.config.strategies.sampling import (
     SelfConsistency,
 )
 from posttrain.config.strategies.search import (
-    Dvts,
+    DVTS,
+    MCTS,
     GraphOfThoughts,
-    Mcts,
     ParticleFilter,
-    PrmBeam,
+    PRMBeam,
     TreeOfThoughts,
 )
 from posttrain.config.values import Settings
@@ -56,10 +56,10 @@ STRATEGY_KINDS: Mapping[str, type[StrategySettings]] = {
     "adaptive_consistency": AdaptiveConsistency,
     "deepconf": DeepConf,
     "likeliest_answer": LikeliestAnswer,
-    "prm_beam": PrmBeam,
-    "dvts": Dvts,
+    "prm_beam": PRMBeam,
+    "dvts": DVTS,
     "particle_filter": ParticleFilter,
-    "mcts": Mcts,
+    "mcts": MCTS,
     "tree_of_thoughts": TreeOfThoughts,
     "graph_of_thoughts": GraphOfThoughts,
     "chain_of_thought": ChainOfThought,
@@ -80,10 +80,10 @@ AnyStrategy = Annotated[
     | AdaptiveConsistency
     | DeepConf
     | LikeliestAnswer
-    | PrmBeam
-    | Dvts
+    | PRMBeam
+    | DVTS
     | ParticleFilter
-    | Mcts
+    | MCTS
     | TreeOfThoughts
     | GraphOfThoughts
     | ChainOfThought
@@ -132,6 +132,8 @@ def strategy_of(value: Any) -> StrategySettings:
 
 
 __all__ = [
+    "DVTS",
+    "MCTS",
     "STRATEGY_KINDS",
     "AdaptiveConsistency",
     "AnyStrategy",
@@ -140,14 +142,12 @@ __all__ = [
     "ChainOfThought",
     "CritiqueBy",
     "DeepConf",
-    "Dvts",
     "EarlyStoppingConsistency",
     "FewShot",
     "GraphOfThoughts",
     "LikeliestAnswer",
-    "Mcts",
+    "PRMBeam",
     "ParticleFilter",
-    "PrmBeam",
     "Retrieval",
     "SelfConsistency",
     "SelfRefine",

@@ -63,14 +63,14 @@ class WideSteps(ScoredSteps):
         return self
 
 
-class PrmBeam(WideSteps):
+class PRMBeam(WideSteps):
     """Beam search over steps: of all continuations those with the highest scores go on."""
 
     kind: Literal["prm_beam"] = "prm_beam"
     """`prm_beam`: n answers, of which the n / width best are continued `width` times each, step by step."""
 
 
-class Dvts(WideSteps):
+class DVTS(WideSteps):
     """Diverse verifier tree search: several greedy searches that do not look at each other."""
 
     kind: Literal["dvts"] = "dvts"
@@ -89,7 +89,7 @@ class ParticleFilter(ScoredSteps):
     """Scores are divided by it before the softmax: above 1 the weights are nearer to each other."""
 
 
-class Mcts(StepStrategy):
+class MCTS(StepStrategy):
     """Monte Carlo tree search over steps."""
 
     kind: Literal["mcts"] = "mcts"

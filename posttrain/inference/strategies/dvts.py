@@ -15,13 +15,13 @@ Deviations
 
 from __future__ import annotations
 
-from posttrain.config.strategies.search import Dvts
+from posttrain.config.strategies.search import DVTS
 from posttrain.inference.search.frontier import Frontier
 from posttrain.inference.solution import Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
 
 
-async def solve(solving: Solving, settings: Dvts) -> Solution:
+async def solve(solving: Solving, settings: DVTS) -> Solution:
     search = Frontier(
         solving, settings.scorer, step=settings.step, max_steps=settings.max_steps, lookahead=settings.lookahead
     )

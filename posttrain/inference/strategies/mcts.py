@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from posttrain.config.strategies.search import Mcts
+from posttrain.config.strategies.search import MCTS
 from posttrain.inference.search.frontier import Frontier
 from posttrain.inference.search.tree import State, back_up, best_path, descend
 from posttrain.inference.search.values import value_of
@@ -36,7 +36,7 @@ from posttrain.inference.solution import Node, Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
 
 
-async def solve(solving: Solving, settings: Mcts) -> Solution:
+async def solve(solving: Solving, settings: MCTS) -> Solution:
     search = _Search(solving, settings)
     stopped = Stopped.DONE
     try:
@@ -49,7 +49,7 @@ async def solve(solving: Solving, settings: Mcts) -> Solution:
 
 
 class _Search:
-    def __init__(self, solving: Solving, settings: Mcts):
+    def __init__(self, solving: Solving, settings: MCTS):
         self.solving, self.settings, self.root = solving, settings, State(None)
         self.steps = Frontier(solving, settings.scorer, step=settings.step, max_steps=settings.max_depth)
         grader = solving.asked.scorers.grader(settings.scorer)

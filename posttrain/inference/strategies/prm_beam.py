@@ -22,13 +22,13 @@ Deviations
 
 from __future__ import annotations
 
-from posttrain.config.strategies.search import PrmBeam
+from posttrain.config.strategies.search import PRMBeam
 from posttrain.inference.search.frontier import Frontier
 from posttrain.inference.solution import Solution, Stopped
 from posttrain.inference.solving import Solving, SpendingEnded
 
 
-async def solve(solving: Solving, settings: PrmBeam) -> Solution:
+async def solve(solving: Solving, settings: PRMBeam) -> Solution:
     search = Frontier(
         solving, settings.scorer, step=settings.step, max_steps=settings.max_steps, lookahead=settings.lookahead
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from posttrain.config.strategies import Dvts, ParticleFilter, PrmBeam
+from posttrain.config.strategies import DVTS, ParticleFilter, PRMBeam
 from posttrain.errors import ConfigError
 from posttrain.inference.scorers import ABSTAINED
 from posttrain.inference.search.values import copies, softmax, value_of
@@ -32,7 +32,7 @@ def solving_of(tree=TREE, scores=SCORES, **how):
 
 
 def beam(**settings):
-    return PrmBeam(**{"n": 4, "width": 2, "step": "|", "scorer": PRM, **settings})
+    return PRMBeam(**{"n": 4, "width": 2, "step": "|", "scorer": PRM, **settings})
 
 
 def notes(solution):
@@ -126,7 +126,7 @@ def test_when_the_tokens_end_what_was_drawn_is_judged():
 def test_a_scorer_of_whole_answers_is_refused_before_anything_is_drawn():
     rewards = {"kind": "rewards", "rewards": [{"kind": "function", "function": "tests.inference:length_of"}]}
     scorers = StepScorers({}, judges_steps=False)
-    for settings in (beam(scorer=rewards), Dvts(n=4, width=2, scorer=rewards), ParticleFilter(n=4, scorer=rewards)):
+    for settings in (beam(scorer=rewards), DVTS(n=4, width=2, scorer=rewards), ParticleFilter(n=4, scorer=rewards)):
         with pytest.raises(ConfigError, match="judges finished answers"):
             scorers.check(settings)
 
@@ -154,7 +154,7 @@ def test_each_tree_keeps_its_own_best():
     # The first tree has a and b, the second c and d: a beam would go on with a and b.
     tree = {"": ["a|", "b|", "c|", "d|"], "b|": ["e.", "f."], "d|": ["g.", "h."], "a|": ["x."]}
     scores = {"a|": 0.8, "b|": 0.9, "c|": 0.1, "d|": 0.2, "b|e.": 0.3, "b|f.": 0.4, "d|g.": 0.7, "d|h.": 0.6}
-    found = run(dvts.solve(solving_of(tree, scores), Dvts(n=4, width=2, step="|", scorer=PRM)))
+    found = run(dvts.solve(solving_of(tree, scores), DVTS(n=4, width=2, step="|", scorer=PRM)))
     assert [node.answer for node in found.nodes[4:]] == ["b|e.", "b|f.", "d|g.", "d|h."]
     assert found.answer == "d|g." and found.facts["finished"] == 2
     assert notes(found)["a|"] == notes(found)["c|"] == "pruned"
@@ -163,7 +163,7 @@ def test_each_tree_keeps_its_own_best():
 def test_a_tree_that_ended_waits_for_the_others():
     tree = {"": ["a.", "b|"], "b|": ["c|"], "b|c|": ["d."]}
     scores = {"a.": 0.5, "b|": 0.1, "b|c|": 0.1, "b|c|d.": 0.4}
-    found = run(dvts.solve(solving_of(tree, scores), Dvts(n=2, width=1, step="|", scorer=PRM)))
+    found = run(dvts.solve(solving_of(tree, scores), DVTS(n=2, width=1, step="|", scorer=PRM)))
     assert found.answer == "a." and found.facts == {"finished": 2, "rounds": 3}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.config.strategies import Mcts, PrmBeam
+from posttrain.config.strategies import MCTS, PRMBeam
 from posttrain.errors import ConfigError
 from posttrain.inference.labels import by_score, step_labels
 from posttrain.inference.strategies import mcts, prm_beam
@@ -21,7 +21,7 @@ def is_four(node):
 def tree_of(simulations=40, tree=TREE, **settings):
     solving = scripted(tree_script(tree), scorers=StepScorers(lambda answer: float("4." in answer)))
     given = {"width": 2, "step": "|", "scorer": PLAIN, "value": "state", "exploration": 5.0, **settings}
-    return run(mcts.solve(solving, Mcts(simulations=simulations, **given)))
+    return run(mcts.solve(solving, MCTS(simulations=simulations, **given)))
 
 
 def labelled(rows):
@@ -65,7 +65,7 @@ def test_answers_that_nobody_can_judge_do_not_count():
 def test_steps_within_a_rollout_have_no_label_but_the_last():
     solving = scripted(tree_script({"": ["a|"], "a|": ["b|"], "a|b|": ["4."]}),
                        scorers=StepScorers(lambda answer: 1.0, judges_steps=False))  # fmt: skip
-    found = run(mcts.solve(solving, Mcts(simulations=1, step="|", scorer=PLAIN)))
+    found = run(mcts.solve(solving, MCTS(simulations=1, step="|", scorer=PLAIN)))
     (row,) = step_labels(found, is_four, mark="|")
     assert (row.steps, row.labels) == (("a", "b", "4."), (1.0, None, 1.0))
     assert row.prompt == found.task.prompt and row.row == found.task.row
@@ -73,7 +73,7 @@ def test_steps_within_a_rollout_have_no_label_but_the_last():
 
 def test_beams_have_labels_too_and_lookahead_counts_for_none():
     solving = scripted(tree_script(TREE), scorers=StepScorers(lambda answer: float(len(answer))))
-    found = run(prm_beam.solve(solving, PrmBeam(n=2, width=1, step="|", scorer="logprob", lookahead=1)))
+    found = run(prm_beam.solve(solving, PRMBeam(n=2, width=1, step="|", scorer="logprob", lookahead=1)))
     assert any(node.kind == "lookahead" for node in found.nodes)
     # the first draw after each step was the lookahead's
     assert labelled(step_labels(found, is_four, mark="|")) == {"a|4.": (1.0, 1.0), "b|6.": (0.0, 0.0)}
@@ -83,7 +83,7 @@ def test_steps_of_a_number_of_tokens_are_labelled_where_they_end_with_a_mark():
     # steps of three bytes: "a|b", "c|4", "."
     solving = scripted({"2 + 2?": ["a|bc|4."], "2 + 2?\na|b": ["c|4."], "2 + 2?\na|bc|4": ["."]},
                        scorers=StepScorers(lambda answer: 0.0))  # fmt: skip
-    found = run(prm_beam.solve(solving, PrmBeam(n=1, width=1, step=3, scorer="logprob")))
+    found = run(prm_beam.solve(solving, PRMBeam(n=1, width=1, step=3, scorer="logprob")))
     (row,) = step_labels(found, is_four, mark="|")
     assert (row.steps, row.labels) == (("a", "bc", "4."), (None, None, 1.0))
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from posttrain.config.strategies import Mcts
+from posttrain.config.strategies import MCTS
 from posttrain.errors import ConfigError
 from posttrain.inference.search.tree import State, back_up, descend, uct
 from posttrain.inference.solution import Stopped, recounted
@@ -23,7 +23,7 @@ VALUES = {"A|": 0.6, "B|": 0.5, "A|1.": 0.9, "A|2.": 0.1, "B|1.": 0.5, "B|2.": 0
 def solve(simulations, tree=TREE, values=VALUES, how=None, judges_steps=True, **settings):
     solving = scripted(tree_script(tree), scorers=StepScorers(values, judges_steps), **(how or {}))
     given = {"width": 2, "step": "|", "scorer": PLAIN, "exploration": 1.0, "value": "state", **settings}
-    found = run(mcts.solve(solving, Mcts(simulations=simulations, **given)))
+    found = run(mcts.solve(solving, MCTS(simulations=simulations, **given)))
     assert found.spent.sampled == recounted(found.nodes) == solving.asked.engine.sampled
     return found
 
@@ -65,7 +65,7 @@ def test_nothing_is_drawn_or_judged_twice():
     few, many = solve(6), solve(60)
     assert few.spent.sampled == many.spent.sampled == 2 * 2 + 4 * 3
     solving = scripted(tree_script(TREE), scorers=StepScorers(VALUES))
-    run(mcts.solve(solving, Mcts(simulations=60, width=2, step="|", scorer=PLAIN, value="state")))
+    run(mcts.solve(solving, MCTS(simulations=60, width=2, step="|", scorer=PLAIN, value="state")))
     assert sorted(solving.asked.scorers.by_script.asked) == sorted(VALUES)
 
 
@@ -191,13 +191,13 @@ def test_a_limit_of_tokens():
 def test_settings():
     for wrong in ({"simulations": 0}, {"width": 0}, {"exploration": -1.0}, {"widening": 1.0}, {"max_depth": 0}):
         with pytest.raises(ConfigError):
-            Mcts(scorer=PLAIN, **wrong)
+            MCTS(scorer=PLAIN, **wrong)
     with pytest.raises(ConfigError, match="temperature 0"):
-        Mcts(scorer=PLAIN, sampling={"temperature": 0.0})
-    state = Mcts(scorer=PLAIN, value="state")
+        MCTS(scorer=PLAIN, sampling={"temperature": 0.0})
+    state = MCTS(scorer=PLAIN, value="state")
     with pytest.raises(ConfigError, match="judges finished answers"):
         StepScorers({}, judges_steps=False).check(state)
-    StepScorers({}, judges_steps=False).check(Mcts(scorer=PLAIN))
+    StepScorers({}, judges_steps=False).check(MCTS(scorer=PLAIN))
 
 
 def test_equal_next_steps_are_one_state_and_a_state_that_only_repeats_is_gone_through():

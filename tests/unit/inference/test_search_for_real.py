@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from posttrain.config.strategies import (
-    Dvts,
+    DVTS,
+    MCTS,
     GraphOfThoughts,
-    Mcts,
     ParticleFilter,
-    PrmBeam,
+    PRMBeam,
     StrategySettings,
     TreeOfThoughts,
 )
@@ -86,14 +86,14 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 
 SHORT = {"sampling": {"max_new_tokens": 24, "temperature": 1.0}}
 STRATEGIES: dict[str, StrategySettings] = {
-    "prm_beam": PrmBeam(n=4, width=2, step=MARK, max_steps=4, scorer=PRM, **SHORT),
-    "lookahead": PrmBeam(
+    "prm_beam": PRMBeam(n=4, width=2, step=MARK, max_steps=4, scorer=PRM, **SHORT),
+    "lookahead": PRMBeam(
         n=4, width=2, step=MARK, max_steps=3, lookahead=1, scorer={**PRM, "aggregate": "min"}, **SHORT
     ),
-    "dvts": Dvts(n=4, width=2, step=MARK, max_steps=4, scorer={**PRM, "aggregate": "mean"}, choose="weighted", **SHORT),
+    "dvts": DVTS(n=4, width=2, step=MARK, max_steps=4, scorer={**PRM, "aggregate": "mean"}, choose="weighted", **SHORT),
     "particle_filter": ParticleFilter(n=4, step=MARK, max_steps=4, scorer={**PRM, "aggregate": "product"}, **SHORT),
-    "mcts": Mcts(simulations=6, width=2, step=MARK, max_depth=3, scorer=PRM, **SHORT),
-    "mcts by rollouts": Mcts(simulations=6, width=2, step=4, max_depth=3, scorer="logprob", value="rollout", **SHORT),
+    "mcts": MCTS(simulations=6, width=2, step=MARK, max_depth=3, scorer=PRM, **SHORT),
+    "mcts by rollouts": MCTS(simulations=6, width=2, step=4, max_depth=3, scorer="logprob", value="rollout", **SHORT),
     "tree_of_thoughts": TreeOfThoughts(k=2, keep=2, step=4, max_steps=2, judgements=2, judge_tokens=6, **SHORT),
     "depth": TreeOfThoughts(
         k=2, step="sentence", search="depth", judge="scorer", scorer="logprob", floor=-99.0, **SHORT
@@ -185,7 +185,7 @@ def test_other_steps_than_the_reward_models_are_refused_before_anything_is_drawn
 
 
 def test_a_tree_search_by_rollouts_may_part_answers_as_it_likes(steps: RewardModel) -> None:
-    strategy = Mcts(simulations=2, width=2, step=4, scorer=PRM, value="rollout", **SHORT)
+    strategy = MCTS(simulations=2, width=2, step=4, scorer=PRM, value="rollout", **SHORT)
     (found,) = solved(strategy, [2], steps)
     assert found.answer and any(node.finish is FinishReason.LENGTH for node in found.nodes)
 
