@@ -148,6 +148,8 @@ def records_in(annotation: Any) -> Iterator[type[BaseModel]]:
     elif get_origin(annotation) in (Union, types.UnionType, tuple, list):
         for argument in get_args(annotation):
             yield from records_in(argument)
+    elif get_origin(annotation) is dict:
+        yield from records_in(get_args(annotation)[1])
 
 
 def tag_of(record: type[BaseModel]) -> str | None:
@@ -174,20 +176,23 @@ def _is_echo(detail: ErrorDetails, error: ValidationError) -> bool:
 def _locate(model: type[BaseModel], data: object, location: Sequence[str | int]) -> Spot:
     """Follow a location through the models: it holds union tags, which the recipe's path does not."""
     records, node, path = [model], data, list[str | int]()
-    record, option = model, None
+    record, option, names = model, None, False
     for step in location:
         # A union's tag is a step of pydantic's location and none of the recipe's path.
         chosen = [candidate for candidate in records if tag_of(candidate) == step] if len(records) > 1 else []
         if chosen:
             records, record = chosen, chosen[0]
             continue
-        if isinstance(step, str):
+        if names:  # the keys of a mapping are the user's own, and no fields
+            names = False
+        elif isinstance(step, str):
             named = fields_of(records[0]).get(step) if records else None
             if named is None and step in ("number", "record"):  # the tags of values.either
                 continue
             option = named
             record = records[0] if records else record
             records = list(records_in(option.annotation)) if option is not None else []
+            names = option is not None and bool(records) and get_origin(option.annotation) is dict
         path.append(step)
         node = _child(node, step)
     return Spot(tuple(path), record, option)

@@ -52,6 +52,12 @@ def refuse(problem: str, *, remedy: str, path: tuple[str | int, ...] = (), **det
     return PydanticCustomError("posttrain", "{problem}", context)
 
 
+def is_changed(record: BaseModel, key: str) -> bool:
+    """Whether a key has another value than its default: what "is written" means to a check that refuses a key without
+    an effect. A recipe that is written out holds every default, and must read back."""
+    return bool(getattr(record, key) != type(record).model_fields[key].default)
+
+
 def choose(what: str, name: str, known: Iterable[str]) -> str:
     """`name`, if it is one of `known`; for names that stand in a table elsewhere."""
     names = list(known)

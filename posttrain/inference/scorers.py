@@ -28,6 +28,7 @@ from posttrain.config.strategies.base import (
     StepStrategy,
     StrategySettings,
 )
+from posttrain.config.values import is_changed
 from posttrain.errors import ConfigError
 from posttrain.inference.solution import Node
 from posttrain.models.reward.scoring import RewardModel, load_reward
@@ -162,7 +163,7 @@ class _Model:
         self.settings, self.model = settings, model
         self.of_steps = model.rule.pooling == "steps"
         self.judges_steps = self.of_steps
-        if not self.of_steps and "aggregate" in settings.model_fields_set:
+        if not self.of_steps and is_changed(settings, "aggregate"):
             raise ConfigError(
                 "`aggregate` makes one score of those of an answer's steps, and this reward model scores whole answers",
                 where=model.name,

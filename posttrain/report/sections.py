@@ -21,7 +21,8 @@ from posttrain.report.panels import (
 from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
-from posttrain.runs.read import Stage
+from posttrain.runs.read import SEARCH, Stage
+from posttrain.runs.records.budget import SolutionLine
 from posttrain.runs.records.logs import WatchedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.runs.values import as_text
@@ -103,6 +104,8 @@ class StageView:
     watched: list[Watched]
     written: list[tuple[str, str, str]]
     """(prompt, chosen, rejected) of rows that the stage made."""
+    solved: list[tuple[str, str, str]]
+    """Of a search: the prompt, the answer that was found, and what it took."""
     dropped: list[tuple[str, str, str, str]]
     """(row, reason, message, content)"""
 
@@ -133,6 +136,7 @@ def view(stage: Stage, index: int) -> StageView:
         online=online,
         watched=_watched(stage),
         written=[(shorten(row.prompt), shorten(row.chosen), shorten(row.rejected)) for row in stage.written],
+        solved=[(shorten(line.prompt), shorten(line.answer), _tried(line)) for line in stage.solved],
         dropped=[
             (short_row(row.row), shorten(row.reason), shorten(row.message), shorten(as_text(row.content)))
             for row in stage.dropped
@@ -203,6 +207,11 @@ def _data_bars(stage: Stage) -> list[Bar]:
     ]
 
 
+def _tried(line: SolutionLine) -> str:
+    """best_of_n: 16 pieces, 1 520 tokens, done"""
+    return f"{line.strategy}: {count(len(line.nodes))} pieces, {count(line.sampled)} tokens, {line.stopped}"
+
+
 def _data_said(stage: Stage) -> Iterator[str]:
     data = stage.about.data
     if data is None:
@@ -210,7 +219,8 @@ def _data_said(stage: Stage) -> Iterator[str]:
     truncated, read = data.truncated_by_reason, data.read
     if data.answers is not None:
         yield f"{count(data.answers)} answers to {count(data.prompts)} prompts were sampled."
-        yield f"{count(data.truncated_answers)} of the rejected ones were cut at the limit."
+        if stage.method != SEARCH:
+            yield f"{count(data.truncated_answers)} of the rejected ones were cut at the limit."
     elif read is not None:
         yield f"{count(read)} rows were read."
     cut = sum(truncated.values())

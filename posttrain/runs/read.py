@@ -15,7 +15,7 @@ from posttrain.errors import SourceError
 from posttrain.runs.folder import EARLIER, RunFolder
 from posttrain.runs.layout import RESERVED_NAMES
 from posttrain.runs.owner import gone_since
-from posttrain.runs.records.budget import BudgetCurves
+from posttrain.runs.records.budget import BudgetCurves, SolutionLine
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     Figure,
@@ -44,6 +44,8 @@ HEADS = ("untrained", "trained")
 """Before the figures of summary.json that are a reward model's on its held-out rows."""
 HELD_OUT = "held_out"
 """Before the figures of summary.json that are an online stage's score on its held-out tasks."""
+SEARCH = "search"
+"""The method of stages that write what a strategy found."""
 REMEDY = "give the folder that `posttrain run` wrote, runs/<recipe>"
 RUN_FILES = ("run.json", "recipe.yaml", "summary.json")
 """Any of these makes a folder a run's; any of the others a stage's."""
@@ -100,6 +102,8 @@ class Stage:
     reward: RewardEvaluation | None
     """Of a stage that trained a reward model."""
     reward_scores: list[PairRewards]
+    solved: list[SolutionLine] = field(default_factory=list)
+    """The first prompts of a stage `search`, with all that was tried."""
     sampled: SampledStage | None = None
     """What an online stage sampled."""
     steps: StepEvaluation | None = None
@@ -284,7 +288,8 @@ def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
         samples=files.lines(folder / "samples.jsonl", WatchedRow, MOST_SAMPLES),
         alarms=files.lines(folder / "alarms.jsonl", Alarm, MOST_ALARMS),
         dropped=files.lines(folder / "dropped.jsonl", DroppedRow, SHOWN_ROWS),
-        written=files.lines(folder / "data.jsonl", CorrectedPair, SHOWN_ROWS),
+        written=files.lines(folder / "data.jsonl", CorrectedPair, SHOWN_ROWS) if about.method != SEARCH else [],
+        solved=files.lines(folder / "trees.jsonl", SolutionLine, SHOWN_ROWS),
         evaluated=_read_evaluated(files, folder),
         checkpoints=sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else [],
         reward=files.document(folder / "reward_evaluation.json", RewardEvaluation),
@@ -305,6 +310,10 @@ def _note_what_is_missing(files: Files, stage: Stage) -> None:
     if stage.method == "correction":
         if not stage.written:
             files.note(stage.folder / "data.jsonl", "is missing or empty: no pairs were written")
+        return
+    if stage.method == SEARCH:
+        if not stage.solved:
+            files.note(stage.folder / "trees.jsonl", "is missing or empty: what was tried is not known")
         return
     if not stage.curves:
         files.note(stage.folder / "metrics.jsonl", "is missing or empty: there are no curves")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from posttrain.config.strategies.base import ScorerSettings, Spending, StrategySampling, StrategySettings
+from posttrain.config.strategies.base import ScorerSettings, StrategySettings
 from posttrain.config.strategies.demonstrations import AnySimilarity, BM25Similarity, Demonstrations
 from posttrain.config.strategies.prompts import require_placeholders
-from posttrain.config.values import Int, refuse
+from posttrain.config.values import Int, is_changed, refuse
 
 if TYPE_CHECKING:
     # Resolved where the union is complete (`posttrain.config.strategies`), which these records are a part of.
@@ -38,8 +38,7 @@ class ContextStrategy(StrategySettings):
     def _one_place_for_each_key(self) -> Self:
         if self.then is None:
             return self
-        # A recipe that is written out holds every default, and must read back.
-        if self.sampling != StrategySampling():
+        if is_changed(self, "sampling"):
             raise refuse(
                 "`sampling` has no part where another strategy answers",
                 path=("sampling",),
@@ -47,7 +46,7 @@ class ContextStrategy(StrategySettings):
                 expected="the sampling of the strategy that draws",
                 remedy="write `sampling` under `then`",
             )
-        if self.then.spend != Spending():
+        if is_changed(self.then, "spend"):
             raise refuse(
                 "what a prompt may cost is limited once, for both strategies",
                 path=("then", "spend"),

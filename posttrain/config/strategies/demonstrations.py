@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from posttrain.config.values import Float, Int, Settings, refuse
+from posttrain.config.values import Float, Int, Settings, is_changed, refuse
 
 
 class BM25Similarity(Settings):
@@ -68,8 +68,7 @@ class Demonstrations(Settings):
     def _keys_are_used(self) -> Self:
         # A key that changes nothing would be taken for one that does.
         for key, users in (("seed", ("random",)), ("similarity", ("nearest", "diverse")), ("diversity", ("diverse",))):
-            # Its value, and not whether it is written: a recipe that is written out holds every default.
-            if getattr(self, key) != type(self).model_fields[key].default and self.choose not in users:
+            if is_changed(self, key) and self.choose not in users:
                 raise refuse(
                     f"`{key}` has no part in `choose: {self.choose}`",
                     path=(key,),

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.strategies.base import AnswerEquality, AnyScorer, StrategySettings, require_different_draws
 from posttrain.config.strategies.demonstrations import Demonstrations
 from posttrain.config.strategies.prompts import require_placeholders, require_text
-from posttrain.config.values import Float, Int, refuse
+from posttrain.config.values import Float, Int, is_changed, refuse
 
 STEP_BY_STEP = "Let's think step by step."
 """Kojima et al. 2022, arXiv:2205.11916, table 4."""
@@ -234,7 +234,7 @@ class SelfVerification(StrategySettings):
         require_different_draws(self, self.n, "n")
         require_different_draws(self, self.checks, "checks")
         require_placeholders(self.check_prompt, "check_prompt", ("question", "answer"))
-        if self.at_least != type(self).model_fields["at_least"].default and self.choose == "best":
+        if is_changed(self, "at_least") and self.choose == "best":
             raise refuse(
                 "`at_least` has no part in `choose: best`",
                 path=("at_least",),

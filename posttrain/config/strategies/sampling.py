@@ -13,7 +13,7 @@ from posttrain.config.strategies.base import (
     StrategySettings,
     require_different_draws,
 )
-from posttrain.config.values import Float, Int, refuse
+from posttrain.config.values import Float, Int, is_changed, refuse
 
 
 class BestOfN(StrategySettings):
@@ -125,7 +125,7 @@ class DeepConf(VotingStrategy):
     @model_validator(mode="after")
     def _threshold_can_be_set(self) -> Self:
         if self.warmup is None:
-            unused = next((key for key in ("consensus", "at_once") if key in self.model_fields_set), None)
+            unused = next((key for key in ("consensus", "at_once") if is_changed(self, key)), None)
             if unused is not None:
                 raise refuse(
                     f"`{unused}` is of answers that are drawn after a warm-up, and there is none",

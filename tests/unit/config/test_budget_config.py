@@ -159,7 +159,8 @@ NEEDS: dict[str, dict] = {
 
 def entry_of(kind: str) -> dict:
     record = STRATEGY_KINDS[kind]
-    scorer = {"scorer": "logprob"} if "scorer" in record.model_fields else {}
+    needed = "scorer" in record.model_fields and record.model_fields["scorer"].is_required()
+    scorer = {"scorer": "logprob"} if needed else {}
     return {"kind": kind, **scorer, **NEEDS.get(kind, {})}
 
 
@@ -207,3 +208,19 @@ def test_a_strategy_that_cannot_draw_as_the_suite_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot draw as the suite does") as caught:
         suite(strategies=[{"kind": "budget_forcing", "max_thinking_tokens": 256}], sampling={"max_new_tokens": 100})
     assert "max_thinking_tokens: 256" in str(caught.value) and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("scorers", "said"),
+    [
+        ({"judge": {"kind": "logprobb"}}, "did you mean `logprob`?"),
+        ({"judge": {"stag": "x"}}, "`scorers.judge.stag` is not a key"),
+        ({"judge": {"stag": "x"}}, "did you mean `stage`?"),
+        ({"judge": {"kind": "rewards"}}, "`scorers.judge.rewards` is missing"),
+    ],
+)
+def test_mistakes_in_a_named_scorer_are_named(scorers, said) -> None:
+    # A scorer's name is no field: its keys were taken for those of the suite.
+    with pytest.raises(ConfigError) as caught:
+        suite(scorers=scorers)
+    assert said in str(caught.value)

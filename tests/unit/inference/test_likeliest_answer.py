@@ -198,7 +198,7 @@ def test_it_ends_at_the_models_last_position():
     [
         ({"beams": 0}, "`beams` has a wrong value"),
         ({"length": "words"}, "`length`"),
-        ({"sampling": {"temperature": 0.8}}, "`temperature` has no meaning"),
+        ({"sampling": {"temperature": 0.7}}, "`temperature` has no meaning"),
         ({"sampling": {"top_p": 0.9}}, "`top_p` has no meaning"),
     ],
 )

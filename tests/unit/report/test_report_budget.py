@@ -142,3 +142,27 @@ def test_figures_are_called_by_their_names_and_shown_in_per_cent() -> None:
     assert all(meaning(name).unit == "share" for name in names)
     assert not meaning("oracle_at_16").primary and meaning("majority_at_16").primary
     assert {figure(Figure(0.5), name) for name in names} == {"50 %"}
+
+
+def test_a_search_shows_what_it_found_and_is_missed_nothing_that_it_does_not_write(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", PLAN)
+    about = json.loads((run / "run.json").read_text())
+    about["stages"].append({"name": "found", "method": "search", "status": "done", "seconds": 1.0})
+    write_json(run / "run.json", about)
+    data = {"read": 2, "kept": 1, "dropped": {"cut": 1}, "answers": 8, "prompts": 2}
+    write_json(run / "found" / "stage.json", {"name": "found", "method": "search", "status": "done", "data": data})
+    line = {
+        "strategy": "best",
+        "prompt": "2 + 2?",
+        "answer": "<4>",
+        "stopped": "done",
+        "sampled": 12,
+        "nodes": [{}, {}],
+    }
+    (run / "found" / "trees.jsonl").write_text(json.dumps(line) + "\n")
+    (run / "found" / "data.jsonl").write_text('{"messages": []}\n')
+    contents = read_run(run)
+    page = render(contents)
+    assert "Answers that it found" in page and "&lt;4&gt;" in page and "best: 2 pieces, 12 tokens, done" in page
+    assert "<code>found/data.jsonl</code></span>" not in page and page.count("of the rejected ones") == 1  # of `pairs`
+    assert not [problem for problem in contents.problems if "found" in str(problem.where)]

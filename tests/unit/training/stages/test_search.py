@@ -11,6 +11,7 @@ from posttrain.config import parse_recipe
 from posttrain.config.search import Search
 from posttrain.data.read import read
 from posttrain.errors import ConfigError, EmptyDatasetError
+from posttrain.inference.labels import step_labels
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
@@ -18,7 +19,7 @@ from posttrain.runs.records.budget import SolutionLine
 from posttrain.training.identity import identity_of_recipe
 from posttrain.training.pipeline import check_recipe
 from posttrain.training.stages.kind import StageContext
-from posttrain.training.stages.search import SEARCH
+from posttrain.training.stages.search import SEARCH, _labels_of
 from posttrain.training.stages.speech import answer_settings
 from posttrain.types import Comparison, Demonstration
 from tests.fixtures import byte_tokenizer, tiny_model
@@ -149,6 +150,16 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, settings, problem) 
 def test_a_strategy_without_steps_has_none_to_label(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="has no steps that could be labelled"):
         made(stage(tmp_path, rows="steps", least_score=1.0), model, tmp_path)
+
+
+def test_steps_are_parted_by_the_strategys_own_mark(tmp_path: Path) -> None:
+    mcts = {"kind": "mcts", "scorer": "logprob", "step": "\n"}
+    found = stage(tmp_path, rows="steps", least_score=1.0, scorer=LENGTH, strategy=mcts)
+    labels = _labels_of(found)
+    assert labels.func is step_labels and labels.keywords == {"mark": "\n"}  # type: ignore[attr-defined]
+    for step in ("sentence", 16):
+        with pytest.raises(ConfigError, match="has no steps that could be labelled"):
+            _labels_of(found.changed(strategy={**mcts, "step": step}))
 
 
 def test_a_scorer_that_was_trained_anew_is_another_input(tmp_path: Path, model: Path, monkeypatch) -> None:
