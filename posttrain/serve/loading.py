@@ -31,6 +31,8 @@ from posttrain.models.reward.scoring import load_reward
 from posttrain.rollout.native import NativeEngine
 from posttrain.serve.served import Detokenizer, Served, ServedPolicy
 
+PREFIX_TOKENS = 8_192
+"""Of each engine: the next request of a chat begins with all that was said in it, and a suite's with its examples."""
 NO_LIMIT = 1_000_000
 """Positions of a model that names none."""
 
@@ -47,6 +49,7 @@ def load_served(
     dtype: str | torch.dtype = torch.float32,
     max_rows: int | None = None,
     cache_tokens: int = 32_768,
+    prefix_tokens: int = PREFIX_TOKENS,
     say: Say | None = None,
 ) -> Served:
     """Load what is to be served.
@@ -58,6 +61,7 @@ def load_served(
         template: `auto`, as the model was trained, or another one.
         max_rows: completions that an engine samples at a time; None is the engine's own.
         cache_tokens: cells of an engine's cache; no prompt with its completion is longer.
+        prefix_tokens: tokens of ended sequences that each engine keeps, for prompts that begin with them.
 
     Raises:
         ModelError: a model or adapter cannot be loaded, or an adapter belongs to another base.
@@ -89,7 +93,14 @@ def load_served(
 
     def policy(called: str, own: LoadedModel, adapter: AdapterName) -> ServedPolicy:
         return _policy(
-            called, own, peft_model, adapter, max_rows=max_rows, cache_tokens=cache_tokens, template=template
+            called,
+            own,
+            peft_model,
+            adapter,
+            max_rows=max_rows,
+            cache_tokens=cache_tokens,
+            prefix_tokens=prefix_tokens,
+            template=template,
         )
 
     policies = {called: policy(called, loaded, None if adapters else ACTIVE)}
@@ -147,6 +158,7 @@ def _policy(
     *,
     max_rows: int | None,
     cache_tokens: int,
+    prefix_tokens: int,
     template: str,
 ) -> ServedPolicy:
     # Each of its own, since each policy's is asked under another lock, and adapters share the base's.
@@ -155,6 +167,7 @@ def _policy(
         model,
         max_rows=max_rows,
         cache_tokens=cache_tokens,
+        prefix_tokens=prefix_tokens,
         adapter=adapter,
         # A copy: the engine's thread decodes while the server's encodes, and a tokenizer may not be changed meanwhile.
         decode=Detokenizer(copy.deepcopy(loaded.tokenizer)),
