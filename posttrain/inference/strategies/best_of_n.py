@@ -48,9 +48,9 @@ async def solve(solving: Solving, settings: BestOfN) -> Solution:
         scores = [node.scores.get(label, ABSTAINED) for node in answers]
     facts: dict[str, Any] = {"answers": len(answers), "abstained": sum(score == ABSTAINED for score in scores)}
     if settings.choose == "best":
-        return solving.solution(first_best(answers, scores), stopped, **facts)
+        return solving.solution(first_best(answers, scores), stopped, answer=None, **facts)
     best, vote = weighted_best(answers, scores, settings.scorer, solving.asked.equality(settings.answers))
-    return solving.solution(best, stopped, **facts, votes=vote.count, share=vote.share)
+    return solving.solution(best, stopped, answer=None, **facts, votes=vote.count, share=vote.share)
 
 
 def weighted_best(

@@ -95,7 +95,7 @@ def _elected(
         "threshold": threshold,
     }
     members = [kept[place] for place in vote.members] or kept[:1] or answers[:1] or solving.nodes[:1]
-    return solving.solution(representative(members, settings) if members else None, stopped, **facts)
+    return solving.solution(representative(members, settings) if members else None, stopped, answer=None, **facts)
 
 
 # ---------------------------------------------------------------- confidence

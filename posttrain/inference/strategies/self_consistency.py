@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from posttrain.config.strategies import SelfConsistency
 from posttrain.config.strategies.sampling import VotingStrategy
@@ -39,19 +38,13 @@ def elected(
     answers = candidates(solving, stopped)
     vote = vote_of(answers, equality)
     voting = sum(number is not None for number in vote.numbers)
-    said: dict[str, Any] = {
-        "answers": len(answers),
-        "voting": voting,
-        "votes": vote.count,
-        "share": vote.share,
-        **facts,
-    }
+    facts = {"answers": len(answers), "voting": voting, "votes": vote.count, "share": vote.share, **facts}
     for node, number in zip(answers, vote.numbers, strict=True):
         node.facts["votes"] = 0.0 if number is None else vote.sums[number]
     members = [answers[place] for place in vote.members] or answers[:1]
     if not members:
-        return solving.solution(None, stopped, **said)
-    return solving.solution(representative(members, settings), stopped, **said)
+        return solving.solution(None, stopped, answer=None, **facts)
+    return solving.solution(representative(members, settings), stopped, answer=None, **facts)
 
 
 def representative(members: Sequence[Node], settings: VotingStrategy) -> Node:
