@@ -69,14 +69,7 @@ def load_served(
     """
     adapters = dict(adapters or {})
     source = resolve(model, say=say)
-    called = name or name_of(source)
-    if called in adapters:
-        raise ConfigError(
-            "the model and one of its adapters have the same name",
-            where="--adapter",
-            found=called,
-            remedy="name the adapter otherwise, or the model with `--name`",
-        )
+    called = _name(name or name_of(source), adapters)
     if is_reward_folder(source):
         if adapters:
             raise _no_adapters(source, "a reward model")
@@ -112,6 +105,18 @@ def load_served(
     # A template of one's own is named in errors as it was given: a path.
     own_template = () if template in ("auto", "chat", "chatml", "raw") else (template,)
     return Served(policies, created=int(time.time()), hidden=(*own_template, *_hidden(source, *sources.values())))
+
+
+def _name(called: str, adapters: Mapping[str, str]) -> str:
+    """The model's own name, which no adapter may have: a client that asks for it would get one of the two."""
+    if called in adapters:
+        raise ConfigError(
+            "the model and one of its adapters have the same name",
+            where="--adapter",
+            found=called,
+            remedy="name the adapter otherwise, or the model with `--name`",
+        )
+    return called
 
 
 def name_of(source: ModelSource) -> str:
