@@ -44,6 +44,9 @@ def serve(
     cache_tokens: Annotated[
         int, typer.Option("--cache-tokens", min=16, help="Tokens of all running prompts and answers together.")
     ] = 32_768,
+    prefix_tokens: Annotated[
+        int, typer.Option("--prefix-tokens", min=0, help="Tokens kept of what has ended, for prompts that begin so.")
+    ] = 8_192,
     grace: Annotated[
         float, typer.Option("--grace", min=0, metavar="SECONDS", help="Time that running answers have at the end.")
     ] = 10.0,
@@ -81,4 +84,5 @@ def serve(
         dtype=dtype,
         max_rows=max_rows,
         cache_tokens=cache_tokens,
+        prefix_tokens=prefix_tokens,
     )

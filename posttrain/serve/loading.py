@@ -31,6 +31,8 @@ from posttrain.models.reward.scoring import load_reward
 from posttrain.rollout.native import NativeEngine
 from posttrain.serve.served import Detokenizer, Served, ServedPolicy
 
+PREFIX_TOKENS = 8_192
+"""Of each engine: the next request of a chat begins with all that was said in it, and a suite's with its examples."""
 NO_LIMIT = 1_000_000
 """Positions of a model that names none."""
 
@@ -47,6 +49,7 @@ def load_served(
     dtype: str | torch.dtype = torch.float32,
     max_rows: int | None = None,
     cache_tokens: int = 32_768,
+    prefix_tokens: int = PREFIX_TOKENS,
     say: Say | None = None,
 ) -> Served:
     """Load what is to be served.
@@ -58,6 +61,7 @@ def load_served(
         template: `auto`, as the model was trained, or another one.
         max_rows: completions that an engine samples at a time; None is the engine's own.
         cache_tokens: cells of an engine's cache; no prompt with its completion is longer.
+        prefix_tokens: tokens of ended sequences that each engine keeps, for prompts that begin with them.
 
     Raises:
         ModelError: a model or adapter cannot be loaded, or an adapter belongs to another base.
@@ -65,14 +69,7 @@ def load_served(
     """
     adapters = dict(adapters or {})
     source = resolve(model, say=say)
-    called = name or name_of(source)
-    if called in adapters:
-        raise ConfigError(
-            "the model and one of its adapters have the same name",
-            where="--adapter",
-            found=called,
-            remedy="name the adapter otherwise, or the model with `--name`",
-        )
+    called = _name(name or name_of(source), adapters)
     if is_reward_folder(source):
         if adapters:
             raise _no_adapters(source, "a reward model")
@@ -89,7 +86,14 @@ def load_served(
 
     def policy(called: str, own: LoadedModel, adapter: AdapterName) -> ServedPolicy:
         return _policy(
-            called, own, peft_model, adapter, max_rows=max_rows, cache_tokens=cache_tokens, template=template
+            called,
+            own,
+            peft_model,
+            adapter,
+            max_rows=max_rows,
+            cache_tokens=cache_tokens,
+            prefix_tokens=prefix_tokens,
+            template=template,
         )
 
     policies = {called: policy(called, loaded, None if adapters else ACTIVE)}
@@ -101,6 +105,18 @@ def load_served(
     # A template of one's own is named in errors as it was given: a path.
     own_template = () if template in ("auto", "chat", "chatml", "raw") else (template,)
     return Served(policies, created=int(time.time()), hidden=(*own_template, *_hidden(source, *sources.values())))
+
+
+def _name(called: str, adapters: Mapping[str, str]) -> str:
+    """The model's own name, which no adapter may have: a client that asks for it would get one of the two."""
+    if called in adapters:
+        raise ConfigError(
+            "the model and one of its adapters have the same name",
+            where="--adapter",
+            found=called,
+            remedy="name the adapter otherwise, or the model with `--name`",
+        )
+    return called
 
 
 def name_of(source: ModelSource) -> str:
@@ -147,6 +163,7 @@ def _policy(
     *,
     max_rows: int | None,
     cache_tokens: int,
+    prefix_tokens: int,
     template: str,
 ) -> ServedPolicy:
     # Each of its own, since each policy's is asked under another lock, and adapters share the base's.
@@ -155,6 +172,7 @@ def _policy(
         model,
         max_rows=max_rows,
         cache_tokens=cache_tokens,
+        prefix_tokens=prefix_tokens,
         adapter=adapter,
         # A copy: the engine's thread decodes while the server's encodes, and a tokenizer may not be changed meanwhile.
         decode=Detokenizer(copy.deepcopy(loaded.tokenizer)),

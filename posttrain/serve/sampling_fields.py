@@ -72,8 +72,14 @@ def read_sampling(fields: Fields, *, default_tokens: int | None) -> SampleFields
     """
     top_k = fields.whole("top_k", None, least=-1)
     seed = fields.whole("seed", None)
-    drawing = {
-        "temperature": fields.number("temperature", 1.0, least=0, most=100),
+    temperature = fields.number("temperature", 1.0, least=0, most=100)
+    if 0 < temperature < LEAST_TEMPERATURE:
+        # Logits divided by less are no finite numbers any more, or all but one of them are nothing.
+        raise fields.wrong(
+            "temperature", f"0, or at least {LEAST_TEMPERATURE}", "write `temperature: 0` for the likeliest token"
+        )
+    drawing: dict[str, Any] = {
+        "temperature": temperature,
         "top_p": fields.number("top_p", 1.0, least=0, most=1),
         # vLLM writes "all" as -1 or 0.
         "top_k": None if top_k is None or top_k <= 0 else top_k,
@@ -84,11 +90,6 @@ def read_sampling(fields: Fields, *, default_tokens: int | None) -> SampleFields
         # Without a seed, equal requests are to give different answers: whoever asks 64 times wants 64 samples.
         "seed": secrets.randbits(63) if seed is None else seed,
     }
-    if 0 < drawing["temperature"] < LEAST_TEMPERATURE:
-        # Logits divided by less are no finite numbers any more, or all but one of them are nothing.
-        raise fields.wrong(
-            "temperature", f"0, or at least {LEAST_TEMPERATURE}", "write `temperature: 0` for the likeliest token"
-        )
     if drawing["top_p"] == 0:
         raise fields.wrong("top_p", "above 0 and at most 1", "write `temperature: 0` for the likeliest token")
     _refuse_unsupported(fields)

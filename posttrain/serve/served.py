@@ -51,7 +51,6 @@ class ServedPolicy:
     """Ids that the model has an embedding for."""
     fingerprint: str = ""
     is_adapter_of: str | None = None
-    created: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     _encoders: OrderedDict[str, Encoder] = field(default_factory=OrderedDict)
 
