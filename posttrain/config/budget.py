@@ -72,6 +72,14 @@ class BudgetSuite(SuiteSettings):
     dots: `{beam: {spend.tokens: [500, 1000]}}`."""
     sampling: StrategySampling = StrategySampling()
     """How the pool is drawn."""
+    models: tuple[str, ...] = ()
+    """Whose models are asked: `start`, or names of stages that train a policy; none given: of all, as other suites. A
+    pool is dear, and a base model that cannot answer yet has nothing to choose from."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _one_model(cls, models: Any) -> Any:
+        return (models,) if isinstance(models, str) else models
 
     @field_validator("n", mode="before")
     @classmethod

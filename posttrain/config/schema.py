@@ -21,6 +21,7 @@ from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
+from posttrain.errors import unknown
 
 SCHEMA = 1
 """Version of the recipe's keys; a recipe of a later version is refused."""
@@ -130,7 +131,23 @@ class Recipe(Settings):
                 for inner, scorer in scorers_of(suite):
                     if scorer.stage is not None:
                         _check_judge(scorer.stage, before, ("evaluate", "suites", index, *inner, "stage"))
+                _check_models(suite, before, ("evaluate", "suites", index, "models"))
         return self
+
+
+def _check_models(suite: BudgetSuite, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    """A name that no model has would leave the suite unasked, without a word."""
+    known = ["start", *(name for name, stage in before.items() if stage.OUTPUTS == "policy")]
+    for place, name in enumerate(suite.models):
+        if name not in known:
+            refusal = unknown("model", name, known)
+            raise refuse(
+                f"no model of this recipe is called `{name}`",
+                path=(*path, place),
+                found=name,
+                expected=refusal.expected,
+                remedy=refusal.remedy,
+            )
 
 
 def _check_saved(stages: Sequence[StageSettings]) -> None:

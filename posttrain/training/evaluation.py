@@ -65,6 +65,8 @@ class RunSuites:
         are chosen by the scorer while they are drawn, so that there is nothing to ask before."""
         suites = []
         for suite in self.suites:
+            if isinstance(suite, BudgetSuite) and suite.models and folder.name not in suite.models:
+                continue
             resolved = _with_judge(suite, self.run)
             waits = [scorer.stage for _, scorer in scorers_of(resolved) if scorer.stage is not None]
             if isinstance(resolved, BudgetSuite) and waits:
