@@ -224,3 +224,15 @@ def test_mistakes_in_a_named_scorer_are_named(scorers, said) -> None:
     with pytest.raises(ConfigError) as caught:
         suite(scorers=scorers)
     assert said in str(caught.value)
+
+
+def test_the_models_that_are_asked_are_those_of_the_recipe(tmp_path: Path) -> None:
+    recipe_of(tmp_path)
+    text = (tmp_path / "mine.yaml").read_text().replace("samples: 4,", "samples: 4, models: MODELS,")
+    (tmp_path / "mine.yaml").write_text(text.replace("MODELS", "sft"))
+    assert load_recipe(tmp_path / "mine.yaml").evaluate.suites[0].models == ("sft",)
+    for name in ("sftt", "reward"):
+        (tmp_path / "mine.yaml").write_text(text.replace("MODELS", f"[start, {name}]"))
+        with pytest.raises(ConfigError, match=f"no model of this recipe is called `{name}`") as caught:
+            load_recipe(tmp_path / "mine.yaml")
+        assert "models" in str(caught.value) and "start, sft" in str(caught.value)
