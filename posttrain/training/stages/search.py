@@ -12,8 +12,7 @@ from posttrain.config.strategies import PREFIX_TOKENS
 from posttrain.config.strategies.base import SENTENCE, ScorerSettings, Spending, StepStrategy
 from posttrain.data.encode import Encoder
 from posttrain.data.questions import as_task
-from posttrain.data.read import Examples, read
-from posttrain.data.unread import unread_keys
+from posttrain.data.read import read
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.inference.labels import step_labels
@@ -25,12 +24,14 @@ from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked, Solving
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.scorer import run_async
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
 from posttrain.training.order import stream_seed
+from posttrain.training.rl.tasks import is_generated, notes_of
 from posttrain.training.stages.correction_pairs import stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 from posttrain.types import Comparison, Demonstration, Message, StepwiseFeedback, Task
@@ -40,10 +41,11 @@ TREES = "trees.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class SearchInputs:
-    """The prompts: SearchInputs(examples, tasks)."""
+    """The prompts: SearchInputs(tasks, read=400, notes=("...",))."""
 
-    rows: Examples
     tasks: list[Task]
+    read: int
+    notes: tuple[str, ...] = ()
 
 
 def prompts_to_solve(ctx: StageContext[Search]) -> SearchInputs:
@@ -57,19 +59,24 @@ def prompts_to_solve(ctx: StageContext[Search]) -> SearchInputs:
     assert data is not None  # the recipe's validation refuses a stage without data
     if stage.rows == "steps":
         _labels_of(stage)
+    tasks = [task for path in data.path if is_generated(path) for task in tasks_of(path)][: data.limit]
+    files = [path for path in data.path if not is_generated(path)]
+    if not files or len(tasks) == data.limit:
+        return SearchInputs(tasks, len(tasks))
     rows = read(
-        list(data.path),
+        files,
         format=data.format,
         columns=data.columns,
         roles=data.roles,
         bad_rows=data.bad_rows,
         rejected_path=ctx.folder.path / "rejected_rows.jsonl" if data.bad_rows == "skip" else None,
-        limit=data.limit,
+        limit=None if data.limit is None else data.limit - len(tasks),
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
     )
-    return SearchInputs(rows, [as_task(example) for example in rows])
+    read_tasks = [as_task(example) for example in rows]
+    return SearchInputs([*tasks, *read_tasks], len(tasks) + rows.counts.read, tuple(notes_of(rows)))
 
 
 def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
@@ -81,7 +88,7 @@ def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
         PosttrainError: what a scorer raises.
     """
     stage, folder = ctx.stage, ctx.folder
-    ctx.say(*inputs.rows.counts.notes, *unread_keys(inputs.rows.counts.unread_keys))
+    ctx.say(*inputs.notes)
     assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
     device = device_of(ctx.answers.device if ctx.answers else "auto")
     loaded = load(ctx.start, device=device, say=ctx.progress.say)
@@ -109,7 +116,7 @@ def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
     sampled = sum(solution.spent.sampled for solution in solutions)
     ctx.say(f"{kept} ({sampled:,} tokens sampled)")
     return DataCounts(
-        read=inputs.rows.counts.read,
+        read=inputs.read,
         kept=len(kept.rows),
         dropped=dict(kept.reasons),
         truncated={},

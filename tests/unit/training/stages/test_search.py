@@ -216,3 +216,19 @@ def test_what_comes_after_a_search_is_checked_on_stand_ins(tmp_path: Path, rows:
     assert "found: 4 prompts are read; each is answered by `best_of_n`" in shown
     assert f"{method}: checked on stand-ins for the rows of `found`" in shown
     assert not proven[method].failed
+
+
+def test_addresses_that_make_tasks_stand_beside_files(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    files = stage(tmp_path)
+    gym = "reasoning_gym:basic_arithmetic?size=3&seed=0"
+
+    def inputs(**data):
+        settings = stage(tmp_path, data={"path": [gym, *files.data.path], **data})
+        return SEARCH.inputs(StageContext(settings, "m", StageFolder(tmp_path / "run"), 0, Progress()))
+
+    both = inputs()
+    assert both.read == len(both.tasks) == 7
+    assert "reasoning_gym" in both.tasks[0].metadata and both.tasks[-1].prompt[0].content == "3 + 1?"
+    assert [task.prompt for task in inputs(limit=5).tasks] == [task.prompt for task in both.tasks[:5]]
+    assert len(inputs(limit=3).tasks) == 3 and len(inputs(limit=2).tasks) == 2
