@@ -86,6 +86,7 @@ class RequestQueue:
         future = self._futures[request] = loop.create_future()
         if self._stepping is None or self._stepping.done():
             self._stepping = loop.create_task(self._step_until_empty())
+            self._stepping.add_done_callback(_note_interrupt)
         try:
             return await future
         finally:
@@ -129,3 +130,9 @@ class RequestQueue:
         for request in list(self._futures):
             self._sampler.remove(request)
             self._end(request, error)
+
+
+def _note_interrupt(stepping: asyncio.Task[None]) -> None:
+    """Ctrl-C or SIGTERM in a step ends the loop by itself; asyncio would print the task's traceback beside that."""
+    if not stepping.cancelled():
+        stepping.exception()

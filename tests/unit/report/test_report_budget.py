@@ -166,3 +166,13 @@ def test_a_search_shows_what_it_found_and_is_missed_nothing_that_it_does_not_wri
     assert "Answers that it found" in page and "&lt;4&gt;" in page and "best: 2 pieces, 12 tokens, done" in page
     assert "<code>found/data.jsonl</code></span>" not in page and page.count("of the rejected ones") == 1  # of `pairs`
     assert not [problem for problem in contents.problems if "found" in str(problem.where)]
+
+
+def test_every_colour_of_a_curve_is_one_that_the_page_knows():
+    from pathlib import Path
+
+    import posttrain.report.budget as module
+
+    css = (Path(module.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    for colour in module.COLOURS:
+        assert f".c-{colour} {{" in css, "a curve without a colour is not seen"
