@@ -133,7 +133,7 @@ def test_an_answer_with_a_nul_makes_no_row_that_cannot_be_read(tmp_path: Path) -
 
 
 def test_texts_of_any_script_are_read_back_equal(tmp_path: Path) -> None:
-    text = '\u00fc \u6570\u636e \U0001f642 \u2028 \u202e \ud7ff e\u0301 \\u0041 "\r\n\t'
+    text = '\u00fc \u6570\u636e \U0001f642\u2028\u202e\ud7ff"\\u\r\n.'
     found = solution(text, "5")
     found = replace(found, task=replace(found.task, prompt=(Message("system", text), *found.task.prompt)))
     for rows in (winners([found]).rows, pairs([found], [[0.25, -1.5]]).rows):
