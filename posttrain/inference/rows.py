@@ -84,7 +84,7 @@ def winners(
     kept: Kept[Demonstration] = Kept()
     for place, solution in enumerate(solutions):
         score = None if scores is None else scores[place]
-        if reason := _unfit(solution.answer, special) or _no_winner(solution, score, least_score):
+        if reason := unfit(solution.answer, special) or _no_winner(solution, score, least_score):
             kept.without.append((solution, reason))
         else:
             kept.rows.append(demonstration_of(solution.task, solution.answer))
@@ -99,7 +99,7 @@ def demonstration_of(task: Task, answer: str) -> Demonstration:
     return Demonstration((*prompt, Message("assistant", answer)), task.row, task.tools)
 
 
-def _unfit(text: str, special: Pattern[str] | None) -> str | None:
+def unfit(text: str, special: Pattern[str] | None) -> str | None:
     """Why a text makes no row that trains as it stands. A model of bytes may sample U+0000, and a single such answer
     would end the stage that reads the rows."""
     if "\0" in text:
@@ -137,7 +137,7 @@ def pairs(
             for node, score in zip(solution.answers, own, strict=True)
             # One that was cut would be rejected, or chosen, for an end that the sampling limit made.
             if score is not None and score != ABSTAINED and node.ended and node.answer.strip()
-            if _unfit(node.answer, special) is None
+            if unfit(node.answer, special) is None
         ]
         pair = _pair(solution, judged)
         if isinstance(pair, str):
@@ -162,23 +162,24 @@ def _pair(solution: Solution, judged: Sequence[tuple[float, Node]]) -> Compariso
     return Comparison(task.prompt, responses, 0, task.row, scores=(best_score, worst_score), tools=task.tools)
 
 
-def steps(solutions: Sequence[Solution], right: Right, labels: StepLabels) -> Kept[StepwiseFeedback]:
+def steps(
+    solutions: Sequence[Solution], right: Right, labels: StepLabels, *, special: Pattern[str] | None = None
+) -> Kept[StepwiseFeedback]:
     """Rows of labelled steps from the trees of a search.
 
     Args:
         right: whether a whole answer is right.
         labels: makes the rows of one tree.
+        special: as of `winners`.
     """
     kept: Kept[StepwiseFeedback] = Kept()
     for solution in solutions:
-        found = [
-            row
-            for row in labels(solution, right)
-            if any(label is not None for label in row.labels) and not any("\0" in step for step in row.steps)
-        ]
-        kept.rows += found
-        if not found:
-            kept.without.append((solution, "no_steps"))
+        labelled = [row for row in labels(solution, right) if any(label is not None for label in row.labels)]
+        reasons = [unfit("\n".join(row.steps), special) for row in labelled]
+        fit = [row for row, reason in zip(labelled, reasons, strict=True) if reason is None]
+        kept.rows += fit
+        if not fit:
+            kept.without.append((solution, next(filter(None, reasons), "no_steps")))
     return kept
 
 

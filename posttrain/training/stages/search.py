@@ -181,7 +181,7 @@ def _kept(
         ]
         return pairs(solutions, by_answer, special=special)
     if stage.rows == "steps":
-        return steps(solutions, _is_right(stage), _labels_of(stage))
+        return steps(solutions, _is_right(stage), _labels_of(stage), special=special)
     chosen = [
         None if solution.chosen is None else own[solution.chosen]
         for solution, own in zip(solutions, scores, strict=True)

@@ -130,6 +130,8 @@ def test_an_answer_with_a_nul_makes_no_row_that_cannot_be_read(tmp_path: Path) -
     for rows in (kept.rows, compared.rows, labels.rows):
         assert write_rows(tmp_path / "rows.jsonl", rows) == len(list(read(tmp_path / "rows.jsonl")))
     assert len(labels.rows) == 4
+    kept = steps(found, lambda node: True, labelled, special=re.compile("[456]"))
+    assert not kept.rows and {why for _, why in kept.without} == {"bad_character", "special_tokens"}
 
 
 def test_texts_of_any_script_are_read_back_equal(tmp_path: Path) -> None:
