@@ -226,15 +226,15 @@ def as_row(example: Example) -> dict[str, Any]:
     """An example as a row that `read` takes: the formats preference, ranked, feedback, chat and task."""
     tools: dict[str, Any] = {"tools": list(example.tools)} if example.tools else {}
     if isinstance(example, Demonstration):
-        return {"messages": _turns(example.messages)} | tools
-    prompt: dict[str, Any] = {"prompt": _turns(example.prompt)}
+        return {"messages": turns_of_row(example.messages)} | tools
+    prompt: dict[str, Any] = {"prompt": turns_of_row(example.prompt)}
     if isinstance(example, Task):
         answer = {} if example.answer is None else {"answer": example.answer}
         return prompt | answer | dict(example.metadata) | tools
     if isinstance(example, StepwiseFeedback):
         return prompt | {"completions": list(example.steps), "labels": list(example.labels)} | tools
     if isinstance(example, Feedback):
-        return prompt | {"completion": _turns(example.response), "label": example.good} | tools
+        return prompt | {"completion": turns_of_row(example.response), "label": example.good} | tools
     row = prompt | _comparison(example)
     if example.margin is not None:
         row["margin"] = example.margin
@@ -245,16 +245,20 @@ def as_row(example: Example) -> dict[str, Any]:
 
 def _comparison(example: Comparison) -> dict[str, Any]:
     if example.ranking is not None:
-        row = {"responses": [_turns(response) for response in example.responses], "ranking": list(example.ranking)}
+        row = {
+            "responses": [turns_of_row(response) for response in example.responses],
+            "ranking": list(example.ranking),
+        }
         return row | ({"scores": list(example.scores)} if example.scores is not None else {})
     chosen, rejected = example.winner, 1 - example.winner
-    row = {"chosen": _turns(example.responses[chosen]), "rejected": _turns(example.responses[rejected])}
+    row = {"chosen": turns_of_row(example.responses[chosen]), "rejected": turns_of_row(example.responses[rejected])}
     if example.scores is not None:
         return row | {"score_chosen": example.scores[chosen], "score_rejected": example.scores[rejected]}
     return row
 
 
-def _turns(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def turns_of_row(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages as a row has them, with all that they hold; `read` gives them back."""
     turns = []
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}

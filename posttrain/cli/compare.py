@@ -42,12 +42,13 @@ def compare(
     from posttrain.cli.terminal import terminal
     from posttrain.cli.unused import note_unused
     from posttrain.data import write_jsonl
+    from posttrain.data.questions import questions
     from posttrain.models.reward.folders import require_policy
 
     if temperature == 0:
         note_unused("at temperature 0 the likeliest token is taken", seed=seed != 0)
     asked = read_prompts(prompts)[:limit]
-    conversations = [conversation.prompt for conversation in asked]
+    conversations, tools = [task.prompt for task in asked], [task.tools for task in asked]
     columns: list[list[str]] = []
     with progress_on(terminal(stderr=True)) as progress:
         for name in (a, b):  # before the first one answers for a long time
@@ -65,9 +66,11 @@ def compare(
                 seed=seed,
             )
             with progress.phase(f"{name} answers", total=len(asked), unit="prompts") as phase:
-                columns.append([answers[0].text for answers in phase.track(speaker.answers(conversations))])
+                columns.append(
+                    [answers[0].text for answers in phase.track(speaker.answers(conversations, tools=tools))]
+                )
             del speaker  # two models at a time need not fit
-    texts = [answer.text for answer in asked]
+    texts = [question.text for question in questions(asked)]
     terminal().print(side_by_side(texts, [("A", a), ("B", b)], columns))
     if out is not None:
         rows = zip(texts, *columns, strict=True)

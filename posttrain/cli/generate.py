@@ -70,7 +70,7 @@ def generate(
     from posttrain.cli.unused import note_unused, refuse_unused
     from posttrain.config.strategies import PREFIX_TOKENS
     from posttrain.models.reward.folders import require_policy
-    from posttrain.types import Message
+    from posttrain.types import Message, RowRef, Task
 
     _refuse_contradictions(prompts, out, samples, temperature)
     if strategy is None:
@@ -82,7 +82,6 @@ def generate(
         note_unused(why, top_k=top_k is not None, top_p=top_p != 1, min_p=min_p != 0, seed=seed != 0)
     require_policy(resolve(model, say=lambda line: echo(line, err=True)))
     rows = read_prompts(prompts) if prompts is not None else []
-    asked = [row.prompt for row in rows] if prompts is not None else None
     piped = None if prompts is not None or sys.stdin.isatty() else read_pipe()
     speaker = Speaker(
         model,
@@ -102,19 +101,10 @@ def generate(
         seed=seed,
     )
     if chosen is not None:
-        one = [] if piped is None else [(Message("user", piped),)]
-        solve_prompts(
-            speaker,
-            chosen,
-            one if asked is None else asked,
-            seed=seed,
-            out=out,
-            show=show,
-            device=device,
-            answers=[row.answer for row in rows],
-        )
-    elif asked is not None:
-        answer_file(speaker, asked, out, samples)
+        rows += [] if piped is None else [Task((Message("user", piped),), None, RowRef("standard input", 1))]
+        solve_prompts(speaker, chosen, rows, seed=seed, out=out, show=show, device=device)
+    elif prompts is not None:
+        answer_file(speaker, rows, out, samples)
     elif piped is not None:
         for answer in next(speaker.answers([(Message("user", piped),)], samples)):
             echo_exact(answer.text)

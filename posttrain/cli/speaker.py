@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
-from posttrain.types import Message, RowRef
+from posttrain.types import Message, RowRef, Task
 
 if TYPE_CHECKING:
     from posttrain.data.encoder_settings import EncoderSettings
-    from posttrain.data.questions import Question
     from posttrain.data.speech import Speech
     from posttrain.models.folders.own_code import ModelCode
 
+Tools = Sequence[Mapping[str, Any]]
 BATCH = 64
 """Prompts that are answered before their answers are handed on."""
 
@@ -67,12 +67,16 @@ class Speaker:
         self.sampling = SamplingDistribution(stop_ids=self.encoder.stop_ids, **sampling)
         self.opening = (Message("system", system),) if system else ()
 
-    def answers(self, prompts: Sequence[Sequence[Message]], samples: int = 1) -> Iterator[list[SpokenAnswer]]:
-        """`samples` answers to each prompt, in the order of the prompts."""
+    def answers(
+        self, prompts: Sequence[Sequence[Message]], samples: int = 1, *, tools: Sequence[Tools] | None = None
+    ) -> Iterator[list[SpokenAnswer]]:
+        """`samples` answers to each prompt, in the order of the prompts; `tools` of each, as their rows have them."""
         from posttrain.rollout.text import completion_text
 
-        for start in range(0, len(prompts), BATCH):
-            ids = [self.encoder.prompt((*self.opening, *prompt)) for prompt in prompts[start : start + BATCH]]
+        asked = list(zip(prompts, [()] * len(prompts) if tools is None else tools, strict=True))
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            ids = [self.encoder.prompt((*self.opening, *prompt), own) for prompt, own in batch]
             for group in self.engine.generate(ids, self.sampling, completions_per_prompt=samples):
                 yield [
                     SpokenAnswer(completion_text(completion, self._text), len(completion.ids), str(completion.finish))
@@ -116,18 +120,19 @@ def _spoken(template: str, speech: Speech) -> EncoderSettings:
     return replace(settings, template=template, template_kwargs={})
 
 
-def read_prompts(path: str | Path) -> list[Question]:
-    """The prompts of a file: any format that training reads, or a .txt file with one prompt a line.
+def read_prompts(path: str | Path) -> list[Task]:
+    """The prompts of a file with all that their rows hold: any format that training reads, or a .txt file with one
+    prompt a line.
 
     Raises:
         SourceError: the file cannot be read.
         EmptyDatasetError: it holds no prompt.
     """
     from posttrain.data import read
-    from posttrain.data.questions import Question, questions
+    from posttrain.data.questions import as_task
 
     if not str(path).endswith(".txt"):
-        return questions(read(path))
+        return [as_task(row) for row in read(path)]
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -144,7 +149,7 @@ def read_prompts(path: str | Path) -> list[Question]:
             "the file holds no prompt", where=path, expected="one prompt a line", remedy="write a prompt into it"
         )
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    return [Question((Message("user", line),), None, RowRef(str(path), number)) for number, line in numbered]
+    return [Task((Message("user", line),), None, RowRef(str(path), number)) for number, line in numbered]
 
 
 def read_pipe() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from posttrain.cli.speaker import Speaker
     from posttrain.config.strategies import StrategySettings
     from posttrain.inference.solution import Solution
-    from posttrain.types import Message
+    from posttrain.types import Task
 
 
 def strategy_given(
@@ -78,19 +78,14 @@ def _put(settings: dict[str, Any], words: list[str], value: Any, assignment: str
 def solve_prompts(
     speaker: Speaker,
     strategy: StrategySettings,
-    prompts: Sequence[Sequence[Message]],
+    rows: Sequence[Task],
     *,
     seed: int,
     out: Path | None,
     show: str | None,
     device: str,
-    answers: Sequence[str | None] = (),
 ) -> None:
-    """Solve prompts, and print or write what was found as it is: a line per prompt, in their order.
-
-    Args:
-        answers: of the rows, for a verifier.
-    """
+    """Solve prompts, and print or write what was found as it is: a line per prompt, in their order."""
     from posttrain.cli.outputs import echo_json
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
@@ -99,13 +94,9 @@ def solve_prompts(
     from posttrain.inference.scorers import Scorers
     from posttrain.inference.solving import Asked
     from posttrain.models.devices import device_of
-    from posttrain.types import RowRef, Task
 
-    golds = list(answers) or [None] * len(prompts)
-    tasks = [
-        Task((*speaker.opening, *prompt), gold, RowRef("prompts", number))
-        for number, (prompt, gold) in enumerate(zip(prompts, golds, strict=True), start=1)
-    ]
+    # Their tools are part of the prompt, their answers and columns what verifiers look at.
+    tasks = [replace(row, prompt=(*speaker.opening, *row.prompt)) for row in rows]
     with progress_on(terminal(stderr=True)) as progress, Scorers(device=device_of(device).type) as scorers:
         asked = Asked(speaker.engine, speaker.encoder, scorers, seed)
         with progress.phase(strategy.label, total=len(tasks), unit="prompts") as phase:
@@ -113,21 +104,21 @@ def solve_prompts(
                 asked, tasks, strategy, on_solution=lambda _, found: phase.advance(1, tokens=found.spent.sampled)
             )
         if out is not None:
-            count = write_jsonl(out, map(_row, solutions, prompts))
+            count = write_jsonl(out, map(_row, solutions, rows))
             progress.say(f"{count:,} answers in {out}")
-    for solution, prompt in zip(solutions, prompts, strict=True):
+    for solution, row in zip(solutions, rows, strict=True):
         if show == "tree":
             _show_tree(solution)
         elif out is None:
-            echo_json(_row(solution, prompt))
+            echo_json(_row(solution, row))
 
 
-def _row(solution: Solution, prompt: Sequence[Message]) -> dict[str, Any]:
+def _row(solution: Solution, row: Task) -> dict[str, Any]:
     """{"prompt", "completion", "strategy", "stopped", "spent", "facts"}: what training reads, and what it cost."""
     from posttrain.cli.batch import written
 
     return {
-        "prompt": written(prompt),
+        **written(row),
         "completion": solution.answer,
         "tokens": solution.spent.sampled,
         "strategy": solution.strategy,

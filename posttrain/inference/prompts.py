@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,11 +11,20 @@ from posttrain.types import Message
 
 
 def question_text(messages: Sequence[Message]) -> str:
-    """The question as a prompt quotes it: the only turn's text, or all turns with their roles, without system turns."""
+    """The question as a prompt quotes it: the only turn's text, or all turns with their roles, without system turns.
+
+    Calls are quoted as `add({"a": 2})`: a result without its call would be read as an answer to nothing.
+    """
     turns = [message for message in messages if message.role != "system"]
     if len(turns) == 1:
         return turns[0].content or ""
-    return "\n".join(f"{turn.role}: {turn.content or ''}" for turn in turns)
+    return "\n".join(f"{turn.role}: {_said(turn)}" for turn in turns)
+
+
+def _said(turn: Message) -> str:
+    functions = [call["function"] for call in turn.tool_calls]
+    calls = [f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})" for one in functions]
+    return "\n".join([*([turn.content] if turn.content else []), *calls])
 
 
 def asking(messages: Sequence[Message], text: str) -> tuple[Message, ...]:

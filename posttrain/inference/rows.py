@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from re import Pattern
 from typing import Generic, Protocol, TypeVar
@@ -21,7 +21,7 @@ from posttrain.auditing.fix import as_row
 from posttrain.data.write import write_jsonl
 from posttrain.inference.scorers import ABSTAINED
 from posttrain.inference.solution import Node, Solution
-from posttrain.types import Comparison, Demonstration, Example, Message, StepwiseFeedback
+from posttrain.types import Comparison, Demonstration, Example, Message, StepwiseFeedback, Task
 
 Right = Callable[[Node], bool | None]
 """(a node that is a whole answer) -> whether it is right; None where nobody can tell."""
@@ -31,6 +31,7 @@ WITHOUT = {
     "no_answer": "the strategy found none",
     "cut": "the answer was cut by a limit",
     "special_tokens": "the answer holds the name of a special token: encoded, it would end or begin a turn",
+    "bad_character": "the answer holds a NUL character, which no reader of rows takes",
     "low_score": "its score is below `least_score`",
     "not_judged": "its scorer abstained",
     "one_answer": "there is no second answer to compare with",
@@ -83,14 +84,27 @@ def winners(
     kept: Kept[Demonstration] = Kept()
     for place, solution in enumerate(solutions):
         score = None if scores is None else scores[place]
-        holds_special = special is not None and special.search(solution.answer) is not None
-        if reason := "special_tokens" if holds_special else _no_winner(solution, score, least_score):
+        if reason := unfit(solution.answer, special) or _no_winner(solution, score, least_score):
             kept.without.append((solution, reason))
-            continue
-        task = solution.task
-        messages = (*task.prompt, Message("assistant", solution.answer))
-        kept.rows.append(Demonstration(messages, task.row, task.tools))
+        else:
+            kept.rows.append(demonstration_of(solution.task, solution.answer))
     return kept
+
+
+def demonstration_of(task: Task, answer: str) -> Demonstration:
+    """An answer to imitate. The assistant's turns in the prompt were given, not found: they do not train."""
+    prompt = [
+        replace(turn, train=False) if turn.role == "assistant" and turn.train is None else turn for turn in task.prompt
+    ]
+    return Demonstration((*prompt, Message("assistant", answer)), task.row, task.tools)
+
+
+def unfit(text: str, special: Pattern[str] | None) -> str | None:
+    """Why a text makes no row that trains as it stands. A model of bytes may sample U+0000, and a single such answer
+    would end the stage that reads the rows."""
+    if "\0" in text:
+        return "bad_character"
+    return "special_tokens" if special is not None and special.search(text) is not None else None
 
 
 def _no_winner(solution: Solution, score: float | None, least: float | None) -> str | None:
@@ -123,7 +137,7 @@ def pairs(
             for node, score in zip(solution.answers, own, strict=True)
             # One that was cut would be rejected, or chosen, for an end that the sampling limit made.
             if score is not None and score != ABSTAINED and node.ended and node.answer.strip()
-            if special is None or special.search(node.answer) is None
+            if unfit(node.answer, special) is None
         ]
         pair = _pair(solution, judged)
         if isinstance(pair, str):
@@ -148,19 +162,24 @@ def _pair(solution: Solution, judged: Sequence[tuple[float, Node]]) -> Compariso
     return Comparison(task.prompt, responses, 0, task.row, scores=(best_score, worst_score), tools=task.tools)
 
 
-def steps(solutions: Sequence[Solution], right: Right, labels: StepLabels) -> Kept[StepwiseFeedback]:
+def steps(
+    solutions: Sequence[Solution], right: Right, labels: StepLabels, *, special: Pattern[str] | None = None
+) -> Kept[StepwiseFeedback]:
     """Rows of labelled steps from the trees of a search.
 
     Args:
         right: whether a whole answer is right.
         labels: makes the rows of one tree.
+        special: as of `winners`.
     """
     kept: Kept[StepwiseFeedback] = Kept()
     for solution in solutions:
-        found = [row for row in labels(solution, right) if any(label is not None for label in row.labels)]
-        kept.rows += found
-        if not found:
-            kept.without.append((solution, "no_steps"))
+        labelled = [row for row in labels(solution, right) if any(label is not None for label in row.labels)]
+        reasons = [unfit("\n".join(row.steps), special) for row in labelled]
+        fit = [row for row, reason in zip(labelled, reasons, strict=True) if reason is None]
+        kept.rows += fit
+        if not fit:
+            kept.without.append((solution, next(filter(None, reasons), "no_steps")))
     return kept
 
 

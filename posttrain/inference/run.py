@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from posttrain.arguments import checked_seed
 from posttrain.config.strategies import PREFIX_TOKENS, StrategySettings, strategy_of
 from posttrain.config.strategies.base import LogProbScorer, ScorerSettings
 from posttrain.data.encode import Encoder
-from posttrain.data.given import as_examples
+from posttrain.data.given import as_examples, as_messages
 from posttrain.data.questions import as_task
 from posttrain.data.sources.splits import SUFFIXES
 from posttrain.errors import EmptyDatasetError
@@ -188,6 +188,7 @@ def tasks_of(prompts: Any) -> list[Task]:
     """What a program passes as prompts, as tasks.
 
     tasks_of("2 + 2?"); tasks_of(["2 + 2?", "3 + 3?"]); tasks_of("sums.jsonl"); tasks_of([{"prompt": "2 + 2?"}])
+    tasks_of([{"role": "user", "content": "2 + 2?"}, ...])        # one conversation; a list of such lists is several
 
     A text that ends as files do (.jsonl, .parquet, ...) is a path; any other text is a prompt.
 
@@ -204,7 +205,20 @@ def tasks_of(prompts: Any) -> list[Task]:
                 "a prompt holds no text", where=f"prompt {blank}", remedy="write one, or leave it out"
             )
         return [Task((Message("user", text),), None, RowRef("prompts", at)) for at, text in enumerate(prompts, 1)]
+    if _is_conversation(prompts):
+        prompts = [prompts]
+    if isinstance(prompts, list | tuple) and prompts and all(map(_is_conversation, prompts)):
+        return [Task(as_messages(turns), None, RowRef("prompts", at)) for at, turns in enumerate(prompts, 1)]
     tasks = [as_task(example) for example in as_examples(prompts)]
     if not tasks:
         raise EmptyDatasetError("there is no prompt to solve", remedy="give at least one")
     return tasks
+
+
+def _is_conversation(given: Any) -> bool:
+    """Whether something is a list of turns, as `Message`s or as objects of either dialect; a row has other keys."""
+    return isinstance(given, list | tuple) and bool(given) and all(map(_is_turn, given))
+
+
+def _is_turn(item: Any) -> bool:
+    return isinstance(item, Message) or (isinstance(item, Mapping) and bool({"role", "from"} & item.keys()))

@@ -30,6 +30,7 @@ from posttrain.config.strategies.base import (
 )
 from posttrain.config.values import is_changed
 from posttrain.errors import ConfigError
+from posttrain.inference.prompts import asking, question_text
 from posttrain.inference.solution import Node
 from posttrain.models.reward.scoring import RewardModel, load_reward
 from posttrain.rewards import Rubric, Sampled, rubric_of
@@ -324,10 +325,10 @@ class _Self:
         return marks
 
     async def _mark(self, solving: Solved, node: Node) -> float | None:
-        question = "\n\n".join(message.content or "" for message in solving.task.prompt)
+        prompt = solving.task.prompt
         so_far = "" if node.ended else " so far"
-        text = _QUESTION.format(question=question, answer=node.answer, so_far=so_far)
-        replies = await solving.ask([Message("user", text)], self.marks, kind="value", about=[node], max_new_tokens=16)
+        text = _QUESTION.format(question=question_text(prompt), answer=node.answer, so_far=so_far)
+        replies = await solving.ask(asking(prompt, text), self.marks, kind="value", about=[node], max_new_tokens=16)
         marks = [float(found[1]) for reply in replies if (found := _MARK.search(reply.text)) is not None]
         return fmean(marks) if marks else None
 

@@ -29,10 +29,12 @@ from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import read_manifest
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.progress import Progress
+from posttrain.serve.loading import load_served
 from posttrain.training.pipeline import check_recipe, run_recipe
 from tests.fake_vllm import FakeServer
 from tests.fixtures import byte_tokenizer, chat, tiny_model
 from tests.read_back import read_in_process
+from tests.unit.serve.kit import client_of
 
 TEMPLATE = """\
 {%- for m in messages -%}
@@ -149,6 +151,28 @@ def test_plain_transformers_and_a_served_folder(trained: Path, ids: list[int]) -
         request = urllib.request.Request(f"{server.url}/tokenize", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request) as answer:
             assert json.load(answer)["tokens"] == ids
+
+
+def test_posttrain_serve(folder: Path, trained: Path, ids: list[int]) -> None:
+    """Of a model that is whole and of an adapter beside its base, which is asked as it was itself: with thoughts."""
+    lora = SFT(encoding=SILENT, **SMALL, adapter={"kind": "lora", "rank": 2}, export={"merge": False})
+    adapter = pt.train(lora, folder / "base", folder / "chats.jsonl", out=folder / "served-lora").model
+    base = AutoTokenizer.from_pretrained(folder / "base")
+    loud = list(base(TEXT.removesuffix("<think></think>"), add_special_tokens=False)["input_ids"])
+    whole = load_served(str(trained), name="whole")
+    both = load_served(str(folder / "base"), name="base", adapters={"silent": str(adapter)})
+    for served, expected in ((whole, {"whole": ids}), (both, {"base": loud, "silent": ids})):
+        with client_of(served) as client:
+            for name, prompt in expected.items():
+                body = {"model": name, "messages": HI, "max_tokens": 1, "return_token_ids": True}
+                answer = client.post("/v1/chat/completions", json=body).json()
+                assert answer["prompt_token_ids"] == prompt
+                assert client.post("/tokenize", json={"model": name, "messages": HI}).json()["tokens"] == prompt
+                # a caller who says otherwise is heard
+                said = body | {"chat_template_kwargs": {"enable_thinking": False}}
+                assert client.post("/v1/chat/completions", json=said).json()["prompt_token_ids"] == ids
+                said = body | {"chat_template_kwargs": {"enable_thinking": True}}
+                assert client.post("/v1/chat/completions", json=said).json()["prompt_token_ids"] == loud
 
 
 def test_python(trained: Path, ids: list[int]) -> None:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import EmptyDatasetError, RowError
+from posttrain.inference.rows import unfit
 from posttrain.rollout.engine import Completion, Engine, FinishReason, OnFinish
 from posttrain.rollout.text import completion_text
 from posttrain.runs.records.logs import DroppedRow
@@ -44,6 +45,7 @@ SKIPPED = {
     "empty": "the model answered nothing",
     "duplicate": "the model gave this answer to this prompt before",
     "special_tokens": "the answer holds the name of a special token: encoded, it would end or begin a turn",
+    "bad_character": "the answer holds a NUL character, which no reader of rows takes",
     "truncated": "the answer was cut by the length limit, and `keep_truncated` is off",
     "aborted": "sampling was stopped",
 }
@@ -197,8 +199,8 @@ def _judged(
             reason = "empty"
         elif text.strip() == (row.answer.content or "").strip():
             reason = "same_as_wanted"
-        elif special is not None and special.search(text):
-            reason = "special_tokens"
+        elif (bad := unfit(text, special)) is not None:
+            reason = bad
         elif completion.finish is FinishReason.LENGTH and not keep_truncated:
             reason = "truncated"
         # A pair twice would weigh twice in the loss, for an accident of sampling.
@@ -249,7 +251,7 @@ def _likeliest(rows: Iterable[Example], answering: Answering) -> list[Wanted]:
     return [
         Wanted(prompt, Message("assistant", text, complete=answer.finish is not FinishReason.LENGTH), row, tools)
         for (prompt, tools, row), (answer,) in zip(asked, groups, strict=True)
-        if (text := completion_text(answer, encoder.tokens.decode)).strip() and not (special and special.search(text))
+        if (text := completion_text(answer, encoder.tokens.decode)).strip() and unfit(text, special) is None
     ]
 
 

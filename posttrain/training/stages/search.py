@@ -17,7 +17,17 @@ from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.inference.labels import step_labels
 from posttrain.inference.lines import write_trees
-from posttrain.inference.rows import WITHOUT, Kept, Right, StepLabels, pairs, steps, winners, write_rows
+from posttrain.inference.rows import (
+    WITHOUT,
+    Kept,
+    Right,
+    StepLabels,
+    demonstration_of,
+    pairs,
+    steps,
+    winners,
+    write_rows,
+)
 from posttrain.inference.run import solve_all
 from posttrain.inference.scorers import ABSTAINED, Scorers, label_of
 from posttrain.inference.solution import Node, Solution
@@ -34,7 +44,7 @@ from posttrain.training.order import stream_seed
 from posttrain.training.rl.tasks import is_generated, notes_of
 from posttrain.training.stages.correction_pairs import stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
-from posttrain.types import Comparison, Demonstration, Message, StepwiseFeedback, Task
+from posttrain.types import Comparison, Demonstration, StepwiseFeedback, Task
 
 TREES = "trees.jsonl"
 
@@ -178,7 +188,7 @@ def _kept(
         ]
         return pairs(solutions, by_answer, special=special)
     if stage.rows == "steps":
-        return steps(solutions, _is_right(stage), _labels_of(stage))
+        return steps(solutions, _is_right(stage), _labels_of(stage), special=special)
     chosen = [
         None if solution.chosen is None else own[solution.chosen]
         for solution, own in zip(solutions, scores, strict=True)
@@ -247,7 +257,7 @@ def stand_in_rows(ctx: StageContext[Search], inputs: SearchInputs) -> str:
     else:
         write_rows(
             out,
-            [Demonstration((*task.prompt, Message("assistant", task.answer)), task.row, task.tools) for task in tasks],
+            [demonstration_of(task, str(task.answer)) for task in tasks],
         )
     return (
         f"{len(tasks):,} prompts are read; each is answered by `{stage.strategy.label}`. Not known before: how many "

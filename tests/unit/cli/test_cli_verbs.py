@@ -308,7 +308,7 @@ def test_a_stream_gives_what_it_held_back_when_no_stop_string_came(model: str) -
 
 def test_prompts_are_read_from_rows_and_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n")
-    assert [one.text for one in read_prompts(tmp_path / "p.txt")] == ["one", " two "]
+    assert [one.prompt[0].content for one in read_prompts(tmp_path / "p.txt")] == ["one", " two "]
     (tmp_path / "c.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,25 @@ def test_the_models_own_marks_are_counted_and_averaged():
     assert [node.scores["self"] for node in found.nodes[:2]] == [9.0, 8.5] and found.answer == "4"
     assert [(node.kind, node.parents) for node in found.nodes[2:]] == [("value", (0,))] * 2 + [("value", (1,))] * 2
     assert found.spent.sampled == recounted(found.nodes) == solving.asked.engine.sampled
+
+
+def test_the_model_marks_an_answer_to_a_conversation_that_it_can_read():
+    """Who said what, the call that a result belongs to, and the system turn where system turns stand."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "to": "\u00fc"}}}
+    turns = (
+        Message("system", "Be short."),
+        Message("user", "Sum?"),
+        Message("assistant", None, tool_calls=(call,)),
+        Message("tool", "5"),
+        Message("user", "And now?"),
+    )
+    solving = scripted(lambda before, draw: "7")
+    solving.task = replace(solving.task, prompt=turns)
+    found = run(best_of_n.solve(solving, BestOfN(n=1, scorer="self")))
+    (mark,) = [node for node in found.nodes if node.kind == "value"]
+    assert mark.messages[0] == turns[0] and len(mark.messages) == 2
+    quoted = 'user: Sum?\nassistant: add({"a": 2, "to": "\u00fc"})\ntool: 5\nuser: And now?'
+    assert quoted in mark.messages[1].content and "Be short." not in mark.messages[1].content
 
 
 def test_rewards_of_the_recipe():

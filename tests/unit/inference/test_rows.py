@@ -110,4 +110,34 @@ def test_a_conversation_before_the_answer_stays(tmp_path: Path) -> None:
     found = replace(found, task=replace(found.task, prompt=prompt))
     write_rows(tmp_path / "rows.jsonl", winners([found]).rows)
     (row,) = read(tmp_path / "rows.jsonl")
-    assert isinstance(row, Demonstration) and row.messages == (*prompt, Message("assistant", "4"))
+    # Nobody found the assistant's turn in the prompt: it is not imitated, as in a row of prompt and completion.
+    given = tuple(replace(turn, train=False if turn.role == "assistant" else None) for turn in prompt)
+    assert isinstance(row, Demonstration) and row.messages == (*given, Message("assistant", "4"))
+    assert [turn.train for turn in row.messages] == [None, None, False, None, None]
+
+
+def test_an_answer_with_a_nul_makes_no_row_that_cannot_be_read(tmp_path: Path) -> None:
+    found = [solution("4\0", "5", "66"), solution("4", "5\0\0", "66")]
+    kept = winners(found)
+    assert len(kept.rows) == 1 and [why for _, why in kept.without] == ["bad_character"]
+    compared = pairs(found, [[3.0, 1.0, 2.0]] * 2)
+    assert [texts(row) for row in compared.rows] == [["66", "5"], ["4", "66"]]
+
+    def labelled(one, right):
+        return [StepwiseFeedback(one.task.prompt, (node.answer,), (1.0,), one.task.row) for node in one.answers]
+
+    labels = steps(found, lambda node: True, labelled)
+    for rows in (kept.rows, compared.rows, labels.rows):
+        assert write_rows(tmp_path / "rows.jsonl", rows) == len(list(read(tmp_path / "rows.jsonl")))
+    assert len(labels.rows) == 4
+    kept = steps(found, lambda node: True, labelled, special=re.compile("[456]"))
+    assert not kept.rows and {why for _, why in kept.without} == {"bad_character", "special_tokens"}
+
+
+def test_texts_of_any_script_are_read_back_equal(tmp_path: Path) -> None:
+    text = '\u00fc \u6570\u636e \U0001f642\u2028\u202e\ud7ff"\\u\r\n.'
+    found = solution(text, "5")
+    found = replace(found, task=replace(found.task, prompt=(Message("system", text), *found.task.prompt)))
+    for rows in (winners([found]).rows, pairs([found], [[0.25, -1.5]]).rows):
+        write_rows(tmp_path / "rows.jsonl", rows)
+        assert [replace(row, row=found.task.row) for row in read(tmp_path / "rows.jsonl")] == rows

@@ -15,6 +15,7 @@ from posttrain.inference.scorers import Scorers
 from posttrain.inference.solution import recounted
 from posttrain.inference.solving import Asked
 from posttrain.rollout.native import NativeEngine
+from posttrain.types import Message
 from tests.fixtures import byte_tokenizer, tiny_model
 
 PROMPTS = ["2 + 2?", "3 + 3?", "2 + 2?", "Who are you?"]
@@ -78,6 +79,9 @@ def test_it_works_where_a_loop_runs_already(model, encoder):
     assert len(asyncio.run(notebook())) == 1
 
 
+TURNS = [{"role": role, "content": text} for role, text in (("user", "a?"), ("assistant", "1"), ("user", "b?"))]
+
+
 @pytest.mark.parametrize(
     ("prompts", "texts"),
     [
@@ -85,6 +89,10 @@ def test_it_works_where_a_loop_runs_already(model, encoder):
         (["a?", "b?"], ["a?", "b?"]),
         ([{"prompt": "a?", "answer": "1"}], ["a?"]),
         ([{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "1"}]}], ["a?"]),
+        (TURNS, ["b?"]),
+        ([TURNS, [Message("user", "c?")]], ["b?", "c?"]),
+        ((Message("user", "c?"),), ["c?"]),
+        ([[{"from": "human", "value": "d?"}]], ["d?"]),
     ],
 )
 def test_prompts_in_their_natural_forms(prompts, texts):

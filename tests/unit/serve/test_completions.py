@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from posttrain.errors import ModelError
@@ -16,6 +17,7 @@ from posttrain.rollout.text import completion_text
 from posttrain.sampling import SamplingDistribution
 from posttrain.serve.logprobs import CompletionLogprobs, TokenNames
 from posttrain.serve.served import ServedPolicy
+from tests.fixtures import tiny_model
 from tests.unit.serve.kit import client_of, events_of, scripted_policy, served, tiny_policy
 
 POLICY = tiny_policy()
@@ -325,3 +327,17 @@ def test_fields_of_extra_body_are_those_of_the_body() -> None:
         asked(client, prompt="Hi", extra_body={"top_k": 7})
         assert refused(client, prompt="Hi", extra_body={"topk": 7})["param"] == "topk"
     assert policy.engine.requests[0].sampling.top_k == 7  # type: ignore[attr-defined]
+
+
+def test_echoed_log_probs_are_a_plain_forwards_with_the_token_that_begins_texts() -> None:
+    policy = tiny_policy(add_bos=True)
+    body: dict[str, Any] = {"max_tokens": 1, "echo": True, "logprobs": 0, "return_token_ids": True}
+    with client_of(policy) as client:
+        choice = asked(client, prompt="Hi \u00fc there", **body)["choices"][0]
+    ids = choice["prompt_token_ids"] + choice["token_ids"]
+    assert ids[0] == policy.encoder.bos_id
+    with torch.no_grad():
+        model = tiny_model(vocab=len(policy.encoder.tokenizer))  # the policy's own weights: its seed is fixed
+        logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    expected = [logprobs[at, number].item() for at, number in enumerate(ids[1:])]
+    assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(value, abs=1e-5) for value in expected)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def adapter(start: Path, out: Path, kind: Any = LORA, size: float = 0.3, **manif
     return out
 
 
-def ids(client: Any, model: str) -> list[int]:
-    body = {"model": model, "messages": HI, "max_tokens": 12, "seed": 3, "return_token_ids": True, "temperature": 0.5}
+def ids(client: Any, model: str, seed: int = 3) -> list[int]:
+    body = {"model": model, "messages": HI, "max_tokens": 12, "seed": seed, "return_token_ids": True}
+    body["temperature"] = 0.5
     answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     result: list[int] = answer.json()["choices"][0]["token_ids"]
@@ -62,6 +64,16 @@ def test_adapters_by_name_beside_their_base(base: Path, tmp_path: Path) -> None:
         with client_of(load_served(folder, name=name)) as client:
             assert ids(client, name) == together[name]
     assert len({tuple(sampled) for sampled in together.values()}) == 3
+
+
+def test_requests_to_several_adapters_at_the_same_time_are_each_their_own(base: Path, tmp_path: Path) -> None:
+    """They share one model, whose adapter is another one at each step of the engines' thread."""
+    folders = {"a": adapter(base, tmp_path / "a"), "b": adapter(base, tmp_path / "b", size=0.6)}
+    keys = [(name, seed) for seed in range(3) for name in ("a", "base", "b")]
+    with client_of(load_served(str(base), adapters={name: str(path) for name, path in folders.items()})) as client:
+        alone = [ids(client, *key) for key in keys]
+        with ThreadPoolExecutor(len(keys)) as pool:
+            assert list(pool.map(lambda key: ids(client, *key), keys)) == alone
 
 
 def test_a_folders_generation_config_changes_nothing_but_where_answers_end(base: Path) -> None:

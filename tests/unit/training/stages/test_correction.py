@@ -172,6 +172,14 @@ def test_what_makes_no_pair_is_counted_and_written(tmp_path: Path) -> None:
     assert set(dropped[0]) == {"row", "reason", "message", "content"}
 
 
+def test_an_answer_with_a_nul_makes_no_pair_that_cannot_be_read(tmp_path: Path) -> None:
+    engine = Scripted([("a\0b", ENDED), ("Bot.", ENDED)])
+    asking = Answering(ENCODER, engine, SAMPLING, samples_per_prompt=2)
+    counts = correction_pairs([demonstration("Who?", "Pia.", row=1)], asking, out=tmp_path / "data.jsonl")
+    assert counts.skipped == {"bad_character": 1}
+    assert len(list(read(tmp_path / "data.jsonl"))) == counts.pairs == 1
+
+
 def test_a_model_that_answers_as_wanted_needs_no_correction(tmp_path: Path) -> None:
     rows = [demonstration("Who?", "Pia.", row=1)]
     with pytest.raises(EmptyDatasetError, match="no pair came out"):
