@@ -84,6 +84,8 @@ def test_a_tokenizer_that_begins_texts_with_a_token_does_so_once(client: TestCli
     assert choice["logprobs"]["text_offset"][:3] == [0, 0, 1], "what the tokenizer adds stands in no text"
     assert asked(client, prompt="<s>Hi", **body)["choices"][0]["prompt_token_ids"] == [bos, *bare]
     assert asked(client, prompt="Hi", add_special_tokens=False, **body)["choices"][0]["prompt_token_ids"] == bare
+    said = asked(client, prompt="Hi", add_special_tokens=True, **body)
+    assert said["choices"][0]["prompt_token_ids"] == [bos, *bare], "vLLM's clients may write out its default"
 
 
 # ---------------------------------------------------------------- log-probs
