@@ -1,0 +1,30 @@
+"""What one prompt's draws are: which numbers they have, how much room, and where their text ends."""
+
+from __future__ import annotations
+
+from posttrain.sampling import SamplingDistribution
+from tests.inference import run, scripted
+
+
+def test_a_stop_string_that_was_put_into_the_answer_ends_nothing():
+    solving = scripted({"2 + 2?\na|b": ["c|d"]}, sampling={"stop": ("|",)})
+    prompt = solving.prompt_ids(solving.prompt)
+    (node,) = run(solving.continue_ids(solving.prompt, prompt, solving.text_ids("a|b"), 1, parents=(), kind="answer"))
+    assert node.text == "c" and node.answer == "a|bc" and node.ended
+
+
+def test_a_prompt_leaves_what_remains_of_the_models_positions():
+    solving = scripted({"2 + 2?": ["4..."]})
+    prompt = len(solving.prompt_ids(solving.prompt))
+    solving.asked.engine.context_tokens = prompt + 2
+    assert solving.longest_answer(prompt) == 2 and solving.longest_answer(prompt, max_new_tokens=1) == 1
+    assert solving.longest_answer(2) == min(prompt, SamplingDistribution().max_new_tokens)
+
+
+def test_equal_prompts_ask_for_draws_of_their_own():
+    solving = scripted({"2 + 2?": ["4", "5"]})
+    solving._occurrence = 3
+    run(solving.sample(2))
+    run(solving.sample(1))
+    asked = [(request.occurrence, request.completion) for request in solving.asked.engine.requests]
+    assert asked == [(3, 0), (3, 1), (3, 2)]
