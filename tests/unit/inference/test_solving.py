@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from posttrain.config.strategies.base import LogProbScorer
+from posttrain.inference.scorers import _Alike
+from posttrain.inference.search.values import copies
 from posttrain.sampling import SamplingDistribution
+from posttrain.types import Message
 from tests.inference import run, scripted
 
 
@@ -28,3 +32,28 @@ def test_equal_prompts_ask_for_draws_of_their_own():
     run(solving.sample(1))
     asked = [(request.occurrence, request.completion) for request in solving.asked.engine.requests]
     assert asked == [(3, 0), (3, 1), (3, 2)]
+
+
+def test_an_answer_that_was_cut_is_scored_without_a_stop_token():
+    nodes = run(scripted({"2 + 2?": ["4", "4...", "..."]}).sample(3))
+    alike = _Alike.of(nodes)
+    assert [answer[0].complete for answer in alike.answers[:2]] == [True, False] and alike.places[:2] == (0, 1)
+
+
+def test_the_log_prob_of_an_answer_is_not_that_of_what_it_is_about():
+    solving = scripted({"2 + 2?": ["four"], "Again": ["4"]}, raw_logprobs=True)
+
+    async def scores():
+        (first,) = await solving.sample(1)
+        (second,) = await solving.ask([Message("user", "Again")], kind="revision", about=[first])
+        return await solving.score([first, second], LogProbScorer(kind="logprob", per_token=False))
+
+    assert run(scores()) == [-0.5 * 5, -0.5 * 2]
+
+
+def test_nothing_of_no_weight_is_ever_drawn():
+    class First:
+        def random(self):
+            return 0.0
+
+    assert copies([0.0, 1.0], 2, First()) == [0, 2]

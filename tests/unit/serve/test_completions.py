@@ -327,3 +327,8 @@ def test_fields_of_extra_body_are_those_of_the_body() -> None:
         asked(client, prompt="Hi", extra_body={"top_k": 7})
         assert refused(client, prompt="Hi", extra_body={"topk": 7})["param"] == "topk"
     assert policy.engine.requests[0].sampling.top_k == 7  # type: ignore[attr-defined]
+
+
+def test_several_completions_of_several_prompts_stand_prompt_by_prompt(client: TestClient) -> None:
+    choices = asked(client, prompt=["Hi", "Bye"], n=2, max_tokens=1, echo=True)["choices"]
+    assert [choice["text"][:2] for choice in choices] == ["Hi", "Hi", "By", "By"]
