@@ -182,3 +182,14 @@ def test_difficulty_is_read_off_other_answers_than_those_that_are_chosen_among()
     strategy = Curve("run", CurveKind.STRATEGY, [point("run", right[:, 0], 100)])
     found = by_difficulty(PoolTable(right, classes, {}, tokens=100.0, seconds=0.1), (1, 2, 4), [strategy])
     assert found is not None and [(one.low, one.high) for one in found.bins] == [(0.0, 0.0), (1.0, 1.0)]
+
+
+def test_marks_that_cost_more_than_the_price_are_not_the_best_at_it() -> None:
+    # no two answers agree, so that a majority is one answer
+    table = pool(prompts=40, scorers={"marks": perfect}, classes=[list(range(16))] * 40)
+    marks = table.scorers["marks"]
+    table.scorers["marks"] = ScorerTable(marks.scores_PN, marks.weights_PN, sampled=150.0)  # type: ignore[index]
+    found = choices(table, pool_curves(table, (2, 8)))
+    # two answers with their marks are 500 tokens: more than two answers' 200, less than eight answers' 800
+    assert [choice.best.endswith("by marks") for choice in found] == [False, True]
+    assert found[0].second is None

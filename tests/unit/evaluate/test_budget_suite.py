@@ -228,3 +228,13 @@ def test_a_strategys_seconds_are_those_of_one_prompt(tmp_path: Path) -> None:
     solutions = solve_all(asking, tasks, runs[0].settings)
     (curve,) = budget_suite._strategy_curves(runs, [(solutions, 6.0)], [[True, False, True]])
     assert curve.points[0].seconds == pytest.approx(2.0) and curve.points[0].value == pytest.approx(2 / 3)
+
+
+def test_marks_of_a_model_are_counted_without_the_answers_that_they_judge(tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(budget_suite, "draw_pools", lambda *a, **k: drawn.append(draw_pools(*a, **k)) or drawn[-1])
+    asked(tmp_path, settings(tmp_path, scorers={"marks": "self"}, strategies=[], at={}))
+    record = BudgetCurves.from_json(read_json(tmp_path / "run" / "start" / "evaluations" / "spent.budget.json"))
+    best = next(curve for curve in record.curves if curve.kind == "best").points[-1]
+    # with all answers of the pool, the price is all that was sampled
+    assert 3 * best.tokens == pytest.approx(sum(pool.solving.spent.sampled for pool in drawn[0].prompts))

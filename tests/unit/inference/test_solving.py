@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from posttrain.config.strategies.base import LogProbScorer
+from posttrain.config.strategies.base import AnswerEquality, LogProbScorer, RewardsScorer
+from posttrain.inference.answers import Equality
 from posttrain.inference.scorers import _Alike
 from posttrain.inference.search.values import copies
+from posttrain.inference.strategies.best_of_n import weighted_best
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message
 from tests.inference import run, scripted
@@ -57,3 +59,10 @@ def test_nothing_of_no_weight_is_ever_drawn():
             return 0.0
 
     assert copies([0.0, 1.0], 2, First()) == [0, 2]
+
+
+def test_where_no_vote_has_a_weight_the_highest_score_counts():
+    nodes = run(scripted({"2 + 2?": ["4", "5"]}).sample(2))
+    scorer = RewardsScorer(kind="rewards", rewards=[{"kind": "math"}])
+    best, vote = weighted_best(nodes, [-2.0, -1.0], scorer, Equality(AnswerEquality()))
+    assert best.answer == "5" and vote.share == 0.0
