@@ -8,7 +8,6 @@ share a batch, and a strategy is to be repeated by its seed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from posttrain.config.strategies.base import (
 from posttrain.config.values import is_changed
 from posttrain.errors import ConfigError
 from posttrain.inference.prompts import asking, question_text
+from posttrain.inference.search.thoughts import mark_value
 from posttrain.inference.solution import Node
 from posttrain.models.reward.scoring import RewardModel, load_reward
 from posttrain.rewards import Rubric, Sampled, rubric_of
@@ -294,7 +294,6 @@ class _LogProb:
         """Nothing was started."""
 
 
-_MARK = re.compile(r"(?<![\d.])(10|[1-9])(?![\d.]*\d)")
 _QUESTION = """How good is this answer{so_far}? Question:
 
 {question}
@@ -329,7 +328,7 @@ class _Self:
         so_far = "" if node.ended else " so far"
         text = _QUESTION.format(question=question_text(prompt), answer=node.answer, so_far=so_far)
         replies = await solving.ask(asking(prompt, text), self.marks, kind="value", about=[node], max_new_tokens=16)
-        marks = [float(found[1]) for reply in replies if (found := _MARK.search(reply.text)) is not None]
+        marks = [mark for reply in replies if (mark := mark_value(reply.text)) is not None]
         return fmean(marks) if marks else None
 
     def close(self) -> None:

@@ -112,6 +112,7 @@ def _refuse_unsupported(fields: Fields) -> None:
     fields.must_be("verbosity", ["medium"], "ask for it in the prompt")
     fields.must_be("chat_template", [], "a model is asked with its own template")
     fields.must_be("documents", [[]], "write them into a message")
+    fields.must_be("add_special_tokens", [False], "the template writes what a conversation begins with")
 
 
 def _check_continuation(request: ChatRequest) -> None:

@@ -160,7 +160,6 @@ def _refuse_unsupported(fields: Fields) -> None:
     fields.must_be("min_tokens", [0], "a completion ends where the model ends it")
     fields.must_be("bad_words", [[]], "no token is kept from being drawn")
     fields.must_be("truncate_prompt_tokens", [], "a prompt is never cut in silence")
-    fields.must_be("add_special_tokens", [False], "a prompt's ids are those of its text, or those that are given")
     fields.must_be("logits_processors", [[]], "no code of a client runs here")
     for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"):
         fields.must_be(name, [], "completions are not bound to a grammar")

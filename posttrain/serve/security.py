@@ -63,7 +63,7 @@ class Guard:
             )
         origin = headers.get("origin")
         # A browser sends it along with what a page asks; from the server's own address it is the same host and port.
-        if origin is not None and urlsplit(origin).netloc.lower() != hosts[0].strip().lower():
+        if origin is not None and _netloc(origin) != hosts[0].strip().lower():
             raise RequestRefused(
                 "pages of other sites may not ask this server",
                 status=403,
@@ -95,6 +95,14 @@ def host_name(host: str) -> str:
         return name if closed and (not port or (port[0] == ":" and port[1:].isdecimal())) else ""
     name, _, port = host.partition(":")
     return name.rstrip(".") if not port or port.isdecimal() else ""
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an Origin; "" for what is no address, which no Host is equal to."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # "http://[": an error here would be a fault of the server, told in its log
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -50,6 +50,9 @@ def _affordable(curves: Sequence[Curve], n: int, price: float) -> Iterator[tuple
         if not curve.chooses:
             continue
         if curve.of_pool:
+            # Its scorer may sample more than the answers do: what its fewest answers cost is then beyond the price.
+            if curve.points[0].tokens > WITHIN * price:
+                continue
             # Between its points where its scorer samples too: a mark for each answer leaves fewer answers.
             values_P, paid = values_at(curve, price)
             yield curve.name, CurvePoint(f"n = {paid:.1f}", n, values_P, price, 0.0, 0.0)

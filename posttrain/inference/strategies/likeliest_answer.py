@@ -61,7 +61,7 @@ class Search:
 
     def __init__(self, solving: Solving, settings: LikeliestAnswer):
         self.solving, self.settings = solving, settings
-        prompt = solving.prompt_ids(solving.task.prompt)
+        prompt = solving.prompt_ids(solving.prompt)
         # A prompt without room for an answer is refused by the engine, which says by how much.
         self.longest = max(1, solving.longest_answer(len(prompt)))
         self.stop_ids = solving.sampling.stop_ids

@@ -67,6 +67,7 @@ def test_a_perfect_scorer_reaches_the_oracle_and_a_blind_one_stays_at_one_answer
     assert [p.tokens for p in named(curves, "majority").points] == [100, 200, 400, 800, 1600]
     assert [p.scored for p in named(curves, "best of n by blind").points] == [10, 20, 40, 80, 160]
     assert all(p.scored == 0 for p in named(curves, "majority").points)
+    assert [p.seconds for p in named(curves, "majority").points] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
 
 
 def test_tokens_that_a_scorer_samples_are_part_of_the_price() -> None:
@@ -171,3 +172,24 @@ def test_too_few_prompts_or_a_single_way_are_not_chosen_among() -> None:
     assert by_difficulty(pool(), NS, []) is None  # majority alone
     found = by_difficulty(pool(scorers={"blind": blind}), NS, [])
     assert found is not None and found.n == 8  # half of the samples; the other half says what is hard
+
+
+def test_difficulty_is_read_off_other_answers_than_those_that_are_chosen_among() -> None:
+    right = np.zeros((FEWEST, 8))
+    right[:, :2] = 1  # the first half: 2 of 4 right for every prompt
+    right[: FEWEST // 2, 4:] = 1  # the second: all or none
+    classes = [[0 if value else 1 + at for at, value in enumerate(row)] for row in right]
+    strategy = Curve("run", CurveKind.STRATEGY, [point("run", right[:, 0], 100)])
+    found = by_difficulty(PoolTable(right, classes, {}, tokens=100.0, seconds=0.1), (1, 2, 4), [strategy])
+    assert found is not None and [(one.low, one.high) for one in found.bins] == [(0.0, 0.0), (1.0, 1.0)]
+
+
+def test_marks_that_cost_more_than_the_price_are_not_the_best_at_it() -> None:
+    # no two answers agree, so that a majority is one answer
+    table = pool(prompts=40, scorers={"marks": perfect}, classes=[list(range(16))] * 40)
+    marks = table.scorers["marks"]
+    table.scorers["marks"] = ScorerTable(marks.scores_PN, marks.weights_PN, sampled=150.0)  # type: ignore[index]
+    found = choices(table, pool_curves(table, (2, 8)))
+    # two answers with their marks are 500 tokens: more than two answers' 200, less than eight answers' 800
+    assert [choice.best.endswith("by marks") for choice in found] == [False, True]
+    assert found[0].second is None

@@ -15,10 +15,10 @@ from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.suites import budget as budget_suite
 from posttrain.evaluate.suites import load_suite
 from posttrain.inference import lines
-from posttrain.inference.pool import draw_pools
+from posttrain.inference.pool import draw_pools, score_pools
 from posttrain.inference.run import solve_all
 from posttrain.inference.scorers import Scorers
-from posttrain.inference.solution import recounted
+from posttrain.inference.solution import Spent, recounted
 from posttrain.inference.solving import Asked
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import read_json, read_jsonl
@@ -203,3 +203,38 @@ def test_trees_end_before_their_file_grows_too_large(tmp_path: Path, monkeypatch
     assert lines.write_trees(path, solutions, [True, False, None]) == 1 and len(read_jsonl(path)) == 2
     monkeypatch.setattr(lines, "MOST_BYTES", 1)
     assert lines.write_trees(path, solutions, [True, False, None]) == 2
+
+
+def test_what_a_scorer_costs_is_spread_over_the_answers_that_it_scored(tmp_path: Path, monkeypatch) -> None:
+    def scored(asking, pools, name, settings, **how) -> None:
+        score_pools(asking, pools, name, settings, **how)
+        pools.scoring_seconds[name] = 24.0
+        for pool in pools.prompts:
+            pool.scoring[name] = Spent(sampled=8, scored=12)
+
+    monkeypatch.setattr(budget_suite, "score_pools", scored)
+    asked(tmp_path, settings(tmp_path, scorers={"logprob": "logprob"}, strategies=[], at={}))
+    record = BudgetCurves.from_json(read_json(tmp_path / "run" / "start" / "evaluations" / "spent.budget.json"))
+    plain, best = (next(c for c in record.curves if c.kind == kind).points[-1] for kind in ("majority", "best"))
+    # of the four answers to one prompt: what they cost together
+    assert best.n == 4 and best.scored == pytest.approx(12) and best.tokens == pytest.approx(plain.tokens + 8)
+    assert best.seconds == pytest.approx(plain.seconds + 24 / 3)
+
+
+def test_a_strategys_seconds_are_those_of_one_prompt(tmp_path: Path) -> None:
+    asking, tasks = solved()
+    suite = settings(tmp_path, at={}, strategies=[{"kind": "best_of_n", "n": 2, "scorer": "logprob"}])
+    runs = list(suite.runs())
+    solutions = solve_all(asking, tasks, runs[0].settings)
+    (curve,) = budget_suite._strategy_curves(runs, [(solutions, 6.0)], [[True, False, True]])
+    assert curve.points[0].seconds == pytest.approx(2.0) and curve.points[0].value == pytest.approx(2 / 3)
+
+
+def test_marks_of_a_model_are_counted_without_the_answers_that_they_judge(tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(budget_suite, "draw_pools", lambda *a, **k: drawn.append(draw_pools(*a, **k)) or drawn[-1])
+    asked(tmp_path, settings(tmp_path, scorers={"marks": "self"}, strategies=[], at={}))
+    record = BudgetCurves.from_json(read_json(tmp_path / "run" / "start" / "evaluations" / "spent.budget.json"))
+    best = next(curve for curve in record.curves if curve.kind == "best").points[-1]
+    # with all answers of the pool, the price is all that was sampled
+    assert 3 * best.tokens == pytest.approx(sum(pool.solving.spent.sampled for pool in drawn[0].prompts))

@@ -193,6 +193,14 @@ def test_it_ends_at_the_models_last_position():
     assert found.facts["tokens"] == 3 and not found.nodes[found.chosen].ended
 
 
+def test_what_a_strategy_put_before_the_question_takes_room_from_the_answer():
+    _, solving = native(0)
+    shown = (Message("system", "Answer with a number."), *solving.task.prompt)
+    _, solving = native(0, context=len(solving.prompt_ids(shown)) + 3)
+    solving.prompt = shown
+    assert run(likeliest_answer.solve(solving, LikeliestAnswer(beams=2))).facts["tokens"] == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from posttrain.errors import ConfigError
+from posttrain.rollout.kv import PromptSlots
+from posttrain.rollout.prefill import SHARED_TOKENS, Place, siblings
 from posttrain.rollout.prefixes import Layers, PrefixStore, Span, common_length, prefix_store
 from tests.fixtures import tiny_model
 
@@ -129,3 +132,16 @@ def test_a_negative_number_of_tokens_is_refused() -> None:
         prefix_store(-1, tiny_model().config, 1e-3)
     assert refused.value.found == -1 and refused.value.remedy
     assert prefix_store(0, tiny_model().config, 1e-3) is None
+
+
+def test_a_sequence_that_ends_within_a_node_leaves_it_whole() -> None:
+    store = store_of((1, 2, 3, 4), (1, 2))
+    assert [node.ids for node in store._by_use] == [(1, 2, 3, 4)]
+
+
+def test_what_two_prompts_share_and_have_already_is_waited_for_by_nobody() -> None:
+    ids = list(range(SHARED_TOKENS + 8))
+    places = [Place([*ids, last], PromptSlots(last, last + 1, len(ids) + 1, past=0), None) for last in (900, 901)]
+    assert [len(part) for part in siblings(places)] == [1, 1]
+    kept = [Place(place.ids, replace(place.slots, past=10), None) for place in places]
+    assert [len(part) for part in siblings(kept)] == [2, 0]

@@ -258,3 +258,9 @@ def test_prompts_that_cannot_be_scored_are_named() -> None:
         model.get_input_embeddings().weight[6] = float("nan")
     with pytest.raises(NonFiniteError, match="prompt 1, token"):
         engine.prompt_scores([[1, 2, 3], [5, 6, 7]])
+
+
+def test_prompts_that_change_the_rotary_angles_are_scored_alone() -> None:
+    prompts = [[1] * 10, [1] * 9, [1] * 4, [1] * 3]
+    assert scores_module._batches(prompts, 1000, None) == [[0, 1, 2, 3]]
+    assert scores_module._batches(prompts, 1000, 5) == [[0], [1], [2, 3]]

@@ -246,6 +246,15 @@ def test_a_call_that_the_limit_cuts_is_text() -> None:
     assert choice["finish_reason"] == "length" and choice["message"]["content"].startswith("<tool_call>")
 
 
+def test_calls_of_one_answer_are_counted_and_a_limit_behind_them_is_told() -> None:
+    text = f"<tool_call>\n{ADD}\n</tool_call>\n<tool_call>\n{ADD}\n</tool_call>"
+    with client_of(family("HERMES", text, finish=FinishReason.LENGTH)) as client:
+        choice = asked(client, tools=TOOLS)["choices"][0]
+        pieces = message_of(streamed(client, tools=TOOLS))
+    assert len(choice["message"]["tool_calls"]) == len(pieces["tool_calls"]) == 2
+    assert choice["finish_reason"] == pieces["finish_reason"] == "length", "a client that asks on must know"
+
+
 # ---------------------------------------------------------------- refusals
 
 

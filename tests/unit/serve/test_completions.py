@@ -86,6 +86,8 @@ def test_a_tokenizer_that_begins_texts_with_a_token_does_so_once(client: TestCli
     assert choice["logprobs"]["text_offset"][:3] == [0, 0, 1], "what the tokenizer adds stands in no text"
     assert asked(client, prompt="<s>Hi", **body)["choices"][0]["prompt_token_ids"] == [bos, *bare]
     assert asked(client, prompt="Hi", add_special_tokens=False, **body)["choices"][0]["prompt_token_ids"] == bare
+    said = asked(client, prompt="Hi", add_special_tokens=True, **body)
+    assert said["choices"][0]["prompt_token_ids"] == [bos, *bare], "vLLM's clients may write out its default"
 
 
 # ---------------------------------------------------------------- log-probs
@@ -341,3 +343,8 @@ def test_echoed_log_probs_are_a_plain_forwards_with_the_token_that_begins_texts(
         logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     expected = [logprobs[at, number].item() for at, number in enumerate(ids[1:])]
     assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(value, abs=1e-5) for value in expected)]
+
+
+def test_several_completions_of_several_prompts_stand_prompt_by_prompt(client: TestClient) -> None:
+    choices = asked(client, prompt=["Hi", "Bye"], n=2, max_tokens=1, echo=True)["choices"]
+    assert [choice["text"][:2] for choice in choices] == ["Hi", "Hi", "By", "By"]

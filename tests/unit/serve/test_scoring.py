@@ -135,6 +135,7 @@ def scores_of_steps(answer: str) -> list[float]:
         ({"prompt": PROMPT, "response": "a", "headd": "x"}, "headd"),
         ({"prompt": PROMPT, "response": "a" * 300}, "response"),
         ({"rows": [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b" * 300}]}, "rows[1].response"),
+        ({"rows": [{"prompt": "a", "response": "b" * (300 if i == 9 else 1)} for i in range(10)]}, "rows[9].response"),
     ],
 )
 def test_every_wrong_field_is_named(client: TestClient, body: dict[str, Any], param: str) -> None:

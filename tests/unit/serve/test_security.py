@@ -66,6 +66,8 @@ def test_a_server_on_all_addresses_is_asked_by_any_address_and_no_other_name() -
         ("http://localhost:9999", 403),
         ("null", 403),
         ("", 403),
+        ("http://[", 403),
+        ("http://[::1", 403),
     ],
 )
 def test_pages_of_other_sites_are_refused(client: TestClient, origin: str, status: int) -> None:
