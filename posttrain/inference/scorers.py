@@ -356,7 +356,15 @@ class _Rewards:
 
 
 def _model(settings: RewardModelScorer, scorers: Scorers) -> Grader:
-    assert settings.model is not None, "a stage's model is put in its place before"
+    if settings.model is None:  # a recipe puts the stage's folder in its place before
+        raise ConfigError(
+            "a stage is known in its recipe alone",
+            where="scorer",
+            found=f"stage: {settings.stage}",
+            expected="the folder of a reward model",
+            example="scorer: runs/quickstart/reward/model",
+            remedy="give the folder that the stage has written",
+        )
     return _Model(settings, scorers.reward_model(settings.model))
 
 
