@@ -8,6 +8,7 @@ share a batch, and a strategy is to be repeated by its seed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,15 +182,16 @@ class _Model:
             raise ConfigError(
                 "the process reward model has no mark between steps, so that it cannot tell them apart",
                 where=self.model.name,
-                remedy='train it with `step_mark`, for example `step_mark: "\\n\\n"` (docs/reward-models.md)',
+                remedy='train it with a mark, say `head: {kind: steps, mark: "\\n\\n"}` (docs/reward-models.md)',
             )
         if strategy.step != mark:
             raise ConfigError(
                 "the strategy and its process reward model part answers into different steps",
                 where=self.model.name,
-                found=f"step: {strategy.step!r}",
-                expected=f"step: {mark!r}, as the model was trained",
-                remedy=f"write `step: {mark!r}`",
+                # As JSON, which YAML reads alike: in single quotes a backslash and an n would be no newline there.
+                found=f"step: {json.dumps(strategy.step)}",
+                expected=f"step: {json.dumps(mark)}, as the model was trained",
+                remedy=f"write `step: {json.dumps(mark)}`, or --set 'step={json.dumps(mark)}' on the command line",
             )
 
     async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
