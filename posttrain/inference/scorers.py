@@ -191,7 +191,7 @@ class _Model:
                 # As JSON, which YAML reads alike: in single quotes a backslash and an n would be no newline there.
                 found=f"step: {json.dumps(strategy.step)}",
                 expected=f"step: {json.dumps(mark)}, as the model was trained",
-                remedy=f"write `step: {json.dumps(mark)}`, or --set 'step={json.dumps(mark)}' on the command line",
+                remedy=f"write `step: {json.dumps(mark)}`",
             )
 
     async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
