@@ -62,7 +62,16 @@ def show(error: PosttrainError) -> None:
 
 def again(arguments: list[str]) -> str:
     """The command that goes on from the last checkpoint: the same one, without the option that starts anew."""
-    return shlex.join(["posttrain", *(argument for argument in arguments[1:] if argument != "--fresh")])
+    return shlex.join(["posttrain", *(argument for argument in _without_keys(arguments[1:]) if argument != "--fresh")])
+
+
+def _without_keys(arguments: list[str]) -> list[str]:
+    """The arguments, with KEY for what --api-key gives: stderr ends up in logs, a traceback in reports."""
+    shown = [
+        "KEY" if before == "--api-key" else argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    return ["--api-key=KEY" if argument.startswith("--api-key=") else argument for argument in shown]
 
 
 def _say(text: str, style: str = "") -> None:
@@ -72,6 +81,6 @@ def _say(text: str, style: str = "") -> None:
 def _write_traceback(error: Exception) -> str:
     handle, path = tempfile.mkstemp(prefix="posttrain-traceback-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(f"{shlex.join(sys.argv)}\nPython {sys.version}\n\n")
+        file.write(f"{shlex.join(_without_keys(sys.argv))}\nPython {sys.version}\n\n")
         file.writelines(traceback.format_exception(error))
     return path

@@ -59,10 +59,16 @@ def generate(
     With --strategy, what is not said has the strategy's own default.
     """
     from posttrain.cli.outputs import check_out
+    from posttrain.cli.unused import refuse_unused
     from posttrain.models import require_known, resolve
 
     check_out(out)
     require_known(model)  # before torch is loaded, which the next lines do
+    _refuse_contradictions(prompts, out, samples, temperature)
+    if strategy is None:
+        given = {"set": bool(set_), "reward": bool(reward), "show": bool(show)}
+        refuse_unused("a single draw has none of that", "write `--strategy KIND` too", **given)
+    chosen = None if strategy is None else _strategy(ctx, strategy, set_ or [], reward)
     from posttrain.cli.batch import answer_file
     from posttrain.cli.chat import chat
     from posttrain.cli.speaker import Speaker, read_pipe, read_prompts
@@ -72,11 +78,6 @@ def generate(
     from posttrain.models.reward.folders import require_policy
     from posttrain.types import Message, RowRef, Task
 
-    _refuse_contradictions(prompts, out, samples, temperature)
-    if strategy is None:
-        given = {"set": bool(set_), "reward": bool(reward), "show": bool(show)}
-        refuse_unused("a single draw has none of that", "write `--strategy KIND` too", **given)
-    chosen = None if strategy is None else _strategy(ctx, strategy, set_ or [], reward)
     if temperature == 0 and chosen is None:
         why = "at temperature 0 the likeliest token is taken"
         note_unused(why, top_k=top_k is not None, top_p=top_p != 1, min_p=min_p != 0, seed=seed != 0)
@@ -116,7 +117,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max
 
 
 def _strategy(ctx: typer.Context, kind: str, assignments: list[str], reward: str | None) -> StrategySettings:
-    from posttrain.cli.strategies import strategy_given
+    from posttrain.cli.strategies import require_models_known, strategy_given
     from posttrain.cli.unused import refuse_unused
     from posttrain.errors import ConfigError
 
@@ -128,7 +129,9 @@ def _strategy(ctx: typer.Context, kind: str, assignments: list[str], reward: str
             "a strategy answers a file or one prompt from a pipe, and here is a terminal",
             remedy=f'write `--prompts FILE`, or `echo "PROMPT" | posttrain generate MODEL --strategy {kind}`',
         )
-    return strategy_given(kind, assignments, reward, given)
+    made = strategy_given(kind, assignments, reward, given)
+    require_models_known(made)
+    return made
 
 
 def _is_written(ctx: typer.Context, name: str) -> bool:

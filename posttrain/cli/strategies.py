@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, unknown
+from posttrain.errors import ConfigError, nearest, unknown
 
 if TYPE_CHECKING:
     from posttrain.cli.speaker import Speaker
@@ -35,8 +35,6 @@ def strategy_given(
     if kind not in STRATEGY_KINDS:
         raise unknown("strategy", kind, STRATEGY_KINDS, where="--strategy")
     settings: dict[str, Any] = {"kind": kind}
-    if sampling:
-        settings["sampling"] = dict(sampling)
     if reward is not None:
         if "scorer" not in STRATEGY_KINDS[kind].model_fields:
             raise ConfigError(
@@ -56,7 +54,46 @@ def strategy_given(
                 remedy="write a key of the strategy, `=` and its value, without blanks around the `=`",
             )
         _put(settings, words, parse_value(text, f"--set {assignment}"), assignment)
+    if sampling:
+        drawing = _drawing(settings)
+        own = drawing.get("sampling", {})
+        # A `sampling` that is no group is left to the record's own refusal.
+        drawing["sampling"] = {**sampling, **own} if isinstance(own, dict) else own
     return strategy_of(settings)
+
+
+def _drawing(settings: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the strategy that draws: those inside `then`, however deep, where one wraps another."""
+    while (inner := settings.get("then")) is not None:
+        if isinstance(inner, str):
+            inner = settings["then"] = {"kind": inner}
+        if not isinstance(inner, dict):
+            break
+        settings = inner
+    return settings
+
+
+def require_models_known(strategy: StrategySettings) -> None:
+    """Refuse names that no model can have, before torch and the policy are loaded for them.
+
+    Raises:
+        UnknownKeyError: a scorer whose name is nearly that of a kind.
+        ModelError: no such folder, catalogue name or hub id.
+    """
+    from posttrain.config.strategies import CritiqueBy
+    from posttrain.config.strategies.base import SCORERS_BY_NAME, RewardModelScorer
+    from posttrain.models import require_known
+
+    for part in strategy.parts:
+        if isinstance(part, CritiqueBy):
+            require_known(part.critic, where="critic")
+        for scorer in part.scorers:
+            if not isinstance(scorer, RewardModelScorer) or scorer.model is None:
+                continue
+            # A slip in `logprob` reads as a folder, and the models that there are would be no help.
+            if not Path(scorer.model).exists() and nearest(scorer.model, SCORERS_BY_NAME):
+                raise unknown("scorer", scorer.model, (*SCORERS_BY_NAME, "a reward model's folder"), where="scorer")
+            require_known(scorer.model, where="scorer")
 
 
 def _put(settings: dict[str, Any], words: list[str], value: Any, assignment: str) -> None:

@@ -8,6 +8,7 @@ share a batch, and a strategy is to be repeated by its seed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,15 +183,16 @@ class _Model:
             raise ConfigError(
                 "the process reward model has no mark between steps, so that it cannot tell them apart",
                 where=self.model.name,
-                remedy='train it with `step_mark`, for example `step_mark: "\\n\\n"` (docs/reward-models.md)',
+                remedy='train it with a mark, say `head: {kind: steps, mark: "\\n\\n"}` (docs/reward-models.md)',
             )
         if strategy.step != mark:
             raise ConfigError(
                 "the strategy and its process reward model part answers into different steps",
                 where=self.model.name,
-                found=f"step: {strategy.step!r}",
-                expected=f"step: {mark!r}, as the model was trained",
-                remedy=f"write `step: {mark!r}`",
+                # As JSON, which YAML reads alike: in single quotes a backslash and an n would be no newline there.
+                found=f"step: {json.dumps(strategy.step)}",
+                expected=f"step: {json.dumps(mark)}, as the model was trained",
+                remedy=f"write `step: {json.dumps(mark)}`",
             )
 
     async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
@@ -356,7 +358,15 @@ class _Rewards:
 
 
 def _model(settings: RewardModelScorer, scorers: Scorers) -> Grader:
-    assert settings.model is not None, "a stage's model is put in its place before"
+    if settings.model is None:  # a recipe puts the stage's folder in its place before
+        raise ConfigError(
+            "a stage is known in its recipe alone",
+            where="scorer",
+            found=f"stage: {settings.stage}",
+            expected="the folder of a reward model",
+            example="scorer: runs/quickstart/reward/model",
+            remedy="give the folder that the stage has written",
+        )
     return _Model(settings, scorers.reward_model(settings.model))
 
 

@@ -53,7 +53,8 @@ def _line(node: Node, indent: str, is_chosen: bool, width: int) -> str:
     numbers = [f"{name} {_number(value)}" for name, value in (node.scores | node.facts).items()]
     others = f"from {', '.join(map(str, node.parents))}" if len(node.parents) > 1 else ""
     cut = "" if node.ended or node.kind == "step" else "cut"
-    parts = [str(node.number), node.kind, others, *numbers, f"{len(node.ids)} tokens", cut, node.note]
+    note = "" if is_chosen and node.note == "chosen" else node.note  # said by the mark
+    parts = [str(node.number), node.kind, others, *numbers, f"{len(node.ids)} tokens", cut, note]
     head = indent + "  ".join(part for part in parts if part)
     mark = "   <- chosen" if is_chosen else ""
     room = max(SHORTEST, width - len(head) - len(mark) - 4)

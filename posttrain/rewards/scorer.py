@@ -264,18 +264,33 @@ async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
 
 
+def _but_stops(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio prints of errors that nobody asked for, but for Ctrl-C and SIGTERM.
+
+    They are raised wherever the loop stands, in any of its tasks. `asyncio.run` raises them too, and the copy that the
+    task has kept would be a traceback below the message that says how to go on.
+    """
+    if not isinstance(context.get("exception"), (KeyboardInterrupt, SystemExit)):
+        loop.default_exception_handler(context)
+
+
 def run_async(work: Coroutine[Any, Any, Any]) -> Any:
     """The result of a coroutine, also where an event loop already runs in this thread (as in a notebook)."""
+
+    async def quietly() -> Any:
+        asyncio.get_running_loop().set_exception_handler(_but_stops)
+        return await work
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        return asyncio.run(quietly())
     outcome: list[Any] = []
     failure: list[BaseException] = []
 
     def apart() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(asyncio.run(quietly()))
         except BaseException as error:  # carried over to the thread that waits
             failure.append(error)
 

@@ -76,7 +76,10 @@ class Meter:
         counters = {
             "prompt_tokens_total": (self.prompt_tokens, "Tokens of prompts that completions were asked for."),
             "sampled_tokens_total": (self.sampled_tokens, "Tokens that were sampled."),
-            "scored_tokens_total": (self.scored_tokens, "Tokens of prompts and responses that were scored."),
+            "scored_tokens_total": (
+                self.scored_tokens,
+                "Tokens scored: responses by a reward model, prompts by echo.",
+            ),
         }
         lines: list[str] = []
         for kind, table in (("gauge", gauges), ("counter", counters)):

@@ -16,6 +16,9 @@ StepAggregate = Literal["last", "min", "product", "mean"]
 """From a process reward model's scores of steps to one number: of the last step, the least, the sum of log sigmoids
 (Lightman et al. 2023, arXiv:2305.20050), or the mean."""
 SENTENCE = "sentence"
+MOST_DRAWS = 100_000
+"""Most answers, steps or checks that one key may ask for. A slip of some zeros would fill the memory with requests
+before the first token."""
 
 
 class StrategySampling(Sampling):
@@ -95,16 +98,18 @@ class SelfScorer(ScorerSettings):
 
     kind: Literal["self"]
     """`self`: the model is asked for a mark."""
-    marks: Int = Field(default=1, ge=1)
+    marks: Int = Field(default=1, ge=1, le=MOST_DRAWS)
     """Marks asked for each answer, whose mean counts."""
+
+
+SCORERS_BY_NAME = ("logprob", "self")
+"""The kinds that need no more than their name."""
 
 
 def _short(value: Any) -> Any:
     """`scorer: runs/mine/reward/model`, and the name of a kind that needs no more."""
     if isinstance(value, (str, os.PathLike)):
-        return (
-            {"kind": str(value)} if str(value) in ("logprob", "self") else {"kind": "reward_model", "model": str(value)}
-        )
+        return {"kind": str(value)} if str(value) in SCORERS_BY_NAME else {"kind": "reward_model", "model": str(value)}
     if isinstance(value, dict) and "kind" not in value:
         return {"kind": "reward_model", **value}
     return value
@@ -178,10 +183,22 @@ class StrategySettings(Settings):
         return (self,)
 
 
+def _text_or_number(value: Any) -> Any:
+    # Before the union reads it: pydantic would report the mistakes of both readings, under names of its own types.
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return value
+    raise refuse(
+        "a step ends with a text or after a number of tokens",
+        found="nothing" if value is None else repr(value),
+        expected="a text that separates steps, `sentence`, or a number of tokens of 1 or more",
+        remedy='write `step: "\\n\\n"`, `step: sentence` or `step: 32`',
+    )
+
+
 class StepStrategy(StrategySettings):
     """A strategy that builds an answer step by step."""
 
-    step: str | Int = "\n\n"
+    step: Annotated[str | int, BeforeValidator(_text_or_number)] = "\n\n"
     """Where a step ends: with this text, with `sentence`, or after so many tokens."""
     max_steps: Int = Field(default=40, ge=1)
     """Most steps of one answer; the last one may go on to the end."""

@@ -6,7 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.config.strategies.base import AnswerEquality, AnyScorer, StrategySettings, require_different_draws
+from posttrain.config.strategies.base import (
+    MOST_DRAWS,
+    AnswerEquality,
+    AnyScorer,
+    StrategySettings,
+    require_different_draws,
+)
 from posttrain.config.strategies.demonstrations import Demonstrations
 from posttrain.config.strategies.prompts import require_placeholders, require_text
 from posttrain.config.values import Float, Int, is_changed, refuse
@@ -70,7 +76,7 @@ class ChainOfThought(StrategySettings):
     """Where the instruction stands: behind the last user's turn, or in the system turn."""
     demonstrations: Demonstrations | None = None
     """Examples whose answers reason; null: none."""
-    votes: Int = Field(default=1, ge=1)
+    votes: Int = Field(default=1, ge=1, le=MOST_DRAWS)
     """Chains drawn; of several the answer that most of them come to."""
     answers: AnswerEquality = AnswerEquality()
     """When two answers are one."""
@@ -213,9 +219,9 @@ class SelfVerification(StrategySettings):
 
     kind: Literal["self_verification"] = "self_verification"
     """`self_verification`: the answer that the model's own checks find right most often."""
-    n: Int = Field(default=8, ge=1)
+    n: Int = Field(default=8, ge=1, le=MOST_DRAWS)
     """Answers drawn."""
-    checks: Int = Field(default=4, ge=1)
+    checks: Int = Field(default=4, ge=1, le=MOST_DRAWS)
     """Checks of each answer."""
     check_tokens: Int = Field(default=256, ge=1)
     """Longest check, in tokens."""

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.config.strategies.base import (
+    MOST_DRAWS,
     AnswerEquality,
     AnyScorer,
     StrategySampling,
@@ -21,7 +22,7 @@ class BestOfN(StrategySettings):
 
     kind: Literal["best_of_n"] = "best_of_n"
     """`best_of_n`: n answers, the best by a scorer."""
-    n: Int = Field(default=16, ge=1)
+    n: Int = Field(default=16, ge=1, le=MOST_DRAWS)
     """Answers drawn."""
     scorer: AnyScorer
     """Who says how good an answer is."""
@@ -42,7 +43,7 @@ class BestOfN(StrategySettings):
 class VotingStrategy(StrategySettings):
     """A strategy that draws up to n answers, which then vote."""
 
-    n: Int = Field(default=16, ge=1)
+    n: Int = Field(default=16, ge=1, le=MOST_DRAWS)
     """Most answers drawn."""
     answers: AnswerEquality = AnswerEquality()
     """When two answers are one vote; an answer that ends on nothing has none."""
@@ -67,7 +68,7 @@ class EarlyStoppingConsistency(VotingStrategy):
 
     kind: Literal["early_stopping_consistency"] = "early_stopping_consistency"
     """`early_stopping_consistency`: self-consistency that stops when a window agrees (ESC)."""
-    n: Int = Field(default=40, ge=1)
+    n: Int = Field(default=40, ge=1, le=MOST_DRAWS)
     """Most answers drawn; a multiple of `window`."""
     window: Int = Field(default=5, ge=2)
     """Answers drawn at a time; sampling stops when all of them are the same."""
@@ -91,7 +92,7 @@ class AdaptiveConsistency(VotingStrategy):
 
     kind: Literal["adaptive_consistency"] = "adaptive_consistency"
     """`adaptive_consistency`: self-consistency that stops by a Beta criterion."""
-    n: Int = Field(default=40, ge=1)
+    n: Int = Field(default=40, ge=1, le=MOST_DRAWS)
     """Most answers drawn."""
     threshold: Float = Field(default=0.95, gt=0.5, lt=1)
     """Stop where the leading answer is ahead of the second in the long run with this probability."""
@@ -104,7 +105,7 @@ class DeepConf(VotingStrategy):
 
     kind: Literal["deepconf"] = "deepconf"
     """`deepconf`: votes by confidence."""
-    n: Int = Field(default=32, ge=1)
+    n: Int = Field(default=32, ge=1, le=MOST_DRAWS)
     """Most answers drawn, the warm-up's among them."""
     warmup: Int | None = Field(default=None, ge=1)
     """Answers drawn whole, which set the threshold; later ones end once they fall below it. null: all are whole."""
@@ -158,7 +159,7 @@ class LikeliestAnswer(StrategySettings):
 
     kind: Literal["likeliest_answer"] = "likeliest_answer"
     """`likeliest_answer`: beam search by log-prob. Nothing is drawn: of `sampling`, `max_new_tokens` counts alone."""
-    beams: Int = Field(default=4, ge=1)
+    beams: Int = Field(default=4, ge=1, le=MOST_DRAWS)
     """Beginnings of answers that are kept at each token."""
     length_penalty: Float = 1.0
     """Exponent of the length by which an answer's log-prob is divided: above 0 prefers longer answers, 0 is the plain

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.config.strategies.base import (
+    MOST_DRAWS,
     AnswerEquality,
     AnyScorer,
     StepStrategy,
@@ -20,7 +21,7 @@ from posttrain.config.values import Float, Int, Settings, refuse
 class ScoredSteps(StepStrategy):
     """What the strategies have that score answers while they are written, and choose among the finished ones."""
 
-    n: Int = Field(default=16, ge=1)
+    n: Int = Field(default=16, ge=1, le=MOST_DRAWS)
     """Answers that are written at the same time."""
     scorer: AnyScorer
     """Who judges an answer so far: a process reward model, the model's log-prob, or the model itself."""
@@ -43,7 +44,7 @@ class ScoredSteps(StepStrategy):
 class WideSteps(ScoredSteps):
     """Several continuations of each answer that is kept, of which some are kept in turn."""
 
-    width: Int = Field(default=4, ge=1)
+    width: Int = Field(default=4, ge=1, le=MOST_DRAWS)
     """Continuations of each answer that is kept; `n` divided by it are kept."""
     lookahead: Int = Field(default=0, ge=0)
     """A step is judged by the score of the answer so many greedy steps later, which are then thrown away; 0: by its
@@ -94,9 +95,9 @@ class MCTS(StepStrategy):
 
     kind: Literal["mcts"] = "mcts"
     """`mcts`: a tree of steps that grows where value and curiosity (UCT) say."""
-    simulations: Int = Field(default=32, ge=1)
+    simulations: Int = Field(default=32, ge=1, le=MOST_DRAWS)
     """Times that the tree is walked down and a value is carried up."""
-    width: Int = Field(default=4, ge=1)
+    width: Int = Field(default=4, ge=1, le=MOST_DRAWS)
     """Next steps that are drawn when a state is expanded."""
     widening: Float = Field(default=0.0, ge=0, lt=1)
     """A state that was visited N times has room for width * N^widening next steps (progressive widening); 0: always
@@ -110,7 +111,7 @@ class MCTS(StepStrategy):
     value: Literal["auto", "state", "rollout"] = "auto"
     """`state`: the score of the answer so far; `rollout`: the score of answers that are written to the end from there;
     `auto`: `state` with a scorer of steps, else `rollout`."""
-    rollouts: Int = Field(default=1, ge=1)
+    rollouts: Int = Field(default=1, ge=1, le=MOST_DRAWS)
     """Answers that are written to the end from a state, whose mean score is its value."""
     choose: Literal["completed", "visited", "value"] = "completed"
     """`completed`: the finished answer with the highest value; `visited`: down the tree by most visits; `value`: down
@@ -243,14 +244,14 @@ class TreeOfThoughts(StepStrategy):
     """`tree_of_thoughts`: next steps by the model, judged by the model, searched in breadth or in depth."""
     thoughts: Literal["sampled", "proposed"] = "sampled"
     """`sampled`: each next step is a draw that goes on with the answer; `proposed`: one reply lists them all."""
-    k: Int = Field(default=5, ge=1)
+    k: Int = Field(default=5, ge=1, le=MOST_DRAWS)
     """Next steps of each state."""
     judge: Literal["valued", "voted", "scorer"] = "valued"
     """`valued`: the model judges each state by itself; `voted`: it chooses among all of them; `scorer`: judged by
     `scorer`."""
     scale: Literal["words", "marks"] = "words"
     """Of `valued`: the words sure (20), maybe (1) and impossible (0.001), or marks from 1 to 10."""
-    judgements: Int = Field(default=3, ge=1)
+    judgements: Int = Field(default=3, ge=1, le=MOST_DRAWS)
     """Values of each state, whose mean counts, or votes on each set of states."""
     judge_tokens: Int = Field(default=64, ge=1)
     """Longest reply of a judgement."""
@@ -259,7 +260,7 @@ class TreeOfThoughts(StepStrategy):
     search: Literal["breadth", "depth"] = "breadth"
     """`breadth`: after each step the `keep` best states; `depth`: the best next step first, and back where no state is
     worth going on."""
-    keep: Int = Field(default=5, ge=1)
+    keep: Int = Field(default=5, ge=1, le=MOST_DRAWS)
     """b: states that are kept after each step, in breadth."""
     floor: Float | None = None
     """In depth: states of a lower value are not gone on with; null: 1 in words, 5 in marks, 0 of a scorer."""
@@ -310,11 +311,11 @@ class GraphOfThoughts(StrategySettings):
 
     kind: Literal["graph_of_thoughts"] = "graph_of_thoughts"
     """`graph_of_thoughts`: generate, score, keep the best, merge them, refine what came of it."""
-    generate: Int = Field(default=5, ge=1)
+    generate: Int = Field(default=5, ge=1, le=MOST_DRAWS)
     """Answers to begin with."""
-    keep: Int = Field(default=3, ge=2)
+    keep: Int = Field(default=3, ge=2, le=MOST_DRAWS)
     """Best thoughts that are merged in each round."""
-    merges: Int = Field(default=2, ge=1)
+    merges: Int = Field(default=2, ge=1, le=MOST_DRAWS)
     """Draws of the merged answer in each round."""
     refine: Int = Field(default=1, ge=0)
     """Times that the best thought of a round is refined, one after the other."""

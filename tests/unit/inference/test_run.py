@@ -146,3 +146,8 @@ def test_nodes_stand_in_the_order_of_the_calls_not_of_their_ends():
     found, one, value = run(both())
     assert [node.text for node in found.nodes[:3]] == ["a", "b", "c"] and found.chosen == 1
     assert found.nodes[value.number] is value and value.parents == (one.number,) == (0,)
+
+
+def test_a_stage_as_scorer_is_known_in_a_recipe_alone(model, encoder):
+    with pytest.raises(ConfigError, match="a stage is known in its recipe alone"):
+        solve_all(asked(model, encoder), tasks_of("2 + 2?"), BestOfN(n=2, scorer={"stage": "reward"}))

@@ -36,3 +36,9 @@ def test_what_a_strategy_says_in_words_stands_below_and_whole():
     solving = scripted({"2 + 2?": ["4"]})
     solving.notes.append("in the prompt: " + "a" * 200)
     assert tree_lines(run(best_of_n.solve(solving, BestOfN(n=1, scorer="logprob"))))[-1] == f"  {solving.notes[0]}"
+
+
+def test_the_chosen_one_is_marked_once():
+    found = run(best_of_n.solve(scripted({"2 + 2?": ["4", "5"]}), BestOfN(n=2, scorer="logprob")))
+    found.nodes[found.chosen].note = "chosen"
+    assert [line.count("chosen") for line in tree_lines(found)[1:3]] == [1, 0]
