@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from posttrain.config.strategies.base import (
     require_different_draws,
 )
 from posttrain.config.values import Float, Int, is_changed, refuse
+from posttrain.errors import ConfigError
 
 
 class BestOfN(StrategySettings):
@@ -30,6 +31,26 @@ class BestOfN(StrategySettings):
     """`best`: the highest score; `weighted`: the answer whose equals have the highest sum of scores."""
     answers: AnswerEquality = AnswerEquality()
     """When two answers are one, for `weighted`."""
+
+    def __init__(self, n: int | None = None, /, *, reward: Any = None, **values: Any) -> None:
+        """BestOfN(16, reward="runs/mine/reward/model") is BestOfN(n=16, scorer="runs/mine/reward/model").
+
+        Raises:
+            ConfigError: the number of answers, or who scores them, is given twice.
+        """
+        for key, given in (("n", n), ("scorer", reward)):
+            if given is not None and key in values:
+                raise ConfigError(
+                    f"`{key}` of BestOfN is given twice",
+                    found=f"{given!r} and {values[key]!r}",
+                    remedy=f"write it once, as `{key}=`",
+                )
+            if given is not None:
+                values[key] = given
+        super().__init__(**values)
+
+    # Nested records are built without __init__, so that one error reports all mistakes of a recipe; see `Settings`.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:

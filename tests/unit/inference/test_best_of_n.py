@@ -145,3 +145,13 @@ def test_where_nobody_could_judge_the_earliest_is_given():
         best_of_n.solve(scripted(lambda before, draw: "no mark" if "mark" in before else "4"), best(scorer="self"))
     )
     assert found.chosen == 0 and found.facts["abstained"] == 3
+
+
+def test_the_number_may_stand_alone_and_a_reward_model_is_a_scorer():
+    short = BestOfN(16, reward="runs/mine/reward/model")
+    assert short == BestOfN(n=16, scorer="runs/mine/reward/model") and short.scorer.model == "runs/mine/reward/model"
+    assert BestOfN(4, scorer="logprob").changed(n=2).n == 2
+    with pytest.raises(ConfigError, match="`scorer` of BestOfN is given twice"):
+        BestOfN(4, scorer="logprob", reward="runs/mine/reward/model")
+    with pytest.raises(ConfigError, match="`n` has a wrong value"):
+        BestOfN(0, scorer="logprob")
