@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.config import Recipe, TrainingStage
+from posttrain.config import Recipe
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.data.templates.clock import today
@@ -30,7 +30,7 @@ from posttrain.training.interrupts import ending_signals
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
 from posttrain.training.run_record import begin_run, how_it_ended
-from posttrain.training.stages.speech import AnswerSettings, answer_settings
+from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _asked(recipe: Recipe, trained: RunFolder, model: str | None, stage: str | N
     if model is not None:
         return _Asked(model, Path(model).name, _as_trained(model))
     # As the run asks its start: in the words of the first stage, which is trained from it.
-    first = next((one for one in recipe.stages if isinstance(one, TrainingStage)), None)
+    first = first_trained(recipe.stages)
     date = str(trained.run().date) if trained.exists else today()
     return _Asked(recipe.model, "start", answer_settings(first, recipe.model, date))
 

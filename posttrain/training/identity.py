@@ -16,13 +16,11 @@ from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.config.fingerprint import objective_fingerprint
-from posttrain.config.search import Search
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
 from posttrain.data.sources.hub import HubSource
 from posttrain.data.sources.source import DataSource
 from posttrain.errors import SourceError
-from posttrain.inference.named import named_content
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.manifest import folder_fingerprint
@@ -45,12 +43,12 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
             files = [path for path in data.path if not is_generated(path)]
             content = hashed.add(open_sources(files, data.split)) if files else ""
             hashed.contents[key] = tasks_fingerprint(data, content)
-    if isinstance(kind_of_stage(ctx.stage), MakingKind):
+    kind = kind_of_stage(ctx.stage)
+    if isinstance(kind, MakingKind):
         # Its settings do not say how the model is asked that it lets answer: the stage that trained it does.
         hashed.contents["template"] = answers.encoding.template_identity
-    if isinstance(ctx.stage, Search):
         # A reward model that was trained anew lies where the one before it lay.
-        hashed.contents |= named_content(ctx.stage)
+        hashed.contents |= kind.content(ctx.stage)
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))
 
 

@@ -18,9 +18,8 @@ from posttrain.arguments import checked_flag, checked_instance
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
-from posttrain.config.nested import with_scorers
+from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.online import SamplingStage
-from posttrain.config.search import Search
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
@@ -51,7 +50,7 @@ from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_o
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
-from posttrain.training.stages.speech import AnswerSettings, answer_settings
+from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
 from posttrain.training.stages.table import kind_of_stage
 
 
@@ -243,7 +242,7 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     reward model that judges it is."""
     model: str | Path = recipe.model
     date = str(run.run().date)
-    first = next((stage for stage in recipe.stages if isinstance(stage, TrainingStage)), None)
+    first = first_trained(recipe.stages)
     last = [stage.name for stage in recipe.stages if stage.OUTPUTS == "policy"][-1:]
     answers = answer_settings(first, model, date)
     asked: list[tuple[StageFolder, str | Path, AnswerSettings]] = [(run.start, model, answers)]
@@ -313,7 +312,7 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
         for key, data in data_of(stage).items()
         if data.stage is not None
     }
-    if isinstance(stage, Search):
+    if any(scorer.stage is not None for _, scorer in scorers_of(stage)):
         stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))
     return stage.model_copy(update=written)
 

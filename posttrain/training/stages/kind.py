@@ -245,6 +245,11 @@ def nothing_measured(ctx: StageContext[Any], prepared: Prepared[Any]) -> None:
     """For kinds that measure nothing before step 1."""
 
 
+def nothing_named(stage: Any) -> Mapping[str, str]:
+    """For kinds whose settings name no model or file beside the data."""
+    return {}
+
+
 def ends_the_same(stage: Any, record: StageRecord) -> bool:
     """For kinds whose result depends on nothing beyond what their fingerprint counts."""
     return True
@@ -284,6 +289,8 @@ class MakingKind(Generic[S, V]):
     """Read what it works on, so that a bad row is found before a model is loaded."""
     make: Callable[[StageContext[S], V], DataCounts]
     """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data"."""
+    content: Callable[[S], Mapping[str, str]] = nothing_named
+    """(settings) -> hashes of what lies where its settings say and may change there: models, files."""
     stand_in: Callable[[StageContext[S], V], str] | None = None
     """For `check_recipe`: write an output of the same form, as far as it is known without a model that answers, so that
     the stages behind this one can be checked; says in a sentence what the rows are and what is not known yet."""

@@ -17,6 +17,7 @@ from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.inference.labels import step_labels
 from posttrain.inference.lines import write_trees
+from posttrain.inference.named import named_content
 from posttrain.inference.rows import (
     WITHOUT,
     Kept,
@@ -267,5 +268,5 @@ def stand_in_rows(ctx: StageContext[Search], inputs: SearchInputs) -> str:
 
 
 SEARCH: MakingKind[Search, SearchInputs] = MakingKind(
-    outputs=Search.OUTPUTS, inputs=prompts_to_solve, make=make_rows, stand_in=stand_in_rows
+    outputs=Search.OUTPUTS, inputs=prompts_to_solve, make=make_rows, content=named_content, stand_in=stand_in_rows
 )

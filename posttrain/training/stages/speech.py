@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.config import TrainingStage
+from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.settings import PromptEncoding
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
@@ -69,6 +69,11 @@ class AnswerSettings:
 
     encoding: EncoderSettings
     device: str
+
+
+def first_trained(stages: Sequence[StageSettings]) -> TrainingStage | None:
+    """The stage in whose words the start is asked: the first that trains; None where none does."""
+    return next((stage for stage in stages if isinstance(stage, TrainingStage)), None)
 
 
 def answer_settings(stage: TrainingStage | None, start: LoadedModel | str | Path, run: str) -> AnswerSettings:

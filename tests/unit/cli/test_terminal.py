@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from posttrain.cli.app import app
@@ -171,7 +172,7 @@ class Hostile:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def answers(self, prompts: Any, samples: int = 1) -> Any:
+    def answers(self, prompts: Any, samples: int = 1, **_: Any) -> Any:
         yield from ([SpokenAnswer(HOSTILE, 3, "stop_token")] for _ in prompts)
 
     def stream(self, conversation: Any, seed: int) -> Any:
@@ -182,11 +183,11 @@ class Hostile:
 def test_answers_are_escaped_at_a_terminal(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain.cli.speaker.Speaker", Hostile)
     monkeypatch.setattr("posttrain.models.resolve", lambda name, **_: name)
-    monkeypatch.setattr("posttrain.cli.speaker.require_policy", lambda _: None)
+    monkeypatch.setattr("posttrain.models.reward.folders.require_policy", lambda _: None)
     (tmp_path / "p.txt").write_text(f"{HOSTILE}\n")
     out, err = screens(monkeypatch)
     monkeypatch.setattr(sys, "stdin", Screen("hello\n\n") if how == "conversation" else io.StringIO("hello"))
-    generate("embedded", prompts=str(tmp_path / "p.txt") if how == "file" else None)
+    generate(cast(typer.Context, None), "embedded", prompts=str(tmp_path / "p.txt") if how == "file" else None)
     shown = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", out.getvalue() + err.getvalue())  # the bar's own codes
     assert not RAW.search(shown) and "title" in shown
 

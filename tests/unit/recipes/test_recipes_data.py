@@ -24,8 +24,8 @@ EMBEDDED = ("grpo_arithmetic", "kto_feedback", "orpo", "reward_hacking", "simpo"
 """Recipes on the model that ships with posttrain; see test_recipes_offline.py and test_recipes_online.py."""
 FROM_THE_HUB = ("reward_align_anything",)
 """Recipes for those who have the data and the model; test_config.py reads them."""
-SMOLLM2 = ("grpo_arithmetic_smollm2", "ppo_arithmetic_smollm2")
-"""Reinforcement learning on a real model; see test_recipes_online.py."""
+SMOLLM2 = ("grpo_arithmetic_smollm2", "ppo_arithmetic_smollm2", "test_time_compute_smollm2")
+"""On a real model; see test_recipes_online.py, and below."""
 SHARED_WORDS = 4
 """A held-out prompt that has so many words in a row from a training prompt would be its template, not a paraphrase."""
 SHARED_SHARE = 0.6

@@ -19,8 +19,8 @@ from posttrain.rewards.sandbox.lane import Lane, Unconfined
 from tests.unit.rewards.programs import PATIENCE, RIGHT, TESTS, children
 
 BOTH = pytest.mark.parametrize("namespaces", [None, False], ids=["namespaces", "without"])
-QUIET = "import time\ntime.sleep(0.2)\ndef f(x):\n    return x + 1\n"
-WAITING_TESTS = "import time\ntime.sleep(0.2)\n" + TESTS
+QUIET = "import time\ntime.sleep(0.8)\ndef f(x):\n    return x + 1\n"
+WAITING_TESTS = "import time\ntime.sleep(0.8)\n" + TESTS
 
 
 def die(one: Lane) -> None:
