@@ -30,7 +30,7 @@ def strategy_given(
         ConfigError: a value that there is not, or `--reward` for a strategy that asks no scorer.
     """
     from posttrain.config.strategies import STRATEGY_KINDS, strategy_of
-    from posttrain.config.yaml_text import parse_value
+    from posttrain.config.yaml_text import split_assignment
 
     if kind not in STRATEGY_KINDS:
         raise unknown("strategy", kind, STRATEGY_KINDS, where="--strategy")
@@ -43,17 +43,9 @@ def strategy_given(
             )
         settings["scorer"] = {"kind": "reward_model", "model": reward}
     for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        words = key.strip().split(".")
-        if not separator or not all(words):
-            raise ConfigError(
-                "this does not set anything",
-                where=f"--set {assignment}",
-                expected="KEY=VALUE",
-                example="--set n=16",
-                remedy="write a key of the strategy, `=` and its value, without blanks around the `=`",
-            )
-        _put(settings, words, parse_value(text, f"--set {assignment}"), assignment)
+        source = f"--set {assignment}"
+        words, value = split_assignment(assignment, source, example="--set n=16", whose="the strategy")
+        _put(settings, words, value, assignment)
     if sampling:
         drawing = _drawing(settings)
         own = drawing.get("sampling", {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.config.explain import KeyPath, fields_of, foreign_key, misplaced_key, records_in, tag_of
 from posttrain.config.schema import Recipe
-from posttrain.config.yaml_text import parse_value
+from posttrain.config.yaml_text import split_assignment
 from posttrain.errors import ConfigError, UnknownKeyError, unknown
 
 SHORT_FORMS = ("data", "held_out", "keep")
@@ -26,18 +26,8 @@ def apply(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[KeyPath, s
     """
     origins: dict[KeyPath, str] = {}
     for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        words = key.strip().split(".")
-        if not separator or not all(words):
-            raise ConfigError(
-                "this does not set anything",
-                where=f"override {assignment}",
-                expected="key=value",
-                example="dpo.beta=0.2",
-                remedy="write stage.key=value, without blanks around the `=`",
-            )
-        # YAML, as in the file: `dpo.beta=1e-5` is the number that it is there.
-        value = parse_value(text, f"override {assignment}")
+        source = f"override {assignment}"
+        words, value = split_assignment(assignment, source, example="dpo.beta=0.2", whose="the recipe or STAGE.KEY")
         origins[_set(recipe, words, value, assignment)] = assignment
     return origins
 

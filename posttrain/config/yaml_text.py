@@ -67,6 +67,30 @@ def parse_value(text: str, source: str) -> Any:
     return parse(text, source).value
 
 
+def split_assignment(text: str, source: str, *, example: str, whose: str) -> tuple[list[str], Any]:
+    """The words of the key, and the value in YAML: "dpo.beta=0.2" -> (["dpo", "beta"], 0.2).
+
+    Args:
+        source: names it in errors: "override dpo.beta=0.2".
+        whose: what the key is one of, for the remedy: "the strategy".
+
+    Raises:
+        ConfigError: there is no `=`, or nothing before it or between two dots.
+    """
+    key, separator, value = text.partition("=")
+    words = key.strip().split(".")
+    if not separator or not all(words):
+        raise ConfigError(
+            "this does not set anything",
+            where=source,
+            expected="key=value",
+            example=example,
+            remedy=f"write a key of {whose}, `=` and its value, without blanks around the `=`",
+        )
+    # YAML, as in a file: `1e-5` is the number that it is there.
+    return words, parse_value(value, source)
+
+
 def _build(
     node: yaml.Node,
     path: KeyPath,

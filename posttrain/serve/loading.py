@@ -79,8 +79,9 @@ def load_served(
         raise _no_adapters(source, "an adapter itself")
 
     loaded = load(model, device=device, dtype=dtype, say=say)
-    for notice in loaded.notices if say is not None else ():
-        say(notice)  # type: ignore[misc]
+    if say is not None:
+        for notice in loaded.notices:
+            say(notice)
     sources = {adapter: resolve(folder, say=say) for adapter, folder in adapters.items()}
     peft_model = _with_adapters(loaded, sources)
 

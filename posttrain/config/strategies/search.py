@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -90,6 +91,14 @@ class ParticleFilter(ScoredSteps):
     """Scores are divided by it before the softmax: above 1 the weights are nearer to each other."""
 
 
+_JUDGED: Mapping[str, Literal["steps", "either", "answers"]] = {
+    "auto": "either",
+    "state": "steps",
+    "rollout": "answers",
+}
+"""What the scorer of a tree search is asked about, by where values come from."""
+
+
 class MCTS(StepStrategy):
     """Monte Carlo tree search over steps."""
 
@@ -119,7 +128,7 @@ class MCTS(StepStrategy):
 
     @property
     def judging(self) -> Literal["steps", "either", "answers"]:
-        return {"auto": "either", "state": "steps", "rollout": "answers"}[self.value]  # type: ignore[return-value]
+        return _JUDGED[self.value]
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:

@@ -183,8 +183,11 @@ def _against_pool(point: CurvePoint, curves: Sequence[Curve]) -> Iterator[Budget
     at_price = [(curve, *values_at(curve, point.tokens)) for curve in pool]
     curve, values_P, n = max(at_price, key=lambda entry: float(entry[1].mean()))
     moved = paired_difference(values_P, point.values_P)
-    beyond = point.tokens > WITHIN * curve.points[-1].tokens
-    price = f"n = {curve.points[-1].n}, the largest, though the strategy costs more" if beyond else f"about n = {n:.1f}"
+    price = f"about n = {n:.1f}"
+    if point.tokens > WITHIN * curve.points[-1].tokens:
+        price = f"n = {curve.points[-1].n}, the largest, though the strategy costs more"
+    elif WITHIN * point.tokens < curve.points[0].tokens:
+        price = f"n = {curve.points[0].n}, the smallest, though the strategy costs less"
     verdict = "better" if moved.value > 0 else "worse"
     said = f"{verdict} than chance explains" if moved.clear else "chance may explain that"
     yield BudgetFinding(

@@ -128,6 +128,9 @@ def test_a_strategy_is_compared_with_the_pool_at_as_many_tokens() -> None:
     dear = Curve("dear", CurveKind.STRATEGY, [point("dear", np.zeros(60), 9_999.0)])
     (said,) = [one for one in findings(table, [*curves, dear], [], None) if "`dear`" in one.said]
     assert "though the strategy costs more" in said.said and said.kind == "warn"
+    cheap = Curve("cheap", CurveKind.STRATEGY, [point("cheap", np.zeros(60), 10.0)])
+    (said,) = [one for one in findings(table, [*curves, cheap], [], None) if "`cheap`" in one.said]
+    assert "the smallest, though the strategy costs less" in said.said
 
 
 def test_where_nothing_beats_one_answer_the_sentence_says_so() -> None:
