@@ -40,6 +40,7 @@ LAYERS = {
     "curation": 5,
     "inference": 5,
     "serve": 5,
+    "synthesis": 5,
     "training": 6,
     "cli": 7,
     "board": 7,

@@ -127,6 +127,10 @@ class Examples:
         self._format: Format | None = None
 
     def __iter__(self) -> Iterator[Example]:
+        return (example for example, _ in self.with_rows())
+
+    def with_rows(self) -> Iterator[tuple[Example, Mapping[str, Any]]]:
+        """Each example with the row as its file has it, all columns included: for what passes rows on unchanged."""
         counts = RowCounts(notes=list(self.options.notes))
         reader = RowReader(self.options, counts)
         path = self.options.rejected_path if self.options.bad_rows == "skip" else None
@@ -140,7 +144,7 @@ class Examples:
                     rejected.write(_rejected(error, value, ref, counts))
                     continue
                 counts.kept += 1
-                yield example
+                yield example, value
                 if counts.kept == self.options.limit:
                     break
         # Only here, after a whole pass: a caller that stops early must not leave the counts of half a file behind.

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from posttrain.data.formats.columns import Row
 from posttrain.data.formats.table import COLUMNS, FORMATS, ExampleKind, Format
+from posttrain.data.origin import ORIGIN
 from posttrain.types import Task
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -76,7 +77,7 @@ def _unused_columns(keys: tuple[str, ...], name: str) -> frozenset[str]:
     entry = FORMATS[name]
     if entry.kind is Task:
         return frozenset()
-    return frozenset(keys) - {name for key in (*entry.keys, *entry.optional) for name in key.split("|")}
+    return frozenset(keys) - {ORIGIN} - {name for key in (*entry.keys, *entry.optional) for name in key.split("|")}
 
 
 def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
