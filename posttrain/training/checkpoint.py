@@ -13,13 +13,10 @@ seed and step, and everything else that moves is here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,25 +28,21 @@ from torch import Tensor, nn
 
 from posttrain.errors import CheckpointError, ResumeError
 from posttrain.models.folders.finite import is_finite
+from posttrain.runs.checkpoints import (
+    CHECKPOINT_NAME,
+    FILES,
+    MANIFEST,
+    Checkpoint,
+    file_identity,
+    read,
+    whole_checkpoints,
+)
 from posttrain.runs.disk import sync_folder, writing
 from posttrain.training.optimizer import Optimizer
 from posttrain.training.source import Parts
 
-MANIFEST = "manifest.json"
-FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
-_NAME = re.compile(r"step-\d{8,}")
 ASIDE = ".replaced-"
 """Prefix of a checkpoint that makes room for a new one of the same step, until that one has been read back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint that was found whole: Checkpoint(path=.../step-00000050, step=50, state={...})."""
-
-    path: Path
-    step: int
-    """Steps taken before it."""
-    state: Mapping[str, Any]
 
 
 def save(
@@ -94,7 +87,7 @@ def _save(
     record = {"random_state": random_state(), **state, "step": step, "threads": torch.get_num_threads()}
     (writing / FILES[2]).write_text(json.dumps(record, indent=1), encoding="utf-8")
     # Last of all: a folder without it was torn by a kill, whatever else is in it.
-    manifest = {name: _identity(writing / name) for name in FILES}
+    manifest = {name: file_identity(writing / name) for name in FILES}
     (writing / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in writing.iterdir():
         _sync(path)
@@ -108,7 +101,7 @@ def _save(
     # Read back from the disk, before the older ones go: a full disk or a bad block would show at the resume only.
     read(target)
     shutil.rmtree(aside, ignore_errors=True)
-    for old in _whole_checkpoints(folder)[:-keep]:
+    for old in whole_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -121,38 +114,8 @@ def latest(folder: Path) -> Checkpoint | None:
             same rows again without anybody knowing.
     """
     _put_back(folder)
-    paths = _whole_checkpoints(folder)
+    paths = whole_checkpoints(folder)
     return read(paths[-1]) if paths else None
-
-
-def read(path: Path) -> Checkpoint:
-    """Verify a checkpoint's files against its manifest.
-
-    Raises:
-        CheckpointError: naming the file that is missing or differs.
-    """
-    remedy = f"remove {path.name} to go on from the checkpoint before it, or start anew with --fresh"
-    if not (path / MANIFEST).exists():
-        raise CheckpointError("the checkpoint has no manifest: it is torn", where=path, remedy=remedy)
-    manifest = _read_manifest(path / MANIFEST, remedy)
-    for name in FILES:
-        if not (path / name).exists():
-            raise CheckpointError(f"the checkpoint lacks {name}", where=path, remedy=remedy)
-        # The hashes themselves tell nobody anything: two lines of 64 letters for one fact.
-        if _identity(path / name) != manifest[name]:
-            raise CheckpointError(f"{name} is not what was saved", where=path, remedy=remedy)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(path, int(state["step"]), state)
-
-
-def _read_manifest(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # also of bytes that are no text
-        manifest = None
-    if not isinstance(manifest, dict) or any(name not in manifest for name in FILES):
-        raise CheckpointError(f"{MANIFEST} is not what was saved", where=path.parent, remedy=remedy)
-    return manifest
 
 
 def non_finite(path: Path) -> list[str]:
@@ -167,7 +130,7 @@ def non_finite(path: Path) -> list[str]:
 def latest_finite(folder: Path) -> Path | None:
     """The newest checkpoint whose every weight and moment is a number; None if there is none."""
     return next(
-        (path for path in reversed(_whole_checkpoints(folder)) if (path / MANIFEST).exists() and not non_finite(path)),
+        (path for path in reversed(whole_checkpoints(folder)) if (path / MANIFEST).exists() and not non_finite(path)),
         None,
     )
 
@@ -186,7 +149,7 @@ def restore(
         finite = latest_finite(checkpoint.path.parent)
         newer = [
             path.name
-            for path in _whole_checkpoints(checkpoint.path.parent)
+            for path in whole_checkpoints(checkpoint.path.parent)
             if finite is None or path.name > finite.name
         ]
         raise CheckpointError(
@@ -240,11 +203,6 @@ def _put_back(folder: Path) -> None:
             os.replace(aside, target)
 
 
-def _whole_checkpoints(folder: Path) -> list[Path]:
-    there = folder.iterdir() if folder.exists() else ()
-    return sorted(path for path in there if _NAME.fullmatch(path.name) and path.is_dir())
-
-
 def strangers(folder: Path) -> list[str]:
     """What lies among the checkpoints and is none: a user's notes, a copy under another name. Nothing reads it."""
     there = folder.iterdir() if folder.exists() else ()
@@ -252,7 +210,7 @@ def strangers(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in there
-        if not path.name.startswith(".") and not (_NAME.fullmatch(path.name) and path.is_dir())
+        if not path.name.startswith(".") and not (CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir())
     )
 
 
@@ -268,11 +226,6 @@ def _restore_random_state(state: Mapping[str, str]) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cpu"]), dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cuda"]), dtype=torch.uint8))
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
 def _sync(path: Path) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from peft import PeftModel
@@ -119,25 +119,51 @@ def begin_save(
         )
 
     started = time.monotonic()
-    # Beside the final name, so that the rename stays on one file system; the questions and answers anywhere else, so
-    # that the manifest lists the model alone.
+    # Beside the final name, so that the rename stays on one file system.
     temporary = temporary_folder(folder)
-    scratch = scratch_folder("readback")
     try:
         adapter_only = isinstance(model, PeftModel) and not settings.merge
         with writing(folder):
             expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         code = ran_own_code(plain, tokenizer)
-        request = {**expected.request, "folder": str(temporary.resolve()), "model_code": code}
+        info = _manifest_info(model, settings, adapter_only, base)
+        return begin_reading_back(PendingSave, folder, temporary, expected, info, started, model_code=code)
+    except BaseException:  # an interrupt too: nobody else knows of this folder yet
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+P = TypeVar("P", bound="PendingSave")
+
+
+def begin_reading_back(
+    kind: type[P],
+    folder: Path,
+    temporary: Path,
+    expected: Expected,
+    info: dict[str, Any],
+    started: float,
+    *,
+    model_code: bool,
+) -> P:
+    """Start the fresh process that loads what lies in `temporary`.
+
+    Args:
+        kind: compares its answer with `expected` and gives the folder its name.
+        info: goes into the manifest.
+        model_code: whether the process may run Python files of the folder.
+    """
+    # Anywhere else than the model, so that the manifest lists that alone.
+    scratch = scratch_folder("readback")
+    try:
+        request = {**expected.request, "folder": str(temporary.resolve()), "model_code": model_code}
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         process = _start(scratch)
-        info = _manifest_info(model, settings, adapter_only, base)
-    except BaseException:  # an interrupt too: nobody else knows of these folders yet
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return PendingSave(folder, temporary, scratch, process, expected, info, started)
+    return kind(folder, temporary, scratch, process, expected, info, started)
 
 
 class PendingSave:

@@ -98,7 +98,7 @@ def write_model(
     """The files of a causal LM; see `Writer`."""
     stop_ids = stop_ids_of(settings, tokenizer)
     probe_ids = readback.tokenizer_ids(tokenizer, PROBE_TEXT)
-    row = [*probe_ids, *_spread_ids(model)]
+    row = [*probe_ids, *spread_ids(model.get_input_embeddings().weight.shape[0])]
     with quiet(), eval_mode(model):
         # On the CPU, where the fresh process computes: another device rounds differently.
         source = on_cpu(model)
@@ -115,21 +115,32 @@ def write_model(
             saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
         # By the weights that were written: rounded ones may prefer another token, and that is no fault of the save.
         greedy, margins = readback.greedy_ids(saved if rounding else source, probe_ids, stop_ids, settings.new_tokens)
+    write_beside_weights(folder, tokenizer, settings)
+    request = probe_request(settings, tokenizer, row, saved.dtype)
+    return Expected(logits, greedy, margins, probe_ids, tolerance, rounding, request)
+
+
+def write_beside_weights(folder: Path, tokenizer: Any, settings: ExportSettings) -> None:
+    """The files of a causal LM beside its weights and config.json: how it is spoken to, for us and for others."""
+    stop_ids = stop_ids_of(settings, tokenizer)
     save_tokenizer(tokenizer, folder)
     _write_generation_config(folder, tokenizer, stop_ids, settings.sampling)
     write_stop_ids(folder, stop_ids)
     write_speech_record(folder, tokenizer, stop_ids, settings)
-    request = {
+
+
+def probe_request(settings: ExportSettings, tokenizer: Any, row: list[int], dtype: torch.dtype) -> dict[str, Any]:
+    """What the fresh process is asked of a causal LM: the logits of `row`, and a greedy answer to the probe."""
+    return {
         **prompt_request(settings),
         "row": row,
-        "prompt": probe_ids,
-        "stop_ids": stop_ids,
+        "prompt": readback.tokenizer_ids(tokenizer, PROBE_TEXT),
+        "stop_ids": stop_ids_of(settings, tokenizer),
         "new_tokens": settings.new_tokens,
         "text": PROBE_TEXT,
-        "dtype": str(saved.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-    return Expected(logits, greedy, margins, probe_ids, tolerance, rounding, request)
 
 
 def stop_ids_of(settings: ExportSettings, tokenizer: Any) -> list[int]:
@@ -218,9 +229,8 @@ def _whole_model(
     return saved, rounded, float(np.abs(rounded - logits).max())
 
 
-def _spread_ids(model: Any) -> list[int]:
-    """Ids from all over the vocabulary, the last rows among them: tokens that were added later lie there."""
-    rows = model.get_input_embeddings().weight.shape[0]
+def spread_ids(rows: int) -> list[int]:
+    """Ids from all over a vocabulary, its last rows among them: tokens that were added later lie there."""
     spread = np.linspace(0, rows - 1, num=min(12, rows), dtype=int).tolist()
     return [*spread, *range(max(0, rows - 4), rows)]
 

@@ -229,7 +229,7 @@ def _spoil(folder: Path) -> None:
     weights["model.norm.weight"][3] = math.nan
     save_file(weights, folder / "weights.safetensors")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["weights.safetensors"] = checkpoint._identity(folder / "weights.safetensors")
+    manifest["weights.safetensors"] = checkpoint.file_identity(folder / "weights.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

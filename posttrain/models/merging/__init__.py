@@ -1,0 +1,1 @@
+"""Merging whole models: `run.merge_models` streams them tensor by tensor, `methods` computes, `refusals` says no."""

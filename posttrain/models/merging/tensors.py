@@ -1,0 +1,206 @@
+"""Weights as files: one tensor is read at a time, and one is written at a time.
+
+    entries = entries_of(folder)                        # {"lm_head.weight": Entry(path, "BF16", (49152, 576), ...)}
+    weight = read_tensor(entries["lm_head.weight"])
+    writer = ShardWriter(folder, shapes, torch.bfloat16)
+    writer.write("lm_head.weight", weight); writer.close()
+
+A merge of models that fit no memory needs both. `safe_open` maps its file, and the pages that were read stay in the
+process's account: two models of 1 GB measure as 2 GB, whatever is freed. So tensors are read into memory of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ModelError
+from posttrain.models.folders.weight_files import GET_AGAIN, check_weight_files
+
+INDEX = "model.safetensors.index.json"
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Of the safetensors format, as its headers write them; 8-bit floats are weights that somebody quantised."""
+NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+SHARD_BYTES = 5_000_000_000
+"""Of a file, as `save_pretrained` has it with `max_shard_size="5GB"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies: Entry(Path("model.safetensors"), "F32", (512, 64), start=4096, size=131072)."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Of its first byte in the file."""
+    size: int
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
+
+
+def entries_of(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a folder's safetensors files by name, in the order in which they lie on the disk.
+
+    Raises:
+        ModelError: a file is missing or torn.
+    """
+    check_weight_files(folder)
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    return {name: entry for file in names for name, entry in _entries(folder / file)}
+
+
+def entries_of_file(path: Path) -> dict[str, Entry]:
+    """The same of one file."""
+    return dict(_entries(path))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, end = said["data_offsets"]
+        yield name, Entry(path, said["dtype"], tuple(said["shape"]), 8 + length + first, end - first)
+
+
+def read_tensor(entry: Entry) -> Tensor:
+    """The tensor, in memory that goes when it goes.
+
+    Raises:
+        ModelError: the file is shorter than its header says.
+    """
+    raw = torch.empty(entry.size, dtype=torch.uint8)
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        view, done = memoryview(raw.numpy()), 0
+        while done < entry.size:  # Linux reads at most 2 GB in a call
+            count = file.readinto(view[done:])
+            if not count:
+                raise ModelError(
+                    "the weight file is torn",
+                    where=entry.path,
+                    found=f"{done:,} bytes of a tensor of {entry.size:,}",
+                    remedy=GET_AGAIN,
+                )
+            done += count
+    return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def size_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """In bytes."""
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+class ShardWriter:
+    """Writes `model.safetensors`, or several shards and their index, a tensor at a time in the order of `kinds`.
+
+    The format's header stands first and says where each tensor lies. Shapes and dtypes are known before a merge begins,
+    so the header is written first and no tensor waits in memory for the others of its file.
+    """
+
+    def __init__(
+        self, folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]], shard_bytes: int = SHARD_BYTES
+    ):
+        """`kinds`: shape and dtype by name, in the order in which the tensors will be given."""
+        self.folder = folder
+        self.kinds = kinds
+        self.bytes = sum(size_of(*kind) for kind in kinds.values())
+        self.checksums: dict[str, int] = {}
+        """zlib.crc32 of the bytes of each tensor that was written."""
+        shards = _shards(kinds, shard_bytes)
+        count = len(shards)
+        files = ["model.safetensors"] if count == 1 else [_shard_name(k, count) for k in range(1, count + 1)]
+        self.file_of = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        self._waiting = list(kinds)
+        self._headers = {file: _header(shard, kinds) for file, shard in zip(files, shards, strict=True)}
+        self._open: tuple[str, IO[bytes]] | None = None
+        self._stack = ExitStack()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        assert self._waiting[0] == name and (tuple(tensor.shape), tensor.dtype) == self.kinds[name], name
+        self._waiting.pop(0)
+        # Through uint8, since numpy has no bf16.
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._file(self.file_of[name]).write(data)
+        self.checksums[name] = zlib.crc32(data)
+
+    def close(self) -> None:
+        """Write the index where there are several files."""
+        assert not self._waiting, self._waiting
+        self._stack.close()
+        if len(self._headers) > 1:
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(self.file_of.items()))}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def abandon(self) -> None:
+        """Let go of a file that was begun."""
+        self._stack.close()
+
+    def _file(self, name: str) -> IO[bytes]:
+        if self._open is None or self._open[0] != name:
+            self._stack.close()
+            file = self._stack.enter_context((self.folder / name).open("wb"))
+            file.write(self._headers[name])
+            self._open = (name, file)
+        return self._open[1]
+
+
+def _shards(kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]], most: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, kind in kinds.items():
+        size = size_of(*kind)
+        if shards[-1] and filled + size > most:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _header(names: list[str], kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> bytes:
+    # transformers refuses files whose metadata do not say that they are torch's.
+    said: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in names:
+        shape, dtype = kinds[name]
+        end = at + size_of(shape, dtype)
+        said[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(said, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that data begins at a multiple of 8, as readers that map the file want it
+    return len(text).to_bytes(8, "little") + text

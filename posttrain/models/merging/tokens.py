@@ -1,0 +1,171 @@
+"""Models whose tokens differ, put together by the tokens' texts: which row of each model is which row of the merge.
+
+    vocabulary = vocabulary_of(models, base, "union")      # None where all agree
+    vocabulary.rows_of[1]                                  # [V] int64: the second model's row of each id; -1: it has none
+
+What can be put together are tokens that were added to one vocabulary: the same pieces and the same merges cut the text
+between them. Two tokenizers that cut text differently have no common rows, whatever their tokens are called: adding
+one's pieces to the other as whole tokens would change how every word is cut, and no weight was trained on that.
+
+Deviations from mergekit's `tokenizer: {source: union}`
+ 1. A row that some model (or the base) lacks is not filled in for it (mergekit takes zeros or means). The merged row is
+    the weighted mean of the models that have it, and of one alone its own row; the method sees the rows that all have.
+    Nothing is made up, and a token that one specialist learnt is not shrunk by models that never saw it.
+ 2. Tokenizers of another kind are refused; mergekit puts their pieces together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from posttrain.errors import ConfigError
+from posttrain.models.folders.own_code import code_runs
+from posttrain.models.folders.quiet import quiet
+from posttrain.models.merging.inputs import OpenModel
+from posttrain.models.merging.methods.table import Parts
+from posttrain.models.merging.refusals import other_cut
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The merged model's tokens: Vocabulary(tokenizer, rows=514, rows_of=(...), names={"model.embed_tokens.weight"})."""
+
+    tokenizer: Any
+    rows: int
+    """Of its embeddings."""
+    rows_of: tuple[Tensor, ...]
+    """For each model, and the base last where there is one: its own row of each merged row; -1 where it has none."""
+    names: frozenset[str]
+    """The tensors that have a row for each token."""
+    added: tuple[str, ...] = ()
+    """Tokens that were added to the first model's, or that the base does not have and that are gone."""
+
+
+def vocabulary_of(models: Sequence[OpenModel], base: OpenModel | None, tokens: str) -> Vocabulary | None:
+    """The merged vocabulary; None where every model has the same tokens at the same ids.
+
+    Args:
+        tokens: `refuse` (they were found equal), `union` or `base`.
+
+    Raises:
+        ConfigError: `base` without a base, or tokenizers that cut text differently.
+    """
+    everyone = [*models, *([base] if base is not None else [])]
+    first = models[0]
+    if tokens == "refuse":
+        return None
+    if tokens == "base" and base is None:
+        raise ConfigError(
+            "`tokens: base` takes the base's tokens, and this merge has no base",
+            where="tokens",
+            remedy="write `tokens: union`, or name a `base`",
+        )
+    alike = all(one.tokenizer.get_vocab() == first.tokenizer.get_vocab() and one.rows == first.rows for one in everyone)
+    if alike:
+        return None
+    ground = base if tokens == "base" and base is not None else first
+    for other in everyone:
+        if (difference := other_cut(ground, other)) is not None:
+            raise ConfigError(
+                f"`{ground.name}` and `{other.name}` have tokenizers that cut text differently, and no union of tokens "
+                "makes one of them",
+                where=other.folder,
+                found=f"another {difference}",
+                expected="one vocabulary, to which tokens were added",
+                remedy="merge models of one tokenizer; to join others, distil one into the other",
+            )
+    before = ground.tokenizer.get_vocab()
+    tokenizer = copy.deepcopy(ground.tokenizer)
+    added: list[str] = []
+    for other in models:
+        theirs = sorted(other.tokenizer.added_tokens_decoder.items())
+        lacking = [token for _, token in theirs if token.content not in before and token.content not in added]
+        if tokens == "union":
+            for token in lacking:  # one by one: a special and a plain token are added by different calls
+                tokenizer.add_tokens([token], special_tokens=token.special)
+        added += [token.content for token in lacking]
+    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    rows = max(ground.rows, max(by_id) + 1)
+    return Vocabulary(
+        tokenizer,
+        rows,
+        tuple(_rows_of(one, by_id, rows) for one in everyone),
+        per_token_names(first),
+        tuple(added),
+    )
+
+
+def _rows_of(model: OpenModel, by_id: dict[int, str], rows: int) -> Tensor:
+    own = model.tokenizer.get_vocab()
+    taken = set(own.values())
+    found = torch.full((rows,), -1, dtype=torch.int64)
+    for index in range(rows):
+        # Rows that pad a vocabulary to a round number have no token: they stay in their place, for an output that was
+        # trained to be improbable must not become a likely one.
+        row = own.get(by_id[index], -1) if index in by_id else (-1 if index in taken else index)
+        found[index] = row if row < model.rows else -1
+    return found
+
+
+def per_token_names(model: OpenModel) -> frozenset[str]:
+    """The names of its embeddings, and of its output projection where that is another tensor.
+
+    Raises:
+        ConfigError: its architecture calls them otherwise in memory than in its files.
+    """
+    loader = AutoModelForSequenceClassification if model.is_reward else AutoModelForCausalLM
+    with quiet(), torch.device("meta"):  # shapes without memory
+        skeleton: Any = loader.from_config(model.config, trust_remote_code=code_runs(model.folder))
+    ends: list[nn.Module | None] = [skeleton.get_input_embeddings(), skeleton.get_output_embeddings()]
+    weights = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    if model.is_reward:  # its head has an output for each score, and none for a token
+        weights = {id(weight) for weight in skeleton.get_input_embeddings().parameters()}
+    named = skeleton.named_parameters(remove_duplicate=False)
+    names = frozenset(name for name, weight in named if id(weight) in weights and name in model.entries)
+    if not names:
+        raise ConfigError(
+            f"the embeddings of `{model.name}` are not among its tensors under the name that its architecture has",
+            where=model.folder,
+            remedy="save the model again with `save_pretrained`; or merge models of the same tokens",
+        )
+    return names
+
+
+# ---------------------------------------------------------------- rows
+
+
+def merge_rows(parts: Parts, vocabulary: Vocabulary, merge: Callable[[Parts], Tensor]) -> Tensor:
+    """A tensor with a row for each token: [V, ...], merged by the method where all models have the row.
+
+    `parts` holds the tensors as the models have them, [V_m, ...] each; see deviation 1 for the other rows.
+    """
+    tensors = [*parts.tensors, *([parts.base] if parts.base is not None else [])]
+    rows_of = vocabulary.rows_of[: len(tensors)]
+    shared = torch.stack([rows >= 0 for rows in rows_of]).all(dim=0)
+    common = [tensor[rows[shared]] for tensor, rows in zip(tensors, rows_of, strict=True)]
+    count = len(parts.tensors)
+    base = common[count] if parts.base is not None else None
+    out = tensors[0].new_zeros((vocabulary.rows, *tensors[0].shape[1:]))
+    out[shared] = merge(replace(parts, base=base, tensors=tuple(common[:count]))).to(out.dtype)
+
+    weights = [dict(given).get("weight", 1.0) for given in parts.per_model]
+    if min(weights) <= 0:  # a model that is taken away gives no token either; and no mean by shares
+        weights = [1.0] * count
+    total, mass = torch.zeros_like(out), out.new_zeros(vocabulary.rows)
+    for weight, tensor, rows in zip(weights, parts.tensors, rows_of[:count], strict=True):
+        there = (rows >= 0) & ~shared
+        total[there] += weight * tensor[rows[there]]
+        mass[there] += weight
+    some = mass > 0
+    out[some] = total[some] / mass[some].reshape(-1, *[1] * (out.dim() - 1))
+    if parts.base is not None:
+        only_base = (rows_of[count] >= 0) & ~shared & ~some
+        out[only_base] = parts.base[rows_of[count][only_base]]
+    return out
