@@ -187,7 +187,7 @@ def _locate(model: type[BaseModel], data: object, location: Sequence[str | int])
             names = False
         elif isinstance(step, str):
             named = fields_of(records[0]).get(step) if records else None
-            if named is None and step in ("number", "record"):  # the tags of values.either
+            if named is None and step in ("number", "record", "layers", "tensors"):  # tags of values.either, merging
                 continue
             option = named
             record = records[0] if records else record
