@@ -184,6 +184,8 @@ class MergeSettings(Settings):
     tokens: Literal["refuse", "union", "base"] = "refuse"
     """Where the models' tokens differ: `refuse`; `union`, every token of any of them, merged by name; `base`, those of
     the base alone."""
+    template: Literal["refuse", "first"] = "refuse"
+    """Where the models are spoken to differently: `refuse`; `first`, the merge is spoken to as the first model."""
 
     @property
     def row(self) -> MergeRow:

@@ -9,7 +9,7 @@ loader of every verb, and written as safetensors to a scratch folder: memory hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class OpenModel:
     """Of a reward model of ours: posttrain_reward.json."""
     converted: str | None = None
     """From what it was converted, in words; None of a folder that is read as it is."""
+    averaged: tuple[tuple[float, OpenModel], ...] = ()
+    """Checkpoints of one run with their shares: what is read is their mean. Empty: the model is itself."""
 
     @property
     def is_reward(self) -> bool:
@@ -73,12 +75,25 @@ class OpenModel:
         """Of its embeddings, which may be more than it has tokens."""
         return int(self.config.get_text_config().vocab_size)
 
+    def bytes_to_read(self, name: str) -> int:
+        """What `read` takes from the disk."""
+        if self._moves(name):
+            return sum(one.entries[name].size for _, one in self.averaged)
+        return self.entries[name].size
+
+    def _moves(self, name: str) -> bool:
+        """Whether the checkpoints have different values: what was frozen is the start's in all of them."""
+        return len({one.entries[name].path for _, one in self.averaged}) > 1
+
     def read(self, name: str) -> Tensor:
-        """One tensor, as it is stored.
+        """One tensor, as it is stored; a mean of checkpoints in float32.
 
         Raises:
             ModelError: it holds a NaN or an infinity, which a merge would spread.
         """
+        if self._moves(name):
+            # In fp64, so that a mean of many checkpoints rounds once.
+            return sum(one.read(name).double() * share for share, one in self.averaged).float()  # type: ignore[union-attr,return-value]
         tensor = read_tensor(self.entries[name])
         if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
@@ -91,11 +106,11 @@ class OpenModel:
         return tensor
 
 
-def open_model(name: str | Path, scratch: Path, *, say: Say | None = None) -> OpenModel:
+def open_model(name: str | Path, scratch: Callable[[], Path], *, say: Say | None = None) -> OpenModel:
     """Open a catalogue name, a folder, an adapter's folder, a `.gguf` file or a hub id.
 
     Args:
-        scratch: an empty folder for what has to be converted; whoever made it removes it.
+        scratch: makes an empty folder for what has to be converted; whoever passes it removes the folder.
 
     Raises:
         ModelError: nothing has this name, or its files are torn, quantised or not those of a model.
@@ -108,8 +123,8 @@ def open_model(name: str | Path, scratch: Path, *, say: Say | None = None) -> Op
     if converted is not None:
         if say is not None:
             say(f"{source.name}: {converted}, is loaded once and written as safetensors beside the merge")
-        _convert(source, scratch, is_reward=reward is not None)
-        folder = scratch
+        folder = scratch()
+        _convert(source, folder, is_reward=reward is not None)
     config = _config_of(folder)
     if getattr(config, "quantization_config", None):
         raise _quantised(source, f"quantization_config: {_quantiser(config.quantization_config)}")
@@ -266,5 +281,3 @@ def _quantised(source: ModelSource, found: str) -> ModelError:
         expected="weights in fp32, bf16 or fp16",
         remedy="merge the model as it was before it was quantised, and quantise the result",
     )
-
-

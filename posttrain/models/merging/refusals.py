@@ -70,8 +70,9 @@ def require_other_folder(out: Path, sources: Sequence[ModelSource]) -> None:
         place, target = source.folder.resolve(), out.resolve()
         if target == place or place in target.parents:
             raise ConfigError(
-                "the merged model would replace what it is made of" if target == place else
-                "the merged model would lie inside one of the models that it is made of",
+                "the merged model would replace what it is made of"
+                if target == place
+                else "the merged model would lie inside one of the models that it is made of",
                 where=out,
                 found=f"`{source.name}`, in {place}",
                 remedy="name another folder",

@@ -1,7 +1,7 @@
 """Models whose tokens differ, put together by the tokens' texts: which row of each model is which row of the merge.
 
     vocabulary = vocabulary_of(models, base, "union")      # None where all agree
-    vocabulary.rows_of[1]                                  # [V] int64: the second model's row of each id; -1: it has none
+    vocabulary.rows_of[1]                                  # [V] int64: the second model's row of each id; -1: none
 
 What can be put together are tokens that were added to one vocabulary: the same pieces and the same merges cut the text
 between them. Two tokenizers that cut text differently have no common rows, whatever their tokens are called: adding
@@ -35,7 +35,7 @@ from posttrain.models.merging.refusals import other_cut
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The merged model's tokens: Vocabulary(tokenizer, rows=514, rows_of=(...), names={"model.embed_tokens.weight"})."""
+    """The merged model's tokens: Vocabulary(tokenizer, rows=514, rows_of=(...), names={"embed_tokens.weight"})."""
 
     tokenizer: Any
     rows: int
