@@ -18,6 +18,8 @@ from posttrain.config.custom import CustomStage
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
+from posttrain.config.merge_methods import MERGE_METHODS
+from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSettings, MergeSource, WeightSearch
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
@@ -161,6 +163,8 @@ def recipe_reference() -> str:
         "## What a search finds as data: `method: search`\n",
         f"{inspect.cleandoc(Search.__doc__ or '')}\n",
         table(Search, leave_out=("method",)),
+        "## Models into one: `method: merge`\n",
+        *merges(),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -298,6 +302,44 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def merges() -> list[str]:
+    """The stage that merges models: its groups, and the parameters of each method."""
+    lines = ["| kind | models | base | each model has | the merge has | source |", "|---|---|---|---|---|---|"]
+    for kind, row in MERGE_METHODS.items():
+        least, most = row.models
+        count = f"{least}" if least == most else f"{least} or more"
+        columns = [
+            ", ".join(
+                f"`{name}: {_plain(known.default)}`" if known.default is not None else f"`{name}`"
+                for name, known in part
+            )
+            for part in (row.per_model.items(), row.options.items())
+        ]
+        lines.append(f"| `{kind}` | {count} | {row.base} | {' | '.join(columns)} | {_cell(row.source)} |")
+    both = {
+        name: known for row in MERGE_METHODS.values() for name, known in (*row.per_model.items(), *row.options.items())
+    }
+    meanings = [
+        f"| `{name}` | {_cell(known.known.meaning)} |" for name, known in both.items() if name not in ("t", "normalize")
+    ]
+    return [
+        f"{inspect.cleandoc(Merge.__doc__ or '')} [merging.md](merging.md) has the formulas.\n",
+        table(Merge, leave_out=("method", "data")),
+        *group("merge", MergeSettings),
+        "Methods, by `kind`. What a model does not say itself, it takes from the same key beside `models`; methods "
+        "that draw have `seed`, too.\n",
+        "\n".join(lines) + "\n",
+        "Parameters. `normalize` divides by the sum of the weights; where signs are elected, by those of the models that "
+        "agree on the entry. `t` is a share of the second model in `slerp`, and a size in `nearswap`. A number may be a list, "
+        "from the first layer to the last, or a list of filters.\n",
+        "\n".join(["| parameter | meaning |", "|---|---|", *meanings]) + "\n",
+        *group("filters", Filtered),
+        *group("models", MergeSource),
+        *group("checkpoints", CheckpointAverage),
+        *group("search", WeightSearch),
+    ]
 
 
 def reward_groups() -> list[str]:

@@ -6,6 +6,7 @@ load.py find.py yaml_text.py overrides.py paths.py  a file and the command line 
 chain.py                                    what each stage starts from, as far as adapters go
 values.py fields.py meanings.py explain.py  kinds of value, and errors in the reader's words
 custom.py functions.py                      functions of a user's own, as objectives and by their addresses
+merge_methods.py merging.py mergekit.py     merging: the table of methods, the stage, and files of mergekit's
 fingerprint.py                              what a stage's result depends on
 
 docs/recipes.md is written from the records themselves.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from posttrain.config.find import find_recipe
     from posttrain.config.fingerprint import stage_fingerprint, what_changed
     from posttrain.config.load import load_recipe, parse_recipe
+    from posttrain.config.merging import Merge, MergeSettings, merge_settings
     from posttrain.config.online import GRPO, PPO, Online, OnlineStage
     from posttrain.config.schema import Recipe, data_of, stage_yaml
     from posttrain.config.settings import Data
@@ -82,6 +84,11 @@ _HOMES = {
     "load": (
         "load_recipe",
         "parse_recipe",
+    ),
+    "merging": (
+        "Merge",
+        "MergeSettings",
+        "merge_settings",
     ),
     "online": (
         "GRPO",
@@ -137,6 +144,8 @@ __all__ = [
     "Data",
     "Evaluation",
     "LoRA",
+    "Merge",
+    "MergeSettings",
     "Mix",
     "Objective",
     "Online",
@@ -155,6 +164,7 @@ __all__ = [
     "data_of",
     "find_recipe",
     "load_recipe",
+    "merge_settings",
     "parse_recipe",
     "stage_fingerprint",
     "stage_yaml",

@@ -73,6 +73,8 @@ class StageSettings(Settings):
     OUTPUTS: ClassVar[Output]
     """What the stage makes: a policy, from which the stages after it start; a reward model, which leaves the policy as
     it is; or data, rows that a later stage reads with `data: {stage: NAME}`."""
+    READS_ROWS: ClassVar[bool] = True
+    """Whether it needs `data`: a merge is made of models alone."""
 
     method: str
     """What the stage does."""

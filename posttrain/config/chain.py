@@ -32,8 +32,9 @@ def check_adapters(stages: Sequence[StageSettings]) -> None:
     """Raises the validation error of the first stage whose adapter does not fit what it starts from."""
     before: Before | None = None
     for index, stage in enumerate(stages):
-        # Stages that write data leave the policy as it is.
         if not isinstance(stage, TrainingStage):
+            # Stages that write data leave the policy as it is; a merge writes whole weights, whatever it merged.
+            before = Before(stage.name, None) if stage.OUTPUTS == "policy" else before
             continue
         # Of the recipe's start nothing is known yet: its folder says what it is, when the run begins.
         if before is not None and not before.unknown:
@@ -52,6 +53,8 @@ def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | N
     for stage in stages:
         if stage.name == name:
             return adapter
+        if stage.OUTPUTS == "policy" and not isinstance(stage, TrainingStage):
+            adapter = None  # merged into whole weights
         if isinstance(stage, TrainingStage) and stage.OUTPUTS == "policy" and not isinstance(stage.adapter, Continue):
             adapter = stage.adapter
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from posttrain.config.merging import MODEL_RECORDS, MergeSource
 from posttrain.config.rewards import ModelReward
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
@@ -25,6 +26,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    **dict.fromkeys((MergeSource, *MODEL_RECORDS.values()), ("model",)),
 }
 """Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
 FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {

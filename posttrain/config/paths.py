@@ -21,6 +21,7 @@ from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.explain import KeyPath, Places, merge_errors, spell
 from posttrain.config.find import beside, entries
+from posttrain.config.merging import Merge
 from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, models_within
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
@@ -79,7 +80,7 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
-        if isinstance(stage, Search):
+        if isinstance(stage, Search | Merge):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
@@ -106,6 +107,8 @@ class _Files:
         if isinstance(stage, Search):
             stage = self._strategies_of(stage, here)
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
+        if isinstance(stage, Merge):
+            stage = self._strategies_of(stage, here)
         if isinstance(stage, CustomStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
@@ -136,7 +139,7 @@ class _Files:
         return suite.model_copy(update=changes)
 
     def _strategies_of(self, record: S, here: KeyPath) -> S:
-        """The record with the files and models of its strategies, scorers and rewards, wherever they stand in it."""
+        """The record with the files and models that strategies, scorers and merges name, wherever they stand."""
 
         def located(found: Settings, path: KeyPath) -> Settings:
             changes: dict[str, object] = {

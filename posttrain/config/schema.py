@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
+from posttrain.config.merging import START, Merge, MergeSource, sources_in
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
@@ -98,7 +99,7 @@ class Recipe(Settings):
                     path=("stages", index, "name"),
                     remedy="choose another name",
                 )
-            if stage.data is None:
+            if stage.data is None and stage.READS_ROWS:
                 raise refuse(
                     f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
                 )
@@ -120,6 +121,10 @@ class Recipe(Settings):
             for inner, scorer in scorers_of(stage) if isinstance(stage, Search) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
+            for inner, source in sources_in(stage):
+                _check_merged(source, before, ("stages", index, *inner, "stage"))
+            if isinstance(stage, Merge) and stage.search is not None:
+                _check_suite(stage.search.suite, self.evaluate, ("stages", index, "search", "suite"))
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
@@ -200,6 +205,29 @@ def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | 
         expected=f"one of {', '.join(judges)}" if judges else "a stage with `method: reward`",
         remedy="name the stage, or write `path: FOLDER`",
     )
+
+
+def _check_merged(source: MergeSource, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    known = [START, *(name for name, stage in before.items() if stage.OUTPUTS == "policy")]
+    if source.stage is None or source.stage in known:
+        return
+    refusal = unknown("stage", source.stage, known)
+    raise refuse(
+        f"no earlier stage named `{source.stage}` makes a policy",
+        path=path,
+        found=source.stage,
+        expected=refusal.expected,
+        remedy=refusal.remedy,
+    )
+
+
+def _check_suite(name: str, evaluate: Evaluation, path: tuple[str | int, ...]) -> None:
+    names = [suite.name for suite in evaluate.suites]
+    if name not in names:
+        refusal = unknown("suite", name, names, otherwise="add it to `evaluate.suites`")
+        raise refuse(
+            f"no suite of this recipe is called `{name}`", path=path, expected=refusal.expected, remedy=refusal.remedy
+        )
 
 
 def stage_yaml(stage: StageSettings, **seeds: int) -> str:

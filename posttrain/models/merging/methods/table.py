@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config.merge_methods import MERGE_METHODS, MergeRow
-from posttrain.models.merging.methods import averages, task_vectors
+from posttrain.models.merging.methods import agreement, averages, spherical, swaps, task_vectors
 from posttrain.models.merging.methods.parts import Parts as Parts
 from posttrain.models.merging.methods.parts import generator_of as generator_of
 
@@ -72,6 +72,10 @@ class MergeMethod:
 
 _MERGES: Mapping[str, Callable[[Parts], Tensor]] = {
     "linear": averages.linear,
+    "slerp": spherical.slerp,
+    "nuslerp": spherical.nuslerp,
+    "multislerp": spherical.multislerp,
+    "karcher": spherical.karcher,
     "task_arithmetic": task_vectors.task_arithmetic,
     "ties": task_vectors.ties,
     "dare_linear": task_vectors.dare_linear,
@@ -80,6 +84,12 @@ _MERGES: Mapping[str, Callable[[Parts], Tensor]] = {
     "della_linear": task_vectors.della_linear,
     "breadcrumbs": task_vectors.breadcrumbs,
     "breadcrumbs_ties": task_vectors.breadcrumbs_ties,
+    "sce": agreement.sce,
+    "model_stock": agreement.model_stock,
+    "ram": agreement.ram,
+    "ramplus_tl": agreement.ramplus_tl,
+    "nearswap": swaps.nearswap,
+    "arcee_fusion": swaps.arcee_fusion,
     "passthrough": averages.passthrough,
 }
 

@@ -12,8 +12,8 @@ della_linear        random by rank, over p   Σ w_i δ'_i
 breadcrumbs         both tails cut           Σ w_i δ'_i
 breadcrumbs_ties    both tails cut           signs elected, sum of those that agree
 
-Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089. TIES: Yadav et al. 2023, arXiv:2306.01708, section 4. DARE: Yu et
-al. 2023, arXiv:2311.03099. DELLA: Deep et al. 2024, arXiv:2406.11617. Breadcrumbs: Davari and Belilovsky 2023,
+Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089. TIES: Yadav et al. 2023, arXiv:2306.01708, section 4. DARE: Yu
+et al. 2023, arXiv:2311.03099. DELLA: Deep et al. 2024, arXiv:2406.11617. Breadcrumbs: Davari and Belilovsky 2023,
 arXiv:2312.06795.
 
 A negative weight takes away what a model learnt (unlearning, Ilharco et al., section 4).
