@@ -128,10 +128,15 @@ def _checkpoints(value: Any) -> Any:
     return {"last": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _text(value: Any) -> Any:
+    """From Python, a folder may be a Path."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 class MergeSource(Settings):
     """Where the weights of one model come from; a name or a folder alone may stand for it."""
 
-    model: str | None = None
+    model: Annotated[str | None, BeforeValidator(_text)] = None
     """A catalogue name, a folder or a hub id: a model, or an adapter over its own base."""
     stage: str | None = None
     """A stage of this recipe that trains a policy, or `start`; instead of `model`."""
