@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError
-from posttrain.models.folders.source import ModelSource
 from posttrain.models.folders.weight_files import abbreviated
 from posttrain.models.merging.inputs import OpenModel
 
@@ -64,17 +63,21 @@ def require_alike(
             _require_same_speech(first, other)
 
 
-def require_other_folder(out: Path, sources: Sequence[ModelSource]) -> None:
-    """Raises ConfigError if the merge would be written over one of the models that it is made of."""
-    for source in sources:
-        place, target = source.folder.resolve(), out.resolve()
+def require_other_folder(out: Path, folders: Mapping[str, Path]) -> None:
+    """Raises ConfigError if the merge would be written over one of the models that it is made of, or into one.
+
+    Args:
+        folders: where each model lies, by its name.
+    """
+    target = out.resolve()
+    for name, folder in folders.items():
+        place = folder.resolve()
         if target == place or place in target.parents:
+            where = "replace" if target == place else "lie inside"
             raise ConfigError(
-                "the merged model would replace what it is made of"
-                if target == place
-                else "the merged model would lie inside one of the models that it is made of",
+                f"the merged model would {where} what it is made of",
                 where=out,
-                found=f"`{source.name}`, in {place}",
+                found=f"`{name}`, in {place}",
                 remedy="name another folder",
             )
 

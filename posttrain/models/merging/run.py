@@ -111,6 +111,9 @@ def merge_models(
         SourceError: the disk has too little room, or the system refuses the files.
     """
     out, progress = Path(out), progress or Progress()
+    # Before `refuse_foreign`, which would call a model's own folder something else.
+    named = [source.model for source in settings.sources if source.model is not None]
+    require_other_folder(out, {name: Path(name).expanduser() for name in named if Path(name).expanduser().is_dir()})
     refuse_foreign(out)
     with planned(settings, out, say=say) as plan:
         for note in plan.notes:
@@ -174,10 +177,10 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
 
     try:
         sources = [source_of(source) for source in settings.models]
-        require_other_folder(out, [source for source in sources if source is not None])
         models = tuple(_open(source, found, opened) for source, found in zip(settings.models, sources, strict=True))
         base = _open_base(settings, models, opened)
-        require_other_folder(out, [model.source for model in (*models, *([base] if base else []))])
+        # Once more, of what a catalogue's names and the models' records led to.
+        require_other_folder(out, {model.name: model.source.folder for model in (*models, *([base] if base else []))})
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
         vocabulary = vocabulary_of(models, base, settings.tokens)
         yield Plan(settings, models, base, vocabulary, tuple(_notes(settings, models, base, vocabulary)))

@@ -158,14 +158,14 @@ def merge_rows(parts: Parts, vocabulary: Vocabulary, merge: Callable[[Parts], Te
     weights = [dict(given).get("weight", 1.0) for given in parts.per_model]
     if min(weights) <= 0:  # a model that is taken away gives no token either; and no mean by shares
         weights = [1.0] * count
-    total, mass = torch.zeros_like(out), out.new_zeros(vocabulary.rows)
+    mass = out.new_zeros(vocabulary.rows)
+    for weight, rows in zip(weights, rows_of[:count], strict=True):
+        mass += weight * (rows >= 0)
     for weight, tensor, rows in zip(weights, parts.tensors, rows_of[:count], strict=True):
         there = (rows >= 0) & ~shared
-        total[there] += weight * tensor[rows[there]]
-        mass[there] += weight
-    some = mass > 0
-    out[some] = total[some] / mass[some].reshape(-1, *[1] * (out.dim() - 1))
+        # Divided first: the share of a model that is alone is 1, and its row stays as it is to the last bit.
+        out[there] += (weight / mass[there]).reshape(-1, *[1] * (out.dim() - 1)) * tensor[rows[there]]
     if parts.base is not None:
-        only_base = (rows_of[count] >= 0) & ~shared & ~some
+        only_base = (rows_of[count] >= 0) & ~shared & (mass == 0)
         out[only_base] = parts.base[rows_of[count][only_base]]
     return out
