@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from posttrain.config.base import Output, StageSettings
+from posttrain.config.lineage import START
 from posttrain.config.merge_methods import MERGE_METHODS, MergeParameter, MergeRow
 from posttrain.config.values import Float, Int, Settings, refuse
 from posttrain.errors import unknown
-
-START = "start"
-"""As `stage`: the recipe's own start model. No stage may have this name."""
 
 # ---------------------------------------------------------------- numbers that differ between layers and tensors
 
