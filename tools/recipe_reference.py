@@ -331,9 +331,9 @@ def merges() -> list[str]:
         "Methods, by `kind`. What a model does not say itself, it takes from the same key beside `models`; methods "
         "that draw have `seed`, too.\n",
         "\n".join(lines) + "\n",
-        "Parameters. `normalize` divides by the sum of the weights; where signs are elected, by those of the models that "
-        "agree on the entry. `t` is a share of the second model in `slerp`, and a size in `nearswap`. A number may be a list, "
-        "from the first layer to the last, or a list of filters.\n",
+        "Parameters. `normalize` divides by the sum of the weights; where signs are elected, by those of the models "
+        "that agree on the entry. `t` is a share of the second model in `slerp`, and a size in `nearswap`. A number "
+        "may be a list, from the first layer to the last, or a list of filters.\n",
         "\n".join(["| parameter | meaning |", "|---|---|", *meanings]) + "\n",
         *group("filters", Filtered),
         *group("models", MergeSource),

@@ -107,13 +107,15 @@ MERGE_METHODS: Mapping[str, MergeRow] = {
         {
             "vectors": MergeParameter(
                 "tensor",
-                Parameter("what is turned as one vector: `tensor`, the whole of it; `rows`, each row; `columns`, each"),
+                Parameter(
+                    "what is turned as one vector: `tensor`, the whole of it; `rows`, each row; `columns`, each column"
+                ),
                 choices=("tensor", "rows", "columns"),
             ),
         },
     ),
     "multislerp": MergeRow(
-        "Goddard 2025 (Multi-SLERP): a weighted mean in the tangent space of a sphere",
+        "Goddard 2025 (Multi-SLERP): the mean direction, with the mean of the lengths",
         "optional",
         (1, None),
         {"weight": WEIGHT},

@@ -2,19 +2,20 @@
 
 slerp        θ = sin((1-t) ω)/sin ω θ_1 + sin(t ω)/sin ω θ_2, ω the angle between them          Shoemake 1985
 nuslerp      the same with t = w_2 / (w_1 + w_2), of whole tensors, rows or columns, also of differences to a base
-multislerp   u_i = θ_i/|θ_i|, m = Σ w_i u_i normalised; the tangents at m are averaged and followed:
-             θ = (Σ w_i |θ_i|) exp_m(Σ w_i (u_i - <u_i, m> m))
+multislerp   u_i = θ_i/|θ_i|, m = Σ w_i u_i normalised, θ = (Σ w_i |θ_i|) m                      Goddard 2025
 karcher      the point u of the unit sphere with Σ w_i log_u(u_i) = 0, found by steps u <- exp_u(Σ w_i log_u(u_i));
              θ = (Σ w_i |θ_i|) u                                                                  Karcher 1977
 
 exp_m(v) = cos|v| m + sin|v| v/|v|, log_u(x) = ω/sin ω (x - cos ω u). Weights are shares: divided by their sum.
 
 Deviations
- 1. Angles are computed in float64: the arc cosine of a cosine near 1 keeps half of float32's digits.
- 2. A tensor of zeros has no direction. slerp and nuslerp then interpolate linearly (mergekit takes a right angle, and
+ 1. multislerp's author follows the mean of the tangents at m, Σ w_i (u_i - <u_i, m> m), from m along the sphere. As m
+    is the direction of Σ w_i u_i, that sum is 0 whatever the weights are, and no step is taken.
+ 2. Angles are computed in float64: the arc cosine of a cosine near 1 keeps half of float32's digits.
+ 3. A tensor of zeros has no direction. slerp and nuslerp then interpolate linearly (mergekit takes a right angle, and
     makes the other tensor 1.41 times as long as its half); karcher and multislerp leave it out of the direction and
     keep its length of 0 in the mean, as mergekit does.
- 3. Opposite tensors have no one arc between them: slerp and nuslerp interpolate linearly, as mergekit does. multislerp
+ 4. Opposite tensors have no one arc between them: slerp and nuslerp interpolate linearly, as mergekit does. multislerp
     takes the weighted mean where directions cancel, also of three and more models, where mergekit ends with an error;
     karcher stays at a direction that has no unique way on, where mergekit divides by 0.
 """
@@ -49,21 +50,21 @@ def nuslerp(parts: Parts) -> Tensor:
         ConfigError: the weights of this tensor sum to 0.
     """
     first, second = parts.deltas
-    shape = first.shape
-    if parts.options["vectors"] == "columns" and first.dim() > 1:
+    by_columns = parts.options["vectors"] == "columns" and first.dim() > 1
+    if by_columns:
         first, second = first.transpose(0, -1), second.transpose(0, -1)
-    turned = first.shape
+    shape = first.shape
     if parts.options["vectors"] == "tensor":
         first, second = first.flatten(), second.flatten()
     cosine = _cosine(first, second)
     linear = torch.sin(torch.acos(cosine)) < SMALLEST_SINE
     shares = _shares(cosine, parts.weights[1] / sum_of_weights(parts), linear=linear)
-    merged = (shares[0].to(first.dtype) * first + shares[1].to(first.dtype) * second).reshape(turned)
-    return parts.over_base(merged if turned == shape else merged.transpose(0, -1))
+    merged = (shares[0].to(first.dtype) * first + shares[1].to(first.dtype) * second).reshape(shape)
+    return parts.over_base(merged.transpose(0, -1) if by_columns else merged)
 
 
 def multislerp(parts: Parts) -> Tensor:
-    """The weighted mean in the tangent space at the mean direction.
+    """The mean direction, with the mean of the lengths.
 
     Raises:
         ConfigError: the weights of this tensor sum to 0 and are to be shares.
@@ -79,10 +80,8 @@ def multislerp(parts: Parts) -> Tensor:
     size = _length(mean)
     if size < SMALLEST_SINE:
         return parts.over_base(_weighted(weights, deltas))
-    mean = mean / size
-    tangent = _weighted(weights, [unit - _dot(unit, mean) * mean for unit in units])
     length = sum(weight * one for weight, one in zip(weights, lengths, strict=True))
-    return parts.over_base(length * _exponential(mean, tangent))
+    return parts.over_base(length / size * mean)
 
 
 def karcher(parts: Parts) -> Tensor:
