@@ -148,9 +148,7 @@ def restore(
     if bad := non_finite(checkpoint.path):
         finite = latest_finite(checkpoint.path.parent)
         newer = [
-            path.name
-            for path in whole_checkpoints(checkpoint.path.parent)
-            if finite is None or path.name > finite.name
+            path.name for path in whole_checkpoints(checkpoint.path.parent) if finite is None or path.name > finite.name
         ]
         raise CheckpointError(
             f"{len(bad)} tensors of the checkpoint are not finite; the first is {bad[0]}",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import StageSettings, data_of, what_changed
+from posttrain.config.merging import sources_in
 from posttrain.config.online import SamplingStage
 from posttrain.config.yaml_text import parse
 from posttrain.data.read import Examples
@@ -70,14 +71,17 @@ def make_room(ctx: StageContext[Any], run: RunFolder, timed: Timed, *, resumes_b
 
 
 def inputs_of(start: Any, stages: Iterable[StageSettings], rows: Iterable[Any] = ()) -> Iterator[str]:
-    """The paths that stages read: of a start that is not loaded yet, of their data, and of rows that are read when they
-    are needed. Data that an earlier stage of the recipe writes is not there before that stage has run."""
+    """The paths that stages read: of a start that is not loaded yet, of their data, of models that are merged, and of
+    rows that are read when they are needed. Data that an earlier stage of the recipe writes is not there before that stage has run."""
     # A name of the catalogue is no path, even where a folder that the command runs in holds the results.
     if isinstance(start, str | Path) and Path(start).exists():
         yield str(start)
     for stage in stages:
         for data in data_of(stage).values():
             yield from data.path if data.stage is None else ()
+        for _, source in sources_in(stage):
+            if source.model is not None and Path(source.model).exists():
+                yield source.model
     for examples in rows:
         if isinstance(examples, Examples):
             yield from (source.name for source in examples.sources if isinstance(source, FileSource | SavedDataset))

@@ -19,6 +19,7 @@ from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.lineage import START, started_from
+from posttrain.config.merging import Merge
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.online import SamplingStage
 from posttrain.errors import ConfigError, SourceError
@@ -49,6 +50,7 @@ from posttrain.training.provenance import now
 from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
+from posttrain.training.stages.merge import on_start, with_folders
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
@@ -162,7 +164,7 @@ def _check(
                     "and what its length takes, is known in the run"
                 )
             ctx: StageContext[Any] = StageContext(
-                _with_data(stage, scratch),
+                on_start(stage, recipe.model) if isinstance(stage, Merge) else _with_data(stage, scratch),
                 recipe.model,
                 scratch.stage(stage.name),
                 recipe.seed,
@@ -258,7 +260,7 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
         with Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
             ctx = StageContext(
-                _with_data(stage, run),
+                with_folders(stage, run, recipe.model) if isinstance(stage, Merge) else _with_data(stage, run),
                 model,
                 folder,
                 recipe.seed,

@@ -287,8 +287,9 @@ class MakingKind(Generic[S, V]):
     outputs: Output
     inputs: Callable[[StageContext[S]], V]
     """Read what it works on, so that a bad row is found before a model is loaded."""
-    make: Callable[[StageContext[S], V], DataCounts]
-    """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data"."""
+    make: Callable[[StageContext[S], V], DataCounts | None]
+    """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data", which is
+    nothing of a stage that reads and writes no rows."""
     content: Callable[[S], Mapping[str, str]] = nothing_named
     """(settings) -> hashes of what lies where its settings say and may change there: models, files."""
     stand_in: Callable[[StageContext[S], V], str] | None = None

@@ -1,0 +1,112 @@
+"""The stage `merge`: earlier policies, folders and checkpoints become one model, from which later stages start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.lineage import START
+from posttrain.config.merging import Merge, MergeSource
+from posttrain.config.nested import changed_within
+from posttrain.models.folders.loading import resolve
+from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.models.merging.run import Plan, merge_models, planned, require_room
+from posttrain.runs.checkpoints import MANIFEST, file_identity, whole_checkpoints
+from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.training.stages.kind import MakingKind, StageContext
+
+
+def with_folders(stage: Merge, run: RunFolder, start: str | Path) -> Merge:
+    """The stage with `{stage: NAME}` resolved to the folder that the stage wrote, and with the recipe's start as base
+    where a base is needed and none is named."""
+
+    def located(source: MergeSource) -> MergeSource:
+        if source.stage is None:
+            return source
+        folder = run.stage(source.stage)
+        place = start if source.stage == START else folder.model if source.checkpoints is None else folder.path
+        return source.model_copy(update={"model": str(place), "stage": None})
+
+    return _with_base(_with_sources(stage, located), start)
+
+
+def on_start(stage: Merge, start: str | Path) -> Merge:
+    """The stage as it can be checked before the stages that it merges have run: on the recipe's start in the place of
+    what they will have made of it, which has its form."""
+
+    def stood_in(source: MergeSource) -> MergeSource:
+        if source.stage is None:
+            return source
+        return source.model_copy(update={"model": str(start), "stage": None, "checkpoints": None})
+
+    return _with_base(_with_sources(stage, stood_in), start)
+
+
+def _with_sources(stage: Merge, change: Any) -> Merge:
+    return changed_within(stage, lambda record, _: change(record) if isinstance(record, MergeSource) else record)
+
+
+def _with_base(stage: Merge, start: str | Path) -> Merge:
+    if stage.merge.base is not None or stage.merge.row.base != "needed":
+        return stage
+    base = MergeSource(model=str(start))
+    return stage.model_copy(update={"merge": stage.merge.model_copy(update={"base": base})})
+
+
+def models_that_fit(ctx: StageContext[Merge]) -> Plan | None:
+    """For `posttrain check`: every refusal that files can tell, before a weight is read.
+
+    Raises:
+        ConfigError: the models do not fit each other.
+        ModelError: one of them cannot be read.
+    """
+    if not ctx.proof_only:
+        return None  # `merge_models` refuses the same before it writes, and adapters would be folded twice
+    with planned(ctx.stage.merge, ctx.folder.model, say=ctx.say) as plan:
+        return plan
+
+
+def make_merge(ctx: StageContext[Merge], plan: Plan | None) -> None:
+    """Write the merged model into the stage's folder, read back.
+
+    Raises:
+        ModelError: a weight is not finite.
+        ExportError: what was saved is not what was merged, or the disk is full.
+    """
+    report = merge_models(ctx.stage.merge, ctx.folder.model, seed=ctx.seed, say=ctx.say, progress=ctx.progress)
+    ctx.say(str(report))
+
+
+def what_would_be_merged(ctx: StageContext[Merge], plan: Plan | None) -> str:
+    """Of `posttrain check`: nothing stands in for a model, since the stages behind are checked on the start's shape."""
+    assert plan is not None
+    require_room(ctx.folder.path, plan.bytes)
+    over = f" over {plan.base.name}" if plan.base is not None else ""
+    return (
+        f"{len(plan.models)} models are merged by {plan.settings.kind}{over}: {len(plan.models[0].entries):,} tensors, "
+        f"{plan.bytes / 1e6:,.0f} MB. Models that stages make are checked by the recipe's start, whose form they have"
+    )
+
+
+def content_of_models(stage: Merge) -> Mapping[str, str]:
+    """Hashes of the models: one that was trained anew lies where the one before it lay."""
+    return {f"merge.{source.label}.{index}": _content(source) for index, source in enumerate(stage.merge.sources)}
+
+
+def _content(source: MergeSource) -> str:
+    if source.checkpoints is None:
+        return folder_fingerprint(resolve(str(source.model)).folder)
+    paths = whole_checkpoints(StageFolder(Path(str(source.model))).checkpoints)
+    chosen = paths[-source.checkpoints.last :] if source.checkpoints.last else paths
+    # A checkpoint's manifest has the hashes of its files.
+    return " ".join(str(file_identity(path / MANIFEST)["sha256"]) for path in chosen)
+
+
+MERGE: MakingKind[Merge, Plan | None] = MakingKind(
+    outputs=Merge.OUTPUTS,
+    inputs=models_that_fit,
+    make=make_merge,
+    content=content_of_models,
+    stand_in=what_would_be_merged,
+)
