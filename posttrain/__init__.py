@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from posttrain.inference.run import solve
     from posttrain.inference.solution import Solution
     from posttrain.losses.custom import objective
+    from posttrain.models.merging.call import merge
     from posttrain.models.reward.scoring import RewardModel, load_reward
     from posttrain.models.tree.logprobs import Policy
     from posttrain.report import write_report
@@ -136,6 +137,7 @@ _HOMES = {
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
     "load_reward": "posttrain.models.reward.scoring",
+    "merge": "posttrain.models.merging.call",
     "objective": "posttrain.losses.custom",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
@@ -202,6 +204,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_reward",
+    "merge",
     "objective",
     "read",
     "run_recipe",

@@ -1,102 +1,89 @@
-"""posttrain merge: a base and its adapters as one whole model."""
+"""posttrain merge: a base and its adapters, or several whole models, as one whole model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from posttrain.cli.options import ModelCode
-from posttrain.cli.terminal import echo
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def merge(
-    start: Annotated[str, typer.Argument(metavar="START", help="An adapter's folder, or the base of the adapters.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the whole model.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... OUT",
+            help="Models, or an adapter's folder, or the base of the adapters, or a file of settings (.yaml: "
+            "mergekit's, or a stage's `merge:`); last the folder of the whole model.",
+        ),
+    ],
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", metavar="FOLDER", help="A (further) adapter; may be repeated.")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", metavar="W,W,...", help="One for each adapter, the start's first (default: 1)."),
+        typer.Option("--weights", metavar="W,W,...", help="One for each model or adapter, in their order."),
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--method",
             metavar="NAME",
-            help="How several become one: cat (their exact weighted sum), svd, linear, ties, dare_linear, dare_ties, "
-            "magnitude_prune, or one of the last four with _svd behind it.",
+            help="How several become one. Adapters of one base: cat (their exact weighted sum, the default), svd, "
+            "linear, ties, dare_linear, dare_ties, magnitude_prune, or one of the last four with _svd behind it. "
+            "Models: linear (the default), slerp, task_arithmetic, ties, dare_ties and the others of docs/merging.md.",
         ),
-    ] = "cat",
+    ] = None,
     density: Annotated[
-        float, typer.Option("--density", help="Share of entries that ties, dare and magnitude_prune keep.")
-    ] = 0.5,
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Of the saved weights.")] = "fp32",
-    seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
+        float | None,
+        typer.Option("--density", help="Share of entries that ties, dare and their kin keep (of adapters 0.5)."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="What all models were trained from, if their folders do not say."),
+    ] = None,
+    rescale: Annotated[
+        Literal["paper", "l1", "none"] | None,
+        typer.Option("--rescale", help="What makes up for dropped entries; l1 as mergekit does."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the method: lambda=0.5; repeatable."),
+    ] = None,
+    tokens: Annotated[
+        Literal["refuse", "union", "base"],
+        typer.Option("--tokens", help="Of models whose tokens differ: put them together by their text."),
+    ] = "refuse",
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option("--dtype", help="Of the saved weights; auto: fp32 of adapters, else as the first model's."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Of what dare and its kin drop.")] = 0,
     model_code: ModelCode = "refuse",
 ) -> None:
-    """Fold adapters into their base, save the whole model, and read it back in a fresh process."""
+    """Make one model of several, save it, and read it back in a fresh process."""
+    from posttrain.cli import merging
     from posttrain.cli.outputs import check_out_folder
-    from posttrain.cli.unused import note_unused
-    from posttrain.models import require_known
-    from posttrain.models.adapters.methods import PRUNING, require_method
 
-    if method not in PRUNING:
-        note_unused(f"the method {method} keeps every entry", density=density != 0.5)
-    if "dare" not in method:
-        note_unused(f"the method {method} draws nothing", seed=seed != 0)
-    if not adapter and not weights:
-        note_unused("one adapter of weight 1 is folded in as it is", method=method != "cat")
-
-    require_method(method)
-    check_out_folder(out, "the model")
-    for name in (start, *(adapter or ())):
-        require_known(name)
-    numbers = _numbers(weights)
-
-    import torch  # after all that can be refused without it
-
-    from posttrain.cli.progress import progress_on
-    from posttrain.cli.terminal import terminal
-    from posttrain.models.adapters.combine import merge_adapters
-    from posttrain.models.folders.own_code import folder_code
-
-    with (
-        progress_on(terminal(stderr=True)) as progress,
-        progress.phase("merging and reading back", unit="files"),
-        folder_code(model_code),
-    ):
-        report = merge_adapters(
-            start,
-            out,
-            adapters=adapter or (),
-            weights=numbers,
-            method=method,
-            density=density,
-            dtype=getattr(torch, DTYPES[dtype]),
-            seed=seed,
-            say=progress.say,
+    models, out = merging.models_and_out(names, adapter or [])
+    numbers = merging.numbers_of(weights)
+    file = merging.file_of(models, adapter or [])
+    if file is None and merging.is_of_adapters(models, adapter or [], method):
+        merging.refuse_for_adapters(base=base, rescale=rescale, set=settings, tokens=tokens != "refuse")
+        adapters = [*models[1:], *(adapter or [])]
+        chosen = merging.AdapterMerge(models[0], adapters, numbers, method or "cat", density, dtype, seed)
+        merging.merge_adapters_of(chosen, out, model_code)
+        return
+    if file is not None:
+        merging.refuse_for_files(
+            weights=weights, method=method, density=density is not None, base=base, rescale=rescale, set=settings
         )
-    echo(str(report))
-    if report.rounding:
-        echo(f"rounding to {dtype} moved a logit by up to {report.rounding:.1e}")
-
-
-def _numbers(text: str | None) -> list[float]:
-    """ "0.5,0.5" -> [0.5, 0.5]"""
-    from posttrain.errors import ConfigError
-
-    try:
-        return [float(word) for word in text.split(",")] if text else []
-    except ValueError:
-        raise ConfigError(
-            "the weights are no numbers",
-            where="--weights",
-            found=text,
-            example="--weights 0.5,0.5",
-            remedy="correct it",
-        ) from None
+        merge_settings = merging.settings_of_file(file, tokens=tokens, dtype=dtype)
+    else:
+        written = {"density": density, "rescale": rescale, "base": base}
+        merge_settings = merging.settings_of_options(
+            models, method or "linear", numbers, written, settings or [], tokens=tokens, dtype=dtype, seed=seed
+        )
+    check_out_folder(out, "the model")
+    merging.merge_models_of(merge_settings, out, seed, model_code)

@@ -72,7 +72,8 @@ def make_room(ctx: StageContext[Any], run: RunFolder, timed: Timed, *, resumes_b
 
 def inputs_of(start: Any, stages: Iterable[StageSettings], rows: Iterable[Any] = ()) -> Iterator[str]:
     """The paths that stages read: of a start that is not loaded yet, of their data, of models that are merged, and of
-    rows that are read when they are needed. Data that an earlier stage of the recipe writes is not there before that stage has run."""
+    rows that are read when they are needed. Data that an earlier stage of the recipe writes is not there before that
+    stage has run."""
     # A name of the catalogue is no path, even where a folder that the command runs in holds the results.
     if isinstance(start, str | Path) and Path(start).exists():
         yield str(start)

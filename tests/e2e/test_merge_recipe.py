@@ -1,4 +1,4 @@
-"""A recipe that trains two specialists from one base and merges them: siblings, checkpoints, suites, what runs again."""
+"""A recipe that trains two specialists from one base and merges them: checkpoints, suites, and what runs again."""
 
 from __future__ import annotations
 
