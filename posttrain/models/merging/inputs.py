@@ -31,7 +31,7 @@ from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import load_tokenizer
 from posttrain.models.folders.weight_files import GET_AGAIN
-from posttrain.models.merging.tensors import DTYPES, Entry, entries_of, entries_of_file, read_tensor
+from posttrain.models.merging.tensors import DTYPES, Entry, entries_of, entries_of_file, read_tensor, rows_of
 from posttrain.models.reward.folders import load_reward_folder, read_reward_file
 
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -85,21 +85,22 @@ class OpenModel:
         """Whether the checkpoints have different values: what was frozen is the start's in all of them."""
         return len({one.entries[name].path for _, one in self.averaged}) > 1
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, as it is stored; a mean of checkpoints in float32.
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """One tensor as it is stored, or some of its rows; a mean of checkpoints in float32.
 
         Raises:
             ModelError: it holds a NaN or an infinity, which a merge would spread.
         """
         if self._moves(name):
             # In fp64, so that a mean of many checkpoints rounds once.
-            return sum(one.read(name).double() * share for share, one in self.averaged).float()  # type: ignore[union-attr,return-value]
-        tensor = read_tensor(self.entries[name])
+            return sum(one.read(name, rows).double() * share for share, one in self.averaged).float()  # type: ignore[union-attr,return-value]
+        entry = self.entries[name]
+        tensor = read_tensor(entry if rows is None else rows_of(entry, *rows))
         if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
                 f"`{name}` of `{self.name}` is not finite, and neither would be what is merged with it",
-                where=self.entries[name].path,
+                where=entry.path,
                 found=f"{bad:,} of {tensor.numel():,} entries are NaN or infinite",
                 remedy="leave this model out, or give an earlier checkpoint of it",
             )

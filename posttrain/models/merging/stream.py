@@ -2,12 +2,13 @@
 
     written = merge_tensors(settings, models, base, vocabulary, folder, progress)
 
-Memory holds one tensor of each model in float32, what the method makes of them, and no model.
+Memory holds one tensor of each model in float32, what the method makes of them, and no model. Of a method that looks at
+each entry by itself, it holds a block of rows: an embedding matrix is the largest tensor by far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,12 @@ from posttrain.models.merging.methods.table import METHODS, Parts
 from posttrain.models.merging.tensors import DTYPES, SHARD_BYTES, ShardWriter
 from posttrain.models.merging.tokens import Vocabulary, merge_rows
 from posttrain.runs.progress import Progress
+
+ENTRYWISE = frozenset({"linear", "task_arithmetic", "passthrough"})
+"""Methods whose every entry is made of the same entry of each model, without a draw, a norm or a rank over others: in
+blocks they give the same bits."""
+BLOCK_BYTES = 32_000_000
+"""Of a block, as one model stores it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +95,14 @@ def merge_tensors(
     writer = ShardWriter(folder, kinds_of(models[0], vocabulary, dtype), shard_bytes)
     everyone = [*models, *([base] if base is not None else [])]
     total = sum(one.bytes_to_read(name) for one in everyone for name in writer.kinds)
-    one_tensor = _merger(settings, models, base, vocabulary, dtype, settings.draws_from(seed))
+    layers = Layers.of(models[0].entries)
+    one_tensor = _Merger(settings, models, base, vocabulary, dtype, settings.draws_from(seed), layers)
     title = f"merging {len(models)} models by {settings.kind}"
     try:
         with progress.phase(title, total=total / 1e6, unit="MB") as phase, torch.no_grad():
-            for name in writer.kinds:
-                writer.write(name, one_tensor(name))
+            for name, (shape, _) in writer.kinds.items():
+                blocks = blocks_of(shape, models[0].entries[name].size) if one_tensor.is_entrywise(name) else [None]
+                writer.write_blocks(name, (one_tensor(name, rows) for rows in blocks))
                 phase.advance(sum(one.bytes_to_read(name) for one in everyone) / 1e6)
         writer.close()
     except BaseException:
@@ -102,58 +111,73 @@ def merge_tensors(
     return Written(writer.checksums, total, writer.bytes)
 
 
-def _merger(
-    settings: MergeSettings,
-    models: Sequence[OpenModel],
-    base: OpenModel | None,
-    vocabulary: Vocabulary | None,
-    dtype: torch.dtype,
-    seed: int,
-) -> Callable[[str], Tensor]:
-    method, layers = METHODS[settings.kind], Layers.of(models[0].entries)
+def blocks_of(shape: tuple[int, ...], size: int) -> list[tuple[int, int] | None]:
+    """The rows of each block: blocks_of((5, 4), 80) == [None]; None: the whole tensor."""
+    count = -(-size // BLOCK_BYTES)
+    if count < 2 or not shape or shape[0] < 2:
+        return [None]
+    rows = -(-shape[0] // count)
+    return [(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows)]
 
-    def merged(name: str) -> Tensor:
-        tensors = tuple(model.read(name) for model in models)
-        under = None if base is None else base.read(name)
-        if not tensors[0].is_floating_point():
-            return _equal(name, models, tensors)
-        per_model, options = resolved(settings, name, *layers.place(name))
-        # A stream of its own for each tensor: shards may be read in any order.
-        generator = generator_of(seed, name) if method.random else None
-        parts = Parts(name, under, tensors, per_model, options, generator)
-        if vocabulary is not None and name in vocabulary.names:
-            wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-            parts = Parts(
-                name,
-                None if under is None else under.to(wide),
-                tuple(tensor.to(wide) for tensor in tensors),
-                per_model,
-                options,
-                generator,
-            )
-            result = merge_rows(parts, vocabulary, method).to(dtype)
+
+@dataclass(frozen=True, slots=True)
+class _Merger:
+    """Makes one tensor of the merge, or some of its rows."""
+
+    settings: MergeSettings
+    models: Sequence[OpenModel]
+    base: OpenModel | None
+    vocabulary: Vocabulary | None
+    dtype: torch.dtype
+    seed: int
+    layers: Layers
+
+    def is_entrywise(self, name: str) -> bool:
+        """Whether blocks of rows give what the whole gives: not where rows are put together by their tokens."""
+        is_united = self.vocabulary is not None and name in self.vocabulary.names
+        return self.settings.kind in ENTRYWISE and self.models[0].entries[name].is_floating and not is_united
+
+    def __call__(self, name: str, rows: tuple[int, int] | None) -> Tensor:
+        settings, method = self.settings, METHODS[self.settings.kind]
+        if not self.models[0].entries[name].is_floating:
+            return _equal(name, self.models)
+        parts = self._parts(name, rows)
+        if self.vocabulary is not None and name in self.vocabulary.names:
+            result = merge_rows(parts, self.vocabulary, method).to(self.dtype)
         else:
-            result = method(parts, dtype)
+            result = method(parts, self.dtype)
         # fp16 ends at 65,504: a weight beyond it becomes infinite as it is rounded.
         if not is_finite(result):
             raise ModelError(
                 f"`{name}` is not finite once it is merged by `{settings.kind}`",
-                found=f"NaN or infinity in {str(dtype).removeprefix('torch.')}",
+                found=f"NaN or infinity in {str(self.dtype).removeprefix('torch.')}",
                 remedy="write `dtype: float32` (`--dtype fp32`), or smaller weights",
             )
         return result
 
-    return merged
+    def _parts(self, name: str, rows: tuple[int, int] | None) -> Parts:
+        def wide(model: OpenModel) -> Tensor:
+            # One after the other, so that no model's tensor is held in both dtypes while the next is read.
+            tensor = model.read(name, rows)
+            return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+        per_model, options = resolved(self.settings, name, *self.layers.place(name))
+        # A stream of its own for each tensor: shards may be read in any order.
+        generator = generator_of(self.seed, name) if self.settings.row.random else None
+        tensors = tuple(wide(model) for model in self.models)
+        base = None if self.base is None else wide(self.base).to(tensors[0].dtype)
+        return Parts(name, base, tensors, per_model, options, generator)
 
 
-def _equal(name: str, models: Sequence[OpenModel], tensors: Sequence[Tensor]) -> Tensor:
+def _equal(name: str, models: Sequence[OpenModel]) -> Tensor:
     """Whole numbers are indices or masks, and no mean of them is one."""
-    for model, tensor in zip(models[1:], tensors[1:], strict=True):
-        if not torch.equal(tensor, tensors[0]):
+    first = models[0].read(name)
+    for model in models[1:]:
+        if not torch.equal(model.read(name), first):
             raise ConfigError(
                 f"`{name}` holds whole numbers, which cannot be merged, and the models have different ones",
                 where=model.folder,
                 found=f"other values in `{models[0].name}` and `{model.name}`",
                 remedy="merge models whose buffers are equal",
             )
-    return tensors[0]
+    return first

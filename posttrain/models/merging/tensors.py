@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,6 +90,13 @@ def _entries(path: Path) -> Iterator[tuple[str, Entry]]:
         yield name, Entry(path, said["dtype"], tuple(said["shape"]), 8 + length + first, end - first)
 
 
+def rows_of(entry: Entry, first: int, end: int) -> Entry:
+    """Some rows of a tensor, to be read alone: rows_of(entry, 0, 128)"""
+    row = entry.size // entry.shape[0]
+    shape, size = (end - first, *entry.shape[1:]), (end - first) * row
+    return replace(entry, shape=shape, start=entry.start + first * row, size=size)
+
+
 def read_tensor(entry: Entry) -> Tensor:
     """The tensor, in memory that goes when it goes.
 
@@ -100,7 +107,7 @@ def read_tensor(entry: Entry) -> Tensor:
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start)
         view, done = memoryview(raw.numpy()), 0
-        while done < entry.size:  # Linux reads at most 2 GB in a call
+        while done < entry.size:  # the system reads at most 2 GB in a call
             count = file.readinto(view[done:])
             if not count:
                 raise ModelError(
@@ -147,12 +154,22 @@ class ShardWriter:
         self._stack = ExitStack()
 
     def write(self, name: str, tensor: Tensor) -> None:
-        assert self._waiting[0] == name and (tuple(tensor.shape), tensor.dtype) == self.kinds[name], name
-        self._waiting.pop(0)
-        # Through uint8, since numpy has no bf16.
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        self._file(self.file_of[name]).write(data)
-        self.checksums[name] = zlib.crc32(data)
+        """The tensor whose turn it is."""
+        self.write_blocks(name, [tensor])
+
+    def write_blocks(self, name: str, blocks: Iterable[Tensor]) -> None:
+        """The same, in blocks of its rows, of which one at a time has to be in memory."""
+        assert self._waiting.pop(0) == name, name
+        file, checksum, rows = self._file(self.file_of[name]), 0, 0
+        shape, dtype = self.kinds[name]
+        for block in blocks:
+            assert block.dtype == dtype and tuple(block.shape[1:]) == shape[1:], name
+            # Through uint8, since numpy has no bf16.
+            data = block.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(data)
+            checksum, rows = zlib.crc32(data, checksum), rows + (block.shape[0] if shape else 1)
+        assert rows == (shape[0] if shape else 1), name
+        self.checksums[name] = checksum
 
     def close(self) -> None:
         """Write the index where there are several files."""

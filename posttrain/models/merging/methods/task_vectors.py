@@ -47,9 +47,12 @@ Thin = Callable[[Tensor, Parts, int], Tensor]
 
 
 def _merged(parts: Parts, thin: Thin | None, *, elect: bool) -> Tensor:
-    deltas = parts.deltas if thin is None else [thin(delta, parts, i) for i, delta in enumerate(parts.deltas)]
-    weighted = [weight * delta for weight, delta in zip(parts.weights, deltas, strict=True)]
-    total, divisor = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    # One after the other: with all differences at once, an embedding matrix takes twice the memory.
+    weighted = []
+    for index, (weight, tensor) in enumerate(zip(parts.weights, parts.tensors, strict=True)):
+        delta = tensor if parts.base is None else tensor - parts.base
+        weighted.append(weight * (delta if thin is None else thin(delta, parts, index)))
+    total, divisor = torch.zeros_like(weighted[0]), torch.zeros_like(weighted[0])
     elected = sum(weighted, start=total).sign() if elect else None
     for weight, delta in zip(parts.weights, weighted, strict=True):
         # An entry that was trimmed has sign 0 and agrees with nobody, so it does not dilute the mean (the disjoint mean

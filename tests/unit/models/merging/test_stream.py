@@ -24,7 +24,7 @@ from posttrain.models.adapters.folding import merged_copy
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import MANIFEST, verify_manifest
-from posttrain.models.merging import run
+from posttrain.models.merging import inputs, run, stream
 from posttrain.models.merging.run import merge_models, require_room
 from posttrain.models.merging.tensors import ShardWriter, entries_of, read_tensor
 from tests.adapters import disturb, save_alone
@@ -255,12 +255,12 @@ import os, sys, time
 from posttrain.config.merging import merge_settings
 from posttrain.models.merging import stream
 from posttrain.models.merging.run import merge_models
-write = stream.ShardWriter.write
-def slow(self, name, tensor):
-    write(self, name, tensor)
+write = stream.ShardWriter.write_blocks
+def slow(self, name, blocks):
+    write(self, name, blocks)
     print(name, flush=True)
     time.sleep(60 if len(self.checksums) == 5 else 0)
-stream.ShardWriter.write = slow
+stream.ShardWriter.write_blocks = slow
 merge_models(merge_settings("linear", sys.argv[1:3]), sys.argv[3])
 """
 
@@ -301,3 +301,21 @@ def test_a_whole_number_that_differs_is_refused(three: tuple[Path, Path, Path], 
         folders.append(folder)
     with pytest.raises(ConfigError, match="`mask` holds whole numbers"):
         merge_models(merge_settings("linear", folders), tmp_path / "out")
+
+
+def test_blocks_of_rows_give_the_same_bits(
+    three: tuple[Path, Path, Path], tmp_path: Path, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, base = three
+    read: list[int] = []
+    monkeypatch.setattr(inputs, "read_tensor", lambda entry: read.append(entry.size) or read_tensor(entry))
+    for kind in stream.ENTRYWISE - {"passthrough"}:
+        options = {"base": base} if kind == "task_arithmetic" else {}
+        settings = merge_settings(kind, [{"model": a, "weight": 0.3}, b], dtype="bfloat16", **options)
+        merge_models(settings, tmp_path / kind)
+        read.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(stream, "BLOCK_BYTES", 1000)
+            report = merge_models(settings, tmp_path / f"{kind} in blocks")
+        assert max(read) <= 1200  # rounded up to whole rows
+        assert report.files["model.safetensors"]["sha256"] == _sha256(tmp_path / kind / "model.safetensors")
