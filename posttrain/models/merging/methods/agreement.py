@@ -48,7 +48,7 @@ def sce(parts: Parts) -> Tensor:
     elected = sum(deltas, start=zeros).sign()
     merged, divisor = zeros.clone(), zeros.clone()
     for weight, delta in zip(weights, deltas, strict=True):
-        agrees = ((delta.sign() == elected) & (elected != 0)).to(delta.dtype)
+        agrees = (delta.sign() == elected).to(delta.dtype)
         merged += weight * delta * agrees
         divisor += weight * agrees
     return parts.over_base(merged / torch.where(divisor == 0, 1.0, divisor))

@@ -56,7 +56,7 @@ def rank_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
     Returns:
         In the shape of `delta`, between 0 and 1.
     """
-    rows = delta.unsqueeze(0) if delta.dim() < 2 else delta.flatten(1)
+    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.flatten(1)
     epsilon = min(epsilon, density, 1 - density)
     ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(delta.dtype)
     last = rows.shape[1] - 1
