@@ -122,7 +122,7 @@ MERGE_METHODS: Mapping[str, MergeRow] = {
         {"normalize": AVERAGE},
     ),
     "karcher": MergeRow(
-        "Karcher 1977, the Riemannian centre of mass, on a sphere",
+        "Karcher 1977, the Riemannian centre of mass, on a sphere; for models arXiv:2603.04972",
         "none",
         (1, None),
         {"weight": WEIGHT},

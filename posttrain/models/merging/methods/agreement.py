@@ -13,8 +13,8 @@ ramplus_tl    the same, and what model i alone changed times λ_i = 1 + r min(ρ
 Deviations
  1. Model Stock's paper derives t for one angle between all differences. Of more than two models c is the mean of the
     pairwise cosines, as in mergekit.
- 2. Where c is below 0, t is 0 and the result the base: the formula would lead away from the models, and has a pole at
-    c = -1/(N-1), where mergekit writes infinities.
+ 2. Where c is below 0, t is 0 and the result the base: the formula would lead away from the models, without a bound
+    near its pole at c = -1/(N-1). mergekit follows it, but at the pole itself.
  3. RAM+ is local to a tensor, as in mergekit: the paper takes ρ_i over the whole model, which no streamed merge has at
     hand. Hence its name, `ramplus_tl`.
 
@@ -48,7 +48,7 @@ def sce(parts: Parts) -> Tensor:
     elected = sum(deltas, start=zeros).sign()
     merged, divisor = zeros.clone(), zeros.clone()
     for weight, delta in zip(weights, deltas, strict=True):
-        agrees = ((delta.sign() == elected) & (elected != 0)).to(delta.dtype)
+        agrees = (delta.sign() == elected).to(delta.dtype)
         merged += weight * delta * agrees
         divisor += weight * agrees
     return parts.over_base(merged / torch.where(divisor == 0, 1.0, divisor))

@@ -34,13 +34,17 @@ PARALLEL = 0.9995
 """slerp is linear beyond this cosine, as in the code that all merging tools took it from."""
 SMALLEST_SINE = 1e-8
 """nuslerp is linear below it."""
+OPPOSITE = 1e-3
+"""Directions so near to opposite have no way on that is not made of rounding errors: a cosine of float32 numbers is off
+by 1e-7, which is an angle of 5e-4 there."""
 
 
 def slerp(parts: Parts) -> Tensor:
     first, second = parts.tensors
     cosine = _cosine(first.flatten(), second.flatten())
     shares = _shares(cosine, parts.number("t"), linear=cosine.abs() > PARALLEL)
-    return shares[0].to(first.dtype) * first + shares[1].to(first.dtype) * second
+    merged = shares[0].to(first.dtype) * first + shares[1].to(first.dtype) * second
+    return merged.reshape(first.shape)  # a tensor without dimensions has gained one
 
 
 def nuslerp(parts: Parts) -> Tensor:
@@ -126,7 +130,7 @@ def _logarithm(point: Tensor, unit: Tensor, tolerance: float) -> Tensor:
     """The tangent that leads from `point` to `unit`; zeros where they are equal or opposite."""
     cosine = max(-1.0, min(1.0, _dot(point, unit)))
     angle = math.acos(cosine)
-    if angle < tolerance or math.pi - angle < tolerance:
+    if angle < tolerance or math.pi - angle < OPPOSITE:
         return torch.zeros_like(point)
     return angle / math.sin(angle) * (unit - cosine * point)
 

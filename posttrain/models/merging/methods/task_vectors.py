@@ -57,7 +57,7 @@ def _merged(parts: Parts, thin: Thin | None, *, elect: bool) -> Tensor:
     for weight, delta in zip(parts.weights, weighted, strict=True):
         # An entry that was trimmed has sign 0 and agrees with nobody, so it does not dilute the mean (the disjoint mean
         # of TIES, Eq. 3).
-        agrees = torch.ones_like(delta) if elected is None else (delta.sign() == elected) & (elected != 0)
+        agrees = torch.ones_like(delta) if elected is None else delta.sign() == elected
         counts = agrees.to(delta.dtype)  # a bool times a Python number would be float32, whatever the merge is in
         total += delta * counts
         divisor += abs(weight) * counts

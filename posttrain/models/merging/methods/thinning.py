@@ -10,12 +10,11 @@ without_tails       the largest `gamma` and the smallest are dropped, `density` 
 for the whole tensor; `none` leaves the entries as they are.
 
 Deviations
- 1. A share of n entries is rounded down after rounding errors are taken off (0.29 of 100 is 29, in mergekit 28), and is
-    at least one entry, where mergekit ends with an assertion.
+ 1. A share of n entries is rounded down after rounding errors are taken off: 0.29 of 100 is 29, in mergekit 28. It is at
+    least one entry, as TIES is in mergekit.
  2. Among equal magnitudes the first entries are kept, so that equal inputs give equal results on every machine.
  3. DELLA's ε is half the width of the range, as in mergekit; the paper's is twice it. Where the range would leave 0
     to 1 (densities that differ between layers), it is narrowed about the density, so that this share is still kept.
- 4. Breadcrumbs: where gamma is less than one entry, no outlier is dropped; mergekit then drops the whole tensor.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def rank_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
     Returns:
         In the shape of `delta`, between 0 and 1.
     """
-    rows = delta.unsqueeze(0) if delta.dim() < 2 else delta.flatten(1)
+    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.flatten(1)
     epsilon = min(epsilon, density, 1 - density)
     ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(delta.dtype)
     last = rows.shape[1] - 1

@@ -43,6 +43,7 @@ BY_HAND = [
     ("multislerp", dict(models=[[1, 0], [0, 1]], per_model=WEIGHTS), [3 / 10**0.5, 1 / 10**0.5]),
     ("karcher", dict(models=[[1, 0], [0, 1]], per_model=WEIGHTS), [C, S]),  # on a circle: the mean of the angles
     ("karcher", dict(models=[[1, 0], [0, 3]]), [2 * 0.5**0.5, 2 * 0.5**0.5]),
+    ("karcher", dict(models=[[1, 0], [-3, 0]]), [2, 0]),  # no mean direction: the first one's
     # differences [1 2] and [-1 0]; 1 + 0.5, 2; half of that over the base
     (
         "task_arithmetic",
@@ -58,6 +59,11 @@ BY_HAND = [
     ("ties", dict(models=TIES, per_model={"density": [0.5] * 3}), [3, 3, 0, 2.5]),
     # weighted: (4 + 6) / 4, 9 / 3, nothing, (3 + 2) / 2; twice that
     ("ties", dict(models=TIES, per_model={"density": [0.5] * 3, "weight": [1, 3, 1]}, lambda_=2.0), [5, 6, 0, 5]),
+    (
+        "ties",
+        dict(models=TIES, per_model={"density": [0.5] * 3, "weight": [1 / 3, 1 / 7, 1 / 3]}),
+        [3.4, 3, 0, 2.5],
+    ),  # (34 / 21) / (10 / 21)
     ("ties", dict(models=TIES, per_model={"density": [0.5] * 3}, normalize=False), [6, 3, 0, 5]),
     # |4 -1 0.5 3| is 8.5, what is left 7; 11 / 7 of a lone model
     ("ties", dict(models=TIES[:1], per_model={"density": [0.5]}, rescale="l1"), [4 * 8.5 / 7, 0, 0, 3 * 8.5 / 7]),
@@ -67,6 +73,8 @@ BY_HAND = [
         dict(models=[TAILS], per_model={"density": [0.3], "gamma": [0.1]}),
         [0, -4, 3, 2, 0, 0, 0, 0, 0, 0],
     ),
+    # with all kept there is no room for an outlier
+    ("breadcrumbs", dict(models=[TAILS], per_model={"density": [1], "gamma": [0.5]}), TAILS),
     # of the other model 5 4 1 are kept: -4 and 5 disagree, and the sum is positive
     (
         "breadcrumbs_ties",
@@ -75,6 +83,8 @@ BY_HAND = [
     ),
     # mean squares 2 and 1, so shares 2/3 and 1/3; of the second entry only one model has the sign of the sum
     ("sce", dict(models=[[2, 0], [1, -1]]), [5 / 3, -1]),
+    # as small as differences of fine-tuned models are
+    ("sce", dict(models=[[2e-4, 0], [1e-4, -1e-4]]), [5e-4 / 3, -1e-4]),
     # variances 0.25 0.25 0 4: 0.4 of the three that vary is one entry, where the first model changed nothing
     ("sce", dict(models=[[2, 0, 1, 0], [1, -1, 1, 4]], select_topk=0.4), [0, 0, 0, 4]),
     # c = 1 / √2, t = 2c / (1 + c) = 2 √2 - 2
@@ -84,6 +94,9 @@ BY_HAND = [
         dict(models=[[[1, 0], [0, 1]], [[1, 1], [0, 1]]], filter_wise=True),
         [[2 * 2**0.5 - 2, 2**0.5 - 1], [0, 1]],
     ),
+    # c = -1, where t has a pole, and c < 0, where it would lead away
+    ("model_stock", dict(models=[[1, 0], [-1, 0]]), [0, 0]),
+    ("model_stock", dict(models=[[1, 0], [-1, 1]]), [0, 0]),
     ("ram", dict(models=[[1, 2, 0], [3, 0, 1e-6]]), [2, 2, 0]),
     # the first model shares one entry and has one of its own: 1 + 0.1 min(1, 0.2)
     ("ramplus_tl", dict(models=[[1, 2, 0], [3, 0, 0]]), [2, 2.04, 0]),
