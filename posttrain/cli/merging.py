@@ -156,10 +156,19 @@ def settings_of_file(path: Path, *, tokens: str, dtype: str) -> MergeSettings:
     Raises:
         ConfigError: it is neither, or says what cannot be.
     """
+    from posttrain.config.mergekit import from_mergekit, is_mergekit
     from posttrain.config.merging import MERGES
     from posttrain.config.yaml_text import parse
 
-    said = parse(path.read_text(encoding="utf-8"), str(path)).value
+    text = path.read_text(encoding="utf-8")
+    said = parse(text, str(path)).value
+    asked = {"tokens": tokens} if tokens != "refuse" else {}
+    asked |= {"dtype": DTYPES[dtype]} if dtype != "auto" else {}
+    if is_mergekit(said):
+        found = from_mergekit(text, str(path))
+        for note in found.notes:
+            echo(f"note: {note}", err=True)
+        return found.settings.model_copy(update=asked)
     if isinstance(said, dict) and isinstance(said.get("merge"), dict):
         said = said["merge"]
     if not isinstance(said, dict) or not isinstance(said.get("kind"), str):
@@ -173,8 +182,6 @@ def settings_of_file(path: Path, *, tokens: str, dtype: str) -> MergeSettings:
         )
     if said["kind"] not in MERGES:
         raise unknown("method", said["kind"], MERGES, where=f"{path}: kind")
-    asked = {"tokens": tokens} if tokens != "refuse" else {}
-    asked |= {"dtype": DTYPES[dtype]} if dtype != "auto" else {}
     return MERGES[said["kind"]](**{**said, **asked})
 
 

@@ -79,6 +79,17 @@ def test_a_file_of_settings(models: Path, tmp_path: Path, asked: list[Any]) -> N
     assert "--weights would be ignored" in command(file, tmp_path / "out", "--weights", "1,2").stderr
 
 
+def test_a_file_of_mergekits(models: Path, tmp_path: Path, asked: list[Any]) -> None:
+    file = tmp_path / "mergekit.yaml"
+    listed = "".join(f"  - model: {models / name}\n    parameters: {{weight: 0.5}}\n" for name in ("a", "b"))
+    file.write_text(f"merge_method: ties\nbase_model: {models / 'base'}\nmodels:\n{listed}dtype: bfloat16\n")
+    result = command(file, tmp_path / "out", "--tokens", "union")
+    assert result.exit_code == 0, result.stderr
+    settings = asked[0][0]
+    assert (settings.kind, settings.dtype, settings.tokens) == ("ties", "bfloat16", "union")
+    assert settings.common("density") == 1.0 and settings.base.label == str(models / "base")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
