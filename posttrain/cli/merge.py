@@ -79,11 +79,12 @@ def merge(
         merging.refuse_for_files(
             weights=weights, method=method, density=density is not None, base=base, rescale=rescale, set=settings
         )
-        merge_settings = merging.settings_of_file(file, tokens=tokens, dtype=dtype)
+        merge_settings, layers = merging.settings_of_file(file, tokens=tokens, dtype=dtype)
     else:
         written = {"density": density, "rescale": rescale, "base": base}
+        layers = None
         merge_settings = merging.settings_of_options(
             models, method or "linear", numbers, written, settings or [], tokens=tokens, dtype=dtype, seed=seed
         )
     check_out_folder(out, "the model")
-    merging.merge_models_of(merge_settings, out, seed, model_code)
+    merging.merge_models_of(merge_settings, layers, out, seed, model_code)

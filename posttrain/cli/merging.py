@@ -150,8 +150,8 @@ def settings_of_options(
     return MERGES[kind](**{"models": entries, **asked, **given})
 
 
-def settings_of_file(path: Path, *, tokens: str, dtype: str) -> MergeSettings:
-    """The settings of a file: mergekit's, or what a stage has under `merge`.
+def settings_of_file(path: Path, *, tokens: str, dtype: str) -> tuple[MergeSettings, int | None]:
+    """The settings of a file, mergekit's or what a stage has under `merge`, and how many layers it counts.
 
     Raises:
         ConfigError: it is neither, or says what cannot be.
@@ -168,7 +168,7 @@ def settings_of_file(path: Path, *, tokens: str, dtype: str) -> MergeSettings:
         found = from_mergekit(text, str(path))
         for note in found.notes:
             echo(f"note: {note}", err=True)
-        return found.settings.model_copy(update=asked)
+        return found.settings.model_copy(update=asked), found.layers
     if isinstance(said, dict) and isinstance(said.get("merge"), dict):
         said = said["merge"]
     if not isinstance(said, dict) or not isinstance(said.get("kind"), str):
@@ -182,20 +182,20 @@ def settings_of_file(path: Path, *, tokens: str, dtype: str) -> MergeSettings:
         )
     if said["kind"] not in MERGES:
         raise unknown("method", said["kind"], MERGES, where=f"{path}: kind")
-    return MERGES[said["kind"]](**{**said, **asked})
+    return MERGES[said["kind"]](**{**said, **asked}), None
 
 
 # ---------------------------------------------------------------- carried out
 
 
-def merge_models_of(settings: MergeSettings, out: Path, seed: int, model_code: Any) -> None:
+def merge_models_of(settings: MergeSettings, layers: int | None, out: Path, seed: int, model_code: Any) -> None:
     from posttrain.cli.progress import progress_on
     from posttrain.cli.terminal import terminal
     from posttrain.models.folders.own_code import folder_code
     from posttrain.models.merging.run import merge_models
 
     with progress_on(terminal(stderr=True)) as progress, folder_code(model_code):
-        report = merge_models(settings, out, seed=seed, say=progress.say, progress=progress)
+        report = merge_models(settings, out, seed=seed, layers=layers, say=progress.say, progress=progress)
     echo(str(report))
 
 

@@ -228,9 +228,10 @@ def _convert(source: ModelSource, scratch: Path, *, is_reward: bool) -> None:
 
 
 def _config_of(folder: Path) -> Any:
+    model_code = code_runs(folder)
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code_runs(folder))
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=model_code)
     except Exception as error:  # transformers raises whatever its parts raise
         raise ModelError(
             "transformers does not take the model's config",

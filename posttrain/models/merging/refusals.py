@@ -82,6 +82,20 @@ def require_other_folder(out: Path, folders: Mapping[str, Path]) -> None:
             )
 
 
+def require_layers(models: Sequence[OpenModel], wanted: int | None) -> None:
+    """Raises ConfigError if a model has more or fewer layers than the settings count, which then are for others."""
+    for model in models if wanted is not None else ():
+        count = model.config.get_text_config().num_hidden_layers
+        if count != wanted:
+            raise ConfigError(
+                "the slices name other layers than the models have",
+                where=model.folder,
+                found=f"{count} layers in `{model.name}`",
+                expected=f"{wanted} layers",
+                remedy="correct `layer_range`: what is merged are whole models",
+            )
+
+
 # ---------------------------------------------------------------- kind and config
 
 

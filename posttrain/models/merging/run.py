@@ -28,7 +28,7 @@ from posttrain.models.folders.source import ModelSource, resolve
 from posttrain.models.merging.checkpoints import open_checkpoints
 from posttrain.models.merging.inputs import OpenModel, find_base, open_model
 from posttrain.models.merging.outputs import PendingMerge, expected_of, write_beside
-from posttrain.models.merging.refusals import require_alike, require_other_folder
+from posttrain.models.merging.refusals import require_alike, require_layers, require_other_folder
 from posttrain.models.merging.stream import Written, dtype_of_merge, kinds_of, merge_tensors
 from posttrain.models.merging.tensors import SHARD_BYTES, size_of
 from posttrain.models.merging.tokens import Vocabulary, vocabulary_of
@@ -92,6 +92,7 @@ def merge_models(
     out: str | Path,
     *,
     seed: int = 0,
+    layers: int | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -102,6 +103,7 @@ def merge_models(
         settings: models by name or folder (a stage of a recipe is resolved before).
         out: a folder that is not there, is empty, or holds an earlier save.
         seed: of a method that draws and whose settings say none.
+        layers: how many the models must have, where a file of mergekit's counts them.
         say: receives a line for each conversion and each note.
 
     Raises:
@@ -116,6 +118,7 @@ def merge_models(
     require_other_folder(out, {name: Path(name).expanduser() for name in named if Path(name).expanduser().is_dir()})
     refuse_foreign(out)
     with planned(settings, out, say=say) as plan:
+        require_layers(plan.models, layers)
         for note in plan.notes:
             progress.say(note) if say is None else say(note)
         require_room(out, plan.bytes)

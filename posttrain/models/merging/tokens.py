@@ -121,8 +121,9 @@ def per_token_names(model: OpenModel) -> frozenset[str]:
         ConfigError: its architecture calls them otherwise in memory than in its files.
     """
     loader = AutoModelForSequenceClassification if model.is_reward else AutoModelForCausalLM
+    model_code = code_runs(model.folder)
     with quiet(), torch.device("meta"):  # shapes without memory
-        skeleton: Any = loader.from_config(model.config, trust_remote_code=code_runs(model.folder))
+        skeleton: Any = loader.from_config(model.config, trust_remote_code=model_code)
     ends: list[nn.Module | None] = [skeleton.get_input_embeddings(), skeleton.get_output_embeddings()]
     weights = {id(weight) for end in ends if end is not None for weight in end.parameters()}
     if model.is_reward:  # its head has an output for each score, and none for a token

@@ -277,3 +277,10 @@ def test_the_base_has_to_be_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`.*one` does not say which model it was trained from") as caught:
         merge_models(merge_settings("ties", [one, two]), tmp_path / "out")
     assert "--base" in caught.value.remedy
+
+
+def test_layers_that_a_file_counts(tmp_path: Path) -> None:
+    one = save(tmp_path / "one")
+    with pytest.raises(ConfigError, match="the slices name other layers") as caught:
+        merge_models(merge_settings("linear", [one]), tmp_path / "out", layers=24)
+    assert str(caught.value.found).startswith("2 layers") and caught.value.expected == "24 layers"
