@@ -10,8 +10,8 @@ without_tails       the largest `gamma` and the smallest are dropped, `density` 
 for the whole tensor; `none` leaves the entries as they are.
 
 Deviations
- 1. A share of n entries is rounded down after rounding errors are taken off: 0.29 of 100 is 29, in mergekit 28. It is at
-    least one entry, as TIES is in mergekit.
+ 1. A share of n entries is rounded down after rounding errors are taken off: 0.29 of 100 is 29, in mergekit 28. It is
+    at least one entry, as TIES is in mergekit.
  2. Among equal magnitudes the first entries are kept, so that equal inputs give equal results on every machine.
  3. DELLA's ε is half the width of the range, as in mergekit; the paper's is twice it. Where the range would leave 0
     to 1 (densities that differ between layers), it is narrowed about the density, so that this share is still kept.
