@@ -75,13 +75,14 @@ class StoredSteps:
         if path is None:
             return None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here: numpy leaves a file open that is no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 facts = json.loads(arrays["facts"].tobytes())
                 scores = {name: arrays[f"score_{number}"] for number, name in enumerate(facts["scores"])}
                 removed = tuple(Removed(*values) for values in facts["removed"])
                 taken = Taken(arrays["kept"], removed, scores, bool(facts["is_order"]), tuple(facts["notes"]))
                 return taken, float(facts["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             return None
 
     def keep_only(self, keys: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from posttrain.auditing.leftovers import repeats_prompt
-from posttrain.auditing.marks import marks_of
+from posttrain.auditing.marks import NULL_WORDS, marks_of
 from posttrain.config.scores import FormScore
 from posttrain.curation.rows import Pool, Tools
 from posttrain.types import Task
@@ -29,7 +29,7 @@ def form_score(settings: FormScore, pool: Pool, tools: Tools) -> np.ndarray:
         beside = np.zeros(len(pool))
         for place, row in enumerate(pool.kept.tolist()):
             answer = rows.text(row, "answer")
-            beside[place] = (not answer.strip()) + repeats_prompt(rows.corpus.last_turn(row), answer)
+            beside[place] = (answer.strip() in NULL_WORDS) + repeats_prompt(rows.corpus.last_turn(row), answer)
     flags = (marks.cut, marks.special, marks.role, marks.think, marks.fence, marks.stray, marks.refusal)
     faults = beside + np.sum(flags, axis=0) + (marks.mojibake | marks.replaced)
     score_R[pool.kept] = 1 - faults / CHECKS
