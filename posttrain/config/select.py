@@ -117,6 +117,10 @@ class Deduplicate(StepSettings):
     keep: str = "first"
     """Which one stays: the `first` in the input, or the one with the highest score of this name."""
 
+    @property
+    def label(self) -> str:
+        return "deduplicate" if self.of == "row" else f"deduplicate {self.of}"
+
 
 class Budget(StepSettings):
     """Keep so many rows, the best ones; the last step."""
