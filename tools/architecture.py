@@ -51,7 +51,7 @@ PLACES = {
     "curation": Place(74, 85, "rows to keep"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
-    "auditing": Place(70, 84, "flaws of the rows"),
+    "auditing": Place(69, 86, "flaws of the rows"),
     "starting": Place(88, 100, "your own rows"),
     "models": Place(14, 80, "log-probs over token trees, adapters, model folders, reward heads"),
     "data": Place(14, 38, "rows to Examples to TokenTrees"),

@@ -8,8 +8,8 @@
     - {kind: score, score: {kind: length}, keep: {least: 5}}
     - {kind: deduplicate}
     - {kind: budget, rows: 1000, by: length}
-- {method: sft, data: {stage: picked}}                     # the selection
-- {name: twin, method: sft, data: {stage: picked, rows: random}}   # as many rows, drawn at random
+- {method: sft, data: {stage: picked}}                                               # the selection
+- {name: twin, method: sft, data: {stage: picked, rows: random}, starts_from: start}   # as many rows, at random
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from posttrain.config.base import Output, StageSettings
 from posttrain.config.scores import AnyScore
 from posttrain.config.values import Float, Int, Settings, listed, refuse, require_unique
-from posttrain.errors import nearest
+from posttrain.errors import unknown
 
 ORDERS = ("auto", "choice", "random")
 """What a budget can go by beside a score's name."""
@@ -232,14 +232,13 @@ def _require_first(before: tuple[StepSettings, ...], place: int) -> None:
 def _require_score(name: str, scores: list[str], words: tuple[str, ...], path: tuple[str | int, ...]) -> None:
     if name in scores:
         return
-    known = [*words, *scores]
-    near = nearest(name, known)
+    refusal = unknown("score", name, [*words, *scores], otherwise="add a step `{kind: score, score: ...}` before it")
     raise refuse(
         f"no score named `{name}` is computed before this step",
         path=path,
         found=name,
-        expected=f"one of {', '.join(known)}",
-        remedy=f"did you mean `{near}`?" if near else "add a step `{kind: score, score: ...}` before it",
+        expected=refusal.expected,
+        remedy=refusal.remedy,
     )
 
 
