@@ -1,7 +1,7 @@
 """The step `diversify` of a selection: which rows are unlike enough to be kept beside each other.
 
-    - {kind: diversify, method: k_centre, budget: 1000}
-    - {kind: diversify, method: {kind: deita, threshold: 0.9}, score: quality, embedding: {kind: policy}}
+- {kind: diversify, method: k_centre, budget: 1000}
+- {kind: diversify, method: {kind: deita, threshold: 0.9}, score: quality, embedding: {kind: policy}}
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class KCentre(DiversitySettings):
 
 
 class FacilityLocation(DiversitySettings):
-    """Every row of the input has a chosen one that is like it: lazy greedy (Minoux 1978), at least 1 - 1/e of the best."""
+    """Every row has a chosen one that is like it: lazy greedy (Minoux 1978), at least 1 - 1/e of the best."""
 
     NEEDS = ("embedding", "budget")
 
@@ -68,15 +68,15 @@ class FacilityLocation(DiversitySettings):
 
 
 class DPP(DiversitySettings):
-    """A determinantal point process: greedy MAP (Chen et al. 2018, arXiv:1709.05135). Memory is rows x budget x 4 bytes."""
+    """A determinantal point process: greedy MAP (Chen et al. 2018, arXiv:1709.05135), rows x budget x 4 bytes large."""
 
     NEEDS = ("embedding", "budget")
 
     kind: Literal["dpp"]
     """`dpp`: the volume that the chosen rows span, as large as can be."""
     kernel: Literal["gaussian", "cosine"] = "gaussian"
-    """How alike two rows are. `gaussian`: exp(-(1 - cosine) / width); `cosine`: itself, whose volume is 0 beyond as many
-    rows as the embedding has dimensions."""
+    """How alike two rows are. `gaussian`: exp(-(1 - cosine) / width); `cosine`: itself, whose volume is 0 beyond as
+    many rows as the embedding has dimensions."""
     width: Float = Field(default=0.5, gt=0)
     """Of `gaussian`, in cosine: smaller, and only close rows count as alike."""
     quality: Float = Field(default=0, ge=0)
@@ -94,7 +94,7 @@ class DPP(DiversitySettings):
 
 
 class DEITA(DiversitySettings):
-    """DEITA's walk (Liu et al. 2023, arXiv:2312.15685): from the best score down, what is like a kept row is passed over."""
+    """DEITA's walk (Liu et al. 2023, arXiv:2312.15685): down the scores, passing over what is like a kept row."""
 
     NEEDS = ("embedding", "score")
 
@@ -189,10 +189,10 @@ class Diversify(Settings):
     def _method_has_what_it_needs(self) -> Self:
         method = self.method
         name = method.kind
-        quotas = isinstance(method, Quotas)
-        if quotas and is_changed(self, "embedding"):
+        if isinstance(method, Quotas) and is_changed(self, "embedding"):
             raise refuse("quotas compare no texts", path=("embedding",), remedy="leave `embedding` out")
-        if self.budget is None and ("budget" in method.NEEDS or (quotas and method.shares)):
+        by_shares = isinstance(method, Quotas) and bool(method.shares)
+        if self.budget is None and ("budget" in method.NEEDS or by_shares):
             raise refuse(
                 f"`{name}` has no end of its own",
                 path=("budget",),

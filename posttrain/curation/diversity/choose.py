@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,23 +16,14 @@ from posttrain.curation.diversity.semdedup import semdedup
 from posttrain.curation.diversity.vectors import by_score
 from posttrain.errors import DataError
 
-
-class DiversityRule(Protocol):
-    """features float32 [R, D], of length 1; scores float64 [R], higher is better, NaN for none."""
-
-    def __call__(
-        self, features: np.ndarray, settings: DiversitySettings, *, scores: np.ndarray | None, budget: int | None, seed: int
-    ) -> Choice: ...
-
-
-RULES: Mapping[type[DiversitySettings], DiversityRule] = {
-    SemDeDup: semdedup,  # type: ignore[dict-item]  each takes its own settings
-    KCentre: k_centre,  # type: ignore[dict-item]
-    FacilityLocation: facility_location,  # type: ignore[dict-item]
-    DPP: dpp,  # type: ignore[dict-item]
-    DEITA: deita,  # type: ignore[dict-item]
+RULES: Mapping[type[DiversitySettings], Callable[..., Choice]] = {
+    SemDeDup: semdedup,
+    KCentre: k_centre,
+    FacilityLocation: facility_location,
+    DPP: dpp,
+    DEITA: deita,
 }
-"""Of vectors; quotas take values instead (`quotas.py`)."""
+"""(features, settings of that type, *, scores, budget, seed) -> Choice. Quotas take values instead (`quotas.py`)."""
 
 
 def choose(
@@ -59,11 +49,12 @@ def choose(
     _require_unit_length(features)
     if not count:
         return completed(Choice(np.empty(0, np.int64)), features, 0)
-    is_ordering = isinstance(settings, KCentre | FacilityLocation | DPP)
-    if is_ordering and budget is not None and budget >= count:
+    if isinstance(settings, KCentre | FacilityLocation | DPP) and (budget is None or budget >= count):
         # Nothing is left out, so that there is nothing to compute; without this, `dpp` would stop at duplicates.
-        return completed(Choice(by_score(scores if getattr(settings, "quality", 0) else None, count)), features, count)
-    return completed(RULES[type(settings)](features, settings, scores=scores, budget=budget, seed=seed), features, count)
+        order = by_score(scores if settings.quality else None, count)
+        return completed(Choice(order), features, count)
+    choice = RULES[type(settings)](features, settings, scores=scores, budget=budget, seed=seed)
+    return completed(choice, features, count)
 
 
 def _require_unit_length(features: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """DEITA's walk: down the scores, passing over what is like a kept row.
 
-Liu et al. 2023, "What makes good data for alignment?" (arXiv:2312.15685), section 3.4, "Repr Filter": a row is kept if it is
-not within a threshold of its nearest kept row. The paper's threshold is 0.9 on the cosine.
+Liu et al. 2023, "What makes good data for alignment?" (arXiv:2312.15685), section 3.4, "Repr Filter": a row is kept if
+it is not within a threshold of its nearest kept row. The paper's threshold is 0.9 on the cosine.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     f(S) = sum over i of  max over j in S of  max(0, cos(i, j))        + quality * sum over j in S of rank_j
 
 f is monotone and submodular, so that the greedy choice has at least 1 - 1/e of the best value (Nemhauser, Wolsey and
-Fisher 1978). Lazy evaluation (Minoux 1978) finds the same choice: a gain only shrinks as rows are chosen, so that the old
-gain of a row bounds its new one, and most rows are never looked at again.
+Fisher 1978). Lazy evaluation (Minoux 1978) finds the same choice: a gain only shrinks as rows are chosen, so that the
+old gain of a row bounds its new one, and most rows are never looked at again.
 
-Beyond `exact_rows` rows only the cosines of near rows count: for each row the `neighbours` nearest that are found in the
-`probes` clusters of k-means nearest to its own. That is an approximation; two rows that are near each other and in
+Beyond `exact_rows` rows only the cosines of near rows count: for each row the `neighbours` nearest that are found in
+the `probes` clusters of k-means nearest to its own. That is an approximation; two rows that are near each other and in
 far-off clusters are taken for unlike.
 
 Deviation: negative cosines count as 0, without which f would not be monotone.

@@ -62,7 +62,9 @@ def _update(distance_R: np.ndarray, features: np.ndarray, squared: np.ndarray, k
     distance_R[fresh] = -1
 
 
-def _distances(rows: np.ndarray, rows_squared: np.ndarray, others: np.ndarray, others_squared: np.ndarray) -> np.ndarray:
+def _distances(
+    rows: np.ndarray, rows_squared: np.ndarray, others: np.ndarray, others_squared: np.ndarray
+) -> np.ndarray:
     """Euclidean, [rows, others]. Not 2 - 2 cosine: a row of zeros has length 0."""
     squares = rows_squared[:, None] + others_squared[None] - 2 * (rows @ others.T)
     return np.sqrt(np.maximum(squares, 0))

@@ -1,7 +1,7 @@
 """So many rows of each category, language or source.
 
-    quota_sizes({"code": 0.5, "maths": 0.5}, there={"code": 10, "maths": 900}, budget=100, shortfall="fill")
-    # ({"code": 10, "maths": 90}, {"code": 40}): what each value gets, and what it was short of
+quota_sizes({"code": 0.5, "maths": 0.5}, there={"code": 10, "maths": 900}, budget=100, shortfall="fill")
+# ({"code": 10, "maths": 90}, {"code": 40}): what each value gets, and what it was short of
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Semantic duplicates: rows whose cosine is above 1 - epsilon, within clusters of k-means.
 
-Abbas et al. 2023, "SemDeDup" (arXiv:2303.09540), section 3 and its code: the rows of a cluster are put in an order, and a
-row goes if its cosine to any row before it is above the threshold, also to one that goes itself.
+Abbas et al. 2023, "SemDeDup" (arXiv:2303.09540), section 3 and its code: the rows of a cluster are put in an order, and
+a row goes if its cosine to any row before it is above the threshold, also to one that goes itself.
 
 Deviations:
 1. k-means is spherical with 12 rounds, and the number of clusters follows the number of rows.

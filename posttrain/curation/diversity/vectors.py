@@ -130,4 +130,4 @@ def _centres(features: np.ndarray, cluster_R: np.ndarray, before: np.ndarray) ->
     ends = np.cumsum(sizes)
     for cluster in filled.tolist():
         sums[cluster] = features[order[ends[cluster] - sizes[cluster] : ends[cluster]]].sum(axis=0, dtype=np.float64)
-    return np.where(np.abs(sums).any(axis=1)[:, None], unit_length(sums), before)
+    return np.where(np.any(sums != 0, axis=1, keepdims=True), unit_length(sums), before)
