@@ -75,11 +75,11 @@ def content_order(features: np.ndarray, seed: int) -> np.ndarray:
 
     A draw of row numbers would give other rows when a file is sorted anew, and with them another selection.
     """
-    direction = np.random.default_rng(seed).standard_normal(features.shape[1])
+    generator = np.random.default_rng(seed)
+    direction = generator.standard_normal(features.shape[1])
     along = np.concatenate([features[block] @ direction for block in blocks(len(features), features.shape[1])])
-    # Along one direction close rows stay neighbours: its low digits are mixed, so that a draw takes from everywhere.
-    bits = along.astype(np.float32).view(np.uint32).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return np.argsort(bits ^ (bits >> np.uint64(29)), kind="stable")
+    # By the order along a direction, not by a hash of the numbers: a last digit that differs would change a hash.
+    return np.argsort(along, kind="stable")[generator.permutation(len(features))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from posttrain.config.embeddings import TfidfEmbedding
 from posttrain.curation.diversity.vectors import unit_length
 
 _ROWS_AT_ONCE = 8192
-POWER_ITERATIONS = 3
+POWER_ITERATIONS = 2
 _MIXER = 0x9E3779B97F4A7C15
 """Odd: a product with it permutes the 64-bit numbers."""
 
