@@ -67,12 +67,12 @@ def embedding(folder: Path, rows: int, words_per_row: int) -> dict[str, Any]:
     for text in texts(rows, words_per_row, 0):
         store.add(text)
     started = time.monotonic()
-    cached_vectors(folder, "benchmark", rows, lambda: tfidf_vectors(store, TfidfEmbedding()))
+    cached_vectors(folder, "benchmark", rows, lambda: tfidf_vectors(store, TfidfEmbedding()), [])
     return {"seconds": round(time.monotonic() - started, 1)}
 
 
 def rule(folder: Path, name: str, rows: int, keep: int) -> dict[str, Any]:
-    vectors = cached_vectors(folder, "benchmark", rows, lambda: iter(()))
+    vectors = cached_vectors(folder, "benchmark", rows, lambda: iter(()), [])
     scores = np.random.default_rng(1).random(rows)
     started = time.monotonic()
     chosen = choose(vectors, RULES[name], scores=scores, budget=keep)

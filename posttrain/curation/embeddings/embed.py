@@ -50,13 +50,15 @@ def embed(settings: AnyEmbedding, pool: Pool, tools: Tools) -> EmbeddedRows:
         ConfigError, ModelError: the model is not named, not there, or cannot be loaded.
         EncodingError, RowError: a row cannot be embedded; it names the row.
     """
+    if not len(pool):  # a step before has taken every row
+        return EmbeddedRows(np.empty((0, 0), np.float32))
     notes: list[str] = []
     made_of, make = _maker(settings, pool, tools, notes)
     key = hashlib.sha256()
     for part in (VERSION, pool.rows.fingerprint, settings.model_dump_json(), made_of):
         key.update(f"{part}\n".encode())
     key.update(np.ascontiguousarray(pool.kept, np.int64).tobytes())
-    vectors = cached_vectors(tools.cache, key.hexdigest(), len(pool), make)
+    vectors = cached_vectors(tools.cache, key.hexdigest(), len(pool), make, notes)
     empty = int((~vectors.any(axis=1)).sum()) if len(vectors) else 0
     if empty:
         notes.append(f"{empty:,} rows have nothing to compare (a vector of zeros): they count as unlike all others")
