@@ -63,6 +63,8 @@ if TYPE_CHECKING:
         SelfVerification,
         TreeOfThoughts,
     )
+    from posttrain.curation.pipeline import select
+    from posttrain.curation.selection import Selection
     from posttrain.data.dataset import EncodedDataset
     from posttrain.data.encode import Encoder
     from posttrain.data.encoder_settings import EncoderSettings
@@ -125,6 +127,7 @@ _HOMES = {
     "RewardModel": "posttrain.models.reward.scoring",
     "Run": "posttrain.training.run_result",
     "SFT": "posttrain.config",
+    "Selection": "posttrain.curation.selection",
     "SelfConsistency": "posttrain.config.strategies",
     "SelfRefine": "posttrain.config.strategies",
     "SelfVerification": "posttrain.config.strategies",
@@ -140,6 +143,7 @@ _HOMES = {
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
     "samples": "posttrain.runs.samples",
+    "select": "posttrain.curation.pipeline",
     "solve": "posttrain.inference.run",
     "train": "posttrain.training.session",
     "write_report": "posttrain.report",
@@ -191,6 +195,7 @@ __all__ = [
     "Reward",
     "RewardModel",
     "Run",
+    "Selection",
     "SelfConsistency",
     "SelfRefine",
     "SelfVerification",
@@ -206,6 +211,7 @@ __all__ = [
     "read",
     "run_recipe",
     "samples",
+    "select",
     "solve",
     "train",
     "write_report",

