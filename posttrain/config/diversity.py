@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from posttrain.config.embeddings import AnyEmbedding, TfidfEmbedding
+from posttrain.config.embeddings import AnyEmbedding, PolicyEmbedding, TfidfEmbedding
+from posttrain.config.step import StepSettings
 from posttrain.config.values import Float, Int, Settings, is_changed, refuse
 
 
@@ -61,8 +62,8 @@ class FacilityLocation(DiversitySettings):
     """Beyond `exact_rows`, cosines to this many nearest rows count for each row, and all others as 0."""
     probes: Int = Field(default=8, ge=1)
     """Neighbours are looked for in this many clusters of k-means: the row's own and those nearest to it."""
-    exact_rows: Int = Field(default=4000, ge=0, le=30_000)
-    """Up to so many rows all cosines count: 4 bytes for every two of them."""
+    exact_rows: Int = Field(default=4000, ge=0, le=20_000)
+    """Up to so many rows all cosines count: 8 bytes for each that is above 0."""
     quality: Float = Field(default=0, ge=0)
     """Added for each chosen row, times its rank in the step's `score` from 1/rows to 1."""
 
@@ -171,8 +172,8 @@ AnyDiversity = Annotated[
 """Every rule; a name alone stands for its defaults."""
 
 
-class Diversify(Settings):
-    """The step: keep rows that are unlike each other."""
+class Diversify(StepSettings):
+    """Keep rows that are unlike each other, by a rule and an embedding."""
 
     kind: Literal["diversify"]
     """`diversify`: by embeddings, or by quotas."""
@@ -184,6 +185,15 @@ class Diversify(Settings):
     """Most rows that are kept; null: as many as the rule keeps, where it sets an end of its own."""
     score: str | None = None
     """A score of an earlier step, by name: which of two rows is better, higher first."""
+
+    @property
+    def asks_model(self) -> bool:
+        compares = not isinstance(self.method, Quotas)
+        return compares and isinstance(self.embedding, PolicyEmbedding) and self.embedding.model is None
+
+    @property
+    def label(self) -> str:
+        return f"diversify {self.method.kind}"
 
     @model_validator(mode="after")
     def _method_has_what_it_needs(self) -> Self:

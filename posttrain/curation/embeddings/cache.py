@@ -19,6 +19,8 @@ from posttrain.runs.disk import writing
 from posttrain.runs.owner import owner_tag, remove_dead
 
 SCHEMA = 1
+KEPT = 4
+"""Files of one folder: a selection that is tried with many settings must not fill the disk. The oldest go."""
 
 
 def cached_vectors(
@@ -74,6 +76,10 @@ def _write(path: Path, count: int, blocks: Iterable[np.ndarray], notes: list[str
         _record_file(path).write_text(json.dumps(record) + "\n", encoding="utf-8")
         # Last: a file under its name is one whose record is there too.
         os.replace(temporary, path)
+    newest = sorted(path.parent.glob("embeddings-*.npy"), key=lambda file: file.stat().st_mtime_ns)
+    for old in newest[:-KEPT]:
+        old.unlink(missing_ok=True)
+        _record_file(old).unlink(missing_ok=True)
 
 
 def _require_unaltered(path: Path, vectors: np.ndarray, count: int) -> list[str]:

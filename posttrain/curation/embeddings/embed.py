@@ -23,10 +23,11 @@ from posttrain.config.embeddings import (
 )
 from posttrain.curation.embeddings.cache import cached_vectors
 from posttrain.curation.embeddings.column import column_vectors
-from posttrain.curation.embeddings.sentences import folder_fingerprint, sentence_vectors
+from posttrain.curation.embeddings.sentences import sentence_vectors
 from posttrain.curation.embeddings.tfidf import tfidf_vectors
 from posttrain.curation.rows import Pool, Tools
 from posttrain.errors import ConfigError
+from posttrain.models.folders.named import named_content
 from posttrain.models.sentence import load_sentence_model
 
 VERSION = 1
@@ -80,7 +81,7 @@ def _maker(
             with tools.progress.phase("embeddings: sentence_transformers", total=len(kept), unit="rows") as phase:
                 yield from sentence_vectors(rows.texts(kept, settings.of), settings, model, phase.advance)
 
-        return folder_fingerprint(settings.model), by_sentences
+        return str(named_content(settings)), by_sentences
     if isinstance(settings, ColumnEmbedding):
 
         def by_column() -> Iterable[np.ndarray]:

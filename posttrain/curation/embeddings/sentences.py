@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,14 +31,3 @@ def sentence_vectors(
         yield unit_length(np.asarray(vectors, dtype=np.float32))
         if progress is not None:
             progress(len(block))
-
-
-def folder_fingerprint(folder: str | Path) -> str:
-    """sha256 over the names and contents of a folder's files: what such a model computes with, and how."""
-    digest = hashlib.sha256()
-    root = Path(folder).expanduser()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return digest.hexdigest()

@@ -175,7 +175,7 @@ def test_every_kind_of_row_is_its_prompt_and_its_best_answer(spoken):
 
 
 def test_long_rows_are_cut_and_counted(spoken):
-    model, encoder = spoken
+    _, encoder = spoken
     long = demonstration("question " * 30, "answer " * 3)
     cut: list[str] = []
     whole = embedded_tree(long, PolicyEmbedding(kind="policy", of="answer"), encoder)
