@@ -96,9 +96,7 @@ def killed(*_: Any, **__: Any) -> None:
 def test_a_killed_step_finds_its_embeddings_again(tmp_path, monkeypatch):
     tools = Tools(cache=tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "posttrain.curation.diversity.step.choose", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patched.setattr("posttrain.curation.diversity.step.choose", killed)
         with pytest.raises(KeyboardInterrupt):
             diversify(step(method="k_centre", budget=2), pool_of(), tools)
     monkeypatch.setattr("posttrain.curation.embeddings.embed.tfidf_vectors", None)  # it would fail if it were called
