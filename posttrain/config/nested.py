@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
@@ -28,6 +29,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    PolicyEmbedding: ("model",),
     **dict.fromkeys((MergeSource, *MODEL_RECORDS.values()), ("model",)),
     SelectSettings: ("tokenizer",),
     Select: ("tokenizer",),
@@ -37,6 +39,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Retrieval: ("documents",),
     Demonstrations: ("path",),
     EmbeddingSimilarity: ("model",),
+    SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
