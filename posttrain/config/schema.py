@@ -11,11 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
-from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
@@ -117,7 +117,7 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
-            for inner, scorer in scorers_of(stage) if isinstance(stage, Search) else ():
+            for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.
