@@ -16,6 +16,7 @@ from posttrain.config.rewards import ModelReward
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.strategies.demonstrations import Demonstrations, EmbeddingSimilarity
+from posttrain.config.teacher import LocalTeacher
 from posttrain.config.values import Settings
 
 KeyPath = tuple[str | int, ...]
@@ -25,6 +26,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    LocalTeacher: ("model",),
 }
 """Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
 FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
@@ -97,6 +99,18 @@ def scorers_of(record: Settings) -> Iterator[tuple[KeyPath, RewardModelScorer]]:
     for path, found in records_within(record):
         if isinstance(found, RewardModelScorer):
             yield path, found
+
+
+def teachers_of(record: Settings) -> Iterator[tuple[KeyPath, LocalTeacher]]:
+    """The models of this machine that are asked to write rows for it, with their paths."""
+    for path, found in records_within(record):
+        if isinstance(found, LocalTeacher):
+            yield path, found
+
+
+def with_teachers(record: S, change: Callable[[LocalTeacher], LocalTeacher]) -> S:
+    """The record with the settings of its local teachers changed."""
+    return changed_within(record, lambda found, _: change(found) if isinstance(found, LocalTeacher) else found)
 
 
 def with_scorers(record: S, change: Callable[[RewardModelScorer], RewardModelScorer]) -> S:

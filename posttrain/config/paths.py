@@ -30,6 +30,7 @@ from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
+from posttrain.config.teacher import SynthesisStage
 from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.not_found import unlike_a_path
@@ -79,7 +80,7 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
-        if isinstance(stage, Search):
+        if isinstance(stage, Search | SynthesisStage):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
@@ -103,7 +104,7 @@ class _Files:
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
-        if isinstance(stage, Search):
+        if isinstance(stage, Search | SynthesisStage):
             stage = self._strategies_of(stage, here)
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, CustomStage):
