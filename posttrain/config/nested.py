@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from posttrain.config.pairs import Critique
 from posttrain.config.rewards import ModelReward
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.strategies.demonstrations import Demonstrations, EmbeddingSimilarity
+from posttrain.config.teacher import LocalTeacher
 from posttrain.config.values import Settings
 
 KeyPath = tuple[str | int, ...]
@@ -25,12 +27,14 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    LocalTeacher: ("model",),
 }
 """Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
 FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Retrieval: ("documents",),
     Demonstrations: ("path",),
     EmbeddingSimilarity: ("model",),
+    Critique: ("principles_file",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it."""
 
@@ -84,7 +88,8 @@ def files_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Every file and folder that its strategies name, with the key's path."""
     for path, found in records_within(record):
         for key in FILE_KEYS.get(type(found), ()):
-            yield (*path, key), getattr(found, key)
+            if isinstance(name := getattr(found, key), str):
+                yield (*path, key), name
 
 
 def model_keys(record: Settings) -> tuple[str, ...]:
@@ -97,6 +102,18 @@ def scorers_of(record: Settings) -> Iterator[tuple[KeyPath, RewardModelScorer]]:
     for path, found in records_within(record):
         if isinstance(found, RewardModelScorer):
             yield path, found
+
+
+def teachers_of(record: Settings) -> Iterator[tuple[KeyPath, LocalTeacher]]:
+    """The models of this machine that are asked to write rows for it, with their paths."""
+    for path, found in records_within(record):
+        if isinstance(found, LocalTeacher):
+            yield path, found
+
+
+def with_teachers(record: S, change: Callable[[LocalTeacher], LocalTeacher]) -> S:
+    """The record with the settings of its local teachers changed."""
+    return changed_within(record, lambda found, _: change(found) if isinstance(found, LocalTeacher) else found)
 
 
 def with_scorers(record: S, change: Callable[[RewardModelScorer], RewardModelScorer]) -> S:

@@ -145,7 +145,8 @@ class _Files:
                 if isinstance(name := getattr(found, key), str)
             }
             for key in FILE_KEYS.get(type(found), ()):
-                changes[key] = self._file(getattr(found, key), (*path, key), local=True)
+                if isinstance(name := getattr(found, key), str):
+                    changes[key] = self._file(name, (*path, key), local=True)
             if isinstance(found, RewardsScorer | AnswerEquality):
                 changes["modules"] = self._modules(found.modules, (*path, "modules"))
             return found.model_copy(update=changes) if changes else found

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
-from posttrain.config.nested import scorers_of
+from posttrain.config.nested import scorers_of, teachers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
@@ -120,6 +120,9 @@ class Recipe(Settings):
             for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
+            for inner, teacher in teachers_of(stage) if isinstance(stage, MakingStage) else ():
+                if teacher.stage is not None:
+                    _check_teacher(teacher.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_adapters(self.stages)
@@ -180,6 +183,18 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
         expected=f"one of {', '.join(known)}" if known else f"a stage before this one, with {writers}",
         remedy="name the stage, or write `path: FILE`",
     )
+
+
+def _check_teacher(name: str, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    policies = [stage.name for stage in before.values() if stage.OUTPUTS == "policy" and stage.keeps_output]
+    if name not in policies:
+        raise refuse(
+            f"no earlier stage named `{name}` writes a policy that could be asked",
+            path=path,
+            found=name,
+            expected=f"one of {', '.join(policies)}" if policies else "a stage before this one that trains a policy",
+            remedy="name such a stage, write `{model: FOLDER}`, or `policy` for what the stage starts from",
+        )
 
 
 def _check_judge(name: str, stages: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:

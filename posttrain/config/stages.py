@@ -23,6 +23,7 @@ from posttrain.config.best_of import BestOf
 from posttrain.config.custom import CustomPairwise, CustomTokens
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
+from posttrain.config.pairs import Pairs
 from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
@@ -331,6 +332,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "correction": Correction,
     "search": Search,
     "best_of": BestOf,
+    "pairs": Pairs,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""
