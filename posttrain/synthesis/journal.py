@@ -15,16 +15,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from posttrain.errors import SourceError
 from posttrain.runs.files import JsonlLog
-from posttrain.synthesis.teacher import Ask, IdentifiedTeacher, OnReply, Reply
+from posttrain.synthesis.cost import Meter
+from posttrain.synthesis.teacher import Ask, OnReply, Reply, Teacher
 
 ASKED = "asked.jsonl"
 SYNC_EVERY = 64
 """Answers between two waits for the disk: a power cut loses at most so many, and waiting for each would cost more than
 a fast model does."""
+
+
+class IdentifiedTeacher(Teacher, Protocol):
+    """A teacher whose answers can be kept and counted."""
+
+    @property
+    def identity(self) -> str:
+        """Of what answers: its weights and template, or its address and name. Another one, another answer."""
+        ...
+
+    @property
+    def spent(self) -> Meter:
+        """What its answers cost so far, those of a journal too."""
+        ...
 
 
 class Journaled:
@@ -57,7 +72,7 @@ class Journaled:
         return self.teacher.identity
 
     @property
-    def spent(self) -> object:
+    def spent(self) -> Meter:
         return self.teacher.spent
 
     def known(self, ask: Ask) -> Reply | None:
@@ -130,7 +145,7 @@ class Journaled:
         self._unsynced = 0
 
     def _index(self, path: Path) -> None:
-        """Where each answer stands: the texts stay on disk, since a stage may ask hundreds of thousands of questions."""
+        """Where each answer stands: the texts stay on disk, since a stage may ask a hundred thousand questions."""
         if not path.is_file():
             return
         at = 0
