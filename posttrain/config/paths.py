@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import posttrain.errors as errors
+from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
@@ -25,12 +26,10 @@ from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, model
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
-from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
-from posttrain.config.teacher import SynthesisStage
 from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.not_found import unlike_a_path
@@ -80,7 +79,7 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
-        if isinstance(stage, Search | SynthesisStage):
+        if isinstance(stage, MakingStage):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
@@ -104,7 +103,7 @@ class _Files:
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
-        if isinstance(stage, Search | SynthesisStage):
+        if isinstance(stage, MakingStage):
             stage = self._strategies_of(stage, here)
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, CustomStage):
@@ -146,7 +145,8 @@ class _Files:
                 if isinstance(name := getattr(found, key), str)
             }
             for key in FILE_KEYS.get(type(found), ()):
-                changes[key] = self._file(getattr(found, key), (*path, key), local=True)
+                if isinstance(name := getattr(found, key), str):
+                    changes[key] = self._file(name, (*path, key), local=True)
             if isinstance(found, RewardsScorer | AnswerEquality):
                 changes["modules"] = self._modules(found.modules, (*path, "modules"))
             return found.model_copy(update=changes) if changes else found

@@ -11,15 +11,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
 from posttrain.config.nested import scorers_of, teachers_of
 from posttrain.config.online import SamplingStage
-from posttrain.config.search import Search
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
-from posttrain.config.teacher import SynthesisStage
 from posttrain.config.values import Int, Settings, refuse
 from posttrain.config.yaml_text import dump
 from posttrain.errors import unknown
@@ -118,10 +117,10 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
-            for inner, scorer in scorers_of(stage) if isinstance(stage, Search | SynthesisStage) else ():
+            for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
-            for inner, teacher in teachers_of(stage) if isinstance(stage, SynthesisStage) else ():
+            for inner, teacher in teachers_of(stage) if isinstance(stage, MakingStage) else ():
                 if teacher.stage is not None:
                     _check_teacher(teacher.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.

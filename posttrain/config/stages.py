@@ -19,6 +19,7 @@ from pydantic import Field, create_model, model_validator
 from posttrain.arguments import checked_text
 from posttrain.config.base import Output, RowStage, StageSettings, require_reference_fits
 from posttrain.config.base import TrainingStage as TrainingStage
+from posttrain.config.best_of import BestOf
 from posttrain.config.custom import CustomPairwise, CustomTokens
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
@@ -329,6 +330,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
     "search": Search,
+    "best_of": BestOf,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.base import Output, StageSettings
+from posttrain.config.base import MakingStage
 from posttrain.config.values import Float, Int, Settings, refuse, require_no_credential
 
 POLICY = "policy"
@@ -173,14 +173,10 @@ class TeacherSampling(Settings):
         return (stop,) if isinstance(stop, str) else stop
 
 
-class SynthesisStage(StageSettings):
+class SynthesisStage(MakingStage):
     """What every stage has that makes rows by asking a model. It trains nothing."""
-
-    OUTPUTS: ClassVar[Output] = "data"
 
     teacher: AnyTeacher = LocalTeacher()
     """Who is asked: `policy`, a model by name or folder, `{stage: NAME}`, or `{url: ..., model: ...}`."""
     sampling: TeacherSampling = TeacherSampling()
     """How answers are drawn."""
-    modules: str | None = None
-    """Folder in which functions are looked for first; the recipe's own if absent."""

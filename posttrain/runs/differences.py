@@ -19,6 +19,8 @@ COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 EXPORT_WITHOUT_EFFECT = ("save",)
 """Whether there is a folder at all: a stage that is done and has none is run again where one is asked for."""
+TEACHERS = ("teacher", "judge", "critic", "writer")
+"""Keys that say who is asked to write or to compare, of a stage or of its `make`."""
 TEACHER_WITHOUT_EFFECT = (
     "key_env",
     "per_minute",
@@ -119,7 +121,7 @@ def _differences(before: Any, after: Any, path: str) -> list[Difference]:
         ignored = ignored or (path == "export" and key in EXPORT_WITHOUT_EFFECT)
         ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
         ignored = ignored or (path == "examine" and key == KEPT)
-        ignored = ignored or (path == "teacher" and key in TEACHER_WITHOUT_EFFECT)
+        ignored = ignored or (path.rpartition(".")[2] in TEACHERS and key in TEACHER_WITHOUT_EFFECT)
         if not ignored:
             found += _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
     return found

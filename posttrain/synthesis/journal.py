@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 from posttrain.errors import SourceError
 from posttrain.runs.files import JsonlLog
+from posttrain.runs.layout import ASKED as ASKED
 from posttrain.synthesis.cost import Meter
 from posttrain.synthesis.teacher import Ask, OnReply, Reply, Teacher
 
-ASKED = "asked.jsonl"
 SYNC_EVERY = 64
 """Answers between two waits for the disk: a power cut loses at most so many, and waiting for each would cost more than
 a fast model does."""

@@ -15,7 +15,7 @@ from posttrain.runs.records.evaluation import (
     SuiteMeanings,
     SuiteScores,
 )
-from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow, YieldLine
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
@@ -39,6 +39,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "alarms.jsonl": Alarm,
     "pairs.jsonl": HeldOutRow,
     "dropped.jsonl": DroppedRow,
+    "yields.jsonl": YieldLine,
     "data.jsonl": CorrectedPair,
     "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,

@@ -10,8 +10,10 @@ from typing import Any
 
 from posttrain.config import Correction, Reward, StageSettings, TrainingStage
 from posttrain.config.base import RowStage
+from posttrain.config.best_of import BestOf
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
+from posttrain.training.stages.best_of import BEST_OF
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.reward import REWARD
@@ -25,6 +27,7 @@ KINDS: Mapping[type[StageSettings], StageKind] = {
     SamplingStage: SAMPLING,
     Correction: CORRECTION,
     Search: SEARCH,
+    BestOf: BEST_OF,
 }
 """The kind of each type of settings, for all types that derive from it; the nearest row counts."""
 
