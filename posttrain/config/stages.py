@@ -21,6 +21,7 @@ from posttrain.config.base import Output, RowStage, StageSettings, require_refer
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.best_of import BestOf
 from posttrain.config.custom import CustomPairwise, CustomTokens
+from posttrain.config.distil import Distil
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
 from posttrain.config.reward_model import (
@@ -330,6 +331,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
     "search": Search,
+    "distil": Distil,
     "best_of": BestOf,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from posttrain.errors import SourceError
 from posttrain.runs.files import JsonlLog
 from posttrain.runs.layout import ASKED as ASKED
+from posttrain.runs.records.logs import AnsweredLine
 from posttrain.synthesis.cost import Meter
 from posttrain.synthesis.teacher import Ask, OnReply, Reply, Teacher
 
@@ -133,7 +134,7 @@ class Journaled:
         if self._log is None:
             self._log = JsonlLog(self.path)
         at = self.path.stat().st_size
-        self._log.append({"teacher": self.teacher.identity, "key": ask.key, "reply": asdict(reply)})
+        self._log.append(AnsweredLine(self.teacher.identity, ask.key, asdict(reply)).to_json())
         self._places[ask.key] = (self.path, at)
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY:

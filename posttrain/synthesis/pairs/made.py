@@ -1,8 +1,8 @@
 """What all ways to make pairs give: pairs with their origins, and what gave none, with the reason.
 
-    made = Made()
-    made.pair(task, chosen="4", rejected="5", origin=Origin("pairs/judged", ...), votes=(2, 0))
-    made.skip(task, "disagreed", text="5")
+made = Made()
+made.pair(task, chosen="4", rejected="5", origin=Origin("pairs/judged", ...), votes=(2, 0))
+made.skip(task, "disagreed", text="5")
 """
 
 from __future__ import annotations

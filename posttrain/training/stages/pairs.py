@@ -96,7 +96,8 @@ def judged(making: Making, settings: Judged) -> None:
             drawing=judge.drawing(settings.verdict),
             policy=making.model,
             standard=settings.standard,
-            sampling=settings.sampling.model_dump(exclude_defaults=True) | {"temperatures": [t for t, _ in settings.ladder]},
+            sampling=settings.sampling.model_dump(exclude_defaults=True)
+            | {"temperatures": [t for t, _ in settings.ladder]},
             seed=making.asked.seed,
             on_reply=judge.on_reply,
         )
@@ -147,9 +148,7 @@ KINDS: Mapping[type[Any], Callable[[Making, Any], None]] = {
 """From a kind's settings to what makes its pairs."""
 
 
-def _answers(
-    making: Making, settings: WithAnswer
-) -> tuple[list[tuple[Task, str]], Callable[[int], Mapping[str, Any]]]:
+def _answers(making: Making, settings: WithAnswer) -> tuple[list[tuple[Task, str]], Callable[[int], Mapping[str, Any]]]:
     """(each prompt with its one answer, what the origin says of who wrote it)."""
     tasks = making.inputs.tasks
     if settings.good == "row":
