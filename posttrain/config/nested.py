@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from posttrain.config.pairs import Critique
 from posttrain.config.rewards import ModelReward
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
@@ -33,6 +34,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Retrieval: ("documents",),
     Demonstrations: ("path",),
     EmbeddingSimilarity: ("model",),
+    Critique: ("principles_file",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it."""
 
@@ -86,7 +88,8 @@ def files_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
     """Every file and folder that its strategies name, with the key's path."""
     for path, found in records_within(record):
         for key in FILE_KEYS.get(type(found), ()):
-            yield (*path, key), getattr(found, key)
+            if isinstance(name := getattr(found, key), str):
+                yield (*path, key), name
 
 
 def model_keys(record: Settings) -> tuple[str, ...]:

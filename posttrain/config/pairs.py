@@ -1,7 +1,7 @@
 """The stage `pairs`: preference pairs that models make, by one of four kinds.
 
 - {name: made, method: pairs, data: tasks.jsonl, make: {kind: best_worst, samples: 8, scorer: {stage: reward}}}
-- {name: made, method: pairs, data: prompts.jsonl, make: {kind: judged, judge: {url: http://localhost:8000/v1, model: m}}}
+- {name: made, method: pairs, data: prompts.jsonl, make: {kind: judged, judge: runs/large/sft/model}}
 - {name: made, method: pairs, data: prompts.jsonl, make: {kind: critique, rounds: 2}}
 - {name: made, method: pairs, data: chats.jsonl, make: {kind: degraded, good: row, flaws: [too_long, rude]}}
 - {method: dpo, data: {stage: made}}
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from posttrain.config.attempts import AttemptSampling, AttemptSettings
 from posttrain.config.base import MakingStage
-from posttrain.config.principles import FLAWS, PRINCIPLES
+from posttrain.config.principles import FLAWS
 from posttrain.config.settings import Gate
 from posttrain.config.strategies.base import AnyScorer
 from posttrain.config.teacher import AnyTeacher, LocalTeacher, TeacherSampling
@@ -83,8 +83,9 @@ class Critique(WithAnswer):
     """Who criticises and revises: `policy`, a model by name or folder, `{stage: NAME}`, or `{url: ..., model: ...}`."""
     writing: TeacherSampling = TeacherSampling()
     """How critiques and revisions are drawn."""
-    principles: tuple[Annotated[str, Field(min_length=1)], ...] = PRINCIPLES
-    """The principles, one sentence each; one is drawn for each round by the seed."""
+    principles: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The principles, one sentence each; one is drawn for each round by the seed. None: those that ship with posttrain
+    (docs/synthesis.md lists them)."""
     principles_file: str | None = None
     """A text file with one principle a line, instead of `principles`; blank lines and lines with # are passed over."""
     rounds: Int = Field(default=1, ge=1)
@@ -92,15 +93,13 @@ class Critique(WithAnswer):
 
     @model_validator(mode="after")
     def _principles_once(self) -> Self:
-        if self.principles_file is not None and self.principles != PRINCIPLES:
+        if self.principles_file is not None and self.principles:
             raise refuse(
                 "`principles` and `principles_file` both say what answers are revised by",
                 path=("principles_file",),
                 found=self.principles_file,
                 remedy="keep one of the two",
             )
-        if not self.principles:
-            raise refuse("there is no principle to revise by", path=("principles",), remedy="leave `principles` out")
         return self
 
 

@@ -24,6 +24,7 @@ from posttrain.config.custom import CustomPairwise, CustomTokens
 from posttrain.config.distil import Distil
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
+from posttrain.config.pairs import Pairs
 from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
@@ -333,6 +334,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "search": Search,
     "distil": Distil,
     "best_of": BestOf,
+    "pairs": Pairs,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

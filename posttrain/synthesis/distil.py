@@ -88,19 +88,12 @@ class Distilled:
         parts = [f"{self.rows:,} rows of {self.answers:,} answers to {self.prompts:,} prompts"]
         parts += [f"dropped: {reasons}"] if reasons else []
         parts += [f"{self.without:,} prompts gave no row"] if self.without else []
-        return "; ".join([*parts, str(self.spent)])
+        return "; ".join(parts)
 
     @property
     def figures(self) -> dict[str, Any]:
         """For stage.json, beside the counts that every stage has."""
-        spent = self.spent
-        figures: dict[str, Any] = {
-            "prompts_without_row": self.without,
-            "teacher_prompt_tokens": spent.prompt_tokens,
-            "teacher_tokens": spent.completion_tokens,
-            "teacher_failures": spent.failures,
-        }
-        figures |= {} if spent.cost is None else {"teacher_cost": spent.cost}
+        figures: dict[str, Any] = {"prompts_without_row": self.without}
         return figures if self.limit is None else {**figures, "stopped_by": self.limit}
 
 

@@ -1,1 +1,1 @@
-"""Preference pairs that models make: the policy's best and worst, judged ones, revisions, and answers spoilt on purpose."""
+"""Preference pairs that models make: its best and worst answers, judged ones, revisions, and spoilt answers."""

@@ -1,10 +1,10 @@
 """The policy's best and worst answer to a prompt, by a score: on-policy pairs, as rounds of DPO take them.
 
-    pair(x) = (y_i, y_j) with the largest s_i - s_j >= margin > 0        Yuan et al. 2024 (2401.10020, section 2.3) and
-                                                                         Pang et al. 2024 (2404.19733, section 2) for n > 1
+    pair(x) = (y_i, y_j) with the largest s_i - s_j >= margin           Yuan et al. 2024, arXiv:2401.10020
+    and further ones, right against wrong                               Pang et al. 2024, arXiv:2404.19733
 
-Equal scores make no pair, whatever the margin: nothing says which of the two is better. Of equal differences the earlier
-draws count.
+Equal scores make no pair, whatever the margin: nothing says which of the two is better. Of equal differences the
+earlier draws count.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ that agree count, and the others are counted as what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +67,17 @@ def judge_meetings(
     drawing: Drawing,
     policy: str,
     standard: str = STANDARD,
-    sampling: Mapping[str, Any] | None = None,
-    seed: int | None = None,
+    sampled: Callable[[Attempt], Mapping[str, Any]] = lambda attempt: {},
     on_reply: OnReply | None = None,
 ) -> None:
     """A pair of every meeting in which both orders agree.
 
     Args:
         policy: who wrote the answers.
-        sampling, seed: how the policy's answers were drawn, for the origin.
+        sampled: (the chosen answer) -> `sampling` and `seed` of its origin.
 
     Raises:
-        RewardError, ConfigError: the judge answers nothing at all.
+        EngineError, ConfigError: the judge answers nothing at all.
     """
     asks = [ask for meeting in due for ask in meeting.asks(standard, drawing)]
     replies = judge.ask(asks, on_reply)
@@ -93,10 +92,9 @@ def judge_meetings(
             "pairs/judged",
             model=policy,
             source=str(meeting.task.row),
-            sampling=dict(sampling or {}),
-            seed=seed,
             scores={"agreement": 1.0},
             details={"judge": judge.name, "standard": standard, "verdicts": [forth.text, back.text]},
+            **sampled(chosen),
         )
         made.pair(meeting.task, chosen=chosen.text, rejected=rejected.text, origin=origin, votes=(2, 0))
 

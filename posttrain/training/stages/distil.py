@@ -13,15 +13,12 @@ from posttrain.inference.scorers import Scorers
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
-from posttrain.runs.folder import EARLIER, StageFolder
 from posttrain.runs.records.stage import DataCounts
 from posttrain.synthesis.distil import answer_prompts
-from posttrain.synthesis.journal import ASKED
-from posttrain.synthesis.teacher import Reply
-from posttrain.synthesis.teachers import teacher_of
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 from posttrain.training.stages.policy_asked import Prompts, made_counts, prompts_of, with_some_answer
+from posttrain.training.stages.teaching import teaching
 
 
 def make_rows(ctx: StageContext[Distil], inputs: Prompts) -> DataCounts:
@@ -35,55 +32,36 @@ def make_rows(ctx: StageContext[Distil], inputs: Prompts) -> DataCounts:
     """
     stage, folder = ctx.stage, ctx.folder
     ctx.say(*inputs.notes)
-    answers = ctx.answers
     modules = None if stage.modules is None else Path(stage.modules)
+    device = device_of(ctx.answers.device if ctx.answers else "auto").type
     total = len(inputs.tasks) * stage.answers_per_prompt
     with (
-        Scorers(modules, device=device_of(answers.device if answers else "auto").type) as scorers,
-        teacher_of(
-            stage.teacher,
-            journal=folder.path / ASKED,
-            earlier=earlier_journals(folder),
-            policy=ctx.start,
-            encoding=None if answers is None else answers.encoding,
-            say=ctx.progress.say,
-        ) as teacher,
-        ctx.progress.phase(f"{folder.name}: answers", total=total, unit="answers") as phase,
+        Scorers(modules, device=device) as scorers,
+        teaching(ctx, stage.teacher, title=f"{folder.name}: answers", total=total) as asked,
     ):
-
-        def show(_: int, reply: Reply) -> None:
-            phase.advance(1, tokens=reply.completion_tokens, note=teacher.spent.note())
-
         made = answer_prompts(
             inputs.tasks,
-            teacher,
+            asked.teacher,
             stage,
             folder.path,
             seed=stream_seed(ctx.seed, "sampling"),
             scorers=scorers,
             special=_special(ctx),
-            on_reply=show,
+            on_reply=asked.on_reply,
         )
-    ctx.say(f"{teacher.name}: {made}")
+    ctx.say(str(made))
     if made.limit is not None:
         ctx.say(f"no more was asked: {made.limit}; raise it and run again, and what was answered is not asked twice")
     return made_counts(
         read=inputs.read,
         kept=made.rows,
         dropped=dict(made.dropped),
-        tokens=teacher.spent.completion_tokens,
+        tokens=made.spent.completion_tokens,
         answers=made.answers,
         prompts=made.prompts,
         notes=(str(made),),
-        more=made.figures,
+        more=made.figures | asked.spent,
     )
-
-
-def earlier_journals(folder: StageFolder) -> list[Path]:
-    """Those of the stage's earlier results, the oldest first: other filters over the same answers ask nobody."""
-    beside = folder.path.parent.glob(f"{folder.name}.*")
-    found = [(int(match[2]), path) for path in beside if (match := EARLIER.fullmatch(path.name)) is not None]
-    return [path / ASKED for _, path in sorted(found)]
 
 
 def _special(ctx: StageContext[Distil]) -> Pattern[str] | None:

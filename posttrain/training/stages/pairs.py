@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.attempts import AttemptSettings
-from posttrain.config.pairs import BestWorst, Critique, Degraded, Judged, Pairs, WithAnswer
+from posttrain.config.pairs import BestWorst, Critique, Degraded, Judged, Pairs, PairsSettings, WithAnswer
+from posttrain.config.principles import PRINCIPLES
+from posttrain.config.strategies.base import ScorerSettings
+from posttrain.config.teacher import TeacherSettings
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError, RowError
-from posttrain.inference.asked import Asked
 from posttrain.inference.lines import write_trees
 from posttrain.inference.named import named_content
 from posttrain.inference.solution import Solution
@@ -23,11 +26,12 @@ from posttrain.synthesis.pairs.critique import revise_answers
 from posttrain.synthesis.pairs.degraded import spoil_answers
 from posttrain.synthesis.pairs.judged import judge_meetings, meetings
 from posttrain.synthesis.pairs.made import REASON_TEXTS, Made
+from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_made
 from posttrain.training.stages.correction_pairs import stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 from posttrain.training.stages.policy_asked import Prompts, made_counts, policy_asked, prompts_of, with_some_answer
-from posttrain.training.stages.teaching import Teaching, teaching
+from posttrain.training.stages.teaching import Teaching, drawing_of, teaching
 from posttrain.types import Task
 
 TREES = "trees.jsonl"
@@ -35,14 +39,15 @@ TREES = "trees.jsonl"
 
 @dataclass(slots=True)
 class Making:
-    """What the kinds work with: the stage, the policy, and what has come out so far."""
+    """What the kinds work with: the stage, its prompts, and what has come out so far."""
 
     ctx: StageContext[Pairs]
     inputs: Prompts
-    asked: Asked
     made: Made = field(default_factory=Made)
     solutions: list[Solution] = field(default_factory=list)
     """The policy's own answers, where it was asked for any."""
+    special: Any = None
+    """What names a special token of the policy; set by `draw`."""
     spent: Mapping[str, Any] = field(default_factory=dict)
     """Of the teacher: its tokens, and its cost where that is known."""
 
@@ -51,25 +56,33 @@ class Making:
         return str(self.ctx.start)
 
     @property
-    def special(self) -> Any:
-        return self.asked.encoder.tokens.special_pattern(self.asked.encoder.template.stop_texts)
+    def seed(self) -> int:
+        """Of the policy's draws."""
+        return stream_seed(self.ctx.seed, "sampling")
 
-    def draw(self, drawing: AttemptSettings, scorer: Any = None) -> list[list[Attempt]]:
-        """The policy's answers to each prompt."""
+    def draw(self, drawing: AttemptSettings | None, scorer: ScorerSettings | None = None) -> list[list[Attempt]]:
+        """The policy's answers to each prompt; None: it is loaded for its tokenizer alone.
+
+        It is out of memory again when this returns: a teacher may need the room.
+        """
         ctx, tasks = self.ctx, self.inputs.tasks
-        with ctx.progress.phase(f"{ctx.folder.name}: answers", total=len(tasks), unit="prompts") as phase:
-            self.solutions = draw_attempts(
-                self.asked,
-                tasks,
-                drawing,
-                scorer,
-                label=ctx.stage.make.kind,
-                on_solution=lambda _, solution: phase.advance(1, tokens=solution.spent.sampled),
-            )
+        with policy_asked(ctx) as asked:
+            self.special = asked.encoder.tokens.special_pattern(asked.encoder.template.stop_texts)
+            if drawing is None:
+                return []
+            with ctx.progress.phase(f"{ctx.folder.name}: answers", total=len(tasks), unit="prompts") as phase:
+                self.solutions = draw_attempts(
+                    asked,
+                    tasks,
+                    drawing,
+                    scorer,
+                    label=ctx.stage.make.kind,
+                    on_solution=lambda _, solution: phase.advance(1, tokens=solution.spent.sampled),
+                )
         return [attempts_of(solution, scorer, self.special) for solution in self.solutions]
 
-    def teaching(self, settings: Any, what: str, total: int) -> Any:
-        return teaching(self.ctx, settings, self.asked, title=f"{self.ctx.folder.name}: {what}", total=total)
+    def teaching(self, settings: TeacherSettings, what: str, total: int) -> AbstractContextManager[Teaching]:
+        return teaching(self.ctx, settings, title=f"{self.ctx.folder.name}: {what}", total=total)
 
 
 # ---------------------------------------------------------------- the kinds
@@ -78,7 +91,7 @@ class Making:
 def best_worst(making: Making, settings: BestWorst) -> None:
     drawn = making.draw(settings, settings.scorer)
     for task, attempts in zip(making.inputs.tasks, drawn, strict=True):
-        pair_best_and_worst(making.made, task, attempts, settings, model=making.model, seed=making.asked.seed)
+        pair_best_and_worst(making.made, task, attempts, settings, model=making.model, seed=making.seed)
 
 
 def judged(making: Making, settings: Judged) -> None:
@@ -93,12 +106,10 @@ def judged(making: Making, settings: Judged) -> None:
             making.made,
             due,
             judge.teacher,
-            drawing=judge.drawing(settings.verdict),
+            drawing=drawing_of(settings.verdict),
             policy=making.model,
             standard=settings.standard,
-            sampling=settings.sampling.model_dump(exclude_defaults=True)
-            | {"temperatures": [t for t, _ in settings.ladder]},
-            seed=making.asked.seed,
+            sampled=lambda attempt: {"sampling": sampled_as(settings, attempt), "seed": making.seed},
             on_reply=judge.on_reply,
         )
         making.spent = judge.spent
@@ -113,7 +124,7 @@ def critique(making: Making, settings: Critique) -> None:
             critic.teacher,
             principles_of(settings),
             rounds=settings.rounds,
-            drawing=critic.drawing(settings.writing),
+            drawing=drawing_of(settings.writing),
             seed=making.ctx.seed,
             wrote=wrote,
             on_reply=critic.on_reply,
@@ -130,7 +141,7 @@ def degraded(making: Making, settings: Degraded) -> None:
             answers,
             writer.teacher,
             settings.texts,
-            drawing=writer.drawing(settings.writing),
+            drawing=drawing_of(settings.writing),
             seed=making.ctx.seed,
             wrote=wrote,
             on_reply=writer.on_reply,
@@ -139,7 +150,7 @@ def degraded(making: Making, settings: Degraded) -> None:
         making.spent = writer.spent
 
 
-KINDS: Mapping[type[Any], Callable[[Making, Any], None]] = {
+MAKERS: Mapping[type[PairsSettings], Callable[[Making, Any], None]] = {
     BestWorst: best_worst,
     Judged: judged,
     Critique: critique,
@@ -152,6 +163,7 @@ def _answers(making: Making, settings: WithAnswer) -> tuple[list[tuple[Task, str
     """(each prompt with its one answer, what the origin says of who wrote it)."""
     tasks = making.inputs.tasks
     if settings.good == "row":
+        making.draw(None)
         return [(task, str(task.answer)) for task in tasks], lambda _: {}
     drawing = AttemptSettings(samples=1, sampling=settings.sampling)
     fit: list[tuple[Task, Attempt]] = []
@@ -163,7 +175,7 @@ def _answers(making: Making, settings: WithAnswer) -> tuple[list[tuple[Task, str
 
     def wrote(place: int) -> Mapping[str, Any]:
         sampling = sampled_as(drawing, fit[place][1])
-        return {"model": making.model, "sampling": sampling, "seed": making.asked.seed}
+        return {"model": making.model, "sampling": sampling, "seed": making.seed}
 
     return [(task, attempt.text) for task, attempt in fit], wrote
 
@@ -175,7 +187,7 @@ def principles_of(settings: Critique) -> Sequence[str]:
         ConfigError: the file holds none, or is no text.
     """
     if settings.principles_file is None:
-        return settings.principles
+        return settings.principles or PRINCIPLES
     path = Path(settings.principles_file)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -237,9 +249,8 @@ def make_pairs(ctx: StageContext[Pairs], inputs: Prompts) -> DataCounts:
     """
     stage, folder = ctx.stage, ctx.folder
     ctx.say(*inputs.notes)
-    with policy_asked(ctx) as asked:
-        making = Making(ctx, inputs, asked)
-        KINDS[type(stage.make)](making, stage.make)
+    making = Making(ctx, inputs)
+    MAKERS[type(stage.make)](making, stage.make)
     made, solutions = making.made, making.solutions
     if solutions and (left_out := write_trees(folder.path / TREES, solutions, [None] * len(solutions))):
         ctx.say(f"{left_out:,} prompts are not in {TREES}, which would have grown too large")

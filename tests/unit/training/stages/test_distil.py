@@ -23,9 +23,9 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.logs import AnsweredLine, YieldLine
 from posttrain.training.identity import identity_of_recipe
 from posttrain.training.pipeline import check_recipe, run_recipe
-from posttrain.training.stages.distil import earlier_journals
 from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.speech import answer_settings
+from posttrain.training.stages.teaching import earlier_journals
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.teacher_server import TeacherServer, asked
 
@@ -77,7 +77,8 @@ def test_a_run_writes_rows_records_and_figures(server: TeacherServer, model: Pat
     assert record.data.more["teacher_prompt_tokens"] == 60 and record.data.more["prompts_without_row"] == 0
     assert len(folder.lines(YieldLine)) == 6 and len(folder.lines(AnsweredLine)) == 6
     assert len(read_jsonl(folder.path / "data.jsonl")) == 6
-    assert any("6 rows of 6 answers to 6 prompts" in line and "cost 0.00012" in line for line in shown.lines)
+    assert "answers: 6 rows of 6 answers to 6 prompts" in shown.lines
+    assert any(line.startswith("answers: big: 6 answers") and "cost 0.00012" in line for line in shown.lines)
 
 
 def test_what_is_done_is_not_asked_again_and_other_filters_ask_nobody(
