@@ -17,6 +17,7 @@ from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, Tra
 from posttrain.config.best_of import BestOf
 from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.custom import CustomStage
+from posttrain.config.distil import Distil, DistilFilters
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
@@ -40,6 +41,7 @@ from posttrain.config.stages import (
 from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.config.strategies import base as strategy_base
 from posttrain.config.strategies.demonstrations import AnySimilarity, Demonstrations
+from posttrain.config.teacher import AnyTeacher, Price, TeacherSampling
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
@@ -165,6 +167,7 @@ def recipe_reference() -> str:
         f"{inspect.cleandoc(Search.__doc__ or '')}\n",
         table(Search, leave_out=("method",)),
         *best_of_and_pairs(),
+        *distilling(),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -180,6 +183,24 @@ def recipe_reference() -> str:
         names(),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def distilling() -> list[str]:
+    """A teacher's answers as rows, and the teachers of every stage that has one."""
+    return [
+        "## A teacher's answers as data: `method: distil`\n",
+        f"{inspect.cleandoc(Distil.__doc__ or '')} [synthesis.md](synthesis.md) says more.\n",
+        table(Distil, leave_out=("method",)),
+        *group("filters", DistilFilters),
+        "Who is asked, by `kind`, which the keys themselves say; a name or a path alone is a model of this machine:\n",
+        *[
+            part
+            for record in records_in(AnyTeacher)
+            for part in group(f"teacher: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+        *group("price", Price),
+        *group("sampling of a teacher", TeacherSampling),
+    ]
 
 
 def best_of_and_pairs() -> list[str]:

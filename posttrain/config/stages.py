@@ -21,6 +21,7 @@ from posttrain.config.base import Output, RowStage, StageSettings, require_refer
 from posttrain.config.base import TrainingStage as TrainingStage
 from posttrain.config.best_of import BestOf
 from posttrain.config.custom import CustomPairwise, CustomTokens
+from posttrain.config.distil import Distil
 from posttrain.config.fields import parameter_field
 from posttrain.config.online import SAMPLING_STAGES
 from posttrain.config.pairs import Pairs
@@ -331,6 +332,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     **SAMPLING_STAGES,
     "correction": Correction,
     "search": Search,
+    "distil": Distil,
     "best_of": BestOf,
     "pairs": Pairs,
 }

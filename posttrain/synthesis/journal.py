@@ -15,16 +15,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from posttrain.errors import SourceError
 from posttrain.runs.files import JsonlLog
 from posttrain.runs.layout import ASKED as ASKED
-from posttrain.synthesis.teacher import Ask, IdentifiedTeacher, OnReply, Reply
+from posttrain.runs.records.logs import AnsweredLine
+from posttrain.synthesis.cost import Meter
+from posttrain.synthesis.teacher import Ask, OnReply, Reply, Teacher
 
 SYNC_EVERY = 64
 """Answers between two waits for the disk: a power cut loses at most so many, and waiting for each would cost more than
 a fast model does."""
+
+
+class IdentifiedTeacher(Teacher, Protocol):
+    """A teacher whose answers can be kept and counted."""
+
+    @property
+    def identity(self) -> str:
+        """Of what answers: its weights and template, or its address and name. Another one, another answer."""
+        ...
+
+    @property
+    def spent(self) -> Meter:
+        """What its answers cost so far, those of a journal too."""
+        ...
 
 
 class Journaled:
@@ -57,7 +73,7 @@ class Journaled:
         return self.teacher.identity
 
     @property
-    def spent(self) -> object:
+    def spent(self) -> Meter:
         return self.teacher.spent
 
     def known(self, ask: Ask) -> Reply | None:
@@ -118,7 +134,7 @@ class Journaled:
         if self._log is None:
             self._log = JsonlLog(self.path)
         at = self.path.stat().st_size
-        self._log.append({"teacher": self.teacher.identity, "key": ask.key, "reply": asdict(reply)})
+        self._log.append(AnsweredLine(self.teacher.identity, ask.key, asdict(reply)).to_json())
         self._places[ask.key] = (self.path, at)
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY:
@@ -130,7 +146,7 @@ class Journaled:
         self._unsynced = 0
 
     def _index(self, path: Path) -> None:
-        """Where each answer stands: the texts stay on disk, since a stage may ask hundreds of thousands of questions."""
+        """Where each answer stands: the texts stay on disk, since a stage may ask a hundred thousand questions."""
         if not path.is_file():
             return
         at = 0

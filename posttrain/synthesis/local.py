@@ -3,7 +3,8 @@
     teacher = LocalModel("smollm2-135m-instruct", say=print)
     teacher.ask([Ask((Message("user", "2 + 2?"),), Drawing(temperature=0))])
 
-The model is loaded with the first question that has to be asked: a run that finds all answers in its journal loads none.
+The model is loaded with the first question that has to be asked: a run that finds all answers in its journal loads
+none.
 """
 
 from __future__ import annotations

@@ -12,12 +12,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from posttrain.types import Message
-
-if TYPE_CHECKING:
-    from posttrain.synthesis.cost import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +82,6 @@ class Teacher(Protocol):
             EngineError, ConfigError: nobody answers at all, or the teacher refuses who asks. What was answered by then
                 was given to `on_reply`.
         """
-        ...
-
-
-class IdentifiedTeacher(Teacher, Protocol):
-    """A teacher whose answers can be kept and counted."""
-
-    @property
-    def identity(self) -> str:
-        """Of what answers: its weights and template, or its address and name. Another one, another answer."""
-        ...
-
-    @property
-    def spent(self) -> Meter:
-        """What its answers cost so far, those of a journal too."""
         ...
 
 

@@ -15,9 +15,8 @@ from posttrain.errors import ConfigError
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.synthesis.cost import Meter
 from posttrain.synthesis.endpoint import EndpointModel
-from posttrain.synthesis.journal import Journaled
+from posttrain.synthesis.journal import IdentifiedTeacher, Journaled
 from posttrain.synthesis.local import LocalModel
-from posttrain.synthesis.teacher import IdentifiedTeacher
 
 
 def teacher_of(

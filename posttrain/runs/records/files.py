@@ -15,7 +15,16 @@ from posttrain.runs.records.evaluation import (
     SuiteMeanings,
     SuiteScores,
 )
-from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow, YieldLine
+from posttrain.runs.records.logs import (
+    Alarm,
+    AnsweredLine,
+    CorrectedPair,
+    DroppedRow,
+    HeldOutRow,
+    MetricsLine,
+    WatchedRow,
+    YieldLine,
+)
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
@@ -40,6 +49,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "pairs.jsonl": HeldOutRow,
     "dropped.jsonl": DroppedRow,
     "yields.jsonl": YieldLine,
+    "asked.jsonl": AnsweredLine,
     "data.jsonl": CorrectedPair,
     "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,

@@ -11,11 +11,13 @@ from typing import Any
 from posttrain.config import Correction, Reward, StageSettings, TrainingStage
 from posttrain.config.base import RowStage
 from posttrain.config.best_of import BestOf
+from posttrain.config.distil import Distil
 from posttrain.config.online import SamplingStage
 from posttrain.config.pairs import Pairs
 from posttrain.config.search import Search
 from posttrain.training.stages.best_of import BEST_OF
 from posttrain.training.stages.correction import CORRECTION
+from posttrain.training.stages.distil import DISTIL
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.pairs import PAIRS
 from posttrain.training.stages.reward import REWARD
@@ -29,6 +31,7 @@ KINDS: Mapping[type[StageSettings], StageKind] = {
     SamplingStage: SAMPLING,
     Correction: CORRECTION,
     Search: SEARCH,
+    Distil: DISTIL,
     BestOf: BEST_OF,
     Pairs: PAIRS,
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.config.teacher import TeacherSampling, TeacherSettings
+from posttrain.runs.folder import EARLIER, StageFolder
 from posttrain.synthesis.journal import ASKED, Journaled
 from posttrain.synthesis.teacher import Drawing, OnReply
 from posttrain.synthesis.teachers import teacher_of
@@ -51,13 +53,29 @@ def teaching(ctx: StageContext[Any], settings: TeacherSettings, *, title: str, t
     """
     ctx.folder.path.mkdir(parents=True, exist_ok=True)
     encoding = None if ctx.answers is None else ctx.answers.encoding
-    journal = ctx.folder.path / ASKED
     with (
-        teacher_of(settings, journal=journal, policy=ctx.start, encoding=encoding, say=ctx.progress.say) as teacher,
+        teacher_of(
+            settings,
+            journal=ctx.folder.path / ASKED,
+            earlier=earlier_journals(ctx.folder),
+            policy=ctx.start,
+            encoding=encoding,
+            say=ctx.progress.say,
+        ) as teacher,
         ctx.progress.phase(title, total=total, unit="answers") as phase,
     ):
-        yield Teaching(teacher, lambda _, reply: phase.advance(1, tokens=reply.completion_tokens))
+        yield Teaching(
+            teacher,
+            lambda _, reply: phase.advance(1, tokens=reply.completion_tokens, note=teacher.spent.note() or None),
+        )
     ctx.say(f"{teacher.name}: {teacher.spent}")
+
+
+def earlier_journals(folder: StageFolder) -> list[Path]:
+    """Those of the stage's earlier results, the oldest first: other filters over the same answers ask nobody."""
+    beside = folder.path.parent.glob(f"{folder.name}.*")
+    found = [(int(match[2]), path) for path in beside if (match := EARLIER.fullmatch(path.name)) is not None]
+    return [path / ASKED for _, path in sorted(found)]
 
 
 def drawing_of(sampling: TeacherSampling) -> Drawing:

@@ -1,4 +1,4 @@
-"""A teacher behind an endpoint, against a fake server: what is sent, what is read, what is retried, and what ends all."""
+"""A teacher behind an endpoint, against a fake server: what is sent, read and retried, and what ends all."""
 
 from __future__ import annotations
 
