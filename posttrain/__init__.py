@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from posttrain.models.tree.logprobs import Policy
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
+    from posttrain.synthesis.distil import distil
     from posttrain.training.pipeline import check_recipe, run_recipe
     from posttrain.training.run_result import Run
     from posttrain.training.session import load, train
@@ -136,6 +137,7 @@ _HOMES = {
     "TreeOfThoughts": "posttrain.config.strategies",
     "audit": "posttrain.auditing",
     "check_recipe": "posttrain.training.pipeline",
+    "distil": "posttrain.synthesis.distil",
     "encode": "posttrain.data.store",
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
@@ -205,6 +207,7 @@ __all__ = [
     "TreeOfThoughts",
     "audit",
     "check_recipe",
+    "distil",
     "encode",
     "load",
     "load_recipe",

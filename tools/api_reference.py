@@ -90,6 +90,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "PTuning",
         "Continue",
     ),
+    "Rows that models make": ("distil",),
     "After a run": ("samples", "write_report"),
     "Models at work": ("Policy", "RewardModel"),
     "Spend compute on an answer": (

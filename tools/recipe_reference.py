@@ -12,9 +12,12 @@ from pydantic.fields import FieldInfo
 
 from posttrain.config import online, scores, select, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
+from posttrain.config.attempts import AttemptSampling
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
+from posttrain.config.best_of import BestOf
 from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.custom import CustomStage
+from posttrain.config.distil import Distil, DistilFilters
 from posttrain.config.diversity import AnyDiversity
 from posttrain.config.embeddings import AnyEmbedding
 from posttrain.config.engines import ENGINES
@@ -24,6 +27,7 @@ from posttrain.config.merge_methods import MERGE_METHODS
 from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSettings, MergeSource, WeightSearch
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
+from posttrain.config.pairs import AnyPairs, Pairs
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.search import Search
@@ -41,6 +45,7 @@ from posttrain.config.stages import (
 from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.config.strategies import base as strategy_base
 from posttrain.config.strategies.demonstrations import AnySimilarity, Demonstrations
+from posttrain.config.teacher import AnyTeacher, Price, TeacherSampling
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
@@ -168,6 +173,8 @@ def recipe_reference() -> str:
         "## Models into one: `method: merge`\n",
         *merges(),
         *selections(),
+        *best_of_and_pairs(),
+        *distilling(),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -183,6 +190,42 @@ def recipe_reference() -> str:
         names(),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def distilling() -> list[str]:
+    """A teacher's answers as rows, and the teachers of every stage that has one."""
+    return [
+        "## A teacher's answers as data: `method: distil`\n",
+        f"{inspect.cleandoc(Distil.__doc__ or '')} [synthesis.md](synthesis.md) says more.\n",
+        table(Distil, leave_out=("method",)),
+        *group("filters", DistilFilters),
+        "Who is asked, by `kind`, which the keys themselves say; a name or a path alone is a model of this machine:\n",
+        *[
+            part
+            for record in records_in(AnyTeacher)
+            for part in group(f"teacher: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+        *group("price", Price),
+        *group("sampling of a teacher", TeacherSampling),
+    ]
+
+
+def best_of_and_pairs() -> list[str]:
+    """The stages that make rows of the policy's own answers; docs/synthesis.md shows them at work."""
+    return [
+        "## The policy's own best answers as data: `method: best_of`\n",
+        f"{inspect.cleandoc(BestOf.__doc__ or '')}\n",
+        table(BestOf, leave_out=("method",)),
+        *group("sampling of attempts", AttemptSampling),
+        "## Pairs that models make: `method: pairs`\n",
+        f"{inspect.cleandoc(Pairs.__doc__ or '')}\n",
+        table(Pairs, leave_out=("method",)),
+        *[
+            part
+            for record in records_in(AnyPairs)
+            for part in group(f"make: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+    ]
 
 
 def strategies() -> list[str]:

@@ -103,6 +103,16 @@ class StageSettings(Settings):
         return self
 
 
+class MakingStage(StageSettings):
+    """What every stage has that asks models for rows. It trains nothing; the models and files that it names, and the
+    `scorer: {stage: NAME}` of it, are found wherever they stand among its keys."""
+
+    OUTPUTS: ClassVar[Output] = "data"
+
+    modules: str | None = None
+    """Folder in which functions are looked for first; the recipe's own if absent."""
+
+
 class TrainingStage(StageSettings):
     """What every stage that trains has, whether its rows come from a file or are sampled while it trains."""
 

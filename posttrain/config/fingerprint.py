@@ -19,6 +19,8 @@ from posttrain.runs.differences import (
     ENGINE_WITH_EFFECT,
     EXPORT_WITHOUT_EFFECT,
     KEPT,
+    TEACHER_WITHOUT_EFFECT,
+    TEACHERS,
     WITHOUT_EFFECT,
     Difference,
     setting_differences,
@@ -60,6 +62,11 @@ def stage_fingerprint(
     for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):
         for key in keys:
             settings.get(group, {}).pop(key, None)
+    for group in (settings, settings.get("make") or {}):
+        for name in TEACHERS:
+            if isinstance(teacher := group.get(name), dict):
+                for key in TEACHER_WITHOUT_EFFECT:
+                    teacher.pop(key, None)
     inputs = {"version": VERSION, "stage": settings, "data": list(data), "start_model": start_model, "seed": seed}
     # Only a share is drawn. And where both seeds are equal the split is the one of older runs, which had one seed for
     # both: their finished stages keep their hash.

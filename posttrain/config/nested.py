@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
+from posttrain.config.pairs import Critique
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
 from posttrain.config.strategies import CritiqueBy, Retrieval
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.strategies.demonstrations import Demonstrations, EmbeddingSimilarity
+from posttrain.config.teacher import LocalTeacher
 from posttrain.config.values import Settings
 from posttrain.data.sources.shipped import is_evaluation_set
 
@@ -33,6 +35,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     **dict.fromkeys((MergeSource, *MODEL_RECORDS.values()), ("model",)),
     SelectSettings: ("tokenizer",),
     Select: ("tokenizer",),
+    LocalTeacher: ("model",),
 }
 """Keys that name a model: a catalogue name, a folder or a hub id. A record that has one has a row here."""
 FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
@@ -41,6 +44,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     EmbeddingSimilarity: ("model",),
     SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
+    Critique: ("principles_file",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""
@@ -99,7 +103,7 @@ def files_within(record: Settings) -> Iterator[tuple[KeyPath, str]]:
             if isinstance(value, tuple):
                 # A list may name evaluation sets that come along: what those hold changes with the version alone.
                 yield from (((*path, key, at), name) for at, name in enumerate(value) if not is_evaluation_set(name))
-            else:
+            elif value is not None:
                 yield (*path, key), value
 
 
@@ -113,6 +117,18 @@ def scorers_of(record: Settings) -> Iterator[tuple[KeyPath, RewardModelScorer]]:
     for path, found in records_within(record):
         if isinstance(found, RewardModelScorer):
             yield path, found
+
+
+def teachers_of(record: Settings) -> Iterator[tuple[KeyPath, LocalTeacher]]:
+    """The models of this machine that are asked to write rows for it, with their paths."""
+    for path, found in records_within(record):
+        if isinstance(found, LocalTeacher):
+            yield path, found
+
+
+def with_teachers(record: S, change: Callable[[LocalTeacher], LocalTeacher]) -> S:
+    """The record with the settings of its local teachers changed."""
+    return changed_within(record, lambda found, _: change(found) if isinstance(found, LocalTeacher) else found)
 
 
 def with_scorers(record: S, change: Callable[[RewardModelScorer], RewardModelScorer]) -> S:

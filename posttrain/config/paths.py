@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import posttrain.errors as errors
+from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.custom import CustomPairwise, CustomStage, CustomTokens
 from posttrain.config.engines import VLLMServedSettings
@@ -26,7 +27,6 @@ from posttrain.config.nested import FILE_KEYS, changed_within, model_keys, model
 from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
-from posttrain.config.search import Search
 from posttrain.config.select import Select
 from posttrain.config.settings import Data
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
@@ -94,7 +94,7 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in recipe.stages:
         if isinstance(teacher := vars(stage).get("teacher"), str):
             yield f"{stage.name}.teacher", teacher
-        if isinstance(stage, Search | Merge | Select):
+        if isinstance(stage, MakingStage | Merge | Select):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
         if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
@@ -118,7 +118,7 @@ class _Files:
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})
-        if isinstance(stage, Search):
+        if isinstance(stage, MakingStage):
             stage = self._strategies_of(stage, here)
             changes["modules"] = self._modules(stage.modules, (*here, "modules"))
         if isinstance(stage, Merge | Select):
@@ -165,7 +165,7 @@ class _Files:
                 value = getattr(found, key)
                 if isinstance(value, tuple):
                     changes[key] = tuple(self._set(name, (*path, key, at)) for at, name in enumerate(value))
-                else:
+                elif value is not None:
                     changes[key] = self._file(value, (*path, key), local=True)
             if isinstance(found, RewardsScorer | AnswerEquality):
                 changes["modules"] = self._modules(found.modules, (*path, "modules"))

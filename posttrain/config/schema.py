@@ -11,13 +11,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from posttrain.config.base import MakingStage
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
 from posttrain.config.lineage import START, check_starts
 from posttrain.config.merging import Merge, MergeSource, sources_in
-from posttrain.config.nested import scorers_of
+from posttrain.config.nested import scorers_of, teachers_of
 from posttrain.config.online import SamplingStage
-from posttrain.config.search import Search
 from posttrain.config.select import Select
 from posttrain.config.settings import Data
 from posttrain.config.stages import STAGES, Stage, StageSettings
@@ -121,13 +121,16 @@ class Recipe(Settings):
                 )
             for key, data in data_of(stage).items():
                 _check_source(data, before, ("stages", index, key))
-            for inner, scorer in scorers_of(stage) if isinstance(stage, Search) else ():
+            for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
             for inner, source in sources_in(stage):
                 _check_merged(source, before, ("stages", index, *inner, "stage"))
             if isinstance(stage, Merge) and stage.search is not None:
                 _check_suite(stage.search.suite, self.evaluate, ("stages", index, "search", "suite"))
+            for inner, teacher in teachers_of(stage) if isinstance(stage, MakingStage) else ():
+                if teacher.stage is not None:
+                    _check_teacher(teacher.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
         check_starts(self.stages)
@@ -210,6 +213,18 @@ def _check_twin(data: Data, stage: StageSettings, path: tuple[str | int, ...]) -
             f"`{stage.name}` writes no random rows of as many tokens",
             path=(*path, "rows"),
             remedy=f"write `token_twin: true` in `{stage.name}`, or `rows: random`",
+        )
+
+
+def _check_teacher(name: str, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+    policies = [stage.name for stage in before.values() if stage.OUTPUTS == "policy" and stage.keeps_output]
+    if name not in policies:
+        raise refuse(
+            f"no earlier stage named `{name}` writes a policy that could be asked",
+            path=path,
+            found=name,
+            expected=f"one of {', '.join(policies)}" if policies else "a stage before this one that trains a policy",
+            remedy="name such a stage, write `{model: FOLDER}`, or `policy` for what the stage starts from",
         )
 
 

@@ -6,20 +6,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import Output, StageSettings
+from posttrain.config.base import MakingStage
 from posttrain.config.strategies import AnyStrategy
 from posttrain.config.strategies.base import AnyScorer, LogProbScorer, ScorerSettings
 from posttrain.config.values import Float, refuse
 
 
-class Search(StageSettings):
+class Search(MakingStage):
     """Answer prompts with a strategy of test-time compute, and keep what it found as rows. Trains nothing."""
-
-    OUTPUTS: ClassVar[Output] = "data"
 
     method: Literal["search"] = "search"
     """Spend compute on each prompt and keep what comes of it."""
@@ -32,8 +30,6 @@ class Search(StageSettings):
     """Who judges the answers for that; null: the strategy's own scorer."""
     least_score: Float | None = None
     """Winners with a lower score make no row. For `steps`: the score from which on an answer is right."""
-    modules: str | None = None
-    """Folder in which functions are looked for first; the recipe's own if absent."""
 
     @property
     def judge(self) -> ScorerSettings | None:

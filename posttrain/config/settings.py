@@ -221,10 +221,13 @@ class PreflightSettings(Settings):
         return {"mode": value} if isinstance(value, str) else value
 
 
+Gate = Literal["stop", "warn", "off"]
+
+
 class Audit(Settings):
     """What is asked of the rows before they are encoded; docs/audit.md has the checks."""
 
-    on_error: Literal["stop", "warn", "off"] = "stop"
+    on_error: Gate = "stop"
     """Whether a finding of severity `error` stops the stage, before a model is loaded. `off`: no check runs."""
 
 

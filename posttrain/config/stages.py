@@ -19,10 +19,13 @@ from pydantic import Field, create_model, model_validator
 from posttrain.arguments import checked_text
 from posttrain.config.base import Output, RowStage, StageSettings, require_reference_fits
 from posttrain.config.base import TrainingStage as TrainingStage
+from posttrain.config.best_of import BestOf
 from posttrain.config.custom import CustomPairwise, CustomTokens
+from posttrain.config.distil import Distil
 from posttrain.config.fields import parameter_field
 from posttrain.config.merging import Merge
 from posttrain.config.online import SAMPLING_STAGES
+from posttrain.config.pairs import Pairs
 from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
@@ -333,6 +336,9 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "search": Search,
     "merge": Merge,
     "select": Select,
+    "distil": Distil,
+    "best_of": BestOf,
+    "pairs": Pairs,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

@@ -21,7 +21,7 @@ from posttrain.report.panels import (
 from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
-from posttrain.runs.read import SEARCH, Stage
+from posttrain.runs.read import Stage
 from posttrain.runs.records.budget import SolutionLine
 from posttrain.runs.records.logs import WatchedRow
 from posttrain.runs.records.stage import DataCounts
@@ -219,10 +219,12 @@ def _data_said(stage: Stage) -> Iterator[str]:
     truncated, read = data.truncated_by_reason, data.read
     if data.answers is not None:
         yield f"{count(data.answers)} answers to {count(data.prompts)} prompts were sampled."
-        if stage.method != SEARCH:
+        if data.truncated_answers is not None:
             yield f"{count(data.truncated_answers)} of the rejected ones were cut at the limit."
     elif read is not None:
         yield f"{count(read)} rows were read."
+    if data.prompts is not None:  # of a stage that made rows: what it said of them when it ended
+        yield from (sentence(note) for note in data.notes)
     cut = sum(truncated.values())
     if cut:
         reasons = ", ".join(f"{reason.replace('_', ' ')} {count(rows)}" for reason, rows in _largest_first(truncated))

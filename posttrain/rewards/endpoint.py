@@ -3,12 +3,16 @@
     judge = Endpoint("http://localhost:8000/v1", "qwen", cache=Path("cache"))
     judge.ask([{"role": "user", "content": "2 + 2?"}], temperature=0)
 
+    teacher = Endpoint("http://localhost:8000/v1", "qwen", who="teacher")
+    teacher.exchange({"model": "qwen", "messages": [...]}, read)        # what `read` makes of the reply, or a Failure
+
 Only the standard library. The key is read from the environment when it is used, and stands in no recipe and no file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -18,16 +22,36 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.config.addresses import credential_in
 from posttrain.errors import ConfigError, RewardError
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_WAIT = 60.0
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question got no answer: Failure("HTTP 503: overloaded", status=503, attempts=6)."""
+
+    trouble: str
+    """In the server's words, without the key."""
+    status: int | None
+    """Of HTTP; None where no reply came, or one that cannot be read."""
+    attempts: int
+    nobody: bool = False
+    """Whether nobody listens there: the port refuses, or no such host is known. A silent server may only be slow."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether asking again would fail alike: a wrong key, no such model, a request that it does not take."""
+        return self.status is not None and self.status not in RETRIED
 
 
 @dataclass
@@ -52,15 +76,19 @@ class Endpoint:
     timeout: float = 120.0
     per_minute: float | None = None
     """Requests a minute at most."""
+    who: str = "judge"
+    """What errors call it."""
     requests: int = field(default=0, init=False)
     """How many were sent; cached answers do not count."""
+    stopped: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    """Set by whoever wants no further answer: waits end at once, and nothing is asked again."""
 
     def __post_init__(self) -> None:
         shown = credential_in(self.url)
         if shown is not None:
             # Errors and cached questions show the address.
             raise ConfigError(
-                "the judge's address holds a credential",
+                f"the {self.who}'s address holds a credential",
                 found=shown,
                 remedy="take it out, export it as an environment variable, and name that in `key_env`",
             )
@@ -90,45 +118,61 @@ class Endpoint:
         return self.cache / key[:2] / f"{key}.json"
 
     def _asked(self, body: Mapping[str, Any]) -> str:
+        answer = self.exchange(body, _text_of)
+        if isinstance(answer, str):
+            return answer
+        if answer.refused:
+            raise self.refusal(answer)
+        raise RewardError(
+            f"the {self.who} `{self.model}` did not answer",
+            where=self.url,
+            found=f"{answer.trouble} (asked {answer.attempts} times)",
+            remedy="see that the endpoint runs; what was answered is cached, so that a new run goes on from there",
+        )
+
+    def exchange(self, body: Mapping[str, Any], read: Callable[[Any], Read]) -> Read | Failure:
+        """What `read` makes of the reply to a request of chat completions, after as many retries as there are.
+
+        Args:
+            read: of the parsed JSON; a ValueError, KeyError, TypeError or IndexError of it is asked again.
+
+        Raises:
+            ConfigError: the variable of the key is not set.
+        """
         key = self._key(self.key_env) if self.key_env else None
         url = self.url.rstrip("/") + "/chat/completions"
-        trouble = ""
+        failure = Failure("it was stopped before it was asked", None, 0)
         for attempt in range(self.retries + 1):
             self._wait_for_turn()
+            if self.stopped.is_set():
+                break
             try:
                 request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
                 if key is not None:
                     # Not among its headers: those go to whatever host a redirect names, the key with them.
                     request.add_unredirected_header("Authorization", f"Bearer {key}")
-                return self._sent(request)
+                return self._sent(request, read)
             except urllib.error.HTTPError as error:
                 with error:
                     trouble = self._hidden(f"HTTP {error.code}: {error.read(500).decode(errors='replace')}")
+                failure, pause = Failure(trouble, error.code, attempt + 1), _seconds(error.headers.get("Retry-After"))
                 # A wrong key or model fails the same way each time; retrying would only hide it for minutes.
-                if error.code not in RETRIED:
-                    raise self._refused(error.code, trouble) from None
-                pause = _seconds(error.headers.get("Retry-After"))
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                if failure.refused:
+                    return failure
+            except (OSError, ValueError, KeyError, TypeError, IndexError, http.client.HTTPException) as error:
                 trouble, pause = self._hidden(f"{type(error).__name__}: {error}"), None
+                failure = Failure(trouble, None, attempt + 1, nobody=_is_nobody(error))
             if attempt < self.retries:
                 # Some chance in the wait, or all threads that failed together would come back together.
                 backoff = self.first_wait * 2**attempt * (1 + self._chance.random() / 2)
-                time.sleep(min(LONGEST_WAIT, pause if pause is not None else backoff))
-        raise RewardError(
-            f"the judge `{self.model}` did not answer",
-            where=self.url,
-            found=f"{trouble} (asked {self.retries + 1} times)",
-            remedy="see that the endpoint runs; what was answered is cached, so that a new run goes on from there",
-        )
+                self.stopped.wait(min(LONGEST_WAIT, pause if pause is not None else backoff))
+        return failure
 
-    def _sent(self, request: urllib.request.Request) -> str:
+    def _sent(self, request: urllib.request.Request, read: Callable[[Any], Read]) -> Read:
         with self._lock:
             self.requests += 1
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-            content = json.load(reply)["choices"][0]["message"]["content"]
-        if not isinstance(content, str):
-            raise ValueError("the answer holds no text")
-        return content
+            return read(json.load(reply))
 
     def _hidden(self, text: str) -> str:
         """Without the key: servers quote the one that they refuse, and errors stand in logs and run folders."""
@@ -144,12 +188,14 @@ class Endpoint:
             )
         return key
 
-    def _refused(self, code: int, trouble: str) -> ConfigError:
+    def refusal(self, failure: Failure) -> ConfigError:
+        """The error for a request that the endpoint does not take."""
+        of_key = failure.status in (401, 403)
         return ConfigError(
-            "the judge's endpoint refuses the request",
+            f"the {self.who}'s endpoint refuses the request",
             where=f"{self.url}, model {self.model!r}",
-            found=trouble,
-            remedy="set `key_env` to the variable that holds the key" if code in (401, 403) else "check url and model",
+            found=failure.trouble,
+            remedy="set `key_env` to the variable that holds the key" if of_key else "check url and model",
         )
 
     def _wait_for_turn(self) -> None:
@@ -160,7 +206,7 @@ class Endpoint:
             # Slots are handed out under the lock and waited for outside, so that waiting threads do not queue on it.
             turn = max(now, self._next)
             self._next = turn + 60.0 / self.per_minute
-        time.sleep(max(0.0, turn - now))
+        self.stopped.wait(max(0.0, turn - now))
 
 
 def why_unreachable(url: str) -> str | None:
@@ -180,6 +226,19 @@ def why_unreachable(url: str) -> str | None:
     except (OSError, ValueError):
         return None
     return None
+
+
+def _is_nobody(error: BaseException) -> bool:
+    # urllib wraps what the socket says.
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(cause, ConnectionRefusedError | socket.gaierror)
+
+
+def _text_of(reply: Any) -> str:
+    content = reply["choices"][0]["message"]["content"]
+    if not isinstance(content, str):
+        raise ValueError("the answer holds no text")
+    return content
 
 
 def _seconds(text: str | None) -> float | None:

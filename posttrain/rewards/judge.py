@@ -142,25 +142,36 @@ class Judge:
         # Equal texts tie without a request; a judge asked about them would answer by position.
         if match.first == match.second:
             return 0.5
-        texts = {"prompt": match.prompt, "reference_answer": match.reference}
-        verdict = _at_the_end(_VERDICT, self._ask(_PAIR, {**texts, "answer_a": match.first, "answer_b": match.second}))
-        return None if verdict is None else _POINTS[verdict]
+        return verdict_of(self.endpoint.ask(pair_question(match, self.standard), **self.options))
 
     def _mark(self, prompt: str, answer: str, reference: str) -> float | None:
         texts = {"prompt": prompt, "reference_answer": reference}
-        mark = _at_the_end(_NUMBER, self._ask(_MARK, {**texts, "answer": answer}))
+        asked = _question(_MARK, {**texts, "answer": answer}, self.standard)
+        mark = _at_the_end(_NUMBER, self.endpoint.ask(asked, **self.options))
         return None if mark is None else (min(10.0, max(1.0, float(mark))) - 1) / 9
-
-    def _ask(self, task: str, texts: Mapping[str, str]) -> str:
-        mark = mark_for(list(texts.values()))
-        messages = [
-            {"role": "system", "content": task.format(standard=self.standard, data=_DATA.format(mark=mark))},
-            {"role": "user", "content": _fenced(texts, mark)},
-        ]
-        return self.endpoint.ask(messages, **self.options)
 
     def _reference(self, task: Task) -> str:
         return (task.answer or "") if self.show_reference else ""
+
+
+def pair_question(match: Match, standard: str = STANDARD) -> list[dict[str, str]]:
+    """What a judge is asked about two answers in this order; `verdict_of` reads its reply."""
+    texts = {"prompt": match.prompt, "reference_answer": match.reference}
+    return _question(_PAIR, {**texts, "answer_a": match.first, "answer_b": match.second}, standard)
+
+
+def verdict_of(reply: str) -> float | None:
+    """The points of the first answer: 1, 0, or 0.5 where neither is better; None where the reply ends in no verdict."""
+    verdict = _at_the_end(_VERDICT, reply)
+    return None if verdict is None else _POINTS[verdict]
+
+
+def _question(task: str, texts: Mapping[str, str], standard: str) -> list[dict[str, str]]:
+    mark = mark_for(list(texts.values()))
+    return [
+        {"role": "system", "content": task.format(standard=standard, data=_DATA.format(mark=mark))},
+        {"role": "user", "content": fenced(texts, mark)},
+    ]
 
 
 def mark_for(texts: Sequence[str]) -> str:
@@ -177,8 +188,8 @@ def mark_for(texts: Sequence[str]) -> str:
     raise AssertionError("texts hold finitely many marks")
 
 
-def _fenced(texts: Mapping[str, str], mark: str) -> str:
-    """Each text between its tags, an empty reference left out."""
+def fenced(texts: Mapping[str, str], mark: str) -> str:
+    """Each text between its tags, which end in a mark that no text holds; an empty reference is left out."""
     shown = {name: text for name, text in texts.items() if text or name != "reference_answer"}
     return "\n\n".join(f"<{name}_{mark}>\n{text}\n</{name}_{mark}>" for name, text in shown.items())
 

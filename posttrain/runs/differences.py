@@ -20,6 +20,20 @@ COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 EXPORT_WITHOUT_EFFECT = ("save",)
 """Whether there is a folder at all: a stage that is done and has none is run again where one is asked for."""
+TEACHERS = ("teacher", "judge", "critic", "writer")
+"""Keys that say who is asked to write or to compare, of a stage or of its `make`."""
+TEACHER_WITHOUT_EFFECT = (
+    "key_env",
+    "per_minute",
+    "tokens_per_minute",
+    "concurrency",
+    "retries",
+    "timeout",
+    "price",
+    "device",
+    "rows_at_once",
+)
+"""Of a `teacher` that writes rows: how fast it is asked and what is said of its cost, and no answer."""
 KEPT = "keep"
 """Of `examine`: which of a run's weights it ends with, and no step of it. A run may be resumed with the other, and a
 finished stage remembers which it was (`examine_keep` of stage.json)."""
@@ -108,6 +122,7 @@ def _differences(before: Any, after: Any, path: str) -> list[Difference]:
         ignored = ignored or (path == "export" and key in EXPORT_WITHOUT_EFFECT)
         ignored = ignored or (path == "engine" and key != ENGINE_WITH_EFFECT)
         ignored = ignored or (path == "examine" and key == KEPT)
+        ignored = ignored or (path.rpartition(".")[2] in TEACHERS and key in TEACHER_WITHOUT_EFFECT)
         if not ignored:
             found += _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
     return found

@@ -23,6 +23,7 @@ from posttrain.arguments import checked_path
 from posttrain.errors import ConfigError, ResumeError, SourceError
 from posttrain.runs.disk import Lock, lock
 from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, write_json, write_text
+from posttrain.runs.layout import ASKED
 from posttrain.runs.owner import LOCK, clear_owner, is_dead, read_owner, write_owner
 from posttrain.runs.records.base import LogLine, WholeFile
 from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
@@ -150,7 +151,9 @@ class StageFolder:
         """Begin a stage anew: no line of an earlier attempt may stay in its curves."""
         self.close()
         for path in [*self.path.glob("*.jsonl"), *self.path.glob("*_evaluation.json")]:
-            path.unlink(missing_ok=True)
+            # What a teacher has answered was paid for, and each line says by whom and to what.
+            if path.name != ASKED:
+                path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         for log in self._logs.values():

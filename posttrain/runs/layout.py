@@ -2,3 +2,5 @@
 
 RESERVED_NAMES = ("start", "evaluations")
 """Names that no stage may have; `start` holds what the first model scored before any training."""
+ASKED = "asked.jsonl"
+"""A stage's journal of what a teacher has answered: an attempt that begins anew keeps it, and asks nothing twice."""

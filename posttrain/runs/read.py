@@ -45,6 +45,10 @@ HEADS = ("untrained", "trained")
 HELD_OUT = "held_out"
 """Before the figures of summary.json that are an online stage's score on its held-out tasks."""
 SEARCH = "search"
+PAIRING = ("correction", "pairs")
+"""Methods whose data.jsonl holds pairs, which the report shows."""
+SAMPLING = (SEARCH, "best_of")
+"""Methods that write what they tried into trees.jsonl."""
 """The method of stages that write what a strategy found."""
 REMEDY = "give the folder that `posttrain run` wrote, runs/<recipe>"
 RUN_FILES = ("run.json", "recipe.yaml", "summary.json")
@@ -288,7 +292,7 @@ def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
         samples=files.lines(folder / "samples.jsonl", WatchedRow, MOST_SAMPLES),
         alarms=files.lines(folder / "alarms.jsonl", Alarm, MOST_ALARMS),
         dropped=files.lines(folder / "dropped.jsonl", DroppedRow, SHOWN_ROWS),
-        written=files.lines(folder / "data.jsonl", CorrectedPair, SHOWN_ROWS) if about.method != SEARCH else [],
+        written=files.lines(folder / "data.jsonl", CorrectedPair, SHOWN_ROWS) if about.method in PAIRING else [],
         solved=files.lines(folder / "trees.jsonl", SolutionLine, SHOWN_ROWS),
         evaluated=_read_evaluated(files, folder),
         checkpoints=sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else [],
@@ -307,11 +311,11 @@ def _note_what_is_missing(files: Files, stage: Stage) -> None:
         return
     if not stage.about.status and not files.noted(stage.folder / "stage.json"):
         files.note(stage.folder / "stage.json", "is missing: what ran, on what data and on what machine is not known")
-    if stage.method == "correction":
+    if stage.method in PAIRING:
         if not stage.written:
             files.note(stage.folder / "data.jsonl", "is missing or empty: no pairs were written")
         return
-    if stage.method == SEARCH:
+    if stage.method in SAMPLING:
         if not stage.solved:
             files.note(stage.folder / "trees.jsonl", "is missing or empty: what was tried is not known")
         return

@@ -79,6 +79,11 @@ class Teacher(Protocol):
         """An answer to each question, in their order.
 
         Raises:
-            RewardError, ConfigError: nobody answers at all, or the teacher refuses who asks.
+            EngineError, ConfigError: nobody answers at all, or the teacher refuses who asks. What was answered by then
+                was given to `on_reply`.
         """
         ...
+
+
+UNASKED = "unasked"
+"""The error of a question that was left out since a limit of tokens or cost was spent."""

@@ -20,9 +20,10 @@ from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.lineage import START, started_from
 from posttrain.config.merging import Merge
-from posttrain.config.nested import scorers_of, with_scorers
+from posttrain.config.nested import scorers_of, teachers_of, with_scorers, with_teachers
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
+from posttrain.config.teacher import LocalTeacher
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
@@ -321,6 +322,8 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     }
     if any(scorer.stage is not None for _, scorer in scorers_of(stage)):
         stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))
+    if any(teacher.stage is not None for _, teacher in teachers_of(stage)):
+        stage = with_teachers(stage, lambda teacher: _trained_teacher(teacher, run))
     return stage.model_copy(update=written)
 
 
@@ -328,6 +331,13 @@ def _rows_of(data: Data, run: RunFolder) -> Path:
     """The file that a stage has written: its rows, or of a selection the random ones beside them."""
     name = OUTPUT_NAMES["data"] if data.rows is None else f"{data.rows}.jsonl"
     return run.stage(str(data.stage)).path / name
+
+
+def _trained_teacher(teacher: LocalTeacher, run: RunFolder) -> LocalTeacher:
+    """A teacher that a stage of the recipe trained, by its folder."""
+    if teacher.stage is None:
+        return teacher
+    return teacher.model_copy(update={"model": str(run.stage(teacher.stage).model), "stage": None})
 
 
 # ---------------------------------------------------------------- done before, or to be done anew

@@ -15,7 +15,16 @@ from posttrain.runs.records.evaluation import (
     SuiteMeanings,
     SuiteScores,
 )
-from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.logs import (
+    Alarm,
+    AnsweredLine,
+    CorrectedPair,
+    DroppedRow,
+    HeldOutRow,
+    MetricsLine,
+    WatchedRow,
+    YieldLine,
+)
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
@@ -42,6 +51,8 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "dropped.jsonl": DroppedRow,
     "rejected.jsonl": RejectedRow,
     "manifest.json": SelectionManifest,
+    "yields.jsonl": YieldLine,
+    "asked.jsonl": AnsweredLine,
     "data.jsonl": CorrectedPair,
     "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,

@@ -5,6 +5,8 @@ samples.jsonl  WatchedRow     a few rows now and then: what the policy gives the
 alarms.jsonl   Alarm          what a person has to know
 pairs.jsonl    HeldOutRow     every held-out row before the first step and after the last
 dropped.jsonl  DroppedRow     the rows that do not train, and why
+asked.jsonl    AnsweredLine   of a stage that asks a teacher: every answer, whole
+yields.jsonl   YieldLine      of a stage that samples several answers to each prompt: what each gave
 data.jsonl     CorrectedPair  of a stage that makes pairs: what it made, read for the report
 """
 
@@ -140,6 +142,41 @@ class DroppedRow(LogLine):
     """The row, or what there is of it."""
     split: str | None = optional_key()
     """train or held_out."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredLine(LogLine):
+    """An answer of a teacher, kept so that nothing is asked twice: AnsweredLine("9f2c4a...", "77aa...", {"text": "4",
+    "reasoning": None, "ended": True, "prompt_tokens": 11, "completion_tokens": 2, ...})"""
+
+    FILE = "asked.jsonl"
+
+    teacher: str
+    """Who answered: a hash of the weights and the template, or of the address and the model's name."""
+    key: str
+    """A hash of the question, of how its answer was drawn, and of its seed."""
+    reply: Mapping[str, Any]
+    """The answer, whole, with its thoughts and the tokens that it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class YieldLine(LogLine):
+    """What one prompt gave to a stage that samples several answers of each: YieldLine("sums.jsonl, row 3", "2 + 2?",
+    answers=8, right=3, rows=2, best=1.0, skipped={"low_score": 5, "same": 1})"""
+
+    FILE = "yields.jsonl"
+
+    row: str
+    prompt: str
+    answers: int | None
+    right: int | None
+    """Answers whose score is at least `least_score`; null where nobody says what is right."""
+    rows: int | None
+    """That were made of them."""
+    best: float | None
+    """Highest score; null where none could be judged."""
+    skipped: Mapping[str, int]
+    """Answers that made no row, by reason."""
 
 
 @dataclass(frozen=True, slots=True)

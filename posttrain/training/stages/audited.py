@@ -1,12 +1,15 @@
-"""The cheap checks of the data audit, before a preference or reward stage encodes its rows."""
+"""The cheap checks of the data audit: before a stage encodes its pairs, and on rows that a stage has made."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from posttrain.auditing import AuditReport, audit
 from posttrain.config import TrainingStage
 from posttrain.config.custom import CustomPairwise
+from posttrain.config.settings import Gate
 from posttrain.config.stages import PreferenceStage, Reward
-from posttrain.data.read import Examples
+from posttrain.data.read import Examples, read
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError
 from posttrain.runs.folder import StageFolder
@@ -23,11 +26,31 @@ def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, pr
     # The audit asks what makes pairs worth learning from; demonstrations and feedback have no such settings.
     if not isinstance(stage, PreferenceStage | CustomPairwise | Reward) or stage.audit.on_error == "off":
         return ()
+    return (check_of(_audited(examples, stage.audit.on_error, "audit: {on_error: warn}", folder, progress)),)
+
+
+def audit_made(rows: Path, gate: Gate, folder: StageFolder, progress: Progress) -> list[str]:
+    """Audit the rows that a stage has made; what it found, a sentence each, errors and warnings only.
+
+    Raises:
+        DataError: a finding has the severity `error`, and the gate is `stop`.
+    """
+    if gate == "off":
+        return []
+    report = _audited(read(rows), gate, "gate: warn", folder, progress)
+    return [
+        f"{finding.severity} of the audit: {finding.check}: {finding.message}"
+        for finding in report
+        if finding.severity != "note"
+    ]
+
+
+def _audited(examples: Examples, gate: Gate, instead: str, folder: StageFolder, progress: Progress) -> AuditReport:
     report = audit(examples, cheap=True, progress=progress)
     write_jsonl(folder.path / "findings.jsonl", (finding.record() for finding in report))
-    if report.errors and stage.audit.on_error == "stop":
-        raise _refusal(report, folder)
-    return (check_of(report),)
+    if report.errors and gate == "stop":
+        raise _refusal(report, folder, instead)
+    return report
 
 
 def check_of(report: AuditReport) -> Check:
@@ -45,7 +68,7 @@ def check_of(report: AuditReport) -> Check:
     return Check("audit", "data audit", "warn" if report.errors else "pass", detail, evidence, remedy)
 
 
-def _refusal(report: AuditReport, folder: StageFolder) -> DataError:
+def _refusal(report: AuditReport, folder: StageFolder, instead: str) -> DataError:
     first = report.errors[0]
     return DataError(
         "the data audit found what makes training meaningless: " + "; ".join(f.message for f in report.errors),
@@ -53,5 +76,5 @@ def _refusal(report: AuditReport, folder: StageFolder) -> DataError:
         found=f"{first.check}, in {', '.join(str(row) for row in first.rows[:3])}" if first.rows else first.check,
         remedy="; ".join(finding.remedy for finding in report.errors)
         + f". All findings are in {folder.path / 'findings.jsonl'}; `posttrain audit` shows more, `--fix` writes a "
-        "cleaned copy, and `audit: {on_error: warn}` trains in spite of it",
+        f"cleaned copy, and `{instead}` trains in spite of it",
     )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from posttrain.config.search import Search
 from posttrain.config.strategies import PREFIX_TOKENS
 from posttrain.config.strategies.base import SENTENCE, ScorerSettings, Spending, StepStrategy
 from posttrain.data.encode import Encoder
-from posttrain.data.questions import as_task
-from posttrain.data.read import read
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, EmptyDatasetError
 from posttrain.inference.labels import step_labels
@@ -29,68 +25,35 @@ from posttrain.inference.rows import (
     write_rows,
 )
 from posttrain.inference.run import solve_all
-from posttrain.inference.scorers import ABSTAINED, Scorers, label_of
+from posttrain.inference.scorers import ABSTAINED, label_of
 from posttrain.inference.solution import Node, Solution
 from posttrain.inference.solving import Asked, Solving
-from posttrain.models.devices import device_of
-from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.named import named_content
-from posttrain.rewards.gym import tasks_of
 from posttrain.rewards.scorer import run_async
-from posttrain.rollout.native import NativeEngine
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.stage import DataCounts
 from posttrain.sampling import SamplingDistribution
-from posttrain.training.order import stream_seed
-from posttrain.training.rl.tasks import is_generated, notes_of
 from posttrain.training.stages.correction_pairs import stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
+from posttrain.training.stages.policy_asked import Prompts, made_counts, policy_asked, prompts_of, with_some_answer
 from posttrain.types import Comparison, Demonstration, StepwiseFeedback, Task
 
 TREES = "trees.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class SearchInputs:
-    """The prompts: SearchInputs(tasks, read=400, notes=("...",))."""
-
-    tasks: list[Task]
-    read: int
-    notes: tuple[str, ...] = ()
-
-
-def prompts_to_solve(ctx: StageContext[Search]) -> SearchInputs:
+def prompts_to_solve(ctx: StageContext[Search]) -> Prompts:
     """The stage's rows; all are looked at now, so that a bad one is found before a model loads.
 
     Raises:
         DataError: a row cannot be read.
         ConfigError: labels of steps are wanted of a strategy that has none.
     """
-    stage, data = ctx.stage, ctx.stage.data
-    assert data is not None  # the recipe's validation refuses a stage without data
-    if stage.rows == "steps":
-        _labels_of(stage)
-    tasks = [task for path in data.path if is_generated(path) for task in tasks_of(path)][: data.limit]
-    files = [path for path in data.path if not is_generated(path)]
-    if not files or len(tasks) == data.limit:
-        return SearchInputs(tasks, len(tasks))
-    rows = read(
-        files,
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=ctx.folder.path / "rejected_rows.jsonl" if data.bad_rows == "skip" else None,
-        limit=None if data.limit is None else data.limit - len(tasks),
-        split=data.split,
-        dialogues_in_text=data.dialogues_in_text,
-        longest_row_mb=data.longest_row_mb,
-    )
-    read_tasks = [as_task(example) for example in rows]
-    return SearchInputs([*tasks, *read_tasks], len(tasks) + rows.counts.read, tuple(notes_of(rows)))
+    if ctx.stage.rows == "steps":
+        _labels_of(ctx.stage)
+    return prompts_of(ctx)
 
 
-def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
+def make_rows(ctx: StageContext[Search], inputs: Prompts) -> DataCounts:
     """Write data.jsonl and trees.jsonl into the stage's folder; returns what stage.json says under "data".
 
     Raises:
@@ -100,19 +63,12 @@ def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
     """
     stage, folder = ctx.stage, ctx.folder
     ctx.say(*inputs.notes)
-    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
-    device = device_of(ctx.answers.device if ctx.answers else "auto")
-    loaded = load(ctx.start, device=device, say=ctx.progress.say)
-    encoder = Encoder(loaded.tokenizer, ctx.answers.encoding if ctx.answers else loaded.speech.settings())
-    engine = NativeEngine(loaded.model, decode=encoder.tokens.decode, prefix_tokens=PREFIX_TOKENS)
-    modules = None if stage.modules is None else Path(stage.modules)
-    with Scorers(modules, device=device.type) as scorers:
-        asked = Asked(engine, encoder, scorers, stream_seed(ctx.seed, "sampling"), modules)
+    with policy_asked(ctx, prefix_tokens=PREFIX_TOKENS) as asked:
         if stage.judge is not None:
-            scorers.grader(stage.judge)  # before anything is drawn
+            asked.scorers.grader(stage.judge)  # before anything is drawn
         solutions = _solutions(ctx, asked, inputs.tasks)
         scores = _scores(asked, solutions, stage)
-    kept = _kept(stage, solutions, scores, encoder)
+    kept = _kept(stage, solutions, scores, asked.encoder)
     left_out = write_trees(folder.path / TREES, solutions, [None] * len(solutions))
     if left_out:
         ctx.say(f"{left_out:,} trees are not in {TREES}, which would have grown too large")
@@ -126,17 +82,11 @@ def make_rows(ctx: StageContext[Search], inputs: SearchInputs) -> DataCounts:
     write_jsonl(folder.path / DroppedRow.FILE, dropped)
     sampled = sum(solution.spent.sampled for solution in solutions)
     ctx.say(f"{kept} ({sampled:,} tokens sampled)")
-    return DataCounts(
+    return made_counts(
         read=inputs.read,
         kept=len(kept.rows),
         dropped=dict(kept.reasons),
-        truncated={},
-        findings={},
         tokens=sampled,
-        trained_tokens=None,
-        stop_share=None,
-        rows=None,
-        held_out_rows=None,
         answers=sum(len(solution.answers) for solution in solutions),
         prompts=len(solutions),
         pairs=len(kept.rows) if stage.rows == "pairs" else None,
@@ -242,13 +192,12 @@ def _nothing_found(
     )
 
 
-def stand_in_rows(ctx: StageContext[Search], inputs: SearchInputs) -> str:
+def stand_in_rows(ctx: StageContext[Search], inputs: Prompts) -> str:
     """Rows of the same form from the tasks' own answers; the model's are known in the run."""
     stage = ctx.stage
     out = ctx.folder.path / OUTPUT_NAMES["data"]
     ctx.folder.path.mkdir(parents=True, exist_ok=True)
-    # A task need not have an answer: the text that stands for it has the length of no answer.
-    tasks = [task if task.answer else replace(task, answer="...") for task in inputs.tasks]
+    tasks = [with_some_answer(task) for task in inputs.tasks]
     if stage.rows == "pairs":
         stand_in_pairs(tasks, out)
     elif stage.rows == "steps":
@@ -267,6 +216,6 @@ def stand_in_rows(ctx: StageContext[Search], inputs: SearchInputs) -> str:
     )
 
 
-SEARCH: MakingKind[Search, SearchInputs] = MakingKind(
+SEARCH: MakingKind[Search, Prompts] = MakingKind(
     outputs=Search.OUTPUTS, inputs=prompts_to_solve, make=make_rows, content=named_content, stand_in=stand_in_rows
 )

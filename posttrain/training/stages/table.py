@@ -10,13 +10,19 @@ from typing import Any
 
 from posttrain.config import Correction, Reward, StageSettings, TrainingStage
 from posttrain.config.base import RowStage
+from posttrain.config.best_of import BestOf
+from posttrain.config.distil import Distil
 from posttrain.config.merging import Merge
 from posttrain.config.online import SamplingStage
+from posttrain.config.pairs import Pairs
 from posttrain.config.search import Search
 from posttrain.config.select import Select
+from posttrain.training.stages.best_of import BEST_OF
 from posttrain.training.stages.correction import CORRECTION
+from posttrain.training.stages.distil import DISTIL
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.merge import MERGE
+from posttrain.training.stages.pairs import PAIRS
 from posttrain.training.stages.reward import REWARD
 from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.sampling import SAMPLING
@@ -31,6 +37,9 @@ KINDS: Mapping[type[StageSettings], StageKind] = {
     Search: SEARCH,
     Merge: MERGE,
     Select: SELECT,
+    Distil: DISTIL,
+    BestOf: BEST_OF,
+    Pairs: PAIRS,
 }
 """The kind of each type of settings, for all types that derive from it; the nearest row counts."""
 

@@ -20,11 +20,24 @@ from posttrain.types import Demonstration, Task
 RECIPES = Path(__file__).parents[3] / "recipes"
 DATA = RECIPES / "data"
 NAMES = ("identity", "identity_displaced", "sft_sharegpt")
-EMBEDDED = ("grpo_arithmetic", "kto_feedback", "orpo", "reward_hacking", "simpo")
+EMBEDDED = (
+    "grpo_arithmetic",
+    "iterated_dpo",
+    "kto_feedback",
+    "orpo",
+    "rejection_sampling_rounds",
+    "reward_hacking",
+    "simpo",
+)
 """Recipes on the model that ships with posttrain; see test_recipes_offline.py and test_recipes_online.py."""
 FROM_THE_HUB = ("reward_align_anything",)
 """Recipes for those who have the data and the model; test_config.py reads them."""
-SMOLLM2 = ("grpo_arithmetic_smollm2", "ppo_arithmetic_smollm2", "test_time_compute_smollm2")
+SMOLLM2 = (
+    "grpo_arithmetic_smollm2",
+    "ppo_arithmetic_smollm2",
+    "rejection_sampling_smollm2",
+    "test_time_compute_smollm2",
+)
 """On a real model; see test_recipes_online.py, and below."""
 SHARED_WORDS = 4
 """A held-out prompt that has so many words in a row from a training prompt would be its template, not a paraphrase."""
