@@ -19,6 +19,7 @@ REASONS = {
     "duplicate_key": "an object names a key twice",
     "bad_encoding": "the line is not valid UTF-8",
     "too_long": "the row has more text than `longest_row_mb` allows",
+    "cell_count": "a row of a CSV or TSV file has more or fewer cells than its header",
     "truncated": "the file ends in the middle of the row",
     "wrong_shape": "the row's keys or the type of a value fit no format",
     "mixed_kinds": "the row is of another kind than the rows before it",
