@@ -1,7 +1,7 @@
 """Tables as text (CSV, TSV) as streams of rows: a header with the columns, then a row of cells each.
 
 table_delimiter(b"prompt\\tcompletion\\nHi\\tHello\\n", "a.tsv")     # "\\t"
-delimited_rows(stream, "a.tsv", "\\t")                             # (1, {"prompt": "Hi", "completion": "Hello"}, "line 2")
+delimited_rows(stream, "a.tsv", "\\t")                             # (1, {"prompt": "Hi", ...}, "line 2")
 
 Cells stay texts, whatever they look like: "007" is no number, and the formats read "4.5" and "true" where they need a
 number or a flag. An empty cell holds nothing, as a null does. Quotes are those of RFC 4180: a cell that holds the
@@ -202,8 +202,8 @@ def _other_width(cells: list[str], header: list[str], delimiter: str, ref: RowRe
             found=quoted([shown(cell, 40) for cell in cells], 6),
             expected=f"a cell for each of the columns {quoted(header)}, with {delimiter!r} between any two",
             example=_EXAMPLE,
-            remedy="put cells that hold the delimiter, a quote or a line break in quotes, and write a quote inside them "
-            "twice (csv.writer and pandas do both); `bad_rows: skip` leaves such rows out and counts them",
+            remedy="put cells that hold the delimiter, a quote or a line break in quotes, and write a quote inside "
+            "them twice (csv.writer and pandas do both); `bad_rows: skip` leaves such rows out and counts them",
         ),
         "cell_count",
         delimiter.join(cells),
@@ -221,8 +221,8 @@ def _bad_quotes(lines: _Lines, error: csv.Error) -> SourceError:
         where=where,
         found="a quote that opens a cell and is not closed before the next delimiter",
         expected='cells in quotes from end to end, a quote inside them written twice: "He said ""yes"".", 4',
-        remedy="correct that line, or write the file again with csv.writer or pandas; what follows such a row cannot be "
-        "told apart, so it cannot be skipped",
+        remedy="correct that line, or write the file again with csv.writer or pandas; what follows such a row cannot "
+        "be told apart, so it cannot be skipped",
     )
 
 

@@ -1,8 +1,8 @@
 """The readers of file types as a literal table: how a file of the type begins, and the function that reads its rows.
 
 A file is known by its first bytes, never by its name: a Parquet file that was saved as `rows.jsonl` is read as Parquet.
-What no row knows is read as text: JSON, or a table (CSV, TSV). A new type is a function and a row; its usual ending goes to `splits.SUFFIXES`, by
-which files are found in folders.
+What no row knows is read as text: JSON, or a table (CSV, TSV). A new type is a function and a row; its usual ending
+goes to `splits.SUFFIXES`, by which files are found in folders.
 """
 
 from __future__ import annotations

@@ -579,7 +579,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("tie", {"prompt": "a", "responses": ["b", "c", "d"], "votes": [2, 1, 1]}, "two responses are level"),
     ("score_order", pair("4", "5", score_chosen=2, score_rejected=3), "the rejected response has the higher score"),
     ("score_order", {"prompt": "a", "responses": ["b", "c"], "scores": [2, 1], "ranking": [1, 0]}, "different things"),
-    ("bad_score", pair("4", "5", score_chosen="9", score_rejected=3), "'score_chosen' is 'nine'"),
+    ("bad_score", pair("4", "5", score_chosen="nine", score_rejected=3), "'score_chosen' is 'nine'"),
     ("bad_score", pair("4", "5", score_chosen=9), "'score_rejected' is None"),
     ("score_order", pair("4", "5", margin=-1.5), "-1.5"),
     ("bad_score", pair("4", "5", margin=float("nan")), "finite"),
