@@ -26,6 +26,7 @@ REASONS = {
     "empty_conversation": "there is no turn",
     "empty_turn": "a user's turn has no text",
     "empty_response": "an assistant's turn has neither text nor a tool call",
+    "empty_text": "a row of bare text has none",
     "null_content": "a text is null",
     "content_not_text": "a text is a number, an object, an image ...; or the row has an image, audio or video column",
     "dialogue_as_text": "a text holds a whole dialogue",

@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.data.dialogues import refuse_dialogue, turns_in
 from posttrain.data.media import refuse_placeholder
 from posttrain.data.messages import turns_of
-from posttrain.data.order import check_order, check_prompt
+from posttrain.data.order import check_order, check_prompt, ordered
 from posttrain.data.refusals import named_type, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import text_of
@@ -40,7 +40,7 @@ def prompt_of(row: Row, rules: Rules, names: tuple[str, ...] = PROMPTS) -> Messa
     column = present(row, names)
     messages = prompt_turns(row.get(column), column, rules)
     messages = with_system(messages, row)
-    check_order(messages, column)
+    messages = ordered(messages, column, rules)
     check_prompt(messages, column)
     return messages
 
@@ -123,8 +123,9 @@ def response_turns(value: Any, column: str, rules: Rules) -> Messages:
     )
 
 
-def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
+def continuation(prompt: Messages, response: Messages, column: str, rules: Rules) -> Messages:
     """The response, if it can follow the prompt: it begins with the assistant and its turns are in order."""
+    response = rules.repairs.joined(response, column, rules.noted)
     if response[0].role != "assistant":
         raise refuse(
             "wrong_shape",
@@ -143,7 +144,8 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
         )
     # With the prompt before it, whose last turn decides what may follow.
     if len(response) > 1:
-        check_order(prompt + response, f"prompt + {column}")
+        # The prompt was checked by itself: a greeting that it begins with was let pass.
+        check_order(prompt + response, f"prompt + {column}", greeting=True)
     return response
 
 

@@ -47,7 +47,7 @@ def conversation_feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
             expected="a user turn, then the answer that the tag judges",
             remedy="complete the row or remove it",
         )
-    return Feedback(prompt, continuation(prompt, answer, "the last answer"), _good(row), ref, whole.tools)
+    return Feedback(prompt, continuation(prompt, answer, "the last answer", rules), _good(row), ref, whole.tools)
 
 
 def judges_conversation(row: Row) -> bool:

@@ -83,7 +83,7 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
     if name.lower().endswith((".yaml", ".yml", ".toml", ".py")):
         raise _not_json("the file holds settings or code, not rows", head, "name the file that holds the rows", name)
     if not re.match(r"[#/]", lines[0].lstrip()):
-        raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
+        raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], name), name)
 
 
 def _parses_as_json(line: str) -> bool:

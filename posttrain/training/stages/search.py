@@ -85,6 +85,7 @@ def prompts_to_solve(ctx: StageContext[Search]) -> SearchInputs:
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
+        repairs=data.repairs.model_dump(),
     )
     read_tasks = [as_task(example) for example in rows]
     return SearchInputs([*tasks, *read_tasks], len(tasks) + rows.counts.read, tuple(notes_of(rows)))
