@@ -75,6 +75,11 @@ class Demonstration:
     row: RowRef
     tools: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def is_text(self) -> bool:
+        """Bare text, which nobody asked for: one turn of the assistant alone. All of it trains, without a template."""
+        return len(self.messages) == 1 and self.messages[0].role == "assistant"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -223,8 +223,10 @@ def _source_rows(examples: Iterable[Example]) -> Iterator[tuple[RowRef, Mapping[
 
 
 def as_row(example: Example) -> dict[str, Any]:
-    """An example as a row that `read` takes: the formats preference, ranked, feedback, chat and task."""
+    """An example as a row that `read` takes: the formats preference, ranked, feedback, chat, text and task."""
     tools: dict[str, Any] = {"tools": list(example.tools)} if example.tools else {}
+    if isinstance(example, Demonstration) and example.is_text:
+        return {"text": example.messages[0].content or ""}
     if isinstance(example, Demonstration):
         return {"messages": turns_of_row(example.messages)} | tools
     prompt: dict[str, Any] = {"prompt": turns_of_row(example.prompt)}

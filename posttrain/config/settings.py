@@ -15,10 +15,22 @@ from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
 from posttrain.data.templates.clock import TODAY, date_of
 from posttrain.data.templates.header import check_values
-from posttrain.data.truncate import Truncation
+from posttrain.data.truncate import PairTruncation, Truncation
 from posttrain.diagnostics.alarms import make_checks
 from posttrain.diagnostics.checks import CHECKS
 from posttrain.errors import ConfigError
+
+
+class RepairSettings(Settings):
+    """Repairs of conversations that chat templates refuse; each is counted, and told with the rows that were read."""
+
+    system_into_user: bool = False
+    """Put the text of a system turn before that of the user's turn that follows, with an empty line between."""
+    join_same_role: bool | str = False
+    """Make one turn of several in a row with the same role; a text is what stands between, an empty line else."""
+    first_greeting: Literal["refuse", "drop", "keep"] = "refuse"
+    """What becomes of an answer that stands before any question: `drop` it, or `keep` it as context that does not
+    train."""
 
 
 class Data(Settings):
@@ -48,6 +60,8 @@ class Data(Settings):
     """Read only this many rows."""
     longest_row_mb: Int = Field(default=64, ge=1)
     """Megabytes of text in one row of JSON. A longer one is a bad row: to read it takes some eight times its size."""
+    repairs: RepairSettings = Field(default_factory=RepairSettings)
+    """What to mend in conversations that chat templates refuse; nothing, unless it is asked for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,7 +138,7 @@ class PairEncoding(PromptEncoding):
 
     stop_token: Literal["train", "ignore"] = "train"
     """Whether the token that ends a turn trains. A model that never trains on it does not learn to stop."""
-    truncation: Truncation = "drop"
+    truncation: PairTruncation = "drop"
     """What happens to a row longer than `max_length`: leave it out, cut the beginning of its prompt, or cut its
     responses; each is counted. The last two are one policy, by its names for rows and for pairs."""
     special_tokens_in_text: Literal["keep", "refuse"] = "keep"
@@ -134,6 +148,9 @@ class PairEncoding(PromptEncoding):
 class SFTEncoding(PairEncoding):
     """How messages become ids, and which of them train."""
 
+    truncation: Truncation = "drop"  # type: ignore[assignment]  # one value more than pairs have
+    """What happens to a row longer than `max_length`: leave it out, cut the beginning of its prompt, or cut its
+    responses; each is counted. `split` cuts bare texts into pieces, all of which train, and leaves out other rows."""
     train_on: TrainOn = "assistant_only"
     """Every assistant turn, the last one, the assistant turns after the last user turn, or every token."""
     train_roles: dict[str, bool] = Field(default_factory=dict)

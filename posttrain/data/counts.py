@@ -17,6 +17,8 @@ class RowCounts:
     """Columns that the format does not read; worth a look, for a misspelt optional column ends here."""
     unread_keys: Counter[str] = field(default_factory=Counter)
     """Keys in turns, tool calls, tools and parts that nothing reads, and how many of each, in rows that are kept."""
+    repairs: Counter[str] = field(default_factory=Counter)
+    """Repairs of conversations that were needed, as `repairs` asks for them, in rows that are kept."""
     notes: list[str] = field(default_factory=list)
     """What a user should know of it, a sentence each: which files were read, which column no prompt shows."""
 

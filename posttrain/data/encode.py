@@ -229,7 +229,10 @@ class Encoder:
         if isinstance(row, Demonstration):
             findings = RowFindings(self._drafter.special_findings(row.messages))
             drafts = self._drafter.demonstration(row, findings)
-            return self._finish(drafts, row, row.messages, findings)
+            encoded = self._finish(drafts, row, row.messages, findings)
+            if row.is_text and len(drafts) > 1:  # once a text, however many pieces
+                return replace(encoded, truncated=(*encoded.truncated, "text_split"))
+            return encoded
         if isinstance(row, Task):
             # A task has no branches yet: its responses are sampled.
             findings = RowFindings(self._drafter.special_findings(row.prompt))

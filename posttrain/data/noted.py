@@ -1,4 +1,4 @@
-"""Keys inside a row that nothing reads, noted while the row is read, so that none is dropped without a count.
+"""Keys inside a row that nothing reads, and repairs, noted while the row is read: nothing is done without a count.
 
 The formats pass a `KeyNotes` down to whatever reads turns, parts, tools and calls; `RowReader` adds up what it took.
 
@@ -21,10 +21,21 @@ KNOWN_KEYS: Mapping[str, frozenset[str]] = {
 
 
 class KeyNotes:
-    """The keys of one row that nothing reads; `take` empties it for the next row."""
+    """The keys of one row that nothing reads, and its repairs; `take` empties it for the next row."""
 
     def __init__(self) -> None:
         self._keys: dict[str, int] = {}
+        self._repairs: dict[str, int] = {}
+
+    def repair(self, name: str) -> None:
+        """Notes that a conversation was repaired; see `repairs.DONE`."""
+        self._repairs[name] = self._repairs.get(name, 0) + 1
+
+    def take_repairs(self) -> dict[str, int]:
+        repairs = self._repairs
+        if repairs:
+            self._repairs = {}
+        return repairs
 
     def key(self, place: str, key: str) -> None:
         name = f"{place}.{key}"

@@ -8,12 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posttrain.data.refusals import quoted, refuse
+from posttrain.data.repairs import NONE
+from posttrain.data.roles import Rules
 from posttrain.errors import RowError
 from posttrain.types import Message
 
 
-def check_order(messages: Sequence[Message], column: str) -> None:
-    """Refuses a conversation whose turns cannot follow one another; `column` names it in the error."""
+def ordered(messages: tuple[Message, ...], column: str, rules: Rules) -> tuple[Message, ...]:
+    """The turns, repaired as the rules say, if they can follow one another; `column` names them in the error."""
+    if rules.repairs is not NONE:
+        messages = rules.repairs.before_order(messages, column, rules.noted)
+    check_order(messages, column, greeting=rules.repairs.first_greeting == "keep")
+    return messages
+
+
+def check_order(messages: Sequence[Message], column: str, *, greeting: bool = False) -> None:
+    """Refuses a conversation whose turns cannot follow one another; `column` names it in the error.
+
+    Args:
+        greeting: an answer may stand before the first question.
+    """
     previous: str | None = None
     for number, message in enumerate(messages, 1):
         role = message.role
@@ -30,7 +44,7 @@ def check_order(messages: Sequence[Message], column: str) -> None:
         # Templates write two headers in a row for such turns, which no model has seen; some refuse them.
         elif role == previous:
             raise _repeated_role(role, column, number)
-        elif role == "assistant" and previous in (None, "system"):
+        elif role == "assistant" and previous in (None, "system") and (message.tool_calls or not greeting):
             raise _starts_with_assistant(column, number)
         previous = role
 
@@ -98,7 +112,8 @@ def _late_system(column: str, number: int) -> RowError:
         f"{place_of(column, number)} is a system prompt in the middle of the conversation",
         found=f"a system turn at position {number}",
         expected="at most one system prompt, as the first turn",
-        remedy="move the text to the first turn or into a turn of the user",
+        remedy="move the text to the first turn or into a turn of the user; `repairs: {system_into_user: true}` puts "
+        "each system turn of the file into the user's turn that follows it, and counts them",
     )
 
 
@@ -108,8 +123,8 @@ def _repeated_role(role: str, column: str, number: int) -> RowError:
         f"turns {number - 1} and {number} of '{column}' are both of the {role}",
         found=f"two turns of the {role} in a row",
         expected="turns of the user and the assistant in alternation (only tool results may follow one another)",
-        remedy="join the two turns if they belong together, or remove the row; "
-        "`bad_rows: skip` leaves such rows out and counts them",
+        remedy="join the two turns if they belong together (`repairs: {join_same_role: true}` does, and counts them), "
+        "or remove the row; `bad_rows: skip` leaves such rows out and counts them",
     )
 
 
@@ -119,7 +134,8 @@ def _starts_with_assistant(column: str, number: int) -> RowError:
         f"'{column}' starts with the assistant",
         found=f"the assistant in turn {number}, before any turn of the user",
         expected="an optional system prompt, then the user, then the assistant",
-        remedy="remove the first turn, put what it answers before it, or check that `roles` does not swap the two",
+        remedy="remove the first turn, put what it answers before it, or check that `roles` does not swap the two; for "
+        "greetings, `repairs: {first_greeting: drop}` leaves them out, and `keep` keeps them as context",
     )
 
 

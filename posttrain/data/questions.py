@@ -40,7 +40,7 @@ def question(example: Example) -> Question:
     """One row as a question.
 
     Raises:
-        RowError: a conversation in which the assistant never answers.
+        RowError: a conversation in which the assistant never answers; bare text.
     """
     match example:
         case Task(prompt=prompt, answer=answer):
@@ -49,6 +49,8 @@ def question(example: Example) -> Question:
             return Question(prompt, None, example.row, example.tools)
         case Comparison(prompt=prompt):
             return Question(prompt, example.responses[example.winner][-1].content, example.row, example.tools)
+        case Demonstration(is_text=True):
+            raise bare_text_asks_nothing(example)
         case Demonstration(messages=messages):
             last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=None)
             if last is None:
@@ -60,6 +62,20 @@ def question(example: Example) -> Question:
                     remedy="write the prompt as `prompt`, or add the wanted answer",
                 )
             return Question(messages[:last], messages[last].content, example.row, example.tools)
+
+
+def bare_text_asks_nothing(example: Example) -> RowError:
+    """The error for a row of bare text where a question is needed."""
+    return RowError(
+        "the row is bare text, which asks nothing",
+        reason="no_prompt",
+        where=example.row,
+        found="a row of the format 'text'",
+        expected="a prompt, or a conversation with an answer",
+        example='{"prompt": "2 + 2?", "completion": "4"}',
+        remedy="train on bare text with `method: sft` and `encoding: {template: raw}`; elsewhere, give rows with a "
+        "prompt",
+    )
 
 
 def as_task(example: Example) -> Task:

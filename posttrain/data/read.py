@@ -31,6 +31,7 @@ from posttrain.data.arguments import (
 from posttrain.data.counts import RowCounts
 from posttrain.data.formats import KIND_NAMES, ExampleKind, Format
 from posttrain.data.refusals import BadRows
+from posttrain.data.repairs import Repairs, repair_notes
 from posttrain.data.roles import Rules
 from posttrain.data.row_reader import ReadOptions, RowReader
 from posttrain.data.sources.files import combined_fingerprint, no_rows, resolve_sources
@@ -64,6 +65,7 @@ def read(
     allow_ties: bool = False,
     dialogues_in_text: DialoguesInText = "refuse",
     longest_row_mb: int = 64,
+    repairs: Mapping[str, Any] | None = None,
     scan: bool = True,
     progress: Shown = None,
 ) -> Examples:
@@ -84,6 +86,8 @@ def read(
     allow_ties: keep pairs with equal scores, and lists in which only worse responses are level
     dialogues_in_text: "refuse" a text that is a whole dialogue with the marks of a prompt format, or "keep" it as it is
     longest_row_mb: megabytes of text in one row of JSON; a longer one is a bad row, and never in memory as a whole
+    repairs: of conversations that chat templates refuse, each counted: {"system_into_user": True,
+        "join_same_role": True (or the text between two turns), "first_greeting": "drop" (or "keep")}
     scan: read all rows once now, so that a bad row is found before anything else is done; False leaves that to the
         first iteration. A hub data set is never scanned: it would be downloaded twice.
     progress: of the scan, where it takes more than a moment; None shows it in a terminal or notebook, False never
@@ -97,6 +101,7 @@ def read(
             names("roles", roles, "{'bot': 'assistant'}"),
             checked_flag("allow_ties", allow_ties),
             checked_dialogues(dialogues_in_text),
+            Repairs.of(repairs),
         ),
         kind=kind,
         bad_rows=checked_bad_rows(bad_rows, rejected_path),
@@ -147,6 +152,8 @@ class Examples:
                 yield example, value
                 if counts.kept == self.options.limit:
                     break
+        for note in repair_notes(counts.repairs):
+            counts.note(note)
         # Only here, after a whole pass: a caller that stops early must not leave the counts of half a file behind.
         self._counts, self._format = counts, reader.format
         if not counts.kept:

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import quoted, refuse
+from posttrain.data.repairs import NONE, Repairs
 from posttrain.errors import ConfigError, RowError, did_you_mean, nearest
 from posttrain.types import Role
 
@@ -60,12 +61,17 @@ class Rules:
     allow_ties: bool = False
     keep_dialogues: bool = False
     """Whether a text that is a whole dialogue is read as it stands instead of refused."""
+    repairs: Repairs = NONE
     noted: KeyNotes | None = field(default=None, compare=False, repr=False)
     """Where keys inside a row that nothing reads are noted, during one pass over the rows."""
 
     @classmethod
     def of(
-        cls, roles: Mapping[str, str] | None = None, allow_ties: bool = False, keep_dialogues: bool = False
+        cls,
+        roles: Mapping[str, str] | None = None,
+        allow_ties: bool = False,
+        keep_dialogues: bool = False,
+        repairs: Repairs = NONE,
     ) -> Rules:
         """Raises ConfigError for a map to a role that does not exist."""
         roles = dict(roles or {})
@@ -79,7 +85,7 @@ class Rules:
                     expected=f"a map from the name in the file to one of {quoted(targets)}",
                     remedy=f"write `roles: {{{name}: {guess}}}`",
                 )
-        return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties, keep_dialogues)
+        return cls(OPENAI.with_roles(roles), SHAREGPT.with_roles(roles), allow_ties, keep_dialogues, repairs)
 
     def dialect(self, turn: Mapping[str, Any]) -> Dialect:
         # By the keys of the turn alone: a file may have both dialects, and a user may have mapped roles for either.

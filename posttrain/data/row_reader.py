@@ -66,7 +66,7 @@ class RowReader:
         # A list and not a generator, since this runs for every row.
         if any([item.__class__ is float and item != item for item in row.values()]):
             row = {key: None if type(item) is float and item != item else item for key, item in row.items()}
-        self._noted.take()  # notes of a refused row before this one
+        self._noted.take(), self._noted.take_repairs()  # notes of a refused row before this one
         entry = self._format_of(row, ref)
         try:
             example = entry.parse(row, ref, self._rules)
@@ -89,6 +89,8 @@ class RowReader:
             self.counts.unused_columns |= unused - {top_of(value, path) for path in self.options.columns.values()}
         if keys := self._noted.take():
             self.counts.unread_keys.update(keys)
+        if repairs := self._noted.take_repairs():
+            self.counts.repairs.update(repairs)
         if isinstance(example, Task):
             for note in not_in_prompt(example):
                 self.counts.note(note)

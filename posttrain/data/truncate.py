@@ -6,6 +6,7 @@ Between drafts (`templates/drafts.py`) and trees: `Encoder` fits every draft bef
     keep_prompt_end    the beginning of the prompt is cut; BOS and a leading system turn stay where there is room
     cut_response       the responses are cut; a cut response has lost its stop token and gets no other
     per_side_budget    the same, under the name it has for pairs: each side may use what the prompt leaves free
+    split              a bare text is cut into pieces, each of which trains; any other row is dropped, and counted
 
 `max_length` counts the tokens of one path, a prompt with one of its branches: what the model sees at once.
 """
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Truncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget"]
+PairTruncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget"]
+Truncation = Literal["drop", "keep_prompt_end", "cut_response", "per_side_budget", "split"]
 TRUNCATIONS: tuple[str, ...] = get_args(Truncation)
 
 DROP_REASONS = {
@@ -36,6 +38,7 @@ DROP_REASONS = {
 TRUNCATION_REASONS = {
     "prompt_cut": "the beginning of the prompt was cut",
     "response_cut": "the end of a response was cut, and with it the stop token",
+    "text_split": "a bare text was cut into pieces, which train one by one",
 }
 
 
@@ -97,11 +100,29 @@ def fit_length(
         return Fitted(None, dropped="identical_responses")
     if max_length is None or draft.longest <= max_length:
         return Fitted(draft)
-    if policy == "drop":
+    if policy in ("drop", "split"):  # bare texts were split before; of a conversation no piece stands alone
         return Fitted(None, dropped="too_long")
     if policy == "keep_prompt_end":
         return _keep_prompt_end(draft, max_length, heads, shortest_prompt)
     return _cut_sides(draft, max_length)
+
+
+def split_text(side: Side, max_length: int | None) -> list[Side]:
+    """A text as pieces of at most `max_length` tokens; each token that trains does so in one of them.
+
+    A piece begins with the last token of the one before, as context: the first token of a sequence has nothing that
+    predicts it, so that without it one token a piece would train in none.
+    """
+    if max_length is None or len(side.ids) <= max_length:
+        return [side]
+    pieces = []
+    for start in range(0, len(side.ids) - 1, max_length - 1):
+        ids, mask = side.ids[start : start + max_length], side.mask[start : start + max_length]
+        mask[0] = False
+        stops = tuple(stop - start for stop in side.stops if start < stop < start + max_length)
+        if any(mask):
+            pieces.append(Side(ids, mask, stops))
+    return pieces
 
 
 def _keep_prompt_end(draft: Draft, max_length: int, heads: Sequence[Sequence[int]], shortest_prompt: int) -> Fitted:

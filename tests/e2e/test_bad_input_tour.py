@@ -83,7 +83,7 @@ ROWS: dict[str, tuple[bytes | str, list[str]]] = {
     "bytes": (b"!\x00\x01\x02,\x03\xff\xfe" * 50, ["holds no text"]),
     "torn gzip": (b"\x1f\x8b\x08\x00" + b"torn" * 20, ["cut off or damaged"]),
     "torn parquet": (b"PAR1" + b"torn" * 20, ["Parquet"]),
-    "a table": ("prompt,completion\na,b\n", ["CSV", "pandas"]),
+    "a table": ("prompt,completion\na,\n", ["row 1 (line 2)", "null: 'completion'"]),
     "a web page": ("<!DOCTYPE html><html></html>", ["web page"]),
     "too long": (json.dumps({"prompt": "a", "completion": "b" * 9000}) + "\n", ["1 too_long", "max_length"]),
 }

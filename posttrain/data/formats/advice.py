@@ -26,8 +26,8 @@ UNGUESSED = frozenset({"ranking", "overall_response", "votes"})
 Another column's number read as one of these would train the worse response, so none is proposed."""
 _TRIALS = 200
 _CHOICES = 4
-_TEXT_COLUMNS = ("text", "content", "document", "body", "raw_content", "article")
-"""What a row of bare text is called."""
+_TEXT_COLUMNS = ("text", *ALIASES["text"])
+"""What the column of bare text is called."""
 TRY_REF = RowRef("the row", 1)
 
 
@@ -58,7 +58,7 @@ def reading_of(row: Row, kinds: Sequence[ExampleKind]) -> Reading | None:
     paths = list(paths_in(row))
     for entry in FORMATS.values():
         # Nearly every row reads as bare prompts, so that reading would hide every better one.
-        if entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
+        if entry.published or entry.kind not in kinds or (entry.name == "prompts" and len(kinds) > 1):
             continue
         reading = _reading(row, entry, paths)
         if reading is not None and (best is None or _order(reading) < _order(best)):
@@ -256,7 +256,9 @@ def _remedy(row: Row, entry: Format, kind: ExampleKind | None, ref: RowRef, sear
     if others is not None:
         return others
     blank = ", ".join(f"{key.split('|')[0]}: YOUR_COLUMN" for key in missing)
-    names = ", ".join(other.name for other in FORMATS.values() if kind is None or other.kind is kind)
+    names = ", ".join(
+        other.name for other in FORMATS.values() if not other.published and (kind is None or other.kind is kind)
+    )
     better = [name for key in missing for name in key.split("|") if name in UNGUESSED]
     say = f"; `{better[0]}` must say which response is better in the way of the example" if better else ""
     return (
@@ -276,7 +278,11 @@ def _other_shapes(row: Row, kind: ExampleKind | None, ref: RowRef) -> Iterator[s
         yield 'the row is one turn of a conversation: write all turns of one in a row, {"messages": [...]}'
     column = next((name for name in _TEXT_COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
     if column is not None and kind in (None, Demonstration):
-        yield text_remedy(row[column], f"json.loads(line)['{column}']", ref.source)
+        mapped = "" if column == "text" else f", columns: {{text: {column}}}"
+        yield (
+            f"to train on the text of `{column}` alone, as in pretraining, write `format: text{mapped}`; for a kind of "
+            "rows that reads the other columns too, see the formats in docs/data.md"
+        )
 
 
 def _columns_remedy(row: Row, kind: ExampleKind | None, ref: RowRef) -> str | None:
@@ -329,12 +335,8 @@ def rows_inside(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def text_remedy(text: str, value: str, source: str) -> str:
-    """What to do with bare text, for which there is no format: a prompt of one word, and everything trains.
-
-    Args:
-        value: Python that gives the text of a line.
-    """
+def text_remedy(text: str, source: str) -> str:
+    """What to do with a file of plain text whose first line is `text`: a row for each line, all of which trains."""
     name = dialogue_format(text)
     if name is not None:
         return (
@@ -342,11 +344,9 @@ def text_remedy(text: str, value: str, source: str) -> str:
             '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}'
         )
     return (
-        "bare text has no format of its own. Write each text as a prompt of one word and its completion, "
-        f"`python -c \"import json, sys; [print(json.dumps(dict(zip(('prompt', 'completion'), (word, gap + rest))))) "
-        f"for line in open(sys.argv[1], encoding='utf-8') if line.strip() for word, gap, rest in "
-        f"[{value}.strip().partition(' ')] if rest]\" {shlex.quote(source)} > rows.jsonl` (texts of one word are left "
-        "out), and train all of it with `encoding: {template: raw, train_on: all}`"
+        "write each line as a row, `python -c \"import json, sys; [print(json.dumps({'text': line.strip()})) "
+        f"for line in open(sys.argv[1], encoding='utf-8') if line.strip()]\" {shlex.quote(source)} > rows.jsonl`, and "
+        "train on all of it with `encoding: {template: raw}`"
     )
 
 

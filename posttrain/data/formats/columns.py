@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.dialogues import refuse_dialogue, turns_in
 from posttrain.data.media import refuse_placeholder
 from posttrain.data.messages import turns_of
-from posttrain.data.order import check_order, check_prompt
+from posttrain.data.order import check_order, check_prompt, ordered
 from posttrain.data.refusals import named_type, refuse, shown
 from posttrain.data.roles import Rules
 from posttrain.data.texts import text_of
@@ -18,6 +19,9 @@ from posttrain.types import Message
 Row = Mapping[str, Any]
 Messages = tuple[Message, ...]
 
+VERDICT_WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""How a table in text, which knows no other type, says that a response is good or bad."""
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 PROMPTS = ("prompt", "question")
 """The columns that a prompt may stand in, most specific first."""
 
@@ -36,7 +40,7 @@ def prompt_of(row: Row, rules: Rules, names: tuple[str, ...] = PROMPTS) -> Messa
     column = present(row, names)
     messages = prompt_turns(row.get(column), column, rules)
     messages = with_system(messages, row)
-    check_order(messages, column)
+    messages = ordered(messages, column, rules)
     check_prompt(messages, column)
     return messages
 
@@ -119,8 +123,9 @@ def response_turns(value: Any, column: str, rules: Rules) -> Messages:
     )
 
 
-def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
+def continuation(prompt: Messages, response: Messages, column: str, rules: Rules) -> Messages:
     """The response, if it can follow the prompt: it begins with the assistant and its turns are in order."""
+    response = rules.repairs.joined(response, column, rules.noted)
     if response[0].role != "assistant":
         raise refuse(
             "wrong_shape",
@@ -139,7 +144,8 @@ def continuation(prompt: Messages, response: Messages, column: str) -> Messages:
         )
     # With the prompt before it, whose last turn decides what may follow.
     if len(response) > 1:
-        check_order(prompt + response, f"prompt + {column}")
+        # The prompt was checked by itself: a greeting that it begins with was let pass.
+        check_order(prompt + response, f"prompt + {column}", greeting=True)
     return response
 
 
@@ -165,7 +171,9 @@ def with_system(messages: Messages, row: Row) -> Messages:
 
 
 def number_of(value: Any, column: str) -> float:
-    """A finite number; a text, a truth value, NaN and infinity are refused."""
+    """A finite number, or the text of one, as tables in text have it; a truth value, NaN and infinity are refused."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
     # A score of NaN would pass every comparison as "not worse", and a bool is a verdict, not a score.
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
@@ -175,6 +183,25 @@ def number_of(value: Any, column: str) -> float:
         found="a number that is not finite" if isinstance(value, float) else named_type(value),
         expected="a finite number",
         remedy=f"write `{column}` as a number, or remove the row",
+    )
+
+
+def verdict_of(row: Row, column: str) -> bool:
+    """Whether a column calls the response good (true, 1) or bad (false, 0); the texts of these will do."""
+    value = row.get(column)
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in VERDICT_WORDS:
+            return VERDICT_WORDS[word]
+    # 1.0 and 0.0 as well: a column with one missing value becomes float in pandas.
+    elif isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise refuse(
+        "bad_label",
+        f"'{column}' is {shown(value)}",
+        found=named_type(value),
+        expected="true (a good response) or false (a bad one); 1 and 0 will do",
+        remedy="write true or false",
     )
 
 

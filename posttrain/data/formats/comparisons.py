@@ -24,7 +24,7 @@ from posttrain.data.formats.columns import (
     response_turns,
     with_system,
 )
-from posttrain.data.order import check_order, check_prompt
+from posttrain.data.order import check_prompt, ordered
 from posttrain.data.padding import whole
 from posttrain.data.refusals import named_type, quoted, refuse, shown
 from posttrain.data.roles import Rules
@@ -35,22 +35,25 @@ from posttrain.types import Comparison, Message, RowRef
 # ---------------------------------------------------------------- pairs
 
 
-def preference(row: Row, ref: RowRef, rules: Rules) -> Comparison:
+def preference(row: Row, ref: RowRef, rules: Rules, sides: tuple[str, str] = ("chosen", "rejected")) -> Comparison:
     """`prompt`, `chosen`, `rejected` as strings or turns, or `chosen` and `rejected` alone as whole conversations.
 
     Also ultrafeedback_binarized (`score_chosen`, `score_rejected`) and orca_dpo_pairs (`system`, `question`).
     A side that begins with a turn of the system or the user is a whole conversation and must contain the prompt.
+
+    Args:
+        sides: what the better and the worse side are called.
     """
-    chosen = response_turns(row.get("chosen"), "chosen", rules)
-    rejected = response_turns(row.get("rejected"), "rejected", rules)
+    chosen = response_turns(row.get(sides[0]), sides[0], rules)
+    rejected = response_turns(row.get(sides[1]), sides[1], rules)
     column = present(row, ("prompt", "question", "conversations"))
     given = row.get(column)
     if chosen[0].role == "assistant" and rejected[0].role == "assistant":
         prompt = prompt_of(row, rules, (column,))
     else:
-        prompt, chosen, rejected = _split(chosen, rejected, given, column, rules)
+        prompt, chosen, rejected = _split(chosen, rejected, given, column, rules, sides)
         prompt = with_system(prompt, row)
-    return pair(prompt, chosen, rejected, row, ref, rules)
+    return pair(prompt, chosen, rejected, row, ref, rules, sides)
 
 
 def hh_rlhf(row: Row, ref: RowRef, rules: Rules) -> Comparison:
@@ -77,7 +80,7 @@ def align_anything(row: Row, ref: RowRef, rules: Rules) -> Comparison:
         )
     # A tie whose better side is unknown has no pair to keep, so `allow_ties` does not help here.
     if verdict == 0:
-        raise _tie("'overall_response' is 0: neither response is better", can_keep=False)
+        raise tie("'overall_response' is 0: neither response is better", can_keep=False)
     better, worse = ("response_1", "response_2") if verdict == 1 else ("response_2", "response_1")
     prompt = prompt_of(row, rules, ("question", "prompt"))
     chosen = response_turns(row.get(better), better, rules)
@@ -95,8 +98,8 @@ def pair(
     columns: tuple[str, str] = ("chosen", "rejected"),
 ) -> Comparison:
     """Two responses to one prompt, the better one first, with the row's margin, scores and votes."""
-    chosen = continuation(prompt, chosen, columns[0])
-    rejected = continuation(prompt, rejected, columns[1])
+    chosen = continuation(prompt, chosen, columns[0], rules)
+    rejected = continuation(prompt, rejected, columns[1], rules)
     # Compared without their training flags: two equal answers with other flags still teach nothing.
     if _words(chosen) == _words(rejected):
         raise _identical(*columns, chosen)
@@ -132,7 +135,7 @@ def _pair_scores(row: Row, rules: Rules) -> tuple[float, float] | None:
     chosen = number_of(row.get("score_chosen"), "score_chosen")
     rejected = number_of(row.get("score_rejected"), "score_rejected")
     if chosen == rejected and not rules.allow_ties:
-        raise _tie(f"'score_chosen' and 'score_rejected' are both {chosen:g}", can_keep=True)
+        raise tie(f"'score_chosen' and 'score_rejected' are both {chosen:g}", can_keep=True)
     if chosen < rejected:
         raise refuse(
             "score_order",
@@ -148,16 +151,21 @@ def _pair_scores(row: Row, rules: Rules) -> tuple[float, float] | None:
 
 
 def _split(
-    chosen: Messages, rejected: Messages, given: Any, column: str, rules: Rules
+    chosen: Messages,
+    rejected: Messages,
+    given: Any,
+    column: str,
+    rules: Rules,
+    sides: tuple[str, str] = ("chosen", "rejected"),
 ) -> tuple[Messages, Messages, Messages]:
     """Two whole conversations -> (the prompt they share, the two continuations).
 
     The prompt is the common beginning, shortened until both continuations begin with the assistant.
     """
-    for side, name in ((chosen, "chosen"), (rejected, "rejected")):
-        check_order(side, name)
+    # Both sides alike, before they are compared: a greeting that one of them lost would part them at the first turn.
+    chosen, rejected = ordered(chosen, sides[0], rules), ordered(rejected, sides[1], rules)
     if _words(chosen) == _words(rejected):
-        raise _identical("chosen", "rejected", chosen)
+        raise _identical(*sides, chosen)
     # Not strict: one side may go on longer, and what they share ends where the shorter one does.
     pairs = zip(_words(chosen), _words(rejected), strict=False)
     common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
@@ -170,8 +178,8 @@ def _split(
     prompt, ends = chosen[:common], (chosen[common:], rejected[common:])
     # A user turn after the sides part would train the policy on answers to two different questions.
     if not prompt or any(message.role in ("system", "user") for end in ends for message in end):
-        raise _prompts_differ(chosen, rejected, differ_at)
-    check_prompt(prompt, "the common beginning of chosen and rejected")
+        raise _prompts_differ(chosen, rejected, differ_at, sides)
+    check_prompt(prompt, f"the common beginning of {sides[0]} and {sides[1]}")
     if given is not None:
         _check_given(given, prompt, column, rules)
     return prompt, ends[0], ends[1]
@@ -204,14 +212,14 @@ def _check_given(given: Any, prompt: Messages, column: str, rules: Rules) -> Non
         )
 
 
-def _prompts_differ(chosen: Messages, rejected: Messages, at: int) -> RowError:
+def _prompts_differ(chosen: Messages, rejected: Messages, at: int, sides: tuple[str, str]) -> RowError:
     def turn(side: Messages) -> str:
         return f"{side[at].role} {shown(side[at].content, 60)}" if at < len(side) else "nothing (it ends before)"
 
     return refuse(
         "prompts_differ",
-        f"'chosen' and 'rejected' do not answer the same prompt: they part at turn {at + 1}",
-        found=f"chosen: {turn(chosen)}; rejected: {turn(rejected)}",
+        f"'{sides[0]}' and '{sides[1]}' do not answer the same prompt: they part at turn {at + 1}",
+        found=f"{sides[0]}: {turn(chosen)}; {sides[1]}: {turn(rejected)}",
         expected="the same turns in both up to the assistant's answer, where they part, and no turn of the user after",
         remedy="correct or remove the row; where whole exchanges are compared, give the shared turns in a column "
         "`prompt` and in `chosen` and `rejected` only what follows",
@@ -293,7 +301,8 @@ def _responses(value: Any, prompt: Messages, rules: Rules) -> tuple[Messages, ..
         )
     names = [f"response {number}" for number in range(len(value))]
     responses = [
-        continuation(prompt, response_turns(item, name, rules), name) for item, name in zip(value, names, strict=True)
+        continuation(prompt, response_turns(item, name, rules), name, rules)
+        for item, name in zip(value, names, strict=True)
     ]
     for number, response in enumerate(responses):
         # Refused and not merged: which of the two places in the ranking would be meant cannot be told.
@@ -372,13 +381,14 @@ def _check_ties(values: Sequence[float], ranking: Sequence[int], column: str, ru
     # A tie below the best leaves the winner known, so the user may keep such rows; a tie at the top does not.
     best = ordered[0] == ordered[1]
     what = "the best responses are level" if best else "two responses are level"
-    raise _tie(f"{what}: '{column}' is {list(values)}", can_keep=not best)
+    raise tie(f"{what}: '{column}' is {list(values)}", can_keep=not best)
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def _tie(problem: str, *, can_keep: bool) -> RowError:
+def tie(problem: str, *, can_keep: bool) -> RowError:
+    """The error for a row in which nothing is better; `can_keep` where `allow_ties` would keep it."""
     keep = ", or keep such rows, whose winner is known, with `allow_ties: true`" if can_keep else ""
     return refuse(
         "tie",

@@ -37,6 +37,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "input": ("context", "passage", "paragraph", "document", "background", "inputs"),
     "system": ("system_prompt", "system_message", "sys"),
     "tools": ("functions",),
+    "text": ("content", "document", "body", "raw_content", "article"),
     "history": ("chat_history", "conversation_history"),
 }
 """Names that other tools use for our columns; only ever used to word a remedy."""
@@ -87,7 +88,7 @@ def nearest_format(row: Row, kind: ExampleKind | None = None) -> Format:
     """
     keys = filled(row)
     lowered = {key.lower() for key in keys}
-    entries = [entry for entry in FORMATS.values() if kind is None or entry.kind is kind]
+    entries = [entry for entry in FORMATS.values() if not entry.published and (kind is None or entry.kind is kind)]
 
     def closeness(entry: Format) -> float:
         # Required keys that are there count for it, those that are missing against it, optional ones a little.

@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from posttrain.data.formats import comparisons, demonstrations
-from posttrain.data.formats.columns import Messages, Row, continuation, response_turns
-from posttrain.data.refusals import named_type, refuse, shown
+from posttrain.data.formats.columns import Messages, Row, continuation, response_turns, verdict_of
+from posttrain.data.refusals import refuse
 from posttrain.data.roles import Rules
 from posttrain.types import Comparison, Demonstration, Feedback, RowRef
 
@@ -49,12 +47,14 @@ def conversation_feedback(row: Row, ref: RowRef, rules: Rules) -> Feedback:
             expected="a user turn, then the answer that the tag judges",
             remedy="complete the row or remove it",
         )
-    return Feedback(prompt, continuation(prompt, answer, "the last answer"), _good(row), ref, whole.tools)
+    return Feedback(prompt, continuation(prompt, answer, "the last answer", rules), _good(row), ref, whole.tools)
 
 
 def judges_conversation(row: Row) -> bool:
     """A `kto_tag` always; a `label` only if it is true or false, for a number may be the topic."""
-    return row.get("kto_tag") is not None or isinstance(row.get("label"), bool)
+    label = row.get("label")
+    says = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+    return row.get("kto_tag") is not None or says
 
 
 def has_instruction_only(row: Row) -> bool:
@@ -70,14 +70,4 @@ def _alpaca_prompt(row: Row, ref: RowRef, rules: Rules) -> Messages:
 
 def _good(row: Row) -> bool:
     # `kto_tag` first: a `label` beside it may be the topic.
-    column = next(name for name in TAGS if row.get(name) is not None)
-    value: Any = row.get(column)
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    raise refuse(
-        "bad_label",
-        f"'{column}' is {shown(value)}",
-        found=named_type(value),
-        expected="true (a good response) or false (a bad one); 1 and 0 will do",
-        remedy="write true or false",
-    )
+    return verdict_of(row, next(name for name in TAGS if row.get(name) is not None))

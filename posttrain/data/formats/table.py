@@ -6,98 +6,23 @@ example and one entry here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from posttrain.data.dialogues import holds_stored_turns
 from posttrain.data.formats import comparisons, demonstrations, judged, llama_factory, stepwise
-from posttrain.data.formats.columns import Row
-from posttrain.data.media import refuse_media
-from posttrain.data.refusals import quoted
-from posttrain.data.roles import DEFAULT_RULES, Rules
+from posttrain.data.formats.columns import Row, present
+from posttrain.data.formats.format import KIND_NAMES, ExampleKind, Format, either
+from posttrain.data.formats.layouts import PUBLISHED
 from posttrain.data.texts import stored
-from posttrain.errors import RowError
-from posttrain.types import Comparison, Demonstration, Example, Feedback, RowRef, StepwiseFeedback, Task
+from posttrain.types import Comparison, Demonstration, Feedback, StepwiseFeedback, Task
 
-ExampleKind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
-
-KIND_NAMES: dict[ExampleKind, str] = {
-    Demonstration: "demonstrations",
-    Comparison: "comparisons",
-    Feedback: "feedback",
-    StepwiseFeedback: "stepwise feedback",
-    Task: "tasks",
-}
-
-
-def either(keys: Collection[str]) -> str:
-    """either(["prompt|question", "answer"]) -> "'prompt' or 'question', 'answer'"."""
-    return ", ".join(" or ".join(f"'{name}'" for name in key.split("|")) for key in keys)
-
-
-def _always(row: Row) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How rows of one layout are told from others and read.
-
-    Format("task", Task, keys=("prompt|question", "answer"), optional=("system", "tools"), build=judged.task,
-           example={"question": "17 + 25?", "answer": "42"}, summary="a prompt and the answer that a verifier checks")
-    """
-
-    name: str
-    kind: ExampleKind
-    keys: tuple[str, ...]
-    """Columns that a row must have; "a|b" is one of the two."""
-    optional: tuple[str, ...]
-    build: Callable[[Row, RowRef, Rules], Example]
-    example: Mapping[str, Any]
-    summary: str
-    fits: Callable[[Row], bool] = _always
-    """Tells formats with the same keys apart by the form of a value."""
-
-    def missing(self, keys: Collection[str]) -> tuple[str, ...]:
-        """The required keys that are not among those found: ("prompt|question",)."""
-        return tuple([key for key in self.keys if not any(name in keys for name in key.split("|"))])
-
-    def parse(self, row: Row, ref: RowRef, rules: Rules = DEFAULT_RULES) -> Example:
-        """The row as an example. Raises RowError, with everything in it that is needed to mend the row."""
-        try:
-            # Before the format sees the row: a text that describes an image reads as any other text.
-            refuse_media(row)
-            return self.build(row, ref, rules)
-        except RowError as error:
-            # Filled in here, once for all formats: what reads a value knows neither the row's place nor the format's
-            # other keys.
-            error.where = ref
-            error.found = f"{error.found} (the row's keys: {quoted(row)})"
-            error.expected = f"{error.expected} (format '{self.name}', keys: {self.required})"
-            error.example = error.example or self.example_line
-            raise
-
-    @property
-    def required(self) -> str:
-        """Its required keys as an error shows them: "'prompt' or 'question', 'answer'"."""
-        return either(self.keys)
-
-    @property
-    def signature(self) -> str:
-        """All of its keys: "'prompt' or 'question', 'answer'; optional: 'system', 'tools'"."""
-        return f"{self.required}; optional: {quoted(self.optional)}"
-
-    @property
-    def example_line(self) -> str:
-        return json.dumps(self.example, ensure_ascii=False)
+__all__ = ["COLUMNS", "FORMATS", "KIND_NAMES", "ExampleKind", "Format", "either"]
 
 
 def _says_role(row: Row) -> bool:
     messages = row.get("messages")
     # Exporters to CSV write a list of turns as text; told apart by its first turn all the same.
-    turns = stored(messages if messages is not None else row.get("conversations"))
+    turns = stored(row.get(present(row, demonstrations.CONVERSATIONS)))
     first = turns[0] if isinstance(turns, list | tuple) and turns else None
     keys = first if isinstance(first, Mapping) else ()
     # The dialect decides, not the column's name: both names hold both dialects in the wild.
@@ -131,11 +56,38 @@ def _has_no_answers(row: Row) -> bool:
     return _ANSWERS.isdisjoint(row)
 
 
+# What a row of bare text has beside it is about the text: with one of these it is a row of another kind that has lost
+# a column, and would train as text.
+_NOT_BESIDE_TEXT = (
+    *_ANSWERS,
+    *(
+        "prompt",
+        "question",
+        "answer",
+        "input",
+        "label",
+        "kto_tag",
+        "labels",
+        "query",
+        "conversation",
+        "turns",
+        "history",
+    ),
+    *("role", "from", "parent_id", "message_id", "question_id", "history", "image", "audio", "video"),
+)
+
+
+def _is_bare_text(row: Row) -> bool:
+    return isinstance(row.get("text"), str) and all(row.get(name) is None for name in _NOT_BESIDE_TEXT)
+
+
 _USER = {"role": "user", "content": "2 + 2?"}
 _RIGHT = {"role": "assistant", "content": "4"}
 _WRONG = {"role": "assistant", "content": "5"}
 
 _ROWS = (
+    # Known by keys or forms of values that no other row has.
+    *PUBLISHED,
     # First the formats with the most special keys: those of `preference` or `prompts` are among the keys of nearly all.
     Format(
         "align_anything",
@@ -301,7 +253,7 @@ _ROWS = (
     Format(
         "chat",
         Demonstration,
-        ("messages|conversations",),
+        ("messages|conversations|conversation",),
         ("system", "tools"),
         demonstrations.chat,
         {"messages": [_USER, _RIGHT]},
@@ -311,7 +263,7 @@ _ROWS = (
     Format(
         "sharegpt",
         Demonstration,
-        ("conversations|messages",),
+        ("conversations|messages|conversation",),
         ("system", "tools"),
         demonstrations.sharegpt,
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
@@ -327,7 +279,7 @@ _ROWS = (
         "a prompt and the answer that a verifier checks; other columns become metadata",
     ),
     Format(
-        # Last: nearly every row has a prompt.
+        # Nearly every row has a prompt.
         "prompts",
         Task,
         ("prompt|question",),
@@ -337,10 +289,23 @@ _ROWS = (
         "prompts without an answer; other columns become metadata",
         _has_no_answers,
     ),
+    Format(
+        # Behind `prompts`: text beside a prompt belongs to it.
+        "text",
+        Demonstration,
+        ("text",),
+        (),
+        demonstrations.text,
+        {"text": "The fjord is deep and cold."},
+        "bare text, all of which trains, as in pretraining; for `template: raw`",
+        _is_bare_text,
+    ),
 )
 
 # In the order of detection (dicts keep it).
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ROWS}
 
-COLUMNS = frozenset(name for entry in _ROWS for key in (*entry.keys, *entry.optional) for name in key.split("|"))
-"""Every column that some format reads."""
+COLUMNS = frozenset(
+    name for entry in _ROWS if not entry.published for key in (*entry.keys, *entry.optional) for name in key.split("|")
+)
+"""Every column that `columns` may map to: those of the formats that are no published layout."""

@@ -22,8 +22,9 @@ from typing import Any
 from posttrain.data.padding import unpadded
 from posttrain.data.refusals import quoted
 from posttrain.data.sources.columnar import arrow_rows
+from posttrain.data.sources.delimited import text_rows
 from posttrain.data.sources.hub import HUB_ID, HubSource
-from posttrain.data.sources.json_rows import LONGEST_ROW, MEGABYTE, json_rows
+from posttrain.data.sources.json_rows import LONGEST_ROW, MEGABYTE
 from posttrain.data.sources.memory import data_items, memory_source
 from posttrain.data.sources.not_found import not_found, unlike_a_path
 from posttrain.data.sources.patterns import (
@@ -37,7 +38,15 @@ from posttrain.data.sources.patterns import (
 from posttrain.data.sources.readers import HEAD, reader_of
 from posttrain.data.sources.shipped import PACKAGE_SCHEME, shipped_file
 from posttrain.data.sources.source import DataSource, Numbered
-from posttrain.data.sources.splits import SUFFIXES, Split, choose_split, mixed_note, select_files, split_of
+from posttrain.data.sources.splits import (
+    SUFFIXES,
+    TABLE_SUFFIXES,
+    Split,
+    choose_split,
+    mixed_note,
+    select_files,
+    split_of,
+)
 from posttrain.errors import SourceError
 
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "posttrain_manifest.json"}
@@ -82,15 +91,15 @@ class FileSource:
             yield from reader.rows(self.path, self.name)
         else:
             # JSON may have been through Arrow; Parquet and Arrow know their own padding by their types.
-            yield from unpadded(self._json(), self._json)
+            yield from unpadded(self._text(), self._text)
 
-    def _json(self) -> Iterator[Numbered]:
+    def _text(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES) as file:
             if file.peek(2)[:2] == b"\x1f\x8b":
                 with io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER_BYTES) as unpacked:
-                    yield from json_rows(unpacked, self.name, self.longest_row)
+                    yield from text_rows(unpacked, self.name, self.longest_row)
             else:
-                yield from json_rows(file, self.name, self.longest_row)
+                yield from text_rows(file, self.name, self.longest_row)
 
     def fingerprint(self) -> str:
         try:
@@ -111,11 +120,11 @@ class PipeSource:
     def rows(self) -> Iterator[Numbered]:
         if not self.content:
             raise _empty_source(self.name, "the pipe is empty (0 bytes)")
-        yield from unpadded(self._json(), self._json)
+        yield from unpadded(self._text(), self._text)
 
-    def _json(self) -> Iterator[Numbered]:
+    def _text(self) -> Iterator[Numbered]:
         with io.BufferedReader(io.BytesIO(self.content), _BUFFER_BYTES) as file:
-            yield from json_rows(file, self.name, self.longest_row)
+            yield from text_rows(file, self.name, self.longest_row)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
@@ -294,10 +303,12 @@ def _glob_sources(pattern: str, split: str) -> ResolvedSources:
     return _files_of_split(files, split, base, whole_folder=False)
 
 
-def _files_of_split(files: Sequence[Path], split: str, base: Path, *, whole_folder: bool) -> ResolvedSources:
+def _files_of_split(
+    files: Sequence[Path], split: str, base: Path, *, whole_folder: bool, notes: tuple[str, ...] = ()
+) -> ResolvedSources:
     selection = select_files(files, split, base, whole_folder=whole_folder)
     require_whole_links(selection.files)
-    return ResolvedSources(tuple(FileSource(path) for path in selection.files), selection.notes)
+    return ResolvedSources(tuple(FileSource(path) for path in selection.files), (*selection.notes, *notes))
 
 
 def _folder_sources(folder: Path, split: str) -> ResolvedSources:
@@ -311,9 +322,9 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
         return ResolvedSources((SavedDataset(folder),))
 
-    files = _data_files(folder.iterdir())
+    files, beside = _without_tables(_data_files(folder.iterdir()))
     if files:
-        resolved = _files_of_split(files, split, folder, whole_folder=True)
+        resolved = _files_of_split(files, split, folder, whole_folder=True, notes=beside)
         # The files beside us were meant; those in folders below are named in a note, since they may be forgotten.
         below = _data_files(path for path in folder.glob("*/*") if not _is_hidden(path.relative_to(folder)))
         if not below:
@@ -325,7 +336,7 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
     # Nothing in the folder itself: a clone of a hub repository has its files one level down, in `data/`.
     files_below = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder))]
     saved = sorted({path.parent for path in files_below if path.name in ("dataset_dict.json", "state.json")})
-    files = _data_files(files_below)
+    files, beside = _without_tables(_data_files(files_below))
     if saved or not files:
         raise SourceError(
             "the folder holds no data files",
@@ -335,9 +346,20 @@ def _folder_sources(folder: Path, split: str) -> ResolvedSources:
             remedy=f"name the saved data set inside it, `{saved[0]}`" if saved else "check the path",
         )
 
-    resolved = _files_of_split(files, split, folder, whole_folder=True)
+    resolved = _files_of_split(files, split, folder, whole_folder=True, notes=beside)
     _refuse_several_folders(resolved, folder)
     return resolved
+
+
+def _without_tables(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of a folder without the tables that lie beside other files of rows, and a note that names them."""
+    tables = [path for path in files if path.name.endswith(TABLE_SUFFIXES)]
+    others = [path for path in files if path not in tables]
+    # `metadata.csv` beside `train.jsonl` is an index: read as rows, it would end the reading or, worse, would not.
+    if not tables or not others:
+        return files, ()
+    names = quoted([path.name for path in tables], 6)
+    return others, (f"tables beside other files of rows are not read: {names} (name them to read them)",)
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:

@@ -28,7 +28,7 @@ _FRAGMENTS = (
 )
 """What a cut can leave at the end of a text that the decoder cannot read: the start of a literal, a number's tail."""
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 16
 MEGABYTE = 1 << 20
 LONGEST_ROW = 64 * MEGABYTE
 """Bytes of one row, its Unicode text and its Python objects being some eight times that. Without a bound, two
@@ -389,7 +389,7 @@ def _is_fragment(text: str, at: int) -> bool:
 
 def json_rows(stream: Any, name: str, longest_row: int = LONGEST_ROW) -> Iterator[Numbered]:
     """Rows of a JSON file of either layout; `stream` is buffered and has `peek`. The first character decides."""
-    head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # `peek` gives all that is buffered
+    head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]  # `peek` gives all that is buffered
     refuse_other_content(head, name)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()  # a byte order mark is no part of the first row
     if text.startswith(b"[") and not _TURNS_ON_A_LINE.match(text):

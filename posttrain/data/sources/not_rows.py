@@ -1,13 +1,12 @@
 """Files that hold no rows of JSON, recognised by how they begin, and what to do with each.
 
-A command is proposed only for what the beginning of the file was read as: a table has the same number of cells in its
-first lines, an object that holds rows holds something that a format reads.
+A command is proposed only for what the beginning of the file was read as: an object that holds rows holds something
+that a format reads.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
 import shlex
@@ -42,12 +41,16 @@ _OTHER_FILES = (
 
 _TABLE_LINES = 20
 _TEXT_BYTES = 1 << 14
-_LONGEST_NAME = 64
-"""Characters of a column's name; what is longer is a sentence."""
 
 
 def refuse_other_content(head: bytes, name: str) -> None:
     """Raises SourceError if the first bytes of a file are not those of JSON."""
+    refuse_other_bytes(head, name)
+    _refuse_text(head.lstrip().removeprefix(codecs.BOM_UTF8).lstrip(), head, name)
+
+
+def refuse_other_bytes(head: bytes, name: str) -> None:
+    """Raises SourceError if the first bytes of a file are those of no text, or of a text that holds no rows."""
     start = head.lstrip()  # blank lines before the first row are no content of another kind
     for mark, what, remedy in _OTHER_FILES:
         if start.startswith(mark):
@@ -61,7 +64,6 @@ def refuse_other_content(head: bytes, name: str) -> None:
         )
     if start[:1] not in b'{["' and _CONTROL.search(start.split(b"\n", 1)[0]):
         raise _not_json("the file holds no text", head, "name the file that holds the rows", name)
-    _refuse_text(start.removeprefix(codecs.BOM_UTF8).lstrip(), head, name)
 
 
 def _shell_quoted(name: str, remedy: str) -> str:
@@ -70,7 +72,7 @@ def _shell_quoted(name: str, remedy: str) -> str:
 
 
 def _refuse_text(start: bytes, head: bytes, name: str) -> None:
-    """Tables and prose; a file with a JSON object or list among its first lines is left to the reader of lines."""
+    """Prose; a file with a JSON object or list among its first lines is left to the reader of lines."""
     if start[:1] in (b"{", b"["):
         return
     text = start[:_TEXT_BYTES].decode(errors="replace")
@@ -78,21 +80,10 @@ def _refuse_text(start: bytes, head: bytes, name: str) -> None:
     # Among the first lines, not only in the first: a comment or a log line may stand above rows that are right.
     if not lines or any(line.lstrip()[:1] in ("{", "[") or _parses_as_json(line) for line in lines[:5]):
         return
-    delimiter = table_delimiter(lines, whole=len(start) < _TEXT_BYTES, name=name)
-    if delimiter is not None:
-        separator = {"\t": "\\t"}.get(delimiter, delimiter)
-        raise _not_json(
-            "the file looks like a table (CSV or TSV), not JSON",
-            start.split(b"\n", 1)[0],
-            'convert it: `python -c "import pandas; '
-            f"pandas.read_csv('{name}', sep='{separator}', keep_default_na=False)"
-            ".to_json('rows.jsonl', orient='records', lines=True)\"`",
-            name,
-        )
     if name.lower().endswith((".yaml", ".yml", ".toml", ".py")):
         raise _not_json("the file holds settings or code, not rows", head, "name the file that holds the rows", name)
     if not re.match(r"[#/]", lines[0].lstrip()):
-        raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], "line", name), name)
+        raise _not_json("the file holds plain text, not rows", head, text_remedy(lines[0], name), name)
 
 
 def _parses_as_json(line: str) -> bool:
@@ -103,38 +94,12 @@ def _parses_as_json(line: str) -> bool:
     return True
 
 
-def table_delimiter(lines: list[str], *, whole: bool, name: str) -> str | None:
-    """The separator of the table whose first lines these are, or None if they are prose.
-
-    table_delimiter(["prompt\\tcompletion", "Hi\\tHello"], whole=True, name="a.tsv") -> "\\t"
-    """
-    for delimiter in ("\t", ",", ";", "|"):
-        try:
-            rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
-        except csv.Error:
-            continue
-        rows = rows if whole and len(lines) < _TABLE_LINES else rows[:-1]  # the last may be cut
-        # The same number of cells in every line: prose has commas, and not as many in each of its lines.
-        if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
-            continue
-        names = [cell.strip() for cell in rows[0]]
-        if len(set(names)) == len(names) and all(map(_is_name, names)):
-            return delimiter
-    if name.lower().endswith((".csv", ".csv.gz")):
-        return ","
-    return "\t" if name.lower().endswith((".tsv", ".tsv.gz")) else None
-
-
-def _is_name(cell: str) -> bool:
-    return 0 < len(cell) <= _LONGEST_NAME and cell[-1] not in ".!?:" and len(cell.split()) <= 4
-
-
 def _not_json(problem: str, head: bytes, remedy: str, name: str) -> SourceError:
     return SourceError(
         problem,
         where=name,
         found=f"{bytes(head[:40])!r}",
-        expected="JSONL, a JSON array, gzip of either, Parquet or Arrow",
+        expected="JSONL, a JSON array, CSV or TSV, gzip of these, Parquet or Arrow",
         remedy=remedy,
     )
 

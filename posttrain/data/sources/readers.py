@@ -1,8 +1,8 @@
 """The readers of file types as a literal table: how a file of the type begins, and the function that reads its rows.
 
 A file is known by its first bytes, never by its name: a Parquet file that was saved as `rows.jsonl` is read as Parquet.
-What no row knows is read as JSON. A new type is a function and a row; its usual ending goes to `splits.SUFFIXES`, by
-which files are found in folders.
+What no row knows is read as text: JSON, or a table (CSV, TSV). A new type is a function and a row; its usual ending
+goes to `splits.SUFFIXES`, by which files are found in folders.
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ HEAD = max(len(mark) for reader in READERS for mark in reader.begins)
 
 
 def reader_of(head: bytes) -> Reader | None:
-    """The reader of a file with these first bytes; None for JSON, whose layouts `json_rows` tells apart."""
+    """The reader of a file with these first bytes; None for text: JSON, CSV and TSV."""
     return next((reader for reader in READERS if head.startswith(reader.begins)), None)

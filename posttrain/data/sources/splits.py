@@ -28,6 +28,8 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Split -> the words that stand for it in names."""
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+"""Tables as text; beside other files of rows in a folder they are as often its index as its rows."""
 SUFFIXES = (
     ".jsonl",
     ".ndjson",
@@ -35,6 +37,7 @@ SUFFIXES = (
     ".jsonl.gz",
     ".ndjson.gz",
     ".json.gz",
+    *TABLE_SUFFIXES,
     ".parquet",
     ".arrow",
     ".ipc",

@@ -12,13 +12,16 @@ from typing import Any
 
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.round_trip import RoundTrip, RoundTrips
+from posttrain.data.templates.builtin import template_source
 from posttrain.data.templates.call_text import lost_part
 from posttrain.data.templates.probe import rendered_or_none
 from posttrain.data.templates.template import ChatTemplate, ContextMismatch, PlainMessage, Turn, first_difference
 from posttrain.data.tokens import Tokens, pattern_of
-from posttrain.data.truncate import Draft, Side
+from posttrain.data.truncate import Draft, Side, split_text
 from posttrain.errors import EncodingError, PromptMismatchError, TemplateError
 from posttrain.types import Demonstration, Message
+
+SYSTEM_REPAIR = "; `repairs: {system_into_user: true}` under `data` puts them into the user's turns"
 
 
 class SpecialTokenError(EncodingError):
@@ -79,6 +82,8 @@ class Drafter:
     # ------------------------------------------------------------ drafts
 
     def demonstration(self, row: Demonstration, findings: RowFindings) -> list[Draft]:
+        if row.is_text:
+            return self._text(row, findings)
         messages = [self.template.plain(message) for message in row.messages]
         if self.settings.train_on == "all":
             return [self._everything(row, messages, findings)]
@@ -93,6 +98,31 @@ class Drafter:
         for path in paths:
             self._compare(findings, path.text, path.ids)
         return [path.draft(path.first_trained) for path in paths]
+
+    def _text(self, row: Demonstration, findings: RowFindings) -> list[Draft]:
+        """Bare text as the tokenizer writes it, and eos: every token trains but the first, which nothing predicts."""
+        text = row.messages[0].content or ""
+        # The template that would put marks of speakers around it is not what the text is to be learned in.
+        if self.template.source != template_source(self.tokens, "raw"):
+            raise EncodingError(
+                "the row is bare text, and a chat template would train it as an answer to nothing",
+                found=f"`template: {self.settings.template}`, and the text {text[:40]!r}",
+                expected="`template: raw`, under which a text trains as it stands",
+                remedy="write `encoding: {template: raw}`; rows that are conversations need a format of turns",
+            )
+        bos_id, bos = self.tokens.bos_id, self.tokens.bos_text
+        writes_bos = bos_id is not None and bos_id in self.tokens.added_by_default()
+        begin = [bos_id] if bos_id is not None and writes_bos and not (bos and text.startswith(bos)) else []
+        ids = self.tokens.ids(text)
+        self._compare(findings, text, ids)
+        assert self.tokens.eos_id is not None  # `raw` refuses a tokenizer without one
+        trains_stop = self.settings.stop_token == "train"
+        mask = [False, *[True] * (len(begin) + len(ids) - 1), trains_stop]
+        stops = (len(mask) - 1,) if trains_stop else ()
+        side = Side([*begin, *ids, self.tokens.eos_id], mask, stops)
+        if self.settings.truncation != "split":
+            return [Draft([], (side,))]
+        return [Draft([], (piece,)) for piece in split_text(side, self.settings.max_length)]
 
     def _everything(self, row: Demonstration, messages: list[PlainMessage], findings: RowFindings) -> Draft:
         """Every token but the first, which nothing predicts."""
@@ -329,7 +359,8 @@ class Drafter:
                     f"the chat template leaves out the {message.role} turns of this row",
                     found=f"nothing of {content[:40]!r} in the rendered prompt",
                     expected="every turn in the context",
-                    remedy="name a template that knows this role (`template: chatml` does), or remove such turns",
+                    remedy="name a template that knows this role (`template: chatml` does), or remove such turns"
+                    + (SYSTEM_REPAIR if message.role == "system" else ""),
                 )
             findings.append("altered_text")
         return list(dict.fromkeys(findings))

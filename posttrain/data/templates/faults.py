@@ -52,7 +52,7 @@ def render_fault(error: Exception, label: str, source: Any, messages: Sequence[M
             f"the chat template refuses this conversation: {error}",
             found=f"roles: {roles}",
             expected="a conversation that the template's own checks let pass",
-            remedy="change the rows, or name another template (`template: chatml`, or a file)",
+            remedy=f"{_repair(messages)}, or name another template (`template: chatml`, or a file)",
         )
     at = _line_number(error)
     where = f" in line {at}" if at is not None else ""
@@ -63,6 +63,19 @@ def render_fault(error: Exception, label: str, source: Any, messages: Sequence[M
         remedy="correct that line of the template, take out of the rows what it cannot render, or name another "
         "template (`template: chatml` renders tool calls and thoughts)",
     )
+
+
+def _repair(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What to do with the rows, by what a template may have refused in them."""
+    roles = [str(message["role"]) for message in messages]
+    if "system" in roles:
+        return (
+            "put the system prompt into the user's turn (`repairs: {system_into_user: true}` under `data`, if that is "
+            "what the template refuses)"
+        )
+    if roles[:1] == ["assistant"]:
+        return "leave out the greeting that comes first (`repairs: {first_greeting: drop}` under `data`)"
+    return "change the rows"
 
 
 def _line_number(error: Exception) -> int | None:

@@ -84,6 +84,7 @@ def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
             split=data.split,
             dialogues_in_text=data.dialogues_in_text,
             longest_row_mb=data.longest_row_mb,
+            repairs=data.repairs.model_dump(),
         )
         notes += notes_of(examples)
         yield from _only_tasks(examples)

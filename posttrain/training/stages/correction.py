@@ -122,4 +122,5 @@ def _read(data: Data, rejected: Path) -> Examples:
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
+        repairs=data.repairs.model_dump(),
     )

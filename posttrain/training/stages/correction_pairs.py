@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.questions import bare_text_asks_nothing
 from posttrain.data.write import JsonlWriter
 from posttrain.errors import EmptyDatasetError, RowError
 from posttrain.inference.rows import unfit
@@ -265,6 +266,8 @@ def _asked(example: Example) -> tuple[tuple[Message, ...], tuple[Mapping[str, An
 def _wanted(example: Example) -> Wanted:
     if isinstance(example, Task) and example.answer is not None:
         return Wanted(example.prompt, Message("assistant", example.answer), example.row, example.tools)
+    if isinstance(example, Demonstration) and example.is_text:
+        raise bare_text_asks_nothing(example)
     if isinstance(example, Demonstration) and example.messages and example.messages[-1].role == "assistant":
         return Wanted(example.messages[:-1], example.messages[-1], example.row, example.tools)
     raise RowError(

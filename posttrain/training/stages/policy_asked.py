@@ -62,6 +62,7 @@ def prompts_of(ctx: StageContext[Any]) -> Prompts:
         split=data.split,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
+        repairs=data.repairs.model_dump(),
     )
     read_tasks = [as_task(example) for example in rows]
     return Prompts([*tasks, *read_tasks], len(tasks) + rows.counts.read, tuple(notes_of(rows)))

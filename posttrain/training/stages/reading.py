@@ -302,6 +302,7 @@ def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
         allow_ties=data.allow_ties,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
+        repairs=data.repairs.model_dump(),
     )
 
 

@@ -33,6 +33,7 @@ def rows_to_select(ctx: StageContext[Select]) -> Examples:
         allow_ties=data.allow_ties,
         dialogues_in_text=data.dialogues_in_text,
         longest_row_mb=data.longest_row_mb,
+        repairs=data.repairs.model_dump(),
     )
 
 

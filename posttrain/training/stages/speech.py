@@ -139,6 +139,8 @@ def prompts_of(rows: Iterable[Example], encoder: Encoder) -> tuple[SpokenPrompt,
     prompts = []
     for row in islice(rows, 4 * PROVEN_PROMPTS):
         messages = _asked(row)
+        if not messages:  # bare text, which answers nothing
+            continue
         try:
             ids = encoder.prompt(messages, row.tools)
         except EncodingError:  # counted, or refused by name, where rows are encoded

@@ -46,6 +46,8 @@ def refusal(row: Mapping[str, Any], name: str | None = None, rules: Rules | None
 # ---------------------------------------------------------------- what each format reads
 
 READS: dict[str, tuple[str, dict[str, Any], Example]] = {
+    "bare text": ("text", {"text": " 4\n", "url": "x"}, Demonstration((Message("assistant", " 4\n"),), REF)),
+    "chat under the name conversation": ("chat", {"conversation": [U, A]}, Demonstration((USER, GOOD), REF)),
     "chat": ("chat", {"messages": [U, A]}, Demonstration((USER, GOOD), REF)),
     "chat with system and flags": (
         "chat",
@@ -382,7 +384,8 @@ def test_reads(case: str) -> None:
 
 
 def test_every_format_is_shown_reading_and_its_own_example_is_right() -> None:
-    assert {name for name, _, _ in READS.values()} == set(FORMATS)
+    # The published layouts are shown in test_layouts.py.
+    assert {name for name, _, _ in READS.values()} == {name for name, entry in FORMATS.items() if not entry.published}
     for name, entry in FORMATS.items():
         assert detect(entry.example) is entry, name
         example = entry.parse(entry.example, REF)
@@ -579,7 +582,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("tie", {"prompt": "a", "responses": ["b", "c", "d"], "votes": [2, 1, 1]}, "two responses are level"),
     ("score_order", pair("4", "5", score_chosen=2, score_rejected=3), "the rejected response has the higher score"),
     ("score_order", {"prompt": "a", "responses": ["b", "c"], "scores": [2, 1], "ranking": [1, 0]}, "different things"),
-    ("bad_score", pair("4", "5", score_chosen="9", score_rejected=3), "'score_chosen' is '9'"),
+    ("empty_text", {"text": " \n"}, "'text' has no text"),
+    ("dialogue_as_text", {"text": "\n\nHuman: a\n\nAssistant: b"}, "holds the turns of a conversation"),
+    ("bad_score", pair("4", "5", score_chosen="nine", score_rejected=3), "'score_chosen' is 'nine'"),
     ("bad_score", pair("4", "5", score_chosen=9), "'score_rejected' is None"),
     ("score_order", pair("4", "5", margin=-1.5), "-1.5"),
     ("bad_score", pair("4", "5", margin=float("nan")), "finite"),
@@ -615,7 +620,8 @@ def test_every_reason_of_a_row_is_tested() -> None:
         "truncated",
         "mixed_kinds",
         "too_long",
-    }  # test_sources.py, test_bounds.py, test_read.py
+        "cell_count",
+    }  # test_delimited.py, test_sources.py, test_bounds.py, test_read.py
     assert {reason for reason, _, _ in REFUSED} | elsewhere == set(REASONS)
 
 
@@ -656,7 +662,7 @@ def spoilt(value: Any, path: tuple[int, ...], put: Any) -> Any:
     return changed
 
 
-WHOLE_ROWS = [row for _, row, _ in READS.values()]
+WHOLE_ROWS = [row for _, row, _ in READS.values()] + [dict(entry.example) for entry in FORMATS.values()]
 
 
 @settings(max_examples=300, deadline=None)
@@ -729,7 +735,7 @@ def test_a_row_that_lost_its_answer_is_no_bare_prompt() -> None:
         ),
         ({"prompt": 1, "chosen": 2}, "preference", "rejected: YOUR_COLUMN"),
         ({"question": 1, "chosen": 2}, "orca_dpo_pairs", "rejected: YOUR_COLUMN"),
-        ({"conversation": [U, A], "id": 1}, "chat", "columns: {messages: conversation}"),
+        ({"dialogue": [U, A], "id": 1}, "chat", "columns: {messages: dialogue}"),
         ({"mesages": [U, A]}, "chat", "columns: {messages: mesages}"),
         ({"instruction": "2 + 2?", "response": "4"}, "alpaca", "columns: {output: response}"),
         ({"question": 1, "response_1": 2, "response_2": 3}, "align_anything", "overall_response: YOUR_COLUMN"),

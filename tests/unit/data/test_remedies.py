@@ -19,7 +19,6 @@ from posttrain.data.formats.table import KIND_NAMES
 from posttrain.data.unread import unread_columns
 from posttrain.errors import DataError, PosttrainError, RowError, SourceError
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Task
-from tests.encoding import encoder_of, path_ids, trained_runs
 
 U, A = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
 
@@ -66,16 +65,15 @@ MAPS: list[tuple[dict[str, Any], Any, str]] = [
         Demonstration,
         "Ann came.",
     ),
-    ({"query": "Who?", "response": "Ann.", "system_prompt": "Be brief."}, Demonstration, "Be brief."),
+    ({"query": "Who?", "reply": "Ann.", "system_prompt": "Be brief."}, Demonstration, "Be brief."),
     ({"system_prompt": "Be brief.", "question": "Who?", "response": "Ann."}, Demonstration, "Be brief."),
     ({"input": "Who?", "output": "Ann."}, Demonstration, "Who?"),
     ({"problem": "2 + 2?", "solution": "It is 4.", "answer": "4"}, Task, "2 + 2?"),
     ({"problem": "2 + 2?", "solution": "It is 4."}, Demonstration, "It is 4."),
     ({"messages": [U], "ground_truth": "4", "dataset": "gsm8k"}, Task, "2 + 2?"),
-    ({"prompt": [U], "reward_model": {"style": "rule", "ground_truth": "4"}, "completions": []}, Task, "2 + 2?"),
     ({"dialog": [U, A]}, Demonstration, "4"),
     ({"text": json.dumps([U, A])}, Demonstration, "4"),
-    ({"chosen_messages": [U, A], "rejected_messages": [U, {**A, "content": "5"}]}, Comparison, "4"),
+    ({"content": "The fjord is deep."}, Demonstration, "The fjord is deep."),
     ({"question": "2 + 2?", "response_j": "4", "response_k": "5"}, Comparison, "4"),
     ({"query": "2 + 2?", "preferred": "4", "dispreferred": "5"}, Comparison, "4"),
     ({"prompt": "2 + 2?", "response": "4", "thumbs_up": True}, Feedback, "4"),
@@ -120,8 +118,8 @@ def test_a_map_that_is_proposed_reads_and_keeps_what_the_row_says(number: int) -
         {"prompt": "2 + 2?", "response_1": "4", "response_2": "5", "overall_responses": 2},
         {"prompt": "2 + 2?", "response_0": "4", "response_1": "5", "better_response_id": 0},
         {"prompt": "2 + 2?", "response_1": "4", "response_2": "5", "preference": 1},
-        {"question": [[U]], "function": [{"name": "add"}]},
-        {"conversation_a": [U, A], "conversation_b": [U, {**A, "content": "5"}], "winner": "model_a"},
+        {"conversation_a": [U, A], "conversation_b": [U, {**A, "content": "5"}], "won": "model_a"},
+        {"text": "Fine.", "label": 1},
         {"0": {"1": "x"}},
         {"tokens": [1, 2], "labels": [0, 1]},
         {"a": 1, "b": "x"},
@@ -211,11 +209,11 @@ FILES: dict[str, tuple[str, str, list[str]]] = {
         json.dumps({"0": {"prompt": "a", "completion": "b"}, "1": {"prompt": "c", "completion": "d"}}),
         ["a", "c"],
     ),
-    "csv": ("rows.csv", 'prompt,completion\n"a, b",c\nNA,d\n', ["a, b", "NA"]),
-    "tsv": ("rows.tsv", "prompt\tcompletion\na, b\tc\nd\te\n", ["a, b", "d"]),
-    "semicolons": ("rows.csv", "prompt;completion\na, b;c\n", ["a, b"]),
-    "text rows": ("rows.jsonl", json.dumps({"text": 'The "fjord" is deep.\nAnd cold.'}) + "\n", ["The"]),
-    "prose": ("rows.txt", "Yes, it was cold, and dark.\n\nThen, at last, they came.\n", ["Yes,", "Then,"]),
+    "prose": (
+        "rows.txt",
+        "Yes, it was cold, and dark.\n\nThen, at last, they came.\n",
+        ["Yes, it was cold, and dark.", "Then, at last, they came."],
+    ),
     "lists of turns": ("rows.jsonl", json.dumps([U, A]) + "\n" + json.dumps([U, A]) + "\n", ["2 + 2?"] * 2),
     "python's notation": ("rows.json", "{\n'a': 1}", []),
 }
@@ -232,7 +230,7 @@ def test_a_command_that_is_proposed_converts_the_file(name: str, tmp_path: Path)
         assert "`python" not in error.remedy
         return
     examples = pt.read(run(error, folder))
-    asked = [next(m for m in example.messages if m.role == "user").content for example in examples]  # type: ignore[union-attr]
+    asked = [example.messages[0].content for example in examples]  # type: ignore[union-attr]
     assert asked == prompts
 
 
@@ -245,22 +243,19 @@ def test_prose_with_commas_is_no_table(text: str, tmp_path: Path) -> None:
     assert "plain text" in error.problem and "read_csv" not in error.remedy
 
 
-def test_bare_text_trains_as_it_stands_when_the_advice_is_followed(tmp_path: Path) -> None:
-    text = "The fjord is deep and cold.  Nobody swims."
-    (tmp_path / "t.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    error = refused(tmp_path / "t.jsonl", kind=Demonstration)
-    (example,) = pt.read(run(error, tmp_path), kind=Demonstration)
-    settings = yaml.safe_load(error.remedy.split("`encoding: ")[1].split("`")[0])
-    encoder = encoder_of(None, settings)
-    (tree,) = encoder.demonstration(example)  # type: ignore[arg-type]
-    whole = "".join(trained_runs(encoder, tree))
-    assert encoder.tokens.decode(path_ids(tree)).removeprefix("<s>").removesuffix("</s>") == text
-    assert text.endswith(whole.removesuffix("</s>")) and len(whole) > len(text) - 2
-
-
 def test_bare_text_that_is_a_dialogue_is_told_so() -> None:
     error = refused([{"text": "### Human: Hi### Assistant: Hello."}], kind=Demonstration)
-    assert "a dialogue in the form of '### Human:'" in error.remedy and '"messages"' in error.remedy
+    assert "in the form of '### Human:'" in error.problem and '"messages"' in error.remedy
+    error = refused([{"text": json.dumps([U, A])}], kind=Demonstration)
+    assert "holds the turns of a conversation" in error.problem
+    assert len(pt.read([{"text": json.dumps([U, A])}], **advised(error))) == 1
+
+
+def test_text_beside_other_columns_is_read_where_it_is_named() -> None:
+    row = {"body": "The fjord is deep.", "label": 3}
+    error = refused([row], kind=Demonstration)
+    examples = pt.read([row], **advised(error))
+    assert examples.format == "text" and examples.counts.unused_columns == {"label"}
 
 
 def test_a_file_named_twice_is_copied_to_count_double(tmp_path: Path) -> None:

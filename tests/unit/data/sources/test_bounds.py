@@ -91,7 +91,7 @@ def test_memory_that_runs_out_while_reading_names_the_file(tmp_path: Path, monke
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("posttrain.data.sources.files.json_rows", exhausted)
+    monkeypatch.setattr("posttrain.data.sources.files.text_rows", exhausted)
     with pytest.raises(SourceError, match=r"rows\.jsonl"):
         list(FileSource(tmp_path / "rows.jsonl").rows())
 

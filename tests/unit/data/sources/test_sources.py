@@ -367,7 +367,6 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "nul bytes": (b"\0" * 64, "NUL bytes"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "web page": (b"<!DOCTYPE html>\n<html>", "web page"),
-    "csv": (b"prompt,completion\na,b\n", "looks like a table"),
     "zip": (b"PK\x03\x04....", "unzip"),
     "wrapped": (json.dumps({"data": [{"prompt": "a"}]}, indent=1).encode(), r"jq -c '\.data\[\]'"),
     "pretty objects": (json.dumps({"prompt": "a"}, indent=1).encode() * 2, "spans several lines"),
