@@ -41,9 +41,12 @@ def stage_fingerprint(
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     for key in data_of(stage):
         # Content counts, not the path: a data set that was moved is the same data set.
-        settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
-        if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
-            del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
+        settings[key] = _without_places(settings[key])
+        if sources := settings[key].get("sources"):
+            settings[key]["sources"] = [_without_places(source) for source in sources]
+        else:
+            for younger in ("sources", "mixing", "temperature", "epoch"):
+                settings[key].pop(younger, None)
     for group in (settings, settings.get("examine") or {}):
         if group.get("sampling"):
             group["sampling"] = without_empty_stop(group["sampling"])
@@ -67,6 +70,13 @@ def stage_fingerprint(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in data.items() if name not in ("path", "stage")}
+    if kept.get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
+        del kept["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
+    return kept
+
+
 def objective_fingerprint(stage: StageSettings) -> str | None:
     """Of the source of a stage's own objective; None where the loss is one of posttrain's."""
     if not isinstance(stage, CustomStage):
@@ -81,4 +91,4 @@ def what_changed(before: Mapping[str, Any], after: StageSettings, **seeds: int) 
         before: the stored config.yaml, parsed.
         seeds: `seed` and `split_seed` of the run as it is now; left out, they are not compared.
     """
-    return setting_differences(before, {**after.model_dump(mode="json"), **seeds})
+    return setting_differences(before, {**after.model_dump(mode="json", by_alias=True), **seeds})

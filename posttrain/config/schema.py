@@ -16,7 +16,7 @@ from posttrain.config.chain import check_adapters
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
-from posttrain.config.settings import Data
+from posttrain.config.settings import Data, ReadSettings
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
@@ -116,7 +116,9 @@ class Recipe(Settings):
                     remedy=f"leave `{keys[0]}` out, or list `rewards`, which are then measured and do not train",
                 )
             for key, data in data_of(stage).items():
-                _check_source(data, before, ("stages", index, key))
+                for place, part in enumerate(data.parts):
+                    inside = ("sources", place) if data.sources else ()
+                    _check_source(part, before, ("stages", index, key, *inside))
             for inner, scorer in scorers_of(stage) if isinstance(stage, Search) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
@@ -168,7 +170,7 @@ def data_of(stage: StageSettings) -> dict[str, Data]:
     return {key: value for key, value in stage if isinstance(value, Data)}
 
 
-def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+def _check_source(data: ReadSettings, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     known = [name for name, stage in before.items() if stage.OUTPUTS == "data"]
     if data.stage is None or data.stage in known:
         return

@@ -77,7 +77,8 @@ def inputs_of(start: Any, stages: Iterable[StageSettings], rows: Iterable[Any] =
         yield str(start)
     for stage in stages:
         for data in data_of(stage).values():
-            yield from data.path if data.stage is None else ()
+            for part in data.parts:
+                yield from part.path if part.stage is None else ()
     for examples in rows:
         if isinstance(examples, Examples):
             yield from (source.name for source in examples.sources if isinstance(source, FileSource | SavedDataset))

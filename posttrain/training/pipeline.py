@@ -20,6 +20,7 @@ from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.online import SamplingStage
+from posttrain.config.settings import ReadSettings
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
 from posttrain.models.devices import device_of
@@ -151,7 +152,7 @@ def _check(
         load_suite(suite)
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
-            written = [data.stage for data in data_of(stage).values() if data.stage is not None]
+            written = [part.stage for data in data_of(stage).values() for part in data.parts if part.stage is not None]
             if unknown := [name for name in written if name not in stood_in]:
                 progress.say(f"{stage.name}: not checked; its data is written by `{unknown[0]}` during the run")
                 continue
@@ -307,10 +308,18 @@ def _run_unless_done(
 def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     """The stage with `data: {stage: NAME}` resolved to the file that stage wrote, a search's `scorer: {stage: NAME}`
     to the reward model that stage trained."""
+
+    def located(part: ReadSettings) -> ReadSettings:
+        if part.stage is None:
+            return part
+        return part.model_copy(
+            update={"path": (str(run.stage(part.stage).path / OUTPUT_NAMES["data"]),), "stage": None}
+        )
+
     written = {
-        key: data.model_copy(update={"path": (str(run.stage(data.stage).path / OUTPUT_NAMES["data"]),), "stage": None})
+        key: data.with_parts(located)
         for key, data in data_of(stage).items()
-        if data.stage is not None
+        if any(part.stage is not None for part in data.parts)
     }
     if any(scorer.stage is not None for _, scorer in scorers_of(stage)):
         stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))

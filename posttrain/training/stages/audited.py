@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from posttrain.auditing import AuditReport, audit
 from posttrain.config import TrainingStage
 from posttrain.config.custom import CustomPairwise
 from posttrain.config.stages import PreferenceStage, Reward
-from posttrain.data.read import Examples
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.preflight import Check
+from posttrain.types import Example
 
 
-def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, progress: Progress) -> tuple[Check, ...]:
+def audit_rows(
+    stage: TrainingStage, examples: Iterable[Example], folder: StageFolder, progress: Progress
+) -> tuple[Check, ...]:
     """Audit a stage's rows, write findings.jsonl, and say what was found as a line of the preflight.
 
     Raises:
