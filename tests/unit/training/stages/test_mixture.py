@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.config import DPO, SFT, Reward, TrainingStage
+from posttrain.config import DPO, SFT, Reward, TrainingStage, load_recipe
 from posttrain.config.settings import Data
 from posttrain.data.mixed_rows import MixedRows
 from posttrain.data.trees import packed
 from posttrain.errors import ConfigError, DataError
 from posttrain.outputs import Mean, Total
-from posttrain.runs.folder import StageFolder
+from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.training.mixed_order import MixedOrder, PooledOrder
+from posttrain.training.pipeline import _with_data, run_recipe
 from posttrain.training.session import train
+from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.mixing import order_of
 from posttrain.training.stages.reading import RowInputs
+from posttrain.training.stages.starts import resolve_start
+from posttrain.training.stages.table import training_kind
 from posttrain.training.step import accumulate, measure
 from posttrain.types import TokenTree
 from tests.fixtures import random_trees
@@ -291,7 +296,64 @@ def test_data_of_a_program(tmp_path: Path, start: Path) -> None:
     assert record.data is not None and record.data.sources is not None
     assert [source.name for source in record.data.sources] == ["maths", "chat"]
     assert record.contents is not None and {"data.maths", "data.chat"} <= record.contents.keys()
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "Loss by source" in page and "Sources of the mixture" in page and "Rows of a step by source" in page
+    assert "held-out loss/maths" in str(run.summary())
     with pytest.raises(ConfigError, match="names the stage `made`"):
         train(stage, str(start), Data(sources=[{"stage": "made"}]), out=tmp_path / "run", progress=False)
 
 
+RECIPE = """schema: 1
+model: {start}
+out: {out}
+stages:
+  - method: sft
+    data: {{sources: [{{path: {maths}, weight: {weight}}}, {{path: {chat}, weight: 1}}]}}
+    steps: 2
+    rows_per_step: 4
+    preflight: off
+    export: none
+"""
+
+
+def test_a_recipe_knows_its_sources_again(tmp_path: Path, start: Path) -> None:
+    """Run twice it runs once; another weight, or another content of one source, is another stage, and is named."""
+    two(tmp_path)
+
+    def run(weight: int) -> list[str]:
+        paths = {"maths": tmp_path / "maths.jsonl", "chat": tmp_path / "chat.jsonl"}
+        (tmp_path / "mine.yaml").write_text(RECIPE.format(start=start, out=tmp_path, weight=weight, **paths))
+        heard = Heard()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("posttrain.training.pipeline.showing", lambda *_, **__: nullcontext(heard))
+            run_recipe(load_recipe(tmp_path / "mine.yaml"))
+        return heard.lines
+
+    run(2)
+    assert any("done before" in line for line in run(2))
+    assert any("`data.sources`" in line and "it runs again" in line for line in run(3))
+    demonstrations(tmp_path / "chat.jsonl", words("other", 20))
+    assert any("`data.chat` has other content" in line for line in run(3))
+
+
+def test_sources_that_earlier_stages_write_are_found(tmp_path: Path) -> None:
+    stage = _with_data(SFT(data={"sources": [{"stage": "made"}, {"path": "rows.jsonl"}]}), RunFolder(tmp_path))
+    assert stage.data is not None
+    assert [part.path for part in stage.data.parts] == [(str(tmp_path / "made" / "data.jsonl"),), ("rows.jsonl",)]
+    assert [(source.name, source.stage) for source in stage.data.sources] == [("made", None), ("rows", None)]
+
+
+def test_the_first_rows_are_of_every_source(tmp_path: Path, start: Path) -> None:
+    shown: list[str] = []
+    stage = SFT(data=two(tmp_path))
+    ctx = StageContext(
+        stage,
+        str(start),
+        StageFolder(tmp_path / "stage"),
+        0,
+        Heard(),
+        show_first=lambda name, rows: shown.extend(str(row.row) for row in rows),
+    )
+    inputs = training_kind(stage).inputs(ctx, resolve_start(stage, str(start), torch.device("cpu")))
+    assert any("maths" in row for row in shown) and any("chat" in row for row in shown)
+    assert inputs.rows.spread(4) == [0, inputs.rows.offsets[1], 1, inputs.rows.offsets[1] + 1]
