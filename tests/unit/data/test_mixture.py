@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ def turns(shares: tuple[float, ...], draws: int) -> list[int]:
     """Which source each draw is of."""
     counts = [drawn(shares, draw) for draw in range(draws + 1)]
     found = []
-    for before, after in zip(counts, counts[1:], strict=False):
+    for before, after in pairwise(counts):
         steps = [late - early for early, late in zip(before, after, strict=True)]
         assert sorted(steps) == [0] * (len(shares) - 1) + [1], "a draw was taken back"
         found.append(steps.index(1))
