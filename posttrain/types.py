@@ -214,6 +214,8 @@ class TokenTree:
     """Stepwise feedback: for each trained token, which ends a step, how right that step is, from 0 to 1."""
     media: tuple[MediaRef, ...] = ()
     """What stands in the prompt beside text. It is part of the key, and no batch takes it yet."""
+    part: str | None = None
+    """Name of the source of a mixture that it comes from, for figures by source; no part of the key."""
 
     @property
     def is_nested(self) -> bool:

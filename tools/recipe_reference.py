@@ -313,6 +313,8 @@ def groups(record: type[BaseModel]) -> Iterator[str]:
         for inner in records:
             chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
             yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
+            if inner is settings.Data:
+                yield from group("data: {sources: [...]}", settings.Source, tuple(fields_of(settings.ReadSettings)))
 
 
 def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:

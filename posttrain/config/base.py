@@ -16,6 +16,7 @@ from posttrain.config.adapters import (
     PTuning,
     QLoRA,
 )
+from posttrain.config.mixing import check_measured
 from posttrain.config.settings import (
     AlarmSettings,
     Checkpoints,
@@ -75,6 +76,10 @@ class StageSettings(Settings):
     it is; or data, rows that a later stage reads with `data: {stage: NAME}`."""
     READS_ROWS: ClassVar[bool] = True
     """Whether it needs `data`: a merge is made of models alone."""
+    MIXES: ClassVar[bool] = False
+    """Whether its rows may come from several `sources` with shares and turns."""
+    WITHOUT_SOURCES: ClassVar[str] = "reads its rows once, one after the other, so there are no turns to share"
+    """Why not, for the error."""
 
     method: str
     """What the stage does."""
@@ -87,6 +92,17 @@ class StageSettings(Settings):
     starts_from: str | None = None
     """The earlier stage whose policy this one starts from, or `start` for the recipe's model. If absent, the last
     policy before it. With it, several stages begin at the same place: siblings, which the report compares."""
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        for key, value in self:
+            if isinstance(value, Data) and value.sources and not self.MIXES:
+                raise refuse(
+                    f"`{self.method}` takes no `sources`: it {self.WITHOUT_SOURCES}",
+                    path=(key, "sources"),
+                    remedy="give the files as one list: `path: [a.jsonl, b.jsonl]`",
+                )
+        return self
 
     @property
     def keeps_output(self) -> bool:
@@ -245,9 +261,24 @@ def _misfits(stage: TrainingStage) -> list[tuple[bool, tuple[str, ...], str, str
 class RowStage(TrainingStage):
     """A stage that trains on rows that are there before it begins."""
 
+    MIXES: ClassVar[bool] = True
+
     rows_per_step: Int = Field(default=32, ge=1)
     """Rows (pairs, for preferences) of one update: 32 as in LIMA and Zephyr. Micro-batches are filled by
     themselves."""
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Self:
+        if isinstance(self.held_out, Data):
+            check_measured(self.held_out)
+        if self.data is not None and self.data.epoch != "total" and self.steps is not None:
+            raise refuse(
+                "`steps` says when to stop, so `epoch` has no effect",
+                path=("data", "epoch"),
+                found=f"steps: {self.steps}, epoch: {self.data.epoch}",
+                remedy="keep one of the two",
+            )
+        return self
 
     @property
     def reference_kind(self) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.config.custom import CustomStage
 from posttrain.config.functions import source_fingerprint
 from posttrain.config.schema import data_of
-from posttrain.config.settings import Data
+from posttrain.config.settings import Data, RepairSettings
 from posttrain.config.stages import StageSettings
 from posttrain.config.suite_settings import without_empty_stop
 from posttrain.runs.differences import (
@@ -26,6 +26,7 @@ from posttrain.runs.differences import (
     setting_differences,
 )
 
+NO_REPAIRS = RepairSettings().model_dump(mode="json")
 VERSION = 1
 """Raised when stages begin to compute something else from the same settings."""
 
@@ -43,10 +44,12 @@ def stage_fingerprint(
     settings = stage.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     for key in data_of(stage):
         # Content counts, not the path: a data set that was moved is the same data set.
-        settings[key] = {name: value for name, value in settings[key].items() if name not in ("path", "stage")}
-        if settings[key].get("longest_row_mb") == Data.model_fields["longest_row_mb"].default:
-            del settings[key]["longest_row_mb"]  # younger than the hash: stages of older runs keep theirs
-        del settings[key]["rows"]  # it says which file of a stage is read, whose content counts
+        settings[key] = _without_places(settings[key])
+        if sources := settings[key].get("sources"):
+            settings[key]["sources"] = [_without_places(source) for source in sources]
+        else:
+            for younger in ("sources", "mixing", "temperature", "epoch"):
+                settings[key].pop(younger, None)
     for group in (settings, settings.get("examine") or {}):
         if group.get("sampling"):
             group["sampling"] = without_empty_stop(group["sampling"])
@@ -75,6 +78,16 @@ def stage_fingerprint(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
+    # `rows` says which file of a stage is read, and the content of that counts.
+    kept = {name: value for name, value in data.items() if name not in ("path", "stage", "rows")}
+    # Younger than the hash: stages of older runs keep theirs.
+    for name, unset in (("longest_row_mb", Data.model_fields["longest_row_mb"].default), ("repairs", NO_REPAIRS)):
+        if kept.get(name) == unset:
+            del kept[name]
+    return kept
+
+
 def objective_fingerprint(stage: StageSettings) -> str | None:
     """Of the source of a stage's own objective; None where the loss is one of posttrain's."""
     if not isinstance(stage, CustomStage):
@@ -89,4 +102,4 @@ def what_changed(before: Mapping[str, Any], after: StageSettings, **seeds: int) 
         before: the stored config.yaml, parsed.
         seeds: `seed` and `split_seed` of the run as it is now; left out, they are not compared.
     """
-    return setting_differences(before, {**after.model_dump(mode="json"), **seeds})
+    return setting_differences(before, {**after.model_dump(mode="json", by_alias=True), **seeds})

@@ -72,6 +72,8 @@ OTHER_TOOLS: Mapping[str, str] = _by_name(
             "dataset datasets dataset_name dataset_id train_file train_files train_dataset dataset_dir "
             "dataset_mixture prompt_data"
         ),
+        "data.mixing": "mix_strategy stopping_strategy",
+        "data.sources, each with its `weight`": "interleave_probs dataset_weights train_data_weights",
         "data.limit": "max_samples max_train_samples",
         "data.columns": "input_key output_key prompt_key chosen_key rejected_key dataset_text_field",
         "data.split": "dataset_split dataset_train_split",

@@ -28,7 +28,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.select import Select
-from posttrain.config.settings import Data
+from posttrain.config.settings import Data, ReadSettings
 from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
@@ -198,9 +198,15 @@ class _Files:
 
     def _data(self, data: Data, path: KeyPath) -> Data:
         # The path's own key, not the group's: an override of `data.path` is an override, however the group was written.
-        name = spell(self._raw, path)
-        located = [self._file(text, (*path, "path", at), name=name) for at, text in enumerate(data.path)]
-        return data.model_copy(update={"path": tuple(located)})
+        places = {id(part): (*path, "sources", at) if data.sources else path for at, part in enumerate(data.parts)}
+
+        def of(part: ReadSettings) -> ReadSettings:
+            here = places[id(part)]
+            name = spell(self._raw, here)
+            located = [self._file(text, (*here, "path", at), name=name) for at, text in enumerate(part.path)]
+            return part.model_copy(update={"path": tuple(located)})
+
+        return data.with_parts(of)
 
     def _set(self, name: str, path: KeyPath) -> str:
         """An evaluation set by a name that comes along stays one; anything else is a file or a hub data set."""

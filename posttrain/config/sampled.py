@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,8 @@ class Stop(Settings):
 
 class SamplingStage(TrainingStage):
     """A stage that trains on what its policy samples."""
+
+    WITHOUT_SOURCES: ClassVar[str] = "asks more tasks of one order where a group taught nothing, which has no shares"
 
     learning_rate: Float = Field(default_factory=lambda stage: online_rate(stage.get("adapter")), gt=0)
     """Highest learning rate. Of the method's paper for all weights; ten times as high with LoRA."""

@@ -19,7 +19,7 @@ from posttrain.config.merging import Merge, MergeSource, sources_in
 from posttrain.config.nested import scorers_of, teachers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.select import Select
-from posttrain.config.settings import Data
+from posttrain.config.settings import Data, ReadSettings
 from posttrain.config.stages import STAGES, Stage, StageSettings
 from posttrain.config.suites import Evaluation, WinRateSuite
 from posttrain.config.values import Int, Settings, refuse
@@ -120,7 +120,9 @@ class Recipe(Settings):
                     remedy=f"leave `{keys[0]}` out, or list `rewards`, which are then measured and do not train",
                 )
             for key, data in data_of(stage).items():
-                _check_source(data, before, ("stages", index, key))
+                for place, part in enumerate(data.parts):
+                    inside = ("sources", place) if data.sources else ()
+                    _check_source(part, before, ("stages", index, key, *inside))
             for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
@@ -180,7 +182,7 @@ def data_of(stage: StageSettings) -> dict[str, Data]:
     return {key: value for key, value in stage if isinstance(value, Data)}
 
 
-def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
+def _check_source(data: ReadSettings, before: dict[str, StageSettings], path: tuple[str | int, ...]) -> None:
     known = [name for name, stage in before.items() if stage.OUTPUTS == "data"]
     if data.stage is None:
         return
@@ -197,7 +199,7 @@ def _check_source(data: Data, before: dict[str, StageSettings], path: tuple[str 
     )
 
 
-def _check_twin(data: Data, stage: StageSettings, path: tuple[str | int, ...]) -> None:
+def _check_twin(data: ReadSettings, stage: StageSettings, path: tuple[str | int, ...]) -> None:
     if data.rows is None:
         return
     if not isinstance(stage, Select):

@@ -6,11 +6,13 @@ Each default is a vetted setting; the field says where it comes from.
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, listed, refuse
+from posttrain.config.mixing import READS, Mixing, Moment, check_mixture, source_name, spread_keys
+from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, is_changed, listed, refuse
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
 from posttrain.data.templates.clock import TODAY, date_of
@@ -33,8 +35,8 @@ class RepairSettings(Settings):
     train."""
 
 
-class Data(Settings):
-    """Rows to read. A path alone may stand for the group: `data: pairs.jsonl`."""
+class ReadSettings(Settings):
+    """Where rows come from, and how they are read."""
 
     path: tuple[str, ...] = ()
     """File, glob, folder, hub id (`owner/name:config`), or a list of these. `package://NAME` is shipped data."""
@@ -84,6 +86,10 @@ class Data(Settings):
         # With both it would be left open which rows train; `bool`, since an empty list of paths is no source either.
         if bool(self.path) == (self.stage is not None):
             raise refuse("data comes from a `path` or from a `stage`: give one of the two", remedy="write `path: FILE`")
+        return self
+
+    @model_validator(mode="after")
+    def _twin_of_a_stage(self) -> Self:
         if self.rows is not None and self.stage is None:
             raise refuse(
                 "only a stage that selects rows has random ones beside them",
@@ -92,6 +98,87 @@ class Data(Settings):
                 remedy=f"write `data: {{stage: NAME, rows: {self.rows}}}`, or leave `rows` out",
             )
         return self
+
+
+class Source(ReadSettings):
+    """One of several sources of rows; a path alone may stand for the group. It has the keys of `data` that say what is
+    read, up to `longest_row_mb`, and:"""
+
+    # It names metrics (`loss/maths`) and the source's own random order, so it is part of what a run is.
+    name: str = Field(default_factory=source_name, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, . - and _; what metrics and lines call it. The stage's or the file's name if absent."""
+    weight: Float | None = Field(default=None, gt=0)
+    """Its share of the rows of every step, beside the weights of the other sources that are on."""
+    epochs: Float | None = Field(default=None, gt=0)
+    """How often the run goes through it, at most: afterwards the other sources share its turns."""
+    repeat: Int = Field(default=1, ge=1)
+    """How often each row stands in one epoch of the source."""
+    begin: Moment = Field(default=0, alias="from")
+    """After how many steps it is switched on, or after which share of the run: `50%`."""
+    until: Moment | None = None
+    """After how many steps, or which share of the run, it is switched off; null: never."""
+
+
+class Data(ReadSettings):
+    """Rows to read. A path alone may stand for the group: `data: pairs.jsonl`."""
+
+    sources: tuple[Source, ...] = ()
+    """Several sources with shares and turns of their own (docs/mixing.md); instead of `path` and `stage`. Keys of
+    reading beside them hold for every source that does not write its own."""
+    mixing: Literal["auto", "concatenate", "proportional", "weights", "temperature"] = "auto"
+    """Shares of the sources in every step: as their rows (`proportional`), their `weights`, or rows to the power of
+    1 / `temperature`. `concatenate` shuffles all rows as one pool, as a list of paths does. `auto`: what the other keys
+    ask for, else `concatenate`."""
+    temperature: Float | None = Field(default=None, gt=0)
+    """1 is proportional, 2 takes the roots of the numbers of rows, and beyond it is ever more even. As in multilingual
+    BERT, XLM-R and mT5, whose exponent it is the inverse of: Xue et al. 2021, arXiv:2010.11934, take 1 / 0.3."""
+    epoch: Literal["total", "first_exhausted", "all_exhausted"] = "total"
+    """How many rows an epoch of the mixture has: as many as all sources together, or as many as it takes until the
+    first source, or every source, was gone through once. Says nothing under `steps`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, value: Any) -> Any:
+        return spread_keys(value, tuple(key for key in ReadSettings.model_fields if key not in READS))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.sources:
+            check_mixture(self)
+            return self
+        for key in ("mixing", "temperature", "epoch"):
+            if is_changed(self, key):
+                raise refuse(f"`{key}` is of several `sources`", path=(key,), remedy="remove it, or list `sources`")
+        if bool(self.path) == (self.stage is not None):
+            raise refuse(
+                "data comes from a `path`, from a `stage` or from `sources`: give one of the three",
+                remedy="write `path: FILE`",
+            )
+        return self
+
+    @property
+    def parts(self) -> tuple[ReadSettings, ...]:
+        """What is read, one after the other: the sources, or the group itself."""
+        return self.sources or (self,)
+
+    @property
+    def mixes_by(self) -> Mixing:
+        """`mixing` with `auto` resolved."""
+        if self.mixing != "auto":
+            return self.mixing
+        if any(source.weight is not None for source in self.sources):
+            return "weights"
+        if self.temperature is not None:
+            return "temperature"
+        timed = any(is_changed(source, key) for source in self.sources for key in ("epochs", "begin", "until"))
+        # A cap and a curriculum need turns, and under `first_exhausted` the sources have turns, too.
+        return "proportional" if timed or self.epoch != "total" else "concatenate"
+
+    def with_parts(self, change: Callable[[Any], Any]) -> Self:
+        """A copy in which every part was given to `change`: the sources, or the group itself."""
+        if not self.sources:
+            return cast(Self, change(self))
+        return self.model_copy(update={"sources": tuple(change(source) for source in self.sources)})
 
 
 class PromptEncoding(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,17 +27,34 @@ def split_by_content(keys: Sequence[str], share: float, seed: int) -> tuple[list
     A row's side depends on its content and the seed alone, so equal rows are on one side, and reordering or extending
     the file moves few rows.
     """
+    return split_sources([keys], share, seed)[0]
+
+
+def split_sources(sources: Sequence[Sequence[str]], share: float, seed: int) -> list[tuple[list[int], list[int]]]:
+    """`split_by_content` for each of several sources: indices of its rows (to train on, held out).
+
+    About `share` of every source, rounded down, is held out. A row that stands in several is on one side in all of
+    them, so a content that would be too much for one of its sources is not held out in any.
+    """
     # Equal rows go together: a copy on the other side would make the held-out loss a measure of memory.
-    groups: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    limit = int(len(keys) * share)
-    held_out: set[int] = set()
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for source, keys in enumerate(sources):
+        for index, key in enumerate(keys):
+            groups.setdefault(key, []).append((source, index))
+    room = [int(len(keys) * share) for keys in sources]
+    held_out: list[set[int]] = [set() for _ in sources]
     for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
-        if len(held_out) + len(groups[key]) > limit:  # a large group is skipped, and a smaller one further on may fit
+        needed = Counter(source for source, _ in groups[key])
+        # A large group is skipped, and a smaller one further on may fit.
+        if any(count > room[source] for source, count in needed.items()):
             continue
-        held_out.update(groups[key])
-    return [index for index in range(len(keys)) if index not in held_out], sorted(held_out)
+        for source, index in groups[key]:
+            held_out[source].add(index)
+            room[source] -= 1
+    return [
+        ([index for index in range(len(keys)) if index not in out], sorted(out))
+        for keys, out in zip(sources, held_out, strict=True)
+    ]
 
 
 def split_by_digest(digests: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,12 @@ def packed(trees: Sequence[TokenTree], tokens_per_microbatch: int) -> list[list[
     """The same as indices: which trees each micro-batch holds. Raises as `pack` does."""
     if tokens_per_microbatch < 1:
         raise ValueError(f"tokens_per_microbatch must be at least 1, got {tokens_per_microbatch}")
+    # Of one source each, so that a micro-batch's metrics are that source's; no gradient depends on the packing.
+    parts = dict.fromkeys(tree.part for tree in trees)
+    if len(parts) > 1:
+        members = [[index for index, tree in enumerate(trees) if tree.part == part] for part in parts]
+        apart = [(own, packed([trees[index] for index in own], tokens_per_microbatch)) for own in members]
+        return sorted([own[index] for index in micro] for own, micros in apart for micro in micros)
     bins: list[list[int]] = []
     room: list[int] = []
     # Largest first, ties in the given order: the same trees make the same micro-batches on every machine.

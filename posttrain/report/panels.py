@@ -186,11 +186,18 @@ def evidence_items(evidence: object) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- curves
 
 
-def curve_charts(stage: Stage, alarms: Sequence[AlarmGroup]) -> tuple[list[Chart], list[Chart]]:
-    """The pictures of the named panels, and those of all other measurements."""
-    named = {metric for panel in PANELS for metric, _, _ in panel.series}
+def curve_charts(
+    stage: Stage, alarms: Sequence[AlarmGroup], by_source: Sequence[Panel] = ()
+) -> tuple[list[Chart], list[Chart]]:
+    """The pictures of the named panels, and those of all other measurements.
+
+    Args:
+        by_source: of a mixture; they follow the loss.
+    """
+    named = {metric for panel in (*PANELS, *by_source) for metric, _, _ in panel.series}
     names = present(stage)
     main = [panel for panel in PANELS if any(metric in names for metric, _, _ in panel.series)]
+    main[1:1] = by_source
     other = [own_panel(name) for name in names if name not in named]
     # A KL is looked for among the first pictures, whichever objective brought it.
     main += [panel for panel in other if panel.title.startswith("KL")]

@@ -15,11 +15,13 @@ from posttrain.report.panels import (
     evidence_items,
     group_alarms,
     pair_charts,
+    present,
     sentence,
     smoothing,
 )
 from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
+from posttrain.report.sources import SourceRow, source_panels, source_rows
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
 from posttrain.runs.read import Stage
 from posttrain.runs.records.budget import SolutionLine
@@ -90,6 +92,8 @@ class StageView:
     arithmetic: str
     data: list[Bar]
     data_said: list[str]
+    sources: list[SourceRow]
+    """Of a mixture."""
     checks: list[ShownCheck]
     rows: list[ShownRow]
     memory: ShownMemory | None
@@ -113,7 +117,9 @@ class StageView:
 def view(stage: Stage, index: int) -> StageView:
     alarms = group_alarms(stage)
     online = online_view(stage, alarms)
-    curves, more = curve_charts(stage, alarms) if online is None else ([], online.more)
+    curves, more = (
+        curve_charts(stage, alarms, source_panels(stage, present(stage))) if online is None else ([], online.more)
+    )
     return StageView(
         stage=stage,
         anchor=f"stage-{index}",
@@ -122,6 +128,7 @@ def view(stage: Stage, index: int) -> StageView:
         arithmetic=stage.about.arithmetic or "",
         data=_data_bars(stage),
         data_said=list(_data_said(stage)),
+        sources=source_rows(stage),
         checks=list(_checks(stage)),
         rows=list(_shown_rows(stage)),
         memory=_memory(stage),

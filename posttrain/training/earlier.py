@@ -79,7 +79,8 @@ def inputs_of(start: Any, stages: Iterable[StageSettings], rows: Iterable[Any] =
         yield str(start)
     for stage in stages:
         for data in data_of(stage).values():
-            yield from data.path if data.stage is None else ()
+            for part in data.parts:
+                yield from part.path if part.stage is None else ()
         for _, source in sources_in(stage):
             if source.model is not None and Path(source.model).exists():
                 yield source.model

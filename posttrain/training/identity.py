@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.config.fingerprint import objective_fingerprint
+from posttrain.config.settings import ReadSettings, Source
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
 from posttrain.data.sources.hub import HubSource
@@ -38,7 +39,7 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
     """Of a recipe's stage, whose data are files and whose start is a folder."""
     assert not isinstance(ctx.start, LoadedModel)
     hashed = _Hashed()
-    for key, data in data_of(ctx.stage).items():
+    for key, data in _parts(ctx.stage):
         if data.path:
             files = [path for path in data.path if not is_generated(path)]
             content = hashed.add(open_sources(files, data.split)) if files else ""
@@ -62,14 +63,21 @@ def identity_of_call(ctx: StageContext[Any]) -> StageIdentity:
             hashed.contents[key] = combine_fingerprints([hashed.add(rows.sources, by_commit=False), asked])
         elif rows is not None:
             hashed.contents[key] = _hash([_said(task.prompt, task.answer, task.metadata, task.tools) for task in rows])
-    for key, data in data_of(ctx.stage).items():
-        if data.path and key not in hashed.contents:
+    for key, data in _parts(ctx.stage):
+        if data.path and key.partition(".")[0] not in hashed.contents:
             hashed.contents[key] = hashed.add(open_sources(list(data.path), data.split), by_commit=False)
     if ctx.rewards:
         hashed.contents["rewards"] = _hash([content_of(function) for function in ctx.rewards])
     if isinstance(ctx.start, LoadedModel):
         return hashed.identity(ctx, weights_fingerprint(ctx.start.model))
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))
+
+
+def _parts(stage: StageSettings) -> Iterator[tuple[str, ReadSettings]]:
+    """What the stage reads, by key: ("data", ...), or ("data.maths", ...) of each source of a mixture."""
+    for key, data in data_of(stage).items():
+        for part in data.parts:
+            yield f"{key}.{part.name}" if isinstance(part, Source) else key, part
 
 
 class _Hashed:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from posttrain.config.base import RowStage
+from posttrain.data.mixed_rows import spread
 from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarms, make_checks
 from posttrain.errors import NonFiniteError, TrainingError
@@ -286,7 +287,7 @@ class Loop:
         """What the policy gives a few rows now, as text with log-probs."""
         work = self.work
         source = work.held_out or work.rows
-        trees = [source[i] for i in range(min(SAMPLED_ROWS, len(source)))]
+        trees = [source[place] for place in spread(source, SAMPLED_ROWS)]
         for tree in trees:
             values = branch_values(work.policy, work.reference, work.algorithm, tree)
             prompt, responses = _texts(tree, work.decoder)

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from posttrain.errors import ConfigError
 
-Purpose = Literal["order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch", "curriculum", "filter"]
+Purpose = Literal[
+    "order", "split", "dropout", "adapter", "sampling", "evaluation", "mismatch", "curriculum", "filter", "mixture"
+]
 _PURPOSES: tuple[Purpose, ...] = (
     "order",
     "split",
@@ -26,6 +28,7 @@ _PURPOSES: tuple[Purpose, ...] = (
     "mismatch",
     "curriculum",
     "filter",
+    "mixture",
 )
 
 
@@ -41,6 +44,34 @@ def stream(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
 def stream_seed(seed: int, purpose: Purpose, *index: int) -> int:
     """A seed for a generator that is not numpy's: 63 bits from the purpose's stream."""
     return int(stream(seed, purpose, *index).integers(0, 2**63 - 1))
+
+
+class Order(Protocol):
+    """Which rows a step takes; `RowOrder` for one source, those of `mixed_order` for several."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch; of a mixture with shares, of the whole run."""
+        ...
+
+    @property
+    def rows_per_step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def smallest_step(self) -> int:
+        """Rows of the smallest step of the run."""
+        ...
+
+    def epoch_after(self, step: int) -> float: ...
+
+    def at(self, step: int) -> list[int]:
+        """Row indices of step `step`, counted from 0."""
+        ...
+
+    def arithmetic(self, row: str, trees_per_row: str = "") -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +103,12 @@ class RowOrder:
     @property
     def steps_per_epoch(self) -> int:
         return ceil(self.rows / self.rows_per_step)
+
+    @property
+    def smallest_step(self) -> int:
+        """The last step of an epoch has what is left over: 33 rows at 32 a step leave a single one."""
+        last = self.rows - (self.steps_per_epoch - 1) * self.rows_per_step
+        return last if self.steps >= self.steps_per_epoch else self.rows_per_step
 
     @property
     def epochs(self) -> float:

@@ -22,7 +22,7 @@ from posttrain.config.lineage import START, started_from
 from posttrain.config.merging import Merge
 from posttrain.config.nested import scorers_of, teachers_of, with_scorers, with_teachers
 from posttrain.config.online import SamplingStage
-from posttrain.config.settings import Data
+from posttrain.config.settings import ReadSettings
 from posttrain.config.teacher import LocalTeacher
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
@@ -156,7 +156,7 @@ def _check(
         load_suite(suite)
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
-            written = [data.stage for data in data_of(stage).values() if data.stage is not None]
+            written = [part.stage for data in data_of(stage).values() for part in data.parts if part.stage is not None]
             if unknown := [name for name in written if name not in stood_in]:
                 progress.say(f"{stage.name}: not checked; its data is written by `{unknown[0]}` during the run")
                 continue
@@ -315,10 +315,16 @@ def _run_unless_done(
 def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     """The stage with `data: {stage: NAME}` resolved to the file that stage wrote, a search's `scorer: {stage: NAME}`
     to the reward model that stage trained."""
+
+    def located(part: ReadSettings) -> ReadSettings:
+        if part.stage is None:
+            return part
+        return part.model_copy(update={"path": (str(_rows_of(part, run)),), "stage": None, "rows": None})
+
     written = {
-        key: data.model_copy(update={"path": (str(_rows_of(data, run)),), "stage": None, "rows": None})
+        key: data.with_parts(located)
         for key, data in data_of(stage).items()
-        if data.stage is not None
+        if any(part.stage is not None for part in data.parts)
     }
     if any(scorer.stage is not None for _, scorer in scorers_of(stage)):
         stage = with_scorers(stage, lambda scorer: with_trained(scorer, run))
@@ -327,7 +333,7 @@ def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:
     return stage.model_copy(update=written)
 
 
-def _rows_of(data: Data, run: RunFolder) -> Path:
+def _rows_of(data: ReadSettings, run: RunFolder) -> Path:
     """The file that a stage has written: its rows, or of a selection the random ones beside them."""
     name = OUTPUT_NAMES["data"] if data.rows is None else f"{data.rows}.jsonl"
     return run.stage(str(data.stage)).path / name

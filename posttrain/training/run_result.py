@@ -86,7 +86,7 @@ class RunSummary:
             ("stage", f"{kind}: {self.status or 'not begun'}, {self.steps:,} steps{took}{trained}{seed}"),
             ("start", self.start or "not known"),
         ]
-        for name in SHOWN_METRICS:
+        for name in (*SHOWN_METRICS, *(name for name in self.held_out if name.startswith("loss/"))):
             if (course := self.held_out.get(name)) is not None:
                 best = "" if course.best is None else f", best {course.best:.4g} at step {course.best_step}"
                 lines.append((f"held-out {name}", f"{course.first:.4g} -> {course.last:.4g}{best}"))

@@ -34,7 +34,7 @@ from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
 from posttrain.training.run_record import Timed, begin_run, how_it_ended
 from posttrain.training.run_result import Run
-from posttrain.training.session_inputs import examples_of, held_out_of, require_model, rewards_of, stage_of
+from posttrain.training.session_inputs import examples_of, held_out_of, require_model, rewards_of, stage_of, with_data
 from posttrain.training.session_suites import ask_start, suites_of, write_tables
 from posttrain.training.stages.kind import RewardSpec, StageContext
 from posttrain.training.stages.run import run_stage
@@ -105,7 +105,8 @@ def train(
         stage: SFT(...), DPO(...), Preference("simpo", ...); or what a recipe writes: "dpo", {"method": "dpo", ...}.
         model: what `load` gave, or a name that it takes.
         data: what `read` returned, or whatever `read` takes: a path, a list of dicts, a DataFrame, a
-            `datasets.Dataset`; for a stage that samples, a list of `Task` too.
+            `datasets.Dataset`; for a stage that samples, a list of `Task` too. Or `pt.Data(...)`, as in a recipe:
+            several sources with shares and turns (docs/mixing.md).
         held_out: rows to measure on, in the forms of `data`; None: as the stage says.
         rewards: for a stage that samples, beside those that it names: functions
             `(prompt, completion, task) -> float | None`, names of kinds ("math"), or entries ({"kind": "math"}).
@@ -129,6 +130,7 @@ def train(
     """
     stage = stage_of(stage)
     require_model(model, stage)
+    stage, data, held_out = with_data(stage, data, held_out)
     passed = rewards_of(rewards, stage)
     require_callable(on_step)
     suites = suites_of(evaluate, stage)
@@ -143,7 +145,7 @@ def train(
             run.stage(stage.name),
             seed,
             shown,
-            examples=examples_of(data, stage),
+            examples=None if data is None else examples_of(data, stage),
             held_out=None if held_out is None else held_out_of(held_out, stage),
             rewards=passed,
             split_seed=split_seed,

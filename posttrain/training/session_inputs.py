@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from posttrain.arguments import described, wrong_argument
-from posttrain.config import STAGES, Continue, TrainingStage
+from posttrain.config import STAGES, Continue, Data, TrainingStage
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as, require_kind
 from posttrain.errors import ConfigError, did_you_mean, nearest, unknown
@@ -66,6 +66,26 @@ def _stage_remedy(stage: Any) -> str:
     if stage in STAGES.values() or type(stage) in STAGES.values():  # it trains nothing
         return "such a stage is one of a recipe; give one that trains"
     return did_you_mean(near, "give the stage first, then the model and the data")
+
+
+def with_data(stage: TrainingStage, data: Any, held_out: Any) -> tuple[TrainingStage, Any, Any]:
+    """The stage with what is given as a recipe gives it, `pt.Data(...)`, and what is left of the two arguments.
+
+    Raises:
+        ConfigError: the data of an earlier stage, which a call of its own does not have; what the stage refuses.
+    """
+    for key, given in (("data", data), ("held_out", held_out)):
+        if not isinstance(given, Data):
+            continue
+        if named := next((part.stage for part in given.parts if part.stage is not None), None):
+            raise ConfigError(
+                f"`{key}` names the stage `{named}`, and a call of train() has no earlier stages",
+                found=f"stage: {named}",
+                expected="files: `pt.Data(sources=[{'path': 'a.jsonl', 'weight': 2}, ...])`",
+                remedy="give the path of the file that the stage wrote, `runs/NAME/STAGE/data.jsonl`",
+            )
+        stage = stage.changed(**{key: given})
+    return stage, None if isinstance(data, Data) else data, None if isinstance(held_out, Data) else held_out
 
 
 def require_model(model: Any, stage: TrainingStage) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from posttrain.outputs import Metric
 from posttrain.training.optimizer import Optimizer
-from posttrain.training.order import RowOrder
+from posttrain.training.order import Order
 from posttrain.types import TokenTree
 
 Parts = Mapping[str, tuple[nn.Module, Optimizer]]
@@ -61,7 +61,7 @@ class RowSource:
 
     updates = 1
 
-    def __init__(self, rows: Sequence[TokenTree], order: RowOrder):
+    def __init__(self, rows: Sequence[TokenTree], order: Order):
         self.rows = rows
         self.order = order
 

@@ -12,7 +12,7 @@ The same trees give the same gradient whatever the budget. An objective whose tr
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate as running_sums
 from typing import Any, Protocol
@@ -27,11 +27,14 @@ from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, StepStatistics
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.router import router_metrics, summed
-from posttrain.outputs import LossOutput, Metric, Routing, Scores, TokenLogprobs
+from posttrain.outputs import LossOutput, Metric, Routing, Scores, TokenLogprobs, Total
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
-from posttrain.training.order import RowOrder, stream
+from posttrain.training.order import Order, stream
 from posttrain.types import Batch, Count, RowRef, TokenTree
+
+BY_SOURCE = ("loss", "reward_accuracy", "reward_margin", "step_accuracy", "supervised_tokens", "rows")
+"""The metrics that a mixture has for each source as well; all of them would be a hundred curves."""
 
 
 class Reference(Protocol):
@@ -254,6 +257,7 @@ def _run(
     # Once for the whole step: divided by its own count, a micro-batch of few tokens would weigh as much as a full one.
     denominator = step_count(trees)
     metrics: list[dict[str, Metric]] = []
+    of_part: dict[str, list[Mapping[str, Metric]]] = {}
     per_tree: dict[str, list[float]] = {}
     rows: list[RowRef] = []
     routings: list[Routing] = []
@@ -268,6 +272,8 @@ def _run(
         finish(out.loss + router_term(algorithm, logprobs, routing), batch)
         routings += [logprobs.routing.detach()] if logprobs.routing is not None else []
         metrics.append(out.metrics)
+        if (part := trees[micro[0]].part) is not None:  # a micro-batch is of one source
+            of_part.setdefault(part, []).append({**out.metrics, "rows": Total(len(micro))})
         for name, values_P in out.per_tree.items():
             per_tree.setdefault(name, []).extend(values_P.tolist())
         rows.extend(batch.rows)
@@ -275,7 +281,17 @@ def _run(
         tokens += size
         tick(size)
     balanced = router_metrics(summed(routings))
-    return Measured({**merge(metrics), **balanced}, per_tree, tuple(rows), tokens)
+    return Measured({**merge(metrics), **balanced, **by_source(of_part)}, per_tree, tuple(rows), tokens)
+
+
+def by_source(of_part: Mapping[str, Sequence[Mapping[str, Metric]]]) -> dict[str, Metric]:
+    """The metrics of each source of a mixture under its name: {"loss/maths": Mean(5.5, 8), "rows/maths": Total(21)}."""
+    return {
+        f"{name}/{part}": metric
+        for part, metrics in of_part.items()
+        for name, metric in merge(metrics).items()
+        if name in BY_SOURCE
+    }
 
 
 def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]:
@@ -290,7 +306,7 @@ def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]
     return bounds
 
 
-def require_two_rows(algorithm: Algorithm, order: RowOrder, held_out: int) -> None:
+def require_two_rows(algorithm: Algorithm, order: Order, held_out: int) -> None:
     """Refuse a plan in which a step, or the held-out rows, are a single row, for a loss that needs at least two.
 
     Raises:
@@ -298,15 +314,14 @@ def require_two_rows(algorithm: Algorithm, order: RowOrder, held_out: int) -> No
     """
     if not _needs_two_rows(algorithm):
         return
-    # The last step of an epoch has what is left over: 33 rows at 32 a step leave a single one.
-    per_step, last = order.rows_per_step, order.rows - (order.steps_per_epoch - 1) * order.rows_per_step
-    if per_step < 2 or (last == 1 and order.steps >= order.steps_per_epoch):
+    per_step = order.rows_per_step
+    if order.smallest_step < 2:
         # Only numbers under which no step is a single row: what the error proposes has to work.
         fitting = next((n for n in range(max(2, per_step), order.rows + 1) if order.rows % n != 1), None)
         raise ConfigError(
             f"`{algorithm.name}` estimates a KL from mismatched completions, and a step of one row has none",
             where="rows_per_step",
-            found=f"{order.rows:,} rows, {per_step} a step: the last step of an epoch has {last}",
+            found=f"{order.rows:,} rows, {per_step} a step: the smallest step has {order.smallest_step}",
             expected="at least 2 rows in every step",
             remedy=f"write `rows_per_step: {fitting}`" if fitting else "give more rows",
         )
@@ -348,7 +363,7 @@ class MismatchedTrees(Sequence[TokenTree]):
 
 
 def mismatched_of_run(
-    algorithm: Algorithm, order: RowOrder, rows: Sequence[TokenTree], held_out: Sequence[TokenTree], seed: int
+    algorithm: Algorithm, order: Order, rows: Sequence[TokenTree], held_out: Sequence[TokenTree], seed: int
 ) -> list[MismatchedTrees]:
     """The mismatched trees of all steps and of the held-out rows, for a reference that is computed beforehand.
 

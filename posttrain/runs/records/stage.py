@@ -69,6 +69,25 @@ def _by_reason_or_number(value: object) -> Mapping[str, int] | int:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCounts(Record):
+    """One source of a mixture: SourceCounts("maths", read=1_000, kept=990, rows=941, held_out_rows=49, tokens=52_812,
+    trained_tokens=31_504, taken=2_016, epochs=2.14)"""
+
+    name: str
+    read: int | None
+    kept: int | None
+    rows: int | None
+    """That train."""
+    held_out_rows: int | None
+    tokens: int | None
+    trained_tokens: int | None
+    taken: int | None = optional_key()
+    """Rows that the whole run takes of it, each as often as it comes."""
+    epochs: float | None = optional_key()
+    """How often the run goes through it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataCounts(Record):
     """What became of a stage's rows.
 
@@ -114,6 +133,8 @@ class DataCounts(Record):
     skipped: Mapping[str, int] | None = optional_key()
     """Answers that make no pair, by reason."""
     prompts_without_pair: int | None = optional_key()
+    sources: tuple[SourceCounts, ...] | None = optional_key()
+    """Of a mixture, in the order of the recipe."""
     more: Mapping[str, Any] = other_keys()
 
     @property

@@ -15,6 +15,7 @@ from posttrain.data.sources.splits import MIXED_SPLITS
 from posttrain.data.templates.template import DOCUMENTED_SPLITS
 from posttrain.data.unread import unread_columns, unread_keys
 from posttrain.training.checks.preflight import Check, Status
+from posttrain.types import TokenTree
 
 NAMED_ROWS = 5
 """Rows that an error or a finding names; the rest is counted."""
@@ -106,7 +107,7 @@ def _notable(counts: EncodeCounts) -> list[tuple[str, int]]:
     return sorted((name, number) for name, number in counts.findings.items() if name in FINDINGS)
 
 
-def held_out_check(rows: EncodedDataset, dropped: Mapping[str, int], shared: Sequence[int]) -> Check:
+def held_out_check(rows: Sequence[TokenTree], dropped: Mapping[str, int], shared: Sequence[int]) -> Check:
     """Whether rows of a held-out file are trained on as well: shared are the indices of those that are."""
     total, lost = len(rows), sum(dropped.values())
     detail = f"{total:,} rows" + (f", {lost:,} dropped" if lost else "")

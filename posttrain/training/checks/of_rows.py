@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from posttrain.config.base import RowStage
+from posttrain.data.mixed_rows import spread
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.models.tree.model import TreeModel
 from posttrain.training.balance import check_router
@@ -121,4 +122,4 @@ def _few_model_checks(
 
 
 def _first(rows: Sequence[TokenTree]) -> list[TokenTree]:
-    return [rows[index] for index in range(min(preflight.SEARCHED_TREES, len(rows)))]
+    return [rows[place] for place in spread(rows, preflight.SEARCHED_TREES)]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.data.dataset import EncodedDataset
+from posttrain.data.mixed_rows import MixedRows
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import PreflightError
 from posttrain.models.folders.finite import non_finite_weights
@@ -246,7 +247,7 @@ def shortened(tree: TokenTree, most: int) -> TokenTree:
 
 def lengths(trees: Sequence[TokenTree]) -> np.ndarray:
     """Tokens of each tree; those of a data set on disk are read off its offsets, and no tree is made."""
-    if isinstance(trees, EncodedDataset):
+    if isinstance(trees, EncodedDataset | MixedRows):
         return trees.num_tokens
     return np.asarray([tree.num_tokens for tree in trees])
 

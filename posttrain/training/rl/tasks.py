@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.config.settings import Data
+from posttrain.config.settings import Data, ReadSettings
 from posttrain.data.encode import CountedPrompts, Encoder
 from posttrain.data.read import Examples
 from posttrain.data.recast import read_as, require_kind
@@ -97,7 +97,7 @@ def notes_of(examples: Examples) -> list[str]:
     return [*examples.counts.notes, *unread_keys(examples.counts.unread_keys)]
 
 
-def tasks_fingerprint(data: Data, files: str | None = None) -> str:
+def tasks_fingerprint(data: ReadSettings, files: str | None = None) -> str:
     """Content of a recipe's `data`; an address that makes tasks is its own content.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.auditing import AuditReport, audit
@@ -9,15 +10,18 @@ from posttrain.config import TrainingStage
 from posttrain.config.custom import CustomPairwise
 from posttrain.config.settings import Gate
 from posttrain.config.stages import PreferenceStage, Reward
-from posttrain.data.read import Examples, read
+from posttrain.data.read import read
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.preflight import Check
+from posttrain.types import Example
 
 
-def audit_rows(stage: TrainingStage, examples: Examples, folder: StageFolder, progress: Progress) -> tuple[Check, ...]:
+def audit_rows(
+    stage: TrainingStage, examples: Iterable[Example], folder: StageFolder, progress: Progress
+) -> tuple[Check, ...]:
     """Audit a stage's rows, write findings.jsonl, and say what was found as a line of the preflight.
 
     Raises:
@@ -45,7 +49,9 @@ def audit_made(rows: Path, gate: Gate, folder: StageFolder, progress: Progress) 
     ]
 
 
-def _audited(examples: Examples, gate: Gate, instead: str, folder: StageFolder, progress: Progress) -> AuditReport:
+def _audited(
+    examples: Iterable[Example], gate: Gate, instead: str, folder: StageFolder, progress: Progress
+) -> AuditReport:
     report = audit(examples, cheap=True, progress=progress)
     write_jsonl(folder.path / "findings.jsonl", (finding.record() for finding in report))
     if report.errors and gate == "stop":

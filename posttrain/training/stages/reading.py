@@ -15,13 +15,14 @@ from typing import Any
 
 from posttrain.config import ConditionalSFT, Data
 from posttrain.config.base import RowStage
+from posttrain.config.settings import ReadSettings
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.mixed_rows import MixedRows
 from posttrain.data.read import Examples
 from posttrain.data.recast import Condition, Recast, read_as, recast_note, require_kind
 from posttrain.data.round_trip import require_written
-from posttrain.data.split import row_contents, split_by_content
 from posttrain.data.store import encode
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, EncodingError
@@ -44,6 +45,7 @@ from posttrain.training.checks.preflight import SEARCHED_TREES, SHOWN_ROWS, Chec
 from posttrain.training.objectives import Algorithm
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_rows
+from posttrain.training.stages.encoded import Categories, Encoded, mixed, say_not_held_out, split_rows, with_split
 from posttrain.training.stages.kind import StageContext
 from posttrain.training.stages.speech import (
     date_without_effect,
@@ -53,11 +55,10 @@ from posttrain.training.stages.speech import (
     stops_in_answers,
 )
 from posttrain.training.stages.starts import Start
-from posttrain.types import Example, RowRef, TokenTree
+from posttrain.types import Example, TokenTree
 
 MakeEncoder = Callable[[Any, EncoderSettings], Encoder]
 """(tokenizer, settings) -> the encoder of the stage's rows."""
-Categories = Mapping[RowRef, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,34 +102,45 @@ def read_rows(
     encoder = _encoder(ctx, start, make_encoder)
     reader = _Reader(ctx, objective, encoder, categories)
     assert ctx.examples is None or isinstance(ctx.examples, Examples)  # a list of tasks is for stages that sample
-    training = reader.encoded("train", stage.data, ctx.examples)
+    training = reader.read("train", stage.data, ctx.examples)
     if ctx.held_out is not None or isinstance(stage.held_out, Data):
         assert ctx.held_out is None or isinstance(ctx.held_out, Examples)
         named = stage.held_out if isinstance(stage.held_out, Data) else None
-        apart = reader.encoded("held_out", named, ctx.held_out)
-        _write_dropped(ctx.folder, [training, apart])
-        return _with_file(objective, training, apart, encoder)
-    _write_dropped(ctx.folder, [training])
-    every = training.rows
-    # By content, not by place: the same row trains or is held out whatever stands before it in the file.
-    kept, out = split_by_content(row_contents(every), stage.held_out, stream_seed(ctx.split_seed, "split"))
-    if stage.held_out and not out:
-        ctx.say(
-            f"no row is held out ({stage.held_out:g} of {len(every):,} rows, rounded down), so nothing is measured on "
-            "rows that were not trained on; raise held_out, or name a file"
-        )
+        apart = reader.read("held_out", named, ctx.held_out)
+        _write_dropped(ctx.folder, [*training.stores, *apart.stores])
+        return _with_file(objective, training, apart, reader)
+    _write_dropped(ctx.folder, training.stores)
+    kept, out = split_rows(training.rows, stage.held_out, stream_seed(ctx.split_seed, "split"))
+    say_not_held_out(ctx, kept, out)
     return RowInputs(
         objective,
-        every[kept],
-        every[out],
+        kept,
+        out,
         encoder,
-        replace(training.record, rows=len(kept), held_out_rows=len(out)),
-        (every.fingerprint,),
+        with_split(training.record, kept, out),
+        (training.rows.fingerprint,),
         training.findings,
-        training.categories,
-        (training.proof,),
+        _categories(training.categories, out, reader),
+        training.proofs,
         training.prompts,
     )
+
+
+def _categories(found: Categories, held_out: Sequence[TokenTree], reader: _Reader) -> Categories:
+    """The rows' own categories, or else the sources that they come from."""
+    if found or reader.categories is None or not isinstance(held_out, MixedRows):
+        return found
+    return {tree.row: str(tree.part) for tree in held_out}
+
+
+class _Chained:
+    """The rows of several sources, one after the other; they can be gone through again."""
+
+    def __init__(self, sources: Sequence[Examples]):
+        self._sources = sources
+
+    def __iter__(self) -> Iterator[Example]:
+        return (example for examples in self._sources for example in examples)
 
 
 def _encoder(ctx: StageContext[Any], start: Start, make_encoder: MakeEncoder) -> Encoder:
@@ -151,18 +163,12 @@ def _encoder(ctx: StageContext[Any], start: Start, make_encoder: MakeEncoder) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """The rows of `data` or of `held_out`, and what became of those that were dropped."""
+class _Opened:
+    """Rows that were read once, and not encoded yet."""
 
-    split: str
-    rows: EncodedDataset
-    record: DataCounts
+    examples: Examples
     rejected: Path
-    """Rows that could not be read, under `bad_rows: skip`."""
-    proof: Check
-    findings: tuple[Check, ...] = ()
-    categories: Categories = field(default_factory=dict)
-    prompts: tuple[SpokenPrompt, ...] = ()
+    findings: tuple[Check, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +180,35 @@ class _Reader:
     encoder: Encoder
     categories: Callable[[Examples], Categories] | None
 
-    def encoded(self, split: str, data: Data | None, examples: Examples | None) -> _Encoded:
+    def read(self, split: str, data: Data | None, examples: Examples | None) -> Encoded:
+        """All rows of `data` or of `held_out`, of every source of a mixture."""
         ctx, stage = self.ctx, self.ctx.stage
+        sources = data.sources if data is not None and examples is None else ()
+        parts: Sequence[ReadSettings | None] = sources or [data]
         if split == "train" and ctx.show_first is not None:
-            self._show_first(data, examples, ctx.show_first)
-        examples, rejected = self._read(split, data, examples)
-        findings = files_check(split, examples) + unread_columns_check(split, examples)
-        findings += unread_keys_check(split, examples)
-        ctx.say(*examples.counts.notes)
+            self._show_first(parts, examples, ctx.show_first)
+        opened = [self._opened(split, part, examples, place) for place, part in enumerate(parts)]
+        # The audit reads texts and comes first: what it stops at would cost the encoding. Of all sources at once: a
+        # pair that contradicts another may stand in another file.
+        audited: tuple[Check, ...] = ()
         if split == "train":
-            findings += audit_rows(stage, examples, ctx.folder, ctx.progress)
-        # The audit reads texts and comes first: what it stops at would cost the encoding.
+            every = opened[0].examples if not sources else _Chained([one.examples for one in opened])
+            audited = audit_rows(stage, every, ctx.folder, ctx.progress)
+        if not sources:
+            return self._encoded(split, replace(opened[0], findings=opened[0].findings + audited))
+        encoded = {part.name: self._encoded(split, one) for part, one in zip(sources, opened, strict=True)}
+        together = mixed(encoded)
+        return replace(together, findings=together.findings + audited)
+
+    def _opened(self, split: str, data: ReadSettings | None, examples: Examples | None, place: int) -> _Opened:
+        examples, rejected = self._read(split, data, examples, place)
+        findings = files_check(split, examples) + unread_columns_check(split, examples)
+        self.ctx.say(*examples.counts.notes)
+        return _Opened(examples, rejected, findings + unread_keys_check(split, examples))
+
+    def _encoded(self, split: str, opened: _Opened) -> Encoded:
+        ctx, stage = self.ctx, self.ctx.stage
+        examples, findings = opened.examples, opened.findings
         rows = self._encode(split, examples)
         ctx.say(*(note for note in (recast_note(examples, self.objective.kind), *rows.notes) if note))
         for name in stage.objective_names:
@@ -196,16 +220,25 @@ class _Reader:
         apart = ctx.held_out is not None or isinstance(stage.held_out, Data)
         if self.categories is not None and (split == "held_out" or not apart):
             categories = self.categories(examples)
-        proof = encoding_check(split, rows)
+        proofs = (encoding_check(split, rows),)
         prompts = prompts_of(self._recast(examples), self.encoder) if split == "train" else ()
         findings += stops_in_answers(rows, self.encoder) if split == "train" else ()
-        return _Encoded(split, rows, _record(examples, rows), rejected, proof, findings, categories, prompts)
+        record = _record(examples, rows)
+        return Encoded(split, rows, record, opened.rejected, proofs, findings, categories, prompts)
 
     def _show_first(
-        self, data: Data | None, examples: Examples | None, show: Callable[[str, Sequence[DecodedRow]], None]
+        self,
+        parts: Sequence[ReadSettings | None],
+        examples: Examples | None,
+        show: Callable[[str, Sequence[DecodedRow]], None],
     ) -> None:
         """The first rows as the model will see them, at once: of a file of a gigabyte the last row is encoded half an
         hour later, and a wrong mask is seen in the first. A row that cannot be encoded is refused here, too."""
+        wanted = max(1, SHOWN_ROWS // len(parts))
+        trees = [tree for part in parts for tree in self._first_trees(part, examples, wanted)]
+        show(self.ctx.folder.name, decoded_rows(trees, self.encoder))
+
+    def _first_trees(self, data: ReadSettings | None, examples: Examples | None, wanted: int) -> list[TokenTree]:
         if examples is None and data is not None:  # a beginning of the file alone: `_read` looks at every row of it
             data = data.model_copy(update={"limit": min(SEARCHED_TREES, data.limit or SEARCHED_TREES)})
         examples, _ = self._read("train", data, examples)
@@ -216,13 +249,16 @@ class _Reader:
             except EncodingError:
                 if examples.options.bad_rows == "stop":
                     raise
-            if len(trees) >= SHOWN_ROWS:
+            if len(trees) >= wanted:
                 break
-        show(self.ctx.folder.name, decoded_rows(trees, self.encoder))
+        return trees
 
-    def _read(self, split: str, data: Data | None, examples: Examples | None) -> tuple[Examples, Path]:
+    def _read(
+        self, split: str, data: ReadSettings | None, examples: Examples | None, place: int = 0
+    ) -> tuple[Examples, Path]:
         """The rows, and the file of those that could not be read."""
-        rejected = self.ctx.folder.path / f"rejected_{split}.jsonl"
+        number = f"_{place}" if place else ""
+        rejected = self.ctx.folder.path / f"rejected_{split}{number}.jsonl"
         if examples is None:
             assert data is not None  # the recipe's validation refuses a stage without data
             return read_data(data, self.objective.kind, rejected), rejected
@@ -287,7 +323,7 @@ def _record(examples: Examples, rows: EncodedDataset) -> DataCounts:
     )
 
 
-def read_data(data: Data, kind: Any, rejected: Path) -> Examples:
+def read_data(data: ReadSettings, kind: Any, rejected: Path) -> Examples:
     """The rows of a recipe's `data`; all of them are looked at now, so that a bad one is found before a model loads."""
     return read_as(
         list(data.path),
@@ -335,15 +371,13 @@ def _require_margins(rows: EncodedDataset, method: str) -> None:
 # ---------------------------------------------------------------- held out, dropped
 
 
-def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encoder: Encoder) -> RowInputs:
+def _with_file(objective: Algorithm, training: Encoded, apart: Encoded, reader: _Reader) -> RowInputs:
     """Held-out rows from a file of their own; those that are trained on as well are counted, and a check names them."""
     # Keys are hashes of ids and masks: rows that read alike are found under other names and in other files.
     trained = set(training.rows.keys)
     shared = [index for index, key in enumerate(apart.rows.keys) if key in trained]
     counts = replace(
-        training.record,
-        rows=len(training.rows),
-        held_out_rows=len(apart.rows),
+        with_split(training.record, training.rows, apart.rows),
         held_out=replace(apart.record, rows=len(apart.rows), in_training_rows=len(shared)),
     )
     check = held_out_check(apart.rows, apart.record.dropped, shared)
@@ -353,17 +387,17 @@ def _with_file(objective: Algorithm, training: _Encoded, apart: _Encoded, encode
         objective,
         training.rows,
         apart.rows,
-        encoder,
+        reader.encoder,
         counts,
         fingerprints,
         findings,
-        apart.categories,
-        (training.proof, apart.proof),
+        _categories(apart.categories, apart.rows, reader),
+        (*training.proofs, *apart.proofs),
         training.prompts,
     )
 
 
-def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
+def _write_dropped(folder: StageFolder, parts: Sequence[Encoded]) -> None:
     """dropped.jsonl anew, so that a stage that goes on lists each row once."""
     path = folder.path / DroppedRow.FILE
     if not write_jsonl(path, (row.to_json() for part in parts for row in _dropped(part))):
@@ -373,11 +407,12 @@ def _write_dropped(folder: StageFolder, parts: Sequence[_Encoded]) -> None:
             part.rejected.unlink(missing_ok=True)
 
 
-def _dropped(part: _Encoded) -> Iterator[DroppedRow]:
+def _dropped(part: Encoded) -> Iterator[DroppedRow]:
     """The rows that could not be read, then those that could not be encoded."""
     if part.rejected.exists():
         with part.rejected.open(encoding="utf-8") as lines:
             for line in lines:
                 yield replace(DroppedRow.from_json(json.loads(line)), split=part.split)
+    assert isinstance(part.rows, EncodedDataset)  # each source has its own store
     for content in part.rows.dropped():
         yield replace(DroppedRow.from_json(content), split=part.split)

@@ -47,7 +47,7 @@ from posttrain.training.stages.kind import (
 )
 from posttrain.training.stages.policy import autocast_of, export_settings
 from posttrain.training.stages.reading import RowInputs, read_rows
-from posttrain.training.stages.rows import keeps_dropout, require_steps, row_objective, row_source
+from posttrain.training.stages.rows import keeps_dropout, row_objective, row_source, with_steps
 from posttrain.training.stages.starts import Start
 from posttrain.training.work import Work
 from posttrain.types import TokenTree
@@ -66,8 +66,7 @@ def reward_inputs(ctx: StageContext[Reward], start: Start) -> RowInputs:
             partial(encoder_of, stage),
             lambda examples: categories_of(examples, stage.category),
         )
-    require_steps(ctx, inputs)
-    return inputs
+    return with_steps(ctx, inputs)
 
 
 def reward_policy(ctx: StageContext[Reward], inputs: RowInputs, device: torch.device) -> tuple[LoadedModel, TreeModel]:

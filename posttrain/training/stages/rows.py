@@ -19,7 +19,6 @@ from posttrain.training.checks import of_rows, preflight
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.plan import enforce
 from posttrain.training.objectives import objective_of
-from posttrain.training.order import RowOrder
 from posttrain.training.rank_allocation import schedule as rank_schedule
 from posttrain.training.source import RowSource, Units
 from posttrain.training.stages.kind import (
@@ -32,6 +31,7 @@ from posttrain.training.stages.kind import (
     Subject,
     TrainingKind,
 )
+from posttrain.training.stages.mixing import order_of, with_sources
 from posttrain.training.stages.policy import autocast_of, export_policy, load_policy
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.starts import Start
@@ -42,25 +42,19 @@ from posttrain.types import TokenTree
 def row_inputs(ctx: StageContext[RowStage], start: Start) -> RowInputs:
     with ctx.doing("reading the rows"):
         inputs = read_rows(ctx, start, objective_of(ctx.stage))
-    require_steps(ctx, inputs)
-    return inputs
+    return with_steps(ctx, inputs)
 
 
-def require_steps(ctx: StageContext[Any], inputs: RowInputs) -> RowOrder:
-    """The order of the rows, if the objective and the adapter can do with it: known once the rows are, and refused
-    before a model is loaded."""
+def with_steps(ctx: StageContext[Any], inputs: RowInputs) -> RowInputs:
+    """The inputs, if the objective and the adapter can do with the order of the rows: known once the rows are, and
+    refused before a model is loaded. Of a mixture they tell what the order comes to."""
     stage = ctx.stage
-    order = row_order(ctx, inputs)
+    order = order_of(stage, inputs.rows, ctx.seed)
     require_two_rows(inputs.objective, order, len(inputs.held_out))
     given = ctx.start.adapter if isinstance(ctx.start, LoadedModel) and stage.OUTPUTS == "policy" else stage.adapter
     if isinstance(given, AdaLoRA):
         rank_schedule(given, order.steps)
-    return order
-
-
-def row_order(ctx: StageContext[Any], inputs: RowInputs) -> RowOrder:
-    stage = ctx.stage
-    return RowOrder.plan(len(inputs.rows), stage.rows_per_step, epochs=stage.epochs, steps=stage.steps, seed=ctx.seed)
+    return with_sources(inputs, order)
 
 
 def row_policy(ctx: StageContext[RowStage], inputs: RowInputs, device: torch.device) -> tuple[LoadedModel, TreeModel]:
@@ -103,7 +97,7 @@ def row_source(ctx: StageContext[RowStage], subject: Subject[RowInputs, Learning
                 checks = checks.with_check(identical)
                 enforce(checks, ctx.stage, ctx.folder)
     noun = "pairs" if objective.unit == "pairs" else "rows"
-    order = row_order(ctx, rows)
+    order = order_of(ctx.stage, rows.rows, ctx.seed)
     return Sourced(
         RowSource(rows.rows, order),
         checks,
@@ -137,7 +131,7 @@ def _reference(ctx: StageContext[Any], subject: Subject[RowInputs, Learning], bu
     """The start's log-probs of every tree that will be asked: rows, held-out rows, and other rows' completions."""
     stage, policy, inputs = ctx.stage, subject.policy, subject.inputs
     assert isinstance(policy, Policy)
-    order = row_order(ctx, inputs)
+    order = order_of(stage, inputs.rows, ctx.seed)
     others = mismatched_of_run(subject.learning.algorithm, order, inputs.rows, inputs.held_out, ctx.seed)
     with ctx.progress.phase(f"{ctx.folder.name}: reference log-probs", unit="tokens") as phase:
 
@@ -151,7 +145,7 @@ def _reference(ctx: StageContext[Any], subject: Subject[RowInputs, Learning], bu
             trees=_Joined(inputs.rows, inputs.held_out, *others),
             store=ctx.folder.path / "reference",
             tokens_per_microbatch=budget,
-            passes=stage.epochs or (stage.steps or 0) * stage.rows_per_step / len(inputs.rows),
+            passes=stage.epochs or order.steps * stage.rows_per_step / len(inputs.rows),
             progress=show,
         )
 

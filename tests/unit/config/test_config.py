@@ -242,7 +242,7 @@ def test_several_mistakes_are_shown_together_with_their_lines(folder: Path) -> N
         ({"method": "sft", "compute": {"tokens_per_microbatch": "many"}}, "neither `auto` nor"),
         ({"method": "sft", "compute": {"device": "gpu"}}, "cuda:1"),
         ({"method": "sft", "data": {"path": "sft.jsonl", "format": "sharegtp"}}, "sharegpt"),
-        ({"method": "sft", "data": {}}, "give one of the two"),
+        ({"method": "sft", "data": {}}, "give one of the three"),
         ({"method": "sft", "alarms": {"off": ["displacment"]}}, "is not known"),
         ({"method": "sft", "name": "start"}, "a folder of its own"),
         ({"method": "sft", "name": "a/b"}, "Letters, digits"),
