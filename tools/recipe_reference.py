@@ -36,6 +36,7 @@ from posttrain.config.stages import (
     SFT,
     ConditionalSFT,
     Correction,
+    DistilSFT,
     Mix,
     MixTerm,
     PreferenceStage,
@@ -155,6 +156,9 @@ def recipe_reference() -> str:
         "`audit` as preferences do; `custom_tokens` takes demonstrations, with the `encoding` of `sft`. The keys of "
         "every stage that trains, and:\n",
         table(CustomStage, leave_out=tuple(fields_of(RowStage))),
+        "## Soft targets: `method: distil_sft`\n",
+        f"{inspect.cleandoc(DistilSFT.__doc__ or '')} The keys of `sft`, and:\n",
+        table(DistilSFT, leave_out=tuple(fields_of(SFT))),
         "## Feedback as imitation: `method: conditional_sft`\n",
         f"{inspect.cleandoc(ConditionalSFT.__doc__ or '')} The keys above, and:\n",
         table(ConditionalSFT, leave_out=tuple(fields_of(RowStage))),

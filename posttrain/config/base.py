@@ -38,6 +38,7 @@ LEARNING_RATES: Mapping[str, tuple[float, str]] = {
     "simpo": (6e-7, "Meng et al. 2024, arXiv:2405.14734, the authors' Llama-3-Base setting"),
     "orpo": (5e-6, "Alignment Handbook, zephyr-141b-A35b orpo"),
     "conditional_sft": (2e-5, "as sft"),
+    "distil_sft": (2e-5, "as sft"),
     "alphapo": (7e-7, "Gupta et al. 2025, arXiv:2501.03884, Mistral-Instruct of Table 3"),
     "apo_zero": (2e-7, "D'Oosterlinck et al. 2024, arXiv:2408.06266, section 5.2"),
     "apo_down": (2e-7, "D'Oosterlinck et al. 2024, arXiv:2408.06266, section 5.2"),

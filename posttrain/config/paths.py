@@ -29,7 +29,7 @@ from posttrain.config.rewards import AnyReward, ModelReward
 from posttrain.config.schema import Recipe, data_of
 from posttrain.config.select import Select
 from posttrain.config.settings import Data, ReadSettings
-from posttrain.config.stages import SFT, ConditionalSFT, PreferenceStage, Reward, StageSettings
+from posttrain.config.stages import SFT, ConditionalSFT, DistilSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
 from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
 from posttrain.config.values import Settings
@@ -114,7 +114,7 @@ class _Files:
 
     def of_stage(self, stage: StageSettings, here: KeyPath) -> StageSettings:
         changes: dict[str, object] = {key: self._data(data, (*here, key)) for key, data in data_of(stage).items()}
-        asks = (SFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomPairwise, CustomTokens)
+        asks = (SFT, DistilSFT, ConditionalSFT, PreferenceStage, Reward, SamplingStage, CustomPairwise, CustomTokens)
         if isinstance(stage, asks) and stage.encoding.template not in TEMPLATES:
             template = self._file(stage.encoding.template, (*here, "encoding", "template"))
             changes["encoding"] = stage.encoding.model_copy(update={"template": template})

@@ -60,6 +60,24 @@ class SFT(RowStage):
     """How messages become ids, and which of them train."""
 
 
+class DistilSFT(RowStage):
+    """Follow a teacher's whole distribution at each token of the rows, instead of the token alone.
+
+    The teacher reads the same ids as the policy, so its tokenizer has to be the same; it stays in memory while the
+    stage trains.
+    """
+
+    method: Literal["distil_sft"] = "distil_sft"
+    """Supervised fine-tuning on soft targets: KL(teacher || policy) over the whole vocabulary (Hinton et al. 2015,
+    arXiv:1503.02531; Kim and Rush 2016, arXiv:1606.07947, equation 4)."""
+    teacher: str
+    """The model to learn from, with the same tokenizer: a catalogue name, a folder, or a hub id."""
+    weight: Float = Field(default=1.0, gt=0, le=1)
+    """Of the soft targets; the rest is of the rows' own tokens, as in `sft`."""
+    encoding: SFTEncoding = SFTEncoding()
+    """How messages become ids, and which of them train."""
+
+
 class ConditionalSFT(RowStage):
     """Imitate good and bad answers alike, each behind a line that says which it is; then ask for good ones.
 
@@ -325,6 +343,7 @@ PREFERENCES: Mapping[str, type[PreferenceStage]] = {name: _preference(name, row)
 
 STAGES: Mapping[str, type[StageSettings]] = {
     "sft": SFT,
+    "distil_sft": DistilSFT,
     "conditional_sft": ConditionalSFT,
     **PREFERENCES,
     "mix": Mix,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, unknown
 from posttrain.losses.custom import custom_pairwise_loss, custom_token_loss
-from posttrain.losses.distillation import distillation_loss
+from posttrain.losses.distillation import distillation_loss, soft_target_loss
 from posttrain.losses.feedback import FEEDBACK, feedback_loss, objective_owners
 from posttrain.losses.kl import AdaptiveKL, KLWeight
 from posttrain.losses.online import ONLINE
@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # the table of methods loads no model library, and no recipe
     from posttrain.config import ConditionalSFT, Mix, PreferenceStage, Reward
     from posttrain.config.custom import CustomStage
     from posttrain.config.online import GKD, RFT, OnlineDPO, OnlineStage
-    from posttrain.config.stages import SFT
+    from posttrain.config.stages import SFT, DistilSFT
     from posttrain.models.tree.router import RouterLoss
 
 Kind = type[Demonstration] | type[Comparison] | type[Feedback] | type[StepwiseFeedback] | type[Task]
@@ -315,6 +315,18 @@ def _distillation(stage: GKD, inputs: OnlineInputs) -> Algorithm:
     )
 
 
+def _soft_targets(stage: DistilSFT, inputs: OnlineInputs) -> Algorithm:
+    """The teacher's distributions at the rows' own tokens."""
+    weight = stage.weight
+
+    def loss(policy: TokenLogprobs, reference_N: Tensor | None, batch: Batch, denominator: Count) -> LossOutput:
+        return soft_target_loss(policy, batch, denominator, weight=weight)
+
+    return Algorithm(
+        stage.method, Demonstration, "tokens", False, {"weight": weight}, loss, wants=Wants(against=inputs.against)
+    )
+
+
 def _sampled_pairs(stage: OnlineDPO, inputs: OnlineInputs) -> Algorithm:
     return algorithm(stage.objective, stage.parameters)
 
@@ -378,6 +390,7 @@ class Method:
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "sft": Method(Demonstration, "sft", _imitation, _sft),
+        "distil_sft": Method(Demonstration, "distillation", _soft_targets),
         # Rows say good or bad, but what trains is imitation: each behind a line that says which.
         "conditional_sft": Method(Feedback, "sft", _imitation, _sft),
         **{name: Method(Comparison, "pairwise", _preference, _pairwise) for name in PAIRWISE},

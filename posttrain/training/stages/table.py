@@ -17,6 +17,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.pairs import Pairs
 from posttrain.config.search import Search
 from posttrain.config.select import Select
+from posttrain.config.stages import DistilSFT
 from posttrain.training.stages.best_of import BEST_OF
 from posttrain.training.stages.correction import CORRECTION
 from posttrain.training.stages.distil import DISTIL
@@ -28,9 +29,11 @@ from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.sampling import SAMPLING
 from posttrain.training.stages.search import SEARCH
 from posttrain.training.stages.select import SELECT
+from posttrain.training.stages.soft_targets import SOFT_TARGETS
 
 KINDS: Mapping[type[StageSettings], StageKind] = {
     RowStage: ROWS,
+    DistilSFT: SOFT_TARGETS,
     Reward: REWARD,
     SamplingStage: SAMPLING,
     Correction: CORRECTION,
