@@ -24,7 +24,7 @@ def merged(case: Case, shape: tuple[int, ...], seed: int) -> Tensor:
         drawn = torch.rand(probabilities.shape, generator=generator)
         return (drawn < probabilities).to(probabilities.dtype)
 
-    torch.bernoulli = bernoulli
+    torch.bernoulli = bernoulli  # type: ignore[assignment]
     names = models_of(case)
     parameters: dict[str, Any] = dict(case.shared)
     for name, values in case.per_model.items():
