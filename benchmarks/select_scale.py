@@ -48,14 +48,15 @@ def rows(count: int, words: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def steps(count: int) -> list[dict[str, Any]]:
     """All steps; the one that diversifies where it is there."""
-    diversify: list[dict[str, Any]] = [{"kind": "diversify"}] if "diversify" in STEP_KINDS else []
+    wanted = max(1, count // 10)
+    diversify: list[dict[str, Any]] = [{"kind": "diversify", "method": "k_centre", "budget": wanted}]
     return [
         {"kind": "decontaminate", "against": ["embedded"]},
         {"kind": "score", "score": "form", "keep": {"least": 0.9}},
         {"kind": "score", "score": "length", "keep": {"least": 10}},
         {"kind": "deduplicate"},
-        *diversify,
-        {"kind": "budget", "rows": max(1, count // 10), "by": "random"},
+        *(diversify if "diversify" in STEP_KINDS else []),
+        {"kind": "budget", "rows": wanted},
     ]
 
 

@@ -50,7 +50,7 @@ def select(
     from posttrain.arguments import checked_seed
     from posttrain.cli.outputs import check_out_folder
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.selecting import next_commands, show_selection
+    from posttrain.cli.selecting import counts_beside, next_commands, show_selection
     from posttrain.cli.terminal import terminal
     from posttrain.config.select_file import load_select
     from posttrain.curation.pipeline import select_rows
@@ -67,7 +67,7 @@ def select(
         selection = select_rows(rows, settings, out, Tools(seed, progress))
     show_selection(terminal(), selection)
     if not rows.is_remote:
-        for sentence in reading_notes(selection.counts, rows.format):
+        for sentence in reading_notes(counts_beside(selection), rows.format):
             echo(sentence)
     for line in next_commands(selection):
         echo(line)

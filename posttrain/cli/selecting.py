@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.config.scores import ColumnScore
+from posttrain.config.select import Score
 from posttrain.curation.selection import DATA, Selection
+from posttrain.data.counts import RowCounts
 
 TRAINED_WITH = {"demonstrations": "chat", "comparisons": "dpo", "tasks": "grpo"}
 """The recipe that `posttrain new` writes for rows of a kind, where it writes one."""
@@ -30,12 +35,22 @@ def show_selection(console: Console, selection: Selection) -> None:
         for reason, count in result.by_reason.items():
             one = result.examples(reason)[0]
             why.append(f"{count:,} {reason}", style="yellow")
-            why.append(f"  {selection.rows.ref(one.row)}: {one.message}\n", style="dim")
+            kept = "" if one.nearest is None else f" ({selection.rows.ref(one.nearest)})"
+            why.append(f"  {selection.rows.ref(one.row)}: {one.message}{kept}\n", style="dim")
         for note in result.taken.notes:
             why.append(f"{note}\n", style="cyan")
         why.rstrip()
         table.add_row(result.step.label, f"{len(result.pool):,}", f"{len(result.taken.kept):,}", why)
     console.print(table)
+
+
+def counts_beside(selection: Selection) -> RowCounts:
+    """What reading said, without the columns that a score has read: those are not unread."""
+    scores = [step.score for step in selection.settings.steps if isinstance(step, Score)]
+    read = {
+        top for score in scores if isinstance(score, ColumnScore) for top in (score.column, *score.column.split("."))
+    }
+    return replace(selection.counts, unused_columns=selection.counts.unused_columns - read)
 
 
 def next_commands(selection: Selection) -> list[str]:

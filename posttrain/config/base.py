@@ -82,6 +82,9 @@ class StageSettings(Settings):
     """Letters, digits, - and _; names the stage's folder, and the stage in overrides. The method's name if absent."""
     data: Data | None = None
     """The rows. A recipe's stage needs them; in Python they can be passed apart."""
+    starts_from: str | None = None
+    """The earlier stage whose policy this one starts from, or `start` for the recipe's model. If absent, the last
+    policy before it. With it, several stages begin at the same place: siblings, which the report compares."""
 
     @property
     def keeps_output(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from posttrain.config.adapters import AdapterSettings, Continue, PrefixTuning, PTuning, QLoRA
+from posttrain.config.lineage import ancestors, started_from
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.stages import StageSettings, TrainingStage
 from posttrain.config.values import refuse
@@ -30,10 +31,13 @@ class Before:
 
 def check_adapters(stages: Sequence[StageSettings]) -> None:
     """Raises the validation error of the first stage whose adapter does not fit what it starts from."""
-    before: Before | None = None
+    after: dict[str, Before | None] = {}
     for index, stage in enumerate(stages):
-        # Stages that write data leave the policy as it is.
+        above = started_from(stages, stage)
+        before = None if above is None else after[above.name]
+        # Stages that write data leave the policy as it is; what else makes a policy makes a whole one.
         if not isinstance(stage, TrainingStage):
+            after[stage.name] = Before(stage.name, None)
             continue
         # Of the recipe's start nothing is known yet: its folder says what it is, when the run begins.
         if before is not None and not before.unknown:
@@ -41,30 +45,27 @@ def check_adapters(stages: Sequence[StageSettings]) -> None:
             if fault is not None:
                 path, problem, remedy = fault
                 raise _refusal(problem, ("stages", index, *path), before, remedy)
-        # A reward model is a side branch: the next stage starts from the policy before it.
+        # A reward model is a side branch, from which no stage starts.
         if stage.OUTPUTS == "policy":
-            before = _after(stage, before)
+            after[stage.name] = _after(stage, before)
 
 
 def continued(stages: Sequence[StageSettings], name: str) -> AdapterSettings | None:
     """The adapter that the stage `name` goes on with, where a stage before it began it; None where the start did."""
     adapter: AdapterSettings | None = None
-    for stage in stages:
-        if stage.name == name:
-            return adapter
-        if isinstance(stage, TrainingStage) and stage.OUTPUTS == "policy" and not isinstance(stage.adapter, Continue):
+    own = next((stage for stage in stages if stage.name == name), None)
+    for stage in ancestors(stages, own) if own is not None else ():
+        if isinstance(stage, TrainingStage) and not isinstance(stage.adapter, Continue):
             adapter = stage.adapter
-    return None
+    return adapter
 
 
 def spoken_before(stages: Sequence[StageSettings], stage: TrainingStage) -> TrainingStage:
     """The stage as it will speak to its model once the policies before it in the recipe are trained: it takes over what
     they say of the template, its values and the day, wherever it says nothing itself."""
     before: PromptEncoding | None = None
-    for other in stages:
-        if other.name == stage.name:
-            break
-        if isinstance(other, TrainingStage) and other.OUTPUTS == "policy":
+    for other in ancestors(stages, stage):
+        if isinstance(other, TrainingStage):
             before = _over(before, other.encoding)  # type: ignore[attr-defined]
     own = stage.encoding  # type: ignore[attr-defined]
     return stage if before is None else stage.model_copy(update={"encoding": _over(before, own)})

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.chain import check_adapters
+from posttrain.config.lineage import check_starts
 from posttrain.config.nested import scorers_of
 from posttrain.config.online import SamplingStage
 from posttrain.config.search import Search
@@ -50,7 +51,8 @@ class Recipe(Settings):
     evaluate: Evaluation = Evaluation()
     """What the start model and each trained model are asked."""
     stages: tuple[Stage, ...] = Field(min_length=1)
-    """What is done, in this order; each stage starts from the last model before it."""
+    """What is done, in this order; each stage starts from the last model before it, or from what its `starts_from`
+    names."""
 
     _notes: tuple[str, ...] = PrivateAttr(default=())
 
@@ -123,6 +125,7 @@ class Recipe(Settings):
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
             # Only now: a stage cannot take its data from itself.
             before[stage.name] = stage
+        check_starts(self.stages)
         check_adapters(self.stages)
         _check_saved(self.stages)
         for index, suite in enumerate(self.evaluate.suites):

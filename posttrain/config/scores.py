@@ -54,9 +54,10 @@ class FormScore(ScoreSettings):
     """Whether an answer looks whole: the share of the audit's row checks that it passes."""
 
     kind: Literal["form"]
-    """`form`: the share of ten checks of the audit that the answer passes: it ends no sentence in the middle,
-    holds no special token, role marker, lone think tag, lone code fence, broken or invisible character, is not the word
-    for nothing (nan, null), repeats no prompt, and is no refusal. For a comparison the best answer's; a task has no answer to look at, and no score."""
+    """`form`: the share of ten checks of the audit that the answer passes: it ends no sentence in the middle, holds no
+    special token, role marker, lone think tag, lone code fence, broken or invisible character, is not the word for
+    nothing (nan, null), repeats no prompt, and is no refusal. For a comparison the best answer's; a task has no answer
+    to look at, and no score."""
 
 
 class ColumnScore(ScoreSettings):

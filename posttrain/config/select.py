@@ -8,8 +8,8 @@
     - {kind: score, score: {kind: length}, keep: {least: 5}}
     - {kind: deduplicate}
     - {kind: budget, rows: 1000, by: length}
-- {method: sft, data: {stage: picked}}                     # the selection
-- {name: twin, method: sft, data: {stage: picked, rows: random}}   # as many rows, drawn at random
+- {method: sft, data: {stage: picked}}                                               # the selection
+- {name: twin, method: sft, data: {stage: picked, rows: random}, starts_from: start}   # as many rows, at random
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from posttrain.config.diversity import Diversify
 from posttrain.config.scores import AnyScore
 from posttrain.config.step import StepSettings
 from posttrain.config.values import Float, Int, Settings, listed, refuse, require_unique
-from posttrain.errors import nearest
+from posttrain.errors import unknown
 
 ORDERS = ("auto", "choice", "random")
 """What a budget can go by beside a score's name."""
@@ -103,6 +103,10 @@ class Deduplicate(StepSettings):
     nearly the same; as the audit. null: only texts that are equal to the letter."""
     keep: str = "first"
     """Which one stays: the `first` in the input, or the one with the highest score of this name."""
+
+    @property
+    def label(self) -> str:
+        return "deduplicate" if self.of == "row" else f"deduplicate {self.of}"
 
 
 class Budget(StepSettings):
@@ -218,14 +222,13 @@ def _require_first(before: tuple[StepSettings, ...], place: int) -> None:
 def _require_score(name: str, scores: list[str], words: tuple[str, ...], path: tuple[str | int, ...]) -> None:
     if name in scores:
         return
-    known = [*words, *scores]
-    near = nearest(name, known)
+    refusal = unknown("score", name, [*words, *scores], otherwise="add a step `{kind: score, score: ...}` before it")
     raise refuse(
         f"no score named `{name}` is computed before this step",
         path=path,
         found=name,
-        expected=f"one of {', '.join(known)}",
-        remedy=f"did you mean `{near}`?" if near else "add a step `{kind: score, score: ...}` before it",
+        expected=refusal.expected,
+        remedy=refusal.remedy,
     )
 
 

@@ -198,7 +198,7 @@ class Mix(ReferencedStage):
 class Reward(RowStage):
     """A reward model: the start's backbone under a head that gives each response a number.
 
-    It starts from the last policy before it; the stages after it start from that policy too.
+    The stages after it do not start from it, but from the policy before it.
     """
 
     OUTPUTS: ClassVar[Output] = "reward"

@@ -3,7 +3,7 @@
     row = with_origin(as_row(example), Origin("distil", model="qwen2.5-72b", source="prompts.jsonl, row 3", ...))
     origin_of(row)                               # the Origin again; None of a row that nobody made
 
-Training reads past it and the audit reads it: which model wrote what a model learns, and how much of it one model wrote.
+Training reads past it and the audit reads it: which model wrote what another learns, and how much of it.
 """
 
 from __future__ import annotations

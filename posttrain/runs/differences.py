@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WITHOUT_EFFECT = ("name", "log", "modules", "checkpoint", "preflight", "audit", "alarms")
-"""Keys of a stage that change what is written or shown, not the weights."""
+WITHOUT_EFFECT = ("name", "starts_from", "log", "modules", "checkpoint", "preflight", "audit", "alarms")
+"""Keys of a stage that change what is written or shown, not the weights; what a stage starts from counts by its
+weights, not by its name."""
 COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "logprobs", "device")
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 EXPORT_WITHOUT_EFFECT = ("save",)

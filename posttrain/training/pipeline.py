@@ -1,8 +1,8 @@
 """A recipe from its first stage to its report.
 
-Each stage starts from the last model before it. A finished stage is not run again unless its inputs changed, and then
-its earlier result is kept under another name; an interrupted one goes on from its checkpoint. After every stage that
-trains, the same suites ask the new model what they asked the start.
+Each stage starts from the last model before it, or from the one that it names. A finished stage is not run again unless
+its inputs changed, and then its earlier result is kept under another name; an interrupted one goes on from its
+checkpoint. After every stage that trains, the same suites ask the new model what they asked the start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from posttrain.arguments import checked_flag, checked_instance
 from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
+from posttrain.config.lineage import START, started_from
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import Data
@@ -239,18 +240,21 @@ def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
 
 
 def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
-    """Each stage from the last policy before it; a policy is asked the suites when it is made, and once more when a
-    reward model that judges it is."""
+    """Each stage from the policy that it starts from; a policy is asked the suites when it is made, and once more when
+    a reward model that judges it is."""
     model: str | Path = recipe.model
     date = str(run.run().date)
     first = first_trained(recipe.stages)
     last = [stage.name for stage in recipe.stages if stage.OUTPUTS == "policy"][-1:]
     answers = answer_settings(first, model, date)
     asked: list[tuple[StageFolder, str | Path, AnswerSettings]] = [(run.start, model, answers)]
+    made: dict[str, tuple[str | Path, AnswerSettings]] = {START: (model, answers)}
     evaluate_start(run, recipe, answers, progress)
 
     for stage in recipe.stages:
         folder = run.stage(stage.name)
+        above = started_from(recipe.stages, stage)
+        model, answers = made[START if above is None else above.name]
         evaluate = stage.OUTPUTS == "policy" and (recipe.evaluate.every_stage or stage.name in last)
         with Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
@@ -267,8 +271,8 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
                 ctx = replace(ctx, identity=identity_of_recipe(ctx, own))
             _run_unless_done(ctx, run, recipe, own, timed, evaluate=evaluate)
         if stage.OUTPUTS == "policy":
-            model, answers = folder.model, own
-            asked += [(folder, model, answers)] if evaluate else []
+            made[stage.name] = (folder.model, own)
+            asked += [(folder, folder.model, own)] if evaluate else []
         if stage.OUTPUTS == "reward":
             judge_earlier(stage.name, asked, run, recipe, progress)
 

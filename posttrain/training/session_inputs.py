@@ -41,6 +41,12 @@ def stage_of(stage: Any) -> TrainingStage:
             raise unknown("method", method, STAGES, example='{"method": "dpo", "beta": 0.1}')
         stage = STAGES[method](**options)
     if isinstance(stage, TrainingStage):
+        if stage.starts_from is not None:
+            raise ConfigError(
+                "`starts_from` names a stage of a recipe, and this is none",
+                found=f"starts_from={stage.starts_from!r}",
+                remedy="leave it out: the second argument of train() is the model that the stage starts from",
+            )
         return stage
     raise ConfigError(
         "the first argument of train() is no stage",

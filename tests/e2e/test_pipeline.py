@@ -222,3 +222,21 @@ def test_rows_that_are_wrong_stop_the_run_before_a_model_is_loaded(
     assert "row 4" in str(error.value) and "human" in str(error.value)
     run_record = RunFolder(tmp_path / "runs" / "small").run()
     assert run_record.status == "failed"
+
+
+def test_siblings_start_from_the_same_weights(tmp_path: Path) -> None:
+    text = RECIPE.split("  - name: dpo")[0].replace("steps: 8\n", "steps: 2\n")
+    first = text.split("stages:\n")[1]
+    again = first.replace("name: sft", "name: sibling\n    starts_from: start")
+    after = first.replace("name: sft", "name: child\n    starts_from: sft")
+    run(tmp_path, text=text + again + after)
+    stages = {name: RunFolder(tmp_path / "runs/small").stage(name).stage() for name in ("sft", "sibling", "child")}
+    starts = {name: record.start_model.fingerprint for name, record in stages.items()}
+    assert starts["sft"] == starts["sibling"] != starts["child"]
+    assert stages["child"].start_model.path.endswith("sft/model")
+    # The same rows, seed and start: the siblings are one run twice, so that nothing of the first came into the second.
+    one, two = (load_file(tmp_path / f"runs/small/{name}/model/model.safetensors") for name in ("sft", "sibling"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    # Named or not, a start that has not changed is no reason to run again.
+    heard = run(tmp_path, text=text + again + after.replace("starts_from: sft", "starts_from: sibling"))
+    assert heard.lines.count("child: done before, and nothing that it depends on has changed") == 1
