@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from posttrain.auditing.diversity import Diversity, distinct, diversity_curve, diversity_of, nearest_distance, vendi_score
+from posttrain.auditing.diversity import (
+    Diversity,
+    distinct,
+    diversity_curve,
+    diversity_of,
+    nearest_distance,
+    vendi_score,
+)
 
 
 def test_distinct_counts_ngrams_within_each_text():
