@@ -15,6 +15,8 @@ from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
 from posttrain.config.curriculum import PassRateCurriculum
 from posttrain.config.custom import CustomStage
+from posttrain.config.diversity import AnyDiversity
+from posttrain.config.embeddings import AnyEmbedding
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
@@ -231,6 +233,19 @@ def selections() -> list[str]:
             for kind, record in scores.SCORE_KINDS.items()
             for part in group(f"score: {{kind: {kind}}}", record, ("kind", *own))
         ],
+        "The rules of `diversify`, by `kind`; a name alone stands for its defaults:\n",
+        *kinds("method", AnyDiversity),
+        "The embeddings that most of them compare rows by; a name alone stands for its defaults:\n",
+        *kinds("embedding", AnyEmbedding),
+    ]
+
+
+def kinds(key: str, annotation: Any) -> list[str]:
+    """A section for every record of a union."""
+    return [
+        part
+        for record in records_in(annotation)
+        for part in group(f"{key}: {{kind: {tag_of(record)}}}", record, ("kind",))
     ]
 
 

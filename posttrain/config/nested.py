@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
 from posttrain.config.strategies import CritiqueBy, Retrieval
@@ -27,6 +28,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RewardModelScorer: ("model",),
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
+    PolicyEmbedding: ("model",),
     SelectSettings: ("tokenizer",),
     Select: ("tokenizer",),
 }
@@ -35,6 +37,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Retrieval: ("documents",),
     Demonstrations: ("path",),
     EmbeddingSimilarity: ("model",),
+    SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets

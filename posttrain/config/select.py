@@ -20,27 +20,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.base import Output, StageSettings
+from posttrain.config.diversity import Diversify
 from posttrain.config.scores import AnyScore
+from posttrain.config.step import StepSettings
 from posttrain.config.values import Float, Int, Settings, listed, refuse, require_unique
 from posttrain.errors import unknown
 
 ORDERS = ("auto", "choice", "random")
 """What a budget can go by beside a score's name."""
-
-
-class StepSettings(Settings):
-    """One step of a selection."""
-
-    IS_FAMILY: ClassVar[bool] = True
-
-    @property
-    def asks_model(self) -> bool:
-        """Whether it depends on the selection's `tokenizer` or start model: its result is another with another one."""
-        return False
-
-    @property
-    def label(self) -> str:
-        return str(getattr(self, "kind"))  # noqa: B009 - every kind has one; the family's base has none
 
 
 class Decontaminate(StepSettings):
@@ -167,13 +154,14 @@ STEP_KINDS: Mapping[str, type[StepSettings]] = {
     "decontaminate": Decontaminate,
     "score": Score,
     "deduplicate": Deduplicate,
+    "diversify": Diversify,
     "budget": Budget,
 }
 """Every step by its kind; what each does is `posttrain.curation.steps.table.STEPS`."""
 
 AnyStep = Annotated[
     # one kind a line, as in STEP_KINDS
-    Decontaminate | Score | Deduplicate | Budget,
+    Decontaminate | Score | Deduplicate | Diversify | Budget,
     Field(discriminator="kind"),
 ]
 """Every kind of step that a selection may have."""
@@ -207,6 +195,8 @@ class SelectSettings(Settings):
             known = [other.score.label for other in before if isinstance(other, Score)]
             if isinstance(step, Deduplicate) and step.keep != "first":
                 _require_score(step.keep, known, ("first",), ("steps", place, "keep"))
+            if isinstance(step, Diversify) and step.score is not None:
+                _require_score(step.score, known, (), ("steps", place, "score"))
             if isinstance(step, Budget) and step.by not in ORDERS:
                 _require_score(step.by, known, ORDERS, ("steps", place, "by"))
         scores = tuple(step.score for step in self.steps if isinstance(step, Score))

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.arguments import checked_list, checked_path, checked_seed, wrong_argument
-from posttrain.config.select import Decontaminate, SelectSettings, StepSettings
+from posttrain.config.select import Decontaminate, SelectSettings
+from posttrain.config.step import StepSettings
 from posttrain.config.values import Settings
 from posttrain.curation.rows import Pool, Rows, Tools, require_whole
 from posttrain.curation.selection import WRITTEN, Selection, StepResult

@@ -18,7 +18,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from posttrain.config.select import SelectSettings, StepSettings
+from posttrain.config.select import SelectSettings
+from posttrain.config.step import StepSettings
 from posttrain.curation.rows import Pool, Removed, Rows, Taken
 from posttrain.data.counts import RowCounts
 from posttrain.data.formats.table import KIND_NAMES

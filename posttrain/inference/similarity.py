@@ -16,16 +16,14 @@ since they have no blanks between words. There is no stemming and no list of wor
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from posttrain.config.strategies.demonstrations import AnySimilarity, BM25Similarity
-from posttrain.errors import FOREIGN, ConfigError, MissingExtraError
+from posttrain.models.sentence import load_sentence_model
 
 _CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CHARACTERS}]|[^\W_{_CHARACTERS}]+")
@@ -93,32 +91,7 @@ class Embedded:
     """
 
     def __init__(self, texts: Sequence[str], folder: str, device: str = "cpu"):
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise MissingExtraError(
-                "embeddings need the package sentence-transformers",
-                where=folder,
-                remedy="install it: `pip install 'posttrain[embed]'`, or write `similarity: bm25`",
-            )
-        if not Path(folder).expanduser().is_dir():
-            # A name would be fetched from the hub, and the result would depend on the network.
-            raise ConfigError(
-                "the model of embeddings is no folder that is there",
-                found=folder,
-                expected="a folder that `SentenceTransformer.save` wrote",
-                remedy="save the model into a folder first, and name that",
-            )
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            self._model: Any = SentenceTransformer(str(Path(folder).expanduser()), device=device, local_files_only=True)
-        except FOREIGN as error:  # the boundary: other people's code and folders
-            raise ConfigError(
-                "the folder's model of embeddings cannot be loaded",
-                where=folder,
-                found=f"{type(error).__name__}: {error}",
-                expected="a folder that `SentenceTransformer.save` wrote",
-                remedy="save the model anew, or write `similarity: bm25`",
-            ) from error
+        self._model = load_sentence_model(folder, device=device, otherwise="write `similarity: bm25`")
         self._vectors = self._encoded(list(texts))
 
     def _encoded(self, texts: list[str]) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain.config.select import Budget, Decontaminate, Deduplicate, Score, StepSettings
+from posttrain.config.diversity import Diversify
+from posttrain.config.select import Budget, Decontaminate, Deduplicate, Score
+from posttrain.config.step import StepSettings
+from posttrain.curation.diversity.step import diversify
 from posttrain.curation.rows import StepFunction
 from posttrain.curation.steps.budget import keep_budget
 from posttrain.curation.steps.decontaminate import decontaminate
@@ -16,5 +19,6 @@ STEPS: Mapping[type[StepSettings], StepFunction] = {
     Decontaminate: decontaminate,
     Score: score_rows,
     Deduplicate: deduplicate,
+    Diversify: diversify,
     Budget: keep_budget,
 }
