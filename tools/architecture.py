@@ -78,6 +78,8 @@ BOX, GAP = 62, 30
 """Height of a box, and between two layers."""
 TOP = 218
 """Where the layers begin, under the band of the flow."""
+FILE_LETTER = 4.6
+"""Width of a letter of a file's name, about."""
 LANE = 16
 """How far arrows stay from each other, and from the corners of boxes."""
 
@@ -281,10 +283,19 @@ def _box(part: str, box: Box, package: Path) -> Iterator[str]:
     folders = sorted(path.parent.name for path in (package / part).glob("*/__init__.py"))
     lines = [(part, "name middle"), (PLACES[part].purpose, "soft middle")]
     if folders:
-        lines.append(("  ".join(f"{name}/" for name in folders), "file middle"))
+        lines.append((_fitting([f"{name}/" for name in folders], width), "file middle"))
     first = box.top + BOX / 2 - 8 * (len(lines) - 1) + 4
     for index, (line, style) in enumerate(lines):
         yield _text(box.middle, first + 16 * index, line, style)
+
+
+def _fitting(names: list[str], width: float) -> str:
+    """As many of the names as a box is wide for, and dots for the others."""
+    for count in range(len(names), 0, -1):
+        text = "  ".join(names[:count] + ["…"] * (count < len(names)))
+        if len(text) * FILE_LETTER <= width:
+            return text
+    return ""
 
 
 def _text(x: float, y: float, text: str, style: str, size: float | None = None) -> str:

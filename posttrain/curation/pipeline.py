@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.arguments import checked_list, checked_path, checked_seed, wrong_argument
-from posttrain.config.select import SelectSettings
+from posttrain.config.select import Decontaminate, SelectSettings
 from posttrain.config.step import StepSettings
 from posttrain.config.values import Settings
 from posttrain.curation.rows import Pool, Rows, Tools, require_whole
@@ -66,13 +66,14 @@ def select(
         DataError: what reading raises; or no row is left after a step.
     """
     listed = checked_list("steps", steps, of="steps", example='[{"kind": "deduplicate"}]')
-    settings = SelectSettings(
+    given: dict[str, Any] = {
         # As they would be written: a record and a recipe's entry are validated alike.
-        steps=[step.model_dump(exclude_unset=True) if isinstance(step, Settings) else step for step in listed],
-        order=order,
-        tokenizer=None if tokenizer is None else str(tokenizer),
-        token_twin=token_twin,
-    )
+        "steps": [step.model_dump(exclude_unset=True) if isinstance(step, Settings) else step for step in listed],
+        "order": order,
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+        "token_twin": token_twin,
+    }
+    settings = SelectSettings(**given)
     checked_seed(seed)
     folder = None if out is None else checked_path("out", out, "picked")
     with showing(progress) as shown:
@@ -102,7 +103,7 @@ def select_rows(examples: Any, settings: SelectSettings, out: Path | None, tools
         pool = pool.after(result.taken)
         if not len(pool):
             raise _nothing_left(step, result)
-        if step.kind == "decontaminate":  # type: ignore[attr-defined]
+        if isinstance(step, Decontaminate):
             clean = pool
     stored.keep_only(keys)
     selection = Selection(settings, rows, refused, tuple(results), pool, tools.seed)

@@ -144,7 +144,7 @@ class Selection:
         step by step. Each is read from disk."""
         yield from self._refused_rows()
         for result in self.steps:
-            scores = result.pool.scores | result.taken.scores
+            scores = {**result.pool.scores, **result.taken.scores}
             for one in result.taken.removed:
                 yield RejectedRow(
                     row=str(self.rows.ref(one.row)),

@@ -9,6 +9,9 @@ import numpy as np
 
 from posttrain.curation.diversity.vectors import nearest_of
 
+OVER_BUDGET = "over_budget"
+"""As the step `budget` calls it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:
@@ -30,7 +33,7 @@ class Choice:
     """int64, in order of choice, the best first."""
     reasons: Mapping[int, str] = field(default_factory=dict)
     """Of rows that were removed for something else than `otherwise`."""
-    otherwise: str = "budget"
+    otherwise: str = OVER_BUDGET
     """Why all others were removed."""
     notes: tuple[str, ...] = ()
     """What a user should know of it, a line each."""
@@ -38,8 +41,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Chosen(kept=[5, 0], removed=[1, 2, 3, 4], reasons=["semantic_duplicate", "budget", ...], nearest=[0, 5, 5, 0],
-    cosine=[0.97, 0.4, 0.3, 0.2], notes=())
+    """Chosen(kept=[5, 0], removed=[1, 2, 3, 4], reasons=["semantic_duplicate", "over_budget", ...],
+    nearest=[0, 5, 5, 0], cosine=[0.97, 0.4, 0.3, 0.2], notes=())
 
     The arrays after `kept` have one entry for each removed row, in row order.
     """

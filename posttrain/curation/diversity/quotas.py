@@ -112,8 +112,7 @@ def _apportioned(weights: Mapping[str, float], total: int) -> dict[str, int]:
     """A whole number in proportion to weights, by the largest remainder (Hamilton); of equal ones the first named."""
     whole = sum(weights.values())
     exact = {name: total * weight / whole if whole else 0.0 for name, weight in weights.items()}
-    # 0.3 of 10 is 2.9999999999999996 in binary: rounded down, it would give a row away.
-    sizes = {name: math.floor(value + 1e-9) for name, value in exact.items()}
+    sizes = {name: math.floor(value) for name, value in exact.items()}
     largest = sorted(exact, key=lambda name: sizes[name] - exact[name])
     for name in largest[: (total - sum(sizes.values())) if whole else 0]:
         sizes[name] += 1

@@ -9,7 +9,7 @@ import numpy as np
 from posttrain.auditing.language import detect_language
 from posttrain.config.diversity import Diversify, Quotas, SemDeDup
 from posttrain.curation.diversity.choose import choose
-from posttrain.curation.diversity.chosen import Chosen, completed
+from posttrain.curation.diversity.chosen import OVER_BUDGET, Chosen, completed
 from posttrain.curation.diversity.deita import PASSED_OVER
 from posttrain.curation.diversity.dpp import NO_VOLUME
 from posttrain.curation.diversity.quotas import MISSING, NO_QUOTA, OVER_QUOTA, quotas
@@ -21,7 +21,7 @@ from posttrain.errors import unknown
 UNKNOWN = "unknown"
 """The language of a text of which the audit is not sure."""
 MESSAGES: Mapping[str, str] = {
-    "budget": "the budget was spent on rows that were chosen before it",
+    OVER_BUDGET: "the budget was spent on rows that were chosen before it",
     DUPLICATE: "says what another row says, by the cosine of their embeddings",
     PASSED_OVER: "is like a kept row with a better score",
     NO_VOLUME: "adds no volume to the chosen rows",

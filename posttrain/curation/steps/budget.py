@@ -34,7 +34,7 @@ def keep_budget(settings: Budget, pool: Pool, tools: Tools) -> Taken:
     reason = f"beyond the {size} that are wanted, by {by}"
     rank = {int(row): place for place, row in enumerate(order[count:].tolist(), count + 1)}
     removed = [Removed(row, "over_budget", f"{reason}: row {rank[row]:,} in that order") for row in sorted(rank)]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if settings.tokens is None and settings.rows is not None and settings.rows > len(order):
         notes = (f"the budget is {settings.rows:,} rows, and {len(order):,} are left: all of them are kept",)
     return Taken(order[:count], removed, is_order=True, notes=notes)

@@ -23,7 +23,7 @@ def score_rows(settings: Score, pool: Pool, tools: Tools) -> Taken:
     score_R[pool.kept] = found[pool.kept]
     missing = int(np.isnan(score_R[pool.kept]).sum())
     removed = _not_let_through(settings.keep, label, pool.kept, score_R[pool.kept])
-    notes = ()
+    notes: tuple[str, ...] = ()
     if missing:
         fate = "they are dropped" if settings.keep.unscored == "drop" else "they are kept (`unscored: drop` drops them)"
         notes = (f"{missing:,} of {len(pool):,} rows have no score `{label}`; {fate}",)

@@ -41,8 +41,8 @@ def test_a_step_names_the_kept_row_in_the_numbers_of_the_input():
     taken = diversify(step(method="k_centre", embedding=COLUMN, budget=2), pool, Tools())
     assert taken.kept.tolist() == [2, 3] and taken.is_order
     (removed,) = taken.removed
-    assert (removed.row, removed.reason, removed.nearest) == (1, "budget", 2)
-    assert removed.similarity == pytest.approx(0.14, abs=0.01) and removed.message == MESSAGES["budget"]
+    assert (removed.row, removed.reason, removed.nearest) == (1, "over_budget", 2)
+    assert removed.similarity == pytest.approx(0.14, abs=0.01) and removed.message == MESSAGES["over_budget"]
 
 
 def test_semantic_duplicates_by_words_alone():

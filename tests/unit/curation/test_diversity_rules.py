@@ -70,7 +70,7 @@ def test_semdedup_against_the_rule_written_out():
 
 def test_semdedup_cut_by_a_budget_says_how():
     chosen = choose(drawn(50), SemDeDup(kind="semdedup", threshold=0.99), budget=5)
-    assert len(chosen.kept) == 5 and "drawn by seed" in chosen.notes[0] and chosen.reasons.count("budget") == 45
+    assert len(chosen.kept) == 5 and "drawn by seed" in chosen.notes[0] and chosen.reasons.count("over_budget") == 45
     other = choose(drawn(50), SemDeDup(kind="semdedup", threshold=0.99), budget=5, seed=1)
     assert other.kept.tolist() != chosen.kept.tolist()
 
@@ -236,7 +236,7 @@ def test_deita_over_many_blocks_is_the_plain_walk():
         if len(kept) < 120 and (not kept or float((features[kept] @ features[row]).max()) < 0.95):
             kept.append(row)
     chosen = choose(features, DEITA(kind="deita", threshold=0.95), scores=scores, budget=120)
-    assert chosen.kept.tolist() == kept and chosen.reasons.count("budget") > 0
+    assert chosen.kept.tolist() == kept and chosen.reasons.count("over_budget") > 0
 
 
 def test_deita_needs_scores_and_counts_those_that_are_missing():

@@ -30,7 +30,6 @@ def test_shares_come_to_the_budget_by_the_largest_remainder():
     wanted = {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
     there = dict.fromkeys(wanted, 100)
     assert quota_sizes(wanted, there, 10, "fewer", as_shares=True)[0] == {"a": 4, "b": 3, "c": 3}
-    # 0.3 of 10 is a little less than 3 in binary.
     tenths = {"a": 0.3, "b": 0.7}
     assert quota_sizes(tenths, {"a": 9, "b": 9}, 10, "fewer", as_shares=True)[0] == {"a": 3, "b": 7}
 
