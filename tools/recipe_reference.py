@@ -227,6 +227,8 @@ def groups(record: type[BaseModel]) -> Iterator[str]:
         for inner in records:
             chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
             yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
+            if inner is settings.Data:  # the one group inside a group that every stage has
+                yield from group(f"{name}: {{repairs: {{...}}}}", settings.RepairSettings)
 
 
 def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
