@@ -43,7 +43,7 @@ WINNERS: Mapping[str, int | None] = {
 def arena(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     """`conversation_a`, `conversation_b` and `winner`: `model_a`, `model_b`, or one of the words for a tie."""
     winner = row.get("winner")
-    word = winner.strip().lower() if isinstance(winner, str) else None
+    word = winner.strip().lower() if isinstance(winner, str) else ""
     if word not in WINNERS:
         raise refuse(
             "bad_label",
