@@ -36,19 +36,19 @@ FLOW = (
 class Place:
     """Where a part stands in its layer, in hundredths of the width, and what it is for: Place(42, 80, "recipes")."""
 
-    left: int
-    right: int
+    left: float
+    right: float
     purpose: str
 
 
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
     "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
-    "evaluate": Place(14, 32, "suites, intervals"),
-    "inference": Place(35, 46, "search, votes"),
-    "serve": Place(48, 56, "OpenAI"),
-    "synthesis": Place(58, 70, "rows to make"),
-    "curation": Place(73, 82, "rows to keep"),
+    "evaluate": Place(14, 30, "suites, intervals"),
+    "inference": Place(32.5, 43.5, "search, votes"),
+    "serve": Place(60.5, 68.5, "OpenAI"),
+    "synthesis": Place(46, 58, "rows to make"),
+    "curation": Place(71, 82, "rows to keep"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
     "auditing": Place(70, 84, "flaws of the rows"),

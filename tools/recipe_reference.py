@@ -317,8 +317,9 @@ def groups(record: type[BaseModel]) -> Iterator[str]:
         for inner in records:
             chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
             yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
-            if inner is settings.Data:
+            if inner is settings.Data:  # the groups inside the one group that every stage has
                 yield from group("data: {sources: [...]}", settings.Source, tuple(fields_of(settings.ReadSettings)))
+                yield from group(f"{name}: {{repairs: {{...}}}}", settings.RepairSettings)
 
 
 def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:

@@ -16,9 +16,12 @@ from posttrain.types import Message
 
 def ordered(messages: tuple[Message, ...], column: str, rules: Rules) -> tuple[Message, ...]:
     """The turns, repaired as the rules say, if they can follow one another; `column` names them in the error."""
-    if rules.repairs is not NONE:
-        messages = rules.repairs.before_order(messages, column, rules.noted)
-    check_order(messages, column, greeting=rules.repairs.first_greeting == "keep")
+    repairs = rules.repairs
+    if repairs is NONE:
+        check_order(messages, column)
+        return messages
+    messages = repairs.before_order(messages, column, rules.noted)
+    check_order(messages, column, greeting=repairs.first_greeting == "keep")
     return messages
 
 

@@ -16,6 +16,7 @@ from posttrain.data.formats.advice import better_remedy, fits_nothing, lacks_nam
 from posttrain.data.formats.detect import has_keys, unused_columns
 from posttrain.data.noted import KeyNotes
 from posttrain.data.refusals import BadRows, quoted
+from posttrain.data.repairs import NONE
 from posttrain.data.roles import Rules
 from posttrain.data.row_fields import ABSENT, field_of, mapped_row, paths_in, top_of
 from posttrain.data.sources.source import Broken
@@ -55,6 +56,7 @@ class RowReader:
         self._refused = 0
         self._noted = KeyNotes()
         self._rules = replace(options.rules, noted=self._noted)
+        self._repairs = options.rules.repairs is not NONE
 
     def example(self, value: Any, ref: RowRef) -> Example:
         if isinstance(value, Broken):
@@ -66,7 +68,9 @@ class RowReader:
         # A list and not a generator, since this runs for every row.
         if any([item.__class__ is float and item != item for item in row.values()]):
             row = {key: None if type(item) is float and item != item else item for key, item in row.items()}
-        self._noted.take(), self._noted.take_repairs()  # notes of a refused row before this one
+        self._noted.take()  # notes of a refused row before this one
+        if self._repairs:
+            self._noted.take_repairs()
         entry = self._format_of(row, ref)
         try:
             example = entry.parse(row, ref, self._rules)
@@ -89,8 +93,8 @@ class RowReader:
             self.counts.unused_columns |= unused - {top_of(value, path) for path in self.options.columns.values()}
         if keys := self._noted.take():
             self.counts.unread_keys.update(keys)
-        if repairs := self._noted.take_repairs():
-            self.counts.repairs.update(repairs)
+        if self._repairs:
+            self.counts.repairs.update(self._noted.take_repairs())
         if isinstance(example, Task):
             for note in not_in_prompt(example):
                 self.counts.note(note)

@@ -12,6 +12,7 @@ from posttrain.data.media import refuse_placeholder
 from posttrain.data.messages import turns_of
 from posttrain.data.order import check_order, check_prompt, ordered
 from posttrain.data.refusals import named_type, refuse, shown
+from posttrain.data.repairs import NONE
 from posttrain.data.roles import Rules
 from posttrain.data.texts import text_of
 from posttrain.types import Message
@@ -125,7 +126,8 @@ def response_turns(value: Any, column: str, rules: Rules) -> Messages:
 
 def continuation(prompt: Messages, response: Messages, column: str, rules: Rules) -> Messages:
     """The response, if it can follow the prompt: it begins with the assistant and its turns are in order."""
-    response = rules.repairs.joined(response, column, rules.noted)
+    if rules.repairs is not NONE:
+        response = rules.repairs.joined(response, column, rules.noted)
     if response[0].role != "assistant":
         raise refuse(
             "wrong_shape",

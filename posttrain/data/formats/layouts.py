@@ -137,7 +137,7 @@ PUBLISHED: tuple[Format, ...] = (
     Format(
         "exchanges",
         Demonstration,
-        ("conversation|conversations|messages",),
+        ("conversation|conversations",),
         ("system", "tools"),
         published.exchanges,
         {"conversation": [{"human": "2 + 2?", "assistant": "4"}]},

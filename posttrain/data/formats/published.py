@@ -43,7 +43,7 @@ WINNERS: Mapping[str, int | None] = {
 def arena(row: Row, ref: RowRef, rules: Rules) -> Comparison:
     """`conversation_a`, `conversation_b` and `winner`: `model_a`, `model_b`, or one of the words for a tie."""
     winner = row.get("winner")
-    word = winner.strip().lower() if isinstance(winner, str) else None
+    word = winner.strip().lower() if isinstance(winner, str) else ""
     if word not in WINNERS:
         raise refuse(
             "bad_label",
@@ -124,6 +124,7 @@ EXCHANGES = (
     ("question", "answer"),
 )
 """What the two sides of an exchange are called: by ms-swift, Capybara, and others."""
+_EXCHANGED = ("conversation", "conversations")
 
 
 def helpsteer(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
@@ -151,7 +152,7 @@ def is_lima(row: Row) -> bool:
 
 def exchanges(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
     """A list of exchanges, each what the user says and what the assistant answers."""
-    column = present(row, demonstrations.CONVERSATIONS)
+    column = present(row, _EXCHANGED)
     items = stored(row.get(column))
     names = next(pair for pair in EXCHANGES if {*pair} <= {*items[0]})
     turns: list[Message] = []
@@ -174,9 +175,14 @@ def exchanges(row: Row, ref: RowRef, rules: Rules) -> Demonstration:
 
 
 def is_exchanges(row: Row) -> bool:
-    items = stored(row.get(present(row, demonstrations.CONVERSATIONS)))
+    value = row.get(present(row, _EXCHANGED))
+    first = value[0] if type(value) is list and value else None
+    # A turn says who speaks, an exchange has both sides. Asked first, since nearly every row here is turns, and reading
+    # is as fast as they are.
+    if type(first) is dict and ("role" in first or "from" in first):
+        return False
+    items = stored(value)
     first = items[0] if isinstance(items, list | tuple) and items else None
-    # A turn says who speaks, an exchange has both sides; asked first, since nearly every row here is turns.
     if not isinstance(first, Mapping) or "role" in first or "from" in first:
         return False
     return any({*pair} <= {*first} for pair in EXCHANGES)

@@ -22,7 +22,7 @@ __all__ = ["COLUMNS", "FORMATS", "KIND_NAMES", "ExampleKind", "Format", "either"
 def _says_role(row: Row) -> bool:
     messages = row.get("messages")
     # Exporters to CSV write a list of turns as text; told apart by its first turn all the same.
-    turns = stored(row.get(present(row, demonstrations.CONVERSATIONS)))
+    turns = stored(messages if messages is not None else row.get(present(row, demonstrations.CONVERSATIONS)))
     first = turns[0] if isinstance(turns, list | tuple) and turns else None
     keys = first if isinstance(first, Mapping) else ()
     # The dialect decides, not the column's name: both names hold both dialects in the wild.

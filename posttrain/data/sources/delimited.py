@@ -16,7 +16,7 @@ import io
 import json
 from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from posttrain.data.refusals import quoted, shown
 from posttrain.data.sources.json_rows import HEAD_BYTES, LONGEST_ROW, MEGABYTE, encoding_error, json_rows
@@ -229,8 +229,12 @@ def _bad_quotes(lines: _Lines, error: csv.Error) -> SourceError:
 # ---------------------------------------------------------------- which of the two
 
 
-def text_rows(stream: io.BufferedReader, name: str, longest_row: int) -> Iterator[Numbered]:
-    """Rows of a file of text: a table where it begins as one, else JSON. Raises SourceError for what is neither."""
+def text_rows(stream: Any, name: str, longest_row: int) -> Iterator[Numbered]:
+    """Rows of a file of text: a table where it begins as one, else JSON. Raises SourceError for what is neither.
+
+    Args:
+        stream: buffered, with `peek`.
+    """
     head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     refuse_other_bytes(head, name)  # before a table is seen in them: a web page may have as many commas in each line
     delimiter = table_delimiter(head, name)

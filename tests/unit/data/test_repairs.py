@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import posttrain as pt
+from posttrain.config.settings import Data
 from posttrain.data.repairs import NONE, Repairs, repair_notes
 from posttrain.errors import ConfigError, RowError, TemplateError, UnknownKeyError
+from posttrain.training.rl.tasks import read_tasks
+from posttrain.training.stages.reading import read_data
 from posttrain.types import Comparison, Demonstration, Example, Message, Task
 from tests.encoding import family_encoder, shown
 
@@ -186,3 +191,15 @@ def test_arguments_are_checked_before_a_file_is_opened() -> None:
         with pytest.raises(ConfigError) as caught:
             pt.read("nowhere.jsonl", repairs=wrong)  # type: ignore[arg-type]
         assert words in caught.value.problem and "repairs: {" in caught.value.remedy
+
+
+def test_a_recipe_repairs_what_it_reads(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns("s:S u:q u:r a:x")}) + "\n")
+    data = Data.model_validate({"path": str(path), "repairs": {"system_into_user": True, "join_same_role": "|"}})
+    examples = read_data(data, Demonstration, tmp_path / "bad.jsonl")
+    assert [said(row.messages) for row in examples if isinstance(row, Demonstration)] == ["u:S||q|r a:x"]
+    assert len(examples.counts.notes) == 2
+    path.write_text(json.dumps({"prompt": turns("s:S u:q"), "answer": "4"}) + "\n")
+    notes: list[str] = []
+    assert [said(task.prompt) for task in read_tasks(data, notes)] == ["u:S||q"] and len(notes) == 1
