@@ -26,6 +26,8 @@ class AdapterSettings(Settings):
     """Whether it can be folded into the weights; one that cannot is exported alone."""
     VIRTUAL: ClassVar[bool] = False
     """Whether it puts virtual tokens before every row; such rows share no prompt, so they run padded."""
+    TRAINS_TOKENS: ClassVar[bool] = False
+    """Whether the rows of new tokens can train beside it (`trainable_token_indices` of peft)."""
     # A multiple and no rate of its own: methods differ by a factor of 100, and the kind of adapter shifts all alike.
     RATE: ClassVar[tuple[float, str]] = (10.0, 'Schulman et al. 2025, "LoRA Without Regret"')
     """The default learning rate as a multiple of the method's rate for all weights, and its source."""
@@ -54,6 +56,8 @@ class LowRank(AdapterSettings):
 
 class LoRA(LowRank):
     """A low-rank adapter, Hu et al. 2021, arXiv:2106.09685; the weights themselves stay as they are."""
+
+    TRAINS_TOKENS: ClassVar[bool] = True
 
     kind: Literal["lora"] = "lora"
     """The kind of adapter."""
@@ -86,6 +90,8 @@ class AdaLoRA(LowRank):
     Each layer starts with `initial_rank`; singular values that matter little are masked until `rank` are left on
     average. The scale is alpha / initial_rank.
     """
+
+    TRAINS_TOKENS: ClassVar[bool] = True
 
     kind: Literal["adalora"] = "adalora"
     """The kind of adapter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.adapters import (
     Adapter,
@@ -17,6 +17,7 @@ from posttrain.config.adapters import (
     QLoRA,
 )
 from posttrain.config.mixing import check_measured
+from posttrain.config.new_tokens import NewToken, require_distinct
 from posttrain.config.settings import (
     AlarmSettings,
     Checkpoints,
@@ -140,6 +141,9 @@ class TrainingStage(StageSettings):
     """Rows to measure on and never train on: a share of the data, rounded down, or other data. 0: none."""
     adapter: Adapter | None = None
     """Train an adapter, by its `kind`; null trains all weights. A kind alone may stand for it: `adapter: ia3`."""
+    tokens: tuple[NewToken, ...] = ()
+    """Tokens that the start gets, unless it has them: texts, or `{text: "<|call|>", special: true}`. Their rows begin as
+    the mean of their pieces, and train; under `lora` and `adalora` too, beside the adapter."""
     learning_rate: Float = Field(
         default_factory=lambda stage: default_learning_rate(stage.get("method", ""), stage.get("adapter")), gt=0
     )
@@ -169,6 +173,11 @@ class TrainingStage(StageSettings):
     """The model folder that the stage writes."""
     log: Log = Log()
     """What is written while training."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _distinct_tokens(cls, tokens: tuple[NewToken, ...]) -> tuple[NewToken, ...]:
+        return require_distinct(tokens)
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
@@ -212,6 +221,16 @@ def _misfits(stage: TrainingStage) -> list[tuple[bool, tuple[str, ...], str, str
         return []
     kind, compute = adapter.kind, stage.compute
     return [
+        (
+            bool(stage.tokens) and not adapter.TRAINS_TOKENS,
+            ("tokens",),
+            "an adapter that goes on training has the rows that it began with"
+            if isinstance(adapter, Continue)
+            else f"beside an adapter of kind {kind} the rows of new tokens would stay as they begin",
+            "add them in the stage that began it, or fold it in under a new one: `adapter: {kind: lora}`"
+            if isinstance(adapter, Continue)
+            else "choose `kind: lora` or `adalora`, or train all weights",
+        ),
         (
             adapter.VIRTUAL and compute.logprobs == "tree",
             ("compute", "logprobs"),

@@ -121,7 +121,7 @@ def _projection(
     def forward(shown: slice | Tensor) -> tuple[Tensor, Tensor]:
         if forgets:
             forget_lengths(model)
-        return _narrowed(model, head.linear, ids_BL, shown)
+        return _narrowed(model, causal_lm.get_output_embeddings(), ids_BL, shown)
 
     own_B1V, hidden_BLD = forward(slice(-1, None))
     vocabulary = own_B1V.shape[-1]

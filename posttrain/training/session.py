@@ -17,6 +17,7 @@ import torch
 
 from posttrain.arguments import checked_flag, checked_path, checked_seed
 from posttrain.config import AdapterSettings, TrainingStage
+from posttrain.config.new_tokens import new_tokens
 from posttrain.config.suites import SuiteSettings
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
@@ -45,6 +46,7 @@ def load(
     name_or_path: str | Path,
     *,
     adapter: AdapterSettings | None = None,
+    tokens: Sequence[Any] = (),
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -54,6 +56,8 @@ def load(
     """A model by catalogue name, folder or hub id, with a fresh adapter if one is given; see `models.loading.load`.
 
     Args:
+        tokens: texts that become a token each, unless they are one; as `tokens` of a stage:
+            ["<tool>", {"text": "<|call|>", "special": True}].
         dtype: of the weights: torch's, or its name ("bf16").
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for what there is.
         seed: of the fresh adapter.
@@ -71,6 +75,7 @@ def load(
         return loading.load(
             name_or_path,
             adapter=adapter,
+            tokens=new_tokens(tokens),
             dtype=dtype,
             device=device,
             seed=stream_seed(seed, "adapter"),

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -85,7 +86,9 @@ def adapter_in_use(model: nn.Module, name: AdapterName) -> Iterator[None]:
     try:
         for layer, own, _ in before:
             layer._active_adapter = own if name is None else [name]
-            layer._disable_adapters = name is None
+            # Alone among layers, one of trained rows does not pass over an adapter that it lacks.
+            lacks = isinstance(layer, TrainableTokensLayer) and name not in layer.trainable_tokens_delta
+            layer._disable_adapters = name is None or lacks
         yield
     finally:
         model.active_adapter = active

@@ -39,7 +39,7 @@ from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 
 COMBINED = "combined"
-NOT_COMBINED = ("use_dora", "use_rslora", "lora_bias", "modules_to_save")
+NOT_COMBINED = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
 """Settings of LoRA that `peft`'s mixing passes over: it combines the factors and drops the rest without a word."""
 
 
@@ -79,7 +79,7 @@ def merge_adapters(
 
     base = base_of(source, say) if starts_with_adapter else source
     loaded = load(base.folder if base.gguf_file is None else base.folder / base.gguf_file, say=say)
-    model: Any = load_adapter(loaded.model, base, parts[0])
+    model: Any = load_adapter(loaded.model, base, parts[0], tokenizer=loaded.tokenizer)
     if len(parts) > 1 or any(weight != 1 for weight in weights):
         _combine(model, base, parts, list(weights) or [1.0] * len(parts), method, density, seed)
 

@@ -55,16 +55,64 @@ UNPLANNED_STEPS = 1_000_000_000
 TASK = "CAUSAL_LM"
 
 
-def peft_config(model: nn.Module, adapter: AdapterSettings) -> PeftConfig:
+def peft_config(model: nn.Module, adapter: AdapterSettings, new_rows: Sequence[int] = ()) -> PeftConfig:
     """What `peft` puts on `model` for this record.
 
+    Args:
+        new_rows: ids of new tokens, whose rows train beside the adapter.
+
     Raises:
-        ConfigError: a target matches no module of the model, or `auto` does not know its architecture.
+        ConfigError: a target matches no module of the model, `auto` does not know its architecture, or the rows cannot
+            train beside this adapter.
     """
     config = BUILDERS[adapter.kind](model, adapter)
+    if new_rows:
+        assert isinstance(config, LoraConfig)  # AdaLoRA's is one
+        _require_trainable_rows(model, adapter, new_rows)
+        # Rows and not whole embeddings (`modules_to_save`): a vocabulary is often the largest tensor of a model, and
+        # every row of it would move that the data holds.
+        config.trainable_token_indices = {name: list(new_rows) for name in _end_names(model)}
     if type(model).__name__.endswith("ForSequenceClassification"):
         config.task_type = "SEQ_CLS"  # `peft` then trains and saves the head beside the adapter
     return config
+
+
+def _end_names(model: Any) -> list[str]:
+    """What the model calls its embeddings, and its output projection unless it shares their weights: `peft` keeps
+    tied ends together by itself."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = [embeddings, *([head] if head is not None and head.weight is not embeddings.weight else [])]
+    return [next(name for name, module in model.named_modules() if module is end) for end in ends]
+
+
+def _require_trainable_rows(model: Any, adapter: AdapterSettings, new_rows: Sequence[int]) -> None:
+    """Refuse what `peft` would compute wrongly, or not at all."""
+    if not adapter.TRAINS_TOKENS:
+        raise ConfigError(
+            f"beside an adapter of kind {adapter.kind} the rows of new tokens would stay as they begin",
+            where="tokens",
+            found=f"{len(new_rows)} new tokens",
+            remedy="choose `kind: lora` or `adalora`, or train all weights",
+        )
+    head = model.get_output_embeddings()
+    # Its layer of trained rows multiplies by the weight alone and leaves a bias out (Phi-2 has one).
+    if head is not None and getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            "the rows of new tokens cannot train beside an adapter where the output projection has a bias",
+            where="tokens",
+            found=type(model).__name__,
+            remedy="train all weights, or add the tokens in a first stage without an adapter",
+        )
+    targets = adapter.targets  # type: ignore[attr-defined]  # both kinds have them
+    ends = [end for end in (model.get_input_embeddings(), head) if end is not None]
+    twice = [name for name, module in matching_modules(model, targets).items() if any(module is end for end in ends)]
+    if twice:
+        raise ConfigError(
+            "the adapter sits on the embeddings, and so do the rows of the new tokens",
+            where="adapter.targets",
+            found=", ".join(twice),
+            remedy=f"leave {' and '.join(name.rsplit('.', 1)[-1] for name in twice)} out of `targets`: the new rows train anyway",
+        )
 
 
 def _lora(model: nn.Module, lora: LoRA | QLoRA) -> LoraConfig:

@@ -16,26 +16,36 @@ from posttrain.errors import ModelError
 from posttrain.models.adapters.bottleneck import register
 from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.folders.new_tokens import ADAPTER_WEIGHTS, add_rows, for_adapter, trained_rows
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource
+from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.models.folders.weight_files import GET_AGAIN, abbreviated, weight_keys
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_adapter(
-    model: Any, base: ModelSource, source: ModelSource, *, name: str = "default", fingerprint: str | None = None
+    model: Any,
+    base: ModelSource,
+    source: ModelSource,
+    *,
+    tokenizer: Any = None,
+    name: str = "default",
+    fingerprint: str | None = None,
 ) -> PeftModel:
     """`model` with the folder's adapter on it, ready to train on where it can be (`AdapterFacts.continues`).
 
     Args:
         model: the base, or the base with other adapters of the same kind on it.
+        tokenizer: the base's. Where the adapter was trained with tokens that the base does not have, the base gets
+            their rows first, in place; None is a base that others use too, and that gets none.
         name: what the adapter is called on the model.
         fingerprint: of the base's weights, where it is known: to work it out reads them all.
 
     Raises:
-        ModelError: the base has other weights than those it was trained on, or the files disagree.
+        ModelError: the base has other weights than those it was trained on, or the files disagree; or the adapter has
+            tokens that a shared base lacks.
     """
+    _fit_vocabulary(model, tokenizer, source)
     check_base(fingerprint or weights_fingerprint(model), str(model.dtype), base, source)
     facts = adapter_facts(source.folder)
     register()
@@ -59,6 +69,25 @@ def load_adapter(
         wrapped.peft_config[name].inference_mode = False
         wrapped.prompt_encoder[name].embedding.weight.requires_grad_(True)
     return wrapped
+
+
+def _fit_vocabulary(model: Any, tokenizer: Any, source: ModelSource) -> None:
+    """The rows that an adapter with tokens of its own was trained over. `peft` fits the file to a base of its size only,
+    and its own loading by name (`AutoPeftModel`) resizes to the tokenizer's length alone."""
+    if tokenizer is None:
+        if trained := trained_rows(source):
+            raise ModelError(
+                "the adapter was trained with tokens of its own, which a base that is shared does not have",
+                where=source.folder,
+                found=f"{len(trained)} trained rows of the vocabulary",
+                remedy="serve the adapter's folder by itself, or merge it first: `posttrain merge FOLDER OUT`",
+            )
+        return
+    own = load_tokenizer(source.folder) if has_tokenizer(source.folder) else tokenizer
+    needed = for_adapter(model, tokenizer, own, source)
+    if needed is not None:
+        new, rows = needed
+        add_rows(model, new, rows=rows)
 
 
 def misfit(adapter: ModelSource, base: ModelSource, error: Exception) -> ModelError:

@@ -9,7 +9,7 @@ adapter (its kind, virtual tokens, dropout, whether it merges) it asks here, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.oft import OFTLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -75,7 +76,14 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
 # ---------------------------------------------------------------- a fresh one
 
 
-def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = None, seed: int = 0) -> PeftModel:
+def add_adapter(
+    model: nn.Module,
+    adapter: AdapterSettings,
+    *,
+    tokenizer: Any = None,
+    seed: int = 0,
+    new_rows: Sequence[int] = (),
+) -> PeftModel:
     """Wrap `model` with a fresh adapter; the base weights are frozen.
 
     But for virtual tokens, which every row sees from the start, the model computes what it did before.
@@ -83,6 +91,7 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
     Args:
         tokenizer: needed by `PromptTuning(text=...)` only.
         seed: of the adapter's own random stream; the global one is left as it was.
+        new_rows: ids of new tokens, whose rows train beside the adapter (`folders.new_tokens`).
 
     Raises:
         ConfigError: a target matches no module, a layer cannot have the rank, or the kind cannot sit on this model.
@@ -102,7 +111,7 @@ def add_adapter(model: nn.Module, adapter: AdapterSettings, *, tokenizer: Any = 
             found="a model without an adapter",
             remedy="start from an adapter's folder, or choose a kind to begin with, `kind: lora`",
         )
-    config = peft_config(model, adapter)
+    config = peft_config(model, adapter, new_rows)
     require_size(model, adapter)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -282,11 +291,20 @@ def _oft_changes_nothing(layer: Any, adapter: str) -> bool:
     return adapter not in layer.oft_R or not bool(layer.oft_R[adapter].weight.any())
 
 
+def _rows_change_nothing(layer: Any, adapter: str) -> bool:
+    if adapter not in layer.trainable_tokens_delta:
+        return True
+    return torch.equal(
+        layer.trainable_tokens_delta[adapter], layer.get_base_layer().weight[layer.token_indices[adapter]]
+    )
+
+
 CHANGES_NOTHING: Mapping[type[Any], Callable[[Any, str], bool]] = {
     AdaLoraLayer: _adalora_changes_nothing,  # before LoraLayer, of which it is one
     LoraLayer: _lora_changes_nothing,
     IA3Layer: _ia3_changes_nothing,
     OFTLayer: _oft_changes_nothing,
     BottleneckLayer: BottleneckLayer.is_fresh,
+    TrainableTokensLayer: _rows_change_nothing,
 }
 """Kinds of layer of which it can be proven that they change nothing; any other counts as trained."""

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import GenerationConfig
 
@@ -267,11 +269,13 @@ def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtyp
 
     rows = model.get_input_embeddings().weight.shape[0]
     base_rows = json.loads((base.folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", rows)
-    if rows != base_rows:
+    lost = sorted(set(range(base_rows, rows)) - carried_rows(model))
+    if lost or rows < base_rows:
         raise ExportError(
             "tokens were added to the base, and an adapter alone does not carry their embeddings",
             where=folder,
-            found=f"{rows:,} rows in memory, {base_rows:,} in {base.folder}",
+            found=f"{rows:,} rows in memory, {base_rows:,} in {base.folder}"
+            + (f"; row {lost[0]:,} is not the adapter's" if lost else ""),
             remedy=merge_remedy,
         )
 
@@ -282,6 +286,20 @@ def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtyp
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.loadable_name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def carried_rows(model: PeftModel) -> set[int]:
+    """The ids whose rows the adapter holds, at every end of the model: those of new tokens that trained beside it, or
+    all of them where whole embeddings did."""
+    carried: list[set[int]] = []
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(end, TrainableTokensWrapper):
+            carried.append({int(row) for row in end.token_adapter.token_indices[model.active_adapter]})
+        elif isinstance(end, ModulesToSaveWrapper):
+            carried.append(set(range(end.weight.shape[0])))
+        elif end is not None:
+            return set()
+    return set.intersection(*carried)
 
 
 def _write_generation_config(

@@ -51,7 +51,7 @@ def _belongs_to_adapter(name: str) -> bool:
 
 def _plain_name(name: str) -> str:
     """The name of a base's weight without what `peft` puts around it: the model under an adapter hashes as itself."""
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+    return name.replace(".token_adapter.", ".").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _digest(state: Mapping[str, Tensor], settings: Iterable[str]) -> str:

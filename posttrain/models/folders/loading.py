@@ -8,8 +8,8 @@ hours later. Reward models take the same way in `reward.folders`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.arguments import checked_whole
 from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
+from posttrain.config.new_tokens import NewToken
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
@@ -30,6 +31,7 @@ from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.gguf import read_gguf
 from posttrain.models.folders.hub import Say
+from posttrain.models.folders.new_tokens import add_rows, with_new_tokens
 from posttrain.models.folders.own_code import code_runs, notice_of, remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
@@ -60,12 +62,15 @@ class LoadedModel:
     """The fresh adapter that `load` put on it."""
     speech: Speech = field(default_factory=lambda: Speech(recorded=False))
     """How it is spoken to; `Encoder(loaded.tokenizer, loaded.speech.settings())` builds the ids of its training."""
+    new_rows: tuple[int, ...] = ()
+    """Ids of the tokens that were added as it was loaded."""
 
 
 def load(
     name_or_path: str | Path,
     *,
     adapter: AdapterSettings | None = None,
+    tokens: Sequence[NewToken] = (),
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -79,6 +84,8 @@ def load(
     Args:
         adapter: puts a fresh adapter on the model. On an adapter folder, its own adapter is folded into the weights
             first; leave `adapter` out, or pass Continue(), to go on training that one.
+        tokens: what the model gets beside its own tokens, where it lacks them; their rows begin as the mean of their
+            pieces' (`new_tokens`), and train beside a fresh adapter.
         dtype: of the weights. fp32 is the default because small updates vanish in bf16 weights; compute in bf16 is
             a matter of autocast.
         seed: of the fresh adapter's random stream.
@@ -103,9 +110,11 @@ def load(
     quantised = adapter if isinstance(adapter, QLoRA) else None
     model, tokenizer, notices = _load_whole(base, dtype, quantised, device)
     if source.layout == "adapter":
+        own = tokenizer
         if has_tokenizer(source.folder):
-            tokenizer = load_tokenizer(source.folder)
-        model = load_adapter(model, base, source)
+            own = load_tokenizer(source.folder)
+        model = load_adapter(model, base, source, tokenizer=tokenizer)
+        tokenizer = own
 
     # Folded in, not stacked: a reference is the model with its adapter off, and `peft` switches off all at once.
     fresh = None if isinstance(adapter, Continue) else adapter
@@ -113,16 +122,40 @@ def load(
         if source.layout == "adapter":
             model, base = merge_in_place(model), source
             notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
-        model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed)
-
     check_vocabulary(model, tokenizer, source.folder)
+    new = with_new_tokens(tokenizer, tokens)
+    if new.pieces:
+        add_rows(model, new)
+    notices, tokenizer = [*notices, *new.notes], new.tokenizer
+    if fresh is not None:
+        model = add_adapter(model, fresh, tokenizer=tokenizer, seed=seed, new_rows=tuple(new.pieces))
     count_every_token(model)  # here too: a loop of the user's own may train what was loaded without a policy
     # bitsandbytes placed the quantised weights while they were read, and 8-bit ones cannot be moved.
     model = (model if quantised else model.to(device)).eval()
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
     speech = speech_of(source)
-    return LoadedModel(model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech)
+    return LoadedModel(
+        model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech, tuple(new.pieces)
+    )
+
+
+def with_tokens(loaded: LoadedModel, tokens: Sequence[NewToken]) -> LoadedModel:
+    """A loaded model with these tokens beside its own, its weights in place.
+
+    Raises:
+        ConfigError: the model carries an adapter, or a token cannot be one.
+    """
+    new = with_new_tokens(loaded.tokenizer, tokens)
+    if new.pieces:
+        add_rows(loaded.model, new)
+    return replace(
+        loaded,
+        tokenizer=new.tokenizer,
+        fingerprint=weights_fingerprint(loaded.model) if new.pieces else loaded.fingerprint,
+        notices=(*loaded.notices, *new.notes),
+        new_rows=tuple(new.pieces),
+    )
 
 
 def _no_settings(adapter: object) -> ConfigError:

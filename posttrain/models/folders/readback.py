@@ -71,7 +71,17 @@ def load_plain(folder: str, dtype: Any, model_code: bool = False) -> Any:
     from peft import PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(named_base(adapter), dtype=dtype, trust_remote_code=model_code)
-    return PeftModel.from_pretrained(base, folder).eval()
+    return PeftModel.from_pretrained(with_rows(base, folder, model_code), folder).eval()
+
+
+def with_rows(model: Any, folder: str, model_code: bool) -> Any:
+    """The base with a row for each token of the adapter's folder: what `AutoPeftModelForCausalLM` does too."""
+    from transformers import AutoTokenizer
+
+    tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=model_code))
+    if tokens > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    return model
 
 
 def named_base(adapter_config: Path) -> str:
@@ -99,7 +109,7 @@ def load_plain_reward(folder: str, dtype: Any, outputs: int, model_code: bool = 
     plain = AutoModelForSequenceClassification.from_pretrained(
         base, dtype=dtype, num_labels=outputs, trust_remote_code=model_code
     )
-    return PeftModel.from_pretrained(plain, folder).eval()
+    return PeftModel.from_pretrained(with_rows(plain, folder, model_code), folder).eval()
 
 
 def compared(model: Any, checksums: dict[str, int] | None) -> dict[str, Any]:

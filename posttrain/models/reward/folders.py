@@ -37,6 +37,7 @@ from posttrain.models.devices import device_of, dtype_of
 from posttrain.models.folders.fingerprint import backbone_fingerprint, weights_fingerprint
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import LoadedModel, load
+from posttrain.models.folders.new_tokens import add_rows, for_adapter
 from posttrain.models.folders.own_code import code_runs, notice_of, remedy_of
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
@@ -108,7 +109,7 @@ def start_reward(
     tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.pad_token = None if pad is None else tokenizer.convert_ids_to_tokens(pad)
     if adapter is not None:
-        model = add_adapter(model, adapter, tokenizer=tokenizer, seed=seed)
+        model = add_adapter(model, adapter, tokenizer=tokenizer, seed=seed, new_rows=loaded.new_rows)
     elif adapter_of_start is not None and not in_place:
         model = _fresh_lora_like(model, adapter_of_start, seed)
     return replace(loaded, model=model, tokenizer=tokenizer, fingerprint=weights_fingerprint(model), adapter=adapter)
@@ -268,6 +269,8 @@ def _load_adapter(source: ModelSource, rule: RewardRule, dtype: torch.dtype, say
     base_source = base_of(source, say)
     loaded = load(base_source.loadable_name, dtype=dtype, say=say)
     tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else loaded.tokenizer
+    if (needed := for_adapter(loaded.model, loaded.tokenizer, tokenizer, source)) is not None:
+        add_rows(loaded.model, needed[0], rows=needed[1])
     base = with_head(loaded.model, rule.heads, pad_token_id=tokenizer.pad_token_id)
     # The backbone alone: the head here is fresh, and the trained one comes with the adapter.
     expected = ((source.manifest or {}).get("training") or {}).get("backbone")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.models.tree.fused import at_least_fp32
@@ -45,15 +47,35 @@ class Head:
     @property
     def is_matrix(self) -> bool:
         """One plain linear layer; false where an adapter or another wrapper sits on it."""
-        return type(self.linear) is nn.Linear
+        return type(self.linear) in (nn.Linear, RowsHead)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsHead:
+    """A projection some rows of which train beside an adapter, those of new tokens: its whole matrix, put together
+    once. `peft`'s own layer copies the matrix at every call, which here would be once for each chunk."""
+
+    weight: Tensor
+    """[V, D]; the gradient reaches the rows that train. Of the base alone where the adapter is off."""
+    bias: None = None
+
+    @classmethod
+    def of(cls, layer: TrainableTokensWrapper) -> RowsHead:
+        return cls(layer.weight)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight)
 
 
 def read_head(model: Any) -> Head:
     """The head of a causal LM of `transformers`."""
     config = model.config.get_text_config()
+    linear = model.get_output_embeddings()
+    if isinstance(linear, TrainableTokensWrapper):
+        linear = RowsHead.of(linear)
     # Left out, log-probs of Cohere and Granite are those of another temperature, and the loss looks merely high.
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+    return Head(linear, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def target_logprobs(

@@ -27,7 +27,14 @@ def load_policy(
         return start
     require_room(resolve(start, say=progress.say).folder, stage.adapter, device)
     # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
-    loaded = load(start, adapter=stage.adapter, device=device, seed=stream_seed(seed, "adapter"), say=progress.say)
+    loaded = load(
+        start,
+        adapter=stage.adapter,
+        tokens=stage.tokens,
+        device=device,
+        seed=stream_seed(seed, "adapter"),
+        say=progress.say,
+    )
     for notice in loaded.notices:
         progress.say(notice)
     return loaded

@@ -23,7 +23,7 @@ from posttrain.losses.reward import branches_per_tree, fit_normalisation
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings, PendingSave
 from posttrain.models.folders.fingerprint import backbone_fingerprint
-from posttrain.models.folders.loading import LoadedModel, load, resolve
+from posttrain.models.folders.loading import LoadedModel, load, resolve, with_tokens
 from posttrain.models.reward.export import begin_save_reward
 from posttrain.models.reward.folders import is_reward_folder, load_reward_folder, start_reward
 from posttrain.models.reward.scoring import score_trees
@@ -158,9 +158,9 @@ def load_start(
     if isinstance(start, LoadedModel):
         loaded = start
     elif is_reward_folder(resolve(start)):
-        loaded = load_reward_folder(start, head=stage.rule.heads[0], say=progress.say).loaded
+        loaded = with_tokens(load_reward_folder(start, head=stage.rule.heads[0], say=progress.say).loaded, stage.tokens)
     else:
-        loaded = load(start, say=progress.say)
+        loaded = load(start, tokens=stage.tokens, say=progress.say)
     for notice in loaded.notices:
         progress.say(notice)
     loaded.model.to(device)

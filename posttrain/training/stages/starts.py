@@ -7,7 +7,7 @@ start.tokenizer, start.positions, start.notes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from posttrain.models.adapters.facts import AdapterFacts, adapter_facts
 from posttrain.models.adapters.kinds import adapter_kind, merges, virtual_tokens
 from posttrain.models.folders.gguf import read_gguf_tokenizer
 from posttrain.models.folders.loading import LoadedModel, ModelSource, base_of, require_fitting, resolve
+from posttrain.models.folders.new_tokens import with_new_tokens
 from posttrain.models.folders.own_code import code_runs, remedy_of
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
@@ -45,6 +46,8 @@ class Start:
     """What the user should know before training, a line each."""
     speech: Speech = field(default_factory=lambda: Speech(recorded=False))
     """How the start is spoken to, by its record or its files."""
+    new_tokens: Mapping[int, str] = field(default_factory=dict)
+    """The tokens that it does not have and gets, by their ids; `tokenizer` has them already."""
 
 
 def resolve_start(stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device) -> Start:
@@ -75,18 +78,28 @@ def resolve_start(stage: TrainingStage, start: str | Path | LoadedModel, device:
         _require_base(stage, source, facts)
     # Virtual tokens take positions from every row, so the longest row is known only with the adapter.
     tokenizer, positions = _of_files(source)
+    new = with_new_tokens(tokenizer, stage.tokens, f"{stage.name}: tokens")
     kind, taken = None, 0
     if stage.adapter is not None:
         kind, taken = stage.adapter.kind, stage.adapter.virtual_tokens
     if facts is not None and isinstance(stage.adapter, Continue):
         kind, taken = facts.kind, facts.virtual_tokens
     left = _left(positions, taken, stage)
-    return Start(tokenizer, left, merge, tuple(_notes(stage, kind, merge)), speech_of(source))
+    notes = tuple(_notes(stage, kind, merge))
+    return Start(new.tokenizer, left, merge, notes, speech_of(source), new.texts)
 
 
 def _of_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
     model = start.model
     kind = adapter_kind(model)
+    lacking = with_new_tokens(start.tokenizer, stage.tokens, f"{stage.name}: tokens").texts
+    if lacking:
+        raise ConfigError(
+            "a model that is loaded already gets no tokens more",
+            where=f"{stage.name}: tokens",
+            found=f"a model without {', '.join(lacking.values())}",
+            remedy=f"load it with them, `pt.load(name, tokens={list(lacking.values())})`, or give train() its name",
+        )
     if stage.OUTPUTS == "reward":
         return _of_loaded_under_a_head(stage, start, kind)
     if isinstance(stage.adapter, Continue) and kind is None:
@@ -103,7 +116,12 @@ def _of_loaded(stage: TrainingStage, start: LoadedModel) -> Start:
         raise _no_base(stage, start.base)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     left = _left(positions, virtual_tokens(model), stage)
-    return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)), start.speech)
+    return Start(start.tokenizer, left, merge, tuple(_notes(stage, kind, merge)), start.speech, _added(start))
+
+
+def _added(start: LoadedModel) -> dict[int, str]:
+    """The tokens that were added as the model was loaded."""
+    return {index: start.tokenizer.convert_ids_to_tokens(index) for index in start.new_rows}
 
 
 def _of_loaded_under_a_head(stage: TrainingStage, start: LoadedModel, kind: str | None) -> Start:
@@ -118,7 +136,7 @@ def _of_loaded_under_a_head(stage: TrainingStage, start: LoadedModel, kind: str 
     adapter = stage.adapter
     left = _left(positions, adapter.virtual_tokens if adapter is not None else 0, stage)
     notes = tuple(_notes(stage, adapter.kind if adapter else None, merge))
-    return Start(start.tokenizer, left, merge, notes, start.speech)
+    return Start(start.tokenizer, left, merge, notes, start.speech, _added(start))
 
 
 def _merge(stage: TrainingStage, facts: AdapterFacts | None) -> bool:
