@@ -67,8 +67,8 @@ def peft_config(model: nn.Module, adapter: AdapterSettings, new_rows: Sequence[i
     """
     config = BUILDERS[adapter.kind](model, adapter)
     if new_rows:
-        assert isinstance(config, LoraConfig)  # AdaLoRA's is one
         _require_trainable_rows(model, adapter, new_rows)
+        assert isinstance(config, LoraConfig)  # AdaLoRA's is one
         # Rows and not whole embeddings (`modules_to_save`): a vocabulary is often the largest tensor of a model, and
         # every row of it would move that the data holds.
         config.trainable_token_indices = {name: list(new_rows) for name in _end_names(model)}

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from posttrain.data.blocks import EncodeCounts
 from posttrain.data.dataset import EncodedDataset
 from posttrain.data.encode import FINDINGS
@@ -43,6 +45,26 @@ def files_check(split: str, examples: Examples) -> tuple[Check, ...]:
     mixed = any(note.startswith(MIXED_SPLITS) for note in notes)
     remedy = "leave out the files that something is measured on, or name the split" if mixed else None
     return (Check("files", title, "warn" if mixed else "pass", "; ".join(notes), {"notes": list(notes)}, remedy),)
+
+
+def new_tokens_check(rows: Sequence[TokenTree], new_tokens: Mapping[int, str]) -> tuple[Check, ...]:
+    """In which of the new tokens no row teaches anything: a misspelt one would keep the row that it began with."""
+    if not new_tokens:
+        return ()
+    missing = np.array(sorted(new_tokens))
+    for tree in rows:
+        if not len(missing):
+            break
+        for ids in (tree.prompt_ids, *(branch.ids for branch in tree.branches)):
+            missing = missing[~np.isin(missing, ids)]
+    unused = [new_tokens[int(index)] for index in missing]
+    evidence = {"tokens": list(new_tokens.values()), "unused": unused}
+    if not unused:
+        return (Check("tokens", "new tokens", "pass", f"each of the {len(new_tokens)} stands in a row", evidence),)
+    named = ", ".join(unused[:NAMED_ROWS]) + (" ..." if len(unused) > NAMED_ROWS else "")
+    detail = f"{len(unused)} of {len(new_tokens)} new tokens stand in no row: {named}"
+    remedy = "write them as the rows have them, or leave them out of `tokens`: nothing teaches what they mean"
+    return (Check("tokens", "new tokens", "warn", detail, evidence, remedy),)
 
 
 def unread_keys_check(split: str, examples: Examples) -> tuple[Check, ...]:

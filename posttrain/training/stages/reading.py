@@ -38,6 +38,7 @@ from posttrain.training.checks.of_data import (
     encoding_check,
     files_check,
     held_out_check,
+    new_tokens_check,
     unread_columns_check,
     unread_keys_check,
 )
@@ -103,6 +104,7 @@ def read_rows(
     reader = _Reader(ctx, objective, encoder, categories)
     assert ctx.examples is None or isinstance(ctx.examples, Examples)  # a list of tasks is for stages that sample
     training = reader.read("train", stage.data, ctx.examples)
+    training = replace(training, findings=training.findings + new_tokens_check(training.rows, start.new_tokens))
     if ctx.held_out is not None or isinstance(stage.held_out, Data):
         assert ctx.held_out is None or isinstance(ctx.held_out, Examples)
         named = stage.held_out if isinstance(stage.held_out, Data) else None
