@@ -58,6 +58,12 @@ EXPLAINED: Mapping[str, Explanation] = _table(
         "A flag such as `train: false` under another name would not be honoured.",
         "Rename the key (docs/data.md), or remove it.",
     ),
+    tokens=Explanation(
+        "new tokens",
+        "Each token that the stage adds (`tokens`) stands in a row that trains.",
+        "One that is misspelt keeps the row that it began with, and the text that was meant stays in pieces.",
+        "Write it as the rows have it, or leave it out.",
+    ),
     encoding=Explanation(
         "rows as rendered",
         "What trains is, for every row, what the model's own chat template writes, or a documented split of it.",
