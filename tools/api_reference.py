@@ -91,7 +91,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "Continue",
     ),
     "After a run": ("samples", "write_report"),
-    "Models at work": ("Policy", "RewardModel"),
+    "Models at work": ("Policy", "RewardModel", "merge"),
     "Spend compute on an answer": (
         "solve",
         "Solution",
