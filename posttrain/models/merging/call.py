@@ -59,7 +59,7 @@ def merge(
     if settings is None:
         if dtype not in DTYPES:
             raise wrong_argument("dtype", dtype, expected=", ".join(DTYPES), remedy='write `dtype="bf16"`')
-        entries = weighted(method, models, weights)  # type: ignore[arg-type]
+        entries = weighted(method, models, weights)
         settings = merge_settings(
             method, entries, dtype=DTYPES[dtype], **({} if base is None else {"base": os.fspath(base)}), **options
         )
