@@ -92,6 +92,23 @@ CASES: tuple[Case, ...] = (
 """Every method of mergekit 0.1.5. DARE and DELLA are compared on the same draws, which replace `torch.bernoulli`."""
 
 
+LAYERS = 7
+TENSORS = (
+    "model.layers.{}.mlp.up_proj.weight",
+    "model.layers.{}.self_attn.q_proj.weight",
+    "model.layers.{}.norm.weight",
+)
+SETTINGS: tuple[Any, ...] = (
+    0.3,
+    [0.0, 1.0],
+    [1.0, 0.7, 0.1],
+    [2.0],
+    [{"filter": "self_attn", "value": [0.0, 0.5, 0.3, 0.7, 1.0]}, {"filter": "mlp", "value": 0.2}, {"value": 0.5}],
+    [{"filter": "mlp", "value": [1.0, 0.0]}, {"filter": "*", "value": [0.0, 0.25]}],
+)
+"""Numbers that differ between layers and tensors, in mergekit's notation."""
+
+
 def tensors_of(case: Case, shape: tuple[int, ...], seed: int) -> tuple[Tensor, list[Tensor]]:
     """The base, and the models: what all of them learnt, and what each did by itself."""
     generator = torch.Generator().manual_seed(seed)

@@ -331,11 +331,11 @@ MODEL_RECORDS: Mapping[str, type[MergeSource]] = {kind: _model_record(kind, row)
 
 
 def _record(kind: str, row: MergeRow) -> type[MergeSettings]:
-    one = Annotated[MODEL_RECORDS[kind], BeforeValidator(_source)]
+    one: Any = Annotated[MODEL_RECORDS[kind], BeforeValidator(_source)]
     models = Field(min_length=1, description="The models, each with its own parameters where they differ.")
     fields: dict[str, Any] = {
         "kind": (Literal[kind], Field(default=kind, description=row.source)),
-        "models": (tuple[one, ...], models),  # type: ignore[valid-type]
+        "models": (tuple[one, ...], models),
     }
     for name, known in {**row.per_model, **row.options}.items():
         fields[_field(name)] = (_type(known), _described(known, name, known.default))
@@ -370,7 +370,7 @@ def merge_settings(kind: str, models: Sequence[Any], **options: Any) -> MergeSet
     """
     if kind not in MERGES:
         raise unknown("method of merging", kind, MERGES)
-    return MERGES[kind](models=list(models), **options)
+    return MERGES[kind](models=tuple(models), **options)
 
 
 # ---------------------------------------------------------------- weights that are searched

@@ -67,7 +67,7 @@ def parameter_at(value: Varied, tensor: str, layer: int | None, num_layers: int)
         depth = 0.0 if any(word in tensor for word in FIRST) else 1.0
     else:
         depth = layer / (num_layers - 1) if num_layers > 1 else 1.0
-    numbers = [float(number) for number in value]  # type: ignore[arg-type]
+    numbers = [float(number) for number in value]
     at = depth * (len(numbers) - 1)
     below = min(int(at), len(numbers) - 1)
     above = min(below + 1, len(numbers) - 1)

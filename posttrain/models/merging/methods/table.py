@@ -35,6 +35,9 @@ class MergeMethod:
 
         In bfloat16 a difference to the base would be lost to the rounding of what it is taken of.
         """
+        # Without a base the weights themselves would pass for differences to it.
+        assert parts.base is not None or self.base != "needed", f"{self.name} merges differences to a base"
+        assert parts.base is None or self.base != "none", f"{self.name} takes no base"
         wide = torch.float64 if parts.tensors[0].dtype == torch.float64 else torch.float32
         base = None if parts.base is None else parts.base.to(wide)
         tensors = tuple(tensor.to(wide) for tensor in parts.tensors)

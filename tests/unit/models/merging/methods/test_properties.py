@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,17 @@ def test_karcher_takes_no_step_along_rounding_errors() -> None:
     model = random(101).float()
     result = merged("karcher", [model, model, -model])
     assert torch.allclose(result, model, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_do_not_pass_for_differences(method: str) -> None:
+    parts = parts_of(method, [random(4, 4)] * models_for(method))
+    wrong = replace(parts, base=None if METHODS[method].base == "needed" else random(4, 4))
+    if METHODS[method].base == "optional":
+        assert METHODS[method](wrong).isfinite().all()
+        return
+    with pytest.raises(AssertionError, match=method):
+        METHODS[method](wrong)
 
 
 def test_weights_that_sum_to_0_are_named() -> None:
