@@ -30,8 +30,9 @@ folder.stage().status                                      # "done"
 
 Beside these files: `recipe.yaml` and `report.html` of a run; `config.yaml` (every value, defaults included), `model/`,
 `checkpoints/`, `encoded/`, `reference/`, `findings.jsonl` ([the audit](audit.md)), `asked.jsonl` (what a teacher has
-answered), `unsolved.jsonl` (prompts of which no answer was right) and `stalls.txt` of a stage. A folder `<stage>.1` (`.2`, ...) is a whole earlier result of the stage, moved aside when the stage ran again on other inputs;
-what differed stands under `replaced` in its stage.json.
+answered), `unsolved.jsonl` (prompts of which no answer was right) and `stalls.txt` of a stage. A folder `<stage>.1`
+(`.2`, ...) is a whole earlier result of the stage, moved aside when the stage ran again on other inputs; what differed
+stands under `replaced` in its stage.json.
 
 - **Numbers** that are not finite are written as null. **Lines** are only ever added, but that a stage which goes on
   after an interruption cuts what was written after its checkpoint.
