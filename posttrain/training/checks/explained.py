@@ -52,6 +52,12 @@ EXPLAINED: Mapping[str, Explanation] = _table(
         "Test rows that train make every later figure a lie; training rows that are left out are missed by nobody.",
         "Name the files, or the `split`.",
     ),
+    sources=Explanation(
+        "sources of the mixture",
+        "How many rows and tokens each source has, its share of the run, and how often the run goes through it.",
+        "A source that is gone through too often is learned by heart; one that the run hardly comes to is not learned.",
+        "Change its `weight` or `epochs`, or the stage's `steps` (docs/mixing.md).",
+    ),
     keys=Explanation(
         "keys inside rows",
         "Keys of turns that are not known, with their counts.",
