@@ -77,11 +77,10 @@ def pass_rate_score(settings: PassRateScore, pool: Pool, tools: Tools) -> Scored
                         else:
                             missing[row] = NOBODY if drawn else NO_ROOM
                     phase.advance(len(block), tokens=tokens)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if cut:
-        notes = (
-            f"{cut:,} of {sampled:,} answers reached {settings.sampling.max_new_tokens:,} tokens and count as wrong",
-        )
+        limit = f"{settings.sampling.max_new_tokens:,} tokens, or the model's last position"
+        notes = (f"{cut:,} of {sampled:,} answers were cut at {limit}, and count as wrong",)
     return Scored(score_R, missing, notes)
 
 
@@ -104,7 +103,8 @@ class _Attempts:
         for key, task in tasks.items():
             assert isinstance(task, Task)
             ids = tuple(self.asked.encoder.prompt(task.prompt, task.tools))
-            if self.asked.context is None or len(ids) + self.settings.sampling.max_new_tokens <= self.asked.context:
+            # With less room than `max_new_tokens` an answer is cut at the last position, and counted as cut.
+            if self.asked.context is None or len(ids) < self.asked.context:
                 prompts[key] = ids
             else:
                 said.put(key, [0, 0, 0, 0])

@@ -21,7 +21,7 @@ from posttrain.curation.embeddings.embed import embed
 from posttrain.curation.rows import Pool, Rows, Tools
 from posttrain.curation.scores.scored import Scored
 from posttrain.data.read import read
-from posttrain.errors import ConfigError, EmptyDatasetError
+from posttrain.errors import ConfigError
 
 MOST_CELLS = 1 << 28
 """Targets times rows of `round_robin`, 4 bytes each: 1 GB."""
@@ -31,19 +31,11 @@ _AHEAD = 256
 def rds_score(settings: RDSScore, pool: Pool, tools: Tools) -> Scored:
     """Raises:
     ConfigError: no model is known; too many targets for so many rows.
-    DataError: what reading the targets raises, or they hold no rows.
+    DataError: what reading the targets raises.
     ModelError, EncodingError: see `embed`.
     """
     with tools.progress.phase("reading the targets", unit="rows") as phase:
         targets = Rows(read(list(settings.targets), scan=False), phase)
-    if not len(targets):
-        raise EmptyDatasetError(
-            "the targets hold no rows",
-            where=f"score {settings.label}",
-            found=", ".join(settings.targets),
-            expected="rows like those that the model shall be good at",
-            remedy="name a file with rows",
-        )
     if settings.order == "round_robin" and len(targets) * len(pool) > MOST_CELLS:
         raise ConfigError(
             "so many targets cannot take turns among so many rows",
@@ -61,7 +53,6 @@ def rds_score(settings: RDSScore, pool: Pool, tools: Tools) -> Scored:
     )
     rows, wanted = embed(embedding, pool, tools), embed(embedding, Pool.of(targets), tools)
     vector_QD = np.asarray(wanted.vectors)
-    vector_QD = vector_QD[vector_QD.any(axis=1)]
     score_R = np.full(len(pool.rows), np.nan)
     if settings.order == "round_robin":
         score_R[pool.kept] = round_robin(rows.vectors, vector_QD, pool.rows.content_R[pool.kept])
