@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _within(keep: Keep, bound: float | None) -> Keep:
 
 
 def _not_let_through(
-    keep: Keep, label: str, kept: np.ndarray, score_K: np.ndarray, missing: Mapping[int, str]
+    keep: Keep, label: str, kept: np.ndarray, score_K: np.ndarray, missing: Mapping[int, str] = MappingProxyType({})
 ) -> list[Removed]:
     removed: list[Removed] = []
     scored = ~np.isnan(score_K)
