@@ -14,6 +14,14 @@ from typing import Any, TypeVar
 
 from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
+from posttrain.config.model_scores import (
+    IFDScore,
+    LogProbScore,
+    PassRateScore,
+    PerplexityScore,
+    RDSScore,
+    RewardModelScore,
+)
 from posttrain.config.pairs import Critique
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
@@ -32,6 +40,7 @@ MODEL_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     ModelReward: ("model",),
     CritiqueBy: ("critic",),
     PolicyEmbedding: ("model",),
+    **dict.fromkeys((IFDScore, LogProbScore, PerplexityScore, PassRateScore, RDSScore, RewardModelScore), ("model",)),
     **dict.fromkeys((MergeSource, *MODEL_RECORDS.values()), ("model",)),
     SelectSettings: ("tokenizer",),
     Select: ("tokenizer",),
@@ -45,6 +54,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
     Critique: ("principles_file",),
+    RDSScore: ("targets",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""

@@ -123,7 +123,7 @@ class Recipe(Settings):
                 for place, part in enumerate(data.parts):
                     inside = ("sources", place) if data.sources else ()
                     _check_source(part, before, ("stages", index, key, *inside))
-            for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage) else ():
+            for inner, scorer in scorers_of(stage) if isinstance(stage, MakingStage | Select) else ():
                 if scorer.stage is not None:
                     _check_judge(scorer.stage, before, ("stages", index, *inner, "stage"))
             for inner, source in sources_in(stage):

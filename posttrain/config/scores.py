@@ -2,36 +2,32 @@
 
     {kind: length, of: answer, unit: words}
     {kind: column, column: quality}
+    {kind: combine, of: [ifd, judge]}
 
 A score is one number a row, higher for what is to be kept unless a step says `lowest`; a row may have none.
+Those that ask a model are in `model_scores.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from posttrain.config.values import Settings
-
-
-class ScoreSettings(Settings):
-    """One way to give every row a number."""
-
-    IS_FAMILY: ClassVar[bool] = True
-
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
-    """What later steps, tables and rejected rows call it; null: its kind, and for a column the column."""
-
-    @property
-    def asks_model(self) -> bool:
-        """Whether it depends on the selection's `tokenizer` or start model: its result is another with another one."""
-        return False
-
-    @property
-    def label(self) -> str:
-        return self.name or str(getattr(self, "kind"))  # noqa: B009 - every kind has one; the family's base has none
+from posttrain.config.model_scores import (
+    DEITAScore,
+    IFDScore,
+    InsTagScore,
+    JudgeScore,
+    LogProbScore,
+    PassRateScore,
+    PerplexityScore,
+    RDSScore,
+    RewardModelScore,
+)
+from posttrain.config.score import ScoreSettings
+from posttrain.config.values import refuse
 
 
 class LengthScore(ScoreSettings):
@@ -73,10 +69,67 @@ class ColumnScore(ScoreSettings):
         return self.name or self.column
 
 
+class CombineScore(ScoreSettings):
+    """One number of several scores that earlier steps gave."""
+
+    kind: Literal["combine"]
+    """`combine`: the mean, product, least or greatest of several scores. A row that lacks one of them has none."""
+    of: tuple[str, ...] = Field(min_length=2)
+    """Names of the scores."""
+    how: Literal["mean", "product", "min", "max"] = "mean"
+    """What becomes of the row's numbers."""
+    scale: Literal["ranks", "z", "raw"] = "ranks"
+    """What is combined. `ranks`: from 0 for the lowest to 1 for the highest row, equal scores alike; `z`: distances
+    from the mean in standard deviations; `raw`: the scores themselves, of which that with the widest scale decides."""
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        return tuple(("of", name) for name in self.of)
+
+    @model_validator(mode="after")
+    def _product_of_positive(self) -> Self:
+        if self.how == "product" and self.scale == "z":
+            raise refuse(
+                "a product of z-scores makes two low scores a high one",
+                path=("scale",),
+                found="how: product, scale: z",
+                expected="`scale: ranks`, or `raw` for scores that are above 0",
+                remedy="write `scale: ranks`",
+            )
+        return self
+
+
+class DisagreementScore(ScoreSettings):
+    """How far several scores are apart on a row: where they disagree one of them is wrong, or the row is hard."""
+
+    kind: Literal["disagreement"]
+    """`disagreement`: the standard deviation of several scores of a row. A row that lacks one of them has none."""
+    of: tuple[str, ...] = Field(min_length=2)
+    """Names of the scores."""
+    scale: Literal["ranks", "z"] = "ranks"
+    """What is compared: ranks, from 0 for the lowest row to 1 for the highest, or z-scores. Scores as they are have
+    scales of their own, which are no disagreement."""
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        return tuple(("of", name) for name in self.of)
+
+
 SCORE_KINDS: Mapping[str, type[ScoreSettings]] = {
     "length": LengthScore,
     "form": FormScore,
     "column": ColumnScore,
+    "ifd": IFDScore,
+    "perplexity": PerplexityScore,
+    "logprob": LogProbScore,
+    "rds": RDSScore,
+    "reward_model": RewardModelScore,
+    "judge": JudgeScore,
+    "deita": DEITAScore,
+    "instag": InsTagScore,
+    "pass_rate": PassRateScore,
+    "combine": CombineScore,
+    "disagreement": DisagreementScore,
 }
 """Every score by its kind; what each does is `posttrain.curation.scores.table.SCORES`."""
 
@@ -88,7 +141,23 @@ def _short(value: Any) -> Any:
 
 AnyScore = Annotated[
     # one kind a line, as in SCORE_KINDS
-    Annotated[LengthScore | FormScore | ColumnScore, Field(discriminator="kind")],
+    Annotated[
+        LengthScore
+        | FormScore
+        | ColumnScore
+        | IFDScore
+        | PerplexityScore
+        | LogProbScore
+        | RDSScore
+        | RewardModelScore
+        | JudgeScore
+        | DEITAScore
+        | InsTagScore
+        | PassRateScore
+        | CombineScore
+        | DisagreementScore,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_short),
 ]
 """Every kind of score; the name of a kind alone may stand for the group."""

@@ -193,6 +193,8 @@ class SelectSettings(Settings):
                     remedy="put the budget last",
                 )
             known = [other.score.label for other in before if isinstance(other, Score)]
+            for key, name in step.score.reads if isinstance(step, Score) else ():
+                _require_score(name, known, (), ("steps", place, "score", key))
             if isinstance(step, Deduplicate) and step.keep != "first":
                 _require_score(step.keep, known, ("first",), ("steps", place, "keep"))
             if isinstance(step, Diversify) and step.score is not None:

@@ -100,7 +100,7 @@ class Judge:
         answers = [answer_of(completion) for completion in completions]
         references = [self._reference(task) for task in tasks]
         if self.against == "nobody":
-            return self._side_by_side(self._mark, zip(asked, answers, references, strict=True))
+            return self._side_by_side(self.mark, zip(asked, answers, references, strict=True))
         if self.against == "answer":
             rows = list(zip(asked, answers, tasks, strict=True))
             matches = [Match(ask, own, task.answer) for ask, own, task in rows if task.answer is not None]
@@ -144,7 +144,8 @@ class Judge:
             return 0.5
         return verdict_of(self.endpoint.ask(pair_question(match, self.standard), **self.options))
 
-    def _mark(self, prompt: str, answer: str, reference: str) -> float | None:
+    def mark(self, prompt: str, answer: str, reference: str = "") -> float | None:
+        """What the judge marks one answer with, 1 to 10 brought to 0 to 1; None where its reply ends in no mark."""
         texts = {"prompt": prompt, "reference_answer": reference}
         asked = _question(_MARK, {**texts, "answer": answer}, self.standard)
         mark = _at_the_end(_NUMBER, self.endpoint.ask(asked, **self.options))

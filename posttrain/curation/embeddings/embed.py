@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -26,10 +27,13 @@ from posttrain.curation.embeddings.column import column_vectors
 from posttrain.curation.embeddings.sentences import sentence_vectors
 from posttrain.curation.embeddings.tfidf import tfidf_vectors
 from posttrain.curation.rows import Pool, Tools
+from posttrain.curation.said import Said, content_key
 from posttrain.errors import ConfigError
 from posttrain.models.folders.named import named_content
 from posttrain.models.sentence import load_sentence_model
 
+WINDOW = 256
+"""Rows whose vectors are kept together: what a kill costs."""
 VERSION = 1
 """Part of every key; grows whenever the same rows would have other vectors."""
 
@@ -117,17 +121,37 @@ def _policy_maker(
         )
     loaded = load(name, device=device_of(tools.device))
     encoder = Encoder(loaded.tokenizer, replace(loaded.speech.settings(), max_length=None))
+    made_of = f"{loaded.fingerprint} {encoder.version}"
 
     def by_policy() -> Iterable[np.ndarray]:
-        cut: list[str] = []
-        with tools.progress.phase("embeddings: policy", total=len(pool), unit="rows") as phase:
-            examples = (pool.rows.example(row) for row in pool.kept.tolist())
-            policy = Policy(loaded.model)
-            yield from policy_vectors(examples, settings, policy, encoder, cut=cut, progress=phase.advance)
+        policy, cut = Policy(loaded.model), 0
+        how = settings.model_dump_json(exclude={"model", "tokens_at_once"})
+        rows, left = pool.rows, iter(pool.kept.tolist())
+        # A file of vectors is written whole or not at all: what a pass over hours has reached lies here until then.
+        said = Said(tools.cache, f"vectors {VERSION} {made_of} {how}", dtype=np.float32, again=False)
+        with said, tools.progress.phase("embeddings: policy", total=len(pool), unit="rows") as phase:
+            while window := list(islice(left, WINDOW)):
+                keys = [content_key(rows.line(row)) for row in window]
+                known = [said.get(key) for key in keys]
+                new = [place for place, found in enumerate(known) if found is None]
+                names: list[str] = []
+                examples = (rows.example(window[place]) for place in new)
+                made = policy_vectors(examples, settings, policy, encoder, cut=names)
+                vectors = (vector for block in made for vector in block)
+                for place, vector in zip(new, vectors, strict=True):
+                    # Whether it was cut is part of what is known of a row.
+                    was_cut = float(str(rows.ref(window[place])) in names)
+                    known[place] = np.array([*vector, was_cut], np.float32)
+                    said.put(keys[place], known[place])
+                block = np.stack([found for found in known if found is not None])
+                cut += int(block[:, -1].sum())
+                yield block[:, :-1]
+                phase.advance(len(window))
         if cut:
-            notes.append(f"{len(cut):,} rows are longer than {settings.max_length:,} tokens and are embedded in part")
+            notes.append(f"{cut:,} rows are longer than {settings.max_length:,} tokens and are embedded in part")
+        said.remove()
 
-    return f"{loaded.fingerprint} {encoder.version}", by_policy
+    return made_of, by_policy
 
 
 def _device(tools: Tools) -> str:

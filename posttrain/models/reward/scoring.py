@@ -135,7 +135,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _rate(self, rows: Sequence[Rated], head: str | None, normalised: bool) -> list[Rating]:
-        condition = self._condition(head)
+        condition = self.condition(head)
         trees = [self.encoder.rated(row, condition) for row in rows]
         flat = [tree for row_trees in trees for tree in row_trees]
         scored = score_trees(self.model, self.rule, flat, self.tokens_per_microbatch, head=head, normalised=normalised)
@@ -155,7 +155,8 @@ class RewardModel:
             )
         return ratings
 
-    def _condition(self, head: str | None) -> str | None:
+    def condition(self, head: str | None) -> str | None:
+        """The condition that a conditional model judges by; None for all others. Raises ConfigError: none was named."""
         if head is not None:
             self.rule.index(head)
         if self.rule.conditions and head is None:
