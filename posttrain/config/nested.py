@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
 from posttrain.config.pairs import Critique
+from posttrain.config.prompts import NewPrompts, Personas
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
 from posttrain.config.strategies import CritiqueBy, Retrieval
@@ -45,6 +46,8 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
     Critique: ("principles_file",),
+    NewPrompts: ("against",),
+    Personas: ("personas_file",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""
