@@ -24,7 +24,7 @@ from posttrain.auditing.words import words_of
 from posttrain.config.prompts import PromptFilters
 from posttrain.data.origin import Origin, with_origin
 from posttrain.errors import MissingExtraError, unknown
-from posttrain.inference.rows import WITHOUT, unfit
+from posttrain.inference.rows import unfit
 from posttrain.rewards.refusal import is_refusal
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.stage import DiversityPoint
@@ -57,7 +57,8 @@ REASONS: Mapping[str, str] = {
     "no_answer": "the teacher gave no answer to it",
     "cut_answer": "the answer to it was cut by a limit",
     "refused_answer": "the teacher declines to answer it",
-    **{key: WITHOUT[key] for key in ("special_tokens", "bad_character")},
+    "special_tokens": "it, or the answer to it, holds the name of a special token: it would end or begin a turn",
+    "bad_character": "it, or the answer to it, holds a NUL character, which no reader of rows takes",
 }
 """Why a reply or a prompt made no row."""
 

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import posttrain as pt
+from posttrain.config import parse_recipe
 from posttrain.config.prompts import Personas
 from posttrain.data.read import read
 from posttrain.errors import ConfigError, DataError, EmptyDatasetError, TemplateError
 from posttrain.runs.files import read_jsonl
-from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.folder import RunFolder
+from posttrain.runs.progress import Progress
 from posttrain.synthesis.journal import ASKED
 from posttrain.synthesis.local import LocalModel
-from posttrain.synthesis.teacher import Ask, Drawing
+from posttrain.synthesis.teacher import Ask, Drawing, OnReply, Reply
+from posttrain.training.pipeline import check_recipe, run_recipe
 from posttrain.training.stages.prompts import personas_of
 from posttrain.types import Demonstration, Message, Task
 from tests.fixtures import byte_tokenizer, tiny_model
 
 LOOSE = {"least_words": 1, "most_words": None, "keywords": [], "most_alike": None}
 MAGPIE = {"kind": "magpie", "count": 3, "sampling": {"max_new_tokens": 400}, "filters": LOOSE}
+
+
+class Lines(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def saved(folder: Path, template: str = "CHATML") -> Path:
@@ -37,10 +50,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("model"))
 
 
-def recipe(folder: Path, model: Path, stage: dict[str, Any]) -> Any:
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps({"schema": 1, "model": str(model), "stages": [{"method": "prompts", **stage}]}))
-    return path
+def recipe(folder: Path, model: Path, stage: dict[str, Any], *after: dict[str, Any]) -> Any:
+    stages = [{"method": "prompts", **stage}, *after]
+    whole = {"schema": 1, "name": "mine", "model": str(model), "out": str(folder / "runs"), "stages": stages}
+    return parse_recipe(json.dumps(whole), folder=folder)
 
 
 def test_the_users_turn_is_drawn_after_its_beginning_and_ends_at_its_mark(model: Path) -> None:
@@ -66,72 +79,87 @@ def test_a_mark_of_text_ends_the_turn(tmp_path: Path) -> None:
 
 
 def test_a_template_without_a_users_turn_ends_the_stage(tmp_path: Path) -> None:
-    bare = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    bare = """\
+{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
     path = recipe(tmp_path, saved(tmp_path / "model", bare), {"make": MAGPIE})
     with pytest.raises(TemplateError, match="writes nothing before a user's text"):
-        pt.run(path, out=tmp_path / "runs", progress=False)
+        run_recipe(path, progress=False)
 
 
-def test_what_the_stage_leaves_behind(model: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path, model, {"make": MAGPIE, "gate": "off"})
-    pt.run(path, out=tmp_path / "runs", progress=False)
-    [folder] = [found.parent for found in tmp_path.glob("runs/**/data.jsonl")]
-    rows = list(read(folder / "data.jsonl"))
-    record = StageRecord.read(folder)
-    assert record is not None and record.data is not None
-    counts = record.data
-    assert len(rows) == counts.kept == counts.prompts and all(isinstance(row, Task) for row in rows)
-    assert counts.diversity is not None and counts.diversity[-1].kept == len(rows)
-    assert counts.answers == len(read_jsonl(folder / ASKED))
-    assert sum(counts.dropped.values()) == len(read_jsonl(folder / "dropped.jsonl")) == counts.answers - len(rows)
-    assert counts.more["teacher_tokens"] > 0
+def says(patch: pytest.MonkeyPatch, script: Callable[[Ask], Reply]) -> None:
+    """Let the model on this machine follow a script: what it would write itself takes seconds, and is noise."""
 
-
-def test_an_evaluation_set_in_the_rows_stops_the_stage(model: Path, tmp_path: Path) -> None:
-    known = "Name the seven rivers that flow into the northern lake, from the longest to the shortest of them."
-    (tmp_path / "suite.jsonl").write_text(json.dumps({"question": known, "answer": "none"}) + "\n")
-    (tmp_path / "seeds.jsonl").write_text(json.dumps({"prompt": "Name a lake."}) + "\n")
-    stage = {
-        "data": "seeds.jsonl",
-        "make": {"kind": "personas", "tasks": ["question"], "filters": LOOSE},
-        "against": ["suite.jsonl"],
-        "gate": "stop",
-    }
-    from posttrain.synthesis.teacher import Reply
-
-    def says(self: LocalModel, asks: Any, on_reply: Any = None) -> list[Reply]:
-        replies = [Reply(known, completion_tokens=9) for _ in asks]
-        for index, reply in enumerate(replies if on_reply is not None else []):
-            on_reply(index, reply)
+    def ask(self: LocalModel, asks: Sequence[Ask], on_reply: OnReply | None = None) -> list[Reply]:
+        replies = [script(one) for one in asks]
+        for index, reply in enumerate(replies):
+            self.spent.count(reply)
+            if on_reply is not None:
+                on_reply(index, reply)
         return replies
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=r"suite\.jsonl"):
-        patch.setattr(LocalModel, "ask", says)
-        pt.run(recipe(tmp_path, model, stage), out=tmp_path / "runs", progress=False)
+    patch.setattr(LocalModel, "ask", ask)
+
+
+def numbered(ask: Ask) -> Reply:
+    if ask.speaker == "user" and ask.seed % 3 == 0:
+        return Reply("It goes on and", ended=False, completion_tokens=4)
+    word = f"w{ask.seed}"
+    return Reply(f"{word}a {word}b {word}c?", prompt_tokens=3, completion_tokens=5)
+
+
+def test_what_the_stage_leaves_behind(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, numbered)
+    result = run_recipe(recipe(tmp_path, model, {"make": {**MAGPIE, "count": 12}}), progress=False)
+    stage = RunFolder(result.folder).stage("prompts")
+    rows, record = list(read(stage.path / "data.jsonl")), stage.stage()
+    assert record.data is not None
+    counts = record.data
+    assert len(rows) == 12 == counts.kept == counts.prompts and all(isinstance(row, Task) for row in rows)
+    assert counts.diversity is not None and counts.diversity[-1].kept == 12 and len(counts.diversity) == 10
+    assert counts.answers == len(read_jsonl(stage.path / ASKED)) > 12
+    dropped = read_jsonl(stage.path / "dropped.jsonl")
+    assert counts.dropped == {"cut": len(dropped)} and len(dropped) == counts.answers - 12
+    assert counts.more["teacher_tokens"] == 12 * 5 + 4 * len(dropped)
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert all(title in page for title in ("Distinct words", "Distance to the nearest", "Repeated", "Vendi score"))
+
+
+def test_an_evaluation_set_in_the_rows_stops_the_stage(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = "Name the seven rivers that flow into the northern lake, from the longest to the shortest of them."
+    (tmp_path / "suite.jsonl").write_text(json.dumps({"question": known, "answer": "none"}) + "\n")
+    stage = {
+        "make": {"kind": "personas", "personas": ["a sailor"], "tasks": ["question"]},
+        "against": ["suite.jsonl"],
+    }
+    says(monkeypatch, lambda ask: Reply(known))
+    with pytest.raises(DataError, match=r"suite\.jsonl"):
+        run_recipe(recipe(tmp_path, model, {**stage, "gate": "stop"}), progress=False)
+    result = run_recipe(recipe(tmp_path, model, {**stage, "gate": "warn"}), progress=False)
+    record = RunFolder(result.folder).stage("prompts").stage()
+    assert record.data is not None and any("error of the audit: contamination" in note for note in record.data.notes)
 
 
 def test_where_nothing_is_kept_the_error_says_why(model: Path, tmp_path: Path) -> None:
     make = {**MAGPIE, "most_asks": 3, "sampling": {"max_new_tokens": 1}}
     with pytest.raises(EmptyDatasetError, match="no prompt was kept"):
-        pt.run(recipe(tmp_path, model, {"make": make}), out=tmp_path / "runs", progress=False)
+        run_recipe(recipe(tmp_path, model, {"make": make}), progress=False)
     [folder] = [found.parent for found in tmp_path.glob("runs/**/dropped.jsonl")]
     assert len(read_jsonl(folder / "dropped.jsonl")) == 3 and not (folder / "data.jsonl").exists()
 
 
 def test_a_check_writes_stand_ins_of_the_same_form(model: Path, tmp_path: Path) -> None:
-    path = recipe(tmp_path, model, {"make": MAGPIE, "answers": {}})
-    text = json.loads(path.read_text())
-    text["stages"].append({"method": "sft", "data": {"stage": "prompts"}, "held_out": 0, "steps": 1})
-    path.write_text(json.dumps(text))
-    said: list[str] = []
-    pt.check(path, progress=said.append)
-    assert any("3 questions" in line or "6 questions" in line for line in said)
+    after = {"method": "sft", "data": {"stage": "prompts"}, "held_out": 0, "steps": 1}
+    shown = Lines()
+    check_recipe(recipe(tmp_path, model, {"make": MAGPIE, "answers": {}}, after), progress=shown)
+    assert any("6 questions and more will be asked of the teacher (`magpie`)" in line for line in shown.lines)
 
 
 @pytest.mark.parametrize("kind", ["self_instruct", "evol_instruct", "personas"])
 def test_kinds_that_grow_prompts_need_rows(model: Path, tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="has no data"):
-        pt.check(recipe(tmp_path, model, {"make": {"kind": kind}}), progress=False)
+        recipe(tmp_path, model, {"make": {"kind": kind}})
 
 
 def test_a_file_of_personas(tmp_path: Path) -> None:
@@ -146,9 +174,9 @@ def test_a_file_of_personas(tmp_path: Path) -> None:
         personas_of(Personas(personas_file=str(path)))
 
 
-def test_answered_prompts_are_demonstrations(model: Path, tmp_path: Path) -> None:
-    stage = {"make": MAGPIE, "answers": {"max_new_tokens": 400, "temperature": 1.0}, "gate": "off"}
-    pt.run(recipe(tmp_path, model, stage), out=tmp_path / "runs", progress=False)
-    [path] = tmp_path.glob("runs/**/data.jsonl")
-    rows = list(read(path))
-    assert rows and all(isinstance(row, Demonstration) and row.messages[-1].role == "assistant" for row in rows)
+def test_answered_prompts_are_demonstrations(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, numbered)
+    result = run_recipe(recipe(tmp_path, model, {"make": MAGPIE, "answers": {}}), progress=False)
+    rows = list(read(RunFolder(result.folder).stage("prompts").path / "data.jsonl"))
+    assert len(rows) == 3 and all(isinstance(row, Demonstration) for row in rows)
+    assert all(row.messages[-1].role == "assistant" for row in rows if isinstance(row, Demonstration))
