@@ -18,6 +18,7 @@ from posttrain.auditing import (
     language,
     leftovers,
     length,
+    origins,
     shortcuts,
     trivial,
 )
@@ -44,7 +45,8 @@ class AuditCheck:
     cheap: bool = False
     """A recipe runs it before each preference stage: linear, below 2 seconds for 10,000 rows all together."""
     needs: str = ""
-    """What it looks at beside the rows: `held_out`, `against`, `annotators`, `categories` or `model`."""
+    """What it looks at beside the rows: `held_out`, `against`, `annotators`, `categories`, `origins` or
+    `model`."""
 
 
 def _with_model(name: str) -> Callable[[Subject], Sequence[AuditFinding]]:
@@ -98,6 +100,7 @@ _CHECKS = (
     ),
     AuditCheck("annotators", agreement.annotators, "judges unlike the others", PAIRED, needs="annotators"),
     AuditCheck("contamination", contamination.contamination, "parts of evaluation sets", ALL_KINDS, needs="against"),
+    AuditCheck("origins", origins.origins, "which models made the rows", ALL_KINDS, needs="origins"),
     AuditCheck(
         "label_balance", balance.label_balance, "good against bad responses, and weights", (Feedback,), cheap=True
     ),

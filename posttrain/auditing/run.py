@@ -22,6 +22,7 @@ from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
+from posttrain.auditing.origins import Origins
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
 from posttrain.auditing.subject import EvaluationSet, Subject
@@ -110,7 +111,8 @@ def audit(
     with showing(progress) as shown:
         examples = as_examples(examples, bad_rows="skip", scan=False)
         sets = [item if isinstance(item, EvaluationSet) else evaluation_set(item) for item in _each_set(against)]
-        subject = _subject(examples, sets, selected, category, seed, shown)
+        counted = Origins(_name_of(model)) if any(check.needs == "origins" for check in selected) else None
+        subject = _subject(examples, sets, selected, category, seed, shown, counted)
         if held_out is not None:
             subject.held_out = Corpus(as_examples(held_out, bad_rows="skip", scan=False), seed=seed)
             if not len(subject.held_out):  # every share of nothing is a warning of numpy's, and no finding
@@ -143,12 +145,13 @@ def _subject(
     category: str | None,
     seed: int,
     progress: Progress,
+    origins: Origins | None = None,
 ) -> Subject:
     """The rows as a corpus, with what the selected checks need beside the texts."""
     refused: dict[str, tuple[RowRef, ...]] = {}
     with progress.phase("audit: reading", unit="rows") as phase:
-        corpus, columns = _read_corpus(examples, refused, phase.track, seed)
-    subject = Subject(corpus, against=sets, refused=refused, seed=seed)
+        corpus, columns = _read_corpus(examples, refused, phase.track, seed, origins)
+    subject = Subject(corpus, against=sets, refused=refused, origins=origins, seed=seed)
     # Columns that no format reads cost another pass over the files, so only checks that ask for them pay it.
     if any(check.needs == "annotators" for check in selected):
         subject.annotator_R = _annotators(examples, columns, corpus)
@@ -200,6 +203,7 @@ def _applies(check: AuditCheck, subject: Subject) -> bool:
         "against": bool(subject.against),
         "annotators": subject.annotator_R is not None,
         "categories": subject.category_R is not None,
+        "origins": subject.origins is not None and subject.origins.rows > 0,
         "model": subject.measured is not None,
     }
     return subject.corpus.kind in check.kinds and present[check.needs]
@@ -209,7 +213,11 @@ def _applies(check: AuditCheck, subject: Subject) -> bool:
 
 
 def _read_corpus(
-    examples: Iterable[Example], refused: dict[str, tuple[RowRef, ...]], track: Any, seed: int
+    examples: Iterable[Example],
+    refused: dict[str, tuple[RowRef, ...]],
+    track: Any,
+    seed: int,
+    origins: Origins | None,
 ) -> tuple[Corpus, set[str]]:
     """(the corpus, columns that the format does not read); rows that reading skips go to `refused`.
 
@@ -218,16 +226,31 @@ def _read_corpus(
     if not isinstance(examples, Examples):
         return Corpus(track(examples), seed=seed), set()
     if examples.options.bad_rows == "stop":
-        return Corpus(track(examples), seed=seed), examples.counts.unused_columns
+        return Corpus(track(_counted(examples, origins)), seed=seed), examples.counts.unused_columns
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "refused.jsonl"
         recording = Examples(examples.sources, replace(examples.options, rejected_path=path))
         try:
-            corpus = Corpus(track(recording), seed=seed)
+            corpus = Corpus(track(_counted(recording, origins)), seed=seed)
         except EmptyDatasetError:
             corpus = Corpus([], seed=seed)  # no row is good; the file of the refused ones is whole by then
         refused.update(_refused(path))
     return corpus, recording.counts.unused_columns if len(corpus) else set()
+
+
+def _counted(examples: Examples, origins: Origins | None) -> Iterable[Example]:
+    """The examples; who made them is counted on the way, since their rows are not kept."""
+    for example, row in examples.with_rows():
+        if origins is not None:
+            origins.add(example.row, row)
+        yield example
+
+
+def _name_of(model: str | Path | LoadedModel | None) -> str | None:
+    """As the origins of its rows name it."""
+    if model is None:
+        return None
+    return str(model) if isinstance(model, str | Path) else model.source.name
 
 
 def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:

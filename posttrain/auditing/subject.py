@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posttrain.auditing.corpus import Corpus, Sides
 from posttrain.auditing.statistics import sign_test
 from posttrain.types import RowRef
+
+if TYPE_CHECKING:
+    from posttrain.auditing.origins import Origins
 
 FEWEST_PAIRS = 50
 """Below this many pairs no share has an interval that says anything."""
@@ -87,6 +91,8 @@ class Subject:
     """The judge of each row, by a column of the file."""
     category_R: Sequence[str] | None = None
     """The category of each row, by a column of the file; "" for a row without one."""
+    origins: Origins | None = None
+    """Which models made the rows, by their own column; None where nobody asks."""
     measured: PairMeasurements | None = None
     """Log-probs and hidden similarities under a model; only with `audit(model=...)`."""
     seed: int = 0

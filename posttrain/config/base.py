@@ -107,6 +107,11 @@ class StageSettings(Settings):
         return self
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether a recipe has to give it `data`; for methods of which some kinds read none."""
+        return self.READS_ROWS
+
+    @property
     def keeps_output(self) -> bool:
         """Whether a later stage finds what this one made: a model folder may be spared (`export: none`)."""
         return True

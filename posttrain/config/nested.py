@@ -23,6 +23,7 @@ from posttrain.config.model_scores import (
     RewardModelScore,
 )
 from posttrain.config.pairs import Critique
+from posttrain.config.prompts import NewPrompts, Personas
 from posttrain.config.rewards import ModelReward
 from posttrain.config.select import Decontaminate, Select, SelectSettings
 from posttrain.config.strategies import CritiqueBy, Retrieval
@@ -55,6 +56,8 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     Decontaminate: ("against",),
     Critique: ("principles_file",),
     RDSScore: ("targets",),
+    NewPrompts: ("against",),
+    Personas: ("personas_file",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""

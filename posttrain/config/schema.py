@@ -102,7 +102,7 @@ class Recipe(Settings):
                     path=("stages", index, "name"),
                     remedy="choose another name",
                 )
-            if stage.data is None and stage.READS_ROWS:
+            if stage.data is None and stage.needs_rows:
                 raise refuse(
                     f"the stage `{stage.name}` has no data", path=("stages", index), remedy="add `data: FILE` to it"
                 )

@@ -26,6 +26,7 @@ from posttrain.config.fields import parameter_field
 from posttrain.config.merging import Merge
 from posttrain.config.online import SAMPLING_STAGES
 from posttrain.config.pairs import Pairs
+from posttrain.config.prompts import NewPrompts
 from posttrain.config.reward_model import (
     BradleyTerry,
     HeadUnion,
@@ -358,6 +359,7 @@ STAGES: Mapping[str, type[StageSettings]] = {
     "distil": Distil,
     "best_of": BestOf,
     "pairs": Pairs,
+    "prompts": NewPrompts,
 }
 """Every `method` that a recipe knows. How a stage is carried out says the row of its type, or of a type above it, in
 `posttrain.training.stages.table.KINDS`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from posttrain.report.charts import Chart
+from posttrain.report.diversity import diversity_charts
 from posttrain.report.numbers import count, duration, number, short_count, size
 from posttrain.report.online import OnlineView, online_view
 from posttrain.report.online_panels import is_online
@@ -102,6 +103,8 @@ class StageView:
     more_curves: list[Chart]
     smoothing: int
     pairs: list[list[Chart]]
+    diversity: list[Chart]
+    """Of the prompts that it had a model write."""
     reward: RewardView | None
     steps: StepsView | None
     online: OnlineView | None
@@ -138,6 +141,7 @@ def view(stage: Stage, index: int) -> StageView:
         smoothing=smoothing(stage),
         # Its own section shows a reward model's pairs, with the untrained head beside them.
         pairs=[] if stage.reward is not None else pair_charts(stage),
+        diversity=diversity_charts(stage),
         reward=reward_view(stage),
         steps=steps_view(stage),
         online=online,

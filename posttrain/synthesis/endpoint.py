@@ -248,6 +248,7 @@ def request_body(ask: Ask, settings: EndpointTeacher) -> dict[str, Any]:
     if settings.send_seed:
         # Some servers take 32 bits, and fewer seeds still tell answers to one question apart.
         body["seed"] = ask.seed % 2**31
+    assert ask.speaker == "assistant", "an endpoint plays no user: the stage's settings refuse it"
     if ask.tools:
         body["tools"] = [dict(tool) for tool in ask.tools]
     return {**body, **settings.extra_body}

@@ -18,6 +18,7 @@ from pathlib import Path
 from posttrain.data.encode import Encoder
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.templates.thoughts import split_thoughts
+from posttrain.data.templates.user_turn import user_turn
 from posttrain.errors import ConfigError, EncodingError, EngineError
 from posttrain.models.devices import device_of
 from posttrain.models.folders.loading import LoadedModel, load, resolve
@@ -150,31 +151,38 @@ async def _answer(loaded: _Loaded, ask: Ask) -> Reply:
     if ask.tools:
         return Reply("", error="a local teacher's tool calls are not read; serve it and ask its endpoint")
     drawing, encoder = ask.drawing, loaded.encoder
+    stop, stop_ids = drawing.stop, encoder.stop_ids
+    if ask.speaker == "user":
+        # Outside of the `try`: a template without a user's turn is no fault of one question.
+        turn = user_turn(encoder.template, [encoder.template.plain(message) for message in ask.messages])
+        stop = (*stop, turn.stop_text) if turn.stop_text is not None else stop
+        stop_ids = stop_ids | {turn.stop.id} if turn.stop is not None else stop_ids
     try:
-        ids = encoder.prompt(ask.messages)
+        ids = encoder.tokens.ids(turn.prefix) if ask.speaker == "user" else encoder.prompt(ask.messages)
         sampling = SamplingDistribution(
             temperature=drawing.temperature,
             top_p=drawing.top_p,
             max_new_tokens=drawing.max_new_tokens,
-            stop=drawing.stop,
-            stop_ids=encoder.stop_ids,
+            stop=stop,
+            stop_ids=stop_ids,
             seed=ask.seed,
         )
         completion = await loaded.engine.generate_one(Request(ids, sampling))
     except (EncodingError, ConfigError) as error:
         return Reply("", error=error.problem, details={"found": str(error.found)})
-    return _reply(encoder, ids, completion)
+    return _reply(encoder, ids, completion, thinks=ask.speaker == "assistant")
 
 
-def _reply(encoder: Encoder, prompt_ids: Sequence[int], completion: Completion) -> Reply:
+def _reply(encoder: Encoder, prompt_ids: Sequence[int], completion: Completion, *, thinks: bool) -> Reply:
     text = completion_text(completion, encoder.tokens.decode)
     reasoning, ended = None, completion.finish in ENDED
+    marks = encoder.template.thoughts.marks if thinks else ()
     # Where the prompt opens the thought, the answer has its closing mark alone.
-    opened = any(pair.close in text and pair.open not in text for pair in encoder.template.thoughts.marks)
-    split = split_thoughts(text, encoder.template.thoughts.marks, opened=opened)
+    opened = any(pair.close in text and pair.open not in text for pair in marks)
+    split = split_thoughts(text, marks, opened=opened)
     if split is not None:
         reasoning, text = split.thoughts.strip(), split.visible
-    elif any(text.lstrip().startswith(pair.open) for pair in encoder.template.thoughts.marks):
+    elif any(text.lstrip().startswith(pair.open) for pair in marks):
         # A thought that never closes is no answer.
         reasoning, text = text.strip(), ""
     return Reply(

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from posttrain.types import Message
 
@@ -37,6 +37,8 @@ class Ask:
     seed: int = 0
     """Equal questions that should get different answers have different seeds; an endpoint may ignore it."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    speaker: Literal["assistant", "user"] = "assistant"
+    """Who is to speak next: the assistant, who answers; or the user, whom a model on this machine can play (Magpie)."""
 
     @property
     def key(self) -> str:

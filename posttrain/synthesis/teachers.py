@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from posttrain.config.teacher import EndpointTeacher, LocalTeacher, TeacherSettings
+from posttrain.config.teacher import EndpointTeacher, LocalTeacher, TeacherSampling, TeacherSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import ConfigError
 from posttrain.models.folders.loading import LoadedModel
@@ -17,6 +17,7 @@ from posttrain.synthesis.cost import Meter
 from posttrain.synthesis.endpoint import EndpointModel
 from posttrain.synthesis.journal import IdentifiedTeacher, Journaled
 from posttrain.synthesis.local import LocalModel
+from posttrain.synthesis.teacher import Drawing
 
 
 def teacher_of(
@@ -80,3 +81,8 @@ def _bare(
         say=say,
         meter=Meter(most_tokens=settings.most_tokens),
     )
+
+
+def drawing_of(sampling: TeacherSampling) -> Drawing:
+    """A recipe's sampling as a question carries it."""
+    return Drawing(sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.stop)

@@ -88,6 +88,26 @@ class SourceCounts(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class DiversityPoint(Record):
+    """How diverse the prompts are that a model has written so far: DiversityPoint(made=60, kept=41, repeated=0.2,
+    distinct_1=0.41, distinct_2=0.83, nearest_distance=0.62, vendi=35.1)"""
+
+    made: int
+    """That were written so far, with those that were dropped."""
+    kept: int
+    repeated: float
+    """The share of those written that say what an earlier one says, or nearly."""
+    distinct_1: float | None = optional_key()
+    """Different words per word of those that were kept; falls as they become more."""
+    distinct_2: float | None = optional_key()
+    """The same of pairs of words."""
+    nearest_distance: float | None = optional_key()
+    """Mean of 1 - cosine (TF-IDF) to the nearest other one that was kept; absent without scikit-learn."""
+    vendi: float | None = optional_key()
+    """Vendi score: of how many wholly different prompts they are worth."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataCounts(Record):
     """What became of a stage's rows.
 
@@ -135,6 +155,8 @@ class DataCounts(Record):
     prompts_without_pair: int | None = optional_key()
     sources: tuple[SourceCounts, ...] | None = optional_key()
     """Of a mixture, in the order of the recipe."""
+    diversity: tuple[DiversityPoint, ...] | None = optional_key()
+    """Of a stage that makes prompts, after each tenth of what was written."""
     more: Mapping[str, Any] = other_keys()
 
     @property

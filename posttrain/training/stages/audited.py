@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from posttrain.auditing import AuditReport, audit
@@ -33,15 +33,27 @@ def audit_rows(
     return (check_of(_audited(examples, stage.audit.on_error, "audit: {on_error: warn}", folder, progress)),)
 
 
-def audit_made(rows: Path, gate: Gate, folder: StageFolder, progress: Progress) -> list[str]:
+def audit_made(
+    rows: Path,
+    gate: Gate,
+    folder: StageFolder,
+    progress: Progress,
+    *,
+    checks: Sequence[str] | None = None,
+    against: Sequence[str] = (),
+) -> list[str]:
     """Audit the rows that a stage has made; what it found, a sentence each, errors and warnings only.
+
+    Args:
+        checks: by name; None: the cheap ones.
+        against: evaluation sets that they are to hold nothing of.
 
     Raises:
         DataError: a finding has the severity `error`, and the gate is `stop`.
     """
     if gate == "off":
         return []
-    report = _audited(read(rows), gate, "gate: warn", folder, progress)
+    report = _audited(read(rows), gate, "gate: warn", folder, progress, checks=checks, against=against)
     return [
         f"{finding.severity} of the audit: {finding.check}: {finding.message}"
         for finding in report
@@ -50,9 +62,16 @@ def audit_made(rows: Path, gate: Gate, folder: StageFolder, progress: Progress) 
 
 
 def _audited(
-    examples: Iterable[Example], gate: Gate, instead: str, folder: StageFolder, progress: Progress
+    examples: Iterable[Example],
+    gate: Gate,
+    instead: str,
+    folder: StageFolder,
+    progress: Progress,
+    *,
+    checks: Sequence[str] | None = None,
+    against: Sequence[str] = (),
 ) -> AuditReport:
-    report = audit(examples, cheap=True, progress=progress)
+    report = audit(examples, checks=checks, cheap=checks is None, against=list(against), progress=progress)
     write_jsonl(folder.path / "findings.jsonl", (finding.record() for finding in report))
     if report.errors and gate == "stop":
         raise _refusal(report, folder, instead)

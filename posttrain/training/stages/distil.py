@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from re import Pattern
 
 from posttrain.config.distil import Distil
-from posttrain.data.encode import Encoder
 from posttrain.inference.rows import demonstration_of, write_rows
 from posttrain.inference.scorers import Scorers
 from posttrain.models.devices import device_of
-from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.named import named_content
-from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.runs.records.stage import DataCounts
 from posttrain.synthesis.distil import answer_prompts
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 from posttrain.training.stages.policy_asked import Prompts, made_counts, prompts_of, with_some_answer
-from posttrain.training.stages.teaching import teaching
+from posttrain.training.stages.teaching import special_tokens_of, teaching
 
 
 def make_rows(ctx: StageContext[Distil], inputs: Prompts) -> DataCounts:
@@ -46,7 +42,7 @@ def make_rows(ctx: StageContext[Distil], inputs: Prompts) -> DataCounts:
             folder.path,
             seed=stream_seed(ctx.seed, "sampling"),
             scorers=scorers,
-            special=_special(ctx),
+            special=special_tokens_of(ctx),
             on_reply=asked.on_reply,
         )
     ctx.say(str(made))
@@ -62,16 +58,6 @@ def make_rows(ctx: StageContext[Distil], inputs: Prompts) -> DataCounts:
         notes=(str(made),),
         more=made.figures | asked.spent,
     )
-
-
-def _special(ctx: StageContext[Distil]) -> Pattern[str] | None:
-    """What names a special token of the policy, which trains on these rows: in an answer it would end the turn."""
-    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
-    source = resolve(ctx.start)
-    if not has_tokenizer(source.folder):  # of an adapter that lies apart from its model: the encoder counts such rows
-        return None
-    encoder = Encoder(load_tokenizer(source.folder), ctx.answers.encoding if ctx.answers else None)
-    return encoder.tokens.special_pattern(encoder.template.stop_texts)
 
 
 def stand_in_rows(ctx: StageContext[Distil], inputs: Prompts) -> str:

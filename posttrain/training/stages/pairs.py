@@ -26,12 +26,13 @@ from posttrain.synthesis.pairs.critique import revise_answers
 from posttrain.synthesis.pairs.degraded import spoil_answers
 from posttrain.synthesis.pairs.judged import judge_meetings, meetings
 from posttrain.synthesis.pairs.made import REASON_TEXTS, Made
+from posttrain.synthesis.teachers import drawing_of
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_made
 from posttrain.training.stages.correction_pairs import stand_in_pairs
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
 from posttrain.training.stages.policy_asked import Prompts, made_counts, policy_asked, prompts_of, with_some_answer
-from posttrain.training.stages.teaching import Teaching, drawing_of, teaching
+from posttrain.training.stages.teaching import Teaching, teaching
 from posttrain.types import Task
 
 TREES = "trees.jsonl"

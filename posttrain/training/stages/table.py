@@ -15,6 +15,7 @@ from posttrain.config.distil import Distil
 from posttrain.config.merging import Merge
 from posttrain.config.online import SamplingStage
 from posttrain.config.pairs import Pairs
+from posttrain.config.prompts import NewPrompts
 from posttrain.config.search import Search
 from posttrain.config.select import Select
 from posttrain.config.stages import DistilSFT
@@ -24,6 +25,7 @@ from posttrain.training.stages.distil import DISTIL
 from posttrain.training.stages.kind import StageKind, TrainingKind, row_of_type
 from posttrain.training.stages.merge import MERGE
 from posttrain.training.stages.pairs import PAIRS
+from posttrain.training.stages.prompts import PROMPTS
 from posttrain.training.stages.reward import REWARD
 from posttrain.training.stages.rows import ROWS
 from posttrain.training.stages.sampling import SAMPLING
@@ -43,6 +45,7 @@ KINDS: Mapping[type[StageSettings], StageKind] = {
     Distil: DISTIL,
     BestOf: BEST_OF,
     Pairs: PAIRS,
+    NewPrompts: PROMPTS,
 }
 """The kind of each type of settings, for all types that derive from it; the nearest row counts."""
 

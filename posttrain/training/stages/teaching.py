@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from re import Pattern
 from typing import Any
 
-from posttrain.config.teacher import TeacherSampling, TeacherSettings
+from posttrain.config.teacher import TeacherSettings
+from posttrain.data.encode import Encoder
+from posttrain.models.folders.loading import LoadedModel, resolve
+from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.runs.folder import EARLIER, StageFolder
 from posttrain.synthesis.journal import ASKED, Journaled
-from posttrain.synthesis.teacher import Drawing, OnReply
+from posttrain.synthesis.teacher import OnReply
 from posttrain.synthesis.teachers import teacher_of
 from posttrain.training.stages.kind import StageContext
 
@@ -78,6 +82,11 @@ def earlier_journals(folder: StageFolder) -> list[Path]:
     return [path / ASKED for _, path in sorted(found)]
 
 
-def drawing_of(sampling: TeacherSampling) -> Drawing:
-    """A recipe's sampling as a question carries it."""
-    return Drawing(sampling.temperature, sampling.top_p, sampling.max_new_tokens, sampling.stop)
+def special_tokens_of(ctx: StageContext[Any]) -> Pattern[str] | None:
+    """What names a special token of the policy, which trains on these rows: in a text it would end the turn."""
+    assert not isinstance(ctx.start, LoadedModel)  # a recipe's stage starts from a folder
+    source = resolve(ctx.start)
+    if not has_tokenizer(source.folder):  # of an adapter that lies apart from its model: the encoder counts such rows
+        return None
+    encoder = Encoder(load_tokenizer(source.folder), ctx.answers.encoding if ctx.answers else None)
+    return encoder.tokens.special_pattern(encoder.template.stop_texts)

@@ -36,9 +36,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
-    path.write_text(
-        "".join(json.dumps({"prompt": f"{i}?", "completion": f"<tool>{i}<tool>"}) + "\n" for i in range(6))
-    )
+    path.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"<tool>{i}<tool>"}) + "\n" for i in range(6)))
     return path
 
 
