@@ -40,8 +40,7 @@ class Said:
         self._store: LogprobStore | None = None
         self._writer: SegmentWriter | None = None
         if folder is not None:
-            digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-            self._store = LogprobStore(folder / f"said-{digest[:32]}", digest, self._dtype)
+            self._store = LogprobStore(_place(folder, key), content_key(key), self._dtype)
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +55,6 @@ class Said:
         found = self._memory.get(name)
         return found if found is not None or self._store is None else self._store.get(name)
 
-    def remove(self) -> None:
-        """Delete it from the disk: what it held is kept elsewhere by now, in whole."""
-        self.__exit__(None, None, None)
-        if self._store is not None:
-            shutil.rmtree(self._store.folder, ignore_errors=True)
-
     def put(self, name: str, values: Sequence[float]) -> None:
         numbers = np.asarray(values, self._dtype)
         if self._again:
@@ -71,6 +64,16 @@ class Said:
             if self._writer is None:
                 self._writer = SegmentWriter(self._store.folder, self._dtype)
             self._writer.append(name, numbers)
+
+
+def forget(folder: Path | None, key: str) -> None:
+    """Delete a store from the disk: what it held is kept elsewhere by now, in whole."""
+    if folder is not None:
+        shutil.rmtree(_place(folder, key), ignore_errors=True)
+
+
+def _place(folder: Path, key: str) -> Path:
+    return folder / f"said-{content_key(key)[:32]}"
 
 
 def content_key(line: str) -> str:

@@ -27,7 +27,7 @@ from posttrain.curation.embeddings.column import column_vectors
 from posttrain.curation.embeddings.sentences import sentence_vectors
 from posttrain.curation.embeddings.tfidf import tfidf_vectors
 from posttrain.curation.rows import Pool, Tools
-from posttrain.curation.said import Said, content_key
+from posttrain.curation.said import Said, content_key, forget
 from posttrain.errors import ConfigError
 from posttrain.models.folders.named import named_content
 from posttrain.models.sentence import load_sentence_model
@@ -58,12 +58,15 @@ def embed(settings: AnyEmbedding, pool: Pool, tools: Tools) -> EmbeddedRows:
     if not len(pool):  # a step before has taken every row
         return EmbeddedRows(np.empty((0, 0), np.float32))
     notes: list[str] = []
-    made_of, make = _maker(settings, pool, tools, notes)
+    written: list[Callable[[], None]] = []
+    made_of, make = _maker(settings, pool, tools, notes, written)
     key = hashlib.sha256()
     for part in (VERSION, pool.rows.fingerprint, settings.model_dump_json(), made_of):
         key.update(f"{part}\n".encode())
     key.update(np.ascontiguousarray(pool.kept, np.int64).tobytes())
     vectors = cached_vectors(tools.cache, key.hexdigest(), len(pool), make, notes)
+    for finish in written:
+        finish()
     empty = int((~vectors.any(axis=1)).sum()) if len(vectors) else 0
     if empty:
         notes.append(f"{empty:,} rows have nothing to compare (a vector of zeros): they count as unlike all others")
@@ -71,12 +74,16 @@ def embed(settings: AnyEmbedding, pool: Pool, tools: Tools) -> EmbeddedRows:
 
 
 def _maker(
-    settings: AnyEmbedding, pool: Pool, tools: Tools, notes: list[str]
+    settings: AnyEmbedding, pool: Pool, tools: Tools, notes: list[str], written: list[Callable[[], None]]
 ) -> tuple[str, Callable[[], Iterable[np.ndarray]]]:
-    """(what the vectors depend on beside rows and settings, a function that computes them)"""
+    """(what the vectors depend on beside rows and settings, a function that computes them)
+
+    Args:
+        written: receives what is to be done once all vectors are on disk.
+    """
     rows, kept = pool.rows, pool.kept.tolist()
     if isinstance(settings, PolicyEmbedding):
-        return _policy_maker(settings, pool, tools, notes)
+        return _policy_maker(settings, pool, tools, notes, written)
     if isinstance(settings, SentenceEmbedding):
         otherwise = "write `embedding: tfidf`"
         model = load_sentence_model(settings.model, device=_device(tools), otherwise=otherwise)
@@ -103,7 +110,7 @@ def _maker(
 
 
 def _policy_maker(
-    settings: PolicyEmbedding, pool: Pool, tools: Tools, notes: list[str]
+    settings: PolicyEmbedding, pool: Pool, tools: Tools, notes: list[str], written: list[Callable[[], None]]
 ) -> tuple[str, Callable[[], Iterable[np.ndarray]]]:
     # Here, not above: a selection by words must not wait for torch.
     from posttrain.curation.embeddings.policy import policy_vectors
@@ -122,13 +129,15 @@ def _policy_maker(
     loaded = load(name, device=device_of(tools.device))
     encoder = Encoder(loaded.tokenizer, replace(loaded.speech.settings(), max_length=None))
     made_of = f"{loaded.fingerprint} {encoder.version}"
+    how = settings.model_dump_json(exclude={"model", "tokens_at_once"})
+    # A file of vectors is written whole or not at all: what a pass over hours has reached lies in a store until then.
+    key = f"vectors {VERSION} {made_of} {how}"
+    written.append(lambda: forget(tools.cache, key))
 
     def by_policy() -> Iterable[np.ndarray]:
         policy, cut = Policy(loaded.model), 0
-        how = settings.model_dump_json(exclude={"model", "tokens_at_once"})
         rows, left = pool.rows, iter(pool.kept.tolist())
-        # A file of vectors is written whole or not at all: what a pass over hours has reached lies here until then.
-        said = Said(tools.cache, f"vectors {VERSION} {made_of} {how}", dtype=np.float32, again=False)
+        said = Said(tools.cache, key, dtype=np.float32, again=False)
         with said, tools.progress.phase("embeddings: policy", total=len(pool), unit="rows") as phase:
             while window := list(islice(left, WINDOW)):
                 keys = [content_key(rows.line(row)) for row in window]
@@ -149,7 +158,6 @@ def _policy_maker(
                 phase.advance(len(window))
         if cut:
             notes.append(f"{cut:,} rows are longer than {settings.max_length:,} tokens and are embedded in part")
-        said.remove()
 
     return made_of, by_policy
 
