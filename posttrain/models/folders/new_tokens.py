@@ -102,7 +102,9 @@ def with_new_tokens(tokenizer: Any, tokens: Sequence[NewToken], where: object = 
     pieces = [_pieces(tokenizer, token.text) for token in new]
     grown = copy.deepcopy(tokenizer)
     for token in new:  # one by one: a special and a plain token are added by different calls
-        grown.add_tokens([AddedToken(token.text, special=token.special, normalized=False)], special_tokens=token.special)
+        grown.add_tokens(
+            [AddedToken(token.text, special=token.special, normalized=False)], special_tokens=token.special
+        )
     ids = [int(grown.convert_tokens_to_ids(token.text)) for token in new]
     for token, index in zip(new, ids, strict=True):
         cut = grown.encode(token.text, add_special_tokens=False)
@@ -204,7 +206,9 @@ def _made(tensor: Tensor, new: NewTokens, before: int, rows: int) -> dict[int, T
 # ---------------------------------------------------------------- adapters that came with tokens
 
 
-def for_adapter(model: Any, tokenizer: Any, adapter_tokenizer: Any, source: ModelSource) -> tuple[NewTokens, int] | None:
+def for_adapter(
+    model: Any, tokenizer: Any, adapter_tokenizer: Any, source: ModelSource
+) -> tuple[NewTokens, int] | None:
     """What the base needs before an adapter's folder fits it: the tokens that are new to it and the rows it then has;
     None where it fits as it is.
 
@@ -224,9 +228,7 @@ def for_adapter(model: Any, tokenizer: Any, adapter_tokenizer: Any, source: Mode
     rows = stated or needed
     if not pieces and rows == before:
         return None
-    new = NewTokens(
-        adapter_tokenizer, max(old.values()) + 1, pieces, {index: by_id[index] for index in pieces}
-    )
+    new = NewTokens(adapter_tokenizer, max(old.values()) + 1, pieces, {index: by_id[index] for index in pieces})
     return new, rows if stated or needed == before else max(needed, _rows(before, new))
 
 
@@ -239,7 +241,7 @@ def trained_rows(source: ModelSource) -> frozenset[int]:
 
 
 def _stated_rows(model: Any, source: ModelSource) -> int | None:
-    """The vocabulary of the embeddings or the output projection that lie in the adapter's file, or of a LoRA on them."""
+    """How many rows the embeddings or the output projection have that lie in the adapter's file, or a LoRA on them."""
     path = source.folder / ADAPTER_WEIGHTS
     ends = {id(end) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
     names = [name for name, module in model.named_modules() if id(module) in ends]
@@ -262,4 +264,4 @@ WIDE: Mapping[str, int] = {
     ".lora_embedding_A": 1,
     ".lora_B.weight": 0,
 }
-"""Tensors of an embedding or an output projection in an adapter's file -> the side that is as long as the vocabulary."""
+"""Tensors of an embedding or an output projection in an adapter's file -> the side as long as the vocabulary."""

@@ -235,9 +235,7 @@ def test_padding_rows_that_grew_do_not_lie_in_an_adapter_alone(tmp_path: Path) -
     loaded = load(tmp_path / "base", tokens=many, adapter=LoRA(rank=2))
     assert loaded.model.config.vocab_size == rows + 8
     with pytest.raises(ExportError, match="not the adapter's"):
-        begin_save(
-            loaded.model, loaded.tokenizer, tmp_path / "model", ExportSettings(merge=False), base=loaded.base
-        )
+        begin_save(loaded.model, loaded.tokenizer, tmp_path / "model", ExportSettings(merge=False), base=loaded.base)
 
 
 # ---------------------------------------------------------------- adapters of others
