@@ -147,8 +147,8 @@ class TrainingStage(StageSettings):
     adapter: Adapter | None = None
     """Train an adapter, by its `kind`; null trains all weights. A kind alone may stand for it: `adapter: ia3`."""
     tokens: tuple[NewToken, ...] = ()
-    """Tokens that the start gets, unless it has them: texts, or `{text: "<|call|>", special: true}`. Their rows begin as
-    the mean of their pieces, and train; under `lora` and `adalora` too, beside the adapter."""
+    """Tokens that the start gets, unless it has them: texts, or `{text: "<|call|>", special: true}`. Their rows begin
+    as the mean of their pieces, and train; under `lora` and `adalora` too, beside the adapter."""
     learning_rate: Float = Field(
         default_factory=lambda stage: default_learning_rate(stage.get("method", ""), stage.get("adapter")), gt=0
     )

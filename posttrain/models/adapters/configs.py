@@ -107,11 +107,12 @@ def _require_trainable_rows(model: Any, adapter: AdapterSettings, new_rows: Sequ
     ends = [end for end in (model.get_input_embeddings(), head) if end is not None]
     twice = [name for name, module in matching_modules(model, targets).items() if any(module is end for end in ends)]
     if twice:
+        left_out = " and ".join(name.rsplit(".", 1)[-1] for name in twice)
         raise ConfigError(
             "the adapter sits on the embeddings, and so do the rows of the new tokens",
             where="adapter.targets",
             found=", ".join(twice),
-            remedy=f"leave {' and '.join(name.rsplit('.', 1)[-1] for name in twice)} out of `targets`: the new rows train anyway",
+            remedy=f"leave {left_out} out of `targets`: the new rows train anyway",
         )
 
 

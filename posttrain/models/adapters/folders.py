@@ -72,8 +72,8 @@ def load_adapter(
 
 
 def _fit_vocabulary(model: Any, tokenizer: Any, source: ModelSource) -> None:
-    """The rows that an adapter with tokens of its own was trained over. `peft` fits the file to a base of its size only,
-    and its own loading by name (`AutoPeftModel`) resizes to the tokenizer's length alone."""
+    """The rows that an adapter with tokens of its own was trained over. `peft` fits the file to a base of its size
+    only, and its own loading by name (`AutoPeftModel`) resizes to the tokenizer's length alone."""
     if tokenizer is None:
         if trained := trained_rows(source):
             raise ModelError(

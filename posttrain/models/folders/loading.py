@@ -118,10 +118,9 @@ def load(
 
     # Folded in, not stacked: a reference is the model with its adapter off, and `peft` switches off all at once.
     fresh = None if isinstance(adapter, Continue) else adapter
-    if fresh is not None:
-        if source.layout == "adapter":
-            model, base = merge_in_place(model), source
-            notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
+    if fresh is not None and source.layout == "adapter":
+        model, base = merge_in_place(model), source
+        notices = [*notices, f"{source.name}: its adapter is folded into the weights, under the new one"]
     check_vocabulary(model, tokenizer, source.folder)
     new = with_new_tokens(tokenizer, tokens)
     if new.pieces:

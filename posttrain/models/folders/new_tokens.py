@@ -241,7 +241,7 @@ def trained_rows(source: ModelSource) -> frozenset[int]:
 
 
 def _stated_rows(model: Any, source: ModelSource) -> int | None:
-    """The vocabulary of the embeddings or the output projection that lie in the adapter's file, or of a LoRA on them."""
+    """How many rows the embeddings or the output projection have that lie in the adapter's file, or a LoRA on them."""
     path = source.folder / ADAPTER_WEIGHTS
     ends = {id(end) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
     names = [name for name, module in model.named_modules() if id(module) in ends]
@@ -264,4 +264,4 @@ WIDE: Mapping[str, int] = {
     ".lora_embedding_A": 1,
     ".lora_B.weight": 0,
 }
-"""Tensors of an embedding or an output projection in an adapter's file -> the side that is as long as the vocabulary."""
+"""Tensors of an embedding or an output projection in an adapter's file -> the side as long as the vocabulary."""

@@ -132,20 +132,16 @@ def test_a_reward_model_reads_them(start: Path, tmp_path: Path) -> None:
     settings = {**FEW, "adapter": LORA, "export": {"merge": False}}
     out = train(Reward(tokens=["<tool>"], **settings), start, path, out=tmp_path / "run")
     reward = pt.load_reward(out.folder / "reward" / "model")
-    assert reward.score("1?", ["<tool>1"])[0] != reward.score("1?", ["No."])[0]
+    assert reward.score("1?", "<tool>1") != reward.score("1?", "<tool><tool>")
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_an_online_stage_samples_and_trains_them(start: Path, tmp_path: Path, adapter: Any) -> None:
-    loop = loop_of(start, tmp_path / "run", "grpo", tokens=TOKENS, adapter=adapter, rewards=(short,), steps=2)
+    loop = loop_of(start, tmp_path / "run", "grpo", tokens=TOKENS, adapter=adapter, steps=2)
     before = {name: p.detach().clone() for name, p in loop.work.policy.model.named_parameters() if p.requires_grad}
     run(loop)  # each step syncs the weights, and a probe has to score alike on both sides
     moved = [n for n, p in loop.work.policy.model.named_parameters() if n in before and not torch.equal(before[n], p)]
     assert any("trainable_tokens_delta" in name or "embed_tokens" in name for name in moved)
-
-
-def short(prompt: Any, completion: str, task: Any) -> float:
-    return float(len(completion) % 3)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +151,8 @@ def short(prompt: Any, completion: str, task: Any) -> float:
         ({"adapter": "qlora"}, r"tokens(.|\n)*kind qlora"),
         ({"adapter": "prompt"}, r"tokens(.|\n)*kind prompt"),
         ({"adapter": "continue"}, r"goes on training has the rows(.|\n)*kind: lora"),
-        ({"tokens": ["a", "a"]}, r"tokens\[1\](.|\n)*listed twice"),
-        ({"tokens": [{"text": "a b"}]}, r"tokens\[0\](.|\n)*white space"),
+        ({"tokens": ["a", "a"]}, r"tokens\.1`(.|\n)*listed twice"),
+        ({"tokens": [{"text": "a b"}]}, r"tokens\.0\.text`(.|\n)*white space"),
         ({"tokens": "<tool>"}, "tokens"),
     ],
 )
