@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.auditing import AuditFinding, audit
-from posttrain.auditing.origins import Origins
+from posttrain.auditing.origin_counts import Origins
 from posttrain.data.origin import Origin, with_origin
 from posttrain.types import RowRef
 
