@@ -48,7 +48,10 @@ def _makers(found: Origins, total: int) -> AuditFinding:
         rounds = sorted(found.rounds.items())
         evidence["rows_by_round"] = {f"{maker}, round {number}": rows for (maker, number), rows in rounds}
     if found.scores:
-        evidence["scores"] = {name: _quartiles(values) for name, values in sorted(found.scores.items())}
+        evidence["scores"] = scores = {name: _quartiles(values) for name, values in sorted(found.scores.items())}
+        # The page draws plain numbers of the evidence, and these are not.
+        for name, of in list(scores.items())[:MOST_NAMED]:
+            message += f"; scored by {name}: median {of['median']:.3g}, {of['min']:.3g} to {of['max']:.3g}"
     remedy = (
         "nothing has to be done; rows of one model teach its manner and its mistakes, so compare with rows of another, "
         "or of people, on a held-out suite"
