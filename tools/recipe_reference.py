@@ -28,6 +28,7 @@ from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSe
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.pairs import AnyPairs, Pairs
+from posttrain.config.prompts import AnyPromptKind, NewPrompts, PromptFilters, UserTurnSampling
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
 from posttrain.config.schema import Recipe
 from posttrain.config.search import Search
@@ -179,6 +180,7 @@ def recipe_reference() -> str:
         *selections(),
         *best_of_and_pairs(),
         *distilling(),
+        *new_prompts(),
         "## Evaluation\n",
         *group("evaluate", suites.Evaluation),
         "Keys of every suite, by `kind`:\n",
@@ -211,6 +213,22 @@ def distilling() -> list[str]:
         ],
         *group("price", Price),
         *group("sampling of a teacher", TeacherSampling),
+    ]
+
+
+def new_prompts() -> list[str]:
+    """Prompts that models write; docs/synthesis.md shows the kinds at work."""
+    return [
+        "## Prompts that a model writes: `method: prompts`\n",
+        f"{inspect.cleandoc(NewPrompts.__doc__ or '')} [synthesis.md](synthesis.md) says more.\n",
+        table(NewPrompts, leave_out=("method",)),
+        *[
+            part
+            for record in records_in(AnyPromptKind)
+            for part in group(f"make: {{kind: {tag_of(record)}}}", record, ("kind",))
+        ],
+        *group("filters of prompts", PromptFilters),
+        *group("sampling of a user's turns", UserTurnSampling),
     ]
 
 

@@ -22,7 +22,7 @@ from posttrain.auditing.contamination import evaluation_set
 from posttrain.auditing.corpus import Corpus
 from posttrain.auditing.finding import AuditFinding, worst_first
 from posttrain.auditing.fix import Fixed, fix
-from posttrain.auditing.origins import Origins
+from posttrain.auditing.origin_counts import Origins
 from posttrain.auditing.pictures import record
 from posttrain.auditing.report import Findings
 from posttrain.auditing.subject import EvaluationSet, Subject
@@ -248,9 +248,12 @@ def _counted(examples: Examples, origins: Origins | None) -> Iterable[Example]:
 
 def _name_of(model: str | Path | LoadedModel | None) -> str | None:
     """As the origins of its rows name it."""
-    if model is None:
-        return None
-    return str(model) if isinstance(model, str | Path) else model.source.name
+    if model is None or isinstance(model, str | Path):
+        return None if model is None else str(model)
+    from posttrain.models.folders.loading import LoadedModel
+
+    # Anything else is refused where the model is loaded.
+    return model.source.name if isinstance(model, LoadedModel) else None
 
 
 def _refused(path: Path) -> dict[str, tuple[RowRef, ...]]:

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posttrain.auditing.corpus import Corpus, Sides
+from posttrain.auditing.origin_counts import Origins
 from posttrain.auditing.statistics import sign_test
 from posttrain.types import RowRef
-
-if TYPE_CHECKING:
-    from posttrain.auditing.origins import Origins
 
 FEWEST_PAIRS = 50
 """Below this many pairs no share has an interval that says anything."""

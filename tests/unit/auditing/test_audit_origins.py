@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.auditing import AuditFinding, audit
-from posttrain.auditing.origins import Origins
+from posttrain.auditing.origin_counts import Origins
 from posttrain.data.origin import Origin, with_origin
 from posttrain.types import RowRef
 
@@ -37,6 +37,7 @@ def test_who_made_how_many(tmp_path: Path) -> None:
     assert finding.severity == "note" and finding.share == pytest.approx(0.8)
     assert "8 rows of 10 say which model made them: 5 by big (distil), 3 by small (prompts/evol" in finding.message
     assert "2 rows say nothing" in finding.message
+    assert finding.message.endswith("scored by math: median 0.5, 0 to 1")
     assert finding.evidence["makers"] == {"big (distil)": 5, "small (prompts/evol_instruct)": 3}
     assert finding.evidence["without_origin"] == 2 and finding.evidence["largest_share_of_one_model"] == 0.5
     assert finding.evidence["rows_by_round"] == {
