@@ -92,7 +92,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Rows that models make": ("distil",),
     "After a run": ("samples", "write_report"),
-    "Models at work": ("Policy", "RewardModel"),
+    "Models at work": ("Policy", "RewardModel", "merge"),
     "Spend compute on an answer": (
         "solve",
         "Solution",

@@ -124,7 +124,8 @@ def settings_of_options(
         ConfigError: a value that there is not, or weights for a method without.
     """
     from posttrain.config.merge_methods import MERGE_METHODS
-    from posttrain.config.merging import MERGES, weighted
+    from posttrain.config.merge_weights import weighted
+    from posttrain.config.merging import MERGES
     from posttrain.config.yaml_text import split_assignment
     from posttrain.models import require_known
 

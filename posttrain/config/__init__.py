@@ -6,7 +6,7 @@ load.py find.py yaml_text.py overrides.py paths.py  a file and the command line 
 chain.py                                    what each stage starts from, as far as adapters go
 values.py fields.py meanings.py explain.py  kinds of value, and errors in the reader's words
 custom.py functions.py                      functions of a user's own, as objectives and by their addresses
-merge_methods.py merging.py mergekit.py     merging: the table of methods, the stage, and files of mergekit's
+merge_methods.py merging.py merge_weights.py mergekit.py    merging: methods, the stage, and files of mergekit's
 fingerprint.py                              what a stage's result depends on
 
 docs/recipes.md is written from the records themselves.

@@ -35,5 +35,6 @@ def test_the_value_comes_from_the_one_question() -> None:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "model_code":
                 answers.add((path.name, ast.unparse(node.value).partition("(")[0]))
     told = {("readback.py", "request['model_code']")}
-    asked = {(name, "code_runs") for name in ("loading.py", "tokenizers.py", "folders.py", "starts.py")}
+    callers = ("loading.py", "tokenizers.py", "folders.py", "starts.py", "inputs.py", "tokens.py")
+    asked = {(name, "code_runs") for name in callers}
     assert answers == told | asked

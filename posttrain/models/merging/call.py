@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.arguments import wrong_argument
-from posttrain.config.merging import MergeSettings, merge_settings, weighted
+from posttrain.config.merge_weights import weighted
+from posttrain.config.merging import MergeSettings, merge_settings
 from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.merging.run import MergeReport, merge_models
 from posttrain.runs.showing import Shown, showing
@@ -58,7 +59,7 @@ def merge(
     if settings is None:
         if dtype not in DTYPES:
             raise wrong_argument("dtype", dtype, expected=", ".join(DTYPES), remedy='write `dtype="bf16"`')
-        entries = weighted(method, models, weights)  # type: ignore[arg-type]
+        entries = weighted(method, models, weights)
         settings = merge_settings(
             method, entries, dtype=DTYPES[dtype], **({} if base is None else {"base": os.fspath(base)}), **options
         )

@@ -93,7 +93,7 @@ class OpenModel:
         """
         if self._moves(name):
             # In fp64, so that a mean of many checkpoints rounds once.
-            return sum(one.read(name, rows).double() * share for share, one in self.averaged).float()  # type: ignore[union-attr,return-value]
+            return sum(one.read(name, rows).double() * share for share, one in self.averaged).float()  # type: ignore[union-attr]
         entry = self.entries[name]
         tensor = read_tensor(entry if rows is None else rows_of(entry, *rows))
         if not is_finite(tensor):

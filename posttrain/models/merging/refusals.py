@@ -100,7 +100,7 @@ def require_layers(models: Sequence[OpenModel], wanted: int | None) -> None:
 
 
 def _refused(
-    problem: str, first: OpenModel, other: OpenModel, values: tuple[object, object], remedy: str, where: object = None
+    problem: str, first: OpenModel, other: OpenModel, values: tuple[object, ...], remedy: str, where: object = None
 ) -> ConfigError:
     """Two models that differ in a value: whose is which stands in `found`."""
     return ConfigError(
@@ -144,7 +144,7 @@ def _require_same_head(first: OpenModel, other: OpenModel) -> None:
             "the reward models have heads with other outputs",
             first,
             other,
-            tuple(", ".join(map(str, label.values())) for label in labels),  # type: ignore[arg-type]
+            tuple(", ".join(map(str, label.values())) for label in labels),
             "merge reward models that were trained with the same `head`",
         )
     rules = tuple((model.reward or {}).get("rule", {}) for model in (first, other))
@@ -165,7 +165,7 @@ def _require_same_config(first: OpenModel, other: OpenModel) -> None:
             "one model shares its embeddings with its output projection, the other has two tensors",
             first,
             other,
-            tuple(f"tie_word_embeddings: {str(model.is_tied).lower()}" for model in (first, other)),  # type: ignore[arg-type]
+            tuple(f"tie_word_embeddings: {str(model.is_tied).lower()}" for model in (first, other)),
             "save the tied one with a projection of its own (`tie_word_embeddings: false` and the embeddings a second "
             "time as `lm_head.weight`), and merge that",
         )
@@ -177,7 +177,7 @@ def _require_same_config(first: OpenModel, other: OpenModel) -> None:
                 f"the models compute differently with the same weights: `{key}` of config.json",
                 first,
                 other,
-                tuple(f"{key}: {json.dumps(value, default=str)}" for value in pair),  # type: ignore[arg-type]
+                tuple(f"{key}: {json.dumps(value, default=str)}" for value in pair),
                 "merge models of one base; if the two values mean the same, make the config files equal",
             )
 
@@ -270,7 +270,7 @@ def _require_same_special_tokens(first: OpenModel, other: OpenModel) -> None:
             f"the models do not agree whether {token!r} is a special token",
             first,
             other,
-            tuple("special" if token in side else "plain text" for side in special),  # type: ignore[arg-type]
+            tuple("special" if token in side else "plain text" for side in special),
             "make the tokenizers equal, or write `tokens: union` to take the first model's",
         )
 
@@ -313,7 +313,7 @@ def _require_same_tensors(first: OpenModel, other: OpenModel, *, free_rows: bool
                 f"`{name}` has another shape",
                 first,
                 other,
-                tuple(list(shape) for shape in shapes),  # type: ignore[arg-type]
+                tuple(list(shape) for shape in shapes),
                 "merge models of one size",
                 other.entries[name].path,
             )

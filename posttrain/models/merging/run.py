@@ -206,7 +206,7 @@ def source_of(source: MergeSource) -> ModelSource | None:
 def _open(source: MergeSource, found: ModelSource | None, opened: Any) -> OpenModel:
     if source.checkpoints is None:
         assert found is not None
-        return opened(source.model)  # type: ignore[no-any-return]
+        return opened(source.model)
     return open_checkpoints(Path(str(source.model)), source.checkpoints, opened, source.label)
 
 
@@ -215,7 +215,7 @@ def _open_base(settings: MergeSettings, models: Sequence[OpenModel], opened: Any
         return _open(settings.base, source_of(settings.base), opened)
     if settings.row.base != "needed":
         return None
-    return opened(find_base([model.source for model in models]))  # type: ignore[no-any-return]
+    return opened(find_base([model.source for model in models]))
 
 
 def _notes(

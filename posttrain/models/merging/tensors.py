@@ -106,7 +106,7 @@ def read_tensor(entry: Entry) -> Tensor:
     raw = torch.empty(entry.size, dtype=torch.uint8)
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.start)
-        view, done = memoryview(raw.numpy()), 0
+        view, done = memoryview(raw.numpy().data), 0
         while done < entry.size:  # the system reads at most 2 GB in a call
             count = file.readinto(view[done:])
             if not count:
