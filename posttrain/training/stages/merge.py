@@ -11,6 +11,7 @@ from posttrain.config.merging import Merge, MergeSource
 from posttrain.config.nested import changed_within
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.models.merging.comparison import conflict_sentence
 from posttrain.models.merging.run import Plan, merge_models, planned, require_room
 from posttrain.runs.checkpoints import MANIFEST, file_identity, whole_checkpoints
 from posttrain.runs.folder import RunFolder, StageFolder
@@ -76,6 +77,10 @@ def make_merge(ctx: StageContext[Merge], plan: Plan | None) -> None:
     """
     report = merge_models(ctx.stage.merge, ctx.folder.model, seed=ctx.seed, say=ctx.say, progress=ctx.progress)
     ctx.say(str(report))
+    if report.comparison is not None:
+        ctx.folder.write(report.comparison)
+        if said := conflict_sentence(report.comparison):
+            ctx.say(said)
 
 
 def what_would_be_merged(ctx: StageContext[Merge], plan: Plan | None) -> str:
