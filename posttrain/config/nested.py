@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
+from posttrain.config.merge_measures import BarrierSettings
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
 from posttrain.config.pairs import Critique
 from posttrain.config.rewards import ModelReward
@@ -45,6 +46,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     SentenceEmbedding: ("model",),
     Decontaminate: ("against",),
     Critique: ("principles_file",),
+    BarrierSettings: ("data",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""

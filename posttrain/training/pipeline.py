@@ -175,6 +175,7 @@ def _check(
                 proof_only=True,
                 show_first=show_first,
                 split_seed=recipe.split_seed,
+                suites=recipe.evaluate.suites,
             )
             kind = kind_of_stage(stage)
             if isinstance(kind, MakingKind):
@@ -270,6 +271,7 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
                 progress,
                 answers=own,
                 split_seed=recipe.split_seed,
+                suites=recipe.evaluate.suites,
             )
             with ctx.doing("hashing the data and the start model"):
                 ctx = replace(ctx, identity=identity_of_recipe(ctx, own))
