@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
+from posttrain.runs.layout import model_label
 from posttrain.runs.records.evaluation import Figure, SuiteScores
 from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
@@ -144,7 +145,7 @@ def figure(measured: Figure | StepScore | None, metric: str) -> str:
 def merge_table(compared: MergeComparison) -> Table:
     """One row per model: how far it is from the base, how much of it changed, and its angles to the others."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"over {compared.base}")
+    table.add_column(f"over {model_label(compared.base or '')}")
     names = [vector.model for vector in compared.vectors]
     letters = [chr(ord("a") + index) for index in range(len(names))]
     for title in ("change", "of the base", "entries changed", *(f"cosine to {letter}" for letter in letters)):

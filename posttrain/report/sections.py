@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from posttrain.report.charts import Chart
+from posttrain.report.merging import MergeView, merge_view
 from posttrain.report.numbers import count, duration, number, short_count, size
 from posttrain.report.online import OnlineView, online_view
 from posttrain.report.online_panels import is_online
@@ -105,6 +106,7 @@ class StageView:
     reward: RewardView | None
     steps: StepsView | None
     online: OnlineView | None
+    merge: MergeView | None
     watched: list[Watched]
     written: list[tuple[str, str, str]]
     """(prompt, chosen, rejected) of rows that the stage made."""
@@ -141,6 +143,7 @@ def view(stage: Stage, index: int) -> StageView:
         reward=reward_view(stage),
         steps=steps_view(stage),
         online=online,
+        merge=merge_view(stage),
         watched=_watched(stage),
         written=[(shorten(row.prompt), shorten(row.chosen), shorten(row.rejected)) for row in stage.written],
         solved=[(shorten(line.prompt), shorten(line.answer), _tried(line)) for line in stage.solved],

@@ -176,9 +176,9 @@ def _merged(stage: Merge, recipe: Recipe) -> tuple[str, list[str]]:
     if stage.merge.base is not None and stage.merge.base.stage is not None:
         return stage.merge.base.stage, parents
     # Without a base of its own: what all of them started from, or else the recipe's start, from which all come.
-    starts = {started_from(recipe.stages, one) for one in recipe.stages if one.name in parents}
-    above = next(iter(starts)) if len(starts) == 1 else None
-    return (START if above is None else above.name), parents
+    above = [started_from(recipe.stages, one) for one in recipe.stages if one.name in parents]
+    starts = {START if one is None else one.name for one in above}
+    return (starts.pop() if len(starts) == 1 else START), parents
 
 
 def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[SuiteSettings]) -> None:

@@ -27,6 +27,7 @@ from posttrain.evaluate.merging.memory import InMemory
 from posttrain.evaluate.suites.perplexity import FixedAnswerScorer, Perplexity, given_answers
 from posttrain.models.merging.inputs import OpenModel
 from posttrain.models.merging.run import Plan, planned
+from posttrain.runs.layout import model_label
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.merging import Barrier, BarrierPoint
 
@@ -49,7 +50,7 @@ def barrier_of(first: str, second: str, losses: Sequence[float], rows: int, toke
 
 def sentence(barrier: Barrier) -> str:
     """maths to code: the loss rises by 0.29 nats per token above its ends, at 50 % of the way"""
-    line = f"{barrier.first} to {barrier.second}"
+    line = f"{model_label(barrier.first)} to {model_label(barrier.second)}"
     if barrier.height is None or barrier.at is None or barrier.height < SAME_LOSS:
         return f"{line}: no barrier, the loss stays below the straight line between its ends"
     return (
