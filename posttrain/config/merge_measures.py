@@ -1,7 +1,7 @@
 """What a merge is measured by, beside the suites: weights that are searched, and the loss between the models.
 
-    search: {suite: sums, method: greedy, budget: 12}
-    barrier: {data: heldout.jsonl, points: 11}
+search: {suite: sums, method: greedy, budget: 12}
+barrier: {data: heldout.jsonl, points: 11}
 """
 
 from __future__ import annotations

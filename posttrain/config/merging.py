@@ -403,27 +403,19 @@ class Merge(StageSettings):
     def _something_to_search(self) -> Self:
         if self.search is None:
             return self
-        over, row = self.search.over, self.merge.row
-        key = {"weights": "weight"}.get(over, over)
-        if key not in (row.options if over == "t" else row.per_model):
-            having = [kind for kind, row in MERGE_METHODS.items() if key in (row.options if over == "t" else row.per_model)]
+        merge, over = self.merge, self.search.over
+        key, part = {"weights": ("weight", "per_model"), "t": ("t", "options")}.get(over, (over, "per_model"))
+        if (found := getattr(merge.row, part).get(key)) is None:
+            having = [kind for kind, row in MERGE_METHODS.items() if key in getattr(row, part)]
             raise refuse(
-                f"`{self.merge.kind}` has no {over} to search",
+                f"`{merge.kind}` has no {over} to search",
                 path=("search",),
                 expected=f"one of {', '.join(having)}",
                 remedy="remove `search`, or choose another `kind`",
             )
-        known = (row.options if over == "t" else row.per_model)[key].known
         for value in self.search.values:
-            if not known.admits(value):
-                raise refuse(
-                    f"a number {known.range} is needed for `{key}`",
-                    path=("search", "values"),
-                    found=f"{value:g}",
-                    expected=known.meaning,
-                    remedy=f"list numbers {known.range}",
-                )
-        written = [self.merge.common(key)] if over == "t" else [self.merge.value_of(i, key) for i in range(len(self.merge.models))]
+            _within(found)(value)
+        written = [merge.common(key)] if over == "t" else [merge.value_of(i, key) for i in range(len(merge.models))]
         if not all(isinstance(value, (int, float)) for value in written):
             raise refuse(
                 f"`{key}` differs between layers or tensors, and a search tries one number for each model",

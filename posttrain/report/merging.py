@@ -1,4 +1,4 @@
-"""A merge on the page: how its models lie to each other, the line between them, its search, and which skills it kept."""
+"""A merge on the page: how its models lie to each other, the line between them, its search, and what it kept."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def _by_layer(
         points = [(across.place(float(at)), up.place(value)) for at, value in enumerate(values) if value is not None]
         paths += [Shape(joined(points), colour, "main"), Shape(dots(points), colour, "main dot")]
         if points:
-            notes.append(Note(100 - 100 * points[-1][1], number([v for v in values if v is not None][-1], unit), colour))
+            notes.append(
+                Note(100 - 100 * points[-1][1], number([v for v in values if v is not None][-1], unit), colour)
+            )
     # A label for each of a hundred layers would be a black bar.
     step = max(1, len(layers) // 8)
     labels = [(at, part.part.removeprefix("layer ")) for at, part in enumerate(layers)]
@@ -191,7 +193,11 @@ def _barrier(barrier: Barrier) -> Chart:
         help="the loss of models on the straight line between the two, on the same rows",
         said=f"Loss from {first} to {second}: " + ", ".join(number(loss) for loss in losses),
         caption=f"{count(barrier.rows)} rows, {count(barrier.tokens)} tokens",
-        paths=[Shape(joined(ends), "ink-3", "main"), Shape(joined(line), "accent", "main"), Shape(dots(line), "accent", "main dot")],
+        paths=[
+            Shape(joined(ends), "ink-3", "main"),
+            Shape(joined(line), "accent", "main"),
+            Shape(dots(line), "accent", "main dot"),
+        ],
         x_ticks=[Tick(100 * across.place(at), f"{100 * at:.0f} %") for at in (0.0, 0.25, 0.5, 0.75, 1.0)],
         y_ticks=y_axis_ticks(up, ""),
         x_title=f"share of {second}",
@@ -263,4 +269,7 @@ def _figure(figure: Figure | None) -> tuple[str, str]:
 
 def _kind_of(said: str, merge: str) -> str:
     rest = said.removeprefix(f"{merge} ")
-    return next((kind for words, kind in sorted(KINDS.items(), key=lambda item: -len(item[0])) if rest.startswith(words)), "plain")
+    return next(
+        (kind for words, kind in sorted(KINDS.items(), key=lambda item: -len(item[0])) if rest.startswith(words)),
+        "plain",
+    )

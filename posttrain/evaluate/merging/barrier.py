@@ -55,7 +55,8 @@ def sentence(barrier: Barrier) -> str:
         return f"{line}: no barrier, the loss stays below the straight line between its ends"
     return (
         f"{line}: a barrier, the loss rises {barrier.height:.2f} nats per token above the straight line between its "
-        f"ends, most at {barrier.at:.0%}".replace("%", " %") + " of the way"
+        f"ends, most at {barrier.at:.0%}".replace("%", " %")
+        + " of the way"
     )
 
 

@@ -88,9 +88,7 @@ def _sentence(
         change = f"{in_points(moved.value)} points [{in_points(moved.low)}, {in_points(moved.high)}]"
         return f"{merge}: no parent gained clearly on {suite}; the merge {said} from {base} ({change}, {n} prompts)"
     verdict = "kept" if share.low >= ALL else "lost" if share.high <= SOME else "kept a part of"
-    figures = ", ".join(
-        f"{name} {percent(float(np.mean(own)))} %" for name, own in scores.items()
-    )
+    figures = ", ".join(f"{name} {percent(float(np.mean(own)))} %" for name, own in scores.items())
     bounds = f"{percent(share.value)} % [{percent(share.low)}, {percent(share.high)}]"
     return f"{merge} {verdict} what {best} had gained on {suite}: {bounds} of it ({figures}; {n} prompts)"
 

@@ -124,9 +124,7 @@ def with_values(settings: MergeSettings, over: str, values: Values) -> MergeSett
     if over == "t":
         return settings.model_copy(update={"t": values[0]})
     key = {"weights": "weight"}.get(over, over)
-    models = tuple(
-        model.model_copy(update={key: value}) for model, value in zip(settings.models, values, strict=True)
-    )
+    models = tuple(model.model_copy(update={key: value}) for model, value in zip(settings.models, values, strict=True))
     return settings.model_copy(update={"models": models})
 
 

@@ -30,7 +30,7 @@ class TaskVector(Record):
 
 @dataclass(frozen=True, slots=True)
 class VectorPart(Record):
-    """A layer, or one kind of module in all layers: VectorPart("layer 3", 1_769_472, norms=(2.1, 1.7), conflict=0.31)"""
+    """A layer, or one kind of module in all layers: VectorPart("layer 3", 1_769_472, (2.1, 1.7), conflict=0.31)"""
 
     part: str
     entries: int | None
@@ -153,7 +153,7 @@ class KeptSkill(Record):
     """One suite of a merge, beside its parents.
 
     KeptSkill("both", "sums", "accuracy", base="start", before=Figure(0.01, ...), parents={"maths": Figure(0.62, ...)},
-              merged=Figure(0.40, ...), parent="maths", kept=Figure(0.64, 0.55, 0.73, 200), difference=Figure(-0.22, ...),
+              merged=Figure(0.40, ...), parent="maths", kept=Figure(0.64, ...), difference=Figure(-0.22, ...),
               said="both kept 64 % [55, 73] of what maths had gained on sums ...")
     """
 

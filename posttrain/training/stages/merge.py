@@ -162,7 +162,9 @@ def what_would_be_merged(ctx: StageContext[Merge], plan: Plan | None) -> str:
 def content_of_models(stage: Merge) -> Mapping[str, str]:
     """Hashes of the models: one that was trained anew lies where the one before it lay; and of the barrier's rows."""
     rows = {} if stage.barrier is None else {"barrier.data": content_of(stage.barrier.data)}
-    return rows | {f"merge.{source.label}.{index}": _content(source) for index, source in enumerate(stage.merge.sources)}
+    return rows | {
+        f"merge.{source.label}.{index}": _content(source) for index, source in enumerate(stage.merge.sources)
+    }
 
 
 def _content(source: MergeSource) -> str:

@@ -59,9 +59,7 @@ def test_what_is_shown_of_a_merge(folder: Path) -> None:
     assert [chart.title for chart in view.charts] == ["How far each model moved", "Opposite directions"]
     assert [tick.label for tick in view.charts[0].x_ticks] == ["in", "0"]
     # The line goes 1, 2, 3.
-    assert view.barriers_said == ["maths → code: 2 nats per token at 50.0 %".replace(" %", "\u202f%")] or view.barriers_said[
-        0
-    ].startswith("maths → code: 2")
+    assert view.barriers_said[0].startswith("maths → code: 2")
     assert view.search is not None and view.search.rows[0][0] == "maths alone" and view.search.rows[0][3]
 
 
@@ -84,7 +82,9 @@ def test_a_run_without_merges_has_no_such_part(tmp_path: Path) -> None:
 def test_damaged_records_break_nothing(folder: Path, name: str, damage: str) -> None:
     path = folder / "dpo" / name
     text = path.read_text()
-    path.write_text({"torn": text[: len(text) // 2], "numbers": re.sub(r"\d+(\.\d+)?", '"x"', text)}.get(damage, damage))
+    path.write_text(
+        {"torn": text[: len(text) // 2], "numbers": re.sub(r"\d+(\.\d+)?", '"x"', text)}.get(damage, damage)
+    )
     render(read_run(folder))
 
 

@@ -60,7 +60,9 @@ def test_over_the_folders_of_a_run(tmp_path: Path) -> None:
     for name, right in (("start", 0), ("maths", 20), ("both", 10)):
         asked(folders[name], "accuracy", rights(right))
     (skill,) = skills_of_run(folders, {"both": ("start", ["maths", "maths"])})
-    assert skill.kept is not None and skill.kept.value == 0.5 and skill.before == Figure(0.0, 0.0, skill.before.high, 20)  # type: ignore[union-attr]
+    assert (
+        skill.kept is not None and skill.kept.value == 0.5 and skill.before == Figure(0.0, 0.0, skill.before.high, 20)
+    )  # type: ignore[union-attr]
     write_json(tmp_path / "run.json", {"schema": 2, "stages": []})
     write_skills(tmp_path, [skill])
     assert RunFolder(tmp_path).merged_skills() == (skill,)

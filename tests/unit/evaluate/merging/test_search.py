@@ -116,7 +116,7 @@ def test_a_second_attempt_asks_nothing_again(
 
     found, record, asked = run("one")
     # As written, each alone, and the second added (which is as written); then the reporting half.
-    assert [candidate.what for candidate in record.candidates][0] == "as written" and len(record.candidates) == 3
+    assert record.candidates[0].what == "as written" and len(record.candidates) == 3
     assert record.choosing == record.reporting == 5 and record.chosen is not None and record.reported is not None
     assert values_of(found, "weights") == record.chosen.values
     assert record.optimism == pytest.approx(record.chosen.score - record.reported.value)  # type: ignore[operator]

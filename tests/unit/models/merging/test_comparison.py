@@ -96,7 +96,7 @@ def test_a_merge_compares_what_goes_by(tmp_path: Path, faults: Any, monkeypatch:
     assert found.conflict == pytest.approx(float((one * two < 0).double().sum() / ((one != 0) & (two != 0)).sum()))
     assert found.merged is not None and found.merged.norm == pytest.approx(float((one + two).norm()), rel=1e-5)
     parts = found.layers
-    assert [part.part for part in parts][0] == "embed_tokens" and parts[-1].part in ("norm", "lm_head")
+    assert parts[0].part == "embed_tokens" and parts[-1].part in ("norm", "lm_head")
     assert sum(part.norms[0] ** 2 for part in parts) == pytest.approx(float(one @ one), rel=1e-6)  # type: ignore[operator]
 
 
