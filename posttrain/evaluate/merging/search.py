@@ -29,6 +29,7 @@ from posttrain.evaluate.words import in_points, percent
 from posttrain.intervals import Score, average, paired_difference, unbounded
 from posttrain.models.merging.run import planned
 from posttrain.runs.folder import StageFolder
+from posttrain.runs.layout import model_label
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.records.merging import SearchRecord
@@ -174,7 +175,7 @@ def searched(
             for one in before.candidates
             if one.score is not None
         }
-    names = ["t"] if chosen_by.over == "t" else [source.label for source in settings.models]
+    names = ["t"] if chosen_by.over == "t" else [model_label(source.label) for source in settings.models]
     start = values_of(settings, chosen_by.over)
     with planned(settings, folder.model) as plan:
         place = InMemory.of(plan, device, "search")

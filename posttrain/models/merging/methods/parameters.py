@@ -41,7 +41,7 @@ class Layers:
 
 
 def numbered(name: str) -> tuple[str, int | None]:
-    """What stands before the first number of a name, and the number: numbered("model.layers.3.x") == ("model.layers", 3)"""
+    """What stands before a name's first number, and the number: numbered("model.layers.3.x") == ("model.layers", 3)"""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():
