@@ -23,8 +23,9 @@ from posttrain.config.embeddings import AnyEmbedding
 from posttrain.config.engines import ENGINES
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
+from posttrain.config.merge_measures import BarrierSettings, WeightSearch
 from posttrain.config.merge_methods import MERGE_METHODS
-from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSettings, MergeSource, WeightSearch
+from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSettings, MergeSource
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.pairs import AnyPairs, Pairs
@@ -446,6 +447,7 @@ def merges() -> list[str]:
         *group("models", MergeSource),
         *group("checkpoints", CheckpointAverage),
         *group("search", WeightSearch),
+        *group("barrier", BarrierSettings),
     ]
 
 

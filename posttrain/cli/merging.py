@@ -191,13 +191,18 @@ def settings_of_file(path: Path, *, tokens: str, dtype: str) -> tuple[MergeSetti
 
 def merge_models_of(settings: MergeSettings, layers: int | None, out: Path, seed: int, model_code: Any) -> None:
     from posttrain.cli.progress import progress_on
+    from posttrain.cli.tables import merge_table
     from posttrain.cli.terminal import terminal
     from posttrain.models.folders.own_code import folder_code
+    from posttrain.models.merging.comparison import conflict_sentence
     from posttrain.models.merging.run import merge_models
 
     with progress_on(terminal(stderr=True)) as progress, folder_code(model_code):
         report = merge_models(settings, out, seed=seed, layers=layers, say=progress.say, progress=progress)
     echo(str(report))
+    if report.comparison is not None and report.comparison.base is not None:
+        terminal().print(merge_table(report.comparison))
+        echo(conflict_sentence(report.comparison))
 
 
 def merge_adapters_of(chosen: AdapterMerge, out: Path, model_code: Any) -> None:

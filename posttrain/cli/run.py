@@ -52,6 +52,8 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(held_out_table(scores))
     for change in folder.pass_at_k_changes():
         console.print(f"{change.suite}: {change.said}", markup=False, highlight=False)
+    for skill in folder.merged_skills():
+        console.print(skill.said, markup=False, highlight=False)
     for stage, warning in folder.warnings():
         console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
     for kept in folder.earlier():

@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
+from posttrain.runs.layout import model_label
 from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
@@ -138,6 +140,30 @@ def figure(measured: Figure | StepScore | None, metric: str) -> str:
     if low is None or high is None or low == high:
         return shown
     return f"{shown} [{low * scale:{sign}{digits}}, {high * scale:{sign}{digits}}]"
+
+
+def merge_table(compared: MergeComparison) -> Table:
+    """One row per model: how far it is from the base, how much of it changed, and its angles to the others."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"over {model_label(compared.base or '')}")
+    names = [vector.model for vector in compared.vectors]
+    letters = [chr(ord("a") + index) for index in range(len(names))]
+    for title in ("change", "of the base", "entries changed", *(f"cosine to {letter}" for letter in letters)):
+        table.add_column(title, justify="right")
+    rows = zip(letters, compared.vectors, compared.cosines, strict=True)
+    for letter, vector, cosines in rows:
+        table.add_row(Text(f"{letter}: {vector.model}"), *_vector_cells(vector, cosines))
+    if compared.merged is not None:
+        table.add_row("merged", *_vector_cells(compared.merged, compared.merged_cosines))
+    return table
+
+
+def _vector_cells(vector: TaskVector, cosines: Sequence[float | None]) -> list[str]:
+    def said(value: float | None, form: str) -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    shares = [said(value, ".2%").replace("%", " %") for value in (vector.relative_norm, vector.changed)]
+    return [said(vector.norm, ".4g"), *shares, *(said(value, ".2f") for value in cosines)]
 
 
 def side_by_side(prompts: Sequence[str], models: Sequence[tuple[str, str]], columns: Sequence[Sequence[str]]) -> Table:

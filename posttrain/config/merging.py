@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from posttrain.config.base import Output, StageSettings
 from posttrain.config.lineage import START
+from posttrain.config.merge_measures import BarrierSettings, WeightSearch
 from posttrain.config.merge_methods import MERGE_METHODS, MergeParameter, MergeRow
 from posttrain.config.values import Float, Int, Settings, refuse
 from posttrain.errors import unknown
@@ -252,7 +253,7 @@ class MergeSettings(Settings):
     def _weights_sum(self) -> Self:
         if not self.row.per_model.get("weight") or not vars(self).get("normalize", self.kind in ("nuslerp", "karcher")):
             return self
-        weights = [self._of(index, "weight") for index in range(len(self.models))]
+        weights = [self.value_of(index, "weight") for index in range(len(self.models))]
         plain = [float(weight) for weight in weights if isinstance(weight, (int, float))]
         divides_by_sizes = self.row.base == "needed"
         total = sum(abs(weight) if divides_by_sizes else weight for weight in plain)
@@ -269,7 +270,7 @@ class MergeSettings(Settings):
     @model_validator(mode="after")
     def _epsilon_fits(self) -> Self:
         for index in range(len(self.models)) if "epsilon" in self.row.per_model else ():
-            density, epsilon = self._of(index, "density"), self._of(index, "epsilon")
+            density, epsilon = self.value_of(index, "density"), self.value_of(index, "epsilon")
             if not isinstance(density, (int, float)) or not isinstance(epsilon, (int, float)) or density in (0, 1):
                 continue
             if density - epsilon < 0 or density + epsilon > 1:
@@ -281,7 +282,8 @@ class MergeSettings(Settings):
                 )
         return self
 
-    def _of(self, index: int, name: str) -> Varied | bool | str | None:
+    def value_of(self, index: int, name: str) -> Varied | bool | str | None:
+        """A model's own parameter, or else the merge's: value_of(0, "weight") == 1.0"""
         own = self.of_model(index, name)
         return self.common(name) if own is None else own
 
@@ -373,25 +375,7 @@ def merge_settings(kind: str, models: Sequence[Any], **options: Any) -> MergeSet
     return MERGES[kind](models=tuple(models), **options)
 
 
-# ---------------------------------------------------------------- weights that are searched
-
-
-class WeightSearch(Settings):
-    """Weights that are chosen on one half of a suite and reported on the other."""
-
-    over: Literal["weights"] = "weights"
-    """What is searched: the weights of the models."""
-    suite: str
-    """A suite of the recipe's `evaluate`, by its name."""
-    method: Literal["greedy", "coordinate"] = "greedy"
-    """`greedy`: models are added one by one and stay where the suite gains (the greedy soup of Wortsman et al. 2022,
-    arXiv:2203.05482); `coordinate`: one weight after the other takes its best value."""
-    budget: Int = Field(default=20, ge=2)
-    """Most merges that are measured; the weights as written are the first."""
-    values: tuple[Float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=2)
-    """Of `coordinate`: the values that a weight may take."""
-    chosen_on: Float = Field(default=0.5, gt=0, lt=1)
-    """Share of the suite's prompts on which weights are chosen; on the others they are reported."""
+# ---------------------------------------------------------------- the stage
 
 
 class Merge(StageSettings):
@@ -405,7 +389,9 @@ class Merge(StageSettings):
     merge: AnyMerge
     """Which models, and how, by its `kind`."""
     search: WeightSearch | None = None
-    """Choose the weights on a suite; null: those that are written."""
+    """Choose weights, densities or `t` on one half of a suite, and report on the other; null: what is written."""
+    barrier: BarrierSettings | None = None
+    """Measure the loss on the straight lines between the models; null: nobody asks."""
 
     @model_validator(mode="after")
     def _no_rows(self) -> Self:
@@ -415,13 +401,34 @@ class Merge(StageSettings):
 
     @model_validator(mode="after")
     def _something_to_search(self) -> Self:
-        if self.search is not None and "weight" not in self.merge.row.per_model:
-            having = [kind for kind, row in MERGE_METHODS.items() if "weight" in row.per_model]
+        if self.search is None:
+            return self
+        merge, over = self.merge, self.search.over
+        key, part = {"weights": ("weight", "per_model"), "t": ("t", "options")}.get(over, (over, "per_model"))
+        if (found := getattr(merge.row, part).get(key)) is None:
+            having = [kind for kind, row in MERGE_METHODS.items() if key in getattr(row, part)]
             raise refuse(
-                f"`{self.merge.kind}` has no weights to search",
+                f"`{merge.kind}` has no {over} to search",
                 path=("search",),
                 expected=f"one of {', '.join(having)}",
                 remedy="remove `search`, or choose another `kind`",
+            )
+        for value in self.search.values:
+            _within(found)(value)
+        written = [merge.common(key)] if over == "t" else [merge.value_of(i, key) for i in range(len(merge.models))]
+        if not all(isinstance(value, (int, float)) for value in written):
+            raise refuse(
+                f"`{key}` differs between layers or tensors, and a search tries one number for each model",
+                path=("search",),
+                remedy=f"write `{key}` as a number, or remove `search`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_ends(self) -> Self:
+        if self.barrier is not None and len(self.merge.models) < 2:
+            raise refuse(
+                "a line needs two models, and this merge has one", path=("barrier",), remedy="remove `barrier`"
             )
         return self
 

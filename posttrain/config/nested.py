@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from posttrain.config.embeddings import PolicyEmbedding, SentenceEmbedding
+from posttrain.config.merge_measures import BarrierSettings
 from posttrain.config.merging import MODEL_RECORDS, MergeSource
 from posttrain.config.model_scores import (
     IFDScore,
@@ -58,6 +59,7 @@ FILE_KEYS: Mapping[type[Settings], tuple[str, ...]] = {
     RDSScore: ("targets",),
     NewPrompts: ("against",),
     Personas: ("personas_file",),
+    BarrierSettings: ("data",),
 }
 """Keys that hold the path of a file or folder, in a recipe relative to it; or a list of these and of evaluation sets
 that come along."""

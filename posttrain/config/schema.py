@@ -129,7 +129,8 @@ class Recipe(Settings):
             for inner, source in sources_in(stage):
                 _check_merged(source, before, ("stages", index, *inner, "stage"))
             if isinstance(stage, Merge) and stage.search is not None:
-                _check_suite(stage.search.suite, self.evaluate, ("stages", index, "search", "suite"))
+                for name in stage.search.suite:
+                    _check_suite(name, self.evaluate, ("stages", index, "search", "suite"))
             for inner, teacher in teachers_of(stage) if isinstance(stage, MakingStage) else ():
                 if teacher.stage is not None:
                     _check_teacher(teacher.stage, before, ("stages", index, *inner, "stage"))

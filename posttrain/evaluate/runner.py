@@ -165,7 +165,7 @@ def _identities(
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
-        questions = _content_of(suite.prompts)
+        questions = content_of(suite.prompts)
         kept = baseline_path(baseline, suite.name)
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
@@ -181,8 +181,8 @@ def _identities(
     return identities
 
 
-def _content_of(prompts: str) -> str:
-    """An address that makes tasks is its own content."""
+def content_of(prompts: str) -> str:
+    """A hash of the rows of a suite; an address that makes tasks is its own content."""
     return prompts if prompts.startswith(GYM) else combined_fingerprint(open_sources(prompts))
 
 

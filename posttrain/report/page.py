@@ -22,6 +22,7 @@ from posttrain.report.cross import cross_view
 from posttrain.report.distributions import interval_chart
 from posttrain.report.evaluation import Table, final_table
 from posttrain.report.lineage import lanes
+from posttrain.report.merging import kept_view
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
@@ -74,6 +75,7 @@ def render(run: RunContents) -> str:
         interval_charts=_interval_charts(table),
         cross=cross_view(run),
         passk=passk_view(run),
+        kept=kept_view(run),
         budget=budget_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
         lanes=lanes(run),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from posttrain.report.charts import Chart
 from posttrain.report.diversity import diversity_charts
+from posttrain.report.merging import MergeView, merge_view
 from posttrain.report.numbers import count, duration, number, short_count, size
 from posttrain.report.online import OnlineView, online_view
 from posttrain.report.online_panels import is_online
@@ -108,6 +109,7 @@ class StageView:
     reward: RewardView | None
     steps: StepsView | None
     online: OnlineView | None
+    merge: MergeView | None
     watched: list[Watched]
     written: list[tuple[str, str, str]]
     """(prompt, chosen, rejected) of rows that the stage made."""
@@ -145,6 +147,7 @@ def view(stage: Stage, index: int) -> StageView:
         reward=reward_view(stage),
         steps=steps_view(stage),
         online=online,
+        merge=merge_view(stage),
         watched=_watched(stage),
         written=[(shorten(row.prompt), shorten(row.chosen), shorten(row.rejected)) for row in stage.written],
         solved=[(shorten(line.prompt), shorten(line.answer), _tried(line)) for line in stage.solved],

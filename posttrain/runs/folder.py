@@ -28,6 +28,7 @@ from posttrain.runs.owner import LOCK, clear_owner, is_dead, read_owner, write_o
 from posttrain.runs.records.base import LogLine, WholeFile
 from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.merging import KeptSkill, MergedSkills
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
@@ -267,6 +268,11 @@ class RunFolder:
         """What each stage did to pass@k, in words and figures; see `posttrain.evaluate.pass_at_k_change`."""
         path = self.path / PassAtKChanges.FILE
         return PassAtKChanges.from_json(read_json(path)).changes if path.exists() else ()
+
+    def merged_skills(self) -> tuple[KeptSkill, ...]:
+        """What each merge kept of its parents' skills; see `posttrain.evaluate.merging.kept`."""
+        path = self.path / MergedSkills.FILE
+        return MergedSkills.from_json(read_json(path)).skills if path.exists() else ()
 
     # -- whole files
 

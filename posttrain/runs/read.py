@@ -27,6 +27,7 @@ from posttrain.runs.records.evaluation import (
     SuiteScores,
 )
 from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
+from posttrain.runs.records.merging import KeptSkill, MergeComparison, MergedSkills, SearchRecord
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
@@ -113,6 +114,9 @@ class Stage:
     steps: StepEvaluation | None = None
     """Of a stage that trained a process reward model."""
     step_scores: list[StepRewards] = field(default_factory=list)
+    merge: MergeComparison | None = None
+    """Of a stage that merged models."""
+    weight_search: SearchRecord | None = None
 
     @property
     def last_step(self) -> int | None:
@@ -158,6 +162,8 @@ class RunContents:
     """Rewards of several policies' answers by several reward models."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
+    merged_skills: tuple[KeptSkill, ...] = ()
+    """What merges kept of their parents' skills."""
     earlier: list[Stage] = field(default_factory=list)
     """Results of the stages that other settings or data gave before: `dpo.1`, `dpo.2`."""
     gone_since: str | None = None
@@ -210,6 +216,7 @@ def read_run(folder: Path) -> RunContents:
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
+    skills = files.document(folder / "merges.json", MergedSkills)
     return RunContents(
         folder=folder,
         name=folder.resolve().name,
@@ -222,6 +229,7 @@ def read_run(folder: Path) -> RunContents:
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
+        merged_skills=skills.skills if skills is not None else (),
         earlier=[
             _read_stage(files, kept.path, StageEntry.from_json({}))
             for kept in RunFolder(folder).earlier()
@@ -301,6 +309,8 @@ def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
         sampled=read_sampled(files, folder, about.best_step),
         steps=files.document(folder / "step_evaluation.json", StepEvaluation),
         step_scores=files.lines(folder / "step_scores.jsonl", StepRewards, MOST_PAIRS),
+        merge=files.document(folder / "merge.json", MergeComparison),
+        weight_search=files.document(folder / "search.json", SearchRecord),
     )
     _note_what_is_missing(files, stage)
     return stage

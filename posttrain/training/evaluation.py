@@ -12,10 +12,13 @@ from typing import Any
 
 from posttrain.config import Recipe
 from posttrain.config.budget import BudgetSuite
+from posttrain.config.lineage import START, started_from
+from posttrain.config.merging import Merge
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
+from posttrain.evaluate.merging.kept import skills_of_run, write_skills
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
 from posttrain.evaluate.runner import evaluate_model
 from posttrain.runs.folder import RunFolder, StageFolder
@@ -159,8 +162,23 @@ def evaluate_stage(
 
 
 def summarise(run: RunFolder, recipe: Recipe) -> None:
-    """Of a recipe; see `write_summary`."""
+    """Of a recipe; see `write_summary`. And merges.json, where models are merged: what each merge kept."""
     write_summary(run, [stage.name for stage in recipe.stages], recipe.evaluate.suites)
+    merges = {stage.name: _merged(stage, recipe) for stage in recipe.stages if isinstance(stage, Merge)}
+    if merges:
+        folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
+        write_skills(run.path, skills_of_run(folders, merges))
+
+
+def _merged(stage: Merge, recipe: Recipe) -> tuple[str, list[str]]:
+    """What a merge's models come from, and those of them that are stages."""
+    parents = [source.stage for source in stage.merge.models if source.stage not in (None, START)]
+    if stage.merge.base is not None and stage.merge.base.stage is not None:
+        return stage.merge.base.stage, parents
+    # Without a base of its own: what all of them started from, or else the recipe's start, from which all come.
+    above = [started_from(recipe.stages, one) for one in recipe.stages if one.name in parents]
+    starts = {START if one is None else one.name for one in above}
+    return (starts.pop() if len(starts) == 1 else START), parents
 
 
 def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[SuiteSettings]) -> None:

@@ -16,12 +16,14 @@ from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.config.fingerprint import objective_fingerprint
+from posttrain.config.merging import Merge
 from posttrain.config.settings import ReadSettings, Source
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
 from posttrain.data.sources.hub import HubSource
 from posttrain.data.sources.source import DataSource
 from posttrain.errors import SourceError
+from posttrain.evaluate.runner import content_of as content_of_prompts
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.manifest import folder_fingerprint
@@ -50,6 +52,11 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
         hashed.contents["template"] = answers.encoding.template_identity
         # A reward model that was trained anew lies where the one before it lay.
         hashed.contents |= kind.content(ctx.stage)
+    if isinstance(ctx.stage, Merge) and ctx.stage.search is not None:
+        # What chooses its weights stands beside the stages.
+        chosen_by = [suite for suite in ctx.suites if suite.name in ctx.stage.search.suite]
+        asked = [(suite.model_dump(mode="json"), content_of_prompts(suite.prompts)) for suite in chosen_by]
+        hashed.contents["search.suite"] = _hash([_said(one) for one in asked])
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))
 
 

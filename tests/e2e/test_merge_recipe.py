@@ -13,6 +13,7 @@ from posttrain.config import load_recipe
 from posttrain.errors import ConfigError
 from posttrain.models.merging.tensors import entries_of, read_tensor
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.merging import MergeComparison, SearchRecord
 from posttrain.training.pipeline import check_recipe, run_recipe
 from tests.e2e.test_pipeline import Heard
 
@@ -29,7 +30,8 @@ stages:
   - {name: two, method: sft, starts_from: start, data: {path: package://demonstrations.jsonl, limit: 30},
      learning_rate: 2e-3, steps: 4, rows_per_step: 4, checkpoint: {every_steps: 2, keep: 2}}
   - {name: both, method: merge, merge: {kind: task_arithmetic, weight: 0.5,
-     models: [{stage: one}, {stage: two, checkpoints: 2}]}}
+     models: [{stage: one}, {stage: two, checkpoints: 2}]},
+     barrier: {data: package://demonstrations.jsonl, points: 3, limit: 4}}
   - {name: after, method: sft, data: {path: package://demonstrations.jsonl, limit: 40}, learning_rate: 2e-3, steps: 1,
      rows_per_step: 4}
 """
@@ -70,6 +72,45 @@ def test_it_is_asked_the_suites_and_the_next_stage_starts_from_it(done: Path) ->
     assert run.stage("after").stage().start_model.path.endswith("both/model")  # type: ignore[union-attr]
     page = (run.path / "report.html").read_text()
     assert "both" in page
+
+
+def test_the_stage_says_how_its_models_lie_to_each_other(done: Path) -> None:
+    found = RunFolder(done / "runs/small").stage("both").document(MergeComparison)
+    assert found is not None and found.base == "embedded" and len(found.vectors) == 2 and len(found.barriers) == 1
+    assert [part.part for part in found.layers] == ["embed_tokens", *(f"layer {index}" for index in range(4)), "norm"]
+    assert all(point.loss is not None and point.loss > 0 for point in found.barriers[0].points)
+    assert "How the models lie to each other" in (done / "runs/small/report.html").read_text()
+
+
+SEARCHED = RECIPE.split("  - {name: both")[0].replace(
+    "kind: perplexity, prompts: package://heldout_facts.jsonl, limit: 4",
+    "kind: match, pattern: e, prompts: package://heldout_manners.jsonl, limit: 8",
+)
+SEARCHED += """
+  - {name: both, method: merge, merge: {kind: linear, models: [{stage: one}, {stage: two}]},
+     search: {suite: own, budget: 3}}
+"""
+
+
+def test_weights_are_chosen_by_a_suite_of_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SEARCHED, encoding="utf-8")
+    recipe = load_recipe(path, [f"out='{tmp_path / 'runs'}'"])
+    run_recipe(recipe, progress=Heard())
+    run = RunFolder(tmp_path / "runs/small")
+    record = run.stage("both").document(SearchRecord)
+    assert record is not None and record.choosing == record.reporting == 4 and record.chosen is not None
+    assert [one.what for one in record.candidates] == ["as written", "one alone", "two alone"]
+    one, two = (load_file(run.stage(name).model / "model.safetensors") for name in ("one", "two"))
+    weights = [float(value) for value in record.chosen.values if value is not None]
+    for name, entry in entries_of(run.stage("both").model).items():
+        expected = (weights[0] * one[name] + weights[1] * two[name]) / sum(weights)
+        assert (read_tensor(entry) - expected).abs().max() < 1e-6, name
+    assert {skill.suite for skill in run.merged_skills()} == {"own"}
+    # Another question to the suite is another search.
+    again = Heard()
+    run_recipe(load_recipe(path, [f"out='{tmp_path / 'runs'}'", "evaluate.suites.own.limit=6"]), progress=again)
+    assert any(line.startswith("both: ") and "it runs again" in line for line in again.lines), again.lines
 
 
 def test_it_runs_again_only_when_a_model_has_changed(done: Path) -> None:

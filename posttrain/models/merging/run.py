@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.merging import MergeSettings, MergeSource
-from posttrain.errors import ConfigError, ExportError
+from posttrain.errors import ConfigError, ExportError, PosttrainError
 from posttrain.models.folders.export import begin_reading_back
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.manifest import refuse_foreign, temporary_folder
 from posttrain.models.folders.own_code import code_runs, own_code
 from posttrain.models.folders.source import ModelSource, resolve
 from posttrain.models.merging.checkpoints import open_checkpoints
-from posttrain.models.merging.inputs import OpenModel, find_base, open_model
+from posttrain.models.merging.comparison import Comparer
+from posttrain.models.merging.inputs import OpenModel, find_base, named_base, open_model
 from posttrain.models.merging.outputs import PendingMerge, expected_of, write_beside
 from posttrain.models.merging.refusals import require_alike, require_layers, require_other_folder
 from posttrain.models.merging.stream import Written, dtype_of_merge, kinds_of, merge_tensors
@@ -34,6 +35,7 @@ from posttrain.models.merging.tensors import SHARD_BYTES, size_of
 from posttrain.models.merging.tokens import Vocabulary, vocabulary_of
 from posttrain.runs.disk import writing
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.merging import MergeComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class MergeReport:
     text: str | None
     """What the fresh process generated; None of a reward model, which says nothing."""
     notes: tuple[str, ...] = ()
+    comparison: MergeComparison | None = None
+    """How the models lie to each other, seen from their base."""
 
     def __str__(self) -> str:
         over = f" over {self.base}" if self.base else ""
@@ -79,6 +83,8 @@ class Plan:
     base: OpenModel | None
     vocabulary: Vocabulary | None
     notes: tuple[str, ...] = ()
+    ground: OpenModel | None = None
+    """What the models come from, if it is known and the method does not take it; they are compared over it."""
 
     @property
     def bytes(self) -> int:
@@ -123,6 +129,8 @@ def merge_models(
             progress.say(note) if say is None else say(note)
         require_room(out, plan.bytes)
         temporary = temporary_folder(out)
+        seen_from = plan.base or plan.ground
+        comparer = Comparer([one.name for one in plan.models], None if seen_from is None else seen_from.name)
         try:
             started = time.monotonic()
             with writing(out):
@@ -135,6 +143,8 @@ def merge_models(
                     progress,
                     seed=seed,
                     shard_bytes=shard_bytes,
+                    ground=plan.ground,
+                    comparer=comparer,
                 )
                 seconds = time.monotonic() - started
                 with progress.doing("reading the merged model back"):
@@ -156,6 +166,7 @@ def merge_models(
             seconds=seconds,
             text=saved.text,
             notes=plan.notes,
+            comparison=comparer.record(settings.kind),
         )
 
 
@@ -186,7 +197,8 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
         require_other_folder(out, {model.name: model.source.folder for model in (*models, *([base] if base else []))})
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
         vocabulary = vocabulary_of(models, base, settings.tokens)
-        yield Plan(settings, models, base, vocabulary, tuple(_notes(settings, models, base, vocabulary)))
+        notes = tuple(_notes(settings, models, base, vocabulary))
+        yield Plan(settings, models, base, vocabulary, notes, _ground(models, opened) if base is None else None)
     finally:
         for path in scratch:
             shutil.rmtree(path, ignore_errors=True)
@@ -216,6 +228,18 @@ def _open_base(settings: MergeSettings, models: Sequence[OpenModel], opened: Any
     if settings.row.base != "needed":
         return None
     return opened(find_base([model.source for model in models]))
+
+
+def _ground(models: Sequence[OpenModel], opened: Any) -> OpenModel | None:
+    """The model that all of them come from, by their own word; None where they do not say, or it is gone."""
+    # Checkpoints lie over their start, whose source they have.
+    named = [str(model.source.folder) if model.averaged else named_base(model.source) for model in models]
+    try:
+        places = {resolve(name).folder.resolve() for name in named if name is not None}
+        # The merge does without: what cannot be read is no reason to refuse it.
+        return opened(named[0]) if len(places) == 1 and None not in named else None
+    except PosttrainError:
+        return None
 
 
 def _notes(

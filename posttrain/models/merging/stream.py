@@ -19,6 +19,7 @@ from posttrain.config.merging import MergeSettings
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.devices import dtype_of
 from posttrain.models.folders.finite import is_finite
+from posttrain.models.merging.comparison import Comparer
 from posttrain.models.merging.inputs import OpenModel
 from posttrain.models.merging.methods.parameters import Layers, resolved
 from posttrain.models.merging.methods.parts import generator_of
@@ -81,11 +82,15 @@ def merge_tensors(
     *,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    ground: OpenModel | None = None,
+    comparer: Comparer | None = None,
 ) -> Written:
     """Write the weights of the merge into `folder`.
 
     Args:
         seed: of a method that draws and has none of its own.
+        ground: what the models come from, where the method itself takes no base; read for the comparison alone.
+        comparer: is given every tensor as it goes by.
 
     Raises:
         ModelError: a tensor of a model is not finite, or a merged one is not in the dtype that is written.
@@ -93,17 +98,16 @@ def merge_tensors(
     """
     dtype = dtype_of_merge(settings, models[0])
     writer = ShardWriter(folder, kinds_of(models[0], vocabulary, dtype), shard_bytes)
-    everyone = [*models, *([base] if base is not None else [])]
-    total = sum(one.bytes_to_read(name) for one in everyone for name in writer.kinds)
-    layers = Layers.of(models[0].entries)
-    one_tensor = _Merger(settings, models, base, vocabulary, dtype, settings.draws_from(seed), layers)
+    everyone = [*models, *([one] if (one := base or ground) is not None else [])]
+    total = sum(one.bytes_to_read(name) for one in everyone for name in writer.kinds if name in one.entries)
+    one_tensor = Merger.of(settings, models, base, vocabulary, dtype, seed=seed, ground=ground, comparer=comparer)
     title = f"merging {len(models)} models by {settings.kind}"
     try:
         with progress.phase(title, total=total / 1e6, unit="MB") as phase, torch.no_grad():
             for name, (shape, _) in writer.kinds.items():
                 blocks = blocks_of(shape, models[0].entries[name].size) if one_tensor.is_entrywise(name) else [None]
                 writer.write_blocks(name, (one_tensor(name, rows) for rows in blocks))
-                phase.advance(sum(one.bytes_to_read(name) for one in everyone) / 1e6)
+                phase.advance(sum(one.bytes_to_read(name) for one in everyone if name in one.entries) / 1e6)
         writer.close()
     except BaseException:
         writer.abandon()
@@ -121,7 +125,7 @@ def blocks_of(shape: tuple[int, ...], size: int) -> list[tuple[int, int] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Merger:
+class Merger:
     """Makes one tensor of the merge, or some of its rows."""
 
     settings: MergeSettings
@@ -131,6 +135,24 @@ class _Merger:
     dtype: torch.dtype
     seed: int
     layers: Layers
+    ground: OpenModel | None = None
+    comparer: Comparer | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: MergeSettings,
+        models: Sequence[OpenModel],
+        base: OpenModel | None,
+        vocabulary: Vocabulary | None,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
+        ground: OpenModel | None = None,
+        comparer: Comparer | None = None,
+    ) -> Merger:
+        layers = Layers.of(models[0].entries)
+        return cls(settings, models, base, vocabulary, dtype, settings.draws_from(seed), layers, ground, comparer)
 
     def is_entrywise(self, name: str) -> bool:
         """Whether blocks of rows give what the whole gives: not where rows are put together by their tokens."""
@@ -153,7 +175,24 @@ class _Merger:
                 found=f"NaN or infinity in {str(self.dtype).removeprefix('torch.')}",
                 remedy="write `dtype: float32` (`--dtype fp32`), or smaller weights",
             )
+        if self.comparer is not None:
+            self._compare(self.comparer, name, rows, parts, result)
         return result
+
+    def _compare(
+        self, comparer: Comparer, name: str, rows: tuple[int, int] | None, parts: Parts, result: Tensor
+    ) -> None:
+        """As it goes by: to read everything a second time would double what a merge of large models takes."""
+        base = parts.base
+        if base is None and self.ground is not None and name in self.ground.entries:
+            # Rows of a base with fewer tokens may not be there; what has another shape is passed over.
+            whole = self.ground.entries[name].shape == self.models[0].entries[name].shape
+            base = self.ground.read(name, rows) if whole else None
+        # The same place is another token's in every model.
+        if (self.vocabulary is not None and name in self.vocabulary.names) or (base is None and comparer.base):
+            comparer.leave_out(name)
+        else:
+            comparer.add(name, parts.tensors, base, result)
 
     def _parts(self, name: str, rows: tuple[int, int] | None) -> Parts:
         def wide(model: OpenModel) -> Tensor:

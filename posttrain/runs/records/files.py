@@ -25,6 +25,7 @@ from posttrain.runs.records.logs import (
     WatchedRow,
     YieldLine,
 )
+from posttrain.runs.records.merging import MergeComparison, MergedSkills, SearchRecord
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
@@ -37,6 +38,7 @@ RUN_FILES: Mapping[str, type[Record]] = {
     "summary.json": Summary,
     "cross_scores.json": CrossScores,
     "pass_at_k.json": PassAtKChanges,
+    "merges.json": MergedSkills,
 }
 """Files of a run's folder and what they hold."""
 
@@ -69,5 +71,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "reward_scores.jsonl": PairRewards,
     "step_evaluation.json": StepEvaluation,
     "step_scores.jsonl": StepRewards,
+    "merge.json": MergeComparison,
+    "search.json": SearchRecord,
 }
 """Files of a stage's folder and what they, or each of their lines, hold."""

@@ -21,6 +21,7 @@ import torch
 
 from posttrain.config import StageSettings, TrainingStage
 from posttrain.config.base import Output
+from posttrain.config.suite_settings import SuiteSettings
 from posttrain.data.encode import Encoder
 from posttrain.data.read import Examples
 from posttrain.data.sources.source import DataSource
@@ -101,6 +102,9 @@ class StageContext(Generic[S_co]):
     """What a held-out share is drawn from; apart from `seed`, so that seeds are measured on the same rows."""
     identity: StageIdentity | None = None
     """What it rests on; None where nothing will be trained, or nobody asks."""
+
+    suites: tuple[SuiteSettings, ...] = ()
+    """What the recipe asks every policy, for a stage that chooses by it."""
 
     def say(self, *lines: str) -> None:
         """Each line, under the stage's name."""

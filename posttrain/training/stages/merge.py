@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.lineage import START
-from posttrain.config.merging import Merge, MergeSource
+from posttrain.config.merge_measures import BarrierSettings, WeightSearch
+from posttrain.config.merging import Merge, MergeSettings, MergeSource
 from posttrain.config.nested import changed_within
+from posttrain.config.suite_settings import SuiteSettings
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.errors import unknown
+from posttrain.evaluate.merging.barrier import measured_barriers, sentence
+from posttrain.evaluate.merging.search import halves_of, searched
+from posttrain.evaluate.runner import content_of
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.models.merging.comparison import conflict_sentence
 from posttrain.models.merging.run import Plan, merge_models, planned, require_room
 from posttrain.runs.checkpoints import MANIFEST, file_identity, whole_checkpoints
 from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.records.merging import Barrier
 from posttrain.training.stages.kind import MakingKind, StageContext
 
 
@@ -61,6 +73,9 @@ def models_that_fit(ctx: StageContext[Merge]) -> Plan | None:
         ConfigError: the models do not fit each other.
         ModelError: one of them cannot be read.
     """
+    if ctx.stage.search is not None:
+        # Before anything is merged: a suite that cannot choose is found in a second.
+        halves_of(_suites_of(ctx, ctx.stage.search), ctx.stage.search.chosen_on, ctx.split_seed)
     if not ctx.proof_only:
         return None  # `merge_models` refuses the same before it writes, and adapters would be folded twice
     with planned(ctx.stage.merge, ctx.folder.model, say=ctx.say) as plan:
@@ -74,8 +89,63 @@ def make_merge(ctx: StageContext[Merge], plan: Plan | None) -> None:
         ModelError: a weight is not finite.
         ExportError: what was saved is not what was merged, or the disk is full.
     """
-    report = merge_models(ctx.stage.merge, ctx.folder.model, seed=ctx.seed, say=ctx.say, progress=ctx.progress)
+    stage, folder = ctx.stage, ctx.folder
+    settings = stage.merge if stage.search is None else _searched(ctx, stage.search)
+    report = merge_models(settings, folder.model, seed=ctx.seed, say=ctx.say, progress=ctx.progress)
     ctx.say(str(report))
+    assert report.comparison is not None
+    barriers = _barriers(ctx, stage.barrier) if stage.barrier is not None else ()
+    folder.write(replace(report.comparison, barriers=barriers))
+    for said in (conflict_sentence(report.comparison), *map(sentence, barriers)):
+        if said:
+            ctx.say(said)
+
+
+def _barriers(ctx: StageContext[Merge], settings: BarrierSettings) -> tuple[Barrier, ...]:
+    encoding, device = _asked(ctx)
+    return measured_barriers(
+        ctx.stage.merge, settings, ctx.folder.model, encoding=encoding, device=device, progress=ctx.progress
+    )
+
+
+def _searched(ctx: StageContext[Merge], search: WeightSearch) -> MergeSettings:
+    """The merge with the numbers that its suites chose; what was measured before an interruption is not again."""
+    stage = ctx.stage
+    suites = _suites_of(ctx, search)
+    encoding, device = _asked(ctx)
+    rests_on = [
+        stage.model_dump(mode="json", include={"merge", "search"}),
+        {key: value for key, value in content_of_models(stage).items()},
+        [(suite.model_dump(mode="json"), content_of(suite.prompts)) for suite in suites],
+        [ctx.seed, ctx.split_seed, None if encoding is None else encoding.template_identity],
+    ]
+    identity = hashlib.sha256(json.dumps(rests_on, sort_keys=True, default=repr).encode()).hexdigest()
+    return searched(
+        stage.merge,
+        search,
+        suites,
+        ctx.folder,
+        identity=identity,
+        seed=ctx.seed,
+        split_seed=ctx.split_seed,
+        encoding=encoding,
+        device=device,
+        progress=ctx.progress,
+    )
+
+
+def _suites_of(ctx: StageContext[Merge], search: WeightSearch) -> list[SuiteSettings]:
+    """Raises ConfigError where a program runs the stage without the suites that it names."""
+    known = {suite.name: suite for suite in ctx.suites}
+    if missing := [name for name in search.suite if name not in known]:
+        raise unknown("suite", missing[0], known, where=f"{ctx.folder.name}.search.suite")
+    return [known[name] for name in search.suite]
+
+
+def _asked(ctx: StageContext[Merge]) -> tuple[EncoderSettings | None, str]:
+    """How the merge will be asked by the suites, and where."""
+    answers = ctx.answers
+    return (None, "auto") if answers is None else (answers.encoding, answers.device)
 
 
 def what_would_be_merged(ctx: StageContext[Merge], plan: Plan | None) -> str:
@@ -90,8 +160,11 @@ def what_would_be_merged(ctx: StageContext[Merge], plan: Plan | None) -> str:
 
 
 def content_of_models(stage: Merge) -> Mapping[str, str]:
-    """Hashes of the models: one that was trained anew lies where the one before it lay."""
-    return {f"merge.{source.label}.{index}": _content(source) for index, source in enumerate(stage.merge.sources)}
+    """Hashes of the models: one that was trained anew lies where the one before it lay; and of the barrier's rows."""
+    rows = {} if stage.barrier is None else {"barrier.data": content_of(stage.barrier.data)}
+    return rows | {
+        f"merge.{source.label}.{index}": _content(source) for index, source in enumerate(stage.merge.sources)
+    }
 
 
 def _content(source: MergeSource) -> str:

@@ -14,6 +14,7 @@ from posttrain.cli.app import app
 from posttrain.config.merging import MergeSettings
 from posttrain.errors import ConfigError
 from posttrain.models.merging import call, run
+from posttrain.models.merging.run import MergeReport
 from posttrain.models.merging.tensors import entries_of, read_tensor
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.read_back import read_in_process
@@ -35,9 +36,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[MergeSettings, Path, in
     """What would be merged."""
     calls: list[tuple[MergeSettings, Path, int]] = []
 
-    def merge_models(settings: MergeSettings, out: Path, *, seed: int = 0, **rest: Any) -> str:
+    def merge_models(settings: MergeSettings, out: Path, *, seed: int = 0, **rest: Any) -> MergeReport:
         calls.append((settings, Path(out), seed))
-        return "merged"
+        return MergeReport(Path(out), settings.kind, ("a",), None, "float32", {}, 1, 1, 1, 1.0, None)
 
     monkeypatch.setattr(run, "merge_models", merge_models)
     monkeypatch.setattr(call, "merge_models", merge_models)

@@ -107,7 +107,7 @@ def test_weights_that_cancel_are_fine_where_nothing_is_divided() -> None:
 def test_an_option_exists_only_where_it_is_used(kind: str) -> None:
     record, row = MERGES[kind], MERGE_METHODS[kind]
     own = {option.alias or name for name, option in record.model_fields.items()}
-    shared = {"kind", "models", "base", "dtype", "tokens"}
+    shared = {"kind", "models", "base", "dtype", "tokens", "template"}
     assert own == shared | row.per_model.keys() | row.options.keys() | ({"seed"} if row.random else set())
     count = max(row.models[0], 1)
     needed = {name: 0.5 for name, known in row.options.items() if known.default is None}
@@ -157,3 +157,18 @@ def test_models_of_a_merge_are_found_beside_the_recipe(tmp_path: Path) -> None:
 def test_settings_load_no_torch() -> None:
     code = "import sys, posttrain.config.merging, posttrain.config.mergekit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("search", "merge", "words"),
+    [
+        ({"over": "density"}, {"kind": "linear"}, "`linear` has no density to search"),
+        ({"over": "t"}, {"kind": "ties"}, "`ties` has no t to search"),
+        ({"over": "density", "values": [0.5, 2.0]}, {"kind": "ties"}, "a number .* is needed here"),
+        ({}, {"kind": "linear", "weight": [0.0, 1.0]}, "`weight` differs between layers or tensors"),
+    ],
+)
+def test_searches_that_have_nothing_to_try(search: dict[str, Any], merge: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Merge(merge={**merge, "models": ["a", "b"]}, search={"suite": "maths", **search})  # type: ignore[arg-type]
+    assert Merge(merge={"kind": "slerp", "t": 0.5, "models": ["a", "b"]}, search={"suite": "maths", "over": "t"})  # type: ignore[arg-type]

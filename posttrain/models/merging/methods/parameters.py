@@ -29,18 +29,19 @@ class Layers:
     def of(cls, names: Iterable[str]) -> Self:
         counts: dict[str, int] = {}
         for name in names:
-            stack, layer = _numbered(name)
+            stack, layer = numbered(name)
             if layer is not None:
                 counts[stack] = max(counts.get(stack, 0), layer + 1)
         return cls(counts)
 
     def place(self, name: str) -> tuple[int | None, int]:
         """The tensor's layer and the number of layers; None and the deepest stack's for tensors outside of layers."""
-        stack, layer = _numbered(name)
+        stack, layer = numbered(name)
         return (layer, self.counts[stack]) if layer is not None else (None, max(self.counts.values(), default=1))
 
 
-def _numbered(name: str) -> tuple[str, int | None]:
+def numbered(name: str) -> tuple[str, int | None]:
+    """What stands before a name's first number, and the number: numbered("model.layers.3.x") == ("model.layers", 3)"""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():
