@@ -55,7 +55,7 @@ class Said:
         found = self._memory.get(name)
         return found if found is not None or self._store is None else self._store.get(name)
 
-    def put(self, name: str, values: Sequence[float]) -> None:
+    def put(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         numbers = np.asarray(values, self._dtype)
         if self._again:
             self._memory[name] = numbers

@@ -36,11 +36,11 @@ def _line(points: tuple[DiversityPoint, ...], name: str, label: str, colour: str
 
 
 def _values(points: tuple[DiversityPoint, ...], name: str) -> list[float | None]:
-    figures = {
+    figures: dict[str, list[float | None]] = {
         "distinct_1": [point.distinct_1 for point in points],
         "distinct_2": [point.distinct_2 for point in points],
         "nearest_distance": [point.nearest_distance for point in points],
         "repeated": [point.repeated for point in points],
         "vendi": [point.vendi for point in points],
     }
-    return list(figures[name])
+    return figures[name]

@@ -150,8 +150,9 @@ def _policy_maker(
                 for place, vector in zip(new, vectors, strict=True):
                     # Whether it was cut is part of what is known of a row.
                     was_cut = float(str(rows.ref(window[place])) in names)
-                    known[place] = np.array([*vector, was_cut], np.float32)
-                    said.put(keys[place], known[place])
+                    found = np.array([*vector, was_cut], np.float32)
+                    said.put(keys[place], found)
+                    known[place] = found
                 block = np.stack([found for found in known if found is not None])
                 cut += int(block[:, -1].sum())
                 yield block[:, :-1]
