@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -60,6 +61,9 @@ class ReadSettings(Settings):
     """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
+    skip: Int = Field(default=0, ge=0)
+    """Leave out this many good rows first: `{skip: 400, limit: 400}` reads those after `{limit: 400}`, so that rounds
+    take fresh rows of one file."""
     longest_row_mb: Int = Field(default=64, ge=1)
     """Megabytes of text in one row of JSON. A longer one is a bad row: to read it takes some eight times its size."""
     repairs: RepairSettings = Field(default_factory=RepairSettings)
@@ -98,6 +102,21 @@ class ReadSettings(Settings):
                 remedy=f"write `data: {{stage: NAME, rows: {self.rows}}}`, or leave `rows` out",
             )
         return self
+
+
+    def keywords(self, rejected: Path | None = None) -> dict[str, Any]:
+        """How the rows are read, as `posttrain.data.read.read` has it: read(list(data.path), **data.keywords(path)).
+
+        Args:
+            rejected: where rows that are skipped are listed, under `bad_rows: skip`.
+        """
+        plain = ("format", "columns", "roles", "bad_rows", "limit", "skip", "split")
+        rest = ("allow_ties", "dialogues_in_text", "longest_row_mb")
+        return {
+            **{name: getattr(self, name) for name in (*plain, *rest)},
+            "rejected_path": rejected if self.bad_rows == "skip" else None,
+            "repairs": self.repairs.model_dump(),
+        }
 
 
 class Source(ReadSettings):
