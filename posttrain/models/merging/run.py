@@ -185,7 +185,7 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
         # Once more, of what a catalogue's names and the models' records led to.
         require_other_folder(out, {model.name: model.source.folder for model in (*models, *([base] if base else []))})
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
-        vocabulary = vocabulary_of(models, base, settings.tokens)
+        vocabulary = vocabulary_of(models, base, settings.tokens, settings.missing_tokens)
         yield Plan(settings, models, base, vocabulary, tuple(_notes(settings, models, base, vocabulary)))
     finally:
         for path in scratch:
@@ -228,6 +228,10 @@ def _notes(
         words = ", ".join(map(repr, vocabulary.added[:5])) + (" ..." if len(vocabulary.added) > 5 else "")
         verb = "are added" if settings.tokens == "union" else "are dropped, which the base has not"
         yield f"{len(vocabulary.added):,} tokens {verb}: {words}; {vocabulary.rows:,} rows of embeddings"
+    everyone = [*models, *([base] if base is not None else [])]
+    for model, filled in zip(everyone, vocabulary.pieces if vocabulary is not None else (), strict=False):
+        if filled:
+            yield f"{model.name} lacks {len(filled):,} tokens, which take the mean of its rows for their pieces"
     positions = {int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0) for model in models}
     if len(positions) > 1:
         yield f"the models were made for {', '.join(f'{n:,}' for n in sorted(positions))} positions: the least counts"
