@@ -6,7 +6,7 @@ Each default is a vetted setting; the field says where it comes from.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -78,7 +78,17 @@ class ReadSettings(Settings):
     @field_validator("path", mode="before")
     @classmethod
     def _one_path(cls, value: Any) -> Any:
-        return listed(value)
+        paths = listed(value)
+        # A program may pass them, and a recipe cannot: a source is hashed by its file, and read again after a kill.
+        if isinstance(paths, list | tuple) and any(isinstance(path, Mapping) for path in paths):
+            raise refuse(
+                "rows in memory have no place in `path`",
+                found=f"{len(paths):,} rows",
+                expected="files, globs, folders or hub ids",
+                remedy='write them to a file first: `posttrain.data.write_jsonl("rows.jsonl", rows)`; without other '
+                "sources, `pt.train` takes the rows themselves as its `data`",
+            )
+        return paths
 
     @field_validator("format")
     @classmethod
@@ -102,7 +112,6 @@ class ReadSettings(Settings):
                 remedy=f"write `data: {{stage: NAME, rows: {self.rows}}}`, or leave `rows` out",
             )
         return self
-
 
     def keywords(self, rejected: Path | None = None) -> dict[str, Any]:
         """How the rows are read, as `posttrain.data.read.read` has it: read(list(data.path), **data.keywords(path)).
