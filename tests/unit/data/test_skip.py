@@ -1,4 +1,4 @@
-"""`skip`: with `limit` it takes part after part of one file, none twice and none left out, whatever rows are refused."""
+"""`skip`: with `limit` it takes part after part of a file, none twice and none left out, whatever rows are refused."""
 
 from __future__ import annotations
 
