@@ -1,11 +1,12 @@
 """Stages that make rows from a program: the policy's best answers, pairs, corrections, searches, as a recipe has them.
 
-    rows = pt.make({"method": "best_of", "samples": 8, "scorer": {...}}, "runs/mine/sft/model", "tasks.jsonl", out="runs/best")
+    best = {"method": "best_of", "samples": 8, "scorer": {"kind": "rewards", "rewards": ["math"]}}
+    rows = pt.make(best, "runs/mine/sft/model", "tasks.jsonl", out="runs/best")
     pt.train("sft", "runs/mine/sft/model", rows, out="runs/next")
 
-One door for all of them, and the recipe's own: what is made lies in a run folder with its records, goes on after a kill,
-and is not made again while nothing has changed.
-"""  # noqa: E501
+One door for all of them, and the recipe's own: what is made lies in a run folder with its records, goes on after a
+kill, and is not made again while nothing has changed.
+"""
 
 from __future__ import annotations
 

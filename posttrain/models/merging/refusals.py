@@ -28,7 +28,16 @@ NO_MATTER = frozenset(
         *("classifier_dropout", "router_aux_loss_coef", "output_router_logits", "problem_type", "pretraining_tp"),
         *("task_specific_params", "chunk_size_feed_forward"),
         # Compared apart, with words of their own.
-        *("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"),
+        *(
+            "vocab_size",
+            "tie_word_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "unk_token_id",
+            "id2label",
+            "label2id",
+        ),
         *("max_position_embeddings", "num_labels"),
     }
 )

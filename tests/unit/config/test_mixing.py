@@ -159,5 +159,5 @@ def test_a_stored_mixture_is_no_change(tmp_path: Path) -> None:
 )
 def test_rows_in_memory_are_no_path(value: Any) -> None:
     with pytest.raises(ConfigError, match="rows in memory have no place in `path`") as caught:
-        Data.model_validate(value) if isinstance(value, list) else Data(**value)
+        SFT(data=value)
     assert "write_jsonl" in str(caught.value)
