@@ -114,15 +114,10 @@ class ReadSettings(Settings):
         return self
 
     def keywords(self, rejected: Path | None = None) -> dict[str, Any]:
-        """How the rows are read, as `posttrain.data.read.read` has it: read(list(data.path), **data.keywords(path)).
-
-        Args:
-            rejected: where rows that are skipped are listed, under `bad_rows: skip`.
-        """
-        plain = ("format", "columns", "roles", "bad_rows", "limit", "skip", "split")
-        rest = ("allow_ties", "dialogues_in_text", "longest_row_mb")
+        """As `posttrain.data.read.read` has them; rows that `bad_rows: skip` skips are listed in `rejected`."""
+        names = [name for name in ReadSettings.model_fields if name not in ("path", "stage", "rows", "repairs")]
         return {
-            **{name: getattr(self, name) for name in (*plain, *rest)},
+            **{name: getattr(self, name) for name in names},
             "rejected_path": rejected if self.bad_rows == "skip" else None,
             "repairs": self.repairs.model_dump(),
         }
