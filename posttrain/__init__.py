@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
     from posttrain.synthesis.distil import distil
+    from posttrain.training.making import make
     from posttrain.training.pipeline import check_recipe, run_recipe
     from posttrain.training.run_result import Run
     from posttrain.training.session import load, train
@@ -142,6 +143,7 @@ _HOMES = {
     "load": "posttrain.training.session",
     "load_recipe": "posttrain.config",
     "load_reward": "posttrain.models.reward.scoring",
+    "make": "posttrain.training.making",
     "merge": "posttrain.models.merging.call",
     "objective": "posttrain.losses.custom",
     "read": "posttrain.data.read",
@@ -212,6 +214,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_reward",
+    "make",
     "merge",
     "objective",
     "read",

@@ -90,7 +90,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "PTuning",
         "Continue",
     ),
-    "Rows that models make": ("distil",),
+    "Rows that models make": ("distil", "make"),
     "After a run": ("samples", "write_report"),
     "Models at work": ("Policy", "RewardModel", "merge"),
     "Spend compute on an answer": (

@@ -82,7 +82,11 @@ def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
     # `rows` says which file of a stage is read, and the content of that counts.
     kept = {name: value for name, value in data.items() if name not in ("path", "stage", "rows")}
     # Younger than the hash: stages of older runs keep theirs.
-    for name, unset in (("longest_row_mb", Data.model_fields["longest_row_mb"].default), ("repairs", NO_REPAIRS)):
+    for name, unset in (
+        ("longest_row_mb", Data.model_fields["longest_row_mb"].default),
+        ("repairs", NO_REPAIRS),
+        ("skip", 0),
+    ):
         if kept.get(name) == unset:
             del kept[name]
     return kept

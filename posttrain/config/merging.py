@@ -188,6 +188,10 @@ class MergeSettings(Settings):
     tokens: Literal["refuse", "union", "base"] = "refuse"
     """Where the models' tokens differ: `refuse`; `union`, every token of any of them, merged by name; `base`, those of
     the base alone."""
+    missing_tokens: Literal["own", "pieces"] = "own"
+    """Of tokens that a model lacks under `union` or `base`. `own`: the row is the weighted mean of the models that have
+    it. `pieces`: a model without the token takes the mean of the rows of those tokens with which its own tokenizer
+    writes the text, and the method sees a row of every model."""
     template: Literal["refuse", "first"] = "refuse"
     """Where the models are spoken to differently: `refuse`; `first`, the merge is spoken to as the first model."""
 
@@ -227,6 +231,17 @@ class MergeSettings(Settings):
                 found=f"{count} models",
                 expected=f"{wanted}{' beside the base' if self.row.base == 'needed' else ''}",
                 remedy="list that many, or choose another `kind`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_may_be_missing(self) -> Self:
+        if self.missing_tokens != "own" and self.tokens == "refuse":
+            raise refuse(
+                "models whose tokens differ are refused, so none lacks a token",
+                path=("missing_tokens",),
+                found=f"missing_tokens: {self.missing_tokens}, tokens: refuse",
+                remedy="write `tokens: union` with it, or remove it",
             )
         return self
 

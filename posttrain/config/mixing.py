@@ -19,7 +19,7 @@ Mixing = Literal["concatenate", "proportional", "weights", "temperature"]
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
-READS = ("path", "stage", "limit")
+READS = ("path", "stage", "limit", "skip")
 """Keys that say which rows, so that they belong to a source and not to the group around it."""
 TURNS = ("weight", "epochs", "repeat", "begin", "until")
 """Keys of a source that say when its rows come: without an effect on rows that are all measured."""
@@ -79,7 +79,7 @@ def check_mixture(data: Any) -> None:
                 f"`{key}` belongs to one of the `sources`",
                 path=(key,),
                 remedy=f"write it into a source: `sources: [{{path: a.jsonl, {key}: ...}}]`"
-                if key == "limit"
+                if key in ("limit", "skip")
                 else "list it as a source, or leave `sources` out",
             )
     names = [source.name for source in data.sources]

@@ -6,7 +6,8 @@ Each default is a vetted setting; the field says where it comes from.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -60,6 +61,9 @@ class ReadSettings(Settings):
     """A prompt or response that is a whole dialogue with the marks of a prompt format: `keep` it as one text."""
     limit: Int | None = Field(default=None, gt=0)
     """Read only this many rows."""
+    skip: Int = Field(default=0, ge=0)
+    """Leave out this many good rows first: `{skip: 400, limit: 400}` reads those after `{limit: 400}`, so that rounds
+    take fresh rows of one file."""
     longest_row_mb: Int = Field(default=64, ge=1)
     """Megabytes of text in one row of JSON. A longer one is a bad row: to read it takes some eight times its size."""
     repairs: RepairSettings = Field(default_factory=RepairSettings)
@@ -74,7 +78,17 @@ class ReadSettings(Settings):
     @field_validator("path", mode="before")
     @classmethod
     def _one_path(cls, value: Any) -> Any:
-        return listed(value)
+        paths = listed(value)
+        # A program may pass them, and a recipe cannot: a source is hashed by its file, and read again after a kill.
+        if isinstance(paths, list | tuple) and any(isinstance(path, Mapping) for path in paths):
+            raise refuse(
+                "rows in memory have no place in `path`",
+                found=f"{len(paths):,} rows",
+                expected="files, globs, folders or hub ids",
+                remedy='write them to a file first: `posttrain.data.write_jsonl("rows.jsonl", rows)`; without other '
+                "sources, `pt.train` takes the rows themselves as its `data`",
+            )
+        return paths
 
     @field_validator("format")
     @classmethod
@@ -98,6 +112,15 @@ class ReadSettings(Settings):
                 remedy=f"write `data: {{stage: NAME, rows: {self.rows}}}`, or leave `rows` out",
             )
         return self
+
+    def keywords(self, rejected: Path | None = None) -> dict[str, Any]:
+        """As `posttrain.data.read.read` has them; rows that `bad_rows: skip` skips are listed in `rejected`."""
+        names = [name for name in ReadSettings.model_fields if name not in ("path", "stage", "rows", "repairs")]
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rejected_path": rejected if self.bad_rows == "skip" else None,
+            "repairs": self.repairs.model_dump(),
+        }
 
 
 class Source(ReadSettings):

@@ -107,6 +107,10 @@ def checked_limit(limit: Any) -> int | None:
     return limit
 
 
+def checked_skip(skip: Any) -> int:
+    return checked_whole("skip", skip, least=0, example=1000)
+
+
 def checked_megabytes(name: str, value: Any) -> int:
     return checked_whole(name, value, least=1, example=64)
 

@@ -25,6 +25,7 @@ from posttrain.data.arguments import (
     checked_kind,
     checked_limit,
     checked_megabytes,
+    checked_skip,
     named_format,
     names,
 )
@@ -44,6 +45,8 @@ from posttrain.runs.progress import QUICK_SECONDS, Progress
 from posttrain.runs.showing import Shown, showing
 from posttrain.types import Example, RowRef
 
+BEFORE = "before_skip"
+"""Of `REASONS`: a good row that `skip` leaves out."""
 SCAN_STRIDE = 1024
 """Rows between two looks at the clock."""
 DialoguesInText = Literal["refuse", "keep"]
@@ -61,6 +64,7 @@ def read(
     bad_rows: BadRows = "stop",
     rejected_path: str | Path | None = None,
     limit: int | None = None,
+    skip: int = 0,
     split: str = "train",
     allow_ties: bool = False,
     dialogues_in_text: DialoguesInText = "refuse",
@@ -82,6 +86,7 @@ def read(
     bad_rows: "stop" raises at the first bad row; "skip" counts it and goes on
     rejected_path: with "skip", a JSONL file of the skipped rows with their reasons, written whole or not at all
     limit: keep this many rows and stop
+    skip: leave out this many good rows first, counted: `skip=400, limit=400` are those after `limit=400`
     split: which split of a folder, pattern or hub data set
     allow_ties: keep pairs with equal scores, and lists in which only worse responses are level
     dialogues_in_text: "refuse" a text that is a whole dialogue with the marks of a prompt format, or "keep" it as it is
@@ -107,6 +112,7 @@ def read(
         bad_rows=checked_bad_rows(bad_rows, rejected_path),
         rejected_path=None if rejected_path is None else checked_path("rejected_path", rejected_path, "bad.jsonl"),
         limit=checked_limit(limit),
+        skip=checked_skip(skip),
     )
     longest = checked_megabytes("longest_row_mb", longest_row_mb)
     # Everything about the arguments is checked above, before a file is opened: a misspelt option must not cost a scan.
@@ -138,6 +144,7 @@ class Examples:
         """Each example with the row as its file has it, all columns included: for what passes rows on unchanged."""
         counts = RowCounts(notes=list(self.options.notes))
         reader = RowReader(self.options, counts)
+        left = self.options.skip
         path = self.options.rejected_path if self.options.bad_rows == "skip" else None
         with JsonlWriter(path) as rejected:
             for ref, value, note in self._numbered():
@@ -147,6 +154,10 @@ class Examples:
                 except DataError as error:
                     self._require_skip(error, ref, note)
                     rejected.write(_rejected(error, value, ref, counts))
+                    continue
+                if left:  # only good rows count, so that parts of one file meet without a gap, whatever is refused
+                    left -= 1
+                    counts.skipped[BEFORE] = counts.skipped.get(BEFORE, 0) + 1
                     continue
                 counts.kept += 1
                 yield example, value
@@ -253,6 +264,14 @@ class Examples:
 
     def _nothing_left(self, counts: RowCounts) -> EmptyDatasetError:
         path = self.options.rejected_path
+        if before := counts.skipped.get(BEFORE):
+            return EmptyDatasetError(
+                "no row is left: `skip` leaves out all that there are",
+                where=", ".join(source.name for source in self.sources[:3]),
+                found=f"skip: {self.options.skip:,}, of {before:,} good rows",
+                expected="fewer rows to skip than there are",
+                remedy="write a smaller `skip`, or give a file with more rows",
+            )
         return EmptyDatasetError(
             "no row is left: every one was skipped",
             where=", ".join(source.name for source in self.sources[:3]),

@@ -50,6 +50,7 @@ REASONS = {
     "bad_score": "a score, margin or vote is not a finite number",
     "bad_ranking": "a ranking is not an order of all responses",
     "bad_label": "a label or answer is not one of the allowed values",
+    "before_skip": "the row is good, and `skip` leaves it out",
 }
 
 

@@ -39,6 +39,7 @@ class ReadOptions:
     bad_rows: BadRows = "stop"
     rejected_path: Path | None = None
     limit: int | None = None
+    skip: int = 0
     notes: tuple[str, ...] = ()
     """What a user should know of the choice of files."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -116,6 +117,23 @@ class Scorers:
         scores = [ABSTAINED if value is None else value for value in values]
         for node, score in zip(nodes, scores, strict=True):
             node.scores[label_of(settings)] = score
+        return scores
+
+    async def score_each(
+        self, asked: Sequence[tuple[Solved, Sequence[Node]]], settings: ScorerSettings
+    ) -> list[list[float]]:
+        """`score` of finished answers to several prompts. Rewards get all of them at once, and a judge among them sends
+        its requests side by side: prompt by prompt, each would wait for the slowest of the one before."""
+        grader = self.grader(settings)
+        if not isinstance(grader, _Rewards):
+            return [await self.score(solving, nodes, settings) for solving, nodes in asked]
+        values = iter(grader.grade_each(asked))
+        scores = []
+        for _, nodes in asked:
+            own = [ABSTAINED if value is None else value for value in islice(values, len(nodes))]
+            for node, score in zip(nodes, own, strict=True):
+                node.scores[label_of(settings)] = score
+            scores.append(own)
         return scores
 
     def check(self, strategy: StrategySettings) -> None:
@@ -349,9 +367,16 @@ class _Rewards:
         self.rubric = rubric
 
     async def grade(self, solving: Solved, nodes: Sequence[Node]) -> list[float | None]:
-        task = solving.task
-        items = [Sampled(task.prompt, node.answer, task, node.finish, len(node.path_ids)) for node in nodes]
-        return [scored.total for scored in self.rubric.score(items)]
+        return self.grade_each([(solving, nodes)])
+
+    def grade_each(self, asked: Sequence[tuple[Solved, Sequence[Node]]]) -> list[float | None]:
+        """The answers to all prompts, one after the other; those to one prompt are one group."""
+        items = [
+            Sampled(solving.task.prompt, node.answer, solving.task, node.finish, len(node.path_ids), group=number)
+            for number, (solving, nodes) in enumerate(asked)
+            for node in nodes
+        ]
+        return [scored.total for scored in self.rubric.score(items)] if items else []
 
     def close(self) -> None:
         self.rubric.close()

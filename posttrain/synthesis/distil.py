@@ -134,8 +134,8 @@ def answer_prompts(
             asks = [ask for own in questions for ask in own]
             replies = iter(teacher.ask(asks, None if on_reply is None else _numbered(on_reply, made.answers)))
             made.answers += len(asks)
-            for task, own in zip(some, questions, strict=True):
-                judged = judging.judge(task, [next(replies) for _ in own])
+            answered = [(task, [next(replies) for _ in own]) for task, own in zip(some, questions, strict=True)]
+            for (task, _), own, judged in zip(answered, questions, judging.judge(answered), strict=True):
                 for line in _rows_of(task, own, judged, teacher.name, settings):
                     rows.write(line)
                 for reply, reason, _ in judged:
@@ -204,9 +204,18 @@ class _Judging:
         # By the prompt's content: the same prompt in two rows is one prompt here too.
         self._kept: defaultdict[str, set[str]] = defaultdict(set)
 
-    def judge(self, task: Task, replies: Sequence[Reply]) -> list[Judged]:
-        reasons = [self._reason(task, reply) for reply in replies]
-        scores = self._scores(task, replies, reasons)
+    def judge(self, answered: Sequence[tuple[Task, Sequence[Reply]]]) -> list[list[Judged]]:
+        """What becomes of the answers to each prompt; the scorer gets those to all of them at once."""
+        reasons = [[self._reason(task, reply) for reply in replies] for task, replies in answered]
+        scores = self._scores(answered, reasons)
+        return [
+            self._judge(task, replies, own, marks)
+            for (task, replies), own, marks in zip(answered, reasons, scores, strict=True)
+        ]
+
+    def _judge(
+        self, task: Task, replies: Sequence[Reply], reasons: list[str | None], scores: Sequence[float | None]
+    ) -> list[Judged]:
         least = self.filters.least_score
         asked = question(task).text
         for place, reply in enumerate(replies):
@@ -219,16 +228,22 @@ class _Judging:
                 self._kept[asked].add(same)
         return list(zip(replies, reasons, scores, strict=True))
 
-    def _scores(self, task: Task, replies: Sequence[Reply], reasons: Sequence[str | None]) -> list[float | None]:
-        scores: list[float | None] = [None] * len(replies)
+    def _scores(
+        self, answered: Sequence[tuple[Task, Sequence[Reply]]], reasons: Sequence[Sequence[str | None]]
+    ) -> list[list[float | None]]:
+        """A number per answer; None of those that make no row anyway, which the scorer is not asked about."""
+        scores: list[list[float | None]] = [[None] * len(replies) for _, replies in answered]
         if self.filters.scorer is None or self.scorers is None:
             return scores
-        places = [place for place, reason in enumerate(reasons) if reason is None]
-        answers = [
-            Written(replies[place].text, replies[place].completion_tokens, replies[place].ended) for place in places
+        places = [[at for at, reason in enumerate(own) if reason is None] for own in reasons]
+        asked = [
+            (task, [Written(replies[at].text, replies[at].completion_tokens, replies[at].ended) for at in own])
+            for (task, replies), own in zip(answered, places, strict=True)
         ]
-        for place, score in zip(places, score_texts(self.scorers, self.filters.scorer, task, answers), strict=True):
-            scores[place] = score
+        found = score_texts(self.scorers, self.filters.scorer, asked)
+        for own, marks, scored in zip(places, found, scores, strict=True):
+            for at, mark in zip(own, marks, strict=True):
+                scored[at] = mark
         return scores
 
     def _reason(self, task: Task, reply: Reply) -> str | None:

@@ -1,7 +1,7 @@
 """Scores of answers that came as texts: the scorers of strategies, where no search is at hand.
 
 with Scorers(folder) as scorers:
-    score_texts(scorers, settings, task, [Written("4", tokens=2)])      # [1.0]
+    score_texts(scorers, settings, [(task, [Written("4", tokens=2)])])      # [[1.0]]
 """
 
 from __future__ import annotations
@@ -43,18 +43,21 @@ class _Answered:
 
 
 def score_texts(
-    scorers: Scorers, settings: ScorerSettings, task: Task, answers: Sequence[Written]
-) -> list[float | None]:
-    """A number per answer; None where the scorer cannot judge one.
+    scorers: Scorers, settings: ScorerSettings, asked: Sequence[tuple[Task, Sequence[Written]]]
+) -> list[list[float | None]]:
+    """A number per answer of each prompt, judged side by side; None where the scorer cannot judge one.
 
     Raises:
         ModelError: a reward model that cannot be loaded.
         PosttrainError: what the scorer raises.
     """
-    nodes = [_node(task, number, answer) for number, answer in enumerate(answers)]
-    # The graders' own Protocol is of searches: what they call of it is here.
-    scores: list[float] = run_async(scorers.score(_Answered(task, nodes), nodes, settings)) if nodes else []
-    return [None if score == ABSTAINED else score for score in scores]
+    # The graders' own Protocol is of searches: what they call of it is in `_Answered`.
+    given = []
+    for task, answers in asked:
+        nodes = [_node(task, number, answer) for number, answer in enumerate(answers)]
+        given.append((_Answered(task, nodes), nodes))
+    scores: list[list[float]] = run_async(scorers.score_each(given, settings))
+    return [[None if score == ABSTAINED else score for score in own] for own in scores]
 
 
 def _node(task: Task, number: int, answer: Written) -> Node:

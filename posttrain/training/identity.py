@@ -66,7 +66,8 @@ def identity_of_call(ctx: StageContext[Any]) -> StageIdentity:
     for key, rows in (("data", ctx.examples), ("held_out", ctx.held_out)):
         if isinstance(rows, Examples):
             options = rows.options
-            asked = _hash([_said(options.format, options.columns, options.rules, options.limit, options.bad_rows)])
+            which = options.limit if not options.skip else (options.skip, options.limit)
+            asked = _hash([_said(options.format, options.columns, options.rules, which, options.bad_rows)])
             hashed.contents[key] = combine_fingerprints([hashed.add(rows.sources, by_commit=False), asked])
         elif rows is not None:
             hashed.contents[key] = _hash([_said(task.prompt, task.answer, task.metadata, task.tools) for task in rows])

@@ -19,7 +19,6 @@ from posttrain.config import Recipe, StageSettings, TrainingStage, data_of
 from posttrain.config.adapters import Continue
 from posttrain.config.chain import continued, spoken_before
 from posttrain.config.lineage import START, started_from
-from posttrain.config.merging import Merge
 from posttrain.config.nested import scorers_of, teachers_of, with_scorers, with_teachers
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import ReadSettings
@@ -53,7 +52,6 @@ from posttrain.training.provenance import now
 from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
-from posttrain.training.stages.merge import on_start, with_folders
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
@@ -167,7 +165,7 @@ def _check(
                     "and what its length takes, is known in the run"
                 )
             ctx: StageContext[Any] = StageContext(
-                on_start(stage, recipe.model) if isinstance(stage, Merge) else _with_data(stage, scratch),
+                _located(stage, scratch, recipe.model, is_check=True),
                 recipe.model,
                 scratch.stage(stage.name),
                 recipe.seed,
@@ -264,7 +262,7 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
         with Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
             ctx = StageContext(
-                with_folders(stage, run, recipe.model) if isinstance(stage, Merge) else _with_data(stage, run),
+                _located(stage, run, recipe.model),
                 model,
                 folder,
                 recipe.seed,
@@ -313,6 +311,16 @@ def _run_unless_done(
     elif outcome is None and evaluate:  # a stage that trains asks its model while the save is read back
         evaluate_stage(folder, recipe, folder.model, answers, progress)
     summarise(run, recipe)
+
+
+def _located(stage: StageSettings, run: RunFolder, start: str | Path, *, is_check: bool = False) -> StageSettings:
+    """The stage with files and folders in the place of the earlier stages that it names.
+
+    Args:
+        is_check: those stages have not run: rows are their stand-ins in `run`, models what the kind takes for them.
+    """
+    kind, stage = kind_of_stage(stage), _with_data(stage, run)
+    return kind.with_models(stage, None if is_check else run, start) if isinstance(kind, MakingKind) else stage
 
 
 def _with_data(stage: StageSettings, run: RunFolder) -> StageSettings:

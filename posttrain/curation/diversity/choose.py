@@ -15,6 +15,7 @@ from posttrain.curation.diversity.k_centre import k_centre
 from posttrain.curation.diversity.semdedup import semdedup
 from posttrain.curation.diversity.vectors import by_score
 from posttrain.errors import DataError
+from posttrain.runs.progress import Progress
 
 RULES: Mapping[type[DiversitySettings], Callable[..., Choice]] = {
     SemDeDup: semdedup,
@@ -24,6 +25,8 @@ RULES: Mapping[type[DiversitySettings], Callable[..., Choice]] = {
     DEITA: deita,
 }
 """(features, settings of that type, *, scores, budget, seed) -> Choice. Quotas take values instead (`quotas.py`)."""
+SHOWN = (KCentre, FacilityLocation)
+"""Rules that take minutes on many rows, and show themselves how far they are."""
 
 
 def choose(
@@ -33,12 +36,14 @@ def choose(
     scores: np.ndarray | None = None,
     budget: int | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Chosen:
     """Rows that are unlike each other; all rows where the budget is no limit to a rule that has no other.
 
     Args:
         features: float32 [R, D], of length 1 or 0.
         scores: float64 [R], higher is better; NaN where a row has none.
+        progress: of the rules that are `SHOWN`.
 
     Raises:
         DataError: a vector holds NaN or an infinite number, or is longer than 1.
@@ -53,7 +58,8 @@ def choose(
         # Nothing is left out, so that there is nothing to compute; without this, `dpp` would stop at duplicates.
         order = by_score(scores if settings.quality else None, count)
         return completed(Choice(order), features, count)
-    choice = RULES[type(settings)](features, settings, scores=scores, budget=budget, seed=seed)
+    shown = {"progress": progress} if isinstance(settings, SHOWN) else {}
+    choice = RULES[type(settings)](features, settings, scores=scores, budget=budget, seed=seed, **shown)
     return completed(choice, features, count)
 
 

@@ -17,13 +17,23 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from posttrain.config.diversity import FacilityLocation
 from posttrain.curation.diversity.chosen import Choice
 from posttrain.curation.diversity.vectors import blocks, kmeans, ranks
+from posttrain.runs.progress import Progress
+
+STRIDE = 256
+"""Choices between two words to whoever shows how far it is."""
+
+
+def _unheard(count: int) -> None:
+    """Nobody is shown how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +51,36 @@ class Similarities:
 
 
 def facility_location(
-    features: np.ndarray, settings: FacilityLocation, *, scores: np.ndarray | None, budget: int | None, seed: int
+    features: np.ndarray,
+    settings: FacilityLocation,
+    *,
+    scores: np.ndarray | None,
+    budget: int | None,
+    seed: int,
+    progress: Progress | None = None,
 ) -> Choice:
     """The `budget` rows that the others are most like."""
     count = len(features)
     notes: tuple[str, ...] = ()
+    progress = progress or Progress()
     if count <= settings.exact_rows:
         similar = all_similarities(features)
     else:
-        similar = near_similarities(features, settings.neighbours, settings.probes, seed)
+        with progress.phase("diversify: near rows", total=count, unit="rows") as phase:
+            similar = near_similarities(features, settings.neighbours, settings.probes, seed, phase.advance)
         notes = (
             f"of {count:,} rows only the cosines to some {settings.neighbours} near ones count for each, found in "
             f"{settings.probes} clusters of k-means (exact up to {settings.exact_rows:,} rows)",
         )
     bonus_R = settings.quality * ranks(scores if settings.quality else None, count)
-    return Choice(lazy_greedy(similar, bonus_R, count if budget is None else min(budget, count)), notes=notes)
+    budget = count if budget is None else min(budget, count)
+    with progress.phase("diversify: facility_location", total=budget, unit="rows") as phase:
+        return Choice(lazy_greedy(similar, bonus_R, budget, phase.advance), notes=notes)
 
 
-def lazy_greedy(similar: Similarities, bonus_R: np.ndarray, budget: int) -> np.ndarray:
+def lazy_greedy(
+    similar: Similarities, bonus_R: np.ndarray, budget: int, on_chosen: Callable[[int], Any] = _unheard
+) -> np.ndarray:
     """Rows in the order of the greedy choice, of equal gains the earliest row, int64 [budget]."""
     count = len(bonus_R)
     covered_R = np.zeros(count)  # how like each row its most like chosen one is
@@ -78,6 +100,9 @@ def lazy_greedy(similar: Similarities, bonus_R: np.ndarray, budget: int) -> np.n
             continue
         kept.append(row)
         covered_R[rows] = np.maximum(covered_R[rows], values)
+        # In strides: a call for each choice would cost more than most choices.
+        if len(kept) % STRIDE == 0 or len(kept) == budget:
+            on_chosen((len(kept) - 1) % STRIDE + 1)
     return np.array(kept, dtype=np.int64)
 
 
@@ -97,7 +122,9 @@ def all_similarities(features: np.ndarray) -> Similarities:
     return Similarities(first_R, np.concatenate(rows), np.concatenate(values))
 
 
-def near_similarities(features: np.ndarray, neighbours: int, probes: int, seed: int) -> Similarities:
+def near_similarities(
+    features: np.ndarray, neighbours: int, probes: int, seed: int, on_rows: Callable[[int], Any] = _unheard
+) -> Similarities:
     """Each row with its nearest rows of the clusters around it, and with those that it is one of the nearest of."""
     count = len(features)
     found = kmeans(features, max(1, round(math.sqrt(count))), seed)
@@ -120,6 +147,7 @@ def near_similarities(features: np.ndarray, neighbours: int, probes: int, seed: 
             from_rows.append(np.repeat(rows, counts.sum(axis=1)).astype(np.int32))
             to_rows.append(others[place[counts]].astype(np.int32))
             values.append(value[counts])
+        on_rows(len(own))
     return _symmetric(np.concatenate(from_rows), np.concatenate(to_rows), np.concatenate(values), count)
 
 

@@ -18,13 +18,20 @@ import numpy as np
 from posttrain.config.diversity import KCentre
 from posttrain.curation.diversity.chosen import Choice
 from posttrain.curation.diversity.vectors import blocks, by_score, ranks, to_mean
+from posttrain.runs.progress import Progress
 
 ACTIVE = 8192
 """Candidates whose distances are kept exact between two rounds over all rows."""
 
 
 def k_centre(
-    features: np.ndarray, settings: KCentre, *, scores: np.ndarray | None, budget: int | None, seed: int
+    features: np.ndarray,
+    settings: KCentre,
+    *,
+    scores: np.ndarray | None,
+    budget: int | None,
+    seed: int,
+    progress: Progress | None = None,
 ) -> Choice:
     """The `budget` rows that leave no row far from a chosen one.
 
@@ -40,9 +47,13 @@ def k_centre(
     squared = np.einsum("rd,rd->r", features, features)
     kept = [_first(features, scores if settings.quality else None)]
     distance_R = np.full(count, np.inf, dtype=np.float64)
-    while len(kept) < budget:
-        _update(distance_R, features, squared, kept)
-        kept += _choose_among_farthest(features, squared, weight_R, distance_R, kept, budget - len(kept))
+    with (progress or Progress()).phase("diversify: k_centre", total=budget, unit="rows") as phase:
+        phase.advance(1)
+        while len(kept) < budget:
+            _update(distance_R, features, squared, kept)
+            found = _choose_among_farthest(features, squared, weight_R, distance_R, kept, budget - len(kept))
+            kept += found
+            phase.advance(len(found))
     return Choice(np.array(kept[:budget], dtype=np.int64))
 
 

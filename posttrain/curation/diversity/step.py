@@ -45,9 +45,16 @@ def diversify(settings: Diversify, pool: Pool, tools: Tools) -> Taken:
     else:
         embedded = embed(settings.embedding, pool, tools)
         notes = embedded.notes
+        # A rule that shows itself how far it is has phases of its own inside this one, and the innermost is shown.
         with tools.progress.phase(f"diversify: {settings.method.kind}", total=len(pool), unit="rows") as phase:
-            budget = settings.budget
-            chosen = choose(embedded.vectors, settings.method, scores=scores, budget=budget, seed=tools.seed)
+            chosen = choose(
+                embedded.vectors,
+                settings.method,
+                scores=scores,
+                budget=settings.budget,
+                seed=tools.seed,
+                progress=tools.progress,
+            )
             phase.advance(len(pool))
     removed = [
         Removed(

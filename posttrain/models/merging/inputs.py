@@ -140,14 +140,15 @@ def open_overlay(model: OpenModel, weights: Path, name: str) -> OpenModel:
     Raises:
         ModelError: the file holds tensors that the model has not.
     """
-    ours = entries_of_file(weights)
+    # A value model, say, trains beside the policy and is no part of it.
+    ours = {name: entry for name, entry in entries_of_file(weights).items() if "::" not in name}
     if foreign := sorted(set(ours) - set(model.entries)):
         raise ModelError(
             f"the checkpoint `{name}` holds tensors that `{model.name}`, from which its run started, has not",
             where=weights,
             found=f"{len(foreign):,} tensors, `{foreign[0]}` first",
             expected="every weight that trained, by its own name",
-            remedy="a checkpoint of an adapter holds the adapter alone: merge the model folders of its stages",
+            remedy="merge the stage's model folder; a checkpoint of an adapter needs the stage's config.yaml beside it",
         )
     return replace(model, name=name, entries={**model.entries, **ours})
 

@@ -9,6 +9,7 @@ scale of a norm), the result is no model of either kind, and it does not fail: i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,16 @@ NO_MATTER = frozenset(
         *("classifier_dropout", "router_aux_loss_coef", "output_router_logits", "problem_type", "pretraining_tp"),
         *("task_specific_params", "chunk_size_feed_forward"),
         # Compared apart, with words of their own.
-        *("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id"),
+        *(
+            "vocab_size",
+            "tie_word_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "unk_token_id",
+            "id2label",
+            "label2id",
+        ),
         *("max_position_embeddings", "num_labels"),
     }
 )
@@ -172,7 +182,7 @@ def _require_same_config(first: OpenModel, other: OpenModel) -> None:
     values = tuple(_computing(model.config.to_dict()) for model in (first, other))
     for key in sorted({*values[0], *values[1]}):
         pair = tuple(side.get(key, "unset") for side in values)
-        if pair[0] != pair[1]:
+        if not _means_the_same(*pair):
             raise _refused(
                 f"the models compute differently with the same weights: `{key}` of config.json",
                 first,
@@ -180,6 +190,16 @@ def _require_same_config(first: OpenModel, other: OpenModel) -> None:
                 tuple(f"{key}: {json.dumps(value, default=str)}" for value in pair),
                 "merge models of one base; if the two values mean the same, make the config files equal",
             )
+
+
+def _means_the_same(one: Any, other: Any) -> bool:
+    """Whether two values of config.json are equal, numbers to float32's digits: a GGUF file has 9.999999974752427e-07
+    for 1e-06, and that is the same model."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_means_the_same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-7)
+    return bool(one == other)
 
 
 def _computing(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,12 +191,18 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
 
     try:
         sources = [source_of(source) for source in settings.models]
-        models = tuple(_open(source, found, opened) for source, found in zip(settings.models, sources, strict=True))
-        base = _open_base(settings, models, opened)
+        models = tuple(
+            _open(source, found, opened, folder) for source, found in zip(settings.models, sources, strict=True)
+        )
+        base = _open_base(settings, models, opened, folder)
         # Once more, of what a catalogue's names and the models' records led to.
-        require_other_folder(out, {model.name: model.source.folder for model in (*models, *([base] if base else []))})
+        everyone = (*models, *([base] if base else []))
+        # A GGUF file is all of its model: what else lies in its folder, the merge too, is none of it.
+        require_other_folder(
+            out, {model.name: model.source.folder for model in everyone if model.source.gguf_file is None}
+        )
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
-        vocabulary = vocabulary_of(models, base, settings.tokens)
+        vocabulary = vocabulary_of(models, base, settings.tokens, settings.missing_tokens)
         notes = tuple(_notes(settings, models, base, vocabulary))
         yield Plan(settings, models, base, vocabulary, notes, _ground(models, opened) if base is None else None)
     finally:
@@ -215,16 +221,18 @@ def source_of(source: MergeSource) -> ModelSource | None:
     return resolve(source.model) if source.checkpoints is None else None
 
 
-def _open(source: MergeSource, found: ModelSource | None, opened: Any) -> OpenModel:
+def _open(source: MergeSource, found: ModelSource | None, opened: Any, scratch: Callable[[], Path]) -> OpenModel:
     if source.checkpoints is None:
         assert found is not None
         return opened(source.model)
-    return open_checkpoints(Path(str(source.model)), source.checkpoints, opened, source.label)
+    return open_checkpoints(Path(str(source.model)), source.checkpoints, opened, source.label, scratch)
 
 
-def _open_base(settings: MergeSettings, models: Sequence[OpenModel], opened: Any) -> OpenModel | None:
+def _open_base(
+    settings: MergeSettings, models: Sequence[OpenModel], opened: Any, scratch: Callable[[], Path]
+) -> OpenModel | None:
     if settings.base is not None:
-        return _open(settings.base, source_of(settings.base), opened)
+        return _open(settings.base, source_of(settings.base), opened, scratch)
     if settings.row.base != "needed":
         return None
     return opened(find_base([model.source for model in models]))
@@ -252,6 +260,10 @@ def _notes(
         words = ", ".join(map(repr, vocabulary.added[:5])) + (" ..." if len(vocabulary.added) > 5 else "")
         verb = "are added" if settings.tokens == "union" else "are dropped, which the base has not"
         yield f"{len(vocabulary.added):,} tokens {verb}: {words}; {vocabulary.rows:,} rows of embeddings"
+    everyone = [*models, *([base] if base is not None else [])]
+    for model, filled in zip(everyone, vocabulary.pieces if vocabulary is not None else (), strict=False):
+        if filled:
+            yield f"{model.name} lacks {len(filled):,} tokens, which take the mean of its rows for their pieces"
     positions = {int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0) for model in models}
     if len(positions) > 1:
         yield f"the models were made for {', '.join(f'{n:,}' for n in sorted(positions))} positions: the least counts"

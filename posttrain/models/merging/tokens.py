@@ -11,13 +11,16 @@ Deviations from mergekit's `tokenizer: {source: union}`
  1. A row that some model (or the base) lacks is not filled in for it (mergekit takes zeros or means). The merged row is
     the weighted mean of the models that have it, and of one alone its own row; the method sees the rows that all have.
     Nothing is made up, and a token that one specialist learnt is not shrunk by models that never saw it.
+    `missing_tokens: pieces` fills in, with what the model itself would have read: the mean of the rows of the pieces
+    into which its own tokenizer cuts the token's text, which is how a row of a new token is started (Hewitt 2021,
+    nlp.stanford.edu/~johnhew/vocab-expansion.html, takes the mean of all rows).
  2. Tokenizers of another kind are refused; mergekit puts their pieces together.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,18 +47,24 @@ class Vocabulary:
     """For each model, and the base last where there is one: its own row of each merged row; -1 where it has none."""
     names: frozenset[str]
     """The tensors that have a row for each token."""
+    pieces: tuple[Mapping[int, tuple[int, ...]], ...] = ()
+    """For each of `rows_of`: the merged rows that are filled in, with the model's own rows whose mean is taken. Empty:
+    nothing is filled in."""
     added: tuple[str, ...] = ()
     """Tokens that were added to the first model's, or that the base does not have and that are gone."""
 
 
-def vocabulary_of(models: Sequence[OpenModel], base: OpenModel | None, tokens: str) -> Vocabulary | None:
+def vocabulary_of(
+    models: Sequence[OpenModel], base: OpenModel | None, tokens: str, missing: str = "own"
+) -> Vocabulary | None:
     """The merged vocabulary; None where every model has the same tokens at the same ids.
 
     Args:
         tokens: `refuse` (they were found equal), `union` or `base`.
+        missing: `pieces` fills in the rows of tokens that a model lacks; `own` does not.
 
     Raises:
-        ConfigError: `base` without a base, or tokenizers that cut text differently.
+        ConfigError: `base` without a base, tokenizers that cut text differently, or a token that one cannot write.
     """
     everyone = [*models, *([base] if base is not None else [])]
     first = models[0]
@@ -93,13 +102,31 @@ def vocabulary_of(models: Sequence[OpenModel], base: OpenModel | None, tokens: s
         added += [token.content for token in lacking]
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     rows = max(ground.rows, max(by_id) + 1)
-    return Vocabulary(
-        tokenizer,
-        rows,
-        tuple(_rows_of(one, by_id, rows) for one in everyone),
-        per_token_names(first),
-        tuple(added),
-    )
+    rows_of = tuple(_rows_of(one, by_id, rows) for one in everyone)
+    pieces: tuple[dict[int, tuple[int, ...]], ...] = ()
+    if missing == "pieces":
+        pieces = tuple(_pieces_of(one, own, by_id) for one, own in zip(everyone, rows_of, strict=True))
+    return Vocabulary(tokenizer, rows, rows_of, per_token_names(first), pieces, tuple(added))
+
+
+def _pieces_of(model: OpenModel, rows: Tensor, by_id: dict[int, str]) -> dict[int, tuple[int, ...]]:
+    """The model's own tokens for the text of each token that it lacks: {514: (60, 116, 62)}."""
+    found = {}
+    for index in (rows < 0).nonzero().flatten().tolist():
+        if index not in by_id:  # a row that pads the vocabulary has no text
+            continue
+        ids = model.tokenizer(by_id[index], add_special_tokens=False).input_ids
+        # The row of "unknown" says nothing of this token, and one beyond the matrix there is not.
+        found[index] = tuple(id for id in ids if id != model.tokenizer.unk_token_id and id < model.rows)
+        if not found[index]:
+            raise ConfigError(
+                f"`{model.name}` lacks the token {by_id[index]!r}, and its tokenizer cannot write it either",
+                where=model.folder,
+                found="no piece of the text but the unknown token",
+                expected="a text that the tokenizer can write, whose pieces' mean stands for the token",
+                remedy="write `missing_tokens: own`",
+            )
+    return found
 
 
 def _rows_of(model: OpenModel, by_id: dict[int, str], rows: int) -> Tensor:
@@ -148,7 +175,10 @@ def merge_rows(parts: Parts, vocabulary: Vocabulary, merge: Callable[[Parts], Te
     `parts` holds the tensors as the models have them, [V_m, ...] each; see deviation 1 for the other rows.
     """
     tensors = [*parts.tensors, *([parts.base] if parts.base is not None else [])]
-    rows_of = vocabulary.rows_of[: len(tensors)]
+    rows_of = list(vocabulary.rows_of[: len(tensors)])
+    for place, pieces in enumerate(vocabulary.pieces[: len(tensors)]):
+        tensors[place], rows_of[place] = with_pieces(tensors[place], rows_of[place], pieces)
+    filled = tensors[: len(parts.tensors)]
     shared = torch.stack([rows >= 0 for rows in rows_of]).all(dim=0)
     common = [tensor[rows[shared]] for tensor, rows in zip(tensors, rows_of, strict=True)]
     count = len(parts.tensors)
@@ -162,11 +192,24 @@ def merge_rows(parts: Parts, vocabulary: Vocabulary, merge: Callable[[Parts], Te
     mass = out.new_zeros(vocabulary.rows)
     for weight, rows in zip(weights, rows_of[:count], strict=True):
         mass += weight * (rows >= 0)
-    for weight, tensor, rows in zip(weights, parts.tensors, rows_of[:count], strict=True):
+    for weight, tensor, rows in zip(weights, filled, rows_of[:count], strict=True):
         there = (rows >= 0) & ~shared
         # Divided first: the share of a model that is alone is 1, and its row stays as it is to the last bit.
         out[there] += (weight / mass[there]).reshape(-1, *[1] * (out.dim() - 1)) * tensor[rows[there]]
     if parts.base is not None:
         only_base = (rows_of[count] >= 0) & ~shared & (mass == 0)
-        out[only_base] = parts.base[rows_of[count][only_base]]
+        out[only_base] = tensors[count][rows_of[count][only_base]]
     return out
+
+
+def with_pieces(tensor: Tensor, rows: Tensor, pieces: Mapping[int, tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """One model's tensor with a row behind its own for each token that it lacks, and where each merged row lies then.
+
+    with_pieces([[1.], [3.]], [0, 1, -1], {2: (0, 1)}) gives [[1.], [3.], [2.]] and [0, 1, 2].
+    """
+    if not pieces:
+        return tensor, rows
+    means = torch.stack([tensor[list(ids)].mean(dim=0) for ids in pieces.values()])
+    rows = rows.clone()
+    rows[list(pieces)] = torch.arange(len(tensor), len(tensor) + len(means))
+    return torch.cat([tensor, means]), rows

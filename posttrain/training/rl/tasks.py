@@ -65,7 +65,8 @@ def read_tasks(data: Data, notes: list[str] | None = None) -> Iterator[Task]:
     Raises:
         DataError: a row that is no task; no row at all.
     """
-    return islice(_every_task(data, notes if notes is not None else []), data.limit)
+    tasks = _every_task(data, notes if notes is not None else [])
+    return islice(tasks, data.skip, None if data.limit is None else data.skip + data.limit)
 
 
 def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
@@ -74,18 +75,8 @@ def _every_task(data: Data, notes: list[str]) -> Iterator[Task]:
             yield from tasks_of(path)
     files = [path for path in data.path if not is_generated(path)]
     if files:
-        examples = read_as(
-            files,
-            Task,
-            format=data.format,
-            columns=data.columns,
-            roles=data.roles,
-            bad_rows=data.bad_rows,
-            split=data.split,
-            dialogues_in_text=data.dialogues_in_text,
-            longest_row_mb=data.longest_row_mb,
-            repairs=data.repairs.model_dump(),
-        )
+        # Which of them count is told over all paths, those that make tasks included.
+        examples = read_as(files, Task, **{**data.keywords(), "limit": None, "skip": 0})
         notes += notes_of(examples)
         yield from _only_tasks(examples)
 

@@ -111,16 +111,4 @@ CORRECTION: MakingKind[Correction, CorrectionInputs] = MakingKind(
 
 
 def _read(data: Data, rejected: Path) -> Examples:
-    return read(
-        list(data.path),
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=rejected if data.bad_rows == "skip" else None,
-        limit=data.limit,
-        split=data.split,
-        dialogues_in_text=data.dialogues_in_text,
-        longest_row_mb=data.longest_row_mb,
-        repairs=data.repairs.model_dump(),
-    )
+    return read(list(data.path), **data.keywords(rejected))

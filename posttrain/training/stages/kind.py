@@ -29,7 +29,7 @@ from posttrain.models.folders.export_files import SpokenPrompt
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.scorer import RewardFunction, Scorer
-from posttrain.runs.folder import StageFolder
+from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
@@ -249,6 +249,11 @@ def nothing_measured(ctx: StageContext[Any], prepared: Prepared[Any]) -> None:
     """For kinds that measure nothing before step 1."""
 
 
+def as_written(stage: S, run: RunFolder | None, start: str | Path) -> S:
+    """For kinds whose settings name no stage that makes a model, but where the pipeline knows the key."""
+    return stage
+
+
 def nothing_named(stage: Any) -> Mapping[str, str]:
     """For kinds whose settings name no model or file beside the data."""
     return {}
@@ -294,6 +299,9 @@ class MakingKind(Generic[S, V]):
     make: Callable[[StageContext[S], V], DataCounts | None]
     """Write the output into the stage's folder (see `OUTPUT_NAMES`); gives what stage.json says under "data", which is
     nothing of a stage that reads and writes no rows."""
+    with_models: Callable[[S, RunFolder | None, str | Path], S] = as_written
+    """(settings, run, the recipe's start) -> settings that name folders where they named stages that make models. Run
+    None: those stages have not run, and what `check_recipe` reads in their place has their form."""
     content: Callable[[S], Mapping[str, str]] = nothing_named
     """(settings) -> hashes of what lies where its settings say and may change there: models, files."""
     stand_in: Callable[[StageContext[S], V], str] | None = None

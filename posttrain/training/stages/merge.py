@@ -29,30 +29,24 @@ from posttrain.runs.records.merging import Barrier
 from posttrain.training.stages.kind import MakingKind, StageContext
 
 
-def with_folders(stage: Merge, run: RunFolder, start: str | Path) -> Merge:
+def with_folders(stage: Merge, run: RunFolder | None, start: str | Path) -> Merge:
     """The stage with `{stage: NAME}` resolved to the folder that the stage wrote, and with the recipe's start as base
-    where a base is needed and none is named."""
+    where a base is needed and none is named.
+
+    Args:
+        run: None before those stages have run: the start stands for what they will have made of it, which has its form.
+    """
 
     def located(source: MergeSource) -> MergeSource:
         if source.stage is None:
             return source
+        if run is None:
+            return source.model_copy(update={"model": str(start), "stage": None, "checkpoints": None})
         folder = run.stage(source.stage)
         place = start if source.stage == START else folder.model if source.checkpoints is None else folder.path
         return source.model_copy(update={"model": str(place), "stage": None})
 
     return _with_base(_with_sources(stage, located), start)
-
-
-def on_start(stage: Merge, start: str | Path) -> Merge:
-    """The stage as it can be checked before the stages that it merges have run: on the recipe's start in the place of
-    what they will have made of it, which has its form."""
-
-    def stood_in(source: MergeSource) -> MergeSource:
-        if source.stage is None:
-            return source
-        return source.model_copy(update={"model": str(start), "stage": None, "checkpoints": None})
-
-    return _with_base(_with_sources(stage, stood_in), start)
 
 
 def _with_sources(stage: Merge, change: Any) -> Merge:
@@ -180,6 +174,7 @@ MERGE: MakingKind[Merge, Plan | None] = MakingKind(
     outputs=Merge.OUTPUTS,
     inputs=models_that_fit,
     make=make_merge,
+    with_models=with_folders,
     content=content_of_models,
     stand_in=what_would_be_merged,
 )

@@ -17,6 +17,7 @@ from posttrain.config.base import MakingStage
 from posttrain.data.encode import Encoder
 from posttrain.data.questions import as_task
 from posttrain.data.read import read
+from posttrain.errors import EmptyDatasetError
 from posttrain.inference.asked import Asked
 from posttrain.inference.scorers import Scorers
 from posttrain.models.devices import device_of
@@ -47,23 +48,23 @@ def prompts_of(ctx: StageContext[Any]) -> Prompts:
     """
     data = ctx.stage.data
     assert data is not None  # the recipe's validation refuses a stage without data
-    tasks = [task for path in data.path if is_generated(path) for task in tasks_of(path)][: data.limit]
+    generated = [task for path in data.path if is_generated(path) for task in tasks_of(path)]
+    tasks = generated[data.skip :][: data.limit]
     files = [path for path in data.path if not is_generated(path)]
+    if not files and not tasks:
+        raise EmptyDatasetError(
+            "no task is left: `skip` leaves out all that are made",
+            where=", ".join(data.path),
+            found=f"skip: {data.skip:,}, of {len(generated):,} tasks",
+            remedy="write a smaller `skip`, or a larger `size`",
+        )
     if not files or len(tasks) == data.limit:
         return Prompts(tasks, len(tasks))
-    rows = read(
-        files,
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=ctx.folder.path / "rejected_rows.jsonl" if data.bad_rows == "skip" else None,
-        limit=None if data.limit is None else data.limit - len(tasks),
-        split=data.split,
-        dialogues_in_text=data.dialogues_in_text,
-        longest_row_mb=data.longest_row_mb,
-        repairs=data.repairs.model_dump(),
-    )
+    keywords = data.keywords(ctx.folder.path / "rejected_rows.jsonl")
+    keywords["skip"] = max(0, data.skip - len(generated))
+    if data.limit is not None:
+        keywords["limit"] = data.limit - len(tasks)
+    rows = read(files, **keywords)
     read_tasks = [as_task(example) for example in rows]
     return Prompts([*tasks, *read_tasks], len(tasks) + rows.counts.read, tuple(notes_of(rows)))
 

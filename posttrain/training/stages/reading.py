@@ -327,21 +327,7 @@ def _record(examples: Examples, rows: EncodedDataset) -> DataCounts:
 
 def read_data(data: ReadSettings, kind: Any, rejected: Path) -> Examples:
     """The rows of a recipe's `data`; all of them are looked at now, so that a bad one is found before a model loads."""
-    return read_as(
-        list(data.path),
-        kind,
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=rejected if data.bad_rows == "skip" else None,
-        limit=data.limit,
-        split=data.split,
-        allow_ties=data.allow_ties,
-        dialogues_in_text=data.dialogues_in_text,
-        longest_row_mb=data.longest_row_mb,
-        repairs=data.repairs.model_dump(),
-    )
+    return read_as(list(data.path), kind, **data.keywords(rejected))
 
 
 ONE_ORDER: Mapping[str, str] = {"dpo_pl": "dpo", "plackett_luce": "bradley_terry"}

@@ -21,20 +21,7 @@ def rows_to_select(ctx: StageContext[Select]) -> Examples:
     """The stage's rows; all are looked at now, so that a bad one is found before a step begins."""
     data = ctx.stage.data
     assert data is not None  # the recipe's validation refuses a stage without data
-    return read(
-        list(data.path),
-        format=data.format,
-        columns=data.columns,
-        roles=data.roles,
-        bad_rows=data.bad_rows,
-        rejected_path=ctx.folder.path / "rejected_rows.jsonl" if data.bad_rows == "skip" else None,
-        limit=data.limit,
-        split=data.split,
-        allow_ties=data.allow_ties,
-        dialogues_in_text=data.dialogues_in_text,
-        longest_row_mb=data.longest_row_mb,
-        repairs=data.repairs.model_dump(),
-    )
+    return read(list(data.path), **data.keywords(ctx.folder.path / "rejected_rows.jsonl"))
 
 
 def make_selection(ctx: StageContext[Select], rows: Examples) -> DataCounts:

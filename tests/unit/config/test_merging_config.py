@@ -88,6 +88,7 @@ def test_mistakes_of_a_recipe(before: str, after: str, problem: str) -> None:
         ("ties", [{"stage": "start", "checkpoints": 3}], {}, "the start of a recipe has no checkpoints"),
         ("ties", [{"stage": "a", "checkpoints": {"decay": 0.5}}], {}, "checkpoints that count alike have no `decay`"),
         ("ties", [], {}, "at least one item"),
+        ("linear", ["a", "b"], {"missing_tokens": "pieces"}, "write `tokens: union` with it"),
     ],
 )
 def test_mistakes(kind: str, models: list[Any], options: dict[str, Any], problem: str) -> None:
@@ -107,7 +108,7 @@ def test_weights_that_cancel_are_fine_where_nothing_is_divided() -> None:
 def test_an_option_exists_only_where_it_is_used(kind: str) -> None:
     record, row = MERGES[kind], MERGE_METHODS[kind]
     own = {option.alias or name for name, option in record.model_fields.items()}
-    shared = {"kind", "models", "base", "dtype", "tokens", "template"}
+    shared = {"kind", "models", "base", "dtype", "tokens", "missing_tokens", "template"}
     assert own == shared | row.per_model.keys() | row.options.keys() | ({"seed"} if row.random else set())
     count = max(row.models[0], 1)
     needed = {name: 0.5 for name, known in row.options.items() if known.default is None}

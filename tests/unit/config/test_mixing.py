@@ -152,3 +152,12 @@ def test_a_stored_mixture_is_no_change(tmp_path: Path) -> None:
 
     before = parse(stage_yaml(stage, seed=0, split_seed=0), "config.yaml").value
     assert what_changed(before, stage, seed=0, split_seed=0) == []
+
+
+@pytest.mark.parametrize(
+    "value", [{"path": [{"prompt": "a"}]}, {"sources": [[{"prompt": "a"}], "b.jsonl"]}, [{"prompt": "a"}]]
+)
+def test_rows_in_memory_are_no_path(value: Any) -> None:
+    with pytest.raises(ConfigError, match="rows in memory have no place in `path`") as caught:
+        SFT(data=value)
+    assert "write_jsonl" in str(caught.value)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from posttrain.config.diversity import DEITA, DPP, FacilityLocation, KCentre, SemDeDup
+from posttrain.curation.diversity import facility_location as facility_location_module
 from posttrain.curation.diversity import k_centre as k_centre_module
 from posttrain.curation.diversity import vectors as vectors_module
 from posttrain.curation.diversity.choose import choose
 from posttrain.curation.diversity.facility_location import all_similarities, near_similarities
 from posttrain.curation.diversity.vectors import content_order, kmeans, ranks, unit_length
 from posttrain.errors import ConfigError, DataError
+from posttrain.runs.progress import Progress
 
 
 def drawn(count: int, dimensions: int = 6, seed: int = 0) -> np.ndarray:
@@ -278,3 +280,39 @@ def test_vectors_of_another_length_and_of_nan_are_refused():
         with pytest.raises(DataError, match="not of length 1"):
             choose(wrong, KCentre(kind="k_centre"), budget=1)
     assert unit_length(np.array([[3e30, 4e30], [0, 0]])).tolist() == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        KCentre(kind="k_centre"),
+        FacilityLocation(kind="facility_location"),
+        FacilityLocation(kind="facility_location", exact_rows=100),
+    ],
+)
+def test_long_rules_show_how_far_they_are_and_choose_the_same(settings, monkeypatch):
+    monkeypatch.setattr(k_centre_module, "ACTIVE", 16)
+    monkeypatch.setattr(facility_location_module, "STRIDE", 8)
+    features = drawn(120)
+    heard = Heard()
+    shown = choose(features, settings, budget=30, progress=heard)
+    assert shown.kept.tolist() == choose(features, settings, budget=30).kept.tolist()
+    last = heard.phases[-1]
+    assert (last.done, last.total) == (30, 30)
+    moves = heard.moves[last.title]
+    assert len(moves) >= 4 and max(moves) < 30  # not all of it at the end
+    if len(heard.phases) == 2:
+        assert (heard.phases[0].title, heard.phases[0].done) == ("diversify: near rows", 120)
+
+
+class Heard(Progress):
+    def __init__(self):
+        super().__init__()
+        self.phases, self.moves = [], {}
+
+    def phase(self, title, total=None, unit="rows", done=0):
+        phase = super().phase(title, total, unit, done)
+        self.phases.append(phase)
+        advance, moves = phase.advance, self.moves.setdefault(title, [])
+        phase.advance = lambda count, **others: (moves.append(count), advance(count, **others))
+        return phase

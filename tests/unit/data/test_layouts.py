@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,3 +319,16 @@ def test_later_turns_and_ratings_are_told() -> None:
 def test_a_map_for_a_published_column_is_not_needed_and_refused() -> None:
     with pytest.raises(ConfigError, match="which no format reads"):
         pt.read([{"a": 1}], columns={"conversation_a": "a"})
+
+
+def test_the_pairs_of_helpsteer_that_the_page_makes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    code = page.split("**helpsteer**")[1].split("```python\n")[1].split("```")[0]
+    rows = [("2 + 2?", "4", 4), ("2 + 2?", "5", 0), ("Who?", "I.", 3), ("Where?", "Here.", 1), ("Where?", "There.", 2)]
+    names = ("prompt", "response", "helpfulness")
+    text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    (tmp_path / "helpsteer.jsonl").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    pairs = [row for row in pt.read("pairs.jsonl") if isinstance(row, Comparison)]
+    assert [[turn.content for turn in pair.responses[pair.winner]] for pair in pairs] == [["4"], ["There."]]

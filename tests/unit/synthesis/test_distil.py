@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,3 +309,37 @@ def test_multi_turn_prompts_of_a_file_are_asked_without_their_last_answer(
     pt.distil(path, {"url": server.url, "model": "big"}, out=tmp_path / "out", progress=False)
     (_, body) = server.seen[0]
     assert [turn["content"] for turn in body["messages"]] == ["Hi", "Hello", "2 + 2?"]
+
+
+def test_a_judge_is_asked_about_the_answers_to_several_prompts_side_by_side(tmp_path: Path) -> None:
+    """One by one, each request would wait for the one before: the barrier lets none go before three are there."""
+    together = threading.Barrier(3, timeout=10)
+
+    class Judging:
+        def score(self, items: Any) -> list[Any]:
+            calls.append([item.group for item in items])
+
+            def mark(item: Any) -> float:
+                together.wait()
+                return float(item.completion == "4")
+
+            with ThreadPoolExecutor(3) as pool:
+                return [SimpleNamespace(total=total) for total in pool.map(mark, items)]
+
+        def close(self) -> None: ...
+
+    calls: list[list[int]] = []
+    filters = {"scorer": LENGTH, "least_score": 1.0}
+    with Scorers() as scorers:
+        wanted = settings(filters=filters).filters.scorer
+        assert wanted is not None
+        scorers.grader(wanted).rubric = Judging()  # type: ignore[attr-defined]
+        result, rows, _ = made(
+            tmp_path,
+            [task(f"{i} + 1?", i, answer="4") for i in (1, 2, 3)],
+            lambda ask: "4" if ask.messages[-1].content == "3 + 1?" else "5",
+            scorers=scorers,
+            filters=filters,
+        )
+    assert calls == [[0, 1, 2]] and result.dropped == Counter(low_score=2)
+    assert [row["origin"]["source"] for row in rows] == ["prompts.jsonl, row 3"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from posttrain.models.folders.loading import load
 from posttrain.models.merging.methods.parts import Parts
 from posttrain.models.merging.run import merge_models, planned
 from posttrain.models.merging.tensors import entries_of, read_tensor
-from posttrain.models.merging.tokens import Vocabulary, merge_rows
+from posttrain.models.merging.tokens import Vocabulary, _pieces_of, merge_rows, with_pieces
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.read_back import read_in_process
 
@@ -158,3 +160,65 @@ def test_rows_by_hand() -> None:
         parts, Vocabulary(None, 3, rows, frozenset({"w"})), lambda some: some.tensors[0] + some.tensors[1]
     )
     assert merged.tolist() == [[4.0], [7.0], [9.0]]
+
+
+# ---------------------------------------------------------------- tokens that one model lacks, filled in
+
+
+def test_pieces_by_hand() -> None:
+    tensor, rows = with_pieces(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1, -1]), {2: (0, 1)})
+    assert tensor.tolist() == [[1.0], [3.0], [2.0]] and rows.tolist() == [0, 1, 2]
+    # The third id is the first model's alone; the second has 0.5 and 1.5 for its pieces, whose mean is 1.
+    a, b = torch.tensor([[1.0], [2.0], [7.0]]), torch.tensor([[0.5], [1.5]])
+    rows_of = (torch.tensor([0, 1, 2]), torch.tensor([0, 1, -1]))
+    parts = Parts("w", None, (a, b), ({"weight": 1.0}, {"weight": 1.0}), {})
+    vocabulary = Vocabulary(None, 3, rows_of, frozenset({"w"}), ({}, {2: (0, 1)}))
+    assert merge_rows(parts, vocabulary, lambda some: sum(some.tensors)).tolist() == [[1.5], [3.5], [8.0]]
+
+
+def test_a_model_without_a_token_takes_the_mean_of_its_pieces(
+    specialists: tuple[Path, Path], tmp_path: Path, faults: Any
+) -> None:
+    one, two = specialists
+    base = save(tmp_path / "base", 3)
+    lines: list[str] = []
+    settings = merge_settings(
+        "task_arithmetic", [one, two], base=base, tokens="union", weight=0.5, missing_tokens="pieces"
+    )
+    merge_models(settings, tmp_path / "out", say=lines.append)
+    assert any(line == f"{base} lacks 3 tokens, which take the mean of its rows for their pieces" for line in lines)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        ours, theirs, start, merged = (tensor(folder, name) for folder in (one, two, base, tmp_path / "out"))
+
+        def pieces(rows: torch.Tensor, text: str) -> torch.Tensor:
+            return rows[TOKENIZER(text, add_special_tokens=False).input_ids].mean(dim=0)
+
+        # <think>: the second model's alone. The others read it as seven bytes.
+        assert len(TOKENIZER("<think>", add_special_tokens=False).input_ids) == 7
+        zero = pieces(start, "<think>")
+        expected = zero + 0.5 * (pieces(ours, "<think>") - zero) + 0.5 * (theirs[SIZE] - zero)
+        assert torch.allclose(merged[SIZE + 2], expected, atol=1e-6)
+        # <tool>: the base alone lacks it.
+        zero = pieces(start, "<tool>")
+        expected = zero + 0.5 * (ours[SIZE] - zero) + 0.5 * (theirs[SIZE + 1] - zero)
+        assert torch.allclose(merged[SIZE], expected, atol=1e-6)
+
+
+def test_a_token_that_cannot_be_written_is_named(specialists: tuple[Path, Path], tmp_path: Path) -> None:
+    with planned(merge_settings("linear", list(specialists), tokens="union"), tmp_path / "out") as plan:
+        mute = replace(plan.models[0], tokenizer=_Mute())
+        with pytest.raises(ConfigError, match="lacks the token '<think>', and its tokenizer cannot write it"):
+            _pieces_of(mute, torch.tensor([0, -1]), {0: "a", 1: "<think>"})
+
+
+class _Mute:
+    unk_token_id = 0
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=[0])
+
+
+def test_a_row_that_pads_is_not_filled_in(tmp_path: Path, faults: Any) -> None:
+    one, two = save(tmp_path / "one", 1, "<tool>", rows=SIZE + 9), save(tmp_path / "two", 2, "<think>")
+    merge_models(merge_settings("linear", [one, two], tokens="union", missing_tokens="pieces"), tmp_path / "out")
+    assert torch.equal(tensor(tmp_path / "out")[SIZE + 2 :], tensor(one)[SIZE + 2 :])
