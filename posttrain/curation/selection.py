@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
