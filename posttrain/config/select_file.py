@@ -75,6 +75,11 @@ def step_of(text: str) -> dict[str, Any]:
     for word in words[1:]:
         keys, value = split_assignment(word, f"--step {text!r}", example='--step "deduplicate near=0.9"', whose=kind)
         put_value(step, keys, value, option="--step", written=f"{kind} {word}")
+    try:
+        STEP_KINDS[kind].model_validate(step)
+    except ValidationError as error:
+        # Here, where it is known which of several steps was typed wrongly; `steps.0` is nothing that anybody wrote.
+        raise explain(error, STEP_KINDS[kind], step, Places(f"--step {text!r}")) from None
     return step
 
 
@@ -99,6 +104,14 @@ def _of_file(path: Path) -> SelectSettings:
             remedy="write `steps:` at the left margin, and the steps below it",
         )
     places = Places(str(path), document.lines)
+    if "stages" in raw:
+        raise ConfigError(
+            "this is a recipe with stages, and no file of steps",
+            where=places.of(("stages",)),
+            expected=f"the keys {', '.join(SelectSettings.model_fields)} alone",
+            example=EXAMPLE,
+            remedy=f"run it: posttrain run {path}; or give a file with the stage's `steps:` alone",
+        )
     try:
         settings = SelectSettings.model_validate(raw)
     except ValidationError as error:

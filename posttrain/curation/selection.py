@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -59,6 +60,46 @@ class RowView(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self._rows.row(int(place)) for place in self._places[index]]
         return self._rows.row(int(self._places[index]))
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows; view[0] reads the first>"
+
+
+class RejectedView(Sequence[RejectedRow]):
+    """The rejected rows of a selection as a list would have them, each read from disk when it is asked for."""
+
+    def __init__(self, selection: Selection):
+        self._selection = selection
+        self._unreadable = sum(selection.refused.values())
+        self._ends = np.cumsum([len(result.taken.removed) for result in selection.steps], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self._unreadable + (int(self._ends[-1]) if len(self._ends) else 0)
+
+    @overload
+    def __getitem__(self, index: int) -> RejectedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RejectedRow]: ...
+    def __getitem__(self, index: int | slice) -> RejectedRow | list[RejectedRow]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        place = range(len(self))[index]  # a negative one counts from the end, one outside is an IndexError
+        if place < self._unreadable:
+            return next(islice(self._selection.refused_rows(), place, None))
+        place -= self._unreadable
+        step = int(np.searchsorted(self._ends, place, side="right"))
+        result = self._selection.steps[step]
+        return self._selection.rejected_row(result, result.taken.removed[place - int(self._ends[step])])
+
+    def __iter__(self) -> Iterator[RejectedRow]:
+        # Not by index: the file of unreadable rows would be read anew for each of them.
+        yield from self._selection.refused_rows()
+        for result in self._selection.steps:
+            for one in result.taken.removed:
+                yield self._selection.rejected_row(result, one)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rejected rows; view[0] reads the first>"
 
 
 @dataclass(frozen=True)
@@ -139,25 +180,27 @@ class Selection:
         return self.pool.kept
 
     @property
-    def rejected(self) -> Iterator[RejectedRow]:
+    def rejected(self) -> RejectedView:
         """Every row that is not kept, with its step, its reason and its scores: the unreadable ones first, the others
         step by step. Each is read from disk."""
-        yield from self._refused_rows()
-        for result in self.steps:
-            scores = {**result.pool.scores, **result.taken.scores}
-            for one in result.taken.removed:
-                yield RejectedRow(
-                    row=str(self.rows.ref(one.row)),
-                    step=result.step.label,
-                    reason=one.reason,
-                    message=one.message,
-                    scores={name: _plain(values[one.row]) for name, values in scores.items()},
-                    content=self.rows.row(one.row),
-                    nearest=None if one.nearest is None else str(self.rows.ref(one.nearest)),
-                    similarity=None if one.similarity is None else round(one.similarity, 4),
-                )
+        return RejectedView(self)
 
-    def _refused_rows(self) -> Iterator[RejectedRow]:
+    def rejected_row(self, result: StepResult, one: Removed) -> RejectedRow:
+        """A row that a step took out."""
+        scores = {**result.pool.scores, **result.taken.scores}
+        return RejectedRow(
+            row=str(self.rows.ref(one.row)),
+            step=result.step.label,
+            reason=one.reason,
+            message=one.message,
+            scores={name: _plain(values[one.row]) for name, values in scores.items()},
+            content=self.rows.row(one.row),
+            nearest=None if one.nearest is None else str(self.rows.ref(one.nearest)),
+            similarity=None if one.similarity is None else round(one.similarity, 4),
+        )
+
+    def refused_rows(self) -> Iterator[RejectedRow]:
+        """Rows that could not be read."""
         if self.refused_path is None or not self.refused_path.is_file():
             return
         with self.refused_path.open(encoding="utf-8") as lines:

@@ -23,6 +23,7 @@ from posttrain.report.panels import (
 )
 from posttrain.report.reward import RewardView, reward_view
 from posttrain.report.reward_steps import StepsView, steps_view
+from posttrain.report.selection import SelectionView, selection_view
 from posttrain.report.sources import SourceRow, source_panels, source_rows
 from posttrain.report.text import LONGEST_TEXT, moment, short_row, shorten
 from posttrain.runs.read import Stage
@@ -96,6 +97,7 @@ class StageView:
     data_said: list[str]
     sources: list[SourceRow]
     """Of a mixture."""
+    selection: SelectionView | None
     checks: list[ShownCheck]
     rows: list[ShownRow]
     memory: ShownMemory | None
@@ -134,6 +136,7 @@ def view(stage: Stage, index: int) -> StageView:
         data=_data_bars(stage),
         data_said=list(_data_said(stage)),
         sources=source_rows(stage),
+        selection=selection_view(stage),
         checks=list(_checks(stage)),
         rows=list(_shown_rows(stage)),
         memory=_memory(stage),
@@ -177,6 +180,9 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
         sampled = stage.sampled
         if sampled is not None and sampled.completions:
             yield "Completions sampled", count(sampled.completions)
+    elif data.answers is not None:  # they were paid for, whether a row came of them or not
+        if data.tokens:
+            yield "Tokens sampled", short_count(data.tokens)
     elif data.tokens:
         yield "Tokens in the data", short_count(data.tokens)
         if (trained := data.trained_tokens) is not None:

@@ -16,7 +16,7 @@ from posttrain.report.purpose import Shortfall, goals_missed, shortfalls
 from posttrain.report.statement import Statement
 from posttrain.report.summaries import head_and_tail
 from posttrain.report.text import moment
-from posttrain.runs.read import Curve, RunContents, Stage, read_run
+from posttrain.runs.read import SELECTING, Curve, RunContents, Stage, read_run
 from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.preflight import CheckRecord
 
@@ -376,19 +376,25 @@ def _checks(stage: Stage) -> Sequence[CheckRecord]:
 
 def _lost_rows(stage: Stage) -> Iterator[Statement]:
     data = stage.about.data
-    if data is None or not data.read:
+    # A selection is there to drop rows, and its own table says which.
+    if data is None or not data.read or stage.method == SELECTING:
         return
+    # A stage that asks for answers drops several for each prompt that it read: 27 of 15 prompts would be 180 %.
+    made = data.prompts is not None
+    total = max(data.read, (data.kept or 0) + sum(data.dropped.values())) if made else data.read
+    longer = "; a larger `max_new_tokens` lets answers end" if "cut" in data.dropped else ""
+    dropped = f"became no row; dropped.jsonl says why{longer}" if made else "were dropped; dropped.jsonl lists them"
     # The preflight's check of the data speaks of dropped rows with a better remedy; once is enough.
     said = any(check.name == "data" and check.remedy for check in _checks(stage))
     for reasons, consequence in (
-        ({} if said else data.dropped, "were dropped; dropped.jsonl lists them"),
+        ({} if said else data.dropped, dropped),
         (data.truncated_by_reason, "were cut short; a larger max_length keeps them whole"),
     ):
         lost = sum(reasons.values())
-        if lost / data.read >= NOTABLE_LOSS:
+        if lost / total >= NOTABLE_LOSS:
             main = max(reasons, key=lambda reason: reasons[reason]).replace("_", " ")
             yield Statement(
                 "warn",
-                f"{number(lost / data.read, 'share')} of the rows {consequence}.",
+                f"{number(lost / total, 'share')} of {'what was asked for' if made else 'the rows'} {consequence}.",
                 f"{stage.name}: mostly {main}",
             )

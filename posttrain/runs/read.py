@@ -31,6 +31,7 @@ from posttrain.runs.records.merging import KeptSkill, MergeComparison, MergedSki
 from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
+from posttrain.runs.records.selection import SelectionManifest
 from posttrain.runs.records.stage import Machine, StageRecord
 from posttrain.runs.sampled import SampledStage, read_sampled
 from posttrain.runs.tolerant import Files, Problem
@@ -46,11 +47,15 @@ HEADS = ("untrained", "trained")
 HELD_OUT = "held_out"
 """Before the figures of summary.json that are an online stage's score on its held-out tasks."""
 SEARCH = "search"
+"""The method of stages that write what a strategy found."""
 PAIRING = ("correction", "pairs")
 """Methods whose data.jsonl holds pairs, which the report shows."""
 SAMPLING = (SEARCH, "best_of")
 """Methods that write what they tried into trees.jsonl."""
-"""The method of stages that write what a strategy found."""
+SELECTING = "select"
+MAKING = (SELECTING, "distil", "prompts")
+"""Other methods that write rows into data.jsonl, and train nothing."""
+MERGING = "merge"
 REMEDY = "give the folder that `posttrain run` wrote, runs/<recipe>"
 RUN_FILES = ("run.json", "recipe.yaml", "summary.json")
 """Any of these makes a folder a run's; any of the others a stage's."""
@@ -117,6 +122,8 @@ class Stage:
     merge: MergeComparison | None = None
     """Of a stage that merged models."""
     weight_search: SearchRecord | None = None
+    selection: SelectionManifest | None = None
+    """Of a stage that selected rows."""
 
     @property
     def last_step(self) -> int | None:
@@ -311,6 +318,10 @@ def _read_stage(files: Files, folder: Path, entry: StageEntry) -> Stage:
         step_scores=files.lines(folder / "step_scores.jsonl", StepRewards, MOST_PAIRS),
         merge=files.document(folder / "merge.json", MergeComparison),
         weight_search=files.document(folder / "search.json", SearchRecord),
+        # Only of its own method: a folder of rows may hold another program's manifest.json.
+        selection=files.document(folder / SelectionManifest.FILE, SelectionManifest)
+        if about.method == SELECTING
+        else None,
     )
     _note_what_is_missing(files, stage)
     return stage
@@ -328,6 +339,13 @@ def _note_what_is_missing(files: Files, stage: Stage) -> None:
     if stage.method in SAMPLING:
         if not stage.solved:
             files.note(stage.folder / "trees.jsonl", "is missing or empty: what was tried is not known")
+        return
+    if stage.method in MAKING:
+        # Its presence alone is asked: a report reads no rows of them, of which there may be very many.
+        if not (stage.folder / "data.jsonl").is_file():
+            files.note(stage.folder / "data.jsonl", "is missing: no rows were written")
+        return
+    if stage.method == MERGING:  # it takes no step: without this line its report would miss curves and checks
         return
     if not stage.curves:
         files.note(stage.folder / "metrics.jsonl", "is missing or empty: there are no curves")

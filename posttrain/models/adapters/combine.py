@@ -148,7 +148,7 @@ def _check_request(
             "there is no adapter to merge",
             where=source.folder,
             found="a whole model",
-            remedy="give an adapter's folder, or name adapters with --adapter",
+            remedy="give an adapter's folder, or name adapters with --adapter; of whole models name two or more",
         )
     require_method(method)
     if weights and len(weights) != len(parts):

@@ -119,3 +119,18 @@ def test_micro_batches_hold_whole_groups_where_prompts_are_long(prompt: int, ans
     assert whole_groups(prompt, answers) == tokens
     parts = -(-answers // (tokens - prompt))
     assert (parts - 1) * prompt <= 0.05 * (prompt + answers)
+
+
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [
+        ("{method: pairs, data: a, make: {kind: judged, judge: policy}, sampling: {top_p: 0.9}}", "`make.sampling`"),
+        ("{method: distil, data: a, teacher: policy, scorer: {kind: self}}", "`filters.scorer`"),
+        ("{method: merge, merge: {kind: ties, models: [a, b], gamma: 0.1}}", "remove `gamma`, or choose one of those"),
+        ("{method: sft, data: a, samples: 3}", "remove `samples`, or choose best_of"),
+    ],
+)
+def test_a_key_that_a_group_of_the_stage_has_is_sent_there(stage: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(f"schema: 1\nmodel: embedded\nstages:\n  - {stage}\n")
+    assert remedy in str(caught.value)

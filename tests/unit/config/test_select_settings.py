@@ -105,6 +105,22 @@ def test_files_are_beside_the_file_that_names_them(tmp_path: Path) -> None:
     assert step.against == (str(tmp_path / "tests.jsonl"), "human-eval")  # type: ignore[union-attr]
 
 
+def test_a_mistake_in_a_typed_step_names_what_was_typed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_select(None, ["score score=form", "deduplicate near=3"])
+    assert caught.value.where == "--step 'deduplicate near=3'"
+    # The whole sentence: the first line of a description that goes on would end in the middle of it.
+    assert "say nearly the same" in (caught.value.remedy or "")
+
+
+def test_a_recipe_with_stages_is_no_file_of_steps(tmp_path: Path) -> None:
+    path = tmp_path / "rec.yaml"
+    path.write_text("schema: 1\nmodel: embedded\nstages: []\n")
+    with pytest.raises(ConfigError, match="a recipe with stages") as caught:
+        load_select(path)
+    assert "line 3" in str(caught.value.where) and "posttrain run" in (caught.value.remedy or "")
+
+
 def test_nothing_that_chooses() -> None:
     with pytest.raises(ConfigError, match="nothing says how rows are chosen"):
         load_select(None)

@@ -261,3 +261,16 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
     stored = StoredSteps(None)
     stored.keep_only(["a"])
     assert stored.load("a") is None and pipeline.seed_of(0, "twin") != pipeline.seed_of(0, "token twin")
+
+
+def test_rejected_rows_are_a_sequence(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", rows())
+    path.write_text("{broken\n" + path.read_text() + "{broken\n")
+    picked = select(pt.read(path, bad_rows="skip", scan=False), steps=STEPS, out=tmp_path / "picked")
+    listed = list(picked.rejected)
+    assert len(picked.rejected) == len(listed) == 17
+    assert [picked.rejected[place] for place in range(17)] == listed == picked.rejected[:]
+    assert [one.step for one in listed[:3]] == ["read", "read", "score quality"] and picked.rejected[-1] == listed[-1]
+    with pytest.raises(IndexError):
+        picked.rejected[17]
+    assert repr(picked.kept) == "<6 rows; view[0] reads the first>"
