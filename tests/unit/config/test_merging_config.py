@@ -107,7 +107,7 @@ def test_weights_that_cancel_are_fine_where_nothing_is_divided() -> None:
 def test_an_option_exists_only_where_it_is_used(kind: str) -> None:
     record, row = MERGES[kind], MERGE_METHODS[kind]
     own = {option.alias or name for name, option in record.model_fields.items()}
-    shared = {"kind", "models", "base", "dtype", "tokens"}
+    shared = {"kind", "models", "base", "dtype", "tokens", "template"}
     assert own == shared | row.per_model.keys() | row.options.keys() | ({"seed"} if row.random else set())
     count = max(row.models[0], 1)
     needed = {name: 0.5 for name, known in row.options.items() if known.default is None}
