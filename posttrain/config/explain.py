@@ -49,7 +49,6 @@ WORDS = {
     "tuple_type": "a list",
 }
 
-
 EXAMPLES = {
     "data": "rows.jsonl",
     "epochs": "1",
@@ -125,7 +124,8 @@ def spell(data: object, path: KeyPath) -> str:
         node = _child(node, step)
         if isinstance(step, int):
             name = node.get("name") or node.get("method") if isinstance(node, Mapping) else None
-            words.append(str(name or step))
+            # Of a selection's step `method` is a group of keys, and no name.
+            words.append(name if name and isinstance(name, str) else str(step))
         else:
             words.append(step)
     # As an override is typed: `dpo.beta`, not `stages.dpo.beta`.
@@ -215,9 +215,8 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_tag(spot, data, context, places)
     if kind == "posttrain":
-        path = spot.path + tuple(context["path"])
+        path, problem = spot.path + tuple(context["path"]), context["problem"]
         details = {key: context[key] for key in ("found", "expected", "example", "remedy") if key in context}
-        problem = context["problem"]
         return ConfigError(f"`{spell(data, path)}`: {problem}" if path else problem, where=places.of(path), **details)
     name, where = spell(data, spot.path), places.of(spot.path)
     if kind == "missing":
@@ -240,7 +239,8 @@ def _explain_detail(detail: ErrorDetails, model: type[BaseModel], data: object, 
     return ConfigError(
         f"`{name}` has a wrong value",
         where=where,
-        found=_shown(detail["input"]),
+        # Who takes `key_env` for the key itself would find it in logs.
+        found="***" if spot.path[-1:] == ("key_env",) else _shown(detail["input"]),
         expected=expected,
         remedy=to_switch_off(spot.path, detail["input"]) or _advice(spot),
     )
@@ -421,7 +421,8 @@ def _meaning(spot: Spot) -> str | None:
 def _example(name: str, option: FieldInfo) -> str | None:
     """A value that can be written as it is: "2e-5", or of a group its first key with its default, "{rank: 16}"."""
     if name in EXAMPLES:
-        return EXAMPLES[name]
+        # The steps of a selection are no number.
+        return "[{kind: deduplicate}]" if name == "steps" and any(records_in(option.annotation)) else EXAMPLES[name]
     for record in records_in(option.annotation):
         for key, inner in fields_of(record).items():
             if key not in ("kind", "method") and isinstance(inner.default, (str, int, float)):

@@ -73,6 +73,11 @@ def numbers_of(value: Varied) -> Iterator[float]:
         yield from numbers_of(item.value) if isinstance(item, Filtered) else (item,)
 
 
+def filters_of(value: object) -> tuple[Filtered, ...]:
+    """The filters of a value that differs between tensors; none of any other value."""
+    return tuple(item for item in value if isinstance(item, Filtered)) if isinstance(value, tuple) else ()
+
+
 def _within(parameter: MergeParameter) -> Callable[[Any], Any]:
     """A validator: every number of the value lies in the parameter's range."""
 

@@ -51,9 +51,12 @@ def step_of(moment: int | str, steps: int) -> int:
 def source_name(source: Mapping[str, Any]) -> str:
     """What a source is called that has no name: its stage, or its file without the ending."""
     named = source.get("stage") or next(iter(source.get("path") or ()), "source")
-    last = str(named).rstrip("/").rpartition("/")[2]
-    stem = PurePosixPath(last.partition(":")[2] or last).stem
-    return _NAME.sub("-", stem).strip("-.") or "source"
+    # Of `maths/*.jsonl` the file's part says nothing, and two such sources would have one name.
+    for last in reversed(str(named).rstrip("/").split("/")):
+        stem = PurePosixPath(last.partition(":")[2] or last).stem
+        if name := _NAME.sub("-", stem).strip("-."):
+            return name
+    return "source"
 
 
 def spread_keys(value: Any, shared: tuple[str, ...]) -> Any:

@@ -13,9 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from posttrain.config.addresses import is_secret_name
 from posttrain.config.base import MakingStage
 from posttrain.config.values import Float, Int, Settings, refuse, require_no_credential
 
+COMPLETIONS = "/chat/completions"
+SECRET_HEADERS = ("authorization", "x-api-key", "api-key")
+"""Names of headers that some write into the body, beside those of `is_secret_name`."""
 POLICY = "policy"
 """What a recipe writes for the model that the stage starts from."""
 
@@ -113,17 +117,36 @@ class EndpointTeacher(TeacherSettings):
             url, "take it out, export it as an environment variable, and name that: `key_env: NAME`"
         )
 
+    @field_validator("url")
+    @classmethod
+    def _up_to_the_version(cls, url: str) -> str:
+        path = url.rstrip("/")
+        if path.endswith(COMPLETIONS):
+            raise refuse(
+                f"the address goes on to `{COMPLETIONS}`, which is added to it",
+                found=url,
+                remedy=f"write `url: {path.removesuffix(COMPLETIONS)}`",
+            )
+        return url
+
     @field_validator("extra_body")
     @classmethod
     def _own_keys(cls, body: dict[str, Any]) -> dict[str, Any]:
         taken = ("model", "messages", "stream", "n", "temperature", "top_p", "max_tokens", "seed", "stop", "tools")
-        for key in taken:
-            if key in body:
+        for key in body:
+            if key in taken:
                 raise refuse(
                     f"`{key}` is set by the stage itself",
                     path=(key,),
                     found=f"{key}: {body[key]!r}",
                     remedy="remove it; how answers are drawn stands in the stage's `sampling`",
+                )
+            if is_secret_name(key) or key.lower() in SECRET_HEADERS:
+                raise refuse(
+                    f"`{key}` is a credential, which every copy of the recipe would show",
+                    path=(key,),
+                    found=f"{key}: ***",
+                    remedy="take it out, export it as an environment variable, and name that: `key_env: NAME`",
                 )
         return body
 

@@ -32,6 +32,8 @@ from posttrain.errors import ConfigError, RewardError
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_WAIT = 60.0
+MOST_SHOWN = 200
+"""Bytes of a reply that is no JSON."""
 
 Read = TypeVar("Read")
 
@@ -172,7 +174,14 @@ class Endpoint:
         with self._lock:
             self.requests += 1
         with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-            return read(json.load(reply))
+            text = reply.read()
+        try:
+            parsed = json.loads(text)
+        except ValueError as error:
+            # A page of a proxy, or a stream of events: "Expecting value: line 1" would say neither.
+            shown = text[:MOST_SHOWN].decode(errors="replace")
+            raise ValueError(f"the reply is no JSON ({error}): {shown!r}") from None
+        return read(parsed)
 
     def _hidden(self, text: str) -> str:
         """Without the key: servers quote the one that they refuse, and errors stand in logs and run folders."""

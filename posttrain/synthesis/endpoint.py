@@ -32,6 +32,8 @@ OF_THE_CALLER = frozenset({401, 403, 404, 405})
 """Refusals that every question would meet: the key, the model, the address."""
 MOST_IN_A_ROW = 8
 """Questions given up one after another, before the whole is: it is no longer one question that is wrong."""
+MOST_SHOWN = 200
+"""Characters of a reply that is none."""
 CHARACTERS_PER_TOKEN = 4
 """For a guess of what a question takes, where a rate of tokens is kept."""
 
@@ -275,12 +277,9 @@ def read_reply(reply: Any) -> Reply:
     Raises:
         ValueError, KeyError, TypeError, IndexError: it is none; it is worth asking again.
     """
-    if not isinstance(reply, Mapping):
-        raise ValueError("the reply is no JSON object")
-    choice = reply["choices"][0]
-    message, finish = choice["message"], choice.get("finish_reason")
+    message, finish = _message_of(reply)
     text, refused = _content_of(message), message.get("refusal")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    reasoning = _reasoning_of(message)
     calls = tuple(_call_of(call) for call in message.get("tool_calls") or ())
     if not text and isinstance(refused, str):
         text = refused
@@ -289,7 +288,7 @@ def read_reply(reply: Any) -> Reply:
         reasoning, text = split.thoughts.strip(), split.visible
     elif reasoning is None and text.lstrip().startswith(THINK.open):
         reasoning, text = text.strip(), ""  # cut within its thoughts: there is no answer
-    usage = reply.get("usage") or {}
+    usage = _counted(reply.get("usage"))
     details: dict[str, Any] = {"finish": finish}
     if isinstance(refused, str):
         details["refusal"] = refused
@@ -299,18 +298,44 @@ def read_reply(reply: Any) -> Reply:
         reasoning if isinstance(reasoning, str) and reasoning.strip() else None,
         # One of unknown end counts as cut: a row must not teach to stop in the middle.
         ended=finish in ENDED,
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage["completion_tokens"],
         error=error,
         tool_calls=calls,
         details=details,
     )
 
 
+def _message_of(reply: Any) -> tuple[Mapping[str, Any], Any]:
+    """(the answer's turn, why it ended); a ValueError shows what came instead, as a gateway's words of a failure."""
+    choices = reply.get("choices") if isinstance(reply, Mapping) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, Mapping) else None
+    if not isinstance(choice, Mapping) or not isinstance(message, Mapping):
+        raise ValueError(f"the reply is no answer of chat completions: {json.dumps(reply)[:MOST_SHOWN]}")
+    # Half of a surrogate pair cannot be written as UTF-8: one such answer would end the stage when its rows are saved.
+    json.dumps(message, ensure_ascii=False).encode()
+    return message, choice.get("finish_reason")
+
+
+def _counted(usage: Any) -> dict[str, int]:
+    """Tokens as the reply counts them; 0 where it does not. An answer is not thrown away, and paid for twice, for a
+    count that cannot be read: where a limit needs it, its lack ends the whole."""
+    counts = usage if isinstance(usage, Mapping) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: max(0, value) if isinstance(value := counts.get(name), int) else 0 for name in names}
+
+
+def _reasoning_of(message: Mapping[str, Any]) -> Any:
+    """Thoughts, by either name that servers give them."""
+    return message.get("reasoning_content") or message.get("reasoning")
+
+
 def _content_of(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if content is None:
-        if not (message.get("tool_calls") or message.get("refusal") or message.get("reasoning_content")):
+        # Thoughts alone are an answer that was cut, and paid for: asked again, it would be cut again.
+        if not (message.get("tool_calls") or message.get("refusal") or _reasoning_of(message)):
             raise ValueError("the answer holds no text")
         return ""
     if isinstance(content, list):  # parts, as some servers write them

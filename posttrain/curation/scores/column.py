@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrain.config.scores import ColumnScore
 from posttrain.curation.rows import Pool, Tools
+from posttrain.data.row_fields import ABSENT, field_of
 from posttrain.errors import RowError, unknown
 
 
@@ -25,6 +26,15 @@ def column_score(settings: ColumnScore, pool: Pool, tools: Tools) -> np.ndarray:
             value = rows.column([row], column)[0]
             score_R[row] = math.nan if value is None else _number(value, column, pool, row)
     if np.isnan(score_R[pool.kept]).all():
+        if field_of(rows.row(int(pool.kept[0])), column) is not ABSENT:
+            raise RowError(
+                f"no row has a number in the column `{column}`",
+                reason="wrong_shape",
+                where=f"score {settings.label}",
+                found=f"null or NaN in each of {len(pool):,} rows",
+                expected="a number in some of them",
+                remedy="name another column, or score the rows first",
+            )
         raise unknown(
             "column",
             column,

@@ -180,6 +180,16 @@ def delimited_rows(stream: BinaryIO, name: str, delimiter: str, longest_row: int
 
 def _columns(cells: list[str], name: str) -> list[str]:
     """The names of the columns; one without a name, as of a pandas index, is called after its place."""
+    if cells[0].strip().startswith("sep="):
+        # Excel's own hint to itself: read as the header, it would make rows of the names of the columns.
+        raise SourceError(
+            "the first line says how the cells are parted, and does not name the columns",
+            where=name,
+            found=quoted(cells),
+            expected="a first line with the names of the columns",
+            example=_EXAMPLE,
+            remedy="remove the first line: the delimiter is found without it",
+        )
     columns = [cell.strip() or f"unnamed_{place}" for place, cell in enumerate(cells, 1)]
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
@@ -212,6 +222,15 @@ def _other_width(cells: list[str], header: list[str], delimiter: str, ref: RowRe
 
 def _bad_quotes(lines: _Lines, error: csv.Error) -> SourceError:
     where = RowRef(lines.name, max(lines.row, 1))
+    if "new-line character" in str(error):
+        return SourceError(
+            f"line {lines.number:,} holds a carriage return (\\r) that ends no line and stands in no quotes",
+            where=where,
+            found="\\r without \\n behind it",
+            expected="lines that end in \\n or \\r\\n",
+            remedy="convert old line ends, `tr '\\r' '\\n' < FILE > fixed.csv`; where it belongs to a cell, put that "
+            "cell in quotes",
+        )
     if "unexpected end" in str(error):
         problem = f"the file ends inside a quoted cell of the row that begins in line {lines.begins:,}"
     else:

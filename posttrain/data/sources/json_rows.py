@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from posttrain.data.refusals import quoted, shown
-from posttrain.data.sources.not_rows import refuse_one_object, refuse_other_content
+from posttrain.data.sources.not_rows import converted_name, refuse_one_object, refuse_other_content
 from posttrain.data.sources.source import Broken, Numbered
 from posttrain.errors import RowError, SourceError
 from posttrain.types import RowRef
@@ -144,7 +144,7 @@ def encoding_error(data: bytes, error: UnicodeDecodeError, start: int, ref: RowR
         found=f"the byte 0x{data[error.start]:02X} in {around!r}",
         expected="UTF-8",
         remedy="if the file is in an older encoding, convert it, for example "
-        f"`iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(ref.source)} > fixed.jsonl`; "
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(ref.source)} > {converted_name(ref.source)}`; "
         "otherwise write the row again from its source",
     )
 

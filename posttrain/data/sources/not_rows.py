@@ -25,8 +25,8 @@ _PICKLE = (
     "or pass the DataFrame to `read`"
 )
 _OTHER_FILES = (
-    (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
-    (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > fixed.jsonl`"),
+    (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > {1}`"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text", "convert it: `iconv -f UTF-16 -t UTF-8 {0} > {1}`"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data itself", "fetch the data: `git lfs pull`"),
     (b"\x80\x03", "a Python pickle", _PICKLE),
     (b"\x80\x04", "a Python pickle", _PICKLE),
@@ -54,16 +54,26 @@ def refuse_other_bytes(head: bytes, name: str) -> None:
     start = head.lstrip()  # blank lines before the first row are no content of another kind
     for mark, what, remedy in _OTHER_FILES:
         if start.startswith(mark):
-            raise _not_json(f"the file is {what}", head, remedy.replace("{0}", _shell_quoted(name, remedy)), name)
+            raise _not_json(
+                f"the file is {what}",
+                head,
+                remedy.replace("{0}", _shell_quoted(name, remedy)).replace("{1}", converted_name(name)),
+                name,
+            )
     # JSON in UTF-16 has a NUL beside each of its first ASCII characters.
     if b"\0" in head[:4] and start[:1] in (b"{", b"[", b"\0"):
         what = "NUL bytes where text should be" if head[:1] == b"\0" else "UTF-16 text without a byte order mark"
-        convert = f"`iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > fixed.jsonl`"
+        convert = f"`iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > {converted_name(name)}`"
         raise _not_json(
             f"the file begins with {what}", head, "write the file again" if head[:1] == b"\0" else convert, name
         )
     if start[:1] not in b'{["' and _CONTROL.search(start.split(b"\n", 1)[0]):
         raise _not_json("the file holds no text", head, "name the file that holds the rows", name)
+
+
+def converted_name(name: str) -> str:
+    """What a command that converts a file may call the result: a table that is called .jsonl misleads whoever reads."""
+    return f"fixed{name[-4:].lower()}" if name.lower().endswith((".csv", ".tsv")) else "fixed.jsonl"
 
 
 def _shell_quoted(name: str, remedy: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.merging import MergeSettings, filters_of
 from posttrain.errors import ConfigError
 from posttrain.models.folders.weight_files import abbreviated
 from posttrain.models.merging.inputs import OpenModel
@@ -293,6 +294,52 @@ def _require_same_special_tokens(first: OpenModel, other: OpenModel) -> None:
             tuple("special" if token in side else "plain text" for side in special),
             "make the tokenizers equal, or write `tokens: union` to take the first model's",
         )
+
+
+# ---------------------------------------------------------------- settings that only the files can judge
+
+
+def require_filters_fit(settings: MergeSettings, model: OpenModel) -> None:
+    """Raises ConfigError for a filter that is in no tensor's name: what it was to change would keep another value."""
+    values: dict[str, Any] = {name: settings.common(name) for name in (*settings.row.options, *settings.row.per_model)}
+    for index, source in enumerate(settings.models):
+        values |= {f"{name} of {source.label}": settings.of_model(index, name) for name in settings.row.per_model}
+    for key, value in values.items():
+        for item in filters_of(value):
+            if not any(item.fits(name) for name in model.entries):
+                raise ConfigError(
+                    f"the filter `{item.filter}` is in no tensor's name, so it changes nothing",
+                    where=key,
+                    found=f"filter: {item.filter}",
+                    expected=f"a part of a name such as `{next(iter(sorted(model.entries)))}`",
+                    remedy=f"correct the filter, or remove it: `{model.name}` has "
+                    + abbreviated({name.split(".")[-2] for name in model.entries if "." in name}),
+                )
+
+
+def require_base_apart(models: Sequence[OpenModel], base: OpenModel | None) -> None:
+    """Raises ConfigError for a base that is also a model, however the two are spelled."""
+    for model in models if base is not None and not base.averaged else ():
+        if base is not None and not model.averaged and _files_of(model) == _files_of(base):
+            raise ConfigError(
+                f"the base `{base.name}` is also one of the models, from which it does not differ",
+                where="models",
+                found=f"`{model.name}` and `{base.name}` are both {base.source.folder}",
+                remedy="remove it from `models`; to keep more of the base, write smaller weights or `lambda`",
+            )
+
+
+def twice_named(models: Sequence[OpenModel]) -> list[str]:
+    """Names of models whose files an earlier one has, too: each counts again."""
+    files = [_files_of(model) for model in models]
+    return [model.name for place, model in enumerate(models) if not model.averaged and files[place] in files[:place]]
+
+
+def _files_of(model: OpenModel) -> set[Path]:
+    # What is converted lies in a scratch folder of its own each time.
+    if model.converted is not None:
+        return {model.source.folder.resolve()}
+    return {entry.path.resolve() for entry in model.entries.values()}
 
 
 # ---------------------------------------------------------------- speech and tensors

@@ -24,12 +24,19 @@ from posttrain.models.folders.export import begin_reading_back
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.manifest import refuse_foreign, temporary_folder
 from posttrain.models.folders.own_code import code_runs, own_code
-from posttrain.models.folders.source import ModelSource, resolve
+from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.merging.checkpoints import open_checkpoints
 from posttrain.models.merging.comparison import Comparer
 from posttrain.models.merging.inputs import OpenModel, find_base, named_base, open_model
 from posttrain.models.merging.outputs import PendingMerge, expected_of, write_beside
-from posttrain.models.merging.refusals import require_alike, require_layers, require_other_folder
+from posttrain.models.merging.refusals import (
+    require_alike,
+    require_base_apart,
+    require_filters_fit,
+    require_layers,
+    require_other_folder,
+    twice_named,
+)
 from posttrain.models.merging.stream import Written, dtype_of_merge, kinds_of, merge_tensors
 from posttrain.models.merging.tensors import SHARD_BYTES, size_of
 from posttrain.models.merging.tokens import Vocabulary, vocabulary_of
@@ -201,6 +208,8 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
         require_other_folder(
             out, {model.name: model.source.folder for model in everyone if model.source.gguf_file is None}
         )
+        require_base_apart(models, base)
+        require_filters_fit(settings, models[0])
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
         vocabulary = vocabulary_of(models, base, settings.tokens, settings.missing_tokens)
         notes = tuple(_notes(settings, models, base, vocabulary))
@@ -264,6 +273,16 @@ def _notes(
     for model, filled in zip(everyone, vocabulary.pieces if vocabulary is not None else (), strict=False):
         if filled:
             yield f"{model.name} lacks {len(filled):,} tokens, which take the mean of its rows for their pieces"
+    for name in twice_named(models):
+        yield f"{name} is listed twice, and counts twice"
+    for model in models if settings.base is not None and base is not None else ():
+        start = base_of(model.source) if model.source.layout == "adapter" else None
+        if start is not None and base is not None and start.folder.resolve() != base.source.folder.resolve():
+            # Allowed: the base may be what the adapter's own base was trained from.
+            yield (
+                f"the adapter {model.name} was trained on {start.name}, and the base is {base.name}: its difference "
+                "holds what parts the two, too"
+            )
     positions = {int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0) for model in models}
     if len(positions) > 1:
         yield f"the models were made for {', '.join(f'{n:,}' for n in sorted(positions))} positions: the least counts"

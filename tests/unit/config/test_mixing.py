@@ -36,8 +36,15 @@ def test_shares_come_from_what_is_written(data: dict[str, Any], mixes_by: str) -
 
 
 def test_names_of_sources() -> None:
-    data = sources("x/maths.jsonl", {"stage": "made"}, {"path": "owner/hub-set:config"}, {"path": ["a b.jsonl", "c"]})
-    assert [source.name for source in data.sources] == ["maths", "made", "config", "a-b"]
+    data = sources(
+        "x/maths.jsonl",
+        {"stage": "made"},
+        {"path": "owner/hub-set:config"},
+        {"path": ["a b.jsonl", "c"]},
+        "prose/*.jsonl",
+        "code/train/**/*",
+    )
+    assert [source.name for source in data.sources] == ["maths", "made", "config", "a-b", "prose", "train"]
 
 
 def test_keys_of_reading_are_shared() -> None:

@@ -39,7 +39,17 @@ def test_decontamination_comes_first(before: dict[str, Any]) -> None:
         ([{**LENGTH, "keep": {"top": 0.1, "bottom": 0.1}}], "the highest and the lowest"),
         ([{**LENGTH, "keep": {"least": 3, "most": 1}}], "no score is within these bounds"),
         ([{**LENGTH, "keep": {"top": 2}}], "top"),
-        ([], "steps"),
+        ([], r"write `steps: \[\{kind: deduplicate\}\]`"),
+        (
+            [
+                {
+                    "kind": "diversify",
+                    "method": {"kind": "quotas", "by": "source", "shares": {"a": 0.9, "b": 0.9}},
+                    "budget": 4,
+                }
+            ],
+            r"`steps\.0\.method\.shares`",
+        ),
     ],
 )
 def test_what_is_refused(steps: list[dict[str, Any]], problem: str) -> None:

@@ -12,6 +12,7 @@ from posttrain.curation.scores.form import form_score
 from posttrain.curation.scores.length import length_score
 from posttrain.curation.scores.table import SCORES
 from posttrain.data.read import read
+from posttrain.errors import RowError
 from posttrain.types import Task
 from tests.fixtures import byte_tokenizer, tiny_model
 
@@ -85,3 +86,13 @@ def test_a_column_of_numbers_and_of_numbers_as_text() -> None:
     pool = Pool.of(Rows(read(rows, scan=False)))
     score = column_score(ColumnScore(kind="column", column="meta.score"), pool, Tools())
     assert score[:2].tolist() == [1, 2.5] and np.isnan(score[2])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(None, "null or NaN in each of 2 rows"), (float("nan"), "null or NaN in each of 2 rows")]
+)
+def test_a_column_without_a_number_is_said_to_be_there(value: float | None, words: str) -> None:
+    pool = Pool.of(Rows(read([{"prompt": "Q", "completion": "A", "q": value}] * 2, scan=False)))
+    with pytest.raises(RowError, match=words) as caught:
+        column_score(ColumnScore(kind="column", column="q"), pool, Tools())
+    assert "did you mean" not in str(caught.value)

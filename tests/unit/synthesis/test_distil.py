@@ -266,7 +266,7 @@ def test_from_python(server: TeacherServer, tmp_path: Path) -> None:
     first = pt.distil(["2 + 2?", "3 + 3?"], teacher, out=tmp_path / "out", progress=False)
     assert (first.rows, first.spent.cost) == (2, pytest.approx(40e-6)) and first.path == tmp_path / "out" / "data.jsonl"
     again = pt.distil(["2 + 2?", "3 + 3?", "4 + 4?"], teacher, out=tmp_path / "out", progress=False)
-    assert again.rows == 3 and server.questions == ["2 + 2?", "3 + 3?", "4 + 4?"]
+    assert again.rows == 3 and sorted(server.questions) == ["2 + 2?", "3 + 3?", "4 + 4?"]
     rows = [row.messages[-1].content for row in read(first.path) if isinstance(row, Demonstration)]
     assert rows == [f"answer to {n} + {n}?" for n in (2, 3, 4)]
     with pytest.raises(ConfigError, match="first argument"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -89,11 +90,36 @@ def test_tool_turns_are_sent_with_their_arguments_as_text() -> None:
         (reply_with("<think>2 and", finish="length"), ("", "<think>2 and", False)),
         (reply_with(None, refusal="I cannot help."), ("I cannot help.", None, True)),
         (reply_with([{"type": "text", "text": "4"}]), ("4", None, True)),  # type: ignore[arg-type]
+        (reply_with(None, finish="length", reasoning="2 and"), ("", "2 and", False)),
+        (reply_with(None, finish="length", reasoning_content="2 and"), ("", "2 and", False)),
+        ({**reply_with("4"), "usage": [1]}, ("4", None, True)),
+        ({**reply_with("4"), "usage": {"prompt_tokens": "many", "completion_tokens": None}}, ("4", None, True)),
     ],
 )
 def test_what_is_read(reply: dict[str, Any], expected: tuple[str, str | None, bool]) -> None:
     read = read_reply(reply)
     assert (read.text, read.reasoning, read.ended) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("<html>log in</html>", "no JSON .*<html>log in"),
+        ('data: {"choices": []}\n\ndata: [DONE]', r"no JSON .*data: \[DONE\]"),
+        ('{"choices": [{"mess', "no JSON .*choices"),
+        ({"error": {"message": "no credit is left"}}, "no answer of chat completions: .*no credit is left"),
+        ({"choices": []}, "no answer of chat completions"),
+        ({"choices": [{"text": "4"}]}, "no answer of chat completions"),
+        ({"choices": [{"message": "4"}]}, "no answer of chat completions"),
+        ([1], "no answer of chat completions"),
+        (r'{"choices": [{"message": {"content": "4 \ud83d"}}]}', "surrogates not allowed"),
+    ],
+)
+def test_a_reply_that_is_no_answer_is_shown_and_ends_one_question(server: TeacherServer, sent: Any, words: str) -> None:
+    server.answer = lambda body: (200, sent) if asked(body) == "a" else "4"
+    broken, right = teacher(server, retries=1, concurrency=1).ask([question("a"), question("b")])
+    assert broken.error is not None and re.search(words, broken.error)
+    assert (right.text, right.error) == ("4", None) and server.questions == ["a", "a", "b"]
 
 
 def test_tool_calls_are_read_with_their_arguments_as_mappings() -> None:
@@ -255,8 +281,12 @@ def test_what_a_meter_says() -> None:
         ({"extra_body": {"temperature": 0}}, "set by the stage"),
         ({"price": {"prompts": 1}}, "price.prompts"),
         ({"key_env": "sk-abc"}, "key_env"),
+        ({"url": "http://host/v1/chat/completions"}, "write `url: http://host/v1`"),
+        ({"extra_body": {"api_key": "sk-abc"}}, "`api_key` is a credential"),
+        ({"extra_body": {"Authorization": "Bearer sk-abc"}}, "`Authorization` is a credential"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
         EndpointTeacher(**{"url": "http://localhost:1/v1", "model": "big", **settings})
+    assert "sk-abc" not in str(caught.value)

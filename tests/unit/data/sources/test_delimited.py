@@ -84,6 +84,9 @@ def test_a_row_with_another_number_of_cells_is_named_and_can_be_skipped(tmp_path
         ('a,b\n1,2\n"x,y\nz,w\n', "ends inside a quoted cell of the row that begins in line 3"),
         ("a,b,a\n1,2,3\n", "names 'a' more than once"),
         (b"a,b\n1,caf\xe9\n", "not valid UTF-8 at byte 9"),
+        (b"a,b\n1,caf\xe9\n", "rows.csv > fixed.csv"),
+        (b"a,b\r1,2\r", "line 1 holds a carriage return"),
+        ("sep=;\na;b\n1;2\n", "remove the first line"),
         ('a,b\n"' + "x\n" * 200 + '",y\n', "begins in line 2 has more than"),
     ],
 )

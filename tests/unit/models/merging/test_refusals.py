@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from posttrain.config.adapters import PrefixTuning
+from posttrain.config.adapters import LoRA, PrefixTuning
 from posttrain.config.merging import merge_settings
 from posttrain.data.speech import Speech, write_speech
 from posttrain.errors import ConfigError, ModelError
@@ -284,3 +284,34 @@ def test_layers_that_a_file_counts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the slices name other layers") as caught:
         merge_models(merge_settings("linear", [one]), tmp_path / "out", layers=24)
     assert str(caught.value.found).startswith("2 layers") and caught.value.expected == "24 layers"
+
+
+def test_a_base_by_another_spelling_is_still_one_of_the_models(tmp_path: Path) -> None:
+    one, base = save(tmp_path / "one", 1), save(tmp_path / "base", 2)
+    other = tmp_path / "one" / ".." / "base"
+    with pytest.raises(ConfigError, match="is also one of the models"):
+        merge_models(merge_settings("ties", [one, other], base=base), tmp_path / "out")
+
+
+@pytest.mark.parametrize("whose", ["model", "merge"])
+def test_a_filter_that_no_tensor_fits_is_refused(whose: str, tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one", 1), save(tmp_path / "two", 2)
+    weight = [{"filter": "mpl", "value": 1.0}, {"value": 0.5}]
+    if whose == "model":
+        settings = merge_settings("linear", [{"model": one, "weight": weight}, two])
+    else:
+        settings = merge_settings("linear", [one, two], weight=weight)
+    with pytest.raises(ConfigError, match="`mpl` is in no tensor's name") as caught:
+        merge_models(settings, tmp_path / "out")
+    assert "weight" in str(caught.value.where) and not (tmp_path / "out").exists()
+
+
+def test_what_is_worth_a_word_is_no_error(tmp_path: Path) -> None:
+    base, other = save(tmp_path / "base", 1), save(tmp_path / "other", 2)
+    adapter = save_alone(disturb(add_adapter(load(base).model, LoRA(rank=2))), tmp_path / "adapter", base, TOKENIZER)
+    with planned(merge_settings("linear", [base, tmp_path / "base" / ".." / "base"]), tmp_path / "out") as plan:
+        assert [note for note in plan.notes if "counts twice" in note]
+    with planned(merge_settings("ties", [adapter], base=other), tmp_path / "out") as plan:
+        assert [note for note in plan.notes if f"was trained on {base}" in note and f"the base is {other}" in note]
+    with planned(merge_settings("ties", [adapter], base=base), tmp_path / "out") as plan:
+        assert not plan.notes
