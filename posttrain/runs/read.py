@@ -31,6 +31,7 @@ from posttrain.runs.records.preflight import PreflightRecord
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
 from posttrain.runs.records.stage import Machine, StageRecord
+from posttrain.runs.records.twins import TwinComparison, TwinComparisons
 from posttrain.runs.sampled import SampledStage, read_sampled
 from posttrain.runs.tolerant import Files, Problem
 from posttrain.runs.values import as_number, missing_steps
@@ -158,6 +159,8 @@ class RunContents:
     """Rewards of several policies' answers by several reward models."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
+    twins: tuple[TwinComparison, ...] = ()
+    """What selections of rows are worth against their random twins."""
     earlier: list[Stage] = field(default_factory=list)
     """Results of the stages that other settings or data gave before: `dpo.1`, `dpo.2`."""
     gone_since: str | None = None
@@ -210,6 +213,7 @@ def read_run(folder: Path) -> RunContents:
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
+    twins = files.document(folder / TwinComparisons.FILE, TwinComparisons)
     return RunContents(
         folder=folder,
         name=folder.resolve().name,
@@ -222,6 +226,7 @@ def read_run(folder: Path) -> RunContents:
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
+        twins=twins.comparisons if twins is not None else (),
         earlier=[
             _read_stage(files, kept.path, StageEntry.from_json({}))
             for kept in RunFolder(folder).earlier()

@@ -15,9 +15,11 @@ from posttrain.config.budget import BudgetSuite
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
+from posttrain.config.twins import twin_pairs
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
 from posttrain.evaluate.runner import evaluate_model
+from posttrain.evaluate.twins import write_twins
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
@@ -159,8 +161,9 @@ def evaluate_stage(
 
 
 def summarise(run: RunFolder, recipe: Recipe) -> None:
-    """Of a recipe; see `write_summary`."""
+    """Of a recipe; see `write_summary`. And twins.json, where a stage trains on a selection's random twin."""
     write_summary(run, [stage.name for stage in recipe.stages], recipe.evaluate.suites)
+    write_twins(run, twin_pairs(recipe.stages))
 
 
 def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[SuiteSettings]) -> None:

@@ -32,6 +32,7 @@ from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
 from posttrain.runs.progress import Progress
+from posttrain.runs.records.files import RUN_FILES
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import StageRecord
 from posttrain.runs.showing import Shown, showing
@@ -377,7 +378,7 @@ def _forget(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     require_inputs_elsewhere(results, inputs_of(recipe.model, recipe.stages))
     remove_results(results)
     # By name, never the folder: a run folder may hold a user's own files.
-    for name in ("run.json", "summary.json", "cross_scores.json", "pass_at_k.json", "report.html", "recipe.yaml"):
+    for name in (*RUN_FILES, "report.html", "recipe.yaml"):
         (run.path / name).unlink(missing_ok=True)
     if kept := run.earlier():
         progress.say(
