@@ -1,9 +1,9 @@
 """recipes/data/mixed_pool.jsonl, rows as a careless collection has them:
 `python -m tools.selection_pool > recipes/data/mixed_pool.jsonl`.
 
-To the embedded model's demonstrations come the faults that people meet, each under its name in the column `fault`, which
-nothing trains on and no step of the recipe reads. Two of them a selection can see in a row or its neighbours (`copy`,
-`cut`), one by its being unlike the task (`chatter`), and one only who can add (`wrong_sum`).
+To the embedded model's demonstrations come the faults that people meet, each under its name in the column `fault`,
+which nothing trains on and no step of the recipe reads. Two of them a selection can see in a row or its neighbours
+(`copy`, `cut`), one by its being unlike the task (`chatter`), and one only who can add (`wrong_sum`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tools.embedded import arithmetic, facts
 from tools.embedded.chat import demonstrations
 from tools.embedded.text import SUM_QUESTIONS
 
-COPIED, COPIES = 30, 25
+COPIED, COPIES = 25, 20
 """So many rows stand in the pool so many more times: a page that was crawled again and again."""
-CUT = 500
-CHATTER = 400
-WRONG_SUMS = 400
+CUT = 350
+CHATTER = 250
+WRONG_SUMS = 240
 SMALL_TALK = (
     "ok", "anyway", "yes yes", "and then", "no way", "you know", "well", "as I said", "what a day", "never mind",
     "so many people there", "we had a lot of it", "it was late", "and that was that", "I do not know",
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def pool(seed: int = 11) -> list[Row]:
-    """3,709 rows in random order."""
+    """2,999 rows in random order."""
     rng = random.Random(seed)
     good = [{**row, "fault": None} for row in demonstrations()]
     copied = [{**row, "fault": "copy"} for row in rng.sample(good, COPIED) for _ in range(COPIES)]

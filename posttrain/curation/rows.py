@@ -252,8 +252,8 @@ def random_order(rows: Rows, among: np.ndarray, seed: int) -> np.ndarray:
     """`among` in an order drawn by seed, which depends on what the rows hold and not on where they stand.
 
     The same rows in another order in their file, or in two files, give the same draw: what is compared with a random
-    subset must not change when somebody sorts the file. Of equal rows each has a place of its own: drawn as one block, a
-    row that stands there a hundred times would be in a subset a hundred times or not at all.
+    subset must not change when somebody sorts the file. Of equal rows each has a place of its own: drawn as one block,
+    a row that stands there a hundred times would be in a subset a hundred times or not at all.
     """
     values = rows.content_R[among] ^ np.uint64(int.from_bytes(hashlib.sha256(b"%d" % seed).digest()[:8], "little"))
     values ^= _copies_before(values).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

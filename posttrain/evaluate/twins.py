@@ -1,19 +1,18 @@
 """What is a selection worth? The model trained on it, against the one trained on as many rows at random.
 
     comparisons = compare_twins(run, twin_pairs(recipe.stages))
-    comparisons[0].figures[0].said    # "sums (accuracy): on_picked beats its random twin by 12 points [6, 18], 200 prompts"
+    comparisons[0].figures[0].said    # "sums (accuracy): on_picked beats its random twin by 12 points [6, 18], ..."
 
 Both answered the same prompts, so the difference is paired. It counts where neither test lets chance explain it: the
 bootstrap's interval over prompts leaves out 0, and so do random signs (`pass_at_k_change` says why there are two). Such
-an interval is over prompts alone: another seed trains other models, which `pooled` puts together.
+an interval is over prompts alone: another seed trains other models; `seeds_of_twins` puts those together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import read_counts
 from posttrain.evaluate.pass_at_k_change import change, sign_flip
-from posttrain.intervals import CONFIDENCE, RESAMPLES, Difference, paired_difference, prompts_to_tell
+from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell
 from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.paired import paired_scores
@@ -33,8 +32,6 @@ from posttrain.runs.records.twins import TwinComparison, TwinComparisons, TwinFi
 GAIN, LOSS, CHANCE, SAME, UNKNOWN = "gain", "loss", "chance", "same", "unknown"
 MOST_PROMPTS = 100_000
 """Nobody asks more: a difference that needs so many prompts to be seen is as good as none."""
-FEWEST_SEEDS = 3
-"""Of a pool: two seeds say of their spread no more than that there is one."""
 
 
 def write_twins(run: RunFolder, pairs: Sequence[TwinPair]) -> None:
@@ -101,12 +98,11 @@ def _figures(selected: StageFolder, twin: StageFolder) -> list[TwinFigure]:
     own, others = selected.document(SuiteScores), twin.document(SuiteScores)
     if own is None or others is None:
         return []
-    meanings = _meanings(selected)
     found = []
     for suite, metrics in own.suites.items():
         for metric, figure in metrics.items():
             other = others.suites.get(suite, {}).get(metric)
-            how = meanings.get(suite, {}).get(metric) or meaning(metric)
+            how = meaning_of(selected, suite, metric)
             if other is None or not how.primary or how.wanted is Direction.STILL:
                 continue
             moved = _paired(selected, twin, suite, metric, figure, other)
@@ -114,9 +110,11 @@ def _figures(selected: StageFolder, twin: StageFolder) -> list[TwinFigure]:
     return found
 
 
-def _meanings(folder: StageFolder) -> Mapping[str, Mapping[str, Meaning]]:
+def meaning_of(folder: StageFolder, suite: str, metric: str) -> Meaning:
+    """As the suite's own kind says, else as the table of all metrics knows it."""
     path = folder.path / "evaluations" / "metrics.json"
-    return SuiteMeanings.from_json(read_json(path)).suites if path.exists() else {}
+    own = SuiteMeanings.from_json(read_json(path)).suites if path.exists() else {}
+    return own.get(suite, {}).get(metric) or meaning(metric)
 
 
 def _paired(
@@ -151,7 +149,7 @@ def _figure(
     verdict = UNKNOWN if moved is None else verdict_of(moved.difference, moved.p, how.wanted)
     said = f"{suite} ({how.title}): {words(names, difference, verdict, how)}"
     p = None if moved is None else moved.p
-    return TwinFigure(suite, metric, how.title, how.unit, *figures, difference=difference, p=p, verdict=verdict, said=said)
+    return TwinFigure(suite, metric, how.title, how.unit, *figures, difference, p, verdict, said)
 
 
 def verdict_of(difference: Difference, p: float, wanted: Direction = Direction.UP) -> str:
@@ -224,7 +222,8 @@ def _tally(pair: TwinPair, figures: Sequence[TwinFigure], drawn: int | None, sha
         f"{rest} not told from chance"
     )
     if pair.differs:
-        text += f". The two differ beside their rows, so this is not the selection's doing alone: {', '.join(pair.differs)}"
+        others = ", ".join(pair.differs)
+        text += f". The two differ beside their rows, so this is not the selection's doing alone: {others}"
     if drawn and shared and shared > drawn / 2:
         text += f". {shared:,} of the twin's {drawn:,} rows are in the selection, too, so little can differ"
     return f"{text}."

@@ -1,7 +1,7 @@
 """Two models on the same prompts: the scores by prompt, where a figure is their mean and nothing else.
 
-    scores = paired_scores(start.answers["sums"], end.answers["sums"], Figure(0.3), Figure(0.5))
-    paired_difference(*scores)    # the change over the same prompts, with its interval
+scores = paired_scores(start.answers["sums"], end.answers["sums"], Figure(0.3), Figure(0.5))
+paired_difference(*scores)    # the change over the same prompts, with its interval
 """
 
 from __future__ import annotations
