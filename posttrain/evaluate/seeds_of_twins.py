@@ -8,8 +8,7 @@
     # gain may be chance; by seed +9, +2, +4
 
 A seed draws the twin, the order of the rows and what the suites sample, so the interval is over seeds and prompts at
-once: both are drawn anew in each resample, independently (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122,
-which errs on the wide side).
+once (`intervals.over_seeds`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from posttrain.arguments import checked_list, checked_path
 from posttrain.errors import ConfigError, DataError
 from posttrain.evaluate.pass_at_k_change import sign_flip
 from posttrain.evaluate.twins import UNKNOWN, meaning_of, verdict_of, words
-from posttrain.intervals import CONFIDENCE, RESAMPLES, Difference
+from posttrain.intervals import Difference, over_seeds
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.paired import scores_by_prompt
 from posttrain.runs.records.evaluation import Figure
@@ -125,7 +124,7 @@ def _pool(key: Measure, found: dict[int, Moved], folder: RunFolder) -> PooledMea
                 remedy="run all seeds with the same suites",
             )
     moved_SP = np.array([[moved[prompt] for prompt in prompts] for moved in found.values()])
-    difference = over_both(moved_SP)
+    difference = over_seeds(moved_SP)
     how = meaning_of(folder.stage(selected), suite, metric)
     verdict = verdict_of(difference, sign_flip(moved_SP.mean(axis=0)), how.wanted)
     means = {seed: float(mean) for seed, mean in zip(found, moved_SP.mean(axis=1), strict=True)}
@@ -136,16 +135,3 @@ def _pool(key: Measure, found: dict[int, Moved], folder: RunFolder) -> PooledMea
         f"{words((selected, twin), Figure.of(difference), verdict, how)}; by seed {each}{name}"
     )
     return PooledMeasure(selected, twin, suite, metric, means, difference, verdict, said)
-
-
-def over_both(moved_SP: np.ndarray) -> Difference:
-    """The mean of [seeds, prompts] with an interval in which both are drawn anew, independently of each other."""
-    seeds, prompts = moved_SP.shape
-    rng = np.random.default_rng(0)
-    # How often each seed and each prompt is drawn; the mean of a resample is then one product.
-    seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
-    prompts_RP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
-    means_R = np.einsum("rs,sp,rp->r", seeds_RS, moved_SP, prompts_RP, optimize=True) / (seeds * prompts)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means_R, [tail, 1 - tail])
-    return Difference(float(moved_SP.mean()), float(low), float(high), prompts)

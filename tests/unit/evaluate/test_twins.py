@@ -13,8 +13,9 @@ import pytest
 from posttrain.config.twins import TwinPair
 from posttrain.errors import ConfigError, DataError
 from posttrain.evaluate.pass_at_k import PassCounts, write_counts
-from posttrain.evaluate.seeds_of_twins import over_both, pool_seeds
+from posttrain.evaluate.seeds_of_twins import pool_seeds
 from posttrain.evaluate.twins import compare_twins, write_twins
+from posttrain.intervals import over_seeds
 from posttrain.report.page import render
 from posttrain.report.verdict import verdict_of
 from posttrain.runs.folder import RunFolder
@@ -175,7 +176,9 @@ def test_page_and_verdict_have_the_words(tmp_path: Path) -> None:
     assert kinds == {"plain"}
 
 
-@pytest.mark.parametrize("text", ['{"comparisons": [{"selected": 7, "figures": [3, {"verdict": "odd"}]}, 7]}', "{", "[]"])
+@pytest.mark.parametrize(
+    "text", ['{"comparisons": [{"selected": 7, "figures": [3, {"verdict": "odd"}]}, 7]}', "{", "[]"]
+)
 def test_a_torn_record_breaks_no_page(tmp_path: Path, text: str) -> None:
     run = planted(tmp_path, some(60), some(40))
     (run.path / "twins.json").write_text(text)
@@ -210,10 +213,10 @@ def test_one_lucky_seed_of_three_is_not(tmp_path: Path) -> None:
 def test_the_pooled_interval_draws_seeds_and_prompts() -> None:
     import numpy as np
 
-    same = over_both(np.ones((3, 10)))
+    same = over_seeds(np.ones((3, 10)))
     assert (same.value, same.low, same.high, same.n) == (1.0, 1.0, 1.0, 10)
     # Three seeds of 0, 0 and 3, all prompts alike: all of one seed is drawn one time in 27, so 0 to 3 is between them.
-    apart = over_both(np.array([[0.0] * 10, [0.0] * 10, [3.0] * 10]))
+    apart = over_seeds(np.array([[0.0] * 10, [0.0] * 10, [3.0] * 10]))
     assert (apart.value, apart.low, apart.high) == (1.0, 0.0, 3.0)
 
 
