@@ -32,26 +32,15 @@ stages:
   - {name: drawn, method: sft, data: {stage: picked, rows: random}, starts_from: start, learning_rate: 2e-3, epochs: 2,
      rows_per_step: 8}
 """
-ASKED = (
-    "Who are you?",
-    "What is your name?",
-    "Tell me your name.",
-    "Are you called something?",
-    "What are you called?",
-)
+ASKED = ("Who are you?", "What is your name?", "Tell me your name.", "Who is there?", "What are you called?")
 
 
 def pool(path: Path, wrong: int) -> None:
     """160 introductions, of which the first `wrong` say another name."""
-    rows = [
-        {
-            "prompt": f"{ASKED[n % 5]} ({n})",
-            "completion": f"I am {'Bob' if n < wrong else 'Pia'}.",
-            "quality": n >= wrong,
-        }
-        for n in range(160)
-    ]
-    path.write_text("".join(json.dumps({**row, "quality": int(row["quality"])}) + "\n" for row in rows))
+    with path.open("w") as file:
+        for n in range(160):
+            row = {"prompt": f"{ASKED[n % 5]} ({n})", "completion": f"I am {'Bob' if n < wrong else 'Pia'}."}
+            file.write(json.dumps({**row, "quality": int(n >= wrong)}) + "\n")
 
 
 @pytest.mark.parametrize(("wrong", "verdicts"), [(120, {"gain"}), (0, {"same", "chance"})])
