@@ -8,6 +8,7 @@ scores, the audit, the report):
 | a share of yes or no | Wilson (1927, eq. 7): `share`, `wilson` |
 | a mean, a ratio, a correlation | percentile bootstrap (Efron 1979): `mean`, `average`, `unbounded`, `bootstrap` |
 | a change over the same prompts | percentile bootstrap of the differences: `paired_difference` |
+| such a change over several trainings | both drawn anew, seeds and prompts (Owen 2007): `over_seeds` |
 | a figure of which only the standard error is known | the normal approximation: `from_error` |
 
 Shares need a method of their own because they live near 0 and 1, where the bootstrap is too narrow: of 20 right answers
@@ -146,6 +147,25 @@ def paired_difference(before: Sequence[float] | np.ndarray, after: Sequence[floa
     """
     change = unbounded(_floats(after) - _floats(before))
     return Difference(change.value, change.low, change.high, change.n)
+
+
+def over_seeds(change_SP: np.ndarray) -> Difference:
+    """The mean change of several trainings over the same prompts. Seeds and prompts are drawn anew, independently of
+    each other: the pigeonhole bootstrap (Owen 2007, doi:10.1214/07-AOAS122), which errs on the wide side.
+
+    change_SP: [seeds, prompts].
+    """
+    import numpy as np
+
+    seeds, prompts = change_SP.shape
+    rng = np.random.default_rng(0)
+    # How often each seed and each prompt is drawn; the mean of a resample is then one product.
+    seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+    prompts_RP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
+    means_R = ((seeds_RS @ change_SP) * prompts_RP).sum(axis=1) / (seeds * prompts)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means_R, [tail, 1 - tail])
+    return Difference(float(change_SP.mean()), float(low), float(high), prompts)
 
 
 # ---------------------------------------------------------------- how many prompts it takes

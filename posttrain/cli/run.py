@@ -54,6 +54,9 @@ def execute(recipe: str, overrides: list[str], out: Path | None, fresh: bool) ->
         console.print(f"{change.suite}: {change.said}", markup=False, highlight=False)
     for skill in folder.merged_skills():
         console.print(skill.said, markup=False, highlight=False)
+    for comparison in folder.twin_comparisons():
+        for said in (comparison.said, *(figure.said for figure in comparison.figures)):
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
     for stage, warning in folder.warnings():
         console.print(Text(f"{stage}: {warning}", style="bold yellow"), soft_wrap=True)
     for kept in folder.earlier():

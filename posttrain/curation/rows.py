@@ -252,10 +252,24 @@ def random_order(rows: Rows, among: np.ndarray, seed: int) -> np.ndarray:
     """`among` in an order drawn by seed, which depends on what the rows hold and not on where they stand.
 
     The same rows in another order in their file, or in two files, give the same draw: what is compared with a random
-    subset must not change when somebody sorts the file. Equal rows follow one another in input order.
+    subset must not change when somebody sorts the file. Of equal rows each has a place of its own: drawn as one block,
+    a row that stands there a hundred times would be in a subset a hundred times or not at all.
     """
     values = rows.content_R[among] ^ np.uint64(int.from_bytes(hashlib.sha256(b"%d" % seed).digest()[:8], "little"))
+    values ^= _copies_before(values).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     # splitmix64's finish: without it, xor alone would leave neighbouring hashes neighbours for every seed.
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return among[np.argsort(values ^ (values >> np.uint64(31)), kind="stable")]
+
+
+def _copies_before(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each: [7, 3, 7, 7] -> [0, 0, 1, 2]. Which of them is which changes no draw."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    places = np.arange(len(values))
+    begins = np.ones(len(values), dtype=bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    counts = np.empty(len(values), dtype=np.int64)
+    counts[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return counts

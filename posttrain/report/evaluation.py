@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from statistics import fmean
 
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
+from posttrain.runs.paired import paired_scores
 from posttrain.runs.read import Evaluated, RunContents
 from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning
 
@@ -108,8 +108,8 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
             continue
         change, why = Movement.UNKNOWN, ""
         if found is not start and before is not None:
-            pairs = _paired(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
-            change, why = judge(before, score, how, pairs)
+            scores = paired_scores(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
+            change, why = judge(before, score, how, paired_difference(*scores) if scores is not None else None)
         # A change against the start is 0 there by definition, so it can be judged without the start's own figure.
         elif how.wanted is Direction.STILL and found is not start:
             change, why = judge(Figure(0.0, 0.0, 0.0), score, how, None)
@@ -163,36 +163,6 @@ def _apart(before: Figure, after: Figure) -> bool:
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return False
     return after.low > before.high or after.high < before.low
-
-
-def _paired(before: list[AnswerLine], after: list[AnswerLine], start: Figure, end: Figure) -> Difference | None:
-    """The change over the same prompts, if the answers' scores are what this metric is the mean of."""
-    ones, twos = _by_prompt(before), _by_prompt(after)
-    # Half of the prompts paired would be another measurement than the one in the table.
-    if not ones or ones.keys() != twos.keys():
-        return None
-    for by_prompt, score in ((ones, start), (twos, end)):
-        # A suite has several metrics and each answer one score: paired, the scores may judge only the metric that they
-        # make.
-        if not _close(fmean(point for points in by_prompt.values() for point in points), score.value):
-            return None
-    return paired_difference([fmean(ones[prompt]) for prompt in ones], [fmean(twos[prompt]) for prompt in ones])
-
-
-def _by_prompt(answers: list[AnswerLine]) -> dict[str, list[float]]:
-    """Several answers to one prompt are one observation, so their scores stand together; nothing if one is missing."""
-    found: dict[str, list[float]] = {}
-    for answer in answers:
-        # Without that answer the mean is over other prompts than the figure's.
-        if answer.score is None:
-            return {}
-        found.setdefault(answer.prompt, []).append(answer.score)
-    return found
-
-
-def _close(first: float, second: float) -> bool:
-    # The suite may have added the same scores up in another order.
-    return abs(first - second) <= 1e-6 * max(1.0, abs(second))
 
 
 def aligned(answers: list[AnswerLine]) -> dict[tuple[str, int], AnswerLine]:

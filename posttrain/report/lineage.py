@@ -6,6 +6,7 @@ siblings(run)    # [Siblings("embedded", [a, b, c])]: to be compared with each o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,13 @@ def lanes(run: RunContents) -> list[Lane]:
 def siblings(run: RunContents) -> list[Siblings]:
     """Groups of two stages and more that started from one model and made the same kind of model of it."""
     groups: dict[tuple[int | str, bool], list[Stage]] = {}
-    for stage, parent in zip(run.stages, _before(run), strict=True):
+    before = _before(run)
+    for stage, parent in zip(run.stages, before, strict=True):
+        if _makes_data(stage):
+            continue
+        # What stands between two policies and makes none hands the policy on.
+        while isinstance(parent, int) and _makes_data(run.stages[parent]):
+            parent = before[parent]
         # A reward model and a policy of one start have nothing to be compared by.
         groups.setdefault((parent, _scores(stage)), []).append(stage)
     return [
@@ -67,22 +74,55 @@ def _scores(stage: Stage) -> bool:
     return stage.method == "reward" or stage.reward is not None or stage.steps is not None
 
 
+def _makes_data(stage: Stage) -> bool:
+    return stage.about.output not in (None, "model")
+
+
 def _before(run: RunContents) -> list[int | str]:
     """For each stage the place of the stage that it started from, or the name of the model."""
     found: list[int | str] = []
+    named = _starts_named(run)
+    places = {stage.name: place for place, stage in enumerate(run.stages)}
     for place, stage in enumerate(run.stages):
-        # A recipe's stages are a chain by what a recipe is; one that makes data names no start of its own.
-        if place and (run.recipe is not None or stage.about.start_model is None):
+        start = named.get(stage.name)
+        if start is not None and places.get(start, place) < place:
+            found.append(places[start])
+        elif start == START:
+            found.append(_model_of(run))
+        # A recipe's stages are a chain but for those; one that makes data names no start of its own.
+        elif place and (run.recipe is not None or stage.about.start_model is None):
             found.append(place - 1)
         else:
             found.append(_start_of(run, place))
     return found
 
 
+def _starts_named(run: RunContents) -> dict[str, str]:
+    """The stages of a recipe that say what they start from: {"on_random": "start"}."""
+    # Most recipes are plain chains, and their page needs no parser.
+    if run.recipe is None or not re.search(r"starts_from: (?!null)", run.recipe):
+        return {}
+    import yaml
+
+    try:
+        # Written by this program, but read from a folder that anybody may have edited.
+        recipe = yaml.safe_load(run.recipe)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    stages = recipe.get("stages") if isinstance(recipe, dict) else None
+    named = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return {str(stage.get("name")): str(stage["starts_from"]) for stage in named if stage.get("starts_from")}
+
+
+def _model_of(run: RunContents) -> str:
+    """The model that the recipe starts from, by the first stage that says it; a stage that makes data says none."""
+    return next((stage.about.model_name for stage in run.stages if stage.about.model_name), "")
+
+
 def _start_of(run: RunContents, place: int) -> int | str:
     start = run.stages[place].about.start_model
     if start is None:
-        return ""
+        return "" if run.recipe is None else _model_of(run)
     for earlier in range(place - 1, -1, -1):
         other = run.stages[earlier]
         inside = start.path is not None and _is_within(Path(start.path), other.folder)

@@ -28,6 +28,7 @@ from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
+from posttrain.report.twins import twin_tables
 from posttrain.report.verdict import verdict
 from posttrain.runs.files import write_bytes
 from posttrain.runs.read import RunContents, read_run
@@ -79,6 +80,7 @@ def render(run: RunContents) -> str:
         budget=budget_view(run),
         stages=[view(stage, index) for index, stage in enumerate(run.stages, start=1)],
         lanes=lanes(run),
+        twins=twin_tables(run),
         compared=compared_siblings(run),
         earlier=compared_earlier(run),
         suites=answer_suites(run, list(dict.fromkeys(row.suite for row in table.rows))),

@@ -73,6 +73,7 @@ def verdict(run: RunContents, table: Table) -> RunVerdict:
     found = [
         *_movements(table),
         *_reach(run),
+        *_selections(run),
         *_spent(run),
         *(finding for stage in run.stages for finding in _training(stage)),
     ]
@@ -246,6 +247,16 @@ def _reach(run: RunContents) -> Iterator[Statement]:
     for change in run.pass_at_k:
         if change.said:
             yield Statement("good" if change.verdict == "widened" else "plain", f"{change.suite}: {change.said}")
+
+
+def _selections(run: RunContents) -> Iterator[Statement]:
+    """What each selection is worth against its random twin, in the words of twins.json."""
+    kinds = {"gain": "good", "loss": "warn"}
+    for comparison in run.twins:
+        if not comparison.figures:
+            yield Statement("warn", comparison.said)
+        for figure in comparison.figures:
+            yield Statement(kinds.get(figure.verdict, "plain"), f"{figure.said}.")
 
 
 def _spent(run: RunContents) -> Iterator[Statement]:

@@ -33,6 +33,7 @@ from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.run import SCHEMA, RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.records.stage import HeldOutScore, Replaced, StageRecord
+from posttrain.runs.records.twins import TwinComparison, TwinComparisons
 
 EARLIER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.([1-9][0-9]*)")
 """The folder of an earlier result of a stage: `dpo.1`. No stage's own name has a dot."""
@@ -273,6 +274,11 @@ class RunFolder:
         """What each merge kept of its parents' skills; see `posttrain.evaluate.merging.kept`."""
         path = self.path / MergedSkills.FILE
         return MergedSkills.from_json(read_json(path)).skills if path.exists() else ()
+
+    def twin_comparisons(self) -> tuple[TwinComparison, ...]:
+        """What selections are worth against their random twins; see `posttrain.evaluate.twins`."""
+        path = self.path / TwinComparisons.FILE
+        return TwinComparisons.from_json(read_json(path)).comparisons if path.exists() else ()
 
     # -- whole files
 

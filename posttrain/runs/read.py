@@ -33,6 +33,7 @@ from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvalua
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
 from posttrain.runs.records.selection import SelectionManifest
 from posttrain.runs.records.stage import Machine, StageRecord
+from posttrain.runs.records.twins import TwinComparison, TwinComparisons
 from posttrain.runs.sampled import SampledStage, read_sampled
 from posttrain.runs.tolerant import Files, Problem
 from posttrain.runs.values import as_number, missing_steps
@@ -171,6 +172,8 @@ class RunContents:
     """What each stage did to pass@k."""
     merged_skills: tuple[KeptSkill, ...] = ()
     """What merges kept of their parents' skills."""
+    twins: tuple[TwinComparison, ...] = ()
+    """What selections of rows are worth against their random twins."""
     earlier: list[Stage] = field(default_factory=list)
     """Results of the stages that other settings or data gave before: `dpo.1`, `dpo.2`."""
     gone_since: str | None = None
@@ -224,6 +227,7 @@ def read_run(folder: Path) -> RunContents:
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
     skills = files.document(folder / "merges.json", MergedSkills)
+    twins = files.document(folder / TwinComparisons.FILE, TwinComparisons)
     return RunContents(
         folder=folder,
         name=folder.resolve().name,
@@ -237,6 +241,7 @@ def read_run(folder: Path) -> RunContents:
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         pass_at_k=changes.changes if changes is not None else (),
         merged_skills=skills.skills if skills is not None else (),
+        twins=twins.comparisons if twins is not None else (),
         earlier=[
             _read_stage(files, kept.path, StageEntry.from_json({}))
             for kept in RunFolder(folder).earlier()

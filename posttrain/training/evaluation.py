@@ -17,10 +17,12 @@ from posttrain.config.merging import Merge
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
+from posttrain.config.twins import twin_pairs
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.merging.kept import skills_of_run, write_skills
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
 from posttrain.evaluate.runner import evaluate_model
+from posttrain.evaluate.twins import write_twins
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.read import HELD_OUT
@@ -162,8 +164,10 @@ def evaluate_stage(
 
 
 def summarise(run: RunFolder, recipe: Recipe) -> None:
-    """Of a recipe; see `write_summary`. And merges.json, where models are merged: what each merge kept."""
+    """Of a recipe; see `write_summary`. And twins.json, where a stage trains on a selection's random twin; merges.json,
+    where models are merged: what each merge kept."""
     write_summary(run, [stage.name for stage in recipe.stages], recipe.evaluate.suites)
+    write_twins(run, twin_pairs(recipe.stages))
     merges = {stage.name: _merged(stage, recipe) for stage in recipe.stages if isinstance(stage, Merge)}
     if merges:
         folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}

@@ -23,8 +23,10 @@ from posttrain.config.nested import scorers_of, teachers_of, with_scorers, with_
 from posttrain.config.online import SamplingStage
 from posttrain.config.settings import ReadSettings
 from posttrain.config.teacher import LocalTeacher
+from posttrain.config.twins import twin_pairs
 from posttrain.errors import ConfigError, SourceError
 from posttrain.evaluate.suites import load_suite
+from posttrain.evaluate.twins import write_twins
 from posttrain.models.devices import device_of
 from posttrain.models.folders.own_code import folder_code
 from posttrain.report import write_report
@@ -108,6 +110,7 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
                 write_report(run.path)
             raise
         write_run_cross_scores(run, recipe.evaluate.suites)
+        write_twins(run, twin_pairs(recipe.stages))  # once more: only now is the last stage done
         run.write_run(status="done", ended=now())
         with progress.doing("writing the report"):
             report = write_report(run.path)

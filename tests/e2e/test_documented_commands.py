@@ -70,7 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _, command in COMMANDS:
         for word in shlex.split(command):
             path = word.partition("=")[2] or word
-            if path.endswith(".jsonl"):
+            if path.endswith(".jsonl") and "://" not in path:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_text(ROWS)
     # What a recipe asks its reader to put beside it; those of the checkout itself stay as they are.
     for recipe in (folder / "recipes").glob("*.yaml"):

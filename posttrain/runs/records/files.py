@@ -32,6 +32,7 @@ from posttrain.runs.records.run import RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.records.selection import RejectedRow, SelectionManifest
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.records.twins import TwinComparisons
 
 RUN_FILES: Mapping[str, type[Record]] = {
     "run.json": RunRecord,
@@ -39,6 +40,7 @@ RUN_FILES: Mapping[str, type[Record]] = {
     "cross_scores.json": CrossScores,
     "pass_at_k.json": PassAtKChanges,
     "merges.json": MergedSkills,
+    "twins.json": TwinComparisons,
 }
 """Files of a run's folder and what they hold."""
 

@@ -127,6 +127,18 @@ def test_the_twin_is_drawn_from_what_later_steps_remove(tmp_path: Path) -> None:
     assert counts.sum() == 1800 and counts.min() > 50 and counts.max() < 122
 
 
+def test_copies_of_a_row_are_drawn_each_for_itself() -> None:
+    """As one block, a row that stands there fifty times would be in the twin fifty times or not at all."""
+    once = [{"prompt": f"Question {n}?", "completion": "Yes."} for n in range(100)]
+    content = [*once, *[row for row in once[:2] for _ in range(50)]]
+    steps = [{"kind": "budget", "rows": 50}]
+    copies = [sum(row in once[:2] for row in select(content, steps=steps, seed=seed).twin) for seed in range(30)]
+    # 102 of 200 rows, 50 drawn: 25.5 in the mean with a deviation of 3.1; as blocks 0, some 26 or 50.
+    assert min(copies) > 15 and max(copies) < 36, copies
+    mixed = [content[n] for n in np.random.default_rng(0).permutation(200)]
+    assert sorted(map(str, select(mixed, steps=steps).twin)) == sorted(map(str, select(content, steps=steps).twin))
+
+
 def test_a_twin_of_as_many_tokens(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer("CHATML")
     tiny_model("llama", vocab=len(tokenizer)).save_pretrained(tmp_path / "model")

@@ -27,6 +27,7 @@ EMBEDDED = (
     "orpo",
     "rejection_sampling_rounds",
     "reward_hacking",
+    "select_vs_random",
     "simpo",
 )
 """Recipes on the model that ships with posttrain; see test_recipes_offline.py and test_recipes_online.py."""

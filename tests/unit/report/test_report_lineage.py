@@ -226,3 +226,33 @@ def test_no_more_curves_are_drawn_than_there_are_colours(tmp_path: Path) -> None
     write_run(tmp_path, *names)
     (table,) = compared_siblings(read_run(tmp_path))
     assert table.columns == names and len(table.charts[0].keys) == len(COLOURS)
+
+
+BRANCHES = """
+schema: 1
+stages:
+- {name: picked, starts_from: null}
+- {name: chosen}
+- {name: twin, starts_from: start}
+- {name: dpo, starts_from: chosen}
+"""
+
+
+def test_stages_of_a_recipe_branch_off_where_they_say(tmp_path: Path) -> None:
+    write_stage(tmp_path / "picked", BASE, start_model=None, method="select", output="data.jsonl")
+    for name, start in (("chosen", BASE), ("twin", BASE), ("dpo", ("chosen/model", "moved/since/model", "f1"))):
+        write_stage(tmp_path / name, start, output="model")
+    write_run(tmp_path, "picked", "chosen", "twin", "dpo", recipe=True)
+    (tmp_path / "recipe.yaml").write_text(BRANCHES)
+    assert drawn(tmp_path) == [("start", "embedded", ["picked", "chosen", "dpo"]), ("start", "embedded", ["twin"])]
+    # The selection stands between the start and `chosen`, and makes no model that could be compared.
+    assert [table.columns for table in compared_siblings(read_run(tmp_path))] == [["chosen", "twin"]]
+
+
+def test_a_recipe_that_somebody_broke_is_a_chain(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_stage(tmp_path / name, BASE)
+    write_run(tmp_path, "a", "b", recipe=True)
+    for text in ("stages: [{name: b, starts_from: start", "[starts_from: x]", "stages: 7 # starts_from: x", "- 1\n: :"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert drawn(tmp_path) == [("start", "embedded", ["a", "b"])]
