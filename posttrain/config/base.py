@@ -107,6 +107,11 @@ class StageSettings(Settings):
         return self
 
     @property
+    def chosen_by(self) -> tuple[str, ...]:
+        """Suites of the recipe that choose what it makes, as a search of a merge's weights does."""
+        return ()
+
+    @property
     def needs_rows(self) -> bool:
         """Whether a recipe has to give it `data`; for methods of which some kinds read none."""
         return self.READS_ROWS

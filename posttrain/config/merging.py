@@ -413,6 +413,10 @@ class Merge(StageSettings):
     barrier: BarrierSettings | None = None
     """Measure the loss on the straight lines between the models; null: nobody asks."""
 
+    @property
+    def chosen_by(self) -> tuple[str, ...]:
+        return () if self.search is None else self.search.suite
+
     @model_validator(mode="after")
     def _no_rows(self) -> Self:
         if self.data is not None:

@@ -12,8 +12,7 @@ from typing import Any
 
 from posttrain.config import Recipe
 from posttrain.config.budget import BudgetSuite
-from posttrain.config.lineage import START, started_from
-from posttrain.config.merging import Merge
+from posttrain.config.merged import parents_of_merges
 from posttrain.config.nested import scorers_of, with_scorers
 from posttrain.config.strategies.base import RewardModelScorer
 from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, WinRateSuite
@@ -168,21 +167,9 @@ def summarise(run: RunFolder, recipe: Recipe) -> None:
     where models are merged: what each merge kept."""
     write_summary(run, [stage.name for stage in recipe.stages], recipe.evaluate.suites)
     write_twins(run, twin_pairs(recipe.stages))
-    merges = {stage.name: _merged(stage, recipe) for stage in recipe.stages if isinstance(stage, Merge)}
-    if merges:
+    if merges := parents_of_merges(recipe.stages):
         folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
         write_skills(run.path, skills_of_run(folders, merges))
-
-
-def _merged(stage: Merge, recipe: Recipe) -> tuple[str, list[str]]:
-    """What a merge's models come from, and those of them that are stages."""
-    parents = [source.stage for source in stage.merge.models if source.stage not in (None, START)]
-    if stage.merge.base is not None and stage.merge.base.stage is not None:
-        return stage.merge.base.stage, parents
-    # Without a base of its own: what all of them started from, or else the recipe's start, from which all come.
-    above = [started_from(recipe.stages, one) for one in recipe.stages if one.name in parents]
-    starts = {START if one is None else one.name for one in above}
-    return (starts.pop() if len(starts) == 1 else START), parents
 
 
 def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[SuiteSettings]) -> None:

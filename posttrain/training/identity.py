@@ -16,7 +16,6 @@ from typing import Any
 
 from posttrain.config import StageSettings, data_of, stage_fingerprint
 from posttrain.config.fingerprint import objective_fingerprint
-from posttrain.config.merging import Merge
 from posttrain.config.settings import ReadSettings, Source
 from posttrain.data.read import Examples
 from posttrain.data.sources.files import FileSource, SavedDataset, combine_fingerprints, open_sources
@@ -52,9 +51,9 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
         hashed.contents["template"] = answers.encoding.template_identity
         # A reward model that was trained anew lies where the one before it lay.
         hashed.contents |= kind.content(ctx.stage)
-    if isinstance(ctx.stage, Merge) and ctx.stage.search is not None:
-        # What chooses its weights stands beside the stages.
-        chosen_by = [suite for suite in ctx.suites if suite.name in ctx.stage.search.suite]
+    if ctx.stage.chosen_by:
+        # What chooses what it makes stands beside the stages.
+        chosen_by = [suite for suite in ctx.suites if suite.name in ctx.stage.chosen_by]
         asked = [(suite.model_dump(mode="json"), content_of_prompts(suite.prompts)) for suite in chosen_by]
         hashed.contents["search.suite"] = _hash([_said(one) for one in asked])
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))

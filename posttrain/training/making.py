@@ -71,20 +71,22 @@ def make(
     return read(folder / settings.name / OUTPUT_NAMES["data"])
 
 
-def _settings_of(stage: Any) -> StageSettings:
-    options: dict[str, Any] = {"method": stage} if isinstance(stage, str) else {}
-    if isinstance(stage, Mapping):
-        options = {str(key): value for key, value in stage.items()}
+def _settings_of(given: Any) -> StageSettings:
+    options: dict[str, Any] = {"method": given} if isinstance(given, str) else {}
+    if isinstance(given, Mapping):
+        options = {str(key): value for key, value in given.items()}
     if options:
         method = options.pop("method", None)
         if method not in STAGES:
             raise unknown("method", method, MAKING, example='{"method": "best_of", "samples": 8}')
-        stage = STAGES[method](**options)
-    if isinstance(stage, StageSettings) and stage.method in MAKING:
+        given = STAGES[method](**options)
+    made: Any = tuple(STAGES[name] for name in MAKING)
+    if isinstance(given, made):
+        stage: StageSettings = given
         return stage
     raise ConfigError(
         "the first argument of make() is no stage that makes rows",
-        found=stage.method if isinstance(stage, StageSettings) else described(stage),
+        found=described(given),
         expected=f"one of {', '.join(MAKING)}, or its keys as a recipe has them",
         example='pt.make({"method": "best_of", "samples": 8}, "embedded", "tasks.jsonl", out="runs/best")',
         remedy="a stage that trains is `pt.train(...)`, a merge is `pt.merge(...)`",

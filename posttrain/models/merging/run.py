@@ -178,10 +178,13 @@ def merge_models(
 
 
 @contextmanager
-def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> Iterator[Plan]:
+def planned(settings: MergeSettings, out: Path, *, say: Say | None = None, stand_ins: bool = False) -> Iterator[Plan]:
     """The models opened and held against each other; what had to be converted is removed at the end.
 
     What `posttrain check` asks of a merge, too: every refusal of `merge_models` but those that weights alone can tell.
+
+    Args:
+        stand_ins: a model may stand for another of its form, which is not trained yet: that two are one says nothing.
 
     Raises:
         ConfigError, ModelError: as `merge_models`.
@@ -208,11 +211,12 @@ def planned(settings: MergeSettings, out: Path, *, say: Say | None = None) -> It
         require_other_folder(
             out, {model.name: model.source.folder for model in everyone if model.source.gguf_file is None}
         )
-        require_base_apart(models, base)
+        if not stand_ins:
+            require_base_apart(models, base)
         require_filters_fit(settings, models[0])
         require_alike(models, base, tokens=settings.tokens, template=settings.template)
         vocabulary = vocabulary_of(models, base, settings.tokens, settings.missing_tokens)
-        notes = tuple(_notes(settings, models, base, vocabulary))
+        notes = (*(() if stand_ins else _twice(models)), *_notes(settings, models, base, vocabulary))
         yield Plan(settings, models, base, vocabulary, notes, _ground(models, opened) if base is None else None)
     finally:
         for path in scratch:
@@ -259,6 +263,10 @@ def _ground(models: Sequence[OpenModel], opened: Any) -> OpenModel | None:
         return None
 
 
+def _twice(models: Sequence[OpenModel]) -> list[str]:
+    return [f"{name} is listed twice, and counts twice" for name in twice_named(models)]
+
+
 def _notes(
     settings: MergeSettings, models: Sequence[OpenModel], base: OpenModel | None, vocabulary: Vocabulary | None
 ) -> Iterator[str]:
@@ -273,8 +281,6 @@ def _notes(
     for model, filled in zip(everyone, vocabulary.pieces if vocabulary is not None else (), strict=False):
         if filled:
             yield f"{model.name} lacks {len(filled):,} tokens, which take the mean of its rows for their pieces"
-    for name in twice_named(models):
-        yield f"{name} is listed twice, and counts twice"
     for model in models if settings.base is not None and base is not None else ():
         start = base_of(model.source) if model.source.layout == "adapter" else None
         if start is not None and base is not None and start.folder.resolve() != base.source.folder.resolve():

@@ -72,7 +72,7 @@ def models_that_fit(ctx: StageContext[Merge]) -> Plan | None:
         halves_of(_suites_of(ctx, ctx.stage.search), ctx.stage.search.chosen_on, ctx.split_seed)
     if not ctx.proof_only:
         return None  # `merge_models` refuses the same before it writes, and adapters would be folded twice
-    with planned(ctx.stage.merge, ctx.folder.model, say=ctx.say) as plan:
+    with planned(ctx.stage.merge, ctx.folder.model, say=ctx.say, stand_ins=True) as plan:
         return plan
 
 

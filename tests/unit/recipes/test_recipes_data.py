@@ -24,6 +24,7 @@ EMBEDDED = (
     "grpo_arithmetic",
     "iterated_dpo",
     "kto_feedback",
+    "merge_specialists",
     "orpo",
     "rejection_sampling_rounds",
     "reward_hacking",
