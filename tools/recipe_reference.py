@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from posttrain.config import online, scores, select, settings, suites
+from posttrain.config import online, repairs, scores, select, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.attempts import AttemptSampling
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
@@ -25,7 +25,7 @@ from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
 from posttrain.config.merge_measures import BarrierSettings, WeightSearch
 from posttrain.config.merge_methods import MERGE_METHODS
-from posttrain.config.merging import CheckpointAverage, Filtered, Merge, MergeSettings, MergeSource
+from posttrain.config.merging import CheckpointAverage, Merge, MergeSettings, MergeSource
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.pairs import AnyPairs, Pairs
@@ -49,6 +49,7 @@ from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.config.strategies import base as strategy_base
 from posttrain.config.strategies.demonstrations import AnySimilarity, Demonstrations
 from posttrain.config.teacher import AnyTeacher, Price, TeacherSampling
+from posttrain.config.varied import Filtered
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
 
@@ -338,7 +339,7 @@ def groups(record: type[BaseModel]) -> Iterator[str]:
             yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
             if inner is settings.Data:  # the groups inside the one group that every stage has
                 yield from group("data: {sources: [...]}", settings.Source, tuple(fields_of(settings.ReadSettings)))
-                yield from group(f"{name}: {{repairs: {{...}}}}", settings.RepairSettings)
+                yield from group(f"{name}: {{repairs: {{...}}}}", repairs.RepairSettings)
 
 
 def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:

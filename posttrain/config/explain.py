@@ -405,10 +405,9 @@ def _advice(spot: Spot) -> str:
     name = next((step for step in reversed(spot.path) if isinstance(step, str)), "it")
     description = (_meaning(spot) or "").replace("\n\n", ". ").replace("\n", " ").split(". ")[0]
     default = spot.option.default
-    has_value = not spot.option.is_required() and spot.option.default_factory is None and default is not None
+    has_value = default is not None and not spot.option.is_required() and spot.option.default_factory is None
     if not has_value or isinstance(default, BaseModel) or not description:
-        example = _example(name, spot.option)
-        written = f"write `{name}: {example}`, say" if example else f"correct `{name}`"
+        written = f"write `{name}: {example}`, say" if (example := _example(name, spot.option)) else f"correct `{name}`"
         return " -- ".join(filter(None, (written, description)))
     return f"write `{name}: {_shown(default)}`, say -- {description}"
 

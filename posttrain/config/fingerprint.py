@@ -10,8 +10,9 @@ from typing import Any
 
 from posttrain.config.custom import CustomStage
 from posttrain.config.functions import source_fingerprint
+from posttrain.config.repairs import RepairSettings
 from posttrain.config.schema import data_of
-from posttrain.config.settings import Data, RepairSettings
+from posttrain.config.settings import Data
 from posttrain.config.stages import StageSettings
 from posttrain.config.suite_settings import without_empty_stop
 from posttrain.runs.differences import (

@@ -14,68 +14,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from posttrain.config.base import Output, StageSettings
 from posttrain.config.lineage import START
 from posttrain.config.merge_measures import BarrierSettings, WeightSearch
 from posttrain.config.merge_methods import MERGE_METHODS, MergeParameter, MergeRow
 from posttrain.config.values import Float, Int, Settings, refuse
+from posttrain.config.varied import Varied, VariedField, numbers_of
 from posttrain.errors import unknown
-
-# ---------------------------------------------------------------- numbers that differ between layers and tensors
-
-
-def _form(value: Any) -> str:
-    """By what is written, so that a mistake is reported once and not for every form."""
-    return "layers" if isinstance(value, (list, tuple)) else "number"
-
-
-class Filtered(Settings):
-    """A value for some of the tensors: {filter: self_attn, value: [0, 0.5, 1]}."""
-
-    filter: str | None = None
-    """A part of the tensor's name; `*` or null: every tensor."""
-    value: Annotated[
-        Annotated[Float, Tag("number")] | Annotated[tuple[Float, ...], Field(min_length=1), Tag("layers")],
-        Discriminator(_form),
-    ]
-    """A number, or a list of numbers from the first layer to the last."""
-
-    def fits(self, tensor: str) -> bool:
-        return self.filter is None or self.filter == "*" or self.filter in tensor
-
-
-def _varied_form(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "tensors" if any(isinstance(item, (Mapping, Filtered)) for item in value) else "layers"
-    return "number"
-
-
-Varied = float | tuple[float, ...] | tuple[Filtered, ...]
-"""A number, one that changes over the layers, or one that differs between tensors."""
-_Varied = Annotated[
-    Annotated[Float, Tag("number")]
-    | Annotated[tuple[Float, ...], Field(min_length=1), Tag("layers")]
-    | Annotated[tuple[Filtered, ...], Field(min_length=1), Tag("tensors")],
-    Discriminator(_varied_form),
-    # mergekit's form for one condition alone.
-    BeforeValidator(lambda value: [value] if isinstance(value, (Mapping, Filtered)) else value),
-]
-
-
-def numbers_of(value: Varied) -> Iterator[float]:
-    """Every number in it: list(numbers_of((0.0, 0.5))) == [0.0, 0.5]"""
-    if isinstance(value, (int, float)):
-        yield value
-        return
-    for item in value:
-        yield from numbers_of(item.value) if isinstance(item, Filtered) else (item,)
-
-
-def filters_of(value: object) -> tuple[Filtered, ...]:
-    """The filters of a value that differs between tensors; none of any other value."""
-    return tuple(item for item in value if isinstance(item, Filtered)) if isinstance(value, tuple) else ()
 
 
 def _within(parameter: MergeParameter) -> Callable[[Any], Any]:
@@ -327,7 +274,7 @@ def _type(parameter: MergeParameter) -> Any:
         return bool
     if isinstance(parameter.default, int):
         return Annotated[Int, AfterValidator(_within(parameter))]
-    return Annotated[_Varied, AfterValidator(_within(parameter))]
+    return Annotated[VariedField, AfterValidator(_within(parameter))]
 
 
 def _described(parameter: MergeParameter, name: str, default: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.mixing import READS, Mixing, Moment, check_mixture, source_name, spread_keys
+from posttrain.config.repairs import RepairSettings
 from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, is_changed, listed, refuse
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
@@ -22,18 +23,6 @@ from posttrain.data.truncate import PairTruncation, Truncation
 from posttrain.diagnostics.alarms import make_checks
 from posttrain.diagnostics.checks import CHECKS
 from posttrain.errors import ConfigError
-
-
-class RepairSettings(Settings):
-    """Repairs of conversations that chat templates refuse; each is counted, and told with the rows that were read."""
-
-    system_into_user: bool = False
-    """Put the text of a system turn before that of the user's turn that follows, with an empty line between."""
-    join_same_role: bool | str = False
-    """Make one turn of several in a row with the same role; a text is what stands between, an empty line else."""
-    first_greeting: Literal["refuse", "drop", "keep"] = "refuse"
-    """What becomes of an answer that stands before any question: `drop` it, or `keep` it as context that does not
-    train."""
 
 
 class ReadSettings(Settings):

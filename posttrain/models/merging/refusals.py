@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.config.merging import MergeSettings, filters_of
+from posttrain.config.merging import MergeSettings
+from posttrain.config.varied import filters_of
 from posttrain.errors import ConfigError
 from posttrain.models.folders.weight_files import abbreviated
 from posttrain.models.merging.inputs import OpenModel

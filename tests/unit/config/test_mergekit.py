@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.config.mergekit import from_mergekit, is_mergekit
-from posttrain.config.merging import Filtered
+from posttrain.config.varied import Filtered
 from posttrain.errors import ConfigError, UnknownKeyError
 
 TIES = """

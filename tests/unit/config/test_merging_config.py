@@ -13,8 +13,9 @@ import pytest
 from posttrain.config import merge_settings, parse_recipe
 from posttrain.config.chain import continued
 from posttrain.config.merge_methods import MERGE_METHODS
-from posttrain.config.merging import MERGES, CheckpointAverage, Filtered, Merge, numbers_of
+from posttrain.config.merging import MERGES, CheckpointAverage, Merge
 from posttrain.config.paths import models_of
+from posttrain.config.varied import Filtered, numbers_of
 from posttrain.errors import ConfigError, UnknownKeyError
 
 RECIPE = """

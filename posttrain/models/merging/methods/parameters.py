@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from posttrain.config.merging import Filtered, MergeSettings, Varied
+from posttrain.config.merging import MergeSettings
+from posttrain.config.varied import Filtered, Varied
 
 FIRST = ("embed", "wte", "wpe")
 """Parts of the names of tensors that come before the first layer; others without a layer come behind the last."""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.config.merging import Filtered, merge_settings
+from posttrain.config.merging import merge_settings
+from posttrain.config.varied import Filtered
 from posttrain.models.merging.methods.parameters import Layers, parameter_at, resolved
 
 MLP, ATTENTION = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.self_attn.q_proj.weight"
