@@ -51,6 +51,8 @@ def stage_fingerprint(
         else:
             for younger in ("sources", "mixing", "temperature", "epoch"):
                 settings[key].pop(younger, None)
+    if not settings.get("tokens"):
+        settings.pop("tokens", None)  # younger than the hash, too
     for group in (settings, settings.get("examine") or {}):
         if group.get("sampling"):
             group["sampling"] = without_empty_stop(group["sampling"])

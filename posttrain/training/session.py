@@ -150,7 +150,8 @@ def train(
             run.stage(stage.name),
             seed,
             shown,
-            examples=None if data is None else examples_of(data, stage),
+            # None is refused by its name, as anything else that is no data, unless the stage says which rows.
+            examples=None if data is None and stage.data is not None else examples_of(data, stage),
             held_out=None if held_out is None else held_out_of(held_out, stage),
             rewards=passed,
             split_seed=split_seed,
