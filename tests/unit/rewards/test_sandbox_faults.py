@@ -68,7 +68,9 @@ def test_a_job_whose_layer_failed_runs_again(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.undo()
 
 
-def killing(one: Sandbox, wanted: Callable[[list[int]], int], times: int) -> threading.Thread:
+def killing(
+    one: Sandbox, wanted: Callable[[list[int]], int], times: int, *, after_harness: bool = False
+) -> threading.Thread:
     """A thread that kills a process of each of the next jobs, as the system does when memory runs out."""
     server = one._lanes[0]._process.pid
     idle = children(server)
@@ -82,6 +84,8 @@ def killing(one: Sandbox, wanted: Callable[[list[int]], int], times: int) -> thr
                 seen = sorted(children(now) - idle if now == server else children(now))[-2:]
                 time.sleep(0.01)
             time.sleep(0.05)
+            while after_harness and Path(f"/proc/{max(seen)}").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
             os.kill(wanted(seen), signal.SIGKILL)
             while Path(f"/proc/{wanted(seen)}").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -106,6 +110,24 @@ def test_a_job_whose_process_is_killed_each_time_stops_the_run() -> None:
         with pytest.raises(TrainingError, match="the worker process was killed from outside; then the worker process"):
             one.run_tests(QUIET, WAITING_TESTS, seconds=PATIENCE)
         thread.join()
+
+
+def test_a_worker_that_dies_a_moment_after_its_line_was_killed() -> None:
+    """A killed process closes its files before its parent can see that it is dead; on a busy machine, long before."""
+    slow_to_end = "import os, time\ntime.sleep(0.5)\nos.closerange(3, 256)\ntime.sleep(20)\n"
+    with Sandbox(namespaces=False) as one:
+        thread = killing(one, min, times=2, after_harness=True)
+        with pytest.raises(TrainingError, match="the worker process was killed from outside; then the worker process"):
+            one.run_tests(slow_to_end, TESTS, seconds=PATIENCE)
+        thread.join()
+
+
+def test_a_program_that_closes_its_line_and_lives_on_has_died() -> None:
+    with Sandbox(namespaces=False) as one:
+        verdict = one.run_tests("import os, time\nos.closerange(3, 256)\ntime.sleep(20)\n", TESTS, seconds=PATIENCE)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.message == "the program has died"
+    assert verdict.seconds < 10
 
 
 def test_a_kernel_that_cannot_meter_calls_lacks_that_layer_only(monkeypatch: pytest.MonkeyPatch) -> None:

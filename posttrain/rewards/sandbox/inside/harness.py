@@ -29,6 +29,18 @@ class ProgramError(Exception):
     """The program failed outside of a test's reach: it does not load, has died, or answers nonsense."""
 
 
+class ProgramDied(ProgramError):
+    """Its end of the line is closed: it has ended, or is about to."""
+
+    def __init__(self) -> None:
+        super().__init__("the program has died")
+
+
+LINE_CLOSED = 3
+"""Exit code that tells the server so. Which side ended first says whose fault it was, and a process that was killed
+closes its files a moment before its parent can see that it is dead."""
+
+
 class ProvesNothing(Exception):
     """The tests hold some that are not run: that a program passes the others would say nothing of these."""
 
@@ -58,7 +70,7 @@ class Link:
         try:
             wire.send(self.requests, [operation, target, *encoded])
         except OSError:
-            raise ProgramError("the program has died") from None
+            raise ProgramDied from None
         kind, *rest = self._answer()
         # Counted on this side: tests that never call the program would pass whatever it does.
         self.calls += operation == "call"
@@ -70,7 +82,7 @@ class Link:
         try:
             answer = wire.receive(self.answers)
         except (EOFError, OSError):
-            raise ProgramError("the program has died") from None
+            raise ProgramDied from None
         if (
             not isinstance(answer, list)
             or answer[:1] not in (["ok"], ["error"])
@@ -170,16 +182,20 @@ def judge(job_fd: int, result_fd: int, requests: int, answers: int) -> None:
     """Runs the tests and writes what came of them: {"nonce": ...} for a pass, {"failed": why} for all else."""
     job: Mapping[str, str] = json.loads(read_all(job_fd))
     link = Link(requests, answers)
+    closed = False
     try:
         _run(job, link)
         # The nonce proves that this process came to its end: a program can print "passed", but has never seen it.
         verdict = {"nonce": job["nonce"]} if link.calls else {"failed": "the tests never call the program"}
     except ProgramError as error:
         verdict = {"failed": str(error)}
+        closed = isinstance(error, ProgramDied)
     except BaseException as error:  # the boundary: a failed check, a wrong test, an early exit
         verdict = {"failed": _described(error)}
     verdict["calls"] = str(link.calls)
     os.write(result_fd, json.dumps(verdict).encode())
+    if closed:
+        raise SystemExit(LINE_CLOSED)
 
 
 def _run(job: Mapping[str, str], link: Link) -> None:

@@ -33,6 +33,8 @@ from posttrain.rewards.sandbox.inside.seccomp import seccomp_filter
 
 JOB = struct.Struct("!cd")
 PREFIX = "posttrain-sandbox-"
+END_SECONDS = 1.0
+"""For which a worker that closed its line may take to end."""
 CPU_SLACK = 0.5
 """Seconds by which the CPU time that the kernel reports may lie below the limit that it enforced."""
 
@@ -140,6 +142,8 @@ class Server:
                 if going_on:
                     poll.register(counts, select.POLLIN)
         timed_out = decides not in ended and deadline <= time.monotonic()
+        if decides in ended and os.waitstatus_to_exitcode(ended[decides][0]) == harness.LINE_CLOSED:
+            _await_end(sides, ended)
         _reap(sides, ended, os.WNOHANG)  # the last moment at which a death is not of this process's making
         killed = [name for name, pid in sides.items() if pid in ended and self.killed_from_outside(*ended[pid])]
         for pid in sides.values():
@@ -253,6 +257,17 @@ def _reap(sides: Mapping[str, int], ended: dict[int, tuple[int, float]], flags: 
             found, status, used = os.wait4(pid, flags)
             if found:
                 ended[pid] = status, used.ru_utime + used.ru_stime
+
+
+def _await_end(sides: Mapping[str, int], ended: dict[int, tuple[int, float]]) -> None:
+    """Gives a worker whose files are closed the moment that its end takes: killed in it, it would look like ours.
+
+    Bounded, for a program may have closed its line itself and live on.
+    """
+    last = time.monotonic() + END_SECONDS
+    while len(ended) < len(sides) and time.monotonic() < last:
+        _reap(sides, ended, os.WNOHANG)
+        time.sleep(0.001)
 
 
 def _close_all_but(keep: set[int]) -> None:
