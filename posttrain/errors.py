@@ -20,6 +20,7 @@
     |   |-- MemoryLimitError   the machine's memory does not hold the step
     |   |-- WeightSyncError    an engine samples from other weights than the trainer's
     |   |-- CheckpointError    a checkpoint is torn or altered
+    |   |-- RankError          one process of several failed in a way that nobody foresaw, or is gone
     |   `-- ResumeError        the recipe or the data changed since the run began
     `-- MissingExtraError  an optional package is needed
 
@@ -66,6 +67,8 @@ class PosttrainError(Exception):
         self.found = found
         self.expected = expected
         self.example = example
+        self.ranks: tuple[int, ...] = ()
+        """The processes that failed, where several run together and all of them raise this; empty elsewhere."""
         super().__init__(problem)
 
     def __str__(self) -> str:
@@ -204,6 +207,10 @@ class WeightSyncError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is torn or altered."""
+
+
+class RankError(TrainingError):
+    """One process of several failed in a way that nobody foresaw, or is gone."""
 
 
 class ResumeError(TrainingError):

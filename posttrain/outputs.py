@@ -41,6 +41,9 @@ class Routing:
     def detach(self) -> Routing:
         return Routing(self.chosen_LE, self.probability_E.detach(), self.places)
 
+    def to(self, device: Any) -> Routing:
+        return Routing(self.chosen_LE.to(device), self.probability_E.to(device), self.places)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

@@ -26,6 +26,7 @@ LAYERS = {
     "losses": 1,
     "advantages": 1,
     "diagnostics": 1,
+    "parallel": 1,
     "runs": 1,
     "data": 2,
     "config": 2,

@@ -163,7 +163,9 @@ class PolicyGradient(_Stateless):
         reference, teacher, measured = self.reference, self.teacher, self.reference is not None
 
         def give(name: str, call: Callable[[Batch], Tensor], *, everything: bool = False) -> None:
-            fill(rollout, name, call, self.tokens, policy.device, everything=everything)
+            # Whatever is asked, policy, reference, teacher or value model: all are sharded alike.
+            sharded = policy.is_sharded
+            fill(rollout, name, call, self.tokens, policy.device, everything=everything, is_sharded=sharded)
 
         # All of the rollout where a KL is measured, also what does not train: a mean over a selection is biased.
         if self.recomputes_old:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from posttrain.advantages import TIE, reward_tensor
-from posttrain.data.trees import collate, packed, to_device
+from posttrain.data.trees import collate, to_device
+from posttrain.parallel.world import world
 from posttrain.rewards.rubric import Scored
 from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree
 from posttrain.runs.records.sampled import RolloutLine
+from posttrain.training.micro import alike, planned
 from posttrain.types import Batch, Task, TokenTree
 
 
@@ -263,20 +265,27 @@ def fill(
     device: torch.device,
     *,
     everything: bool = False,
+    is_sharded: bool = False,
 ) -> None:
     """Give every response that trains the column `name`: what `call` says of each of its tokens, [N].
 
     Args:
         tokens: of a micro-batch.
         everything: give it to all that was sampled, whether it trains or not.
+        is_sharded: whether `call` passes a model that lies in parts on several processes.
     """
     parts = [part for group in rollout.groups for part in group.parts(tokens, everything=everything)]
     # The parts of a group and its trees are the same lists in the same order; values go back by that.
     trees = [tree for group in rollout.groups for tree in group.trees(tokens, everything=everything)]
-    for members in packed(trees, tokens):
-        values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
-        # float64 survives where the policy computes in it, as invariance tests do.
-        values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+    found: list[tuple[list[int], np.ndarray]] = []
+    with alike(is_sharded, f"the {name.replace('_', ' ')} of a rollout"):
+        for micro in planned(trees, tokens, is_sharded=is_sharded):
+            values = call(to_device(collate([trees[index] for index in micro.members]), device)).cpu()
+            # float64 survives where the policy computes in it, as invariance tests do.
+            values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+            found += [] if micro.idle else [(micro.members, values_N)]
+    # Every rank gets all of it: advantages are made of the whole rollout, alike everywhere.
+    for members, values_N in (one for own in world().gather(found) for one in own):
         start = 0
         for response in (response for index in members for response in parts[index]):
             response.give(name, values_N[start : start + response.completion.num_sampled])
