@@ -220,8 +220,8 @@ class ExplainedVariance:
 class Quantile:
     """A quantile of many values from 0 up, to 1 % of itself: Quantile.of(tensor([0.1, 0.2, 9.0]), 0.5).value is 0.2.
 
-    Values are counted in bins whose edges grow by 2 % (the sketch of Masson, Rim and Lee 2019, arXiv:1908.10693), so that
-    it merges exactly, over micro-batches and ranks, and is as large for a million values as for ten.
+    Values are counted in bins whose edges grow by 2 % (the sketch of Masson, Rim and Lee 2019, arXiv:1908.10693), so
+    that it merges exactly, over micro-batches and ranks, and is as large for a million values as for ten.
     """
 
     share: float

@@ -70,8 +70,8 @@ class Choices(Settings):
     """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap;
     `sequence_truncated` all tokens of a response by the product; `none`."""
     token_mask: str | None = None
-    """Takes out tokens on which trainer and engine differ too much, by their `ratio` (IcePop) or their `total_variation`
-    (DPPO); `none`."""
+    """Takes out tokens on which trainer and engine differ too much, by their `ratio` (IcePop) or by their
+    `total_variation` (DPPO); `none`."""
     sequence_mask: str | None = None
     """Takes out responses, by the `geometric` mean of their tokens' ratios or by their `product`; `none`."""
     outliers: str | None = None

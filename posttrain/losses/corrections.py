@@ -351,4 +351,5 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         ),
     }
 )
-"""Names that the field uses, in these columns: docs/online.md has their lines, `benchmarks/corrections.py` runs them."""
+"""Names that the field uses, in these columns: docs/online.md has a line for each, `benchmarks/corrections.py` runs
+them."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from posttrain.advantages import ADVANTAGES
+from posttrain.losses.corrections import CORRECTIONS, MASKS, PUBLISHED
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ALIASES, ONLINE
-from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
+from posttrain.losses.surrogates import RATIOS, REDUCTIONS, SURROGATES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "online.md").read_text(encoding="utf-8")
 ROWS = {
@@ -20,6 +21,9 @@ ROWS = {
     and (cells := [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
     and len(cells) == 10
 }
+
+PARTS = [*MASKS, *(rule for rules in MASKS.values() for rule in rules), "proximal", *PUBLISHED]
+"""What becomes of tokens that another policy sampled."""
 
 
 def test_every_algorithm_has_its_line_and_no_other() -> None:
@@ -38,6 +42,8 @@ def test_an_algorithm_is_documented_as_it_is(name: str) -> None:
     assert cells[9]
 
 
-@pytest.mark.parametrize("part", [*ADVANTAGES, *RATIOS, *SURROGATES, *REDUCTIONS, *KL_TERMS, *CORRECTIONS, *ALIASES])
+@pytest.mark.parametrize(
+    "part", [*ADVANTAGES, *RATIOS, *SURROGATES, *REDUCTIONS, *KL_TERMS, *CORRECTIONS, *PARTS, *ALIASES]
+)
 def test_every_part_is_explained(part: str) -> None:
     assert f"`{part}`" in PAGE.split("## The columns")[1] or (part in ALIASES and f"`{part}`" in PAGE)
