@@ -26,6 +26,29 @@ PARTS = [*MASKS, *(rule for rules in MASKS.values() for rule in rules), "proxima
 """What becomes of tokens that another policy sampled."""
 
 
+COLUMNS = PAGE.split("**Correction**")[1]
+RULES = {name: rule for rules in (CORRECTIONS, *MASKS.values()) for name, rule in rules.items()}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_correction_is_documented_as_it_is(name: str) -> None:
+    rule, line = RULES[name], next(line for line in COLUMNS.splitlines() if f"| `{name}` |" in line)
+    parameters = {key: float(value) for key, value in re.findall(r"(\w+_\w+) ([\d.]+)(?=[ ,])", line)}
+    assert parameters == dict(rule.defaults)
+    assert set(re.findall(r"arXiv:[\d.]+\d", rule.source)) <= set(re.findall(r"arXiv:[\d.]+\d", line))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_correction_is_documented_as_it_is(name: str) -> None:
+    method = PUBLISHED[name]
+    written = (
+        ", ".join(f"{key}: {value}" for key, value in method.choices.items()),
+        ", ".join(f"{key} {value:g}" for key, value in method.parameters.items()),
+    )
+    line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+    assert tuple(cell.strip() for cell in line.split("|")[2:4]) == written
+
+
 def test_every_algorithm_has_its_line_and_no_other() -> None:
     assert ROWS.keys() == ONLINE.keys()
 
