@@ -1,6 +1,6 @@
 """Which corrections still learn where the engine samples from another policy than the one that trains?
 
-    python -m benchmarks.corrections                                   # everything; about a quarter of an hour on one core
+    python -m benchmarks.corrections                          # everything; about a quarter of an hour on one core
     python -m benchmarks.corrections --only stale --seeds 1 --steps 10
 
 GRPO on the embedded model, after SFT on the package's demonstrations, learns sums from right and wrong. The engine has
@@ -10,9 +10,9 @@ none       the trainer's weights: what there is to lose
 rounded    the trainer's weights, each matrix rounded row by row to four bits, as a low-bit engine has them
 stale      the trainer's weights, taken only every so many steps: completions are up to that many updates old
 
-One update per rollout, so that without a correction nothing makes up for the difference. A line of the table is the mean
-over seeds of the share of held-out sums that the *trainer's* weights get right, greedily, after the last step, with the
-lowest and the highest seed; effective sample and masked share are means over all steps. A flat loop, as in
+One update per rollout, so that without a correction nothing makes up for the difference. A line of the table is the
+mean over seeds of the share of held-out sums that the *trainer's* weights get right, greedily, after the last step,
+with the lowest and the highest seed; effective sample and masked share are means over all steps. A flat loop, as in
 examples/grpo.py.
 """
 
