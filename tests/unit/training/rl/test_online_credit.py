@@ -17,6 +17,7 @@ from posttrain.config.online import Online
 from posttrain.losses.kl import KLWeight
 from posttrain.rewards.rubric import Scored
 from posttrain.rollout.engine import Completion, FinishReason, Versions
+from posttrain.training.checks.of_rollouts import own_columns
 from posttrain.training.rl.engines import Sampler
 from posttrain.training.rl.learners import PolicyGradient
 from posttrain.training.rl.metrics import rollout_metrics
@@ -106,6 +107,16 @@ def test_old_completions_carry_their_age_and_fresh_ones_nothing() -> None:
         learner("dapo").trees(rollout, rollout.groups)
     assert [one.columns["staleness"].tolist() for one in old.responses] == [[0.0, 0.0], [2.0, 2.0]]
     assert all("staleness" not in one.columns for one in fresh.responses)
+
+
+def test_the_probes_of_the_gradient_have_no_mismatch() -> None:
+    """A mask that took a probe out for the engine's rounding would leave the preflight without a gradient."""
+    rollout = ahead(0, 0)
+    policy: Any = lambda batch, _: SimpleNamespace(logprobs_N=torch.full((batch.count.tokens,), OWN + 0.5))  # noqa: E731
+    policy.device = torch.device("cpu")
+    (tree,) = own_columns(Online("grpo"), policy, rollout.groups[0].trees())
+    for branch in tree.branches:
+        assert branch.columns["sampler_logprobs"].tolist() == branch.columns["old_logprobs"].tolist() == [-0.5, -0.5]
 
 
 def test_ratios_from_the_engine_need_no_forward_pass_for_old_logprobs() -> None:
