@@ -382,7 +382,8 @@ def test_a_gradient_of_exactly_0_rings_at_once_and_ends_the_run(
 ) -> None:
     alarms = Alarms()
     for step in range(before):
-        assert not alarms.check(step, {**values, "grad_norm": 0.3, "policy_slope": 0.1, "reward_accuracy": 0.9})
+        well = {"grad_norm": 0.3, "policy_slope": 0.1, "reward_accuracy": 0.9, "masked_share": 0.0}
+        assert not alarms.check(step, {**values, **well})
     found = alarms.check(before, values)
     assert [(alarm.name, alarm.stops) for alarm in found] == ([("dead_learning", True)] if rings else [])
     if rings:
