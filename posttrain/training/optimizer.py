@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.errors import ConfigError, NonFiniteError
+from posttrain.models.sharding.shards import anywhere, local, mesh_of, whole
+from posttrain.models.sharding.wrap import reshard
 from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
 from posttrain.training.schedule import factor
@@ -46,6 +48,7 @@ class Optimizer:
         steps: int,
         adapter: AdapterSettings | None = None,
     ):
+        reshard(model)  # what is gathered for a pass is not what trains
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         _check_trainable(self.named)
         self.learning_rate = learning_rate
@@ -76,8 +79,9 @@ class Optimizer:
         if self.allocation is not None:
             self.allocation.regularise()
         gradients = [p.grad for _, p in self.named if p.grad is not None]
-        # One number says whether every gradient is finite, so each tensor is looked through only where it is not.
-        norm = nn.utils.get_total_norm(gradients)
+        # One number says whether every gradient is finite, so each tensor is looked through only where it is not. Of
+        # shards it is the whole model's, so that all ranks clip alike, and refuse together.
+        norm = whole(nn.utils.get_total_norm(gradients))
         if not torch.isfinite(norm):
             # Finite gradients whose squares add up beyond fp32 have no bad tensor among them.
             raise non_finite(self._bad_tensors() or ["the gradient's norm"], step, rows)
@@ -100,7 +104,9 @@ class Optimizer:
         return Update(float(norm), rate)
 
     def _bad_tensors(self) -> list[str]:
-        return [name for name, p in self.named if p.grad is not None and not torch.isfinite(p.grad).all()]
+        own = [p.grad is not None and not bool(torch.isfinite(local(p.grad)).all()) for _, p in self.named]
+        bad = anywhere(own, mesh_of(p for _, p in self.named))
+        return [name for (name, _), is_bad in zip(self.named, bad, strict=True) if is_bad]
 
     # The state is saved by parameter name, so that a changed order of parameters cannot hand moments to the wrong one.
 
