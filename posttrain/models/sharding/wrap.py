@@ -12,6 +12,8 @@ from a forward to its backward pass, since the chunked projection reads the head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from posttrain.errors import ModelError
+from posttrain.models.sharding.lockstep import without_views
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.shards import cut, mesh_of
 
@@ -55,30 +58,27 @@ def shard_model(root: nn.Module, layers: Sequence[nn.Module], sharding: Sharding
     """
     scalars = _frozen_scalars(root)
     parked = _unpark(root)
-    placement: OffloadPolicy = CPUOffloadPolicy() if sharding.offload else OffloadPolicy()
+    policy: OffloadPolicy = CPUOffloadPolicy() if sharding.offload else OffloadPolicy()
     # Casting is autocast's business, as in one process: FSDP's own would narrow the residual stream as well.
     as_kept = MixedPrecisionPolicy(cast_forward_inputs=False)
-    gathered = MixedPrecisionPolicy(sharding.gather, torch.float32, cast_forward_inputs=False)
+    narrow = as_kept
+    if sharding.gather is not None:
+        narrow = MixedPrecisionPolicy(sharding.gather, torch.float32, cast_forward_inputs=False)
+    shard = partial(fully_shard, mesh=sharding.mesh, offload_policy=policy, ignored_params=scalars)
     for layer in _own_layers(root, layers):
-        fully_shard(
-            layer,
-            mesh=sharding.mesh,
-            mp_policy=gathered if sharding.gather else as_kept,
-            offload_policy=placement,
-            ignored_params=scalars,
-        )
-    fully_shard(
-        root,
-        mesh=sharding.mesh,
-        reshard_after_forward=False,
-        mp_policy=as_kept,
-        offload_policy=placement,
-        ignored_params=scalars,
-    )
+        # Autocast leaves what is multiplied entry by entry as it is kept: a norm in bf16 would have other weights.
+        if narrow is not as_kept and (entrywise := _entrywise(layer)):
+            shard(entrywise, mp_policy=as_kept)
+        layer.register_forward_hook(_returns_no_view)
+        shard(layer, mp_policy=narrow)
+    root.register_forward_hook(_returns_no_view)
+    shard(root, mp_policy=as_kept, reshard_after_forward=False)
     for group in _groups(root):
         group.set_gradient_divide_factor(1.0)
         # Its default multiplies before it adds, which gloo does not know.
         group.set_force_sum_reduction_for_comms(True)
+        # An expert that no token of this rank reached takes part in the sum, or the ranks would add unlike tensors.
+        group.set_reduce_scatter_unused_params(True)
     _fill(root, parked, sharding)
 
 
@@ -87,6 +87,21 @@ def reshard(model: nn.Module) -> None:
     have to see. Nothing happens to a plain model."""
     for group in _groups(model):
         group.reshard()
+
+
+def _returns_no_view(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return without_views(output)
+
+
+def _entrywise(layer: nn.Module) -> list[nn.Module]:
+    """Modules whose own parameters are all vectors, such as norms; a linear layer's bias stands beside a matrix."""
+    owned = {module: list(module.parameters(recurse=False)) for module in layer.modules()}
+    # A `ParameterDict` is never called, so that nothing would gather what lies in it.
+    return [
+        module
+        for module, own in owned.items()
+        if own and all(p.ndim < 2 for p in own) and not isinstance(module, nn.ParameterDict | nn.ParameterList)
+    ]
 
 
 def _groups(model: nn.Module) -> Iterator[FSDPModule]:

@@ -31,7 +31,7 @@ from posttrain.arguments import checked_instance
 from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens, waits_for_gradient
-from posttrain.models.sharding.lockstep import joined, most, with_idle, without_views
+from posttrain.models.sharding.lockstep import joined, most, with_idle
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.wrap import reshard, shard_model, sharding_in
 from posttrain.models.tree.attention import TreeLayout, current_tree, probe_backend, tree_implementation
@@ -92,7 +92,6 @@ class TreeModel(ProvableModel):
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
         if self.sharding is not None:
-            self.register_forward_hook(lambda module, inputs, output: without_views(output))
             shard_model(self, layers_of(model), self.sharding)
 
     def __call__(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Any:
