@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Placement, Replicate, Shard
 
 from posttrain.config.settings import Compute, Mesh
 from posttrain.errors import ConfigError
 
-REPLICATE, SHARD = "replicate", "shard"
+# The second name is a convention: `peft` takes a layer's sizes for those of a shard where its mesh is called otherwise.
+REPLICATE, SHARD = "replicate", "fsdp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Sharding:
     """How a model's weights are spread: Sharding(mesh, gather=torch.bfloat16)."""
 
     mesh: DeviceMesh
-    """[shard], or [replicate, shard] (hybrid sharding, HSDP)."""
+    """[fsdp], or [replicate, fsdp] (hybrid sharding, HSDP)."""
     gather: torch.dtype | None = None
     """What a layer's weights are sent in and computed with; None: as they are kept."""
     offload: bool = False
@@ -45,17 +45,17 @@ class Sharding:
     @property
     def ranks(self) -> int:
         """That share one model."""
-        return int(self.mesh[SHARD].size())
+        return int(self.shard_mesh.size())
 
     @property
     def rank(self) -> int:
         """This one's number among them."""
-        return int(self.mesh[SHARD].get_local_rank())
+        return int(self.shard_mesh.get_local_rank())
 
     @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Of every parameter: its rows are cut into as many runs as ranks share the model."""
-        return (Shard(0),) if self.mesh.ndim == 1 else (Replicate(), Shard(0))
+    def shard_mesh(self) -> DeviceMesh:
+        """The ranks that share this one's model."""
+        return self.mesh if self.mesh.ndim == 1 else self.mesh[SHARD]
 
 
 def mesh_sizes(

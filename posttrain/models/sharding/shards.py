@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from posttrain.models.sharding.mesh import Sharding
 
@@ -35,8 +35,9 @@ def placed(local: Tensor, like: Tensor, sharding: Sharding) -> DTensor:
     """A rank's rows as part of a tensor of the shape of `like`."""
     # Given, not asked of the others: rows need not be cut evenly, and one rank may have none.
     stride = torch.empty(like.shape, device="meta").stride()
+    # On the ranks that share this model alone: whole replicas need not know of each other until they compute.
     return DTensor.from_local(
-        local, sharding.mesh, sharding.placements, run_check=False, shape=like.shape, stride=stride
+        local, sharding.shard_mesh, (Shard(0),), run_check=False, shape=like.shape, stride=stride
     )
 
 

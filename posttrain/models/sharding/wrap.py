@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -26,8 +27,18 @@ from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.shards import cut, mesh_of
 
 def sharding_in(model: nn.Module) -> Sharding | None:
-    """Of a model whose parameters are parked; None where they are plain."""
+    """Of a model whose parameters are parked; None where they are plain.
+
+    Raises:
+        ModelError: there are several replicas of it, and how they meet was not said.
+    """
     mesh = mesh_of(model.parameters())
+    if mesh is not None and mesh.size() != dist.get_world_size():
+        raise ModelError(
+            "the model is one of several replicas, and nothing says how these meet",
+            found=f"a mesh of {mesh.size()} of {dist.get_world_size()} ranks",
+            remedy="pass `sharding=loaded.sharding`",
+        )
     return None if mesh is None else Sharding(mesh)
 
 
@@ -164,7 +175,10 @@ def _fill(root: nn.Module, parked: dict[tuple[int, str], Tensor], sharding: Shar
             continue
         if id(parameter) not in filled:
             rows = parked[id(module), name].detach()
-            # Without offload a record of its own on the same memory: frozen weights of a reference stay shared.
-            kept = rows.cpu() if sharding.offload else rows
-            filled[id(parameter)] = nn.Parameter(kept, requires_grad=parameter.requires_grad)
+            assert isinstance(rows, DTensor) and isinstance(parameter, DTensor)
+            # The rows' own memory, so that frozen weights of a reference stay shared. Not by `from_local`, which would
+            # take offloaded rows back to the card.
+            kept = rows.to_local().cpu() if sharding.offload else rows.to_local()
+            shard = DTensor(kept, parameter._spec, requires_grad=False)
+            filled[id(parameter)] = nn.Parameter(shard, requires_grad=parameter.requires_grad)
         module._parameters[name] = filled[id(parameter)]
