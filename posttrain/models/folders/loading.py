@@ -259,9 +259,16 @@ def _require_shardable(base: ModelSource, adapter: AdapterSettings | None) -> No
         require_plain_weights(base.folder)
 
 
-def _read_whole_because(
-    source: ModelSource, adapter: AdapterSettings | None, tokens: Sequence[NewToken]
-) -> str | None:
+def needs_whole_weights(adapter: AdapterSettings | None) -> str | None:
+    """Why a fresh adapter cannot be put on a model in parts; None where it can."""
+    if isinstance(adapter, LoRA) and adapter.dora:
+        return "DoRA begins with the norms of the weights"
+    if adapter is not None and adapter.VIRTUAL:
+        return "virtual tokens are tried on the model as they are made"
+    return None
+
+
+def _read_whole_because(source: ModelSource, adapter: AdapterSettings | None, tokens: Sequence[NewToken]) -> str | None:
     """Why a model cannot be read in parts; None where it can."""
     if source.layout == "gguf":
         return "a GGUF file is dequantised as a whole"
@@ -269,10 +276,8 @@ def _read_whole_because(
         return "an adapter's folder is held against its base's weights"
     if tokens:
         return "rows of new tokens are means of others"
-    if isinstance(adapter, LoRA) and adapter.dora:
-        return "DoRA begins with the norms of the weights"
-    if adapter is not None and adapter.VIRTUAL:
-        return "virtual tokens are tried on the model as they are made"
+    if (of_adapter := needs_whole_weights(adapter)) is not None:
+        return of_adapter
     if code_runs(source.folder):
         return "the folder brings code of its own"
     if not weight_shards(source.folder):

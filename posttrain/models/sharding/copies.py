@@ -48,7 +48,8 @@ def _without_fsdp(model: nn.Module) -> Iterator[None]:
     # Whole, with their order: the hook that gathers weights has to run before any other.
     hooks: list[tuple[Any, list[Any]]] = []
     try:
-        for module in [module for module in model.modules() if isinstance(module, FSDPModule)]:
+        groups: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in groups:
             for handle in _handles(module):
                 hooks += _take(handle)
             states = {key: vars(module).pop(key) for key in (STATE_KEY, REGISTRY_KEY) if key in vars(module)}

@@ -108,7 +108,9 @@ def sharding_of(compute: Compute, device: torch.device, autocast: torch.dtype | 
         return None
     require_fsdp()
     gather = gathered_dtype(compute, device, autocast)
-    shape, names = ((sizes.shard,), (SHARD,)) if sizes.replicate == 1 else ((sizes.replicate, sizes.shard), (REPLICATE, SHARD))
+    shape, names = (
+        ((sizes.shard,), (SHARD,)) if sizes.replicate == 1 else ((sizes.replicate, sizes.shard), (REPLICATE, SHARD))
+    )
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     return Sharding(mesh, gather, offload=compute.offload == "all" and device.type != "cpu")
 

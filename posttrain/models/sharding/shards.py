@@ -36,14 +36,13 @@ def placed(local: Tensor, like: Tensor, sharding: Sharding) -> DTensor:
     # Given, not asked of the others: rows need not be cut evenly, and one rank may have none.
     stride = torch.empty(like.shape, device="meta").stride()
     # On the ranks that share this model alone: whole replicas need not know of each other until they compute.
-    return DTensor.from_local(
-        local, sharding.shard_mesh, (Shard(0),), run_check=False, shape=like.shape, stride=stride
-    )
+    return DTensor.from_local(local, sharding.shard_mesh, (Shard(0),), run_check=False, shape=like.shape, stride=stride)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, without its gradient's history."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    own = tensor.detach()
+    return own.full_tensor() if isinstance(own, DTensor) else own
 
 
 def local(tensor: Tensor) -> Tensor:

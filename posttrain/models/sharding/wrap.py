@@ -26,6 +26,7 @@ from posttrain.models.sharding.lockstep import without_views
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.shards import cut, mesh_of
 
+
 def sharding_in(model: nn.Module) -> Sharding | None:
     """Of a model whose parameters are parked; None where they are plain.
 
@@ -76,7 +77,8 @@ def shard_model(root: nn.Module, layers: Sequence[nn.Module], sharding: Sharding
     if sharding.gather is not None:
         narrow = MixedPrecisionPolicy(sharding.gather, torch.float32, cast_forward_inputs=False)
     shard = partial(fully_shard, mesh=sharding.mesh, offload_policy=policy, ignored_params=scalars)
-    for layer in _own_layers(root, layers):
+    chosen = _own_layers(root, layers)
+    for layer in chosen:
         # Autocast leaves what is multiplied entry by entry as it is kept: a norm in bf16 would have other weights.
         if narrow is not as_kept and (entrywise := _entrywise(layer)):
             shard(entrywise, mp_policy=as_kept)
@@ -88,8 +90,11 @@ def shard_model(root: nn.Module, layers: Sequence[nn.Module], sharding: Sharding
         group.set_gradient_divide_factor(1.0)
         # Its default multiplies before it adds, which gloo does not know.
         group.set_force_sum_reduction_for_comms(True)
-        # An expert that no token of this rank reached takes part in the sum, or the ranks would add unlike tensors.
-        group.set_reduce_scatter_unused_params(True)
+    for layer in chosen:
+        # An expert that no token of this rank reached takes part in the sum, or the ranks would add unlike tensors. One
+        # that no token of any rank reached then has a gradient of zero; in one process it has none.
+        if isinstance(layer, FSDPModule) and any(isinstance(part, nn.ModuleList) for part in layer.modules()):
+            layer.set_reduce_scatter_unused_params(True)
     _fill(root, parked, sharding)
 
 

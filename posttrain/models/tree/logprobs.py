@@ -181,7 +181,8 @@ class Policy(TreeModel):
         single = single_rows(batch)
         places = [(batch.branch_N[index_S] == branch).nonzero()[:, 0] for branch in range(len(single))]
         asked = [branch for branch, of_branch_S in enumerate(places) if len(of_branch_S)]
-        parts, idle = [], []
+        parts: list[Tensor] = []
+        idle: list[Tensor] = []
         rows_to_run = with_idle([single[branch] for branch in asked], single[:1], self.sharding)
         for number, (row, counts) in enumerate(rows_to_run):
             forget_lengths(self.model)
@@ -216,7 +217,8 @@ class Policy(TreeModel):
 
     def _rows(self, batch: Batch, wants: Wants) -> TokenLogprobs:
         """Each branch alone, so that no row's log-probs depend on how long another is."""
-        parts, idle = [], []
+        parts: list[TokenLogprobs] = []
+        idle: list[TokenLogprobs] = []
         single = single_rows(batch)
         for row, counts in with_idle(single, single[:1], self.sharding):
             forget_lengths(self.model)

@@ -50,7 +50,7 @@ class ProvableModel(nn.Module, ABC):
         """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
         self.backend: str | None = None
         """Of the tree's attention; None is the fastest that agrees with `segments` here (`probe_backend`)."""
-        self.is_sharded = False
+        self.is_sharded = sharding is not None
         """Whether its weights lie in parts on several processes, so that every pass is collective: all of them make
         equally many, in the same order."""
         self.calls: TreeCalls | None = None

@@ -56,11 +56,7 @@ def check_gradient(
     alive = nonzero(gradients)
     # Parts behind a factor that starts at zero (lora_A, a backbone under a fresh head) move from the second step on.
     waiting = policy.waiting()
-    dead = [
-        name
-        for (name, _), moves in zip(named, alive, strict=True)
-        if not moves and name not in waiting
-    ]
+    dead = [name for (name, _), moves in zip(named, alive, strict=True) if not moves and name not in waiting]
     alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
     dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
     everything = sum(p.numel() for p in policy.model.parameters())

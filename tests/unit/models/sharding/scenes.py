@@ -11,18 +11,24 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
-from posttrain.config.settings import Compute, Mesh
-from posttrain.data.trees import collate, pack
+from posttrain.config.settings import Compute, Mesh, OptimizerSettings, Schedule
+from posttrain.data.trees import collate
+from posttrain.errors import NonFiniteError
 from posttrain.models.adapters.kinds import add_adapter
+from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.reference import AdapterOffReference, LiveReference
 from posttrain.models.sharding.mesh import Sharding, sharding_of
-from posttrain.models.sharding.shards import whole
+from posttrain.models.sharding.shards import local, whole
+from posttrain.models.sharding.whole import gathered_copy, whole_tensors
 from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
-from posttrain.models.tree.value import ValueModel
-from posttrain.types import PLAIN, TokenTree, Wants
+from posttrain.models.tree.value import ValueModel, value_head, value_model
+from posttrain.training.optimizer import Optimizer
+from posttrain.types import PLAIN, Against, Batch, TokenTree, Wants
 from tests.adapters import EVERY
 from tests.families import VOCAB, family_model
 from tests.fixtures import random_trees
@@ -130,5 +136,155 @@ def answer(scene: Scene, trees: Sequence[TokenTree] = TREES) -> Answer:
     return Answer(values, gradients, model.path)
 
 
-def packed(trees: Sequence[TokenTree], budget: int) -> list[list[TokenTree]]:
-    return list(pack(trees, budget))
+# ---------------------------------------------------------------- what a step does with it
+
+
+def trained(scene: Scene, clip: float | None = 0.5, steps: int = 3) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Some steps of AdamW: the norms before clipping, and the weights after it."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    model = tree_model(scene, sharding(scene) if size > 1 else None)
+    model.prove(TREES)  # leaves the head gathered or not, as it likes: the optimizer must see shards
+    with torch.no_grad():
+        model(collate(TREES[:1]), Wants(logprobs=False, distributions_at=torch.tensor([0])))
+    settings = OptimizerSettings(clip_norm=clip, weight_decay=0.1)
+    optimizer = Optimizer(model.model, settings, learning_rate=1e-2, schedule=Schedule(), steps=steps)
+    norms = []
+    for step in range(steps):
+        loss_of(model, TREES[rank::size] if size > 1 else TREES, scene.wants).backward()
+        norms.append(optimizer.step(step).grad_norm)
+    assert set(optimizer.state_dict()) == {name for name, _ in optimizer.named}
+    return norms, {name: tensor.clone() for name, tensor in whole_tensors(model.model)}
+
+
+def refused(scene: Scene, bad: str) -> tuple[str, tuple[str, ...], dict[str, torch.Tensor]]:
+    """A gradient that is not finite on rank 1 alone, and only in the rows that rank 1 has."""
+    model = tree_model(scene, sharding(scene))
+    optimizer = Optimizer(model.model, OptimizerSettings(), learning_rate=1e-2, schedule=Schedule(), steps=2)
+    before = {name: tensor.clone() for name, tensor in whole_tensors(model.model)}
+    loss_of(model, TREES[:2], scene.wants).backward()
+    gradient = dict(optimizer.named)[bad].grad
+    assert isinstance(gradient, DTensor)
+    if dist.get_rank() == 1:
+        gradient.to_local()[-1] = float("nan")
+    try:
+        optimizer.step(0, ["row 1"])
+    except NonFiniteError as error:
+        after = dict(whole_tensors(model.model))
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+        return str(error), tuple(error.tensors), {}
+    raise AssertionError("the step was taken")
+
+
+# ---------------------------------------------------------------- other models beside it
+
+
+def beside(scene: Scene) -> dict[str, torch.Tensor]:
+    """What a reference, a value model, a divergence and a shared value head give, on one batch for all ranks."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    policy = tree_model(scene, sharding(scene) if size > 1 else None)
+    assert isinstance(policy, Policy)
+    batch, index_S = collate(TREES[:3]), torch.tensor([0, 2, 5])
+    found = {"start": policy(batch).logprobs_N.detach()}
+    live = LiveReference(policy)
+    critic = value_model(policy)
+    with torch.no_grad():
+        getattr(critic.transformer, "score").weight.add_(0.3)
+    head = value_head(policy)
+    torch.nn.init.constant_(head.weight, 0.1)
+    optimizer = Optimizer(policy.model, OptimizerSettings(), learning_rate=3e-2, schedule=Schedule(), steps=2)
+    loss_of(policy, TREES[:2], scene.wants).backward()
+    optimizer.step(0)
+    found["reference after a step"] = live.logprobs(batch)
+    found["policy after a step"] = policy(batch).logprobs_N.detach()
+    found["exact KL"] = policy.exact_kl(live, batch, index_S).reverse_S
+    if scene.adapter is not None:
+        found["adapter off"] = AdapterOff(policy).logprobs(batch)
+    found["values"] = critic(batch).detach()
+    critic(batch).square().sum().backward()
+    found |= {f"critic {name}": p for name, p in _gradients(critic.model, size).items()}
+    out = policy(batch, Wants(value_head=head, against=Against(live, 0.5), entropy=True, routing=True))
+    found |= {"shared values": out.values_N.detach(), "divergence": out.divergence_N.detach()}
+    (out.values_N.sum() + out.divergence_N.square().sum() + out.entropy_N.sum()).backward()
+    found |= {f"policy {name}": p for name, p in _gradients(policy.model, size).items()}
+    found["head"] = head.weight.grad.clone()
+    return found
+
+
+def _gradients(model: torch.nn.Module, size: int) -> dict[str, torch.Tensor]:
+    """Per rank: they all had the same batch."""
+    return {name: whole(p.grad) / size for name, p in model.named_parameters() if p.grad is not None}
+
+
+class AdapterOff(AdapterOffReference):
+    """Of an adapter that has learnt something, which the real one refuses."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+
+# ---------------------------------------------------------------- whole again
+
+
+def read_whole(scene: Scene) -> tuple[str, list[tuple[str, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fingerprint, tensors in their order, a plain copy's logits in fp32, and log-probs before and after."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    policy = tree_model(scene, sharding(scene) if size > 1 else None)
+    batch = collate(TREES[:3])
+    before = policy(batch).logprobs_N.detach()  # the head stays gathered: reading has to free it
+    tensors = [(name, tensor.clone()) for name, tensor in whole_tensors(policy.model)]
+    copy = gathered_copy(policy.model, torch.float32)
+    assert not any(isinstance(p, DTensor) or p.requires_grad for p in copy.parameters())
+    with torch.no_grad():
+        logits = copy(input_ids=torch.tensor([[3, 5, 8, 9]]), use_cache=False).logits
+    loss_of(policy, TREES[:2], scene.wants).backward()  # the hooks are where they were
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
+    after = policy(batch).logprobs_N.detach()
+    return weights_fingerprint(policy.model), tensors, logits, before, after
+
+
+# ---------------------------------------------------------------- proofs
+
+
+def proven(scene: Scene, fault: str | None) -> tuple[str, list[str], bool]:
+    """The path that holds, why another does not, and whether the step's gradients are as they were."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    policy = tree_model(scene, sharding(scene))
+    if fault == "gradient":
+        _halve_gradient_of_tree(policy)
+    policy.path = "padded"
+    loss_of(policy, TREES[rank::size], scene.wants).backward()
+    kept = {name: whole(p.grad).clone() for name, p in policy.model.named_parameters()}
+    policy.path = "tree"
+    # Each rank has other rows, of other lengths: they agree on those of the longest.
+    lengths = random_trees(size, vocab=VOCAB, branches=2, branch_tokens=(10 * (rank + 1), 10 * (rank + 1)), seed=rank)
+    policy(collate(lengths))
+    same = all(torch.equal(kept[name], whole(p.grad)) for name, p in policy.model.named_parameters())
+    policy.settle()
+    return policy.path, policy.paths.reasons(policy), same
+
+
+def _halve_gradient_of_tree(policy: TreeModel) -> None:
+    """Values stay right, and the gradient of the tree path is wrong: what a kernel with a broken backward does."""
+    hidden = policy._tree_hidden
+
+    def broken(batch: Batch) -> torch.Tensor:
+        states = hidden(batch)
+        return states * 0.5 + states.detach() * 0.5
+
+    policy._tree_hidden = broken  # type: ignore[method-assign]
+
+
+def memory_of_reference(scene: Scene) -> tuple[int, int]:
+    """Bytes of a live reference's shards that are the policy's own, and those that are not."""
+    policy = tree_model(scene, sharding(scene))
+    assert isinstance(policy, Policy)
+    live = LiveReference(policy)
+    live.logprobs(collate(TREES[:2]))  # what FSDP2 does to shards at the first pass is done
+    policy(collate(TREES[:2]))
+    policy.settle()
+    own = {local(p).untyped_storage().data_ptr() for p in policy.parameters()}
+    sizes = {True: 0, False: 0}
+    for parameter in live._policy.parameters():
+        storage = local(parameter).untyped_storage()
+        sizes[storage.data_ptr() in own] += storage.nbytes()
+    return sizes[True], sizes[False]
