@@ -80,6 +80,7 @@ class Loop:
             schedule=stage.schedule,
             steps=self.source.steps * self.source.updates,
             adapter=work.adapter,
+            offload=stage.compute.offload == "optimizer" and work.policy.device.type != "cpu",
         )
         self.alarms = Alarms(make_checks(stage.alarms.changes))
         self.saver = Saver(work, folder, progress, self.optimizer, self.source, self.hooks.parts, self.alarms)

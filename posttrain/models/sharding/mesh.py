@@ -97,7 +97,8 @@ def sharding_of(compute: Compute, device: torch.device, autocast: torch.dtype | 
         autocast: of the stage's forward passes; `gather: auto` follows it on CUDA.
 
     Raises:
-        ConfigError: as `mesh_sizes`; bf16 weights for fp32 arithmetic; a torch whose FSDP2 is too old.
+        ConfigError: as `mesh_sizes`; bf16 weights for fp32 arithmetic; weights that are offloaded without being
+            sharded; a torch whose FSDP2 is too old.
     """
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     machine = os.environ.get("LOCAL_WORLD_SIZE")
@@ -105,6 +106,15 @@ def sharding_of(compute: Compute, device: torch.device, autocast: torch.dtype | 
         compute.mesh, world=world, device=device, on_this_machine=None if machine is None else int(machine)
     )
     if sizes.shard == 1:
+        if compute.offload == "all" and device.type != "cpu":
+            raise ConfigError(
+                "only shards can lie in the machine's memory while they are not computed with",
+                where="compute.offload",
+                found=f"all, with {world} process{'es' if world != 1 else ''} that hold{'s' if world == 1 else ''} the "
+                "whole model",
+                expected="a mesh whose `shard` is above 1",
+                remedy="write `offload: optimizer`, or start several processes",
+            )
         return None
     require_fsdp()
     gather = gathered_dtype(compute, device, autocast)

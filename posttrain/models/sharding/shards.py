@@ -50,6 +50,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a sharded one keeps its mesh, wherever its rows lie."""
+    if not isinstance(tensor, DTensor):
+        return tensor.to(device)
+    # Not `DTensor.to`, which keeps the rows on the mesh's own kind of device.
+    return DTensor(tensor.to_local().to(device), tensor._spec, requires_grad=False)
+
+
 def anywhere(flags: Sequence[bool], mesh: DeviceMesh | None) -> list[bool]:
     """Each flag, true where it is on any rank of the mesh; without a mesh as given."""
     if mesh is None or not flags:

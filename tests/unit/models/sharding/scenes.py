@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from torch.distributed.tensor import DTensor
 from posttrain.config.settings import Compute, Mesh, OptimizerSettings, Schedule
 from posttrain.data.trees import collate
 from posttrain.errors import NonFiniteError
-from posttrain.models.adapters.kinds import add_adapter
+from posttrain.models.adapters.kinds import add_adapter, is_fresh
 from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.folders.loading import load
 from posttrain.models.reference import AdapterOffReference, LiveReference
+from posttrain.models.reward.folders import load_reward_folder
 from posttrain.models.sharding.mesh import Sharding, sharding_of
 from posttrain.models.sharding.shards import local, whole
 from posttrain.models.sharding.whole import gathered_copy, whole_tensors
@@ -258,8 +261,8 @@ def proven(scene: Scene, fault: str | None) -> tuple[str, list[str], bool]:
     # Each rank has other rows, of other lengths: they agree on those of the longest.
     lengths = random_trees(size, vocab=VOCAB, branches=2, branch_tokens=(10 * (rank + 1), 10 * (rank + 1)), seed=rank)
     policy(collate(lengths))
-    same = all(torch.equal(kept[name], whole(p.grad)) for name, p in policy.model.named_parameters())
     policy.settle()
+    same = all(torch.equal(kept[name], whole(p.grad)) for name, p in policy.model.named_parameters())
     return policy.path, policy.paths.reasons(policy), same
 
 
@@ -288,3 +291,51 @@ def memory_of_reference(scene: Scene) -> tuple[int, int]:
         storage = local(parameter).untyped_storage()
         sizes[storage.data_ptr() in own] += storage.nbytes()
     return sizes[True], sizes[False]
+
+
+# ---------------------------------------------------------------- from a folder
+
+
+@dataclass
+class Loaded:
+    fingerprint: str
+    tensors: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+    settings: tuple[dict[str, Any], dict[str, Any]]
+    fresh: bool
+    notices: tuple[str, ...]
+    logprobs_N: torch.Tensor
+
+
+def loaded_in_parts(folder: Path, adapter: str | None, scene: Scene) -> Loaded:
+    loaded = load(folder, adapter=None if adapter is None else EVERY[adapter], sharding=sharding(scene))
+    model = loaded.model
+    fresh = is_fresh(model)
+    tensors = {name: tensor.clone() for name, tensor in whole_tensors(model)}
+    policy = Policy(model, sharding=loaded.sharding)
+    with torch.no_grad():
+        logprobs_N = policy(collate(TREES[:3])).logprobs_N
+    plain = policy.transformer
+    settings = (plain.config.to_dict(), plain.generation_config.to_dict())
+    return Loaded(
+        loaded.fingerprint, tensors, dict(model.named_buffers()), settings, fresh, loaded.notices, logprobs_N
+    )
+
+
+def reward_in_parts(folder: Path) -> tuple[str, bool]:
+    loaded = load_reward_folder(folder, sharding=sharding(Scene())).loaded
+    return loaded.fingerprint, all(isinstance(p, DTensor) for p in loaded.model.parameters())
+
+
+def peak_of_loading(folder: Path) -> int:
+    """Bytes by which the largest resident set grew; a small load before it has imported and allocated what any does."""
+    spread = sharding(Scene(shard=dist.get_world_size()))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark back to now
+    before = _resident("VmRSS:")
+    load(folder, sharding=spread)
+    return _resident("VmHWM:") - before
+
+
+def _resident(field_name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field_name))) * 1024
