@@ -73,6 +73,7 @@ class Loop:
         stage = work.stage
         self.source, self.units = _source_of(work)
         self.hooks = work.hooks
+        work.policy.settle()  # what is gathered for a pass is not what trains
         self.optimizer = Optimizer(
             work.policy.model,
             stage.optimizer,

@@ -13,7 +13,6 @@ from posttrain.config.adapters import AdapterSettings
 from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.errors import ConfigError, NonFiniteError
 from posttrain.models.sharding.shards import anywhere, local, mesh_of, moved, whole
-from posttrain.models.sharding.wrap import reshard
 from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
 from posttrain.training.schedule import factor
@@ -31,7 +30,8 @@ class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) with the schedule and the clipping of one stage.
 
     Args:
-        model: of a sharded one each rank updates its rows, with moments of these alone.
+        model: of a sharded one, which has to be settled (`TreeModel.settle`), each rank updates its rows, with moments
+            of these alone.
         adapter: the record of the adapter that trains; AdaLoRA takes ranks away around each update.
         offload: keep the moments in the machine's memory, and take those of one tensor at a time to its device. The
             numbers are the same.
@@ -52,7 +52,6 @@ class Optimizer:
         adapter: AdapterSettings | None = None,
         offload: bool = False,
     ):
-        reshard(model)  # what is gathered for a pass is not what trains
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         _check_trainable(self.named)
         self.learning_rate = learning_rate

@@ -19,8 +19,11 @@ def gradients_of(
 ) -> list[Tensor | None]:
     """d (sum of slopes x outputs) / d parameter for each of them; None where nothing leads there.
 
-    Of sharded parameters the sum over ranks, each rank's rows of it; every rank has to ask. `slopes` None: each output
-    is one number.
+    Of sharded parameters the sum over ranks, each rank's rows of it; every rank has to ask, and for all that train:
+    the others would keep what this adds to their gradients.
+
+    Args:
+        slopes: of each output; None where each is one number.
     """
     if mesh_of(parameters) is None:
         found = torch.autograd.grad(

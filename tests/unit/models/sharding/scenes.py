@@ -149,6 +149,7 @@ def trained(scene: Scene, clip: float | None = 0.5, steps: int = 3) -> tuple[lis
     model.prove(TREES)  # leaves the head gathered or not, as it likes: the optimizer must see shards
     with torch.no_grad():
         model(collate(TREES[:1]), Wants(logprobs=False, distributions_at=torch.tensor([0])))
+    model.settle()
     settings = OptimizerSettings(clip_norm=clip, weight_decay=0.1)
     optimizer = Optimizer(model.model, settings, learning_rate=1e-2, schedule=Schedule(), steps=steps)
     norms = []
@@ -192,7 +193,7 @@ def beside(scene: Scene) -> dict[str, torch.Tensor]:
     critic = value_model(policy)
     with torch.no_grad():
         getattr(critic.transformer, "score").weight.add_(0.3)
-    head = value_head(policy)
+    head = value_head(policy).to(policy.dtype)
     torch.nn.init.constant_(head.weight, 0.1)
     optimizer = Optimizer(policy.model, OptimizerSettings(), learning_rate=3e-2, schedule=Schedule(), steps=2)
     loss_of(policy, TREES[:2], scene.wants).backward()
@@ -317,9 +318,7 @@ def loaded_in_parts(folder: Path, adapter: str | None, scene: Scene) -> Loaded:
         logprobs_N = policy(collate(TREES[:3])).logprobs_N
     plain = policy.transformer
     settings = (plain.config.to_dict(), plain.generation_config.to_dict())
-    return Loaded(
-        loaded.fingerprint, tensors, dict(model.named_buffers()), settings, fresh, loaded.notices, logprobs_N
-    )
+    return Loaded(loaded.fingerprint, tensors, dict(model.named_buffers()), settings, fresh, loaded.notices, logprobs_N)
 
 
 def reward_in_parts(folder: Path) -> tuple[str, bool]:

@@ -27,7 +27,9 @@ def alone(scene: Scene) -> Scene:
 def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], error: float) -> None:
     assert sorted(found) == sorted(wanted)
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=error, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=0, atol=error, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", ["2 ranks", "2 x 2, tied", "lora", "experts"])
