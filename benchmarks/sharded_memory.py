@@ -43,8 +43,9 @@ def high_water() -> int:
 
 def write_model(folder: Path, sizes: dict[str, int]) -> int:
     """A random model with a tokenizer beside it; its bytes."""
-    from tests.fixtures import byte_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.fixtures import byte_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(**sizes, num_attention_heads=16, num_key_value_heads=8, tie_word_embeddings=True)

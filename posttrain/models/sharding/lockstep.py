@@ -45,7 +45,7 @@ def with_idle(rows: Sequence[Batch], spare: Sequence[Batch], sharding: Sharding 
 
 
 def joined(parts: Sequence[Tensor], idle: Sequence[Tensor]) -> Tensor:
-    """The parts as one. Idle passes are part of its graph, with weight 0: they need a backward pass as the others do."""
+    """The parts as one. Idle passes are in its graph with weight 0, for they need a backward pass as the others do."""
     out = torch.cat(list(parts))
     return out if not idle else out + 0 * torch.stack([part.sum() for part in idle]).sum()
 

@@ -29,7 +29,8 @@ def exact(model: ProvableModel) -> Iterator[bool]:
     """Autocast, dropout and TF32 off, 16-bit weights as fp32 copies; gives whether the arithmetic is fp32 or wider.
 
     It is not for weights that are quantised, for sharded ones that are kept or gathered in 16 bits, and for 16-bit
-    weights whose copies the free memory does not hold: these are proven in the precision that they have, with its wide tolerance.
+    weights whose copies the free memory does not hold: these are proven in the precision that they have, with its wide
+    tolerance.
     """
     wide, half = can_be_exact(model), (model.autocast or model.dtype) in HALF
     before = {name: getattr(model, name) for name in SETTINGS}

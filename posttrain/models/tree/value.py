@@ -10,7 +10,7 @@ prompt's last token for the first one. The model inside is the backbone and scal
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from peft import PeftModel

@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.devices import available_bytes, out_of_memory
-from posttrain.models.tree.attention import TreeLayout, attention_windows
 from posttrain.models.sharding.gradients import gradients_of
+from posttrain.models.tree.attention import TreeLayout, attention_windows
 from posttrain.models.tree.checkpointing import layers_of
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows

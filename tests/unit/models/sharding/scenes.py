@@ -192,7 +192,7 @@ def beside(scene: Scene) -> dict[str, torch.Tensor]:
     live = LiveReference(policy)
     critic = value_model(policy)
     with torch.no_grad():
-        getattr(critic.transformer, "score").weight.add_(0.3)
+        critic.transformer.score.weight.add_(0.3)
     head = value_head(policy).to(policy.dtype)
     torch.nn.init.constant_(head.weight, 0.1)
     optimizer = Optimizer(policy.model, OptimizerSettings(), learning_rate=3e-2, schedule=Schedule(), steps=2)
