@@ -71,6 +71,8 @@ def sharding(scene: Scene) -> Sharding | None:
 def plain_model(scene: Scene) -> Any:
     torch.manual_seed(0)
     model = family_model(scene.family, **scene.fields).to(scene.dtype)
+    if scene.kind in ("score", "value"):
+        model = with_head(model, init="normal")
     if scene.adapter is not None:
         model = add_adapter(model, EVERY[scene.adapter], seed=3)
         generator = torch.Generator().manual_seed(1)
@@ -79,8 +81,6 @@ def plain_model(scene: Scene) -> Any:
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         model = model.to(scene.dtype)
-    if scene.kind in ("score", "value"):
-        model = with_head(model, init="normal")
     return model
 
 
@@ -88,7 +88,7 @@ def tree_model(scene: Scene, spread: Sharding | None) -> TreeModel:
     model = plain_model(scene)
     if scene.parked and spread is not None:
         park(model, spread)
-        spread = None
+        spread = spread if scene.replicate > 1 else None  # one mesh of all ranks is read off the weights
     kind: Callable[..., TreeModel] = {"policy": Policy, "score": ScoreModel, "value": ValueModel}[scene.kind]
     return kind(
         model, scene.path, autocast=scene.autocast, activation_checkpointing=scene.checkpointing, sharding=spread
