@@ -5,6 +5,7 @@ Each builds the same tiny model on every rank, spreads it, and gives back whole 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from posttrain.config.settings import Compute, Mesh, OptimizerSettings, Schedule
+from posttrain.config.stages import SFT
 from posttrain.data.trees import collate
 from posttrain.errors import NonFiniteError
 from posttrain.models.adapters.kinds import add_adapter, is_fresh
@@ -30,13 +32,16 @@ from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import ValueModel, value_head, value_model
+from posttrain.runs.progress import Progress
 from posttrain.training.optimizer import Optimizer
+from posttrain.training.stages.policy import load_policy
 from posttrain.types import PLAIN, Against, Batch, TokenTree, Wants
 from tests.adapters import EVERY
 from tests.families import VOCAB, family_model
 from tests.fixtures import random_trees
 
 CPU = torch.device("cpu")
+RARE = 1.6
 TREES = random_trees(9, vocab=VOCAB, branches=2, mask_probability=0.7, seed=5)
 
 
@@ -56,11 +61,34 @@ class Scene:
     gather: torch.dtype | None = None
     checkpointing: bool = False
     parked: bool = False
+    odd: str | None = None
+    """Something that models of `transformers` may have: a matrix that two layers `share`, or `experts` that are called
+    where a token chooses them."""
     wants: Wants = PLAIN
 
     @property
     def ranks(self) -> int:
         return self.shard * self.replicate
+
+
+def chosen_by(scene: Scene, trees: Sequence[TokenTree] = TREES) -> list[int]:
+    """How many tokens of each tree choose the second expert of a layer."""
+    model = tree_model(scene, None)
+    counts = []
+    with torch.no_grad():
+        for tree in trees:
+            seen: list[int] = []
+            hooks = [
+                layer.mlp.register_forward_hook(
+                    lambda _, inputs, out, seen=seen: seen.append(int((inputs[0][..., 0] > RARE).sum()))
+                )
+                for layer in model.transformer.model.layers
+            ]
+            model(collate([tree]), path="tree")
+            for hook in hooks:
+                hook.remove()
+            counts.append(sum(seen))
+    return counts
 
 
 def sharding(scene: Scene) -> Sharding | None:
@@ -71,6 +99,12 @@ def sharding(scene: Scene) -> Sharding | None:
 def plain_model(scene: Scene) -> Any:
     torch.manual_seed(0)
     model = family_model(scene.family, **scene.fields).to(scene.dtype)
+    if scene.odd == "share":
+        layers = model.model.layers
+        layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    if scene.odd == "experts":
+        for layer in model.model.layers:
+            layer.mlp = Choosing(layer.mlp)
     if scene.kind in ("score", "value"):
         model = with_head(model, init="normal")
     if scene.adapter is not None:
@@ -82,6 +116,24 @@ def plain_model(scene: Scene) -> Any:
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         model = model.to(scene.dtype)
     return model
+
+
+class Choosing(torch.nn.Module):
+    """Two experts, each called with the tokens that chose it, and not at all where none did."""
+
+    def __init__(self, mlp: Any):
+        super().__init__()
+        self.experts = torch.nn.ModuleList([mlp, copy.deepcopy(mlp)])
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        flat = states.reshape(-1, states.shape[-1])
+        # Few tokens choose the second: of some ranks' rows none does.
+        second = flat[:, 0] > RARE
+        out = torch.zeros_like(flat)
+        for expert, chosen in zip(self.experts, (~second, second), strict=True):
+            if bool(chosen.any()):
+                out = out.index_add(0, chosen.nonzero()[:, 0], expert(flat[chosen]))
+        return out.view_as(states)
 
 
 def tree_model(scene: Scene, spread: Sharding | None) -> TreeModel:
@@ -338,3 +390,23 @@ def peak_of_loading(folder: Path) -> int:
 def _resident(field_name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field_name))) * 1024
+
+
+# ---------------------------------------------------------------- a stage
+
+
+def stage_in_parts(folder: Path, adapter: str) -> list[torch.Tensor]:
+    """The policy of a stage, trained a step, then taken by a second stage as it is in memory: log-probs of each."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    stage = SFT(compute={"mesh": {"shard": size}}, adapter={"kind": adapter})
+    start: Any = folder
+    found = []
+    for _ in range(2):
+        loaded = load_policy(stage, start, CPU, 0, Progress())
+        policy = Policy(loaded.model, sharding=loaded.sharding)
+        (loss_of(policy, TREES[:2], PLAIN) / size).backward()  # every rank has the same rows
+        Optimizer(policy.model, OptimizerSettings(), learning_rate=1e-2, schedule=Schedule(), steps=2).step(0)
+        with torch.no_grad():
+            found.append(policy(collate(TREES[:3])).logprobs_N)
+        start = loaded
+    return found

@@ -11,7 +11,7 @@ import torch
 from posttrain.types import Wants
 from tests.adapters import EVERY
 from tests.ranks import ranks
-from tests.unit.models.sharding.scenes import Answer, Scene, answer
+from tests.unit.models.sharding.scenes import Answer, Scene, answer, chosen_by
 
 TIED = {"tie_word_embeddings": True}
 NARROW = {"gemma2", "gemma3_text"}
@@ -29,6 +29,8 @@ SPREADS = {
     "checkpointed": Scene(checkpointing=True),
     "checkpointed, padded": Scene(checkpointing=True, path="padded", replicate=2),
     "entropy": Scene(wants=Wants(temperature=0.7, entropy=True)),
+    "a matrix of two layers": Scene(odd="share"),
+    "experts that some ranks' tokens miss": Scene(odd="experts", shard=4),
     "scores": Scene(kind="score", shard=4),
     "scores by rows": Scene(kind="score", path="rows"),
     "values": Scene(kind="value", replicate=2),
@@ -56,6 +58,12 @@ def test_every_spread_gives_the_numbers_of_one_process(name: str) -> None:
     worst, alone = gap(SPREADS[name])
     assert worst < 1e-10
     assert alone.path == SPREADS[name].path
+
+
+def test_the_tokens_of_some_ranks_miss_an_expert() -> None:
+    by_tree = chosen_by(SPREADS["experts that some ranks' tokens miss"])
+    of_ranks = [sum(by_tree[rank::4]) for rank in range(4)]
+    assert min(of_ranks) == 0 < max(of_ranks)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
