@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from posttrain.config.settings import Compute, Mesh
+from posttrain.config.compute import Compute, Mesh
 from posttrain.models.reference import LiveReference
 from posttrain.models.sharding.mesh import sharding_of
 from posttrain.models.tree.heads import ScoreModel

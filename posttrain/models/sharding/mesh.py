@@ -16,7 +16,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from posttrain.config.settings import Compute, Mesh
+from posttrain.config.compute import Compute, Mesh
 from posttrain.errors import ConfigError
 
 # The second name is a convention: `peft` takes a layer's sizes for those of a shard where its mesh is called otherwise.

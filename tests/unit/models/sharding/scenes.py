@@ -15,7 +15,8 @@ import torch
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from posttrain.config.settings import Compute, Mesh, OptimizerSettings, Schedule
+from posttrain.config.compute import Compute, Mesh
+from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.config.stages import SFT
 from posttrain.data.trees import collate
 from posttrain.errors import NonFiniteError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from posttrain.config.compute import Compute, Mesh
 from posttrain.config.fingerprint import stage_fingerprint
-from posttrain.config.settings import Compute, Mesh
 from posttrain.config.stages import SFT
 from posttrain.errors import ConfigError
 from posttrain.models.sharding.mesh import MeshSizes, gathered_dtype, mesh_sizes, sharding_of
