@@ -57,7 +57,7 @@ def write_model(folder: Path, sizes: dict[str, int]) -> int:
 def one_rank(rank: int, size: int, store: str, folder: str, found: str) -> None:
     """Load, one step, and what the process took to either point."""
     from posttrain.config.compute import Compute, Mesh
-from posttrain.config.settings import OptimizerSettings, Schedule
+    from posttrain.config.settings import OptimizerSettings, Schedule
     from posttrain.data.trees import collate
     from posttrain.models.folders.loading import load
     from posttrain.models.sharding.mesh import sharding_of
