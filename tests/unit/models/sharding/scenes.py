@@ -249,7 +249,8 @@ def beside(scene: Scene) -> dict[str, torch.Tensor]:
     head = value_head(policy).to(policy.dtype)
     torch.nn.init.constant_(head.weight, 0.1)
     optimizer = Optimizer(policy.model, OptimizerSettings(), learning_rate=3e-2, schedule=Schedule(), steps=2)
-    loss_of(policy, TREES[:2], scene.wants).backward()
+    # Every rank has the same rows. Divided before, for Adam's epsilon tells a gradient from twice as much.
+    (loss_of(policy, TREES[:2], scene.wants) / size).backward()
     optimizer.step(0)
     found["reference after a step"] = live.logprobs(batch)
     found["policy after a step"] = policy(batch).logprobs_N.detach()
