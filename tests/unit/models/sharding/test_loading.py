@@ -98,7 +98,7 @@ def test_a_reward_models_folder(tmp_path: Path) -> None:
 def test_no_process_reads_the_whole_model(tmp_path: Path) -> None:
     """By the largest resident set: 40 MB of weights, of which each of four ranks takes 10, beside what is gathered for
     the fingerprint one tensor at a time."""
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 10, "head_dim": 64}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "head_dim": 64}
     folder = save(tmp_path / "model", **sizes)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert size > 40e6
