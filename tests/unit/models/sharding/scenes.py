@@ -380,9 +380,10 @@ def reward_in_parts(folder: Path) -> tuple[str, bool]:
     return loaded.fingerprint, all(isinstance(p, DTensor) for p in loaded.model.parameters())
 
 
-def peak_of_loading(folder: Path) -> int:
+def peak_of_loading(folder: Path, small: Path) -> int:
     """Bytes by which the largest resident set grew; a small load before it has imported and allocated what any does."""
     spread = sharding(Scene(shard=dist.get_world_size()))
+    load(small, sharding=spread)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark back to now
     before = _resident("VmRSS:")
     load(folder, sharding=spread)
