@@ -74,6 +74,8 @@ def stage_fingerprint(
     for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):
         for key in keys:
             settings.get(group, {}).pop(key, None)
+    if settings.get("compute", {}).get("gather") == "auto":
+        del settings["compute"]["gather"]  # younger than the hash, too
     for group in (settings, settings.get("make") or {}):
         for name in TEACHERS:
             if isinstance(teacher := group.get(name), dict):
