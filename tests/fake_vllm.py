@@ -196,7 +196,7 @@ class FakeServer:
         self.engine = FakeEngine(folder, **options)
         self.folder = folder
         self.labels = labels
-        """Whether it has /weight_info, which older servers lack."""
+        """Whether it has /weight_info and /abort_requests, which older servers lack."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.mangle: Callable[[dict[str, Any]], Any] | None = None
         """Applied to each answer of /v1/completions before it is sent; text is sent as it is."""
@@ -304,11 +304,18 @@ class FakeServer:
         engine = self.engine
         if path == "/v1/models":
             return 200, {"data": [{"id": "tiny", "max_model_len": engine.model.config.max_position_embeddings}]}
+        if path == "/health":
+            return 200, None
+        if path == "/abort_requests" and self.labels:
+            engine.abort.set()
+            with self._lock:  # what is in flight has ended
+                engine.abort.clear()
+            return 200, {"status": "aborted"}
         if path == "/v1/completions":
             if self.on_completion is not None:
                 self.on_completion()
             with self._lock:
-                return 200, self._complete(body)
+                return self._complete(body)
         if path == "/tokenize":  # a chat's prompt as vLLM builds it: by the folder's template and nothing else
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
             values = body.get("chat_template_kwargs") or {}
@@ -329,7 +336,7 @@ class FakeServer:
             return 200, {"status": path}
         if path == "/reset_prefix_cache":
             engine.prefixes.clear()
-            return 200, None
+            return 200, {"success": True}
         if path == "/sleep":
             engine.sleep(int(query["level"][0]))
             return 200, None
@@ -338,9 +345,9 @@ class FakeServer:
             return 200, None
         return 404, {"detail": "Not Found"}
 
-    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if body["model"] != "tiny":
-            raise ValueError(f"The model `{body['model']}` does not exist.")
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
         prompt = body["prompt"]
         told, named = None, body.get("return_tokens_as_token_ids")
         if body.get("prompt_logprobs") is not None:
@@ -365,7 +372,7 @@ class FakeServer:
             }
             for output in self.engine.sample(prompt, body)
         ]
-        return {"object": "text_completion", "model": "tiny", "choices": choices}
+        return 200, {"object": "text_completion", "model": "tiny", "choices": choices}
 
 
 # ---------------------------------------------------------------- as a module

@@ -53,6 +53,7 @@ def test_every_field_is_sent(server: FakeServer, tmp_path: Path) -> None:
     sent = server.bodies("/v1/completions")[-1]
     seed = sent.pop("seed")
     assert 0 <= seed < 2**62
+    assert sent.pop("cache_salt").endswith("-0")  # of the weights' version
     assert sent == {
         "model": "tiny",
         "prompt": [1, 2, 3],
@@ -267,11 +268,14 @@ def test_aborted_completions_come_back_as_far_as_they_came(server: FakeServer, t
     assert all(len(completion.ids) == len(completion.logprobs) for (completion,) in groups)
 
 
-def test_abort_pauses_the_server_and_lets_it_go_on(server: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_an_abort_ends_what_the_server_has_and_lets_it_go_on(server: FakeServer, tmp_path: Path, older: bool) -> None:
+    server.labels = not older
     engine = engine_of(server, tmp_path)
     engine.generate(PROMPTS, PLAIN)
     engine.abort()
-    assert [path for path, _ in server.requests[-2:]] == ["/pause", "/resume"]
+    paths = [path for path, _ in server.requests]
+    assert paths[-2:] == ["/pause", "/resume"] if older else paths[-1] == "/abort_requests"
     assert all(completion.finish is not FinishReason.ABORTED for (completion,) in engine.generate(PROMPTS, PLAIN))
 
 
@@ -299,8 +303,8 @@ def test_weights_are_written_beside_and_the_last_ones_removed(server: FakeServer
     (root,) = tmp_path.iterdir()
     assert [path.name for path in root.iterdir()] == ["version-2"]
     steps = [path for path, _ in server.requests]
-    second = steps[steps.index("/update_weight_version") + 1 :]
-    assert second == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume", "/update_weight_version"]
+    second = steps[steps.index("/resume") + 1 :]
+    assert second == ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume"]
     engine.close()
     assert not list(tmp_path.iterdir())
 
