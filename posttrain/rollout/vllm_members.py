@@ -126,19 +126,19 @@ class Members:
                 self._changed.wait(WAIT_SECONDS)
                 self._require_hope()
 
-    def each(self, act: Callable[[ServedEngine], None]) -> None:
-        """Of all servers that are there, at the same time; one that is lost meanwhile is no error."""
+    def each(self, act: Callable[[Member], None], members: Sequence[Member] | None = None) -> None:
+        """Of some servers, or of all that are there, at the same time; one that is lost meanwhile is no error."""
 
         def one(member: Member) -> None:
             number = member.number
             try:
-                act(member.engine)
+                act(member)
             except EngineError as error:
                 if not self.is_lost(member, number, error):
                     raise
 
         with ThreadPoolExecutor(len(self.all), thread_name_prefix="posttrain-servers") as pool:
-            for future in [pool.submit(one, member) for member in self.ready()]:
+            for future in [pool.submit(one, member) for member in (self.ready() if members is None else members)]:
                 future.result()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -87,18 +87,6 @@ class ServerPool:
         self._requests = requests
         self._asked: dict[Request, _Asked] = {}
         self._aborted = threading.Event()
-
-    @property
-    def members(self) -> Mapping[str, ServedEngine]:
-        """The servers that hold the pool's weights, by name; waits until there is one.
-
-        Raises:
-            EngineError: none comes back.
-        """
-        self._members.wait_until_ready()
-        # Under the lock: one that is being given its weights is either among them or is proven later than this.
-        with self._members.weights:
-            return {member.name: member.engine for member in self._members.ready()}
 
     def prove_with(self, prove: Callable[[str, ServedEngine], None]) -> None:
         """Have `prove(name, server)` called with a server that came back and was given its weights, before it is asked.
@@ -198,11 +186,30 @@ class ServerPool:
         self._aborted.set()
         for asked in list(self._asked.values()):
             asked.aborted = True
-        self._members.each(lambda engine: engine.abort())
+        self._members.each(lambda member: member.engine.abort())
 
     def score(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
-        """See `SyncedEngine.score`; by one of the servers. `members` are scored one by one to compare them."""
+        """See `SyncedEngine.score`; by one of the servers; `score_each` compares them."""
         return self._ask(lambda engine: engine.score(prompt, ids))
+
+    def score_each(self, prompt: Sequence[int], ids: Sequence[int]) -> dict[str, list[float]]:
+        """`score` of every server that is there, by name.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        scores: dict[str, list[float]] = {}
+
+        def score(member: Member) -> None:
+            scores[member.name] = member.engine.score(prompt, ids)
+
+        while not scores:
+            self._members.wait_until_ready()
+            # Under the lock: one that is being given its weights is either among these or is proven later than this.
+            with self._members.weights:
+                ready = self._members.ready()
+            self._members.each(score, ready)
+        return {member.name: scores[member.name] for member in ready if member.name in scores}
 
     def _ask(self, ask: Callable[[ServedEngine], T]) -> T:
         """From one server; from another one where the first is lost."""
@@ -238,16 +245,16 @@ class ServerPool:
 
     def _load(self, folder: Path, version: int, in_flight: InFlight) -> None:
         self._members.current = folder, version
-        self._members.each(lambda engine: engine.load_weights(folder, version, in_flight))
+        self._members.each(lambda member: member.engine.load_weights(folder, version, in_flight))
         self.policy_version = version
 
     def pause(self) -> None:
         """See `ServedEngine.pause`."""
-        self._members.each(lambda engine: engine.pause())
+        self._members.each(lambda member: member.engine.pause())
 
     def resume(self) -> None:
         """See `ServedEngine.resume`."""
-        self._members.each(lambda engine: engine.resume())
+        self._members.each(lambda member: member.engine.resume())
 
     def close(self) -> None:
         """Remove the weights that were written for the servers, and bring no server back any more."""

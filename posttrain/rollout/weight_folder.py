@@ -24,8 +24,8 @@ def write_whole(model: nn.Module, folder: Path, *, untied: bool = False) -> None
 
     Args:
         untied: whether an output projection that shares its weights with the embedding is written as one of its own.
-            The model computes the same. vLLM 0.32 on a CPU packs that projection when it starts, and packs it again when
-            weights are reloaded only if it is a layer of its own; else it goes on with the old one.
+            The model computes the same. vLLM 0.32 on a CPU packs that projection when it starts, and again when weights
+            are reloaded only if it is a layer of its own; else it goes on with the old one.
     """
     merged = merged_copy(model)
     if untied and (head := merged.get_output_embeddings()) is not None:

@@ -38,6 +38,10 @@ WIDENING = 4.0
 """The band is this many times the measured noise: noise grows as a policy sharpens, a missed update grows faster."""
 
 
+ScoreEach = Callable[[Sequence[int], Sequence[int]], Mapping[str, list[float]]]
+"""(prompt, ids) -> the log-probs of `ids` by each holder of weights, by name."""
+
+
 class SyncedEngine(Engine, Protocol):
     """An engine that takes weights and scores given ids."""
 
@@ -101,8 +105,8 @@ class WeightSync:
         policy: the trainer's.
         probe: `sample_probe(...)`, or a sequence of your own.
         widening, smallest, largest: see the constants of this module.
-        members: what holds weights of its own within `engine`, by name, each time that the probe is scored: the servers
-            of a pool, each of which has to agree. None: the engine itself.
+        score_each: `engine.score` of each of several holders of weights by name, as `ServerPool.score_each`: all of
+            them have to agree. None: there is one.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class WeightSync:
         widening: float = WIDENING,
         smallest: float = SMALLEST_NOISE,
         largest: float = LARGEST_NOISE,
-        members: Callable[[], Mapping[str, SyncedEngine]] | None = None,
+        score_each: ScoreEach | None = None,
     ):
         self.engine = engine
         self.policy = policy
@@ -125,7 +129,7 @@ class WeightSync:
         self._widening = widening
         self._smallest = smallest
         self._largest = largest
-        self._members = members or (lambda: {"": engine})
+        self._score_each = score_each or (lambda prompt, ids: {"": engine.score(prompt, ids)})
         self._trainer: tuple[int, list[float]] | None = None
         """Version and log-probs of the probe in the trainer, when it was last scored."""
         self._before: _Scores | None = None
@@ -204,7 +208,7 @@ class WeightSync:
         return SyncReport(self.engine.policy_version, gap, largest, self.band, trainer_moved, engine_moved)
 
     def prove(self, name: str, member: SyncedEngine) -> None:
-        """Score the probe on one member that was given the weights of the last push again, as `ServerPool.prove`.
+        """Score the probe on one server that was given the weights of the last push again: for `ServerPool.prove_with`.
 
         Weights that the trainer has not scored yet are left to the `check` that follows their push.
 
@@ -237,10 +241,9 @@ class WeightSync:
 
     def _scores(self) -> _Scores:
         trainer = trainer_logprobs(self.policy, self.probe)
-        # Before the members are asked for: one that comes back from now on is held against these.
+        # Before the engines are scored: a server that comes back from now on is held against these.
         self._trainer = self.engine.policy_version, trainer
-        members = self._members()
-        return _Scores(trainer, {name: one.score(self.probe.prompt, self.probe.ids) for name, one in members.items()})
+        return _Scores(trainer, self._score_each(self.probe.prompt, self.probe.ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,7 @@ class _Scores:
     """Log-probs of the probe's ids: in the trainer, and in each engine."""
 
     trainer: list[float]
-    engines: dict[str, list[float]]
+    engines: Mapping[str, list[float]]
 
     def farthest(self) -> tuple[str, float, float]:
         """The engine that is farthest from the trainer, with the mean and the largest difference."""
