@@ -123,6 +123,11 @@ class LaunchedServers:
         self._finalizer()
 
     @property
+    def urls(self) -> Sequence[str]:
+        """Of each server, as it was started last."""
+        return [server.url for server in self._servers]
+
+    @property
     def logs(self) -> Sequence[Path]:
         """Of each server, in order."""
         return [server.log for server in self._servers]

@@ -33,7 +33,7 @@ ROUNDED_TO = 64
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What servers need that a stage starts: Surroundings(Path("runs/mine/grpo"), tokenizer, "runs/sft/model", print)."""
+    """What servers need that a stage starts: Surroundings(Path("runs/a/grpo"), tokenizer, "embedded", print)."""
 
     folder: Path
     """The stage's."""
