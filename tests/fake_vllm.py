@@ -367,6 +367,8 @@ class FakeServer:
         if body["model"] != self.name:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
         prompt = body["prompt"]
+        if len(body["stop"]) > 4:
+            raise ValueError("List should have at most 4 items after validation")
         told, named = None, body.get("return_tokens_as_token_ids")
         if body.get("prompt_logprobs") is not None:
             values = self.engine.prompt_logprobs(prompt)

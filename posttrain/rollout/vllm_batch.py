@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from posttrain.rollout.engine import Completion, OnFinish
-from posttrain.rollout.vllm_requests import refuse_empty, refuse_unlike, request_seed
+from posttrain.rollout.vllm_requests import refuse_empty, refuse_stops, refuse_unlike, request_seed
 from posttrain.sampling import SamplingDistribution
 
 
@@ -27,6 +27,7 @@ def batch(
         threads: prompts in flight at a time.
     """
     refuse_unlike(sampling)
+    refuse_stops(sampling.stop)
     refuse_empty(prompts, completions_per_prompt)
     seen: Counter[tuple[int, ...]] = Counter()
     seeds = []

@@ -33,6 +33,7 @@ from posttrain.rollout.vllm_requests import (
     completions_of,
     nonsense,
     refuse_request,
+    refuse_stops,
     request_fields,
     sampled_of,
     sampling_fields,
@@ -164,6 +165,7 @@ class ServedEngine:
             ConfigError, EngineError: as `generate`; the request has an `on_token`, or alternatives that are not raw.
         """
         refuse_request(request)
+        refuse_stops(request.sampling.stop)
         if request.on_token is not None:
             raise ConfigError(
                 "the served engine gives a completion when it has ended, not token by token",
@@ -290,8 +292,7 @@ class ServedEngine:
     def sleep(self, level: int = 1) -> None:
         """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update.
 
-        Raises:
-            ConfigError: the server has no sleep mode, as on a CPU.
+        A server on a CPU stops sampling and frees nothing.
         """
         self._weights.sleep(level)
 

@@ -21,6 +21,7 @@ from posttrain.rollout.text import Decode
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_install import installed
 from posttrain.rollout.vllm_pool import PoolCounts
+from posttrain.rollout.vllm_requests import refuse_stops
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.rollout.weight_sync import WeightSync, sample_probe
 from posttrain.training.rl.served import Surroundings, served_sampler, server_of
@@ -99,6 +100,9 @@ def require(stage: SamplingStage) -> None:
         )
     if not isinstance(engine, VLLMServedSettings):
         return
+    for key, sampling in asked.items():
+        if sampling is not None:
+            refuse_stops(sampling.stop, f"{stage.name}: {key}.stop")
     if engine.launch is not None:
         installed(engine.launch.python, f"{stage.name}: engine.launch.python")
     for url in engine.addresses:

@@ -90,6 +90,15 @@ def test_distributions_that_vllm_draws_otherwise_are_refused(server: FakeServer,
     assert not server.requests
 
 
+def test_more_stop_strings_than_a_server_takes_are_refused(server: FakeServer, tmp_path: Path) -> None:
+    engine, many = engine_of(server, tmp_path), replace(PLAIN, stop=("a", "b", "c", "d", "e"))
+    with pytest.raises(ConfigError, match="at most four stop strings"):
+        engine.generate(PROMPTS, many)
+    with pytest.raises(ConfigError, match="at most four stop strings"):
+        asyncio.run(engine.generate_one(Request(PROMPTS[0], many)))
+    assert not server.requests
+
+
 def test_a_server_that_reports_raw_log_probs_is_refused(folder: Path, tmp_path: Path) -> None:
     with FakeServer(folder, logprobs_mode="raw_logprobs") as server:
         with pytest.raises(ConfigError, match="another distribution") as refused:
@@ -104,6 +113,13 @@ def test_the_server_s_own_words_reach_the_user(server: FakeServer, tmp_path: Pat
     with pytest.raises(ConfigError, match="serves another model") as refused:
         engine_of(server, tmp_path, served_name="other").generate(PROMPTS, PLAIN)
     assert "correct `served_name`" in str(refused.value)
+    # Of a model that was taken away meanwhile vLLM says 404, as of an endpoint that it does not have.
+    engine = engine_of(server, tmp_path)
+    engine.generate(PROMPTS, PLAIN)
+    server.name = "another"
+    with pytest.raises(ConfigError, match="serves another model") as refused:
+        engine.generate(PROMPTS, PLAIN)
+    assert "does not exist" in str(refused.value)
 
 
 def test_a_completion_ends_at_the_model_s_last_position(server: FakeServer, tmp_path: Path) -> None:
