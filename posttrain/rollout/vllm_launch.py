@@ -14,6 +14,7 @@ process is gone, however it went.
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -21,7 +22,6 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from posttrain.config.engines import LaunchSettings
@@ -80,13 +80,27 @@ class LaunchedServers:
         Raises:
             EngineError: one ended or did not answer in time; its log's last lines are in the error.
         """
-        with ThreadPoolExecutor(len(self._servers)) as pool:
-            pending = [pool.submit(server.start, self._settings.start_seconds) for server in self._servers]
+        outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def start(server: _Process) -> None:
             try:
-                return [future.result() for future in pending]
-            except BaseException:
-                self.close()  # now: the others would be waited for to the end of their time
-                raise
+                server.start(self._settings.start_seconds)
+            except BaseException as error:
+                outcomes.put(error)
+            else:
+                outcomes.put(None)
+
+        for server in self._servers:
+            # Threads that do not keep the program: whoever ends it does not wait for a server to come.
+            threading.Thread(target=start, args=(server,), name="posttrain-start", daemon=True).start()
+        try:
+            for _ in self._servers:
+                if (error := outcomes.get()) is not None:
+                    raise error
+        except BaseException:
+            self.close()  # now: the others would be waited for to the end of their time
+            raise
+        return list(self.urls)
 
     def revive(self, index: int, why: str) -> str:
         """See `posttrain.rollout.vllm_pool.Revival`: end what is left of the server and start it anew.
@@ -223,6 +237,12 @@ class _Process:
             return "(no log)"
         return "\n".join(f"    {line[:300]}" for line in lines[-TAIL_LINES:])
 
+    def tell(self) -> None:
+        """Tell it to end, and do not wait."""
+        self._ended = True
+        if (guard := self._guard) is not None:
+            guard.terminate()
+
     def stop(self, *, for_good: bool = True) -> None:
         """End it and all that it started, and wait until they are gone."""
         with self._lock:
@@ -245,8 +265,11 @@ class _Process:
 
 def _close(servers: Sequence[_Process], closing: threading.Event) -> None:
     closing.set()
-    with ThreadPoolExecutor(len(servers)) as pool:
-        list(pool.map(_Process.stop, servers))
+    # All are told before one is waited for. No threads: at the end of the program none can be started any more.
+    for server in servers:
+        server.tell()
+    for server in servers:
+        server.stop()
 
 
 def _watch(servers: Sequence[_Process], pool: weakref.ref[ServerPool], closing: threading.Event) -> None:

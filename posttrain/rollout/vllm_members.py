@@ -210,8 +210,10 @@ class Members:
 
     def _revived(self, member: Member, why: str) -> int:
         """The version that the server has when it is asked again."""
-        member.engine.restarted(self._revive(member.index, why))
+        url = self._revive(member.index, why)
         with self.weights:
+            # Where nothing was pushed yet, the weights that it was started with are the right ones.
+            member.engine.restarted(url, needs_weights=self.current is not None)
             if self.current is not None:
                 member.engine.load_weights(*self.current)
             if self.prove is not None:

@@ -304,12 +304,15 @@ class ServedEngine:
         """
         self._weights.wake()
 
-    def restarted(self, url: str | None = None) -> None:
-        """The server is a new one, perhaps elsewhere: it is asked its name again, and has to be given weights."""
-        if url is not None:
-            self.server.url = url
+    def restarted(self, url: str, *, needs_weights: bool) -> None:
+        """The server is a new one, perhaps elsewhere: it is asked its name again.
+
+        Args:
+            needs_weights: whether it has to be given weights before it is sampled from.
+        """
+        self.server.url = url
         self._proven = False
-        self._weights.forget()
+        self._weights.forget(needs_weights=needs_weights)
 
     def close(self) -> None:
         """Remove the weights that were written for the server."""

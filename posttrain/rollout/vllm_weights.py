@@ -128,11 +128,16 @@ class ServerWeights:
         self._server.post("/wake_up")
         self._asleep, self._unusable = 0, None
 
-    def forget(self) -> None:
-        """The server is a new one: nothing that was pushed to the old one counts."""
+    def forget(self, *, needs_weights: bool) -> None:
+        """The server is a new one: nothing that was pushed to the old one counts.
+
+        Args:
+            needs_weights: whether it may be sampled from only after a `load`.
+        """
         with self.lock:
             self._label = self._labels = None
-            self._unusable, self._asleep = "it was restarted and has no weights of this run yet", 0
+            self._unusable = "it was restarted and has no weights of this run yet" if needs_weights else None
+            self._asleep = 0
 
     def require_usable(self) -> None:
         """Raises:

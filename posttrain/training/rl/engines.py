@@ -172,9 +172,11 @@ def start(
         where = "vLLM in this process"
     try:
         sampler.sync_weights(0)
-    except EngineError as error:  # before anything is trained
-        # The folder in memory is the size of the model: an error must not leave it behind.
+    except BaseException as error:
+        # The folder in memory is the size of the model, and servers hold more: an error must leave neither behind.
         sampler.close()
+        if not isinstance(error, EngineError):
+            raise
         raise EngineError(
             "the engine does not take the weights of the model that trains: it may serve another one",
             where=f"{stage.name}: engine, {where}",

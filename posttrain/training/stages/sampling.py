@@ -88,10 +88,14 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
 
 
 def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
-    with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
-        proven = of_rollouts.prove(ctx, subject)
-    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     sampler = subject.learning.sampler
+    try:
+        with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
+            proven = of_rollouts.prove(ctx, subject)
+    except BaseException:
+        sampler.close()  # servers of the stage's own would stay as long as a program that goes on after the error
+        raise
+    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     (sampler.close if ctx.proof_only else sampler.release)()
     return proven
 
