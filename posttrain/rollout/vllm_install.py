@@ -114,6 +114,9 @@ def server_arguments(found: Installed, needs: Needs, given: Mapping[str, Any]) -
     usual: dict[str, Any] = {"max_model_len": needs.longest, "dtype": needs.dtype, "disable_uvicorn_access_log": True}
     if found.cpu:
         usual["enforce_eager"] = True  # a graph takes longer to compile than a short run takes
+        # vLLM 0.32 on a CPU dies of a seeded request whose prompt is read in parts: it winds the seed's generator back,
+        # and torch's for processors cannot be ("CPU Generator does not use offset").
+        usual["enable_chunked_prefill"] = False
     line = []
     for name, value in {**usual, **given, **fixed}.items():
         line += _argument(name, value)

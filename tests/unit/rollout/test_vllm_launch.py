@@ -87,6 +87,7 @@ def test_arguments_are_defaults_and_what_is_given_and_what_is_fixed() -> None:
     line = server_arguments(CPU, NEEDS, {})
     assert line == [
         *("--max-model-len", "128", "--dtype", "float32", "--disable-uvicorn-access-log", "--enforce-eager"),
+        "--no-enable-chunked-prefill",
         *("--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"),
     ]
     assert "--enforce-eager" not in server_arguments(GPU, NEEDS, {})
