@@ -40,7 +40,7 @@ from posttrain.rollout.vllm_requests import (
     short,
 )
 from posttrain.rollout.vllm_server import COMMAND, Abandoned, Call, VLLMServer
-from posttrain.rollout.vllm_weights import InFlight, ServerWeights
+from posttrain.rollout.vllm_weights import PAUSES, InFlight, ServerWeights
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.sampling import SamplingDistribution
 
@@ -283,7 +283,7 @@ class ServedEngine:
 
     def pause(self) -> None:
         """Hold what is in flight as it is, and what comes, until `resume` or the next weights."""
-        self.server.post("/pause?mode=keep")
+        self.server.post(f"/pause?{PAUSES['keep']}")
 
     def resume(self) -> None:
         """Go on with what was held."""

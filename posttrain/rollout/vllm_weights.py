@@ -23,6 +23,9 @@ from posttrain.rollout.vllm_server import VLLMServer
 InFlight = Literal["wait", "keep", "recompute"]
 """What becomes of requests in flight when weights change: they end first; they go on with the keys and values that they
 have; or they go on after theirs are computed anew under the new weights."""
+PAUSES = {"wait": "mode=wait", "keep": "mode=keep&clear_cache=false", "recompute": "mode=keep"}
+"""Queries of /pause. Without `clear_cache=false`, vLLM 0.32 drops the keys and values of what it keeps and computes
+them again, although it says that it does not."""
 FRESH = "default"
 """The label of a vLLM server that nobody has given weights."""
 
@@ -85,7 +88,7 @@ class ServerWeights:
         if self._asleep:
             post("/wake_up?tags=weights")
         else:
-            post(f"/pause?mode={'wait' if in_flight == 'wait' else 'keep'}")
+            post(f"/pause?{PAUSES[in_flight]}")
         post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         if self._asleep:
             post("/wake_up?tags=kv_cache")
