@@ -49,7 +49,7 @@ def moved(model: Any, scale: float = 0.02, seed: int = 1) -> Iterator[None]:
 
 
 def gap_to_trainer(model: Any, completions: list[Completion], last: int | None = None) -> float:
-    """Nats by which the engine's log-probs of what it sampled, or of the last of it, differ from the trainer's at most."""
+    """Nats by which the engine's log-probs of what it sampled, or of its end, differ from the trainer's at most."""
     tree = completion_tree(PROMPT, completions, RowRef("rollout", 0))
     with torch.no_grad():
         trainer_N = Policy(model)(collate([tree]), Wants(temperature=0.7)).logprobs_N
