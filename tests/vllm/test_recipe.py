@@ -28,7 +28,7 @@ RECIPE = {
             "method": "grpo",
             "data": "tasks.jsonl",
             "held_out": 0,
-            "rewards": ["length.py:vowels"],
+            "rewards": [{"kind": "function", "function": "letters.py:vowels"}],
             "prompts_per_step": 2,
             "completions_per_prompt": 4,
             "learning_rate": 1.0e-3,
@@ -43,15 +43,15 @@ def written(folder: Path, steps: int) -> Path:
     stage = {**RECIPE["stages"][0], "steps": steps}  # type: ignore[index]
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": [stage]}))
     (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in TASKS))
-    (folder / "length.py").write_text("def vowels(prompt, completion, task):\n    return completion.count('e') / 10\n")
+    (folder / "letters.py").write_text("def vowels(prompt, completion, task):\n    return completion.count('e') / 10\n")
     return folder / "runs" / "launched" / "grpo"
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
-    log = (folder / "out.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", "posttrain", "run", "recipe.yaml"], cwd=folder, stdout=log, stderr=log, text=True
-    )
+    with (folder / "out.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "posttrain", "run", "recipe.yaml"], cwd=folder, stdout=log, stderr=log, text=True
+        )
 
 
 def metrics(stage: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_it_trains_loses_a_server_and_leaves_nobody_behind(tmp_path: Path) -> No
         values = [line["values"] for line in metrics(stage)]
         gaps = [value["sync_gap"] for value in values]
         print(f"\n{len(values)} steps, sync gap {max(gaps):.1e} at most, {values[-1]['seconds_sync']:.2f} s a sync")
-        assert max(gaps) < 1e-4 and any(value["gradient_norm"] > 0 for value in values)
+        assert max(gaps) < 1e-4 and any(value["grad_norm"] > 0 for value in values)
         left = servers_of(run)
         assert len(left) >= 4  # two servers and their engines
         run.kill()  # nobody is told
