@@ -174,12 +174,11 @@ class FakeEngine:
         if self.noop_sync:
             return
         fresh = AutoModelForCausalLM.from_pretrained(weights_path, dtype=torch.float32)
-        head, embedding = self.model.get_output_embeddings(), self.model.get_input_embeddings()
-        if self.packs_tied_head and head.weight is embedding.weight:
-            head.weight = torch.nn.Parameter(head.weight.detach().clone())
-            self.model.load_state_dict(
-                {n: v for n, v in fresh.state_dict().items() if n != "lm_head.weight"}, strict=False
-            )
+        head = self.model.get_output_embeddings()
+        if self.packs_tied_head and self.model.config.tie_word_embeddings:
+            packed = head.weight.detach().clone()
+            head.weight = torch.nn.Parameter(packed)
+            self.model.load_state_dict({**fresh.state_dict(), "lm_head.weight": packed.clone()})
             return
         self.model.load_state_dict(fresh.state_dict())
 

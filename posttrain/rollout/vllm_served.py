@@ -355,13 +355,14 @@ class ServedEngine:
         self, prompt: Sequence[int], fields: dict[str, Any], where: str, call: Call | None = None
     ) -> tuple[list[Sampled], Versions]:
         """Completions, and the versions between which they were sampled."""
+        mark = self._weights.mark()  # first: a server that is another one from here on is noticed
         self._prepare()
-        oldest, lost = self._weights.version, self.server.lost
+        oldest = self._weights.version
         answers = self._complete(prompt, fields, where, call)
         # Read at once: a push names its version before the server goes on, and the look below waits for a push.
         newest = self._weights.version
         # A server that was restarted meanwhile answered with the weights that it was started with.
-        self._weights.require_same(lost)
+        self._weights.require_same(mark)
         self._weights.require_usable()
         return answers, Versions(oldest, newest)
 

@@ -2,7 +2,7 @@
 
     weights = ServerWeights(server)
     weights.load(folder, version=7, in_flight="keep")   # requests in flight go on under the new weights
-    weights.require_same(server.lost)                   # ServerLostError: it was restarted since
+    weights.require_same(mark)                          # ServerLostError: it was restarted since `weights.mark()`
 
 A server that was restarted, or that somebody else gave weights, answers as readily as before. The label that every push
 leaves in its memory says which weights it has; a server that keeps none is not trusted once a connection broke.
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from posttrain.errors import ConfigError, EngineError, ServerLostError
 from posttrain.rollout.vllm_server import VLLMServer
@@ -28,6 +28,13 @@ PAUSES = {"wait": "mode=wait", "keep": "mode=keep&clear_cache=false", "recompute
 them again, although it says that it does not."""
 FRESH = "default"
 """The label of a vLLM server that nobody has given weights."""
+
+
+class Mark(NamedTuple):
+    """Mark(lost=2, servers=0): connections that had broken, and servers that had been another one."""
+
+    lost: int
+    servers: int
 
 
 class ServerWeights:
@@ -51,6 +58,8 @@ class ServerWeights:
         """What the server's memory says of the weights that were pushed last."""
         self._labels: bool | None = None
         """Whether the server keeps such a label; None before it was asked."""
+        self._servers = 0
+        """How often the server was another one."""
         self._asleep = 0
         self._looked = SharedLook()
 
@@ -138,6 +147,7 @@ class ServerWeights:
             needs_weights: whether it may be sampled from only after a `load`.
         """
         with self.lock:
+            self._servers += 1
             self._label = self._labels = None
             self._unusable = "it was restarted and has no weights of this run yet" if needs_weights else None
             self._asleep = 0
@@ -154,33 +164,39 @@ class ServerWeights:
                     remedy="call wake() or update_weights(model, version) first",
                 )
 
-    def require_same(self, lost: int) -> None:
-        """Stop if the server cannot be holding the weights that were pushed. Whoever asks while another's look at the
-        label has not begun shares it.
+    def mark(self) -> Mark:
+        """Where the server stands before something is asked of it; for `require_same`."""
+        return Mark(self._server.lost, self._servers)
 
-        Args:
-            lost: connections that had broken when what is now checked began.
+    def require_same(self, mark: Mark) -> None:
+        """Stop if what was asked since `mark` may come from other weights than those that were pushed.
+
+        Whoever asks while another's look at the label has not begun shares it.
 
         Raises:
-            ServerLostError: it was restarted.
+            ServerLostError: the server was restarted.
             EngineError: somebody else gave it weights.
         """
-        self._looked(lambda: self._look(lost))
-
-    def _look(self, lost: int) -> None:
+        self._looked(self._look)
         with self.lock:
-            if self._label is None:
-                return
-            if self._labels:
-                info = self._server.get("/weight_info")
-                label = info.get("weight_version") if isinstance(info, dict) else info
-                if label != self._label:
-                    raise self._changed(label)
-            elif self._server.lost != lost:
+            # It may have answered before anybody noticed that it was a new one, and have been given its weights since.
+            if mark.servers != self._servers:
+                raise self._changed(FRESH)
+            if self._label is not None and not self._labels and self._server.lost != mark.lost:
+                self._unusable = "it may hold other weights than those that were pushed"
                 raise self._changed(None)
 
+    def _look(self) -> None:
+        with self.lock:
+            if self._label is None or not self._labels:
+                return
+            info = self._server.get("/weight_info")
+            label = info.get("weight_version") if isinstance(info, dict) else info
+            if label != self._label:
+                self._unusable = "it may hold other weights than those that were pushed"
+                raise self._changed(label)
+
     def _changed(self, label: object) -> EngineError:
-        self._unusable = "it may hold other weights than those that were pushed"
         found = "the connection broke, and it keeps no label of its weights"
         kind = EngineError if label not in (None, FRESH) else ServerLostError
         return kind(
