@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +92,12 @@ def measure(folder: Path, ranks: int) -> Row:
     return Row(ranks, max(loaded for loaded, _ in peaks), max(stepped for _, stepped in peaks))
 
 
-def table(rows: Sequence[Row], model: int) -> str:
-    lines = ["| ranks | MB loaded | of the model | MB after a step | of four models |", "|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row.ranks} | {row.loaded / 1e6:,.0f} | {row.loaded / model:.2f} | {row.stepped / 1e6:,.0f} | "
-            f"{row.stepped / (4 * model):.2f} |"
-        )
-    return "\n".join(lines)
+HEADER = "| ranks | MB loaded | of the model | MB after a step | of four models |\n|---|---|---|---|---|"
+
+
+def line(row: Row, model: int) -> str:
+    loaded, stepped = row.loaded / model, row.stepped / (4 * model)
+    return f"| {row.ranks} | {row.loaded / 1e6:,.0f} | {loaded:.2f} | {row.stepped / 1e6:,.0f} | {stepped:.2f} |"
 
 
 def main() -> None:
@@ -110,9 +107,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = write_model(Path(scratch) / "model", SMALL if options.small else SIZES)
-        rows = [measure(Path(scratch) / "model", ranks) for ranks in options.ranks]
-    print(f"a model of {model / 1e6:,.0f} MB in fp32; weights, gradients and two moments are four of it\n")
-    print(table(rows, model))
+        print(f"a model of {model / 1e6:,.0f} MB in fp32; weights, gradients and two moments are four of it\n")
+        print(HEADER)
+        for ranks in options.ranks:
+            print(line(measure(Path(scratch) / "model", ranks), model), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _MultiHandle
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.fsdp import FSDPModule
 
@@ -68,8 +69,9 @@ def _without_fsdp(model: nn.Module) -> Iterator[None]:
 def _handles(module: FSDPModule) -> Iterator[Any]:
     """Of the hooks that `fully_shard` put on this module, and on those whose parameters it gathers."""
     state = module._get_fsdp_state()
-    yield state._pre_forward_hook_handle
-    yield state._post_forward_hook_handle
+    for handle in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
+        # Of several modules that are gathered together it is one handle for all of theirs.
+        yield from handle.handles if isinstance(handle, _MultiHandle) else [handle]
     for group in state._fsdp_param_groups:
         for parameter in group.fsdp_params:
             yield parameter._post_load_hook_handle

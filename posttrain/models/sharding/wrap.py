@@ -110,14 +110,16 @@ def _returns_no_view(module: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def _entrywise(layer: nn.Module) -> list[nn.Module]:
-    """Modules whose own parameters are all vectors, such as norms; a linear layer's bias stands beside a matrix."""
-    owned = {module: list(module.parameters(recurse=False)) for module in layer.modules()}
-    # A `ParameterDict` is never called, so that nothing would gather what lies in it.
-    return [
-        module
-        for module, own in owned.items()
-        if own and all(p.ndim < 2 for p in own) and not isinstance(module, nn.ParameterDict | nn.ParameterList)
-    ]
+    """Modules that hold vectors and nothing else, such as norms; a linear layer's bias stands beside a matrix."""
+    found = []
+    for module in layer.modules():
+        held = list(module.parameters())
+        owns = any(True for _ in module.parameters(recurse=False))
+        # A `ParameterDict` is never called, so that nothing would gather what lies in it.
+        called = not isinstance(module, nn.ParameterDict | nn.ParameterList)
+        if owns and called and all(parameter.ndim < 2 for parameter in held):
+            found.append(module)
+    return found
 
 
 def _groups(model: nn.Module) -> Iterator[FSDPModule]:

@@ -17,6 +17,7 @@ from posttrain.models.folders.source import resolve
 from posttrain.models.sharding.copies import twin
 from posttrain.models.sharding.mesh import Sharding, sharding_of
 from posttrain.models.sharding.wrap import park
+from posttrain.parallel.world import world
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
@@ -31,7 +32,10 @@ def load_policy(
     sharding = spread_of(stage, device, progress)
     if isinstance(start, LoadedModel):
         return in_parts(start, sharding, device)
-    require_room(resolve(start, say=progress.say).folder, stage.adapter, device)
+    folder = resolve(start, say=progress.say).folder
+    # What is free differs from rank to rank, and one that stops alone leaves the others waiting.
+    with world().together("the memory that a model takes"):
+        require_room(folder, stage.adapter, device, 1 if sharding is None else sharding.ranks)
     # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
     loaded = load(
         start,

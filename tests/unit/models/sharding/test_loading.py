@@ -97,14 +97,14 @@ def test_a_reward_models_folder(tmp_path: Path) -> None:
 
 def test_no_process_reads_the_whole_model(tmp_path: Path) -> None:
     """By the largest resident set: of 90 MB each of four ranks keeps a quarter, beside the quarter of the file that it
-    has mapped and what is gathered for the fingerprint, one tensor at a time. Read whole, it would be twice the size.
+    has mapped and what is gathered for the fingerprint, one tensor at a time. Read whole, it would be more than all.
     """
     sizes = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 14, "head_dim": 64}
     folder = save(tmp_path / "model", **sizes)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert size > 90e6
     for taken in ranks(4).run(peak_of_loading, folder, save(tmp_path / "small")):
-        assert taken < 0.8 * size
+        assert taken < 0.95 * size
 
 
 def test_what_is_quantised_is_refused_before_it_loads(tmp_path: Path) -> None:
