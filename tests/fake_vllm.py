@@ -26,6 +26,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+LOADING = threading.Lock()
 NEUTRAL = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -173,7 +174,10 @@ class FakeEngine:
     def reload_weights(self, weights_path: str) -> None:
         if self.noop_sync:
             return
-        fresh = AutoModelForCausalLM.from_pretrained(weights_path, dtype=torch.float32)
+        # One at a time: `transformers` switches tying off for the process while it loads, and two threads that do so at
+        # once may leave it off for good.
+        with LOADING:
+            fresh = AutoModelForCausalLM.from_pretrained(weights_path, dtype=torch.float32)
         head = self.model.get_output_embeddings()
         if self.packs_tied_head and self.model.config.tie_word_embeddings:
             packed = head.weight.detach().clone()

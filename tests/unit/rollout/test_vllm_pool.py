@@ -19,6 +19,7 @@ from posttrain.rollout.engine import Completion, FinishReason, Request, Versions
 from posttrain.rollout.vllm_pool import ServerPool
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.vllm_weights import SharedLook
+from posttrain.rollout.weight_folder import write_whole
 from posttrain.rollout.weight_sync import Probe, WeightSync
 from posttrain.sampling import SamplingDistribution
 from tests.fake_vllm import FakeServer
@@ -355,17 +356,15 @@ def test_a_look_that_fails_is_everybody_s_error() -> None:
 
 def test_a_tied_head_that_a_server_packed_is_written_apart(tmp_path: Path) -> None:
     """vLLM 0.32 on a CPU packs the head once: of a tied pair, only a head of its own is packed again."""
-    tied = tiny_model(max_position_embeddings=64, tie_word_embeddings=True)
+    tied: Any = tiny_model(max_position_embeddings=64, tie_word_embeddings=True)
     policy = Policy(tied)
-    from posttrain.rollout.weight_folder import write_whole
-
     for untied in (False, True):
         write_whole(tied, tmp_path / str(untied), untied=untied)
         with FakeServer(tmp_path / str(untied)) as server:
             server.engine.packs_tied_head = True
             pool = ServerPool([ServedEngine(server.url, patience=1.0)], folder=tmp_path / "w", untied=untied)
             sync = WeightSync(pool, policy, Probe((1, 2, 3), (9, 8, 7)), score_each=pool.score_each)
-            sync(0)
+            assert sync(0) < 1e-5
             before = tied.get_input_embeddings().weight.detach().clone()
             with torch.no_grad():
                 tied.get_input_embeddings().weight.mul_(1.3)
