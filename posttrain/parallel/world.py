@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -79,11 +79,11 @@ class World:
                 error = failure
                 sent = [pickle.dumps((None, portable(failure, 0)))]
         dist.broadcast_object_list(sent, src=0)
-        value, raised = (made, None) if self.is_main and error is None else pickle.loads(sent[0])
+        value, raised = pickle.loads(sent[0])
         if raised is not None:
             raised.ranks = (0,)
             raise raised from error
-        return value  # type: ignore[no-any-return]
+        return cast(T, made if self.is_main else value)
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
@@ -130,10 +130,9 @@ class World:
             return [function(item) for item in items]
         mine = shares([1.0 if cost is None else cost(item) for item in items], self.size)[self.rank]
         own: dict[int, R] = {}
-        with self.together(f"its share of {len(items):,} items"):
-            with apart():
-                for index in mine:
-                    own[index] = function(items[index])
+        with self.together(f"its share of {len(items):,} items"), apart():
+            for index in mine:
+                own[index] = function(items[index])
         found: dict[int, R] = {}
         for part in self.gather(own):
             found |= part

@@ -95,5 +95,6 @@ def _of_all(policy: TreeModel, proven: Proven) -> Proven:
         return proven
     tokens = min(here.gather(proven.tokens_per_microbatch))
     preflight, path = here.agreed(lambda: (proven.preflight, policy.path))
-    policy.path = path
+    if policy.path != path:
+        policy.path = path
     return Proven(preflight, tokens)
