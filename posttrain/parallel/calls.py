@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import pickle
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -198,6 +199,20 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> int | None:
         return self._places.get(id(obj))
+
+    def reducer_override(self, obj: Any) -> Any:
+        # Settings are made from rows of tables when their module is imported: their modules do not have their names.
+        if not isinstance(obj, type) or "." in obj.__qualname__:
+            return NotImplemented
+        if vars(sys.modules[obj.__module__]).get(obj.__name__) is obj:
+            return NotImplemented
+        return _generated, (obj.__bases__[0], obj.__module__, obj.__qualname__)
+
+
+def _generated(base: type, module: str, name: str) -> type:
+    """A class of this name under its base, which every rank has made alike."""
+    (found,) = {one for one in base.__subclasses__() if (one.__module__, one.__qualname__) == (module, name)}
+    return found
 
 
 class _Unpickler(pickle.Unpickler):

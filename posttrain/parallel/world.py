@@ -9,9 +9,9 @@ What a step is, every rank knows: its rows are a function of the seed and the st
 computing is shared, every decision is made alike on all ranks, and what one of them alone could see (a clock, a file
 that another writes, a probe of speed) is `agreed`: ranks that decide differently would wait for each other for ever.
 
-There is no state here but where the caller stands: torch.distributed knows whether there is a job. Alone, every operation
-is the identity, and a rank is alone in whatever it does by itself: in what it makes for the others (`agreed`), in its
-part of a list (`spread`), and while it drives (`posttrain.parallel.calls`).
+There is no state here but where the caller stands: torch.distributed knows whether there is a job. Alone, every
+operation is the identity, and a rank is alone in whatever it does by itself: in what it makes for the others
+(`agreed`), in its part of a list (`spread`), and while it drives (`posttrain.parallel.calls`).
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def train(
     same name, but of other settings, data or start, is kept as `<stage>.1` and so on. SIGTERM and SIGHUP end the run as
     Ctrl-C does: after the step under way, with a checkpoint (in the main thread, which alone hears of signals).
 
-    Under torch.distributed every rank calls this with the same arguments: rank 0 keeps the folder, all of them train, and
-    a loaded model is trained on each.
+    Under torch.distributed every rank calls this with the same arguments: rank 0 keeps the folder, all of them train,
+    and a loaded model is trained on each.
 
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...); or what a recipe writes: "dpo", {"method": "dpo", ...}.

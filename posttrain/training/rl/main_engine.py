@@ -53,8 +53,7 @@ def _refusal(stage: SamplingStage, problem: str) -> ConfigError:
         problem,
         where=f"{stage.name}: engine",
         found=f"engine: {stage.engine.kind}, and {world().size} processes",
-        remedy="write `compute: {mesh: {shard: 1, replicate: N}}` with `engine: native` or `engine: {kind: vllm_served, "
-        "url: ...}`",
+        remedy="write `compute: {mesh: {shard: 1, replicate: N}}`, with `engine: native` or a served engine",
     )
 
 

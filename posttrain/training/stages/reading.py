@@ -92,8 +92,8 @@ def read_rows(
     make_encoder: MakeEncoder = Encoder,
     categories: Callable[[Examples], Categories] | None = None,
 ) -> RowInputs:
-    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl. Of several ranks, rank 0 reads and
-    the others open the encoded rows that it has written.
+    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl. Of several ranks, rank 0 reads
+    and the others open the encoded rows that it has written.
 
     Args:
         categories: what kind each of the rows is; asked of those that may be held out.
