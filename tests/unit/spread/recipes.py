@@ -48,7 +48,11 @@ def write_rows(folder: Path) -> None:
             {"prompt": pair["prompt"], "completion": pair["chosen"], "label": i % 3 > 0} for i, pair in enumerate(pairs)
         ],
         "steps.jsonl": [
-            {"prompt": f"Count {i}.", "completions": ["One.", "Two" + "o" * (i % 3) + "."], "labels": [True, i % 2 == 0]}
+            {
+                "prompt": f"Count {i}.",
+                "completions": ["One.", "Two" + "o" * (i % 3) + "."],
+                "labels": [True, i % 2 == 0],
+            }
             for i in range(20)
         ],
         "tasks.jsonl": [{"prompt": f"{i}?", "answer": str(i)} for i in range(16)],
@@ -82,6 +86,7 @@ def write_recipe(folder: Path, stages: list[dict[str, Any]], suites: list[dict[s
         stage.setdefault("starts_from", "start")  # each by itself, so that one's rounding is none of another's
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
 
 UNSAVED = {"export": "none"}
 """What a stage has come to is in its held-out figures; reading a save back takes longer than such a stage."""

@@ -74,7 +74,9 @@ def stop_after(step: int) -> Any:
 def train_here(kind: str, folder: str, out: str, stop: int | None, loaded: bool = False) -> tuple[int, list[float]]:
     """pt.train on every rank, as a program under torchrun has it: with what no pickle takes."""
     root = Path(folder)
-    options = {key: value for key, value in {**STAGES[kind], **UNSAVED, "steps": 4}.items() if key not in ("data", "rewards")}
+    options = {
+        key: value for key, value in {**STAGES[kind], **UNSAVED, "steps": 4}.items() if key not in ("data", "rewards")
+    }
     start: Any = pt.load(root / "start") if loaded else root / "start"
     weight = 1.0
     run = pt.train(
@@ -153,4 +155,3 @@ def test_an_engine_that_one_process_has_is_refused(tmp_path: Path, monkeypatch: 
     write_recipe(tmp_path, [STAGES["grpo"]], [])
     for error in ranks(2).outcomes(colocated, str(tmp_path)):
         assert isinstance(error, pt.PosttrainError)
-

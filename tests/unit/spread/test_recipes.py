@@ -54,7 +54,7 @@ def test_a_stage_is_the_same_on_ranks(
 def test_a_whole_recipe_with_its_suites_is_the_same(tmp_path: Path) -> None:
     """Answers, a judge that a later stage trains, rows that one stage makes for another; each file once."""
     judged = {"name": "won", "kind": "win_rate", "prompts": "asked.jsonl", "reward_model": {"stage": "reward"}}
-    picked = {"method": "select", "data": {"path": "demos.jsonl"}, "keep": 12}
+    picked = {"method": "select", "data": {"path": "demos.jsonl"}, "steps": [{"kind": "deduplicate"}]}
     trained = {**STAGES["sft"], "starts_from": "start", "data": {"stage": "select"}, "held_out": 0}
     recipe = write_recipe(
         tmp_path,
