@@ -50,7 +50,7 @@ def write_rows(folder: Path) -> None:
         "steps.jsonl": [
             {
                 "prompt": f"Count {i}.",
-                "completions": ["One.", "Two" + "o" * (i % 3) + "."],
+                "completions": ["One.", "Two" + "o" * (i % 3)],
                 "labels": [True, i % 2 == 0],
             }
             for i in range(20)
