@@ -9,16 +9,20 @@ What a step is, every rank knows: its rows are a function of the seed and the st
 computing is shared, every decision is made alike on all ranks, and what one of them alone could see (a clock, a file
 that another writes, a probe of speed) is `agreed`: ranks that decide differently would wait for each other for ever.
 
-There is no state here: torch.distributed knows whether there is a job. Alone, every operation is the identity.
+There is no state here but where the caller stands: torch.distributed knows whether there is a job. Alone, every
+operation is the identity, and a rank is alone in whatever it does by itself: in what it makes for the others
+(`agreed`), in its part of a list (`spread`), and while it drives (`posttrain.parallel.calls`).
 """
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -62,20 +66,24 @@ class World:
         """
         if self.is_alone:
             return make()
-        sent: list[Any] = [None]
+        made: T | None = None
         error: Exception | None = None
+        sent: list[Any] = [None]
         if self.is_main:
             try:
-                sent = [(make(), None)]
+                with apart():
+                    made = make()
+                # Here, so that what cannot travel is an error of all and not one of rank 0 alone.
+                sent = [pickle.dumps((made, None))]
             except Exception as failure:  # the boundary: the other ranks wait for an answer, and get this one
                 error = failure
-                sent = [(None, _portable(failure, 0))]
+                sent = [pickle.dumps((None, portable(failure, 0)))]
         dist.broadcast_object_list(sent, src=0)
-        value, raised = sent[0]
+        value, raised = pickle.loads(sent[0])
         if raised is not None:
             raised.ranks = (0,)
             raise raised from error
-        return value
+        return cast(T, made if self.is_main else value)
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
@@ -97,7 +105,7 @@ class World:
         except Exception as failure:  # the boundary: a rank that left here would leave the others waiting
             if is_everywhere(failure):
                 raise
-            own = _portable(failure, self.rank, what)
+            own = portable(failure, self.rank, what)
         failures = self.gather(own)
         ranks = tuple(rank for rank, failure in enumerate(failures) if failure is not None)
         if not ranks:
@@ -122,7 +130,7 @@ class World:
             return [function(item) for item in items]
         mine = shares([1.0 if cost is None else cost(item) for item in items], self.size)[self.rank]
         own: dict[int, R] = {}
-        with self.together(f"its share of {len(items):,} items"):
+        with self.together(f"its share of {len(items):,} items"), apart():
             for index in mine:
                 own[index] = function(items[index])
         found: dict[int, R] = {}
@@ -143,8 +151,43 @@ class World:
 ALONE = World(0, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands: in lockstep with all others, or by itself."""
+
+    is_alone: bool = False
+    driver: Any = None
+    """Of a rank that drives: see `posttrain.parallel.calls`."""
+    own: tuple[Any, ...] = ()
+    """What every rank of the job has made itself, in the same order; it is sent by its place."""
+
+
+PLACE: ContextVar[Place] = ContextVar("posttrain_place", default=Place())  # noqa: B039  it is frozen
+
+
+@contextmanager
+def placed(place: Place) -> Iterator[None]:
+    before = PLACE.set(place)
+    try:
+        yield
+    finally:
+        PLACE.reset(before)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """In here this rank does what the others do not: it is alone, and nothing may wait for them."""
+    with placed(replace(PLACE.get(), is_alone=True, driver=None)):
+        yield
+
+
 def world() -> World:
-    """The job that this process belongs to."""
+    """The processes that do what this one does now; alone where it does something by itself."""
+    return ALONE if PLACE.get().is_alone else job()
+
+
+def job() -> World:
+    """The job that this process belongs to, whatever it does now: for what is said of it, not for collectives."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return World(dist.get_rank(), dist.get_world_size())
@@ -155,7 +198,7 @@ def is_everywhere(error: BaseException) -> bool:
     return isinstance(error, PosttrainError) and bool(error.ranks)
 
 
-def _portable(error: Exception, rank: int, what: str = "") -> PosttrainError:
+def portable(error: Exception, rank: int, what: str = "") -> PosttrainError:
     """posttrain's own errors travel whole; of another's, its text and its stack do."""
     if isinstance(error, PosttrainError):
         return error

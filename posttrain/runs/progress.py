@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 AnyItem = TypeVar("AnyItem")
 
@@ -163,6 +163,10 @@ class Progress:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process, which has a terminal of its own or none: it shows nothing there.
+        return Progress, ()
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""

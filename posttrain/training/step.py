@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from posttrain.data.micro import Micro, alike, checked_alike, planned
 from posttrain.data.mismatch import mismatched
 from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import ConfigError, TrainingError
@@ -33,7 +34,6 @@ from posttrain.outputs import LossOutput, Routing, Scores, TokenLogprobs
 from posttrain.parallel.gradients import sum_gradients
 from posttrain.parallel.world import world
 from posttrain.training.measured import Gathered, Measured, on_cpu
-from posttrain.training.micro import Micro, alike, checked_alike, planned
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import Order, stream

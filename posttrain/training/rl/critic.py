@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.config.settings import OptimizerSettings, Schedule
+from posttrain.data.micro import alike, checked_alike, planned
 from posttrain.data.trees import collate, to_device
 from posttrain.diagnostics.metrics import merge, numbers
 from posttrain.losses.value import value_loss
@@ -22,7 +23,6 @@ from posttrain.models.tree.value import ValueModel
 from posttrain.outputs import Mean, Metric
 from posttrain.parallel.gradients import sum_gradients
 from posttrain.parallel.world import world
-from posttrain.training.micro import alike, checked_alike, planned
 from posttrain.training.optimizer import Optimizer, non_finite
 from posttrain.training.step import step_count
 from posttrain.types import Batch, TokenTree

@@ -17,6 +17,7 @@ from posttrain.errors import ConfigError, EngineError, MissingExtraError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.shared import SharedEngine
 from posttrain.rollout.text import Decode
 from posttrain.rollout.vllm_colocated import ColocatedEngine
 from posttrain.rollout.vllm_install import installed
@@ -144,12 +145,14 @@ def start(
         _require_room(stage, settings, longest)
         # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
         return Sampler(
-            NativeEngine(
-                policy.model,
-                max_rows=settings.rows,
-                cache_tokens=settings.tokens,
-                autocast=policy.autocast,
-                decode=decode,
+            SharedEngine(
+                NativeEngine(
+                    policy.model,
+                    max_rows=settings.rows,
+                    cache_tokens=settings.tokens,
+                    autocast=policy.autocast,
+                    decode=decode,
+                )
             )
         )
     # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from posttrain.advantages import TIE, reward_tensor
+from posttrain.data.micro import alike, planned
 from posttrain.data.trees import collate, to_device
 from posttrain.parallel.world import world
 from posttrain.rewards.rubric import Scored
@@ -24,7 +25,6 @@ from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import Completion, FinishReason
 from posttrain.rollout.turns import completion_tree
 from posttrain.runs.records.sampled import RolloutLine
-from posttrain.training.micro import alike, planned
 from posttrain.types import Batch, Task, TokenTree
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from posttrain.parallel.world import world
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageContext
+from posttrain.training.stages.kind import NotSaved, Pending, Prepared, SavedByMain, StageContext
 
 
 def load_policy(
@@ -116,4 +117,12 @@ def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -
     if not ctx.stage.keeps_output:
         return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
-        return begin_save(prepared.work.policy.model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base)
+        model = prepared.work.policy.model
+        return saved_by_main(lambda: begin_save(model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base))
+
+
+def saved_by_main(begin: Callable[[], Pending]) -> Pending:
+    """A save that rank 0 begins, for all ranks; on the others it is one of nothing, for which nobody waits."""
+    here = world()
+    with here.together("saving the model"):
+        return begin() if here.is_main else SavedByMain()
